@@ -1,0 +1,312 @@
+"""RunConfig: everything one run is, composed of the configs that live beside their components.
+
+Order of precedence: defaults < the preset of `model.size` < YAML file < `key.sub=value` on the command line.
+Mappings merge key by key, but a changed `kind` drops the keys of the old one, and a mapping given on the
+command line takes the place of the file's. A section's `seed` is the run's, unless it names its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tutti.data.loader import DataConfig
+from tutti.evaluation.closed_loop import EvaluationConfig
+from tutti.models.vla import ModelConfig
+from tutti.objectives.unified import ObjectiveConfig
+from tutti.simulation.recorder import RecordConfig
+from tutti.training.trainer import TrainingConfig
+from tutti.types import UserError
+
+MOST_MISTAKES = 8
+SEEDED = ("record", "data", "training", "evaluation")
+
+
+class RunConfig(BaseModel):
+    """One run: what is recorded, read, built, minimised, trained and judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's folder under runs/."
+    )
+    seed: int = Field(default=0, ge=0, description="The seed of every section that does not name its own.")
+    record: RecordConfig = Field(default_factory=RecordConfig, description="Demonstrations to record.")
+    data: DataConfig = Field(default_factory=DataConfig, description="Data sets and how they become batches.")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="Encoders, fusion, action decoder.")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The terms of the loss.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="Optimizer and schedule.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How it is judged.")
+
+    def sections(self, *names: str) -> dict[str, Any]:
+        """The named sections as plain values, as they are written in config.yaml."""
+        return self.model_dump(mode="json", include=set(names))
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a YAML file (or of nothing but defaults) with `key.sub=value` overrides.
+
+    Raises: UserError, naming the file, the key, what was expected and found, and the nearest known key.
+    """
+    values = _read(Path(path)) if path is not None else {}
+    for override in overrides:
+        _override(values, override)
+    return build_config(values, source=str(path) if path is not None else "the command line")
+
+
+def build_config(values: dict[str, Any], source: str) -> RunConfig:
+    """Checks plain values; `source` is the file that a mistake is blamed on."""
+    values = _with_defaults(_with_seed(values))
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, values, source)) from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config, every default spelled out, as `load_config` reads it."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+    return f"# The resolved config of run '{config.name}', defaults spelled out.\n{text}"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a config file, for editors that complete and check YAML."""
+    schema = RunConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Every key at which two configs differ, as `training.steps: 2000 -> 500`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        pairs = ((f"{prefix}{key}", old.get(key), new.get(key)) for key in keys)
+        return [line for key, left, right in pairs for line in differences(left, right, f"{key}.")]
+    return [] if old == new else [f"{prefix.rstrip('.')}: {json.dumps(old)} -> {json.dumps(new)}"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: `off` is a word, 1e-3 a number, and a key written twice a mistake.
+
+    PyYAML follows YAML 1.1: it reads off, on, yes, no as booleans and 1e-3 as text, and of two equal keys
+    it silently keeps the last.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [
+            pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
+        ]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file.{_near(path.name, _neighbours(path))}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where is not None else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path}: expected keys such as `training:`, found {_show(values)}.")
+    return values or {}
+
+
+def _neighbours(path: Path) -> list[str]:
+    return [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"'{text}' is not an override: expected key.sub=value, such as training.steps=500.")
+    try:
+        parsed = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: '{value}' is not valid YAML: {getattr(error, 'problem', error)}") from None
+    place: Any = values
+    for depth, part in enumerate(parts[:-1]):
+        if isinstance(place, list):
+            place = place[_position(place, part, parts[:depth])]
+        elif place.get(part) is None:
+            place = place.setdefault(part, {}) if part not in place else _renew(place, part)
+        else:
+            place = place[part]
+        if not isinstance(place, dict | list):
+            raise UserError(f"{key}: '{'.'.join(parts[: depth + 1])}' is {_show(place)}, which has no keys.")
+    if isinstance(place, list):
+        place[_position(place, parts[-1], parts[:-1])] = parsed
+        return
+    if parts[-1] == "kind" and place.get("kind") != parsed:
+        place.clear()
+    place[parts[-1]] = parsed
+
+
+def _renew(place: dict[str, Any], part: str) -> dict[str, Any]:
+    place[part] = {}
+    return place[part]
+
+
+def _position(items: list[Any], part: str, before: Sequence[str]) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise UserError(f"{'.'.join(before)} has {len(items)} entries, counted from 0: found '{part}'.")
+    return int(part)
+
+
+def _with_seed(values: dict[str, Any]) -> dict[str, Any]:
+    """Gives the run's seed to the sections that have a seed and do not name one."""
+    if "seed" not in values:
+        return values
+    seeded = dict(values)
+    for name in SEEDED:
+        section = values.get(name) or {}
+        if isinstance(section, dict) and "seed" in RunConfig.model_fields[name].annotation.model_fields:  # pyright: ignore
+            seeded[name] = {"seed": values["seed"], **section}
+    return seeded
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Lays the values over the defaults, so that `optimizer: {lr: 3e-4}` means the default optimizer.
+
+    `model` does the same with the preset of its size. What is no mapping is left for the checks to refuse.
+    """
+    defaults = RunConfig().model_dump(mode="json", exclude={"model"})
+    return _merge(defaults, values)
+
+
+def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            same_kind = value.get("kind", below.get("kind")) == below.get("kind")
+            merged[key] = _merge(below, value) if same_kind else value
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(error: ValidationError, values: dict[str, Any], source: str) -> str:
+    """One line a mistake: the key, what was expected and found, and the nearest known key."""
+    known = {".".join(path) for path in _key_paths(json_schema())}
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        key = _key(problem["loc"], values, missing=problem["type"] == "missing")
+        line = _sentence(key, problem, known)
+        lines[key] = line if key not in lines else f"{lines[key]}\n    or: {line}"
+    shown = [f"  {line}" for line in list(lines.values())[:MOST_MISTAKES]]
+    if len(lines) > MOST_MISTAKES:
+        shown.append(f"  ... and {len(lines) - MOST_MISTAKES} more")
+    return "\n".join([f"{source}: {len(lines)} mistake{'s' if len(lines) > 1 else ''}", *shown])
+
+
+def _sentence(key: str, problem: Any, known: set[str]) -> str:
+    context, found = problem.get("ctx") or {}, _show(problem["input"])
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{key} is not a key.{_near(key, known)}"
+        case "missing":
+            return f"{key} is missing."
+        case "union_tag_not_found":
+            return f"{key}.kind is missing: it chooses what {key} is."
+        case "union_tag_invalid":
+            kinds = re.findall(r"'([^']+)'", context["expected_tags"])
+            near = _near(context["tag"], kinds)
+            return f"{key}.kind: expected {_either(kinds)}, found '{context['tag']}'.{near}"
+        case "value_error" | "assertion_error":
+            said = str(context.get("error", problem["msg"])).rstrip(".")
+            return f"{key}: {said}." if key else f"{said}."
+        case _:
+            expected = problem["msg"].replace("Input should be", "expected").rstrip(".")
+            return f"{key}: {expected}, found {found}."
+
+
+def _key(loc: Sequence[str | int], values: Any, missing: bool) -> str:
+    """Pydantic's location without the names of union members that it puts between the keys."""
+    kept: list[str] = []
+    for position, part in enumerate(loc):
+        if missing and position == len(loc) - 1:
+            kept.append(str(part))
+            continue
+        inside = (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        )
+        if inside:
+            values = values[part]  # pyright: ignore[reportArgumentType, reportCallIssue]
+            kept.append(str(part))
+    return ".".join(kept)
+
+
+def _key_paths(schema: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Every key that the schema knows, as a path; entries of lists and of open mappings are '*'."""
+
+    def walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if not isinstance(node, Mapping):
+            return
+        if "$ref" in node:
+            yield from walk(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]], path)
+        for branch in ("oneOf", "anyOf", "allOf"):
+            for choice in node.get(branch, ()):
+                yield from walk(choice, path)
+        for key, value in node.get("properties", {}).items():
+            yield (*path, key)
+            yield from walk(value, (*path, key))
+        for inner in ("items", "additionalProperties"):
+            yield from walk(node.get(inner), (*path, "*"))
+
+    return walk(schema, ())
+
+
+def _near(key: Any, known: Any) -> str:
+    """' Did you mean ...?', looking first among the key's neighbours, then for its last word anywhere."""
+    key = re.sub(r"\.\d+(?=\.)", ".*", str(key))
+    parent, _, leaf = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    close = [beside[name] for name in difflib.get_close_matches(leaf, beside, n=1)]
+    close += sorted(
+        (name for name in known if name.rpartition(".")[2] == leaf), key=lambda name: (name.count("."), name)
+    )
+    close += difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _either(names: Any) -> str:
+    return " or ".join(f"'{name}'" for name in names)
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

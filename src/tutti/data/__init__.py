@@ -1,0 +1,1 @@
+"""Recorded robot episodes become batches: formats, frame cache, windows, normalisation, text, loading."""

@@ -1,0 +1,1 @@
+"""One file a storage format; each gives an `EpisodeStore`."""

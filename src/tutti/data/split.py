@@ -1,0 +1,44 @@
+"""Which episodes are held out for validation: whole episodes, every group of instructions represented."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tutti.data.episode import Episode
+
+
+def split_episodes(
+    episodes: Sequence[Episode],
+    fraction: int | float,
+    seed: int,
+    group_of: Callable[[str], str] | None = None,
+) -> tuple[tuple[Episode, ...], tuple[Episode, ...]]:
+    """(training, validation) episodes, each in their first order; the same arguments give the same split.
+
+    Episodes are grouped by `group_of(instruction)`, by the instruction itself where it is None. Each group
+    gives round(fraction * size) of its episodes, drawn at random, but at least one and never its last.
+    Groups of one episode cannot be on both sides: together they form one group. A fraction of 0 holds out
+    nothing. With several wordings a task, pass `group_of` to name the task: else each wording gives one.
+    """
+    if fraction == 0:
+        return tuple(episodes), ()
+    groups: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        text = episode.instruction
+        groups.setdefault(group_of(text) if group_of else text, []).append(episode)
+    single = [members[0] for members in groups.values() if len(members) == 1]
+    strata = [groups[name] for name in sorted(groups) if len(groups[name]) > 1]
+    strata += [sorted(single, key=lambda episode: episode.index)] if single else []
+    random = np.random.default_rng([seed, 2])
+    held: set[int] = set()
+    for members in strata:
+        order = random.permutation(len(members))
+        wanted = math.floor(fraction * len(members) + 0.5)
+        for place in order[: min(max(1, wanted), len(members) - 1)].tolist():
+            held.add(members[place].index)
+    training = tuple(episode for episode in episodes if episode.index not in held)
+    validation = tuple(episode for episode in episodes if episode.index in held)
+    return training, validation

@@ -1,0 +1,71 @@
+"""Writing safely: atomic files and folders, and a full disk said in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tutti.types import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that a kill at any moment leaves the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """fsync of every file and folder below `folder`, and of itself."""
+    for path in sorted(folder.rglob("*")):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    sync_folder(folder)
+
+
+def megabytes(count: int | float) -> str:
+    """A number of bytes for people."""
+    return f"{count / 2**20:,.1f} MiB"
+
+
+@contextmanager
+def full_disk_is_a_user_error(folder: Path, what: str, needed: Callable[[], str]) -> Iterator[None]:
+    """Turns "no space left" (or a spent quota) inside the block into a UserError with the cure.
+
+    `needed` says how much space the step wants; it is asked only when the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        # PyAV's and Arrow's own errors carry errno too, but are not all OSError.
+        if getattr(error, "errno", None) not in _FULL:
+            raise
+        home = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        free = megabytes(shutil.disk_usage(home).free)
+        raise UserError(
+            f"The disk is full while writing {what}.\n"
+            f"  folder: {folder}\n  needed: {needed()}\n  free:   {free}\n"
+            "  cure:   free some space there, or choose a folder on another disk, and run again."
+        ) from error

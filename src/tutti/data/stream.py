@@ -1,0 +1,177 @@
+"""The stream of training batches: same seed, same order; made ahead by a thread; resumed exactly."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from tutti.data.augment import ColourJitter, NoAugmentation
+from tutti.data.mixture import Mixture
+from tutti.data.windows import WindowIndex
+from tutti.types import Batch, UserError
+
+
+class Loader:
+    """An endless iterator of training batches, which knows how many were taken.
+
+    Batch k is a function of (data, seed, batch_size, k) alone: its windows are the entries [k B, (k+1) B)
+    of the mixture's stream, its augmentation is seeded by (seed, k). A thread prepares up to `prefetch`
+    batches ahead (0: none, made on demand); what it has prepared does not count in `state()`, only what
+    was handed out. There is one position: `iter(loader)` goes on where the last one stopped.
+    """
+
+    def __init__(
+        self,
+        windows: WindowIndex,
+        mixture: Mixture,
+        *,
+        batch_size: int,
+        augmentation: NoAugmentation | ColourJitter | None = None,
+        prefetch: int = 3,
+        identity: str = "",
+    ) -> None:
+        self.windows, self.mixture, self.batch_size = windows, mixture, batch_size
+        self.prefetch = prefetch
+        self._augmentation = augmentation or NoAugmentation()
+        self._identity = identity
+        self._consumed = 0
+        self._ahead: _Ahead | None = None
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Batches in one pass over the windows (one epoch of the mixture)."""
+        return self.mixture.epoch_length / self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.prefetch == 0:
+            batch = self.batch_at(self._consumed)
+        else:
+            if self._ahead is None:
+                self._ahead = _Ahead(self._maker(), self._consumed, self.prefetch)
+                # Ends the thread also when the loader is just forgotten.
+                weakref.finalize(self, self._ahead.stop)
+            try:
+                batch = self._ahead.take()
+            except BaseException:
+                self.close()  # the next call tries again, rather than wait for a thread that has ended
+                raise
+        self._consumed += 1
+        return batch
+
+    def batch_at(self, number: int) -> Batch:
+        """Batch `number` of the stream (from 0), the same bytes whenever it is asked for."""
+        return self._maker()(number)
+
+    def windows_at(self, number: int) -> Int64[np.ndarray, " _"]:
+        """The window numbers of batch `number`, without making it."""
+        return self.mixture.take(number * self.batch_size, self.batch_size)
+
+    def state(self) -> dict[str, Any]:
+        """The position for a checkpoint, plain JSON: batches handed out, and what they depend on."""
+        return {"consumed": self._consumed, **self._conditions()}
+
+    def load_state(self, state: dict[str, Any], /) -> None:
+        """Goes to the position of `state()`; the next batch is the one that would have come then.
+
+        Raises UserError where the state was saved with another seed, batch size or data set, because the
+        order would be another one.
+        """
+        for key, now in self._conditions().items():
+            if state.get(key) != now:
+                raise UserError(
+                    f"The checkpoint's data position was saved with {key} = {state.get(key)!r}; this run has "
+                    f"{now!r}, so the order of batches would differ.\n"
+                    "  cure: resume with the checkpoint's data section and data set, or start a new run."
+                )
+        self.close()
+        self._consumed = int(state["consumed"])
+
+    def close(self) -> None:
+        """Stops the thread; the next batch starts it again at the same position."""
+        if self._ahead is not None:
+            self._ahead.stop()
+            self._ahead = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _conditions(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "seed": self.mixture.seed,
+            "windows": self.mixture.epoch_length,
+            "identity": self._identity,
+        }
+
+    def _maker(self) -> Callable[[int], Batch]:
+        """Batch by number, as a function that does not hold the loader: the thread would keep it alive."""
+        windows, mixture, size, augmentation = self.windows, self.mixture, self.batch_size, self._augmentation
+
+        def make(number: int) -> Batch:
+            batch = windows.gather(mixture.take(number * size, size))
+            if isinstance(augmentation, NoAugmentation):
+                return batch
+            random = np.random.default_rng([mixture.seed, 3, number])
+            jittered = augmentation.apply(batch.observation.images.numpy(), random)
+            observation = replace(batch.observation, images=torch.from_numpy(jittered))
+            return replace(batch, observation=observation)
+
+        return make
+
+
+class _Ahead:
+    """A thread that makes batches in order and waits when `depth` of them are ready."""
+
+    def __init__(self, make: Callable[[int], Batch], start: int, depth: int) -> None:
+        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=_work, args=(make, start, self._queue, self._stopped), name="tutti-loader", daemon=True
+        )
+        self._thread.start()
+
+    def take(self) -> Batch:
+        """The next batch; raises what the thread raised."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def stop(self) -> None:
+        """Ends the thread and forgets what it had ready."""
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(timeout=0.01)
+
+
+def _work(
+    make: Callable[[int], Batch],
+    number: int,
+    ready: queue.Queue[Batch | BaseException],
+    stopped: threading.Event,
+) -> None:
+    """The thread: no torch computation here, which would start a second pool of threads."""
+    while not stopped.is_set():
+        try:
+            ready.put(make(number))
+        except BaseException as error:  # handed to the consumer, who raises it
+            ready.put(error)
+            return
+        number += 1

@@ -1,0 +1,105 @@
+"""Instructions to token ids: a small byte-level BPE, trained on the instructions of the training data."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Int64
+from tokenizers import Tokenizer as BPETokenizer
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from tutti.types import UserError
+
+_PAD = "<pad>"
+_MIN_LENGTH = 8
+
+
+class Tokenizer:
+    """Byte-level byte-pair encoding (Sennrich et al., 1508.07909): any text has ids, none is unknown.
+
+    Text is NFKC-normalised, lower-cased and stripped first. `text_length` is the padded number of tokens;
+    id 0 is the padding. `vocab_size` is what the training reached, at most what was asked for.
+    """
+
+    def __init__(self, bpe: BPETokenizer, text_length: int) -> None:
+        self._bpe = bpe
+        self.text_length = text_length
+        self._told: set[str] = set()
+
+    @classmethod
+    def fit(cls, instructions: Iterable[str], vocab_size: int = 512, text_length: int | None = None) -> Self:
+        """Learns the merges from the distinct `instructions`; their order and number do not matter.
+
+        Where `text_length` is None it is 1.5 times the longest instruction, a multiple of 8: room for
+        wordings that were not seen. Raises UserError where `vocab_size` is under 257 (256 bytes and the
+        padding), or an instruction is longer than a given `text_length`.
+        """
+        if vocab_size < 257:
+            raise UserError(f"vocab_size: expected at least 257 (all bytes and padding), found {vocab_size}.")
+        texts = sorted(set(instructions))
+        bpe = BPETokenizer(models.BPE())
+        bpe.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()]
+        )
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[_PAD],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(texts, trainer)
+        lengths = {text: len(bpe.encode(text).ids) for text in texts}
+        longest = max(lengths, key=lambda text: lengths[text], default="")
+        if text_length is None:
+            text_length = max(_MIN_LENGTH, 8 * math.ceil(1.5 * lengths.get(longest, 0) / 8))
+        elif lengths.get(longest, 0) > text_length:
+            raise UserError(
+                f"text_length is {text_length}, but an instruction of the data has {lengths[longest]} "
+                f"tokens: {longest[:120]!r}.\n  cure: raise text_length to that, or leave it 'auto'."
+            )
+        return cls(bpe, text_length)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of distinct ids, padding included."""
+        return self._bpe.get_vocab_size()
+
+    def encode(
+        self, texts: Sequence[str]
+    ) -> tuple[Int64[Tensor, "n {self.text_length}"], Bool[Tensor, "n {self.text_length}"]]:
+        """Ids (n, text_length), 0 where padded, and the mask of what is text; "" is masked altogether.
+
+        A text with more tokens is cut at the end, with one warning for each such text.
+        """
+        ids = torch.zeros(len(texts), self.text_length, dtype=torch.int64)
+        mask = torch.zeros(len(texts), self.text_length, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            tokens = self._bpe.encode(text).ids if text.strip() else []
+            if len(tokens) > self.text_length and text not in self._told:
+                self._told.add(text)
+                warnings.warn(
+                    f"This instruction has {len(tokens)} tokens and is cut to text_length = "
+                    f"{self.text_length}: {text[:120]!r}",
+                    stacklevel=2,
+                )
+            tokens = tokens[: self.text_length]
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
+            mask[row, : len(tokens)] = True
+        return ids, mask
+
+    def to_json(self) -> str:
+        """Everything, as JSON text; `from_json` gives an equal tokenizer back."""
+        return json.dumps({"text_length": self.text_length, "bpe": json.loads(self._bpe.to_str())})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of `to_json`."""
+        data = json.loads(text)
+        return cls(BPETokenizer.from_str(json.dumps(data["bpe"])), int(data["text_length"]))

@@ -1,0 +1,1 @@
+"""How good is it: closed loop in the simulator, open loop on held-out episodes, and their statistics."""

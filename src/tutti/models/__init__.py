@@ -1,0 +1,1 @@
+"""Models: a batch's observation becomes features, and features become actions."""

@@ -1,0 +1,116 @@
+"""What a model is made of: parameters and FLOPs of each module, and the sequence of its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tutti.models.vla import VLA
+from tutti.types import DataSpec, Observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleRow:
+    """One module: its parameters, forward FLOPs for one sample, and its share of the model's FLOPs.
+
+    `depth` is 0 for the whole model, 1 for a socket, 2 for a part of it; a row contains those below it.
+    A socket's own parameters that sit in none of its parts (positions, say) are in its row only.
+    """
+
+    name: str
+    depth: int
+    parameters: int
+    flops: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """A run of tokens in the fusion's sequence."""
+
+    name: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """The model's rows, outermost first, and the fusion's sequence in order.
+
+    A training step costs about three times the forward FLOPs: once forward, twice backward.
+    """
+
+    modules: tuple[ModuleRow, ...]
+    tokens: tuple[TokenRow, ...]
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the model."""
+        return self.modules[0].parameters
+
+    @property
+    def flops(self) -> int:
+        """Forward FLOPs for one sample, two for each multiply-add."""
+        return self.modules[0].flops
+
+
+def describe(model: VLA) -> Description:
+    """Runs one blank sample through `model`, on its device, and counts matrix products and convolutions.
+
+    Counted by `torch.utils.flop_counter`: elementwise work is not in it. The text counts as one distinct
+    instruction; in training the windows of a batch share theirs, so it costs less there.
+    """
+    device = next(model.parameters()).device
+    counter = FlopCounterMode(display=False)
+    # The fused attention of CPUs has no entry in the counter; the plain form is matrix products, and has.
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model.predict(blank_observation(model.spec, device))
+    flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    total = flops["Global"]
+    root = type(model).__name__
+    rows = [_row("model", model, 0, total, total)]
+    for name, socket in model.named_children():
+        rows.append(_row(name, socket, 1, flops.get(f"{root}.{name}", 0), total))
+        for part_name, part in socket.named_children():
+            path = f"{name}.{part_name}"
+            rows.append(_row(path, part, 2, _flops_below(flops, f"{root}.{path}", part), total))
+    return Description(modules=tuple(rows), tokens=_token_sequence(model))
+
+
+def blank_observation(spec: DataSpec, device: torch.device) -> Observation:
+    """One sample of the shapes that `spec` promises, with every view and every text token present."""
+    size, views = spec.image_size, len(spec.views)
+    return Observation(
+        images=torch.zeros(1, views, 3, size, size, dtype=torch.uint8, device=device),
+        image_mask=torch.ones(1, views, dtype=torch.bool, device=device),
+        text=torch.zeros(1, spec.text_length, dtype=torch.int64, device=device),
+        text_mask=torch.ones(1, spec.text_length, dtype=torch.bool, device=device),
+        state=torch.zeros(1, spec.state_dim, device=device),
+    )
+
+
+def _row(name: str, module: nn.Module, depth: int, flops: int, total: int) -> ModuleRow:
+    parameters = sum(p.numel() for p in module.parameters())
+    return ModuleRow(name=name, depth=depth, parameters=parameters, flops=flops, share=flops / total)
+
+
+def _flops_below(flops: dict[str, int], path: str, module: nn.Module) -> int:
+    """A ModuleList is never called itself: its FLOPs are those of what it holds."""
+    if isinstance(module, nn.ModuleList):
+        return sum(flops.get(f"{path}.{name}", 0) for name, _ in module.named_children())
+    return flops.get(path, 0)
+
+
+def _token_sequence(model: VLA) -> tuple[TokenRow, ...]:
+    views = (
+        TokenRow(name=f"vision: {view}", tokens=model.vision.tokens_per_view) for view in model.spec.views
+    )
+    return (
+        TokenRow(name="readout", tokens=1),
+        TokenRow(name="state", tokens=1),
+        TokenRow(name="language", tokens=model.language.num_tokens),
+        *views,
+    )

@@ -1,0 +1,104 @@
+"""What every part is built from: a pre-norm transformer block, a convolution for channels-last maps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+Activation = Literal["relu", "gelu"]
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """ReLU, or GELU in its tanh form. May overwrite `x`: hand in the fresh output of a linear layer."""
+    # In place is safe behind linear, convolution and layer norm: none of them needs its output to go back.
+    return F.relu(x, inplace=True) if activation == "relu" else F.gelu(x, approximate="tanh")
+
+
+def require_divisible(width: int, heads: int) -> None:
+    """Raises ValueError unless the heads of an attention divide its width."""
+    if width % heads:
+        raise ValueError(f"width {width} is not divisible by heads {heads}; choose a width that is")
+
+
+def all_present(mask: Tensor) -> bool:
+    """True if `mask` is known to be all True, so that the work of masking can be saved.
+
+    The look at the values needs data, so a graph being compiled, exported or traced on the meta device
+    always does the work; the result is the same.
+    """
+    return not torch.compiler.is_compiling() and mask.device.type != "meta" and bool(mask.all())
+
+
+def attention_mask(mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"] | None:
+    """The keys' mask for `scaled_dot_product_attention`; None, for its fastest kernel, if all are seen."""
+    return None if all_present(mask) else mask[:, None, None, :]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)) (2002.04745).
+
+    One matrix makes query, key and value. There is no dropout.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float = 4.0, activation: Activation = "relu"
+    ) -> None:
+        super().__init__()
+        require_divisible(width, heads)
+        hidden = round(width * mlp_ratio)
+        self.heads = heads
+        self.activation: Activation = activation
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, hidden)
+        self.mlp_out = nn.Linear(hidden, width)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 1 n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Every token looks at every token whose `mask` is True; None means all."""
+        b, n, d = x.shape
+        joined = self.query_key_value(self.attention_norm(x)).view(b, n, 3, self.heads, d // self.heads)
+        query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = x + self.attention_out(mixed.transpose(1, 2).reshape(b, n, d))
+        return x + self.mlp_out(activate(self.mlp_in(self.mlp_norm(x)), self.activation))
+
+    def __call__(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 1 n"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        return super().__call__(x, mask)
+
+
+class ConvLayer(nn.Module):
+    """3 x 3 convolution, layer norm over the channels of each pixel, ReLU; all in channels-last memory.
+
+    In channels-last memory the norm is an ordinary LayerNorm over the last axis, so nothing is copied.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
+        self.norm = nn.LayerNorm(channels_out)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e p q"]:
+        """The map, `stride` times smaller on each side."""
+        normed = self.norm(self.conv(x).permute(0, 2, 3, 1))
+        return activate(normed, "relu").permute(0, 3, 1, 2)
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e p q"]:
+        return super().__call__(x)
+
+
+def space_to_depth(x: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b e p q"]:
+    """`torch.nn.functional.pixel_unshuffle` with its result in channels-last memory: one copy, not two."""
+    b, c, h, w = x.shape
+    cells = x.view(b, c, h // factor, factor, w // factor, factor).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(b, h // factor, w // factor, c * factor * factor).permute(0, 3, 1, 2)

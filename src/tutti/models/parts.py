@@ -1,0 +1,79 @@
+"""The sockets: what a vision encoder, a language encoder, a fusion and an action decoder must be.
+
+A part is replaced by writing a class that fits one of these sockets and a config with `build()`; the
+assembly (`vla.py`) and every loss term only ever use what is written here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tutti.types import Tokens
+
+
+class VisionEncoder(nn.Module, ABC):
+    """Pictures to tokens. `width` is d of its tokens; `tokens_per_view` their number in each view."""
+
+    width: int
+    tokens_per_view: int
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
+        """Images in [-1, 1] to (b, v * tokens_per_view, d); an absent view's tokens are masked."""
+
+    def __call__(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
+        return super().__call__(images, image_mask)
+
+
+class LanguageEncoder(nn.Module, ABC):
+    """Instruction to tokens. `num_tokens` is the number it gives, `width` their d."""
+
+    width: int
+    num_tokens: int
+
+    @abstractmethod
+    def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
+        """Token ids to (b, num_tokens, d); a sample with no text at all has all its tokens masked."""
+
+    def __call__(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
+        return super().__call__(text, text_mask)
+
+
+class Fusion(nn.Module, ABC):
+    """Vision, language and state become one. `width` is the d of what it gives."""
+
+    width: int
+
+    @abstractmethod
+    def forward(
+        self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]
+    ) -> tuple[Float[Tensor, "b d"], Tokens]:
+        """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
+
+    def __call__(
+        self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]
+    ) -> tuple[Float[Tensor, "b d"], Tokens]:
+        return super().__call__(vision, language, state)
+
+
+class ActionDecoder(nn.Module, ABC):
+    """The readout to a chunk of normalised actions; it also knows the loss it is trained with."""
+
+    @abstractmethod
+    def forward(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b t a"]:
+        """The predicted chunk, normalised."""
+
+    @abstractmethod
+    def loss(
+        self,
+        readout: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b t a"],
+        action_mask: Bool[Tensor, "b t a"],
+    ) -> Float[Tensor, ""]:
+        """The masked training loss of the chunk: a scalar."""
+
+    def __call__(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b t a"]:
+        return super().__call__(readout)

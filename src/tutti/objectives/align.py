@@ -1,0 +1,116 @@
+"""The alignment term: pictures and instructions that belong together get similar embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import log
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+
+from tutti.objectives.schedule import Weight
+from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.types import Batch, Features
+
+MAX_SCALE = 100.0
+"""The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
+
+
+class ContrastiveConfig(BaseModel):
+    """`kind: contrastive`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["contrastive"] = "contrastive"
+    weight: Weight = 0.1
+    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
+    temperature: Annotated[float, Field(ge=1 / MAX_SCALE, le=10)] = Field(
+        default=0.07, description="exp(-g) at the start"
+    )
+    stop_gradient: tuple[Boundary, ...] = ()
+
+    def build(self, model: Model) -> ContrastiveTerm:
+        """The term for encoders as wide as those of `model`."""
+        return ContrastiveTerm(
+            self, model.vision.width, model.language.width, stop_gradient=self.stop_gradient
+        )
+
+
+class ContrastiveTerm(Term):
+    """Multi-positive InfoNCE: windows with the same instruction are positives (after SupCon, 2004.11362).
+
+    z_i and w_j are the masked means of the vision and language tokens, each through a linear head and
+    L2-normalised.
+    s_ij = exp(g) z_i . w_j;  y_ij = 1[same instruction];  q_ij = y_ij / sum_k y_ik;
+    L = mean_i CE(q_i, softmax_j s_ij), averaged over both directions.
+
+    g is learned, exp(g) <= 100. The floor of L is mean_i log(sum_j y_ij), not 0; chance is log b. Windows
+    without a picture or without text take no part. Below two distinct instructions nothing can be told
+    apart: the value is then 0, with zero gradient, and `align/skipped` is 1.
+    """
+
+    no_decay = frozenset({"log_scale"})
+
+    def __init__(
+        self,
+        config: ContrastiveConfig,
+        vision_width: int,
+        language_width: int,
+        *,
+        stop_gradient: Collection[Boundary] = (),
+    ) -> None:
+        super().__init__(name="align", stop_gradient=stop_gradient)
+        self.vision_head = nn.Linear(vision_width, config.width)
+        self.language_head = nn.Linear(language_width, config.width)
+        self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
+
+    def compute(self, features: Features, batch: Batch) -> TermValue:
+        """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
+        with torch.no_grad():  # clamped in place, as CLIP does: a clamp in the graph would lose its gradient
+            self.log_scale.clamp_(max=log(MAX_SCALE))
+        vision = F.normalize(self.vision_head(features.vision.mean()), dim=-1)
+        language = F.normalize(self.language_head(features.language.mean()), dim=-1)
+        present = features.vision.mask.any(dim=1) & features.language.mask.any(dim=1)
+        same = batch.instruction_id[:, None] == batch.instruction_id[None, :]
+        scores = self.log_scale.exp() * vision @ language.T
+        return contrast(scores, same, present, self.log_scale)
+
+
+def contrast(
+    scores: Float[Tensor, "b b"],
+    same: Bool[Tensor, "b b"],
+    present: Bool[Tensor, " b"],
+    log_scale: Float[Tensor, ""],
+) -> TermValue:
+    """The multi-positive InfoNCE of `scores` (vision by language) over the windows in `present`."""
+    pairs = present[:, None] & present[None, :]
+    positive = (same & pairs).to(scores.dtype)
+    num_positive = positive.sum(dim=1)  # `same` is symmetric: columns have the same sums
+    target = positive / num_positive.clamp(min=1)[:, None]
+    count = present.sum().clamp(min=1)
+    # Absent windows leave the softmax. Half the lowest number stays finite in it: 0 * inf below would be NaN.
+    lowest = torch.finfo(scores.dtype).min / 2
+    by_vision = scores.masked_fill(~present[None, :], lowest)
+    by_language = scores.T.masked_fill(~present[None, :], lowest)
+    cross = (target * (F.log_softmax(by_vision, dim=1) + F.log_softmax(by_language, dim=1))).sum()
+    enough = (pairs & ~same).any()
+    value = torch.where(enough, -cross / (2 * count), torch.zeros_like(cross))
+    with torch.no_grad():
+        floor = torch.where(present, num_positive.clamp(min=1).log(), 0).sum() / count
+        hits = [
+            positive.gather(1, side.argmax(dim=1, keepdim=True)).sum() / count
+            for side in (by_vision, by_language)
+        ]
+        metrics = {
+            "align/floor": floor,
+            "align/above_floor": torch.where(enough, value.detach() - floor, 0),
+            "align/chance": count.to(scores.dtype).log(),
+            "align/accuracy": (hits[0] + hits[1]) / 2,
+            "align/temperature": (-log_scale.detach()).exp(),
+            "align/skipped": (~enough).to(scores.dtype),
+        }
+    return TermValue(value=value, metrics=metrics)

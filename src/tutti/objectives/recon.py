@@ -1,0 +1,168 @@
+"""The reconstruction term: what will the picture look like k actions from now, given the instruction?"""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from tutti.objectives.schedule import Weight, WeightSchedule
+from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.types import Batch, Features, UserError, masked_mean
+
+
+class FuturePatchesConfig(BaseModel):
+    """`kind: future_patches`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["future_patches"] = "future_patches"
+    weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
+    offset: PositiveInt = Field(default=4, description="k: how many actions ahead the predicted picture lies")
+    downsample: PositiveInt = Field(
+        default=2, description="the target is averaged over squares of this many pixels a side"
+    )
+    weighting: Literal["uniform", "changed"] = "changed"
+    threshold: float = Field(
+        default=0.04, gt=0, description="mean |change| above which a patch changed; pixels in [-1, 1]"
+    )
+    floor: float = Field(
+        default=0.1, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
+    )
+    width: PositiveInt = 64
+    depth: int = Field(default=1, ge=1, le=2)
+    heads: PositiveInt = 4
+    stop_gradient: tuple[Boundary, ...] = ()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} is not divisible by heads {self.heads}; choose a width that is"
+            )
+        return self
+
+    def build(self, model: Model) -> FuturePatchesTerm:
+        """The term for pictures and tokens as those of `model`. Raises UserError where sizes clash."""
+        return FuturePatchesTerm(self, model)
+
+
+class FuturePatchesTerm(Term):
+    """Language-conditioned future patches (GR-1, 2312.13139; targets as in MAE, 2111.06377).
+
+    The fused vision tokens, which know the instruction and the state, go through a decoder of one or two
+    transformer layers on each view and predict the patch they sit on in the picture at t + k:
+
+    x~_p = (x_p - mean_p) / sqrt(var_p + 1e-6), mean and (population) variance over the patch's numbers;
+    l_p = mean over the numbers of (x^_p - x~_p)^2;  L = sum_p r_p l_p / sum_p r_p,
+    r_p = 1 (uniform), or floor + 1[mean |x_p(t + k) - x_p(t)| > threshold] (changed; after DreamVLA,
+    2507.04447).
+
+    Pixels are in [-1, 1], averaged over downsample^2 squares. Patches of views that are absent now or then,
+    or past the episode's end, do not count. Differs: DreamVLA tracks its regions; ours assume a still camera.
+    """
+
+    def __init__(self, config: FuturePatchesConfig, model: Model) -> None:
+        spec, tokens = model.spec, model.vision.tokens_per_view
+        super().__init__(name="recon", stop_gradient=config.stop_gradient, needs_future=config.offset)
+        if config.offset > spec.horizon:
+            raise UserError(
+                f"objective.recon.offset is {config.offset}, but must lie in 1..{spec.horizon}, the "
+                f"horizon: what comes after the chunk is not the policy's. Lower it or raise data.horizon."
+            )
+        self.grid = isqrt(tokens)
+        if self.grid**2 != tokens or spec.image_size % self.grid:
+            raise UserError(
+                f"objective.recon (future_patches) needs vision tokens on a square grid that divides the "
+                f"picture; the encoder gives {tokens} for {spec.image_size} px. Set objective.recon to null."
+            )
+        patch = spec.image_size // self.grid
+        if patch % config.downsample:
+            raise UserError(
+                f"objective.recon.downsample is {config.downsample}, but must divide the patch of {patch} "
+                f"pixels (data.image_size {spec.image_size} over {self.grid} tokens a side)."
+            )
+        self.config = config
+        self.embed = nn.Linear(model.fusion.width, config.width)
+        self.position = nn.Parameter(torch.randn(len(spec.views), tokens, config.width) * 0.02)
+        # The objectives may not use the models' layers, so the decoder is built from torch's own.
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                config.width, config.heads, 4 * config.width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.out = nn.Linear(config.width, 3 * (patch // config.downsample) ** 2)
+
+    def compute(self, features: Features, batch: Batch) -> TermValue:
+        """The weighted loss; metrics `recon/changed_share` and `recon/copy_baseline`, the loss of the
+        present picture as the prediction, below which something was learned about the future."""
+        if batch.future is None or batch.future_mask is None:
+            raise UserError(
+                f"objective.recon needs the observation {self.config.offset} actions later, but the batch "
+                f"holds none; build the data with DataNeeds(future_offset=objective.needs_future)."
+            )
+        tokens = features.fused_vision
+        predicted = self.predict(tokens.values)
+        with torch.no_grad():
+            n = tokens.mask.shape[1] // batch.future.image_mask.shape[1]
+            there = batch.future.image_mask & batch.future_mask[:, None]
+            mask = tokens.mask & there.repeat_interleave(n, dim=1)
+            now = self.patches(batch.observation.images, predicted.dtype)
+            future = self.patches(batch.future.images, predicted.dtype)
+            changed = (future - now).abs().mean(dim=-1) > self.config.threshold
+            # Where nothing counts the target is blanked: a NaN there would come back in the gradient.
+            target = normalise_patches(future).masked_fill(~mask[..., None], 0)
+            weight = (
+                self.config.floor + changed
+                if self.config.weighting == "changed"
+                else torch.ones_like(now[..., 0])
+            )
+            weight = weight.to(now.dtype) * mask
+            copied = _weighted_mean((normalise_patches(now) - target).square().mean(dim=-1), weight)
+        metrics = {
+            "recon/changed_share": masked_mean(changed.to(now.dtype), mask),
+            "recon/copy_baseline": copied,
+        }
+        return TermValue(
+            value=_weighted_mean((predicted - target).square().mean(dim=-1), weight), metrics=metrics
+        )
+
+    def predict(self, fused: Float[Tensor, "b n d"]) -> Float[Tensor, "b n p"]:
+        """The normalised future patch on which each fused vision token sits, p = 3 (patch / downsample)^2."""
+        b, n, _ = fused.shape
+        views, cells, width = self.position.shape
+        x = (self.embed(fused).view(b, views, cells, width) + self.position).view(b * views, cells, width)
+        for block in self.blocks:
+            x = block(x)
+        return self.out(self.norm(x)).view(b, n, -1)
+
+    def patches(self, images: Tensor, dtype: torch.dtype) -> Float[Tensor, "b n p"]:
+        """Pictures (b, v, 3, h, w) to downsampled patches in [-1, 1], in the order of the vision tokens."""
+        b, v = images.shape[:2]
+        x = images.flatten(0, 1).to(dtype)
+        if self.config.downsample > 1:
+            x = F.avg_pool2d(x, self.config.downsample)
+        if images.dtype == torch.uint8:
+            x = x / 127.5 - 1.0
+        side = x.shape[-1] // self.grid
+        cells = x.view(b, v, 3, self.grid, side, self.grid, side).permute(0, 1, 3, 5, 4, 6, 2)
+        return cells.reshape(b, v * self.grid**2, 3 * side**2)
+
+
+def normalise_patches(patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
+    """(x - mean) / sqrt(var + 1e-6), each patch by itself."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=0)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def _weighted_mean(values: Float[Tensor, "b n"], weight: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
+    """sum r l / sum r; 0 where every weight is 0."""
+    total = weight.sum()
+    return (weight * values).sum() / torch.where(total > 0, total, 1)

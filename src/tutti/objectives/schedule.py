@@ -1,0 +1,62 @@
+"""How a lambda moves over a run: a number, or a schedule from start to end."""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class WeightSchedule(BaseModel):
+    """lambda at a progress in [0, 1] of the run; with u = (progress - begin) / (finish - begin) in [0, 1]:
+
+    constant: start.  linear: end + (start - end)(1 - u).  cosine: end + (start - end)(1 + cos(pi u)) / 2.
+
+    Before `begin` it is start; from `finish` on it is exactly end. A term whose lambda is 0 costs nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start: NonNegative
+    end: NonNegative = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    begin: Share = 0.0
+    finish: Share = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.begin >= self.finish:
+            raise ValueError(f"begin {self.begin} must come before finish {self.finish}")
+        if self.schedule == "constant" and "end" in self.model_fields_set and self.end != self.start:
+            raise ValueError(
+                f"a constant schedule never reaches end {self.end}; leave it out, or use linear or cosine"
+            )
+        return self
+
+    def at(self, progress: float) -> float:
+        """lambda at `progress`, which is clamped to [0, 1]."""
+        if self.schedule == "constant":
+            return self.start
+        u = min(1.0, max(0.0, (progress - self.begin) / (self.finish - self.begin)))
+        left = 1 - u if self.schedule == "linear" else (1 + cos(pi * u)) / 2
+        # The ends are exact, so that a finished schedule is 0 and not nearly 0.
+        return self.start if left == 1 else self.end + (self.start - self.end) * left
+
+    @property
+    def is_zero(self) -> bool:
+        """True if lambda is 0 for the whole run."""
+        return self.start == 0 and (self.end == 0 or self.schedule == "constant")
+
+
+Weight = NonNegative | WeightSchedule
+
+
+def schedule_of(weight: float | WeightSchedule) -> WeightSchedule:
+    """The schedule that `weight` is, or the constant one that a number stands for."""
+    if isinstance(weight, WeightSchedule):
+        return weight
+    return WeightSchedule(start=weight, schedule="constant")

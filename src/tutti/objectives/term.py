@@ -1,0 +1,124 @@
+"""What a loss term is: it reads features and a batch, owns its head, and gives one scalar."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tutti.types import Batch, DataSpec, Features, Tokens
+
+Boundary = Literal["vision", "language", "fused"]
+"""Where a gradient may be stopped. `fused` is both the readout and the fused vision tokens."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A part of the model as a term's head needs to know it."""
+
+    @property
+    def width(self) -> int:
+        """The d of what it gives."""
+        ...
+
+
+@runtime_checkable
+class ViewEncoder(Encoder, Protocol):
+    """The vision encoder as a term's head needs to know it."""
+
+    @property
+    def tokens_per_view(self) -> int:
+        """Its tokens for each view; they cover the picture as a square grid, row by row."""
+        ...
+
+
+@runtime_checkable
+class ChunkDecoder(Protocol):
+    """The model's action decoder as a term needs to know it."""
+
+    def __call__(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b t a"]:
+        """The predicted chunk."""
+        ...
+
+    def loss(
+        self,
+        readout: Float[Tensor, "b d"],
+        actions: Float[Tensor, "b t a"],
+        action_mask: Bool[Tensor, "b t a"],
+    ) -> Float[Tensor, ""]:
+        """The masked training loss."""
+        ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """The model as the objectives see it: sizes, and the action decoder. `tutti.models.vla.VLA` fits."""
+
+    @property
+    def spec(self) -> DataSpec: ...
+    @property
+    def vision(self) -> ViewEncoder: ...
+    @property
+    def language(self) -> Encoder: ...
+    @property
+    def fusion(self) -> Encoder: ...
+    @property
+    def action(self) -> ChunkDecoder: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermValue:
+    """A term's scalar, not yet weighted, and what else it reports: detached scalars named `term/metric`."""
+
+    value: Float[Tensor, ""]
+    metrics: dict[str, Tensor]
+
+
+class Term(nn.Module, ABC):
+    """One L_i of the unified loss.
+
+    Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
+    `needs_future` asks the data for the observation that many actions later. `no_decay` names parameters
+    of the term that weight decay must leave alone.
+    """
+
+    no_decay: frozenset[str] = frozenset()
+
+    def __init__(
+        self, *, name: str, stop_gradient: Collection[Boundary] = (), needs_future: int | None = None
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.stop_gradient = frozenset(stop_gradient)
+        self.needs_future = needs_future
+
+    @abstractmethod
+    def compute(self, features: Features, batch: Batch) -> TermValue:
+        """The raw value and metrics; formula, shapes and reduction belong into the docstring."""
+
+    def forward(self, features: Features, batch: Batch) -> TermValue:
+        """`compute` on features that are detached at the boundaries in `stop_gradient`."""
+        return self.compute(stopped(features, self.stop_gradient), batch)
+
+    def __call__(self, features: Features, batch: Batch) -> TermValue:
+        return super().__call__(features, batch)
+
+
+def stopped(features: Features, boundaries: Collection[Boundary]) -> Features:
+    """The same values; no gradient passes the given boundaries."""
+    if "vision" in boundaries:
+        features = replace(features, vision=_detached(features.vision))
+    if "language" in boundaries:
+        features = replace(features, language=_detached(features.language))
+    if "fused" in boundaries:
+        fused_vision = _detached(features.fused_vision)
+        features = replace(features, readout=features.readout.detach(), fused_vision=fused_vision)
+    return features
+
+
+def _detached(tokens: Tokens) -> Tokens:
+    return replace(tokens, values=tokens.values.detach())

@@ -1,0 +1,267 @@
+"""The guided tour: record, train, evaluate, report. Start reading here.
+
+Each function is a stage, and a run is a folder whose book (stages.py) remembers them: run again, finished
+stages are kept and interrupted ones continue.
+
+    runs/demo/
+      config.yaml      everything it was made with        stages.json     what is finished, and its time
+      dataset/         demonstrations, LeRobot v3.0       recording.json  how many tries, which seeds
+      cache/           their pictures, decoded            checkpoints/    the model, all that a resume needs
+      records.jsonl    losses, step by step               tensorboard/    the same for TensorBoard
+      first_batch.png  what the model saw first           model.json, data.json  what it is, what it saw
+      evaluation/      every rollout, and the scores      videos/         rollouts that succeed and that fail
+      report.html      all of it on one page              summary.json    all of it for machines
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from tutti.config import RunConfig, to_yaml
+from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.data.loader import DataBundle, DataNeeds, SourceConfig
+from tutti.data.tokenize import Tokenizer
+from tutti.evaluation.closed_loop import evaluate as play
+from tutti.evaluation.config import EvaluationConfig
+from tutti.evaluation.environments import MetaWorldEnvironments, fit_suite
+from tutti.evaluation.open_loop import measure, tasks_of
+from tutti.evaluation.videos import rollout_videos
+from tutti.models.describe import Description, describe
+from tutti.report import write_report
+from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
+from tutti.simulation import recorder
+from tutti.simulation.metaworld import ACTION_DIM, STATE_DIM
+from tutti.simulation.recorder import RecordConfig
+from tutti.simulation.recording import RecordedEpisode, load_recorded
+from tutti.simulation.rendering import check_rendering
+from tutti.simulation.suite import find_suite
+from tutti.stages import RunFolder
+from tutti.summary import print_summary, write_summary
+from tutti.terminal import progress_bar
+from tutti.training.randomness import seed_everything
+from tutti.training.trainer import Trainer
+from tutti.types import DataSpec
+
+DATASET = "dataset"
+WORK = "recording"
+VIEW = "observation.images."
+ROBOT = "sawyer"
+
+
+def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
+    """The whole of Tutti: demonstrations in, a policy that acts and its report out. Gives the folder."""
+    check_rendering()  # before anything long begins
+    folder = folder or Path("runs") / config.name
+    record(config, folder, redo=redo)
+    train(config, folder, redo=redo)
+    evaluate(folder, config.evaluation, redo=redo)
+    report(folder)
+    return folder
+
+
+def record(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
+    """The simulator's scripted experts -> demonstrations, a LeRobotDataset v3.0. Gives its folder."""
+    run = RunFolder(folder or Path("runs") / config.name, redo=redo)
+    if run.begin("record", config, "record"):
+        check_rendering()
+        with run.stage("record"):
+            _record(config.record, run)
+    run.discard(WORK)  # the data set holds all that the work files held
+    return run.path / DATASET
+
+
+def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
+    """Demonstrations -> a model, all its modules trained at once. Gives the folder of the last checkpoint."""
+    run = RunFolder(folder or Path("runs") / config.name, redo=redo)
+    if not config.data.sources:
+        run.require("record", "Record first (tutti record CONFIG), or name data sets in data.sources.")
+    if run.begin("train", config, "data", "model", "objective", "training"):
+        with run.stage("train"):
+            _train(config, run)
+    return find_checkpoint(run.path)
+
+
+def evaluate(folder: Path, config: EvaluationConfig | None = None, *, redo: bool = False) -> Path:
+    """A trained run -> success in the simulator, with intervals and controls. Gives the folder `evaluation/`.
+
+    The error on held-out episodes comes first, since it needs no simulator. `config` is the run's own section
+    `evaluation` unless given.
+    """
+    run = RunFolder(folder, redo=redo, new=False)
+    run.require("train", "Train first: tutti train CONFIG.")
+    whole = run.config()
+    if config is not None:
+        whole = whole.model_copy(update={"evaluation": config})
+    if run.begin("evaluate", whole, "evaluation"):
+        with run.stage("evaluate"):
+            _evaluate(whole, run)
+    return run.path / "evaluation"
+
+
+def report(folder: Path) -> Path:
+    """What is known about a run -> report.html, summary.json and the closing table. Gives the page."""
+    run = RunFolder(folder, new=False)
+    run.require("train", "There is nothing to report before: tutti train CONFIG.")
+    with run.stage("report"):
+        write_summary(run)  # the page shows it
+        write_report(run.path)
+    print_summary(write_summary(run), run.path)  # once more, now that the report's own time is known
+    return run.path / "report.html"
+
+
+def build_data(config: RunConfig, folder: Path, needs: DataNeeds | None = None) -> DataBundle:
+    """The run's data: `data.sources`, or where there are none what the run has recorded."""
+    data, suite = config.data, config.record.spec
+    if not data.sources:
+        data = data.model_copy(update={"sources": (SourceConfig(path=folder / DATASET),)})
+    with progress_bar("decoding pictures") as bar:
+        return data.build(
+            needs or DataNeeds(), folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0]
+        )
+
+
+def describe_model(config: RunConfig) -> Description:
+    """The model as `config` would build it, without data: its modules, parameters, FLOPs and tokens.
+
+    Sizes that only data can tell are those of the first data set, or else of what the config would record.
+    """
+    return describe(config.model.build(_expected_spec(config)))
+
+
+def _record(config: RecordConfig, run: RunFolder) -> None:
+    """Episodes into work files in parallel, then all of them, in a fixed order, into the data set."""
+    with progress_bar("recording") as bar:
+        made = recorder.record(config, run.path / WORK, bar)
+    total = sum(made.successes.values())
+    if not (run.path / DATASET).exists():  # it appears whole, so if it is there it is finished
+        with progress_bar("writing the data set") as bar:
+            write_lerobot(
+                run.path / DATASET,
+                map(_as_record, load_recorded(run.path / WORK)),
+                fps=config.spec.fps,
+                views=tuple(VIEW + view for view in config.spec.views),
+                robot_type=ROBOT,
+                progress=lambda done, _: bar(done, total),
+            )
+    seeds = [config.seed0, config.seed0 + max(made.tries.values()) - 1]
+    run.write_json("recording.json", {"seeds": seeds, "tries": made.tries, "successes": made.successes})
+
+
+def _as_record(episode: RecordedEpisode) -> EpisodeRecord:
+    return EpisodeRecord(
+        images={VIEW + view: pictures for view, pictures in episode.images.items()},
+        states=episode.states,
+        actions=episode.actions,
+        instruction=episode.instruction,
+        extra={"observation.environment_state": episode.privileged},
+    )
+
+
+def _train(config: RunConfig, run: RunFolder) -> None:
+    """Data, model, objective, trainer: the main path of the package."""
+    data = build_data(config, run.path)
+    seed_everything(config.seed)
+    model = config.model.build(data.spec)
+    objective = config.objective.build(model)
+    if objective.needs_future is not None:
+        data = build_data(config, run.path, DataNeeds(objective.needs_future))
+    run.write_json("model.json", asdict(describe(model)))
+    run.write_json("data.json", data.describe())
+    with progress_bar("training") as bar:
+        trainer = Trainer(
+            config.training,
+            model,
+            objective,
+            run.path,
+            extra=_what_a_policy_needs(config, data),
+            texts=data.texts,
+            progress=lambda step, steps, latest: bar(step, steps, _loss(latest)),
+        )
+        trainer.fit(data)
+
+
+def _what_a_policy_needs(config: RunConfig, data: DataBundle) -> dict[str, str]:
+    """The texts that make a checkpoint complete: with them it acts without the run and its data."""
+    return {
+        "config.yaml": to_yaml(config),
+        "spec.json": json.dumps(asdict(data.spec), indent=1),
+        "normalizer.json": json.dumps(data.normalizer.to_dict(), indent=1),
+        "tokenizer.json": data.tokenizer.to_json(),
+    }
+
+
+def _loss(latest: dict[str, float]) -> str:
+    return f"loss {latest['loss/total']:.3f}" if "loss/total" in latest else ""
+
+
+def _evaluate(config: RunConfig, run: RunFolder) -> None:
+    """Open loop, closed loop with controls, videos; each rollout is saved as it ends and found again."""
+    settings = config.evaluation
+    checkpoint = find_checkpoint(run.path)
+    policy = Policy.load(checkpoint, settings.weights)
+    data = build_data(config, run.path)
+    suite = config.record.spec if config.record.suite == settings.suite else find_suite(settings.suite)
+    if len(data.validation):
+        instructions = data.windows.instructions
+        errors = measure(
+            policy.model,
+            data.validation,
+            data.normalizer,
+            data.tokenizer,
+            instructions,
+            groups=tasks_of(instructions, suite),
+            partners=settings.controls.partners,
+            execute=settings.execute,
+        )
+        run.write_json("evaluation/open_loop.json", errors.to_dict())
+    check_rendering()
+    suite = fit_suite(suite, policy.spec, suite.image_size)
+    with progress_bar("evaluating") as bar:
+        result = play(
+            CheckpointPolicyFactory(checkpoint, settings.weights),
+            settings,
+            MetaWorldEnvironments(suite),
+            folder=run.path / "evaluation",
+            recorded_seeds=_recorded_seeds(config, run),
+            progress=bar,
+        )
+    with progress_bar("making videos") as bar:
+        rollout_videos(
+            result.rollouts, suite, run.path / "videos", per_task=settings.videos_per_task, progress=bar
+        )
+    run.write_json("evaluation/results.json", result.to_dict())
+
+
+def _recorded_seeds(config: RunConfig, run: RunFolder) -> range | None:
+    """The starts that the policy may have been shown; None where its data came from elsewhere."""
+    if config.data.sources:
+        return None
+    first, last = json.loads((run.path / "recording.json").read_text(encoding="utf-8"))["seeds"]
+    return range(first, last + 1)
+
+
+def _expected_spec(config: RunConfig) -> DataSpec:
+    suite, data = config.record.spec, config.data
+    texts = [text for task in suite.tasks for text in suite.instructions(task)]
+    tokenizer = Tokenizer.fit(
+        texts, data.vocab_size, None if data.text_length == "auto" else data.text_length
+    )
+    views, state_dim, action_dim, fps = suite.views, STATE_DIM, ACTION_DIM, suite.fps
+    embodiment = ROBOT
+    if data.sources:
+        store = data.sources[0].open().spec
+        views, state_dim, action_dim, fps = store.views, store.state_dim, store.action_dim, store.fps
+        embodiment = store.embodiment
+    return DataSpec(
+        views=views,
+        image_size=data.image_size,
+        state_dim=state_dim,
+        action_dim=action_dim,
+        horizon=data.horizon,
+        vocab_size=tokenizer.vocab_size,
+        text_length=tokenizer.text_length,
+        embodiments=(embodiment,),
+        fps=fps,
+    )

@@ -1,0 +1,274 @@
+"""Policy: a checkpoint folder as a function from what a robot sees, is told and feels to its next actions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float32, UInt8
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+
+from tutti.data.cache import resize_images
+from tutti.data.normalize import Normalizer
+from tutti.data.tokenize import Tokenizer
+from tutti.models.vla import VLA, ModelConfig
+from tutti.types import DataSpec, Tokens, UserError
+
+Weights = Literal["ema", "raw"]
+MOST_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
+FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+
+
+class Policy:
+    """Predicts a chunk of actions. A pure function of its arguments: no history, no noise."""
+
+    def __init__(
+        self,
+        model: VLA,
+        normalizer: Normalizer,
+        tokenizer: Tokenizer,
+        *,
+        embodiment: str | None = None,
+        clip: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`clip` keeps actions inside the smallest and largest value that the training data has per
+        dimension.
+
+        `embodiment` may be left out where the data has only one. Raises UserError where there are several.
+        """
+        self.spec: DataSpec = model.spec
+        self.model = model.eval().to(device)
+        self.normalizer = normalizer
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        self.embodiment = _choose(self.spec.embodiments, embodiment)
+        stats = normalizer.stats[self.embodiment].action
+        bounds = (stats.min.astype(np.float32), stats.max.astype(np.float32))
+        self._bounds = bounds if clip else None
+        self._encoded: dict[str, Tokens] = {}
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Path | str,
+        weights: Weights = "ema",
+        *,
+        embodiment: str | None = None,
+        clip: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """From a checkpoint folder, or from a run's folder, whose newest checkpoint is taken.
+
+        Reads model.safetensors ("raw") or ema.safetensors ("ema"; the raw weights where training kept no
+        average), spec.json, normalizer.json, tokenizer.json and config.yaml.
+
+        Raises UserError: a file is missing, damaged or does not fit the others.
+        """
+        folder = find_checkpoint(Path(checkpoint))
+        spec = _spec(folder / "spec.json")
+        config_file = folder / "config.yaml"
+        if not config_file.is_file():
+            config_file = folder.parent.parent / "config.yaml"  # the run's own, beside checkpoints/
+        model = _model_config(config_file).build(spec)
+        _load_weights(model, _weights_file(folder, weights))
+        try:
+            normalizer = Normalizer.from_dict(json.loads(_text(folder / "normalizer.json")))
+            tokenizer = Tokenizer.from_json(_text(folder / "tokenizer.json"))
+        except UserError:
+            raise
+        except Exception as error:  # the tokenizers package raises a bare Exception
+            raise UserError(
+                f"{folder}: normalizer.json or tokenizer.json cannot be read ({error}). {_CURE}"
+            ) from error
+        return cls(model, normalizer, tokenizer, embodiment=embodiment, clip=clip, device=device)
+
+    def predict(
+        self,
+        images: UInt8[np.ndarray, "v h w 3"] | None,
+        state: Float32[np.ndarray, " s"],
+        instruction: str,
+        use_images: bool = True,
+    ) -> Float32[np.ndarray, "t a"]:
+        """The next `horizon` actions in data units.
+
+        `images` holds one picture per view, in the order of `spec.views`, 0 to 255; another size than
+        `spec.image_size` is resized as in training. `state` is in data units. `use_images=False` removes
+        all vision tokens; `images` may then be None.
+
+        Raises UserError where an argument has another shape or type than the model was trained on.
+        """
+        pictures = self._pictures(images, use_images)
+        self._check_state(state)
+        normalised = self.normalizer.apply_state(np.asarray(state, np.float32), self.embodiment)
+        with torch.inference_mode():
+            mask = torch.full((1, len(self.spec.views)), use_images, device=self.device)
+            vision = self.model.vision(self.model.prepare(pictures), mask)
+            feeling = torch.from_numpy(normalised)[None].to(self.device)
+            readout, _ = self.model.fusion(vision, self._language(instruction), feeling)
+            chunk = self.model.action(readout)[0].float().cpu().numpy()
+        actions = self.normalizer.undo_action(chunk, self.embodiment)
+        return actions if self._bounds is None else np.clip(actions, *self._bounds)
+
+    def __call__(
+        self,
+        images: UInt8[np.ndarray, "v h w 3"] | None,
+        state: Float32[np.ndarray, " s"],
+        instruction: str,
+        use_images: bool = True,
+    ) -> Float32[np.ndarray, "t a"]:
+        """The same as `predict`."""
+        return self.predict(images, state, instruction, use_images)
+
+    def _language(self, instruction: str) -> Tokens:
+        """The text's encoding, made once: the language encoder sees nothing but the text."""
+        if not isinstance(instruction, str):
+            raise UserError(f"instruction: expected a sentence, got {type(instruction).__name__}.")
+        if instruction not in self._encoded:
+            if len(self._encoded) >= MOST_INSTRUCTIONS:
+                del self._encoded[next(iter(self._encoded))]
+            ids, mask = self.tokenizer.encode([instruction])
+            self._encoded[instruction] = self.model.language(ids.to(self.device), mask.to(self.device))
+        return self._encoded[instruction]
+
+    def _pictures(self, images: np.ndarray | None, use_images: bool) -> torch.Tensor:
+        """Bytes (1, v, 3, size, size)."""
+        count, size = len(self.spec.views), self.spec.image_size
+        if not use_images:
+            return torch.zeros(1, count, 3, size, size, dtype=torch.uint8, device=self.device)
+        if (
+            images is None
+            or images.ndim != 4
+            or images.dtype != np.uint8
+            or (images.shape[0], images.shape[3]) != (count, 3)
+        ):
+            found = "None" if images is None else f"{images.dtype} {tuple(images.shape)}"
+            raise UserError(
+                f"images: expected uint8 ({count}, height, width, 3), one picture for each view "
+                f"({', '.join(self.spec.views)}), got {found}."
+            )
+        return torch.from_numpy(resize_images(images, size))[None].to(self.device)
+
+    def _check_state(self, state: np.ndarray) -> None:
+        if np.shape(state) != (self.spec.state_dim,) or not np.isfinite(state).all():
+            raise UserError(
+                f"state: expected {self.spec.state_dim} finite numbers in the data's units, got {state!r}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPolicyFactory:
+    """Builds the same policy in any process: `evaluation` sends it to its workers.
+
+    `fingerprint` is the hash of all files that decide what the policy does.
+    """
+
+    path: Path
+    weights: Weights = "ema"
+    clip: bool = True
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        folder = find_checkpoint(self.path)
+        digest = hashlib.sha256(str(self.clip).encode())
+        for path in (
+            _weights_file(folder, self.weights),
+            folder / "spec.json",
+            folder / "normalizer.json",
+            folder / "tokenizer.json",
+        ):
+            digest.update(_bytes(path))
+        object.__setattr__(self, "path", folder)
+        object.__setattr__(self, "fingerprint", digest.hexdigest())
+
+    def __call__(self) -> Policy:
+        return Policy.load(self.path, self.weights, clip=self.clip)
+
+
+_CURE = "The folder is not a whole checkpoint: name another one, or train again."
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path` itself if it holds weights, else the newest `checkpoints/step-...` below it.
+
+    `.../checkpoints/last` and `.../checkpoints` also mean the newest. Raises UserError if there is none.
+    """
+    if (path / FILES["raw"]).is_file():
+        return path
+    home = path / "checkpoints"
+    if path.name == "checkpoints":
+        home = path
+    elif path.name == "last":
+        home = path.parent
+    found = [folder for folder in home.glob("step-*") if (folder / FILES["raw"]).is_file()]
+    if not found:
+        raise UserError(
+            f"{path}: no checkpoint here (expected {FILES['raw']}, or {home.name}/step-.../{FILES['raw']}). "
+            "Name a run's folder, such as runs/demo, after `tutti train` has saved its first checkpoint."
+        )
+    return max(found, key=lambda folder: int(folder.name.removeprefix("step-")))
+
+
+def _weights_file(folder: Path, weights: Weights) -> Path:
+    path = folder / FILES[weights]
+    return path if path.is_file() else folder / FILES["raw"]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: missing. {_CURE}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
+
+
+def _text(path: Path) -> str:
+    return _bytes(path).decode("utf-8", errors="replace")
+
+
+def _spec(path: Path) -> DataSpec:
+    text = _text(path)
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        return DataSpec(**fields)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not the data spec of a checkpoint ({error}). {_CURE}") from error
+
+
+def _model_config(path: Path) -> ModelConfig:
+    text = _text(path)
+    try:
+        return ModelConfig.model_validate(yaml.safe_load(text)["model"])
+    except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: its section `model` cannot be read ({error}). The checkpoint is of another version of "
+            "Tutti, or the file was changed."
+        ) from error
+
+
+def _load_weights(model: VLA, path: Path) -> None:
+    try:
+        model.load_state_dict(load_tensors(_bytes(path)), strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        first = "\n".join(str(error).splitlines()[:6])
+        raise UserError(
+            f"{path}: these weights are damaged or of another model.\n{first}\n{_CURE}"
+        ) from error
+
+
+def _choose(known: tuple[str, ...], embodiment: str | None) -> str:
+    if embodiment is None and len(known) == 1:
+        return known[0]
+    if embodiment is None or embodiment not in known:
+        raise UserError(f"embodiment: expected one of {', '.join(known)}, got {embodiment!r}.")
+    return embodiment

@@ -1,0 +1,1 @@
+"""Simulators as a source of demonstrations and as a judge of policies: Meta-World on MuJoCo."""

@@ -1,0 +1,99 @@
+"""Which seeds are recorded next: never one too many, so the outcome does not depend on the workers' speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tutti.types import UserError
+
+_LEAST_TRIES, _TRIES_PER_DEMONSTRATION = 20, 5
+
+
+class Schedule:
+    """For each task, the seeds from `seed0` on until `demonstrations` of them have succeeded.
+
+    Seeds are handed out in order, and only while successes plus seeds under way are fewer than
+    `demonstrations`. So the seeds tried are exactly those up to the last success that is needed, in
+    whatever order and however late results come in. `tries` (task -> seed -> success) is known already.
+    """
+
+    def __init__(self, demonstrations: int, seed0: int, tries: Mapping[str, Mapping[int, bool]]) -> None:
+        self._demonstrations = demonstrations
+        self._seed0 = seed0
+        self._known = {task: dict(known) for task, known in tries.items()}
+        self._next = dict.fromkeys(tries, seed0)
+        self._under_way: dict[str, set[int]] = {task: set() for task in tries}
+        self._successes: dict[str, list[int]] = {task: [] for task in tries}
+        for task in tries:
+            self._pass_known(task)
+
+    @property
+    def total(self) -> int:
+        """How many episodes there will be."""
+        return self._demonstrations * len(self._next)
+
+    @property
+    def recorded(self) -> int:
+        """How many there are."""
+        return sum(map(len, self._successes.values()))
+
+    @property
+    def missing(self) -> int:
+        """How many are not there yet."""
+        return self.total - self.recorded
+
+    def take(
+        self, block: int, *, prefer: str | None = None, avoid: Sequence[str] = ()
+    ) -> tuple[str, tuple[int, ...]] | None:
+        """The next seeds, at most `block`, of the task `prefer`, or else of the one least often in `avoid`.
+
+        None if there is nothing to hand out now; results under way may change that.
+
+        Raises:
+            UserError: so many tries of a task have failed that something must be wrong.
+        """
+        wanting = [task for task in self._next if self._wants(task)]
+        if not wanting:
+            return None
+        task = prefer if prefer in wanting else min(wanting, key=avoid.count)
+        seeds: list[int] = []
+        while len(seeds) < block and self._wants(task):
+            self._refuse_endless(task)
+            seeds.append(self._next[task])
+            self._under_way[task].add(self._next[task])
+            self._next[task] += 1
+            self._pass_known(task)
+        return task, tuple(seeds)
+
+    def report(self, task: str, results: Mapping[int, bool]) -> None:
+        """Notes the results of seeds that were handed out: seed -> success."""
+        for seed, success in results.items():
+            self._under_way[task].remove(seed)
+            if success:
+                self._successes[task].append(seed)
+        self._pass_known(task)
+
+    def outcome(self) -> tuple[dict[str, list[int]], dict[str, int]]:
+        """When all is done: the successful seeds of each task in order, and how many were tried."""
+        assert not any(self._under_way.values()) and self.missing == 0
+        seeds = {task: sorted(successes) for task, successes in self._successes.items()}
+        return seeds, {task: following - self._seed0 for task, following in self._next.items()}
+
+    def _wants(self, task: str) -> bool:
+        return len(self._successes[task]) + len(self._under_way[task]) < self._demonstrations
+
+    def _pass_known(self, task: str) -> None:
+        """Goes past seeds whose result is known, as if they had been handed out and reported."""
+        while self._wants(task) and self._next[task] in self._known[task]:
+            if self._known[task][self._next[task]]:
+                self._successes[task].append(self._next[task])
+            self._next[task] += 1
+
+    def _refuse_endless(self, task: str) -> None:
+        tried = self._next[task] - self._seed0
+        if tried >= max(_LEAST_TRIES, _TRIES_PER_DEMONSTRATION * self._demonstrations):
+            raise UserError(
+                f"The expert of task {task!r} solved only {len(self._successes[task])} of {tried} starts; "
+                f"{self._demonstrations} demonstrations are wanted. Allow more decisions (max_decisions), "
+                "lower action_repeat, or use less noise."
+            )

@@ -1,0 +1,157 @@
+"""What there is to tell: summary.json for machines (docs/summary.md), the closing tables for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from tutti.evaluation.statistics import wilson
+from tutti.models.describe import Description
+from tutti.stages import RunFolder
+from tutti.terminal import console, say
+
+PACKAGES = ("tutti-vla", "torch", "numpy", "pyarrow", "av", "tokenizers", "metaworld", "mujoco")
+
+
+def write_summary(run: RunFolder) -> dict[str, Any]:
+    """Writes summary.json from what the run's folder holds, and gives it back."""
+    config = run.config()
+    results = _json(run.path / "evaluation" / "results.json")
+    scores = results.get("scores", {})
+    policy = scores.get("policy")
+    summary = {
+        "name": config.name,
+        "seconds": round(sum(run.seconds.values()), 1),
+        "stage_seconds": run.seconds,
+        "success": _counts(policy) if policy else {},
+        "mean": {"rate": policy["mean"], **{key: policy["wide"][key] for key in ("low", "high", "rule")}}
+        if policy
+        else None,
+        "controls": {name: _counts(score) for name, score in scores.items() if name != "policy"},
+        "verdicts": {found["control"]: found["outcome"] for found in results.get("verdicts", [])},
+        "open_loop": _json(run.path / "evaluation" / "open_loop.json"),
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+        "machine": machine(),
+        "commit": commit(),
+    }
+    run.write_json("summary.json", summary)
+    return summary
+
+
+def print_summary(summary: dict[str, Any], run: Path) -> None:
+    """Success per task with its interval and controls, where the time went, and where the report is."""
+    controls = summary["controls"]
+    if summary["success"]:
+        table = _table(f"Success in the simulator: {summary['name']}")
+        table.add_column("task", no_wrap=True)
+        for head in ("success", "95 %", *(name.replace("_", " ") for name in controls)):
+            table.add_column(head, justify="right")
+        for task, (successes, episodes) in summary["success"].items():
+            others = (_fraction(counts.get(task)) for counts in controls.values())
+            interval = wilson(successes, episodes)
+            table.add_row(task, f"{successes}/{episodes}", _percent(interval.low, interval.high), *others)
+        mean = summary["mean"]
+        table.add_section()
+        means = (_mean(counts) for counts in controls.values())
+        table.add_row("task mean", f"{100 * mean['rate']:.1f} %", _percent(mean["low"], mean["high"]), *means)
+        console.print(table)
+    times = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
+    say(f"Time: {_duration(summary['seconds'])} ({times})")
+    say(f"Report: {run / 'report.html'}")
+
+
+def print_model(description: Description) -> None:
+    """A table of the modules with parameters and FLOPs of one sample forward, and the token sequence."""
+    table = _table("Model")
+    table.add_column("module")
+    for head in ("parameters", "FLOPs per sample", "share"):
+        table.add_column(head, justify="right")
+    for row in description.modules:
+        name = "  " * row.depth + row.name
+        table.add_row(name, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.share:.1f} %")
+    console.print(table)
+    parts = " | ".join(f"{row.name} {row.tokens}" for row in description.tokens)
+    say(f"Tokens of the fusion: {parts} = {sum(row.tokens for row in description.tokens)} tokens")
+    say("FLOPs are forward, counted by torch's counter; a training step costs about three times as much.")
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that shape a result; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran: system, processor, and the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"system": platform.platform(), "processor": _processor(), "cores": cores}
+
+
+def commit() -> str | None:
+    """The git commit of Tutti's own checkout, "+" added if its files were changed; None outside one."""
+    here = Path(__file__).resolve().parent
+    tracked = _git(here, "ls-files", "--error-unmatch", "__init__.py")
+    head = _git(here, "rev-parse", "HEAD") if tracked is not None else None
+    return None if head is None else head + ("+" if _git(here, "status", "--porcelain", ".") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _counts(score: dict[str, Any]) -> dict[str, list[int]]:
+    return {task["task"]: [task["k"], task["n"]] for task in score["tasks"]}
+
+
+def _fraction(pair: list[int] | None) -> str:
+    return f"{pair[0]}/{pair[1]}" if pair else ""
+
+
+def _mean(counts: dict[str, list[int]]) -> str:
+    return f"{100 * sum(k / n for k, n in counts.values()) / len(counts):.0f} %"
+
+
+def _percent(low: float, high: float) -> str:
+    return f"{100 * low:.0f} - {100 * high:.0f} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

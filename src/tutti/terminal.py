@@ -1,0 +1,94 @@
+"""What a run says on the terminal: lines, progress bars with the time left, the closing summary."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console(highlight=False)
+
+
+@runtime_checkable
+class Bar(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int, note: str = "", /) -> None: ...
+
+
+QUIET_SECONDS = 30.0
+
+
+def say(line: str) -> None:
+    """Prints one line as it is."""
+    console.print(Text(line), soft_wrap=True)
+
+
+class _Sayer(logging.Handler):
+    """Says what is logged, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def show_logs() -> None:
+    """Shows what the package logs. For the command line: a program that imports tutti keeps its own ways."""
+    logger = logging.getLogger("tutti")
+    if not logger.handlers:
+        logger.addHandler(_Sayer())
+    logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Bar]:
+    """Gives the function that moves a bar with the time left: called with done, total (0: not known), a note.
+
+    Where the output is not a terminal (a log file, CI) a line is printed every half minute instead.
+    """
+    if not console.is_terminal:
+        yield _lines(title)
+        return
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=None, note="")
+        yield lambda done, total, note="": progress.update(
+            task, completed=done, total=total or None, note=note
+        )
+
+
+def _lines(title: str) -> Bar:
+    started = last = time.monotonic()
+
+    def show(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < QUIET_SECONDS and done != total:
+            return
+        last = now
+        left = f", {(now - started) / done * (total - done):.0f} s left" if 0 < done < total else ""
+        say(
+            f"{title}: {done}{f'/{total}' if total else ''} after {now - started:.0f} s{left} {note}".rstrip()
+        )
+
+    return show

@@ -1,0 +1,1 @@
+"""The training floor: how a loss moves parameters, exactly and resumably."""

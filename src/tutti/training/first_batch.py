@@ -1,0 +1,97 @@
+"""What the first batch looked like: its pictures with their instructions, and a tree of all shapes."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from tutti.data.storage import write_atomically
+from tutti.types import Batch
+
+TILE = 128
+LINE = 12
+COLUMNS = 4
+
+
+def to_bytes(
+    images: UInt8[Tensor, "*n 3 h w"] | Float[Tensor, "*n 3 h w"],
+) -> UInt8[Tensor, "*n 3 h w"]:
+    """Pictures as bytes, whether they come as bytes or as floats in [-1, 1]."""
+    if images.dtype == torch.uint8:
+        return images
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def save_pictures(batch: Batch, path: Path, texts: list[str] | None = None, most: int = 16) -> None:
+    """A PNG grid of the first `most` windows: their views side by side, window number and instruction below.
+
+    The future observation, if the batch has one, follows the views. Absent views stay grey.
+    """
+    count = min(most, len(batch.window))
+    shown = [_views(batch, row) for row in range(count)]
+    width = max(len(views) for views in shown) * TILE
+    lines = 3
+    height = TILE + (lines + 1) * LINE
+    columns = min(COLUMNS, count)
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * (width + 8), rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, views in enumerate(shown):
+        left, top = (row % columns) * (width + 8), (row // columns) * height
+        for number, view in enumerate(views):
+            sheet.paste(view, (left + number * TILE, top))
+        text = texts[row] if texts is not None else f"instruction {int(batch.instruction_id[row])}"
+        caption = textwrap.wrap(f"{int(batch.window[row])}: {text}", max(8, width // 6))[:lines]
+        draw.multiline_text((left + 2, top + TILE), "\n".join(caption), fill="black", spacing=0)
+    png = io.BytesIO()
+    sheet.save(png, format="PNG")
+    write_atomically(path, png.getvalue())
+
+
+def _views(batch: Batch, row: int) -> list[Image.Image]:
+    """The pictures of one window, each TILE pixels wide and high."""
+    views: list[Image.Image] = []
+    for observation in (batch.observation, batch.future):
+        if observation is None:
+            continue
+        pictures = to_bytes(observation.images[row]).cpu()
+        for picture, present in zip(pictures, observation.image_mask[row].tolist(), strict=True):
+            pixels = numpy.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+            image = Image.fromarray(pixels) if present else Image.new("RGB", (8, 8), "grey")
+            views.append(image.resize((TILE, TILE), Image.Resampling.NEAREST))
+    return views
+
+
+def shapes_tree(values: Mapping[str, Any]) -> str:
+    """One line a tensor, "name: dtype (shape)", indented as the values are nested."""
+    lines: list[str] = []
+
+    def visit(name: str, value: Any, depth: int) -> None:
+        indent = "  " * depth
+        if isinstance(value, Tensor):
+            shape = ", ".join(str(size) for size in value.shape)
+            lines.append(f"{indent}{name}: {str(value.dtype).removeprefix('torch.')} ({shape})")
+        elif is_dataclass(value):
+            lines.append(f"{indent}{name}: {type(value).__name__}")
+            for entry in fields(value):
+                visit(entry.name, getattr(value, entry.name), depth + 1)
+        elif isinstance(value, Mapping):
+            lines.append(f"{indent}{name}")
+            for key, item in value.items():
+                visit(str(key), item, depth + 1)
+        else:
+            lines.append(f"{indent}{name}: {value}")
+
+    for name, value in values.items():
+        visit(name, value, 0)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,151 @@
+"""Watching for trouble: non-finite values stop the run before the optimiser moves, and can be replayed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from tutti.training.checkpoint import disk_error, pickled
+from tutti.types import Batch, Observation, UserError
+
+
+class NonFiniteError(UserError):
+    """A loss term or the gradient is NaN or infinite. The optimiser has not moved.
+
+    `term` is the term's name, "total" or "gradient"; `step` the number of the update that did not happen.
+    """
+
+    def __init__(self, message: str, *, term: str, step: int, windows: list[int], folder: Path) -> None:
+        super().__init__(message)
+        self.term = term
+        self.step = step
+        self.windows = windows
+        self.folder = folder
+
+
+def non_finite(values: Mapping[str, float]) -> list[str]:
+    """The names whose value is NaN or infinite."""
+    return [name for name, value in values.items() if not math.isfinite(value)]
+
+
+def _modules_of(parameters: Mapping[str, Parameter], bad: Sequence[str]) -> str:
+    """The modules of the parameters `bad`, at two levels ("model.vision"), with the number in each."""
+    depth = 2
+    totals: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    for name in parameters:
+        module = ".".join(name.split(".")[:depth])
+        totals[module] = totals.get(module, 0) + 1
+        counts[module] = counts.get(module, 0) + (name in bad)
+    return ", ".join(f"{module} ({n} of {totals[module]})" for module, n in counts.items() if n)
+
+
+def non_finite_gradients(parameters: Mapping[str, Parameter]) -> list[str]:
+    """The names of the parameters whose gradient has a NaN or infinity."""
+    return [
+        name
+        for name, parameter in parameters.items()
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+
+
+def fail(
+    run: Path,
+    *,
+    term: str,
+    step: int,
+    value: float,
+    batches: Sequence[Batch],
+    weights: Mapping[str, Mapping[str, Tensor]],
+    parameters: Mapping[str, Parameter] | None = None,
+) -> NonFiniteError:
+    """Save what a replay needs under run/failures/step-XXXXXX/ and make the error that says so.
+
+    `weights` are named state dicts; `parameters` are given when the gradient is at fault.
+    """
+    windows = [int(window) for batch in batches for window in batch.window]
+    where = ""
+    if parameters is not None:
+        bad = non_finite_gradients(parameters)
+        where = f" in {_modules_of(parameters, bad)}" if bad else " (its norm overflows)"
+    folder = run / "failures" / f"step-{step:06d}"
+    shown = ", ".join(str(window) for window in windows[:16]) + (", ..." if len(windows) > 16 else "")
+    thing = f"the {term}" if term in ("gradient", "total") else f"the loss term '{term}'"
+    message = (
+        f"Step {step}: {thing} is {value}{where}. Training stopped before the optimiser moved.\n"
+        f"Windows of the batch: {shown}.\n"
+        f"Batch and weights are saved in {folder} for replay (tutti.training.health.load_failure).\n"
+        "Look for non-finite or extreme values in these windows; else lower training.optimizer.lr, lengthen "
+        "training.schedule.warmup, or lower training.clip_norm."
+    )
+    about = {"step": step, "term": term, "value": str(value), "windows": windows, "message": message}
+    _save_failure(folder, about, batches, weights)
+    return NonFiniteError(message, term=term, step=step, windows=windows, folder=folder)
+
+
+def _save_failure(
+    folder: Path,
+    about: dict[str, Any],
+    batches: Sequence[Batch],
+    weights: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    temporary = folder.with_name(f".writing-{folder.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (temporary / "failure.json").write_text(json.dumps(about, indent=1))
+        saved = [batch_to_dict(batch) for batch in batches]
+        (temporary / "batches.pt").write_bytes(pickled(saved))
+        own = {name: dict(tensors) for name, tensors in weights.items()}
+        (temporary / "weights.pt").write_bytes(pickled(own))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(error, folder) from error
+
+
+def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
+    """The batches of a failed step, and the weights ("model", "objective") it failed with."""
+    saved = torch.load(folder / "batches.pt", weights_only=True)
+    return [batch_from_dict(item) for item in saved], torch.load(folder / "weights.pt", weights_only=True)
+
+
+def batch_to_dict(value: Batch | Observation) -> dict[str, Any]:
+    """A batch as nested dicts of tensors, as it is saved."""
+    result: dict[str, Any] = {}
+    for entry in fields(value):
+        item = getattr(value, entry.name)
+        result[entry.name] = batch_to_dict(item) if isinstance(item, Observation) else item
+    return result
+
+
+def batch_from_dict(saved: dict[str, Any]) -> Batch:
+    """The inverse of `batch_to_dict`."""
+    future = saved["future"]
+    observations = {
+        "observation": Observation(**saved["observation"]),
+        "future": None if future is None else Observation(**future),
+    }
+    return Batch(**{**saved, **observations})
+
+
+def gradient_warnings(parameters: Mapping[str, Parameter]) -> list[str]:
+    """One sentence for each parameter that the first backward pass did not reach."""
+    warnings: list[str] = []
+    for name, parameter in parameters.items():
+        if parameter.grad is None:
+            warnings.append(f"parameter {name} gets no gradient after the first step: no term depends on it")
+        elif not bool(parameter.grad.any()):
+            warnings.append(f"parameter {name} gets a gradient of exactly 0 after the first step")
+    return warnings

@@ -1,0 +1,74 @@
+"""What `auto` means on this machine: device, threads and precision, each with its reason."""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tutti.types import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The decided settings; `reasons` has one sentence for each."""
+
+    device: torch.device
+    threads: int
+    precision: Literal["fp32", "bf16"]
+    reasons: tuple[str, ...]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may use: its affinity, or a container's smaller CPU quota (rounded up)."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text().split()
+        return affinity if quota == "max" else max(1, min(affinity, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return affinity
+
+
+def decide(
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int | Literal["auto"],
+    precision: Literal["auto", "fp32", "bf16"],
+) -> Machine:
+    """Resolve the three settings; never by the machine's present load, so a rerun decides the same.
+
+    Raises: UserError if CUDA is asked for and there is none.
+    """
+    reasons: list[str] = []
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device is 'cuda', but torch sees no CUDA device. Use training.device=auto.")
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    reasons.append(
+        f"device {kind} ({'a CUDA device is present' if kind == 'cuda' else 'no CUDA device used'})"
+    )
+
+    count = usable_cores() if threads == "auto" else threads
+    why = "all cores this process may use" if threads == "auto" else "as configured"
+    reasons.append(f"threads {count} ({why})")
+
+    if precision == "auto":
+        decided = "bf16" if kind == "cuda" else "fp32"
+        why = (
+            "autocast; weights and optimiser stay float32"
+            if kind == "cuda"
+            else "bfloat16 is hundreds of times slower on CPUs without bfloat16 units"
+        )
+    else:
+        decided, why = precision, "as configured"
+    reasons.append(f"precision {decided} ({why})")
+    return Machine(device=torch.device(kind), threads=count, precision=decided, reasons=tuple(reasons))

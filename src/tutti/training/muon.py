@@ -1,0 +1,131 @@
+"""Muon: momentum whose update is orthogonalised, for the matrices of a model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""The quintic of Keller Jordan 2024: singular values in (0, 1] end near 1 (0.7 to 1.2) after 5 rounds."""
+
+
+def newton_schulz(
+    matrices: Float[Tensor, "n rows columns"], rounds: int = 5
+) -> Float[Tensor, "n rows columns"]:
+    """About U V^T of each matrix G = U S V^T, by `rounds` of a quintic Newton-Schulz iteration.
+
+    X_0 = G / |G|_F;  A = X X^T;  X <- M X with M = a I + b A + c A^2, (a, b, c) = `COEFFICIENTS`. All n
+    matrices go through the same batched products. A zero matrix gives zero.
+
+    A matrix with columns > 2 rows collects P <- M P and A <- M A M instead (M and A commute) and applies
+    P to X_0 once at the end: the same in exact arithmetic, and 40 to 60 % fewer FLOPs.
+
+    Source: Keller Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
+    Differs: keeps the dtype it is given (float32 in training), because bfloat16 products are hundreds of
+    times slower on a CPU without bfloat16 units.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if tall else matrices
+    x = wide / (torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True) + 1e-7)
+    x = _iterate_gram(x, rounds) if x.shape[2] > 2 * x.shape[1] else _iterate(x, rounds)
+    return x.mT if tall else x
+
+
+def _iterate(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "n rows columns"]:
+    a, b, c = COEFFICIENTS
+    for _ in range(rounds):
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
+
+
+def _iterate_gram(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "n rows columns"]:
+    a, b, c = COEFFICIENTS
+    gram = torch.bmm(x, x.mT)
+    product: Tensor | None = None
+    for done in range(1, rounds + 1):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else torch.bmm(factor, product)
+        if done < rounds:
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    return x if product is None else torch.bmm(product, x)
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised Nesterov momentum for matrices.
+
+    m <- mu m + (1 - mu) g;  u = mu m + (1 - mu) g;  with (rows, columns) the shape of the matrix:
+
+        theta <- (1 - lr * decay) theta - lr * 0.2 sqrt(max(rows, columns)) * NewtonSchulz(u)
+
+    The factor 0.2 sqrt(max(rows, columns)) gives the update the root mean square of an AdamW update, so
+    learning rates carry over between shapes (2502.16982). Every parameter needs at least two dimensions;
+    a convolution kernel (out, in, kh, kw) counts as the matrix (out, in * kh * kw).
+
+    Source: Keller Jordan 2024; scale and decay from 2502.16982.
+    Differs from torch.optim.Muon: the iteration runs in float32, convolution kernels are accepted, and
+    matrices of equal shape (up to transposition) are iterated as one batch.
+
+    Raises: ValueError for a parameter of fewer than two dimensions.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-2,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        rounds: int = 5,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rounds": rounds}
+        super().__init__(params, defaults)  # pyright: ignore[reportArgumentType]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim < 2:
+                    raise ValueError(
+                        f"Muon moves matrices, but was given a parameter of shape {tuple(parameter.shape)}; "
+                        "give it to AdamW."
+                    )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move every parameter that has a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._move(parameters, group)
+        return loss
+
+    def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+
+        # One batch a shape: wide matrices as they are, tall ones transposed to the same wide shape.
+        batches: defaultdict[tuple[int, int], list[tuple[Tensor, Tensor, bool]]] = defaultdict(list)
+        for parameter, update in zip(parameters, updates, strict=True):
+            matrix = update.reshape(len(update), -1)
+            tall = matrix.shape[0] > matrix.shape[1]
+            wide = matrix.mT if tall else matrix
+            batches[(wide.shape[0], wide.shape[1])].append((parameter, wide, tall))
+        for (_, longer), members in batches.items():
+            stacked = torch.stack([wide for _, wide, _ in members])
+            orthogonal = newton_schulz(stacked, group["rounds"])
+            scale = group["lr"] * 0.2 * longer**0.5
+            for (parameter, _, tall), direction in zip(members, orthogonal, strict=True):
+                moved = direction.mT if tall else direction
+                parameter.add_(moved.reshape(parameter.shape), alpha=-scale)

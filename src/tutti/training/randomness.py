@@ -1,0 +1,51 @@
+"""Random states of Python, numpy and torch: seed them, save them, keep them apart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch on all devices."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """All random states, as plain values and tensors that `torch.save` keeps to the last bit."""
+    name, keys, position, has_gauss, cached = numpy.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), int(position), int(has_gauss), float(cached)),  # pyright: ignore[reportAttributeAccessIssue]
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def load_rng_state(state: dict[str, Any]) -> None:
+    """Continue from saved random states."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Inside the block random numbers come from `seed`; afterwards they go on as if it had not happened."""
+    outside = rng_state()
+    seed_everything(seed)
+    try:
+        yield
+    finally:
+        load_rng_state(outside)

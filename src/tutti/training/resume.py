@@ -1,0 +1,40 @@
+"""May this checkpoint be continued under this configuration?"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from tutti.training.checkpoint import Checkpoint, check_resumable, versions
+from tutti.training.config import TrainingConfig
+from tutti.training.machine import Machine
+from tutti.types import UserError
+
+log = logging.getLogger("tutti.training")
+
+FIXED = ("optimizer", "schedule", "accumulation", "ema", "seed", "precision")
+"""Keys of the training section that a resumed run may not change; the others only say how often and where."""
+
+
+def check_settings(saved: Checkpoint, config: TrainingConfig, machine: Machine, run: Path) -> None:
+    """Refuse changes that would make the rest another run; warn where only the schedule or last bits change.
+
+    Raises: UserError naming the key, the saved value and the present one.
+    """
+    old, new = saved.state["training"], config.model_dump(mode="json")
+    check_resumable({"training": _fixed(old)}, {"training": _fixed(new)}, ("training",))
+    if saved.step > config.steps:
+        raise UserError(
+            f"training.steps is {config.steps}, but {run} is already at step {saved.step}. "
+            "Raise training.steps, or give the new run another name."
+        )
+    if old["steps"] != new["steps"]:
+        log.warning("training.steps was %d, now %d: the schedule changes", old["steps"], new["steps"])
+    before = (saved.state["threads"], saved.state["versions"])
+    if before != (machine.threads, versions()):
+        log.warning("threads or versions differ from the checkpoint's: the last bits may differ too")
+
+
+def _fixed(training: dict[str, Any]) -> dict[str, Any]:
+    return {name: training.get(name) for name in FIXED}

@@ -1,0 +1,148 @@
+"""The types that cross floors: what a batch holds, what a model gives, what a loss returns.
+
+Shape letters, used in every annotation of the package:
+
+    b batch    v camera views    h w pixels      l text tokens    s state
+    t action steps (horizon)     a action        n tokens         d width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+class _Movable:
+    """Gives a dataclass of tensors (nested or optional) the method `to`."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same value with every tensor on `device`."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | _Movable):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+        return replace(self, **moved)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation(_Movable):
+    """What the robot sees, is told and feels at one moment, for a batch.
+
+    `images` are bytes in [0, 255], or floats in [-1, 1] once prepared. A view whose `image_mask` is
+    False is absent: its tokens are removed, whatever its pixels say. `state` is normalised.
+    """
+
+    images: UInt8[Tensor, "b v 3 h w"] | Float[Tensor, "b v 3 h w"]
+    image_mask: Bool[Tensor, "b v"]
+    text: Int[Tensor, "b l"]
+    text_mask: Bool[Tensor, "b l"]
+    state: Float[Tensor, "b s"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(_Movable):
+    """Training windows: an observation at time t, the actions from t on, the instruction's identity.
+
+    `actions` are normalised; steps past the episode's end are False in `action_mask` and never count.
+    `instruction_id` is equal exactly where the instruction's text is equal. `window` is the number of
+    the training example in its data set, which names a batch in errors and replays it. `future` is the
+    observation k steps later, if a term asked for it; where t + k lies past the end, `future_mask` is False.
+    """
+
+    observation: Observation
+    actions: Float[Tensor, "b t a"]
+    action_mask: Bool[Tensor, "b t a"]
+    instruction_id: Int[Tensor, " b"]
+    embodiment: Int[Tensor, " b"]
+    window: Int[Tensor, " b"]
+    future: Observation | None = None
+    future_mask: Bool[Tensor, " b"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens(_Movable):
+    """A sequence of vectors with the mask that says which of them exist; never one without the other."""
+
+    values: Float[Tensor, "b n d"]
+    mask: Bool[Tensor, "b n"]
+
+    def mean(self) -> Float[Tensor, "b d"]:
+        """The masked mean over the tokens: sum m x / max(1, sum m), shape (b, d)."""
+        return masked_mean(self.values, self.mask.unsqueeze(-1), dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features(_Movable):
+    """What the encoders and the fusion make of an observation.
+
+    `vision` and `language` are the encoders' own tokens, before either has seen the other. `readout` is
+    the fused summary that actions are read from; `fused_vision` are the vision tokens after the fusion,
+    in the order of `vision` (view by view, row by row), so they know the instruction and the state.
+    """
+
+    vision: Tokens
+    language: Tokens
+    readout: Float[Tensor, "b d"]
+    fused_vision: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossTerms:
+    """The unified loss of one batch: each raw term, its lambda, and total = sum_i lambda_i * values_i.
+
+    All are scalars. `metrics` holds what the terms report besides (for example `align/accuracy`),
+    already detached; nothing in it is part of the total.
+    """
+
+    values: dict[str, Tensor]
+    lambdas: dict[str, Tensor]
+    total: Float[Tensor, ""]
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """The sizes that a model must know of its data. Saved in every checkpoint.
+
+    `image_size` is the edge of the square pictures in pixels, `text_length` the padded number of text
+    tokens, `fps` the number of actions a second.
+    """
+
+    views: tuple[str, ...]
+    image_size: int
+    state_dim: int
+    action_dim: int
+    horizon: int
+    vocab_size: int
+    text_length: int
+    embodiments: tuple[str, ...]
+    fps: float
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """sum(mask * values) / max(1, sum(mask)), over `dim` or everything.
+
+    `mask` broadcasts to `values` and its count is that of the broadcast mask, so a mean over "b t a"
+    with a mask "b t 1" divides by the number of elements, not of rows. Where the mask is False the value
+    does not count even if it is NaN. Nothing left gives 0, with gradient 0.
+    """
+    full = mask.expand_as(values)
+    kept = torch.where(full, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    if dim is None:
+        return kept.sum() / full.sum().clamp(min=1)
+    return kept.sum(dim) / full.sum(dim).clamp(min=1)
+
+
+class UserError(ValueError):
+    """Something the user can mend: bad input, a bad key, a full disk, a missing library.
+
+    The message names the thing (file, key, step), what was expected, what was found, and the cure. The
+    command line prints it alone, without a traceback.
+    """

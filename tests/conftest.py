@@ -1,0 +1,17 @@
+"""Every test runs on one thread, and checks the shapes that the package's annotations promise."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("LP_NUM_THREADS", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from jaxtyping import install_import_hook
+
+_hook = install_import_hook("tutti", "shape_checker.check")
+
+import torch
+
+torch.set_num_threads(1)

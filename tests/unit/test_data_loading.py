@@ -1,0 +1,310 @@
+"""From stored episodes to batches: windows, order, resume, split, cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tutti.data.episode import Episode
+from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.data.loader import DataBundle, DataConfig, DataNeeds, SourceConfig
+from tutti.data.mixture import Mixture
+from tutti.data.normalize import ActionStats
+from tutti.data.split import split_episodes
+from tutti.types import Batch, UserError
+
+VIEWS = ("observation.images.right", "observation.images.top")
+LENGTHS = (7, 5, 9, 3, 6, 8, 12, 4)
+HORIZON, FUTURE = 4, 3
+
+
+def write_set(folder: Path, lengths: tuple[int, ...] = LENGTHS, seed: int = 0, size: int = 8) -> Path:
+    """Actions are (100 * episode + t, -t, 0.5); the pictures' first byte is the frame row."""
+    episodes, row = [], 0
+    for number, length in enumerate(lengths):
+        random = np.random.default_rng([seed, number])
+        images = {v: random.integers(0, 256, (length, size, size, 3), dtype=np.uint8) for v in VIEWS}
+        for view in VIEWS:
+            images[view][:, 0, 0, 0] = np.arange(row, row + length)
+        t = np.arange(length)
+        actions = np.stack([100 * number + t, -t, np.full(length, 0.5)], axis=1).astype(np.float32)
+        states = random.normal(size=(length, 4)).astype(np.float32)
+        text = ("open it", "close it")[number % 2]
+        episodes.append(EpisodeRecord(images=images, states=states, actions=actions, instruction=text))
+        row += length
+    return write_lerobot(folder, episodes, fps=20, views=VIEWS, robot_type="sawyer")
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("data") / "set")
+
+
+def build(data_set: Path, cache: Path, needs: DataNeeds | None = None, **changes: object) -> DataBundle:
+    settings: dict[str, object] = {"horizon": HORIZON, "batch_size": 6, "image_size": 8}
+    settings |= {"sources": (SourceConfig(path=data_set),), "validation_fraction": 0.25}
+    config = DataConfig.model_validate(settings | changes)
+    return config.build(needs or DataNeeds(future_offset=FUTURE), cache)
+
+
+def digest(batch: Batch) -> str:
+    parts = hashlib.sha256()
+    for tensor in (batch.window, batch.actions, batch.observation.images, batch.observation.state):
+        parts.update(tensor.numpy().tobytes())
+    return parts.hexdigest()
+
+
+# --- windows
+
+
+def test_a_window_is_the_observation_the_chunk_and_the_future(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    store = data.windows.sources[0].store
+    windows = np.arange(len(data.windows))
+    batch = data.windows.gather(windows)
+    actions = data.normalizer.undo_action(batch.actions.numpy())
+    state = data.normalizer.apply_state(store.states)
+    np.testing.assert_array_equal(batch.observation.state.numpy(), state)
+    assert batch.future is not None and batch.future_mask is not None
+    for episode in store.episodes:
+        for row in range(episode.start, episode.end):
+            valid = min(HORIZON, episode.end - row)
+            mask = batch.action_mask[row].numpy()
+            assert mask[:valid].all() and not mask[valid:].any()
+            expected = store.actions[row : row + valid]
+            np.testing.assert_allclose(actions[row, :valid], expected, rtol=1e-5, atol=1e-4)
+            assert (batch.actions[row, valid:] == 0).all()
+            assert bool(batch.future_mask[row]) == (row + FUTURE < episode.end)
+            later = min(row + FUTURE, episode.end - 1)
+            assert int(batch.observation.images[row, 0, 0, 0, 0]) == row
+            assert int(batch.future.images[row, 1, 0, 0, 0]) == later
+            np.testing.assert_array_equal(batch.future.state[row].numpy(), state[later])
+
+
+def test_an_episode_shorter_than_the_horizon_is_masked_at_its_end(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path, horizon=10)
+    episode = data.windows.sources[0].store.episodes[3]
+    batch = data.windows.gather(np.array([episode.start]))
+    assert episode.length == 3
+    assert batch.action_mask[0, :, 0].tolist() == [True] * 3 + [False] * 7
+
+
+def test_a_horizon_longer_than_every_episode_is_refused(data_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.horizon is 13, but the longest episode .* 12 frames"):
+        build(data_set, tmp_path, horizon=13)
+    with pytest.raises(UserError, match=r"future is 12, but the longest"):
+        build(data_set, tmp_path, DataNeeds(future_offset=12))
+
+
+def test_instruction_ids_are_equal_exactly_where_the_texts_are(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    batch = data.windows.gather(np.arange(len(data.windows)))
+    texts = data.texts(batch)
+    store = data.windows.sources[0].store
+    assert texts == [store.instructions[i] for i in store.instruction_of]
+    same_id = batch.instruction_id[:, None] == batch.instruction_id
+    same_text = np.array(texts)[:, None] == np.array(texts)
+    np.testing.assert_array_equal(same_id.numpy(), same_text)
+    ids, mask = data.tokenizer.encode(texts)
+    assert torch.equal(batch.observation.text, ids) and torch.equal(batch.observation.text_mask, mask)
+
+
+def test_no_future_is_read_where_no_term_needs_one(data_set: Path, tmp_path: Path) -> None:
+    batch = next(build(data_set, tmp_path, DataNeeds()).train)
+    assert batch.future is None and batch.future_mask is None
+
+
+def test_a_batch_is_replayed_from_its_window_numbers(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    batch = next(data.train)
+    assert digest(data.replay(batch.window)) == digest(batch)
+    assert digest(data.replay(batch.window.tolist())) == digest(batch)
+    assert data.windows.locate(13) == (str(data_set), 2, 1)
+    with pytest.raises(UserError, match=r"expected numbers in \[0, 54\)"):
+        data.replay([54])
+
+
+# --- order and resume
+
+
+def test_an_epoch_shows_each_training_window_once(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path, batch_size=1)
+    with data.train as train:
+        count = int(train.batches_per_epoch)
+        epochs = [[int(next(train).window) for _ in range(count)] for _ in range(2)]
+    expected = sorted(train.mixture.windows[0].tolist())
+    assert sorted(epochs[0]) == sorted(epochs[1]) == expected
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 7, 20])
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_a_resumed_loader_goes_on_as_if_uninterrupted(
+    data_set: Path, tmp_path: Path, consumed: int, prefetch: int
+) -> None:
+    jitter = {"kind": "colour"}
+    with build(data_set, tmp_path, prefetch=0, augmentation=jitter).train as train:
+        reference = [digest(next(train)) for _ in range(25)]
+    with build(data_set, tmp_path, prefetch=prefetch, augmentation=jitter).train as first:
+        for _ in range(consumed):
+            next(first)
+        time.sleep(0.02)  # let the thread run ahead
+        state = json.loads(json.dumps(first.state()))
+    with build(data_set, tmp_path, prefetch=prefetch, augmentation=jitter).train as second:
+        next(iter(second))
+        second.load_state(state)
+        assert [digest(next(second)) for _ in range(25 - consumed)] == reference[consumed:]
+        assert second.state()["consumed"] == 25
+
+
+def test_what_is_prefetched_does_not_count_as_consumed(data_set: Path, tmp_path: Path) -> None:
+    with build(data_set, tmp_path, prefetch=8).train as train:
+        next(train)
+        time.sleep(0.05)
+        assert train.state()["consumed"] == 1
+
+
+def test_a_position_of_another_order_is_refused(data_set: Path, tmp_path: Path) -> None:
+    state = build(data_set, tmp_path).train.state()
+    with pytest.raises(UserError, match=r"batch_size = 6; this run has 5"):
+        build(data_set, tmp_path, batch_size=5).train.load_state(state)
+    with pytest.raises(UserError, match=r"seed = 0; this run has 1"):
+        build(data_set, tmp_path, seed=1).train.load_state(state)
+    other = write_set(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="identity"):
+        build(other, tmp_path).train.load_state(state)
+
+
+def test_an_error_in_the_thread_reaches_the_trainer(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = build(data_set, tmp_path)
+
+    def fail(*_: object) -> Batch:
+        raise UserError("the disk went away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(data.windows), "gather", fail)
+        for _ in range(2):
+            with pytest.raises(UserError, match="the disk went away"):
+                next(data.train)
+    next(data.train)
+    data.train.close()
+
+
+def test_a_forgotten_loader_ends_its_thread(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    next(data.train)
+    assert any(t.name == "tutti-loader" for t in threading.enumerate())
+    del data
+    assert not any(t.name == "tutti-loader" for t in threading.enumerate())
+
+
+def test_a_mixture_keeps_its_shares_and_is_a_function_of_the_position() -> None:
+    windows = (np.arange(10, dtype=np.int64), np.arange(10, 100, dtype=np.int64))
+    mixture = Mixture(windows, (3.0, 1.0), seed=5)
+    stream = mixture.take(0, 400)
+    assert int((stream[:100] < 10).sum()) == 75
+    small = stream[stream < 10]
+    assert all(sorted(small[i : i + 10]) == list(range(10)) for i in range(0, 300, 10))
+    again = Mixture(windows, (3.0, 1.0), seed=5)
+    np.testing.assert_array_equal(again.take(130, 140), stream[130:270])
+    assert (Mixture(windows, (3.0, 1.0), seed=6).take(0, 400) != stream).any()
+
+
+def test_two_data_sets_are_mixed_by_weight(data_set: Path, tmp_path: Path) -> None:
+    second = write_set(tmp_path / "second", lengths=(4, 4, 4, 4), seed=3)
+    sources = (SourceConfig(path=data_set, weight=1), SourceConfig(path=second, weight=3))
+    data = build(data_set, tmp_path, sources=sources, validation_fraction=0, batch_size=70)
+    batch = next(data.train)
+    assert int((batch.window >= 54).sum()) == 52  # 3/4 of the 70 windows, to the nearest whole
+    for window, picture in zip(batch.window.tolist(), batch.observation.images, strict=True):
+        assert int(picture[0, 0, 0, 0]) == (window if window < 54 else window - 54)
+
+
+def test_data_sets_that_differ_are_not_mixed(data_set: Path, tmp_path: Path) -> None:
+    one_view = SourceConfig(path=data_set, views=VIEWS[:1])
+    with pytest.raises(UserError, match=r"differ in views[\s\S]*cure"):
+        build(data_set, tmp_path, sources=(SourceConfig(path=data_set), one_view))
+    with pytest.raises(UserError, match=r"data\.sources is empty"):
+        build(data_set, tmp_path, sources=())
+
+
+# --- split
+
+
+def test_held_out_episodes_share_no_window_with_training(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    trained = set(data.train.mixture.windows[0].tolist())
+    held = set(data.validation.all_windows.tolist())
+    assert held and not (trained & held) and len(trained | held) == 54
+    for episode in data.validation_episodes[0]:
+        assert held >= set(range(episode.start, episode.end))
+    seen = torch.cat([batch.window for batch in data.validation])
+    assert set(seen.tolist()) == held and len(data.validation) == len(list(data.validation))
+    assert [digest(b) for b in data.validation] == [digest(b) for b in build(data_set, tmp_path).validation]
+
+
+def test_every_instruction_group_is_held_out_in_part() -> None:
+    texts = [f"task {i % 7}" for i in range(70)] + ["alone"]
+    episodes = [Episode(i, 10 * i, 10, text) for i, text in enumerate(texts)]
+    training, validation = split_episodes(episodes, 0.1, seed=0)
+    assert {e.instruction for e in validation} == {f"task {i}" for i in range(7)}
+    assert {e.instruction for e in training} == set(texts)
+    assert len(validation) == 7 and split_episodes(episodes, 0.1, seed=0) == (training, validation)
+    assert split_episodes(episodes, 0.1, seed=1)[1] != validation
+    assert split_episodes(episodes, 0.0, seed=0) == (tuple(episodes), ())
+
+
+def test_wordings_of_one_task_are_one_group_where_the_task_is_named() -> None:
+    episodes = [Episode(i, 10 * i, 10, f"{('open', 'shut')[i % 2]} wording {i // 2}") for i in range(40)]
+    _, validation = split_episodes(episodes, 0.1, 0, group_of=lambda text: text.split()[0])
+    assert sorted(e.instruction.split()[0] for e in validation) == ["open", "open", "shut", "shut"]
+
+
+def test_statistics_and_words_come_from_training_episodes_only(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    store = data.windows.sources[0].store
+    rows = np.sort(data.train.mixture.windows[0])
+    expected = ActionStats.fit(store.actions[rows]).to_dict()
+    assert data.normalizer.stats["sawyer"].action.to_dict() == expected
+    assert expected != ActionStats.fit(store.actions).to_dict()
+
+
+def test_description_counts_what_there_is(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    text = json.loads(json.dumps(data.describe()))
+    assert (text["episodes"], text["frames"], text["instructions"]) == (8, 54, 2)
+    assert text["seconds"] == pytest.approx(54 / 20)
+    assert text["sources"][0]["shortest"] == 3 and text["sources"][0]["longest"] == 12
+    assert data.spec.views == VIEWS and data.spec.embodiments == ("sawyer",) and data.spec.fps == 20.0
+    assert data.spec.vocab_size == data.tokenizer.vocab_size
+
+
+def test_a_window_is_jittered_anew_in_every_epoch(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path, augmentation={"kind": "colour"}, batch_size=54, validation_fraction=0)
+    first, second = (data.train.batch_at(number) for number in (0, 1))
+    pictures = [b.observation.images[torch.argsort(b.window)] for b in (first, second)]
+    plain = data.replay(list(range(54))).observation.images
+    assert (pictures[0] != pictures[1]).any() and (pictures[0] != plain).any()
+
+
+def test_a_batch_of_64_windows_takes_about_a_millisecond(tmp_path: Path) -> None:
+    data_set = write_set(tmp_path / "set", lengths=(60,) * 4, size=64)
+    data = build(data_set, tmp_path, batch_size=64, image_size=64)
+    data.train.batch_at(0)
+    best = min(_seconds(lambda i=i: data.windows.gather(data.train.windows_at(i))) for i in range(20))
+    assert best < 0.02  # a loose bound for a busy machine; about 0.001 on an idle one
+
+
+def _seconds(action: object) -> float:
+    start = time.perf_counter()
+    action()  # type: ignore[operator]
+    return time.perf_counter() - start

@@ -1,0 +1,127 @@
+"""Normalisation and text: exact inverses, right quantiles, deterministic vocabularies."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tutti.data.normalize import ActionStats, NormalizationKind, Normalizer
+from tutti.data.tokenize import Tokenizer
+from tutti.types import UserError
+
+TEXTS = ["open the drawer", "close the drawer", "push the puck to the goal", "turn on the faucet"]
+
+
+def values(dims: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(2.0, 3.0, (500, dims)).astype(np.float32)
+
+
+def test_quantiles_are_those_of_all_frames_not_means_over_episodes() -> None:
+    # Two episodes with different means: the mean of their quantiles would leave most frames outside.
+    random = np.random.default_rng(0)
+    episodes = [random.normal(mean, 0.1, (200, 1)) for mean in (-5.0, 5.0)]
+    stats = ActionStats.fit(np.concatenate(episodes))
+    assert stats.q01[0] < -5.0 and stats.q99[0] > 5.0
+    inside = (np.concatenate(episodes) >= stats.q01) & (np.concatenate(episodes) <= stats.q99)
+    assert inside.mean() == pytest.approx(0.98, abs=0.005)
+
+
+def test_quantile_maps_q01_and_q99_to_the_ends_and_does_not_clip() -> None:
+    actions = values()
+    normalizer = Normalizer.fit("quantile", "arm", actions, actions)
+    stats = normalizer.stats["arm"].action
+    np.testing.assert_allclose(normalizer.apply_action(stats.q01[None]), -1.0)
+    np.testing.assert_allclose(normalizer.apply_action(stats.q99[None]), 1.0)
+    assert np.abs(normalizer.apply_action(actions)).max() > 1.0
+
+
+def test_standard_gives_mean_0_and_deviation_1() -> None:
+    actions = values()
+    normalized = Normalizer.fit("standard", "arm", actions, actions).apply_action(actions)
+    np.testing.assert_allclose(normalized.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(normalized.std(0), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["quantile", "standard"])
+def test_undo_is_the_inverse_for_arrays_and_tensors(kind: NormalizationKind) -> None:
+    actions = values()
+    normalizer = Normalizer.fit(kind, "arm", values(2), actions)
+    back = normalizer.undo_action(normalizer.apply_action(actions))
+    np.testing.assert_allclose(back, actions, rtol=1e-5, atol=1e-5)
+    assert back.dtype == np.float32
+    tensor = torch.from_numpy(actions).reshape(100, 5, 3)
+    same = normalizer.undo_action(normalizer.apply_action(tensor))
+    assert same.dtype == torch.float32
+    torch.testing.assert_close(same, tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["quantile", "standard"])
+def test_a_constant_dimension_stays_finite_and_comes_back(kind: NormalizationKind) -> None:
+    actions = values()
+    actions[:, 1] = 0.3
+    normalizer = Normalizer.fit(kind, "arm", actions, actions)
+    normalized = normalizer.apply_action(actions)
+    np.testing.assert_allclose(normalized[:, 1], 0.0, atol=1e-6)
+    np.testing.assert_allclose(normalizer.undo_action(normalized)[:, 1], 0.3, atol=1e-6)
+
+
+def test_a_rare_event_is_scaled_by_its_range() -> None:
+    actions = np.zeros((1000, 1), dtype=np.float32)
+    actions[3] = 5.0
+    normalized = Normalizer.fit("quantile", "arm", actions, actions).apply_action(actions)
+    assert set(normalized.ravel().tolist()) == {-1.0, 1.0}
+
+
+def test_a_normalizer_survives_json_to_the_last_bit() -> None:
+    actions = values()
+    normalizer = Normalizer.fit("quantile", "arm", values(2, seed=1), actions)
+    again = Normalizer.from_dict(json.loads(json.dumps(normalizer.to_dict())))
+    np.testing.assert_array_equal(again.apply_action(actions), normalizer.apply_action(actions))
+    np.testing.assert_array_equal(again.apply_state(values(2)), normalizer.apply_state(values(2)))
+
+
+def test_a_normalizer_names_what_does_not_fit() -> None:
+    normalizer = Normalizer.fit("quantile", "arm", values(2), values(3))
+    with pytest.raises(UserError, match=r"action of embodiment 'arm' has 3 dimensions"):
+        normalizer.apply_action(values(2))
+    with pytest.raises(UserError, match=r"'leg' has no statistics; expected one of \('arm',\)"):
+        normalizer.undo_action(values(3), embodiment="leg")
+
+
+def test_tokens_are_padded_and_masked() -> None:
+    tokenizer = Tokenizer.fit(TEXTS)
+    ids, mask = tokenizer.encode([*TEXTS, ""])
+    assert ids.shape == mask.shape == (5, tokenizer.text_length)
+    assert (ids[~mask] == 0).all() and (ids[mask] > 0).all() and int(ids.max()) < tokenizer.vocab_size
+    assert not mask[4].any() and mask[:4, 0].all()
+
+
+def test_a_tokenizer_does_not_depend_on_order_or_repetition_and_survives_json() -> None:
+    tokenizer = Tokenizer.fit(TEXTS)
+    assert Tokenizer.fit(reversed(TEXTS * 3)).to_json() == tokenizer.to_json()
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert again.vocab_size == tokenizer.vocab_size
+    assert torch.equal(again.encode(TEXTS)[0], tokenizer.encode(TEXTS)[0])
+
+
+def test_unseen_text_has_tokens_and_case_does_not_matter() -> None:
+    tokenizer = Tokenizer.fit(TEXTS)
+    ids, mask = tokenizer.encode(["Ünseen wörd", "open the drawer", " OPEN the Drawer "])
+    assert mask[0].sum() > 5 and torch.equal(ids[1], ids[2])
+    assert tokenizer.vocab_size <= 512
+
+
+def test_different_instructions_have_different_tokens() -> None:
+    ids, _ = Tokenizer.fit(TEXTS).encode(TEXTS)
+    assert len({tuple(row) for row in ids.tolist()}) == len(TEXTS)
+
+
+def test_text_that_is_too_long_is_cut_with_a_warning_and_refused_in_training_data() -> None:
+    tokenizer = Tokenizer.fit(TEXTS, text_length=8)
+    with pytest.warns(UserWarning, match=r"is cut to text_length = 8"):
+        assert tokenizer.encode(["xyz " * 20])[1].all()
+    with pytest.raises(UserError, match=r"text_length is 2, but an instruction .* has \d+ tokens[\s\S]*cure"):
+        Tokenizer.fit(TEXTS, text_length=2)

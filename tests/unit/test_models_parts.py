@@ -1,0 +1,199 @@
+"""The sockets' promises: shapes, masks that remove, texts encoded once, kernels that agree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tutti.models.decoders.regression import RegressionConfig
+from tutti.models.fusion import JointAttentionConfig
+from tutti.models.language import TextTransformer, TextTransformerConfig
+from tutti.models.layers import Block, attention_mask, space_to_depth
+from tutti.models.vision import StemConfig, VisionTransformerConfig
+from tutti.models.vla import VLA, ModelConfig
+from tutti.types import DataSpec, Observation, Tokens, UserError
+
+SPEC = DataSpec(
+    views=("right", "left"),
+    image_size=32,
+    state_dim=4,
+    action_dim=3,
+    horizon=5,
+    vocab_size=20,
+    text_length=6,
+    embodiments=("sawyer",),
+    fps=20.0,
+)
+
+
+def observation(spec: DataSpec = SPEC, b: int = 4, seed: int = 0) -> Observation:
+    random = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(min(2, spec.text_length), spec.text_length + 1, (b, 1), generator=random)
+    size = (b, len(spec.views), 3, spec.image_size, spec.image_size)
+    return Observation(
+        images=torch.randint(0, 256, size, dtype=torch.uint8, generator=random),
+        image_mask=torch.ones(b, len(spec.views), dtype=torch.bool),
+        text=torch.randint(0, spec.vocab_size, (b, spec.text_length), generator=random),
+        text_mask=torch.arange(spec.text_length)[None] < lengths,
+        state=torch.randn(b, spec.state_dim, generator=random),
+    )
+
+
+@pytest.fixture
+def model() -> VLA:
+    torch.manual_seed(0)
+    return ModelConfig().build(SPEC)
+
+
+def test_space_to_depth_is_pixel_unshuffle_in_channels_last() -> None:
+    x = torch.randn(2, 3, 16, 16)
+    result = space_to_depth(x, 4)
+    assert torch.equal(result, F.pixel_unshuffle(x, 4))
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_shapes_and_order_of_features(model: VLA) -> None:
+    features = model(observation())
+    n = model.vision.tokens_per_view
+    assert n == 4
+    assert features.vision.values.shape == (4, 2 * n, 128)
+    assert features.fused_vision.values.shape == (4, 2 * n, 128)
+    assert features.language.values.shape == (4, model.language.num_tokens, 128)
+    assert features.readout.shape == (4, 128)
+    assert model.predict(observation()).shape == (4, SPEC.horizon, SPEC.action_dim)
+
+
+def test_bytes_become_x_over_127_5_minus_1(model: VLA) -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 16, 16).expand(1, 2, 3, 16, 16)
+    assert torch.equal(model.prepare(images), images.float() / 127.5 - 1.0)
+    prepared = torch.randn(1, 2, 3, 16, 16)
+    assert model.prepare(prepared) is prepared
+
+
+def test_a_masked_views_pixels_change_nothing(model: VLA) -> None:
+    seen = observation()
+    mask = seen.image_mask.clone()
+    mask[:, 1] = False
+    images = seen.images.clone()
+    images[:, 1] = 255 - images[:, 1]
+    first = model(replace(seen, image_mask=mask))
+    second = model(replace(seen, image_mask=mask, images=images))
+    assert torch.equal(first.readout, second.readout)
+    assert not first.vision.mask[:, 4:].any() and first.vision.mask[:, :4].all()
+    assert not torch.allclose(first.readout, model(seen).readout)
+
+
+def test_masking_vision_tokens_in_the_fusion_is_removing_them() -> None:
+    torch.manual_seed(0)
+    fusion = JointAttentionConfig(width=16, heads=2).build(SPEC, 16, 16).double()
+    values, state = torch.randn(3, 6, 16, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    language = Tokens(values=values[:, :1], mask=torch.ones(3, 1, dtype=torch.bool))
+    mask = (torch.arange(6) < 4).expand(3, 6)
+    masked, tokens = fusion(Tokens(values=values, mask=mask), language, state)
+    cut, kept = fusion(Tokens(values=values[:, :4], mask=mask[:, :4]), language, state)
+    torch.testing.assert_close(masked, cut, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(tokens.values[:, :4], kept.values, rtol=1e-12, atol=1e-12)
+
+
+def test_a_masked_views_nan_does_not_spread(model: VLA) -> None:
+    seen = observation()
+    images = model.prepare(seen.images)
+    images[:, 1] = float("nan")
+    mask = seen.image_mask.clone()
+    mask[:, 1] = False
+    model(replace(seen, images=images, image_mask=mask)).readout.sum().backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_each_view_and_the_text_and_the_state_reach_the_readout(model: VLA) -> None:
+    seen = observation()
+    base = model(seen).readout
+    for view in range(2):
+        images = seen.images.clone()
+        images[:, view] = 255 - images[:, view]
+        assert not torch.allclose(base, model(replace(seen, images=images)).readout)
+    assert not torch.allclose(base, model(replace(seen, text=(seen.text + 1) % SPEC.vocab_size)).readout)
+    assert not torch.allclose(base, model(replace(seen, state=seen.state + 1)).readout)
+
+
+def test_padding_and_absent_text_change_nothing(model: VLA) -> None:
+    seen = observation()
+    padded = torch.where(seen.text_mask, seen.text, (seen.text + 3) % SPEC.vocab_size)
+    torch.testing.assert_close(model(seen).readout, model(replace(seen, text=padded)).readout)
+    silent = replace(seen, text_mask=torch.zeros_like(seen.text_mask))
+    other = replace(silent, text=(seen.text + 1) % SPEC.vocab_size)
+    assert torch.equal(model(silent).readout, model(other).readout)
+    assert model(silent).readout.isfinite().all()
+    assert not model(silent).language.mask.any()
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 3])
+def test_encoding_distinct_texts_equals_encoding_all(num_tokens: int) -> None:
+    torch.manual_seed(0)
+    encoder = TextTransformerConfig(num_tokens=num_tokens, width=16).build(SPEC).double()
+    assert isinstance(encoder, TextTransformer)
+    seen = observation(b=3)
+    rows = torch.tensor([2, 0, 1, 0, 2, 2, 1])
+    text, mask = seen.text[rows], seen.text_mask[rows]
+    upstream = torch.randn(len(rows), encoder.num_tokens, 16, dtype=torch.float64)
+    gradients: list[list[Tensor]] = []
+    for values in (encoder(text, mask).values, encoder.encode(text, mask)):
+        encoder.zero_grad()
+        (values * upstream).sum().backward()
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    torch.testing.assert_close(encoder(text, mask).values, encoder.encode(text, mask), rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+    assert encoder(text, mask).values.shape == (7, encoder.num_tokens, 16)
+
+
+def test_no_mask_is_an_all_true_mask() -> None:
+    torch.manual_seed(0)
+    block, x = Block(16, 2).double(), torch.randn(2, 5, 16, dtype=torch.float64)
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    assert attention_mask(everything) is None
+    torch.testing.assert_close(block(x), block(x, everything[:, None, None, :]))
+    holes = everything.clone()
+    holes[0, 2] = False
+    assert attention_mask(holes) is not None
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_block_gradients_are_right(activation: str) -> None:
+    torch.manual_seed(0)
+    block = Block(4, 2, activation="relu" if activation == "relu" else "gelu").double()
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, (x,))
+
+
+def test_the_chunks_loss_is_the_masked_l1() -> None:
+    torch.manual_seed(0)
+    decoder = RegressionConfig().build(SPEC, 8)
+    readout, actions = torch.randn(2, 8), torch.randn(2, 5, 3)
+    mask = torch.ones(2, 5, 3, dtype=torch.bool)
+    mask[0, 2:] = False
+    mask[1, :, 1] = False
+    expected = ((decoder(readout) - actions).abs() * mask).sum() / mask.sum()
+    torch.testing.assert_close(decoder.loss(readout, actions, mask), expected)
+    lost = torch.where(mask, actions, torch.tensor(float("nan")))
+    torch.testing.assert_close(decoder.loss(readout, lost, mask), expected)
+
+
+def test_a_size_that_does_not_fit_the_stem_names_key_and_cure() -> None:
+    with pytest.raises(UserError, match=r"data\.image_size is 84.*multiple of 16.*80 or 96"):
+        ModelConfig().build(replace(SPEC, image_size=84))
+
+
+def test_pictures_of_another_size_are_refused(model: VLA) -> None:
+    with pytest.raises(UserError, match="built for 2 views of 32 x 32"):
+        model(observation(replace(SPEC, image_size=48)))
+
+
+def test_impossible_sizes_are_refused_at_construction() -> None:
+    with pytest.raises(ValueError, match="not divisible by heads"):
+        VisionTransformerConfig(width=100, heads=8)
+    with pytest.raises(ValueError, match="3 channels but 2 strides"):
+        StemConfig(channels=(1, 2, 3), strides=(1, 2))

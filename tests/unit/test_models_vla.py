@@ -1,0 +1,138 @@
+"""The assembly: presets, their sizes, configs that round-trip, the description of a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_models_parts import SPEC, observation
+from torch import Tensor
+
+from tutti.models.describe import describe
+from tutti.models.vla import VLA, ModelConfig, Size
+from tutti.types import DataSpec, Observation
+
+METAWORLD = replace(SPEC, image_size=64, action_dim=4, horizon=16, vocab_size=512, text_length=16)
+
+
+@pytest.mark.parametrize(
+    ("size", "low", "high"), [("tiny", 1e6, 3e6), ("small", 25e6, 30e6), ("base", 90e6, 110e6)]
+)
+def test_presets_have_the_promised_size(size: Size, low: float, high: float) -> None:
+    with torch.device("meta"):
+        model = ModelConfig.preset(size).build(METAWORLD)
+    assert low < sum(p.numel() for p in model.parameters()) < high
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_large_presets_run_from_the_same_code(size: Size) -> None:
+    with torch.device("meta"):
+        model = ModelConfig.preset(size).build(METAWORLD)
+    assert model.predict(observation(METAWORLD, b=2).to("meta")).shape == (2, 16, 4)
+    assert describe(model).flops > 1e9
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(SPEC, views=("only",), state_dim=1, action_dim=1, horizon=1, text_length=1),
+        replace(SPEC, views=("a", "b", "c"), image_size=16, state_dim=39, action_dim=14, horizon=50),
+    ],
+)
+def test_tiny_builds_for_any_spec(spec: DataSpec) -> None:
+    model = ModelConfig.preset("tiny").build(spec)
+    assert model.predict(observation(spec)).shape == (4, spec.horizon, spec.action_dim)
+
+
+def test_a_preset_is_filled_in_key_by_key_and_round_trips() -> None:
+    config = ModelConfig.model_validate(
+        {"size": "small", "fusion": {"depth": 2}, "vision": {"stem": {"unshuffle": 8}}}
+    )
+    assert (config.fusion.depth, config.fusion.width) == (2, 384)
+    assert config.vision.stem.unshuffle == 8 and config.vision.stem.channels == (96, 192, 384)
+    assert ModelConfig.model_validate(config.model_dump(mode="json")) == config
+    assert ModelConfig() == ModelConfig.preset("tiny")
+    with pytest.raises(ValueError, match="fusoin"):
+        ModelConfig.model_validate({"fusoin": {}})
+
+
+def test_adapters_join_sockets_of_different_widths() -> None:
+    config = ModelConfig.model_validate({"vision": {"width": 64}, "language": {"width": 32}})
+    model = config.build(SPEC)
+    features = model(observation())
+    assert features.vision.values.shape[-1] == 64 and features.language.values.shape[-1] == 32
+    assert features.readout.shape[-1] == 128
+
+
+def test_the_same_seed_builds_the_same_model_and_features() -> None:
+    readouts = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        readouts.append(ModelConfig().build(SPEC)(observation()).readout)
+    assert torch.equal(readouts[0], readouts[1])
+
+
+def test_float64_runs_throughout() -> None:
+    model = ModelConfig().build(SPEC).double()
+    seen = replace(observation(), state=observation().state.double())
+    assert model.predict(seen).dtype == torch.float64
+
+
+def test_one_batch_is_learned() -> None:
+    torch.manual_seed(0)
+    model = ModelConfig().build(SPEC)
+    actions, mask = torch.randn(4, 5, 3), torch.ones(4, 5, 3, dtype=torch.bool)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(40):
+        loss = model.action.loss(model(observation()).readout, actions, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+class Exportable(torch.nn.Module):
+    """The policy on bare tensors, as an exporter wants it."""
+
+    def __init__(self, model: VLA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, images: Tensor, image_mask: Tensor, text: Tensor, text_mask: Tensor, state: Tensor
+    ) -> Tensor:
+        return self.model.predict(
+            Observation(images=images, image_mask=image_mask, text=text, text_mask=text_mask, state=state)
+        )
+
+
+def test_the_exported_graph_gives_the_same_actions_and_keeps_the_masks() -> None:
+    torch.manual_seed(0)
+    policy = Exportable(ModelConfig().build(SPEC)).eval()
+    seen = observation()
+    tensors = (seen.images, seen.image_mask, seen.text, seen.text_mask, seen.state)
+    exported = torch.export.export(policy, tensors).module()
+    torch.testing.assert_close(exported(*tensors), policy(*tensors), rtol=1e-5, atol=1e-6)
+    mask = seen.image_mask.clone()
+    mask[:, 0] = False
+    changed = (seen.images, mask, *tensors[2:])
+    torch.testing.assert_close(exported(*changed), policy(*changed), rtol=1e-5, atol=1e-6)
+
+
+def test_the_description_adds_up() -> None:
+    torch.manual_seed(0)
+    model: VLA = ModelConfig().build(METAWORLD)
+    description = describe(model)
+    sockets = [row for row in description.modules if row.depth == 1]
+    assert [row.name for row in sockets] == ["vision", "language", "fusion", "action"]
+    assert sum(row.parameters for row in sockets) == description.parameters
+    assert sum(row.flops for row in sockets) == description.flops
+    assert description.parameters == sum(p.numel() for p in model.parameters())
+    assert sum(row.share for row in sockets) == pytest.approx(1)
+    assert [row.tokens for row in description.tokens] == [1, 1, 1, 16, 16]
+    # Worked by hand: 4 blocks of 35 tokens, 12 d^2 multiply-adds in the matrices and 2 n d in the attention.
+    blocks = next(row for row in description.modules if row.name == "fusion.blocks")
+    assert blocks.flops == 4 * 35 * 2 * (12 * 128**2 + 2 * 35 * 128)

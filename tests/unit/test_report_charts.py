@@ -1,0 +1,100 @@
+"""Axes, smoothing and numbers of the report's charts."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+
+import pytest
+
+from tutti.report.charts import Series, line_chart
+from tutti.report.numbers import anything, count, duration, plain
+from tutti.report.scales import Scale, linear_ticks, smooth, thin, value_scale
+
+STEPS = list(range(1, 2001))
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert linear_ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert linear_ticks(-0.03, 0.13, 4) == pytest.approx([0, 0.05, 0.1])
+
+
+def test_log_scale_is_taken_for_a_wide_positive_spread_only() -> None:
+    assert value_scale([0.001, 1], 0, 1, log=None, zero=True).log
+    assert not value_scale([0.5, 1], 0, 1, log=None, zero=True).log
+    assert not value_scale([-1, 1000], 0, 1, log=None, zero=True).log
+    assert not value_scale([0.001, 1], 0, 1, log=False, zero=True).log
+
+
+def test_log_scale_puts_equal_factors_at_equal_distances() -> None:
+    scale = Scale(low=0.01, high=1, start=0, end=100, log=True)
+    assert [scale.pixel(v) for v in (0.01, 0.1, 1)] == pytest.approx([0, 50, 100])
+    assert [t for t in scale.ticks() if t in (0.01, 0.1, 1)] == pytest.approx([0.01, 0.1, 1])
+
+
+def test_value_outside_the_axis_is_drawn_at_its_edge() -> None:
+    scale = Scale(low=0, high=1, start=0, end=100)
+    assert (scale.pixel(7), scale.pixel(-7)) == (100, 0)
+
+
+@pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [-2.0, -2.0], [1e-12, 1e-12], [1e12, 1e12], []])
+def test_constant_or_absent_values_have_an_axis(values: list[float]) -> None:
+    scale = value_scale(values, 100, 0, log=None, zero=True)
+    assert scale.high > scale.low
+    assert all(0 <= scale.pixel(v) <= 100 for v in values)
+    assert len(scale.ticks()) >= 1
+
+
+def test_smoothing_keeps_a_constant_and_a_straight_line_and_skips_nan() -> None:
+    assert smooth([2.0] * 50) == pytest.approx([2.0] * 50)
+    line = [float(i) for i in range(1000)]
+    assert smooth(line)[500] == pytest.approx(500)
+    assert smooth([1.0, math.nan, 1.0]) == pytest.approx([1.0, 1.0, 1.0])
+    assert math.isnan(smooth([math.nan])[0])
+
+
+def test_thinning_keeps_spikes_ends_and_order() -> None:
+    values = [0.0] * 2000
+    values[777] = 9.0
+    xs, ys = thin(STEPS, values)
+    assert len(xs) <= 410
+    assert (xs[0], xs[-1]) == (1, 2000)
+    assert (778, 9.0) in zip(xs, ys, strict=True)
+    assert xs == sorted(xs)
+
+
+def test_chart_carries_the_values_that_hovering_shows() -> None:
+    chart = line_chart("t", [Series(name="a", xs=[10, 12345], ys=[0.5, 0.25], colour="c1")], unit="loss")
+    found = re.search(r'data-chart="([^"]*)"', chart.svg)
+    assert found is not None
+    values = json.loads(html.unescape(found.group(1)))
+    assert values["series"] == [
+        {"name": "a", "colour": "c1", "unit": "", "xs": [10, 12345], "ys": [0.5, 0.25]}
+    ]
+
+
+def test_chart_of_nothing_but_nan_is_an_empty_frame() -> None:
+    chart = line_chart("t", [Series(name="a", xs=[1, 2], ys=[math.nan, math.inf], colour="c1")], unit="loss")
+    assert "nothing recorded" in chart.svg
+    assert "nan" not in chart.svg
+
+
+def test_names_in_a_chart_are_escaped() -> None:
+    chart = line_chart("<t>", [Series(name="<i>&\"'", xs=[1, 2], ys=[1, 2], colour="c1")], unit="<u>")
+    assert not re.search(r"<(t|i|u)>", chart.svg)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (59.4, "59 s"), (59.9, "1 min 00 s"), (700, "11 min 40 s"), (7500, "2 h 05 min")],
+)
+def test_duration_reads_as_people_say_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_numbers_are_short() -> None:
+    assert [plain(v) for v in (0, 0.1234, 12345, 1e-5, 2.5e7)] == ["0", "0.123", "12,345", "1e-5", "2.5e7"]
+    assert [count(v) for v in (940, 52301, 1_842_311)] == ["940", "52,301", "1.84 M"]
+    assert [anything(v) for v in (True, None, [1, 2], [[64, 64]])] == ["yes", "\u2013", "1, 2", "64 x 64"]

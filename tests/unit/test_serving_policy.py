@@ -1,0 +1,245 @@
+"""The policy gives the model's own prediction, in data units, and says what is wrong with its arguments."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from tutti.data.normalize import Normalizer
+from tutti.data.tokenize import Tokenizer
+from tutti.evaluation.rollouts import PolicyFactory, RolloutPolicy
+from tutti.models.vla import VLA, ModelConfig
+from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
+from tutti.types import DataSpec, Observation, UserError
+
+TOKENIZER = Tokenizer.fit(["open the tap", "close the tap"], 300)
+SPEC = DataSpec(
+    views=("right", "left"),
+    image_size=16,
+    state_dim=3,
+    action_dim=2,
+    horizon=4,
+    vocab_size=TOKENIZER.vocab_size,
+    text_length=TOKENIZER.text_length,
+    embodiments=("arm",),
+    fps=20.0,
+)
+SMALL = {"width": 8, "depth": 1, "heads": 1}
+CONFIG = ModelConfig.model_validate(
+    {
+        "vision": {"stem": {"channels": (8, 8, 8)}, "width": 8, "depth": 1, "heads": 1},
+        "language": SMALL,
+        "fusion": SMALL,
+        "action": {"hidden": 8},
+    }
+)
+
+
+def normalizer() -> Normalizer:
+    random = np.random.default_rng(0)
+    states, actions = random.normal(5, 2, (50, 3)), random.uniform(-3, 1, (50, 2))
+    return Normalizer.fit("quantile", "arm", states.astype(np.float32), actions.astype(np.float32))
+
+
+def model(seed: int = 0) -> VLA:
+    torch.manual_seed(seed)
+    built = CONFIG.build(SPEC).eval()
+    for parameter in built.parameters():  # zero-initialised heads would make every prediction equal
+        torch.nn.init.normal_(parameter, std=0.3)
+    return built
+
+
+def state_of(trained: VLA) -> dict[str, torch.Tensor]:
+    return {name: value.contiguous() for name, value in trained.state_dict().items()}
+
+
+def write(folder: Path, weights: VLA, average: VLA | None = None) -> Path:
+    folder.mkdir(parents=True)
+    save_file(state_of(weights), folder / "model.safetensors")
+    if average is not None:
+        save_file(state_of(average), folder / "ema.safetensors")
+    (folder / "spec.json").write_text(json.dumps(asdict(SPEC)))
+    (folder / "normalizer.json").write_text(json.dumps(normalizer().to_dict()))
+    (folder / "tokenizer.json").write_text(TOKENIZER.to_json())
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": CONFIG.model_dump(mode="json")}))
+    return folder
+
+
+def look(seed: int = 1, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    return images, random.normal(5, 2, 3).astype(np.float32)
+
+
+def by_hand(trained: VLA, images: np.ndarray, state: np.ndarray, text: str, seen: bool = True) -> np.ndarray:
+    ids, mask = TOKENIZER.encode([text])
+    observation = Observation(
+        images=torch.from_numpy(images.transpose(0, 3, 1, 2).copy())[None],
+        image_mask=torch.full((1, 2), seen),
+        text=ids,
+        text_mask=mask,
+        state=torch.from_numpy(normalizer().apply_state(state))[None],
+    )
+    return normalizer().undo_action(trained.predict(observation)[0].numpy())
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_prediction_is_that_of_the_model_in_data_units(seen: bool) -> None:
+    policy = Policy(model(), normalizer(), TOKENIZER, clip=False)
+    images, state = look()
+    for text in ("open the tap", "close the tap", "open the tap"):
+        found = policy.predict(images, state, text, use_images=seen)
+        assert found.shape == (4, 2)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, by_hand(model(), images, state, text, seen), rtol=1e-6, atol=1e-6)
+
+
+def test_without_images_their_content_does_not_matter_and_none_will_do() -> None:
+    policy = Policy(model(), normalizer(), TOKENIZER)
+    images, state = look()
+    blind = policy(images, state, "open the tap", use_images=False)
+    np.testing.assert_array_equal(blind, policy(None, state, "open the tap", use_images=False))
+    np.testing.assert_array_equal(blind, policy(255 - images, state, "open the tap", use_images=False))
+    assert np.abs(blind - policy(images, state, "open the tap")).max() > 0
+
+
+def test_actions_stay_within_those_of_the_data() -> None:
+    images, state = look()
+    far = state + 1000
+    free = Policy(model(), normalizer(), TOKENIZER, clip=False).predict(images, far, "open the tap")
+    clipped = Policy(model(), normalizer(), TOKENIZER).predict(images, far, "open the tap")
+    stats = normalizer().stats["arm"].action
+    low, high = stats.min.astype(np.float32), stats.max.astype(np.float32)
+    np.testing.assert_array_equal(clipped, np.clip(free, low, high))
+    assert (clipped >= low).all()
+    assert (clipped <= high).all()
+
+
+def test_larger_pictures_are_resized() -> None:
+    policy = Policy(model(), normalizer(), TOKENIZER)
+    images, state = look()
+    large = images.repeat(2, axis=1).repeat(2, axis=2)
+    assert policy.predict(large, state, "open the tap").shape == (4, 2)
+    flat = np.full((2, 40, 30, 3), 77, np.uint8)
+    np.testing.assert_array_equal(
+        policy.predict(flat, state, "open the tap"), policy.predict(flat[:, :16, :16], state, "open the tap")
+    )
+
+
+def test_cache_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutti.serving.policy.MOST_INSTRUCTIONS", 3)
+    policy = Policy(model(), normalizer(), TOKENIZER)
+    images, state = look()
+    first = policy.predict(images, state, "open the tap 0")
+    for number in range(6):
+        policy.predict(images, state, f"open the tap {number}")
+    assert len(policy._encoded) == 3
+    np.testing.assert_array_equal(policy.predict(images, state, "open the tap 0"), first)
+
+
+@pytest.mark.parametrize("text", ["open the tap", "close the tap"])
+def test_load_takes_average_or_raw_weights(tmp_path: Path, text: str) -> None:
+    folder = write(tmp_path / "run" / "checkpoints" / "step-000010", model(0), model(1))
+    images, state = look()
+    for weights, seed in (("raw", 0), ("ema", 1)):
+        loaded = Policy.load(folder, weights, clip=False)
+        np.testing.assert_allclose(
+            loaded.predict(images, state, text),
+            by_hand(model(seed), images, state, text),
+            rtol=1e-6,
+            atol=1e-6,
+        )
+
+
+def test_run_folder_means_its_newest_checkpoint(tmp_path: Path) -> None:
+    home = tmp_path / "run" / "checkpoints"
+    write(home / "step-000900", model(0))
+    newest = write(home / "step-001000", model(1))
+    (home / "step-002000").mkdir()
+    for name in (tmp_path / "run", home, home / "last", newest):
+        assert find_checkpoint(name) == newest
+    with pytest.raises(UserError, match="no checkpoint here"):
+        find_checkpoint(tmp_path)
+
+
+def test_config_of_the_run_is_used_where_the_checkpoint_has_none(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run" / "checkpoints" / "step-000010", model())
+    (folder / "config.yaml").rename(tmp_path / "run" / "config.yaml")
+    assert Policy.load(folder).spec == SPEC
+
+
+def test_factory_pickles_and_its_fingerprint_follows_the_weights(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a" / "checkpoints" / "step-000010", model(0), model(1))
+    other = write(tmp_path / "b" / "checkpoints" / "step-000010", model(0), model(2))
+    factory = CheckpointPolicyFactory(folder)
+    assert isinstance(factory, PolicyFactory)
+    sent = pickle.loads(pickle.dumps(factory))
+    images, state = look()
+    made = sent()
+    assert isinstance(made, RolloutPolicy)
+    np.testing.assert_array_equal(
+        made.predict(images, state, "open the tap"), factory().predict(images, state, "open the tap")
+    )
+    assert sent.fingerprint == factory.fingerprint
+    assert CheckpointPolicyFactory(other).fingerprint != factory.fingerprint
+    assert (
+        CheckpointPolicyFactory(other, "raw").fingerprint
+        == CheckpointPolicyFactory(folder, "raw").fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.safetensors", b"xx", "damaged or of another model"),
+        ("spec.json", None, "spec.json: missing"),
+        ("spec.json", b"{}", "not the data spec"),
+        ("normalizer.json", b"{", "normalizer.json"),
+        ("tokenizer.json", b"{}", "tokenizer.json"),
+        ("config.yaml", b"name: x", "section `model`"),
+        ("config.yaml", None, "config.yaml: missing"),
+    ],
+)
+def test_damaged_checkpoint_names_the_file(
+    tmp_path: Path, name: str, content: bytes | None, says: str
+) -> None:
+    folder = write(tmp_path / "run" / "checkpoints" / "step-000010", model())
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        Policy.load(folder)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run" / "checkpoints" / "step-000010", model())
+    state = state_of(model())
+    save_file({k: v for i, (k, v) in enumerate(state.items()) if i}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="Missing key"):
+        Policy.load(folder)
+
+
+def test_wrong_arguments_say_what_was_expected() -> None:
+    policy = Policy(model(), normalizer(), TOKENIZER)
+    images, state = look()
+    with pytest.raises(
+        UserError, match=r"expected uint8 \(2, height, width, 3\).*right, left.*\(1, 16, 16, 3\)"
+    ):
+        policy.predict(images[:1], state, "open the tap")
+    with pytest.raises(UserError, match="got None"):
+        policy.predict(None, state, "open the tap")
+    with pytest.raises(UserError, match="expected 3 finite numbers"):
+        policy.predict(images, state[:2], "open the tap")
+    with pytest.raises(UserError, match="expected 3 finite numbers"):
+        policy.predict(images, state * np.float32("nan"), "open the tap")
+    with pytest.raises(UserError, match="expected one of arm"):
+        Policy(model(), normalizer(), TOKENIZER, embodiment="leg")

@@ -1,0 +1,324 @@
+"""Recording: the same bytes however often it is killed, however many workers there are; errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from tutti.simulation import recording
+from tutti.simulation.recorder import RecordConfig, RecordSummary, record
+from tutti.simulation.recording import RecordedEpisode, load_recorded
+from tutti.simulation.rendering import check_rendering
+from tutti.simulation.rollout import replay
+from tutti.simulation.schedule import Schedule
+from tutti.simulation.workers import WorkerError, Workers
+from tutti.types import UserError
+
+pytestmark = pytest.mark.simulation
+SOURCE = Path(__file__).parents[2] / "src"
+SMALL = RecordConfig(
+    tasks=("reach", "drawer-close"), demonstrations=3, image_size=32, noise=(0.0, 0.3), workers=0
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def egl() -> None:
+    try:
+        check_rendering()
+    except UserError as error:
+        pytest.skip(f"no EGL: {error}")
+
+
+@pytest.fixture(scope="module")
+def recorded(egl: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RecordSummary]:
+    folder = tmp_path_factory.mktemp("recorded")
+    return folder, record(SMALL, folder)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_episodes_hold_what_is_needed_to_train_and_to_replay(recorded: tuple[Path, RecordSummary]) -> None:
+    folder, summary = recorded
+    episodes = list(load_recorded(folder))
+    assert [episode.task for episode in episodes] == ["reach", "drawer-close"] * 3
+    assert summary.successes == {"reach": 3, "drawer-close": 3}
+    for task in ("reach", "drawer-close"):
+        last = max(episode.seed for episode in episodes if episode.task == task)
+        assert summary.tries[task] == last - 10_000 + 1
+    for episode in episodes:
+        length = len(episode.actions)
+        assert {view: images.shape for view, images in episode.images.items()} == {
+            "right": (length, 32, 32, 3),
+            "left": (length, 32, 32, 3),
+        }
+        assert episode.privileged.shape == (length, 39)
+        assert np.array_equal(episode.states, episode.privileged[:, :4])
+        assert np.abs(episode.actions).max() <= 1 and np.abs(episode.executed).max() <= 1
+        assert episode.instruction in SMALL.spec.instructions(episode.task, "train")
+
+
+def test_noise_moves_the_robot_but_not_the_labels(recorded: tuple[Path, RecordSummary]) -> None:
+    for episode in load_recorded(recorded[0]):
+        assert episode.noise == (0.0, 0.3)[episode.seed % 2]
+        assert np.array_equal(episode.executed, episode.actions) == (episode.noise == 0.0)
+        assert np.array_equal(episode.executed[:, 3], episode.actions[:, 3])
+
+
+def test_a_recorded_episode_can_be_replayed_to_success(recorded: tuple[Path, RecordSummary]) -> None:
+    episode = next(episode for episode in load_recorded(recorded[0]) if episode.noise > 0)
+    frames = replay(episode.task, episode.seed, episode.executed, views=("right", "left"), image_size=32)
+    assert len(frames) == len(episode.executed) + 1
+    # Edges are smoothed in a replay, so nearly equal is as equal as it gets.
+    difference = np.abs(frames[:-1, 0].astype(int) - episode.images["right"].astype(int))
+    assert difference.mean() < 3
+
+
+def test_recording_again_finds_everything_done(recorded: tuple[Path, RecordSummary]) -> None:
+    folder, summary = recorded
+    before = content(folder)
+    seen: list[tuple[int, int, str]] = []
+    again = record(SMALL, folder, lambda *step: seen.append(step))
+    assert content(folder) == before
+    assert (again.tries, again.successes) == (summary.tries, summary.successes)
+    assert seen == [(6, 6, "")]
+
+
+def test_after_a_kill_the_rest_is_recorded_to_the_same_bytes(
+    recorded: tuple[Path, RecordSummary], tmp_path: Path
+) -> None:
+    record(SMALL, tmp_path)
+    episodes = sorted(tmp_path.rglob("*.npz"))
+    episodes[1].unlink()
+    episodes[4].write_bytes(episodes[4].read_bytes()[:1000])
+    (tmp_path / "reach" / ".10000.npz.77.tmp").write_bytes(b"half")
+    (tmp_path / "done.json").unlink()
+    with pytest.raises(UserError, match="no finished recording"):
+        next(load_recorded(tmp_path))
+    record(SMALL, tmp_path)
+    assert content(tmp_path) == content(recorded[0])
+
+
+def test_more_demonstrations_use_those_that_are_there(
+    recorded: tuple[Path, RecordSummary], tmp_path: Path
+) -> None:
+    fewer = SMALL.model_copy(update={"demonstrations": 1, "tasks": ("drawer-close",)})
+    record(fewer, tmp_path)
+    first = content(tmp_path)["drawer-close/10000.npz"]
+    assert len(list(load_recorded(tmp_path))) == 1
+    record(SMALL, tmp_path)
+    assert content(tmp_path) == content(recorded[0])
+    assert content(tmp_path)["drawer-close/10000.npz"] == first
+    # And fewer again: the extra files do not count.
+    record(fewer, tmp_path)
+    assert [(episode.task, episode.seed) for episode in load_recorded(tmp_path)] == [("drawer-close", 10_000)]
+
+
+SCRIPT = """
+import sys
+from tutti.simulation.recorder import RecordConfig, record
+if __name__ == "__main__":
+    record(RecordConfig.model_validate_json(sys.argv[1]), sys.argv[2])
+"""
+
+
+def start_recording(folder: Path, script_folder: Path) -> subprocess.Popen[str]:
+    script = script_folder / "script.py"
+    script.write_text(SCRIPT)
+    config = SMALL.model_copy(update={"workers": 2}).model_dump_json()
+    return subprocess.Popen(
+        [sys.executable, str(script), config, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_first_episode(folder: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(folder.glob("*/*.npz")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def running_in_group(group: int) -> list[str]:
+    """The processes of a group that still run (one that waits to be reaped does not)."""
+    rows = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # It may end while we look.
+            name, rest = status.read_text().rsplit(")", 1)
+            if rest.split()[0] != "Z" and rest.split()[2] == str(group):
+                rows.append(name)
+    return rows
+
+
+@pytest.mark.slow
+def test_kill_9_then_two_workers_give_the_bytes_of_one_process(
+    recorded: tuple[Path, RecordSummary], tmp_path: Path
+) -> None:
+    folder = tmp_path / "work"
+    process = start_recording(folder, tmp_path)
+    wait_for_first_episode(folder, process)
+    process.kill()
+    process.communicate()
+    assert not (folder / "done.json").exists()
+    again = start_recording(folder, tmp_path)
+    _, errors = again.communicate(timeout=200)
+    assert (again.returncode, errors) == (0, "")
+    assert content(folder) == content(recorded[0])
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_all_processes_quickly(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    process = start_recording(folder, tmp_path)
+    wait_for_first_episode(folder, process)
+    os.killpg(process.pid, signal.SIGINT)  # As Ctrl-C does: to every process of the terminal's group.
+    _, errors = process.communicate(timeout=20)
+    assert errors.strip().endswith("KeyboardInterrupt")
+    assert errors.count("Traceback") == 1
+    deadline = time.monotonic() + 10
+    while running_in_group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running_in_group(process.pid) == []
+
+
+def test_other_settings_are_refused_in_the_same_folder(recorded: tuple[Path, RecordSummary]) -> None:
+    other = SMALL.model_copy(update={"image_size": 48})
+    with pytest.raises(UserError, match="image_size = 32, but now image_size = 48"):
+        record(other, recorded[0])
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(SMALL.model_copy(update={"tasks": ("reach",), "demonstrations": 1}), tmp_path)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.os, "fsync", full)
+        with pytest.raises(UserError, match=r"10001.npz: cannot write .* No space left on device.\nFree"):
+            record(SMALL, tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+    record(SMALL, tmp_path)
+
+
+def test_a_damaged_episode_is_named(recorded: tuple[Path, RecordSummary], tmp_path: Path) -> None:
+    episode = next(load_recorded(recorded[0]))
+    recording.save_episode(tmp_path, episode)
+    path = recording.episode_path(tmp_path, episode.task, episode.seed)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"10000.npz: not a readable episode.*Delete this file"):
+        recording.load_episode(tmp_path, episode.task, episode.seed)
+
+
+def test_an_expert_that_always_fails_is_refused_and_its_failures_remembered(tmp_path: Path) -> None:
+    hopeless = RecordConfig(tasks=("push",), demonstrations=1, max_decisions=1, workers=0, image_size=32)
+    for _ in range(2):
+        with pytest.raises(UserError, match="'push' solved only 0 of 20 starts"):
+            record(hopeless, tmp_path)
+        assert len(list(tmp_path.rglob("*.failed"))) == 20
+
+
+def test_saved_episodes_come_back_equal(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    episode = RecordedEpisode(
+        task="reach",
+        seed=3,
+        images={"right": rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)},
+        states=rng.random((5, 4), dtype=np.float32),
+        actions=rng.random((5, 4), dtype=np.float32),
+        executed=rng.random((5, 4), dtype=np.float32),
+        privileged=rng.random((5, 39), dtype=np.float32),
+        instruction="reach the red dot",
+        noise=0.2,
+    )
+    recording.save_episode(tmp_path, episode)
+    back = recording.load_episode(tmp_path, "reach", 3)
+    assert np.array_equal(back.images["right"], episode.images["right"])
+    for key in ("states", "actions", "executed", "privileged"):
+        assert np.array_equal(getattr(back, key), getattr(episode, key))
+    assert (back.instruction, back.noise) == (episode.instruction, episode.noise)
+
+
+@pytest.mark.parametrize("order", range(20))
+def test_the_schedule_gives_the_first_successes_in_any_order_of_results(order: int) -> None:
+    rng = random.Random(order)
+    solved = {task: [random.Random(f"{task}{seed}").random() < 0.6 for seed in range(200)] for task in "abc"}
+    known = {task: {seed: solved[task][seed] for seed in rng.sample(range(60), 20)} for task in "abc"}
+    schedule = Schedule(25, 0, known if order % 2 else {task: {} for task in "abc"})
+    waiting: list[tuple[str, tuple[int, ...]]] = []
+    handed_out: set[tuple[str, int]] = set()
+    while True:
+        while len(waiting) < rng.randint(1, 4) and (block := schedule.take(rng.randint(1, 5))) is not None:
+            waiting.append(block)
+            assert handed_out.isdisjoint(itertools.product(block[0], block[1]))
+            handed_out.update((block[0], seed) for seed in block[1])
+        if not waiting:
+            break
+        task, seeds = waiting.pop(rng.randrange(len(waiting)))
+        schedule.report(task, {seed: solved[task][seed] for seed in seeds})
+    seeds, tries = schedule.outcome()
+    for task in "abc":
+        first = [seed for seed in range(200) if solved[task][seed]][:25]
+        assert seeds[task] == first
+        assert tries[task] == first[-1] + 1
+        assert max(seed for name, seed in handed_out if name == task) <= first[-1]
+
+
+def explode(job: int) -> int:
+    if job == 1:
+        raise KeyError("the very cause")
+    if job == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == 3:
+        raise UserError("a mendable thing")
+    return job
+
+
+@pytest.mark.parametrize(
+    ("job", "kind", "words"),
+    [
+        (1, WorkerError, r"(?s)Traceback.*in explode.*the very cause"),
+        (2, WorkerError, "exit code -9. It was killed"),
+        (3, UserError, "^a mendable thing$"),
+    ],
+)
+def test_an_error_in_a_worker_surfaces_in_the_parent(job: int, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words), Workers(explode, 1) as workers:
+        workers.start(0, 0)
+        assert list(workers.finished()) == [(0, 0)]
+        workers.start(0, job)
+        list(workers.finished())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"suite": "metaworld-9"}, "'metaworld-9' is not a suite. Known: metaworld-8"),
+        ({"tasks": ("reach", "juggle")}, "no instructions for 'juggle'"),
+        ({"tasks": ("reach", "reach")}, "names something twice"),
+        ({"views": ("behind",)}, "'behind' is not a camera view"),
+        ({"max_decisions": 200}, "max_decisions may be at most 125"),
+        ({"demonstrations": 0}, "greater than or equal to 1"),
+        ({"demos": 5}, "Extra inputs are not permitted"),
+    ],
+)
+def test_an_impossible_configuration_is_refused_at_once(change: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RecordConfig.model_validate(change)

@@ -1,0 +1,150 @@
+"""The book of a run: stages are kept, continued or refused, and seconds add up."""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tutti import stages
+from tutti.config import RunConfig, load_config
+from tutti.stages import STAGES, RunFolder
+from tutti.types import UserError
+
+CONFIG = load_config(None, ["training.steps=210"])
+CHANGED = load_config(None, ["training.steps=220"])
+SECTIONS = {"record": ("record",), "train": ("data", "training"), "evaluate": ("evaluation",), "report": ()}
+
+
+def begin(folder: Path, stage: str, config: RunConfig = CONFIG, redo: bool = False) -> bool:
+    return RunFolder(folder, redo=redo).begin(stage, config, *SECTIONS[stage])
+
+
+def finish(folder: Path, stage: str) -> RunFolder:
+    run = RunFolder(folder)
+    run.begin(stage, CONFIG, *SECTIONS[stage])
+    with run.stage(stage):
+        (folder / STAGES[stage][0]).mkdir(exist_ok=True)
+    return run
+
+
+def test_finished_stage_is_kept_by_the_next_process(tmp_path: Path) -> None:
+    assert begin(tmp_path, "train")
+    finish(tmp_path, "train")
+    assert not begin(tmp_path, "train")
+
+
+def test_failed_stage_is_not_finished_and_what_it_made_is_there_to_continue(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.begin("train", CONFIG, "training")
+    with pytest.raises(ZeroDivisionError), run.stage("train"):
+        (tmp_path / "checkpoints").mkdir()
+        raise ZeroDivisionError
+    with pytest.raises(UserError, match="'train' was interrupted"):
+        RunFolder(tmp_path).require("train", "Run it again.")
+    assert RunFolder(tmp_path).begin("train", CONFIG, "training")
+    assert (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_changed_config_is_refused_and_named(tmp_path: Path, interrupted: bool) -> None:
+    if interrupted:
+        begin(tmp_path, "train")
+    else:
+        finish(tmp_path, "train")
+    with pytest.raises(UserError, match=r"training.steps: 210 -> 220(.|\n)*--redo"):
+        begin(tmp_path, "train", CHANGED)
+    assert RunFolder(tmp_path).config() == CONFIG
+
+
+def test_key_without_effect_may_change(tmp_path: Path) -> None:
+    finish(tmp_path, "record")
+    assert not begin(tmp_path, "record", load_config(None, ["record.workers=3"]))
+
+
+def test_redo_throws_away_the_stage_and_all_later_ones_but_no_earlier_one(tmp_path: Path) -> None:
+    for stage in ("record", "train", "evaluate"):
+        finish(tmp_path, stage)
+    assert begin(tmp_path, "train", CHANGED, redo=True)
+    assert RunFolder(tmp_path).config().training.steps == 220
+    with pytest.raises(UserError, match="has not run"):
+        RunFolder(tmp_path).require("evaluate", "")
+    RunFolder(tmp_path).require("record", "")
+    made = [(tmp_path / STAGES[name][0]).exists() for name in ("record", "train", "evaluate")]
+    assert made == [True, False, False]
+
+
+def test_leftovers_of_another_run_are_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-000100").mkdir(parents=True)
+    begin(tmp_path, "train")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_config_keeps_the_sections_that_earlier_stages_were_made_with(tmp_path: Path) -> None:
+    finish(tmp_path, "record")
+    finish(tmp_path, "train")
+    begin(tmp_path, "evaluate", load_config(None, ["training.steps=999", "evaluation.episodes=3"]))
+    config = RunFolder(tmp_path).config()
+    assert (config.training.steps, config.evaluation.episodes) == (210, 3)
+
+
+def test_seconds_add_up_over_interruptions_but_not_over_repetitions(tmp_path: Path) -> None:
+    begin(tmp_path, "train")
+    book = json.loads((tmp_path / "stages.json").read_text())
+    book["train"]["seconds"] = 100.0
+    (tmp_path / "stages.json").write_text(json.dumps(book))
+    assert 100.0 <= finish(tmp_path, "train").seconds["train"] < 110.0
+    assert 100.0 <= RunFolder(tmp_path).seconds["train"] < 110.0
+    assert finish(tmp_path, "train").seconds["train"] < 10.0
+
+
+def test_seconds_are_saved_while_a_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "HEARTBEAT", 0.01)
+    run = RunFolder(tmp_path)
+    run.begin("train", CONFIG, "training")
+    with run.stage("train"):
+        time.sleep(0.1)
+        assert RunFolder(tmp_path)._book["train"]["seconds"] > 0.0
+
+
+def test_full_disk_is_a_one_screen_error(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.begin("train", CONFIG, "training")
+    with pytest.raises(UserError, match="disk is full") as caught, run.stage("train"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert len(str(caught.value).splitlines()) < 10
+
+
+def test_second_process_is_refused_while_a_stage_runs(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    first.begin("train", CONFIG, "training")
+    with (
+        first.stage("train"),
+        pytest.raises(UserError, match="another process"),
+        RunFolder(tmp_path).stage("train"),
+    ):
+        pass
+    with RunFolder(tmp_path).stage("train"):
+        pass
+
+
+def test_absent_run_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+    finish(tmp_path / "demo", "train")
+    with pytest.raises(UserError, match=r"dmeo: no such run. There are: .*demo"):
+        RunFolder(tmp_path / "dmeo", new=False)
+    assert not (tmp_path / "dmeo").exists()
+
+
+def test_damaged_book_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text('{"train":')
+    with pytest.raises(UserError, match=r"stages\.json: cannot be read"):
+        RunFolder(tmp_path)
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        RunFolder(tmp_path / "file" / "run")

@@ -1,0 +1,172 @@
+"""Checkpoints and records: whole or absent, checked when read, each step recorded once."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tutti.training.checkpoint import (
+    Checkpoint,
+    check_resumable,
+    checkpoints,
+    load,
+    load_latest,
+    save,
+)
+from tutti.training.randomness import load_rng_state, own_randomness, rng_state, seed_everything
+from tutti.training.record import METRICS, Meter, Recorder, describe_metric, read_records
+from tutti.types import UserError
+
+
+def make(step: int, size: int = 3) -> Checkpoint:
+    return Checkpoint(
+        step=step,
+        tensors={"model": {"w": torch.full((size,), float(step))}, "objective": {}},
+        optimizer={"muon": {"lr": 0.1}},
+        rng=rng_state(),
+        state={"loader": {"position": step}},
+        extra={"spec.json": '{"views": ["right"]}'},
+    )
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes past `size` bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    folder = save(tmp_path, make(7))
+    assert folder == tmp_path / "checkpoints" / "step-000007"
+    assert not (folder / "objective.safetensors").exists()  # no state, no file
+    found = load(folder)
+    assert found.step == 7 and torch.equal(found.tensors["model"]["w"], torch.full((3,), 7.0))
+    assert found.optimizer == {"muon": {"lr": 0.1}} and found.state["loader"] == {"position": 7}
+    assert json.loads(found.extra["spec.json"]) == {"views": ["right"]}
+
+
+def test_only_the_newest_are_kept_and_half_written_ones_ignored(tmp_path: Path) -> None:
+    for step in (5, 10, 999_999, 1_000_000):
+        save(tmp_path, make(step), keep=2)
+    (tmp_path / "checkpoints" / ".writing-step-2000000").mkdir()
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-999999", "step-1000000"]
+    latest = load_latest(tmp_path)
+    assert latest is not None and latest.step == 1_000_000
+    assert load_latest(tmp_path / "nothing") is None
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    save(tmp_path, make(1))
+    with (
+        file_size_limit(50_000),
+        pytest.raises(UserError, match=r"step-000002: cannot write, the disk .* full"),
+    ):
+        save(tmp_path, make(2, size=100_000))
+    assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    assert load(tmp_path / "checkpoints" / "step-000001").step == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng.pt", "spec.json", "state.json"])
+def test_damage_to_any_file_is_found(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, make(1)) / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    with pytest.raises(UserError, match=rf"{name}: .* Delete the folder"):
+        load_latest(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{name}: the checkpoint lacks this file"):
+        load_latest(tmp_path)
+    if name != "state.json":
+        path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        with pytest.raises(UserError, match=rf"{name}: damaged"):
+            load_latest(tmp_path)
+
+
+def test_resuming_refuses_a_changed_model_and_names_the_key() -> None:
+    saved = {
+        "model": {"vision": {"depth": 4, "channels": [1, 2]}},
+        "data": {"seed": 0},
+        "training": {"lr": 1},
+    }
+    same = {"model": {"vision": {"depth": 4, "channels": (1, 2)}}, "data": {"seed": 0}, "training": {"lr": 2}}
+    check_resumable(saved, same)
+    changed = {"model": {"vision": {"depth": 6, "channels": [1, 2], "new": 1}}, "data": {"seed": 0}}
+    with pytest.raises(UserError) as error:
+        check_resumable(saved, changed)
+    assert "model.vision.depth: saved 4, now 6" in str(error.value)
+    assert "model.vision.new: saved '(absent)', now 1" in str(error.value)
+    assert "channels" not in str(error.value)
+
+
+def test_random_states_come_back(tmp_path: Path) -> None:
+    seed_everything(3)
+    saved = load(save(tmp_path, make(1))).rng
+    expected = torch.rand(3)
+    load_rng_state(saved)
+    with own_randomness(9):
+        torch.rand(5)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_records_after_the_checkpoint_and_cut_lines_are_dropped(tmp_path: Path) -> None:
+    with Recorder(tmp_path) as recorder:
+        for step in (1, 2, 3):
+            recorder.write(step, "train", {"loss/total": 1.0 / step})
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"step": 4, "ki')
+    with Recorder(tmp_path, after_step=2) as recorder:
+        recorder.write(3, "train", {"loss/total": 9.0})
+    assert [(r["step"], r["kind"], r["loss/total"]) for r in read_records(tmp_path)] == [
+        (1, "train", 1.0),
+        (2, "train", 0.5),
+        (3, "train", 9.0),
+    ]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_full_disk_while_recording_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"records\.jsonl: cannot write, the disk .* full"),
+        Recorder(tmp_path) as log,
+    ):
+        log.write(1, "train", {"loss/total": 1.0})
+        with file_size_limit(60):
+            log.write(2, "train", {"loss/total": 1.0})
+
+
+def test_a_broken_record_in_the_middle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(UserError, match=r"records\.jsonl, line 2"):
+        read_records(tmp_path)
+
+
+def test_a_metric_without_description_is_refused(tmp_path: Path) -> None:
+    with Recorder(tmp_path) as recorder, pytest.raises(ValueError, match="mystery/number"):
+        recorder.write(1, "train", {"mystery/number": 1.0})
+
+
+def test_the_most_specific_description_wins() -> None:
+    assert describe_metric("loss/action/raw") == METRICS["loss/*/raw"]
+    assert describe_metric("valid/metric/align/accuracy") == METRICS["valid/metric/*"]
+    assert describe_metric("valid/action") == METRICS["valid/*"]
+    assert describe_metric("metric/align/accuracy") == METRICS["metric/align/accuracy"]
+
+
+def test_meter_gives_means_and_maxima_and_survives_a_checkpoint() -> None:
+    meter, resumed = Meter(), Meter()
+    meter.add({"a": 1.0, "n_max": 5.0})
+    resumed.load_state(json.loads(json.dumps(meter.state())))
+    resumed.add({"a": 4.0, "b": 2.0, "n_max": 3.0})
+    assert resumed.take() == {"a": 2.5, "b": 2.0, "n_max": 5.0}
+    assert resumed.take() == {}

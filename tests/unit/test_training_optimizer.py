@@ -1,0 +1,159 @@
+"""Optimisers: which parameter goes where, Muon's mathematics, schedules, the moving average."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from training_world import Model, Objective, make_batch
+from tutti.training.ema import Ema, ema_decay
+from tutti.training.muon import Muon, newton_schulz
+from tutti.training.optimizer import AdamWConfig, MuonConfig, group_parameters
+from tutti.training.schedule import CosineConfig, WsdConfig
+from tutti.types import UserError
+
+
+def test_muon_takes_the_trunk_matrices_and_adamw_the_rest() -> None:
+    model = Model()
+    groups = group_parameters(model, Objective(model))
+    assert set(groups.matrix) == {"model.stem.weight", "model.state.weight", "model.action.hidden.weight"}
+    assert set(groups.head) == {"model.action.out.weight", "objective.head.weight"}
+    assert {"model.token.weight", "model.position", "model.norm.weight", "objective.scale"} < set(
+        groups.plain
+    )
+    total = len(groups.matrix) + len(groups.head) + len(groups.plain)
+    assert total == len(list(model.parameters())) + len(list(Objective(model).parameters()))
+
+
+def test_named_modules_go_to_adamw_and_an_unknown_name_is_refused() -> None:
+    model = Model()
+    assert "model.state.weight" in group_parameters(model, Objective(model), ("state",)).head
+    with pytest.raises(UserError, match="'statte', which is no submodule"):
+        group_parameters(model, Objective(model), ("statte",))
+
+
+def test_adamw_decays_matrices_only() -> None:
+    model = Model()
+    optimizer = AdamWConfig(weight_decay=0.1).build(model, Objective(model)).optimizers["adamw"]
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"matrix": 0.1, "plain": 0.0}
+    matrices = next(group["params"] for group in optimizer.param_groups if group["name"] == "matrix")
+    assert {id(p) for p in matrices} >= {id(model.stem.weight), id(model.action.out.weight)}
+    assert id(model.token.weight) not in {id(p) for p in matrices}
+
+
+def test_every_parameter_is_moved_by_both_choices() -> None:
+    for config in (AdamWConfig(), MuonConfig()):
+        model = Model(dropout=0.0)
+        objective = Objective(model)
+        before = {
+            n: p.detach().clone() for n, p in [*model.named_parameters(), *objective.named_parameters()]
+        }
+        optimizer = config.build(model, objective)
+        batch = make_batch(0)
+        objective(model(batch.observation), batch, 0.0).total.backward()
+        optimizer.step()
+        after = dict([*model.named_parameters(), *objective.named_parameters()])
+        assert [n for n in before if torch.equal(before[n], after[n])] == []
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 24), (8, 64), (64, 8)])
+def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(
+    shape: tuple[int, int],
+) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(3, *shape)
+    result = newton_schulz(matrix)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    rotated = u.mT @ result @ v.mT
+    diagonal = rotated.diagonal(dim1=1, dim2=2)
+    assert ((diagonal > 0.3) & (diagonal < 1.3)).all()
+    assert torch.allclose(rotated, torch.diag_embed(diagonal), atol=1e-4)
+
+
+def test_the_gram_shortcut_equals_the_plain_iteration() -> None:
+    torch.manual_seed(0)
+    wide = torch.randn(1, 8, 40, dtype=torch.float64)
+    x = wide / torch.linalg.vector_norm(wide)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    assert torch.allclose(newton_schulz(wide), x, atol=1e-6)
+    assert torch.allclose(newton_schulz(wide.float()).double(), x, atol=1e-3)
+
+
+def test_muon_batches_shapes_without_mixing_them() -> None:
+    torch.manual_seed(0)
+    shapes = [(8, 6), (6, 8), (8, 6), (8, 2, 3, 1), (5, 30)]
+    together = [torch.nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in shapes]
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in together]
+    for p, q in zip(together, alone, strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    Muon(together, lr=0.1, weight_decay=0.1).step()
+    for p, q in zip(together, alone, strict=True):
+        before = q.detach().clone()
+        Muon([q], lr=0.1, weight_decay=0.1).step()
+        assert torch.allclose(p, q, atol=1e-12)
+        matrix = q.grad.reshape(len(q), -1) * (1 - 0.95**2)  # the first step: momentum starts at 0
+        scale = 0.1 * 0.2 * max(matrix.shape) ** 0.5
+        expected = before * (1 - 0.1 * 0.1) - scale * newton_schulz(matrix[None])[0].view_as(q)
+        assert torch.allclose(q, expected, atol=1e-6)
+
+
+def test_muon_refuses_vectors() -> None:
+    with pytest.raises(ValueError, match=r"shape \(3,\); give it to AdamW"):
+        Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_optimizer_state_of_another_kind_is_refused() -> None:
+    model = Model()
+    saved = AdamWConfig().build(model, Objective(model)).state_dict()
+    with pytest.raises(UserError, match=r"is for \['adamw'\], this run uses \['adamw', 'muon'\]"):
+        MuonConfig().build(model, Objective(model)).load_state_dict(saved)
+
+
+def test_wsd_warms_up_stays_and_decays() -> None:
+    linear = WsdConfig(warmup=10, decay=0.5)
+    root = WsdConfig(warmup=10, decay=0.5, shape="1-sqrt")
+    assert [linear.factor(step, 100) for step in (0, 4, 9, 50, 75, 99)] == pytest.approx(
+        [0.1, 0.5, 1.0, 1.0, 0.5, 0.02]
+    )
+    assert root.factor(75, 100) == pytest.approx(1 - math.sqrt(0.5))
+    assert WsdConfig(warmup=0, decay=0.0).factor(99, 100) == 1.0
+
+
+def test_cosine_goes_from_one_to_its_final_factor() -> None:
+    cosine = CosineConfig(warmup=10, final=0.1)
+    assert cosine.factor(10, 110) == pytest.approx(1.0)
+    assert cosine.factor(60, 110) == pytest.approx(0.55)
+    assert cosine.factor(110, 110) == pytest.approx(0.1)
+
+
+def test_schedule_scales_every_group_from_its_own_base() -> None:
+    model = Model()
+    optimizer = MuonConfig(lr=0.02, adamw_lr=0.001).build(model, Objective(model))
+    optimizer.set_factor(0.5)
+    optimizer.set_factor(0.25)
+    assert optimizer.learning_rates == {"muon": 0.005, "adamw": 0.00025}
+
+
+def test_ema_follows_its_formula_and_gives_the_weights_back() -> None:
+    model = torch.nn.Linear(2, 2).double()
+    average = Ema(model, decay=0.5)
+    shadow = model.weight.detach().clone()
+    for step in range(30):
+        with torch.no_grad():
+            model.weight.add_(step)
+        average.update()
+        d = min(0.5, (1 + step) / (10 + step))
+        assert ema_decay(0.5, step) == d
+        shadow = d * shadow + (1 - d) * model.weight.detach()
+    assert torch.allclose(average.shadow["weight"], shadow, atol=1e-12)
+    own = model.weight.detach().clone()
+    with average.applied():
+        assert torch.equal(model.weight, average.shadow["weight"])
+    assert torch.equal(model.weight, own)

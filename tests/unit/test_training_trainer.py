@@ -1,0 +1,251 @@
+"""The loop: accumulation, clipping, non-finite values, interrupts, validation, what it writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from training_world import Data, Model, Objective, config, make_batch, make_trainer
+from tutti.training.checkpoint import checkpoints, load_latest
+from tutti.training.config import TrainingConfig
+from tutti.training.health import NonFiniteError, load_failure
+from tutti.training.machine import decide, usable_cores
+from tutti.training.record import describe_metric, read_records
+from tutti.training.trainer import Trainer
+from tutti.types import Batch, UserError
+
+
+def spoil_actions(number: int, batch: Batch) -> Batch:
+    """Batch 4 has a NaN action."""
+    if number == 4:
+        batch.actions[1, 0, 0] = float("nan")
+    return batch
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_training_lowers_the_loss_and_writes_everything(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    trainer = make_trainer(
+        tmp_path,
+        steps=100,
+        optimizer={"kind": "muon", "lr": 0.03, "adamw_lr": 0.01},
+        extra={"spec.json": "{}"},
+        texts=lambda batch: ["open the drawer " * 9] * len(batch.window),
+        progress=lambda step, steps, metrics: calls.append((step, steps)),
+    )
+    folder = trainer.fit(Data())
+    records = read_records(tmp_path)
+    train = [r for r in records if r["kind"] == "train"]
+    assert train[-1]["loss/action/raw"] < 0.5 * train[0]["loss/action/raw"]
+    assert folder == tmp_path / "checkpoints" / "step-000100" and (folder / "spec.json").read_text() == "{}"
+    assert calls == [(step, 100) for step in range(1, 101)]
+    assert Image.open(tmp_path / "first_batch.png").size[0] > 256
+    shapes = (tmp_path / "shapes.txt").read_text()
+    assert "  observation: Observation\n    images: uint8 (4, 2, 3, 8, 8)" in shapes
+    assert "  readout: float32 (4, 16)" in shapes
+
+
+def test_every_recorded_metric_is_described_and_the_total_is_the_weighted_sum(tmp_path: Path) -> None:
+    make_trainer(tmp_path, optimizer={"kind": "muon"}, validate_raw=True).fit(Data())
+    for record in read_records(tmp_path):
+        names = set(record) - {"step", "kind"}
+        assert all(describe_metric(name) for name in names)
+        if record["kind"] == "train":
+            weighted = record["loss/action/weighted"] + record["loss/recon/weighted"]
+            assert record["loss/total"] == pytest.approx(weighted, rel=1e-6)
+            shares = [v for n, v in record.items() if n.endswith("_share") and n.startswith("time/")]
+            assert len(shares) == 4 and 0 < sum(shares) <= 1
+            assert {"optim/lr", "optim/lr_adamw", "optim/grad_norm", "lambda/recon"} < names
+        else:
+            assert {"valid/action", "valid/total", "valid_raw/action", "valid/metric/recon/scale"} < names
+
+
+def test_accumulated_batches_equal_one_big_batch(tmp_path: Path) -> None:
+    """In float64, for terms that are means: two batches of 4 move the weights like one batch of 8."""
+
+    def trained(folder: Path, accumulation: int, batches: list[Batch]) -> Trainer:
+        torch.manual_seed(0)
+        model = Model(dropout=0.0).double()
+        objective = Objective(model).double()
+        trainer = Trainer(config(accumulation=accumulation, validate_every=0), model, objective, folder)
+        stream = iter(batches)
+        for _ in range(3):
+            trainer._update(stream, report=False)
+        return trainer
+
+    def double(batch: Batch) -> Batch:
+        observation = replace(batch.observation, state=batch.observation.state.double())
+        return replace(batch, observation=observation, actions=batch.actions.double())
+
+    def join(a: Batch, b: Batch) -> Batch:
+        tensors = ("actions", "action_mask", "instruction_id", "embodiment", "window")
+        pairs = (a.observation, b.observation)
+        names = ("images", "image_mask", "text", "text_mask", "state")
+        observation = type(a.observation)(**{n: torch.cat([getattr(o, n) for o in pairs]) for n in names})
+        return Batch(
+            observation=observation, **{n: torch.cat([getattr(a, n), getattr(b, n)]) for n in tensors}
+        )
+
+    small = [double(make_batch(seed)) for seed in range(6)]
+    big = [join(small[i], small[i + 1]) for i in (0, 2, 4)]
+    one, other = trained(tmp_path / "a", 2, small), trained(tmp_path / "b", 1, big)
+    for name, value in one.model.state_dict().items():
+        assert torch.allclose(value, other.model.state_dict()[name], rtol=0, atol=1e-9), name
+    assert one.samples == other.samples == 24
+
+
+def test_clipping_scales_the_step_and_is_counted(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "tight", clip_norm=1e-3, steps=6).fit(Data())
+    make_trainer(tmp_path / "off", clip_norm="off", steps=6).fit(Data())
+    tight, off = read_records(tmp_path / "tight")[0], read_records(tmp_path / "off")[0]
+    assert tight["optim/clip_share"] == 1.0 and off["optim/clip_share"] == 0.0
+    assert tight["optim/grad_norm"] > 1e-3  # logged before clipping
+    assert tight["optim/grad_norm_max"] >= tight["optim/grad_norm"]
+
+
+def test_a_non_finite_term_stops_before_the_optimizer_and_can_be_replayed(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, checkpoint_every=2, validate_every=0)
+    with pytest.raises(NonFiniteError, match=r"Step 5: the loss term 'action' is nan") as caught:
+        trainer.fit(Data(spoil_actions))
+    assert caught.value.windows == [4000, 4001, 4002, 4003] and caught.value.step == 5
+    saved = load_latest(tmp_path)
+    assert saved is not None and saved.step == 4
+    assert all(torch.equal(saved.tensors["model"][n], v) for n, v in trainer.model.state_dict().items())
+    batches, kept = load_failure(tmp_path / "failures" / "step-000005")
+    assert torch.isnan(batches[0].actions[1, 0, 0]) and batches[0].window.tolist() == caught.value.windows
+    replayed = Model()
+    replayed.load_state_dict(kept["model"])
+    assert json.loads((tmp_path / "failures/step-000005/failure.json").read_text())["term"] == "action"
+
+
+def test_a_non_finite_gradient_names_the_modules(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    before = weights(trainer.model)
+    trainer.model.get_parameter("state.weight").register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(
+        NonFiniteError, match=r"Step 1: the gradient is (nan|inf) in model\.state \(1 of 2\)\."
+    ):
+        trainer.fit(Data())
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_parameters_without_gradient_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = Model()
+    model.forgotten = nn.Linear(2, 2)
+    trainer = Trainer(config(steps=4), model, Objective(model), tmp_path)
+    with caplog.at_level(logging.WARNING, "tutti.training"):
+        trainer.fit(Data())
+    told = [record.getMessage() for record in caplog.records]
+    assert (
+        sum("parameter model.forgotten.weight gets no gradient after the first step" in t for t in told) == 1
+    )
+    assert not any("model.stem.weight" in t for t in told)
+
+
+def test_ctrl_c_saves_the_step_and_a_second_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    def interrupt(step: int, steps: int, metrics: dict[str, float]) -> None:
+        if step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "a", progress=interrupt).fit(Data())
+    assert [folder.name for folder in checkpoints(tmp_path / "a")] == ["step-000007"]
+    resumed, straight = make_trainer(tmp_path / "a"), make_trainer(tmp_path / "b")
+    resumed.fit(Data())
+    straight.fit(Data())
+    expected = straight.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+    assert resumed.latest["valid/total"] == straight.latest["valid/total"]
+
+
+def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
+    often, never = (
+        make_trainer(tmp_path / "a", validate_every=1),
+        make_trainer(tmp_path / "b", validate_every=0),
+    )
+    often.fit(Data())
+    never.fit(Data())
+    expected = never.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in often.model.state_dict().items())
+    assert often.model.training and often.model.get_submodule("dropout").training
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path).fit(Data())
+    stamp = (first / "state.json").stat().st_mtime_ns
+    again = make_trainer(tmp_path, progress=lambda *_: pytest.fail("trained again")).fit(Data())
+    assert again == first and (first / "state.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": {"kind": "adamw", "lr": 0.5}}, r"training\.optimizer\.lr: saved 0\.001, now 0\.5"),
+        ({"steps": 10}, r"training\.steps is 10, but .* is already at step 20"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    make_trainer(tmp_path).fit(Data())
+    with pytest.raises(UserError, match=message):
+        make_trainer(tmp_path, **changes).fit(Data())
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit(Data())
+    model = Model()
+    model.extra_layer = nn.Linear(2, 2)
+    with pytest.raises(UserError, match="does not fit this model or objective"):
+        Trainer(config(), model, Objective(model), tmp_path).fit(Data())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 3}, "schedule.warmup is 3 but steps is 3"),
+        ({"clip_norm": 0.0}, "give a positive norm, or 'off'"),
+        ({"ema": 1.0}, r"give a decay in \[0, 1\)"),
+        ({"threads": 0}, "give at least 1, or 'auto'"),
+        ({"optimizer": {"kind": "adamm"}}, "adamw"),
+        ({"stepz": 3}, "stepz"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config(**changes)
+
+
+def test_defaults_are_valid_and_survive_json() -> None:
+    default = TrainingConfig()
+    assert TrainingConfig.model_validate_json(default.model_dump_json()) == default
+
+
+def test_auto_precision_is_float32_on_a_cpu_and_says_why(tmp_path: Path) -> None:
+    machine = decide("cpu", 1, "auto")
+    assert machine.precision == "fp32" and "bfloat16 is hundreds of times slower" in machine.reasons[2]
+    quota = tmp_path / "cpu.max"
+    quota.write_text("100000 100000\n")
+    assert usable_cores(quota) == 1
+    quota.write_text("max 100000\n")
+    assert usable_cores(quota) == usable_cores(tmp_path / "missing")
+
+
+def test_without_ema_raw_weights_are_validated_and_saved(tmp_path: Path) -> None:
+    folder = make_trainer(tmp_path, ema="off").fit(Data())
+    assert not (folder / "ema.safetensors").exists()
+    assert any("valid/action" in record for record in read_records(tmp_path))
