@@ -19,6 +19,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from tutti.config import RunConfig, to_yaml
 from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
 from tutti.data.loader import DataBundle, DataNeeds, SourceConfig
@@ -36,10 +38,11 @@ from tutti.simulation.metaworld import ACTION_DIM, STATE_DIM
 from tutti.simulation.recorder import RecordConfig
 from tutti.simulation.recording import RecordedEpisode, load_recorded
 from tutti.simulation.rendering import check_rendering
-from tutti.simulation.suite import find_suite
+from tutti.simulation.suite import SuiteSpec, find_suite
 from tutti.stages import RunFolder
 from tutti.summary import print_summary, write_summary
 from tutti.terminal import progress_bar
+from tutti.training.machine import decide
 from tutti.training.randomness import seed_everything
 from tutti.training.trainer import Trainer
 from tutti.types import DataSpec
@@ -165,8 +168,9 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     seed_everything(config.seed)
     model = config.model.build(data.spec)
     objective = config.objective.build(model)
-    if objective.needs_future is not None:
-        data = build_data(config, run.path, DataNeeds(objective.needs_future))
+    needs = DataNeeds(objective.needs_future, objective.needs_states)
+    if needs != DataNeeds():
+        data = build_data(config, run.path, needs)
     run.write_json("model.json", asdict(describe(model)))
     run.write_json("data.json", data.describe())
     with progress_bar("training") as bar:
@@ -201,21 +205,8 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
     settings = config.evaluation
     checkpoint = find_checkpoint(run.path)
     policy = Policy.load(checkpoint, settings.weights)
-    data = build_data(config, run.path)
     suite = config.record.spec if config.record.suite == settings.suite else find_suite(settings.suite)
-    if len(data.validation):
-        instructions = data.windows.instructions
-        errors = measure(
-            policy.model,
-            data.validation,
-            data.normalizer,
-            data.tokenizer,
-            instructions,
-            groups=tasks_of(instructions, suite),
-            partners=settings.controls.partners,
-            execute=settings.execute,
-        )
-        run.write_json("evaluation/open_loop.json", errors.to_dict())
+    _measure_open_loop(config, run, policy, suite)
     check_rendering()
     suite = fit_suite(suite, policy.spec, suite.image_size)
     with progress_bar("evaluating") as bar:
@@ -232,6 +223,30 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
             result.rollouts, suite, run.path / "videos", per_task=settings.videos_per_task, progress=bar
         )
     run.write_json("evaluation/results.json", result.to_dict())
+
+
+def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite: SuiteSpec) -> None:
+    """The error on held-out episodes, with as many threads as in training, for the same last digits."""
+    data = build_data(config, run.path)
+    if len(data.validation) == 0:
+        return
+    before, training = torch.get_num_threads(), config.training
+    torch.set_num_threads(decide(training.device, training.threads, training.precision).threads)
+    try:
+        instructions = data.windows.instructions
+        errors = measure(
+            policy.model,
+            data.validation,
+            data.normalizer,
+            data.tokenizer,
+            instructions,
+            groups=tasks_of(instructions, suite),
+            partners=config.evaluation.controls.partners,
+            execute=config.evaluation.execute,
+        )
+    finally:
+        torch.set_num_threads(before)
+    run.write_json("evaluation/open_loop.json", errors.to_dict())
 
 
 def _recorded_seeds(config: RunConfig, run: RunFolder) -> range | None:

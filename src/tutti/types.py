@@ -3,7 +3,7 @@
 Shape letters, used in every annotation of the package:
 
     b batch    v camera views    h w pixels      l text tokens    s state
-    t action steps (horizon)     a action        n tokens         d width
+    t action steps (horizon)     a action        n tokens         d width       o offsets
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Batch(_Movable):
     `instruction_id` is equal exactly where the instruction's text is equal. `window` is the number of
     the training example in its data set, which names a batch in errors and replays it. `future` is the
     observation k steps later, if a term asked for it; where t + k lies past the end, `future_mask` is False.
+    `future_states` are the normalised states at the offsets that a term asked for, masked likewise.
     """
 
     observation: Observation
@@ -64,6 +65,8 @@ class Batch(_Movable):
     window: Int[Tensor, " b"]
     future: Observation | None = None
     future_mask: Bool[Tensor, " b"] | None = None
+    future_states: Float[Tensor, "b o s"] | None = None
+    future_states_mask: Bool[Tensor, "b o"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

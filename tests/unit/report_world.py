@@ -31,7 +31,7 @@ RATES = {
     "window-close": 1.0,
 }
 HOSTILE = '</script><script>alert(1)</script> "open" the <b>faucet</b> & more'
-STEPS, EVERY = 3000, 10
+STEPS, EVERY = 3000, 20
 CONFIG = """name: demo
 seed: 0
 record: {suite: metaworld-8, demonstrations: 50}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_world import HOSTILE, RATES, make_run, write_json
+from report_world import HOSTILE, RATES, evaluation, make_run, write_json
 
 from tutti.evaluation.statistics import wilson
 from tutti.report import write_report
@@ -128,8 +128,11 @@ def test_headline_says_mean_interval_rollouts_and_seconds(page: Page) -> None:
 
 
 def test_wrong_instruction_verdict_is_said_in_words(page: Page) -> None:
-    assert "With the wrong instruction, success on faucet-close and faucet-open goes from" in page.text
-    assert "it falls to chance, so the policy acts on the text" in page.text
+    verdict = evaluation().verdicts[0]
+    assert verdict.control == "wrong_instruction"
+    assert verdict.sentence in page.text
+    noted = [a["class"] for tag, a in page.elements if tag == "p" and "note" in (a.get("class") or "")]
+    assert noted[0] == "note good"
 
 
 def test_missing_wrong_instruction_control_is_said(copied: Path) -> None:
@@ -145,7 +148,7 @@ def test_weak_task_is_warned_of(page: Page) -> None:
 
 def test_torn_last_record_is_left_out_and_said(page: Page) -> None:
     assert "1 torn line(s) left out" in page.text
-    assert "300 records up to optimizer step 3,000" in page.text
+    assert "150 records up to optimizer step 3,000" in page.text
 
 
 def test_non_finite_record_and_failure_are_warned_of(copied: Path) -> None:
@@ -242,9 +245,9 @@ ODD: tuple[Any, ...] = (
 @pytest.mark.parametrize("name", JSON_FILES)
 def test_foreign_values_anywhere_never_stop_the_page(copied: Path, name: str) -> None:
     whole = json.loads((copied / name).read_text())
-    if name == "evaluation/results.json":
-        whole["rollouts"] = whole["rollouts"][:1]
-    for seed in range(60):
+    for slow in ("records.jsonl", "first_batch.png"):
+        (copied / slow).unlink()
+    for seed in range(12):
         chance = random.Random(seed)
         write_json(copied / name, damaged(whole, chance))
         assert Page(write_report(copied).read_text(encoding="utf-8")).mistakes == []

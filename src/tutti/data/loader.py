@@ -33,9 +33,11 @@ Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kin
 
 @dataclass(frozen=True, slots=True)
 class DataNeeds:
-    """What the objective's terms ask of the data: an observation `future_offset` frames later, or none."""
+    """What the objective's terms ask of the data: an observation `future_offset` frames later, or none, and
+    the states at `state_offsets` frames later (0 stands for the episode's last)."""
 
     future_offset: int | None = None
+    state_offsets: tuple[int, ...] = ()
 
 
 class SourceConfig(BaseModel):
@@ -131,6 +133,7 @@ class DataConfig(BaseModel):
             sources,
             horizon=self.horizon,
             future_offset=needs.future_offset,
+            state_offsets=needs.state_offsets,
             normalizer=normalizer,
             tokenizer=tokenizer,
         )

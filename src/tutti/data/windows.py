@@ -33,7 +33,8 @@ class WindowIndex:
 
     The chunk of window t is actions[t : t + horizon]. Steps past the episode's end are 0 and masked, never
     repeated. The future is the observation at t + future_offset of the same episode; where that lies past
-    the end, `future_mask` is False and the last frame stands in.
+    the end, `future_mask` is False and the last frame stands in. `future_states` are the states at
+    t + o for o in `state_offsets`, masked past the end; o = 0 stands for the episode's last state.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class WindowIndex:
         sources: Sequence[Source],
         *,
         horizon: int,
-        future_offset: int | None,
+        future_offset: int | None = None,
+        state_offsets: Sequence[int] = (),
         normalizer: Normalizer,
         tokenizer: Tokenizer,
     ) -> None:
         self.sources = tuple(sources)
+        self.state_offsets = np.array(state_offsets, dtype=np.int64)
         self.horizon, self.future_offset = horizon, future_offset
         stores = [source.store for source in self.sources]
         counts = [store.spec.num_frames for store in stores]
@@ -103,6 +106,11 @@ class WindowIndex:
             later = windows + self.future_offset
             future = self._observation(np.minimum(later, end - 1))
             future_mask = torch.from_numpy(later < end)
+        states, states_mask = None, None
+        if len(self.state_offsets):
+            at = np.where(self.state_offsets == 0, end[:, None] - 1, windows[:, None] + self.state_offsets)
+            states = torch.from_numpy(self._states[np.minimum(at, end[:, None] - 1)])
+            states_mask = torch.from_numpy(at < end[:, None])
         return Batch(
             observation=self._observation(windows),
             actions=torch.from_numpy(actions),
@@ -112,6 +120,8 @@ class WindowIndex:
             window=torch.from_numpy(windows.astype(np.int64)),
             future=future,
             future_mask=future_mask,
+            future_states=states,
+            future_states_mask=states_mask,
         )
 
     def _observation(self, rows: Int64[np.ndarray, " b"]) -> Observation:

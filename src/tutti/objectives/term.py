@@ -82,11 +82,13 @@ class Term(nn.Module, ABC):
     """One L_i of the unified loss.
 
     Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
-    `needs_future` asks the data for the observation that many actions later. `no_decay` names parameters
+    `needs_future` asks the data for the observation that many actions later, `needs_states` for
+    the states at those offsets (0: the episode's last). `no_decay` names parameters
     of the term that weight decay must leave alone.
     """
 
     no_decay: frozenset[str] = frozenset()
+    needs_states: tuple[int, ...] = ()
 
     def __init__(
         self, *, name: str, stop_gradient: Collection[Boundary] = (), needs_future: int | None = None

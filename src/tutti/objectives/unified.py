@@ -13,6 +13,7 @@ from tutti.objectives.balancing import Balancing, BalancingConfig, FixedBalancin
 from tutti.objectives.custom import CustomTermConfig
 from tutti.objectives.recon import FuturePatchesConfig
 from tutti.objectives.schedule import Weight, schedule_of
+from tutti.objectives.state import FutureStatesConfig
 from tutti.objectives.term import Model, Term
 from tutti.types import Batch, Features, LossTerms, UserError
 
@@ -20,8 +21,9 @@ from tutti.types import Batch, Features, LossTerms, UserError
 AlignConfig = ContrastiveConfig
 ActionConfig = ChunkConfig
 ReconConfig = FuturePatchesConfig
+StateConfig = FutureStatesConfig
 
-BUILT_IN = ("align", "action", "recon")
+BUILT_IN = ("align", "action", "recon", "state")
 
 
 class ObjectiveConfig(BaseModel):
@@ -32,6 +34,7 @@ class ObjectiveConfig(BaseModel):
     align: AlignConfig | None = AlignConfig()
     action: ActionConfig = ActionConfig()
     recon: ReconConfig | None = ReconConfig()
+    state: StateConfig | None = StateConfig()
     extra: dict[Annotated[str, Field(pattern=r"^[a-z]\w*$")], CustomTermConfig] = {}
 
     @model_validator(mode="after")
@@ -43,7 +46,13 @@ class ObjectiveConfig(BaseModel):
 
     def weights(self) -> dict[str, Weight]:
         """The weight of each term that is on, in the order of the sum."""
-        chosen = {"align": self.align, "action": self.action, "recon": self.recon, **self.extra}
+        chosen = {
+            "align": self.align,
+            "action": self.action,
+            "recon": self.recon,
+            "state": self.state,
+            **self.extra,
+        }
         return {name: config.weight for name, config in chosen.items() if config is not None}
 
     def build(self, model: Model, balancing: BalancingConfig | None = None) -> UnifiedLoss:
@@ -55,6 +64,8 @@ class ObjectiveConfig(BaseModel):
         terms["action"] = self.action.build(model)
         if self.recon is not None:
             terms["recon"] = self.recon.build(model)
+        if self.state is not None:
+            terms["state"] = self.state.build(model)
         for name, config in self.extra.items():
             terms[name] = config.build(model, name)
         schedules = {name: schedule_of(weight) for name, weight in self.weights().items()}
@@ -84,6 +95,13 @@ class UnifiedLoss(nn.Module):
                 f"objective: a batch holds one future observation, but {wishes}; use one offset for all."
             )
         self.needs_future: int | None = next(iter(asked.values()), None)
+        wanted = {term.needs_states for term in terms.values() if term.needs_states}
+        if len(wanted) > 1:
+            raise UserError(
+                f"objective: a batch holds one set of later states, but terms want {sorted(wanted)}; use the "
+                "same offsets for all."
+            )
+        self.needs_states: tuple[int, ...] = next(iter(wanted), ())
 
     def forward(self, features: Features, batch: Batch, progress: float = 0.0) -> LossTerms:
         """Every active term at `progress` in [0, 1] of the run, its lambda, the total and the metrics."""

@@ -71,7 +71,7 @@ def read_inputs(folder: Path) -> Inputs:
     problems: list[str] = []
     records = read_records(folder / "records.jsonl", problems)
     videos = _json(folder / "videos" / "index.json", problems)
-    videos = videos.get("videos", []) if isinstance(videos, dict) else videos
+    videos = videos.get("videos") if isinstance(videos, dict) else videos
     config = _bytes(folder / "config.yaml", problems)
     results = _object(folder / "evaluation" / "results.json", problems)
     summary = _object(folder / "summary.json", problems)
@@ -90,7 +90,7 @@ def read_inputs(folder: Path) -> Inputs:
         model=_object(folder / "model.json", problems),
         data=_object(folder / "data.json", problems),
         recording=_object(folder / "recording.json", problems),
-        videos=tuple(v for v in videos or () if isinstance(v, dict)),
+        videos=tuple(v for v in videos if isinstance(v, dict)) if isinstance(videos, list) else (),
         first_batch=_bytes(folder / "first_batch.png", problems),
         failures=tuple(_failures(folder, problems)),
         problems=tuple(problems),

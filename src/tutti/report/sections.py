@@ -21,6 +21,7 @@ PROTOCOL_WORDS = {
     "max_decisions": "longest rollout, decisions",
     "distinct_starts": "distinct starts (task, state after reset)",
 }
+SPLITS = {"held_out": "held-out paraphrases, never trained on", "train": "those of the training"}
 WEIGHTS = {"ema": "averaged weights (EMA)", "raw": "raw weights"}
 
 
@@ -35,7 +36,8 @@ def open_loop_section(inputs: Inputs) -> Section:
         f"the first action, of the {anything(found.get('executed', ''))} that are executed, and of the whole "
         f"chunk of {anything(found.get('chunk', 'all'))}. A small error here is no evidence of success."
     )
-    rows = [*(found.get("groups") or ()), found.get("overall")]
+    groups = found.get("groups")
+    rows = [*(groups if isinstance(groups, list) else ()), found.get("overall")]
     if not all(isinstance(row, dict) and {"normalised", "data"} <= set(row) for row in rows):
         return section(blocks=blocks_of(found))
     return section(lead=lead, blocks=[_errors(rows)])
@@ -61,10 +63,14 @@ def _errors(rows: list[Json]) -> Table:
     cells = [
         [Cell(text=str(row.get("name", ""))), Cell(text=anything(row.get("windows")))]
         + [Cell(text=_error(row[unit], part)) for unit in units for part in parts]
-        + [Cell(text=NOTHING if row.get("swap") is None else f"{row['swap']:.2f} x")]
+        + [Cell(text=_times(row.get("swap")))]
         for row in rows
     ]
     return Table(heads=heads, rows=cells, caption="Mean absolute error.", last_is_total=len(rows) > 1)
+
+
+def _times(ratio: Any) -> str:
+    return f"{ratio:.2f} x" if isinstance(ratio, int | float) else NOTHING
 
 
 def _error(errors: Any, part: str) -> str:
@@ -200,11 +206,7 @@ def protocol_section(inputs: Inputs, evaluation: Evaluation) -> Section:
 
 
 def _protocol_value(key: str, value: Any) -> str:
-    if key == "split":
-        return {"held_out": "held-out paraphrases, never trained on", "train": "seen in training"}.get(
-            value, str(value)
-        )
-    return anything(value)
+    return SPLITS.get(str(value), str(value)) if key == "split" else anything(value)
 
 
 def _circumstances(inputs: Inputs) -> list[tuple[str, str]]:

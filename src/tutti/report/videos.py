@@ -14,7 +14,7 @@ MISSING = "No videos yet: `tutti evaluate` records some of each task (evaluation
 
 
 def videos_section(inputs: Inputs, budget: int) -> Section:
-    """Each task's videos, as many as fit in `budget` bytes of page: of each task and outcome one first."""
+    """Each task's videos, as many as fit in `budget` bytes of page, one of each task first."""
     if not inputs.videos:
         return Section(id="videos", title="Rollouts", missing=MISSING)
     ordered = sorted(range(len(inputs.videos)), key=lambda i: _turn(inputs.videos, i))
@@ -45,10 +45,9 @@ def videos_section(inputs: Inputs, budget: int) -> Section:
 
 
 def _turn(videos: Sequence[Json], index: int) -> tuple[int, int]:
-    """How many videos of this task and outcome came before: every task's first ones are embedded first."""
-    kind = (videos[index].get("task"), bool(videos[index].get("success")))
-    before = sum((v.get("task"), bool(v.get("success"))) == kind for v in videos[:index])
-    return before, index
+    """How many videos of the same task come before it: every task's first is embedded before any second."""
+    task = videos[index].get("task")
+    return sum(video.get("task") == task for video in videos[:index]), index
 
 
 def _label(entry: Json) -> str:

@@ -51,9 +51,11 @@ class RecordConfig(BaseModel):
 
     suite: str = "metaworld-8"
     tasks: tuple[str, ...] | Literal["suite"] = "suite"
-    demonstrations: Annotated[int, Field(ge=1)] = 100
+    demonstrations: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default=100, description="how many per task: one number, or a number for each task"
+    )
     noise: tuple[Annotated[float, Field(ge=0.0, le=2.0)], ...] = Field(
-        default=(0.0, 0.0, 0.2, 0.4), min_length=1
+        default=(0.0, 0.1, 0.15, 0.2), min_length=1
     )
     views: tuple[str, ...] | Literal["suite"] = "suite"
     image_size: int | Literal["suite"] = "suite"
@@ -64,7 +66,14 @@ class RecordConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _ = self.spec
+        tasks = set(self.spec.tasks)
+        if isinstance(self.demonstrations, dict) and set(self.demonstrations) != tasks:
+            missing = sorted(tasks - set(self.demonstrations))
+            unknown = sorted(set(self.demonstrations) - tasks)
+            raise ValueError(
+                f"demonstrations must give a number for each task and no other: missing {missing}, unknown "
+                f"{unknown}"
+            )
         return self
 
     @property

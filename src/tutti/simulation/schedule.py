@@ -17,8 +17,11 @@ class Schedule:
     whatever order and however late results come in. `tries` (task -> seed -> success) is known already.
     """
 
-    def __init__(self, demonstrations: int, seed0: int, tries: Mapping[str, Mapping[int, bool]]) -> None:
-        self._demonstrations = demonstrations
+    def __init__(
+        self, demonstrations: int | Mapping[str, int], seed0: int, tries: Mapping[str, Mapping[int, bool]]
+    ) -> None:
+        per_task = dict.fromkeys(tries, demonstrations) if isinstance(demonstrations, int) else demonstrations
+        self._demonstrations = dict(per_task)
         self._seed0 = seed0
         self._known = {task: dict(known) for task, known in tries.items()}
         self._next = dict.fromkeys(tries, seed0)
@@ -30,7 +33,7 @@ class Schedule:
     @property
     def total(self) -> int:
         """How many episodes there will be."""
-        return self._demonstrations * len(self._next)
+        return sum(self._demonstrations[task] for task in self._next)
 
     @property
     def recorded(self) -> int:
@@ -80,7 +83,7 @@ class Schedule:
         return seeds, {task: following - self._seed0 for task, following in self._next.items()}
 
     def _wants(self, task: str) -> bool:
-        return len(self._successes[task]) + len(self._under_way[task]) < self._demonstrations
+        return len(self._successes[task]) + len(self._under_way[task]) < self._demonstrations[task]
 
     def _pass_known(self, task: str) -> None:
         """Goes past seeds whose result is known, as if they had been handed out and reported."""
@@ -91,9 +94,9 @@ class Schedule:
 
     def _refuse_endless(self, task: str) -> None:
         tried = self._next[task] - self._seed0
-        if tried >= max(_LEAST_TRIES, _TRIES_PER_DEMONSTRATION * self._demonstrations):
+        if tried >= max(_LEAST_TRIES, _TRIES_PER_DEMONSTRATION * self._demonstrations[task]):
             raise UserError(
                 f"The expert of task {task!r} solved only {len(self._successes[task])} of {tried} starts; "
-                f"{self._demonstrations} demonstrations are wanted. Allow more decisions (max_decisions), "
+                f"{self._demonstrations[task]} demonstrations are wanted. Allow more decisions (max_decisions), "
                 "lower action_repeat, or use less noise."
             )
