@@ -30,18 +30,25 @@ MODEL = {
     "fusion": {"width": 32, "depth": 2},
     "action": {"hidden": 32},
 }
-MODULES = ("vision", "language", "fusion", "action", "align head", "recon head")
+MODULES = ("vision", "language", "fusion", "action", "align head", "recon head", "state head")
 REACH = {
     "align": {"vision", "language", "align head"},
     "action": {"vision", "language", "fusion", "action"},
     "recon": {"vision", "language", "fusion", "recon head"},
+    "state": {"vision", "language", "fusion", "state head"},
 }
 
 
 def build(**objective: Any) -> tuple[VLA, UnifiedLoss]:
     torch.manual_seed(0)
     model = ModelConfig.model_validate(MODEL).build(SPEC)
-    given = {"align": {"weight": 0.3}, "action": {"weight": 1.25}, "recon": {"weight": 0.7}, **objective}
+    given = {
+        "align": {"weight": 0.3},
+        "action": {"weight": 1.25},
+        "recon": {"weight": 0.7},
+        "state": {"weight": 2.5, "offsets": (1, 3)},
+        **objective,
+    }
     loss = ObjectiveConfig.model_validate(given).build(model)
     return model.double(), loss.double()
 
@@ -71,6 +78,8 @@ def batch(b: int = 6) -> Batch:
         window=torch.arange(b),
         future=look(),
         future_mask=torch.tensor([True] * (b - 2) + [False, True]),
+        future_states=torch.randn(b, 3, 4, generator=random, dtype=torch.float64),
+        future_states_mask=torch.tensor([[True, True, True]] * (b - 1) + [[True, False, True]]),
     )
 
 
@@ -105,13 +114,15 @@ def reached(model: VLA, loss: UnifiedLoss, value: Tensor) -> dict[str, list[str]
 
 def test_total_is_the_weighted_sum() -> None:
     terms = evaluate(*build())
-    assert list(terms.values) == ["align", "action", "recon"]
+    assert list(terms.values) == ["align", "action", "recon", "state"]
     assert {name: weight.item() for name, weight in terms.lambdas.items()} == {
         "align": 0.3,
         "action": 1.25,
         "recon": 0.7,
+        "state": 2.5,
     }
-    expected = 0.3 * terms.values["align"] + 1.25 * terms.values["action"] + 0.7 * terms.values["recon"]
+    expected = 0.3 * terms.values["align"] + 1.25 * terms.values["action"]
+    expected = expected + 0.7 * terms.values["recon"] + 2.5 * terms.values["state"]
     assert terms.total.dtype == torch.float64
     assert terms.total.item() == expected.item()
     assert all(not metric.requires_grad and metric.ndim == 0 for metric in terms.metrics.values())
@@ -153,10 +164,12 @@ def test_reach(term: str, module: str) -> None:
         ("align", ["language"], {"language"}),
         ("action", ["fused"], {"vision", "language", "fusion"}),
         ("recon", ["fused"], {"vision", "language", "fusion"}),
+        ("state", ["fused"], {"vision", "language", "fusion"}),
     ],
 )
 def test_stop_gradient_stops_it_and_nothing_else(term: str, stop: list[str], lost: set[str]) -> None:
-    model, loss = build(**{term: {"weight": 1.0, "stop_gradient": stop}})
+    offsets = {"offsets": (1, 3)} if term == "state" else {}
+    model, loss = build(**{term: {"weight": 1.0, "stop_gradient": stop, **offsets}})
     terms = evaluate(model, loss)
     for name, expected in REACH.items():
         found = {part for part, names in reached(model, loss, terms.values[name]).items() if names}
@@ -181,19 +194,21 @@ def test_a_term_that_has_ended_costs_nothing_and_is_absent() -> None:
     model, loss = build(recon={"weight": {"start": 0.2, "end": 0.0, "schedule": "linear", "finish": 0.5}})
     early, late = evaluate(model, loss, 0.25), evaluate(model, loss, 0.5)
     assert early.lambdas["recon"].item() == pytest.approx(0.1)
-    assert list(late.values) == list(late.lambdas) == ["align", "action"]
+    assert list(late.values) == list(late.lambdas) == ["align", "action", "state"]
     assert not any(key.startswith("recon/") for key in late.metrics)
-    assert late.total.item() == (0.3 * late.values["align"] + 1.25 * late.values["action"]).item()
+    expected = 0.3 * late.values["align"] + 1.25 * late.values["action"] + 2.5 * late.values["state"]
+    assert late.total.item() == expected.item()
     assert loss.needs_future == 4
     bare = replace(batch(), future=None, future_mask=None)
     loss(model(bare.observation), bare, 0.5)
 
 
 def test_a_weight_of_zero_is_the_same_as_no_term() -> None:
-    model, loss = build(align={"weight": 0.0}, recon={"weight": 0})
+    model, loss = build(align={"weight": 0.0}, recon={"weight": 0}, state={"weight": 0.0})
     terms = evaluate(model, loss)
     assert list(terms.values) == ["action"] and loss.needs_future is None
-    _, alone = build(align=None, recon=None)
+    assert loss.needs_states == ()
+    _, alone = build(align=None, recon=None, state=None)
     assert evaluate(model, alone).total.item() == terms.total.item()
 
 

@@ -95,7 +95,11 @@ class UnifiedLoss(nn.Module):
                 f"objective: a batch holds one future observation, but {wishes}; use one offset for all."
             )
         self.needs_future: int | None = next(iter(asked.values()), None)
-        wanted = {term.needs_states for term in terms.values() if term.needs_states}
+        wanted = {
+            term.needs_states
+            for name, term in terms.items()
+            if term.needs_states and balancing.is_ever_active(name)
+        }
         if len(wanted) > 1:
             raise UserError(
                 f"objective: a batch holds one set of later states, but terms want {sorted(wanted)}; use the "

@@ -97,6 +97,6 @@ class Schedule:
         if tried >= max(_LEAST_TRIES, _TRIES_PER_DEMONSTRATION * self._demonstrations[task]):
             raise UserError(
                 f"The expert of task {task!r} solved only {len(self._successes[task])} of {tried} starts; "
-                f"{self._demonstrations[task]} demonstrations are wanted. Allow more decisions (max_decisions), "
-                "lower action_repeat, or use less noise."
+                f"{self._demonstrations[task]} demonstrations are wanted. Allow more decisions "
+                "(max_decisions), lower action_repeat, or use less noise."
             )

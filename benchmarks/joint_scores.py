@@ -1,0 +1,223 @@
+"""From the rollouts of many trainings to tables: each arm with its intervals, and held against `all`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from tables import Table
+
+from tutti.evaluation.statistics import DRAWS, Difference, Interval, stratified_bootstrap, t_interval
+
+Budget = Literal["steps", "time"]
+Verdict = Literal["better", "worse", "unresolved"]
+BASE = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """One training and its rollouts: `successes[task]` holds 0 or 1 for each start.
+
+    `seconds` are those of its steps, `valid_action` the action term on held-out episodes at the end.
+    """
+
+    arm: str
+    seed: int
+    steps: int
+    seconds: float
+    valid_action: float | None
+    successes: dict[str, list[int]]
+    commit: str | None
+
+    @property
+    def mean(self) -> float:
+        """The mean of the tasks' rates."""
+        return float(np.mean([np.mean(bits) for bits in self.successes.values()]))
+
+    @property
+    def bits(self) -> list[list[int]]:
+        """The successes, task by task."""
+        return list(self.successes.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """An arm against `all` over the same training seeds and starts, arm minus `all`.
+
+    `over_seeds` is the t-interval of the seeds' differences of task means; None with one seed.
+    """
+
+    difference: Difference
+    over_seeds: Interval | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmScore:
+    """An arm at a budget: the task mean of each seed, their mean and its two intervals, k and n per task."""
+
+    arm: str
+    budget: Budget
+    steps: int
+    seconds: float
+    valid_action: float | None
+    seed_means: tuple[float, ...]
+    mean: float
+    over_seeds: Interval | None
+    bootstrap: Interval
+    tasks: dict[str, tuple[int, int]]
+    against: Comparison | None
+
+
+def paired_difference(
+    base: Sequence[Sequence[ArrayLike]],
+    other: Sequence[Sequence[ArrayLike]],
+    confidence: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Difference:
+    """Difference of the task means (other - base), percentile interval of a bootstrap over seeds and starts.
+
+    Arguments are [training seed][task] -> one 0/1 per start, both arms with the same seeds and starts. One
+    draw resamples the training seeds, then for each chosen seed the starts inside each task, both arms
+    together. Tasks stay fixed.
+
+    Raises: ValueError where the arms do not have the same seeds, tasks and starts.
+    """
+    deltas = [
+        [
+            np.asarray(after, np.float64) - np.asarray(before, np.float64)
+            for before, after in zip(a, b, strict=True)
+        ]
+        for a, b in zip(base, other, strict=True)
+    ]
+    if not deltas or len({tuple(len(delta) for delta in tasks) for tasks in deltas}) != 1:
+        raise ValueError("paired arms need at least one training seed, each with the same tasks and starts")
+    generator = np.random.default_rng(seed)
+    count, tasks = len(deltas), len(deltas[0])
+    total = np.zeros(draws)
+    for _ in range(count):
+        chosen = generator.integers(count, size=draws)
+        for task in range(tasks):
+            values = np.stack([deltas[number][task] for number in range(count)])
+            starts = generator.integers(values.shape[1], size=(draws, values.shape[1]))
+            total += values[chosen[:, None], starts].mean(axis=1)
+    low, high = np.quantile(total / (count * tasks), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    value = float(np.mean([[delta.mean() for delta in seeds] for seeds in deltas]))
+    rule = "paired bootstrap over training seeds and starts, tasks fixed"
+    return Difference(value=value, interval=Interval(low=low, high=high, rule=rule))
+
+
+def verdict(bootstrap: Interval, over_seeds: Interval | None) -> Verdict:
+    """Better or worse only where both intervals lie on one side of 0, else unresolved.
+
+    Resampling three seeds gives too narrow an interval, so it may not decide alone; with one seed nothing is
+    known about other trainings.
+    """
+    if over_seeds is None:
+        return "unresolved"
+    if min(bootstrap.low, over_seeds.low) > 0:
+        return "better"
+    return "worse" if max(bootstrap.high, over_seeds.high) < 0 else "unresolved"
+
+
+def compare(base: Sequence[Trained], other: Sequence[Trained]) -> Comparison:
+    """Holds an arm against `all`, seed by seed and start by start.
+
+    Raises: ValueError where the seeds or the tasks differ.
+    """
+    if [(t.seed, list(t.successes)) for t in base] != [(t.seed, list(t.successes)) for t in other]:
+        raise ValueError("paired arms need the same training seeds and tasks in the same order")
+    difference = paired_difference([t.bits for t in base], [t.bits for t in other])
+    deltas = [after.mean - before.mean for before, after in zip(base, other, strict=True)]
+    over_seeds = _t_interval(deltas)
+    return Comparison(
+        difference=difference, over_seeds=over_seeds, verdict=verdict(difference.interval, over_seeds)
+    )
+
+
+def score(budget: Budget, trained: Sequence[Trained], base: Sequence[Trained]) -> ArmScore:
+    """Scores the trainings of one arm, one for each seed, beside those of `all`."""
+    means = [one.mean for one in trained]
+    held_out = [one.valid_action for one in trained if one.valid_action is not None]
+    return ArmScore(
+        arm=trained[0].arm,
+        budget=budget,
+        steps=trained[0].steps,
+        seconds=float(np.mean([one.seconds for one in trained])),
+        valid_action=float(np.mean(held_out)) if held_out else None,
+        seed_means=tuple(means),
+        mean=float(np.mean(means)),
+        over_seeds=_t_interval(means),
+        bootstrap=stratified_bootstrap([one.bits for one in trained]),
+        tasks={
+            task: (
+                sum(sum(one.successes[task]) for one in trained),
+                sum(len(one.successes[task]) for one in trained),
+            )
+            for task in trained[0].successes
+        },
+        against=None if trained[0].arm == BASE else compare(base, trained),
+    )
+
+
+def _t_interval(values: Sequence[float]) -> Interval | None:
+    return t_interval(values) if len(values) > 1 else None
+
+
+def mean_table(scores: Sequence[ArmScore], labels: dict[str, str]) -> Table:
+    """Task means: each seed's, their mean and its intervals, and what each arm cost."""
+    rows = [
+        (
+            f"{labels[s.arm]}, equal {s.budget}" if s.arm != BASE else labels[s.arm],
+            *(str(s.steps), f"{s.seconds:.0f}", "-" if s.valid_action is None else f"{s.valid_action:.4f}"),
+            ", ".join(f"{100 * mean:.1f}" for mean in s.seed_means),
+            *(f"{100 * s.mean:.1f}", _percent(s.over_seeds), _percent(s.bootstrap)),
+        )
+        for s in scores
+    ]
+    heads = (
+        *("terms", "steps", "training s", "held-out action L1", "task mean of each seed, %"),
+        *("mean, %", "t over seeds", "bootstrap"),
+    )
+    return Table(title="Success in the simulator, task mean", heads=heads, rows=tuple(rows))
+
+
+def difference_table(scores: Sequence[ArmScore], labels: dict[str, str]) -> Table:
+    """Each arm minus `all`, in points of success."""
+    rows = [
+        (
+            f"{labels[s.arm]}, equal {s.budget}",
+            *(f"{100 * s.against.difference.value:+.1f}", _percent(s.against.difference.interval)),
+            *(_percent(s.against.over_seeds), s.against.verdict),
+        )
+        for s in scores
+        if s.against is not None
+    ]
+    heads = ("terms", "minus all, points", "paired bootstrap", "t over seeds", "verdict")
+    return Table(title="Without them, against all four terms", heads=heads, rows=tuple(rows))
+
+
+def task_table(scores: Sequence[ArmScore], labels: dict[str, str]) -> Table:
+    """k/n per task, summed over the seeds."""
+    tasks = list(scores[0].tasks)
+    rows = [
+        (
+            f"{labels[s.arm]}, equal {s.budget}" if s.arm != BASE else labels[s.arm],
+            *("{}/{}".format(*s.tasks[task]) for task in tasks),
+        )
+        for s in scores
+    ]
+    return Table(title="Successes per task, all seeds", heads=("terms", *tasks), rows=tuple(rows))
+
+
+def plain(scores: Sequence[ArmScore]) -> list[dict[str, Any]]:
+    """For JSON."""
+    return [asdict(one) for one in scores]
+
+
+def _percent(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"

@@ -1,0 +1,88 @@
+"""The data that a benchmark trains on: a run's own recording, only read, or a small synthetic one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tutti.config import RunConfig
+from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.data.loader import SourceConfig
+from tutti.pipeline import DATASET, ROBOT, VIEW
+from tutti.simulation.metaworld import ACTION_DIM, STATE_DIM
+from tutti.stages import RunFolder
+from tutti.types import UserError
+
+CACHE = "cache"
+Snapshot = dict[str, tuple[int, int]]
+
+
+def check_recorded(run: Path, config: RunConfig) -> str:
+    """The fingerprint of the run's data set, once it is certain that building its data writes nothing.
+
+    Raises: UserError if the recording is not finished, or its pictures are not decoded at this size.
+    """
+    if config.data.sources:
+        raise UserError("data.sources: this benchmark reads the data set that the run itself recorded.")
+    RunFolder(run, new=False).require("record", "Make it first: tutti record CONFIG.")
+    store = SourceConfig(path=run / DATASET).open()
+    views, size = list(store.spec.views), config.data.image_size
+    for marker in sorted((run / CACHE).glob("*/complete.json")):
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if (found["data"], found["views"], found["shape"][-1]) == (store.fingerprint, views, size):
+            return store.fingerprint
+    raise UserError(
+        f"{run / CACHE}: the pictures of {run / DATASET} are not decoded at {size} px, and this benchmark "
+        f"must not write into the run. Train it once (tutti train), or choose its data.image_size."
+    )
+
+
+def snapshot(run: Path) -> Snapshot:
+    """Size and time of the last change of every file of the run's data set and cache."""
+    files = (path for name in (DATASET, CACHE) for path in (run / name).rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(run)): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)
+    }
+
+
+def require_unchanged(before: Snapshot, after: Snapshot) -> None:
+    """Raises: UserError that names the files that were made, changed or removed in between."""
+    touched = sorted(name for name in before | after if before.get(name) != after.get(name))
+    if touched:
+        raise UserError(
+            f"The run's data was written to while it was only to be read: {', '.join(touched[:5])}."
+        )
+
+
+def synthetic_run(folder: Path, config: RunConfig, per_task: int = 4, length: int = 40) -> Path:
+    """A folder with a data set of the sizes that `config` would record, full of noise. Gives the folder.
+
+    It has the suite's views, rate and sentences, so batches have the shapes of the real ones; how long a
+    step takes does not depend on what the pictures show. The same arguments give the same bytes.
+    """
+    suite, random = config.record.spec, np.random.default_rng(0)
+    coarse, scale = 8, suite.image_size // 8
+
+    def pictures() -> np.ndarray:
+        blocks = random.integers(0, 256, (length, coarse, coarse, 3), dtype=np.uint8)
+        return blocks.repeat(scale, axis=1).repeat(scale, axis=2)
+
+    def episode(task: str, number: int) -> EpisodeRecord:
+        sentences = suite.instructions(task)
+        return EpisodeRecord(
+            images={VIEW + view: pictures() for view in suite.views},
+            states=random.normal(size=(length, STATE_DIM)).astype(np.float32),
+            actions=random.normal(size=(length, ACTION_DIM)).astype(np.float32),
+            instruction=sentences[number % len(sentences)],
+        )
+
+    write_lerobot(
+        folder / DATASET,
+        [episode(task, number) for task in suite.tasks for number in range(per_task)],
+        fps=suite.fps,
+        views=tuple(VIEW + view for view in suite.views),
+        robot_type=ROBOT,
+    )
+    return folder

@@ -1,0 +1,81 @@
+"""A benchmark's result for people and machines: a table on the terminal, the same in Markdown, and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table as RichTable
+
+from tutti.data.storage import write_atomically
+from tutti.summary import commit, machine, versions
+from tutti.terminal import console, say
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A title, column heads and rows of texts; the first column is left-aligned."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """The table as Markdown, with its title above."""
+        rule = ["---", *["---:"] * (len(self.heads) - 1)]
+        lines = [self.heads, tuple(rule), *self.rows]
+        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+    def show(self) -> None:
+        """The table on the terminal."""
+        table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for place, head in enumerate(self.heads):
+            table.add_column(head, justify="right" if place else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def circumstances() -> dict[str, Any]:
+    """Where, with what and how a result was made; `load` is the machine's before the measurement."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def publish(
+    path: Path, title: str, tables: Sequence[Table], notes: Sequence[str], result: dict[str, Any]
+) -> None:
+    """Prints the tables and notes, and writes them to `<path>.md`, and `result` to `<path>.json`."""
+    for table in tables:
+        table.show()
+    for note in notes:
+        say(note)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables), *notes])
+    write_atomically(path.with_suffix(".md"), f"{text}\n".encode())
+    write_atomically(path.with_suffix(".json"), f"{json.dumps(result, indent=1)}\n".encode())
+    say(f"Written: {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+
+
+def made_with(found: dict[str, Any]) -> str:
+    """The circumstances as one sentence."""
+    where, software = found["machine"], found["versions"]
+    return (
+        f"Command: `{found['command']}`. Commit {found['commit']}; {where['processor']}, "
+        f"{where['cores']} cores, load {found['load']:.1f} before the start; "
+        f"Python {software['python']}, torch {software['torch']}."
+    )

@@ -1,0 +1,80 @@
+"""One training step on a GPU gives the losses and gradients of the CPU; bf16 stays close."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tutti.models.vla import VLA, ModelConfig
+from tutti.objectives.unified import ObjectiveConfig
+from tutti.types import Batch, DataSpec, Observation
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SPEC = DataSpec(
+    views=("right", "left"),
+    image_size=64,
+    state_dim=4,
+    action_dim=4,
+    horizon=8,
+    vocab_size=64,
+    text_length=8,
+    embodiments=("sawyer",),
+    fps=20.0,
+)
+
+
+def batch(b: int = 8) -> Batch:
+    random = torch.Generator().manual_seed(0)
+
+    def look() -> Observation:
+        return Observation(
+            images=torch.randint(0, 256, (b, 2, 3, 64, 64), dtype=torch.uint8, generator=random),
+            image_mask=torch.ones(b, 2, dtype=torch.bool),
+            text=torch.randint(0, 64, (b, 8), generator=random),
+            text_mask=torch.ones(b, 8, dtype=torch.bool),
+            state=torch.randn(b, 4, generator=random),
+        )
+
+    ids = torch.arange(b) % 4
+    return Batch(
+        observation=look(),
+        actions=torch.randn(b, 8, 4, generator=random),
+        action_mask=torch.ones(b, 8, 4, dtype=torch.bool),
+        instruction_id=ids,
+        embodiment=torch.zeros_like(ids),
+        window=torch.arange(b),
+        future=look(),
+        future_mask=torch.ones(b, dtype=torch.bool),
+        future_states=torch.randn(b, 8, 4, generator=random),
+        future_states_mask=torch.ones(b, 8, dtype=torch.bool),
+    )
+
+
+def losses(device: str, autocast: bool = False) -> tuple[dict[str, float], VLA]:
+    torch.manual_seed(0)
+    model = ModelConfig().build(SPEC)
+    objective = ObjectiveConfig().build(model)
+    model, objective = model.to(device), objective.to(device)
+    given = batch().to(device)
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        terms = objective(model(given.observation), given)
+    terms.total.backward()
+    return {name: value.item() for name, value in terms.values.items()}, model
+
+
+def test_losses_and_gradients_equal_the_cpu() -> None:
+    on_cpu, cpu_model = losses("cpu")
+    on_gpu, gpu_model = losses("cuda")
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
+    for (name, one), two in zip(cpu_model.named_parameters(), gpu_model.parameters(), strict=True):
+        assert one.grad is not None and two.grad is not None, name
+        torch.testing.assert_close(two.grad.cpu(), one.grad, rtol=2e-2, atol=2e-3, msg=name)
+
+
+def test_bf16_stays_close() -> None:
+    exact, _ = losses("cuda")
+    rough, _ = losses("cuda", autocast=True)
+    assert rough == pytest.approx(exact, rel=0.1)

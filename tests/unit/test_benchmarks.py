@@ -1,0 +1,313 @@
+"""The benchmarks' own arithmetic: shares, ratios, arms, equal time, paired intervals, what is reused."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutti.config import RunConfig, load_config, to_yaml
+from tutti.evaluation.statistics import Interval
+from tutti.types import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+joint_cell: Any = importlib.import_module("joint_cell")
+joint_scores: Any = importlib.import_module("joint_scores")
+joint_training: Any = importlib.import_module("joint_training")
+recorded: Any = importlib.import_module("recorded")
+tables: Any = importlib.import_module("tables")
+timing: Any = importlib.import_module("timing")
+train_step: Any = importlib.import_module("train_step")
+
+TASKS = ("reach", "push")
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_config(ROOT / "configs" / "demo.yaml", ["data.batch_size=4", "training.threads=1"])
+
+
+def trained(seed: int, reach: list[int], push: list[int], arm: str = "all") -> Any:
+    successes = {"reach": reach, "push": push}
+    return joint_scores.Trained(
+        arm=arm, seed=seed, steps=10, seconds=2.0, valid_action=0.5, successes=successes, commit="c"
+    )
+
+
+def record(step: int, seconds: float, data_share: float) -> dict[str, Any]:
+    shares = {"data": data_share, "forward": 0.3, "backward": 0.4, "optimizer": 0.1}
+    return {
+        **{"step": step, "kind": "train", "time/seconds": seconds, "data/samples": 32.0 * step},
+        **{f"time/{part}_share": share for part, share in shares.items()},
+    }
+
+
+def test_arms_are_measured_in_turns_after_one_uncounted_turn_each() -> None:
+    turns: list[str] = []
+
+    def timer(name: str) -> Any:
+        return lambda steps: turns.append(name) or float(len(turns))
+
+    times = timing.interleave({"a": timer("a"), "b": timer("b")}, rounds=2, steps=3)
+    assert turns == ["a", "b", "a", "b", "a", "b"]
+    assert times == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+
+
+def test_ratio_is_taken_within_each_round() -> None:
+    found = timing.ratios({"base": [1.0, 10.0, 100.0], "arm": [2.0, 20.0, 200.0]}, "base")
+    assert (found["arm"].low, found["arm"].median, found["arm"].high) == (2.0, 2.0, 2.0)
+
+
+def test_breakdown_leaves_the_warm_up_out_and_weighs_records_by_their_seconds() -> None:
+    records = [record(10, 100.0, 0.9), record(20, 101.0, 0.0), record(30, 104.0, 0.04)]
+    found = train_step.breakdown(records, warmup=10)
+    assert found.samples_per_second == pytest.approx(20 * 32 / 4.0)
+    assert found.shares["data"] == pytest.approx(0.03)
+    assert sum(found.shares.values()) == pytest.approx(1.0)
+
+
+def test_breakdown_refuses_records_without_a_warm_up() -> None:
+    with pytest.raises(UserError, match="--warmup"):
+        train_step.breakdown([record(10, 1.0, 0.0)], warmup=5)
+
+
+@pytest.mark.parametrize(
+    ("of_matmul", "data", "added", "verdicts"),
+    [(0.45, 0.0199, 1.25, [True, True, True]), (0.449, 0.02, 1.251, [False, False, False])],
+)
+def test_acceptance_lines_pass_and_fail_at_their_limits(
+    of_matmul: float, data: float, added: float, verdicts: list[bool]
+) -> None:
+    lines = train_step.checks(of_matmul, data, timing.spread([added]))
+    assert [line.passed for line in lines] == verdicts
+    assert [row[-1] for row in train_step.check_table(lines).rows] == [
+        "PASS" if verdict else "FAIL" for verdict in verdicts
+    ]
+
+
+def test_speed_table_divides_achieved_by_the_matmul() -> None:
+    found = train_step.Breakdown(samples_per_second=100.0, shares={"data": 0.01, "other": 0.99})
+    flops = timing.StepFlops(forward=1e9, backward=2e9, optimizer=1e9)
+    table, share = train_step.speed_table(found, flops, ceiling=6e11, batch=50, threads=2)
+    assert share == pytest.approx(0.5)
+    rows = dict(table.rows)
+    assert rows["ms per step"] == "500.0 (batch 50)"
+    assert rows["the same, Newton-Schulz counted"] == "50.3 %"
+
+
+def test_matmul_rate_is_positive() -> None:
+    assert all(rate > 0 for rate in timing.matmul_rates(repeats=2, size=64))
+
+
+@pytest.mark.parametrize(
+    ("arm", "terms"),
+    [
+        ("all", {"align", "action", "recon", "state"}),
+        ("no_align_recon", {"action", "state"}),
+        ("no_state", {"align", "action", "recon"}),
+        ("action_only", {"action"}),
+    ],
+)
+def test_arm_keeps_exactly_its_terms(config: RunConfig, arm: str, terms: set[str]) -> None:
+    assert set(timing.with_arm(config, arm).objective.weights()) == terms
+
+
+def test_every_arm_has_a_label_in_both_benchmarks() -> None:
+    assert set(timing.ARMS) == set(train_step.LABELS) == set(joint_training.LABELS)
+
+
+def test_flops_grow_with_the_terms_and_newton_schulz_is_counted_apart(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    data = recorded.synthetic_run(tmp_path / "data", config, per_task=2, length=12)
+    counted = {}
+    for arm in ("action_only", "all"):
+        timer = timing.StepTimer(timing.with_arm(config, arm), data, tmp_path / arm)
+        weights = {name: value.clone() for name, value in timer.trainer.model.state_dict().items()}
+        counted[arm] = timer.flops(batches=1)
+        after = timer.trainer.model.state_dict()
+        assert all(bool((after[name] == value).all()) for name, value in weights.items())
+        assert timer(1) > 0
+        timer.close()
+    alone, everything = counted["action_only"], counted["all"]
+    assert alone.forward < everything.forward < 1.5 * alone.forward
+    assert alone.optimizer == everything.optimizer > 0  # the terms' heads are AdamW's
+    assert alone.forward < alone.backward < 2.05 * alone.forward
+
+
+def test_shortened_run_warms_up_within_a_tenth(config: RunConfig) -> None:
+    assert timing.shortened(config, 170).training.schedule.warmup == 17
+    assert timing.shortened(config, 5000).training.schedule.warmup == 100
+
+
+def test_equal_time_gives_a_cheaper_arm_more_steps_and_never_fewer() -> None:
+    assert joint_training.equal_time_steps(1000, 0.8) == 1250
+    assert joint_training.equal_time_steps(1000, 1.01) == 1000
+
+
+def test_cell_is_one_thread_with_its_seed_everywhere_and_no_controls(config: RunConfig) -> None:
+    own = joint_cell.cell_config(config, Path("demo"), arm="action_only", seed=2, steps=50, starts=3)
+    assert (own.seed, own.data.seed, own.training.seed) == (2, 2, 2)
+    assert (own.training.threads, own.training.steps, own.training.schedule.warmup) == (1, 50, 5)
+    assert (own.evaluation.workers, own.evaluation.episodes, own.evaluation.split) == (1, 3, "held_out")
+    controls = own.evaluation.controls
+    assert controls.expert == controls.noop == controls.no_image == controls.wrong_instruction == 0
+    assert set(own.objective.weights()) == {"action"}
+    assert own.data.sources[0].path == Path("demo/dataset").resolve()
+
+
+@pytest.mark.parametrize("arm", list(timing.ARMS))
+def test_cell_config_reaches_its_process_unchanged(config: RunConfig, tmp_path: Path, arm: str) -> None:
+    own = joint_cell.cell_config(config, tmp_path, arm=arm, seed=1, steps=50, starts=3)
+    (tmp_path / "cell.yaml").write_text(to_yaml(own))
+    assert load_config(tmp_path / "cell.yaml") == own
+
+
+def test_cell_folder_depends_on_arm_seed_steps_and_data_but_not_on_the_place_of_the_run(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    def folder(run: str = "a", data: str = "d", **changes: Any) -> Path:
+        what: dict[str, Any] = {"arm": "all", "seed": 0, "steps": 50, "starts": 3} | changes
+        return joint_cell.make_cell(config, tmp_path / run, tmp_path, data, **what).folder
+
+    others = [folder(arm="no_state"), folder(seed=1), folder(steps=60), folder(starts=4), folder(data="e")]
+    assert folder() == folder(run="b")
+    assert len({folder(), *others}) == 6
+
+
+def test_arms_whose_step_costs_the_same_share_their_trainings(config: RunConfig, tmp_path: Path) -> None:
+    arguments = joint_training.parse(["--run", "demo", "--seeds", "2", "--work", str(tmp_path)])
+    ratio = {"all": 1.0, "no_align_recon": 1.0, "no_state": 0.9, "action_only": 0.8}
+    planned = joint_training.plan(arguments, config, "d", {"ratio": ratio})
+    assert len(planned) == 7
+    assert planned["no_align_recon", "steps"] == planned["no_align_recon", "time"]
+    assert planned["action_only", "time"][0].steps == 1250
+    assert len(joint_training.unique(cell for cells in planned.values() for cell in cells)) == 12
+
+
+def test_finished_cell_is_found_again_and_nothing_is_started(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = {"arm": "all", "seed": 0, "steps": 50, "starts": 2}
+    cell = joint_cell.make_cell(config, tmp_path / "run", tmp_path, "d", **what)
+    cell.folder.mkdir(parents=True)
+    values = {"arm": "all", "seed": 0, "steps": 50, "seconds": 1.0, "valid_action": None}
+    cell.result.write_text(json.dumps({**values, "successes": {"reach": [1, 0]}, "commit": None}))
+    monkeypatch.setattr(joint_training, "start_cell", lambda *_: pytest.fail("it was started again"))
+    joint_training.finish([cell], tmp_path / "run", jobs=1)
+    assert joint_cell.load(cell).mean == 0.5
+
+
+def test_failed_cell_names_the_end_of_its_output(config: RunConfig, tmp_path: Path) -> None:
+    what = {"arm": "all", "seed": 0, "steps": 50, "starts": 2}
+    cell = joint_cell.make_cell(config, tmp_path / "run", tmp_path, "d", **what)
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "output.log").write_text("it went wrong here\n")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(UserError, match=r"exit 3.*\n.*went wrong here"),
+    ):
+        patch.setattr(
+            joint_training.subprocess, "run", lambda *_, **__: joint_training.argparse.Namespace(returncode=3)
+        )
+        joint_training.start_cell(cell, tmp_path / "run")
+
+
+def test_paired_difference_of_equal_arms_is_exactly_zero() -> None:
+    arm = [[[1, 0, 1], [0, 0, 1]], [[1, 1, 1], [0, 1, 1]]]
+    found = joint_scores.paired_difference(arm, arm, draws=200)
+    assert (found.value, found.interval.low, found.interval.high) == (0.0, 0.0, 0.0)
+
+
+def test_paired_difference_covers_its_value_and_knows_its_sign() -> None:
+    base = [[[0] * 8, [0, 1] * 4], [[0] * 8, [0, 1] * 4]]
+    other = [[[1] * 8, [0, 1] * 4], [[1] * 6 + [0] * 2, [0, 1] * 4]]
+    found = joint_scores.paired_difference(base, other, draws=500)
+    assert found.value == pytest.approx((1.0 + 0.75) / 4)
+    assert 0 < found.interval.low < found.value < found.interval.high <= 0.5
+
+
+def test_paired_difference_refuses_arms_with_other_starts() -> None:
+    with pytest.raises(ValueError):
+        joint_scores.paired_difference([[[1, 0]], [[1, 0]]], [[[1, 0]]], draws=10)
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "seeds", "expected"),
+    [
+        ((0.1, 0.2), (0.05, 0.3), "better"),
+        ((-0.2, -0.1), (-0.3, -0.05), "worse"),
+        ((0.1, 0.2), (-0.1, 0.4), "unresolved"),
+        ((-0.1, 0.2), (0.05, 0.1), "unresolved"),
+        ((0.1, 0.2), None, "unresolved"),
+    ],
+)
+def test_verdict_needs_both_intervals_on_one_side_of_zero(
+    bootstrap: tuple[float, float], seeds: tuple[float, float] | None, expected: str
+) -> None:
+    over_seeds = Interval(low=seeds[0], high=seeds[1], rule="t") if seeds else None
+    assert (
+        joint_scores.verdict(Interval(low=bootstrap[0], high=bootstrap[1], rule="b"), over_seeds) == expected
+    )
+
+
+def test_score_sums_tasks_over_seeds_and_compares_with_all() -> None:
+    base = [trained(0, [1, 1], [1, 0]), trained(1, [1, 1], [0, 0])]
+    less = [trained(0, [1, 0], [1, 0], "no_state"), trained(1, [1, 0], [0, 0], "no_state")]
+    whole, part = joint_scores.score("steps", base, base), joint_scores.score("time", less, base)
+    assert whole.against is None
+    assert whole.seed_means == (0.75, 0.5)
+    assert part.tasks == {"reach": (2, 4), "push": (1, 4)}
+    assert part.against.difference.value == pytest.approx(-0.25)
+    shown = [
+        table([whole, part], joint_training.LABELS)
+        for table in (joint_scores.mean_table, joint_scores.difference_table, joint_scores.task_table)
+    ]
+    assert "| without state, equal time | 2/4 | 1/4 |" in shown[2].markdown()
+    assert all(len(row) == len(table.heads) for table in shown for row in table.rows)
+    json.dumps(joint_scores.plain([whole, part]))
+
+
+def test_comparison_refuses_other_seeds() -> None:
+    with pytest.raises(ValueError, match="same training seeds"):
+        joint_scores.compare([trained(0, [1], [1])], [trained(1, [1], [1])])
+
+
+def test_published_files_hold_tables_notes_and_result(tmp_path: Path) -> None:
+    table = tables.Table(title="T", heads=("a", "b"), rows=(("x", "1"),))
+    tables.publish(tmp_path / "results" / "one", "name", [table], ["note"], {"k": 1})
+    text = (tmp_path / "results" / "one.md").read_text()
+    assert text == "# name\n\n**T**\n\n| a | b |\n| --- | ---: |\n| x | 1 |\n\nnote\n"
+    assert json.loads((tmp_path / "results" / "one.json").read_text()) == {"k": 1}
+
+
+def test_a_touched_run_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "one").write_text("1")
+    before = recorded.snapshot(tmp_path)
+    recorded.require_unchanged(before, recorded.snapshot(tmp_path))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "new").write_text("2")
+    with pytest.raises(UserError, match="cache/new"):
+        recorded.require_unchanged(before, recorded.snapshot(tmp_path))
+
+
+def test_run_without_decoded_pictures_is_refused_rather_than_written_to(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    run = recorded.synthetic_run(tmp_path / "run", config, per_task=1, length=9)
+    (run / "stages.json").write_text('{"record": {"finished": true, "seconds": 1}}')
+    with pytest.raises(UserError, match="not decoded at 64 px"):
+        recorded.check_recorded(run, config)
+    assert not (run / "cache").exists()
+    timing.build_data(config, run)
+    before = recorded.snapshot(run)
+    assert recorded.check_recorded(run, config)
+    timing.build_data(config, run)
+    recorded.require_unchanged(before, recorded.snapshot(run))
