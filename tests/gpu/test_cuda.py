@@ -48,8 +48,8 @@ def batch(b: int = 8) -> Batch:
         window=torch.arange(b),
         future=look(),
         future_mask=torch.ones(b, dtype=torch.bool),
-        future_states=torch.randn(b, 8, 4, generator=random),
-        future_states_mask=torch.ones(b, 8, dtype=torch.bool),
+        future_states=torch.randn(b, 9, 4, generator=random),
+        future_states_mask=torch.ones(b, 9, dtype=torch.bool),
     )
 
 

@@ -78,8 +78,8 @@ def batch(b: int = 6) -> Batch:
         window=torch.arange(b),
         future=look(),
         future_mask=torch.tensor([True] * (b - 2) + [False, True]),
-        future_states=torch.randn(b, 3, 4, generator=random, dtype=torch.float64),
-        future_states_mask=torch.tensor([[True, True, True]] * (b - 1) + [[True, False, True]]),
+        future_states=torch.randn(b, 4, 4, generator=random, dtype=torch.float64),
+        future_states_mask=torch.tensor([[True, True, True, True]] * (b - 1) + [[True, False, True, True]]),
     )
 
 

@@ -117,7 +117,7 @@ def test_instruction_ids_are_equal_exactly_where_the_texts_are(data_set: Path, t
 
 
 def test_later_states_stay_in_the_episode_and_zero_is_its_last(data_set: Path, tmp_path: Path) -> None:
-    data = build(data_set, tmp_path, DataNeeds(state_offsets=(1, 5, 0)))
+    data = build(data_set, tmp_path, DataNeeds(state_offsets=(1, 5, 0, -1)))
     windows = data.windows
     batch = windows.gather(np.arange(len(windows)))
     states, mask = batch.future_states, batch.future_states_mask
@@ -126,7 +126,7 @@ def test_later_states_stay_in_the_episode_and_zero_is_its_last(data_set: Path, t
     for episode in windows.sources[0].store.episodes:
         for t in range(episode.start, episode.end):
             assert torch.equal(states[t, 2], now[episode.end - 1])
-            assert mask[t].tolist() == [t + 1 < episode.end, t + 5 < episode.end, True]
+            assert mask[t].tolist() == [t + 1 < episode.end, t + 5 < episode.end, True, True]
             for column, offset in enumerate((1, 5)):
                 if mask[t, column]:
                     assert torch.equal(states[t, column], now[t + offset])

@@ -60,15 +60,15 @@ def scene(b: int = 3) -> tuple[Features, Batch]:
         instruction_id=ids,
         embodiment=torch.zeros_like(ids),
         window=ids,
-        future_states=torch.randn(b, 3, 2, dtype=torch.float64, generator=random),
-        future_states_mask=torch.tensor([[True, True, True]] + [[True, False, True]] * (b - 1)),
+        future_states=torch.randn(b, 4, 2, dtype=torch.float64, generator=random),
+        future_states_mask=torch.tensor([[True, True, True, True]] + [[True, False, True, True]] * (b - 1)),
     )
     return features, batch
 
 
 def test_it_asks_for_its_offsets_and_the_last_state() -> None:
-    assert term_of().needs_states == (1, 3, 0)
-    assert term_of(last=False).needs_states == (1, 3)
+    assert term_of().needs_states == (1, 3, 0, -1)
+    assert term_of(last=False, key=False).needs_states == (1, 3)
 
 
 def test_value_is_the_masked_mean_of_absolute_errors() -> None:
@@ -76,8 +76,11 @@ def test_value_is_the_masked_mean_of_absolute_errors() -> None:
     features, batch = scene()
     assert batch.future_states is not None and batch.future_states_mask is not None
     errors = (term.predict(features.readout) - batch.future_states).abs().detach().numpy()
-    kept = errors[batch.future_states_mask.numpy()]
-    assert term(features, batch).value.item() == pytest.approx(float(np.mean(kept)), rel=1e-12)
+    kept = errors[:, :3][batch.future_states_mask.numpy()[:, :3]]
+    expected = float(np.mean(kept) + np.mean(errors[:, 3]))
+    result = term(features, batch)
+    assert result.value.item() == pytest.approx(expected, rel=1e-12)
+    assert result.metrics["state/key_l1"].item() == pytest.approx(float(np.mean(errors[:, 3])), rel=1e-12)
 
 
 def test_masked_offsets_never_count_even_if_they_are_nan() -> None:
@@ -94,7 +97,7 @@ def test_masked_offsets_never_count_even_if_they_are_nan() -> None:
 
 def test_the_baseline_is_the_loss_of_a_hand_that_stays() -> None:
     features, batch = scene()
-    held = batch.observation.state[:, None].expand(-1, 3, -1).contiguous()
+    held = batch.observation.state[:, None].expand(-1, 4, -1).contiguous()
     metrics = term_of()(features, replace(batch, future_states=held)).metrics
     assert metrics["state/hold_baseline"].item() == 0
     assert term_of()(features, batch).metrics["state/hold_baseline"].item() > 0

@@ -34,7 +34,7 @@ Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kin
 @dataclass(frozen=True, slots=True)
 class DataNeeds:
     """What the objective's terms ask of the data: an observation `future_offset` frames later, or none, and
-    the states at `state_offsets` frames later (0 stands for the episode's last)."""
+    the states at `state_offsets` frames later (0: the episode's last, -1: the next key frame's)."""
 
     future_offset: int | None = None
     state_offsets: tuple[int, ...] = ()

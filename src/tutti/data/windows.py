@@ -11,9 +11,14 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from tutti.data.episode import Episode, EpisodeStore
+from tutti.data.keyframes import next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.types import Batch, Observation, UserError
+
+
+LAST, NEXT_KEY = 0, -1
+"""Offsets of `state_offsets` that are no distance: the episode's last state, the next key frame's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,8 @@ class WindowIndex:
     The chunk of window t is actions[t : t + horizon]. Steps past the episode's end are 0 and masked, never
     repeated. The future is the observation at t + future_offset of the same episode; where that lies past
     the end, `future_mask` is False and the last frame stands in. `future_states` are the states at
-    t + o for o in `state_offsets`, masked past the end; o = 0 stands for the episode's last state.
+    t + o for o in `state_offsets`, masked past the end; `LAST` (0) stands for the episode's last state and
+    `NEXT_KEY` (-1) for the state at the next key frame (keyframes.py).
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class WindowIndex:
             for episode in store.episodes:
                 rows = self.rows_of(source, [episode])
                 self._end[rows] = rows[-1] + 1
+        self._next_key = next_keyframes(self._actions, self._end)
         self._text, self._text_mask = tokenizer.encode(self.instructions)
 
     def __len__(self) -> int:
@@ -108,7 +115,9 @@ class WindowIndex:
             future_mask = torch.from_numpy(later < end)
         states, states_mask = None, None
         if len(self.state_offsets):
-            at = np.where(self.state_offsets == 0, end[:, None] - 1, windows[:, None] + self.state_offsets)
+            at = windows[:, None] + self.state_offsets
+            at = np.where(self.state_offsets == LAST, end[:, None] - 1, at)
+            at = np.where(self.state_offsets == NEXT_KEY, self._next_key[windows][:, None], at)
             states = torch.from_numpy(self._states[np.minimum(at, end[:, None] - 1)])
             states_mask = torch.from_numpy(at < end[:, None])
         return Batch(

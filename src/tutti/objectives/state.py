@@ -1,11 +1,11 @@
-"""The state term: where will the robot's hand be later, up to the episode's end?"""
+"""The state term: where will the robot's hand be later: in a moment, when it next grasps, and at the end?"""
 
 from __future__ import annotations
 
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -25,6 +25,9 @@ class FutureStatesConfig(BaseModel):
         default=(2, 4, 6, 8, 12, 16, 24), min_length=1, description="how many actions ahead the states lie"
     )
     last: bool = Field(default=True, description="also predict the last state of the episode")
+    key: bool = Field(
+        default=True, description="also predict the state at the next key frame: a grasp, a release, the end"
+    )
     hidden: PositiveInt = Field(default=256, description="width of the head's hidden layer")
     stop_gradient: tuple[Boundary, ...] = ()
 
@@ -42,20 +45,25 @@ class FutureStatesConfig(BaseModel):
 class FutureStatesTerm(Term):
     """Waypoints of the robot itself: s^_{t+k} from the readout, for several k and for the episode's end.
 
-    L = sum m |s^ - s| / sum m over offsets o and dimensions of the normalised state; offsets past the end
-    are masked, the last state never is. The labels are proprioception alone, so any data set has them.
+    L = sum m |s^ - s| / sum m over offsets and dimensions of the normalised state
+        + mean |s^ - s| over the dimensions of the state at the next key frame.
 
-    Why it is there: where the hand will be in a second is where the object is, or the goal, in metres. The
-    action hides that: it is clipped, and depends on the present position as well. So this term teaches the
-    vision encoder to localise long before the action loss alone does (docs/log.md has the figures).
+    Offsets past the end are masked; the last state and the next key frame never are. The labels are
+    proprioception and the gripper's command alone, so any data set has them.
 
-    Differs: the table of future-state losses in the literature has one offset and a squared error; several
-    offsets and the absolute error (a median, robust to the moment of a grasp) are ours.
+    Why it is there: where the hand will be when it grasps is where the object is, in metres. The action hides
+    that: it is clipped, and depends on the present position as well. So this term teaches the vision encoder
+    to localise long before the action loss alone does. The next grasp is a sum of its own because it is the
+    only label of a small object, in the few windows before the grasp (docs/log.md has the figures).
+
+    Source: key frames as targets, ARM (2105.14829) and PerAct (2209.05451). Differs: they predict the key pose
+    as the action; here it is a regression beside the action, as are several offsets, with the absolute error.
     """
 
     def __init__(self, config: FutureStatesConfig, model: Model) -> None:
         super().__init__(name="state", stop_gradient=config.stop_gradient)
-        self.needs_states = (*config.offsets, *((0,) if config.last else ()))
+        self.needs_states = (*config.offsets, *((0,) if config.last else ()), *((-1,) if config.key else ()))
+        self.has_key = config.key
         self.state_dim = model.spec.state_dim
         self.head = nn.Sequential(
             nn.Linear(model.fusion.width, config.hidden),
@@ -64,7 +72,8 @@ class FutureStatesTerm(Term):
         )
 
     def compute(self, features: Features, batch: Batch) -> TermValue:
-        """The masked L1; metric `state/hold_baseline`, the loss of predicting that the hand stays."""
+        """The sum of both means; metrics `state/hold_baseline`, the value of predicting that the hand stays,
+        and `state/key_l1`, the part of the next key frame."""
         states, mask = batch.future_states, batch.future_states_mask
         if states is None or mask is None:
             raise UserError(
@@ -73,11 +82,19 @@ class FutureStatesTerm(Term):
             )
         predicted = self.predict(features.readout)
         with torch.no_grad():
-            held = (batch.observation.state[:, None] - states).abs()
-            baseline = masked_mean(held, mask[..., None])
-        value = masked_mean((predicted - states.to(predicted.dtype)).abs(), mask[..., None])
-        return TermValue(value=value, metrics={"state/hold_baseline": baseline})
+            baseline = sum(self._parts((batch.observation.state[:, None] - states).abs(), mask))
+        parts = self._parts((predicted - states.to(predicted.dtype)).abs(), mask)
+        metrics: dict[str, Tensor] = {"state/hold_baseline": torch.as_tensor(baseline)}
+        if self.has_key:
+            metrics["state/key_l1"] = parts[-1].detach()
+        return TermValue(value=torch.stack(parts).sum(), metrics=metrics)
+
+    def _parts(self, errors: Float[Tensor, "b o s"], mask: Bool[Tensor, "b o"]) -> list[Tensor]:
+        """The mean over offsets and the end, and then, if it is asked for, that of the next key frame."""
+        count = errors.shape[1] - int(self.has_key)
+        parts = [masked_mean(errors[:, :count], mask[:, :count, None])]
+        return [*parts, masked_mean(errors[:, count:], mask[:, count:, None])] if self.has_key else parts
 
     def predict(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b o s"]:
-        """The normalised states at the offsets, the last state of the episode behind them."""
+        """The normalised states at the offsets, then at the episode's last and at its next key frame."""
         return self.head(readout).view(len(readout), len(self.needs_states), self.state_dim)

@@ -83,7 +83,7 @@ class Term(nn.Module, ABC):
 
     Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
     `needs_future` asks the data for the observation that many actions later, `needs_states` for
-    the states at those offsets (0: the episode's last). `no_decay` names parameters
+    the states at those offsets (0: the episode's last, -1: the next key frame's). `no_decay` names parameters
     of the term that weight decay must leave alone.
     """
 

@@ -30,6 +30,7 @@ METRICS: dict[str, str] = {
     "metric/recon/changed_share": "Share of future patches that changed by more than the threshold, 0 to 1.",
     "metric/recon/copy_baseline": "The recon term if the present picture were the prediction.",
     "metric/state/hold_baseline": "The state term if the hand stayed where it is.",
+    "metric/state/key_l1": "The part of the state term that belongs to the next key frame.",
     "optim/lr": "Learning rate of the step: of Muon's matrices if Muon is used, else of AdamW.",
     "optim/lr_adamw": "With Muon: the learning rate of the parameters that AdamW moves.",
     "optim/lr_factor": "What the schedule multiplies every base learning rate with, 0 to 1.",
