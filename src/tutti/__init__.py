@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # How long an idle OpenMP thread spins before it sleeps, read when torch loads. The default spins for ever and
-# collapses when other work shares the cores; sleeping at once costs a small model half its speed. 20,000 turns
-# (some 50 microseconds) keep 94 % of the speed of spinning; docs/log.md has the figures.
+# collapses when other work shares the cores; sleeping at once costs a small model half its speed. 20,000
+# turns (some 50 microseconds) keep nine tenths of the speed of spinning; docs/log.md has the figures.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 __all__ = ["Policy", "RunConfig", "UserError", "__version__", "load_config", "pipeline"]

@@ -62,7 +62,7 @@ def test_shapes_and_order_of_features(model: VLA) -> None:
     assert n == 4
     assert features.vision.values.shape == (4, 2 * n, 128)
     assert features.fused_vision.values.shape == (4, 2 * n, 128)
-    assert features.language.values.shape == (4, model.language.num_tokens, 128)
+    assert features.language.values.shape == (4, model.language.num_tokens, model.language.width)
     assert features.readout.shape == (4, 128)
     assert model.predict(observation()).shape == (4, SPEC.horizon, SPEC.action_dim)
 

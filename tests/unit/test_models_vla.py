@@ -133,6 +133,6 @@ def test_the_description_adds_up() -> None:
     assert description.parameters == sum(p.numel() for p in model.parameters())
     assert sum(row.share for row in sockets) == pytest.approx(1)
     assert [row.tokens for row in description.tokens] == [1, 1, 1, 16, 16]
-    # Worked by hand: 4 blocks of 35 tokens, 12 d^2 multiply-adds in the matrices and 2 n d in the attention.
+    # Worked by hand: 2 blocks of 35 tokens, 12 d^2 multiply-adds in the matrices and 2 n d in the attention.
     blocks = next(row for row in description.modules if row.name == "fusion.blocks")
-    assert blocks.flops == 4 * 35 * 2 * (12 * 128**2 + 2 * 35 * 128)
+    assert blocks.flops == 2 * 35 * 2 * (12 * 128**2 + 2 * 35 * 128)

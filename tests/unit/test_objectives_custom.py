@@ -27,7 +27,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> VLA:
 
 def objective(target: str, **options: object) -> ObjectiveConfig:
     extra = {"state_change": {"target": target, "options": options, "weight": 0.5}}
-    return ObjectiveConfig.model_validate({"align": None, "recon": None, "extra": extra})
+    return ObjectiveConfig.model_validate({"align": None, "recon": None, "state": None, "extra": extra})
 
 
 def batch() -> Batch:
@@ -71,7 +71,7 @@ def test_the_example_masks_what_lies_past_the_episode(model: VLA) -> None:
 
 def test_stop_gradient_works_for_custom_terms(model: VLA) -> None:
     extra = {"mine": {"target": "own_term:StateChange", "stop_gradient": ["fused"]}}
-    loss = ObjectiveConfig.model_validate({"extra": extra}).build(model)
+    loss = ObjectiveConfig.model_validate({"state": None, "extra": extra}).build(model)
     given = batch()
     loss(model(given.observation), given).values["mine"].backward()
     assert all(p.grad is None for p in model.parameters())

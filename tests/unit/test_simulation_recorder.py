@@ -146,7 +146,12 @@ def start_recording(folder: Path, script_folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=take_interrupts,
     )
+
+
+def take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # A shell's background job may have it ignored.
 
 
 def wait_for_first_episode(folder: Path, process: subprocess.Popen[str]) -> None:

@@ -16,7 +16,6 @@ from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.types import Batch, Observation, UserError
 
-
 LAST, NEXT_KEY = 0, -1
 """Offsets of `state_offsets` that are no distance: the episode's last state, the next key frame's."""
 

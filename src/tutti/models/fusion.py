@@ -28,6 +28,12 @@ class JointAttentionConfig(BaseModel):
     heads: PositiveInt = 4
     mlp_ratio: float = Field(default=4.0, gt=0)
     activation: Activation = "relu"
+    state_dropout: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of training samples whose state is withheld (0, its mean)",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -45,6 +51,9 @@ class JointAttention(Fusion):
     The readout token is learned and starts equal for all; the state becomes one token. Where an encoder's
     width differs from `width`, a linear map adapts it. A masked token is never attended to, so what it
     holds changes nothing; removing a view or the text is masking it.
+
+    In training the state of a share `state_dropout` of the samples is 0, so that the policy cannot live on it
+    alone: where the hand is betrays where the demonstrator was heading.
     """
 
     def __init__(
@@ -53,6 +62,7 @@ class JointAttention(Fusion):
         super().__init__()
         width = config.width
         self.width = width
+        self.state_dropout = config.state_dropout
         self.vision_adapter = _adapter(vision_width, width)
         self.language_adapter = _adapter(language_width, width)
         self.state = nn.Linear(spec.state_dim, width)
@@ -69,6 +79,9 @@ class JointAttention(Fusion):
     ) -> tuple[Float[Tensor, "b d"], Tokens]:
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
         b = len(state)
+        if self.training and self.state_dropout > 0:
+            kept = torch.rand(b, 1, device=state.device) >= self.state_dropout
+            state = state * kept.to(state.dtype)
         readout_type, state_type, language_type, vision_type = self.type_embedding.weight.unbind(0)
         x = torch.cat(
             [

@@ -56,8 +56,9 @@ class FutureStatesTerm(Term):
     to localise long before the action loss alone does. The next grasp is a sum of its own because it is the
     only label of a small object, in the few windows before the grasp (docs/log.md has the figures).
 
-    Source: key frames as targets, ARM (2105.14829) and PerAct (2209.05451). Differs: they predict the key pose
-    as the action; here it is a regression beside the action, as are several offsets, with the absolute error.
+    Source: key frames as targets, ARM (2105.14829) and PerAct (2209.05451). Differs: they predict the key
+    pose as the action; here it is a regression beside the action, as are several offsets, with the absolute
+    error.
     """
 
     def __init__(self, config: FutureStatesConfig, model: Model) -> None:

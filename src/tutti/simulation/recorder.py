@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tutti.simulation.metaworld import MetaWorldTask, to_action
+from tutti.simulation.metaworld import STEP_LIMIT, MetaWorldTask, to_action
 from tutti.simulation.recording import (
     DONE_FILE,
     SETTINGS_FILE,
@@ -45,6 +45,11 @@ class RecordConfig(BaseModel):
     succeeds. The i-th seed's executed x, y and z get Gaussian noise of standard deviation
     noise[i mod len(noise)], fresh at each decision, while the label stays the expert's own action
     (demonstrations of recovery, as in DART, arXiv:1703.09327). `workers` 0 records in this process.
+
+    Before an episode begins, the hand wanders: it holds one random direction for a random number of
+    decisions, 0 to `wander`, which are not recorded. Without it every episode starts from one pose, and from
+    the second decision on the hand's own place tells where the expert is heading: a policy then reads its
+    state and never looks for the object (the copycat problem, 1905.11979; docs/log.md has the figures).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +62,7 @@ class RecordConfig(BaseModel):
     noise: tuple[Annotated[float, Field(ge=0.0, le=2.0)], ...] = Field(
         default=(0.0, 0.1, 0.15, 0.2), min_length=1
     )
+    wander: Annotated[int, Field(ge=0)] = 0
     views: tuple[str, ...] | Literal["suite"] = "suite"
     image_size: int | Literal["suite"] = "suite"
     action_repeat: int | Literal["suite"] = "suite"
@@ -66,7 +72,13 @@ class RecordConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        tasks = set(self.spec.tasks)
+        tasks, spec = set(self.spec.tasks), self.spec
+        steps = spec.action_repeat * (spec.max_decisions + self.wander)
+        if steps > STEP_LIMIT:
+            raise ValueError(
+                f"action_repeat x (max_decisions + wander) is {steps} simulation steps, but an episode has "
+                f"at most {STEP_LIMIT}; lower one of them"
+            )
         if isinstance(self.demonstrations, dict) and set(self.demonstrations) != tasks:
             missing = sorted(tasks - set(self.demonstrations))
             unknown = sorted(set(self.demonstrations) - tasks)
@@ -109,6 +121,7 @@ class _Job:
     task: str
     seeds: tuple[int, ...]
     noise: tuple[float, ...]
+    wander: int
     seed0: int
 
 
@@ -132,7 +145,13 @@ def record(config: RecordConfig, work_folder: Path | str, progress: Progress | N
 
     def job(task: str, seeds: tuple[int, ...]) -> _Job:
         return _Job(
-            folder=folder, suite=suite, task=task, seeds=seeds, noise=config.noise, seed0=config.seed0
+            folder=folder,
+            suite=suite,
+            task=task,
+            seeds=seeds,
+            noise=config.noise,
+            wander=config.wander,
+            seed0=config.seed0,
         )
 
     count = _worker_count(config, schedule)
@@ -195,6 +214,7 @@ def _claim(folder: Path, config: RecordConfig) -> None:
         "action_repeat": config.spec.action_repeat,
         "max_decisions": config.spec.max_decisions,
         "noise": list(config.noise),
+        "wander": config.wander,
         "seed0": config.seed0,
         "instructions": hashlib.sha256(repr(sentences).encode()).hexdigest()[:16],
     }
@@ -232,7 +252,7 @@ def _record_block(job: _Job) -> dict[int, bool]:
     results: dict[int, bool] = {}
     for seed in job.seeds:
         sigma = job.noise[(seed - job.seed0) % len(job.noise)]
-        episode = demonstrate(simulation, seed, sigma, job.suite)
+        episode = demonstrate(simulation, seed, sigma, job.suite, job.wander)
         if episode is None:
             write_atomically(failure_path(job.folder, job.task, seed), b"")
         else:
@@ -247,17 +267,20 @@ def _close_simulations() -> None:
 
 
 def demonstrate(
-    simulation: MetaWorldTask, seed: int, sigma: float, suite: SuiteSpec
+    simulation: MetaWorldTask, seed: int, sigma: float, suite: SuiteSpec, wander: int = 0
 ) -> RecordedEpisode | None:
     """One try of the expert from the start that `seed` draws; None if it fails.
 
     Rolled out blind; a success is drawn afterwards from the saved physics, bit for bit what live
     drawing gives, so a failure costs no pictures.
     """
-    # One stream for the noise, another for the choice of the sentence; both of this task and seed alone.
-    noise, choice = np.random.default_rng([seed, zlib.crc32(simulation.task.encode())]).spawn(2)
+    # Streams for the noise, the choice of the sentence, the wandering: of this task and seed alone.
+    noise, choice, way = np.random.default_rng([seed, zlib.crc32(simulation.task.encode())]).spawn(3)
     sentences = suite.instructions(simulation.task, "train")
     now = simulation.reset(seed)
+    direction = way.uniform((-1.0, -1.0, -0.3, -1.0), (1.0, 1.0, 1.0, -1.0))
+    for _ in range(int(way.integers(wander + 1))):
+        now = simulation.step(to_action(direction))  # mostly sideways and up, the hand open
     physics, states, privileged, actions, executed = [], [], [], [], []
     while not now.success and len(actions) < suite.max_decisions:
         physics.append(simulation.save_physics())
