@@ -138,7 +138,7 @@ def plan(
 ) -> dict[tuple[str, Budget], list[Cell]]:
     """The cells of each arm at each budget, one a seed; `all` has one budget, which is the measure."""
     planned: dict[tuple[str, Budget], list[Cell]] = {}
-    for arm in LABELS:
+    for arm in (BASE, *(arm for arm in LABELS if arm in arguments.arms)):
         budgets: dict[Budget, int] = {"steps": arguments.steps}
         if arm != BASE:
             budgets["time"] = equal_time_steps(arguments.steps, cost["ratio"][arm])
@@ -214,6 +214,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, default=1000, help="steps of every arm; the measure of equal time"
     )
+    others = [arm for arm in LABELS if arm != BASE]
+    parser.add_argument("--arms", nargs="+", choices=others, default=others, help=f"beside {BASE}")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds, from 0")
     parser.add_argument("--starts", type=int, default=20, help="rollouts per task")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")

@@ -197,3 +197,16 @@ def test_impossible_sizes_are_refused_at_construction() -> None:
         VisionTransformerConfig(width=100, heads=8)
     with pytest.raises(ValueError, match="3 channels but 2 strides"):
         StemConfig(channels=(1, 2, 3), strides=(1, 2))
+
+
+def test_state_dropout_withholds_states_in_training_only() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate({"fusion": {"state_dropout": 0.5}})
+    model, seen = config.build(SPEC), observation(b=64)
+    assert torch.equal(model.eval()(seen).readout, model(seen).readout)
+    whole = model(seen).readout
+    blind = model(replace(seen, state=torch.zeros_like(seen.state))).readout
+    dropped = model.train()(seen).readout
+    kept = torch.isclose(dropped, whole, atol=1e-5).all(dim=1)
+    withheld = torch.isclose(dropped, blind, atol=1e-5).all(dim=1)
+    assert (kept | withheld).all() and 16 < withheld.sum() < 48

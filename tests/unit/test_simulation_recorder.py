@@ -18,11 +18,12 @@ import pytest
 from pydantic import ValidationError
 
 from tutti.simulation import recording
-from tutti.simulation.recorder import RecordConfig, RecordSummary, record
+from tutti.simulation.recorder import RecordConfig, RecordSummary, demonstrate, record
 from tutti.simulation.recording import RecordedEpisode, load_recorded
 from tutti.simulation.rendering import check_rendering
 from tutti.simulation.rollout import replay
 from tutti.simulation.schedule import Schedule
+from tutti.simulation.suite import find_suite
 from tutti.simulation.workers import WorkerError, Workers
 from tutti.types import UserError
 
@@ -128,9 +129,11 @@ def test_more_demonstrations_use_those_that_are_there(
 
 
 SCRIPT = """
+import signal
 import sys
 from tutti.simulation.recorder import RecordConfig, record
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     record(RecordConfig.model_validate_json(sys.argv[1]), sys.argv[2])
 """
 
@@ -146,12 +149,7 @@ def start_recording(folder: Path, script_folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=take_interrupts,
     )
-
-
-def take_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # A shell's background job may have it ignored.
 
 
 def wait_for_first_episode(folder: Path, process: subprocess.Popen[str]) -> None:
@@ -327,3 +325,24 @@ def test_an_error_in_a_worker_surfaces_in_the_parent(job: int, kind: type[Except
 def test_an_impossible_configuration_is_refused_at_once(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         RecordConfig.model_validate(change)
+
+
+def test_wandering_moves_the_first_pose_and_nothing_else_is_random() -> None:
+    with find_suite("metaworld-8").make("drawer-close") as simulation:
+        still = [demonstrate(simulation, seed, 0.0, SMALL.spec) for seed in range(10000, 10006)]
+        moved = [demonstrate(simulation, seed, 0.0, SMALL.spec, 4) for seed in range(10000, 10006)]
+        again = demonstrate(simulation, 10003, 0.0, SMALL.spec, 4)
+    starts = np.stack([episode.states[0, :3] for episode in still if episode is not None])
+    assert np.ptp(starts, axis=0).max() < 1e-3  # without it every episode begins at one pose
+    wandered = np.stack([episode.states[0, :3] for episode in moved if episode is not None])
+    assert np.ptp(wandered, axis=0).max() > 0.03
+    assert again is not None and moved[3] is not None
+    assert again.states.tobytes() == moved[3].states.tobytes()
+    assert again.instruction == moved[3].instruction
+
+
+def test_wandering_past_the_step_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="an episode has at most 500"):
+        RecordConfig(max_decisions=120, wander=6)
+    with pytest.raises(ValueError, match=r"missing \['push'\]"):
+        RecordConfig(tasks=("reach", "push"), demonstrations={"reach": 2})
