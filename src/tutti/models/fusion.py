@@ -32,7 +32,7 @@ class JointAttentionConfig(BaseModel):
         default=0.0,
         ge=0.0,
         lt=1.0,
-        description="share of training samples whose state is withheld (0, its mean)",
+        description="share of training samples whose state is withheld (0 in normalised units)",
     )
 
     @model_validator(mode="after")
