@@ -82,9 +82,12 @@ def build_trainer(config: RunConfig, data_from: Path, run: Path) -> tuple[Traine
     data = build_data(config, data_from)
     seed_everything(config.seed)
     model = config.model.build(data.spec)
-    objective = config.objective.build(model)
-    data = build_data(config, data_from, DataNeeds(objective.needs_future, objective.needs_states))
-    return Trainer(config.training, model, objective, run), data
+    objective = config.objective.build(model, config.balancing)
+    data = build_data(config, data_from, DataNeeds(objective.needs_futures, objective.needs_states))
+    trainer = Trainer(
+        config.training, model, objective, run, strategy=config.strategy, backward=config.backward
+    )
+    return trainer, data
 
 
 class StepTimer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tutti.models.parts import ActionDecoder
+from tutti.objectives.objective import Objective
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features, LossTerms, Observation, Tokens, masked_mean
@@ -77,11 +78,11 @@ class Decoder(ActionDecoder):
         self.hidden = nn.Linear(WIDTH, WIDTH)
         self.out = nn.Linear(WIDTH, HORIZON * ACTION)
 
-    def forward(self, readout: Tensor) -> Tensor:
-        return self.out(self.hidden(readout).relu()).view(-1, HORIZON, ACTION)
+    def forward(self, features: Features, batch: Batch) -> Tensor:
+        return (self.predict(features) - batch.actions).abs()
 
-    def loss(self, readout: Tensor, actions: Tensor, action_mask: Tensor) -> Tensor:
-        return masked_mean((self(readout) - actions).abs(), action_mask)
+    def predict(self, features: Features) -> Tensor:
+        return self.out(self.hidden(features.readout).relu()).view(-1, HORIZON, ACTION)
 
 
 class Model(nn.Module):
@@ -108,7 +109,7 @@ class Model(nn.Module):
         return Features(vision=vision, language=language, readout=readout, fused_vision=vision)
 
 
-class Objective(nn.Module):
+class TwoTerms(Objective):
     """action: the decoder's loss. recon: a linear head that reads the state off the vision tokens."""
 
     def __init__(self, model: Model, recon_weight: float = 0.1) -> None:
@@ -118,13 +119,24 @@ class Objective(nn.Module):
         self.head = nn.Linear(WIDTH, STATE)
         self.scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, features: Features, batch: Batch, progress: float) -> LossTerms:
-        action = self.decoder[0].loss(features.readout, batch.actions, batch.action_mask)
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("action", "recon")
+
+    def forward(
+        self, features: Features, batch: Batch, progress: float = 0.0, only: Collection[str] | None = None
+    ) -> LossTerms:
+        action = masked_mean(self.decoder[0](features, batch), batch.action_mask)
         guess = self.head(features.vision.mean()) * self.scale.exp()
         recon = (guess - batch.observation.state).square().mean()
         lambdas = {"action": torch.ones(()), "recon": torch.tensor(self.recon_weight * (1 - progress))}
-        values = {"action": action, "recon": recon}
-        total = lambdas["action"] * action + lambdas["recon"] * recon
+        values = {
+            name: value
+            for name, value in (("action", action), ("recon", recon))
+            if only is None or name in only
+        }
+        total = sum((lambdas[name] * value for name, value in values.items()), torch.zeros(()))
+        lambdas = {name: lambdas[name] for name in values}
         return LossTerms(
             values=values, lambdas=lambdas, total=total, metrics={"recon/scale": self.scale.detach()}
         )
@@ -146,10 +158,14 @@ def config(**changes: Any) -> TrainingConfig:
 
 def make_trainer(run: Path, **keywords: Any) -> Trainer:
     """A trainer with fresh, seeded modules. `Trainer`'s keywords pass through; the rest is configuration."""
-    passed = {name: keywords.pop(name) for name in ("extra", "texts", "progress") if name in keywords}
+    passed = {
+        name: keywords.pop(name)
+        for name in ("extra", "texts", "progress", "strategy", "backward")
+        if name in keywords
+    }
     torch.manual_seed(0)
     model = Model()
-    return Trainer(config(**keywords), model, Objective(model), run, **passed)
+    return Trainer(config(**keywords), model, TwoTerms(model), run, **passed)
 
 
 def main(run: Path, steps: int, kill_after: int | None) -> None:

@@ -20,9 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tutti.data.loader import DataConfig
 from tutti.evaluation.closed_loop import EvaluationConfig
 from tutti.models.vla import ModelConfig
+from tutti.objectives.balancing import FixedBalancingConfig
+from tutti.objectives.balancings import BalancingConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.simulation.recorder import RecordConfig
-from tutti.training.trainer import TrainingConfig
+from tutti.training.backward import OneBackwardConfig
+from tutti.training.backwards import BackwardConfig
+from tutti.training.config import TrainingConfig
+from tutti.training.strategy import EndToEndConfig, StrategyConfig
 from tutti.types import UserError
 
 MOST_MISTAKES = 8
@@ -41,7 +46,16 @@ class RunConfig(BaseModel):
     record: RecordConfig = Field(default_factory=RecordConfig, description="Demonstrations to record.")
     data: DataConfig = Field(default_factory=DataConfig, description="Data sets and how they become batches.")
     model: ModelConfig = Field(default_factory=ModelConfig, description="Encoders, fusion, action decoder.")
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The terms of the loss.")
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The terms of the loss.")  # pyright: ignore
+    balancing: BalancingConfig = Field(
+        default_factory=FixedBalancingConfig, description="How the lambdas are chosen."
+    )
+    backward: BackwardConfig = Field(
+        default_factory=OneBackwardConfig, description="How the terms become one gradient."
+    )
+    strategy: StrategyConfig = Field(
+        default_factory=EndToEndConfig, description="Which parts learn from which terms, and when."
+    )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Optimizer and schedule.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How it is judged.")
 

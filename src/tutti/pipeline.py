@@ -51,6 +51,10 @@ DATASET = "dataset"
 WORK = "recording"
 VIEW = "observation.images."
 ROBOT = "sawyer"
+TRAINED_BY = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
+"""The sections of a config that decide what a training gives."""
+FIT_CHUNKS = 20_000
+"""Windows whose actions an action decoder is fitted to, where it must be (bin edges, a vocabulary)."""
 
 
 def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
@@ -80,7 +84,7 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
     run = RunFolder(folder or Path("runs") / config.name, redo=redo)
     if not config.data.sources:
         run.require("record", "Record first (tutti record CONFIG), or name data sets in data.sources.")
-    if run.begin("train", config, "data", "model", "objective", "training"):
+    if run.begin("train", config, *TRAINED_BY):
         with run.stage("train"):
             _train(config, run)
     return find_checkpoint(run.path)
@@ -167,10 +171,12 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     data = build_data(config, run.path)
     seed_everything(config.seed)
     model = config.model.build(data.spec)
-    objective = config.objective.build(model)
-    needs = DataNeeds(objective.needs_future, objective.needs_states)
+    objective = config.objective.build(model, config.balancing)
+    needs = DataNeeds(objective.needs_futures, objective.needs_states)
     if needs != DataNeeds():
         data = build_data(config, run.path, needs)
+    if model.action.needs_fit:
+        model.action.fit(*data.training_chunks(FIT_CHUNKS))
     run.write_json("model.json", asdict(describe(model)))
     run.write_json("data.json", data.describe())
     with progress_bar("training") as bar:
@@ -179,6 +185,8 @@ def _train(config: RunConfig, run: RunFolder) -> None:
             model,
             objective,
             run.path,
+            strategy=config.strategy,
+            backward=config.backward,
             extra=_what_a_policy_needs(config, data),
             texts=data.texts,
             progress=lambda step, steps, latest: bar(step, steps, _loss(latest)),

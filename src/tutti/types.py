@@ -8,7 +8,8 @@ Shape letters, used in every annotation of the package:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -24,10 +25,12 @@ class _Movable:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same value with every tensor on `device`."""
         moved: dict[str, Any] = {}
-        for field in fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, field.name)
+        for entry in fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, entry.name)
             if isinstance(value, Tensor | _Movable):
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
+                moved[entry.name] = value.to(device, non_blocking=non_blocking)
+            elif isinstance(value, Mapping):
+                moved[entry.name] = {key: item.to(device, non_blocking) for key, item in value.items()}
         return replace(self, **moved)  # pyright: ignore[reportArgumentType]
 
 
@@ -47,14 +50,46 @@ class Observation(_Movable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Future(_Movable):
+    """The observation k steps after each window's own. Where t + k lies past the episode's end, `mask` is
+    False and the episode's last frame stands in."""
+
+    observation: Observation
+    mask: Bool[Tensor, " b"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaterStates(_Movable):
+    """The normalised states at t + o for o in `offsets`; 0 stands for the episode's last state, -1 for the
+    state at the next key frame. Past the end `mask` is False."""
+
+    offsets: tuple[int, ...]
+    values: Float[Tensor, "b o s"]
+    mask: Bool[Tensor, "b o"]
+
+    def at(self, offsets: Sequence[int]) -> LaterStates:
+        """Those at `offsets`, in that order.
+
+        Raises: ValueError if one of them is not here.
+        """
+        if tuple(offsets) == self.offsets:
+            return self
+        missing = [offset for offset in offsets if offset not in self.offsets]
+        if missing:
+            raise ValueError(f"states at offsets {missing} are not in the batch; it has {self.offsets}")
+        columns = [self.offsets.index(offset) for offset in offsets]
+        return LaterStates(offsets=tuple(offsets), values=self.values[:, columns], mask=self.mask[:, columns])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch(_Movable):
     """Training windows: an observation at time t, the actions from t on, the instruction's identity.
 
     `actions` are normalised; steps past the episode's end are False in `action_mask` and never count.
     `instruction_id` is equal exactly where the instruction's text is equal. `window` is the number of
-    the training example in its data set, which names a batch in errors and replays it. `future` is the
-    observation k steps later, if a term asked for it; where t + k lies past the end, `future_mask` is False.
-    `future_states` are the normalised states at the offsets that a term asked for, masked likewise.
+    the training example in its data set, which names a batch in errors and replays it. `futures[k]` is the
+    observation k steps later, for each k that a term asked for, `later_states` the states that terms asked
+    for. `progress` is t / (length - 1), how much of the episode lies behind, 0 to 1.
     """
 
     observation: Observation
@@ -63,10 +98,9 @@ class Batch(_Movable):
     instruction_id: Int[Tensor, " b"]
     embodiment: Int[Tensor, " b"]
     window: Int[Tensor, " b"]
-    future: Observation | None = None
-    future_mask: Bool[Tensor, " b"] | None = None
-    future_states: Float[Tensor, "b o s"] | None = None
-    future_states_mask: Bool[Tensor, "b o"] | None = None
+    futures: Mapping[int, Future] = field(default_factory=dict)
+    later_states: LaterStates | None = None
+    progress: Float[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

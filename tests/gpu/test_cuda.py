@@ -7,7 +7,7 @@ import torch
 
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.types import Batch, DataSpec, Observation
+from tutti.types import Batch, DataSpec, Future, LaterStates, Observation
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,10 +46,12 @@ def batch(b: int = 8) -> Batch:
         instruction_id=ids,
         embodiment=torch.zeros_like(ids),
         window=torch.arange(b),
-        future=look(),
-        future_mask=torch.ones(b, dtype=torch.bool),
-        future_states=torch.randn(b, 9, 4, generator=random),
-        future_states_mask=torch.ones(b, 9, dtype=torch.bool),
+        futures={4: Future(observation=look(), mask=torch.ones(b, dtype=torch.bool))},
+        later_states=LaterStates(
+            offsets=(2, 4, 6, 8, 12, 16, 24, 0, -1),
+            values=torch.randn(b, 9, 4, generator=random),
+            mask=torch.ones(b, 9, dtype=torch.bool),
+        ),
     )
 
 

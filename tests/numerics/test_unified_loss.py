@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
-from tutti.types import Batch, DataSpec, LossTerms, Observation
+from tutti.types import Batch, DataSpec, Future, LaterStates, LossTerms, Observation
 
 SPEC = DataSpec(
     views=("right", "left"),
@@ -76,10 +76,12 @@ def batch(b: int = 6) -> Batch:
         instruction_id=ids,
         embodiment=torch.zeros(b, dtype=torch.int64),
         window=torch.arange(b),
-        future=look(),
-        future_mask=torch.tensor([True] * (b - 2) + [False, True]),
-        future_states=torch.randn(b, 4, 4, generator=random, dtype=torch.float64),
-        future_states_mask=torch.tensor([[True, True, True, True]] * (b - 1) + [[True, False, True, True]]),
+        futures={4: Future(observation=look(), mask=torch.tensor([True] * (b - 2) + [False, True]))},
+        later_states=LaterStates(
+            offsets=(-1, 0, 1, 3),
+            values=torch.randn(b, 4, 4, generator=random, dtype=torch.float64),
+            mask=torch.tensor([[True, True, True, True]] * (b - 1) + [[True, True, True, False]]),
+        ),
     )
 
 
@@ -198,15 +200,15 @@ def test_a_term_that_has_ended_costs_nothing_and_is_absent() -> None:
     assert not any(key.startswith("recon/") for key in late.metrics)
     expected = 0.3 * late.values["align"] + 1.25 * late.values["action"] + 2.5 * late.values["state"]
     assert late.total.item() == expected.item()
-    assert loss.needs_future == 4
-    bare = replace(batch(), future=None, future_mask=None)
+    assert loss.needs_futures == (4,)
+    bare = replace(batch(), futures={})
     loss(model(bare.observation), bare, 0.5)
 
 
 def test_a_weight_of_zero_is_the_same_as_no_term() -> None:
     model, loss = build(align={"weight": 0.0}, recon={"weight": 0}, state={"weight": 0.0})
     terms = evaluate(model, loss)
-    assert list(terms.values) == ["action"] and loss.needs_future is None
+    assert list(terms.values) == ["action"] and loss.needs_futures == ()
     assert loss.needs_states == ()
     _, alone = build(align=None, recon=None, state=None)
     assert evaluate(model, alone).total.item() == terms.total.item()
@@ -226,9 +228,12 @@ def test_first_l1_is_the_error_of_the_first_action_alone() -> None:
     mask[1, 0] = False
     given = replace(given, action_mask=mask)
     features = model(given.observation)
-    error = (model.action(features.readout)[:, 0] - given.actions[:, 0]).abs()
+    error = (model.action.predict(features)[:, 0] - given.actions[:, 0]).abs()
     expected = error[mask[:, 0]].mean()
-    torch.testing.assert_close(loss(features, given).metrics["action/first_l1"], expected.detach())
+    assert "action/first_l1" not in loss(features, given).metrics, (
+        "in training a generative decoder would sample"
+    )
+    torch.testing.assert_close(loss.eval()(features, given).metrics["action/first_l1"], expected.detach())
 
 
 def test_float32_follows_float64() -> None:
@@ -236,11 +241,12 @@ def test_float32_follows_float64() -> None:
     exact = evaluate(model, loss)
     model, loss = model.float(), loss.float()
     given = batch()
+    assert given.later_states is not None
     rough = replace(
         given,
+        later_states=replace(given.later_states, values=given.later_states.values.float()),
         actions=given.actions.float(),
         observation=replace(given.observation, state=given.observation.state.float()),
-        future=None if given.future is None else replace(given.future, state=given.future.state.float()),
     )
     terms = loss(model(rough.observation), rough)
     for name, value in terms.values.items():

@@ -18,7 +18,7 @@ from tutti.evaluation.open_loop import ActionError, GroupError, OpenLoopResult
 from tutti.evaluation.results import EvaluationProtocol, EvaluationResult, score
 from tutti.evaluation.rollouts import Condition, Rollout
 from tutti.models.describe import Description, ModuleRow, TokenRow
-from tutti.training.record import describe_metric
+from tutti.training.metrics import describe_metric
 
 RATES = {
     "reach": 0.7,

@@ -51,7 +51,7 @@ def build(data_set: Path, cache: Path, needs: DataNeeds | None = None, **changes
     settings: dict[str, object] = {"horizon": HORIZON, "batch_size": 6, "image_size": 8}
     settings |= {"sources": (SourceConfig(path=data_set),), "validation_fraction": 0.25}
     config = DataConfig.model_validate(settings | changes)
-    return config.build(needs or DataNeeds(future_offset=FUTURE), cache)
+    return config.build(needs or DataNeeds(futures=(FUTURE,)), cache)
 
 
 def digest(batch: Batch) -> str:
@@ -72,7 +72,7 @@ def test_a_window_is_the_observation_the_chunk_and_the_future(data_set: Path, tm
     actions = data.normalizer.undo_action(batch.actions.numpy())
     state = data.normalizer.apply_state(store.states)
     np.testing.assert_array_equal(batch.observation.state.numpy(), state)
-    assert batch.future is not None and batch.future_mask is not None
+    future = batch.futures[FUTURE]
     for episode in store.episodes:
         for row in range(episode.start, episode.end):
             valid = min(HORIZON, episode.end - row)
@@ -81,11 +81,11 @@ def test_a_window_is_the_observation_the_chunk_and_the_future(data_set: Path, tm
             expected = store.actions[row : row + valid]
             np.testing.assert_allclose(actions[row, :valid], expected, rtol=1e-5, atol=1e-4)
             assert (batch.actions[row, valid:] == 0).all()
-            assert bool(batch.future_mask[row]) == (row + FUTURE < episode.end)
+            assert bool(future.mask[row]) == (row + FUTURE < episode.end)
             later = min(row + FUTURE, episode.end - 1)
             assert int(batch.observation.images[row, 0, 0, 0, 0]) == row
-            assert int(batch.future.images[row, 1, 0, 0, 0]) == later
-            np.testing.assert_array_equal(batch.future.state[row].numpy(), state[later])
+            assert int(future.observation.images[row, 1, 0, 0, 0]) == later
+            np.testing.assert_array_equal(future.observation.state[row].numpy(), state[later])
 
 
 def test_an_episode_shorter_than_the_horizon_is_masked_at_its_end(data_set: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_horizon_longer_than_every_episode_is_refused(data_set: Path, tmp_path
     with pytest.raises(UserError, match=r"data\.horizon is 13, but the longest episode .* 12 frames"):
         build(data_set, tmp_path, horizon=13)
     with pytest.raises(UserError, match=r"future is 12, but the longest"):
-        build(data_set, tmp_path, DataNeeds(future_offset=12))
+        build(data_set, tmp_path, DataNeeds(futures=(2, 12)))
 
 
 def test_instruction_ids_are_equal_exactly_where_the_texts_are(data_set: Path, tmp_path: Path) -> None:
@@ -117,11 +117,12 @@ def test_instruction_ids_are_equal_exactly_where_the_texts_are(data_set: Path, t
 
 
 def test_later_states_stay_in_the_episode_and_zero_is_its_last(data_set: Path, tmp_path: Path) -> None:
-    data = build(data_set, tmp_path, DataNeeds(state_offsets=(1, 5, 0, -1)))
+    data = build(data_set, tmp_path, DataNeeds(states=(1, 5, 0, -1)))
     windows = data.windows
     batch = windows.gather(np.arange(len(windows)))
-    states, mask = batch.future_states, batch.future_states_mask
-    assert states is not None and mask is not None
+    assert batch.later_states is not None
+    assert batch.later_states.offsets == (1, 5, 0, -1)
+    states, mask = batch.later_states.values, batch.later_states.mask
     now = batch.observation.state
     for episode in windows.sources[0].store.episodes:
         for t in range(episode.start, episode.end):
@@ -134,7 +135,35 @@ def test_later_states_stay_in_the_episode_and_zero_is_its_last(data_set: Path, t
 
 def test_no_future_is_read_where_no_term_needs_one(data_set: Path, tmp_path: Path) -> None:
     batch = next(build(data_set, tmp_path, DataNeeds()).train)
-    assert batch.future is None and batch.future_mask is None
+    assert batch.futures == {} and batch.later_states is None
+
+
+def test_several_terms_may_ask_for_different_futures(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path, DataNeeds(futures=(1, FUTURE)))
+    batch = data.windows.gather(np.array([0, 1]))
+    shown = {
+        offset: int(future.observation.images[0, 0, 0, 0, 0]) for offset, future in batch.futures.items()
+    }
+    assert shown == {1: 1, FUTURE: FUTURE}
+
+
+def test_progress_runs_from_zero_to_one_in_every_episode(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    batch = data.windows.gather(np.arange(len(data.windows)))
+    assert batch.progress is not None
+    for episode in data.windows.sources[0].store.episodes:
+        expected = np.linspace(0, 1, episode.length) if episode.length > 1 else np.zeros(1)
+        found = batch.progress[episode.start : episode.end].numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_chunks_for_a_fit_are_those_of_the_training_windows(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path)
+    actions, mask = data.training_chunks(10_000)
+    rows = np.concatenate([data.windows.rows_of(0, part) for part in data.training_episodes])
+    batch = data.windows.gather(rows)
+    assert torch.equal(actions, batch.actions) and torch.equal(mask, batch.action_mask)
+    assert len(data.training_chunks(4)[0]) == 4
 
 
 def test_a_batch_is_replayed_from_its_window_numbers(data_set: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from tutti.models.language import TextTransformer, TextTransformerConfig
 from tutti.models.layers import Block, attention_mask, space_to_depth
 from tutti.models.vision import StemConfig, VisionTransformerConfig
 from tutti.models.vla import VLA, ModelConfig
-from tutti.types import DataSpec, Observation, Tokens, UserError
+from tutti.objectives.action import ChunkTerm
+from tutti.types import Batch, DataSpec, Features, Observation, Tokens, UserError
 
 SPEC = DataSpec(
     views=("right", "left"),
@@ -40,6 +41,19 @@ def observation(spec: DataSpec = SPEC, b: int = 4, seed: int = 0) -> Observation
         text=torch.randint(0, spec.vocab_size, (b, spec.text_length), generator=random),
         text_mask=torch.arange(spec.text_length)[None] < lengths,
         state=torch.randn(b, spec.state_dim, generator=random),
+    )
+
+
+def batch_of(actions: Tensor, mask: Tensor | None = None, spec: DataSpec = SPEC) -> Batch:
+    """Windows with these actions; all of them count unless a mask is given."""
+    ids = torch.arange(len(actions))
+    return Batch(
+        observation=observation(spec, b=len(actions)),
+        actions=actions,
+        action_mask=torch.ones_like(actions, dtype=torch.bool) if mask is None else mask,
+        instruction_id=ids,
+        embodiment=torch.zeros_like(ids),
+        window=ids,
     )
 
 
@@ -173,13 +187,16 @@ def test_the_chunks_loss_is_the_masked_l1() -> None:
     torch.manual_seed(0)
     decoder = RegressionConfig().build(SPEC, 8)
     readout, actions = torch.randn(2, 8), torch.randn(2, 5, 3)
+    tokens = Tokens(values=readout[:, None], mask=torch.ones(2, 1, dtype=torch.bool))
+    features = Features(vision=tokens, language=tokens, readout=readout, fused_vision=tokens)
     mask = torch.ones(2, 5, 3, dtype=torch.bool)
     mask[0, 2:] = False
     mask[1, :, 1] = False
-    expected = ((decoder(readout) - actions).abs() * mask).sum() / mask.sum()
-    torch.testing.assert_close(decoder.loss(readout, actions, mask), expected)
+    expected = ((decoder.predict(features) - actions).abs() * mask).sum() / mask.sum()
+    term = ChunkTerm(decoder)
+    torch.testing.assert_close(term(features, batch_of(actions, mask)).value, expected)
     lost = torch.where(mask, actions, torch.tensor(float("nan")))
-    torch.testing.assert_close(decoder.loss(readout, lost, mask), expected)
+    torch.testing.assert_close(term(features, batch_of(lost, mask)).value, expected)
 
 
 def test_a_size_that_does_not_fit_the_stem_names_key_and_cure() -> None:

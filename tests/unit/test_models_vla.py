@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_models_parts import SPEC, observation
+from test_models_parts import SPEC, batch_of, observation
 from torch import Tensor
 
 from tutti.models.describe import describe
 from tutti.models.vla import VLA, ModelConfig, Size
-from tutti.types import DataSpec, Observation
+from tutti.types import DataSpec, Observation, masked_mean
 
 METAWORLD = replace(SPEC, image_size=64, action_dim=4, horizon=16, vocab_size=512, text_length=16)
 
@@ -82,11 +82,11 @@ def test_float64_runs_throughout() -> None:
 def test_one_batch_is_learned() -> None:
     torch.manual_seed(0)
     model = ModelConfig().build(SPEC)
-    actions, mask = torch.randn(4, 5, 3), torch.ones(4, 5, 3, dtype=torch.bool)
+    batch = batch_of(torch.randn(4, 5, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(40):
-        loss = model.action.loss(model(observation()).readout, actions, mask)
+        loss = masked_mean(model.action(model(observation()), batch), batch.action_mask)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -12,7 +12,7 @@ from test_models_parts import SPEC, observation
 
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.types import Batch, UserError
+from tutti.types import Batch, Future, UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -26,8 +26,8 @@ def model(monkeypatch: pytest.MonkeyPatch) -> VLA:
 
 
 def objective(target: str, **options: object) -> ObjectiveConfig:
-    extra = {"state_change": {"target": target, "options": options, "weight": 0.5}}
-    return ObjectiveConfig.model_validate({"align": None, "recon": None, "state": None, "extra": extra})
+    mine = {"kind": target, "options": options, "weight": 0.5}
+    return ObjectiveConfig.model_validate({"align": None, "recon": None, "state": None, "state_change": mine})
 
 
 def batch() -> Batch:
@@ -39,8 +39,10 @@ def batch() -> Batch:
         instruction_id=ids,
         embodiment=ids * 0,
         window=ids,
-        future=observation(seed=1),
-        future_mask=torch.tensor([True, True, True, False]),
+        futures={
+            offset: Future(observation=observation(seed=offset), mask=torch.tensor([True, True, True, False]))
+            for offset in (3, 4)
+        },
     )
 
 
@@ -48,7 +50,7 @@ def test_the_example_is_short_and_trains_like_a_built_in_term(model: VLA) -> Non
     lines = (EXAMPLES / "own_term.py").read_text().rstrip().splitlines()
     assert len(lines) <= 30
     loss = objective("own_term:StateChange", offset=3).build(model)
-    assert loss.needs_future == 3
+    assert loss.needs_futures == (3,)
     given = batch()
     terms = loss(model(given.observation), given)
     torch.testing.assert_close(terms.total, terms.values["action"] + 0.5 * terms.values["state_change"])
@@ -61,17 +63,18 @@ def test_the_example_is_short_and_trains_like_a_built_in_term(model: VLA) -> Non
 def test_the_example_masks_what_lies_past_the_episode(model: VLA) -> None:
     loss = objective("own_term:StateChange").build(model)
     given = batch()
-    assert given.future is not None
-    state = given.future.state.clone()
+    future = given.futures[4]
+    state = future.observation.state.clone()
     state[3] += 100
-    other = replace(given, future=replace(given.future, state=state))
+    changed = replace(future, observation=replace(future.observation, state=state))
+    other = replace(given, futures={4: changed})
     features = model(given.observation)
     assert loss(features, given).total == loss(features, other).total
 
 
 def test_stop_gradient_works_for_custom_terms(model: VLA) -> None:
-    extra = {"mine": {"target": "own_term:StateChange", "stop_gradient": ["fused"]}}
-    loss = ObjectiveConfig.model_validate({"state": None, "extra": extra}).build(model)
+    mine = {"kind": "own_term:StateChange", "stop_gradient": ["fused"]}
+    loss = ObjectiveConfig.model_validate({"state": None, "mine": mine}).build(model)
     given = batch()
     loss(model(given.observation), given).values["mine"].backward()
     assert all(p.grad is None for p in model.parameters())
@@ -83,7 +86,7 @@ def test_stop_gradient_works_for_custom_terms(model: VLA) -> None:
         (
             "no_such_module:Term",
             {},
-            r"extra\.state_change\.target is 'no_such_module:Term'.*cannot be imported",
+            r"state_change\.kind is 'no_such_module:Term'.*cannot be imported",
         ),
         ("own_term:Nothing", {}, r"own_term:Nothing.*no such name.*StateChange"),
         ("own_term:Any", {}, r"own_term:Any.*expected a subclass"),
@@ -95,14 +98,18 @@ def test_errors_name_the_target(model: VLA, target: str, options: dict[str, obje
         objective(target, **options).build(model)
 
 
-def test_a_malformed_target_or_a_taken_name_is_refused_by_the_config() -> None:
-    with pytest.raises(ValueError, match="target"):
+def test_a_malformed_class_or_name_is_refused_by_the_config() -> None:
+    with pytest.raises(ValueError, match=r"own_term\.StateChange"):
         objective("own_term.StateChange")
-    with pytest.raises(ValueError, match="belongs to a built-in term"):
-        ObjectiveConfig.model_validate({"extra": {"align": {"target": "a:B"}}})
+    with pytest.raises(ValueError, match="cannot be a term's name"):
+        ObjectiveConfig.model_validate({"Mine!": {"kind": "own_term:StateChange"}})
 
 
-def test_two_futures_in_one_batch_are_refused(model: VLA) -> None:
-    extra = {"mine": {"target": "own_term:StateChange", "options": {"offset": 2}}}
-    with pytest.raises(UserError, match="recon wants 4, mine wants 2"):
-        ObjectiveConfig.model_validate({"extra": extra}).build(model)
+def test_a_built_in_place_takes_a_class_of_the_users_own(model: VLA) -> None:
+    objective = ObjectiveConfig.model_validate({"recon": {"kind": "own_term:StateChange"}, "state": None})
+    assert type(objective.build(model).terms["recon"]).__name__ == "StateChange"
+
+
+def test_several_terms_may_want_different_futures(model: VLA) -> None:
+    mine = {"kind": "own_term:StateChange", "options": {"offset": 2}}
+    assert ObjectiveConfig.model_validate({"mine": mine}).build(model).needs_futures == (2, 4)

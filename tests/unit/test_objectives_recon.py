@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tutti.objectives.recon import FuturePatchesConfig, FuturePatchesTerm, normalise_patches
 from tutti.objectives.term import Model
-from tutti.types import Batch, DataSpec, Features, Observation, Tokens, UserError
+from tutti.types import Batch, DataSpec, Features, Future, Observation, Tokens, UserError
 
 SPEC = DataSpec(
     views=("a", "b"),
@@ -32,17 +32,29 @@ class Sizes:
     width: int
     tokens_per_view: int = 4
 
+    def __call__(self, images: Tensor, image_mask: Tensor) -> Tokens:
+        raise AssertionError("this term looks at no picture of its own")
+
 
 def model_of(tokens: int = 4, spec: DataSpec = SPEC) -> Model:
     sizes = SimpleNamespace(
-        spec=spec, vision=Sizes(6, tokens), language=Sizes(6), fusion=Sizes(6), action=None
+        spec=spec,
+        vision=Sizes(6, tokens),
+        language=Sizes(6),
+        fusion=Sizes(6),
+        action=None,
+        prepare=lambda images: images,
     )
     return cast("Model", sizes)
 
 
 def term_of(**config: Any) -> FuturePatchesTerm:
     torch.manual_seed(0)
-    return FuturePatchesConfig(width=8, heads=2, **{"downsample": 1, **config}).build(model_of()).double()
+    return (
+        FuturePatchesConfig(width=8, heads=2, **{"downsample": 1, **config})
+        .build(model_of(), "recon")
+        .double()
+    )
 
 
 def scene(b: int = 3, seed: int = 0) -> tuple[Features, Batch]:
@@ -67,15 +79,20 @@ def scene(b: int = 3, seed: int = 0) -> tuple[Features, Batch]:
         instruction_id=zeros,
         embodiment=zeros,
         window=zeros,
-        future=look(),
-        future_mask=torch.ones(b, dtype=torch.bool),
+        futures={4: Future(observation=look(), mask=torch.ones(b, dtype=torch.bool))},
     )
     return Features(vision=tokens, language=tokens, readout=fused[:, 0], fused_vision=tokens), batch
 
 
 def future_of(batch: Batch) -> Observation:
-    assert batch.future is not None
-    return batch.future
+    return batch.futures[4].observation
+
+
+def with_future(batch: Batch, observation: Observation | None = None, mask: Tensor | None = None) -> Batch:
+    """The batch with another future observation, or another mask of it."""
+    now = batch.futures[4]
+    changed = Future(observation=observation or now.observation, mask=now.mask if mask is None else mask)
+    return replace(batch, futures={4: changed})
 
 
 def test_patches_follow_the_order_of_the_tokens() -> None:
@@ -106,7 +123,7 @@ def test_uniform_is_the_mean_over_patches_that_count() -> None:
     term = term_of(weighting="uniform")
     features, batch = scene()
     there = torch.tensor([True, False, True])
-    batch = replace(batch, future_mask=there)
+    batch = with_future(batch, mask=there)
     target = normalise_patches(term.patches(future_of(batch).images, torch.float64))
     expected = (term.predict(features.fused_vision.values) - target)[there].square().mean()
     torch.testing.assert_close(term(features, batch).value, expected)
@@ -117,7 +134,7 @@ def test_changed_patches_weigh_floor_plus_one() -> None:
     features, batch = scene()
     images = batch.observation.images.clone()
     images[:, 1, :, 4:, :4] = 255 - images[:, 1, :, 4:, :4]  # the third patch of view b moves, nothing else
-    batch = replace(batch, future=replace(future_of(batch), images=images))
+    batch = with_future(batch, replace(future_of(batch), images=images))
     weight = torch.full((3, 8), 0.25, dtype=torch.float64)
     weight[:, 6] = 1.25
     target = normalise_patches(term.patches(images, torch.float64))
@@ -133,7 +150,7 @@ def test_the_copy_baseline_is_the_loss_of_the_present_picture() -> None:
     now, future = (term.patches(o.images, torch.float64) for o in (batch.observation, future_of(batch)))
     expected = (normalise_patches(now) - normalise_patches(future)).square().mean()
     torch.testing.assert_close(term(features, batch).metrics["recon/copy_baseline"], expected)
-    still = replace(batch, future=batch.observation)
+    still = with_future(batch, batch.observation)
     assert term(features, still).metrics["recon/copy_baseline"] == 0
 
 
@@ -142,13 +159,13 @@ def test_what_is_masked_does_not_count(weighting: str) -> None:
     term = term_of(weighting=weighting)
     features, batch = scene()
     future = future_of(batch)
-    batch = replace(batch, future_mask=torch.tensor([True, True, False]))
-    batch = replace(
-        batch, future=replace(future, image_mask=torch.tensor([[True, True], [True, False], [True, True]]))
+    batch = with_future(batch, mask=torch.tensor([True, True, False]))
+    batch = with_future(
+        batch, replace(future, image_mask=torch.tensor([[True, True], [True, False], [True, True]]))
     )
     images = future.images.clone()
     images[1, 1], images[2] = 255 - images[1, 1], 255 - images[2]
-    other = replace(batch, future=replace(future_of(batch), images=images))
+    other = with_future(batch, replace(future_of(batch), images=images))
     assert term(features, batch).value == term(features, other).value
     assert term(features, batch).metrics == term(features, other).metrics
 
@@ -172,7 +189,7 @@ def test_masked_nan_stays_out_of_value_and_gradient() -> None:
     images = future_of(batch).images.double() / 127.5 - 1
     images[2] = float("nan")
     future = replace(future_of(batch), images=images)
-    result = term(features, replace(batch, future=future, future_mask=torch.tensor([True, True, False])))
+    result = term(features, with_future(batch, future, torch.tensor([True, True, False])))
     result.value.backward()
     assert result.value.isfinite()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in term.parameters())
@@ -181,7 +198,7 @@ def test_masked_nan_stays_out_of_value_and_gradient() -> None:
 def test_nothing_left_gives_zero_with_zero_gradient() -> None:
     term = term_of()
     features, batch = scene()
-    result = term(features, replace(batch, future_mask=torch.zeros(3, dtype=torch.bool)))
+    result = term(features, with_future(batch, mask=torch.zeros(3, dtype=torch.bool)))
     result.value.backward()
     assert result.value == 0
     assert all(p.grad is None or not p.grad.any() for p in term.parameters())
@@ -190,7 +207,7 @@ def test_nothing_left_gives_zero_with_zero_gradient() -> None:
 def test_gradients_are_right() -> None:
     term = term_of()
     features, batch = scene()
-    batch = replace(batch, future_mask=torch.tensor([True, False, True]))
+    batch = with_future(batch, mask=torch.tensor([True, False, True]))
     names, weights = zip(*term.named_parameters(), strict=True)
     chosen = [i for i, n in enumerate(names) if n in ("embed.weight", "out.bias", "norm.weight")]
 
@@ -207,11 +224,11 @@ def test_gradients_are_right() -> None:
 
 def test_sizes_that_clash_name_the_key_and_the_cure() -> None:
     with pytest.raises(UserError, match=r"recon\.offset is 6, but must lie in 1\.\.5"):
-        FuturePatchesConfig(offset=6).build(model_of())
+        FuturePatchesConfig(offset=6).build(model_of(), "recon")
     with pytest.raises(UserError, match=r"recon\.downsample is 3, but must divide the patch of 4"):
-        FuturePatchesConfig(downsample=3).build(model_of())
+        FuturePatchesConfig(downsample=3).build(model_of(), "recon")
     with pytest.raises(UserError, match="square grid"):
-        FuturePatchesConfig().build(model_of(tokens=5))
+        FuturePatchesConfig().build(model_of(tokens=5), "recon")
     features, batch = scene()
     with pytest.raises(UserError, match="needs the observation 4 actions later"):
-        term_of()(features, replace(batch, future=None, future_mask=None))
+        term_of()(features, replace(batch, futures={}))

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from tutti.objectives.state import FutureStatesConfig, FutureStatesTerm
 from tutti.objectives.term import Model
-from tutti.types import Batch, DataSpec, Features, Observation, Tokens, UserError
+from tutti.types import Batch, DataSpec, Features, LaterStates, Observation, Tokens, UserError
 
 SPEC = DataSpec(
     views=("a",),
@@ -33,11 +34,21 @@ class Sizes:
     width: int = 6
     tokens_per_view: int = 1
 
+    def __call__(self, images: Tensor, image_mask: Tensor) -> Tokens:
+        raise AssertionError("this term looks at no picture of its own")
+
 
 def term_of(**config: Any) -> FutureStatesTerm:
     torch.manual_seed(0)
-    model = SimpleNamespace(spec=SPEC, vision=Sizes(), language=Sizes(), fusion=Sizes(), action=None)
-    return FutureStatesConfig(**{"offsets": (1, 3), **config}).build(cast("Model", model)).double()
+    model = SimpleNamespace(
+        spec=SPEC,
+        vision=Sizes(),
+        language=Sizes(),
+        fusion=Sizes(),
+        action=None,
+        prepare=lambda images: images,
+    )
+    return FutureStatesConfig(**{"offsets": (1, 3), **config}).build(cast("Model", model), "state").double()
 
 
 def scene(b: int = 3) -> tuple[Features, Batch]:
@@ -60,10 +71,18 @@ def scene(b: int = 3) -> tuple[Features, Batch]:
         instruction_id=ids,
         embodiment=torch.zeros_like(ids),
         window=ids,
-        future_states=torch.randn(b, 4, 2, dtype=torch.float64, generator=random),
-        future_states_mask=torch.tensor([[True, True, True, True]] + [[True, False, True, True]] * (b - 1)),
+        later_states=LaterStates(
+            offsets=(1, 3, 0, -1),
+            values=torch.randn(b, 4, 2, dtype=torch.float64, generator=random),
+            mask=torch.tensor([[True, True, True, True]] + [[True, False, True, True]] * (b - 1)),
+        ),
     )
     return features, batch
+
+
+def states_of(batch: Batch) -> LaterStates:
+    assert batch.later_states is not None
+    return batch.later_states
 
 
 def test_it_asks_for_its_offsets_and_the_last_state() -> None:
@@ -74,9 +93,9 @@ def test_it_asks_for_its_offsets_and_the_last_state() -> None:
 def test_value_is_the_masked_mean_of_absolute_errors() -> None:
     term = term_of()
     features, batch = scene()
-    assert batch.future_states is not None and batch.future_states_mask is not None
-    errors = (term.predict(features.readout) - batch.future_states).abs().detach().numpy()
-    kept = errors[:, :3][batch.future_states_mask.numpy()[:, :3]]
+    later = states_of(batch)
+    errors = (term.predict(features.readout) - later.values).abs().detach().numpy()
+    kept = errors[:, :3][later.mask.numpy()[:, :3]]
     expected = float(np.mean(kept) + np.mean(errors[:, 3]))
     result = term(features, batch)
     assert result.value.item() == pytest.approx(expected, rel=1e-12)
@@ -86,10 +105,10 @@ def test_value_is_the_masked_mean_of_absolute_errors() -> None:
 def test_masked_offsets_never_count_even_if_they_are_nan() -> None:
     term = term_of()
     features, batch = scene()
-    assert batch.future_states is not None
-    spoiled = batch.future_states.clone()
+    spoiled = states_of(batch).values.clone()
     spoiled[1:, 1] = float("nan")
-    clean, dirty = term(features, batch), term(features, replace(batch, future_states=spoiled))
+    later = replace(states_of(batch), values=spoiled)
+    clean, dirty = term(features, batch), term(features, replace(batch, later_states=later))
     assert dirty.value.item() == clean.value.item()
     dirty.value.backward()
     assert all(torch.isfinite(p.grad).all() for p in term.parameters() if p.grad is not None)
@@ -98,15 +117,30 @@ def test_masked_offsets_never_count_even_if_they_are_nan() -> None:
 def test_the_baseline_is_the_loss_of_a_hand_that_stays() -> None:
     features, batch = scene()
     held = batch.observation.state[:, None].expand(-1, 4, -1).contiguous()
-    metrics = term_of()(features, replace(batch, future_states=held)).metrics
+    metrics = term_of()(features, replace(batch, later_states=replace(states_of(batch), values=held))).metrics
     assert metrics["state/hold_baseline"].item() == 0
     assert term_of()(features, batch).metrics["state/hold_baseline"].item() > 0
 
 
+def test_it_finds_its_states_among_those_of_other_terms() -> None:
+    term = term_of()
+    features, batch = scene()
+    later = states_of(batch)
+    extra = torch.full((3, 1, 2), 9.0, dtype=torch.float64)
+    more = LaterStates(
+        offsets=(-1, 0, 1, 2, 3),
+        values=torch.cat([later.values[:, [3, 2, 0]], extra, later.values[:, [1]]], dim=1),
+        mask=torch.cat(
+            [later.mask[:, [3, 2, 0]], torch.ones(3, 1, dtype=torch.bool), later.mask[:, [1]]], dim=1
+        ),
+    )
+    assert term(features, replace(batch, later_states=more)).value == term(features, batch).value
+
+
 def test_a_batch_without_states_is_refused_with_the_cure() -> None:
     features, batch = scene()
-    with pytest.raises(UserError, match="state_offsets"):
-        term_of()(features, replace(batch, future_states=None, future_states_mask=None))
+    with pytest.raises(UserError, match="needs the states at"):
+        term_of()(features, replace(batch, later_states=None))
 
 
 def test_offsets_must_rise() -> None:

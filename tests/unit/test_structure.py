@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tutti.training.record import METRICS
+from tutti.training.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "tutti"

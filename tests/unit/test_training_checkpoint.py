@@ -19,8 +19,9 @@ from tutti.training.checkpoint import (
     load_latest,
     save,
 )
+from tutti.training.metrics import METRICS, describe_metric
 from tutti.training.randomness import load_rng_state, own_randomness, rng_state, seed_everything
-from tutti.training.record import METRICS, Meter, Recorder, describe_metric, read_records
+from tutti.training.record import Meter, Recorder, read_records
 from tutti.types import UserError
 
 

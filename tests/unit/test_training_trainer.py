@@ -15,12 +15,13 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from training_world import Data, Model, Objective, config, make_batch, make_trainer
+from training_world import Data, Model, TwoTerms, config, make_batch, make_trainer
 from tutti.training.checkpoint import checkpoints, load_latest
 from tutti.training.config import TrainingConfig
 from tutti.training.health import NonFiniteError, load_failure
 from tutti.training.machine import decide, usable_cores
-from tutti.training.record import describe_metric, read_records
+from tutti.training.metrics import describe_metric
+from tutti.training.record import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, UserError
 
@@ -79,7 +80,7 @@ def test_accumulated_batches_equal_one_big_batch(tmp_path: Path) -> None:
     def trained(folder: Path, accumulation: int, batches: list[Batch]) -> Trainer:
         torch.manual_seed(0)
         model = Model(dropout=0.0).double()
-        objective = Objective(model).double()
+        objective = TwoTerms(model).double()
         trainer = Trainer(config(accumulation=accumulation, validate_every=0), model, objective, folder)
         stream = iter(batches)
         for _ in range(3):
@@ -146,7 +147,7 @@ def test_parameters_without_gradient_are_reported(tmp_path: Path, caplog: pytest
     torch.manual_seed(0)
     model = Model()
     model.forgotten = nn.Linear(2, 2)
-    trainer = Trainer(config(steps=4), model, Objective(model), tmp_path)
+    trainer = Trainer(config(steps=4), model, TwoTerms(model), tmp_path)
     with caplog.at_level(logging.WARNING, "tutti.training"):
         trainer.fit(Data())
     told = [record.getMessage() for record in caplog.records]
@@ -211,7 +212,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     model = Model()
     model.extra_layer = nn.Linear(2, 2)
     with pytest.raises(UserError, match="does not fit this model or objective"):
-        Trainer(config(), model, Objective(model), tmp_path).fit(Data())
+        Trainer(config(), model, TwoTerms(model), tmp_path).fit(Data())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
@@ -33,11 +33,11 @@ Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kin
 
 @dataclass(frozen=True, slots=True)
 class DataNeeds:
-    """What the objective's terms ask of the data: an observation `future_offset` frames later, or none, and
-    the states at `state_offsets` frames later (0: the episode's last, -1: the next key frame's)."""
+    """What the objective's terms ask of the data: observations `futures` frames later, and the states at
+    `states` frames later (0: the episode's last, -1: the next key frame's)."""
 
-    future_offset: int | None = None
-    state_offsets: tuple[int, ...] = ()
+    futures: tuple[int, ...] = ()
+    states: tuple[int, ...] = ()
 
 
 class SourceConfig(BaseModel):
@@ -132,8 +132,8 @@ class DataConfig(BaseModel):
         windows = WindowIndex(
             sources,
             horizon=self.horizon,
-            future_offset=needs.future_offset,
-            state_offsets=needs.state_offsets,
+            future_offsets=needs.futures,
+            state_offsets=needs.states,
             normalizer=normalizer,
             tokenizer=tokenizer,
         )
@@ -173,7 +173,7 @@ class DataConfig(BaseModel):
     def _check_lengths(self, stores: Sequence[EpisodeStore], needs: DataNeeds) -> None:
         for store in stores:
             longest = max(episode.length for episode in store.episodes)
-            offset = needs.future_offset or 0
+            offset = max(needs.futures, default=0)
             if self.horizon > longest or offset >= longest:
                 name, value = ("data.horizon", self.horizon) if self.horizon > longest else ("future", offset)
                 raise UserError(
@@ -219,6 +219,15 @@ class DataBundle:
     def replay(self, windows: Sequence[int] | Int64[Tensor, " b"]) -> Batch:
         """The batch of these window numbers (`batch.window` of a saved bad batch), without augmentation."""
         return self.windows.gather(torch.as_tensor(windows, dtype=torch.int64).cpu().numpy())
+
+    def training_chunks(self, count: int) -> tuple[Float[Tensor, "n t a"], Bool[Tensor, "n t a"]]:
+        """Normalised actions and masks of at most `count` training windows, evenly spread, in order."""
+        rows = np.concatenate(
+            [self.windows.rows_of(number, part) for number, part in enumerate(self.training_episodes)]
+        )
+        if len(rows) > count:
+            rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+        return self.windows.chunks(rows)
 
     def texts(self, batch: Batch) -> list[str]:
         """The instruction of each sample."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from tutti.data.episode import Episode, EpisodeStore
 from tutti.data.keyframes import next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.types import Batch, Observation, UserError
+from tutti.types import Batch, Future, LaterStates, Observation, UserError
 
 LAST, NEXT_KEY = 0, -1
 """Offsets of `state_offsets` that are no distance: the episode's last state, the next key frame's."""
@@ -36,9 +36,9 @@ class WindowIndex:
     a batch of any of them, training or not: this is how a bad batch is replayed.
 
     The chunk of window t is actions[t : t + horizon]. Steps past the episode's end are 0 and masked, never
-    repeated. The future is the observation at t + future_offset of the same episode; where that lies past
-    the end, `future_mask` is False and the last frame stands in. `future_states` are the states at
-    t + o for o in `state_offsets`, masked past the end; `LAST` (0) stands for the episode's last state and
+    repeated. `futures[k]` is the observation at t + k of the same episode for k in `future_offsets`; where
+    that lies past the end it is masked and the last frame stands in. `later_states` are the states at t + o
+    for o in `state_offsets`, masked past the end; `LAST` (0) stands for the episode's last state and
     `NEXT_KEY` (-1) for the state at the next key frame (keyframes.py).
     """
 
@@ -47,14 +47,14 @@ class WindowIndex:
         sources: Sequence[Source],
         *,
         horizon: int,
-        future_offset: int | None = None,
+        future_offsets: Sequence[int] = (),
         state_offsets: Sequence[int] = (),
         normalizer: Normalizer,
         tokenizer: Tokenizer,
     ) -> None:
         self.sources = tuple(sources)
         self.state_offsets = np.array(state_offsets, dtype=np.int64)
-        self.horizon, self.future_offset = horizon, future_offset
+        self.horizon, self.future_offsets = horizon, tuple(future_offsets)
         stores = [source.store for source in self.sources]
         counts = [store.spec.num_frames for store in stores]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -71,10 +71,12 @@ class WindowIndex:
         of_source = [self.embodiments.index(store.spec.embodiment) for store in stores]
         self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)
         self._end = np.empty(int(self._offsets[-1]), dtype=np.int64)
+        self._progress = np.zeros(len(self._end), dtype=np.float32)
         for source, store in enumerate(stores):
             for episode in store.episodes:
                 rows = self.rows_of(source, [episode])
                 self._end[rows] = rows[-1] + 1
+                self._progress[rows] = (rows - rows[0]) / max(1, len(rows) - 1)
         self._next_key = next_keyframes(self._actions, self._end)
         self._text, self._text_mask = tokenizer.encode(self.instructions)
 
@@ -102,34 +104,48 @@ class WindowIndex:
         """
         if len(windows) == 0 or windows.min() < 0 or windows.max() >= len(self):
             raise UserError(f"windows: expected numbers in [0, {len(self)}), found {windows.tolist()[:8]}.")
+        actions, mask = self._chunks(windows)
+        return Batch(
+            observation=self._observation(windows),
+            actions=torch.from_numpy(actions),
+            action_mask=torch.from_numpy(mask),
+            instruction_id=torch.from_numpy(self._instruction[windows]),
+            embodiment=torch.from_numpy(self._embodiment[windows]),
+            window=torch.from_numpy(windows.astype(np.int64)),
+            futures={offset: self._future(windows, offset) for offset in self.future_offsets},
+            later_states=self._later_states(windows) if len(self.state_offsets) else None,
+            progress=torch.from_numpy(self._progress[windows]),
+        )
+
+    def chunks(
+        self, windows: Int64[np.ndarray, " n"]
+    ) -> tuple[Float[Tensor, "n t a"], Bool[Tensor, "n t a"]]:
+        """The normalised actions and masks of these windows alone, without their pictures."""
+        actions, mask = self._chunks(windows)
+        return torch.from_numpy(actions), torch.from_numpy(mask)
+
+    def _chunks(self, windows: Int64[np.ndarray, " b"]) -> tuple[np.ndarray, np.ndarray]:
         end = self._end[windows]
         steps = windows[:, None] + np.arange(self.horizon)
         inside = steps < end[:, None]
         actions = self._actions[np.minimum(steps, end[:, None] - 1)] * inside[..., None]
-        mask = np.broadcast_to(inside[..., None], actions.shape)
-        future, future_mask = None, None
-        if self.future_offset is not None:
-            later = windows + self.future_offset
-            future = self._observation(np.minimum(later, end - 1))
-            future_mask = torch.from_numpy(later < end)
-        states, states_mask = None, None
-        if len(self.state_offsets):
-            at = windows[:, None] + self.state_offsets
-            at = np.where(self.state_offsets == LAST, end[:, None] - 1, at)
-            at = np.where(self.state_offsets == NEXT_KEY, self._next_key[windows][:, None], at)
-            states = torch.from_numpy(self._states[np.minimum(at, end[:, None] - 1)])
-            states_mask = torch.from_numpy(at < end[:, None])
-        return Batch(
-            observation=self._observation(windows),
-            actions=torch.from_numpy(actions),
-            action_mask=torch.from_numpy(mask.copy()),
-            instruction_id=torch.from_numpy(self._instruction[windows]),
-            embodiment=torch.from_numpy(self._embodiment[windows]),
-            window=torch.from_numpy(windows.astype(np.int64)),
-            future=future,
-            future_mask=future_mask,
-            future_states=states,
-            future_states_mask=states_mask,
+        return actions, np.broadcast_to(inside[..., None], actions.shape).copy()
+
+    def _future(self, windows: Int64[np.ndarray, " b"], offset: int) -> Future:
+        later, end = windows + offset, self._end[windows]
+        return Future(
+            observation=self._observation(np.minimum(later, end - 1)), mask=torch.from_numpy(later < end)
+        )
+
+    def _later_states(self, windows: Int64[np.ndarray, " b"]) -> LaterStates:
+        end = self._end[windows][:, None]
+        at = windows[:, None] + self.state_offsets
+        at = np.where(self.state_offsets == LAST, end - 1, at)
+        at = np.where(self.state_offsets == NEXT_KEY, self._next_key[windows][:, None], at)
+        return LaterStates(
+            offsets=tuple(self.state_offsets.tolist()),
+            values=torch.from_numpy(self._states[np.minimum(at, end - 1)]),
+            mask=torch.from_numpy(at < end),
         )
 
     def _observation(self, rows: Int64[np.ndarray, " b"]) -> Observation:

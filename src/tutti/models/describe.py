@@ -73,7 +73,7 @@ def describe(model: VLA) -> Description:
     root = type(model).__name__
     rows = [_row("model", model, 0, total, total)]
     for name, socket in model.named_children():
-        rows.append(_row(name, socket, 1, flops.get(f"{root}.{name}", 0), total))
+        rows.append(_row(name, socket, 1, _flops_below(flops, f"{root}.{name}", socket), total))
         for part_name, part in socket.named_children():
             path = f"{name}.{part_name}"
             rows.append(_row(path, part, 2, _flops_below(flops, f"{root}.{path}", part), total))
@@ -98,10 +98,11 @@ def _row(name: str, module: nn.Module, depth: int, flops: int, total: int) -> Mo
 
 
 def _flops_below(flops: dict[str, int], path: str, module: nn.Module) -> int:
-    """A ModuleList is never called itself: its FLOPs are those of what it holds."""
-    if isinstance(module, nn.ModuleList):
-        return sum(flops.get(f"{path}.{name}", 0) for name, _ in module.named_children())
-    return flops.get(path, 0)
+    """Those of a module that was called; one that never is itself (a list, a decoder that only predicts)
+    has those of what it holds."""
+    if path in flops:
+        return flops[path]
+    return sum(_flops_below(flops, f"{path}.{name}", child) for name, child in module.named_children())
 
 
 def _token_sequence(model: VLA) -> tuple[TokenRow, ...]:

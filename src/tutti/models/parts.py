@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tutti.types import Tokens
+from tutti.types import Batch, Features, Tokens
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -60,20 +60,29 @@ class Fusion(nn.Module, ABC):
 
 
 class ActionDecoder(nn.Module, ABC):
-    """The readout to a chunk of normalised actions; it also knows the loss it is trained with."""
+    """Features to a chunk of normalised actions. It knows the error it is trained with.
+
+    It may read anything in `Features`: the readout, or the fused tokens.
+    """
+
+    needs_fit: bool = False
+    """True if `fit` must be called, once and before training."""
+
+    def fit(self, actions: Float[Tensor, "n t a"], action_mask: Bool[Tensor, "n t a"]) -> None:
+        """Learns from normalised training chunks what no gradient can: bin edges, a vocabulary.
+
+        The result is kept in buffers whose shapes follow from the config alone, so that a checkpoint loads
+        without a second fit. The same chunks give the same result.
+        """
 
     @abstractmethod
-    def forward(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b t a"]:
-        """The predicted chunk, normalised."""
+    def forward(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
+        """The training error of each action of the chunk, unreduced; masked steps hold anything finite."""
 
     @abstractmethod
-    def loss(
-        self,
-        readout: Float[Tensor, "b d"],
-        actions: Float[Tensor, "b t a"],
-        action_mask: Bool[Tensor, "b t a"],
-    ) -> Float[Tensor, ""]:
-        """The masked training loss of the chunk: a scalar."""
+    def predict(self, features: Features) -> Float[Tensor, "b t a"]:
+        """The predicted chunk, normalised. A function of `features` alone: where it samples, the noise is
+        always the same."""
 
-    def __call__(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b t a"]:
-        return super().__call__(readout)
+    def __call__(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
+        return super().__call__(features, batch)

@@ -128,4 +128,4 @@ class VLA(nn.Module):
     @torch.no_grad()
     def predict(self, observation: Observation) -> Float[Tensor, "b t a"]:
         """The chunk of normalised actions to execute from `observation` on."""
-        return self.action(self(observation).readout)
+        return self.action.predict(self(observation))

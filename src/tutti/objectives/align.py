@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from math import log
 from typing import Annotated, Literal
 
@@ -33,10 +34,10 @@ class ContrastiveConfig(BaseModel):
     )
     stop_gradient: tuple[Boundary, ...] = ()
 
-    def build(self, model: Model) -> ContrastiveTerm:
+    def build(self, model: Model, name: str) -> ContrastiveTerm:
         """The term for encoders as wide as those of `model`."""
         return ContrastiveTerm(
-            self, model.vision.width, model.language.width, stop_gradient=self.stop_gradient
+            self, model.vision.width, model.language.width, name=name, stop_gradient=self.stop_gradient
         )
 
 
@@ -50,7 +51,7 @@ class ContrastiveTerm(Term):
 
     g is learned, exp(g) <= 100. The floor of L is mean_i log(sum_j y_ij), not 0; chance is log b. Windows
     without a picture or without text take no part. Below two distinct instructions nothing can be told
-    apart: the value is then 0, with zero gradient, and `align/skipped` is 1.
+    apart: the value is then 0, with zero gradient, and the metric `skipped` is 1.
     """
 
     no_decay = frozenset({"log_scale"})
@@ -61,9 +62,10 @@ class ContrastiveTerm(Term):
         vision_width: int,
         language_width: int,
         *,
+        name: str = "align",
         stop_gradient: Collection[Boundary] = (),
     ) -> None:
-        super().__init__(name="align", stop_gradient=stop_gradient)
+        super().__init__(name=name, stop_gradient=stop_gradient)
         self.vision_head = nn.Linear(vision_width, config.width)
         self.language_head = nn.Linear(language_width, config.width)
         self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
@@ -77,7 +79,8 @@ class ContrastiveTerm(Term):
         present = features.vision.mask.any(dim=1) & features.language.mask.any(dim=1)
         same = batch.instruction_id[:, None] == batch.instruction_id[None, :]
         scores = self.log_scale.exp() * vision @ language.T
-        return contrast(scores, same, present, self.log_scale)
+        result = contrast(scores, same, present, self.log_scale)
+        return replace(result, metrics={f"{self.name}/{key}": value for key, value in result.metrics.items()})
 
 
 def contrast(
@@ -86,7 +89,8 @@ def contrast(
     present: Bool[Tensor, " b"],
     log_scale: Float[Tensor, ""],
 ) -> TermValue:
-    """The multi-positive InfoNCE of `scores` (vision by language) over the windows in `present`."""
+    """The multi-positive InfoNCE of `scores` (vision by language) over the windows in `present`; its metrics
+    have no term's name yet."""
     pairs = present[:, None] & present[None, :]
     positive = (same & pairs).to(scores.dtype)
     num_positive = positive.sum(dim=1)  # `same` is symmetric: columns have the same sums
@@ -106,11 +110,11 @@ def contrast(
             for side in (by_vision, by_language)
         ]
         metrics = {
-            "align/floor": floor,
-            "align/above_floor": torch.where(enough, value.detach() - floor, 0),
-            "align/chance": count.to(scores.dtype).log(),
-            "align/accuracy": (hits[0] + hits[1]) / 2,
-            "align/temperature": (-log_scale.detach()).exp(),
-            "align/skipped": (~enough).to(scores.dtype),
+            "floor": floor,
+            "above_floor": torch.where(enough, value.detach() - floor, 0),
+            "chance": count.to(scores.dtype).log(),
+            "accuracy": (hits[0] + hits[1]) / 2,
+            "temperature": (-log_scale.detach()).exp(),
+            "skipped": (~enough).to(scores.dtype),
         }
     return TermValue(value=value, metrics=metrics)

@@ -1,8 +1,9 @@
-"""How the lambdas are chosen: `fixed` takes them from the config's numbers and schedules."""
+"""How the lambdas are chosen: what every balancing is, and `fixed`, which takes them from the config."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -14,43 +15,66 @@ from tutti.objectives.schedule import WeightSchedule
 
 
 class Balancing(nn.Module, ABC):
-    """Chooses lambda for each term. Its state, if it has any, is in its buffers, hence in the checkpoint."""
+    """lambda_i = w_i(progress) * b_i: the config's weight or schedule w_i times what the method says, b_i.
+
+    A method writes `factors`, and learns in the moments below; `forward` changes nothing, since validation
+    calls it too. All its state is in buffers (and so in the checkpoint), in the order of `names`.
+    """
+
+    def __init__(self, schedules: Mapping[str, WeightSchedule]) -> None:
+        super().__init__()
+        self.schedules = dict(schedules)
+        self.names = tuple(self.schedules)
 
     @abstractmethod
+    def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
+        """b of every computed term, without a gradient: a number, or a scalar tensor."""
+
     def is_active(self, name: str, progress: float) -> bool:
-        """False where the term's lambda is exactly 0 at `progress`: the term is then not computed."""
+        """False where the term's weight is exactly 0 at `progress`: the term is then not computed."""
+        return self.schedules[name].at(progress) != 0
 
-    @abstractmethod
     def is_ever_active(self, name: str) -> bool:
-        """False where the term's lambda is exactly 0 for the whole run: its data need not be loaded."""
+        """False where the term's weight is exactly 0 for the whole run: its data need not be loaded."""
+        return not self.schedules[name].is_zero
 
-    @abstractmethod
     def forward(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
         """lambda of every computed term, detached, in the precision and on the device of its value."""
+        factors = self.factors(values)
+        # `full` fills on the device; `torch.tensor` would copy there and make the CPU wait.
+        return {
+            name: torch.full((), self.schedules[name].at(progress), dtype=value.dtype, device=value.device)
+            * factors[name]
+            for name, value in values.items()
+        }
 
     def __call__(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
         return super().__call__(values, progress)
 
+    def wants_gradients(self, step: int) -> bool:
+        """True if `observe_gradients` must be called at this update (0-based)."""
+        return False
+
+    def observe_gradients(self, norms: Mapping[str, float]) -> None:
+        """Norms of the raw terms' gradients, over the parameters that the action term moves too."""
+
+    @property
+    def looks_again(self) -> bool:
+        """True if `look_again` must be called after each update, which costs one more forward pass."""
+        return False
+
+    def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        """The raw terms of the same batches before and after the update."""
+
+    def after_step(self, values: Mapping[str, float]) -> None:
+        """The raw terms of an update that has just been made."""
+
 
 class FixedBalancing(Balancing):
-    """lambda_i is its schedule at the run's progress, whatever the losses do."""
+    """b_i = 1: lambda_i is its weight or schedule, whatever the losses do."""
 
-    def __init__(self, schedules: dict[str, WeightSchedule]) -> None:
-        super().__init__()
-        self.schedules = schedules
-
-    def is_active(self, name: str, progress: float) -> bool:
-        return self.schedules[name].at(progress) != 0
-
-    def is_ever_active(self, name: str) -> bool:
-        return not self.schedules[name].is_zero
-
-    def forward(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
-        # `full` fills on the device; `torch.tensor` would copy there and make the CPU wait.
-        return {
-            name: torch.full((), self.schedules[name].at(progress), dtype=value.dtype, device=value.device)
-            for name, value in values.items()
-        }
+    def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
+        return dict.fromkeys(values, 1.0)
 
 
 class FixedBalancingConfig(BaseModel):
@@ -60,10 +84,6 @@ class FixedBalancingConfig(BaseModel):
 
     kind: Literal["fixed"] = "fixed"
 
-    def build(self, schedules: dict[str, WeightSchedule]) -> FixedBalancing:
+    def build(self, schedules: Mapping[str, WeightSchedule]) -> FixedBalancing:
         """The balancing of terms with these schedules."""
         return FixedBalancing(schedules)
-
-
-# A further kind is one more member of this union.
-BalancingConfig = FixedBalancingConfig

@@ -47,9 +47,9 @@ class FuturePatchesConfig(BaseModel):
             )
         return self
 
-    def build(self, model: Model) -> FuturePatchesTerm:
+    def build(self, model: Model, name: str) -> FuturePatchesTerm:
         """The term for pictures and tokens as those of `model`. Raises UserError where sizes clash."""
-        return FuturePatchesTerm(self, model)
+        return FuturePatchesTerm(self, model, name=name)
 
 
 class FuturePatchesTerm(Term):
@@ -67,24 +67,24 @@ class FuturePatchesTerm(Term):
     or past the episode's end, do not count. Differs: DreamVLA tracks its regions; ours assume a still camera.
     """
 
-    def __init__(self, config: FuturePatchesConfig, model: Model) -> None:
+    def __init__(self, config: FuturePatchesConfig, model: Model, *, name: str = "recon") -> None:
         spec, tokens = model.spec, model.vision.tokens_per_view
-        super().__init__(name="recon", stop_gradient=config.stop_gradient, needs_future=config.offset)
+        super().__init__(name=name, stop_gradient=config.stop_gradient, needs_futures=(config.offset,))
         if config.offset > spec.horizon:
             raise UserError(
-                f"objective.recon.offset is {config.offset}, but must lie in 1..{spec.horizon}, the "
+                f"objective.{name}.offset is {config.offset}, but must lie in 1..{spec.horizon}, the "
                 f"horizon: what comes after the chunk is not the policy's. Lower it or raise data.horizon."
             )
         self.grid = isqrt(tokens)
         if self.grid**2 != tokens or spec.image_size % self.grid:
             raise UserError(
-                f"objective.recon (future_patches) needs vision tokens on a square grid that divides the "
-                f"picture; the encoder gives {tokens} for {spec.image_size} px. Set objective.recon to null."
+                f"objective.{name} (future_patches) needs vision tokens on a square grid that divides the "
+                f"picture; the encoder gives {tokens} for {spec.image_size} px. Set objective.{name} to null."
             )
         patch = spec.image_size // self.grid
         if patch % config.downsample:
             raise UserError(
-                f"objective.recon.downsample is {config.downsample}, but must divide the patch of {patch} "
+                f"objective.{name}.downsample is {config.downsample}, but must divide the patch of {patch} "
                 f"pixels (data.image_size {spec.image_size} over {self.grid} tokens a side)."
             )
         self.config = config
@@ -101,24 +101,20 @@ class FuturePatchesTerm(Term):
         self.out = nn.Linear(config.width, 3 * (patch // config.downsample) ** 2)
 
     def compute(self, features: Features, batch: Batch) -> TermValue:
-        """The weighted loss; metrics `recon/changed_share` and `recon/copy_baseline`, the loss of the
+        """The weighted loss; metrics `changed_share` and `copy_baseline`, the loss of the
         present picture as the prediction, below which something was learned about the future."""
-        if batch.future is None or batch.future_mask is None:
-            raise UserError(
-                f"objective.recon needs the observation {self.config.offset} actions later, but the batch "
-                f"holds none; build the data with DataNeeds(future_offset=objective.needs_future)."
-            )
+        future = self.future(batch, self.config.offset)
         tokens = features.fused_vision
         predicted = self.predict(tokens.values)
         with torch.no_grad():
-            n = tokens.mask.shape[1] // batch.future.image_mask.shape[1]
-            there = batch.future.image_mask & batch.future_mask[:, None]
+            n = tokens.mask.shape[1] // future.observation.image_mask.shape[1]
+            there = future.observation.image_mask & future.mask[:, None]
             mask = tokens.mask & there.repeat_interleave(n, dim=1)
             now = self.patches(batch.observation.images, predicted.dtype)
-            future = self.patches(batch.future.images, predicted.dtype)
-            changed = (future - now).abs().mean(dim=-1) > self.config.threshold
+            later = self.patches(future.observation.images, predicted.dtype)
+            changed = (later - now).abs().mean(dim=-1) > self.config.threshold
             # Where nothing counts the target is blanked: a NaN there would come back in the gradient.
-            target = normalise_patches(future).masked_fill(~mask[..., None], 0)
+            target = normalise_patches(later).masked_fill(~mask[..., None], 0)
             weight = (
                 self.config.floor + changed
                 if self.config.weighting == "changed"
@@ -127,8 +123,8 @@ class FuturePatchesTerm(Term):
             weight = weight.to(now.dtype) * mask
             copied = _weighted_mean((normalise_patches(now) - target).square().mean(dim=-1), weight)
         metrics = {
-            "recon/changed_share": masked_mean(changed.to(now.dtype), mask),
-            "recon/copy_baseline": copied,
+            f"{self.name}/changed_share": masked_mean(changed.to(now.dtype), mask),
+            f"{self.name}/copy_baseline": copied,
         }
         return TermValue(
             value=_weighted_mean((predicted - target).square().mean(dim=-1), weight), metrics=metrics

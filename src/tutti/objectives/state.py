@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
-from tutti.types import Batch, Features, UserError, masked_mean
+from tutti.types import Batch, Features, masked_mean
 
 
 class FutureStatesConfig(BaseModel):
@@ -37,9 +37,9 @@ class FutureStatesConfig(BaseModel):
             raise ValueError(f"offsets {self.offsets} must rise and not repeat")
         return self
 
-    def build(self, model: Model) -> FutureStatesTerm:
+    def build(self, model: Model, name: str) -> FutureStatesTerm:
         """The term for states and a readout as those of `model`."""
-        return FutureStatesTerm(self, model)
+        return FutureStatesTerm(self, model, name=name)
 
 
 class FutureStatesTerm(Term):
@@ -61,9 +61,9 @@ class FutureStatesTerm(Term):
     error.
     """
 
-    def __init__(self, config: FutureStatesConfig, model: Model) -> None:
-        super().__init__(name="state", stop_gradient=config.stop_gradient)
-        self.needs_states = (*config.offsets, *((0,) if config.last else ()), *((-1,) if config.key else ()))
+    def __init__(self, config: FutureStatesConfig, model: Model, *, name: str = "state") -> None:
+        wanted = (*config.offsets, *((0,) if config.last else ()), *((-1,) if config.key else ()))
+        super().__init__(name=name, stop_gradient=config.stop_gradient, needs_states=wanted)
         self.has_key = config.key
         self.state_dim = model.spec.state_dim
         self.head = nn.Sequential(
@@ -73,21 +73,17 @@ class FutureStatesTerm(Term):
         )
 
     def compute(self, features: Features, batch: Batch) -> TermValue:
-        """The sum of both means; metrics `state/hold_baseline`, the value of predicting that the hand stays,
-        and `state/key_l1`, the part of the next key frame."""
-        states, mask = batch.future_states, batch.future_states_mask
-        if states is None or mask is None:
-            raise UserError(
-                "objective.state needs later states, but the batch holds none; build the data with "
-                "DataNeeds(state_offsets=objective.needs_states)."
-            )
+        """The sum of both means; metrics `hold_baseline`, the value of predicting that the hand stays,
+        and `key_l1`, the part of the next key frame."""
+        later = self.later_states(batch)
+        states, mask = later.values, later.mask
         predicted = self.predict(features.readout)
         with torch.no_grad():
             baseline = sum(self._parts((batch.observation.state[:, None] - states).abs(), mask))
         parts = self._parts((predicted - states.to(predicted.dtype)).abs(), mask)
-        metrics: dict[str, Tensor] = {"state/hold_baseline": torch.as_tensor(baseline)}
+        metrics: dict[str, Tensor] = {f"{self.name}/hold_baseline": torch.as_tensor(baseline)}
         if self.has_key:
-            metrics["state/key_l1"] = parts[-1].detach()
+            metrics[f"{self.name}/key_l1"] = parts[-1].detach()
         return TermValue(value=torch.stack(parts).sum(), metrics=metrics)
 
     def _parts(self, errors: Float[Tensor, "b o s"], mask: Bool[Tensor, "b o"]) -> list[Tensor]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tutti.types import Batch, DataSpec, Features, Tokens
+from tutti.types import Batch, DataSpec, Features, Future, LaterStates, Tokens, UserError
 
 Boundary = Literal["vision", "language", "fused"]
 """Where a gradient may be stopped. `fused` is both the readout and the fused vision tokens."""
@@ -28,11 +28,15 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class ViewEncoder(Encoder, Protocol):
-    """The vision encoder as a term's head needs to know it."""
+    """The vision encoder as a term needs to know it."""
 
     @property
     def tokens_per_view(self) -> int:
         """Its tokens for each view; they cover the picture as a square grid, row by row."""
+        ...
+
+    def __call__(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
+        """Prepared pictures to tokens, for a term that must look at other pictures than the present ones."""
         ...
 
 
@@ -40,17 +44,12 @@ class ViewEncoder(Encoder, Protocol):
 class ChunkDecoder(Protocol):
     """The model's action decoder as a term needs to know it."""
 
-    def __call__(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b t a"]:
-        """The predicted chunk."""
+    def __call__(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
+        """The training error of each action, unreduced."""
         ...
 
-    def loss(
-        self,
-        readout: Float[Tensor, "b d"],
-        actions: Float[Tensor, "b t a"],
-        action_mask: Bool[Tensor, "b t a"],
-    ) -> Float[Tensor, ""]:
-        """The masked training loss."""
+    def predict(self, features: Features) -> Float[Tensor, "b t a"]:
+        """The chunk of normalised actions."""
         ...
 
 
@@ -68,6 +67,9 @@ class Model(Protocol):
     def fusion(self) -> Encoder: ...
     @property
     def action(self) -> ChunkDecoder: ...
+    def prepare(self, images: Tensor) -> Float[Tensor, "b v 3 h w"]:
+        """Bytes to what the vision encoder takes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,21 +84,27 @@ class Term(nn.Module, ABC):
     """One L_i of the unified loss.
 
     Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
-    `needs_future` asks the data for the observation that many actions later, `needs_states` for
-    the states at those offsets (0: the episode's last, -1: the next key frame's). `no_decay` names parameters
-    of the term that weight decay must leave alone.
+    `needs_futures` asks the data for the observations that many actions later, `needs_states` for the states
+    at those offsets (0: the episode's last, -1: the next key frame's); the batch of several terms holds what
+    any of them asks for. `no_decay` names parameters of the term that weight decay must leave alone.
+    Metrics are named `<name>/...`: the same class may serve under two names.
     """
 
     no_decay: frozenset[str] = frozenset()
-    needs_states: tuple[int, ...] = ()
 
     def __init__(
-        self, *, name: str, stop_gradient: Collection[Boundary] = (), needs_future: int | None = None
+        self,
+        *,
+        name: str,
+        stop_gradient: Collection[Boundary] = (),
+        needs_futures: Sequence[int] = (),
+        needs_states: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.name = name
         self.stop_gradient = frozenset(stop_gradient)
-        self.needs_future = needs_future
+        self.needs_futures = tuple(needs_futures)
+        self.needs_states = tuple(needs_states)
 
     @abstractmethod
     def compute(self, features: Features, batch: Batch) -> TermValue:
@@ -108,6 +116,36 @@ class Term(nn.Module, ABC):
 
     def __call__(self, features: Features, batch: Batch) -> TermValue:
         return super().__call__(features, batch)
+
+    def after_step(self) -> None:
+        """Called after each optimizer step; a term with a slowly following target moves it here."""
+
+    def future(self, batch: Batch, offset: int) -> Future:
+        """The observation `offset` actions later.
+
+        Raises: UserError if the batch was made without it.
+        """
+        if offset not in batch.futures:
+            raise UserError(
+                f"objective.{self.name} needs the observation {offset} actions later, but the batch holds "
+                f"{sorted(batch.futures) or 'none'}; build the data with DataNeeds(objective.needs_futures, "
+                "objective.needs_states)."
+            )
+        return batch.futures[offset]
+
+    def later_states(self, batch: Batch) -> LaterStates:
+        """The states at `needs_states`, in that order.
+
+        Raises: UserError if the batch was made without them.
+        """
+        found = batch.later_states.offsets if batch.later_states is not None else ()
+        if batch.later_states is None or not set(self.needs_states) <= set(found):
+            raise UserError(
+                f"objective.{self.name} needs the states at {self.needs_states}, but the batch holds "
+                f"{found or 'none'}; build the data with DataNeeds(objective.needs_futures, "
+                "objective.needs_states)."
+            )
+        return batch.later_states.at(self.needs_states)
 
 
 def stopped(features: Features, boundaries: Collection[Boundary]) -> Features:

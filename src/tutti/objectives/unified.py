@@ -2,117 +2,109 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from tutti.objectives.action import ChunkConfig
 from tutti.objectives.align import ContrastiveConfig
-from tutti.objectives.balancing import Balancing, BalancingConfig, FixedBalancingConfig
-from tutti.objectives.custom import CustomTermConfig
+from tutti.objectives.balancing import Balancing, FixedBalancingConfig
+from tutti.objectives.balancings import BalancingConfig
+from tutti.objectives.objective import Objective
 from tutti.objectives.recon import FuturePatchesConfig
 from tutti.objectives.schedule import Weight, schedule_of
 from tutti.objectives.state import FutureStatesConfig
 from tutti.objectives.term import Model, Term
-from tutti.types import Batch, Features, LossTerms, UserError
+from tutti.objectives.terms import TermConfig
+from tutti.types import Batch, Features, LossTerms
 
-# Each place's union of kinds: a further kind is one more member here, told apart by `kind`.
-AlignConfig = ContrastiveConfig
-ActionConfig = ChunkConfig
-ReconConfig = FuturePatchesConfig
-StateConfig = FutureStatesConfig
-
-BUILT_IN = ("align", "action", "recon", "state")
+DEFAULT_KINDS = {
+    "align": "contrastive",
+    "action": "chunk",
+    "recon": "future_patches",
+    "state": "future_states",
+}
+"""What a term of the default objective is where its `kind` is not given."""
 
 
 class ObjectiveConfig(BaseModel):
-    """Which terms there are and what each weighs. `null` removes a built-in term together with its head."""
+    """Which terms there are and what each weighs: any number of them, each under a name of its own.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    `align`, `action`, `recon` and `state` are there unless they are set to `null`, which removes the term
+    together with its head; `action` must stay. Every other key is a further term: `{kind: ..., weight: ...}`.
+    """
 
-    align: AlignConfig | None = AlignConfig()
-    action: ActionConfig = ActionConfig()
-    recon: ReconConfig | None = ReconConfig()
-    state: StateConfig | None = StateConfig()
-    extra: dict[Annotated[str, Field(pattern=r"^[a-z]\w*$")], CustomTermConfig] = {}
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, TermConfig | None]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    @model_validator(mode="after")
-    def _own_names(self) -> Self:
-        for name in self.extra:
-            if name in BUILT_IN:
-                raise ValueError(f"extra.{name}: the name belongs to a built-in term; choose another")
-        return self
+    align: TermConfig | None = ContrastiveConfig()
+    action: TermConfig = ChunkConfig()
+    recon: TermConfig | None = FuturePatchesConfig()
+    state: TermConfig | None = FutureStatesConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kinds(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        for name, kind in DEFAULT_KINDS.items():
+            if isinstance(filled.get(name), dict) and "kind" not in filled[name]:
+                filled[name] = {"kind": kind, **filled[name]}
+        for name in filled:
+            if not (isinstance(name, str) and name.isidentifier() and name.islower()):
+                raise ValueError(f"{name!r} cannot be a term's name: use lower-case letters, digits and _")
+        return filled
+
+    def terms(self) -> dict[str, TermConfig]:
+        """The terms that are on, by name, in the order of the sum."""
+        default = {name: getattr(self, name) for name in DEFAULT_KINDS}
+        chosen = {**default, **(self.__pydantic_extra__ or {})}
+        return {name: config for name, config in chosen.items() if config is not None}
 
     def weights(self) -> dict[str, Weight]:
         """The weight of each term that is on, in the order of the sum."""
-        chosen = {
-            "align": self.align,
-            "action": self.action,
-            "recon": self.recon,
-            "state": self.state,
-            **self.extra,
-        }
-        return {name: config.weight for name, config in chosen.items() if config is not None}
+        return {name: config.weight for name, config in self.terms().items()}
 
     def build(self, model: Model, balancing: BalancingConfig | None = None) -> UnifiedLoss:
         """The loss for `model`, with fresh heads from torch's global generator; lambdas are fixed unless
-        `balancing` says otherwise. Raises UserError where sizes clash or two terms want different futures."""
-        terms: dict[str, Term] = {}
-        if self.align is not None:
-            terms["align"] = self.align.build(model)
-        terms["action"] = self.action.build(model)
-        if self.recon is not None:
-            terms["recon"] = self.recon.build(model)
-        if self.state is not None:
-            terms["state"] = self.state.build(model)
-        for name, config in self.extra.items():
-            terms[name] = config.build(model, name)
+        `balancing` says otherwise. Raises UserError where sizes clash."""
+        terms = {name: config.build(model, name) for name, config in self.terms().items()}
         schedules = {name: schedule_of(weight) for name, weight in self.weights().items()}
         return UnifiedLoss(terms, (balancing or FixedBalancingConfig()).build(schedules))
 
 
-class UnifiedLoss(nn.Module):
+class UnifiedLoss(Objective):
     """L_total = sum_i lambda_i * L_i, summed in the order of `terms`, in one backward pass.
 
-    A term whose lambda is exactly 0 (switched off, or its schedule has ended) is not computed and costs
-    nothing: it is then absent from `values` and `lambdas`, rather than reported as 0. `needs_future` is the
-    offset k of the future observation that a batch must hold, or None if no term ever needs one.
+    A term whose lambda is exactly 0 (switched off, or its schedule has ended), or which is not among `only`,
+    is not computed and costs nothing: it is then absent from `values` and `lambdas`, rather than reported as
+    0. `needs_futures` are the offsets of the observations that a batch must hold, `needs_states` those of the
+    states: whatever any term that ever counts asks for, in rising order.
     """
 
     def __init__(self, terms: dict[str, Term], balancing: Balancing) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.balancing = balancing
-        asked = {
-            name: term.needs_future
-            for name, term in terms.items()
-            if term.needs_future is not None and balancing.is_ever_active(name)
-        }
-        if len(set(asked.values())) > 1:
-            wishes = ", ".join(f"{name} wants {offset}" for name, offset in asked.items())
-            raise UserError(
-                f"objective: a batch holds one future observation, but {wishes}; use one offset for all."
-            )
-        self.needs_future: int | None = next(iter(asked.values()), None)
-        wanted = {
-            term.needs_states
-            for name, term in terms.items()
-            if term.needs_states and balancing.is_ever_active(name)
-        }
-        if len(wanted) > 1:
-            raise UserError(
-                f"objective: a batch holds one set of later states, but terms want {sorted(wanted)}; use the "
-                "same offsets for all."
-            )
-        self.needs_states: tuple[int, ...] = next(iter(wanted), ())
+        counting = [term for name, term in terms.items() if balancing.is_ever_active(name)]
+        self.needs_futures = _union(term.needs_futures for term in counting)
+        self.needs_states = _union(term.needs_states for term in counting)
 
-    def forward(self, features: Features, batch: Batch, progress: float = 0.0) -> LossTerms:
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.terms)
+
+    def forward(
+        self, features: Features, batch: Batch, progress: float = 0.0, only: Collection[str] | None = None
+    ) -> LossTerms:
         """Every active term at `progress` in [0, 1] of the run, its lambda, the total and the metrics."""
         values: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            if not self.balancing.is_active(name, progress):
+            if not self.balancing.is_active(name, progress) or (only is not None and name not in only):
                 continue
             result = term(features, batch)
             values[name] = result.value
@@ -123,5 +115,24 @@ class UnifiedLoss(nn.Module):
             total = total + lambdas[name] * value
         return LossTerms(values=values, lambdas=lambdas, total=total, metrics=metrics)
 
-    def __call__(self, features: Features, batch: Batch, progress: float = 0.0) -> LossTerms:
-        return super().__call__(features, batch, progress)
+    def wants_gradients(self, step: int) -> bool:
+        return self.balancing.wants_gradients(step)
+
+    def observe_gradients(self, norms: Mapping[str, float]) -> None:
+        self.balancing.observe_gradients(norms)
+
+    @property
+    def looks_again(self) -> bool:
+        return self.balancing.looks_again
+
+    def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        self.balancing.look_again(before, after)
+
+    def after_step(self, values: Mapping[str, float]) -> None:
+        for term in self.terms.values():
+            term.after_step()  # pyright: ignore[reportCallIssue]
+        self.balancing.after_step(values)
+
+
+def _union(offsets: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted({offset for some in offsets for offset in some}))

@@ -10,7 +10,7 @@ from tutti.report.charts import Chart, Series, line_chart
 from tutti.report.inputs import Inputs, Records, config_of
 from tutti.report.numbers import percent, plain
 from tutti.report.scales import smooth
-from tutti.training.record import describe_metric
+from tutti.training.metrics import describe_metric
 
 COLOURS = {"action": "c1", "align": "c2", "recon": "c3", "total": "c6"}
 SPARE = ("c4", "c5", "c6")

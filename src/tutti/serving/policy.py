@@ -20,7 +20,7 @@ from tutti.data.cache import resize_images
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.models.vla import VLA, ModelConfig
-from tutti.types import DataSpec, Tokens, UserError
+from tutti.types import DataSpec, Features, Tokens, UserError
 
 Weights = Literal["ema", "raw"]
 MOST_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
@@ -113,8 +113,10 @@ class Policy:
             mask = torch.full((1, len(self.spec.views)), use_images, device=self.device)
             vision = self.model.vision(self.model.prepare(pictures), mask)
             feeling = torch.from_numpy(normalised)[None].to(self.device)
-            readout, _ = self.model.fusion(vision, self._language(instruction), feeling)
-            chunk = self.model.action(readout)[0].float().cpu().numpy()
+            language = self._language(instruction)
+            readout, fused = self.model.fusion(vision, language, feeling)
+            features = Features(vision=vision, language=language, readout=readout, fused_vision=fused)
+            chunk = self.model.action.predict(features)[0].float().cpu().numpy()
         actions = self.normalizer.undo_action(chunk, self.embodiment)
         return actions if self._bounds is None else np.clip(actions, *self._bounds)
 

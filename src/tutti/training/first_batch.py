@@ -61,9 +61,7 @@ def save_pictures(batch: Batch, path: Path, texts: list[str] | None = None, most
 def _views(batch: Batch, row: int) -> list[Image.Image]:
     """The pictures of one window, each TILE pixels wide and high."""
     views: list[Image.Image] = []
-    for observation in (batch.observation, batch.future):
-        if observation is None:
-            continue
+    for observation in (batch.observation, *(future.observation for future in batch.futures.values())):
         pictures = to_bytes(observation.images[row]).cpu()
         for picture, present in zip(pictures, observation.image_mask[row].tolist(), strict=True):
             pixels = numpy.ascontiguousarray(picture.permute(1, 2, 0).numpy())

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from tutti.training.checkpoint import disk_error, pickled
-from tutti.types import Batch, Observation, UserError
+from tutti.types import Batch, Future, LaterStates, Observation, UserError
 
 
 class NonFiniteError(UserError):
@@ -121,23 +121,29 @@ def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]
     return [batch_from_dict(item) for item in saved], torch.load(folder / "weights.pt", weights_only=True)
 
 
-def batch_to_dict(value: Batch | Observation) -> dict[str, Any]:
-    """A batch as nested dicts of tensors, as it is saved."""
-    result: dict[str, Any] = {}
-    for entry in fields(value):
-        item = getattr(value, entry.name)
-        result[entry.name] = batch_to_dict(item) if isinstance(item, Observation) else item
-    return result
+def batch_to_dict(value: Any) -> dict[str, Any]:
+    """A batch (or a part of one) as nested dicts of tensors and plain values, as it is saved."""
+
+    def plain(item: Any) -> Any:
+        if is_dataclass(item):
+            return batch_to_dict(item)
+        return {key: plain(entry) for key, entry in item.items()} if isinstance(item, Mapping) else item
+
+    return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
 
 
 def batch_from_dict(saved: dict[str, Any]) -> Batch:
     """The inverse of `batch_to_dict`."""
-    future = saved["future"]
-    observations = {
+    states = saved["later_states"]
+    parts = {
         "observation": Observation(**saved["observation"]),
-        "future": None if future is None else Observation(**future),
+        "futures": {
+            offset: Future(observation=Observation(**future["observation"]), mask=future["mask"])
+            for offset, future in saved["futures"].items()
+        },
+        "later_states": None if states is None else LaterStates(**states),
     }
-    return Batch(**{**saved, **observations})
+    return Batch(**{**saved, **parts})
 
 
 def gradient_warnings(parameters: Mapping[str, Parameter]) -> list[str]:

@@ -98,34 +98,33 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move every parameter that has a gradient."""
         loss = None if closure is None else closure()
+        # One batch a shape over all groups: wide matrices as they are, tall ones transposed to the same.
+        batches: defaultdict[tuple[int, int, int], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._move(parameters, group)
+            for parameter, update in zip(parameters, self._directions(parameters, group), strict=True):
+                matrix = update.reshape(len(update), -1)
+                wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+                rate = group["lr"] * 0.2 * wide.shape[1] ** 0.5
+                batches[(group["rounds"], wide.shape[0], wide.shape[1])].append((parameter, wide, rate))
+        for (rounds, _, _), members in batches.items():
+            stacked = torch.stack([wide for _, wide, _ in members])
+            for (parameter, _, rate), direction in zip(members, newton_schulz(stacked, rounds), strict=True):
+                rows = len(parameter)
+                moved = direction.mT if rows > parameter.numel() // rows else direction
+                parameter.add_(moved.reshape(parameter.shape), alpha=-rate)
         return loss
 
-    def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """The momentum of each parameter, moved on; the parameters themselves only decay."""
+        if not parameters:
+            return []
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         gradients = [p.grad for p in parameters if p.grad is not None]
         momenta = [self.state[p]["momentum"] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
-        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
-
-        # One batch a shape: wide matrices as they are, tall ones transposed to the same wide shape.
-        batches: defaultdict[tuple[int, int], list[tuple[Tensor, Tensor, bool]]] = defaultdict(list)
-        for parameter, update in zip(parameters, updates, strict=True):
-            matrix = update.reshape(len(update), -1)
-            tall = matrix.shape[0] > matrix.shape[1]
-            wide = matrix.mT if tall else matrix
-            batches[(wide.shape[0], wide.shape[1])].append((parameter, wide, tall))
-        for (_, longer), members in batches.items():
-            stacked = torch.stack([wide for _, wide, _ in members])
-            orthogonal = newton_schulz(stacked, group["rounds"])
-            scale = group["lr"] * 0.2 * longer**0.5
-            for (parameter, _, tall), direction in zip(members, orthogonal, strict=True):
-                moved = direction.mT if tall else direction
-                parameter.add_(moved.reshape(parameter.shape), alpha=-scale)
+        return list(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # pyright: ignore[reportPrivateImportUsage]

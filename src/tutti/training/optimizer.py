@@ -7,12 +7,13 @@ Every trainable parameter falls in exactly one of three groups, by the type of t
     plain    all else: biases, norms, embeddings, position tables, queries, temperatures    no decay; AdamW
 
 An output head is the last linear layer of an `ActionDecoder`; the whole objective counts as head, and so
-do the modules that `adamw_modules` names.
+do the modules that `adamw_modules` names. Inside a group each part of the model (vision, language, fusion,
+action) has its own learning rate, which a strategy may scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -84,6 +85,21 @@ def group_parameters(
     return groups
 
 
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: a child of the model such as "vision", else "model" or
+    "objective". `name` starts with model. or objective."""
+    root, *path = name.split(".")
+    return path[0] if root == "model" and len(path) > 1 else root
+
+
+def by_part(members: dict[str, Parameter], name: str, **settings: Any) -> list[dict[str, Any]]:
+    """One parameter group for each part of the model, in the order of the parameters."""
+    groups: dict[str, list[Parameter]] = {}
+    for full_name, parameter in members.items():
+        groups.setdefault(part_of(full_name), []).append(parameter)
+    return [{"params": group, "name": name, "part": part, **settings} for part, group in groups.items()]
+
+
 class OptimizerSet:
     """Several optimisers that step together, with one state.
 
@@ -92,6 +108,7 @@ class OptimizerSet:
 
     def __init__(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
+        self._factor = 1.0
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]
@@ -104,14 +121,18 @@ class OptimizerSet:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The present learning rate of each optimiser's first group, by the optimiser's name."""
-        return {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        """The present learning rate of each optimiser, before a strategy's factor for a part of the model."""
+        return {
+            name: self._factor * optimizer.param_groups[0]["base_lr"]
+            for name, optimizer in self.optimizers.items()
+        }
 
-    def set_factor(self, factor: float) -> None:
-        """lr <- factor * base_lr, for every group."""
+    def set_factor(self, factor: float, parts: Mapping[str, float] | None = None) -> None:
+        """lr <- factor * parts[part of the model] * base_lr, for every group; a part not named counts 1."""
+        self._factor = factor
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = factor * group["base_lr"]
+                group["lr"] = factor * (parts or {}).get(group.get("part", ""), 1.0) * group["base_lr"]
 
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
@@ -151,9 +172,7 @@ def _adamw(
     groups: Sequence[tuple[str, dict[str, Parameter], float]], lr: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
     described = [
-        {"params": list(members.values()), "name": name, "weight_decay": decay}
-        for name, members, decay in groups
-        if members
+        group for name, members, decay in groups for group in by_part(members, name, weight_decay=decay)
     ]
     return torch.optim.AdamW(described, lr=lr, betas=betas, fused=True)
 
@@ -198,8 +217,8 @@ class MuonConfig(BaseModel):
         groups = group_parameters(model, objective, self.adamw_modules)
         optimizers: dict[str, torch.optim.Optimizer] = {}
         if groups.matrix:
-            members = {"params": list(groups.matrix.values()), "name": "matrix"}
-            optimizers["muon"] = Muon([members], self.lr, self.momentum, self.weight_decay, self.rounds)
+            members = by_part(groups.matrix, "matrix")
+            optimizers["muon"] = Muon(members, self.lr, self.momentum, self.weight_decay, self.rounds)
         layout = [("head", groups.head, self.adamw_weight_decay), ("plain", groups.plain, 0.0)]
         if groups.head or groups.plain:
             optimizers["adamw"] = _adamw(layout, self.adamw_lr, self.adamw_betas)

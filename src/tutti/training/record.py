@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -12,54 +11,8 @@ from typing import IO, Any, Literal, Self
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from tutti.training.checkpoint import disk_error, write_text_atomically
+from tutti.training.metrics import describe_metric
 from tutti.types import UserError
-
-METRICS: dict[str, str] = {
-    "loss/total": "L_total = sum_i lambda_i L_i, mean over the steps since the last record.",
-    "loss/*/raw": "The term L_i before its lambda, mean over the steps since the last record.",
-    "loss/*/weighted": "lambda_i L_i, mean over the steps since the last record.",
-    "lambda/*": "The weight lambda_i of the term in the total.",
-    "metric/*": "What a term reports besides its value; its name starts with the term's. Not in the total.",
-    "metric/action/first_l1": "Masked mean |a^_0 - a_0| of the first action of the chunk, normalised units.",
-    "metric/align/floor": "Least value the align term can take here: mean_i log(number of positives of i).",
-    "metric/align/above_floor": "The align term minus its floor: 0 is perfect.",
-    "metric/align/chance": "log(number of samples): the align term of a model that knows nothing.",
-    "metric/align/accuracy": "Share of samples whose best match has the same instruction, both ways, 0 to 1.",
-    "metric/align/temperature": "exp(-g): what the similarities are divided by.",
-    "metric/align/skipped": "Share of batches with under two distinct instructions, where align is masked.",
-    "metric/recon/changed_share": "Share of future patches that changed by more than the threshold, 0 to 1.",
-    "metric/recon/copy_baseline": "The recon term if the present picture were the prediction.",
-    "metric/state/hold_baseline": "The state term if the hand stayed where it is.",
-    "metric/state/key_l1": "The part of the state term that belongs to the next key frame.",
-    "optim/lr": "Learning rate of the step: of Muon's matrices if Muon is used, else of AdamW.",
-    "optim/lr_adamw": "With Muon: the learning rate of the parameters that AdamW moves.",
-    "optim/lr_factor": "What the schedule multiplies every base learning rate with, 0 to 1.",
-    "optim/grad_norm": "Euclidean norm of the whole gradient before clipping, mean since the last record.",
-    "optim/grad_norm_max": "Largest such norm since the last record.",
-    "optim/clip_share": "Share of the steps since the last record whose gradient was clipped, 0 to 1.",
-    "optim/ema_decay": "Decay d of the moving average at this step: min(decay, (1 + s)/(10 + s)).",
-    "data/samples": "Training windows consumed since the start of the run.",
-    "time/seconds": "Seconds spent training since the start of the run, resumed parts included.",
-    "time/samples_per_second": "Windows per second since the last record, validation and saving excluded.",
-    "time/data_share": "Share of that time spent waiting for a batch and moving it to the device.",
-    "time/forward_share": "Share of that time in model and objective.",
-    "time/backward_share": "Share of that time in the backward pass.",
-    "time/optimizer_share": "Share of that time in clipping, the optimiser's step and the moving average.",
-    "valid/*": "The term (or total) on held-out episodes with the averaged weights (raw ones if EMA is off).",
-    "valid/metric/*": "What a term reports besides, on held-out episodes.",
-    "valid_raw/*": "The term (or total) on held-out episodes with the raw weights.",
-    "valid_raw/metric/*": "What a term reports besides, on held-out episodes with the raw weights.",
-    "time/validation_seconds": "Seconds that the validation took.",
-}
-"""Every metric that a run can record, by name; `*` stands for a term (or a term's metric)."""
-
-
-def describe_metric(name: str) -> str | None:
-    """The description of a recorded metric, or None if METRICS has no line for it."""
-    if name in METRICS:
-        return METRICS[name]
-    fitting = [pattern for pattern in METRICS if fnmatchcase(name, pattern)]
-    return METRICS[max(fitting, key=len)] if fitting else None
 
 
 class Recorder:
@@ -83,7 +36,7 @@ class Recorder:
         """Record the values after `step` updates."""
         unknown = [name for name in values if describe_metric(name) is None]
         if unknown:
-            raise ValueError(f"{unknown} have no line in tutti.training.record.METRICS; add one for each.")
+            raise ValueError(f"{unknown} have no line in tutti.training.metrics.METRICS; add one for each.")
         try:
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()

@@ -17,13 +17,18 @@ FIXED = ("optimizer", "schedule", "accumulation", "ema", "seed", "precision")
 """Keys of the training section that a resumed run may not change; the others only say how often and where."""
 
 
-def check_settings(saved: Checkpoint, config: TrainingConfig, machine: Machine, run: Path) -> None:
+def check_settings(
+    saved: Checkpoint, config: TrainingConfig, machine: Machine, run: Path, **sections: dict[str, Any]
+) -> None:
     """Refuse changes that would make the rest another run; warn where only the schedule or last bits change.
+
+    `sections` are whole sections of the config that must be as they were.
 
     Raises: UserError naming the key, the saved value and the present one.
     """
     old, new = saved.state["training"], config.model_dump(mode="json")
     check_resumable({"training": _fixed(old)}, {"training": _fixed(new)}, ("training",))
+    check_resumable({name: saved.state.get(name, {}) for name in sections}, sections, tuple(sections))
     if saved.step > config.steps:
         raise UserError(
             f"training.steps is {config.steps}, but {run} is already at step {saved.step}. "

@@ -3,55 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
+from tutti.objectives.objective import Objective
 from tutti.training import checkpoint as checkpoints
-from tutti.training.checkpoint import Checkpoint
+from tutti.training.backward import OneBackwardConfig
+from tutti.training.backwards import BackwardConfig
 from tutti.training.clock import Clock
 from tutti.training.config import TrainingConfig
 from tutti.training.ema import Ema, ema_decay
+from tutti.training.feed import TrainingData
 from tutti.training.first_batch import save_pictures, shapes_tree
+from tutti.training.gradients import shared_norms, term_gradients
 from tutti.training.health import fail, gradient_warnings, non_finite
 from tutti.training.interrupt import Interruptible
 from tutti.training.machine import decide
-from tutti.training.randomness import load_rng_state, rng_state, seed_everything
+from tutti.training.randomness import own_randomness, seed_everything
 from tutti.training.record import Meter, Recorder
-from tutti.training.resume import check_settings
+from tutti.training.snapshot import restore, snapshot
+from tutti.training.strategy import EndToEndConfig, Moment, Strategy, StrategyConfig
 from tutti.training.validation import term_values, validate
 from tutti.types import Batch, Features, LossTerms, UserError
 
 log = logging.getLogger("tutti.training")
 
 
-@runtime_checkable
-class TrainLoader(Protocol):
-    """An endless stream of batches that knows its place."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any], /) -> None: ...
-
-
-@runtime_checkable
-class TrainingData(Protocol):
-    """What `Trainer.fit` needs of the data."""
-
-    @property
-    def train(self) -> TrainLoader: ...
-    @property
-    def validation(self) -> Iterable[Batch]: ...
-
-
 class Trainer:
     """Moves model and objective through `config.steps` updates; run again, it continues where it stopped.
 
+    `strategy` says which parts learn from which terms when, `backward` how the terms become one gradient.
     Everything it writes is under `run`: checkpoints/, records.jsonl, tensorboard/, first_batch.png,
     shapes.txt and, if it comes to that, failures/. `extra` are texts by file name that go into every
     checkpoint. `texts` gives the instructions of a batch, for its pictures. `progress` is called after each
@@ -62,9 +48,11 @@ class Trainer:
         self,
         config: TrainingConfig,
         model: nn.Module,
-        objective: nn.Module,
+        objective: Objective,
         run: Path,
         *,
+        strategy: StrategyConfig | None = None,
+        backward: BackwardConfig | None = None,
         extra: dict[str, str] | None = None,
         texts: Callable[[Batch], list[str]] | None = None,
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
@@ -86,6 +74,15 @@ class Trainer:
             if parameter.requires_grad
         }
         self._check_owners()
+        self.strategy_config = strategy or EndToEndConfig()
+        self.strategy = Strategy(
+            self.strategy_config.phases(),
+            steps=config.steps,
+            warmup=config.schedule.warmup,
+            terms=self.objective.names,
+        )
+        self.backward_config = backward or OneBackwardConfig()
+        self.backward = self.backward_config.build(self.parameters)
         averaged = {"ema": self.model, "objective_ema": self.objective} if config.ema != "off" else {}
         self.averages = {name: Ema(module, float(config.ema)) for name, module in averaged.items()}
         self.step = 0
@@ -94,6 +91,7 @@ class Trainer:
         self.latest: dict[str, float] = {}
         self.meter = Meter()
         self.clock = Clock()
+        self._phase: int | None = None
 
     def fit(self, data: TrainingData) -> Path:
         """Train to the last step, from the newest checkpoint of this run if there is one.
@@ -108,7 +106,7 @@ class Trainer:
         log.info("training on %s", "; ".join(self.machine.reasons))
         try:
             seed_everything(self.config.seed)
-            self._resume(data)
+            restore(self, data)
             with Recorder(self.run, after_step=self.step) as recorder, Interruptible() as interrupt:
                 self._loop(data, recorder, interrupt)
             return self._save(data)
@@ -139,21 +137,28 @@ class Trainer:
     def _update(self, stream: Iterator[Batch], *, report: bool) -> None:
         """One step: batches in, terms, one backward pass each, clip, move, average."""
         config, clock = self.config, self.clock
-        self.optimizer.set_factor(config.schedule.factor(self.step, config.steps))
+        moment = self._enter(self.strategy.at(self.step))
+        factor = config.schedule.factor(moment.step, moment.steps)
+        self.optimizer.set_factor(factor, {**moment.phase.learning_rates})
         batches: list[Batch] = []
+        values: list[dict[str, float]] = []
         for _ in range(config.accumulation):
             with clock.part("data"):
                 batch = next(stream).to(self.machine.device, non_blocking=True)
                 batches.append(batch)
             with clock.part("forward"), self.machine.autocast():
                 features = self._forward(batch.observation)
-                terms: LossTerms = self.objective(features, batch, self.step / config.steps)
-                self._collect(terms, batches)
+                terms = self.objective(features, batch, moment.progress, self._counting(moment))
+                values.append(self._collect(terms, batches))
             with clock.part("backward"):
-                (terms.total / config.accumulation).backward()
+                if len(batches) == 1 and self.objective.wants_gradients(self.step):
+                    found = term_gradients(terms.values, list(self.parameters.values()))
+                    self.objective.observe_gradients(shared_norms(found))
+                self.backward.add(terms, config.accumulation)
             if report and len(batches) == 1:
                 self._show_first(batch, features, terms)
         with clock.part("backward"):
+            self.meter.add(self.backward.finish())
             norm = self._gradient_norm(batches)
         if report:
             self._warn_unreached()
@@ -161,10 +166,39 @@ class Trainer:
             self._clip(norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            self._after_step(batches, _means(values), moment)
             for average in self.averages.values():
                 average.update()
         self.step += 1
         self.samples += sum(len(batch.window) for batch in batches)
+
+    def _enter(self, moment: Moment) -> Moment:
+        """At the start of a phase: parts that it freezes take no part in the backward pass.
+
+        The optimiser keeps their moments: it skips what has no gradient.
+        """
+        if moment.index != self._phase:
+            for name, part in self.model.named_children():
+                part.requires_grad_(name not in moment.phase.frozen)
+            if len(self.strategy.phases) > 1:
+                log.info("phase '%s' from step %d on", moment.phase.name, self.step + 1)
+            self._phase = moment.index
+        return moment
+
+    def _counting(self, moment: Moment) -> tuple[str, ...]:
+        return moment.phase.counting(self.objective.names)
+
+    def _after_step(self, batches: list[Batch], values: dict[str, float], moment: Moment) -> None:
+        """What objectives do after an update; some look once more at the same batches."""
+        if self.objective.looks_again:
+            again: list[dict[str, float]] = []
+            with torch.no_grad(), own_randomness(self.config.seed + self.step), self.machine.autocast():
+                for batch in batches:
+                    features = self._forward(batch.observation)
+                    terms = self.objective(features, batch, moment.progress, self._counting(moment))
+                    again.append(term_values(terms)[0])
+            self.objective.look_again(values, _means(again))
+        self.objective.after_step(values)
 
     def _gradient_norm(self, batches: list[Batch]) -> Tensor:
         """The global norm of the gradient; a non-finite one stops the run."""
@@ -184,8 +218,8 @@ class Trainer:
             {"optim/grad_norm": size, "optim/grad_norm_max": size, "optim/clip_share": float(clipped)}
         )
 
-    def _collect(self, terms: LossTerms, batches: list[Batch]) -> None:
-        """Note every term, raw and weighted, and stop at a non-finite one."""
+    def _collect(self, terms: LossTerms, batches: list[Batch]) -> dict[str, float]:
+        """Note every term, raw and weighted, and stop at a non-finite one. Gives the raw terms."""
         values, lambdas, metrics, total = term_values(terms)
         bad = non_finite({**values, "total": total})
         if bad:
@@ -197,16 +231,20 @@ class Trainer:
             | {f"lambda/{name}": value for name, value in lambdas.items()}
             | {f"metric/{name}": value for name, value in metrics.items()}
         )
+        return values
 
     def _record(self, recorder: Recorder) -> None:
         """Write the means since the last record, with the time shares."""
         rates = self.optimizer.learning_rates
         main = rates.get("muon", rates.get("adamw", 0.0))
+        moment = self.strategy.at(self.step - 1)
         values = self.meter.take() | {
             "optim/lr": main,
-            "optim/lr_factor": self.config.schedule.factor(self.step - 1, self.config.steps),
+            "optim/lr_factor": self.config.schedule.factor(moment.step, moment.steps),
             "data/samples": float(self.samples),
         }
+        if len(self.strategy.phases) > 1:
+            values["strategy/phase"] = float(moment.index)
         if "muon" in rates and "adamw" in rates:
             values["optim/lr_adamw"] = rates["adamw"]
         if "ema" in self.averages:
@@ -220,17 +258,18 @@ class Trainer:
     def _validate(self, data: TrainingData, recorder: Recorder) -> None:
         """Record every term on held-out episodes, with averaged weights and, if asked for, raw ones."""
         started = monotonic()
-        share = self.step / self.config.steps
+        moment = self.strategy.at(self.step - 1)
+        share = (moment.step + 1) / moment.steps
         parts = (self.model, self.objective, data.validation, self.machine)
-        seed = self.config.seed
+        seed, only = self.config.seed, self._counting(moment)
         values: dict[str, float] = {}
         if self.averages:
             with self.averages["ema"].applied(), self.averages["objective_ema"].applied():
-                values |= validate(*parts, progress=share, seed=seed)
+                values |= validate(*parts, progress=share, seed=seed, only=only)
             if self.config.validate_raw:
-                values |= validate(*parts, progress=share, seed=seed, prefix="valid_raw")
+                values |= validate(*parts, progress=share, seed=seed, only=only, prefix="valid_raw")
         else:
-            values |= validate(*parts, progress=share, seed=seed)
+            values |= validate(*parts, progress=share, seed=seed, only=only)
         if values:
             recorder.write(
                 self.step, "validation", values | {"time/validation_seconds": monotonic() - started}
@@ -238,57 +277,7 @@ class Trainer:
             self.latest |= values
 
     def _save(self, data: TrainingData) -> Path:
-        tensors: dict[str, dict[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "objective": self.objective.state_dict(),
-            **{name: average.shadow for name, average in self.averages.items()},
-        }
-        state = {
-            "loader": data.train.state(),
-            "samples": self.samples,
-            "seconds": self.clock.seconds,
-            "ema_updates": {name: average.updates for name, average in self.averages.items()},
-            "meter": self.meter.state(),
-            "metrics": self.latest,
-            "training": self.config.model_dump(mode="json"),
-            "threads": torch.get_num_threads(),
-        }
-        saved = Checkpoint(
-            step=self.step,
-            tensors=tensors,
-            optimizer=self.optimizer.state_dict(),
-            rng=rng_state(),
-            state=state,
-            extra=self.extra,
-        )
-        folder = checkpoints.save(self.run, saved, keep=self.config.keep_checkpoints)
-        return folder
-
-    def _resume(self, data: TrainingData) -> None:
-        """Continue from the newest checkpoint of this run, if there is one."""
-        saved = checkpoints.load_latest(self.run)
-        if saved is None:
-            return
-        check_settings(saved, self.config, self.machine, self.run)
-        modules = {"model": self.model, "objective": self.objective}
-        try:
-            for name, module in modules.items():
-                module.load_state_dict(saved.tensors.get(name, {}))
-            for name, average in self.averages.items():
-                average.load(saved.tensors.get(name, {}), saved.state["ema_updates"][name])
-        except (RuntimeError, KeyError) as error:
-            raise UserError(
-                f"The checkpoint in {self.run} does not fit this model or objective: {str(error)[:600]}\n"
-                "Resume with the same model and objective, or give the new run another name."
-            ) from error
-        self.optimizer.load_state_dict(saved.optimizer)
-        load_rng_state(saved.rng)
-        data.train.load_state(saved.state["loader"])
-        self.step = saved.step
-        self.samples = self.recorded = saved.state["samples"]
-        self.clock.seconds, self.latest = saved.state["seconds"], saved.state["metrics"]
-        self.meter.load_state(saved.state["meter"])
-        log.info("resuming after step %d of %d", self.step, self.config.steps)
+        return checkpoints.save(self.run, snapshot(self, data), keep=self.config.keep_checkpoints)
 
     def _warn_unreached(self) -> None:
         for warning in gradient_warnings(self.parameters):
@@ -322,3 +311,8 @@ class Trainer:
             weights=weights,
             parameters=parameters,
         )
+
+
+def _means(values: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each value over the micro-batches of a step."""
+    return {name: sum(one[name] for one in values) / len(values) for name in values[0]}

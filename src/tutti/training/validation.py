@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
 
+from tutti.objectives.objective import Objective
 from tutti.training.machine import Machine
 from tutti.training.randomness import own_randomness
 from tutti.types import Batch, LossTerms
@@ -30,19 +31,20 @@ def term_values(terms: LossTerms) -> tuple[dict[str, float], dict[str, float], d
 @torch.no_grad()
 def validate(
     model: nn.Module,
-    objective: nn.Module,
+    objective: Objective,
     batches: Iterable[Batch],
     machine: Machine,
     *,
     progress: float,
     seed: int,
+    only: Collection[str] | None = None,
     prefix: str = "valid",
 ) -> dict[str, float]:
     """Means over the held-out windows in evaluation mode: "valid/action", "valid/metric/...", "valid/total".
 
     Batches are weighted by their number of windows. Random draws of the terms come from `seed`, so equal
     weights give equal numbers, and training goes on as if this had not happened. `progress` in [0, 1] is the
-    share of training done, which decides the lambdas of the total.
+    share of training done, which decides the lambdas of the total; `only` names the terms that count.
     """
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
@@ -54,7 +56,7 @@ def validate(
             for batch in batches:
                 moved = batch.to(machine.device)
                 with machine.autocast():
-                    terms: LossTerms = objective(model(moved.observation), moved, progress)
+                    terms: LossTerms = objective(model(moved.observation), moved, progress, only)
                 values, _, metrics, total = term_values(terms)
                 found = {**values, **{f"metric/{name}": v for name, v in metrics.items()}, "total": total}
                 for name, value in found.items():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.models.layers import Activation, activate
 from tutti.models.parts import ActionDecoder
-from tutti.types import DataSpec, masked_mean
+from tutti.types import Batch, DataSpec, Features
 
 _LAST_LAYER_SCALE = 0.1
 
@@ -48,16 +48,11 @@ class RegressionDecoder(ActionDecoder):
             self.out.weight.mul_(_LAST_LAYER_SCALE)
             self.out.bias.zero_()
 
-    def forward(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b t a"]:
-        """The predicted chunk, normalised."""
-        chunk = self.out(activate(self.hidden(readout), self.activation))
-        return chunk.view(-1, self.horizon, self.action_dim)
+    def forward(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
+        """e = |a^ - a| of each action."""
+        return (self.predict(features) - batch.actions).abs()
 
-    def loss(
-        self,
-        readout: Float[Tensor, "b d"],
-        actions: Float[Tensor, "b t a"],
-        action_mask: Bool[Tensor, "b t a"],
-    ) -> Float[Tensor, ""]:
-        """sum m |a^ - a| / sum m over batch, steps and dimensions; 0 if everything is masked."""
-        return masked_mean((self(readout) - actions).abs(), action_mask)
+    def predict(self, features: Features) -> Float[Tensor, "b t a"]:
+        """The predicted chunk, normalised."""
+        chunk = self.out(activate(self.hidden(features.readout), self.activation))
+        return chunk.view(-1, self.horizon, self.action_dim)

@@ -1,0 +1,52 @@
+"""How K losses become one gradient: what every backward is, and `one`, the plain sum in one pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch.nn.parameter import Parameter
+
+from tutti.types import LossTerms
+
+
+class Backward(ABC):
+    """Turns the terms of one update into `.grad` of every parameter. One object serves a whole run."""
+
+    @abstractmethod
+    def add(self, terms: LossTerms, accumulation: int) -> None:
+        """Takes in one micro-batch of `accumulation`, the mean of whose losses counts."""
+
+    def finish(self) -> dict[str, float]:
+        """Called after the update's last micro-batch, when `.grad` must be complete. Gives metrics."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep, plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
+        """Continues from a saved state."""
+
+
+class OneBackward(Backward):
+    """d total / d theta, total = sum_i lambda_i L_i, in a single pass."""
+
+    def add(self, terms: LossTerms, accumulation: int) -> None:
+        """The backward pass; a total that depends on no parameter that learns moves nothing."""
+        if terms.total.requires_grad:
+            (terms.total / accumulation).backward()
+
+
+class OneBackwardConfig(BaseModel):
+    """`kind: one`: the plain sum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["one"] = "one"
+
+    def build(self, parameters: Mapping[str, Parameter]) -> OneBackward:
+        """The backward of a run that moves these parameters, by name (model... or objective...)."""
+        return OneBackward()

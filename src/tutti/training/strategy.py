@@ -1,0 +1,263 @@
+"""What is trained when: phases, each with the parts that learn and the terms that count.
+
+`end_to_end` is one phase in which everything learns from everything. The others are here to be compared with
+it at an equal budget: science has results both ways (docs/strategies.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tutti.types import UserError
+
+Part = Literal["vision", "language", "fusion", "action"]
+PARTS: tuple[Part, ...] = ("vision", "language", "fusion", "action")
+Share = Annotated[float, Field(gt=0, lt=1)]
+Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Phase(BaseModel):
+    """A stretch of the training. A term's own head learns whenever its term counts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    share: float = Field(gt=0, description="of the steps, relative to the other phases")
+    learning_rates: dict[Part, Factor] = Field(
+        default={}, description="factor on a part's learning rate; 0 freezes it, a part not named learns at 1"
+    )
+    terms: tuple[str, ...] | Literal["all"] = Field(default="all", description="terms that count")
+    without: tuple[str, ...] = Field(default=(), description="terms that do not")
+    restart: bool = Field(
+        default=False,
+        description="learning rate and weight schedules run over this phase as if it were a run of its own",
+    )
+
+    @property
+    def frozen(self) -> tuple[Part, ...]:
+        """The parts that do not learn."""
+        return tuple(part for part, factor in self.learning_rates.items() if factor == 0)
+
+    def counting(self, names: Collection[str]) -> tuple[str, ...]:
+        """Which of the objective's terms count."""
+        return tuple(
+            name for name in names if name not in self.without and (self.terms == "all" or name in self.terms)
+        )
+
+
+class EndToEndConfig(BaseModel):
+    """`kind: end_to_end`: every part learns from every term, from the first step to the last."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["end_to_end"] = "end_to_end"
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One phase."""
+        return (Phase(name="joint", share=1),)
+
+
+class ActionOnlyConfig(BaseModel):
+    """`kind: action_only`: end to end from the action term alone, the control for every auxiliary term."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["action_only"] = "action_only"
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One phase."""
+        return (Phase(name="action", share=1, terms=("action",)),)
+
+
+class TwoStageConfig(BaseModel):
+    """`kind: two_stage`: first every term but the action, then the action alone; all parts learn in both."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["two_stage"] = "two_stage"
+    first: Share = Field(default=0.5, description="share of the steps that the first stage takes")
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Two phases, each with schedules of its own."""
+        return (
+            Phase(name="representation", share=self.first, without=("action",), restart=True),
+            Phase(name="action", share=1 - self.first, terms=("action",), restart=True),
+        )
+
+
+class TwoStageFrozenConfig(BaseModel):
+    """`kind: two_stage_frozen`: as `two_stage`, but both encoders are frozen in the second stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["two_stage_frozen"] = "two_stage_frozen"
+    first: Share = Field(default=0.5, description="share of the steps that the first stage takes")
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Two phases, each with schedules of its own."""
+        still: dict[Part, float] = {"vision": 0.0, "language": 0.0}
+        return (
+            Phase(name="representation", share=self.first, without=("action",), restart=True),
+            Phase(name="action", share=1 - self.first, learning_rates=still, terms=("action",), restart=True),
+        )
+
+
+class ProgressiveConfig(BaseModel):
+    """`kind: progressive`: parts join one group after another, and stay; all terms count throughout.
+
+    The default order starts with the encoders, which suits training from scratch; `[[action], [fusion],
+    [language], [vision]]` is gradual unfreezing from the top (ULMFiT, 1801.06146), for pre-trained ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["progressive"] = "progressive"
+    order: tuple[tuple[Part, ...], ...] = (("vision", "language"), ("fusion",), ("action",))
+    shares: tuple[Annotated[float, Field(gt=0)], ...] = (0.15, 0.15, 0.7)
+
+    @model_validator(mode="after")
+    def _all_parts_join(self) -> Self:
+        joined = [part for group in self.order for part in group]
+        if sorted(joined) != sorted(PARTS):
+            raise ValueError(f"order must name each of {', '.join(PARTS)} once; found {', '.join(joined)}")
+        if len(self.order) != len(self.shares):
+            raise ValueError(f"{len(self.order)} groups in order, but {len(self.shares)} shares")
+        return self
+
+    def phases(self) -> tuple[Phase, ...]:
+        """One phase for each group."""
+        found: list[Phase] = []
+        for number, share in enumerate(self.shares):
+            later: dict[Part, float] = {part: 0.0 for group in self.order[number + 1 :] for part in group}
+            name = "joint" if not later else "+".join(self.order[number])
+            found.append(Phase(name=name, share=share, learning_rates=later))
+        return tuple(found)
+
+
+class WarmupThenJointConfig(BaseModel):
+    """`kind: warmup_then_joint`: encoders frozen at first, so that a fresh fusion and decoder cannot harm
+    pre-trained ones (2505.23705); then everything, the encoders at `encoder_factor` of the learning rate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["warmup_then_joint"] = "warmup_then_joint"
+    first: Share = Field(default=0.1, description="share of the steps with frozen encoders")
+    encoder_factor: float = Field(default=1.0, gt=0, description="the encoders' learning rate after that")
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Two phases under one schedule."""
+        still: dict[Part, float] = {"vision": 0.0, "language": 0.0}
+        after: dict[Part, float] = dict.fromkeys(still, self.encoder_factor)
+        return (
+            Phase(name="warm-up", share=self.first, learning_rates=still),
+            Phase(name="joint", share=1 - self.first, learning_rates=after),
+        )
+
+
+class PhasesConfig(BaseModel):
+    """`kind: phases`: your own list."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["phases"] = "phases"
+    list: tuple[Phase, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [phase.name for phase in self.list]
+        if len(set(names)) < len(names):
+            raise ValueError(f"phases need different names; found {', '.join(names)}")
+        return self
+
+    def phases(self) -> tuple[Phase, ...]:
+        """As given."""
+        return self.list
+
+
+StrategyConfig = Annotated[
+    EndToEndConfig
+    | ActionOnlyConfig
+    | TwoStageConfig
+    | TwoStageFrozenConfig
+    | ProgressiveConfig
+    | WarmupThenJointConfig
+    | PhasesConfig,
+    Field(discriminator="kind"),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Where a step lies: its phase, and the step and length that schedules are read at.
+
+    `progress` = `step` / `steps`; both are the phase's own where it restarts the schedules, else the run's.
+    """
+
+    index: int
+    phase: Phase
+    step: int
+    steps: int
+
+    @property
+    def progress(self) -> float:
+        """In [0, 1): how far the schedules are."""
+        return self.step / self.steps
+
+
+class Strategy:
+    """The phases of a run of `steps` updates. Phase k ends before update round(steps * its cumulated share).
+
+    Raises: UserError if a phase has no step, if a restarted one is no longer than the `warmup` of the
+    learning rate, or if a phase names a term that is not among `terms`, or leaves none of them.
+    """
+
+    def __init__(
+        self, phases: Sequence[Phase], *, steps: int, warmup: int = 0, terms: Collection[str] | None = None
+    ) -> None:
+        self.phases = tuple(phases)
+        self.steps = steps
+        total = sum(phase.share for phase in self.phases)
+        shares = accumulate(phase.share / total for phase in self.phases)
+        self.ends = (*[round(steps * share) for share in shares][:-1], steps)
+        starts = (0, *self.ends[:-1])
+        for phase, start, end in zip(self.phases, starts, self.ends, strict=True):
+            if end <= start:
+                raise UserError(
+                    f"strategy: phase '{phase.name}' gets none of {steps} steps; raise its share."
+                )
+            if phase.restart and end - start <= warmup:
+                raise UserError(
+                    f"strategy: phase '{phase.name}' has {end - start} steps, but its learning rate warms up "
+                    f"for {warmup}. Lower training.schedule.warmup, or raise training.steps or its share."
+                )
+            if terms is not None:
+                _check_terms(phase, terms)
+
+    def at(self, step: int) -> Moment:
+        """The moment of update `step` (0-based); the last phase goes on after the end."""
+        index = next((number for number, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
+        phase = self.phases[index]
+        start = self.ends[index - 1] if index else 0
+        if phase.restart:
+            return Moment(index=index, phase=phase, step=step - start, steps=self.ends[index] - start)
+        return Moment(index=index, phase=phase, step=step, steps=self.steps)
+
+
+def _check_terms(phase: Phase, terms: Collection[str]) -> None:
+    named = {*phase.without, *(() if phase.terms == "all" else phase.terms)}
+    unknown = sorted(named - set(terms) - {"action"})
+    if unknown:
+        raise UserError(
+            f"strategy: phase '{phase.name}' names the term {', '.join(unknown)}; the objective has "
+            f"{', '.join(terms)}."
+        )
+    if not phase.counting(terms):
+        raise UserError(
+            f"strategy: no term counts in phase '{phase.name}'; the objective has {', '.join(terms)}. "
+            "Add a term to the objective, or to the phase."
+        )
