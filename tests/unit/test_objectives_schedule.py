@@ -28,6 +28,21 @@ def test_formulas() -> None:
         assert linear.at(t) == pytest.approx(0.1 - 0.08 * t)
 
 
+def test_start_below_end_is_a_warm_up() -> None:
+    rising = WeightSchedule(start=0.0, end=0.4, schedule="linear", finish=0.5)
+    assert [rising.at(p) for p in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.2, 0.4, 0.4]
+
+
+def test_warmup_rises_before_the_schedule_falls() -> None:
+    schedule = WeightSchedule(start=0.4, end=0.0, schedule="linear", begin=0.5, warmup=0.25)
+    assert [schedule.at(p) for p in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)] == [0.0, 0.2, 0.4, 0.4, 0.2, 0.0]
+    steady = WeightSchedule(start=0.4, schedule="constant", warmup=0.25)
+    assert [steady.at(p) for p in (0.0, 0.125, 0.25, 1.0)] == [0.0, 0.2, 0.4, 0.4]
+    both = WeightSchedule(start=0.4, end=0.0, schedule="cosine", warmup=0.5)
+    plain = WeightSchedule(start=0.4, end=0.0, schedule="cosine")
+    assert both.at(0.25) == pytest.approx(0.5 * plain.at(0.25)) and both.at(0.75) == plain.at(0.75)
+
+
 def test_a_number_is_constant() -> None:
     weight = TypeAdapter(Weight).validate_python(0.1)
     assert [schedule_of(weight).at(p) for p in (0.0, 0.5, 1.0)] == [0.1, 0.1, 0.1]
@@ -50,6 +65,7 @@ def test_zero_is_known_in_advance() -> None:
         {"start": float("nan")},
         {"start": 0.1, "schedule": "cosin"},
         {"start": 0.1, "stop": 0.2},
+        {"start": 0.1, "finish": 0.3, "warmup": 0.3},
     ],
 )
 def test_what_makes_no_sense_is_refused(bad: dict[str, object]) -> None:

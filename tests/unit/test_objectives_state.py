@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from objectives_world import make_batch, make_loss, make_model
 from tutti.objectives.state import FutureStatesConfig, FutureStatesTerm
 from tutti.objectives.term import Model
 from tutti.types import Batch, DataSpec, Features, LaterStates, Observation, Tokens, UserError
@@ -146,3 +147,30 @@ def test_a_batch_without_states_is_refused_with_the_cure() -> None:
 def test_offsets_must_rise() -> None:
     with pytest.raises(ValidationError, match="must rise"):
         FutureStatesConfig(offsets=(3, 1))
+
+
+def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
+    """Offsets overlap and differ, with and without key frame and end; other terms want states and futures."""
+    model = make_model()
+    small = {"kind": "future_states", "hidden": 16}
+    terms: dict[str, Any] = {
+        "state": {**small, "offsets": (1, 4)},
+        "soon": {**small, "offsets": (2,), "last": False, "key": False},
+        "grasp": {**small, "offsets": (1, 5), "last": False},
+        "recon": {"kind": "future_patches", "width": 16, "heads": 2, "offset": 3},
+        "inverse": {"kind": "inverse_dynamics", "hidden": 16, "offset": 2},
+    }
+    loss = make_loss(model, **terms)
+    assert loss.needs_states == (-1, 0, 1, 2, 4, 5) and loss.needs_futures == (2, 3)
+    given = make_batch()
+    features = model(given.observation)
+    found = loss(features, given)
+    wanted = {"state": (1, 4, 0, -1), "soon": (2,), "grasp": (1, 5, -1)}
+    for name, offsets in wanted.items():
+        term = cast("FutureStatesTerm", loss.terms[name])
+        alone = replace(given, later_states=states_of(given).at(offsets), futures={})
+        assert term.needs_states == offsets
+        assert torch.equal(found.values[name], term(features, alone).value)
+        assert f"{name}/hold_baseline" in found.metrics
+        assert (f"{name}/key_l1" in found.metrics) == (-1 in offsets)
+    assert len({value.item() for value in found.values.values()}) == len(found.values)

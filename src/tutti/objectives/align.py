@@ -105,16 +105,27 @@ def contrast(
     value = torch.where(enough, -cross / (2 * count), torch.zeros_like(cross))
     with torch.no_grad():
         floor = torch.where(present, num_positive.clamp(min=1).log(), 0).sum() / count
-        hits = [
-            positive.gather(1, side.argmax(dim=1, keepdim=True)).sum() / count
-            for side in (by_vision, by_language)
-        ]
         metrics = {
             "floor": floor,
             "above_floor": torch.where(enough, value.detach() - floor, 0),
             "chance": count.to(scores.dtype).log(),
-            "accuracy": (hits[0] + hits[1]) / 2,
+            "accuracy": match_accuracy(scores, same, present),
             "temperature": (-log_scale.detach()).exp(),
             "skipped": (~enough).to(scores.dtype),
         }
     return TermValue(value=value, metrics=metrics)
+
+
+def match_accuracy(
+    scores: Float[Tensor, "b b"], same: Bool[Tensor, "b b"], present: Bool[Tensor, " b"]
+) -> Float[Tensor, ""]:
+    """Share of the windows in `present` whose best match among them has the same instruction, 0 to 1, the
+    mean of both directions; 0 where there is none."""
+    lowest = torch.finfo(scores.dtype).min / 2
+    right = (same & present[:, None] & present[None, :]).to(scores.dtype)
+    count = present.sum().clamp(min=1)
+    hits = [
+        right.gather(1, side.masked_fill(~present[None, :], lowest).argmax(dim=1, keepdim=True)).sum() / count
+        for side in (scores, scores.T)
+    ]
+    return (hits[0] + hits[1]) / 2

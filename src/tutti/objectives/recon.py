@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from tutti.objectives.patches import decoder_blocks, grid_of, normalise_patches, numbers_of, to_patches
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.types import Batch, Features, UserError, masked_mean
@@ -75,30 +74,14 @@ class FuturePatchesTerm(Term):
                 f"objective.{name}.offset is {config.offset}, but must lie in 1..{spec.horizon}, the "
                 f"horizon: what comes after the chunk is not the policy's. Lower it or raise data.horizon."
             )
-        self.grid = isqrt(tokens)
-        if self.grid**2 != tokens or spec.image_size % self.grid:
-            raise UserError(
-                f"objective.{name} (future_patches) needs vision tokens on a square grid that divides the "
-                f"picture; the encoder gives {tokens} for {spec.image_size} px. Set objective.{name} to null."
-            )
-        patch = spec.image_size // self.grid
-        if patch % config.downsample:
-            raise UserError(
-                f"objective.{name}.downsample is {config.downsample}, but must divide the patch of {patch} "
-                f"pixels (data.image_size {spec.image_size} over {self.grid} tokens a side)."
-            )
+        self.grid = grid_of(model, name)
+        numbers = numbers_of(model, self.grid, config.downsample, name)
         self.config = config
         self.embed = nn.Linear(model.fusion.width, config.width)
         self.position = nn.Parameter(torch.randn(len(spec.views), tokens, config.width) * 0.02)
-        # The objectives may not use the models' layers, so the decoder is built from torch's own.
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                config.width, config.heads, 4 * config.width, dropout=0.0, batch_first=True, norm_first=True
-            )
-            for _ in range(config.depth)
-        )
+        self.blocks = decoder_blocks(config.width, config.heads, config.depth)
         self.norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, 3 * (patch // config.downsample) ** 2)
+        self.out = nn.Linear(config.width, numbers)
 
     def compute(self, features: Features, batch: Batch) -> TermValue:
         """The weighted loss; metrics `changed_share` and `copy_baseline`, the loss of the
@@ -141,21 +124,7 @@ class FuturePatchesTerm(Term):
 
     def patches(self, images: Tensor, dtype: torch.dtype) -> Float[Tensor, "b n p"]:
         """Pictures (b, v, 3, h, w) to downsampled patches in [-1, 1], in the order of the vision tokens."""
-        b, v = images.shape[:2]
-        x = images.flatten(0, 1).to(dtype)
-        if self.config.downsample > 1:
-            x = F.avg_pool2d(x, self.config.downsample)
-        if images.dtype == torch.uint8:
-            x = x / 127.5 - 1.0
-        side = x.shape[-1] // self.grid
-        cells = x.view(b, v, 3, self.grid, side, self.grid, side).permute(0, 1, 3, 5, 4, 6, 2)
-        return cells.reshape(b, v * self.grid**2, 3 * side**2)
-
-
-def normalise_patches(patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
-    """(x - mean) / sqrt(var + 1e-6), each patch by itself."""
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=0)
-    return (patches - mean) / (variance + 1e-6).sqrt()
+        return to_patches(images, self.grid, self.config.downsample, dtype)
 
 
 def _weighted_mean(values: Float[Tensor, "b n"], weight: Float[Tensor, "b n"]) -> Float[Tensor, ""]:

@@ -11,15 +11,31 @@ from pydantic import Discriminator, Tag
 
 from tutti.objectives.action import ChunkConfig
 from tutti.objectives.align import ContrastiveConfig
+from tutti.objectives.changed_patches import ChangedPatchesConfig
 from tutti.objectives.custom import CustomTermConfig
+from tutti.objectives.future_latent import FutureLatentConfig
+from tutti.objectives.inverse_dynamics import InverseDynamicsConfig
+from tutti.objectives.masked_patches import MaskedPatchesConfig
+from tutti.objectives.progress import ProgressConfig
 from tutti.objectives.recon import FuturePatchesConfig
+from tutti.objectives.recoverable_language import RecoverableLanguageConfig
+from tutti.objectives.sigmoid import SigmoidConfig
 from tutti.objectives.state import FutureStatesConfig
+from tutti.objectives.state_contrastive import StateContrastiveConfig
 from tutti.plugin import CUSTOM, tag_of
 
 TermConfig = Annotated[
     Annotated[ContrastiveConfig, Tag("contrastive")]
+    | Annotated[SigmoidConfig, Tag("sigmoid")]
+    | Annotated[StateContrastiveConfig, Tag("state_contrastive")]
+    | Annotated[RecoverableLanguageConfig, Tag("recoverable_language")]
+    | Annotated[FutureLatentConfig, Tag("future_latent")]
+    | Annotated[ProgressConfig, Tag("progress")]
     | Annotated[ChunkConfig, Tag("chunk")]
     | Annotated[FuturePatchesConfig, Tag("future_patches")]
+    | Annotated[ChangedPatchesConfig, Tag("changed_patches")]
+    | Annotated[MaskedPatchesConfig, Tag("masked_patches")]
+    | Annotated[InverseDynamicsConfig, Tag("inverse_dynamics")]
     | Annotated[FutureStatesConfig, Tag("future_states")]
     | Annotated[CustomTermConfig, Tag(CUSTOM)],
     Discriminator(tag_of),

@@ -1,0 +1,74 @@
+"""Pictures as patches: cut along the vision tokens' grid and normalised one by one; what guesses them."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tutti.objectives.term import Model
+from tutti.types import UserError
+
+
+def grid_of(model: Model, name: str) -> int:
+    """Vision tokens on a side of each view.
+
+    Raises: UserError unless they form a square grid that divides the picture; `name` is the term's.
+    """
+    tokens, size = model.vision.tokens_per_view, model.spec.image_size
+    grid = isqrt(tokens)
+    if grid**2 != tokens or size % grid:
+        raise UserError(
+            f"objective.{name} needs vision tokens on a square grid that divides the picture; the "
+            f"encoder gives {tokens} for {size} px. Set objective.{name} to null."
+        )
+    return grid
+
+
+def numbers_of(model: Model, grid: int, downsample: int, name: str) -> int:
+    """How many numbers a patch has: 3 (patch / downsample)^2.
+
+    Raises: UserError unless `downsample` divides the patch.
+    """
+    size = model.spec.image_size
+    patch = size // grid
+    if patch % downsample:
+        raise UserError(
+            f"objective.{name}.downsample is {downsample}, but must divide the patch of {patch} "
+            f"pixels (data.image_size {size} over {grid} tokens a side)."
+        )
+    return 3 * (patch // downsample) ** 2
+
+
+def decoder_blocks(width: int, heads: int, depth: int) -> nn.ModuleList:
+    """Pre-norm transformer layers without dropout, each four times as wide inside.
+
+    The objectives may not use the models' layers, so they are torch's own.
+    """
+    return nn.ModuleList(
+        nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
+        for _ in range(depth)
+    )
+
+
+def to_patches(images: Tensor, grid: int, downsample: int, dtype: torch.dtype) -> Float[Tensor, "b n p"]:
+    """Pictures (b, v, 3, h, w) to patches in [-1, 1], averaged over downsample^2 squares, in the order of the
+    vision tokens: view by view, row by row. The numbers of a patch are row, column, colour."""
+    b, v = images.shape[:2]
+    x = images.flatten(0, 1).to(dtype)
+    if downsample > 1:
+        x = F.avg_pool2d(x, downsample)
+    if images.dtype == torch.uint8:
+        x = x / 127.5 - 1.0
+    side = x.shape[-1] // grid
+    cells = x.view(b, v, 3, grid, side, grid, side).permute(0, 1, 3, 5, 4, 6, 2)
+    return cells.reshape(b, v * grid**2, 3 * side**2)
+
+
+def normalise_patches(patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
+    """(x - mean) / sqrt(var + 1e-6), each patch by itself."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=0)
+    return (patches - mean) / (variance + 1e-6).sqrt()
