@@ -12,10 +12,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tutti.data.loader import DataConfig
 from tutti.evaluation.closed_loop import EvaluationConfig
@@ -26,12 +26,14 @@ from tutti.objectives.unified import ObjectiveConfig
 from tutti.simulation.recorder import RecordConfig
 from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
+from tutti.training.combinations import check_combination
 from tutti.training.config import TrainingConfig
 from tutti.training.strategy import EndToEndConfig, StrategyConfig
 from tutti.types import UserError
 
 MOST_MISTAKES = 8
 SEEDED = ("record", "data", "training", "evaluation")
+SEEDED_KINDS = {"balancing": "rlw", "backward": "k_gradients"}
 
 
 class RunConfig(BaseModel):
@@ -59,6 +61,12 @@ class RunConfig(BaseModel):
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Optimizer and schedule.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How it is judged.")
 
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        weights = self.objective.weights()
+        check_combination(self.balancing, self.backward, weights, self.strategy, self.training)
+        return self
+
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, as they are written in config.yaml."""
         return self.model_dump(mode="json", include=set(names))
@@ -69,9 +77,9 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
 
     Raises: UserError, naming the file, the key, what was expected and found, and the nearest known key.
     """
-    values = _read(Path(path)) if path is not None else {}
-    for override in overrides:
-        _override(values, override)
+    values = read_yaml(Path(path)) if path is not None else {}
+    for text in overrides:
+        override(values, text)
     return build_config(values, source=str(path) if path is not None else "the command line")
 
 
@@ -81,7 +89,7 @@ def build_config(values: dict[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, values, source)) from None
+        raise UserError(explain(error, values, source, json_schema())) from None
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -144,7 +152,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a config file. Raises: UserError, naming the file and, where YAML fails, the line."""
     if not path.is_file():
         raise UserError(f"{path}: no such config file.{_near(path.name, _neighbours(path))}")
     try:
@@ -162,7 +171,8 @@ def _neighbours(path: Path) -> list[str]:
     return [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
 
 
-def _override(values: dict[str, Any], text: str) -> None:
+def override(values: dict[str, Any], text: str) -> None:
+    """Sets one `key.sub=value` in `values`. Raises: UserError where that is not what `text` is."""
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -209,6 +219,10 @@ def _with_seed(values: dict[str, Any]) -> dict[str, Any]:
         section = values.get(name) or {}
         if isinstance(section, dict) and "seed" in RunConfig.model_fields[name].annotation.model_fields:  # pyright: ignore
             seeded[name] = {"seed": values["seed"], **section}
+    for name, kind in SEEDED_KINDS.items():
+        section = values.get(name)
+        if isinstance(section, dict) and section.get("kind") == kind:
+            seeded[name] = {"seed": values["seed"], **section}
     return seeded
 
 
@@ -233,9 +247,9 @@ def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError, values: dict[str, Any], source: str) -> str:
-    """One line a mistake: the key, what was expected and found, and the nearest known key."""
-    known = {".".join(path) for path in _key_paths(json_schema())}
+def explain(error: ValidationError, values: dict[str, Any], source: str, schema: Mapping[str, Any]) -> str:
+    """One line a mistake: the key, what was expected and found, and the nearest key that `schema` knows."""
+    known = {".".join(path) for path in _key_paths(schema)}
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         key = _key(problem["loc"], values, missing=problem["type"] == "missing")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class _Movable:
-    """Gives a dataclass of tensors (nested or optional) the method `to`."""
+    """Gives a dataclass of tensors (nested or optional) the methods `to` and `first`."""
 
     __slots__ = ()
 
@@ -32,6 +32,19 @@ class _Movable:
             elif isinstance(value, Mapping):
                 moved[entry.name] = {key: item.to(device, non_blocking) for key, item in value.items()}
         return replace(self, **moved)  # pyright: ignore[reportArgumentType]
+
+    def first(self, count: int) -> Self:
+        """The first `count` of the batch: every tensor in it begins with b. Views, no copies."""
+        kept: dict[str, Any] = {}
+        for entry in fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, entry.name)
+            if isinstance(value, Tensor):
+                kept[entry.name] = value[:count]
+            elif isinstance(value, _Movable):
+                kept[entry.name] = value.first(count)
+            elif isinstance(value, Mapping):
+                kept[entry.name] = {key: item.first(count) for key, item in value.items()}
+        return replace(self, **kept)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ def test_every_recorded_metric_is_described_and_the_total_is_the_weighted_sum(tm
             weighted = record["loss/action/weighted"] + record["loss/recon/weighted"]
             assert record["loss/total"] == pytest.approx(weighted, rel=1e-6)
             shares = [v for n, v in record.items() if n.endswith("_share") and n.startswith("time/")]
-            assert len(shares) == 4 and 0 < sum(shares) <= 1
+            assert len(shares) == 5 and 0 < sum(shares) <= 1
             assert {"optim/lr", "optim/lr_adamw", "optim/grad_norm", "lambda/recon"} < names
         else:
             assert {"valid/action", "valid/total", "valid_raw/action", "valid/metric/recon/scale"} < names

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -18,7 +19,8 @@ class Balancing(nn.Module, ABC):
     """lambda_i = w_i(progress) * b_i: the config's weight or schedule w_i times what the method says, b_i.
 
     A method writes `factors`, and learns in the moments below; `forward` changes nothing, since validation
-    calls it too. All its state is in buffers (and so in the checkpoint), in the order of `names`.
+    calls it too. All its state is in buffers (and so in the checkpoint), in the order of `names`. Where the
+    scale of b is free it is chosen so that the b of the K computed terms sum to K: equal b are the plain sum.
     """
 
     def __init__(self, schedules: Mapping[str, WeightSchedule]) -> None:
@@ -41,12 +43,14 @@ class Balancing(nn.Module, ABC):
     def forward(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
         """lambda of every computed term, detached, in the precision and on the device of its value."""
         factors = self.factors(values)
-        # `full` fills on the device; `torch.tensor` would copy there and make the CPU wait.
-        return {
-            name: torch.full((), self.schedules[name].at(progress), dtype=value.dtype, device=value.device)
-            * factors[name]
-            for name, value in values.items()
-        }
+        lambdas: dict[str, Tensor] = {}
+        for name, value in values.items():
+            factor, weight = factors[name], self.schedules[name].at(progress)
+            # `full` fills on the device; `torch.tensor` would copy there and make the CPU wait.
+            lambdas[name] = torch.full((), weight, dtype=value.dtype, device=value.device) * (
+                factor.to(value.dtype) if isinstance(factor, Tensor) else factor
+            )
+        return lambdas
 
     def __call__(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
         return super().__call__(values, progress)
@@ -68,6 +72,27 @@ class Balancing(nn.Module, ABC):
 
     def after_step(self, values: Mapping[str, float]) -> None:
         """The raw terms of an update that has just been made."""
+
+    def in_order(self, values: Mapping[str, float], like: Tensor) -> Float[Tensor, " k"]:
+        """Numbers by term as a vector in the order of `names`, NaN where there is none, in the precision and
+        on the device of `like`, a buffer."""
+        numbers = [values.get(name, math.nan) for name in self.names]
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device)
+
+    def by_name(
+        self, vector: Float[Tensor, " k"], computed: Iterable[str]
+    ) -> dict[str, float | Float[Tensor, ""]]:
+        """The entries of a vector in the order of `names` that belong to the terms that are computed."""
+        return {name: vector[self.names.index(name)] for name in computed}
+
+    def softmax(
+        self, logits: Float[Tensor, " k"], computed: Collection[str]
+    ) -> dict[str, float | Float[Tensor, ""]]:
+        """K softmax(logits) over the K terms that are computed, so that equal logits give each a 1."""
+        if not computed:
+            return {}
+        chosen = torch.softmax(torch.stack([logits[self.names.index(name)] for name in computed]), 0)
+        return dict(zip(computed, len(computed) * chosen, strict=True))
 
 
 class FixedBalancing(Balancing):

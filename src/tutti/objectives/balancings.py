@@ -5,6 +5,26 @@ A further method is one file beside this one and two lines here: its import and 
 
 from __future__ import annotations
 
-from tutti.objectives.balancing import FixedBalancingConfig
+from typing import Annotated
 
-BalancingConfig = FixedBalancingConfig
+from pydantic import Discriminator, Tag
+
+from tutti.objectives.balancing import FixedBalancingConfig
+from tutti.objectives.custom_balancing import CustomBalancingConfig
+from tutti.objectives.dwa import DwaBalancingConfig
+from tutti.objectives.famo import FamoBalancingConfig
+from tutti.objectives.gradient_share import GradientShareBalancingConfig
+from tutti.objectives.rlw import RandomWeightsBalancingConfig
+from tutti.objectives.uncertainty import UncertaintyBalancingConfig
+from tutti.plugin import CUSTOM, tag_of
+
+BalancingConfig = Annotated[
+    Annotated[FixedBalancingConfig, Tag("fixed")]
+    | Annotated[GradientShareBalancingConfig, Tag("gradient_share")]
+    | Annotated[UncertaintyBalancingConfig, Tag("uncertainty")]
+    | Annotated[DwaBalancingConfig, Tag("dwa")]
+    | Annotated[RandomWeightsBalancingConfig, Tag("rlw")]
+    | Annotated[FamoBalancingConfig, Tag("famo")]
+    | Annotated[CustomBalancingConfig, Tag(CUSTOM)],
+    Discriminator(tag_of),
+]

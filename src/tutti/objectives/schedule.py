@@ -17,6 +17,8 @@ class WeightSchedule(BaseModel):
     constant: start.  linear: end + (start - end)(1 - u).  cosine: end + (start - end)(1 + cos(pi u)) / 2.
 
     Before `begin` it is start; from `finish` on it is exactly end. A term whose lambda is 0 costs nothing.
+    A lambda that only rises is one with start < end. With `warmup` all of that is multiplied by
+    min(1, progress / warmup), so that a term may rise first and fall later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +28,7 @@ class WeightSchedule(BaseModel):
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     begin: Share = 0.0
     finish: Share = 1.0
+    warmup: Share = Field(default=0.0, description="share of the run in which lambda rises from 0")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -35,10 +38,17 @@ class WeightSchedule(BaseModel):
             raise ValueError(
                 f"a constant schedule never reaches end {self.end}; leave it out, or use linear or cosine"
             )
+        if self.schedule != "constant" and self.warmup >= self.finish:
+            raise ValueError(f"warmup {self.warmup} must end before finish {self.finish}")
         return self
 
     def at(self, progress: float) -> float:
         """lambda at `progress`, which is clamped to [0, 1]."""
+        progress = min(1.0, max(0.0, progress))
+        rise = progress / self.warmup if progress < self.warmup else 1.0
+        return rise * self._without_warmup(progress)
+
+    def _without_warmup(self, progress: float) -> float:
         if self.schedule == "constant":
             return self.start
         u = min(1.0, max(0.0, (progress - self.begin) / (self.finish - self.begin)))

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch.nn.parameter import Parameter
 
+from tutti.training.gradients import Gradients
 from tutti.types import LossTerms
 
 
 class Backward(ABC):
-    """Turns the terms of one update into `.grad` of every parameter. One object serves a whole run."""
+    """Turns the terms of one update into `.grad` of every parameter. One object serves a whole run.
+
+    `is_sum`: what it makes of them is sum_i lambda_i g_i, with g_i as `routed` leaves it.
+    """
+
+    is_sum: ClassVar[bool] = False
 
     @abstractmethod
     def add(self, terms: LossTerms, accumulation: int) -> None:
@@ -22,6 +28,10 @@ class Backward(ABC):
     def finish(self) -> dict[str, float]:
         """Called after the update's last micro-batch, when `.grad` must be complete. Gives metrics."""
         return {}
+
+    def routed(self, gradients: Gradients) -> Gradients:
+        """Gradients of raw terms over all parameters, as far as this backward lets the terms move them."""
+        return gradients
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep, plain values and tensors."""
@@ -33,6 +43,8 @@ class Backward(ABC):
 
 class OneBackward(Backward):
     """d total / d theta, total = sum_i lambda_i L_i, in a single pass."""
+
+    is_sum: ClassVar[bool] = True
 
     def add(self, terms: LossTerms, accumulation: int) -> None:
         """The backward pass; a total that depends on no parameter that learns moves nothing."""
@@ -47,6 +59,11 @@ class OneBackwardConfig(BaseModel):
 
     kind: Literal["one"] = "one"
 
-    def build(self, parameters: Mapping[str, Parameter]) -> OneBackward:
+    @property
+    def moves(self) -> dict[str, tuple[str, ...]]:
+        """The loss x part mask, as of every backward's config: the parts that a term may move; here none."""
+        return {}
+
+    def build(self, parameters: Mapping[str, Parameter], terms: Collection[str] = ()) -> OneBackward:
         """The backward of a run that moves these parameters, by name (model... or objective...)."""
         return OneBackward()

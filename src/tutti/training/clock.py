@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-PARTS: tuple[str, ...] = ("data", "forward", "backward", "optimizer")
+PARTS: tuple[str, ...] = ("data", "forward", "backward", "optimizer", "diagnostics")
 
 
 class Clock:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tutti.training.diagnostics import DiagnosticsConfig
 from tutti.training.optimizer import AdamWConfig, OptimizerConfig
 from tutti.training.schedule import ScheduleConfig, WsdConfig
 
@@ -35,6 +36,9 @@ class TrainingConfig(BaseModel):
     validate_raw: bool = Field(default=False, description="Validate the raw weights too, not only the EMA.")
     checkpoint_every: int = Field(default=200, ge=0, description="Steps between checkpoints; 0: at the end.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints to keep.")
+    diagnostics: DiagnosticsConfig = Field(
+        default_factory=DiagnosticsConfig, description="Which term moves which part, health, loss spikes."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

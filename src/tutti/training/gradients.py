@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutti.types import UserError
+
+PRIMARY = "action"
+"""The term that the others are to help; what they share with it is where they compete."""
 
 Gradients = dict[str, list[Tensor | None]]
 """For each term the gradient of every parameter, in their order; None where the term does not reach it."""
@@ -35,18 +38,52 @@ def norm(gradients: Sequence[Tensor | None]) -> Tensor:
     return torch.nn.utils.get_total_norm(present)
 
 
-def shared_norms(gradients: Gradients, primary: str = "action") -> dict[str, float]:
-    """Norm of each term's gradient over the parameters that the primary term moves too.
+def shared_numbers(gradients: Gradients, primary: str = PRIMARY) -> list[int]:
+    """Numbers of the parameters that the primary term and at least one other move; none without it.
 
-    Only there do terms compete: a term's own head is moved by no other.
+    Only there do terms compete: a term's own head, and the action decoder, are moved by no other. A gradient
+    of exact zeros moves nothing: a compiled model gives those, where an eager one gives None.
+    """
+    if primary not in gradients:
+        return []
+    moved = {name: _moved(own) for name, own in gradients.items()}
+    others = set().union(*(own for name, own in moved.items() if name != primary))
+    return sorted(moved[primary] & others)
+
+
+def _moved(own: Sequence[Tensor | None]) -> set[int]:
+    """Numbers of the gradients that are not zero everywhere."""
+    present = {number: g for number, g in enumerate(own) if g is not None and g.numel() > 0}
+    if not present:
+        return set()
+    largest = torch.stack([gradient.abs().max().to(torch.float64) for gradient in present.values()])
+    return {number for number, moves in zip(present, (largest != 0).tolist(), strict=True) if moves}
+
+
+def shared_norms(gradients: Gradients, primary: str = PRIMARY) -> dict[str, float]:
+    """Norm of each term's gradient over the shared parameters (see `shared_numbers`).
+
+    Where the primary term is alone it is over all that it moves.
 
     Raises: UserError if the primary term is not computed, or reaches nothing.
     """
-    main = gradients.get(primary, [])
-    shared = [number for number, gradient in enumerate(main) if gradient is not None]
-    if not shared:
+    moved = [number for number, gradient in enumerate(gradients.get(primary, [])) if gradient is not None]
+    if not moved:
         raise UserError(
             f"balancing: it weighs the terms against '{primary}', but that term is not computed in this "
             "phase or moves no parameter. Use balancing.kind=fixed, or another strategy."
         )
+    shared = shared_numbers(gradients, primary) or moved
     return {name: float(norm([own[number] for number in shared])) for name, own in gradients.items()}
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """`torch.compile` of a model whose graph is walked more than once (K gradients, diagnostics).
+
+    By default the compiled backward may give away the graph's buffers at its first pass, and then refuses a
+    pass that keeps them.
+    """
+    import torch._functorch.config  # a submodule that `import torch` does not load
+
+    torch._functorch.config.donated_buffer = False
+    return torch.compile(model)  # pyright: ignore[reportReturnType]

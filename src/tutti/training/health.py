@@ -89,21 +89,26 @@ def fail(
         "training.schedule.warmup, or lower training.clip_norm."
     )
     about = {"step": step, "term": term, "value": str(value), "windows": windows, "message": message}
-    _save_failure(folder, about, batches, weights)
+    save_step(folder, "failure.json", about, batches, weights)
     return NonFiniteError(message, term=term, step=step, windows=windows, folder=folder)
 
 
-def _save_failure(
+def save_step(
     folder: Path,
-    about: dict[str, Any],
+    name: str,
+    about: Mapping[str, Any],
     batches: Sequence[Batch],
     weights: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
+    """Save a step for replay, whole or not at all: its batches, its weights, and `about` it in file `name`.
+
+    Raises: UserError if the disk is full.
+    """
     temporary = folder.with_name(f".writing-{folder.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        (temporary / "failure.json").write_text(json.dumps(about, indent=1))
+        (temporary / name).write_text(json.dumps(about, indent=1))
         saved = [batch_to_dict(batch) for batch in batches]
         (temporary / "batches.pt").write_bytes(pickled(saved))
         own = {name: dict(tensors) for name, tensors in weights.items()}
@@ -116,7 +121,7 @@ def _save_failure(
 
 
 def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
-    """The batches of a failed step, and the weights ("model", "objective") it failed with."""
+    """The batches of a saved step (failures/, spikes/), and the weights ("model", "objective") it met."""
     saved = torch.load(folder / "batches.pt", weights_only=True)
     return [batch_from_dict(item) for item in saved], torch.load(folder / "weights.pt", weights_only=True)
 

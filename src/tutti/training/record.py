@@ -32,7 +32,9 @@ class Recorder:
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
 
-    def write(self, step: int, kind: Literal["train", "validation"], values: dict[str, float]) -> None:
+    def write(
+        self, step: int, kind: Literal["train", "validation", "diagnostics"], values: dict[str, float]
+    ) -> None:
         """Record the values after `step` updates."""
         unknown = [name for name in values if describe_metric(name) is None]
         if unknown:

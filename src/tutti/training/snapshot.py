@@ -33,6 +33,7 @@ def snapshot(trainer: Trainer, data: TrainingData) -> Checkpoint:
         "seconds": trainer.clock.seconds,
         "ema_updates": {name: average.updates for name, average in trainer.averages.items()},
         "meter": trainer.meter.state(),
+        "diagnostics": trainer.diagnostics.state(),
         "metrics": trainer.latest,
         "training": trainer.config.model_dump(mode="json"),
         "strategy": trainer.strategy_config.model_dump(mode="json"),
@@ -85,6 +86,7 @@ def restore(trainer: Trainer, data: TrainingData) -> None:
     trainer.samples = trainer.recorded = saved.state["samples"]
     trainer.clock.seconds, trainer.latest = saved.state["seconds"], saved.state["metrics"]
     trainer.meter.load_state(saved.state["meter"])
+    trainer.diagnostics.load_state(saved.state.get("diagnostics", {}))
     log.info("resuming after step %d of %d", trainer.step, trainer.config.steps)
 
 

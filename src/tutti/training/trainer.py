@@ -17,15 +17,18 @@ from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
 from tutti.training.clock import Clock
 from tutti.training.config import TrainingConfig
+from tutti.training.diagnostics import Diagnostics
 from tutti.training.ema import Ema, ema_decay
 from tutti.training.feed import TrainingData
 from tutti.training.first_batch import save_pictures, shapes_tree
-from tutti.training.gradients import shared_norms, term_gradients
+from tutti.training.gradients import compiled, shared_norms, term_gradients
 from tutti.training.health import fail, gradient_warnings, non_finite
 from tutti.training.interrupt import Interruptible
 from tutti.training.machine import decide
-from tutti.training.randomness import own_randomness, seed_everything
+from tutti.training.optimizer import part_of
+from tutti.training.randomness import rng_state, seed_everything
 from tutti.training.record import Meter, Recorder
+from tutti.training.second_look import look_again
 from tutti.training.snapshot import restore, snapshot
 from tutti.training.strategy import EndToEndConfig, Moment, Strategy, StrategyConfig
 from tutti.training.validation import term_values, validate
@@ -39,9 +42,9 @@ class Trainer:
 
     `strategy` says which parts learn from which terms when, `backward` how the terms become one gradient.
     Everything it writes is under `run`: checkpoints/, records.jsonl, tensorboard/, first_batch.png,
-    shapes.txt and, if it comes to that, failures/. `extra` are texts by file name that go into every
-    checkpoint. `texts` gives the instructions of a batch, for its pictures. `progress` is called after each
-    step with (step, steps, latest metrics).
+    shapes.txt and, if it comes to that, failures/ and spikes/. `extra` are texts by file name that go into
+    every checkpoint. `texts` gives the instructions of a batch, for its pictures. `progress` is called after
+    each step with (step, steps, latest metrics).
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Trainer:
         self.machine = decide(config.device, config.threads, config.precision)
         self.model = model.to(self.machine.device)
         self.objective = objective.to(self.machine.device)
-        self._forward: Callable[..., Features] = torch.compile(model) if config.compile else self.model
+        self._forward: Callable[..., Features] = compiled(model) if config.compile else self.model
         self.optimizer = config.optimizer.build(self.model, self.objective)
         self.parameters: dict[str, Parameter] = {
             f"{root}.{name}": parameter
@@ -82,7 +85,17 @@ class Trainer:
             terms=self.objective.names,
         )
         self.backward_config = backward or OneBackwardConfig()
-        self.backward = self.backward_config.build(self.parameters)
+        self.backward = self.backward_config.build(self.parameters, self.objective.names)
+        self.diagnostics = Diagnostics(
+            config.diagnostics,
+            self.model,
+            self.objective,
+            self.parameters,
+            backward=self.backward,
+            machine=self.machine,
+            seed=config.seed,
+            run=run,
+        )
         averaged = {"ema": self.model, "objective_ema": self.objective} if config.ema != "off" else {}
         self.averages = {name: Ema(module, float(config.ema)) for name, module in averaged.items()}
         self.step = 0
@@ -113,6 +126,11 @@ class Trainer:
         finally:
             torch.set_num_threads(threads)
 
+    def rehearse(self, stream: Iterator[Batch], step: int) -> None:
+        """One update as it is made at `step` (0-based), which no record keeps: to measure what it costs."""
+        self.step = step
+        self._update(stream, report=False)
+
     def _loop(self, data: TrainingData, recorder: Recorder, interrupt: Interruptible) -> None:
         config = self.config
         stream = iter(data.train)
@@ -124,6 +142,8 @@ class Trainer:
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:
                 self._record(recorder)
+            if found := self.diagnostics.take():
+                recorder.write(self.step, "diagnostics", found)
             if config.validate_every and (last or self.step % config.validate_every == 0):
                 self._validate(data, recorder)
             if config.checkpoint_every and not last and self.step % config.checkpoint_every == 0:
@@ -135,25 +155,25 @@ class Trainer:
                 raise KeyboardInterrupt
 
     def _update(self, stream: Iterator[Batch], *, report: bool) -> None:
-        """One step: batches in, terms, one backward pass each, clip, move, average."""
+        """One step: batches in, terms, one backward pass each, look, clip, move, average."""
         config, clock = self.config, self.clock
         moment = self._enter(self.strategy.at(self.step))
         factor = config.schedule.factor(moment.step, moment.steps)
         self.optimizer.set_factor(factor, {**moment.phase.learning_rates})
         batches: list[Batch] = []
         values: list[dict[str, float]] = []
+        random = rng_state() if self.objective.looks_again else {}
         for _ in range(config.accumulation):
             with clock.part("data"):
                 batch = next(stream).to(self.machine.device, non_blocking=True)
                 batches.append(batch)
             with clock.part("forward"), self.machine.autocast():
-                features = self._forward(batch.observation)
-                terms = self.objective(features, batch, moment.progress, self._counting(moment))
+                features, terms = self._evaluate(batch, moment)
                 values.append(self._collect(terms, batches))
             with clock.part("backward"):
                 if len(batches) == 1 and self.objective.wants_gradients(self.step):
                     found = term_gradients(terms.values, list(self.parameters.values()))
-                    self.objective.observe_gradients(shared_norms(found))
+                    self.objective.observe_gradients(shared_norms(self.backward.routed(found)))
                 self.backward.add(terms, config.accumulation)
             if report and len(batches) == 1:
                 self._show_first(batch, features, terms)
@@ -161,14 +181,23 @@ class Trainer:
             self.meter.add(self.backward.finish())
             norm = self._gradient_norm(batches)
         if report:
-            self._warn_unreached()
+            self._warn_unreached(self._counting(moment))
+        with clock.part("diagnostics"):
+            self.diagnostics.before(
+                self.step, batches, _means(values), moment.progress, self._counting(moment)
+            )
         with clock.part("optimizer"):
             self._clip(norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            self._after_step(batches, _means(values), moment)
+            if self.objective.looks_again:
+                again = look_again(lambda one: self._evaluate(one, moment)[1], batches, self.machine, random)
+                self.objective.look_again(_means(values), _means(again))
+            self.objective.after_step(_means(values))
             for average in self.averages.values():
                 average.update()
+        with clock.part("diagnostics"):
+            self.diagnostics.after()
         self.step += 1
         self.samples += sum(len(batch.window) for batch in batches)
 
@@ -178,8 +207,8 @@ class Trainer:
         The optimiser keeps their moments: it skips what has no gradient.
         """
         if moment.index != self._phase:
-            for name, part in self.model.named_children():
-                part.requires_grad_(name not in moment.phase.frozen)
+            for name, parameter in self.parameters.items():
+                parameter.requires_grad_(part_of(name) not in moment.phase.frozen)
             if len(self.strategy.phases) > 1:
                 log.info("phase '%s' from step %d on", moment.phase.name, self.step + 1)
             self._phase = moment.index
@@ -188,17 +217,9 @@ class Trainer:
     def _counting(self, moment: Moment) -> tuple[str, ...]:
         return moment.phase.counting(self.objective.names)
 
-    def _after_step(self, batches: list[Batch], values: dict[str, float], moment: Moment) -> None:
-        """What objectives do after an update; some look once more at the same batches."""
-        if self.objective.looks_again:
-            again: list[dict[str, float]] = []
-            with torch.no_grad(), own_randomness(self.config.seed + self.step), self.machine.autocast():
-                for batch in batches:
-                    features = self._forward(batch.observation)
-                    terms = self.objective(features, batch, moment.progress, self._counting(moment))
-                    again.append(term_values(terms)[0])
-            self.objective.look_again(values, _means(again))
-        self.objective.after_step(values)
+    def _evaluate(self, batch: Batch, moment: Moment) -> tuple[Features, LossTerms]:
+        features = self._forward(batch.observation)
+        return features, self.objective(features, batch, moment.progress, self._counting(moment))
 
     def _gradient_norm(self, batches: list[Batch]) -> Tensor:
         """The global norm of the gradient; a non-finite one stops the run."""
@@ -279,8 +300,12 @@ class Trainer:
     def _save(self, data: TrainingData) -> Path:
         return checkpoints.save(self.run, snapshot(self, data), keep=self.config.keep_checkpoints)
 
-    def _warn_unreached(self) -> None:
-        for warning in gradient_warnings(self.parameters):
+    def _warn_unreached(self, counting: tuple[str, ...]) -> None:
+        """Of what should move: not of frozen parts, nor of heads and decoder of terms that do not count."""
+        out = [name for name in self.objective.names if name not in counting]
+        silent = tuple("model.action." if name == "action" else f"objective.terms.{name}." for name in out)
+        learning = {n: p for n, p in self.parameters.items() if p.requires_grad and not n.startswith(silent)}
+        for warning in gradient_warnings(learning):
             log.warning(warning)
 
     def _check_owners(self) -> None:

@@ -1,0 +1,93 @@
+"""Sections of a config that are fine by themselves and make no sense together: refused, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tutti.objectives.balancings import BalancingConfig
+from tutti.objectives.gradient_share import PRIMARY, GradientShareBalancingConfig
+from tutti.objectives.schedule import Weight, schedule_of
+from tutti.training.aggregators import DECIDES_ALONE
+from tutti.training.backwards import BackwardConfig
+from tutti.training.config import TrainingConfig
+from tutti.training.k_gradients import KGradientsConfig
+from tutti.training.strategy import Strategy, StrategyConfig
+
+BY_LOSS = ("uncertainty", "dwa", "rlw", "famo", "gradient_share")
+"""Balancings that set the ratios of the lambdas, which some aggregators undo."""
+
+
+def check_combination(
+    balancing: BalancingConfig,
+    backward: BackwardConfig,
+    weights: Mapping[str, Weight],
+    strategy: StrategyConfig,
+    training: TrainingConfig,
+) -> None:
+    """`weights` are those of the objective's terms, by name.
+
+    Raises: ValueError naming both keys, the reason and the cure.
+    """
+    if isinstance(balancing, GradientShareBalancingConfig):
+        _check_calibration(balancing, strategy, training)
+    if isinstance(backward, KGradientsConfig):
+        _check_aggregator(balancing.kind, backward.aggregator.kind)
+    _check_moves(backward, weights)
+
+
+def _check_calibration(
+    balancing: GradientShareBalancingConfig, strategy: StrategyConfig, training: TrainingConfig
+) -> None:
+    """The norms are to be measured within the run, after its warm-up, where action counts."""
+    last = balancing.start + balancing.steps - 1
+    if last >= training.steps:
+        raise ValueError(
+            f"balancing.start {balancing.start} and balancing.steps {balancing.steps}: the gradients would "
+            f"be measured until update {last + 1}, but training.steps is {training.steps}. Lower one of the "
+            "two."
+        )
+    if balancing.start < training.schedule.warmup:
+        raise ValueError(
+            f"balancing.start is {balancing.start}, but the learning rate warms up for "
+            f"{training.schedule.warmup} updates (training.schedule.warmup), and gradients measured before "
+            "that mislead. Raise balancing.start."
+        )
+    phases = Strategy(strategy.phases(), steps=training.steps)
+    for step in range(balancing.start, last + 1):
+        phase = phases.at(step).phase
+        if PRIMARY not in phase.counting([PRIMARY]):
+            raise ValueError(
+                f"balancing.kind gradient_share measures against '{PRIMARY}' from update {balancing.start} "
+                f"to {last}, but in phase '{phase.name}' of the strategy that term does not count. Move "
+                "balancing.start, or use balancing.kind=fixed."
+            )
+
+
+def _check_aggregator(balancing: str, aggregator: str) -> None:
+    names = f"balancing.kind {balancing} with backward.aggregator.kind {aggregator}"
+    if balancing == "famo" and aggregator not in ("sum", "mean"):
+        raise ValueError(
+            f"{names}: FAMO learns from what its own weights have done to the losses, but here the "
+            "aggregator decides the direction. Use one of them: balancing.kind=fixed, or backward.kind=one."
+        )
+    if balancing in BY_LOSS and aggregator in DECIDES_ALONE:
+        raise ValueError(
+            f"{names}: the aggregator normalises the gradients, so what the balancing does to their lengths "
+            "is undone. Use balancing.kind=fixed, or another aggregator."
+        )
+    if balancing == "rlw" and aggregator == "random":
+        raise ValueError(f"{names}: the weights would be drawn twice. Use one of the two.")
+
+
+def _check_moves(backward: BackwardConfig, weights: Mapping[str, Weight]) -> None:
+    unknown = [term for term in backward.moves if term not in weights]
+    if unknown:
+        raise ValueError(
+            f"backward.moves names the term {', '.join(unknown)}; the objective has {', '.join(weights)}."
+        )
+    free = [term for term, weight in weights.items() if not schedule_of(weight).is_zero]
+    if backward.kind == "knowledge_insulation" and free == [PRIMARY]:
+        raise ValueError(
+            "backward.kind is knowledge_insulation, but there is no term besides action: the encoders would "
+            "learn from nothing. Add a term to the objective, or use backward.kind=one."
+        )

@@ -1,0 +1,30 @@
+"""The same batches once more after an update, for objectives that ask what the update has done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tutti.training.machine import Machine
+from tutti.training.randomness import load_rng_state, own_randomness
+from tutti.training.validation import term_values
+from tutti.types import Batch, LossTerms
+
+
+@torch.no_grad()
+def look_again(
+    forward: Callable[[Batch], LossTerms], batches: Sequence[Batch], machine: Machine, random: dict[str, Any]
+) -> list[dict[str, float]]:
+    """The raw terms of each batch, by `forward`, now that the weights have moved.
+
+    Draws (dropout, noise) start from the random states `random`, those before the update: what differs from
+    then is the weights alone. Afterwards the random states are what they were.
+    """
+    values: list[dict[str, float]] = []
+    with own_randomness(0), machine.autocast():
+        load_rng_state(random)
+        for batch in batches:
+            values.append(term_values(forward(batch))[0])
+    return values

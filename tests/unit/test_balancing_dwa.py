@@ -1,0 +1,75 @@
+"""Dynamic weight average: torchjd's numbers, epochs by updates, terms that come and go."""
+
+from __future__ import annotations
+
+from math import exp
+
+import pytest
+import torch
+from torch import Tensor
+from torchjd.scalarization import DWA
+
+from tutti.objectives.dwa import DwaBalancing, DwaBalancingConfig
+from tutti.objectives.schedule import schedule_of
+
+NAMES = ("action", "align", "recon")
+
+
+def build(**options: float) -> DwaBalancing:
+    config = DwaBalancingConfig.model_validate(options)
+    return config.build({name: schedule_of(1.0) for name in NAMES})
+
+
+def factors(balancing: DwaBalancing, *names: str) -> list[float]:
+    values: dict[str, Tensor] = {name: torch.ones(()) for name in names or NAMES}
+    return [float(b) for b in balancing.factors(values).values()]
+
+
+def test_the_weights_are_torchjds() -> None:
+    ours, theirs = build(every=4, temperature=1.5), DWA(temperature=1.5)
+    generator = torch.Generator().manual_seed(0)
+    for update in range(20):
+        losses = torch.rand(3, generator=generator, dtype=torch.float64).add(0.2).requires_grad_()
+        (expected,) = torch.autograd.grad(theirs(losses), losses)
+        assert factors(ours) == pytest.approx(expected.tolist(), rel=1e-12)
+        ours.after_step(dict(zip(NAMES, losses.tolist(), strict=True)))
+        if update % 4 == 3:
+            theirs.step()
+
+
+def test_by_hand() -> None:
+    """Two epochs of two updates: action from 2 to 1 (r = 1/2), align 1 to 1, recon from 3 to 6 (r = 2)."""
+    balancing = build(every=2, temperature=2.0)
+    for action, align, recon in ((1.0, 1.0, 2.0), (3.0, 1.0, 4.0), (0.5, 1.0, 6.0), (1.5, 1.0, 6.0)):
+        assert factors(balancing) == [1.0, 1.0, 1.0]
+        balancing.after_step({"action": action, "align": align, "recon": recon})
+    powers = [exp(0.25), exp(0.5), exp(1.0)]
+    assert factors(balancing) == pytest.approx([3 * p / sum(powers) for p in powers])
+
+
+def test_factors_sum_to_the_number_of_computed_terms() -> None:
+    balancing = build(every=1)
+    balancing.after_step({"action": 4.0, "align": 1.0, "recon": 1.0})
+    balancing.after_step({"action": 1.0, "align": 2.0, "recon": 1.0})
+    assert sum(factors(balancing)) == pytest.approx(3)
+    assert sum(factors(balancing, "action", "align")) == pytest.approx(2)
+    assert factors(balancing, "align") == [1.0]
+    assert factors(balancing)[1] > factors(balancing)[2] > factors(balancing)[0]
+
+
+def test_a_term_without_a_history_counts_as_neither_rising_nor_falling() -> None:
+    balancing = build(every=2)
+    for values in ({"action": 2.0}, {"action": 2.0, "align": 0.0}, {"action": 1.0, "align": 5.0}):
+        balancing.after_step(values)
+    balancing.after_step({"action": 1.0, "align": 7.0})
+    assert balancing.rates.tolist() == [0.5, 1.0, 1.0]
+    balancing.after_step({"action": 1.0, "align": 3.0})
+    balancing.after_step({"action": 1.0, "align": 3.0})
+    assert balancing.rates.tolist() == [1.0, 0.5, 1.0]
+
+
+def test_a_ratio_of_means_that_are_not_positive_says_nothing() -> None:
+    balancing = build(every=1)
+    balancing.after_step({"action": 2.0, "align": -1.0, "recon": 1e-9})
+    balancing.after_step({"action": 1.0, "align": -2.0, "recon": -1.0})
+    assert balancing.rates.tolist() == [0.5, 1.0, 1.0]

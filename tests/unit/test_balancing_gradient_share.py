@@ -1,0 +1,90 @@
+"""Gradient share: medians over the right updates, frozen once, said in words, refused where it cannot be."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from tutti.objectives.gradient_share import GradientShareBalancing, GradientShareBalancingConfig
+from tutti.objectives.schedule import WeightSchedule, schedule_of
+from tutti.types import UserError
+
+
+def schedules(**weights: float | WeightSchedule) -> dict[str, WeightSchedule]:
+    return {name: schedule_of(weight) for name, weight in weights.items()}
+
+
+def build(start: int = 2, steps: int = 3, **weights: float | WeightSchedule) -> GradientShareBalancing:
+    given = weights or {"align": 0.1, "action": 1.0, "recon": 0.2}
+    return GradientShareBalancingConfig(start=start, steps=steps).build(schedules(**given))
+
+
+def losses(*names: str) -> dict[str, Tensor]:
+    return {name: torch.ones((), dtype=torch.float64) for name in names}
+
+
+def lambdas(balancing: GradientShareBalancing, *names: str, progress: float = 0.0) -> dict[str, float]:
+    return {name: value.item() for name, value in balancing(losses(*names), progress).items()}
+
+
+def test_lambda_is_share_times_the_ratio_of_medians_and_a_plain_weight_before() -> None:
+    balancing = build()
+    assert [step for step in range(8) if balancing.wants_gradients(step)] == [2, 3, 4]
+    names = ("align", "action", "recon")
+    for row in ((8.0, 2.0, 0.5), (2.0, 3.0, 0.25), (4.0, 100.0, 0.75)):
+        assert lambdas(balancing, *names) == {"align": 0.1, "action": 1.0, "recon": 0.2}
+        balancing.observe_gradients(dict(zip(names, row, strict=True)))
+    # medians: align 4, action 3, recon 0.5
+    assert lambdas(balancing, *names) == pytest.approx(
+        {"align": 0.1 * 3 / 4, "action": 1.0, "recon": 0.2 * 6}
+    )
+
+
+def test_share_follows_its_schedule_and_an_even_number_of_updates_has_the_middle_as_median() -> None:
+    fading = WeightSchedule(start=0.4, end=0.0, schedule="linear")
+    balancing = build(steps=2, action=1.0, recon=fading)
+    balancing.observe_gradients({"action": 1.0, "recon": 0.5})
+    balancing.observe_gradients({"action": 3.0, "recon": 0.5})
+    assert lambdas(balancing, "action", "recon", progress=0.5)["recon"] == pytest.approx(0.2 * 2.0 / 0.5)
+
+
+def test_terms_that_cannot_be_measured_keep_their_weight_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    balancing = build(steps=2, action=1.0, stopped=0.3, later=0.5, now_and_then=1.0)
+    with caplog.at_level(logging.INFO, "tutti.objectives"):
+        balancing.observe_gradients({"action": 2.0, "stopped": 0.0, "now_and_then": 4.0})
+        balancing.observe_gradients({"action": 2.0, "stopped": 0.0})
+    found = lambdas(balancing, "action", "stopped", "later", "now_and_then")
+    assert found == {"action": 1.0, "stopped": 0.3, "later": 0.5, "now_and_then": 0.5}
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 2
+    assert any("'stopped' moved nothing that action moves" in line for line in warned)
+    assert any("'later' was not active" in line for line in warned)
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    assert len(told) == 1 and "now_and_then 0.5 (|g| 4)" in told[0]
+
+
+def test_without_a_gradient_of_action_it_says_so() -> None:
+    balancing = build(steps=1)
+    with pytest.raises(UserError, match="gradient of 'action' was 0"):
+        balancing.observe_gradients({"action": 0.0, "align": 1.0, "recon": 1.0})
+    with pytest.raises(UserError, match=r"the objective has align, recon\."):
+        build(align=1.0, recon=1.0)
+
+
+def test_state_continues_in_the_middle_of_the_measurement() -> None:
+    whole, half = build(), build()
+    rows = [{"align": 1.0 + i, "action": 0.3 * i + 0.1, "recon": 2.0 / (i + 1)} for i in range(3)]
+    for row in rows:
+        whole.observe_gradients(row)
+    half.observe_gradients(rows[0])
+    resumed = build()
+    resumed.load_state_dict(half.state_dict())
+    for row in rows[1:]:
+        resumed.observe_gradients(row)
+    assert torch.equal(resumed.factor, whole.factor)
+    assert torch.equal(resumed.norms, whole.norms)

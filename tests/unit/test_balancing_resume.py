@@ -1,0 +1,131 @@
+"""Every balancing trains through the real Trainer, and a resumed run ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from balancing_world import SCHEDULES, STEPS, interrupt, resumes, trainer
+from training_world import Data
+from tutti.objectives.balancing import FixedBalancing
+from tutti.objectives.gradient_share import GradientShareBalancing
+from tutti.objectives.unified import UnifiedLoss
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WORLD = Path(__file__).parents[1] / "balancing_world.py"
+SOURCE = Path(__file__).parents[2] / "src"
+BALANCINGS: dict[str, dict[str, Any]] = {
+    "fixed": {},
+    "gradient_share": {"start": 2, "steps": 5},  # the cut lies within
+    "uncertainty": {"learning_rate": 0.05},
+    "dwa": {"every": 2},
+    "rlw": {"seed": 3},
+    "famo": {},
+    "own_balancing:EqualLosses": {},
+}
+
+
+@pytest.mark.parametrize("kind", BALANCINGS)
+def test_every_balancing_trains_and_resumes(kind: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delitem(sys.modules, "own_balancing", raising=False)
+    options = {"options": BALANCINGS[kind]} if ":" in kind else BALANCINGS[kind]
+    found = resumes(tmp_path, {"kind": kind, **options}, {"kind": "one"})
+    lambdas = {name: value for name, value in found.latest.items() if name.startswith("lambda/")}
+    assert lambdas["lambda/action"] > 0
+    if kind != "fixed":
+        assert lambdas["lambda/align"] != pytest.approx(0.3, rel=1e-6)
+
+
+def test_the_comparison_can_fail(tmp_path: Path) -> None:
+    """A balancing whose state is thrown away at the cut ends elsewhere."""
+    whole = trainer(tmp_path / "a", {"kind": "rlw"}, {"kind": "one"})
+    whole.fit(Data())
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "b", {"kind": "rlw"}, {"kind": "one"}, interrupt).fit(Data())
+    forgetful = trainer(tmp_path / "b", {"kind": "rlw"}, {"kind": "one"})
+    fresh = {name: value.clone() for name, value in forgetful.objective.state_dict().items()}
+
+    def forget(module: nn.Module, keys: Any) -> None:
+        own = dict(module.named_buffers())
+        for name in ("balancing.draw", "balancing.updates"):
+            own[name].copy_(fresh[name])
+
+    forgetful.objective.register_load_state_dict_post_hook(forget)
+    forgetful.fit(Data())
+    expected = whole.model.state_dict()
+    assert any(not torch.equal(v, expected[n]) for n, v in forgetful.model.state_dict().items())
+
+
+class Twice(FixedBalancing):
+    """Notes what it is told before and after each update."""
+
+    def __init__(self) -> None:
+        super().__init__(SCHEDULES)
+        self.told: list[tuple[dict[str, float], dict[str, float]]] = []
+
+    @property
+    def looks_again(self) -> bool:
+        return True
+
+    def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        self.told.append((dict(before), dict(after)))
+
+
+def test_the_second_look_draws_what_the_first_drew_so_that_only_the_weights_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has dropout: with weights that stay where they are, the two looks agree to the last bit."""
+    watched = Twice()
+    still = trainer(tmp_path / "still", {"kind": "fixed"}, {"kind": "one"})
+    cast("UnifiedLoss", still.objective).balancing = watched
+    monkeypatch.setattr(still.optimizer, "step", lambda: None)
+    still.fit(Data())
+    assert len(watched.told) == STEPS
+    assert all(before == after for before, after in watched.told)
+
+
+def test_the_second_look_sees_the_update_and_leaves_the_training_alone(tmp_path: Path) -> None:
+    watched = Twice()
+    one, other = (trainer(tmp_path / name, {"kind": "fixed"}, {"kind": "one"}) for name in ("a", "b"))
+    cast("UnifiedLoss", one.objective).balancing = watched
+    one.fit(Data())
+    other.fit(Data())
+    assert all(before["action"] != after["action"] for before, after in watched.told)
+    expected = other.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in one.model.state_dict().items())
+
+
+def test_gradient_share_measures_what_the_mask_lets_through(tmp_path: Path) -> None:
+    """Action may not move the stem, which is all that recon shares with it: recon keeps its plain weight."""
+    share = {"kind": "gradient_share", "start": 2, "steps": 3}
+    free = trainer(tmp_path / "a", share, {"kind": "one"})
+    masked = trainer(
+        tmp_path / "b", share, {"kind": "masked", "moves": {"action": ["action", "norm", "state", "token"]}}
+    )
+    found: list[dict[str, float]] = []
+    for run in (free, masked):
+        run.fit(Data())
+        balancing = cast("GradientShareBalancing", cast("UnifiedLoss", run.objective).balancing)
+        found.append(dict(zip(balancing.names, balancing.factor.tolist(), strict=True)))
+    assert found[0]["recon"] != 1.0 and found[1]["recon"] == 1.0
+    assert found[1]["align"] not in (1.0, found[0]["align"])  # it shares the words with action, still
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one", "k_gradients"])
+def test_gradient_share_and_k_gradients_work_on_a_compiled_model(kind: str, tmp_path: Path) -> None:
+    """In a process without the shape checks of the tests, which torch.compile cannot follow."""
+    command = [sys.executable, str(WORLD), str(tmp_path), kind]
+    environment = {"PYTHONPATH": str(SOURCE), "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout.split()[-1]) < 2e-5

@@ -1,0 +1,71 @@
+"""Sections that make no sense together are refused with the reason; those that do are let through."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tutti.config import load_config
+from tutti.types import UserError
+
+DOCS = Path(__file__).parents[2] / "docs" / "balancing.md"
+
+SHARE = "balancing.kind=gradient_share"
+K = "backward.kind=k_gradients"
+
+
+def aggregator(kind: str) -> list[str]:
+    return [K, f"backward.aggregator={{kind: {kind}}}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["balancing.kind=famo", *aggregator("upgrad")], r"famo with .* upgrad: FAMO learns from"),
+        (["balancing.kind=dwa", *aggregator("imtl_g")], r"dwa with .* imtl_g: the aggregator normalises"),
+        ([SHARE, *aggregator("pcd")], r"gradient_share with .* pcd: the aggregator normalises"),
+        (["balancing.kind=rlw", *aggregator("random")], r"rlw with .* random: the weights would be drawn"),
+        ([SHARE, "training.steps=199"], r"measured until update 200, but training\.steps is 199"),
+        ([SHARE, "balancing.start=99"], r"start is 99, but the learning rate warms up for 100"),
+        ([SHARE, "strategy.kind=two_stage"], r"'action' .* in phase 'representation' .* does not count"),
+        (["backward={kind: masked, moves: {recno: [fusion]}}"], r"names the term recno; the objective has"),
+        (
+            [
+                "backward.kind=knowledge_insulation",
+                "objective={align: null, recon: null, state: {weight: 0}}",
+            ],
+            r"knowledge_insulation, but there is no term besides action",
+        ),
+    ],
+)
+def test_refused_with_the_reason(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [SHARE, "training.steps=200"],
+        [SHARE, *aggregator("cosine_gate")],
+        [SHARE, "strategy.kind=two_stage", "balancing.start=1500"],
+        [SHARE, "backward.kind=knowledge_insulation"],
+        ["balancing.kind=famo", *aggregator("sum")],
+        ["balancing.kind=uncertainty", *aggregator("pcgrad")],
+        ["balancing.kind=rlw", "backward.kind=knowledge_insulation"],
+        ["backward={kind: masked, moves: {recon: [fusion]}}"],
+    ],
+)
+def test_let_through(overrides: list[str]) -> None:
+    assert load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "text", re.findall(r"```yaml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+)
+def test_what_the_page_shows_is_a_config(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "shown.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert load_config(path)
