@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from tables import Table
 
-from tutti.evaluation.statistics import DRAWS, Difference, Interval, stratified_bootstrap, t_interval
+from tutti.evaluation.comparison import Comparison, compare_arms
+from tutti.evaluation.statistics import Interval, stratified_bootstrap, t_interval
 
 Budget = Literal["steps", "time"]
-Verdict = Literal["better", "worse", "unresolved"]
 BASE = "all"
 
 
@@ -44,18 +43,6 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """An arm against `all` over the same training seeds and starts, arm minus `all`.
-
-    `over_seeds` is the t-interval of the seeds' differences of task means; None with one seed.
-    """
-
-    difference: Difference
-    over_seeds: Interval | None
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ArmScore:
     """An arm at a budget: the task mean of each seed, their mean and its two intervals, k and n per task."""
 
@@ -72,58 +59,6 @@ class ArmScore:
     against: Comparison | None
 
 
-def paired_difference(
-    base: Sequence[Sequence[ArrayLike]],
-    other: Sequence[Sequence[ArrayLike]],
-    confidence: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Difference:
-    """Difference of the task means (other - base), percentile interval of a bootstrap over seeds and starts.
-
-    Arguments are [training seed][task] -> one 0/1 per start, both arms with the same seeds and starts. One
-    draw resamples the training seeds, then for each chosen seed the starts inside each task, both arms
-    together. Tasks stay fixed.
-
-    Raises: ValueError where the arms do not have the same seeds, tasks and starts.
-    """
-    deltas = [
-        [
-            np.asarray(after, np.float64) - np.asarray(before, np.float64)
-            for before, after in zip(a, b, strict=True)
-        ]
-        for a, b in zip(base, other, strict=True)
-    ]
-    if not deltas or len({tuple(len(delta) for delta in tasks) for tasks in deltas}) != 1:
-        raise ValueError("paired arms need at least one training seed, each with the same tasks and starts")
-    generator = np.random.default_rng(seed)
-    count, tasks = len(deltas), len(deltas[0])
-    total = np.zeros(draws)
-    for _ in range(count):
-        chosen = generator.integers(count, size=draws)
-        for task in range(tasks):
-            values = np.stack([deltas[number][task] for number in range(count)])
-            starts = generator.integers(values.shape[1], size=(draws, values.shape[1]))
-            total += values[chosen[:, None], starts].mean(axis=1)
-    low, high = np.quantile(total / (count * tasks), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
-    value = float(np.mean([[delta.mean() for delta in seeds] for seeds in deltas]))
-    rule = "paired bootstrap over training seeds and starts, tasks fixed"
-    return Difference(value=value, interval=Interval(low=low, high=high, rule=rule))
-
-
-def verdict(bootstrap: Interval, over_seeds: Interval | None) -> Verdict:
-    """Better or worse only where both intervals lie on one side of 0, else unresolved.
-
-    Resampling three seeds gives too narrow an interval, so it may not decide alone; with one seed nothing is
-    known about other trainings.
-    """
-    if over_seeds is None:
-        return "unresolved"
-    if min(bootstrap.low, over_seeds.low) > 0:
-        return "better"
-    return "worse" if max(bootstrap.high, over_seeds.high) < 0 else "unresolved"
-
-
 def compare(base: Sequence[Trained], other: Sequence[Trained]) -> Comparison:
     """Holds an arm against `all`, seed by seed and start by start.
 
@@ -131,12 +66,7 @@ def compare(base: Sequence[Trained], other: Sequence[Trained]) -> Comparison:
     """
     if [(t.seed, list(t.successes)) for t in base] != [(t.seed, list(t.successes)) for t in other]:
         raise ValueError("paired arms need the same training seeds and tasks in the same order")
-    difference = paired_difference([t.bits for t in base], [t.bits for t in other])
-    deltas = [after.mean - before.mean for before, after in zip(base, other, strict=True)]
-    over_seeds = _t_interval(deltas)
-    return Comparison(
-        difference=difference, over_seeds=over_seeds, verdict=verdict(difference.interval, over_seeds)
-    )
+    return compare_arms([t.bits for t in base], [t.bits for t in other])
 
 
 def score(budget: Budget, trained: Sequence[Trained], base: Sequence[Trained]) -> ArmScore:

@@ -1,4 +1,4 @@
-"""The command `tutti`: demo, record, train, evaluate, report, schema, model, version.
+"""The command `tutti`: demo, record, train, evaluate, report, doctor, probe, compare, schema, model, version.
 
 The commands import the package inside their bodies. This is the one file where that is right: torch alone
 takes seconds to load, and `tutti --help` or a mistyped command should answer at once.
@@ -37,6 +37,15 @@ batch, under one loss L = sum_i lambda_i L_i.
   tutti evaluate runs/demo           checkpoint -> success per task
   tutti report runs/demo             all of it -> report.html
 
+[bold]What is wrong, before a training and after it[/bold]
+
+  tutti doctor configs/demo.yaml     data, model, loss: is anything broken?
+  tutti probe runs/demo              does it look, listen, or copy its state?
+
+[bold]Which way is better? At an equal budget, over seeds, with intervals[/bold]
+
+  tutti compare configs/studies/strategies.yaml
+
 [bold]Change anything, in the file or behind it[/bold]
 
   tutti train configs/demo.yaml name=short training.steps=500
@@ -49,6 +58,7 @@ Interrupt any command with Ctrl-C and run it again: finished work is kept.
 P = ParamSpec("P")
 
 INTERRUPTED = 130
+WRONG = 1
 MISTAKE = 2
 
 app = typer.Typer(
@@ -74,6 +84,19 @@ Overrides = Annotated[
 Run = Annotated[Path, typer.Argument(help="A run's folder, such as runs/demo.", metavar="RUN")]
 Folder = Annotated[
     Path | None, typer.Option("--run", help="The run's folder.", show_default="runs/NAME", metavar="FOLDER")
+]
+Study = Annotated[
+    Path, typer.Argument(help="A YAML file, such as configs/studies/strategies.yaml.", metavar="STUDY")
+]
+StudyFolder = Annotated[
+    Path | None,
+    typer.Option("--folder", help="The study's folder.", show_default="runs/studies/NAME", metavar="FOLDER"),
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="Makes the tables of what is finished, and runs nothing.")
+]
+Updates = Annotated[
+    int, typer.Option("--updates", help="Updates before the second look at the gradients.", min=0)
 ]
 Redo = Annotated[
     bool,
@@ -166,6 +189,48 @@ def report(run: Run) -> None:
     from tutti import pipeline
 
     pipeline.report(run)
+
+
+@app.command()
+@guarded
+def doctor(config: Config, overrides: Overrides = None, run: Folder = None, updates: Updates = 100) -> None:
+    """Examines what a training would begin with: data, text, gradients, features. Ends with 1 if it is wrong.
+
+    Data are read as `tutti train` would read them. Nothing is trained for good; docs/probes.md tells more.
+    """
+    from tutti.checkup.doctor import doctor, print_diagnosis
+
+    found = doctor(_load(config, overrides), run, updates=updates)
+    print_diagnosis(found)
+    if found.problems:
+        raise typer.Exit(WRONG)
+
+
+@app.command()
+@guarded
+def probe(run: Run) -> None:
+    """Asks a run's newest checkpoint: does it look, does it listen, or does it copy its state?
+
+    Needs no simulator. Writes RUN/probes/; `tutti report` then shows it.
+    """
+    from tutti.checkup.probe import print_probes, probe
+
+    print_probes(probe(run), run)
+
+
+@app.command()
+@guarded
+def compare(
+    study: Study, overrides: Overrides = None, folder: StudyFolder = None, report_only: ReportOnly = False
+) -> None:
+    """Trains and judges arms at an equal budget over several seeds, and says which differ from the baseline.
+
+    docs/compare.md tells how to write a study and to read its tables. Run it again, and it goes on.
+    """
+    from tutti.studies.compare import compare as run
+    from tutti.studies.config import load_study
+
+    run(load_study(study, overrides or []), folder, report_only=report_only)
 
 
 @app.command()

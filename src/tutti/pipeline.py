@@ -10,12 +10,15 @@ stages are kept and interrupted ones continue.
       records.jsonl    losses, step by step               tensorboard/    the same for TensorBoard
       first_batch.png  what the model saw first           model.json, data.json  what it is, what it saw
       evaluation/      every rollout, and the scores      videos/         rollouts that succeed and that fail
+      probes/          does it look, listen, or copy?     occlusion.png   in it: where the actions come from
       report.html      all of it on one page              summary.json    all of it for machines
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,11 +29,13 @@ from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
 from tutti.data.loader import DataBundle, DataNeeds, SourceConfig
 from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.closed_loop import evaluate as play
-from tutti.evaluation.config import EvaluationConfig
+from tutti.evaluation.config import NO_SUITE, EvaluationConfig
 from tutti.evaluation.environments import MetaWorldEnvironments, fit_suite
 from tutti.evaluation.open_loop import measure, tasks_of
 from tutti.evaluation.videos import rollout_videos
 from tutti.models.describe import Description, describe
+from tutti.models.vla import VLA
+from tutti.objectives.unified import UnifiedLoss
 from tutti.report import write_report
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.simulation import recorder
@@ -41,7 +46,7 @@ from tutti.simulation.rendering import check_rendering
 from tutti.simulation.suite import SuiteSpec, find_suite
 from tutti.stages import RunFolder
 from tutti.summary import print_summary, write_summary
-from tutti.terminal import progress_bar
+from tutti.terminal import progress_bar, say
 from tutti.training.machine import decide
 from tutti.training.randomness import seed_everything
 from tutti.training.trainer import Trainer
@@ -129,6 +134,37 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds | None = None) 
         )
 
 
+def build_training(config: RunConfig, folder: Path) -> tuple[DataBundle, VLA, UnifiedLoss]:
+    """What a training begins with: data as its terms need it, a model with fresh weights, its objective."""
+    data = build_data(config, folder)
+    seed_everything(config.seed)
+    model = config.model.build(data.spec)
+    objective = config.objective.build(model, config.balancing)
+    needs = DataNeeds(objective.needs_futures, objective.needs_states)
+    if needs != DataNeeds():
+        data = build_data(config, folder, needs)
+    if model.action.needs_fit:
+        model.action.fit(*data.training_chunks(FIT_CHUNKS))
+    return data, model, objective
+
+
+def suite_of(config: RunConfig) -> SuiteSpec:
+    """The tasks of the evaluation; those of the recording where it has no simulator."""
+    own = config.evaluation.suite in (config.record.suite, NO_SUITE)
+    return config.record.spec if own else find_suite(config.evaluation.suite)
+
+
+@contextmanager
+def training_threads(config: RunConfig) -> Iterator[None]:
+    """As many threads as in training inside the block."""
+    before, training = torch.get_num_threads(), config.training
+    torch.set_num_threads(decide(training.device, training.threads, training.precision).threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def describe_model(config: RunConfig) -> Description:
     """The model as `config` would build it, without data: its modules, parameters, FLOPs and tokens.
 
@@ -168,15 +204,7 @@ def _as_record(episode: RecordedEpisode) -> EpisodeRecord:
 
 def _train(config: RunConfig, run: RunFolder) -> None:
     """Data, model, objective, trainer: the main path of the package."""
-    data = build_data(config, run.path)
-    seed_everything(config.seed)
-    model = config.model.build(data.spec)
-    objective = config.objective.build(model, config.balancing)
-    needs = DataNeeds(objective.needs_futures, objective.needs_states)
-    if needs != DataNeeds():
-        data = build_data(config, run.path, needs)
-    if model.action.needs_fit:
-        model.action.fit(*data.training_chunks(FIT_CHUNKS))
+    data, model, objective = build_training(config, run.path)
     run.write_json("model.json", asdict(describe(model)))
     run.write_json("data.json", data.describe())
     with progress_bar("training") as bar:
@@ -213,8 +241,11 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
     settings = config.evaluation
     checkpoint = find_checkpoint(run.path)
     policy = Policy.load(checkpoint, settings.weights)
-    suite = config.record.spec if config.record.suite == settings.suite else find_suite(settings.suite)
+    suite = suite_of(config)
     _measure_open_loop(config, run, policy, suite)
+    if settings.suite == NO_SUITE:
+        say("evaluation.suite is none: open-loop error only, nothing was played in a simulator")
+        return
     check_rendering()
     suite = fit_suite(suite, policy.spec, suite.image_size)
     with progress_bar("evaluating") as bar:
@@ -238,10 +269,8 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
     data = build_data(config, run.path)
     if len(data.validation) == 0:
         return
-    before, training = torch.get_num_threads(), config.training
-    torch.set_num_threads(decide(training.device, training.threads, training.precision).threads)
-    try:
-        instructions = data.windows.instructions
+    instructions = data.windows.instructions
+    with training_threads(config):
         errors = measure(
             policy.model,
             data.validation,
@@ -252,8 +281,6 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
             partners=config.evaluation.controls.partners,
             execute=config.evaluation.execute,
         )
-    finally:
-        torch.set_num_threads(before)
     run.write_json("evaluation/open_loop.json", errors.to_dict())
 
 

@@ -26,15 +26,15 @@ from tutti.types import UserError
 STAGES: dict[str, tuple[str, ...]] = {
     "record": ("dataset", "dataset.partial", "recording", "recording.json"),
     "train": (
-        *("checkpoints", "records.jsonl", "tensorboard", "failures"),
-        *("first_batch.png", "shapes.txt", "model.json", "data.json"),
+        *("checkpoints", "records.jsonl", "tensorboard", "failures", "spikes"),
+        *("first_batch.png", "shapes.txt", "model.json", "data.json", "probes"),
     ),
     "evaluate": ("evaluation", "videos"),
     "report": ("report.html", "summary.json"),
 }
 """The stages in their order, each with what it makes in the run's folder."""
 
-WITHOUT_EFFECT = ("workers", "prefetch", "keep_checkpoints", "checkpoint_every")
+WITHOUT_EFFECT = ("workers", "prefetch", "keep_checkpoints", "checkpoint_every", "diagnostics")
 """Keys that may change at any time, because no result depends on them."""
 
 HEARTBEAT = 2.0
@@ -72,7 +72,7 @@ class RunFolder:
 
         Raises: UserError, if the stage was begun with other values there and `redo` was not asked for.
         """
-        inputs = _with_effect(config.sections(*sections))
+        inputs = with_effect(config.sections(*sections))
         entry = self._book.get(stage)
         changes = differences(entry["inputs"], inputs) if entry else []
         if entry and changes and not self.redo:
@@ -221,10 +221,10 @@ def _runs_beside(path: Path) -> str:
     return f" There are: {', '.join(found[:8])}." if found else ""
 
 
-def _with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without the keys that no result depends on, at any depth; as it looks after a trip through JSON."""
     kept = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
-    return {key: _with_effect(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    return {key: with_effect(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _hash(inputs: Mapping[str, Any]) -> str:

@@ -147,11 +147,19 @@ def test_changed_config_of_a_finished_run_is_refused(run: Path) -> None:
         pipeline.demo(changed, run)
 
 
-def test_training_on_named_data_needs_no_recording(run: Path, tmp_path: Path) -> None:
+def test_named_data_need_neither_a_recording_nor_a_simulator(run: Path, tmp_path: Path) -> None:
     sources = f"data.sources=[{{path: {run / 'dataset'}}}]"
-    other = load_config(SMOKE, [sources, "training.steps=3", "training.schedule.warmup=1"])
-    checkpoint = pipeline.train(other, tmp_path / "run")
-    assert checkpoint.name == "step-000003"
+    short = ("training.steps=3", "training.schedule.warmup=1", "evaluation.suite=none")
+    folder = tmp_path / "run"
+    assert pipeline.train(load_config(SMOKE, [sources, *short]), folder).name == "step-000003"
+    pipeline.evaluate(folder)
+    pipeline.report(folder)
+    assert read(folder / "evaluation" / "open_loop.json")["overall"]["windows"] > 0
+    assert not (folder / "evaluation" / "results.json").exists()
+    summary = read(folder / "summary.json")
+    assert summary["success"] == {} and summary["open_loop"]["overall"]["windows"] > 0
+    page = (folder / "report.html").read_text()
+    assert "evaluation.suite is none" in page
 
 
 def test_training_without_data_says_what_to_do(config: RunConfig, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def write_records(folder: Path) -> None:
     lines = []
     for step in range(EVERY, STEPS + 1, EVERY):
         lines.append({"step": step, "kind": "train", **train_values(step, random)})
+        if step % 100 == 0:
+            lines.append({"step": step, "kind": "diagnostics", **look_values(step)})
         if step % 200 == 0:
             lines.append({"step": step, "kind": "validation", **valid_values(step, random)})
     for line in lines:
@@ -118,7 +120,32 @@ def train_values(step: int, random: np.random.Generator) -> dict[str, float]:
         "time/forward_share": 0.31 + 0.01 * random.normal(),
         "time/backward_share": 0.61 + 0.01 * random.normal(),
         "time/optimizer_share": 0.06,
+        "time/diagnostics_share": 0.02,
     }
+
+
+def look_values(step: int) -> dict[str, float]:
+    """One look of the diagnostics, without a fault."""
+    random = np.random.default_rng(step)
+    share = step / STEPS
+    values: dict[str, float] = {}
+    for part in ("vision", "language", "fusion", "action"):
+        reach = ("action",) if part == "action" else ("action", "align", "recon")
+        reach = tuple(term for term in reach if (term, part) != ("align", "fusion"))
+        norms = {"action": 0.5, "align": 0.2 * (1.01 - share), "recon": 0.3 - 0.1 * share}
+        norms = {term: norm * (0.8 + 0.4 * random.random()) * (term in reach) for term, norm in norms.items()}
+        for term, norm in norms.items():
+            values[f"diag/norm/{term}/{part}"] = norm
+            values[f"diag/share/{term}/{part}"] = norm / sum(norms.values())
+        for a, b in (("action", "align"), ("action", "recon"), ("align", "recon")):
+            if a in reach and b in reach:
+                values[f"diag/cosine/{a}~{b}/{part}"] = 0.3 * random.normal()
+        values[f"diag/update_ratio/{part}"] = 1e-2 * (1.01 - share)
+    for name, rank, limit in (("fused", 30.0, 128.0), ("readout", 9.0, 16.0)):
+        values |= {f"diag/rank/{name}": rank + random.normal(), f"diag/rank_limit/{name}": limit}
+    values |= {f"diag/dead/{name}": 0.02 * share for name in ("vision", "language", "fused", "readout")}
+    noise = {"diag/noise_trace": 300.0, "diag/signal": 9.0, "diag/noise_scale": 33.0 + 20 * share}
+    return {**values, **noise, "diag/spikes": 0.0}
 
 
 def valid_values(step: int, random: np.random.Generator) -> dict[str, float]:

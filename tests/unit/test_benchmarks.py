@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tutti.config import RunConfig, load_config, to_yaml
-from tutti.evaluation.statistics import Interval
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+diagnostics_cost: Any = importlib.import_module("diagnostics_cost")
 joint_cell: Any = importlib.import_module("joint_cell")
 joint_scores: Any = importlib.import_module("joint_scores")
 joint_training: Any = importlib.import_module("joint_training")
@@ -41,7 +41,7 @@ def trained(seed: int, reach: list[int], push: list[int], arm: str = "all") -> A
 
 
 def record(step: int, seconds: float, data_share: float) -> dict[str, Any]:
-    shares = {"data": data_share, "forward": 0.3, "backward": 0.4, "optimizer": 0.1}
+    shares = {"data": data_share, "forward": 0.3, "backward": 0.4, "optimizer": 0.1, "diagnostics": 0.0}
     return {
         **{"step": step, "kind": "train", "time/seconds": seconds, "data/samples": 32.0 * step},
         **{f"time/{part}_share": share for part, share in shares.items()},
@@ -99,6 +99,20 @@ def test_speed_table_divides_achieved_by_the_matmul() -> None:
     rows = dict(table.rows)
     assert rows["ms per step"] == "500.0 (batch 50)"
     assert rows["the same, Newton-Schulz counted"] == "50.3 %"
+
+
+def test_cost_of_looking_is_spread_over_the_cadence() -> None:
+    look = timing.Spread(median=2.5, low=2.0, high=3.0)
+    found = diagnostics_cost.added(look, every=50, search=0.001)
+    assert (found.low, found.median, found.high) == pytest.approx((0.021, 0.031, 0.041))
+
+
+def test_arms_of_looking_differ_in_the_diagnostics_alone(config: RunConfig) -> None:
+    arms = diagnostics_cost.arms(config, [0.25, 0.5])
+    assert [own.training.diagnostics.every for own in arms.values()] == [0, 1, 1]
+    assert [own.training.diagnostics.share for own in arms.values()][1:] == [0.25, 0.5]
+    assert len({own.model_copy(update={"training": None}).model_dump_json() for own in arms.values()}) == 1
+    assert 0 < diagnostics_cost.search_ms(config, steps=100) < 1
 
 
 def test_matmul_rate_is_positive() -> None:
@@ -217,44 +231,6 @@ def test_failed_cell_names_the_end_of_its_output(config: RunConfig, tmp_path: Pa
             joint_training.subprocess, "run", lambda *_, **__: joint_training.argparse.Namespace(returncode=3)
         )
         joint_training.start_cell(cell, tmp_path / "run")
-
-
-def test_paired_difference_of_equal_arms_is_exactly_zero() -> None:
-    arm = [[[1, 0, 1], [0, 0, 1]], [[1, 1, 1], [0, 1, 1]]]
-    found = joint_scores.paired_difference(arm, arm, draws=200)
-    assert (found.value, found.interval.low, found.interval.high) == (0.0, 0.0, 0.0)
-
-
-def test_paired_difference_covers_its_value_and_knows_its_sign() -> None:
-    base = [[[0] * 8, [0, 1] * 4], [[0] * 8, [0, 1] * 4]]
-    other = [[[1] * 8, [0, 1] * 4], [[1] * 6 + [0] * 2, [0, 1] * 4]]
-    found = joint_scores.paired_difference(base, other, draws=500)
-    assert found.value == pytest.approx((1.0 + 0.75) / 4)
-    assert 0 < found.interval.low < found.value < found.interval.high <= 0.5
-
-
-def test_paired_difference_refuses_arms_with_other_starts() -> None:
-    with pytest.raises(ValueError):
-        joint_scores.paired_difference([[[1, 0]], [[1, 0]]], [[[1, 0]]], draws=10)
-
-
-@pytest.mark.parametrize(
-    ("bootstrap", "seeds", "expected"),
-    [
-        ((0.1, 0.2), (0.05, 0.3), "better"),
-        ((-0.2, -0.1), (-0.3, -0.05), "worse"),
-        ((0.1, 0.2), (-0.1, 0.4), "unresolved"),
-        ((-0.1, 0.2), (0.05, 0.1), "unresolved"),
-        ((0.1, 0.2), None, "unresolved"),
-    ],
-)
-def test_verdict_needs_both_intervals_on_one_side_of_zero(
-    bootstrap: tuple[float, float], seeds: tuple[float, float] | None, expected: str
-) -> None:
-    over_seeds = Interval(low=seeds[0], high=seeds[1], rule="t") if seeds else None
-    assert (
-        joint_scores.verdict(Interval(low=bootstrap[0], high=bootstrap[1], rule="b"), over_seeds) == expected
-    )
 
 
 def test_score_sums_tasks_over_seeds_and_compares_with_all() -> None:

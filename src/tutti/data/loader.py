@@ -22,7 +22,7 @@ from tutti.data.episode import Episode, EpisodeStore, Progress
 from tutti.data.formats.lerobot import LeRobotStore
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import EmbodimentStats, NormalizationKind, Normalizer
-from tutti.data.split import split_episodes
+from tutti.data.split import first_demonstrations, split_episodes
 from tutti.data.stream import Loader
 from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import Source, WindowIndex
@@ -75,6 +75,9 @@ class DataConfig(BaseModel):
     validation_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="Share of the episodes held out, at least one an instruction."
     )
+    demonstrations: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        default="all", description="Episodes of each task to train on, of those that are not held out."
+    )
     validation_windows: int = Field(
         default=1024, ge=1, description="At most so many held-out windows are used, evenly spread."
     )
@@ -117,6 +120,12 @@ class DataConfig(BaseModel):
             for number, store in enumerate(stores)
         ]
         training, validation = [split[0] for split in splits], [split[1] for split in splits]
+        if self.demonstrations != "all":
+            count = self.demonstrations
+            training = [
+                first_demonstrations(part, count, self.seed + number, group_of)
+                for number, part in enumerate(training)
+            ]
         normalizer = _fit_normalizer(self.normalization, stores, training)
         length = None if self.text_length == "auto" else self.text_length
         texts = {text for store, part in zip(stores, training, strict=True) for text in _texts(store, part)}

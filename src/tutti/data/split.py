@@ -1,4 +1,4 @@
-"""Which episodes are held out for validation: whole episodes, every group of instructions represented."""
+"""Which episodes are held out, and how many of the rest are learned from: whole episodes, group by group."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tutti.data.episode import Episode
+from tutti.types import UserError
 
 
 def split_episodes(
@@ -25,10 +26,7 @@ def split_episodes(
     """
     if fraction == 0:
         return tuple(episodes), ()
-    groups: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        text = episode.instruction
-        groups.setdefault(group_of(text) if group_of else text, []).append(episode)
+    groups = _grouped(episodes, group_of)
     single = [members[0] for members in groups.values() if len(members) == 1]
     strata = [groups[name] for name in sorted(groups) if len(groups[name]) > 1]
     strata += [sorted(single, key=lambda episode: episode.index)] if single else []
@@ -42,3 +40,34 @@ def split_episodes(
     training = tuple(episode for episode in episodes if episode.index not in held)
     validation = tuple(episode for episode in episodes if episode.index in held)
     return training, validation
+
+
+def first_demonstrations(
+    training: Sequence[Episode], count: int, seed: int, group_of: Callable[[str], str] | None = None
+) -> tuple[Episode, ...]:
+    """`count` of the training episodes of each group, in their first order.
+
+    They are the first in a random order of the group's episodes that depends on `seed` and the group's name
+    alone, so a smaller count is a part of a larger one, and held-out episodes stay what they are. Groups are
+    those of `split_episodes`.
+
+    Raises: UserError naming a group that has fewer.
+    """
+    chosen: set[int] = set()
+    for name, members in _grouped(training, group_of).items():
+        if len(members) < count:
+            raise UserError(
+                f"data.demonstrations is {count}, but of '{name}' only {len(members)} episodes can be "
+                "trained on (those held out for validation do not count). Lower it, or record more."
+            )
+        random = np.random.default_rng([seed, 5, *name.encode()])
+        chosen |= {members[place].index for place in random.permutation(len(members))[:count].tolist()}
+    return tuple(episode for episode in training if episode.index in chosen)
+
+
+def _grouped(episodes: Sequence[Episode], group_of: Callable[[str], str] | None) -> dict[str, list[Episode]]:
+    groups: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        text = episode.instruction
+        groups.setdefault(group_of(text) if group_of else text, []).append(episode)
+    return groups

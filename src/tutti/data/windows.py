@@ -89,6 +89,10 @@ class WindowIndex:
         parts = [np.arange(offset + e.start, offset + e.end, dtype=np.int64) for e in episodes]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
+    def episodes_of(self, windows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """A number for each window that is equal exactly where the episode is: one past its last window."""
+        return self._end[windows]
+
     def locate(self, window: int) -> tuple[str, int, int]:
         """(store name, episode index, t) of a window, for messages."""
         source = int(np.searchsorted(self._offsets, window, side="right")) - 1

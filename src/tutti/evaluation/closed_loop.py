@@ -47,7 +47,7 @@ def evaluate(
     simulator allows; the policy gave non-finite actions; the disk is full.
     Raises WorkerError: a worker failed or died; the rollouts it had finished are kept.
     """
-    _check_seeds(config, recorded_seeds)
+    check_seeds(config, recorded_seeds)
     if config.max_decisions > environments.longest:
         raise UserError(
             f"evaluation.max_decisions is {config.max_decisions}, but the simulator ends an episode after "
@@ -75,8 +75,8 @@ def evaluate(
     )
 
 
-def _check_seeds(config: EvaluationConfig, recorded: range | None) -> None:
-    """Refuses to judge a policy on starts that it was shown."""
+def check_seeds(config: EvaluationConfig, recorded: range | None) -> None:
+    """Refuses to judge a policy on starts that it was shown. Raises UserError where the seeds overlap."""
     if recorded is None or len(recorded) == 0:
         return
     ours = config.seeds

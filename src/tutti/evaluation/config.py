@@ -47,6 +47,10 @@ class ControlsConfig(BaseModel):
         return self
 
 
+NO_SUITE = "none"
+"""The `suite` of an evaluation without a simulator: data of a robot that none of ours can play."""
+
+
 class EvaluationConfig(BaseModel):
     """Closed-loop evaluation of one policy.
 
@@ -58,7 +62,9 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    suite: str = "metaworld-8"
+    suite: str = Field(
+        default="metaworld-8", description="the simulator's tasks; 'none': the open-loop error alone"
+    )
     tasks: tuple[str, ...] | Literal["suite"] = "suite"
     episodes: Count = 20
     seed0: Annotated[int, Field(ge=0)] = 1000

@@ -98,6 +98,9 @@ def _versions() -> tuple[str, ...]:
     return tuple(f"{name} {metadata.version(name)}" for name in ("metaworld", "mujoco"))
 
 
+CURE = "For data of another robot: evaluation.suite=none measures the open-loop error alone."
+
+
 def fit_suite(suite: SuiteSpec, spec: DataSpec, image_size: int | None = None) -> SuiteSpec:
     """The suite with the views that a policy was trained on, in its order, at `image_size` (that of the
     recording).
@@ -110,11 +113,11 @@ def fit_suite(suite: SuiteSpec, spec: DataSpec, image_size: int | None = None) -
     if abs(spec.fps - suite.fps) > 1e-6:
         raise UserError(
             f"The policy was trained at {spec.fps:g} actions a second, {suite.name} takes {suite.fps:g}. "
-            "Record the data with the suite's action repeat, or evaluate on a suite of the data's rate."
+            f"Record the data with the suite's action repeat, or evaluate on a suite of the data's rate. {CURE}"
         )
     if spec.action_dim != ACTION_DIM:
         raise UserError(
-            f"The policy gives {spec.action_dim} action values, but {suite.name} takes {ACTION_DIM}."
+            f"The policy gives {spec.action_dim} action values, but {suite.name} takes {ACTION_DIM}. {CURE}"
         )
     views = tuple(view.rsplit(".", 1)[-1] for view in spec.views)
     given = suite.model_dump() | {"views": views, "image_size": image_size or suite.image_size}

@@ -105,7 +105,7 @@ def measure(
             f"groups: expected one for each of {len(instructions)} instructions, got {len(groups)}."
         )
     names = tuple(groups)
-    swapped = _swaps(names, partners or {})
+    swapped = swapped_texts(names, partners or {})
     encoded = tokenizer.encode(list(instructions))
     added = _Sums(
         model,
@@ -211,8 +211,10 @@ def _group(name: str, sums: Mapping[str, float], with_swap: bool) -> GroupError:
     )
 
 
-def _swaps(names: tuple[str, ...], partners: Mapping[str, str]) -> Int[Tensor, " i"] | None:
-    """For each instruction the number of its replacement: that of the same rank in the partner's group."""
+def swapped_texts(names: Sequence[str], partners: Mapping[str, str]) -> Int[Tensor, " i"] | None:
+    """For each instruction the number of its replacement: that of the same rank in the partner's group.
+
+    `names[i]` is the group (task) of instruction i. None where there is one group only."""
     members: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(names):
         members[name].append(number)

@@ -42,6 +42,30 @@ class Difference:
     interval: Interval
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A number with its interval; None where a single cluster cannot give one."""
+
+    value: float
+    interval: Interval | None
+
+    def affine(self, scale: float, shift: float) -> Estimate:
+        """scale * x + shift, for the number and its bounds."""
+        if self.interval is None:
+            return Estimate(value=scale * self.value + shift, interval=None)
+        ends = sorted(scale * bound + shift for bound in (self.interval.low, self.interval.high))
+        interval = Interval(low=ends[0], high=ends[1], rule=self.interval.rule)
+        return Estimate(value=scale * self.value + shift, interval=interval)
+
+    def below(self, bound: float) -> bool:
+        """Whether the whole interval lies below `bound`; False without an interval."""
+        return self.interval is not None and self.interval.high < bound
+
+    def above(self, bound: float) -> bool:
+        """Whether the whole interval lies above `bound`; False without an interval."""
+        return self.interval is not None and self.interval.low > bound
+
+
 def _z(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is a fraction between 0 and 1 (such as 0.95), not {confidence}")
@@ -177,6 +201,37 @@ def stratified_bootstrap(
             total += generator.binomial(n[chosen], (k / n)[chosen]) / n[chosen]
     over = "training seeds and starts" if count > 1 else "starts"
     return _percentiles(total / (count * tasks), confidence, f"stratified bootstrap over {over}, tasks fixed")
+
+
+def ratio_of_sums(
+    top: ArrayLike,
+    bottom: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Estimate:
+    """sum(top) / sum(bottom), with the percentile bootstrap over whole clusters.
+
+    Rows of one cluster (the windows of an episode, say) are not independent, so clusters are drawn with
+    replacement and their sums divided. One cluster gives no interval. Source: Davison and Hinkley, Bootstrap
+    Methods and their Application (1997), 3.8.
+    """
+    numbers = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sums = np.stack([np.bincount(numbers, np.asarray(part, np.float64)) for part in (top, bottom)])
+    count = sums.shape[1]
+    smallest = np.finfo(np.float64).tiny
+    value = float(sums[0].sum() / max(sums[1].sum(), smallest))
+    if count < 2:
+        return Estimate(value=value, interval=None)
+    generator = np.random.default_rng(seed)
+    times = generator.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
+    drawn = times @ sums.T
+    ratios = drawn[:, 0] / np.maximum(drawn[:, 1], smallest)
+    return Estimate(
+        value=value, interval=_percentiles(ratios, confidence, f"bootstrap over {count} episodes")
+    )
 
 
 def mean_of_rates(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -> Interval:

@@ -71,9 +71,12 @@ def describe(model: VLA) -> Description:
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     total = flops["Global"]
     root = type(model).__name__
+    sockets = {name: _flops_below(flops, f"{root}.{name}", socket) for name, socket in model.named_children()}
+    # The action decoder is not called but predicts: what it computes outside its parts is what is left.
+    sockets["action"] += total - sum(sockets.values())
     rows = [_row("model", model, 0, total, total)]
     for name, socket in model.named_children():
-        rows.append(_row(name, socket, 1, _flops_below(flops, f"{root}.{name}", socket), total))
+        rows.append(_row(name, socket, 1, sockets[name], total))
         for part_name, part in socket.named_children():
             path = f"{name}.{part_name}"
             rows.append(_row(path, part, 2, _flops_below(flops, f"{root}.{path}", part), total))

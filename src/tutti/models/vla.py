@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, model_validator
 from torch import Tensor, nn
 
+from tutti.models.decoders.bins import BinsConfig
+from tutti.models.decoders.custom import CustomDecoderConfig
+from tutti.models.decoders.diffusion import DiffusionConfig
+from tutti.models.decoders.fast import FastConfig
+from tutti.models.decoders.flow import FlowConfig
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion import JointAttentionConfig
 from tutti.models.language import TextTransformerConfig
 from tutti.models.parts import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
 from tutti.models.vision import VisionTransformerConfig
+from tutti.plugin import CUSTOM, tag_of
 from tutti.types import DataSpec, Features, Observation
 
 Size = Literal["tiny", "small", "base"]
@@ -22,7 +28,15 @@ Size = Literal["tiny", "small", "base"]
 VisionConfig = VisionTransformerConfig
 LanguageConfig = TextTransformerConfig
 FusionConfig = JointAttentionConfig
-ActionDecoderConfig = RegressionConfig
+ActionDecoderConfig = Annotated[
+    Annotated[RegressionConfig, Tag("regression")]
+    | Annotated[FlowConfig, Tag("flow")]
+    | Annotated[DiffusionConfig, Tag("diffusion")]
+    | Annotated[BinsConfig, Tag("bins")]
+    | Annotated[FastConfig, Tag("fast")]
+    | Annotated[CustomDecoderConfig, Tag(CUSTOM)],
+    Discriminator(tag_of),
+]
 
 PRESETS: dict[Size, dict[str, dict[str, Any]]] = {
     "tiny": {  # about 1.0 M parameters: learns from scratch on a CPU within minutes
@@ -64,7 +78,7 @@ class ModelConfig(BaseModel):
     vision: VisionConfig = VisionConfig()
     language: LanguageConfig = LanguageConfig()
     fusion: FusionConfig = FusionConfig()
-    action: ActionDecoderConfig = ActionDecoderConfig()
+    action: ActionDecoderConfig = RegressionConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -84,7 +84,7 @@ def line_chart(
     across = Scale(low=low, high=high if high > low else low + 1, start=LEFT, end=WIDTH - RIGHT)
     up = value_scale(ys, HEIGHT - BOTTOM, TOP, log=log, zero=zero)
     axis = f"{unit} (log scale)" if up.log else unit
-    parts = [_frame(across, up, axis, x_label)]
+    parts = [frame(across, up, axis, x_label)]
     order = {"faint": 0, "reference": 1, "line": 2, "points": 3}
     for one in sorted(drawn, key=lambda s: order[s.kind]):
         parts.append(_draw(one, *thinned[id(one)], across, up))
@@ -93,12 +93,12 @@ def line_chart(
         "label": x_label,
         "series": [
             {"name": s.name, "colour": s.colour, "unit": "" if unit in ("loss", "lambda") else unit}
-            | {"xs": [_short(x) for x in thinned[id(s)][0]], "ys": [_short(y) for y in thinned[id(s)][1]]}
+            | {"xs": [short(x) for x in thinned[id(s)][0]], "ys": [short(y) for y in thinned[id(s)][1]]}
             for s in drawn
         ],
     }
     parts.append(f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="0" x2="0"/>')
-    svg = _svg(WIDTH, HEIGHT, _spoken(title, drawn), "".join(parts), values)
+    svg = drawing(WIDTH, HEIGHT, spoken(title, drawn), "".join(parts), values)
     legend = tuple((s.name, s.colour, s.kind) for s in drawn if s.kind != "faint")
     return Chart(title=title, help=help, svg=svg, legend=legend)
 
@@ -121,7 +121,8 @@ def _draw(one: Series, xs: list[Number], ys: list[Number], across: Scale, up: Sc
     return f'<polyline class="{one.kind} {one.colour}" points="{path}"/>'
 
 
-def _frame(across: Scale, up: Scale, unit: str, x_label: str) -> str:
+def frame(across: Scale, up: Scale, unit: str, x_label: str) -> str:
+    """Grid, axes and ticks of a chart over steps."""
     parts = []
     ticks = up.ticks()
     small = max(map(abs, ticks), default=1) < 0.005  # then all of them with an exponent, not some
@@ -164,7 +165,7 @@ def success_chart(title: str, rows: Sequence[SuccessRow], help: str = "") -> Cha
         legend.append(("wrong instruction", "c2", "hollow"))
     if any(row.expert is not None for row in rows):
         legend.append(("expert's ceiling", "grey", "tick"))
-    svg = _svg(
+    svg = drawing(
         width, height, f"{title}: {', '.join(f'{r.task} {r.policy.label}' for r in rows)}", "".join(parts)
     )
     return Chart(title=title, help=help, svg=svg, legend=tuple(legend), wide=True)
@@ -213,16 +214,18 @@ def seconds_chart(title: str, seconds: dict[str, Number], help: str = "") -> Cha
             f'<text class="value" x="{end + 9:.1f}" y="{y + 15}">{duration(value)}</text>'
         )
     spoken = f"{title}: " + ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-    return Chart(title=title, help=help, svg=_svg(width, height, spoken, "".join(parts)), wide=True)
+    return Chart(title=title, help=help, svg=drawing(width, height, spoken, "".join(parts)), wide=True)
 
 
-def _svg(width: Number, height: Number, spoken: str, inside: str, values: object | None = None) -> Markup:
+def drawing(width: Number, height: Number, spoken: str, inside: str, values: object | None = None) -> Markup:
+    """The finished SVG; `spoken` is read out in its place. `inside` must be escaped already."""
     data = f' data-chart="{escape(json.dumps(values, separators=(",", ":")))}"' if values is not None else ""
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(spoken)}"{data}>'
     return Markup(f"{head}{inside}</svg>")  # what came from outside went through escape
 
 
-def _spoken(title: str, drawn: Sequence[Series]) -> str:
+def spoken(title: str, drawn: Sequence[Series]) -> str:
+    """What is read out in place of lines: where each begins and ends."""
     ends = []
     for one in drawn:
         ys = [y for y in one.ys if math.isfinite(y)]
@@ -231,7 +234,8 @@ def _spoken(title: str, drawn: Sequence[Series]) -> str:
     return f"{title}: {'; '.join(ends) if ends else 'nothing recorded'}"
 
 
-def _short(value: Number) -> Number:
+def short(value: Number) -> Number:
+    """The value with four digits, as it goes into the page's JSON."""
     if not math.isfinite(value):
         return 0.0
     return int(value) if float(value).is_integer() else float(f"{value:.4g}")

@@ -20,7 +20,7 @@ REFERENCES = {
     "chance": ("chance", "the value of a guess", "grey"),
     "copy_baseline": ("copy baseline", "the loss of predicting that nothing changes", "grey"),
 }
-SHARES = ("data", "forward", "backward", "optimizer")
+SHARES = ("data", "forward", "backward", "optimizer", "diagnostics")
 
 
 def training_section(inputs: Inputs) -> Section:
@@ -159,7 +159,7 @@ def _optimizer(records: Records, clip_norm: float | None) -> list[Chart | None]:
 def _speed(records: Records) -> list[Chart | None]:
     rate = _train(records, "time/samples_per_second", "windows per second", "c1")
     series: list[Series] = []
-    for name, colour in zip(SHARES, ("c2", "c1", "c4", "c3"), strict=True):
+    for name, colour in zip(SHARES, ("c2", "c1", "c4", "c3", "c5"), strict=True):
         steps, values = records.get(f"time/{name}_share")
         if steps:
             series.append(Series(name=name, xs=steps, ys=smooth(values), colour=colour))
@@ -210,6 +210,8 @@ def _has_a_place(name: str, terms: Sequence[str]) -> bool:
         return name not in ("optim/lr_factor", "optim/ema_decay", "time/validation_seconds")
     if name == "data/samples":
         return True  # in the section's first sentence
+    if family == "diag":
+        return True  # in a section of its own
     if family == "valid" and not rest.startswith("metric/"):
         return True
     term, _, metric = name.removeprefix("valid/").removeprefix("metric/").partition("/")

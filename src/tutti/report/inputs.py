@@ -60,6 +60,8 @@ class Inputs:
     recording: Json | None
     videos: tuple[Json, ...]
     first_batch: bytes | None
+    probes: Json | None
+    occlusion: bytes | None
     failures: tuple[str, ...]
     problems: tuple[str, ...]
 
@@ -92,6 +94,8 @@ def read_inputs(folder: Path) -> Inputs:
         recording=_object(folder / "recording.json", problems),
         videos=tuple(v for v in videos if isinstance(v, dict)) if isinstance(videos, list) else (),
         first_batch=_bytes(folder / "first_batch.png", problems),
+        probes=_object(folder / "probes" / "probes.json", problems),
+        occlusion=_bytes(folder / "probes" / "occlusion.png", problems),
         failures=tuple(_failures(folder, problems)),
         problems=tuple(problems),
     )

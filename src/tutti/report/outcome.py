@@ -9,7 +9,7 @@ from typing import Any
 from tutti.evaluation.statistics import Interval, mean_of_rates, wilson
 from tutti.report.blocks import Block, Cell, Charts, Note, Section, Table
 from tutti.report.charts import Estimate, SuccessRow, success_chart
-from tutti.report.inputs import Inputs, Json
+from tutti.report.inputs import Inputs, Json, config_of
 from tutti.report.numbers import NOTHING, bounds, percent
 
 CONDITIONS = {
@@ -27,13 +27,17 @@ CONDITIONS = {
 }
 LEAST = 0.5  # a task below this rate gets a warning
 RUN_EVALUATE = "Not run yet: `tutti evaluate` plays the policy in the simulator."
+NOT_PLAYED = "Not played: evaluation.suite is none, so only the open-loop error was measured."
 
 Count = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """results.json as the report needs it: (k, n) per condition and task, verdicts, protocol, seconds."""
+    """results.json as the report needs it: (k, n) per condition and task, verdicts, protocol, seconds.
+
+    `missing` is what is said where there is none.
+    """
 
     counts: Mapping[str, Mapping[str, Count]]
     intervals: Mapping[str, Interval]
@@ -41,6 +45,7 @@ class Evaluation:
     protocol: Json
     seconds: float | None
     resumed: int
+    missing: str = RUN_EVALUATE
 
     @property
     def policy(self) -> Mapping[str, Count]:
@@ -85,6 +90,7 @@ def read_evaluation(inputs: Inputs) -> Evaluation:
         protocol=protocol if isinstance(protocol, dict) else {},
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
         resumed=resumed if isinstance(resumed, int) else 0,
+        missing=NOT_PLAYED if config_of(inputs, "evaluation").get("suite") == "none" else RUN_EVALUATE,
     )
 
 
@@ -128,7 +134,7 @@ def sentences(evaluation: Evaluation) -> tuple[str, list[Note]]:
     """The sentence of the result, and one for each control, in plain words."""
     mean = evaluation.mean()
     if mean is None:
-        return RUN_EVALUATE, []
+        return evaluation.missing, []
     rate, interval, rollouts = mean
     head = (
         f"The policy succeeds in {percent(rate, 1)} of the rollouts, mean of {len(evaluation.policy)} tasks "
@@ -161,7 +167,7 @@ def success_section(evaluation: Evaluation) -> Section:
     """A chart and a table of k/n with Wilson intervals, every control beside the score."""
     tasks = list(evaluation.policy)
     if not tasks:
-        return Section(id="success", title="Success per task", missing=RUN_EVALUATE)
+        return Section(id="success", title="Success per task", missing=evaluation.missing)
     wrong, expert = evaluation.counts.get("wrong_instruction", {}), evaluation.counts.get("expert", {})
     rows = [
         SuccessRow(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from tutti.data.storage import full_disk_is_a_user_error, megabytes, write_atomically
 from tutti.report.blocks import Note, Section
 from tutti.report.curves import training_section
+from tutti.report.influence import influence_section, top_notes
 from tutti.report.inputs import Inputs, config_of, read_inputs
 from tutti.report.numbers import bounds, count, duration, percent
 from tutti.report.outcome import (
@@ -21,6 +17,8 @@ from tutti.report.outcome import (
     success_section,
     weak_tasks,
 )
+from tutti.report.probes import alarms, probes_section
+from tutti.report.render import Page, Tile, render
 from tutti.report.sections import (
     batch_section,
     data_section,
@@ -33,17 +31,7 @@ from tutti.report.sections import (
 )
 from tutti.report.videos import videos_section
 
-TEMPLATES = Path(__file__).parent / "templates"
 MOST_VIDEO_BYTES = 4_500_000  # of base64; with the rest the page stays below 6 MB
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """A number at the top of the page."""
-
-    value: str
-    name: str
-    small: str = ""
 
 
 def write_report(run_folder: Path) -> Path:
@@ -60,48 +48,36 @@ def write_report(run_folder: Path) -> Path:
         success_section(evaluation),
         videos_section(inputs, MOST_VIDEO_BYTES),
         training_section(inputs),
+        influence_section(inputs),
         open_loop_section(inputs),
+        probes_section(inputs),
         batch_section(inputs),
         model_section(inputs),
         data_section(inputs),
         protocol_section(inputs, evaluation),
         reproduce_section(inputs),
     ]
-    html = _render(inputs, evaluation, result, notes, sections)
+    html = render(_page(inputs, evaluation, result, notes, sections))
     path = run_folder / "report.html"
     with full_disk_is_a_user_error(run_folder, "the report", lambda: megabytes(len(html))):
         write_atomically(path, html.encode("utf-8"))
     return path
 
 
-def _render(
+def _page(
     inputs: Inputs, evaluation: Evaluation, result: str, notes: list[Note], sections: list[Section]
-) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["prose"] = prose
-    name = str(
-        (inputs.summary or {}).get("name") or config_of(inputs).get("name") or inputs.folder.resolve().name
-    )
-    return environment.get_template("page.html").render(
-        name=name,
+) -> Page:
+    folder = inputs.folder.resolve().name
+    return Page(
+        kicker="Tutti: report of a run",
+        name=str((inputs.summary or {}).get("name") or config_of(inputs).get("name") or folder),
         result=result,
         tiles=tiles(inputs, evaluation),
-        notes=notes,
+        notes=[*notes, *top_notes(inputs)],
         warnings=warnings(inputs, evaluation),
         sections=sections,
-        footer=f"Written by tutti report from {inputs.folder.resolve().name}/. Intervals: 95 %, two-sided.",
-        # Ours, and without "</": nothing in them can end the element they stand in.
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
+        footer=f"Written by tutti report from {folder}/. Intervals: 95 %, two-sided.",
     )
-
-
-def prose(text: str) -> Markup:
-    """Escaped text in which `commands` are set as code and " %" stays on the line of its number."""
-    safe = str(escape(text)).replace(" %", "\u00a0%")
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", safe))
 
 
 def tiles(inputs: Inputs, evaluation: Evaluation) -> list[Tile]:
@@ -137,7 +113,7 @@ def tiles(inputs: Inputs, evaluation: Evaluation) -> list[Tile]:
 
 def warnings(inputs: Inputs, evaluation: Evaluation) -> list[str]:
     """What a reader must know before believing the numbers above."""
-    found = [*inputs.failures, *weak_tasks(evaluation)]
+    found = [*alarms(inputs), *inputs.failures, *weak_tasks(evaluation)]
     records = inputs.records
     if records.not_finite:
         found.append(f"Values that are not finite were recorded in {', '.join(records.not_finite)}.")

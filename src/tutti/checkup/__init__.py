@@ -1,0 +1,1 @@
+"""Looking at a run from outside: the doctor before a training, the probes after it."""

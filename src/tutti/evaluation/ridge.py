@@ -1,0 +1,118 @@
+"""Ridge regression in closed form: the plain yardstick that probes and baselines are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Shaped
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Tried penalties, in units of the number of rows: 1 halves the weight of a lone standardised input."""
+FOLDS = 5
+STILL = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ridge:
+    """y^ = ((x - mean) / scale) W + b, fitted by `fit`."""
+
+    mean: Float64[np.ndarray, " p"]
+    scale: Float64[np.ndarray, " p"]
+    weights: Float64[np.ndarray, "p q"]
+    offset: Float64[np.ndarray, " q"]
+    penalty: float
+
+    @classmethod
+    def fit(
+        cls,
+        inputs: Float64[np.ndarray, "n p"],
+        targets: Float64[np.ndarray, "n q"],
+        clusters: Shaped[np.ndarray, " n"],
+    ) -> Self:
+        """argmin_W sum |y - b - z W|^2 + n penalty |W|^2, z the standardised inputs; b is not penalised.
+
+        The penalty of `PENALTIES` with the least squared error on a fifth of the clusters (episodes), which
+        is held out of a first fit, is used in the second, on everything. An input that never moves is left
+        out. The same arguments give the same weights.
+        """
+        mean = inputs.mean(0)
+        deviation = inputs.std(0)
+        scale = np.where(deviation > STILL * np.maximum(1.0, np.abs(mean)), deviation, np.inf)
+        z = (inputs - mean) / scale
+        numbers = np.unique(clusters, return_inverse=True)[1]
+        apart = numbers % FOLDS == FOLDS - 1
+        penalty = PENALTIES[2]
+        if apart.any() and not apart.all():
+            tried = {
+                candidate: _squared_error(z[apart], targets[apart], *solved)
+                for candidate, solved in zip(PENALTIES, _solve(z[~apart], targets[~apart]), strict=True)
+            }
+            penalty = min(tried, key=lambda candidate: tried[candidate])
+        weights, offset = _solve(z, targets)[PENALTIES.index(penalty)]
+        return cls(mean=mean, scale=scale, weights=weights, offset=offset, penalty=penalty)
+
+    def predict(self, inputs: Float64[np.ndarray, "n p"]) -> Float64[np.ndarray, "n q"]:
+        """y^ of other inputs."""
+        return ((inputs - self.mean) / self.scale) @ self.weights + self.offset
+
+
+def fit_steps(
+    inputs: Float64[np.ndarray, "n p"],
+    actions: Float64[np.ndarray, "n t a"],
+    mask: Bool[np.ndarray, "n t a"],
+    clusters: Shaped[np.ndarray, " n"],
+) -> list[Ridge]:
+    """One ridge for each step of a chunk, fitted on the windows that have this step."""
+    found: list[Ridge] = []
+    for step in range(actions.shape[1]):
+        here = mask[:, step].all(-1)
+        if not here.any():  # no episode is that long: what the step before does
+            found.append(found[-1])
+            continue
+        found.append(Ridge.fit(inputs[here], actions[here, step], clusters[here]))
+    return found
+
+
+def predict_steps(models: list[Ridge], inputs: Float64[np.ndarray, "n p"]) -> Float64[np.ndarray, "n t a"]:
+    """The chunk that `fit_steps` predicts."""
+    return np.stack([model.predict(inputs) for model in models], axis=1)
+
+
+def fourier_features(
+    inputs: Float64[np.ndarray, "n p"], count: int = 256, seed: int = 0
+) -> Float64[np.ndarray, "n m"]:
+    """[x, cos(x W + u)]: inputs in normalised units and `count` random features of a Gaussian kernel.
+
+    The kernel's width is sqrt(p), the distance at which two standardised inputs of p numbers usually lie, so
+    that ridge on these can bend where ridge on x cannot. Source: Rahimi and Recht (NIPS 2007).
+    """
+    random = np.random.default_rng([seed, 5])
+    width = inputs.shape[1]
+    weights = random.normal(size=(width, count)) / np.sqrt(max(1, width))
+    return np.concatenate([inputs, np.cos(inputs @ weights + random.uniform(0, 2 * np.pi, count))], axis=1)
+
+
+def one_hot(numbers: Int64[np.ndarray, " n"], count: int) -> Float64[np.ndarray, "n c"]:
+    """Rows of the identity."""
+    return np.eye(count)[numbers]
+
+
+def _solve(
+    z: Float64[np.ndarray, "n p"], targets: Float64[np.ndarray, "n q"]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(weights, offset) for each penalty, from one eigendecomposition."""
+    middle, offset = z.mean(0), targets.mean(0)
+    centred = z - middle
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    rotated = vectors.T @ (centred.T @ (targets - offset))
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for penalty in PENALTIES:
+        weights = vectors @ (rotated / (np.maximum(values, 0) + penalty * len(z))[:, None])
+        found.append((weights, offset - middle @ weights))
+    return found
+
+
+def _squared_error(z: np.ndarray, targets: np.ndarray, weights: np.ndarray, offset: np.ndarray) -> float:
+    return float(np.square(targets - z @ weights - offset).sum())

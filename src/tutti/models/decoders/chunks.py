@@ -1,0 +1,73 @@
+"""What the decoders share about chunks: masked actions, and decoders that must first see the data."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tutti.types import Batch, UserError
+
+
+def present_actions(batch: Batch) -> Float[Tensor, "b t a"]:
+    """The batch's actions with 0 where they are masked, whatever stands there (even NaN)."""
+    return torch.where(batch.action_mask, batch.actions, torch.zeros_like(batch.actions))
+
+
+def hold_last(actions: Float[Tensor, "b t a"], mask: Bool[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
+    """Each masked action becomes the last present one before it in its dimension; 0 where there is none."""
+    steps = torch.arange(actions.shape[1], device=actions.device)[None, :, None]
+    last = torch.where(mask, steps, -1).cummax(dim=1).values
+    kept = torch.where(mask, actions, torch.zeros_like(actions))
+    held = kept.gather(1, last.clamp(min=0))
+    return torch.where(last < 0, torch.zeros_like(held), held)
+
+
+def require_fitted(fitted: Bool[Tensor, ""], kind: str) -> None:
+    """Raises: UserError unless `fit` has been called, or the weights of a fitted decoder were loaded."""
+    if not bool(fitted):
+        raise UserError(
+            f"model.action.kind is '{kind}', which learns from the training chunks before it trains, but has "
+            "seen none: call model.action.fit(*data.training_chunks(20_000)) first, as `tutti train` does, "
+            "or load a checkpoint."
+        )
+
+
+def require_finite(actions: Float[Tensor, "n t a"], mask: Bool[Tensor, "n t a"]) -> None:
+    """Raises: UserError if an action that counts is not finite, naming its dimension."""
+    bad = (~actions.isfinite() & mask).any(dim=1).any(dim=0)
+    if bool(bad.any()):
+        raise UserError(
+            f"The training chunks hold values that are no finite numbers in action dimension "
+            f"{int(bad.nonzero()[0])}, counted from 0. Remove these episodes, or mend the data set."
+        )
+
+
+def ranges(
+    actions: Float[Tensor, "n t a"],
+    mask: Bool[Tensor, "n t a"],
+    *,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+) -> tuple[Float[Tensor, " a"], Float[Tensor, " a"]]:
+    """The two quantiles of each dimension over its present actions; linear between neighbours.
+
+    A dimension with no present action at all (padding of an embodiment) has the range -1 to 1.
+
+    Raises: UserError if an action that counts is not finite.
+    """
+    require_finite(actions, mask)
+    low, high = [], []
+    for dimension in range(actions.shape[2]):
+        values = actions[..., dimension][mask[..., dimension]].double().sort().values
+        ends = [_quantile(values, share) for share in quantiles] if len(values) else [-1.0, 1.0]
+        low.append(ends[0])
+        high.append(ends[1])
+    return torch.tensor(low, dtype=actions.dtype), torch.tensor(high, dtype=actions.dtype)
+
+
+def _quantile(ordered: Float[Tensor, " n"], share: float) -> float:
+    """Of any number of sorted values; `torch.quantile` takes 16 million at most."""
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return float(ordered[below] + (place - below) * (ordered[above] - ordered[below]))

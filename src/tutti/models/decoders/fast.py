@@ -1,0 +1,145 @@
+"""The FAST decoder: a small causal transformer writes the chunk as a sequence of compressed tokens."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from tutti.models.decoders.chunk_tokens import PAD, ChunkTokens, TokenReport
+from tutti.models.decoders.chunks import hold_last, require_finite, require_fitted
+from tutti.models.decoders.trunk import Cache, Condition, Conditioning, Trunk, TrunkConfig, shrink
+from tutti.models.layers import all_present
+from tutti.models.parts import ActionDecoder
+from tutti.types import Batch, DataSpec, Features
+
+log = logging.getLogger("tutti.models")
+
+
+class FastConfig(TrunkConfig):
+    """`kind: fast`."""
+
+    kind: Literal["fast"] = "fast"
+    vocabulary_size: int = Field(default=256, ge=8, description="symbols and joined tokens together")
+    scale: float = Field(
+        default=10.0, gt=0, description="cosine coefficients are rounded to 1 / scale, in normalised units"
+    )
+
+    def build(self, spec: DataSpec, width: int) -> FastDecoder:
+        """The decoder from features of `width` to chunks of (spec.horizon, spec.action_dim)."""
+        return FastDecoder(self, spec, width)
+
+
+class FastDecoder(ActionDecoder):
+    """Next-token prediction on FAST tokens (2501.09747; `chunk_tokens.py`).
+
+    The sequence begins with a linear map of the readout; token i is predicted from it and tokens 0 ... i - 1:
+
+        e = 1 / n sum_{i < n} -log p(token_i | readout, token_0 ... token_{i-1}),   at each action of a sample
+
+    Only tokens that still fit are possible: those that spell no more numbers than the chunk lacks. So the
+    sequence ends by itself when t * a numbers are spelled, and there is no end token.
+
+    `predict` takes the likeliest token each time, with the keys and values of the earlier ones kept, and
+    stops at the longest sequence that `fit` found; numbers not spelled by then are 0, which are the
+    highest frequencies.
+
+    Masked steps past an episode's end hold the last present action of their dimension before the transform,
+    so that the chunk stays smooth; the tokens that describe them count, as they cannot be told from the rest.
+
+    Differs: FAST's loss is the mean over all tokens of the batch. Here a sample's mean stands at each of its
+    actions, so the masked mean is that of the samples, weighted by their present actions. FAST fine-tunes a
+    large VLM, with the prompt in front and an end token behind.
+    """
+
+    needs_fit = True
+
+    def __init__(self, config: FastConfig, spec: DataSpec, width: int) -> None:
+        super().__init__()
+        self.fitted: Tensor
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self.tokens = ChunkTokens(spec.horizon, spec.action_dim, config.vocabulary_size, config.scale)
+        self.conditioning = Conditioning(config, width)
+        self.embedding = nn.Embedding(config.vocabulary_size, config.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.trunk = Trunk(config, self.tokens.num_numbers, causal=True)
+        self.out = shrink(nn.Linear(config.width, config.vocabulary_size))
+
+    def fit(self, actions: Float[Tensor, "n t a"], action_mask: Bool[Tensor, "n t a"]) -> None:
+        """Learns the vocabulary and logs how short and exact its sequences are.
+
+        Raises: UserError if the vocabulary cannot hold the integers that occur, or an action is not finite.
+        """
+        require_finite(actions, action_mask)
+        chunks = hold_last(actions, action_mask)
+        self.tokens.fit(chunks)
+        self.fitted.fill_(True)
+        found = self.tokens.report(self.tokens.spread(chunks))
+        log.info(
+            "fast: %d symbols and %d joined tokens; a chunk of %d numbers takes %.1f tokens (at most %d), "
+            "%.1f numbers a token; rounding costs %.4f of L1",
+            int(self.tokens.num_symbols),
+            int(self.tokens.num_tokens - self.tokens.num_symbols),
+            self.tokens.num_numbers,
+            found.tokens_per_chunk,
+            found.longest,
+            found.ratio,
+            found.rounding_l1,
+        )
+
+    def report(self, actions: Float[Tensor, "n t a"], action_mask: Bool[Tensor, "n t a"]) -> TokenReport:
+        """How short and how exact the tokens of these chunks are, masked steps held as in training."""
+        return self.tokens.report(hold_last(actions, action_mask))
+
+    def forward(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
+        """e = the sample's mean cross-entropy per token, in nats, at each of its actions.
+
+        Raises: UserError before `fit`.
+        """
+        require_fitted(self.fitted, "fast")
+        tokens, lengths = self.tokens.encode(hold_last(batch.actions, batch.action_mask))
+        logits = self.logits(self.conditioning(features), tokens)
+        error = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="none")
+        mean = error.view_as(tokens).sum(1) / lengths
+        return mean[:, None, None].expand_as(batch.actions)
+
+    def logits(self, condition: Condition, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:
+        """Those of each token given the ones before it; -inf where a token would spell too much."""
+        known = tokens[:, :-1].clamp(min=0)
+        x = torch.cat([condition.vector[:, None], self.embedding(known)], dim=1)
+        spelled = self.tokens.lengths()
+        before = F.pad(spelled[known].cumsum(1), (1, 0))
+        lacking = (self.tokens.num_numbers - before)[..., None]
+        impossible = (spelled > lacking) & (tokens != PAD)[..., None]
+        return self.out(self.trunk(x, condition)).masked_fill(impossible, float("-inf"))
+
+    def predict(self, features: Features) -> Float[Tensor, "b t a"]:
+        """The predicted chunk, normalised."""
+        return self.tokens.decode(self.write(self.conditioning(features)))
+
+    def write(self, condition: Condition) -> Int[Tensor, "b n"]:
+        """The likeliest tokens, one after the other; -1 behind the end of a sequence."""
+        x = condition.vector[:, None]
+        caches = [Cache() for _ in self.trunk.blocks]
+        spelled = self.tokens.lengths()
+        lacking = torch.full((len(x),), self.tokens.num_numbers, device=x.device)
+        written: list[Tensor] = []
+        for place in range(self._longest()):
+            logits = self.out(self.trunk(x, condition, caches, first=place))[:, 0]
+            token = logits.masked_fill(spelled > lacking[:, None], float("-inf")).argmax(-1)
+            written.append(torch.where(lacking > 0, token, PAD))
+            lacking = torch.where(lacking > 0, lacking - spelled[token], lacking)
+            if all_present(lacking == 0):
+                break
+            x = self.embedding(token)[:, None]
+        return torch.stack(written, dim=1)
+
+    def _longest(self) -> int:
+        """Tokens to write at most; on the meta device, where no value can be read, as many as numbers."""
+        longest = self.tokens.longest
+        return self.tokens.num_numbers if longest.device.type == "meta" else int(longest)

@@ -1,0 +1,220 @@
+"""The network of the decoders that generate: a small transformer over the chunk, conditioned on the features.
+
+Each block is modulated by the condition (adaptive layer norm with gates that start at 0: DiT, 2212.09748) and
+may also attend to the fused vision tokens. What depends on the features alone is computed once for a chunk,
+however many steps its generation takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from tutti.models.layers import Activation, activate, attention_mask, require_divisible
+from tutti.types import Features
+
+
+class TrunkConfig(BaseModel):
+    """The keys that every decoder with this network has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: PositiveInt = Field(default=96, description="width of the decoder's tokens")
+    depth: PositiveInt = Field(default=2, description="blocks")
+    heads: PositiveInt = 4
+    mlp_ratio: float = Field(default=2.0, gt=0)
+    activation: Activation = "relu"
+    cross_attention: bool = Field(
+        default=False, description="also attend to the fused vision tokens, not only read the readout"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        require_divisible(self.width, self.heads)
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Keys and values of the readout and the fused vision tokens, for one block."""
+
+    keys: Float[Tensor, "b k n e"]
+    values: Float[Tensor, "b k n e"]
+    mask: Bool[Tensor, "b 1 1 n"] | None
+
+    def repeat(self, times: int) -> Memory:
+        """`times` copies of the batch, one behind the other."""
+        mask = None if self.mask is None else self.mask.repeat(times, 1, 1, 1)
+        keys, values = self.keys.repeat(times, 1, 1, 1), self.values.repeat(times, 1, 1, 1)
+        return Memory(keys=keys, values=values, mask=mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What a chunk is made from: one vector that modulates, and a memory for each block (or none)."""
+
+    vector: Float[Tensor, "b w"]
+    memories: tuple[Memory | None, ...]
+
+    def repeat(self, times: int) -> Condition:
+        """`times` copies of the batch, one behind the other."""
+        if times == 1:
+            return self
+        memories = tuple(None if memory is None else memory.repeat(times) for memory in self.memories)
+        return Condition(vector=self.vector.repeat(times, 1), memories=memories)
+
+    def plus(self, vector: Float[Tensor, "b w"]) -> Condition:
+        """The same with something added to the vector: how far a generation has come."""
+        return replace(self, vector=self.vector + vector)
+
+
+class Conditioning(nn.Module):
+    """Features to the condition: a linear map of the readout and, with cross-attention, keys and values.
+
+    The readout is the first token of the memory, so that there is one even where every view is absent.
+    """
+
+    def __init__(self, config: TrunkConfig, readout_width: int) -> None:
+        super().__init__()
+        self.heads, self.depth = config.heads, config.depth
+        self.readout = nn.Linear(readout_width, config.width)
+        count = config.depth if config.cross_attention else 0
+        self.keys_values = nn.ModuleList(nn.Linear(readout_width, 2 * config.width) for _ in range(count))
+
+    def forward(self, features: Features) -> Condition:
+        """The vector (b, w), and a memory for each block."""
+        vector = self.readout(features.readout)
+        if not self.keys_values:
+            return Condition(vector=vector, memories=(None,) * self.depth)
+        tokens = torch.cat([features.readout[:, None], features.fused_vision.values], dim=1)
+        always = features.fused_vision.mask.new_ones(len(tokens), 1)
+        mask = attention_mask(torch.cat([always, features.fused_vision.mask], dim=1))
+        memories: list[Memory] = []
+        for linear in self.keys_values:
+            keys, values = _heads(linear(tokens), 2, self.heads)
+            memories.append(Memory(keys=keys, values=values, mask=mask))
+        return Condition(vector=vector, memories=tuple(memories))
+
+    def __call__(self, features: Features) -> Condition:
+        return super().__call__(features)
+
+
+class Cache:
+    """Keys and values of the tokens that a causal block has seen so far."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[Tensor, Tensor] | None = None
+
+    def extend(
+        self, keys: Float[Tensor, "b k n e"], values: Float[Tensor, "b k n e"]
+    ) -> tuple[Float[Tensor, "b k m e"], Float[Tensor, "b k m e"]]:
+        """All keys and values up to and with these."""
+        if self.seen is not None:
+            keys, values = torch.cat([self.seen[0], keys], 2), torch.cat([self.seen[1], values], 2)
+        self.seen = (keys, values)
+        return self.seen
+
+
+class ModulatedBlock(nn.Module):
+    """x + g1 attention(norm(x) (1 + s1) + c1), then the memory, then x + g2 mlp(norm(x) (1 + s2) + c2).
+
+    The six modulations are a linear map of silu(condition) that starts at 0: a fresh block does nothing.
+    A causal block lets a token attend to itself and to those before it only.
+    """
+
+    def __init__(self, config: TrunkConfig, *, causal: bool = False) -> None:
+        super().__init__()
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        self.heads, self.causal = config.heads, causal
+        self.activation: Activation = config.activation
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        self.attention_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        if config.cross_attention:
+            self.memory_norm = nn.LayerNorm(width)
+            self.memory_query = nn.Linear(width, width)
+            self.memory_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.mlp_in = nn.Linear(width, hidden)
+        self.mlp_out = nn.Linear(hidden, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n w"],
+        vector: Float[Tensor, "b w"],
+        memory: Memory | None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "b n w"]:
+        """With a cache, `x` is what follows on the tokens in it: one token at a time."""
+        modulation = self.modulation(F.silu(vector))[:, None].chunk(6, dim=-1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        normed = self.attention_norm(x) * (1 + scale) + shift
+        query, key, value = _heads(self.query_key_value(normed), 3, self.heads)
+        if cache is not None:
+            key, value = cache.extend(key, value)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal and cache is None)
+        x = x + gate * self.attention_out(_joined(mixed))
+        if memory is not None:
+            (query,) = _heads(self.memory_query(self.memory_norm(x)), 1, self.heads)
+            mixed = F.scaled_dot_product_attention(query, memory.keys, memory.values, attn_mask=memory.mask)
+            x = x + self.memory_out(_joined(mixed))
+        normed = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
+        return x + mlp_gate * self.mlp_out(activate(self.mlp_in(normed), self.activation))
+
+
+class Trunk(nn.Module):
+    """Learned positions, `depth` modulated blocks, layer norm: (b, n, w) to (b, n, w)."""
+
+    def __init__(self, config: TrunkConfig, length: int, *, causal: bool = False) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(length, config.width) * 0.02)
+        self.blocks = nn.ModuleList(ModulatedBlock(config, causal=causal) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n w"],
+        condition: Condition,
+        caches: list[Cache] | None = None,
+        first: int = 0,
+    ) -> Float[Tensor, "b n w"]:
+        """`x` are the tokens at the places `first`, first + 1, ...; with caches, one token at a time."""
+        x = x + self.position[first : first + x.shape[1]]
+        for number, (block, memory) in enumerate(zip(self.blocks, condition.memories, strict=True)):
+            x = block(x, condition.vector, memory, None if caches is None else caches[number])
+        return self.norm(x)
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b n w"],
+        condition: Condition,
+        caches: list[Cache] | None = None,
+        first: int = 0,
+    ) -> Float[Tensor, "b n w"]:
+        return super().__call__(x, condition, caches, first)
+
+
+def shrink(linear: nn.Linear, scale: float = 0.1) -> nn.Linear:
+    """A last layer that starts small: an untrained decoder then hardly moves the robot."""
+    with torch.no_grad():
+        linear.weight.mul_(scale)
+        linear.bias.zero_()
+    return linear
+
+
+def _heads(joined: Float[Tensor, "b n m"], parts: int, heads: int) -> tuple[Float[Tensor, "b k n e"], ...]:
+    b, n, m = joined.shape
+    return joined.view(b, n, parts, heads, m // (parts * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _joined(mixed: Float[Tensor, "b k n e"]) -> Float[Tensor, "b n w"]:
+    return mixed.transpose(1, 2).flatten(2)

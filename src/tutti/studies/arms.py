@@ -1,0 +1,138 @@
+"""From a study to the config of one cell: base, overrides, the arm, and what the study itself decides."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from tutti.config import RunConfig, build_config, override
+from tutti.data.loader import SourceConfig
+from tutti.evaluation.config import NO_SUITE, ControlsConfig
+from tutti.studies.config import Level, StudyConfig
+from tutti.training.strategy import Strategy
+from tutti.types import UserError
+
+OWNED = {
+    "name": "name",
+    "seed": "seeds",
+    "data.seed": "seeds",
+    "training.seed": "seeds",
+    "training.steps": "budget.steps",
+    "data.demonstrations": "demonstrations",
+    "data.sources": "data_from, or base.data.sources",
+}
+"""Keys of a run that no arm may change, each with the key of the study that decides it."""
+
+SAME_STARTS = ("suite", "tasks", "episodes", "seed0", "split", "max_decisions")
+"""Keys of `evaluation` in which all arms must agree: pairs need the same starts and limits."""
+
+CHECKPOINT_EVERY = 200
+
+
+def arm_config(study: StudyConfig, arm: str) -> RunConfig:
+    """The arm as its overrides make it of the base, before anything is said of seeds, data and steps.
+
+    Raises: UserError that names the arm and the key.
+    """
+    values = copy.deepcopy(study.base)
+    source = f"study '{study.name}', arm '{arm}'"
+    for text in (*study.overrides, *study.arms[arm]):
+        key = text.partition("=")[0].strip()
+        if text in study.arms[arm] and key in OWNED:
+            raise UserError(
+                f"{source}: {key} is not an arm's to change: the study decides it by {OWNED[key]}."
+            )
+        try:
+            override(values, text)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+    config = build_config(values, source)
+    if config.evaluation.suite == NO_SUITE:
+        raise UserError(
+            f"{source}: evaluation.suite is '{NO_SUITE}', but arms are compared by their success in the "
+            "simulator. Name a suite."
+        )
+    return config
+
+
+def cell_config(
+    study: StudyConfig,
+    arm: str,
+    *,
+    level: Level,
+    seed: int,
+    steps: int,
+    sources: tuple[SourceConfig, ...],
+) -> RunConfig:
+    """What one cell trains and is judged by: one thread, one worker, no controls, no videos.
+
+    The validation at the end, the last checkpoint and the evaluation are those of any run. Raises: UserError
+    that names the arm and the key, also where a phase of its strategy has no room for its warm-up.
+    """
+    values = arm_config(study, arm).model_dump(mode="json")
+    values |= {"name": cell_name(arm, level, seed), "seed": seed}
+    values["data"] |= {"seed": seed, "sources": [source.model_dump(mode="json") for source in sources]}
+    if level != "base":
+        values["data"]["demonstrations"] = level
+    every = values["training"]["checkpoint_every"] or CHECKPOINT_EVERY
+    values["training"] |= {
+        "seed": seed,
+        "steps": steps,
+        "threads": 1,
+        "keep_checkpoints": 1,
+        "checkpoint_every": min(every, CHECKPOINT_EVERY),
+    }
+    quiet = {"workers": 1, "videos_per_task": 0, "controls": no_controls()}
+    values["evaluation"] = _laid_over(values["evaluation"], _laid_over(quiet, study.evaluation))
+    config = build_config(values, f"study '{study.name}', arm '{arm}'")
+    _check_strategy(study, arm, config)
+    return config
+
+
+def no_controls() -> dict[str, int]:
+    """Every count of `evaluation.controls` at 0."""
+    return {name: 0 for name, field in ControlsConfig.model_fields.items() if field.annotation is int}
+
+
+def check_same_starts(study: StudyConfig, configs: Mapping[str, RunConfig]) -> None:
+    """Raises: UserError if arms would be judged on different starts, or under different limits."""
+    base = configs[study.baseline].evaluation
+    for arm, config in configs.items():
+        for key in SAME_STARTS:
+            expected, found = getattr(base, key), getattr(config.evaluation, key)
+            if expected != found:
+                raise UserError(
+                    f"study '{study.name}', arm '{arm}': evaluation.{key} is {found}, but {expected} in "
+                    f"'{study.baseline}': arms are compared on the same starts. Change it for the whole "
+                    "study, under `evaluation`."
+                )
+
+
+def cell_name(arm: str, level: Level, seed: int) -> str:
+    """A name that tells which cell it is, and can be a folder's."""
+    words = {"all": "-all", "base": ""}
+    return f"{arm}{words.get(str(level), f'-{level}demos')}-seed{seed}"
+
+
+def _check_strategy(study: StudyConfig, arm: str, config: RunConfig) -> None:
+    training = config.training
+    try:
+        Strategy(
+            config.strategy.phases(),
+            steps=training.steps,
+            warmup=training.schedule.warmup,
+            terms=tuple(config.objective.terms()),
+        )
+    except UserError as error:
+        raise UserError(f"study '{study.name}', arm '{arm}': {error}") from None
+
+
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins, key by key also inside mappings."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = _laid_over(below, value) if both else value  # pyright: ignore[reportArgumentType]
+    return merged

@@ -1,0 +1,210 @@
+"""A study from beginning to end: data, costs, cells, scores, tables. Start reading the studies here.
+
+runs/studies/NAME/
+  study.yaml      what it is, its base spelled out        plan.json       every cell, every arm's steps
+  costs.json      FLOPs and time of a step of each arm    cells/          a run for each arm, level, seed
+  recorded/       demonstrations, if it recorded its own  cache/          their pictures, decoded
+  results.json    every start of every cell, the scores   results.md, report.html   for people
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tutti.config import RunConfig
+from tutti.data.storage import full_disk_is_a_user_error, write_atomically
+from tutti.evaluation.closed_loop import check_seeds
+from tutti.simulation.rendering import check_rendering
+from tutti.studies.arms import arm_config, cell_config, check_same_starts
+from tutti.studies.board import Board
+from tutti.studies.cell import Trained, describe_cell, load_trained
+from tutti.studies.config import StudyConfig, study_yaml
+from tutti.studies.costs import StepCost, affordable_steps, measure_costs
+from tutti.studies.findings import cautions, headline, notes
+from tutti.studies.page import Findings, circumstances, publish
+from tutti.studies.plan import Cell, plan_cells, unfinished
+from tutti.studies.runner import Command, Failure, number_of_jobs, own_command, run_cells
+from tutti.studies.scores import score_study
+from tutti.studies.shared_data import SharedData, decode, link_cache, share_data
+from tutti.studies.standing import work_of
+from tutti.studies.tables import show
+from tutti.terminal import say
+from tutti.types import UserError
+
+PLAN = "plan.json"
+SHOWN = 2
+"""Of five kinds of table, those that the terminal shows: success and differences."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What was decided before the first cell ran."""
+
+    study: dict[str, Any]
+    data: str
+    costs: dict[str, StepCost]
+    cells: tuple[Cell, ...]
+
+
+def compare(
+    study: StudyConfig,
+    folder: Path | None = None,
+    *,
+    report_only: bool = False,
+    command: Command = own_command,
+) -> Path:
+    """Runs what is missing of the study and makes its tables. Gives the page.
+
+    Run again, it finds what is finished and goes on with what was interrupted. `report_only` makes the tables
+    of what is finished, also while another process is running the rest.
+
+    Raises: UserError, for a mistake in the study, or, after all others were tried, if cells failed.
+    """
+    folder = folder or Path("runs/studies") / study.name
+    failures: list[Failure] = []
+    if report_only:
+        plan = read_plan(folder)
+        if plan.study != study.model_dump(mode="json"):
+            say(f"the study's file has changed since {folder / PLAN}: the tables are of what was run")
+    else:
+        for arm in study.arms:
+            arm_config(study, arm)  # every mistake before anything long begins
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder), full_disk_is_a_user_error(folder, "the study", lambda: "not known beforehand"):
+            plan, configs = make_plan(study, folder)
+            failures = _finish(study, configs, folder, command)
+    page = _report(plan, folder)
+    if failures:
+        told = "\n\n".join(failure.text for failure in failures)
+        raise UserError(
+            f"{len(failures)} of {len(plan.cells)} cells failed:\n\n{told}\n\n"
+            "Run the same command again: what is finished is kept."
+        )
+    return page
+
+
+def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunConfig]]:
+    """Data, the cost of a step of each arm, and from the budget the steps of every cell.
+
+    Costs are measured with the base's own number of demonstrations, which a step does not depend on, and the
+    first seed.
+    """
+    base = arm_config(study, study.baseline)
+    steps = base.training.steps if study.budget.steps == "base" else study.budget.steps
+    check_rendering()
+    data = share_data(study, base, folder)
+    configs = {
+        arm: cell_config(study, arm, level="base", seed=study.seed_list[0], steps=steps, sources=data.sources)
+        for arm in study.arms
+    }
+    check_same_starts(study, configs)
+    check_seeds(configs[study.baseline].evaluation, data.seeds)
+    costs = _costs(study, configs, data, folder)
+    allowed = affordable_steps(study.budget, steps, costs, study.baseline)
+    planned = plan_cells(study, allowed, data.sources, data.fingerprint, folder.resolve())
+    plan = Plan(study=study.model_dump(mode="json"), data=data.fingerprint, costs=costs, cells=tuple(planned))
+    write_atomically(folder / "study.yaml", study_yaml(study).encode())
+    write_atomically(folder / PLAN, (json.dumps(_plain(plan), indent=1) + "\n").encode())
+    return plan, planned
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan of a study that was begun.
+
+    Raises: UserError if there is none, or it cannot be read.
+    """
+    path = folder / PLAN
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file, so nothing of this study has run. Run it without --report-only."
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Plan(
+            study=found["study"],
+            data=found["data"],
+            costs={arm: StepCost(**cost) for arm, cost in found["costs"].items()},
+            cells=tuple(
+                Cell(**{**cell, "folder": folder.resolve() / cell["folder"]}) for cell in found["cells"]
+            ),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}). Run the study again without --report-only."
+        ) from None
+
+
+def _costs(
+    study: StudyConfig, configs: Mapping[str, RunConfig], data: SharedData, folder: Path
+) -> dict[str, StepCost]:
+    decode(configs.values(), folder)
+    what = "FLOPs and time" if study.budget.kind == "time" else "FLOPs"
+    say(f"measuring {what} of a step of each arm, if not known yet ...")
+    costs = measure_costs(configs, study.baseline, study.budget, fingerprint=data.fingerprint, folder=folder)
+    return costs
+
+
+def _finish(
+    study: StudyConfig, configs: Mapping[Cell, RunConfig], folder: Path, command: Command
+) -> list[Failure]:
+    missing = unfinished(list(configs))
+    jobs = number_of_jobs(study.jobs, len(missing))
+    found = len(configs) - len(missing)
+    say(f"{len(configs)} cells, {found} found, {len(missing)} to do, {jobs} at a time, one thread each")
+    for cell in missing:
+        describe_cell(cell, configs[cell])
+        link_cache(folder, cell.folder)
+    with Board({cell: work_of(configs[cell]) for cell in missing}, found) as board:
+        return run_cells(missing, jobs, board, command=command)
+
+
+def _report(plan: Plan, folder: Path) -> Path:
+    results = {cell: load_trained(cell) for cell in plan.cells}
+    found: dict[Cell, Trained] = {cell: one for cell, one in results.items() if one is not None}
+    study = StudyConfig.model_validate(plan.study)
+    findings = Findings(
+        study=study,
+        data=plan.data,
+        costs=plan.costs,
+        found=found,
+        missing=[cell for cell, one in results.items() if one is None],
+        scores=score_study(study, found),
+    )
+    tables = publish(findings, folder, circumstances())
+    for table in tables[: SHOWN * len(findings.finished_levels)]:
+        show(table)
+    for note in notes(study, findings.scores):
+        say(note.text)
+    for caution in cautions(study, findings.scores, findings.missing):
+        say(f"warning: {caution}")
+    say(headline(study, findings.scores))
+    say(f"Report: {folder / 'report.html'}")
+    return folder / "report.html"
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    """For JSON; folders relative to the study's, so that it may be moved."""
+    values = asdict(plan)
+    for cell, kept in zip(plan.cells, values["cells"], strict=True):
+        kept["folder"] = f"{cell.folder.parent.name}/{cell.folder.name}"
+    return values
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from running this study; the system lifts the lock if this one is killed."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is running this study. Wait for it, or look at what is finished "
+                "with --report-only."
+            ) from None
+        yield

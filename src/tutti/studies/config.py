@@ -1,0 +1,154 @@
+"""StudyConfig: a base run, the arms that change it, and the budget that they share. One YAML file a study."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tutti.config import explain, override, read_yaml
+from tutti.types import UserError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+ArmName = Annotated[str, Field(pattern=NAME)]
+Demonstrations = Annotated[int, Field(ge=1)] | Literal["all"]
+Seed = Annotated[int, Field(ge=0)]
+Level = int | Literal["all", "base"]
+"""How many demonstrations a task has; "base": as the base config says."""
+
+
+class BudgetConfig(BaseModel):
+    """What every arm may spend, fixed by what the baseline spends in `steps` steps.
+
+    | kind | an arm's steps |
+    |---|---|
+    | steps | the same |
+    | samples | so many that it sees as many windows (batch size and accumulation may differ) |
+    | flops | times the baseline's mean FLOPs per step over its own |
+    | time | times the baseline's mean seconds per step over its own, measured in turns on one thread |
+
+    The means are over all steps of the run, so a stage in which parts are frozen or terms do not count is
+    charged what it costs. Diagnostics, validation and checkpoints are not charged.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["steps", "samples", "flops", "time"] = "steps"
+    steps: Annotated[int, Field(ge=1)] | Literal["base"] = Field(
+        default="base", description="Optimiser steps of the baseline; base: its training.steps."
+    )
+
+
+class StudyConfig(BaseModel):
+    """Arms x demonstrations x seeds: each a run of its own, all on the same data and the same starts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=NAME, description="The study's folder under runs/studies/.")
+    base: dict[str, Any] = Field(
+        description="The run config that the arms change: its keys, or the path of its file, looked for "
+        "beside the study's file, then in the present folder."
+    )
+    overrides: tuple[str, ...] = Field(default=(), description="key.sub=value for every arm.")
+    data_from: Literal["base"] | Path = Field(
+        default="base",
+        description="Folder of a run whose recorded data set all arms share and only read; base: the base's "
+        "data.sources, or what it records, once for the study.",
+    )
+    arms: dict[ArmName, tuple[str, ...]] = Field(
+        min_length=2, description="Each arm's own key.sub=value list; an empty one is the base itself."
+    )
+    baseline: str = Field(description="The arm that the others are held against.")
+    seeds: Annotated[int, Field(ge=1)] | Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
+        default=3, description="Training seeds: how many (from 0), or which."
+    )
+    demonstrations: tuple[Demonstrations, ...] = Field(
+        default=(), description="Data levels: data.demonstrations of each; empty: as the base says."
+    )
+    budget: BudgetConfig = Field(default_factory=BudgetConfig, description="What the arms have in common.")
+    evaluation: dict[str, Any] = Field(
+        default={},
+        description="Keys of the section evaluation, the same for every arm; no controls and no videos "
+        "unless named here.",
+    )
+    jobs: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="Runs at a time, one thread each; auto: one for each core."
+    )
+
+    @property
+    def seed_list(self) -> tuple[int, ...]:
+        """The training seeds."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The data levels, at least one."""
+        return self.demonstrations or ("base",)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The arms but the baseline."""
+        return tuple(arm for arm in self.arms if arm != self.baseline)
+
+    @field_validator("seeds", "demonstrations")
+    @classmethod
+    def _differ(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError(f"names one twice: {', '.join(map(str, value))}")
+        return value
+
+    @model_validator(mode="after")
+    def _baseline_is_an_arm(self) -> Self:
+        if self.baseline not in self.arms:
+            near = difflib.get_close_matches(self.baseline, self.arms, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"baseline is '{self.baseline}', but the arms are {', '.join(self.arms)}.{hint}")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        seen: dict[tuple[str, ...], str] = {}
+        for arm, changes in self.arms.items():
+            if changes in seen:
+                raise ValueError(
+                    f"arms '{seen[changes]}' and '{arm}' have the same overrides, so they would give "
+                    "the same bits. Remove one of them."
+                )
+            seen[changes] = arm
+        return self
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """The study of a YAML file, with `key.sub=value` overrides such as seeds=1 or base.training.steps=500.
+
+    Raises: UserError, naming the file, the key, what was expected and found, and the nearest known key.
+    """
+    values = read_yaml(path)
+    for text in overrides:
+        if text.partition("=")[0].strip() == "base":
+            override(values, text)
+    base = values.get("base")
+    if isinstance(base, str):
+        values["base"] = read_yaml(_base_file(path, base))
+    for text in overrides:
+        if text.partition("=")[0].strip() != "base":
+            override(values, text)
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, values, str(path), StudyConfig.model_json_schema())) from None
+
+
+def study_yaml(study: StudyConfig) -> str:
+    """The study as `load_study` reads it, the base spelled out."""
+    text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, width=110)
+    return f"# The study '{study.name}' as it was run.\n{text}"
+
+
+def _base_file(study: Path, base: str) -> Path:
+    beside = study.parent / base
+    return beside if beside.is_file() or not Path(base).is_file() else Path(base)

@@ -1,0 +1,245 @@
+"""What a step of each arm costs in FLOPs and time, phase by phase, and the steps that a budget gives it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tutti import pipeline
+from tutti.config import RunConfig
+from tutti.data.storage import write_atomically
+from tutti.objectives.unified import UnifiedLoss
+from tutti.studies.config import BudgetConfig
+from tutti.training.diagnostics import DiagnosticsConfig
+from tutti.training.strategy import Strategy
+from tutti.training.trainer import Trainer
+
+ROUNDS, TURN = 20, 3
+"""The time is taken in so many rounds, in each of which every arm makes so many steps of each stretch."""
+
+BATCHES = 4
+"""First batches of the run over which the FLOPs of a step are averaged."""
+
+NO_DIAGNOSTICS = DiagnosticsConfig.model_validate({"every": 0, "spikes": {"threshold": "off"}})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """`steps` steps of a run that compute the same; step `at` is one of them."""
+
+    at: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """Means over all steps of a run. `flops` are of matrix products and convolutions, two a multiply-add.
+
+    `parameters` counts everything that training moves, the terms' heads included. `time_ratio` is the time
+    of a step over that of the baseline's, `milliseconds` its own; both None where time is not the budget.
+    """
+
+    flops: float
+    samples: int
+    parameters: int
+    time_ratio: float | None = None
+    milliseconds: float | None = None
+
+
+def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
+    """The run's steps, grouped by phase, by the terms that are computed, and by whether gradients are taken
+    one by one."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for step in range(strategy.steps):
+        moment = strategy.at(step)
+        computed = tuple(
+            name
+            for name in moment.phase.counting(objective.names)
+            if objective.balancing.is_active(name, moment.progress)
+        )
+        key = (moment.index, computed, objective.wants_gradients(step))
+        groups.setdefault(key, []).append(step)
+    return [Stretch(at=steps[len(steps) // 2], steps=len(steps)) for steps in groups.values()]
+
+
+class Rehearsal:
+    """A trainer with fresh modules that makes real steps of any stretch of the run, recorded nowhere."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        """`folder` keeps the decoded pictures of the data sets that `config` names."""
+        training = config.training.model_copy(update={"diagnostics": NO_DIAGNOSTICS, "compile": False})
+        self.data, model, objective = pipeline.build_training(config, folder)
+        self.trainer = Trainer(
+            training,
+            model,
+            objective,
+            folder / "rehearsal",
+            strategy=config.strategy,
+            backward=config.backward,
+        )
+        self.trainer.model.train()
+        self.trainer.objective.train()
+        self.stretches = stretches(objective, self.trainer.strategy)
+        self._begin = {name: value.clone() for name, value in objective.state_dict().items()}
+        self._stream = iter(self.data.train)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers training moves."""
+        return sum(parameter.numel() for parameter in self.trainer.parameters.values())
+
+    @property
+    def samples(self) -> int:
+        """Windows in a step."""
+        return self.data.train.batch_size * self.trainer.config.accumulation
+
+    def flops(self, batches: int = BATCHES) -> float:
+        """FLOPs of a step, forward, backward and optimiser, mean over the run."""
+        return self._mean(lambda stretch: self._count(stretch.at, min(batches, stretch.steps)))
+
+    def milliseconds(self, steps: int = TURN) -> float:
+        """Time of a step, mean over the run, from at most `steps` steps of each stretch.
+
+        On a CPU it is that of the one thread, which other work on the machine hardly changes; else wall time.
+        """
+        return self._mean(lambda stretch: self._time(stretch.at, min(steps, stretch.steps)))
+
+    def close(self) -> None:
+        """Stops the loader's thread."""
+        self.data.train.close()
+
+    def _mean(self, measure: Callable[[Stretch], float]) -> float:
+        total = sum(stretch.steps for stretch in self.stretches)
+        return sum(stretch.steps * measure(stretch) for stretch in self.stretches) / total
+
+    def _count(self, step: int, batches: int) -> float:
+        self._forget()
+        stream = map(self.data.train.batch_at, count())  # the same batches for every stretch and arm
+        # The fused attention of CPUs has no entry in the counter; the plain form is matrix products, and has.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            for _ in range(batches):
+                self.trainer.rehearse(stream, step)
+        return counter.get_total_flops() / batches
+
+    def _time(self, step: int, steps: int) -> float:
+        self._forget()
+        clock = time.thread_time if self.trainer.machine.device.type == "cpu" else time.perf_counter
+        started = clock()
+        for _ in range(steps):
+            self.trainer.rehearse(self._stream, step)
+        return 1000 * (clock() - started) / steps
+
+    def _forget(self) -> None:
+        """A balancing that learns is as it was at first: it may not see more steps than a run has."""
+        self.trainer.objective.load_state_dict(self._begin)
+
+
+def measure_costs(
+    configs: Mapping[str, RunConfig],
+    baseline: str,
+    budget: BudgetConfig,
+    *,
+    fingerprint: str,
+    folder: Path,
+    rounds: int = ROUNDS,
+) -> dict[str, StepCost]:
+    """The cost of each arm's step, measured once and kept in `folder`/costs.json.
+
+    What was measured before stays as it is, so that a further arm does not change the steps of the others.
+    Times are taken on one thread with the arms in turns (A, B, C, A, B, C, ...), after one uncounted turn,
+    and compared within a round: a drift of the machine hits all alike. The ratio is the rounds' median.
+    """
+    path = folder / "costs.json"
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    keys = {arm: _identity(configs[baseline], config, budget, fingerprint) for arm, config in configs.items()}
+    missing = [arm for arm in configs if kept.get(arm, {}).get("identity") != keys[arm]]
+    if missing:
+        turns = dict.fromkeys([baseline, *missing])
+        for arm, cost in _measure({a: configs[a] for a in turns}, baseline, budget, folder, rounds).items():
+            if arm in missing:
+                kept[arm] = {"identity": keys[arm], "cost": asdict(cost)}
+        write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
+    return {arm: StepCost(**kept[arm]["cost"]) for arm in configs}
+
+
+def affordable_steps(
+    budget: BudgetConfig, steps: int, costs: Mapping[str, StepCost], baseline: str
+) -> dict[str, int]:
+    """The steps of each arm where the baseline makes `steps`, rounded, at least 1."""
+    base = costs[baseline]
+    ratios: dict[str, float] = {}
+    for arm, cost in costs.items():
+        match budget.kind:
+            case "steps":
+                ratios[arm] = 1.0
+            case "samples":
+                ratios[arm] = cost.samples / base.samples
+            case "flops":
+                ratios[arm] = cost.flops / base.flops
+            case "time":
+                assert cost.time_ratio is not None
+                ratios[arm] = cost.time_ratio
+    return {arm: max(1, round(steps / ratio)) for arm, ratio in ratios.items()}
+
+
+def _measure(
+    configs: Mapping[str, RunConfig], baseline: str, budget: BudgetConfig, folder: Path, rounds: int
+) -> dict[str, StepCost]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rehearsals = {arm: Rehearsal(config, folder) for arm, config in configs.items()}
+    try:
+        flops = {arm: rehearsal.flops() for arm, rehearsal in rehearsals.items()}
+        times: dict[str, list[float]] = {}
+        if budget.kind == "time":
+            times = in_turns({arm: r.milliseconds for arm, r in rehearsals.items()}, rounds)
+        return {
+            arm: StepCost(
+                flops=flops[arm],
+                samples=rehearsal.samples,
+                parameters=rehearsal.parameters,
+                time_ratio=ratio_of(times[arm], times[baseline]) if times else None,
+                milliseconds=median(times[arm]) if times else None,
+            )
+            for arm, rehearsal in rehearsals.items()
+        }
+    finally:
+        for rehearsal in rehearsals.values():
+            rehearsal.close()
+        torch.set_num_threads(before)
+
+
+def in_turns(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """`rounds` measurements of each in turns, after an uncounted one of each."""
+    for timer in timers.values():
+        timer()
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            times[name].append(timer())
+    return times
+
+
+def ratio_of(times: Sequence[float], base: Sequence[float]) -> float:
+    """The median over the rounds of a time over the base's in the same round."""
+    return median(own / under for own, under in zip(times, base, strict=True))
+
+
+def _identity(base: RunConfig, config: RunConfig, budget: BudgetConfig, fingerprint: str) -> str:
+    """A hash of all that an arm's cost was measured with, but not of where the data lie."""
+    own = [c.sections(*pipeline.TRAINED_BY) for c in (base, config)]
+    for sections in own:
+        sections["data"]["sources"] = fingerprint
+    described = [*own, budget.kind == "time"]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

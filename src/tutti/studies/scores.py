@@ -1,0 +1,141 @@
+"""From finished cells to scores: each arm at each level with its intervals, and held against the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+
+from tutti.evaluation.comparison import SIGNIFICANT, Comparison, compare_arms, holm
+from tutti.evaluation.statistics import Interval, stratified_bootstrap, t_interval
+from tutti.studies.cell import Trained
+from tutti.studies.config import Level, StudyConfig
+from tutti.studies.plan import Cell
+from tutti.types import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmScore:
+    """An arm at a level over its finished seeds.
+
+    `seed_means` are the task means, `over_seeds` their t-interval (None with one seed), `bootstrap` that over
+    seeds and starts. `tasks` has (k, n) over all seeds. `against` holds the seeds that the baseline has too
+    (`shared_seeds`) against it; None for the baseline itself, or without such a seed. `adjusted_p` is Holm's
+    over all comparisons of the study.
+    """
+
+    arm: str
+    level: Level
+    trained: tuple[Trained, ...]
+    seed_means: tuple[float, ...]
+    mean: float
+    over_seeds: Interval | None
+    bootstrap: Interval
+    tasks: dict[str, tuple[int, int]]
+    shared_seeds: tuple[int, ...]
+    against: Comparison | None
+    adjusted_p: float | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The finished training seeds."""
+        return tuple(one.seed for one in self.trained)
+
+    def average(self, key: str) -> float | None:
+        """Mean over the seeds of a number of `Trained`; None where a seed has none."""
+        values = [getattr(one, key) for one in self.trained]
+        return None if any(value is None for value in values) else float(mean(values))
+
+    def held_out(self, term: str) -> float | None:
+        """Mean over the seeds of a term's held-out value; None where it was never measured."""
+        values = [one.held_out[term] for one in self.trained if term in one.held_out]
+        return float(mean(values)) if values else None
+
+
+def score_study(study: StudyConfig, found: Mapping[Cell, Trained]) -> list[ArmScore]:
+    """Every arm at every level that has a finished seed, in the order of the study.
+
+    Raises: UserError if two cells were not judged on the same starts.
+    """
+    _check_starts(list(found.items()))
+    scores: list[ArmScore] = []
+    for level in study.levels:
+        arms = {arm: _of(found, arm, level) for arm in study.arms}
+        base = arms[study.baseline]
+        scores += [
+            _score(arm, level, trained, () if arm == study.baseline else base)
+            for arm, trained in arms.items()
+            if trained
+        ]
+    adjusted = holm([score.against.p if score.against else None for score in scores])
+    return [replace(score, adjusted_p=p) for score, p in zip(scores, adjusted, strict=True)]
+
+
+def _of(found: Mapping[Cell, Trained], arm: str, level: Level) -> tuple[Trained, ...]:
+    own = [one for cell, one in found.items() if (cell.arm, cell.level) == (arm, level)]
+    return tuple(sorted(own, key=lambda one: one.seed))
+
+
+def _score(arm: str, level: Level, trained: tuple[Trained, ...], base: Sequence[Trained]) -> ArmScore:
+    means = tuple(one.mean for one in trained)
+    before = {one.seed: one for one in base}
+    pairs = [(before[one.seed], one) for one in trained if one.seed in before]
+    return ArmScore(
+        arm=arm,
+        level=level,
+        trained=trained,
+        seed_means=means,
+        mean=float(mean(means)),
+        over_seeds=t_interval(means) if len(means) > 1 else None,
+        bootstrap=stratified_bootstrap([one.bits for one in trained]),
+        tasks={
+            task: (
+                sum(sum(one.successes[task]) for one in trained),
+                sum(len(one.successes[task]) for one in trained),
+            )
+            for task in trained[0].successes
+        },
+        shared_seeds=tuple(one.seed for _, one in pairs),
+        against=compare_arms([a.bits for a, _ in pairs], [b.bits for _, b in pairs]) if pairs else None,
+    )
+
+
+def mcnemar_statement(score: ArmScore, baseline: str) -> str:
+    """What the exact tests of the seeds say together. They are counted and not pooled: each compares two
+    trainings, and starts of several trainings are no independent trials of a method."""
+    assert score.against is not None
+    won = lost = 0
+    for p, (b, c) in zip(score.against.mcnemar, score.against.discordant, strict=True):
+        won += p < SIGNIFICANT and c > b
+        lost += p < SIGNIFICANT and b > c
+    count = len(score.against.mcnemar)
+    open_ = count - won - lost
+    return (
+        f"of {count} pairs of trainings {score.arm} is the better one in {won}, {baseline} in {lost}, "
+        f"and {open_} cannot be told apart (exact McNemar, p < .05)"
+    )
+
+
+def resolution(score: ArmScore) -> str:
+    """What it would take to resolve an unresolved difference of the size seen; empty if it is resolved."""
+    against = score.against
+    if against is None or against.verdict != "unresolved":
+        return ""
+    needed = against.needed
+    if against.difference.value == 0:
+        return "no difference was seen"
+    played = sum(len(bits) for bits in score.trained[0].bits)
+    starts = f"{needed.starts:,} paired starts (now {played:,} a seed)"
+    if needed.seeds is None and needed.seeds_dominate is None:
+        return f"more seeds; {starts}"
+    seeds = "over 100,000 seeds" if needed.seeds is None else f"{needed.seeds:,} seeds"
+    return f"{seeds} (seeds dominate)" if needed.seeds_dominate else f"{starts}, or {seeds}"
+
+
+def _check_starts(found: Sequence[tuple[Cell, Trained]]) -> None:
+    for cell, one in found[1:]:
+        if one.starts != found[0][1].starts:
+            raise UserError(
+                f"{cell.folder} was judged on other starts than {found[0][0].folder}: arms are compared on "
+                "the same ones. Delete the folder of the wrong one and run the study again."
+            )

@@ -1,0 +1,90 @@
+"""The data that all cells of a study share: recorded once, or a run's own, which is only read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutti import pipeline
+from tutti.config import RunConfig
+from tutti.data.loader import SourceConfig
+from tutti.stages import RunFolder
+from tutti.studies.config import StudyConfig
+from tutti.types import UserError
+
+CACHE = "cache"
+RECORDED = "recorded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedData:
+    """`fingerprint` is a hash of the data sets' contents; `seeds` are the starts of the demonstrations, None
+    where the data come from elsewhere."""
+
+    sources: tuple[SourceConfig, ...]
+    fingerprint: str
+    seeds: range | None
+
+
+def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedData:
+    """Finds the data of `study.data_from`, or records them into `folder`. `config` is the baseline's.
+
+    Raises: UserError, if the run there has recorded nothing, or a data set cannot be opened.
+    """
+    home: Path | None = None
+    if study.data_from != "base":
+        home = study.data_from.resolve()
+        RunFolder(home, new=False).require("record", "Make it first: tutti record CONFIG.")
+    elif not config.data.sources:
+        home = (folder / RECORDED).resolve()
+        pipeline.record(config, home)
+    if home is None:
+        sources = tuple(s.model_copy(update={"path": s.path.resolve()}) for s in config.data.sources)
+    else:
+        sources = (SourceConfig(path=home / pipeline.DATASET),)
+        _link_caches(home, folder / CACHE)
+    contents = json.dumps([source.open().fingerprint for source in sources])
+    return SharedData(
+        sources=sources,
+        fingerprint=hashlib.sha256(contents.encode()).hexdigest()[:16],
+        seeds=None if home is None else _recorded_seeds(home),
+    )
+
+
+def decode(configs: Iterable[RunConfig], folder: Path) -> None:
+    """Decodes the pictures once for every size in use, before runs side by side would each do it."""
+    for config in {config.data.image_size: config for config in configs}.values():
+        pipeline.build_data(config, folder)
+
+
+def link_cache(folder: Path, cell: Path) -> None:
+    """Lets a cell find the study's decoded pictures instead of decoding its own."""
+    _link(cell / CACHE, folder / CACHE)
+
+
+def _link_caches(home: Path, cache: Path) -> None:
+    """Links what the run has decoded, picture size by picture size; what it lacks is decoded beside them."""
+    for marker in sorted((home / CACHE).glob("*/complete.json")):
+        _link(cache / marker.parent.name, marker.parent)
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and not link.exists():
+        link.unlink()  # what it led to has moved
+    if not link.exists():
+        link.symlink_to(target.resolve(), target_is_directory=True)
+
+
+def _recorded_seeds(home: Path) -> range | None:
+    path = home / "recording.json"
+    if not path.is_file():
+        return None
+    try:
+        first, last = json.loads(path.read_text(encoding="utf-8"))["seeds"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: cannot be read; `tutti record` writes it.") from None
+    return range(first, last + 1)

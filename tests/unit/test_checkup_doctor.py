@@ -1,0 +1,201 @@
+"""The doctor: a healthy run passes, and each of five planted faults is named."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import checkup_world as world
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from tutti import pipeline
+from tutti.checkup.doctor import Diagnosis, doctor, examine
+from tutti.cli import app
+from tutti.config import RunConfig, to_yaml
+from tutti.models.parts import VisionEncoder
+from tutti.types import Tokens, UserError
+
+UPDATES = 40
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the healthy data set, and the run's folder beside it."""
+    folder = tmp_path_factory.mktemp("checkup")
+    world.write(folder / "set")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def healthy(home: Path) -> Diagnosis:
+    return doctor(world.config(home / "set"), home / "run", updates=UPDATES)
+
+
+def command(home: Path, config: RunConfig, name: str) -> tuple[int, str]:
+    path = home / f"{name}.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    arguments = ["doctor", str(path), "--run", str(home / name), "--updates", "2"]
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, " ".join(re.sub(r"\x1b\[[0-9;]*m", "", result.output).split())
+
+
+def about(found: Diagnosis, word: str) -> list[str]:
+    return [remark.text for remark in found.problems if remark.about == word]
+
+
+def test_healthy_run_has_no_problem(healthy: Diagnosis) -> None:
+    assert healthy.problems == ()
+    assert healthy.text is not None and healthy.text.helps
+
+
+def test_every_part_is_reached_and_every_share_sums_to_one(healthy: Diagnosis) -> None:
+    ((phase, table),) = healthy.reach
+    assert phase == "joint"
+    assert {"vision", "language", "fusion", "action"} <= set.union(*(table.reached(t) for t in table.terms))
+    for shares in healthy.shares:
+        assert all(sum(own.values()) == pytest.approx(1) for own in shares.shares.values())
+
+
+def test_shares_are_read_at_the_training_s_start_and_end(healthy: Diagnosis) -> None:
+    start, end = healthy.shares
+    assert start.lambdas == pytest.approx({"align": 0.1, "action": 1.0, "recon": 0.1, "state": 0.3})
+    assert set(end.lambdas) == {"action", "recon", "state"}, "align has ended"
+    assert f"after {UPDATES} updates" in end.title
+
+
+def test_healthy_run_ends_with_0(home: Path) -> None:
+    code, said = command(home, world.config(home / "set"), "healthy")
+    assert (code, "Nothing is wrong." in said) == (0, True), said
+    written = sorted(path.name for path in (home / "healthy").iterdir())
+    assert written == ["cache"], "the doctor leaves nothing else in the run's folder"
+
+
+class Detached(VisionEncoder):
+    """The planted fault: its output is cut off from what made it."""
+
+    def __init__(self, inner: VisionEncoder) -> None:
+        super().__init__()
+        self.inner = inner
+        self.width, self.tokens_per_view = inner.width, inner.tokens_per_view
+
+    def forward(self, images: Tensor, image_mask: Tensor) -> Tokens:
+        tokens = self.inner(images, image_mask)
+        return Tokens(values=tokens.values.detach(), mask=tokens.mask)
+
+
+def test_detached_vision_is_named(home: Path) -> None:
+    config = world.config(home / "set")
+    data, model, objective = pipeline.build_training(config, home / "run")
+    model.vision = Detached(model.vision)
+    found = examine(config, data, model, objective, updates=0)
+    (text,) = about(found, "reach")
+    assert text.startswith("vision gets no gradient from any term")
+
+
+def test_term_that_moves_nothing_is_named(home: Path) -> None:
+    config = world.config(home / "set", objective={"align": {"stop_gradient": ["vision", "language"]}})
+    data, model, objective = pipeline.build_training(config, home / "run")
+    found = examine(config, data, model, objective, updates=0)
+    (text,) = about(found, "reach")
+    assert text.startswith("term 'align' moves only its own head")
+
+
+def shuffled(seed: int) -> list[Any]:
+    made = world.episodes()
+    order = np.random.default_rng(seed).permutation(len(made))
+    return [replace(one, instruction=made[order[i]].instruction) for i, one in enumerate(made)]
+
+
+def test_shuffled_text_is_named(tmp_path: Path) -> None:
+    world.write(tmp_path / "set", shuffled(0))
+    code, said = command(tmp_path, world.config(tmp_path / "set"), "shuffled")
+    assert code == 1
+    assert "! text: the instruction tells nothing about the actions" in said
+    assert "Is the text shuffled?" in said
+    assert "1 problem, marked with !" in said
+
+
+def test_lambda_a_hundred_times_too_high_is_named_with_a_better_one(home: Path) -> None:
+    config = world.config(home / "set", objective={"state": {"weight": 30.0}})
+    found = doctor(config, home / "run", updates=UPDATES)
+    (text,) = about(found, "shares")
+    assert text.startswith("'state' supplies 9")
+    assert "objective.state.weight is likely too high" in text
+    advised = float(re.search(r"at ([\d.e-]+) it would", text).group(1))  # pyright: ignore[reportOptionalMemberAccess]
+    assert advised < 3.0
+    assert len(found.problems) == 1
+
+
+@pytest.mark.parametrize("how", ["all weights 0", "biases below every ReLU"])
+def test_dead_encoder_is_named(home: Path, how: str) -> None:
+    config = world.config(home / "set")
+    data, model, objective = pipeline.build_training(config, home / "run")
+    with torch.no_grad():
+        for name, parameter in model.vision.named_parameters():
+            if how == "all weights 0":
+                parameter.zero_()
+            elif "stem" in name and name.endswith("norm.bias"):
+                parameter.fill_(-100)
+    found = examine(config, data, model, objective, updates=2)
+    texts = about(found, "activity")
+    assert any(
+        text.startswith("at initialisation, 100 % of the vision units do not change") for text in texts
+    )
+    assert any("after 2 updates, 100 % of the vision units" in text for text in texts)
+
+
+def test_dead_encoder_of_the_newest_checkpoint_is_named(home: Path) -> None:
+    config = world.config(home / "set", training={"steps": 3, "schedule": {"kind": "wsd", "warmup": 1}})
+    folder = pipeline.train(config, home / "trained")
+    tensors = load_file(folder / "model.safetensors")
+    dead = {name: value - 100 * ("stem" in name and "norm.bias" in name) for name, value in tensors.items()}
+    save_file(dead, folder / "model.safetensors")
+    found = doctor(config, home / "trained", updates=0)
+    assert any("in step-000003, 100 % of the vision units" in text for text in about(found, "activity"))
+
+
+def leaking() -> list[Any]:
+    """The state holds the action that is recorded with it."""
+    return [
+        replace(one, states=np.concatenate([one.states, one.actions], axis=1)) for one in world.episodes()
+    ]
+
+
+def test_leak_through_the_state_is_named(tmp_path: Path) -> None:
+    world.write(tmp_path / "set", leaking())
+    code, said = command(tmp_path, world.config(tmp_path / "set"), "leaking")
+    assert code == 1
+    assert "! leak: a linear map from the state gives the next action with R2 1.0000" in said
+    assert "the state leaks the action" in said
+
+
+def test_no_data_is_said_with_the_cure(tmp_path: Path) -> None:
+    config = world.config(tmp_path / "nothing", data={"sources": []})
+    with pytest.raises(UserError, match="Record first"):
+        doctor(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_part_that_every_phase_freezes_is_a_note(home: Path) -> None:
+    phase = {"name": "only", "share": 1, "learning_rates": {"vision": 0.0}}
+    config = world.config(home / "set", strategy={"kind": "phases", "list": [phase]})
+    found = doctor(config, home / "run", updates=0)
+    assert found.problems == ()
+    assert [r.text for r in found.remarks if r.about == "reach"] == [
+        "vision never learns: the strategy freezes it throughout."
+    ]
+
+
+def test_rate_that_explodes_is_named(home: Path) -> None:
+    optimizer = {"kind": "adamw", "lr": 1e30}
+    training = {"optimizer": optimizer, "clip_norm": "off", "schedule": {"kind": "wsd", "warmup": 0}}
+    found = doctor(world.config(home / "set", training=training), home / "run", updates=5)
+    (text,) = about(found, "first updates")
+    assert "is not finite" in text and "training.optimizer.lr" in text

@@ -1,0 +1,128 @@
+"""Fewer demonstrations: seeded, per task, each level a part of the next, and nothing held out changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from tutti.data.episode import Episode
+from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.data.loader import DataBundle, DataConfig, DataNeeds, SourceConfig
+from tutti.data.split import first_demonstrations
+from tutti.types import UserError
+
+VIEW = "observation.images.right"
+PER_TASK, LENGTH = 8, 5
+EPISODES = tuple(Episode(i, 10 * i, 10, f"{('open', 'shut')[i % 2]} wording {i // 2}") for i in range(40))
+
+
+def task_of(text: str) -> str:
+    return text.split(maxsplit=1)[0]
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(0)
+    episodes = [
+        EpisodeRecord(
+            images={VIEW: random.integers(0, 256, (LENGTH, 8, 8, 3), dtype=np.uint8)},
+            states=random.normal(size=(LENGTH, 4)).astype(np.float32),
+            actions=random.normal(size=(LENGTH, 3)).astype(np.float32),
+            instruction=f"{('open', 'shut')[number % 2]} wording {number // 4}",
+        )
+        for number in range(2 * PER_TASK)
+    ]
+    folder = tmp_path_factory.mktemp("data") / "set"
+    return write_lerobot(folder, episodes, fps=20, views=(VIEW,), robot_type="sawyer")
+
+
+def build(data_set: Path, demonstrations: int | str, seed: int = 0) -> DataBundle:
+    config = DataConfig.model_validate(
+        {
+            "sources": (SourceConfig(path=data_set),),
+            "horizon": 3,
+            "batch_size": 4,
+            "image_size": 8,
+            "validation_fraction": 0.25,
+            "demonstrations": demonstrations,
+            "seed": seed,
+        }
+    )
+    return config.build(DataNeeds(), data_set.parent / "cache", group_of=task_of)
+
+
+def indices(episodes: tuple[Episode, ...]) -> list[int]:
+    return [episode.index for episode in episodes]
+
+
+def test_every_task_gives_as_many_in_their_first_order() -> None:
+    chosen = first_demonstrations(EPISODES, 3, 0, task_of)
+    assert sorted(map(task_of, (e.instruction for e in chosen))) == ["open"] * 3 + ["shut"] * 3
+    assert indices(chosen) == sorted(indices(chosen))
+
+
+def test_the_seed_decides_which_and_a_level_is_a_part_of_the_next() -> None:
+    few, more = (set(indices(first_demonstrations(EPISODES, n, 0, task_of))) for n in (4, 9))
+    assert few < more
+    assert few == set(indices(first_demonstrations(EPISODES, 4, 0, task_of)))
+    assert few != set(indices(first_demonstrations(EPISODES, 4, 1, task_of)))
+
+
+def test_other_tasks_do_not_change_which_of_a_task_are_taken() -> None:
+    alone = tuple(e for e in EPISODES if task_of(e.instruction) == "open")
+    chosen = first_demonstrations(EPISODES, 4, 0, task_of)
+    expected = [e.index for e in chosen if task_of(e.instruction) == "open"]
+    assert indices(first_demonstrations(alone, 4, 0, task_of)) == expected
+
+
+def test_wordings_are_tasks_where_no_task_is_named() -> None:
+    assert len(first_demonstrations(EPISODES, 1, 0)) == 40
+    with pytest.raises(UserError, match="of 'open wording 0' only 1 episodes"):
+        first_demonstrations(EPISODES, 2, 0)
+
+
+def test_more_than_there_are_is_refused_with_the_task_and_its_number() -> None:
+    with pytest.raises(UserError, match=r"demonstrations is 21, but of 'open' only 20.*Lower it"):
+        first_demonstrations(EPISODES, 21, 0, task_of)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "some", 2.5])
+def test_what_is_no_number_of_episodes_is_refused(wrong: object) -> None:
+    with pytest.raises(ValidationError):
+        DataConfig.model_validate({"demonstrations": wrong})
+
+
+def test_validation_is_the_same_at_every_level(data_set: Path) -> None:
+    whole, few = build(data_set, "all"), build(data_set, 2)
+    assert whole.validation_episodes == few.validation_episodes
+    assert np.array_equal(whole.validation.chosen, few.validation.chosen)
+    assert len(whole.training_episodes[0]) == 2 * (PER_TASK - 2) and len(few.training_episodes[0]) == 4
+    assert not set(indices(few.training_episodes[0])) & set(indices(few.validation_episodes[0]))
+
+
+def test_only_chosen_episodes_are_trained_on_and_fitted_to(data_set: Path) -> None:
+    data = build(data_set, 2)
+    rows = np.concatenate([np.arange(e.start, e.end) for e in data.training_episodes[0]])
+    assert set(data.train.mixture.windows[0].tolist()) == set(rows.tolist())
+    states = data.windows.sources[0].store.states[rows]
+    assert data.normalizer.stats["sawyer"].state.max == pytest.approx(states.max(axis=0))
+    assert data.describe()["training_episodes"] == 4
+
+
+def test_same_level_and_seed_give_the_same_order_of_windows(data_set: Path) -> None:
+    one, two, other = build(data_set, 2), build(data_set, 2), build(data_set, 2, seed=1)
+    assert [one.train.windows_at(k).tolist() for k in range(7)] == [
+        two.train.windows_at(k).tolist() for k in range(7)
+    ]
+    assert [one.train.windows_at(k).tolist() for k in range(7)] != [
+        other.train.windows_at(k).tolist() for k in range(7)
+    ]
+
+
+def test_position_of_another_level_is_refused(data_set: Path) -> None:
+    state = build(data_set, 2).train.state()
+    with pytest.raises(UserError, match="order of batches would differ"):
+        build(data_set, 3).train.load_state(state)

@@ -1,0 +1,146 @@
+"""The diffusion decoder: its schedule, its error for each target, its DDIM steps and its range."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from decoders_world import (
+    ACTION,
+    HORIZON,
+    SMALL,
+    WIDTH,
+    batch,
+    chunks,
+    doubled,
+    features,
+    fitted,
+    gradients,
+    holes,
+)
+from torch import Tensor, nn
+
+from tutti.models.decoders.diffusion import (
+    DiffusionConfig,
+    DiffusionDecoder,
+    Prediction,
+    cosine_shares,
+    visited_levels,
+)
+from tutti.models.decoders.trunk import Condition
+from tutti.types import masked_mean
+
+PREDICTIONS: tuple[Prediction, ...] = ("sample", "velocity", "noise")
+
+
+def decoder(**options: object) -> DiffusionDecoder:
+    made = fitted("diffusion", **options)
+    assert isinstance(made, DiffusionDecoder)
+    return made
+
+
+class Oracle(nn.Module):
+    """A network that knows the clean chunk."""
+
+    def __init__(self, diffusion: DiffusionDecoder, actions: Tensor) -> None:
+        super().__init__()
+        self.share, self.levels = diffusion.share, diffusion.levels
+        self.prediction, self.actions = diffusion.prediction, actions
+        self.visited: list[int] = []
+
+    def forward(self, chunk: Tensor, level: Tensor, condition: Condition) -> Tensor:
+        k = round(float(level[0]) * self.levels)
+        self.visited.append(k)
+        clean, noisy = self.share[k].sqrt(), (1 - self.share[k]).sqrt()
+        noise = (chunk - clean * self.actions) / noisy
+        outputs = {"sample": self.actions, "velocity": clean * noise - noisy * self.actions, "noise": noise}
+        return outputs[self.prediction]
+
+
+def test_the_shares_are_the_cosine_schedule() -> None:
+    share = cosine_shares(100)
+    assert share.shape == (101,) and share[0] == 1
+    for k in (1, 10, 50, 99):
+        f = [math.cos((at / 100 + 0.008) / 1.008 * math.pi / 2) ** 2 for at in (k, 0)]
+        assert float(share[k]) == pytest.approx(f[0] / f[1], rel=1e-5)
+    assert float(share[100]) == pytest.approx(float(share[99]) * 0.001, rel=1e-4)  # beta stops at 0.999
+    assert bool((share.diff() < 0).all())
+
+
+def test_levels_are_visited_from_the_noisiest_down_to_one() -> None:
+    assert visited_levels(100, 10) == [100, 89, 78, 67, 56, 45, 34, 23, 12, 1]
+    assert visited_levels(10, 10) == list(range(10, 0, -1))
+    assert visited_levels(100, 1) == [100]
+    for steps in range(2, 51):
+        levels = visited_levels(50, steps)
+        assert len(set(levels)) == steps and levels == sorted(levels, reverse=True)
+    with pytest.raises(ValueError, match="sampling_steps 11 is more than training_steps 10"):
+        DiffusionConfig(sampling_steps=11, training_steps=10)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_error_and_its_gradient_are_those_of_the_formula(prediction: Prediction) -> None:
+    diffusion = decoder(draws=1, prediction=prediction).double()
+    seen, given = features(dtype=torch.float64), doubled(batch(mask=holes()))
+    torch.manual_seed(5)
+    k = torch.randint(1, 101, (4,))
+    eps = torch.randn(4, HORIZON, ACTION, dtype=torch.float64)
+    share = cosine_shares(100).double()[k][:, None, None]
+    a = given.actions
+    mix = torch.where(given.action_mask, share.sqrt() * a + (1 - share).sqrt() * eps, eps)
+    target = {"sample": a, "velocity": share.sqrt() * eps - (1 - share).sqrt() * a, "noise": eps}[prediction]
+    square = (diffusion.denoiser(mix, k.double() / 100, diffusion.conditioning(seen)) - target) ** 2
+    formula = (square * given.action_mask).sum() / given.action_mask.sum()
+    torch.manual_seed(5)
+    value = masked_mean(diffusion(seen, given), given.action_mask)
+    torch.testing.assert_close(value, formula, rtol=1e-12, atol=0)
+    for mine, theirs in zip(gradients(diffusion, value), gradients(diffusion, formula), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_a_perfect_network_gives_the_action_whatever_it_predicts(prediction: Prediction, steps: int) -> None:
+    diffusion = decoder(prediction=prediction, sampling_steps=steps).double()
+    actions = 0.5 * batch().actions.double()
+    diffusion.low.fill_(-5.0)
+    diffusion.high.fill_(5.0)
+    oracle = Oracle(diffusion, actions)
+    diffusion.denoiser = oracle
+    seen = features(dtype=torch.float64)
+    torch.testing.assert_close(diffusion.predict(seen), actions, rtol=0, atol=1e-9)
+    assert oracle.visited == visited_levels(100, steps)
+
+
+def test_predictions_stay_in_the_range_of_the_training_data() -> None:
+    diffusion = decoder()
+    actions, _ = chunks(64, seed=7)
+    torch.testing.assert_close(diffusion.low, actions.amin((0, 1)))
+    torch.testing.assert_close(diffusion.high, actions.amax((0, 1)))
+    diffusion.denoiser = Oracle(diffusion, torch.full((4, HORIZON, ACTION), 100.0))
+    torch.testing.assert_close(diffusion.predict(features())[0, 0], diffusion.high)
+
+
+def test_masked_actions_do_not_widen_the_range() -> None:
+    diffusion = DiffusionConfig().build(SMALL, WIDTH)
+    actions, mask = torch.zeros(3, HORIZON, ACTION), torch.ones(3, HORIZON, ACTION, dtype=torch.bool)
+    actions[0, 0] = torch.tensor([-2.0, 0.5, 7.0])
+    actions[1, 4], mask[1, 4] = 99.0, False
+    mask[..., 2] = False
+    diffusion.fit(actions, mask)
+    assert diffusion.low.tolist() == [-2.0, 0.0, -1.0]
+    assert diffusion.high.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_ddim_mixes_the_clipped_chunk_with_the_noise_that_is_left() -> None:
+    diffusion = decoder(sampling_steps=2)
+    diffusion.denoiser = Oracle(diffusion, torch.full((1, HORIZON, ACTION), 0.25))
+    share = cosine_shares(100)
+    eps = (diffusion.noise - share[100].sqrt() * 0.25) / (1 - share[100]).sqrt()
+    middle = share[1].sqrt() * 0.25 + (1 - share[1]).sqrt() * eps
+    seen: list[Tensor] = []
+    diffusion.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    diffusion.predict(features(1))
+    torch.testing.assert_close(seen[0][0], diffusion.noise)
+    torch.testing.assert_close(seen[1][0], middle)

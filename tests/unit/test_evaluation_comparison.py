@@ -1,0 +1,134 @@
+"""Two arms held against each other over seeds and starts: differences, verdicts, what more it would take."""
+
+from __future__ import annotations
+
+import pytest
+
+from tutti.evaluation.comparison import (
+    compare_arms,
+    holm,
+    needed,
+    paired_difference,
+    paired_t,
+    seed_differences,
+    seeds_needed,
+    verdict,
+)
+from tutti.evaluation.statistics import Interval, paired_episodes_needed
+
+
+def test_paired_difference_of_equal_arms_is_exactly_zero() -> None:
+    arm = [[[1, 0, 1], [0, 0, 1]], [[1, 1, 1], [0, 1, 1]]]
+    found = paired_difference(arm, arm, draws=200)
+    assert (found.value, found.interval.low, found.interval.high) == (0.0, 0.0, 0.0)
+
+
+def test_paired_difference_covers_its_value_and_knows_its_sign() -> None:
+    base = [[[0] * 8, [0, 1] * 4], [[0] * 8, [0, 1] * 4]]
+    other = [[[1] * 8, [0, 1] * 4], [[1] * 6 + [0] * 2, [0, 1] * 4]]
+    found = paired_difference(base, other, draws=500)
+    assert found.value == pytest.approx((1.0 + 0.75) / 4)
+    assert 0 < found.interval.low < found.value < found.interval.high <= 0.5
+
+
+def test_paired_difference_refuses_arms_with_other_starts() -> None:
+    with pytest.raises(ValueError):
+        paired_difference([[[1, 0]], [[1, 0]]], [[[1, 0]]], draws=10)
+
+
+@pytest.mark.parametrize(
+    ("bootstrap", "seeds", "expected"),
+    [
+        ((0.1, 0.2), (0.05, 0.3), "better"),
+        ((-0.2, -0.1), (-0.3, -0.05), "worse"),
+        ((0.1, 0.2), (-0.1, 0.4), "unresolved"),
+        ((-0.1, 0.2), (0.05, 0.1), "unresolved"),
+        ((0.1, 0.2), None, "unresolved"),
+    ],
+)
+def test_verdict_needs_both_intervals_on_one_side_of_zero(
+    bootstrap: tuple[float, float], seeds: tuple[float, float] | None, expected: str
+) -> None:
+    over_seeds = Interval(low=seeds[0], high=seeds[1], rule="t") if seeds else None
+    assert verdict(Interval(low=bootstrap[0], high=bootstrap[1], rule="b"), over_seeds) == expected
+
+
+def test_comparison_keeps_seeds_apart() -> None:
+    base = [[[1, 0, 0, 0], [1, 0]], [[0, 0, 0, 0], [1, 1]]]
+    other = [[[1, 1, 1, 0], [1, 1]], [[0, 0, 0, 1], [0, 1]]]
+    found = compare_arms(base, other, draws=200)
+    assert seed_differences(base, other) == [0.5, -0.125]
+    assert found.difference.value == pytest.approx(0.1875)
+    assert found.discordant == ((0, 3), (1, 1))
+    assert found.mcnemar == (pytest.approx(0.25), 1.0)
+    assert found.verdict == "unresolved"
+    assert found.p == pytest.approx(paired_t([0.5, -0.125]))
+
+
+def test_one_seed_resolves_nothing() -> None:
+    found = compare_arms([[[0] * 20]], [[[1] * 20]], draws=200)
+    assert (found.verdict, found.over_seeds, found.p) == ("unresolved", None, None)
+    assert found.mcnemar[0] == pytest.approx(2 * 0.5**20)
+    assert (found.needed.seeds, found.needed.seeds_dominate) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("base", "other"),
+    [
+        ([], []),
+        ([[[1]]], [[[1]], [[1]]]),
+        ([[[1], [0]]], [[[1]]]),
+        ([[[1, 0]]], [[[1]]]),
+        ([[[1, 0]], [[1]]], [[[1, 0]], [[1]]]),
+        ([[[]]], [[[]]]),
+    ],
+)
+def test_arms_that_do_not_pair_are_refused(base: list, other: list) -> None:
+    with pytest.raises(ValueError, match="paired arms need"):
+        compare_arms(base, other, draws=10)
+
+
+def test_holm_multiplies_the_smallest_by_their_number_and_never_falls() -> None:
+    assert holm([0.04, 0.01, None, 0.03]) == [
+        pytest.approx(0.06),
+        pytest.approx(0.03),
+        None,
+        pytest.approx(0.06),
+    ]
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_paired_t_is_that_of_the_tables() -> None:
+    # mean 2, sd 1, n 3: t = 3.4641 with 2 degrees of freedom.
+    assert paired_t([1.0, 2.0, 3.0]) == pytest.approx(0.0742, abs=1e-4)
+    assert (paired_t([0.0, 0.0]), paired_t([0.1, 0.1])) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("mean", "seeds"), [(1.0, 10), (0.5, 34), (0.8, 15), (0.2, 199)])
+def test_seeds_needed_are_those_of_cohens_table(mean: float, seeds: int) -> None:
+    spread = 2**-0.5  # of two values at mean +- this the standard deviation is 1
+    assert seeds_needed([mean - spread, mean + spread]) == seeds
+
+
+def test_no_number_of_seeds_finds_a_difference_of_nothing() -> None:
+    assert seeds_needed([0.1, -0.1]) is None
+    assert seeds_needed([0.1, 0.1]) == 2
+    assert seeds_needed([-0.1, 0.10001]) is None
+
+
+def test_needed_starts_come_from_the_observed_difference_and_discordant_share() -> None:
+    base = [[[0] * 8 + [1] * 2]] * 2
+    other = [[[1] * 3 + [0] * 5 + [0] + [1]]] * 2
+    found = needed(base, other)
+    assert found.starts == paired_episodes_needed(0.2, 0.4)
+    assert needed(base, base).starts is None
+
+
+def test_seeds_dominate_where_trainings_scatter_more_than_starts_explain() -> None:
+    zero = [[0] * 10] * 2
+    whole, none = [[1] * 9 + [0]] * 2, [[1] + [0] * 9] * 2
+    assert needed([zero, zero], [whole, none]).seeds_dominate
+    half = [[0, 1] * 5] * 2
+    assert needed([zero, zero], [half, half]).seeds_dominate is False
+    assert needed([[[0]], [[0]]], [[[1]], [[0]]]).seeds_dominate is None

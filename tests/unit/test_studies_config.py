@@ -1,0 +1,248 @@
+"""A study's file: what it means, and what is said of each mistake in it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from study_world import base, make_study
+from tutti.config import RunConfig, load_config, to_yaml
+from tutti.data.loader import SourceConfig
+from tutti.studies.arms import arm_config, cell_config, cell_name, check_same_starts, no_controls
+from tutti.studies.config import StudyConfig, load_study, study_yaml
+from tutti.training.strategy import Strategy
+from tutti.types import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted((ROOT / "configs" / "studies").glob("*.yaml"))
+SOURCES = (SourceConfig(path=Path("/data/set")),)
+
+
+def written(folder: Path, text: str = "", **changes: Any) -> Path:
+    """A study's file: `text`, or a sound study with `changes`."""
+    (folder / "base.yaml").write_text(yaml.safe_dump(base()))
+    values = {
+        "name": "s",
+        "base": "base.yaml",
+        "arms": {"joint": [], "alone": ["strategy.kind=action_only"]},
+        "baseline": "joint",
+    }
+    path = folder / "study.yaml"
+    path.write_text(text or yaml.safe_dump(values | changes, sort_keys=False))
+    return path
+
+
+def mistake(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_study(path, overrides)
+    return str(caught.value)
+
+
+def cell_of(study: StudyConfig, arm: str, **changes: Any) -> RunConfig:
+    given: dict[str, Any] = {"level": "base", "seed": 2, "steps": 20, "sources": SOURCES} | changes
+    return cell_config(study, arm, **given)
+
+
+# --- what it means
+
+
+def test_base_is_found_beside_the_study_and_spelled_out(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path))
+    assert study.base == base()
+    assert (study.seed_list, study.levels, study.others) == ((0, 1, 2), ("base",), ("alone",))
+
+
+def test_base_may_be_written_inline(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path, base=base()))
+    assert arm_config(study, "joint").training.steps == 20
+
+
+def test_overrides_reach_the_study_and_its_base(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    study = load_study(path, ["seeds=[3, 5]", "base.training.steps=50", "budget.kind=flops"])
+    assert study.seed_list == (3, 5) and study.budget.kind == "flops"
+    assert arm_config(study, "joint").training.steps == 50
+
+
+def test_another_base_may_be_named_on_the_command_line(tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("training: {steps: 700}")
+    study = load_study(written(tmp_path), ["base=other.yaml", "base.data.batch_size=8"])
+    assert study.base == {"training": {"steps": 700}, "data": {"batch_size": 8}}
+
+
+def test_resolved_study_reads_back_as_the_same(tmp_path: Path) -> None:
+    study = load_study(written(tmp_path, demonstrations=[5, "all"], data_from="runs/x", seeds=[1, 4]))
+    path = tmp_path / "again.yaml"
+    path.write_text(study_yaml(study))
+    assert load_study(path) == study
+
+
+def test_cell_is_one_thread_with_its_seed_everywhere_and_no_controls() -> None:
+    own = cell_of(make_study(), "action_only", level=3)
+    assert (own.seed, own.data.seed, own.training.seed, own.data.demonstrations) == (2, 2, 2, 3)
+    assert (own.training.threads, own.training.steps, own.evaluation.workers) == (1, 20, 1)
+    assert own.strategy.kind == "action_only" and own.data.sources == SOURCES
+    assert own.evaluation.videos_per_task == 0
+    assert {getattr(own.evaluation.controls, name) for name in no_controls()} == {0}
+    assert set(no_controls()) >= {"expert", "noop", "no_image", "wrong_instruction"}
+
+
+def test_evaluation_of_the_study_wins_and_leaves_other_controls_out() -> None:
+    study = make_study(evaluation={"episodes": 7, "controls": {"noop": 3}})
+    settings = cell_of(study, "end_to_end").evaluation
+    assert (settings.episodes, settings.controls.noop, settings.controls.expert) == (7, 3, 0)
+    assert settings.tasks == ("reach", "push")
+
+
+def test_cell_config_reaches_its_process_unchanged(tmp_path: Path) -> None:
+    own = cell_of(make_study(), "action_only", level="all")
+    (tmp_path / "cell.yaml").write_text(to_yaml(own))
+    assert load_config(tmp_path / "cell.yaml") == own
+
+
+@pytest.mark.parametrize(
+    ("level", "name"), [("base", "a-seed1"), ("all", "a-all-seed1"), (10, "a-10demos-seed1")]
+)
+def test_cell_name_tells_arm_level_and_seed(level: Any, name: str) -> None:
+    assert cell_name("a", level, 1) == name
+
+
+# --- mistakes
+
+
+def test_unknown_baseline_names_the_arms_and_the_near_miss(tmp_path: Path) -> None:
+    said = mistake(written(tmp_path, baseline="jiont"))
+    assert "baseline is 'jiont', but the arms are " in said and "Did you mean 'joint'?" in said
+
+
+def test_arm_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    said = mistake(written(tmp_path, "name: s\nbase: {}\narms:\n  a: []\n  a: [seed=1]\nbaseline: a\n"))
+    assert "line 5" in said and "'a' is given twice" in said
+
+
+def test_arms_with_the_same_overrides_are_refused(tmp_path: Path) -> None:
+    assert "arms 'joint' and 'again' have the same overrides" in mistake(
+        written(tmp_path, arms={"joint": [], "again": []})
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"joint": []}}, "at least 2"),
+        ({"arms": {"joint": [], "a b": ["seed=1"]}}, "arms.a b"),
+        ({"seeds": 0}, "seeds"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "names one twice: 1, 1"),
+        ({"demonstrations": [5, 5]}, "names one twice: 5, 5"),
+        ({"demonstrations": [0]}, "greater than or equal to 1"),
+        ({"budget": {"kind": "money"}}, "budget.kind: expected 'steps', 'samples', 'flops' or 'time'"),
+        ({"budget": {"kind": "steps", "step": 3}}, "budget.step is not a key. Did you mean 'budget.steps'?"),
+        ({"basline": "joint"}, "basline is not a key. Did you mean 'baseline'?"),
+        ({"base": "nowhere.yaml"}, "nowhere.yaml: no such config file"),
+    ],
+)
+def test_mistake_in_the_file_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert message in mistake(written(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("strategy.knid=two_stage", "strategy.knid is not a key"),
+        ("training.clipnorm=1", "Did you mean 'training.clip_norm'?"),
+        ("strategy.kind=two_stages", "Did you mean 'two_stage'?"),
+        ("clip_norm", "is not an override"),
+    ],
+)
+def test_bad_override_names_the_arm_and_the_nearest_key(override: str, message: str) -> None:
+    study = make_study(arms={"end_to_end": [], "broken": [override]})
+    with pytest.raises(UserError) as caught:
+        arm_config(study, "broken")
+    assert message in str(caught.value)
+    assert "study 'tiny', arm 'broken'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "owner"),
+    [("seed=3", "seeds"), ("training.steps=9", "budget.steps"), ("data.demonstrations=4", "demonstrations")],
+)
+def test_what_the_study_decides_is_no_arms_to_change(override: str, owner: str) -> None:
+    study = make_study(arms={"end_to_end": [], "sly": [override]})
+    with pytest.raises(UserError, match=f"arm 'sly': .* the study decides it by {owner}"):
+        arm_config(study, "sly")
+
+
+def test_arms_must_be_judged_on_the_same_starts() -> None:
+    study = make_study(arms={"end_to_end": [], "easy": ["evaluation.seed0=77"]})
+    configs = {arm: cell_of(study, arm) for arm in study.arms}
+    with pytest.raises(UserError, match=r"arm 'easy': evaluation\.seed0 is 77, but 1000 in 'end_to_end'"):
+        check_same_starts(study, configs)
+
+
+def test_arms_may_carry_out_their_chunks_differently() -> None:
+    study = make_study(arms={"end_to_end": [], "short": ["evaluation.execute=2"]})
+    check_same_starts(study, {arm: cell_of(study, arm) for arm in study.arms})
+
+
+def test_study_without_a_simulator_is_refused() -> None:
+    with pytest.raises(UserError, match=r"evaluation\.suite is 'none'"):
+        arm_config(make_study(overrides=["evaluation.suite=none"]), "end_to_end")
+
+
+def test_phase_without_room_for_its_warm_up_names_the_arm() -> None:
+    study = make_study(arms={"end_to_end": [], "staged": ["strategy.kind=two_stage", "strategy.first=0.1"]})
+    with pytest.raises(UserError, match=r"arm 'staged': .*'representation' has 2 steps, but .* warms up"):
+        cell_of(study, "staged")
+
+
+# --- what is shipped
+
+
+def documented(page: str) -> str:
+    """The YAML that a page of the docs shows."""
+    found = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def test_study_in_the_docs_is_sound(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text((ROOT / "configs" / "demo.yaml").read_text())
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "study.yaml").write_text(documented("compare.md"))
+    study = load_study(tmp_path / "studies" / "study.yaml")
+    assert cell_of(study, "action_only", level=10, steps=1300).training.schedule.warmup == 60
+
+
+def test_phases_in_the_docs_are_sound() -> None:
+    values: Any = yaml.safe_load(documented("strategies.md"))
+    phases = RunConfig.model_validate(values).strategy.phases()
+    strategy = Strategy(phases, steps=4000, warmup=100, terms=("align", "action", "recon", "state"))
+    assert strategy.ends == (1000, 3000, 4000)
+
+
+def test_every_preset_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
+    kinds = RunConfig.model_json_schema()["properties"]["strategy"]["discriminator"]["mapping"]
+    assert len(kinds) >= 7
+    assert [kind for kind in kinds if f"| `{kind}`" not in page] == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
+def test_shipped_study_is_sound_in_every_arm_and_level(path: Path) -> None:
+    study = load_study(path)
+    assert study.name == path.stem
+    steps = study.budget.steps
+    assert isinstance(steps, int)
+    configs = {
+        (arm, level): cell_of(study, arm, level=level, steps=steps)
+        for arm in study.arms
+        for level in study.levels
+    }
+    check_same_starts(study, {arm: configs[arm, study.levels[0]] for arm in study.arms})
+    assert len({to_yaml(config) for config in configs.values()}) == len(configs)

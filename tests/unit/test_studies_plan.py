@@ -1,0 +1,290 @@
+"""Budgets and cells: what a step costs in each phase, the steps that it leaves, folders named by content."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study_world import make_study, write_data
+from tutti.config import RunConfig
+from tutti.data.loader import SourceConfig
+from tutti.stages import RunFolder
+from tutti.studies import costs as costs_module
+from tutti.studies.arms import cell_config
+from tutti.studies.config import BudgetConfig, StudyConfig
+from tutti.studies.costs import (
+    Rehearsal,
+    StepCost,
+    affordable_steps,
+    in_turns,
+    measure_costs,
+    ratio_of,
+)
+from tutti.studies.plan import plan_cells, training_hash, unfinished
+from tutti.studies.shared_data import link_cache, share_data
+from tutti.types import UserError
+
+SOURCES = (SourceConfig(path=Path("/data/set")),)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+def config_of(data: Path, *overrides: str, steps: int = 20) -> RunConfig:
+    study = make_study(data, arms={"end_to_end": [], "arm": overrides or ["training.clip_norm=2"]})
+    sources = (SourceConfig(path=data),)
+    return cell_config(study, "arm", level="base", seed=0, steps=steps, sources=sources)
+
+
+def rehearsal(data: Path, folder: Path, *overrides: str) -> Rehearsal:
+    return Rehearsal(config_of(data, *overrides), folder)
+
+
+def cost(flops: float = 1.0, samples: int = 4, ratio: float | None = None) -> StepCost:
+    return StepCost(flops=flops, samples=samples, parameters=1, time_ratio=ratio)
+
+
+# --- steps for a budget
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("steps", 1000), ("samples", 500), ("flops", 1250), ("time", 800)],
+)
+def test_budget_gives_an_arm_the_baselines_total_over_its_own_cost(kind: Any, expected: int) -> None:
+    costs = {"base": cost(10.0, 4, 1.0), "arm": cost(8.0, 8, 1.25)}
+    found = affordable_steps(BudgetConfig(kind=kind), 1000, costs, "base")
+    assert found == {"base": 1000, "arm": expected}
+
+
+def test_cheaper_steps_give_more_of_them_and_none_gives_less_than_one() -> None:
+    costs = {"base": cost(1.0), "cheap": cost(0.3), "dear": cost(5000.0)}
+    found = affordable_steps(BudgetConfig(kind="flops"), 1000, costs, "base")
+    assert found == {"base": 1000, "cheap": 3333, "dear": 1}
+
+
+def test_times_are_taken_in_turns_after_an_uncounted_one_and_compared_within_a_round() -> None:
+    turns: list[str] = []
+
+    def timer(name: str) -> Any:
+        return lambda: turns.append(name) or float(len(turns))
+
+    assert in_turns({"a": timer("a"), "b": timer("b")}, 2) == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+    assert turns == ["a", "b"] * 3
+    assert ratio_of([2.0, 20.0, 900.0], [1.0, 10.0, 100.0]) == 2.0
+
+
+# --- what a step costs
+
+
+def test_run_of_one_phase_whose_terms_stay_is_one_stretch(data: Path, folder: Path) -> None:
+    own = rehearsal(data, folder)
+    own.close()
+    assert [stretch.steps for stretch in own.stretches] == [20]
+
+
+def test_stretches_end_with_phases_with_terms_and_with_calibration(data: Path, folder: Path) -> None:
+    weight = "objective.align.weight={start: 1, end: 0, schedule: linear, finish: 0.5}"
+    balancing = ("balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=3")
+    own = rehearsal(data, folder, weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first=0.1")
+    own.close()
+    assert [stretch.steps for stretch in own.stretches] == [2, 3, 5, 10]
+    assert [stretch.at for stretch in own.stretches] == [1, 3, 7, 15]
+
+
+def test_flops_are_the_phases_own_weighted_by_their_steps(data: Path, folder: Path) -> None:
+    whole = rehearsal(data, folder)
+    staged = rehearsal(data, folder, "strategy.kind=two_stage_frozen", "strategy.first=0.25")
+    alone = rehearsal(data, folder, "strategy.kind=action_only")
+    try:
+        first, second = ([stretch] for stretch in staged.stretches)
+        assert (first[0].steps, second[0].steps) == (5, 15)
+        both = staged.flops(1)
+        staged.stretches = first
+        one = staged.flops(1)
+        staged.stretches = second
+        two = staged.flops(1)
+        assert both == pytest.approx(0.25 * one + 0.75 * two, rel=1e-9)
+        # Frozen encoders get no gradient, and terms that do not count are not computed.
+        assert two < alone.flops(1) < whole.flops(1)
+        assert one < whole.flops(1)
+        assert whole.flops(1) == whole.flops(1)
+    finally:
+        for each in (whole, staged, alone):
+            each.close()
+
+
+def test_calibration_of_a_balancing_is_charged_and_may_be_rehearsed_longer_than_it_lasts(
+    data: Path, folder: Path
+) -> None:
+    plain = rehearsal(data, folder)
+    calibrated = rehearsal(
+        data, folder, "balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=2"
+    )
+    try:
+        assert calibrated.milliseconds(5) > 0
+        assert plain.flops(1) < calibrated.flops(1) < 1.3 * plain.flops(1)
+        assert plain.parameters == calibrated.parameters > 0
+        assert (plain.samples, calibrated.samples) == (4, 4)
+    finally:
+        plain.close()
+        calibrated.close()
+
+
+def test_costs_are_measured_once_and_a_further_arm_does_not_change_them(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = {"base": config_of(data), "alone": config_of(data, "strategy.kind=action_only")}
+    budget = BudgetConfig(kind="time")
+    measured: list[list[str]] = []
+
+    def fake(configs: dict[str, RunConfig], *_: Any) -> dict[str, StepCost]:
+        measured.append(list(configs))
+        return {arm: cost(1.0, 4, 1.0 + len(measured)) for arm in configs}
+
+    monkeypatch.setattr(costs_module, "_measure", fake)
+    first = measure_costs(configs, "base", budget, fingerprint="d", folder=tmp_path)
+    assert measure_costs(configs, "base", budget, fingerprint="d", folder=tmp_path) == first
+    more = configs | {"staged": config_of(data, "strategy.kind=two_stage")}
+    later = measure_costs(more, "base", budget, fingerprint="d", folder=tmp_path)
+    assert measured == [["base", "alone"], ["base", "staged"]]
+    assert {arm: later[arm] for arm in first} == first
+    measure_costs(configs, "base", budget, fingerprint="other data", folder=tmp_path)
+    assert measured[-1] == ["base", "alone"]
+
+
+def test_real_costs_are_kept_with_a_ratio_to_the_baseline(data: Path, tmp_path: Path) -> None:
+    configs = {"base": config_of(data), "alone": config_of(data, "strategy.kind=action_only")}
+    found = measure_costs(
+        configs, "base", BudgetConfig(kind="time"), fingerprint="d", folder=tmp_path, rounds=1
+    )
+    assert found["base"].time_ratio == 1.0
+    assert found["alone"].time_ratio is not None and found["alone"].time_ratio > 0
+    assert found["alone"].flops < found["base"].flops
+    assert set(json.loads((tmp_path / "costs.json").read_text())) == {"base", "alone"}
+
+
+# --- cells
+
+
+def folders(study: StudyConfig, fingerprint: str = "d", place: str = "/data/set") -> list[str]:
+    steps = dict.fromkeys(study.arms, 20)
+    sources = (SourceConfig(path=Path(place)),)
+    return [cell.folder.name for cell in plan_cells(study, steps, sources, fingerprint, Path("s"))]
+
+
+def test_cells_come_by_seed_first_and_cross_arms_and_levels() -> None:
+    study = make_study(seeds=2, demonstrations=[2, "all"])
+    cells = list(plan_cells(study, dict.fromkeys(study.arms, 20), SOURCES, "d", Path("s")))
+    assert [(cell.seed, cell.level, cell.arm) for cell in cells[:5]] == [
+        (0, 2, "end_to_end"),
+        (0, 2, "action_only"),
+        (0, "all", "end_to_end"),
+        (0, "all", "action_only"),
+        (1, 2, "end_to_end"),
+    ]
+    assert len({cell.folder for cell in cells}) == 8
+    assert cells[1].name == "action_only, 2 demonstrations, seed 0"
+    assert cells[1].folder.name.startswith("action_only-2demos-seed0-")
+
+
+def test_folder_depends_on_data_and_training_but_not_on_the_place_of_either() -> None:
+    study = make_study()
+    assert folders(study) == folders(study, place="/elsewhere/set")
+    assert folders(study) != folders(study, fingerprint="e")
+    assert folders(study) != folders(make_study(overrides=["training.clip_norm=3"]))
+    assert folders(study) == folders(make_study(overrides=["training.keep_checkpoints=4"], name="other"))
+
+
+def test_other_evaluation_keeps_the_training_and_asks_for_another_result(tmp_path: Path) -> None:
+    steps = dict.fromkeys(make_study().arms, 20)
+    few, more = (
+        next(iter(plan_cells(make_study(evaluation={"episodes": n}), steps, SOURCES, "d", tmp_path)))
+        for n in (1, 2)
+    )
+    assert few.folder == more.folder and few.identity != more.identity
+    few.folder.mkdir(parents=True)
+    (few.folder / "result.json").write_text(json.dumps({"identity": few.identity}))
+    assert unfinished([few, more]) == [more]
+
+
+def test_torn_result_counts_as_none(tmp_path: Path) -> None:
+    study = make_study()
+    cell = next(iter(plan_cells(study, dict.fromkeys(study.arms, 20), SOURCES, "d", tmp_path)))
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "result.json").write_text('{"identity": "')
+    assert unfinished([cell]) == [cell]
+
+
+def test_hash_is_the_same_in_another_process() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from pathlib import Path\n"
+        "from study_world import make_study\n"
+        "from tutti.studies.plan import plan_cells\n"
+        "study = make_study()\n"
+        "cells = plan_cells(study, dict.fromkeys(study.arms, 20), (), 'd', Path('s'))\n"
+        "print(*(cell.folder.name for cell in cells))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == folders(make_study())
+
+
+def test_hash_covers_every_section_that_training_reads(data: Path) -> None:
+    changes = (
+        "data.horizon=4",
+        "model.fusion.depth=2",
+        "objective.recon=null",
+        "balancing.kind=dwa",
+        "strategy.kind=two_stage",
+        "training.ema=0.9",
+        "record.image_size=32",
+    )
+    hashes = {training_hash(config_of(data, change), "d") for change in changes}
+    assert len(hashes | {training_hash(config_of(data), "d")}) == len(changes) + 1
+
+
+# --- data
+
+
+def test_data_of_another_run_are_only_read(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "dataset").symlink_to(data, target_is_directory=True)
+    (run / "stages.json").write_text(json.dumps({"record": {"finished": True, "seconds": 1.0}}))
+    (run / "recording.json").write_text(json.dumps({"seeds": [10000, 10007]}))
+    (run / "cache" / "abc").mkdir(parents=True)
+    (run / "cache" / "abc" / "complete.json").write_text("{}")
+    before = sorted(str(path) for path in run.rglob("*"))
+    study = make_study(data_from=run)
+    shared = share_data(study, config_of(data), tmp_path / "study")
+    assert shared.seeds == range(10000, 10008)
+    assert shared.sources[0].path == run.resolve() / "dataset"
+    assert (tmp_path / "study" / "cache" / "abc" / "complete.json").is_file()
+    link_cache(tmp_path / "study", tmp_path / "study" / "cells" / "one")
+    assert (tmp_path / "study" / "cells" / "one" / "cache" / "abc" / "complete.json").is_file()
+    assert sorted(str(path) for path in run.rglob("*")) == before
+
+
+def test_run_that_has_recorded_nothing_is_refused(data: Path, tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"'record' has not run\. Make it first"):
+        share_data(make_study(data_from=tmp_path / "run"), config_of(data), tmp_path / "study")
+
+
+def test_data_that_the_base_names_are_taken_as_they_are(data: Path, tmp_path: Path) -> None:
+    shared = share_data(make_study(data), config_of(data), tmp_path)
+    assert (shared.sources[0].path, shared.seeds) == (data.resolve(), None)
+    assert shared.fingerprint == share_data(make_study(data), config_of(data), tmp_path).fingerprint

@@ -1,0 +1,392 @@
+"""Phases: where they end, what restarts, what stands still; a resume crosses them to the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from tutti.training.checkpoint import Checkpoint, load_latest
+from tutti.training.record import read_records
+from tutti.training.strategy import PARTS, Phase, Strategy, StrategyConfig
+from tutti.training.trainer import Trainer
+from tutti.types import UserError
+from vla_world import TERMS, Data, make_batch, make_trainer
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "end_to_end": {"kind": "end_to_end"},
+    "action_only": {"kind": "action_only"},
+    "two_stage": {"kind": "two_stage"},
+    "two_stage_frozen": {"kind": "two_stage_frozen"},
+    "progressive": {"kind": "progressive"},
+    "warmup_then_joint": {"kind": "warmup_then_joint", "first": 0.25, "encoder_factor": 0.1},
+    "phases": {"kind": "phases", "list": [{"name": "one", "share": 1}, {"name": "two", "share": 2}]},
+}
+
+
+def phases(kind: str, **settings: Any) -> tuple[Phase, ...]:
+    config: Any = TypeAdapter(StrategyConfig).validate_python({"kind": kind, **settings})
+    return config.phases()
+
+
+def part_weights(trainer: Trainer, part: str) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in getattr(trainer.model, part).state_dict().items()}
+
+
+def moved(trainer: Trainer, before: dict[str, dict[str, Tensor]]) -> set[str]:
+    return {
+        part
+        for part, weights in before.items()
+        if any(not torch.equal(value, weights[name]) for name, value in part_weights(trainer, part).items())
+    }
+
+
+def moments(trainer: Trainer, part: str) -> list[dict[str, Tensor]]:
+    """The optimiser's state of each parameter of a part."""
+    found: list[dict[str, Tensor]] = []
+    for optimizer in trainer.optimizer.optimizers.values():
+        for group in optimizer.param_groups:
+            if group["part"] == part:
+                found += [
+                    {key: torch.as_tensor(value).clone() for key, value in optimizer.state[p].items()}
+                    for p in group["params"]
+                ]
+    return found
+
+
+def same(one: list[dict[str, Tensor]], two: list[dict[str, Tensor]]) -> bool:
+    return len(one) == len(two) and all(
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+# --- the plan
+
+
+def test_phases_end_at_their_cumulated_share() -> None:
+    strategy = Strategy(phases("progressive"), steps=20)
+    assert strategy.ends == (3, 6, 20)
+    assert [strategy.at(step).index for step in (0, 2, 3, 5, 6, 19)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_shares_are_relative_and_the_last_phase_ends_with_the_run() -> None:
+    thirds = [Phase(name=str(number), share=5) for number in range(3)]
+    assert Strategy(thirds, steps=10).ends == (3, 7, 10)
+    assert Strategy(thirds, steps=10).at(25).index == 2
+
+
+def test_every_step_belongs_to_one_phase_in_their_order() -> None:
+    strategy = Strategy(phases("progressive", shares=[0.21, 0.17, 0.62]), steps=97)
+    indices = [strategy.at(step).index for step in range(97)]
+    assert indices == sorted(indices)
+    assert [indices.count(number) for number in range(3)] == [20, 17, 60]
+
+
+def test_restarted_phases_read_schedules_from_their_own_beginning() -> None:
+    strategy = Strategy(phases("two_stage", first=0.4), steps=10)
+    first, second = strategy.at(3), strategy.at(4)
+    assert (first.step, first.steps, first.progress) == (3, 4, 0.75)
+    assert (second.step, second.steps, second.progress) == (0, 6, 0.0)
+
+
+def test_other_phases_share_one_schedule() -> None:
+    strategy = Strategy(phases("progressive"), steps=20)
+    assert [(strategy.at(s).step, strategy.at(s).steps) for s in (2, 3, 19)] == [(2, 20), (3, 20), (19, 20)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("end_to_end", {}, [((), TERMS)]),
+        ("action_only", {}, [((), ("action",))]),
+        ("two_stage", {}, [((), ("align", "recon", "state")), ((), ("action",))]),
+        (
+            "two_stage_frozen",
+            {},
+            [((), ("align", "recon", "state")), (("vision", "language"), ("action",))],
+        ),
+        ("progressive", {}, [(("fusion", "action"), TERMS), (("action",), TERMS), ((), TERMS)]),
+        (
+            "progressive",
+            {"order": [["action"], ["fusion"], ["language", "vision"]], "shares": [1, 1, 1]},
+            [(("fusion", "language", "vision"), TERMS), (("language", "vision"), TERMS), ((), TERMS)],
+        ),
+        ("warmup_then_joint", {}, [(("vision", "language"), TERMS), ((), TERMS)]),
+    ],
+)
+def test_preset_freezes_and_counts_as_its_name_says(
+    kind: str, settings: dict[str, Any], expected: list[tuple[tuple[str, ...], tuple[str, ...]]]
+) -> None:
+    assert [(phase.frozen, phase.counting(TERMS)) for phase in phases(kind, **settings)] == expected
+
+
+def test_a_phase_may_name_terms_and_leave_some_of_them_out() -> None:
+    phase = Phase(name="p", share=1, terms=("align", "recon"), without=("align",))
+    assert phase.counting(TERMS) == ("recon",)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "warmup", "message"),
+    [
+        ([{"name": "a", "share": 1}, {"name": "b", "share": 99}], 10, 0, "'a' gets none of 10 steps"),
+        (
+            [{"name": "a", "share": 1, "restart": True}],
+            5,
+            5,
+            r"'a' has 5 steps, but .* warms up for 5.*Lower",
+        ),
+        (
+            [{"name": "a", "share": 1, "terms": ["alig"]}],
+            5,
+            0,
+            "names the term alig; the objective has align",
+        ),
+        ([{"name": "a", "share": 1, "without": ["depth"]}], 5, 0, "names the term depth"),
+        ([{"name": "a", "share": 1, "without": list(TERMS)}], 5, 0, "no term counts in phase 'a'"),
+    ],
+)
+def test_impossible_phases_are_refused_by_name(
+    given: list[dict[str, Any]], steps: int, warmup: int, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Strategy([Phase.model_validate(phase) for phase in given], steps=steps, warmup=warmup, terms=TERMS)
+
+
+def test_two_stages_without_a_term_besides_the_action_are_refused() -> None:
+    with pytest.raises(UserError, match="no term counts in phase 'representation'"):
+        Strategy(phases("two_stage"), steps=10, terms=("action",))
+
+
+def test_warm_up_matters_only_where_schedules_restart() -> None:
+    assert Strategy(phases("progressive"), steps=20, warmup=10).ends == (3, 6, 20)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"kind": "phases", "list": [{"name": "a", "share": 1}, {"name": "a", "share": 1}]},
+            "different names",
+        ),
+        ({"kind": "phases", "list": []}, "at least 1"),
+        (
+            {"kind": "progressive", "order": [["vision"], ["action"]], "shares": [1, 1]},
+            "order must name each",
+        ),
+        ({"kind": "progressive", "shares": [0.5, 0.5]}, "3 groups in order, but 2 shares"),
+        ({"kind": "two_stage", "first": 1.0}, "less than 1"),
+        ({"kind": "phases", "list": [{"name": "a", "share": 1, "learning_rates": {"eyes": 0}}]}, "'vision'"),
+    ],
+)
+def test_impossible_configs_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(StrategyConfig).validate_python(given)
+
+
+# --- in the real trainer
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_preset_trains_every_part_that_its_terms_reach(kind: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, PRESETS[kind], validate_every=6)
+    before = {part: part_weights(trainer, part) for part in PARTS}
+    trainer.fit(Data())
+    assert moved(trainer, before) == set(PARTS)
+    records = [record for record in read_records(tmp_path) if record["kind"] == "train"]
+    assert records[-1]["step"] == 12
+    assert all(torch.isfinite(torch.tensor(record["loss/total"])) for record in records)
+    assert ("strategy/phase" in records[0]) == (len(trainer.strategy.phases) > 1)
+
+
+def test_terms_that_do_not_count_are_neither_computed_nor_recorded(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, {"kind": "two_stage"}, validate_every=6)
+    trainer.fit(Data())
+    records = read_records(tmp_path)
+    names = {
+        record["step"]: {name for name in TERMS if f"loss/{name}/raw" in record}
+        for record in records
+        if record["kind"] == "train"
+    }
+    assert names[6] == {"align", "recon", "state"}
+    assert names[8] == names[12] == {"action"}
+    held = {r["step"]: {n for n in TERMS if f"valid/{n}" in r} for r in records if r["kind"] == "validation"}
+    assert held == {6: {"align", "recon", "state"}, 12: {"action"}}
+
+
+def test_learning_rate_warms_up_again_where_a_phase_restarts(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, {"kind": "two_stage"}, log_every=1)
+    trainer.fit(Data())
+    factors = [record["optim/lr_factor"] for record in read_records(tmp_path) if record["kind"] == "train"]
+    assert factors[:6] == factors[6:]
+    assert factors[0] == 0.5 and factors[5] < 1
+
+
+def test_weight_schedules_run_over_a_restarted_phase_and_over_the_run_otherwise(tmp_path: Path) -> None:
+    falling = {"align": {"weight": {"start": 1.0, "end": 0.0, "schedule": "linear"}}}
+    halves = [{"name": "a", "share": 1, "restart": True}, {"name": "b", "share": 1, "restart": True}]
+    seen: dict[bool, list[float]] = {}
+    for restart in (True, False):
+        given = [phase | {"restart": restart} for phase in halves]
+        trainer = make_trainer(
+            tmp_path / str(restart), {"kind": "phases", "list": given}, objective=falling, log_every=1
+        )
+        trainer.fit(Data())
+        records = read_records(tmp_path / str(restart))
+        seen[restart] = [r["lambda/align"] for r in records if r["kind"] == "train"]
+    assert seen[True] == pytest.approx([1 - step / 6 for step in range(6)] * 2)
+    assert seen[False] == pytest.approx([1 - step / 12 for step in range(12)])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_frozen_part_gets_no_update_and_keeps_its_moments_to_the_bit(optimizer: str, tmp_path: Path) -> None:
+    still = {"vision": 0.0, "language": 0.0}
+    strategy = {
+        "kind": "phases",
+        "list": [
+            {"name": "joint", "share": 1},
+            {"name": "still", "share": 1, "learning_rates": still},
+            {"name": "again", "share": 1},
+        ],
+    }
+    weights: dict[int, dict[str, dict[str, Tensor]]] = {}
+    states: dict[int, list[dict[str, Tensor]]] = {}
+
+    def look(step: int, steps: int, latest: dict[str, float]) -> None:
+        weights[step] = {part: part_weights(trainer, part) for part in PARTS}
+        states[step] = moments(trainer, "vision") + moments(trainer, "language")
+
+    trainer = make_trainer(tmp_path, strategy, look, optimizer={"kind": optimizer})
+    trainer.fit(Data())
+    for part in ("vision", "language"):
+        assert all(torch.equal(value, weights[8][part][name]) for name, value in weights[4][part].items())
+    assert states[4] and same(states[4], states[8])
+    assert not same(states[8], states[12])
+    assert moved(trainer, weights[8]) == set(PARTS)
+    changed = {
+        part
+        for part in PARTS
+        if any(not torch.equal(value, weights[8][part][name]) for name, value in weights[4][part].items())
+    }
+    assert changed == {"fusion", "action"}
+
+
+def test_a_factor_scales_the_learning_rate_of_its_part_alone(tmp_path: Path) -> None:
+    strategy = {
+        "kind": "phases",
+        "list": [{"name": "a", "share": 1, "learning_rates": {"vision": 0.1, "fusion": 2.0}}],
+    }
+    trainer = make_trainer(tmp_path, strategy, steps=3)
+    trainer.fit(Data())
+    rates = {
+        group["part"]: group["lr"] / group["base_lr"]
+        for optimizer in trainer.optimizer.optimizers.values()
+        for group in optimizer.param_groups
+    }
+    main = rates["language"]
+    assert rates["action"] == rates["objective"] == main > 0
+    assert rates["vision"] == pytest.approx(0.1 * main)
+    assert rates["fusion"] == pytest.approx(2.0 * main)
+
+
+def test_what_the_model_itself_keeps_fixed_stays_fixed_in_every_phase(tmp_path: Path) -> None:
+    built = make_trainer(tmp_path, {"kind": "end_to_end"})
+    fixed = next(built.model.vision.parameters())  # pyright: ignore
+    fixed.requires_grad_(False)
+    before = fixed.clone()
+    trainer = Trainer(built.config, built.model, built.objective, tmp_path)
+    trainer.fit(Data())
+    assert not fixed.requires_grad and torch.equal(fixed, before)
+
+
+@pytest.mark.parametrize("kind", PRESETS)
+def test_nothing_that_is_meant_to_stand_still_is_reported_as_unreached(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="tutti.training"):
+        make_trainer(tmp_path, PRESETS[kind]).fit(Data())
+    assert "gets no gradient" not in caplog.text
+
+
+def test_a_rehearsed_step_is_that_of_its_phase(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, {"kind": "two_stage_frozen"})
+    stream = iter([make_batch(number) for number in range(4)])
+    before = {part: part_weights(trainer, part) for part in PARTS}
+    trainer.rehearse(stream, 8)
+    assert moved(trainer, before) <= {"fusion", "action"}
+    trainer.rehearse(stream, 2)
+    assert "vision" in moved(trainer, before)
+
+
+# --- resume
+
+
+def content(saved: Checkpoint) -> dict[str, Any]:
+    return {"tensors": saved.tensors, "optimizer": saved.optimizer, "rng": saved.rng["torch"]}
+
+
+def assert_equal(one: Any, two: Any, where: str = "") -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_equal(one[key], two[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for number, (a, b) in enumerate(zip(one, two, strict=True)):
+            assert_equal(a, b, f"{where}.{number}")
+    else:
+        assert one == two, where
+
+
+HALVES: dict[str, dict[str, Any]] = {
+    "two_stage_frozen": {"kind": "two_stage_frozen"},
+    "progressive": {"kind": "progressive", "shares": [0.25, 0.25, 0.5]},
+}
+
+
+@pytest.fixture(scope="module", params=HALVES)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A run of eight steps, a phase of which ends after the fourth, that nothing interrupts."""
+    folder = tmp_path_factory.mktemp(request.param)
+    make_trainer(folder, HALVES[request.param], steps=8).fit(Data())
+    return request.param, folder
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5], ids=["before", "at", "behind"])
+def test_resume_around_a_phase_boundary_is_exact(whole: tuple[str, Path], stop: int, tmp_path: Path) -> None:
+    strategy = HALVES[whole[0]]
+
+    def interrupt(step: int, steps: int, latest: dict[str, float]) -> None:
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, strategy, interrupt, steps=8).fit(Data())
+    cut = load_latest(tmp_path)
+    assert cut is not None and cut.step == stop
+    make_trainer(tmp_path, strategy, steps=8).fit(Data())
+    undisturbed, resumed = load_latest(whole[1]), load_latest(tmp_path)
+    assert undisturbed is not None and resumed is not None
+    assert_equal(content(undisturbed), content(resumed))
+    records = [
+        [{k: v for k, v in r.items() if not k.startswith("time/")} for r in read_records(folder)]
+        for folder in (whole[1], tmp_path)
+    ]
+    assert records[0] == records[1]
+
+
+def test_resuming_with_another_strategy_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, {"kind": "two_stage"}, steps=6).fit(Data())
+    with pytest.raises(UserError, match="strategy"):
+        make_trainer(tmp_path, {"kind": "progressive"}, steps=12).fit(Data())
