@@ -39,7 +39,11 @@ def test_help_shows_the_order_and_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "record", "train", "evaluate", "report", "compare", "schema", "model", "version"]
+    "command",
+    [
+        *("demo", "record", "train", "evaluate", "report", "doctor", "probe", "compare"),
+        *("schema", "model", "version"),
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     code, text = run(command, "--help")

@@ -101,8 +101,10 @@ def examine(
             bar(4, PARTS)
             if rehearsal.updates and not found:
                 looks.append((f"after {rehearsal.updates} updates", activity.activity(model, samples)))
-            end = start if found else rehearsal.shares(batches, at_end=True)
-        remarks += gradients.judge(config, start, end)
+            shares = [start]
+            if not found:
+                shares.append(rehearsal.shares(batches, at_end=True))
+                remarks += gradients.judge(config, *shares)
         bar(5, PARTS)
         if checkpoint is not None:
             remarks += _look_at_checkpoint(checkpoint, data, samples, looks)
@@ -111,7 +113,7 @@ def examine(
         bar(6, PARTS)
     return Diagnosis(
         reach=tables,
-        shares=(start, end),
+        shares=tuple(shares),
         activity=tuple(looks),
         text=text,
         leak=leak,

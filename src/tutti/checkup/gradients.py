@@ -148,7 +148,8 @@ class Rehearsal:
         progress = 1.0 if at_end else moment.progress
         parameters = self.trainer.parameters
         parts: dict[str, list[int]] = {}
-        for number, name in enumerate(parameters):
+        for number, (name, parameter) in enumerate(parameters.items()):
+            parameter.requires_grad_(part_of(name) not in phase.frozen)
             if part_of(name) != OBJECTIVE:
                 parts.setdefault(part_of(name), []).append(number)
         norms: dict[str, dict[str, float]] = {part: {} for part in parts}

@@ -113,7 +113,8 @@ def fit_suite(suite: SuiteSpec, spec: DataSpec, image_size: int | None = None) -
     if abs(spec.fps - suite.fps) > 1e-6:
         raise UserError(
             f"The policy was trained at {spec.fps:g} actions a second, {suite.name} takes {suite.fps:g}. "
-            f"Record the data with the suite's action repeat, or evaluate on a suite of the data's rate. {CURE}"
+            "Record the data with the suite's action repeat, or evaluate on a suite of the data's rate. "
+            f"{CURE}"
         )
     if spec.action_dim != ACTION_DIM:
         raise UserError(

@@ -53,7 +53,7 @@ def findings(
     return (*found, *_occlusion(occlusion))
 
 
-def between(estimate: Estimate, scale: float = 1.0, digits: int = 2) -> str:
+def between(estimate: Estimate, scale: int | float = 1, digits: int = 2) -> str:
     """ "0.31 [0.25, 0.38]"."""
 
     def text(value: float) -> str:

@@ -49,7 +49,7 @@ class Estimate:
     value: float
     interval: Interval | None
 
-    def affine(self, scale: float, shift: float) -> Estimate:
+    def affine(self, scale: int | float, shift: int | float) -> Estimate:
         """scale * x + shift, for the number and its bounds."""
         if self.interval is None:
             return Estimate(value=scale * self.value + shift, interval=None)

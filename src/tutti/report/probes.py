@@ -9,7 +9,7 @@ from typing import Any
 
 from tutti.report.blocks import Block, Cell, Fold, Note, Picture, Section, Table
 from tutti.report.inputs import Inputs, Json
-from tutti.report.numbers import NOTHING, anything, plain
+from tutti.report.numbers import NOTHING, Number, anything
 from tutti.report.plaintables import blocks_of
 
 MISSING = "Not run yet: `tutti probe RUN` asks the checkpoint, without a simulator, within minutes."
@@ -70,7 +70,7 @@ def _removals(probes: Json) -> Table | None:
         [
             Cell(text=str(row.get("name", ""))),
             _estimate(row.get("movement"), " x"),
-            _estimate(row.get("increase"), " %", 100),
+            _estimate(row.get("increase"), " %", 0),
         ]
         for row in _rows(probes.get("removals"), "rows")
     ]
@@ -86,7 +86,7 @@ def _baselines(probes: Json) -> Table | None:
     rows = [
         [
             Cell(text=str(row.get("name", ""))),
-            _estimate(row.get("error")),
+            _estimate(row.get("error"), decimals=3),
             _estimate(row.get("ratio"), " x"),
         ]
         for row in _rows(probes.get("baselines"))
@@ -121,12 +121,18 @@ def _rows(value: Any, key: str | None = None) -> Sequence[Json]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
-def _estimate(value: Any, unit: str = "", scale: float = 1.0) -> Cell:
+def _estimate(value: Any, unit: str = "", decimals: int = 2) -> Cell:
+    """A number with its interval; fractions become per cent where that is the unit."""
     number = value.get("value") if isinstance(value, dict) else None
     if not isinstance(number, int | float):
         return Cell(text=NOTHING, mood="quiet")
+    scale = 100 if unit == " %" else 1
+
+    def text(number: Number) -> str:
+        return f"{round(scale * number, decimals) + 0.0:.{decimals}f}"  # + 0.0: no "-0"
+
     interval = value.get("interval")
     small = ""
     if isinstance(interval, dict) and all(isinstance(interval.get(k), int | float) for k in ("low", "high")):
-        small = f"[{plain(scale * interval['low'])}, {plain(scale * interval['high'])}]"
-    return Cell(text=plain(scale * number) + unit, small=small)
+        small = f"[{text(interval['low'])}, {text(interval['high'])}]"
+    return Cell(text=text(number) + unit, small=small)

@@ -1,0 +1,106 @@
+"""`tutti probe`: from a run's checkpoint to its files, the terminal and the report."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import checkup_world as world
+import pytest
+from typer.testing import CliRunner
+
+from tutti import pipeline
+from tutti.cli import app
+from tutti.report import write_report
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has trained for three steps and has been probed."""
+    folder = tmp_path_factory.mktemp("probed")
+    world.write(folder / "set")
+    config = world.config(folder / "set", training={"steps": 3, "schedule": {"kind": "wsd", "warmup": 1}})
+    pipeline.train(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def said(run: Path) -> str:
+    result = CliRunner().invoke(app, ["probe", str(run)])
+    assert result.exit_code == 0, result.output
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", result.output).split())
+
+
+@pytest.fixture
+def probes(run: Path, said: str) -> dict[str, Any]:
+    return json.loads((run / "probes" / "probes.json").read_text())
+
+
+def page_of(run: Path) -> str:
+    return re.sub(r"[ \n]+", " ", write_report(run).read_text(encoding="utf-8"))
+
+
+def test_files_say_what_was_probed(run: Path, probes: dict[str, Any]) -> None:
+    assert probes["checkpoint"] == "step-000003"
+    assert (probes["executed"], probes["episodes"]) == (2, 16)
+    assert (run / "probes" / "occlusion.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (run / "probes").iterdir()) == ["occlusion.png", "probes.json"]
+
+
+def test_terminal_says_every_sentence_and_alarms_first(said: str, probes: dict[str, Any]) -> None:
+    places = [said.index(" ".join(one["sentence"].split())) for one in probes["findings"]]
+    alarms = [place for place, one in zip(places, probes["findings"], strict=True) if one["alarm"]]
+    assert alarms, "three steps teach nobody to listen"
+    assert max(alarms) < min(set(places) - set(alarms))
+
+
+def test_report_shows_the_section_and_the_map(run: Path, said: str) -> None:
+    page = page_of(run)
+    assert "Does it look and listen?" in page
+    assert "Illustrative: where the executed actions come from" in page
+    assert "What one input alone would do." in page
+
+
+def test_alarm_stands_at_the_top_of_the_report(run: Path, probes: dict[str, Any]) -> None:
+    page = page_of(run)
+    head = html.unescape(page[: page.index("<nav>")]).replace("\xa0", " ")
+    alarms = [one["sentence"] for one in probes["findings"] if one["alarm"]]
+    assert any("this model ignores the instruction" in one for one in alarms)
+    assert all(one in head for one in alarms)
+
+
+def test_report_without_probes_says_how_to_get_them(run: Path, said: str, tmp_path: Path) -> None:
+    kept = (run / "probes").rename(tmp_path / "probes")
+    try:
+        page = page_of(run)
+    finally:
+        kept.rename(run / "probes")
+    assert "ignores the instruction" not in page
+    assert "<code>tutti probe RUN</code>" in page
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"findings": 3}', '{"findings": [{"alarm": true}, 7]}'])
+def test_foreign_probes_never_stop_the_report(run: Path, said: str, content: str) -> None:
+    path = run / "probes" / "probes.json"
+    kept = path.read_text()
+    try:
+        path.write_text(content)
+        assert "Does it look and listen?" in page_of(run)
+    finally:
+        path.write_text(kept)
+
+
+def test_probing_again_gives_the_same_bytes(run: Path, said: str, probes: dict[str, Any]) -> None:
+    before = {path.name: path.read_bytes() for path in (run / "probes").iterdir()}
+    assert CliRunner().invoke(app, ["probe", str(run)]).exit_code == 0
+    assert {path.name: path.read_bytes() for path in (run / "probes").iterdir()} == before
+
+
+def test_run_without_a_checkpoint_is_an_error_with_the_cure(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    result = CliRunner().invoke(app, ["probe", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "config" in result.output or "checkpoint" in result.output

@@ -1,0 +1,359 @@
+"""Probes: the arithmetic by hand, and what they say of models whose faults are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import checkup_world as world
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tutti.config import RunConfig
+from tutti.data.loader import DataBundle
+from tutti.evaluation.baselines import MEAN, PREVIOUS, STATE, TASK, state_leak
+from tutti.evaluation.consistency import consistency
+from tutti.evaluation.occlusion import occlude
+from tutti.evaluation.occlusion_picture import TILE, draw, overlay
+from tutti.evaluation.probe_windows import held_out, spread, training
+from tutti.evaluation.probes import ProbeResult, run_probes
+from tutti.evaluation.removal import NO_STATE, NO_TEXT, NO_VISION, SWAP, changes, remove
+from tutti.evaluation.ridge import PENALTIES, Ridge
+from tutti.evaluation.statistics import ratio_of_sums
+from tutti.models.vla import VLA
+from tutti.pipeline import build_data
+from tutti.types import Observation, UserError
+
+
+class Scripted(VLA):
+    """A model whose actions are a function of the observation; its features are those of fresh weights."""
+
+    def __init__(
+        self, config: RunConfig, data: DataBundle, act: Callable[[DataBundle, Observation], Tensor]
+    ) -> None:
+        torch.manual_seed(1)
+        super().__init__(config.model, data.spec)
+        self.act, self.data = act, data
+
+    def predict(self, observation: Observation) -> Tensor:
+        first = self.act(self.data, observation)
+        return first[:, None].expand(-1, self.spec.horizon, -1).clone()
+
+
+def centre_of(images: Tensor, channel: int, shown: Tensor) -> Tensor:
+    """Where the square of this colour is in the first view, in [-1, 1]; the middle if the view is absent."""
+    colours = images[:, 0].float()
+    mine = (colours[:, channel] > 200) & (colours[:, 2 - channel] < 60)
+    places = torch.arange(world.SIZE).float()
+    weight = mine.float() / mine.sum((1, 2), keepdim=True).clamp(min=1)
+    column, row = (weight.sum(1) * places).sum(1), (weight.sum(2) * places).sum(1)
+    there = torch.stack([column, row], dim=1) / (world.SIZE - 9) * 2 - 8 / (world.SIZE - 9) - 1
+    return torch.where(shown[:, :1] & mine.any(2).any(1)[:, None], there, 0.0)
+
+
+def listens(data: DataBundle, o: Observation) -> Tensor:
+    """Goes to the square that it is told, from where it is: looks, listens and feels."""
+    ids, _ = data.tokenizer.encode([world.TEXTS[0]])
+    red = centre_of(o.images, 0, o.image_mask)
+    blue = centre_of(o.images, 2, o.image_mask)
+    told_red = (o.text == ids).all(1, keepdim=True)
+    told = o.text_mask.any(1, keepdim=True)
+    target = torch.where(told, torch.where(told_red, red, blue), (red + blue) / 2)
+    return towards(data, target, o.state)
+
+
+def towards(data: DataBundle, target: Tensor, state: Tensor) -> Tensor:
+    centre, scale = data.normalizer.stats["dot"].state.center_and_scale("quantile")
+    hand = state.double() * torch.from_numpy(scale) + torch.from_numpy(centre)
+    wanted = (2.5 * (target.double() - hand)).clamp(-1, 1)
+    grip = 2 * ((target - hand).abs().amax(1, keepdim=True) < 0.15).double() - 1
+    return data.normalizer.apply_action(torch.cat([wanted, grip], dim=1), "dot").float()
+
+
+def feels(data: DataBundle, o: Observation) -> Tensor:
+    """The best that the state alone allows: back to the middle."""
+    return towards(data, torch.zeros(len(o.state), 2), o.state)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probes")
+    world.write(folder / "set")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> RunConfig:
+    return world.config(folder / "set")
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path, config: RunConfig) -> DataBundle:
+    return build_data(config, folder)
+
+
+def probed(config: RunConfig, data: DataBundle, act: Any, **limits: int) -> ProbeResult:
+    model = Scripted(config, data, act)
+    texts = data.windows.instructions
+    return run_probes(model, model, data, groups=texts, partners={}, execute=2, **limits)[0]
+
+
+@pytest.fixture(scope="module")
+def listener(config: RunConfig, data: DataBundle) -> ProbeResult:
+    return probed(config, data, listens)
+
+
+@pytest.fixture(scope="module")
+def deaf(config: RunConfig, data: DataBundle) -> ProbeResult:
+    return probed(config, data, feels)
+
+
+def outcomes(found: ProbeResult) -> dict[str, str]:
+    return {one.about: one.outcome for one in reversed(found.findings)}
+
+
+def test_model_that_looks_and_listens_gets_no_alarm(listener: ProbeResult) -> None:
+    assert listener.alarms == ()
+    said = outcomes(listener)
+    assert (said["instruction"], said["pictures"], said["state"]) == ("uses", "uses", "uses")
+    assert said["baselines"] == "beats"
+    increases = {row.name: row.increase for row in listener.removals.rows}
+    assert all(increases[name].above(0.0) for name in (SWAP, NO_TEXT, NO_VISION, NO_STATE))
+
+
+def test_only_the_view_that_is_read_matters(listener: ProbeResult) -> None:
+    rows = {row.name: row.movement.value for row in listener.removals.rows}
+    assert rows["no mirror view"] == 0
+    assert rows["no front view"] == rows[NO_VISION] > 1
+    sentence = next(one.sentence for one in listener.findings if one.about == "pictures")
+    assert "Taking away one view changes next to nothing: no mirror view" in sentence
+
+
+def test_model_of_the_state_alone_is_named_three_times(deaf: ProbeResult) -> None:
+    said = outcomes(deaf)
+    assert (said["instruction"], said["pictures"], said["state"]) == ("ignores", "ignores", "copies")
+    sentences = " ".join(one.sentence for one in deaf.alarms)
+    assert "this model ignores the instruction" in sentences
+    assert "this model ignores the pictures" in sentences
+    assert "this model could be copying its own state" in sentences
+
+
+def test_movement_is_in_units_of_the_error(config: RunConfig, data: DataBundle) -> None:
+    """All actions 0 in normalised units, 0.5 under the other text: the ratio by hand."""
+    ids, _ = data.tokenizer.encode([world.TEXTS[0]])
+
+    def act(_: DataBundle, o: Observation) -> Tensor:
+        return 0.5 * (o.text == ids).all(1, keepdim=True).float().expand(-1, 3)
+
+    sample = held_out(data, 40)
+    model = Scripted(config, data, act)
+    texts = data.windows.instructions
+    found, _ = remove(model, sample, changes(model, data.tokenizer, texts, texts, {}), execute=2)
+    actions, mask = sample.actions(2)
+    number = np.concatenate([b.instruction_id.numpy() for b in sample.batches()])
+    own = 0.5 * (np.array(texts)[number] == world.TEXTS[0])[:, None, None]
+    error = (np.abs(own - actions) * mask).sum()
+    swap = found.find(SWAP)
+    assert swap is not None
+    assert swap.movement.value == pytest.approx(0.5 * mask.sum() / error)
+    other = (np.abs(0.5 - own - actions) * mask).sum()
+    assert swap.increase.value == pytest.approx(other / error - 1)
+    assert found.error.value == pytest.approx(error / mask.sum())
+
+
+def test_probes_are_repeatable_and_plain_json(
+    config: RunConfig, data: DataBundle, listener: ProbeResult
+) -> None:
+    again = probed(config, data, listens)
+    assert json.dumps(again.to_dict(), allow_nan=False) == json.dumps(listener.to_dict(), allow_nan=False)
+
+
+def test_number_of_windows_is_limited(config: RunConfig, data: DataBundle) -> None:
+    found = probed(config, data, feels, most_held_out=30, most_training=50)
+    assert (found.windows, found.training_windows) == (30, 50)
+
+
+def test_untrained_model_is_the_control_of_itself(listener: ProbeResult) -> None:
+    assert all(probe.trained == probe.untrained for probe in listener.probes)
+    state = next(p for p in listener.probes if (p.features, p.target) == ("readout", "state"))
+    assert state.trained.above(0.0), "the state goes into the fusion, so that any readout tells it"
+
+
+def test_baselines_are_regressions_on_other_episodes(listener: ProbeResult) -> None:
+    errors = {row.name: row.error.value for row in listener.baselines}
+    for name in (TASK, STATE):
+        assert errors[name] == pytest.approx(errors[MEAN], rel=0.1), "without a target there is no direction"
+    assert errors[PREVIOUS] < 0.6 * errors[MEAN], "a hand under way goes on"
+    assert listener.removals.error.value < 0.7 * min(errors.values())
+
+
+def test_no_held_out_episode_is_an_error_with_the_cure(folder: Path) -> None:
+    data = build_data(world.config(folder / "set", data={"validation_fraction": 0.0}), folder)
+    with pytest.raises(UserError, match=r"data\.validation_fraction"):
+        held_out(data, 10)
+
+
+def with_states(change: Callable[[Any], np.ndarray]) -> list[Any]:
+    return [replace(one, states=change(one).astype(np.float32)) for one in world.episodes(40)]
+
+
+def leak_of(folder: Path, records: list[Any]) -> Any:
+    world.write(folder / "set", records)
+    data = build_data(world.config(folder / "set"), folder)
+    return state_leak(training(data, 400), held_out(data, 200))
+
+
+def test_state_that_holds_the_command_leaks(tmp_path: Path) -> None:
+    leak = leak_of(tmp_path, with_states(lambda one: np.concatenate([one.states, one.actions], axis=1)))
+    assert leak.now > 0.9999 and leak.leaks and leak.dimensions == (0, 1, 2)
+
+
+def test_state_of_the_world_does_not_leak(data: DataBundle) -> None:
+    leak = state_leak(training(data, 400), held_out(data, 200))
+    assert leak.now < 0.5 and not leak.leaks and leak.dimensions == ()
+
+
+def test_absolute_positions_are_predictable_but_no_leak(tmp_path: Path) -> None:
+    """The command is where the hand shall be next: R2 is high, and one step later nearly as high."""
+
+    def absolute(number: int, one: Any) -> Any:
+        random = np.random.default_rng(number)
+        path = np.cumsum(random.normal(size=(world.LENGTH + 1, 3)) * 0.1, axis=0) + random.normal(size=3) * 3
+        return replace(one, states=path[:-1].astype(np.float32), actions=path[1:].astype(np.float32))
+
+    leak = leak_of(tmp_path, [absolute(number, one) for number, one in enumerate(world.episodes(40))])
+    assert leak.now > 0.98 and not leak.leaks
+
+
+def chunk_model(config: RunConfig, data: DataBundle, chunk: np.ndarray) -> VLA:
+    """Always predicts this chunk, given in data units."""
+    normalised = torch.from_numpy(data.normalizer.apply_action(chunk, "dot")).float()
+    model = Scripted(config, data, feels)
+    model.predict = lambda observation: normalised.expand(len(observation.state), -1, -1)
+    return model
+
+
+def test_same_action_forever_never_jumps_and_never_turns(config: RunConfig, data: DataBundle) -> None:
+    found = consistency(
+        chunk_model(config, data, np.full((4, 3), 0.7)),
+        held_out(data, 100),
+        centre=data.normalizer.apply_action(np.zeros(3), "dot"),
+        execute=2,
+    )
+    assert found is not None and found.jump is not None
+    assert (found.jump.value, found.reversals.value) == (pytest.approx(0, abs=1e-6), 0)
+
+
+def test_alternating_actions_always_turn_and_jump_by_their_difference(
+    config: RunConfig, data: DataBundle
+) -> None:
+    signs = np.array([1.0, -1.0, 1.0, -1.0])[:, None] * np.full(3, 0.8)
+    sample = held_out(data, 100)
+    found = consistency(
+        chunk_model(config, data, signs),
+        sample,
+        centre=data.normalizer.apply_action(np.zeros(3), "dot"),
+        execute=1,
+    )
+    assert found is not None and found.jump is not None
+    # Replanning after one action: the old chunk says -0.8 where the new one says 0.8.
+    assert found.jump.value > 0
+    assert found.reversals.value == 0, "only first actions are executed, and they are all alike"
+    two = consistency(
+        chunk_model(config, data, signs),
+        sample,
+        centre=data.normalizer.apply_action(np.zeros(3), "dot"),
+        execute=2,
+    )
+    assert two is not None and two.jump is not None
+    assert two.reversals.value == 1
+    assert two.jump.value == pytest.approx(0, abs=1e-6), "after two actions the pattern is in step again"
+
+
+def test_patches_of_equal_pictures_do_not_matter(config: RunConfig, data: DataBundle) -> None:
+    """Where all frames are alike, the average that replaces a patch is the patch."""
+    model = Scripted(config, data, feels)
+    index = data.windows
+    before = index.sources
+    same = np.repeat(before[0].frames[:1], len(before[0].frames), axis=0)
+    try:
+        index.sources = (replace(before[0], frames=same),)
+        found, maps = occlude(model, held_out(data, 30), index.instructions, execute=2, frames=8)
+    finally:
+        index.sources = before
+    assert maps.pixels.max() == 0
+    assert maps.tokens.max() > 0
+    assert found.tokens.patches == model.vision.tokens_per_view * 2
+
+
+def test_sensitivity_shares_are_shares(listener: ProbeResult) -> None:
+    for part in (listener.occlusion.pixels, listener.occlusion.tokens):
+        assert part.top_patches / part.patches <= part.top_share.value <= 1
+        assert sum(share for _, share in part.views) == pytest.approx(1)
+
+
+def test_overlay_reddens_its_patch_alone() -> None:
+    image = np.full((3, 32, 32), 100, np.uint8)
+    strength = np.zeros(4)
+    strength[1] = 1.0
+    drawn = np.asarray(overlay(image, strength)).astype(int)
+    half = TILE // 2
+    assert (drawn[:half, half:, 0] > drawn[:half, half:, 2] + 100).all()
+    assert (drawn[:half, :half] == 100).all() and (drawn[half:] == 100).all()
+
+
+def test_occlusion_picture_is_a_png(config: RunConfig, data: DataBundle) -> None:
+    _, maps = occlude(
+        Scripted(config, data, feels), held_out(data, 30), data.windows.instructions, execute=2, frames=4
+    )
+    assert draw(maps).startswith(b"\x89PNG")
+
+
+def test_ridge_is_its_formula() -> None:
+    """One standardised input, one cluster (so the middle penalty): W = cov / (1 + penalty)."""
+    inputs = np.array([[-1.0], [1.0], [-1.0], [1.0]])
+    found = Ridge.fit(inputs, 2 * inputs + 5, np.zeros(4))
+    assert found.penalty == PENALTIES[2]
+    assert found.weights[0, 0] == pytest.approx(2 / (1 + PENALTIES[2]))
+    assert found.offset[0] == pytest.approx(5)
+
+
+def test_ridge_takes_the_least_penalty_where_nothing_is_noise() -> None:
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(100, 3)) * [1, 10, 0] + [0, 3, 7]
+    found = Ridge.fit(inputs, inputs @ [[1.0], [2.0], [0.0]], np.arange(100) // 5)
+    assert found.penalty == PENALTIES[0]
+    assert found.predict(np.array([[1.0, 1.0, 7.0]]))[0, 0] == pytest.approx(3, abs=1e-2)
+
+
+def test_interval_of_a_ratio_sees_episodes_and_not_windows() -> None:
+    """Each window ten times over is no more evidence."""
+    random = np.random.default_rng(0)
+    top, bottom, episode = random.uniform(0, 2, 30), np.ones(30), np.arange(30) // 3
+    once = ratio_of_sums(top, bottom, episode)
+    often = ratio_of_sums(np.repeat(top, 10), np.repeat(bottom, 10), np.repeat(episode, 10))
+    assert once.value == pytest.approx(top.mean())
+    assert once.interval is not None and often.interval is not None
+    assert (often.interval.low, often.interval.high) == pytest.approx((once.interval.low, once.interval.high))
+
+
+def test_one_episode_gives_no_interval() -> None:
+    found = ratio_of_sums([1.0, 2.0], [1.0, 1.0], [0, 0])
+    assert (found.value, found.interval) == (1.5, None)
+    assert not found.below(2.0) and not found.above(1.0)
+
+
+def test_sample_knows_episodes_and_the_action_before(data: DataBundle) -> None:
+    rows = np.arange(3 * world.LENGTH)
+    sample = spread(data.windows, rows, 10**6)
+    assert sample.episode.tolist() == (rows // world.LENGTH).tolist()
+    before, known = sample.previous()
+    assert known.tolist() == (rows % world.LENGTH > 0).tolist()
+    actions, _ = sample.actions(1)
+    assert np.array_equal(before[5], actions[4, 0])
+    assert (before[world.LENGTH] == 0).all()
