@@ -22,7 +22,7 @@ demo: $(VENV)/.simulation
 	$(BIN)/tutti demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# A job in the background of a shell inherits an ignored Ctrl-C; tests of interruptions need the usual one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")

@@ -183,8 +183,8 @@ def judge(config: RunConfig, start: ShareTable, end: ShareTable) -> list[Remark]
     """Terms other than the action's that supply most of the gradient in a part that the action moves too.
 
     A weight that falls is a curriculum, so it is a note: the demo's state term begins with 92 % of the vision
-    encoder's gradient and its policy is the best for it. What a term keeps to the end competes with the
-    action to the end.
+    encoder's gradient, at a weight that was chosen by rollouts, and has about half at its last weight. What a
+    term keeps to the end competes with the action to the end.
     """
     remarks: list[Remark] = []
     for term, found in _dominating(end, LARGE).items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -102,15 +103,19 @@ def one_hot(numbers: Int64[np.ndarray, " n"], count: int) -> Float64[np.ndarray,
 def _solve(
     z: Float64[np.ndarray, "n p"], targets: Float64[np.ndarray, "n q"]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(weights, offset) for each penalty, from one eigendecomposition."""
-    middle, offset = z.mean(0), targets.mean(0)
-    centred = z - middle
-    values, vectors = np.linalg.eigh(centred.T @ centred)
-    rotated = vectors.T @ (centred.T @ (targets - offset))
+    """(weights, offset) for each penalty, from one eigendecomposition.
+
+    By torch, whose number of threads is the run's: numpy's own would contend with a training beside it.
+    """
+    inputs, outputs = torch.from_numpy(z), torch.from_numpy(targets)
+    middle, offset = inputs.mean(0), outputs.mean(0)
+    centred = inputs - middle
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    rotated = vectors.T @ (centred.T @ (outputs - offset))
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for penalty in PENALTIES:
-        weights = vectors @ (rotated / (np.maximum(values, 0) + penalty * len(z))[:, None])
-        found.append((weights, offset - middle @ weights))
+        weights = vectors @ (rotated / (values.clamp(min=0) + penalty * len(z))[:, None])
+        found.append((weights.numpy(), (offset - middle @ weights).numpy()))
     return found
 
 

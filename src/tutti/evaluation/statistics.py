@@ -227,7 +227,7 @@ def ratio_of_sums(
         return Estimate(value=value, interval=None)
     generator = np.random.default_rng(seed)
     times = generator.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
-    drawn = times @ sums.T
+    drawn = np.einsum("dc,kc->dk", times, sums)
     ratios = drawn[:, 0] / np.maximum(drawn[:, 1], smallest)
     return Estimate(
         value=value, interval=_percentiles(ratios, confidence, f"bootstrap over {count} episodes")
