@@ -48,7 +48,8 @@ batch, under one loss L = sum_i lambda_i L_i.
 
 [bold]Change anything, in the file or behind it[/bold]
 
-  tutti train configs/demo.yaml name=short training.steps=500
+  tutti train configs/demo.yaml name=short training.steps=500 \\
+    'data.sources=[{path: runs/demo/dataset}]'     the demo's data again
   tutti train configs/demo.yaml name=mine 'data.sources=[{path: my/data}]'
   tutti schema > tutti.schema.json   every key, for an editor
 

@@ -253,7 +253,7 @@ def explain(error: ValidationError, values: dict[str, Any], source: str, schema:
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         key = _key(problem["loc"], values, missing=problem["type"] == "missing")
-        line = _sentence(key, problem, known)
+        line = _sentence(key, problem, known, values)
         lines[key] = line if key not in lines else f"{lines[key]}\n    or: {line}"
     shown = [f"  {line}" for line in list(lines.values())[:MOST_MISTAKES]]
     if len(lines) > MOST_MISTAKES:
@@ -261,11 +261,13 @@ def explain(error: ValidationError, values: dict[str, Any], source: str, schema:
     return "\n".join([f"{source}: {len(lines)} mistake{'s' if len(lines) > 1 else ''}", *shown])
 
 
-def _sentence(key: str, problem: Any, known: set[str]) -> str:
+def _sentence(key: str, problem: Any, known: set[str], values: Any) -> str:
     context, found = problem.get("ctx") or {}, _show(problem["input"])
     match problem["type"]:
         case "extra_forbidden":
-            return f"{key} is not a key.{_near(key, known)}"
+            kind = _kind_above(key, values) if key in known else None  # naming it again would be no help
+            where = f" where {key.rpartition('.')[0]}.kind is '{kind}'." if kind else f".{_near(key, known)}"
+            return f"{key} is not a key{where}"
         case "missing":
             return f"{key} is missing."
         case "union_tag_not_found":
@@ -280,6 +282,13 @@ def _sentence(key: str, problem: Any, known: set[str]) -> str:
         case _:
             expected = problem["msg"].replace("Input should be", "expected").rstrip(".")
             return f"{key}: {expected}, found {found}."
+
+
+def _kind_above(key: str, values: Any) -> str | None:
+    """The `kind` of the mapping that holds `key`, if it has one."""
+    for part in key.split(".")[:-1]:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values.get("kind") if isinstance(values, dict) else None
 
 
 def _key(loc: Sequence[str | int], values: Any, missing: bool) -> str:

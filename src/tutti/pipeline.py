@@ -88,7 +88,10 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
     """Demonstrations -> a model, all its modules trained at once. Gives the folder of the last checkpoint."""
     run = RunFolder(folder or Path("runs") / config.name, redo=redo)
     if not config.data.sources:
-        run.require("record", "Record first (tutti record CONFIG), or name data sets in data.sources.")
+        run.require(
+            "record",
+            "Record first (tutti record CONFIG), or name data: 'data.sources=[{path: runs/demo/dataset}]'.",
+        )
     if run.begin("train", config, *TRAINED_BY):
         with run.stage("train"):
             _train(config, run)

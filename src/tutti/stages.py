@@ -34,6 +34,9 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """The stages in their order, each with what it makes in the run's folder."""
 
+WORK = {"train": ("checkpoints", "records.jsonl", "failures")}
+"""Of a stage's outputs those that cost work, where others are written before it begins."""
+
 WITHOUT_EFFECT = ("workers", "prefetch", "keep_checkpoints", "checkpoint_every", "diagnostics")
 """Keys that may change at any time, because no result depends on them."""
 
@@ -95,15 +98,23 @@ class RunFolder:
     def stage(self, stage: str) -> Iterator[None]:
         """Times the block, and notes the stage as finished when it ends well.
 
-        A full disk becomes a UserError.
+        A full disk becomes a UserError. A stage that ends with one before it has made anything is forgotten:
+        the config was at fault, and the mended one must not be refused as another.
         """
         entry = self._book.setdefault(stage, {"finished": False, "seconds": 0.0, "hash": "", "inputs": {}})
         if entry["finished"]:  # asked for once more
             entry.update(finished=False, seconds=0.0)
         with self._alone(), self._full_disk(stage):
             self._write()
-            with self._clock(entry):
-                yield
+            try:
+                with self._clock(entry):
+                    yield
+            except UserError:
+                made = WORK.get(stage, STAGES[stage])
+                if not any((self.path / name).exists() for name in made):
+                    del self._book[stage]
+                    self._write()
+                raise
             entry["finished"] = True
             self._write()
 

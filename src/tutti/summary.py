@@ -81,7 +81,10 @@ def print_model(description: Description) -> None:
     console.print(table)
     parts = " | ".join(f"{row.name} {row.tokens}" for row in description.tokens)
     say(f"Tokens of the fusion: {parts} = {sum(row.tokens for row in description.tokens)} tokens")
-    say("FLOPs are forward, counted by torch's counter; a training step costs about three times as much.")
+    say(
+        "FLOPs are those of one prediction, counted by torch's counter. Where the action decoder predicts in one"
+    )
+    say("pass, a training step costs about three times as much; one that samples counts every pass here.")
 
 
 def _table(title: str) -> Table:

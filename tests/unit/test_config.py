@@ -186,3 +186,18 @@ def test_differences_names_each_leaf_with_both_values() -> None:
     assert differences(old, {"training": {"steps": 3, "lr": 2}, "name": "a"}) == ["training.steps: 1 -> 3"]
     assert differences(old, {"training": {"steps": 1}, "name": "a"}) == ["training.lr: 2 -> null"]
     assert differences(old, old) == []
+
+
+def test_a_misspelt_term_is_told_from_a_further_one() -> None:
+    with pytest.raises(UserError, match=r"'algn' is a further term, .* Did you mean 'align'"):
+        load_config(None, ["objective.algn.weight=0.2"])
+
+
+def test_a_key_of_another_kind_is_not_suggested_again() -> None:
+    with pytest.raises(UserError, match=r"bins is not a key where model\.action\.kind is 'flow'"):
+        load_config(None, ["model.action.kind=flow", "model.action.bins=12"])
+
+
+def test_a_balancing_that_could_never_act_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no lambda would ever change. Lower balancing\.every"):
+        load_config(None, ["balancing.kind=dwa", "training.steps=150", "training.schedule.warmup=10"])

@@ -148,3 +148,24 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_stage_that_fails_before_its_work_is_forgotten_and_a_mended_config_accepted(tmp_path: Path) -> None:
+    wrong, right = (load_config(None, [f"training.steps={steps}"]) for steps in (300, 400))
+    run = RunFolder(tmp_path / "run")
+    assert run.begin("train", wrong, "training")
+    with pytest.raises(UserError, match="a typo"), run.stage("train"):
+        run.write_json("model.json", {})
+        raise UserError("a typo")
+    assert RunFolder(tmp_path / "run").begin("train", right, "training")
+
+
+def test_a_stage_that_fails_in_its_work_is_kept(tmp_path: Path) -> None:
+    wrong, right = (load_config(None, [f"training.steps={steps}"]) for steps in (300, 400))
+    run = RunFolder(tmp_path / "run")
+    assert run.begin("train", wrong, "training")
+    with pytest.raises(UserError, match="NaN"), run.stage("train"):
+        run.write_json("records.jsonl", {})
+        raise UserError("NaN")
+    with pytest.raises(UserError, match="made with another config"):
+        RunFolder(tmp_path / "run").begin("train", right, "training")

@@ -151,7 +151,10 @@ def print_diagnosis(found: Diagnosis) -> None:
     for remark in found.problems:
         say(f"! {remark.about}: {remark.text}")
     count = len(found.problems)
-    say("Nothing is wrong." if not count else f"{count} problem{'s' if count > 1 else ''}, marked with !.")
+    notes = len(found.remarks) - count
+    weaker = f" The {notes} note{'s' if notes > 1 else ''} above may be meant so." if notes else ""
+    problems = f"{count} problem{'s' if count > 1 else ''}, marked with !."
+    say(f"{problems if count else 'Nothing is wrong.'}{weaker}")
 
 
 def _look_at_checkpoint(

@@ -176,8 +176,8 @@ def _beaten(baselines: Sequence[Baseline]) -> list[Finding]:
         Finding(
             about="baselines",
             outcome="does not beat",
-            sentence=f"The model is not shown to beat a plain regression ({row.name}), which has "
-            f"{between(row.ratio)} times its error.",
+            sentence=f"The model is not shown to beat a plain regression ({row.name}): the regression's "
+            f"error is {between(row.ratio)} times the model's.",
             alarm=row.ratio.below(1.0),
         )
         for row in stronger
@@ -190,7 +190,7 @@ def _features(probes: Sequence[Probe]) -> list[Finding]:
         row = next((p for p in probes if (p.features, p.target) == (features, target)), None)
         if row is None:
             continue
-        gained = row.trained.interval is not None and row.trained.interval.low > row.untrained.value
+        gained = row.trained.interval is not None and row.trained.interval.low > max(0.0, row.untrained.value)
         verb = "tells" if gained else "tells no more of"
         text = (
             f"A linear map from the {features} features {verb} the {target}: R2 {between(row.trained)}, from "

@@ -40,7 +40,8 @@ class TokenRow:
 class Description:
     """The model's rows, outermost first, and the fusion's sequence in order.
 
-    A training step costs about three times the forward FLOPs: once forward, twice backward.
+    A training step costs about three times the forward FLOPs: once forward, twice backward. The action
+    decoder's are those of a prediction: one that generates in steps counts them all, though it trains on few.
     """
 
     modules: tuple[ModuleRow, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -53,9 +54,13 @@ class ObjectiveConfig(BaseModel):
         for name, kind in DEFAULT_KINDS.items():
             if isinstance(filled.get(name), dict) and "kind" not in filled[name]:
                 filled[name] = {"kind": kind, **filled[name]}
-        for name in filled:
+        for name, value in filled.items():
             if not (isinstance(name, str) and name.isidentifier() and name.islower()):
                 raise ValueError(f"{name!r} cannot be a term's name: use lower-case letters, digits and _")
+            if isinstance(value, dict) and "kind" not in value:
+                near = difflib.get_close_matches(name, DEFAULT_KINDS, n=1)
+                meant = f" Did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"'{name}' is a further term, which needs a `kind`.{meant}")
         return filled
 
     def terms(self) -> dict[str, TermConfig]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tutti.objectives.balancings import BalancingConfig
+from tutti.objectives.dwa import DwaBalancingConfig
 from tutti.objectives.gradient_share import PRIMARY, GradientShareBalancingConfig
 from tutti.objectives.schedule import Weight, schedule_of
 from tutti.training.aggregators import DECIDES_ALONE
@@ -30,6 +31,11 @@ def check_combination(
     """
     if isinstance(balancing, GradientShareBalancingConfig):
         _check_calibration(balancing, strategy, training)
+    if isinstance(balancing, DwaBalancingConfig) and 2 * balancing.every >= training.steps:
+        raise ValueError(
+            f"balancing.kind dwa compares two stretches of balancing.every {balancing.every} updates, but "
+            f"training.steps is {training.steps}: no lambda would ever change. Lower balancing.every."
+        )
     if isinstance(backward, KGradientsConfig):
         _check_aggregator(balancing.kind, backward.aggregator.kind)
     _check_moves(backward, weights)

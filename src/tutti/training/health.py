@@ -152,11 +152,18 @@ def batch_from_dict(saved: dict[str, Any]) -> Batch:
 
 
 def gradient_warnings(parameters: Mapping[str, Parameter]) -> list[str]:
-    """One sentence for each parameter that the first backward pass did not reach."""
+    """One sentence for each parameter that the first backward pass did not reach, one for all whose gradient
+    was exactly 0."""
     warnings: list[str] = []
+    zero: list[str] = []
     for name, parameter in parameters.items():
         if parameter.grad is None:
             warnings.append(f"parameter {name} gets no gradient after the first step: no term depends on it")
         elif not bool(parameter.grad.any()):
-            warnings.append(f"parameter {name} gets a gradient of exactly 0 after the first step")
+            zero.append(name)
+    if zero:
+        warnings.append(
+            f"{len(zero)} parameters, such as {zero[0]}, get a gradient of exactly 0 at first: right "
+            "behind a layer that starts at zero, else a sign of dead units"
+        )
     return warnings
