@@ -82,9 +82,9 @@ def print_model(description: Description) -> None:
     parts = " | ".join(f"{row.name} {row.tokens}" for row in description.tokens)
     say(f"Tokens of the fusion: {parts} = {sum(row.tokens for row in description.tokens)} tokens")
     say(
-        "FLOPs are those of one prediction, counted by torch's counter. Where the action decoder predicts in one"
+        "FLOPs are those of one prediction, counted by torch's counter. Where the action decoder predicts in "
+        "one pass, a training step costs about three times as much; one that samples counts every pass here."
     )
-    say("pass, a training step costs about three times as much; one that samples counts every pass here.")
 
 
 def _table(title: str) -> Table:
