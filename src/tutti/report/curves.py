@@ -14,7 +14,7 @@ from tutti.training.metrics import describe_metric
 
 COLOURS = {"action": "c1", "align": "c2", "recon": "c3", "total": "c6"}
 SPARE = ("c4", "c5", "c6")
-SMOOTHED = "Lines: mean over neighbouring records, weight falling by e in 1 % of them. Faint: each record."
+SMOOTHED = "Lines: smoothed over about 1 % of the records. Faint: each record."
 REFERENCES = {
     "floor": ("floor", "the smallest value that these batches allow", "c4"),
     "chance": ("chance", "the value of a guess", "grey"),
