@@ -247,7 +247,7 @@ def test_hash_covers_every_section_that_training_reads(data: Path) -> None:
         "data.horizon=4",
         "model.fusion.depth=2",
         "objective.recon=null",
-        "balancing.kind=dwa",
+        "balancing.kind=rlw",
         "strategy.kind=two_stage",
         "training.ema=0.9",
         "record.image_size=32",
