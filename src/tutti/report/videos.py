@@ -38,8 +38,8 @@ def videos_section(inputs: Inputs, budget: int) -> Section:
     wins = sum(v.success for _, videos in shown for v in videos)
     losses = len(inputs.videos) - wins
     lead = (
-        f"{wins} of the evaluation's rollouts that succeed and {losses} that fail, chosen to show both: not a "
-        "sample to read a rate from. A video plays while it is in sight."
+        f"{wins} of the evaluation's rollouts that succeed and {losses} that fail, chosen to show both: not "
+        "a sample to read a rate from. A video plays while it is in sight."
     )
     return Section(id="videos", title="Rollouts", lead=lead, blocks=[Videos(groups=shown)])
 
