@@ -216,7 +216,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, help="read this run's recording; default: a synthetic data set")
     parser.add_argument("--threads", type=int, help="CPU threads; default: those of the config")
     parser.add_argument("--warmup", type=int, default=20, help="first steps of the fit, not counted")
-    parser.add_argument("--steps", type=int, default=150, help="counted steps of the fit")
+    parser.add_argument("--steps", type=int, default=200, help="counted steps of the fit")
     parser.add_argument("--rounds", type=int, default=20, help="rounds over the sets of terms")
     parser.add_argument("--turn", type=int, default=4, help="steps of a set in a round")
     parser.add_argument("--output", type=Path, default=RESULTS / "train_step", help="without suffix")

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion import JointAttentionConfig
 from tutti.models.language import TextTransformer, TextTransformerConfig
-from tutti.models.layers import Block, attention_mask, space_to_depth
+from tutti.models.layers import Block, activate, attention_mask, space_to_depth
 from tutti.models.vision import StemConfig, VisionTransformerConfig
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.action import ChunkTerm
@@ -227,3 +227,23 @@ def test_state_dropout_withholds_states_in_training_only() -> None:
     kept = torch.isclose(dropped, whole, atol=1e-5).all(dim=1)
     withheld = torch.isclose(dropped, blind, atol=1e-5).all(dim=1)
     assert (kept | withheld).all() and 16 < withheld.sum() < 48
+
+
+def _autograd_nodes(value: Tensor) -> set[str]:
+    waiting, names = [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            names.add(node.name())
+            waiting += [following for following, _ in node.next_functions]
+    return names
+
+
+def test_the_activation_writes_into_no_view() -> None:
+    linear = nn.Linear(6, 8)
+    x = torch.randn(2, 3, 6)
+    out = activate(linear(x), "relu")
+    assert torch.equal(out, torch.relu(linear(x)))
+    assert not any("CopySlices" in name for name in _autograd_nodes(out))
+    owned = linear(x).clone()
+    assert activate(owned, "relu").data_ptr() == owned.data_ptr()

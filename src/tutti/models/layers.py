@@ -15,7 +15,10 @@ Activation = Literal["relu", "gelu"]
 def activate(x: Tensor, activation: Activation) -> Tensor:
     """ReLU, or GELU in its tanh form. May overwrite `x`: hand in the fresh output of a linear layer."""
     # In place is safe behind linear, convolution and layer norm: none of them needs its output to go back.
-    return F.relu(x, inplace=True) if activation == "relu" else F.gelu(x, approximate="tanh")
+    # A view (a linear layer's output of three axes is one) would pay for it with copies on the way back.
+    if activation == "relu":
+        return F.relu(x, inplace=not x._is_view())
+    return F.gelu(x, approximate="tanh")
 
 
 def require_divisible(width: int, heads: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from math import isqrt
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -59,13 +59,21 @@ def to_patches(images: Tensor, grid: int, downsample: int, dtype: torch.dtype) -
     vision tokens: view by view, row by row. The numbers of a patch are row, column, colour."""
     b, v = images.shape[:2]
     x = images.flatten(0, 1).to(dtype)
-    if downsample > 1:
-        x = F.avg_pool2d(x, downsample)
+    x = averaged(x, downsample) if downsample > 1 else x
     if images.dtype == torch.uint8:
         x = x / 127.5 - 1.0
     side = x.shape[-1] // grid
     cells = x.view(b, v, 3, grid, side, grid, side).permute(0, 1, 3, 5, 4, 6, 2)
     return cells.reshape(b, v * grid**2, 3 * side**2)
+
+
+def averaged(x: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c p q"]:
+    """The mean of each factor x factor square, as `torch.nn.functional.avg_pool2d` gives it.
+
+    Adding whole rows first takes a third of its time on a CPU; sums of bytes are exact in any order.
+    """
+    rows = reduce(torch.add, [x[..., start::factor, :] for start in range(factor)])
+    return reduce(torch.add, [rows[..., start::factor] for start in range(factor)]) / factor**2
 
 
 def normalise_patches(patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
