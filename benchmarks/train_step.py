@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ LABELS = {
     "no_align_recon": "action + state",
     "all": "action + align + recon + state",
 }
+EVERY = 10
+"""Steps of the fit between matmuls."""
 LEAST_OF_MATMUL, MOST_DATA_WAIT, MOST_ADDED = 0.45, 0.02, 0.25
 
 
@@ -86,17 +89,30 @@ def breakdown(records: Sequence[Mapping[str, Any]], warmup: int) -> Breakdown:
     return Breakdown(samples_per_second=(behind[-1]["data/samples"] - samples) / whole, shares=shares)
 
 
-def measure_fit(config: RunConfig, data_from: Path, run: Path, steps: int, warmup: int) -> Breakdown:
-    """A real `Trainer.fit` of `warmup` + `steps` steps, without validation, read from its own records."""
+def measure_fit(
+    config: RunConfig, data_from: Path, run: Path, steps: int, warmup: int
+) -> tuple[Breakdown, list[float]]:
+    """A real `Trainer.fit` of `warmup` + `steps` steps, without validation, read from its own records.
+
+    Besides, FLOP/s of matmuls made between its steps, outside its clock: what slows the machine for a while
+    slows both.
+    """
     config = with_training(
         shortened(config, warmup + steps), validate_every=0, checkpoint_every=0, log_every=10
     )
     trainer, data = build_trainer(config, data_from, run)
+    matmuls: list[float] = []
     with progress_bar("training") as bar:
-        trainer.progress = lambda step, total, _: bar(step, total)
+
+        def between(step: int, total: int, _: object) -> None:
+            bar(step, total)
+            if step > warmup and step % EVERY == 0:
+                matmuls.extend(matmul_rates(2))
+
+        trainer.progress = between
         trainer.fit(data)
     data.train.close()
-    return breakdown(read_records(run), warmup)
+    return breakdown(read_records(run), warmup), matmuls
 
 
 def checks(of_matmul: float, data_share: float, added: Spread) -> list[Check]:
@@ -175,19 +191,18 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
     """Measures, publishes, and says whether every check passed."""
     found_in = circumstances()
     threads = torch.get_num_threads()
-    before = matmul_rates()
-    found = measure_fit(config, data_from, scratch / "fit", arguments.steps, arguments.warmup)
-    after = matmul_rates()
+    found, matmuls = measure_fit(config, data_from, scratch / "fit", arguments.steps, arguments.warmup)
     say(f"timing {len(ARMS)} sets of terms, {arguments.rounds} rounds of {arguments.turn} steps each ...")
     times, flops = step_times(config, data_from, scratch / "arms", arguments.rounds, arguments.turn)
     against = ratios(times, "action_only")
-    ceiling = spread([*before, *after])
-    speed, of_matmul = speed_table(found, flops["all"], ceiling.median, config.data.batch_size, threads)
+    # Both are means over their time: equal products, so the harmonic mean of their rates.
+    ceiling, around = harmonic_mean(matmuls), spread(matmuls)
+    speed, of_matmul = speed_table(found, flops["all"], ceiling, config.data.batch_size, threads)
     lines = checks(of_matmul, found.shares["data"], against["no_state"])
     tables = [speed, cost_table(times, against, flops), check_table(lines)]
     notes = [
-        f"Matmul: median {spread(before).median / 1e9:.1f} GFLOP/s before the training, "
-        f"{spread(after).median / 1e9:.1f} after it.",
+        f"Matmul: {len(matmuls)} products, two after every {EVERY} steps of the training; mean "
+        f"{ceiling / 1e9:.1f}, quartiles {around.low / 1e9:.1f} to {around.high / 1e9:.1f} GFLOP/s.",
         made_with(found_in),
     ]
     result = {
@@ -197,7 +212,7 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
         "batch_size": config.data.batch_size,
         **asdict(found),
         "flops": {arm: asdict(counted) for arm, counted in flops.items()},
-        "matmul_flops_per_second": {"before": before, "after": after},
+        "matmul_flops_per_second": matmuls,
         "of_matmul": of_matmul,
         "ms_per_step": times,
         "against_action": {arm: asdict(ratio) for arm, ratio in against.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,10 +30,28 @@ def newton_schulz(
     times slower on a CPU without bfloat16 units.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    wide = matrices.mT if tall else matrices
-    x = wide / (torch.linalg.vector_norm(wide, dim=(1, 2), keepdim=True) + 1e-7)
-    x = _iterate_gram(x, rounds) if x.shape[2] > 2 * x.shape[1] else _iterate(x, rounds)
-    return x.mT if tall else x
+    (result,) = orthogonalised([matrices.mT if tall else matrices], rounds)
+    return result.mT if tall else result
+
+
+def orthogonalised(
+    stacks: Sequence[Float[Tensor, "n rows columns"]], rounds: int
+) -> list[Float[Tensor, "n rows columns"]]:
+    """`newton_schulz` of stacks of wide matrices that have equally many rows, but their own columns.
+
+    The products of those that collect P have rows x rows numbers, whatever the columns: one batch for all,
+    which keeps every core busy where a stack of three would leave one idle.
+    """
+    scaled = [x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7) for x in stacks]
+    long = [x for x in scaled if x.shape[2] > 2 * x.shape[1]]
+    products: Iterator[Tensor] = iter(())
+    if long and rounds:
+        grams = torch.cat([torch.bmm(x, x.mT) for x in long])
+        products = iter(_collected(grams, rounds).split([len(x) for x in long]))
+    return [
+        torch.bmm(next(products), x) if rounds and x.shape[2] > 2 * x.shape[1] else _iterate(x, rounds)
+        for x in scaled
+    ]
 
 
 def _iterate(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "n rows columns"]:
@@ -45,9 +63,9 @@ def _iterate(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "
     return x
 
 
-def _iterate_gram(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "n rows columns"]:
+def _collected(gram: Float[Tensor, "n rows rows"], rounds: int) -> Float[Tensor, "n rows rows"]:
+    """The product P of the factors M of all rounds, from A = X_0 X_0^T."""
     a, b, c = COEFFICIENTS
-    gram = torch.bmm(x, x.mT)
     product: Tensor | None = None
     for done in range(1, rounds + 1):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -55,7 +73,12 @@ def _iterate_gram(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tens
         product = factor if product is None else torch.bmm(factor, product)
         if done < rounds:
             gram = torch.bmm(torch.bmm(factor, gram), factor)
-    return x if product is None else torch.bmm(product, x)
+    assert product is not None, "no rounds"
+    return product
+
+
+_Move = tuple[Tensor, Tensor, float]
+"""A parameter, its update as a wide matrix, and its learning rate."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -99,20 +122,24 @@ class Muon(torch.optim.Optimizer):
         """Move every parameter that has a gradient."""
         loss = None if closure is None else closure()
         # One batch a shape over all groups: wide matrices as they are, tall ones transposed to the same.
-        batches: defaultdict[tuple[int, int, int], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
+        batches: defaultdict[tuple[int, int], defaultdict[int, list[_Move]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for parameter, update in zip(parameters, self._directions(parameters, group), strict=True):
                 matrix = update.reshape(len(update), -1)
                 wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-                rate = group["lr"] * 0.2 * wide.shape[1] ** 0.5
-                batches[(group["rounds"], wide.shape[0], wide.shape[1])].append((parameter, wide, rate))
-        for (rounds, _, _), members in batches.items():
-            stacked = torch.stack([wide for _, wide, _ in members])
-            for (parameter, _, rate), direction in zip(members, newton_schulz(stacked, rounds), strict=True):
-                rows = len(parameter)
-                moved = direction.mT if rows > parameter.numel() // rows else direction
-                parameter.add_(moved.reshape(parameter.shape), alpha=-rate)
+                rows, columns = wide.shape
+                rate = group["lr"] * 0.2 * columns**0.5
+                batches[group["rounds"], rows][columns].append((parameter, wide, rate))
+        for (rounds, _), stacks in batches.items():
+            stacked = [torch.stack([wide for _, wide, _ in members]) for members in stacks.values()]
+            for members, directions in zip(stacks.values(), orthogonalised(stacked, rounds), strict=True):
+                for (parameter, _, rate), direction in zip(members, directions, strict=True):
+                    rows = len(parameter)
+                    moved = direction.mT if rows > parameter.numel() // rows else direction
+                    parameter.add_(moved.reshape(parameter.shape), alpha=-rate)
         return loss
 
     def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
