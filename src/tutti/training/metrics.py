@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
+
+from tutti.training.optimizer import OptimizerSet
 
 METRICS: dict[str, str] = {
     "loss/total": "L_total = sum_i lambda_i L_i, mean over the steps since the last record.",
@@ -79,3 +82,25 @@ def describe_metric(name: str) -> str | None:
         return METRICS[name]
     fitting = [pattern for pattern in METRICS if fnmatchcase(name, pattern)]
     return METRICS[max(fitting, key=len)] if fitting else None
+
+
+def term_metrics(
+    values: Mapping[str, float], lambdas: Mapping[str, float], metrics: Mapping[str, float], total: float
+) -> dict[str, float]:
+    """What is recorded of a batch: the total, each term raw and weighted, lambdas, the terms' metrics."""
+    return (
+        {"loss/total": total}
+        | {f"loss/{name}/raw": value for name, value in values.items()}
+        | {f"loss/{name}/weighted": lambdas[name] * value for name, value in values.items()}
+        | {f"lambda/{name}": value for name, value in lambdas.items()}
+        | {f"metric/{name}": value for name, value in metrics.items()}
+    )
+
+
+def rate_metrics(optimizer: OptimizerSet, factor: float) -> dict[str, float]:
+    """What is recorded of the learning rates; `factor` is the schedule's."""
+    rates = optimizer.learning_rates
+    values = {"optim/lr": rates.get("muon", rates.get("adamw", 0.0)), "optim/lr_factor": factor}
+    if "muon" in rates and "adamw" in rates:
+        values["optim/lr_adamw"] = rates["adamw"]
+    return values

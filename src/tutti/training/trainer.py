@@ -20,11 +20,12 @@ from tutti.training.config import TrainingConfig
 from tutti.training.diagnostics import Diagnostics
 from tutti.training.ema import Ema, ema_decay
 from tutti.training.feed import TrainingData
-from tutti.training.first_batch import save_pictures, shapes_tree
+from tutti.training.first_step import show_first, warn_unmoved, warn_unreached
 from tutti.training.gradients import compiled, shared_norms, term_gradients
-from tutti.training.health import fail, gradient_warnings, non_finite
+from tutti.training.health import fail, non_finite
 from tutti.training.interrupt import Interruptible
 from tutti.training.machine import decide
+from tutti.training.metrics import rate_metrics, term_metrics
 from tutti.training.optimizer import part_of
 from tutti.training.randomness import rng_state, seed_everything
 from tutti.training.record import Meter, Recorder
@@ -76,7 +77,7 @@ class Trainer:
             for name, parameter in module.named_parameters()
             if parameter.requires_grad
         }
-        self._check_owners()
+        warn_unmoved(self.parameters, self.optimizer)
         self.strategy_config = strategy or EndToEndConfig()
         self.strategy = Strategy(
             self.strategy_config.phases(),
@@ -176,12 +177,12 @@ class Trainer:
                     self.objective.observe_gradients(shared_norms(self.backward.routed(found)))
                 self.backward.add(terms, config.accumulation)
             if report and len(batches) == 1:
-                self._show_first(batch, features, terms)
+                show_first(self.run, batch, features, terms, self.texts)
         with clock.part("backward"):
             self.meter.add(self.backward.finish())
             norm = self._gradient_norm(batches)
         if report:
-            self._warn_unreached(self._counting(moment))
+            warn_unreached(self.parameters, self.objective.names, self._counting(moment))
         with clock.part("diagnostics"):
             self.diagnostics.before(
                 self.step, batches, _means(values), moment.progress, self._counting(moment)
@@ -245,29 +246,17 @@ class Trainer:
         bad = non_finite({**values, "total": total})
         if bad:
             raise self._failure(bad[0], {**values, "total": total}[bad[0]], batches)
-        self.meter.add(
-            {"loss/total": total}
-            | {f"loss/{name}/raw": value for name, value in values.items()}
-            | {f"loss/{name}/weighted": lambdas[name] * value for name, value in values.items()}
-            | {f"lambda/{name}": value for name, value in lambdas.items()}
-            | {f"metric/{name}": value for name, value in metrics.items()}
-        )
+        self.meter.add(term_metrics(values, lambdas, metrics, total))
         return values
 
     def _record(self, recorder: Recorder) -> None:
         """Write the means since the last record, with the time shares."""
-        rates = self.optimizer.learning_rates
-        main = rates.get("muon", rates.get("adamw", 0.0))
         moment = self.strategy.at(self.step - 1)
-        values = self.meter.take() | {
-            "optim/lr": main,
-            "optim/lr_factor": self.config.schedule.factor(moment.step, moment.steps),
-            "data/samples": float(self.samples),
-        }
+        factor = self.config.schedule.factor(moment.step, moment.steps)
+        values = self.meter.take() | rate_metrics(self.optimizer, factor)
+        values["data/samples"] = float(self.samples)
         if len(self.strategy.phases) > 1:
             values["strategy/phase"] = float(moment.index)
-        if "muon" in rates and "adamw" in rates:
-            values["optim/lr_adamw"] = rates["adamw"]
         if "ema" in self.averages:
             average = self.averages["ema"]
             values["optim/ema_decay"] = ema_decay(average.decay, average.updates - 1)
@@ -299,30 +288,6 @@ class Trainer:
 
     def _save(self, data: TrainingData) -> Path:
         return checkpoints.save(self.run, snapshot(self, data), keep=self.config.keep_checkpoints)
-
-    def _warn_unreached(self, counting: tuple[str, ...]) -> None:
-        """Of what should move: not of frozen parts, nor of heads and decoder of terms that do not count."""
-        out = [name for name in self.objective.names if name not in counting]
-        silent = tuple("model.action." if name == "action" else f"objective.terms.{name}." for name in out)
-        learning = {n: p for n, p in self.parameters.items() if p.requires_grad and not n.startswith(silent)}
-        for warning in gradient_warnings(learning):
-            log.warning(warning)
-
-    def _check_owners(self) -> None:
-        owned = {id(parameter) for parameter in self.optimizer.parameters}
-        orphans = [name for name, parameter in self.parameters.items() if id(parameter) not in owned]
-        for name in orphans:
-            log.warning("parameter %s is moved by no optimiser", name)
-
-    def _show_first(self, batch: Batch, features: Features, terms: LossTerms) -> None:
-        """Pictures and shapes of the first batch, once a run."""
-        tree = shapes_tree({"batch": batch, "features": features, "terms": terms})
-        self.run.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_text_atomically(self.run / "shapes.txt", tree)
-        try:
-            save_pictures(batch, self.run / "first_batch.png", self.texts(batch) if self.texts else None)
-        except OSError as error:
-            raise checkpoints.disk_error(error, self.run / "first_batch.png") from error
 
     def _failure(self, term: str, value: float, batches: list[Batch]) -> UserError:
         weights = {"model": self.model.state_dict(), "objective": self.objective.state_dict()}

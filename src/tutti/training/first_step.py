@@ -1,0 +1,57 @@
+"""What is said once, at the first step: the batch as pictures, its shapes, parameters that nothing moves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from torch.nn.parameter import Parameter
+
+from tutti.training.checkpoint import disk_error, write_text_atomically
+from tutti.training.first_batch import save_pictures, shapes_tree
+from tutti.training.health import gradient_warnings
+from tutti.training.optimizer import OptimizerSet
+from tutti.types import Batch, Features, LossTerms
+
+log = logging.getLogger("tutti.training")
+
+
+def show_first(
+    run: Path,
+    batch: Batch,
+    features: Features,
+    terms: LossTerms,
+    texts: Callable[[Batch], list[str]] | None = None,
+) -> None:
+    """Pictures and shapes of the first batch into `run`. `texts` gives the batch's instructions.
+
+    Raises: UserError if the disk is full.
+    """
+    tree = shapes_tree({"batch": batch, "features": features, "terms": terms})
+    run.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(run / "shapes.txt", tree)
+    try:
+        save_pictures(batch, run / "first_batch.png", texts(batch) if texts else None)
+    except OSError as error:
+        raise disk_error(error, run / "first_batch.png") from error
+
+
+def warn_unreached(
+    parameters: Mapping[str, Parameter], names: Collection[str], counting: Collection[str]
+) -> None:
+    """Warns of what should have a gradient and has none: not of frozen parts, nor of the heads (and the
+    decoder) of the terms among `names` that are not `counting`."""
+    out = [name for name in names if name not in counting]
+    silent = tuple("model.action." if name == "action" else f"objective.terms.{name}." for name in out)
+    learning = {n: p for n, p in parameters.items() if p.requires_grad and not n.startswith(silent)}
+    for warning in gradient_warnings(learning):
+        log.warning(warning)
+
+
+def warn_unmoved(parameters: Mapping[str, Parameter], optimizer: OptimizerSet) -> None:
+    """Warns of parameters that no optimiser owns."""
+    owned = {id(parameter) for parameter in optimizer.parameters}
+    for name, parameter in parameters.items():
+        if id(parameter) not in owned:
+            log.warning("parameter %s is moved by no optimiser", name)
