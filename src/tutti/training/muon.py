@@ -35,8 +35,8 @@ def newton_schulz(
 
 
 def orthogonalised(
-    stacks: Sequence[Float[Tensor, "n rows columns"]], rounds: int
-) -> list[Float[Tensor, "n rows columns"]]:
+    stacks: Sequence[Float[Tensor, "_ rows _"]], rounds: int
+) -> list[Float[Tensor, "_ rows _"]]:
     """`newton_schulz` of stacks of wide matrices that have equally many rows, but their own columns.
 
     The products of those that collect P have rows x rows numbers, whatever the columns: one batch for all,
