@@ -74,8 +74,10 @@ def line_chart(
     log: bool | None = None,
     zero: bool = True,
     x_label: str = "optimizer step",
+    marks: Sequence[tuple[Number, str]] = (),
 ) -> Chart:
-    """Lines over steps. `unit` names the vertical axis; `log` None chooses by the spread of the values."""
+    """Lines over steps. `unit` names the vertical axis; `log` None chooses by the spread of the values;
+    `marks` are steps at which something begins, with its name."""
     drawn = [s for s in series if any(math.isfinite(y) for y in s.ys)]
     thinned = {id(s): thin(s.xs, s.ys) for s in drawn}
     xs = [x for s in drawn for x in s.xs]
@@ -85,6 +87,7 @@ def line_chart(
     up = value_scale(ys, HEIGHT - BOTTOM, TOP, log=log, zero=zero)
     axis = f"{unit} (log scale)" if up.log else unit
     parts = [frame(across, up, axis, x_label)]
+    parts += [_mark(across.pixel(x), name) for x, name in marks if across.low <= x <= across.high]
     order = {"faint": 0, "reference": 1, "line": 2, "points": 3}
     for one in sorted(drawn, key=lambda s: order[s.kind]):
         parts.append(_draw(one, *thinned[id(one)], across, up))
@@ -101,6 +104,14 @@ def line_chart(
     svg = drawing(WIDTH, HEIGHT, spoken(title, drawn), "".join(parts), values)
     legend = tuple((s.name, s.colour, s.kind) for s in drawn if s.kind != "faint")
     return Chart(title=title, help=help, svg=svg, legend=legend)
+
+
+def _mark(x: Number, name: str) -> str:
+    """A thin upright line, with its name to the right of its upper end."""
+    return (
+        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="tick" x="{x + 4:.1f}" y="{TOP + 9}">{escape(name)}</text>'
+    )
 
 
 def _visible(raw: list[Number], drawn: Sequence[Series]) -> list[Number]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
+
+from pydantic import TypeAdapter, ValidationError
 
 from tutti.report.blocks import Block, Charts, Fold, Note, Section
 from tutti.report.charts import Chart, Series, line_chart
 from tutti.report.inputs import Inputs, Records, config_of
-from tutti.report.numbers import percent, plain
+from tutti.report.numbers import Number, percent, plain
 from tutti.report.scales import smooth
 from tutti.training.metrics import describe_metric
+from tutti.training.strategy import StrategyConfig
+
+Marks = Sequence[tuple[Number, str]]
+"""Steps at which something begins, with its name."""
 
 COLOURS = {"action": "c1", "align": "c2", "recon": "c3", "total": "c6"}
 SPARE = ("c4", "c5", "c6")
@@ -19,6 +26,10 @@ REFERENCES = {
     "floor": ("floor", "the smallest value that these batches allow", "c4"),
     "chance": ("chance", "the value of a guess", "grey"),
     "copy_baseline": ("copy baseline", "the loss of predicting that nothing changes", "grey"),
+    "hold_baseline": ("hold baseline", "the loss of predicting that the hand stays where it is", "grey"),
+    "mean_baseline": ("mean baseline", "the loss of always answering the batch's mean", "grey"),
+    "zero_baseline": ("zero baseline", "the loss of always answering 0, the mean action", "grey"),
+    "blind_baseline": ("blind baseline", "the loss of answering each patch's own mean", "grey"),
 }
 SHARES = ("data", "forward", "backward", "optimizer", "diagnostics")
 
@@ -32,15 +43,16 @@ def training_section(inputs: Inputs) -> Section:
         return section(missing="No training records yet. `tutti train` writes records.jsonl.")
     colours = term_colours(terms)
     accuracies = [term for term in terms if f"metric/{term}/accuracy" in records]
+    marks = phase_marks(inputs)
     blocks: list[Block] = [Note(text=SMOOTHED)]
     blocks.append(
         Charts(
             charts=_present(
-                _total(records, terms, colours),
-                *(_term(records, term, colours) for term in terms),
-                _lambdas(records, terms, colours),
+                _total(records, terms, colours, marks),
+                *(_term(records, term, colours, marks) for term in terms),
+                _lambdas(records, terms, colours, marks),
                 *(_accuracy(records, term, colours) for term in accuracies),
-                *_optimizer(records, _clip_norm(inputs)),
+                *_optimizer(records, _clip_norm(inputs), marks),
                 *_speed(records),
             )
         )
@@ -50,6 +62,24 @@ def training_section(inputs: Inputs) -> Section:
         charts = [_single(records, name) for name in sorted(rest)]
         blocks.append(Fold(title=f"Every other metric ({len(charts)})", blocks=[Charts(charts=charts)]))
     return section(lead=_lead(records, terms), blocks=blocks)
+
+
+def phase_marks(inputs: Inputs) -> Marks:
+    """The step at which each phase but the first begins, with its name; nothing where there is one phase."""
+    steps, numbers = inputs.records.get("strategy/phase")
+    found: list[tuple[Number, str]] = []
+    for (last, before), (_, number) in pairwise(zip(steps, numbers, strict=True)):
+        if number > before:  # it begins right behind a record, or between two
+            found.append((last, _phase_name(inputs, int(number))))
+    return found
+
+
+def _phase_name(inputs: Inputs, number: int) -> str:
+    try:
+        strategy: StrategyConfig = TypeAdapter(StrategyConfig).validate_python(config_of(inputs, "strategy"))
+        return strategy.phases()[number].name
+    except (ValidationError, IndexError):
+        return f"phase {number + 1}"
 
 
 def term_names(records: Records) -> list[str]:
@@ -89,7 +119,7 @@ def _held_out(records: Records, name: str, colour: str, label: str = "held-out e
     return [Series(name=label, xs=steps, ys=values, colour=colour, kind="points")] if steps else []
 
 
-def _total(records: Records, terms: Sequence[str], colours: dict[str, str]) -> Chart:
+def _total(records: Records, terms: Sequence[str], colours: dict[str, str], marks: Marks) -> Chart:
     series = _train(records, "loss/total", "total", "c6")
     for term in terms:
         steps, values = records.get(f"loss/{term}/weighted")
@@ -97,10 +127,10 @@ def _total(records: Records, terms: Sequence[str], colours: dict[str, str]) -> C
         series += [Series(name=label, xs=steps, ys=smooth(values), colour=colours[term])] if steps else []
     series += _held_out(records, "valid/total", "c6", "total, held-out episodes")
     help = f"{describe_metric('loss/total')} The lines below it are the weighted terms that it is the sum of."
-    return line_chart("Total and its weighted terms", series, unit="loss", help=help, log=False)
+    return line_chart("Total and its weighted terms", series, unit="loss", help=help, log=False, marks=marks)
 
 
-def _term(records: Records, term: str, colours: dict[str, str]) -> Chart:
+def _term(records: Records, term: str, colours: dict[str, str], marks: Marks) -> Chart:
     series = _train(records, f"loss/{term}/raw", f"{term}, training", colours[term])
     series += _held_out(records, f"valid/{term}", "grey")
     help = f"{describe_metric(f'loss/{term}/raw')} Points: {_lower(describe_metric(f'valid/{term}'))}"
@@ -109,16 +139,16 @@ def _term(records: Records, term: str, colours: dict[str, str]) -> Chart:
         if steps:
             series.append(Series(name=label, xs=steps, ys=smooth(values), colour=colour, kind="reference"))
             help += f" {label.capitalize()}: {meaning}."
-    return line_chart(f"{term}: raw", series, unit="loss", help=help)
+    return line_chart(f"{term}: raw", series, unit="loss", help=help, marks=marks)
 
 
-def _lambdas(records: Records, terms: Sequence[str], colours: dict[str, str]) -> Chart | None:
+def _lambdas(records: Records, terms: Sequence[str], colours: dict[str, str], marks: Marks) -> Chart | None:
     series = []
     for term in terms:
         steps, values = records.get(f"lambda/{term}")
         series += [Series(name=term, xs=steps, ys=values, colour=colours[term])] if steps else []
     help = describe_metric("lambda/action") or ""
-    return line_chart("Lambdas", series, unit="lambda", help=help, log=False) if series else None
+    return _chart("Lambdas", series, "lambda", help, log=False, marks=marks)
 
 
 def _accuracy(records: Records, term: str, colours: dict[str, str]) -> Chart:
@@ -132,7 +162,7 @@ def _clip_norm(inputs: Inputs) -> float | None:
     return float(norm) if isinstance(norm, int | float) else None
 
 
-def _optimizer(records: Records, clip_norm: float | None) -> list[Chart | None]:
+def _optimizer(records: Records, clip_norm: float | None, marks: Marks) -> list[Chart | None]:
     names = {"optim/lr": "learning rate", "optim/lr_adamw": "learning rate of AdamW"}
     rates = [
         Series(name=label, xs=records.get(name)[0], ys=records.get(name)[1], colour=colour)
@@ -150,8 +180,8 @@ def _optimizer(records: Records, clip_norm: float | None) -> list[Chart | None]:
     clip = _train(records, "optim/clip_share", "clipped steps", "c2")
     help = f"{describe_metric('optim/grad_norm')} Largest: {_lower(describe_metric('optim/grad_norm_max'))}"
     return [
-        _chart("Learning rate", rates, "learning rate", describe_metric("optim/lr"), log=False),
-        _chart("Gradient norm before clipping", norm, "norm", help),
+        _chart("Learning rate", rates, "learning rate", describe_metric("optim/lr"), log=False, marks=marks),
+        _chart("Gradient norm before clipping", norm, "norm", help, marks=marks),
         _share("Clipped steps", clip, describe_metric("optim/clip_share") or "") if clip else None,
     ]
 
@@ -194,9 +224,15 @@ def _share(title: str, series: Sequence[Series], help: str) -> Chart:
 
 
 def _chart(
-    title: str, series: Sequence[Series], unit: str, help: str | None, log: bool | None = None
+    title: str,
+    series: Sequence[Series],
+    unit: str,
+    help: str | None,
+    *,
+    log: bool | None = None,
+    marks: Marks = (),
 ) -> Chart | None:
-    return line_chart(title, series, unit=unit, help=help or "", log=log) if series else None
+    return line_chart(title, series, unit=unit, help=help or "", log=log, marks=marks) if series else None
 
 
 def _present(*charts: Chart | None) -> list[Chart]:
