@@ -298,15 +298,16 @@ def _recorded_seeds(config: RunConfig, run: RunFolder) -> range | None:
 def _expected_spec(config: RunConfig) -> DataSpec:
     suite, data = config.record.spec, config.data
     texts = [text for task in suite.tasks for text in suite.instructions(task)]
-    tokenizer = Tokenizer.fit(
-        texts, data.vocab_size, None if data.text_length == "auto" else data.text_length
-    )
     views, state_dim, action_dim, fps = suite.views, STATE_DIM, ACTION_DIM, suite.fps
     embodiment = ROBOT
     if data.sources:
-        store = data.sources[0].open().spec
+        opened = data.sources[0].open()
+        store, texts = opened.spec, list(opened.instructions)
         views, state_dim, action_dim, fps = store.views, store.state_dim, store.action_dim, store.fps
         embodiment = store.embodiment
+    tokenizer = Tokenizer.fit(
+        texts, data.vocab_size, None if data.text_length == "auto" else data.text_length
+    )
     return DataSpec(
         views=views,
         image_size=data.image_size,

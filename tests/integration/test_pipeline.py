@@ -162,6 +162,14 @@ def test_named_data_need_neither_a_recording_nor_a_simulator(run: Path, tmp_path
     assert "evaluation.suite is none" in page
 
 
+def test_the_model_is_described_before_training_as_it_will_be(run: Path) -> None:
+    named = load_config(SMOKE, [f"data.sources=[{{path: {run / 'dataset'}}}]"])
+    trained = read(run / "model.json")["modules"]
+    assert [module.parameters for module in pipeline.describe_model(named).modules] == [
+        module["parameters"] for module in trained
+    ]
+
+
 def test_training_without_data_says_what_to_do(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'record' has not run\. Record first"):
         pipeline.train(config, tmp_path / "run")

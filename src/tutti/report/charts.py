@@ -107,10 +107,11 @@ def line_chart(
 
 
 def _mark(x: Number, name: str) -> str:
-    """A thin upright line, with its name to the right of its upper end."""
+    """A thin upright line, with its name beside its upper end, on the side that has more room."""
+    side, at = ("tick", x + 4) if x < (LEFT + WIDTH) / 2 else ("tick end", x - 4)
     return (
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="tick" x="{x + 4:.1f}" y="{TOP + 9}">{escape(name)}</text>'
+        f'<text class="{side}" x="{at:.1f}" y="{TOP + 9}">{escape(name)}</text>'
     )
 
 
