@@ -18,20 +18,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import frame
 import torch
 from pydantic import TypeAdapter
-from recorded import check_recorded, require_unchanged, snapshot, synthetic_run
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config import RunConfig, load_config, to_yaml
 from tutti.objectives.balancings import BalancingConfig
 from tutti.terminal import say
 from tutti.training.backwards import BackwardConfig
-from tutti.training.machine import decide
 from tutti.types import UserError
 
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 PLAIN = "plain sum"
 NEVER_FROZEN = {"kind": "gradient_share", "start": 0, "steps": 100_000}
 BALANCINGS: dict[str, dict[str, Any]] = {
@@ -143,8 +141,8 @@ def measure(
             timer.close()
 
 
-def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path, scratch: Path) -> None:
-    """Measures and publishes."""
+def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path, scratch: Path) -> bool:
+    """Measures and publishes; there is nothing to pass or fail."""
     found_in = circumstances()
     configs = arms(config)
     if arguments.only:
@@ -170,49 +168,30 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
         "peak_mebibytes": peaks,
     }
     publish(arguments.output, "benchmarks/balancing_cost", [cost_table(times, peaks)], notes, result)
+    return True
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=DEMO, help="model, objective, optimizer, batch")
-    parser.add_argument("--run", type=Path, help="read this run's recording; default: a synthetic data set")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: those of the config")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds over the methods")
-    parser.add_argument("--turn", type=int, default=3, help="steps of a method in a round")
+    parser = frame.parser(__doc__, "balancing_cost", rounds=15, turn=3)
     parser.add_argument("--repeats", type=int, default=2, help="processes for each memory figure; 0: none")
     parser.add_argument("--only", nargs="*", default=[], help="methods whose name contains one of these")
     parser.add_argument("--peak", type=Path, help="(its own process) print the peak memory on these data")
-    parser.add_argument("--output", type=Path, default=RESULTS / "balancing_cost", help="without suffix")
     return parser.parse_args(arguments)
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """0 if it measured, 2 for a mistake of the user."""
     arguments = parse(given)
-    try:
-        config = load_config(arguments.config)
-        threads = arguments.threads or config.training.threads
-        config = with_training(config, device="cpu", threads=threads)
-        torch.set_num_threads(decide("cpu", threads, "fp32").threads)
-        with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
-            scratch = Path(name)
-            if arguments.peak is not None:
-                print(json.dumps(peak_mebibytes(config, arguments.peak, scratch, arguments.turn)))
-                return 0
-            if arguments.run is None:
-                benchmark(arguments, config, synthetic_run(scratch / "data", config), scratch)
-                return 0
-            check_recorded(arguments.run, config)
-            before = snapshot(arguments.run)
-            benchmark(arguments, config, arguments.run, scratch)
-            require_unchanged(before, snapshot(arguments.run))
-            return 0
-    except UserError as error:
-        say(f"error: {error}")
-        return 2
+    return frame.run(arguments, benchmark) if arguments.peak is None else print_peak(arguments)
+
+
+def print_peak(arguments: argparse.Namespace) -> int:
+    """What a process of its own does: its peak memory in MiB, printed as JSON."""
+    config = frame.on_cpu(load_config(arguments.config), arguments.threads)
+    with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
+        print(json.dumps(peak_mebibytes(config, arguments.peak, Path(name), arguments.turn)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import frame
 import torch
-from recorded import check_recorded, require_unchanged, snapshot, synthetic_run
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
-from tutti.config import RunConfig, load_config
+from tutti.config import RunConfig
 from tutti.terminal import say
-from tutti.training.machine import decide
 from tutti.training.spikes import SpikeDetector
-from tutti.types import UserError
 
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 PLAIN = "no look"
 MOST_ADDED = 0.03
 
@@ -135,40 +131,14 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=DEMO, help="model, objective, optimizer, batch")
-    parser.add_argument("--run", type=Path, help="read this run's recording; default: a synthetic data set")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: those of the config")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds over the arms")
-    parser.add_argument("--turn", type=int, default=4, help="steps of an arm in a round")
+    parser = frame.parser(__doc__, "diagnostics_cost", rounds=20, turn=4)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.25, 0.5, 1.0], help="shares of a batch")
-    parser.add_argument("--output", type=Path, default=RESULTS / "diagnostics_cost", help="without suffix")
     return parser.parse_args(arguments)
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """0 if the default stays within its budget, 1 if not, 2 for a mistake of the user."""
-    arguments = parse(given)
-    try:
-        config = load_config(arguments.config)
-        threads = arguments.threads or config.training.threads
-        config = with_training(config, device="cpu", threads=threads)
-        torch.set_num_threads(decide("cpu", threads, "fp32").threads)
-        with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
-            scratch = Path(name)
-            if arguments.run is None:
-                data = synthetic_run(scratch / "data", config)
-                return 0 if benchmark(arguments, config, data, scratch) else 1
-            check_recorded(arguments.run, config)
-            before = snapshot(arguments.run)
-            passed = benchmark(arguments, config, arguments.run, scratch)
-            require_unchanged(before, snapshot(arguments.run))
-            return 0 if passed else 1
-    except UserError as error:
-        say(f"error: {error}")
-        return 2
+    return frame.run(parse(given), benchmark)
 
 
 if __name__ == "__main__":

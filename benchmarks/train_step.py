@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
+import frame
 import torch
-from recorded import check_recorded, require_unchanged, snapshot, synthetic_run
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import Table, circumstances, made_with, publish
 from timing import (
     ARMS,
     MATMUL,
@@ -32,14 +31,12 @@ from timing import (
     with_training,
 )
 
-from tutti.config import RunConfig, load_config
+from tutti.config import RunConfig
 from tutti.terminal import progress_bar, say
 from tutti.training.clock import PARTS
-from tutti.training.machine import decide
 from tutti.training.record import read_records
 from tutti.types import UserError
 
-DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 LABELS = {
     "action_only": "action",
     "no_state": "action + align + recon",
@@ -224,42 +221,15 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=DEMO, help="model, objective, optimizer, batch")
-    parser.add_argument("--run", type=Path, help="read this run's recording; default: a synthetic data set")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: those of the config")
+    parser = frame.parser(__doc__, "train_step", rounds=20, turn=4)
     parser.add_argument("--warmup", type=int, default=20, help="first steps of the fit, not counted")
     parser.add_argument("--steps", type=int, default=200, help="counted steps of the fit")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds over the sets of terms")
-    parser.add_argument("--turn", type=int, default=4, help="steps of a set in a round")
-    parser.add_argument("--output", type=Path, default=RESULTS / "train_step", help="without suffix")
     return parser.parse_args(arguments)
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """0 if every check passed, 1 if one failed, 2 for a mistake of the user."""
-    arguments = parse(given)
-    try:
-        config = load_config(arguments.config)
-        threads = arguments.threads or config.training.threads
-        config = with_training(config, device="cpu", threads=threads)
-        torch.set_num_threads(decide("cpu", threads, "fp32").threads)
-        with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
-            scratch = Path(name)
-            if arguments.run is None:
-                return (
-                    0 if benchmark(arguments, config, synthetic_run(scratch / "data", config), scratch) else 1
-                )
-            check_recorded(arguments.run, config)
-            before = snapshot(arguments.run)
-            passed = benchmark(arguments, config, arguments.run, scratch)
-            require_unchanged(before, snapshot(arguments.run))
-            return 0 if passed else 1
-    except UserError as error:
-        say(f"error: {error}")
-        return 2
+    return frame.run(parse(given), benchmark)
 
 
 if __name__ == "__main__":
