@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from small_world import MODEL, SPEC, NumberedLoader
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.report.finding import Finding
@@ -16,25 +17,8 @@ from tutti.report.findings import find
 from tutti.report.inputs import read_inputs
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer
-from tutti.types import Batch, DataSpec, Future, LaterStates, Observation
+from tutti.types import Batch, Future, LaterStates, Observation
 
-SPEC = DataSpec(
-    views=("right", "left"),
-    image_size=32,
-    state_dim=4,
-    action_dim=3,
-    horizon=5,
-    vocab_size=20,
-    text_length=6,
-    embodiments=("sawyer",),
-    fps=20.0,
-)
-MODEL = {
-    "vision": {"stem": {"channels": (8, 16, 16)}, "width": 16},
-    "language": {"width": 16},
-    "fusion": {"width": 32, "depth": 1},
-    "action": {"hidden": 32},
-}
 WEIGHTS = {"align": 0.1, "action": 1.0, "recon": 0.3, "state": 0.3}
 OFFSET, STATES, SIZE = 4, (-1, 0, 1, 3), 16
 
@@ -80,27 +64,9 @@ def make_batch(seed: int, size: int = SIZE) -> Batch:
     )
 
 
-class Loader:
-    """Endless batches; number i depends on i alone."""
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            self.position += 1
-            yield make_batch(self.position)
-
-    def state(self) -> dict[str, Any]:
-        return {"position": self.position}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
-
-
 class Data:
     def __init__(self) -> None:
-        self.train = Loader()
+        self.train = NumberedLoader(make_batch)
         self.validation: list[Batch] = []
 
 

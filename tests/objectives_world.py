@@ -8,28 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import small_world
+from small_world import MODEL
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.term import Term
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
-from tutti.types import Batch, DataSpec, Features, Future, LaterStates, Observation, Tokens
+from tutti.types import Batch, Features, Future, LaterStates, Observation, Tokens
 
-SPEC = DataSpec(
-    views=("right", "left"),
-    image_size=32,
-    state_dim=4,
-    action_dim=3,
-    horizon=5,
-    vocab_size=20,
-    text_length=6,
-    embodiments=("sawyer", "panda"),
-    fps=20.0,
-)
-MODEL = {
-    "vision": {"stem": {"channels": (8, 16, 16)}, "width": 16},
-    "language": {"width": 16},
-    "fusion": {"width": 32, "depth": 1},
-    "action": {"hidden": 32},
-}
+SPEC = replace(small_world.SPEC, embodiments=("sawyer", "panda"))
 OFFSETS = tuple(range(1, SPEC.horizon + 1))
 STATES = (-1, 0, 1, 2, 3, 4, 5)
 

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import small_world
+from small_world import MODEL, NumberedLoader
 from tutti.config import RunConfig
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
 from tutti.training.trainer import Trainer
-from tutti.types import Batch, DataSpec, Future, LaterStates, Observation
+from tutti.types import Batch, Future, LaterStates, Observation
 
 SIZE = 16
-SPEC = DataSpec(
-    views=("right", "left"),
-    image_size=SIZE,
-    state_dim=4,
-    action_dim=3,
-    horizon=5,
-    vocab_size=20,
-    text_length=6,
-    embodiments=("sawyer",),
-    fps=20.0,
-)
-MODEL: dict[str, Any] = {
-    "vision": {"stem": {"channels": (8, 16, 16)}, "width": 16},
-    "language": {"width": 16},
-    "fusion": {"width": 32, "depth": 1},
-    "action": {"hidden": 32},
-}
+SPEC = replace(small_world.SPEC, image_size=SIZE)
 TERMS = ("align", "action", "recon", "state")
 BATCH = 4
 
@@ -71,27 +57,9 @@ def make_batch(number: int, size: int = BATCH) -> Batch:
     )
 
 
-class Loader:
-    """Endless batches that know their place."""
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            self.position += 1
-            yield make_batch(self.position)
-
-    def state(self) -> dict[str, Any]:
-        return {"position": self.position}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.position = state["position"]
-
-
 class Data:
     def __init__(self) -> None:
-        self.train = Loader()
+        self.train = NumberedLoader(make_batch)
         self.validation = [make_batch(10_001)]
 
 

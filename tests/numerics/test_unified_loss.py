@@ -9,27 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import small_world
+from small_world import SPEC
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
-from tutti.types import Batch, DataSpec, Future, LaterStates, LossTerms, Observation
+from tutti.types import Batch, Future, LaterStates, LossTerms, Observation
 
-SPEC = DataSpec(
-    views=("right", "left"),
-    image_size=32,
-    state_dim=4,
-    action_dim=3,
-    horizon=5,
-    vocab_size=20,
-    text_length=6,
-    embodiments=("sawyer",),
-    fps=20.0,
-)
-MODEL = {
-    "vision": {"stem": {"channels": (8, 16, 16)}, "width": 16},
-    "language": {"width": 16},
-    "fusion": {"width": 32, "depth": 2},
-    "action": {"hidden": 32},
-}
+MODEL = {**small_world.MODEL, "fusion": {"width": 32, "depth": 2}}
 MODULES = ("vision", "language", "fusion", "action", "align head", "recon head", "state head")
 REACH = {
     "align": {"vision", "language", "align head"},

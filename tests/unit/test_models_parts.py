@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from small_world import SPEC
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion import JointAttentionConfig
 from tutti.models.language import TextTransformer, TextTransformerConfig
@@ -17,18 +18,6 @@ from tutti.models.vision import StemConfig, VisionTransformerConfig
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.action import ChunkTerm
 from tutti.types import Batch, DataSpec, Features, Observation, Tokens, UserError
-
-SPEC = DataSpec(
-    views=("right", "left"),
-    image_size=32,
-    state_dim=4,
-    action_dim=3,
-    horizon=5,
-    vocab_size=20,
-    text_length=6,
-    embodiments=("sawyer",),
-    fps=20.0,
-)
 
 
 def observation(spec: DataSpec = SPEC, b: int = 4, seed: int = 0) -> Observation:
