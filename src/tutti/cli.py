@@ -1,4 +1,4 @@
-"""The command `tutti`: demo, record, train, evaluate, report, doctor, probe, compare, schema, model, version.
+"""The command `tutti`: demo, record, train, evaluate, report, compare, plan and what else TEACH names.
 
 The commands import the package inside their bodies. This is the one file where that is right: torch alone
 takes seconds to load, and `tutti --help` or a mistyped command should answer at once.
@@ -16,45 +16,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tutti.terminal import show_logs
+from tutti.terminal import TEACH, show_logs
 
 if TYPE_CHECKING:
     from tutti.config import RunConfig
-
-TEACH = """
-Tutti pre-trains vision-language-action robot models end to end: vision
-encoder, language encoder, fusion and action decoder learn together, from one
-batch, under one loss L = sum_i lambda_i L_i.
-
-[bold]Start here[/bold]
-
-  tutti demo     record, train, evaluate, report: a quarter of an hour
-
-[bold]The same in pieces, in the usual order[/bold]
-
-  tutti record configs/demo.yaml     the simulator's experts -> dataset/
-  tutti train configs/demo.yaml      demonstrations -> checkpoints/
-  tutti evaluate runs/demo           checkpoint -> success per task
-  tutti report runs/demo             all of it -> report.html
-
-[bold]What is wrong, before a training and after it[/bold]
-
-  tutti doctor configs/demo.yaml     data, model, loss: is anything broken?
-  tutti probe runs/demo              does it look, listen, or copy its state?
-
-[bold]Which way is better? At an equal budget, over seeds, with intervals[/bold]
-
-  tutti compare configs/studies/strategies.yaml
-
-[bold]Change anything, in the file or behind it[/bold]
-
-  tutti train configs/demo.yaml name=short training.steps=500 \\
-    'data.sources=[{path: runs/demo/dataset}]'     the demo's data again
-  tutti train configs/demo.yaml name=mine 'data.sources=[{path: my/data}]'
-  tutti schema > tutti.schema.json   every key, for an editor
-
-Interrupt any command with Ctrl-C and run it again: finished work is kept.
-"""
 
 P = ParamSpec("P")
 
@@ -219,6 +184,62 @@ def probe(run: Run) -> None:
     print_probes(probe(run), run)
 
 
+@app.command("verify-resume")
+@guarded
+def verify_resume(
+    config: Config,
+    overrides: Overrides = None,
+    run: Folder = None,
+    steps: Annotated[int, typer.Option("--steps", help="Updates to train.", min=2)] = 12,
+    kills: Annotated[int, typer.Option("--kills", help="SIGKILLs at random moments.", min=1)] = 3,
+) -> None:
+    """Proves that this config resumes to the same bits: trains, kills, resumes, compares. Ends with 1 if not.
+
+    Data are read as `tutti train` would read them; all else lies in a temporary folder. See docs/training.md.
+    """
+    from tutti.checkup.verify_resume import print_verification, verify_resume
+
+    found = verify_resume(_load(config, overrides), run, steps=steps, kills=kills)
+    print_verification(found)
+    if not found.exact:
+        raise typer.Exit(WRONG)
+
+
+@app.command()
+@guarded
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one in its failures/ or spikes/.")],
+    step: Annotated[int | None, typer.Option("--step", help="The update to make again, from 1.")] = None,
+    failure: Annotated[bool, typer.Option("--failure", help="The newest step that was saved.")] = False,
+    pdb: Annotated[
+        bool, typer.Option("--pdb", help="Stop in the debugger before the backward pass.")
+    ] = False,
+    shell: Annotated[bool, typer.Option("--shell", help="Open a Python prompt there.")] = False,
+) -> None:
+    """Makes one step of a run again, to the same bits, and shows its batch, terms and gradients.
+
+    Ends with 1 if a value is not finite or the step differs from its record. See docs/debugging.md.
+    """
+    from tutti.checkup.replay_text import run_replay
+
+    if not run_replay(run, step, failure=failure, pdb=pdb, shell=shell):
+        raise typer.Exit(WRONG)
+
+
+@app.command()
+@guarded
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.", metavar="FOLDER")],
+    weights: Annotated[str, typer.Option("--weights", help="ema or raw.")] = "ema",
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="latest, best, or a step.")] = "latest",
+) -> None:
+    """Writes what a policy needs of a checkpoint into a folder: weights in one file, config, normalizer."""
+    from tutti.serving.export import export_command
+
+    typer.echo(f"Written: {export_command(run, to, weights, checkpoint)}")
+
+
 @app.command()
 @guarded
 def compare(
@@ -251,6 +272,43 @@ def model(config: Config, overrides: Overrides = None) -> None:
     from tutti.summary import print_model
 
     print_model(pipeline.describe_model(_load(config, overrides)))
+
+
+@app.command()
+@guarded
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    *,
+    gpus: Annotated[int, typer.Option(help="GPUs in all.")] = 1,
+    device: Annotated[str, typer.Option(help="h100, h200, ..., or measured: this machine.")] = "h100",
+    memory: Annotated[float, typer.Option(help="GB on each GPU.", show_default="device's")] = 0.0,
+    tflops: Annotated[float, typer.Option(help="Its peak.", show_default="device's")] = 0.0,
+    bandwidth: Annotated[float, typer.Option(help="GB/s between GPUs.", show_default="device's")] = 0.0,
+    mfu: Annotated[float, typer.Option(help="Share of the peak reached.", show_default="assumed")] = 0.0,
+    samples: Annotated[float, typer.Option(help="Samples to see.", show_default="training.steps")] = 0.0,
+    episodes: Annotated[float, typer.Option(help="Episodes to see, instead of samples.")] = 0.0,
+    frames: Annotated[float, typer.Option(help="Frames of an episode; each is a sample.")] = 150.0,
+    epochs: Annotated[float, typer.Option(help="Times that every episode is seen.")] = 1.0,
+    overhead: Annotated[float, typer.Option(help="ms of a micro-batch that no FLOP takes.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Predicts memory, FLOPs, traffic, time and the largest batch of a training. Runs nothing.
+
+    docs/scaling.md has the formulas: tutti plan configs/plans/3b.yaml --gpus 1000 --episodes 1e7
+    """
+    from tutti.planning.command import plan_run
+    from tutti.planning.report import print_plan
+
+    given = {"memory": memory, "tflops": tflops, "bandwidth": bandwidth, "mfu": mfu, "samples": samples}
+    given |= {"overhead": overhead}
+    known: dict[str, float] = {
+        name: value for name, value in {**given, "episodes": episodes}.items() if value
+    }
+    lasts = {"frames": frames, "epochs": epochs}
+    print_plan(
+        *plan_run(_load(config, overrides), gpus=gpus, device=device, **lasts, **known), as_json=as_json
+    )
 
 
 @app.command()

@@ -46,7 +46,8 @@ from tutti.simulation.rendering import check_rendering
 from tutti.simulation.suite import SuiteSpec, find_suite
 from tutti.stages import RunFolder
 from tutti.summary import print_summary, write_summary
-from tutti.terminal import progress_bar, say
+from tutti.terminal import hushed, progress_bar, say
+from tutti.training.distributed import joined, world
 from tutti.training.machine import decide
 from tutti.training.randomness import seed_everything
 from tutti.training.trainer import Trainer
@@ -86,16 +87,24 @@ def record(config: RunConfig, folder: Path | None = None, *, redo: bool = False)
 
 def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
     """Demonstrations -> a model, all its modules trained at once. Gives the folder of the last checkpoint."""
-    run = RunFolder(folder or Path("runs") / config.name, redo=redo)
-    if not config.data.sources:
-        run.require(
-            "record",
-            "Record first (tutti record CONFIG), or name data: 'data.sources=[{path: runs/demo/dataset}]'.",
-        )
-    if run.begin("train", config, *TRAINED_BY):
-        with run.stage("train"):
-            _train(config, run)
-    return find_checkpoint(run.path)
+    training = config.training
+    device = decide(training.device, training.threads, training.precision).device
+    with (
+        joined(training.parallel.count, device, training.parallel.timeout) as all_ranks,
+        hushed(not all_ranks.first),
+    ):
+        run = RunFolder(folder or Path("runs") / config.name, redo=redo)
+        config = _with_data_of_fork(config)
+        if not config.data.sources:
+            run.require(
+                "record",
+                "Record first (tutti record CONFIG), or name data: "
+                "'data.sources=[{path: runs/demo/dataset}]'.",
+            )
+        if run.begin("train", config, *TRAINED_BY):
+            with run.stage("train"):
+                _train(config, run)
+        return find_checkpoint(run.path)
 
 
 def evaluate(folder: Path, config: EvaluationConfig | None = None, *, redo: bool = False) -> Path:
@@ -131,10 +140,14 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds | None = None) 
     data, suite = config.data, config.record.spec
     if not data.sources:
         data = data.model_copy(update={"sources": (SourceConfig(path=folder / DATASET),)})
-    with progress_bar("decoding pictures") as bar:
-        return data.build(
-            needs or DataNeeds(), folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0]
-        )
+
+    def build() -> DataBundle:
+        with progress_bar("decoding pictures") as bar:
+            return data.build(
+                needs or DataNeeds(), folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0]
+            )
+
+    return world().first_then_all(build)  # of several processes one decodes, and the others find its cache
 
 
 def build_training(config: RunConfig, folder: Path) -> tuple[DataBundle, VLA, UnifiedLoss]:
@@ -173,7 +186,7 @@ def describe_model(config: RunConfig) -> Description:
 
     Sizes that only data can tell are those of the first data set, or else of what the config would record.
     """
-    return describe(config.model.build(_expected_spec(config)))
+    return describe(config.model.build(expected_spec(config)))
 
 
 def _record(config: RecordConfig, run: RunFolder) -> None:
@@ -225,6 +238,15 @@ def _train(config: RunConfig, run: RunFolder) -> None:
         trainer.fit(data)
 
 
+def _with_data_of_fork(config: RunConfig) -> RunConfig:
+    """A fork that names no data goes on with what the other run has recorded."""
+    fork = config.training.fork
+    if fork == "off" or config.data.sources or not (recorded := Path(fork.run) / DATASET).is_dir():
+        return config
+    data = config.data.model_copy(update={"sources": (SourceConfig(path=recorded),)})
+    return config.model_copy(update={"data": data})
+
+
 def _what_a_policy_needs(config: RunConfig, data: DataBundle) -> dict[str, str]:
     """The texts that make a checkpoint complete: with them it acts without the run and its data."""
     return {
@@ -242,7 +264,7 @@ def _loss(latest: dict[str, float]) -> str:
 def _evaluate(config: RunConfig, run: RunFolder) -> None:
     """Open loop, closed loop with controls, videos; each rollout is saved as it ends and found again."""
     settings = config.evaluation
-    checkpoint = find_checkpoint(run.path)
+    checkpoint = find_checkpoint(run.path, settings.checkpoint)
     policy = Policy.load(checkpoint, settings.weights)
     suite = suite_of(config)
     _measure_open_loop(config, run, policy, suite)
@@ -295,14 +317,15 @@ def _recorded_seeds(config: RunConfig, run: RunFolder) -> range | None:
     return range(first, last + 1)
 
 
-def _expected_spec(config: RunConfig) -> DataSpec:
+def expected_spec(config: RunConfig) -> DataSpec:
+    """The sizes of the data: of the first data set, or else of what the config would record."""
     suite, data = config.record.spec, config.data
     texts = [text for task in suite.tasks for text in suite.instructions(task)]
     views, state_dim, action_dim, fps = suite.views, STATE_DIM, ACTION_DIM, suite.fps
     embodiment = ROBOT
     if data.sources:
-        opened = data.sources[0].open()
-        store, texts = opened.spec, list(opened.instructions)
+        store = data.sources[0].open().spec
+        texts = sorted(data.training_texts(lambda text: tasks_of((text,), suite)[0]))
         views, state_dim, action_dim, fps = store.views, store.state_dim, store.action_dim, store.fps
         embodiment = store.embodiment
     tokenizer = Tokenizer.fit(

@@ -21,13 +21,14 @@ from typing import Any
 from tutti.config import RunConfig, differences, load_config, to_yaml
 from tutti.data.storage import full_disk_is_a_user_error, write_atomically
 from tutti.terminal import say
+from tutti.training.distributed import launched, world
 from tutti.types import UserError
 
 STAGES: dict[str, tuple[str, ...]] = {
     "record": ("dataset", "dataset.partial", "recording", "recording.json"),
     "train": (
         *("checkpoints", "records.jsonl", "tensorboard", "failures", "spikes"),
-        *("first_batch.png", "shapes.txt", "model.json", "data.json", "probes"),
+        *("first_batch.png", "shapes.txt", "model.json", "data.json", "probes", "replays"),
     ),
     "evaluate": ("evaluation", "videos"),
     "report": ("report.html", "summary.json"),
@@ -37,7 +38,8 @@ STAGES: dict[str, tuple[str, ...]] = {
 WORK = {"train": ("checkpoints", "records.jsonl", "failures")}
 """Of a stage's outputs those that cost work, where others are written before it begins."""
 
-WITHOUT_EFFECT = ("workers", "prefetch", "keep_checkpoints", "checkpoint_every", "diagnostics")
+KEEPING = ("keep_checkpoints", "keep_every", "keep_best")
+WITHOUT_EFFECT = ("workers", "prefetch", "parallel", "checkpoint_every", "diagnostics", *KEEPING)
 """Keys that may change at any time, because no result depends on them."""
 
 HEARTBEAT = 2.0
@@ -73,8 +75,19 @@ class RunFolder:
     def begin(self, stage: str, config: RunConfig, *sections: str) -> bool:
         """True if there is something to do for `stage`, which depends on these sections of `config`.
 
-        Raises: UserError, if the stage was begun with other values there and `redo` was not asked for.
+        On several processes the first one finds out, and writes.
+
+        Raises: UserError, if the stage was begun with other values there and `redo` was not asked for, or
+        several processes were started for a stage that runs on one.
         """
+        if launched() > 1 and world().ranks.count == 1:
+            raise UserError(
+                f"{launched()} processes were started, but the stage '{stage}' runs on one: only `tutti "
+                "train` is for torchrun. Start it by itself."
+            )
+        return world().on_first(lambda: self._begin(stage, config, sections))
+
+    def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
         inputs = with_effect(config.sections(*sections))
         entry = self._book.get(stage)
         changes = differences(entry["inputs"], inputs) if entry else []
@@ -99,8 +112,12 @@ class RunFolder:
         """Times the block, and notes the stage as finished when it ends well.
 
         A full disk becomes a UserError. A stage that ends with one before it has made anything is forgotten:
-        the config was at fault, and the mended one must not be refused as another.
+        the config was at fault, and the mended one must not be refused as another. On several processes only
+        the first one keeps the book.
         """
+        if not world().first:
+            yield
+            return
         entry = self._book.setdefault(stage, {"finished": False, "seconds": 0.0, "hash": "", "inputs": {}})
         if entry["finished"]:  # asked for once more
             entry.update(finished=False, seconds=0.0)
@@ -125,7 +142,9 @@ class RunFolder:
             raise UserError(f"{self.path}: the stage '{stage}' {state}. {cure}")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a file of the run atomically."""
+        """Writes a file of the run atomically, on the first of several processes."""
+        if not world().first:
+            return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())

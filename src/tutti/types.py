@@ -8,7 +8,7 @@ Shape letters, used in every annotation of the package:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -16,35 +16,34 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from tutti.ranks import shared_mean
+
 
 class _Movable:
-    """Gives a dataclass of tensors (nested or optional) the methods `to` and `first`."""
+    """Gives a dataclass of tensors (nested or optional) the methods `apply`, `to` and `first`."""
 
     __slots__ = ()
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same value with every tensor on `device`."""
-        moved: dict[str, Any] = {}
-        for entry in fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, entry.name)
-            if isinstance(value, Tensor | _Movable):
-                moved[entry.name] = value.to(device, non_blocking=non_blocking)
-            elif isinstance(value, Mapping):
-                moved[entry.name] = {key: item.to(device, non_blocking) for key, item in value.items()}
-        return replace(self, **moved)  # pyright: ignore[reportArgumentType]
-
-    def first(self, count: int) -> Self:
-        """The first `count` of the batch: every tensor in it begins with b. Views, no copies."""
-        kept: dict[str, Any] = {}
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same value with `function` applied to every tensor in it."""
+        changed: dict[str, Any] = {}
         for entry in fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, entry.name)
             if isinstance(value, Tensor):
-                kept[entry.name] = value[:count]
+                changed[entry.name] = function(value)
             elif isinstance(value, _Movable):
-                kept[entry.name] = value.first(count)
+                changed[entry.name] = value.apply(function)
             elif isinstance(value, Mapping):
-                kept[entry.name] = {key: item.first(count) for key, item in value.items()}
-        return replace(self, **kept)  # pyright: ignore[reportArgumentType]
+                changed[entry.name] = {key: item.apply(function) for key, item in value.items()}
+        return replace(self, **changed)  # pyright: ignore[reportArgumentType]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same value with every tensor on `device`."""
+        return self.apply(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def first(self, count: int) -> Self:
+        """The first `count` of the batch: every tensor in it begins with b. Views, no copies."""
+        return self.apply(lambda value: value[:count])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,11 +181,14 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None 
     `mask` broadcasts to `values` and its count is that of the broadcast mask, so a mean over "b t a"
     with a mask "b t 1" divides by the number of elements, not of rows. Where the mask is False the value
     does not count even if it is NaN. Nothing left gives 0, with gradient 0.
+
+    Over everything it counts the rows of all ranks that share the batch (tutti.ranks): the mean over the
+    ranks is the mean over the whole batch. Over a `dim` it is of these rows alone.
     """
     full = mask.expand_as(values)
     kept = torch.where(full, values, torch.zeros((), dtype=values.dtype, device=values.device))
     if dim is None:
-        return kept.sum() / full.sum().clamp(min=1)
+        return shared_mean(kept.sum(), full.sum())
     return kept.sum(dim) / full.sum(dim).clamp(min=1)
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+from pathlib import Path
+
 import pytest
 import torch
 
+from tutti.config import build_config
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
+from tutti.training.feed import CudaMove
+from tutti.training.trainer import Trainer
 from tutti.types import Batch, DataSpec, Future, LaterStates, Observation
 
 pytestmark = [
@@ -80,3 +86,55 @@ def test_bf16_stays_close() -> None:
     exact, _ = losses("cuda")
     rough, _ = losses("cuda", autocast=True)
     assert rough == pytest.approx(exact, rel=0.1)
+
+
+def cuda_trainer(run: Path, **training: object) -> Trainer:
+    torch.manual_seed(0)
+    model = ModelConfig().build(SPEC)
+    settings = {"steps": 10, "schedule": {"warmup": 1}, "device": "cuda", "diagnostics": {"every": 0}}
+    config = build_config({"training": settings | training}, "a test")
+    return Trainer(config.training, model, ObjectiveConfig().build(model), run)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_host_waits_once_in_an_update(precision: str, tmp_path: Path) -> None:
+    trainer = cuda_trainer(tmp_path, precision=precision, accumulation=2)
+    stream = repeat(batch().to("cuda"))
+    trainer._update(stream, report=False)
+    trainer._update(stream, report=False)
+    waits: list[str] = []
+    plain = torch.Tensor.tolist
+
+    def tolist(tensor: torch.Tensor) -> list[float]:
+        waits.append("tolist")
+        torch.cuda.set_sync_debug_mode("default")
+        numbers = plain(tensor)
+        torch.cuda.set_sync_debug_mode("error")
+        return numbers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "tolist", tolist)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trainer._update(stream, report=False)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert waits == ["tolist"]
+
+
+def test_a_moved_batch_arrives_with_its_bytes() -> None:
+    given = batch()
+    arrived = CudaMove(torch.device("cuda"))(given)()
+    assert arrived.actions.device.type == "cuda"
+    assert torch.equal(arrived.actions.cpu(), given.actions)
+    assert torch.equal(arrived.futures[4].observation.images.cpu(), given.futures[4].observation.images)
+
+
+def test_compiled_blocks_train_on_a_gpu(tmp_path: Path) -> None:
+    stream = repeat(batch())
+    eager = cuda_trainer(tmp_path / "eager", precision="fp32")
+    blocks = cuda_trainer(tmp_path / "blocks", precision="fp32", compile="blocks")
+    for trainer in (eager, blocks):
+        trainer._update(stream, report=False)
+    one, other = (trainer.meter.take()["loss/total"] for trainer in (eager, blocks))
+    assert other == pytest.approx(one, rel=1e-4)

@@ -42,6 +42,7 @@ def test_help_shows_the_order_and_every_command() -> None:
     "command",
     [
         *("demo", "record", "train", "evaluate", "report", "doctor", "probe", "compare"),
+        *("verify-resume", "replay", "export"),
         *("schema", "model", "version"),
     ],
 )

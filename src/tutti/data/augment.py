@@ -23,10 +23,10 @@ class NoAugmentation(BaseModel):
     kind: Literal["none"] = "none"
 
     def apply(
-        self, images: UInt8[np.ndarray, "b v 3 h w"], random: np.random.Generator
+        self, images: UInt8[np.ndarray, "b v 3 h w"], random: np.random.Generator, first: int = 0, of: int = 0
     ) -> UInt8[np.ndarray, "b v 3 h w"]:
         """The same array."""
-        del random
+        del random, first, of
         return images
 
 
@@ -41,17 +41,21 @@ class ColourJitter(BaseModel):
     saturation: float = Field(default=0.2, ge=0, le=1)
 
     def apply(
-        self, images: UInt8[np.ndarray, "b v 3 h w"], random: np.random.Generator
+        self, images: UInt8[np.ndarray, "b v 3 h w"], random: np.random.Generator, first: int = 0, of: int = 0
     ) -> UInt8[np.ndarray, "b v 3 h w"]:
         """x -> clip(g + s (c (b x - m) + m - g)): m mean grey of the picture, g grey of the pixel.
 
         b, c, s are the drawn factors of brightness, contrast and saturation; m and g are taken after the
         steps before. A function of `images` and the state of `random` alone.
+
+        Where `images` are rows of a batch of `of`, from row `first` on, factors are drawn for all of it, so
+        that they do not depend on how the batch is spread over ranks.
         """
-        lead = (*images.shape[:2], 1, 1, 1)
+        rows = slice(first, first + len(images))
+        lead = (max(of, rows.stop), images.shape[1], 1, 1, 1)
 
         def factor(strength: float) -> np.ndarray:
-            return random.uniform(1 - strength, 1 + strength, lead).astype(np.float32)
+            return random.uniform(1 - strength, 1 + strength, lead)[rows].astype(np.float32)
 
         brightness, contrast = factor(self.brightness), factor(self.contrast)
         saturation = factor(self.saturation)

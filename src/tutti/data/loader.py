@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,7 +22,7 @@ from tutti.data.episode import Episode, EpisodeStore, Progress
 from tutti.data.formats.lerobot import LeRobotStore
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import EmbodimentStats, NormalizationKind, Normalizer
-from tutti.data.split import first_demonstrations, split_episodes
+from tutti.data.split import GroupOf, Parts, split_sources
 from tutti.data.stream import Loader
 from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import Source, WindowIndex
@@ -100,7 +100,7 @@ class DataConfig(BaseModel):
         cache_folder: Path,
         progress: Progress | None = None,
         *,
-        group_of: Callable[[str], str] | None = None,
+        group_of: GroupOf | None = None,
     ) -> DataBundle:
         """Opens the sources, fits normalisation and text on the training episodes, decodes frames once.
 
@@ -115,21 +115,10 @@ class DataConfig(BaseModel):
         stores = [source.open() for source in self.sources]
         _check_alike(stores)
         self._check_lengths(stores, needs)
-        splits = [
-            split_episodes(store.episodes, self.validation_fraction, self.seed + number, group_of)
-            for number, store in enumerate(stores)
-        ]
-        training, validation = [split[0] for split in splits], [split[1] for split in splits]
-        if self.demonstrations != "all":
-            count = self.demonstrations
-            training = [
-                first_demonstrations(part, count, self.seed + number, group_of)
-                for number, part in enumerate(training)
-            ]
+        training, validation = self._split(stores, group_of)
         normalizer = _fit_normalizer(self.normalization, stores, training)
         length = None if self.text_length == "auto" else self.text_length
-        texts = {text for store, part in zip(stores, training, strict=True) for text in _texts(store, part)}
-        tokenizer = Tokenizer.fit(texts, self.vocab_size, length)
+        tokenizer = Tokenizer.fit(_all_texts(stores, training), self.vocab_size, length)
         sources = [
             Source(
                 store=store,
@@ -177,6 +166,17 @@ class DataConfig(BaseModel):
             windows=windows,
             training_episodes=tuple(training),
             validation_episodes=tuple(validation),
+        )
+
+    def training_texts(self, group_of: GroupOf | None = None) -> set[str]:
+        """The instructions that `build` would fit the text on, without decoding a picture."""
+        stores = [source.open() for source in self.sources]
+        return _all_texts(stores, self._split(stores, group_of)[0])
+
+    def _split(self, stores: Sequence[EpisodeStore], group_of: GroupOf | None) -> tuple[Parts, Parts]:
+        episodes = [store.episodes for store in stores]
+        return split_sources(
+            episodes, self.validation_fraction, self.demonstrations, self.seed, group_of=group_of
         )
 
     def _check_lengths(self, stores: Sequence[EpisodeStore], needs: DataNeeds) -> None:
@@ -290,6 +290,10 @@ def _describe_source(
 def _texts(store: EpisodeStore, episodes: Sequence[Episode]) -> set[str]:
     used = {int(i) for e in episodes for i in np.unique(store.instruction_of[e.start : e.end])}
     return {store.instructions[i] for i in used}
+
+
+def _all_texts(stores: Sequence[EpisodeStore], parts: Sequence[Sequence[Episode]]) -> set[str]:
+    return {text for store, part in zip(stores, parts, strict=True) for text in _texts(store, part)}
 
 
 def _check_alike(stores: Sequence[EpisodeStore]) -> None:

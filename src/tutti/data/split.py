@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from tutti.data.episode import Episode
 from tutti.types import UserError
+
+GroupOf = Callable[[str], str]
+"""The group (a task) that an instruction belongs to."""
+Parts = list[tuple[Episode, ...]]
+"""Episodes of each source."""
 
 
 def split_episodes(
@@ -71,3 +77,26 @@ def _grouped(episodes: Sequence[Episode], group_of: Callable[[str], str] | None)
         text = episode.instruction
         groups.setdefault(group_of(text) if group_of else text, []).append(episode)
     return groups
+
+
+def split_sources(
+    sources: Sequence[Sequence[Episode]],
+    fraction: int | float,
+    demonstrations: int | Literal["all"],
+    seed: int,
+    *,
+    group_of: GroupOf | None = None,
+) -> tuple[Parts, Parts]:
+    """(training, validation) episodes of each source; to train on, the first `demonstrations` of a group.
+
+    Source number i is split with `seed` + i, and held-out episodes are the same however many are trained on.
+    """
+    training: Parts = []
+    validation: Parts = []
+    for number, episodes in enumerate(sources):
+        own, held = split_episodes(episodes, fraction, seed + number, group_of)
+        if demonstrations != "all":
+            own = first_demonstrations(own, demonstrations, seed + number, group_of)
+        training.append(own)
+        validation.append(held)
+    return training, validation

@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from tutti.data.augment import ColourJitter, NoAugmentation
 from tutti.data.mixture import Mixture
 from tutti.data.windows import WindowIndex
+from tutti.ranks import ALONE, Ranks
 from tutti.types import Batch, UserError
 
 
@@ -26,6 +27,9 @@ class Loader:
     of the mixture's stream, its augmentation is seeded by (seed, k). A thread prepares up to `prefetch`
     batches ahead (0: none, made on demand); what it has prepared does not count in `state()`, only what
     was handed out. There is one position: `iter(loader)` goes on where the last one stopped.
+
+    On several ranks (`share`) all count the same batches and each makes its own rows of them only; the
+    position does not say how many they are, so that any number of ranks goes on from it.
     """
 
     def __init__(
@@ -43,7 +47,17 @@ class Loader:
         self._augmentation = augmentation or NoAugmentation()
         self._identity = identity
         self._consumed = 0
+        self._ranks = ALONE
         self._ahead: _Ahead | None = None
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on this rank's rows of each batch.
+
+        Raises: UserError unless the ranks divide the batch size.
+        """
+        check_divides(ranks, self.batch_size)
+        self.close()
+        self._ranks = ranks
 
     @property
     def batches_per_epoch(self) -> float:
@@ -70,11 +84,11 @@ class Loader:
         return batch
 
     def batch_at(self, number: int) -> Batch:
-        """Batch `number` of the stream (from 0), the same bytes whenever it is asked for."""
+        """Batch `number` of the stream (from 0), or this rank's rows of it; the same bytes each time."""
         return self._maker()(number)
 
     def windows_at(self, number: int) -> Int64[np.ndarray, " _"]:
-        """The window numbers of batch `number`, without making it."""
+        """The window numbers of batch `number`, of all ranks, without making it."""
         return self.mixture.take(number * self.batch_size, self.batch_size)
 
     def state(self) -> dict[str, Any]:
@@ -120,17 +134,29 @@ class Loader:
     def _maker(self) -> Callable[[int], Batch]:
         """Batch by number, as a function that does not hold the loader: the thread would keep it alive."""
         windows, mixture, size, augmentation = self.windows, self.mixture, self.batch_size, self._augmentation
+        rows = self._ranks.rows(size)
 
         def make(number: int) -> Batch:
-            batch = windows.gather(mixture.take(number * size, size))
+            batch = windows.gather(mixture.take(number * size, size)[rows])
             if isinstance(augmentation, NoAugmentation):
                 return batch
             random = np.random.default_rng([mixture.seed, 3, number])
-            jittered = augmentation.apply(batch.observation.images.numpy(), random)
+            jittered = augmentation.apply(batch.observation.images.numpy(), random, rows.start, size)
             observation = replace(batch.observation, images=torch.from_numpy(jittered))
             return replace(batch, observation=observation)
 
         return make
+
+
+def check_divides(ranks: Ranks, size: int) -> None:
+    """Raises: UserError unless every rank gets equally many windows of a batch of `size`."""
+    if size % ranks.count:
+        near = sorted({max(1, size // ranks.count) * ranks.count, (size // ranks.count + 1) * ranks.count})
+        raise UserError(
+            f"data.batch_size is {size}, the windows of a batch on all {ranks.count} ranks together, which "
+            f"cannot be shared out evenly. Set data.batch_size to {' or '.join(map(str, near))}, or start "
+            "another number of processes."
+        )
 
 
 class _Ahead:

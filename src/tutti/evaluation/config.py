@@ -72,6 +72,9 @@ class EvaluationConfig(BaseModel):
     max_decisions: Count = 100
     split: Literal["held_out", "train"] = "held_out"
     weights: Literal["ema", "raw"] = "ema"
+    checkpoint: Literal["latest", "best"] | Count = Field(
+        default="latest", description="latest; best by training.keep_best; or the number of a step"
+    )
     workers: Count | Literal["auto"] = "auto"
     controls: ControlsConfig = ControlsConfig()
     videos_per_task: Annotated[int, Field(ge=0, le=2)] = 2

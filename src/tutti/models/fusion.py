@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tutti.models.layers import Activation, Block, attention_mask, require_divisible
 from tutti.models.parts import Fusion
+from tutti.ranks import drawn
 from tutti.types import DataSpec, Tokens
 
 SEGMENTS = ("readout", "state", "language", "vision")
@@ -80,7 +81,7 @@ class JointAttention(Fusion):
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
         b = len(state)
         if self.training and self.state_dropout > 0:
-            kept = torch.rand(b, 1, device=state.device) >= self.state_dropout
+            kept = drawn(lambda rows: torch.rand(rows, 1, device=state.device), b) >= self.state_dropout
             state = state * kept.to(state.dtype)
         readout_type, state_type, language_type, vision_type = self.type_embedding.weight.unbind(0)
         x = torch.cat(

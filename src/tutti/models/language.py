@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.models.layers import Activation, Block, attention_mask, require_divisible
+from tutti.models.layers import Activation, Block, attention_mask, readable, require_divisible
 from tutti.models.parts import LanguageEncoder
 from tutti.types import DataSpec, Tokens
 
@@ -89,7 +89,7 @@ class TextTransformer(LanguageEncoder):
 
     def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
         """Token ids to (b, num_tokens, width); a sample without text has all its tokens masked."""
-        if text.device.type == "cpu" and not torch.compiler.is_compiling():
+        if readable(text):
             rows = torch.cat([text, text_mask.to(text.dtype)], dim=1)
             distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
             length = text.shape[1]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.checkpoint import checkpoint
 
 Activation = Literal["relu", "gelu"]
 
@@ -17,7 +20,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     # In place is safe behind linear, convolution and layer norm: none of them needs its output to go back.
     # A view (a linear layer's output of three axes is one) would pay for it with copies on the way back.
     if activation == "relu":
-        return F.relu(x, inplace=not x._is_view())
+        return F.relu(x, inplace=not torch.compiler.is_compiling() and not x._is_view())
     return F.gelu(x, approximate="tanh")
 
 
@@ -27,13 +30,22 @@ def require_divisible(width: int, heads: int) -> None:
         raise ValueError(f"width {width} is not divisible by heads {heads}; choose a width that is")
 
 
+def readable(tensor: Tensor) -> bool:
+    """True where a look at the values of `tensor` costs nothing: on a CPU.
+
+    On a GPU the host would wait for all that is queued there; a graph being compiled, exported or counted
+    with fake tensors has no values.
+    """
+    fake = isinstance(tensor, FakeTensor)
+    return tensor.device.type == "cpu" and not fake and not torch.compiler.is_compiling()
+
+
 def all_present(mask: Tensor) -> bool:
     """True if `mask` is known to be all True, so that the work of masking can be saved.
 
-    The look at the values needs data, so a graph being compiled, exported or traced on the meta device
-    always does the work; the result is the same.
+    Where its values are not `readable` the work is always done; the result is the same.
     """
-    return not torch.compiler.is_compiling() and mask.device.type != "meta" and bool(mask.all())
+    return readable(mask) and bool(mask.all())
 
 
 def attention_mask(mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"] | None:
@@ -41,7 +53,32 @@ def attention_mask(mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"] | None:
     return None if all_present(mask) else mask[:, None, None, :]
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module, ABC):
+    """What repeats in depth: the unit in which a model is compiled and its activations are recomputed.
+
+    With `recompute` a training forward keeps only the block's inputs; the backward pass computes the rest
+    once more, from the same random numbers, to the same bits (1604.06174).
+    """
+
+    recompute: bool = False
+
+    @abstractmethod
+    def compute(self, *inputs: Any) -> Tensor:
+        """The block's function."""
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """`compute`, with or without its activations kept."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return self.compute(*inputs)
+
+
+def blocks_of(*roots: nn.Module) -> list[TransformerBlock]:
+    """The transformer blocks in these modules, in order of registration."""
+    return [module for root in roots for module in root.modules() if isinstance(module, TransformerBlock)]
+
+
+class Block(TransformerBlock):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)) (2002.04745).
 
     One matrix makes query, key and value. There is no dropout.
@@ -62,7 +99,7 @@ class Block(nn.Module):
         self.mlp_in = nn.Linear(width, hidden)
         self.mlp_out = nn.Linear(hidden, width)
 
-    def forward(
+    def compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 1 n"] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Every token looks at every token whose `mask` is True; None means all."""
@@ -89,7 +126,7 @@ class ConvLayer(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1)
         self.norm = nn.LayerNorm(channels_out)
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.conv.weight = nn.Parameter(self.conv.weight.detach().to(memory_format=torch.channels_last))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e p q"]:
         """The map, `stride` times smaller on each side."""

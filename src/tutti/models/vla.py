@@ -22,7 +22,7 @@ from tutti.models.vision import VisionTransformerConfig
 from tutti.plugin import CUSTOM, tag_of
 from tutti.types import DataSpec, Features, Observation
 
-Size = Literal["tiny", "small", "base"]
+Size = Literal["tiny", "small", "base", "large"]
 
 # Each socket's union of kinds: a further kind is one more member here, told apart by `kind`.
 VisionConfig = VisionTransformerConfig
@@ -62,6 +62,18 @@ PRESETS: dict[Size, dict[str, dict[str, Any]]] = {
         "language": {"kind": "transformer", "width": 512, "depth": 3, "heads": 8, "num_tokens": 4},
         "fusion": {"kind": "joint_attention", "width": 768, "depth": 8, "heads": 12},
         "action": {"kind": "regression", "hidden": 1536},
+    },
+    "large": {  # about 500 M
+        "vision": {
+            "kind": "vit",
+            "stem": {"channels": (320, 640, 1280)},
+            "width": 1280,
+            "depth": 8,
+            "heads": 20,
+        },
+        "language": {"kind": "transformer", "width": 768, "depth": 4, "heads": 12, "num_tokens": 4},
+        "fusion": {"kind": "joint_attention", "width": 1280, "depth": 15, "heads": 20},
+        "action": {"kind": "regression", "hidden": 2560},
     },
 }
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.ranks import gathered
 from tutti.types import Batch, Features
 
 MAX_SCALE = 100.0
@@ -51,7 +52,8 @@ class ContrastiveTerm(Term):
 
     g is learned, exp(g) <= 100. The floor of L is mean_i log(sum_j y_ij), not 0; chance is log b. Windows
     without a picture or without text take no part. Below two distinct instructions nothing can be told
-    apart: the value is then 0, with zero gradient, and the metric `skipped` is 1.
+    apart: the value is then 0, with zero gradient, and the metric `skipped` is 1. On several ranks the
+    windows are those of all.
     """
 
     no_decay = frozenset({"log_scale"})
@@ -74,10 +76,11 @@ class ContrastiveTerm(Term):
         """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
         with torch.no_grad():  # clamped in place, as CLIP does: a clamp in the graph would lose its gradient
             self.log_scale.clamp_(max=log(MAX_SCALE))
-        vision = F.normalize(self.vision_head(features.vision.mean()), dim=-1)
-        language = F.normalize(self.language_head(features.language.mean()), dim=-1)
-        present = features.vision.mask.any(dim=1) & features.language.mask.any(dim=1)
-        same = batch.instruction_id[:, None] == batch.instruction_id[None, :]
+        vision = gathered(F.normalize(self.vision_head(features.vision.mean()), dim=-1))
+        language = gathered(F.normalize(self.language_head(features.language.mean()), dim=-1))
+        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
+        instruction = gathered(batch.instruction_id)
+        same = instruction[:, None] == instruction[None, :]
         scores = self.log_scale.exp() * vision @ language.T
         result = contrast(scores, same, present, self.log_scale)
         return replace(result, metrics={f"{self.name}/{key}": value for key, value in result.metrics.items()})

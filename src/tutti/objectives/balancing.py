@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from tutti.objectives.schedule import WeightSchedule
+from tutti.ranks import averaged, present
 
 
 class Balancing(nn.Module, ABC):
@@ -42,7 +43,7 @@ class Balancing(nn.Module, ABC):
 
     def forward(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
         """lambda of every computed term, detached, in the precision and on the device of its value."""
-        factors = self.factors(values)
+        factors = self.factors(_of_all_ranks(values))
         lambdas: dict[str, Tensor] = {}
         for name, value in values.items():
             factor, weight = factors[name], self.schedules[name].at(progress)
@@ -93,6 +94,14 @@ class Balancing(nn.Module, ABC):
             return {}
         chosen = torch.softmax(torch.stack([logits[self.names.index(name)] for name in computed]), 0)
         return dict(zip(computed, len(computed) * chosen, strict=True))
+
+
+def _of_all_ranks(values: dict[str, Float[Tensor, ""]]) -> dict[str, Float[Tensor, ""]]:
+    """The values of the whole batch, so that all ranks choose the same lambdas; alone as they are."""
+    if present().count == 1 or not values:
+        return values
+    means = averaged(torch.stack([value.detach().double() for value in values.values()]))
+    return {name: mean.to(value.dtype) for (name, value), mean in zip(values.items(), means, strict=True)}
 
 
 class FixedBalancing(Balancing):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.ranks import averaged, shared_mean
 from tutti.types import Batch, Features, Future, UserError, masked_mean
 
 
@@ -118,7 +119,7 @@ class FutureLatentTerm(Term):
         value = masked_mean(1 - (predicted * target).sum(dim=-1), mask)
         with torch.no_grad():
             deviations = _from_mean(target, mask)
-            spread = masked_mean(deviations.square().sum(dim=-1), mask).sqrt()
+            spread = averaged(masked_mean(deviations.square().sum(dim=-1), mask)).sqrt()
             metrics = {f"{self.name}/target_std": spread}
             if not self.training:
                 everyone = torch.ones_like(future.mask)
@@ -140,8 +141,9 @@ class FutureLatentTerm(Term):
 
 
 def _from_mean(values: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-    """values minus their masked mean over the batch, at each place n; 0 where the mask is False."""
-    mean = masked_mean(values, mask[..., None], dim=0)
+    """values minus their masked mean over the whole batch, at each place n; 0 where the mask is False."""
+    full = mask[..., None].expand_as(values)
+    mean = averaged(shared_mean(torch.where(full, values, 0.0).sum(dim=0), full.sum(dim=0)))
     return (values - mean).masked_fill(~mask[..., None], 0)
 
 

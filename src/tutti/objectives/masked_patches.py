@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tutti.objectives.patches import decoder_blocks, grid_of, normalise_patches, numbers_of, to_patches
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.ranks import drawn
 from tutti.types import Batch, Features, Tokens, UserError, masked_mean
 
 NUM_FIXED = 64
@@ -123,9 +124,8 @@ class MaskedPatchesTerm(Term):
     def hidden(self, batch: Batch) -> Bool[Tensor, "b n"]:
         """Which patches are hidden, in the order of the vision tokens: equally many in every view."""
         if self.training:
-            noise = torch.rand(
-                len(batch.window), *self.fixed_order.shape[1:], device=batch.observation.images.device
-            )
+            patches, device = self.fixed_order.shape[1:], batch.observation.images.device
+            noise = drawn(lambda rows: torch.rand(rows, *patches, device=device), len(batch.window))
             order = noise.argsort(dim=-1)
         else:
             order = self.fixed_order[batch.window % NUM_FIXED]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.ranks import averaged
 from tutti.types import Batch, Features, UserError
 
 
@@ -65,7 +66,7 @@ class ProgressTerm(Term):
         with torch.no_grad():
             metrics = {
                 f"{self.name}/floor": _entropy(target).mean(),
-                f"{self.name}/mean_baseline": _entropy(target.mean()),
+                f"{self.name}/mean_baseline": _entropy(averaged(target.mean())),
                 f"{self.name}/l1": (logits.sigmoid() - target).abs().mean(),
             }
         return TermValue(value=value, metrics=metrics)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tutti.objectives.patches import decoder_blocks, grid_of, normalise_patches, numbers_of, to_patches
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.ranks import averaged
 from tutti.types import Batch, Features, UserError, masked_mean
 
 
@@ -128,6 +129,6 @@ class FuturePatchesTerm(Term):
 
 
 def _weighted_mean(values: Float[Tensor, "b n"], weight: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
-    """sum r l / sum r; 0 where every weight is 0."""
-    total = weight.sum()
+    """sum r l / sum r over all ranks' rows; 0 where every weight is 0."""
+    total = averaged(weight.sum())
     return (weight * values).sum() / torch.where(total > 0, total, 1)

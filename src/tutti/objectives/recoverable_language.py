@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.ranks import gathered
 from tutti.types import Batch, Features
 
 
@@ -76,14 +77,14 @@ class RecoverableLanguageTerm(Term):
         """The value and gradient above; metrics `floor`, `chance`, `cross_entropy`, `accuracy` and
         `skipped`, and of the picture alone `vision_only_cross_entropy` and `vision_only_accuracy`."""
         vision, language = features.vision.mean(), features.language.mean()
-        present = features.vision.mask.any(dim=1) & features.language.mask.any(dim=1)
-        candidates, answer = distinct(batch.instruction_id, present)
+        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
+        candidates, answer = distinct(gathered(batch.instruction_id), present)
         enough = candidates.sum() > 1
 
-        joint = self.joint(torch.cat([vision, self._action(features, batch)], dim=-1))
-        by_both = _log_shares(joint, self.joint_language(language), candidates)
-        alone = self.vision_only(vision.detach())
-        by_vision = _log_shares(alone, self.vision_only_language(language.detach()), candidates)
+        joint = gathered(self.joint(torch.cat([vision, self._action(features, batch)], dim=-1)))
+        by_both = _log_shares(joint, gathered(self.joint_language(language)), candidates)
+        alone = gathered(self.vision_only(vision.detach()))
+        by_vision = _log_shares(alone, gathered(self.vision_only_language(language.detach())), candidates)
 
         count = present.sum().clamp(min=1)
         right, right_alone = (

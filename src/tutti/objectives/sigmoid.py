@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tutti.objectives.align import MAX_SCALE, match_accuracy
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.ranks import gathered
 from tutti.types import Batch, Features
 
 POSITIVE_SHARE = "positive_share"
@@ -93,10 +94,11 @@ class SigmoidTerm(Term):
         `skipped`."""
         with torch.no_grad():  # clamped in place: a clamp in the graph would lose its gradient
             self.log_scale.clamp_(max=log(MAX_SCALE))
-        vision = F.normalize(self.vision_head(features.vision.mean()), dim=-1)
-        language = F.normalize(self.language_head(features.language.mean()), dim=-1)
-        present = features.vision.mask.any(dim=1) & features.language.mask.any(dim=1)
-        same = batch.instruction_id[:, None] == batch.instruction_id[None, :]
+        vision = gathered(F.normalize(self.vision_head(features.vision.mean()), dim=-1))
+        language = gathered(F.normalize(self.language_head(features.language.mean()), dim=-1))
+        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
+        instruction = gathered(batch.instruction_id)
+        same = instruction[:, None] == instruction[None, :]
         pairs = present[:, None] & present[None, :]
         enough = (pairs & ~same).any()
         positive = (same & pairs).to(self.bias.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.ranks import drawn, gathered
 from tutti.types import Batch, Features, Tokens
 
 
@@ -87,7 +88,8 @@ class StateContrastiveTerm(Term):
             read = torch.cat([tokens.mean() for tokens in sets])
             present = torch.cat([tokens.mask.any(dim=1) for tokens in sets])
             states, embodiment = states.repeat(len(sets), 1), embodiment.repeat(len(sets))
-        z = F.normalize(self.head(read), dim=-1)
+        z = gathered(F.normalize(self.head(read), dim=-1))
+        states, embodiment, present = gathered(states), gathered(embodiment), gathered(present)
         similarity = (z @ z.T).to(torch.promote_types(z.dtype, torch.float32)) / self.config.temperature
         result = soft_contrast(similarity, states, embodiment, present, self.config.state_scale)
         named = {f"{self.name}/{key}": metric for key, metric in result.metrics.items()}
@@ -97,7 +99,10 @@ class StateContrastiveTerm(Term):
 def without_one_view(tokens: Tokens, image_mask: Bool[Tensor, "b v"]) -> Tokens:
     """The same tokens with those of one present view masked, drawn for each window by itself; where there is
     only one view, all are masked."""
-    order = torch.rand(image_mask.shape, device=image_mask.device).masked_fill(~image_mask, -1.0)
+    b, v = image_mask.shape
+    order = drawn(lambda rows: torch.rand(rows, v, device=image_mask.device), b).masked_fill(
+        ~image_mask, -1.0
+    )
     views = torch.arange(image_mask.shape[1], device=image_mask.device)
     kept = image_mask & (views != order.argmax(dim=1, keepdim=True))
     per_view = tokens.mask.shape[1] // image_mask.shape[1]

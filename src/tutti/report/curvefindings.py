@@ -31,6 +31,8 @@ def curve_findings(records: Records, config: Json) -> Iterator[Finding]:
     """Everything that losses and optimizer show, in no order."""
     yield from spikes(records)
     yield from clipping(records, config)
+    yield from skips(records)
+    yield from rollbacks(records)
     for name in records.columns:
         pieces = name.split("/")
         if len(pieces) == 3 and pieces[0] == "loss" and pieces[2] == "raw":
@@ -51,7 +53,7 @@ def spikes(records: Records) -> Iterator[Finding]:
         sentence=f"{plain(count)} loss spike{'s' if count > 1 else ''} in {steps:,} steps"
         + (f" (last: {', '.join(last)})." if last else "."),
         number=count,
-        cure="Look at the batches in spikes/ (tutti.training.health.load_failure): odd windows? Else lower "
+        cure="Look at the batches in spikes/ (tutti replay RUN/spikes/step-N): odd windows? Else lower "
         "the learning rate or `training.clip_norm`.",
     )
 
@@ -78,6 +80,40 @@ def clipping(records: Records, config: Json) -> Iterator[Finding]:
         number=share,
         cure="All steps have the same length, whatever the gradient says: raise `training.clip_norm` above "
         "the usual norm, so that it holds back outliers only.",
+    )
+
+
+def skips(records: Records) -> Iterator[Finding]:
+    """Updates left out because a value was not finite."""
+    count, steps = records.last("optim/skipped"), _steps(records)
+    if not count or not steps:
+        return
+    yield Finding(
+        kind="skipped_updates",
+        severity="warning" if count > steps * SPIKES_PER_STEP else "hint",
+        sentence=f"{plain(count)} of {steps:,} updates {'was' if count == 1 else 'were'} left out: a term or "
+        "the gradient was not finite.",
+        number=count,
+        cure="Look at the newest of them in failures/ (tutti replay RUN --failure): windows with odd "
+        "values? Else lower the learning rate.",
+    )
+
+
+def rollbacks(records: Records) -> Iterator[Finding]:
+    """Times that the run diverged and went back."""
+    count = records.last("optim/rollbacks")
+    if not count:
+        return
+    to, left = records.get("optim/rollback_from")
+    ways = ", ".join(f"from step {plain(b)} to {a:,}" for a, b in zip(to, left, strict=True))
+    yield Finding(
+        kind="rolled_back",
+        severity="warning",
+        sentence=f"The loss diverged, and the run went back {plain(count)} time{'s' if count > 1 else ''}"
+        + (f" ({ways})." if ways else "."),
+        number=count,
+        cure="It learned from other data after that; a lower learning rate or a longer warm-up may spare the "
+        "detour.",
     )
 
 

@@ -113,12 +113,13 @@ def config_of(inputs: Inputs, section: str | None = None) -> Json:
 
 
 def _failures(folder: Path, problems: list[str]) -> list[str]:
-    """One sentence for each step that stopped on a value that is not finite."""
+    """One sentence for each step that stopped, or was left out, on a value that is not finite."""
     found: list[str] = []
     for path in sorted((folder / "failures").glob("step-*/failure.json")):
         about = _object(path, problems) or {}
+        what = "Left out was" if about.get("skipped") else "Training stopped before"
         found.append(
-            f"Training stopped before step {about.get('step', '?')}: {about.get('term', 'a value')} was "
+            f"{what} step {about.get('step', '?')}: {about.get('term', 'a value')} was "
             f"{about.get('value', 'not finite')}. Batch and weights are in failures/{path.parent.name}."
         )
     return found

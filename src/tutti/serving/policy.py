@@ -198,8 +198,9 @@ class CheckpointPolicyFactory:
 _CURE = "The folder is not a whole checkpoint: name another one, or train again."
 
 
-def find_checkpoint(path: Path) -> Path:
-    """`path` itself if it holds weights, else the newest `checkpoints/step-...` below it.
+def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest") -> Path:
+    """`path` itself if it holds weights, else the newest `checkpoints/step-...` below it, or `which` of them:
+    the one that best.json marks as the best by a metric (training.keep_best), or the one of a step.
 
     `.../checkpoints/last` and `.../checkpoints` also mean the newest. Raises UserError if there is none.
     """
@@ -216,7 +217,28 @@ def find_checkpoint(path: Path) -> Path:
             f"{path}: no checkpoint here (expected {FILES['raw']}, or {home.name}/step-.../{FILES['raw']}). "
             "Name a run's folder, such as runs/demo, after `tutti train` has saved its first checkpoint."
         )
-    return max(found, key=lambda folder: int(folder.name.removeprefix("step-")))
+    steps = {int(folder.name.removeprefix("step-")): folder for folder in found}
+    if which == "latest":
+        return steps[max(steps)]
+    step = _best(home / "best.json") if which == "best" else which
+    if step not in steps:
+        raise UserError(
+            f"{home}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}."
+        )
+    return steps[step]
+
+
+def _best(marked: Path) -> int:
+    """The step that best.json marks."""
+    try:
+        return int(json.loads(marked.read_text(encoding="utf-8"))["step"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{marked}: missing: no checkpoint of this run is marked as the best. Train with "
+            "training.keep_best={metric: valid/total, mode: min}, or choose latest, or a step."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{marked}: cannot be read ({error}).") from error
 
 
 def _weights_file(folder: Path, weights: Weights) -> Path:

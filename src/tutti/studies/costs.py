@@ -78,7 +78,7 @@ class Rehearsal:
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         """`folder` keeps the decoded pictures of the data sets that `config` names."""
-        training = config.training.model_copy(update={"diagnostics": NO_DIAGNOSTICS, "compile": False})
+        training = config.training.model_copy(update={"diagnostics": NO_DIAGNOSTICS, "compile": "off"})
         self.data, model, objective = pipeline.build_training(config, folder)
         self.trainer = Trainer(
             training,

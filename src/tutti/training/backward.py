@@ -16,10 +16,13 @@ from tutti.types import LossTerms
 class Backward(ABC):
     """Turns the terms of one update into `.grad` of every parameter. One object serves a whole run.
 
-    `is_sum`: what it makes of them is sum_i lambda_i g_i, with g_i as `routed` leaves it.
+    `is_sum`: what it makes of them is sum_i lambda_i g_i, with g_i as `routed` leaves it. `averages_ranks`:
+    on several ranks it averages the gradient of each term over them before it combines them, which one that
+    makes something else than the sum must do (`tutti.training.gradients.averaged_gradients`).
     """
 
     is_sum: ClassVar[bool] = False
+    averages_ranks: ClassVar[bool] = False
 
     @abstractmethod
     def add(self, terms: LossTerms, accumulation: int) -> None:
@@ -28,6 +31,9 @@ class Backward(ABC):
     def finish(self) -> dict[str, float]:
         """Called after the update's last micro-batch, when `.grad` must be complete. Gives metrics."""
         return {}
+
+    def drop(self) -> None:  # noqa: B027 (most keep nothing)
+        """Forgets the micro-batches since the last `finish`: the update does not happen."""
 
     def routed(self, gradients: Gradients) -> Gradients:
         """Gradients of raw terms over all parameters, as far as this backward lets the terms move them."""

@@ -79,6 +79,20 @@ def write_text_atomically(path: Path, text: str) -> None:
         raise disk_error(error, path) from error
 
 
+def require_writable(folder: Path) -> None:
+    """Makes the folder if it is not there, and tries whether a file can be written into it.
+
+    Raises: UserError if not.
+    """
+    probe = folder / f"{TEMPORARY}probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"tutti")
+        probe.unlink()
+    except OSError as error:
+        raise disk_error(error, folder) from error
+
+
 def pickled(value: Any) -> bytes:
     """What `torch.save` would write, as bytes: a full disk then fails as a plain OSError."""
     buffer = io.BytesIO()
@@ -96,8 +110,8 @@ def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:06d}"
 
 
-def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Write the checkpoint beside its final place, rename it there, then delete all but the newest `keep`.
+def save(run: Path, checkpoint: Checkpoint) -> Path:
+    """Write the checkpoint beside its final place, then rename it there.
 
     A complete folder of the same step is kept as it is, since a resumed run reaches the same bytes.
 
@@ -118,11 +132,6 @@ def save(run: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise disk_error(error, final) from error
-    for old in checkpoints(run)[:-keep]:
-        # Renamed first, so that a kill in the middle of the deletion leaves no half checkpoint.
-        doomed = old.with_name(TEMPORARY + old.name)
-        os.replace(old, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
     return final
 
 

@@ -12,8 +12,8 @@ PARTS: tuple[str, ...] = ("data", "forward", "backward", "optimizer", "diagnosti
 class Clock:
     """Times whole steps and their parts. `seconds` are those of all steps since the start of the run.
 
-    On a GPU the parts are honest because each ends where the step waits for numbers anyway: the loss
-    terms end the forward pass, the gradient norm ends the backward pass.
+    On a GPU the host waits once in a step, for the loss terms and the gradient norm behind the backward pass.
+    "forward" is then the time to queue the forward pass, and "backward" holds the work of both.
     """
 
     def __init__(self) -> None:

@@ -9,10 +9,12 @@ from tutti.objectives.dwa import DwaBalancingConfig
 from tutti.objectives.gradient_share import PRIMARY, GradientShareBalancingConfig
 from tutti.objectives.schedule import Weight, schedule_of
 from tutti.training.aggregators import DECIDES_ALONE
+from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
 from tutti.training.config import TrainingConfig
 from tutti.training.k_gradients import KGradientsConfig
-from tutti.training.strategy import Strategy, StrategyConfig
+from tutti.training.rates import unknown_parts
+from tutti.training.strategy import PARTS, Strategy, StrategyConfig
 
 BY_LOSS = ("uncertainty", "dwa", "rlw", "famo", "gradient_share")
 """Balancings that set the ratios of the lambdas, which some aggregators undo."""
@@ -39,6 +41,31 @@ def check_combination(
     if isinstance(backward, KGradientsConfig):
         _check_aggregator(balancing.kind, backward.aggregator.kind)
     _check_moves(backward, weights)
+    if training.parallel.kind == "fsdp":
+        _check_sharded(balancing, backward, training)
+    for key, parts in training.optimizer.parts.items():
+        if message := unknown_parts(f"training.optimizer.{key}", parts, (*PARTS, "objective")):
+            raise ValueError(message)
+
+
+def _check_sharded(balancing: BalancingConfig, backward: BackwardConfig, training: TrainingConfig) -> None:
+    """FSDP averages gradients as they reach `.grad`: the gradient of a single term cannot be had."""
+    wants = {
+        f"backward.kind {backward.kind}": not isinstance(backward, OneBackwardConfig),
+        f"balancing.kind {balancing.kind}": isinstance(balancing, GradientShareBalancingConfig),
+    }
+    for key in (key for key, wanted in wants.items() if wanted):
+        raise ValueError(
+            f"training.parallel.kind fsdp with {key}: that needs the gradient of each term by itself, but "
+            "under FSDP gradients are averaged and given back as they are made, in one backward pass of the "
+            "total. Use training.parallel.kind=ddp, or backward.kind=one and balancing.kind=fixed."
+        )
+    if training.compile != "off":
+        raise ValueError(
+            f"training.parallel.kind fsdp with training.compile {training.compile}: the blocks are compiled "
+            "as one graph, which the gathering of their weights would break. Use training.compile=off, or "
+            "training.parallel.kind=ddp."
+        )
 
 
 def _check_calibration(

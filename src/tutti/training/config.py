@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tutti.training.best import KeepBest, check_keeping
+from tutti.training.blocks import CompileMode
 from tutti.training.diagnostics import DiagnosticsConfig
+from tutti.training.gradient_policy import GradientsConfig
 from tutti.training.optimizer import AdamWConfig, OptimizerConfig
+from tutti.training.parallel import AutoParallelConfig, ParallelConfig
+from tutti.training.ramp import BatchRampConfig
 from tutti.training.schedule import ScheduleConfig, WsdConfig
+
+
+class ForkConfig(BaseModel):
+    """The checkpoint that a run starts from: weights, average, optimiser, data position and random states.
+
+    Steps, samples and seconds count on from it, so `training.steps` includes those of the other run, which
+    is only read. Schedule, steps, learning rates, lambdas, clipping and batch ramp are the new run's own.
+    With the same settings it ends with the same bits as the other run without a break.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(min_length=1, description="Folder of the other run, such as runs/a.")
+    step: Annotated[int, Field(ge=1)] | Literal["latest"] = Field(
+        default="latest", description="Which of its checkpoints; latest: the newest when the fork begins."
+    )
 
 
 class TrainingConfig(BaseModel):
@@ -22,7 +43,16 @@ class TrainingConfig(BaseModel):
     clip_norm: float | Literal["off"] = Field(
         default=1.0, description="Largest global gradient norm; larger ones are scaled down to it."
     )
+    gradients: GradientsConfig = Field(
+        default_factory=GradientsConfig, description="Further clipping, and what a bad gradient leads to."
+    )
     accumulation: int = Field(default=1, ge=1, description="Batches per optimiser step; their mean counts.")
+    batch_ramp: BatchRampConfig | Literal["off"] = Field(
+        default="off", description="Stages with fewer batches per step, before `accumulation` holds."
+    )
+    fork: ForkConfig | Literal["off"] = Field(
+        default="off", description="The other run's checkpoint that this run starts from."
+    )
     ema: float | Literal["off"] = Field(default=0.999, description="Decay of the average of the weights.")
     seed: int = Field(default=0, ge=0, description="Seed of everything random in training.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -30,12 +60,27 @@ class TrainingConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="bf16 autocasts the forward pass; auto means bf16 on CUDA, else fp32."
     )
-    compile: bool = Field(default=False, description="Run the model through torch.compile.")
+    parallel: ParallelConfig = Field(
+        default_factory=AutoParallelConfig,
+        description="On several processes: auto, single, ddp (replicas) or fsdp (shares).",
+    )
+    compile: CompileMode = Field(
+        default="off", description="torch.compile: off, each transformer block, or the whole model."
+    )
+    activation_checkpointing: Literal["off", "block"] = Field(
+        default="off", description="block: a block's activations are computed again in the backward pass."
+    )
     log_every: int = Field(default=10, ge=1, description="Steps between records; values are their mean.")
     validate_every: int = Field(default=200, ge=0, description="Steps between validations; 0: never.")
     validate_raw: bool = Field(default=False, description="Validate the raw weights too, not only the EMA.")
     checkpoint_every: int = Field(default=200, ge=0, description="Steps between checkpoints; 0: at the end.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints to keep.")
+    keep_every: int = Field(
+        default=0, ge=0, description="Checkpoints at multiples of so many steps are never deleted; 0: none."
+    )
+    keep_best: KeepBest = Field(
+        default="off", description="The checkpoint that is best by a validation metric is never deleted."
+    )
     diagnostics: DiagnosticsConfig = Field(
         default_factory=DiagnosticsConfig, description="Which term moves which part, health, loss spikes."
     )
@@ -53,4 +98,31 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"ema is {self.ema}; give a decay in [0, 1), or 'off'.")
         if self.threads != "auto" and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; give at least 1, or 'auto'.")
+        if self.batch_ramp != "off":
+            self.batch_ramp.check(self.accumulation, self.steps)
+        self.gradients.check(self.checkpoint_every, self.keep_checkpoints)
+        if self.optimizer.kind == "schedule_free" and (self.ema != "off" or self.schedule.kind != "constant"):
+            raise ValueError(
+                f"optimizer.kind schedule_free with ema {self.ema} and schedule.kind {self.schedule.kind}: "
+                "it averages the weights by itself, at a rate that stays the same after the warm-up. Set "
+                "training.ema=off and training.schedule.kind=constant."
+            )
+        if self.fork != "off" and self.fork.step != "latest" and self.fork.step >= self.steps:
+            raise ValueError(
+                f"fork.step is {self.fork.step} and steps is {self.steps}, which include those of the other "
+                "run. Raise training.steps."
+            )
+        check_keeping(self.keep_every, self.keep_best, self.checkpoint_every, self.validate_every)
         return self
+
+    def accumulation_at(self, step: int) -> int:
+        """The micro-batches of update `step` (0-based)."""
+        if self.batch_ramp == "off":
+            return self.accumulation
+        return self.batch_ramp.accumulation_at(step, self.accumulation, self.steps)
+
+    def batch_factor(self, step: int) -> float:
+        """What the batch of update `step` (0-based) multiplies the learning rates with."""
+        if self.batch_ramp == "off":
+            return 1.0
+        return self.batch_ramp.rate_factor(self.accumulation_at(step), self.accumulation)

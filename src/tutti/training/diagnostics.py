@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from tutti.objectives.objective import Objective
+from tutti.ranks import present
 from tutti.training.backward import Backward
+from tutti.training.distributed import world
 from tutti.training.gradients import Gradients, term_gradients
 from tutti.training.health import save_step
 from tutti.training.machine import Machine
@@ -24,6 +26,8 @@ from tutti.training.noise import NoiseScale
 from tutti.training.optimizer import part_of
 from tutti.training.randomness import own_randomness
 from tutti.training.spikes import SpikeDetector, SpikesConfig, keep_newest
+from tutti.training.trouble import rows_of_all
+from tutti.training.whole import whole
 from tutti.types import Batch, Features, Tokens
 
 log = logging.getLogger("tutti.training")
@@ -175,7 +179,8 @@ class Diagnostics:
         self, gradients: Gradients, lambdas: Mapping[str, float], b: int, batches: Sequence[Batch]
     ) -> dict[str, float]:
         """The noise scale, over the parameters that both gradients reach."""
-        size = sum(len(batch.window) for batch in batches)
+        ranks = present().count
+        size, b = ranks * sum(len(batch.window) for batch in batches), ranks * b
         pairs = [
             (own, parameter.grad)
             for own, parameter in zip(weighted_sum(gradients, lambdas), self.parameters, strict=False)
@@ -204,14 +209,30 @@ class Diagnostics:
                 "terms": {
                     term: {"value": values[term], "mean": levels[term], "z": z} for term, z in spikes.items()
                 },
-                "windows": [int(window) for batch in batches for window in batch.window],
             }
             weights = {"model": self.model.state_dict(), "objective": self.objective.state_dict()}
-            save_step(folder, "spike.json", about, batches, weights)
-            keep_newest(folder.parent, self.config.spikes.keep)
+            self._save(folder, about, batches, weights)
             kept = f"; batch and weights are in {SPIKES}/{folder.name}"
         found = ", ".join(f"{t} {values[t]:.4g} (mean {levels[t]:.4g}, z {z:.1f})" for t, z in spikes.items())
         log.warning("step %d: loss spike: %s%s", number, found, kept)
+
+    def _save(
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        batches: Sequence[Batch],
+        weights: Mapping[str, Mapping[str, Tensor]],
+    ) -> None:
+        """The spike's batches and weights, those of all ranks, by the first one."""
+        every, own = world(), whole(weights, keep=world().first)
+        saved = rows_of_all(every, batches)
+        about["windows"] = [int(window) for batch in saved for window in batch.window]
+
+        def write() -> None:
+            save_step(folder, "spike.json", about, saved, own)
+            keep_newest(folder.parent, self.config.spikes.keep)
+
+        every.on_first(write)
 
 
 def _feature_measures(features: Features, batch: Batch) -> dict[str, float]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from tutti.training.whole import apart, like
+
 
 def ema_decay(decay: float, updates: int) -> float:
     """min(decay, (1 + s) / (10 + s)) with s = `updates` made before: short runs forget their start."""
@@ -35,8 +37,9 @@ class Ema:
         present = self.module.state_dict()
         parameters = self.module.named_parameters(remove_duplicate=False)
         moving = [name for name, value in parameters if value.is_floating_point()]
-        if moving:
-            shadows, values = [self.shadow[n] for n in moving], [present[n] for n in moving]
+        for places in apart([present[n] for n in moving]):
+            names = [moving[place] for place in places]
+            shadows, values = [self.shadow[n] for n in names], [present[n] for n in names]
             torch._foreach_lerp_(shadows, values, 1.0 - d)  # pyright: ignore[reportPrivateImportUsage]
         for name in present.keys() - set(moving):
             self.shadow[name].copy_(present[name])
@@ -55,5 +58,5 @@ class Ema:
     def load(self, shadow: dict[str, Tensor], updates: int) -> None:
         """Take over a saved average."""
         for name, value in self.shadow.items():
-            value.copy_(shadow[name])
+            value.copy_(like(shadow[name], value))
         self.updates = updates

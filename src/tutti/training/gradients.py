@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tutti.ranks import averaged, present
 from tutti.types import UserError
 
 PRIMARY = "action"
@@ -19,7 +20,8 @@ Gradients = dict[str, list[Tensor | None]]
 def term_gradients(values: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Gradients:
     """d L_i / d theta for each raw term; the graph is kept, `.grad` is not touched.
 
-    A term that reaches no parameter (its gradient is stopped, or there is nothing to learn) has only None.
+    A term that reaches no parameter (its gradient is stopped, or there is nothing to learn) has only None. On
+    several ranks it is the gradient of the whole batch.
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     found: Gradients = {}
@@ -29,13 +31,32 @@ def term_gradients(values: Mapping[str, Tensor], parameters: Sequence[Tensor]) -
             continue
         taken = iter(torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True))
         found[name] = [next(taken) if parameter.requires_grad else None for parameter in parameters]
+    return averaged_gradients(found)
+
+
+@torch.no_grad()
+def averaged_gradients(gradients: Gradients) -> Gradients:
+    """The mean over the ranks that share a batch of each term's gradient, in one message for each term and
+    type of number; alone the same objects."""
+    if present().count == 1:
+        return gradients
+    found: Gradients = {}
+    for name, own in gradients.items():
+        found[name] = list(own)
+        there = [n for n, gradient in enumerate(own) if gradient is not None]
+        for dtype in dict.fromkeys(g.dtype for g in own if g is not None):
+            numbers = [n for n in there if (g := own[n]) is not None and g.dtype == dtype]
+            parts = [g for n in numbers if (g := own[n]) is not None]
+            mean = averaged(torch.cat([part.reshape(-1) for part in parts]))
+            split = mean.split([part.numel() for part in parts])
+            for n, part, values in zip(numbers, parts, split, strict=True):
+                found[name][n] = values.view_as(part)
     return found
 
 
 def norm(gradients: Sequence[Tensor | None]) -> Tensor:
     """The Euclidean norm of one term's gradient over all its parameters; 0 of nothing."""
-    present = [gradient for gradient in gradients if gradient is not None]
-    return torch.nn.utils.get_total_norm(present)
+    return torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
 
 
 def shared_numbers(gradients: Gradients, primary: str = PRIMARY) -> list[int]:
@@ -53,11 +74,11 @@ def shared_numbers(gradients: Gradients, primary: str = PRIMARY) -> list[int]:
 
 def _moved(own: Sequence[Tensor | None]) -> set[int]:
     """Numbers of the gradients that are not zero everywhere."""
-    present = {number: g for number, g in enumerate(own) if g is not None and g.numel() > 0}
-    if not present:
+    there = {number: g for number, g in enumerate(own) if g is not None and g.numel() > 0}
+    if not there:
         return set()
-    largest = torch.stack([gradient.abs().max().to(torch.float64) for gradient in present.values()])
-    return {number for number, moves in zip(present, (largest != 0).tolist(), strict=True) if moves}
+    largest = torch.stack([gradient.abs().max().to(torch.float64) for gradient in there.values()])
+    return {number for number, moves in zip(there, (largest != 0).tolist(), strict=True) if moves}
 
 
 def shared_norms(gradients: Gradients, primary: str = PRIMARY) -> dict[str, float]:
@@ -75,15 +96,3 @@ def shared_norms(gradients: Gradients, primary: str = PRIMARY) -> dict[str, floa
         )
     shared = shared_numbers(gradients, primary) or moved
     return {name: float(norm([own[number] for number in shared])) for name, own in gradients.items()}
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    """`torch.compile` of a model whose graph is walked more than once (K gradients, diagnostics).
-
-    By default the compiled backward may give away the graph's buffers at its first pass, and then refuses a
-    pass that keeps them.
-    """
-    import torch._functorch.config  # a submodule that `import torch` does not load
-
-    torch._functorch.config.donated_buffer = False
-    return torch.compile(model)  # pyright: ignore[reportReturnType]

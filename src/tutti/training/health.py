@@ -68,13 +68,20 @@ def fail(
     batches: Sequence[Batch],
     weights: Mapping[str, Mapping[str, Tensor]],
     parameters: Mapping[str, Parameter] | None = None,
+    skipped: bool = False,
+    ranks: Mapping[int, list[int]] | None = None,
 ) -> NonFiniteError:
     """Save what a replay needs under run/failures/step-XXXXXX/ and make the error that says so.
 
     `weights` are named state dicts; `parameters` are given when the gradient is at fault.
+    `skipped`: the update is left out, and training goes on. `ranks`: of several, those at fault, with the
+    windows of each.
     """
     windows = [int(window) for batch in batches for window in batch.window]
-    where = ""
+    where = named = ""
+    if ranks:
+        named = f" on rank {', '.join(map(str, ranks))}"
+        windows = [window for own in ranks.values() for window in own]
     if parameters is not None:
         bad = non_finite_gradients(parameters)
         where = f" in {_modules_of(parameters, bad)}" if bad else " (its norm overflows)"
@@ -82,13 +89,15 @@ def fail(
     shown = ", ".join(str(window) for window in windows[:16]) + (", ..." if len(windows) > 16 else "")
     thing = f"the {term}" if term in ("gradient", "total") else f"the loss term '{term}'"
     message = (
-        f"Step {step}: {thing} is {value}{where}. Training stopped before the optimiser moved.\n"
-        f"Windows of the batch: {shown}.\n"
-        f"Batch and weights are saved in {folder} for replay (tutti.training.health.load_failure).\n"
+        f"Step {step}: {thing} is {value}{where}{named}. Training stopped before the optimiser moved.\n"
+        f"Windows of the batch{named}: {shown}.\n"
+        f"Batch and weights are saved in {folder}; look at them: tutti replay {folder}\n"
         "Look for non-finite or extreme values in these windows; else lower training.optimizer.lr, lengthen "
         "training.schedule.warmup, or lower training.clip_norm."
     )
     about = {"step": step, "term": term, "value": str(value), "windows": windows, "message": message}
+    if skipped:
+        about["skipped"] = True
     save_step(folder, "failure.json", about, batches, weights)
     return NonFiniteError(message, term=term, step=step, windows=windows, folder=folder)
 

@@ -6,7 +6,7 @@ import logging
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy
 import torch
@@ -17,7 +17,7 @@ from torch.nn.parameter import Parameter
 
 from tutti.training.aggregators import AggregatorConfig, CosineGateAggregatorConfig
 from tutti.training.backward import Backward
-from tutti.training.gradients import PRIMARY, Gradients, shared_numbers
+from tutti.training.gradients import PRIMARY, Gradients, averaged_gradients, shared_numbers
 from tutti.training.routing import Routing
 from tutti.training.weighers import Weigher
 from tutti.types import LossTerms
@@ -68,6 +68,8 @@ class KGradientsBackward(Backward):
     Costs K backward passes instead of one and K gradients of memory; the solvers work on K x K numbers.
     """
 
+    averages_ranks: ClassVar[bool] = True
+
     def __init__(
         self, config: KGradientsConfig, parameters: Mapping[str, Parameter], terms: Collection[str] = ()
     ) -> None:
@@ -104,6 +106,7 @@ class KGradientsBackward(Backward):
     def finish(self) -> dict[str, float]:
         """Combines the gradients into `.grad`. Gives each term's weight and each pair's cosine, by scope."""
         metrics: dict[str, float] = {}
+        self._sums = averaged_gradients(self._sums)
         weights: dict[int, dict[str, float]] = {}
         for scope, numbers in self._scopes().items():
             found, measured = self._weigh(scope, numbers)
@@ -122,6 +125,9 @@ class KGradientsBackward(Backward):
         self._sums = {}
         self.updates += 1
         return metrics
+
+    def drop(self) -> None:
+        self._sums = {}
 
     def state_dict(self) -> dict[str, Any]:
         states = {scope: weigher.state_dict() for scope, weigher in self._weighers.items()}

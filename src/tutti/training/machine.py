@@ -40,6 +40,14 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return affinity
 
 
+def _share_of_cores() -> tuple[int, str]:
+    """The cores of this process, when a launcher has started several on this machine, and why."""
+    cores, beside = usable_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if beside == 1:
+        return cores, "all cores this process may use"
+    return max(1, cores // beside), f"a share of {cores} cores for each of {beside} processes"
+
+
 def decide(
     device: Literal["auto", "cpu", "cuda"],
     threads: int | Literal["auto"],
@@ -57,8 +65,7 @@ def decide(
         f"device {kind} ({'a CUDA device is present' if kind == 'cuda' else 'no CUDA device used'})"
     )
 
-    count = usable_cores() if threads == "auto" else threads
-    why = "all cores this process may use" if threads == "auto" else "as configured"
+    count, why = (threads, "as configured") if threads != "auto" else _share_of_cores()
     reasons.append(f"threads {count} ({why})")
 
     if precision == "auto":

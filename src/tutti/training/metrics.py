@@ -39,19 +39,28 @@ METRICS: dict[str, str] = {
     "metric/*/blind_baseline": "The term if every hidden patch were predicted as its own mean.",
     "optim/lr": "Learning rate of the step: of Muon's matrices if Muon is used, else of AdamW.",
     "optim/lr_adamw": "With Muon: the learning rate of the parameters that AdamW moves.",
-    "optim/lr_factor": "What the schedule multiplies every base learning rate with, 0 to 1.",
+    "optim/lr_factor": "What schedule and batch ramp multiply every base learning rate with, 0 to 1.",
     "optim/grad_norm": "Euclidean norm of the whole gradient before clipping, mean since the last record.",
     "optim/grad_norm_max": "Largest such norm since the last record.",
     "optim/clip_share": "Share of the steps since the last record whose gradient was clipped, 0 to 1.",
+    "optim/clip_share/*": "Share of the steps whose gradient was clipped in this part (`clip_by: part`).",
+    "optim/usual_norm": "Mean of the gradient's norm (clipped ones as clipped) that zclip compares with.",
+    "optim/usual_norm/*": "The same in one part (`clip_by: part`).",
+    "optim/accumulation": "Micro-batches of the step; recorded where the batch is to grow.",
+    "optim/skipped": "Updates left out since the start of the run, for a value that was not finite.",
+    "optim/rollbacks": "Times that the run has gone back to an older checkpoint since its start.",
+    "optim/rollback_from": "In the event of a roll-back: the step that was left, for the record's own one.",
+    "optim/fork_step": "In the first record of a fork: the step of the other run that it starts from.",
     "optim/ema_decay": "Decay d of the moving average at this step: min(decay, (1 + s)/(10 + s)).",
     "backward/weight/*": "Weight of a term's gradient in the combined one; the part's first, if by part.",
     "backward/cosine/*": "Cosine of two terms' gradients (a~b) over the shared parameters; by part likewise.",
     "strategy/phase": "Number of the strategy's phase, from 0; not recorded where there is only one.",
+    "fault/damaged_checkpoints": "Damaged checkpoints set aside by the resume that went on from this step.",
     "data/samples": "Training windows consumed since the start of the run.",
     "time/seconds": "Seconds spent training since the start of the run, resumed parts included.",
     "time/samples_per_second": "Windows per second since the last record, validation and saving excluded.",
     "time/data_share": "Share of that time spent waiting for a batch and moving it to the device.",
-    "time/forward_share": "Share of that time in model and objective.",
+    "time/forward_share": "Share of that time in model and objective; on a GPU, in queueing them.",
     "time/backward_share": "Share of that time in the backward pass.",
     "time/optimizer_share": "Share of that time in clipping, the optimiser's step and the moving average.",
     "time/diagnostics_share": "Share of that time in the diagnostics.",
@@ -100,7 +109,7 @@ def term_metrics(
 def rate_metrics(optimizer: OptimizerSet, factor: float) -> dict[str, float]:
     """What is recorded of the learning rates; `factor` is the schedule's."""
     rates = optimizer.learning_rates
-    values = {"optim/lr": rates.get("muon", rates.get("adamw", 0.0)), "optim/lr_factor": factor}
+    values = {"optim/lr": next(iter(rates.values()), 0.0), "optim/lr_factor": factor}
     if "muon" in rates and "adamw" in rates:
         values["optim/lr_adamw"] = rates["adamw"]
     return values

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from tutti.training.whole import like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """The quintic of Keller Jordan 2024: singular values in (0, 1] end near 1 (0.7 to 1.2) after 5 rounds."""
@@ -77,6 +80,11 @@ def _collected(gram: Float[Tensor, "n rows rows"], rounds: int) -> Float[Tensor,
     return product
 
 
+def _whole(update: Tensor) -> Tensor:
+    """All of a matrix of which a rank holds a share, on its own device."""
+    return update.full_tensor() if isinstance(update, DTensor) else update
+
+
 _Move = tuple[Tensor, Tensor, float]
 """A parameter, its update as a wide matrix, and its learning rate."""
 
@@ -94,7 +102,8 @@ class Muon(torch.optim.Optimizer):
 
     Source: Keller Jordan 2024; scale and decay from 2502.16982.
     Differs from torch.optim.Muon: the iteration runs in float32, convolution kernels are accepted, and
-    matrices of equal shape (up to transposition) are iterated as one batch.
+    matrices of equal shape (up to transposition) are iterated as one batch. Of sharded matrices (FSDP) the
+    momentum is sharded too; each rank gathers the directions, iterates all of them and moves its share.
 
     Raises: ValueError for a parameter of fewer than two dimensions.
     """
@@ -128,7 +137,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for parameter, update in zip(parameters, self._directions(parameters, group), strict=True):
-                matrix = update.reshape(len(update), -1)
+                matrix = _whole(update).reshape(len(update), -1)
                 wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
                 rows, columns = wide.shape
                 rate = group["lr"] * 0.2 * columns**0.5
@@ -139,7 +148,7 @@ class Muon(torch.optim.Optimizer):
                 for (parameter, _, rate), direction in zip(members, directions, strict=True):
                     rows = len(parameter)
                     moved = direction.mT if rows > parameter.numel() // rows else direction
-                    parameter.add_(moved.reshape(parameter.shape), alpha=-rate)
+                    parameter.add_(like(moved.reshape(parameter.shape), parameter), alpha=-rate)
         return loss
 
     def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:

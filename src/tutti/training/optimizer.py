@@ -8,22 +8,26 @@ Every trainable parameter falls in exactly one of three groups, by the type of t
 
 An output head is the last linear layer of an `ActionDecoder`; the whole objective counts as head, and so
 do the modules that `adamw_modules` names. Inside a group each part of the model (vision, language, fusion,
-action) has its own learning rate, which a strategy may scale.
+action) has its own learning rate, which a strategy may scale, and so has each layer (rates.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torch.nn.parameter import Parameter
 
 from tutti.models.parts import ActionDecoder
 from tutti.training.muon import Muon
+from tutti.training.rates import RatesConfig, part_of
+from tutti.training.schedule_free import ScheduleFreeAdamW
+from tutti.training.whole import like_parameters
 from tutti.types import UserError
 
 MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -85,25 +89,29 @@ def group_parameters(
     return groups
 
 
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to: a child of the model such as "vision", else "model" or
-    "objective". `name` starts with model. or objective."""
-    root, *path = name.split(".")
-    return path[0] if root == "model" and len(path) > 1 else root
+def by_rate(
+    members: dict[str, Parameter], name: str, lr: float, factors: Mapping[str, float], **settings: Any
+) -> list[dict[str, Any]]:
+    """One parameter group for each part of the model and factor on `lr`, in the order of the parameters.
 
-
-def by_part(members: dict[str, Parameter], name: str, **settings: Any) -> list[dict[str, Any]]:
-    """One parameter group for each part of the model, in the order of the parameters."""
-    groups: dict[str, list[Parameter]] = {}
+    Single numbers (temperatures) have groups of their own: FSDP does not shard them, and torch's optimisers
+    move sharded and whole tensors only apart.
+    """
+    groups: dict[tuple[str, float, bool], list[Parameter]] = {}
     for full_name, parameter in members.items():
-        groups.setdefault(part_of(full_name), []).append(parameter)
-    return [{"params": group, "name": name, "part": part, **settings} for part, group in groups.items()]
+        key = (part_of(full_name), factors[full_name], parameter.ndim == 0)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": group, "name": name, "part": part, "lr": lr * factor, **settings}
+        for (part, factor, _), group in groups.items()
+    ]
 
 
 class OptimizerSet:
     """Several optimisers that step together, with one state.
 
-    `set_factor` multiplies each group's base learning rate, which is what a schedule does.
+    `set_factor` multiplies each group's base learning rate, which is what a schedule does. Settings (rates,
+    decays, betas) are those that it was built with, also where a loaded state comes from other ones.
     """
 
     def __init__(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
@@ -121,11 +129,8 @@ class OptimizerSet:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """The present learning rate of each optimiser, before a strategy's factor for a part of the model."""
-        return {
-            name: self._factor * optimizer.param_groups[0]["base_lr"]
-            for name, optimizer in self.optimizers.items()
-        }
+        """The present learning rate of each optimiser, before the factors of parts and layers."""
+        return {name: self._factor * optimizer.defaults["lr"] for name, optimizer in self.optimizers.items()}
 
     def set_factor(self, factor: float, parts: Mapping[str, float] | None = None) -> None:
         """lr <- factor * parts[part of the model] * base_lr, for every group; a part not named counts 1."""
@@ -138,6 +143,21 @@ class OptimizerSet:
         """One update of every parameter that has a gradient."""
         for optimizer in self.optimizers.values():
             optimizer.step()
+
+    @property
+    def averages(self) -> bool:
+        """True if what is evaluated and saved is not what is trained (see `averaged`)."""
+        return any(isinstance(optimizer, ScheduleFreeAdamW) for optimizer in self.optimizers.values())
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the block the parameters are those to evaluate and to save: x of a schedule-free optimiser.
+        Afterwards they are those in training again, to the last bit. Without such an optimiser: nothing."""
+        with ExitStack() as stack:
+            for optimizer in self.optimizers.values():
+                if isinstance(optimizer, ScheduleFreeAdamW):
+                    stack.enter_context(optimizer.averaged())
+            yield
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -159,28 +179,33 @@ class OptimizerSet:
                 f"{sorted(self.optimizers)}. Resume with the same training.optimizer.kind."
             )
         for name, optimizer in self.optimizers.items():
+            own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             try:
                 optimizer.load_state_dict(state[name])
+                like_parameters(optimizer)
             except ValueError as error:
                 raise UserError(
                     f"The checkpoint's {name} state does not fit this model or objective ({error}). "
-                    "Resume with the same model and objective, or start a new run."
+                    "Resume with the same model, objective and kinds of learning rates, or start a new run."
                 ) from error
+            for group, settings in zip(optimizer.param_groups, own, strict=True):
+                group.update(settings)
 
 
-def _adamw(
-    groups: Sequence[tuple[str, dict[str, Parameter], float]], lr: float, betas: tuple[float, float]
-) -> torch.optim.AdamW:
-    described = [
-        group for name, members, decay in groups for group in by_part(members, name, weight_decay=decay)
+_Layout = Sequence[tuple[str, dict[str, Parameter], float]]
+"""Parameter groups with their name and weight decay."""
+
+
+def _described(layout: _Layout, lr: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [
+        group
+        for name, members, decay in layout
+        for group in by_rate(members, name, lr, factors, weight_decay=decay)
     ]
-    return torch.optim.AdamW(described, lr=lr, betas=betas, fused=True)
 
 
-class AdamWConfig(BaseModel):
+class AdamWConfig(RatesConfig):
     """AdamW (1711.05101), fused, decay on matrices only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["adamw"] = "adamw"
     lr: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
@@ -188,17 +213,18 @@ class AdamWConfig(BaseModel):
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled decay, on matrices only.")
 
     def build(self, model: nn.Module, objective: nn.Module) -> OptimizerSet:
-        """One AdamW over all trainable parameters of model and objective."""
-        groups = group_parameters(model, objective)
-        matrices = groups.matrix | groups.head
-        layout = [("matrix", matrices, self.weight_decay), ("plain", groups.plain, 0.0)]
-        return OptimizerSet({"adamw": _adamw(layout, self.lr, self.betas)})
+        """One AdamW over all trainable parameters of model and objective.
+
+        Raises: UserError if a learning rate is for a part that is not there.
+        """
+        members = _described(
+            _two_groups(model, objective, self.weight_decay), self.lr, self.factors(model, objective)
+        )
+        return OptimizerSet({"adamw": torch.optim.AdamW(members, lr=self.lr, betas=self.betas, fused=True)})
 
 
-class MuonConfig(BaseModel):
+class MuonConfig(RatesConfig):
     """Muon on the trunk's matrices (see `muon.py`), AdamW on everything else."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["muon"] = "muon"
     lr: float = Field(default=1e-2, gt=0, description="Peak learning rate of Muon.")
@@ -213,16 +239,53 @@ class MuonConfig(BaseModel):
     )
 
     def build(self, model: nn.Module, objective: nn.Module) -> OptimizerSet:
-        """Muon and AdamW over all trainable parameters of model and objective."""
+        """Muon and AdamW over all trainable parameters of model and objective.
+
+        Raises: UserError if a name in `adamw_modules` or a part is not there.
+        """
         groups = group_parameters(model, objective, self.adamw_modules)
+        factors = self.factors(model, objective)
         optimizers: dict[str, torch.optim.Optimizer] = {}
         if groups.matrix:
-            members = by_part(groups.matrix, "matrix")
+            members = by_rate(groups.matrix, "matrix", self.lr, factors)
             optimizers["muon"] = Muon(members, self.lr, self.momentum, self.weight_decay, self.rounds)
-        layout = [("head", groups.head, self.adamw_weight_decay), ("plain", groups.plain, 0.0)]
         if groups.head or groups.plain:
-            optimizers["adamw"] = _adamw(layout, self.adamw_lr, self.adamw_betas)
+            layout = [("head", groups.head, self.adamw_weight_decay), ("plain", groups.plain, 0.0)]
+            members = _described(layout, self.adamw_lr, factors)
+            optimizers["adamw"] = torch.optim.AdamW(
+                members, lr=self.adamw_lr, betas=self.adamw_betas, fused=True
+            )
         return OptimizerSet(optimizers)
 
 
-OptimizerConfig = Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind")]
+class ScheduleFreeConfig(RatesConfig):
+    """Schedule-free AdamW (2405.15682, see `schedule_free.py`): evaluated and saved is the average x.
+
+    It averages by itself and needs no decay, so `training.ema` must be off and the schedule constant.
+    """
+
+    kind: Literal["schedule_free"] = "schedule_free"
+    lr: float = Field(default=2.5e-3, gt=0, description="Learning rate after the warm-up.")
+    betas: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=(0.9, 0.999), description="Share of x in y, where gradients are taken; decay of the squares."
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled decay at y, on matrices only.")
+
+    def build(self, model: nn.Module, objective: nn.Module) -> OptimizerSet:
+        """One optimiser over all trainable parameters of model and objective.
+
+        Raises: UserError if a learning rate is for a part that is not there.
+        """
+        members = _described(
+            _two_groups(model, objective, self.weight_decay), self.lr, self.factors(model, objective)
+        )
+        return OptimizerSet({"schedule_free": ScheduleFreeAdamW(members, self.lr, self.betas)})
+
+
+def _two_groups(model: nn.Module, objective: nn.Module, decay: float) -> _Layout:
+    """All matrices, with decay, and all else, without."""
+    groups = group_parameters(model, objective)
+    return [("matrix", groups.matrix | groups.head, decay), ("plain", groups.plain, 0.0)]
+
+
+OptimizerConfig = Annotated[AdamWConfig | MuonConfig | ScheduleFreeConfig, Field(discriminator="kind")]

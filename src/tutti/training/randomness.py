@@ -19,13 +19,14 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """All random states, as plain values and tensors that `torch.save` keeps to the last bit."""
+    """All random states, as plain values and tensors that `torch.save` keeps to the last bit. Of CUDA it is
+    that of the present device, which is equal on all ranks."""
     name, keys, position, has_gauss, cached = numpy.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), int(position), int(has_gauss), float(cached)),  # pyright: ignore[reportAttributeAccessIssue]
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -37,7 +38,7 @@ def load_rng_state(state: dict[str, Any]) -> None:
     numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 @contextmanager

@@ -4,37 +4,54 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from tutti.training.checkpoint import disk_error, write_text_atomically
+from tutti.training.checkpoint import disk_error, require_writable, write_text_atomically
 from tutti.training.metrics import describe_metric
 from tutti.types import UserError
+
+Kind = Literal["train", "validation", "diagnostics", "event"]
 
 
 class Recorder:
     """Appends to run/records.jsonl, flushing each line, and to event files in run/tensorboard.
 
     Opened at `after_step`, it first drops the records of later steps (and a line that a kill cut short), so
-    that each step is recorded once, however often a run is interrupted.
+    that each step is recorded once, however often a run is interrupted. `rollbacks` is the number of
+    roll-backs that led to this step: events of later ones are dropped too, since the run comes to them again.
 
     Raises: UserError if the disk is full; ValueError for a metric that METRICS does not describe.
     """
 
-    def __init__(self, run: Path, after_step: int = 0) -> None:
+    def __init__(self, run: Path, after_step: int = 0, *, rollbacks: int = 0) -> None:
         self.path = run / "records.jsonl"
-        run.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_records(run) if record["step"] <= after_step]
+        require_writable(run)
+        self._wall = 0.0
+        self._open(after_step, rollbacks)
+
+    def _open(self, after_step: int, rollbacks: int) -> None:
+        run = self.path.parent
+        kept = [
+            record
+            for record in read_records(run)
+            if record["step"] <= after_step
+            and ("optim/rollback_from" not in record or record["optim/rollbacks"] <= rollbacks)
+        ]
         write_text_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
 
-    def write(
-        self, step: int, kind: Literal["train", "validation", "diagnostics"], values: dict[str, float]
-    ) -> None:
+    def rewind(self, after_step: int, *, rollbacks: int) -> None:
+        """Drop the records of later steps: the run goes on from `after_step` again."""
+        self.close()
+        self._open(after_step, rollbacks)
+
+    def write(self, step: int, kind: Kind, values: dict[str, float]) -> None:
         """Record the values after `step` updates."""
         unknown = [name for name in values if describe_metric(name) is None]
         if unknown:
@@ -42,8 +59,9 @@ class Recorder:
         try:
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
+            self._wall = max(self._wall, time.time())  # a clock that is set back would disorder the curves
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._board.add_scalar(name, value, step, walltime=self._wall)
         except OSError as error:
             raise disk_error(error, self.path) from error
 
@@ -65,6 +83,33 @@ class Recorder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def recorder_of(recording: tuple[Path, int, int] | None) -> Recorder:
+    """The recorder of a run, the step it goes on from and its number of roll-backs; None: one that is silent.
+
+    Raises: UserError if the disk is full.
+    """
+    if recording is None:
+        return NoRecorder()
+    run, step, rollbacks = recording
+    return Recorder(run, step, rollbacks=rollbacks)
+
+
+class NoRecorder(Recorder):
+    """What the other ranks of a training record: nothing, since the first one records the means over all."""
+
+    def __init__(self) -> None:
+        """Opens nothing."""
+
+    def write(self, step: int, kind: Kind, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def rewind(self, after_step: int, *, rollbacks: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tutti.training.checkpoint import Checkpoint, check_resumable, versions
 from tutti.training.config import TrainingConfig
 from tutti.training.machine import Machine
@@ -13,7 +15,7 @@ from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
 
-FIXED = ("optimizer", "schedule", "accumulation", "ema", "seed", "precision")
+FIXED = ("optimizer", "schedule", "gradients", "accumulation", "batch_ramp", "ema", "seed", "precision")
 """Keys of the training section that a resumed run may not change; the others only say how often and where."""
 
 
@@ -26,7 +28,7 @@ def check_settings(
 
     Raises: UserError naming the key, the saved value and the present one.
     """
-    old, new = saved.state["training"], config.model_dump(mode="json")
+    old, new = present_keys(saved.state["training"]), config.model_dump(mode="json")
     check_resumable({"training": _fixed(old)}, {"training": _fixed(new)}, ("training",))
     check_resumable({name: saved.state.get(name, {}) for name in sections}, sections, tuple(sections))
     if saved.step > config.steps:
@@ -39,6 +41,17 @@ def check_settings(
     before = (saved.state["threads"], saved.state["versions"])
     if before != (machine.threads, versions()):
         log.warning("threads or versions differ from the checkpoint's: the last bits may differ too")
+
+
+def present_keys(training: dict[str, Any]) -> dict[str, Any]:
+    """A saved training section with the keys of today: those that it was saved without have their defaults.
+
+    One that is not valid any more is given as it was.
+    """
+    try:
+        return TrainingConfig.model_validate(training).model_dump(mode="json")
+    except ValidationError:
+        return training
 
 
 def _fixed(training: dict[str, Any]) -> dict[str, Any]:

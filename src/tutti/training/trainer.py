@@ -12,28 +12,37 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from tutti.objectives.objective import Objective
+from tutti.ranks import sharing
 from tutti.training import checkpoint as checkpoints
 from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
+from tutti.training.blocks import prepared
 from tutti.training.clock import Clock
 from tutti.training.config import TrainingConfig
 from tutti.training.diagnostics import Diagnostics
+from tutti.training.distributed import world
 from tutti.training.ema import Ema, ema_decay
-from tutti.training.feed import TrainingData
+from tutti.training.feed import TrainingData, fed, shared
 from tutti.training.first_step import show_first, warn_unmoved, warn_unreached
-from tutti.training.gradients import compiled, shared_norms, term_gradients
-from tutti.training.health import fail, non_finite
+from tutti.training.fork import note_fork
+from tutti.training.gradient_policy import GradientPolicy, KeptBuffers
+from tutti.training.gradients import shared_norms, term_gradients
+from tutti.training.health import NonFiniteError, non_finite
 from tutti.training.interrupt import Interruptible
 from tutti.training.machine import decide
 from tutti.training.metrics import rate_metrics, term_metrics
 from tutti.training.optimizer import part_of
 from tutti.training.randomness import rng_state, seed_everything
-from tutti.training.record import Meter, Recorder
+from tutti.training.record import Meter, Recorder, recorder_of
+from tutti.training.retention import retain
+from tutti.training.rollback import roll_back
 from tutti.training.second_look import look_again
 from tutti.training.snapshot import restore, snapshot
 from tutti.training.strategy import EndToEndConfig, Moment, Strategy, StrategyConfig
-from tutti.training.validation import term_values, validate
-from tutti.types import Batch, Features, LossTerms, UserError
+from tutti.training.trouble import failure
+from tutti.training.validation import Reading, TermValues, fetch, reading, validated
+from tutti.training.whole import total_norm
+from tutti.types import Batch, Features, LossTerms
 
 log = logging.getLogger("tutti.training")
 
@@ -69,7 +78,8 @@ class Trainer:
         self.machine = decide(config.device, config.threads, config.precision)
         self.model = model.to(self.machine.device)
         self.objective = objective.to(self.machine.device)
-        self._forward: Callable[..., Features] = compiled(model) if config.compile else self.model
+        forward = prepared(self.model, self.objective, config)
+        self.parallel = config.parallel.build(self.model, self.objective, forward, self.machine, world())
         self.optimizer = config.optimizer.build(self.model, self.objective)
         self.parameters: dict[str, Parameter] = {
             f"{root}.{name}": parameter
@@ -87,8 +97,9 @@ class Trainer:
         )
         self.backward_config = backward or OneBackwardConfig()
         self.backward = self.backward_config.build(self.parameters, self.objective.names)
+        self.parallel.start(self.backward)
         self.diagnostics = Diagnostics(
-            config.diagnostics,
+            self.parallel.looking(config.diagnostics),
             self.model,
             self.objective,
             self.parameters,
@@ -97,6 +108,7 @@ class Trainer:
             seed=config.seed,
             run=run,
         )
+        self.policy = GradientPolicy(config.gradients, config.clip_norm, self.parameters)
         averaged = {"ema": self.model, "objective_ema": self.objective} if config.ema != "off" else {}
         self.averages = {name: Ema(module, float(config.ema)) for name, module in averaged.items()}
         self.step = 0
@@ -112,17 +124,32 @@ class Trainer:
 
         Gives the folder of the last checkpoint.
 
-        Raises: NonFiniteError (a UserError) before the optimiser moves by a non-finite value; UserError if
-        the checkpoint does not fit or the disk is full; KeyboardInterrupt after Ctrl-C, when it has saved.
+        Raises: NonFiniteError (a UserError) before the optimiser moves by a non-finite value, unless the
+        policy (`config.gradients`) is to skip it; UserError if it diverges and may not be rolled back, if
+        the checkpoint does not fit, none is whole, or the disk is full; KeyboardInterrupt after Ctrl-C and
+        Terminated (an exit with code 0) after SIGTERM, when it has saved.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.machine.threads)
-        log.info("training on %s", "; ".join(self.machine.reasons))
+        ranks = self.parallel.world.ranks
+        log.info(
+            "training on %s; %s", "; ".join(self.machine.reasons), self.config.parallel.reason(ranks.count)
+        )
         try:
             seed_everything(self.config.seed)
-            restore(self, data)
-            with Recorder(self.run, after_step=self.step) as recorder, Interruptible() as interrupt:
-                self._loop(data, recorder, interrupt)
+            damaged = restore(self, data)
+            recording = (self.run, self.step, len(self.policy.rollbacks)) if ranks.first else None
+            with (
+                sharing(ranks),
+                self.parallel.world.watched(),
+                fed(shared(data, ranks), self.machine.device) as moved,
+                recorder_of(recording) as recorder,
+                Interruptible(relayed=ranks.count > 1) as interrupt,
+            ):
+                note_fork(self, recorder)
+                if damaged:
+                    recorder.write(self.step, "event", {"fault/damaged_checkpoints": float(len(damaged))})
+                self._loop(moved, recorder, interrupt)
             return self._save(data)
         finally:
             torch.set_num_threads(threads)
@@ -140,6 +167,9 @@ class Trainer:
         while self.step < config.steps:
             with self.clock.step():
                 self._update(stream, report=self.step == 0)
+            if self.policy.diverged:
+                roll_back(self, data, recorder)
+                continue
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:
                 self._record(recorder)
@@ -151,44 +181,64 @@ class Trainer:
                 self._save(data)
             if self.progress is not None:
                 self.progress(self.step, config.steps, self.latest)
-            if interrupt.requested:
-                log.warning("interrupted after step %d; saved in %s", self.step, self._save(data))
-                raise KeyboardInterrupt
+            if asked := self.parallel.world.largest(interrupt.asked):
+                interrupt.leave(self.step, self._save(data), asked)
 
     def _update(self, stream: Iterator[Batch], *, report: bool) -> None:
-        """One step: batches in, terms, one backward pass each, look, clip, move, average."""
+        """One step of the run: an update, unless a value is not finite and the policy leaves it out."""
+        batches: list[Batch] = []
+        buffers = KeptBuffers(*((self.model, self.objective) if self.policy.may_skip else ()))
+        try:
+            self._attempt(stream, batches, report=report)
+        except NonFiniteError as error:
+            self.policy.skip(error)
+            buffers.put_back()
+            self._leave_out(stream, batches)
+        self.step += 1
+        self.samples += sum(len(batch.window) for batch in batches) * self.parallel.world.ranks.count
+
+    def _attempt(self, stream: Iterator[Batch], batches: list[Batch], *, report: bool) -> None:
+        """An update: batches in, terms, one backward pass each, look, clip, move, average."""
         config, clock = self.config, self.clock
         moment = self._enter(self.strategy.at(self.step))
-        factor = config.schedule.factor(moment.step, moment.steps)
-        self.optimizer.set_factor(factor, {**moment.phase.learning_rates})
-        batches: list[Batch] = []
-        values: list[dict[str, float]] = []
+        accumulation = config.accumulation_at(self.step)
+        self.optimizer.set_factor(self._factor(self.step), {**moment.phase.learning_rates})
+        readings: list[Reading] = []
         random = rng_state() if self.objective.looks_again else {}
-        for _ in range(config.accumulation):
+        for _ in range(accumulation):
             with clock.part("data"):
                 batch = next(stream).to(self.machine.device, non_blocking=True)
                 batches.append(batch)
+            self.parallel.micro_batch(last=len(batches) == accumulation)
             with clock.part("forward"), self.machine.autocast():
                 features, terms = self._evaluate(batch, moment)
-                values.append(self._collect(terms, batches))
+                readings.append(reading(terms))
             with clock.part("backward"):
-                if len(batches) == 1 and self.objective.wants_gradients(self.step):
+                calibrates = len(batches) == 1 and self.objective.wants_gradients(self.step)
+                if calibrates or not self.backward.is_sum:
+                    self._check(fetch(readings)[0], batches)  # what looks at gradients is not shown a NaN
+                if calibrates:
                     found = term_gradients(terms.values, list(self.parameters.values()))
                     self.objective.observe_gradients(shared_norms(self.backward.routed(found)))
-                self.backward.add(terms, config.accumulation)
-            if report and len(batches) == 1:
+                self.backward.add(terms, accumulation)
+            if report and len(batches) == 1 and self.parallel.world.first:
                 show_first(self.run, batch, features, terms, self.texts)
         with clock.part("backward"):
-            self.meter.add(self.backward.finish())
-            norm = self._gradient_norm(batches)
-        if report:
+            combined = self.backward.finish()
+            self.parallel.finish()
+            norm = self._gradient_norm()
+            found, (size,) = fetch(readings, norm)  # the one place where the host waits for the device
+            values = self._collect(found, size, batches)
+            self.policy.see(sum(total for *_, total in found) / len(found), moment.index)
+            self.meter.add(combined)
+        if report and self.parallel.looks:
             warn_unreached(self.parameters, self.objective.names, self._counting(moment))
         with clock.part("diagnostics"):
             self.diagnostics.before(
                 self.step, batches, _means(values), moment.progress, self._counting(moment)
             )
         with clock.part("optimizer"):
-            self._clip(norm)
+            self.meter.add(self.policy.clipper.clip(norm, size))
             self.optimizer.step()
             self.optimizer.zero_grad()
             if self.objective.looks_again:
@@ -199,8 +249,19 @@ class Trainer:
                 average.update()
         with clock.part("diagnostics"):
             self.diagnostics.after()
-        self.step += 1
-        self.samples += sum(len(batch.window) for batch in batches)
+
+    def _leave_out(self, stream: Iterator[Batch], batches: list[Batch]) -> None:
+        """Nothing moves, but the data go on as if something had."""
+        while len(batches) < self.config.accumulation_at(self.step):
+            batches.append(next(stream))
+        self.backward.drop()
+        self.parallel.drop()
+        self.optimizer.zero_grad()
+
+    def _factor(self, step: int) -> float:
+        """What multiplies every base learning rate in update `step` (0-based)."""
+        moment = self.strategy.at(step)
+        return self.config.schedule.factor(moment.step, moment.steps) * self.config.batch_factor(step)
 
     def _enter(self, moment: Moment) -> Moment:
         """At the start of a phase: parts that it freezes take no part in the backward pass.
@@ -219,41 +280,36 @@ class Trainer:
         return moment.phase.counting(self.objective.names)
 
     def _evaluate(self, batch: Batch, moment: Moment) -> tuple[Features, LossTerms]:
-        features = self._forward(batch.observation)
-        return features, self.objective(features, batch, moment.progress, self._counting(moment))
+        return self.parallel.evaluate(batch, moment.progress, self._counting(moment))
 
-    def _gradient_norm(self, batches: list[Batch]) -> Tensor:
-        """The global norm of the gradient; a non-finite one stops the run."""
+    def _gradient_norm(self) -> Tensor:
+        """The global norm of the gradient."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if non_finite({"gradient": float(norm)}):
-            raise self._failure("gradient", float(norm), batches)
-        return norm
+        return total_norm(gradients)
 
-    def _clip(self, norm: Tensor) -> None:
-        """Scale the gradient down to `clip_norm` if it is longer, and note its norm before."""
-        size, limit = float(norm), self.config.clip_norm
-        clipped = limit != "off" and size > limit
-        if limit != "off" and clipped:
-            torch.nn.utils.clip_grads_with_norm_(list(self.parameters.values()), limit, norm)
-        self.meter.add(
-            {"optim/grad_norm": size, "optim/grad_norm_max": size, "optim/clip_share": float(clipped)}
-        )
+    def _collect(self, found: list[TermValues], size: float, batches: list[Batch]) -> list[dict[str, float]]:
+        """Stop at a non-finite term or gradient; note every term, raw and weighted. Gives the raw terms."""
+        self._check(found, batches)
+        if non_finite({"gradient": size}):
+            raise failure(self, "gradient", size, batches)
+        for values, lambdas, metrics, total in found:
+            self.meter.add(term_metrics(values, lambdas, metrics, total))
+        return [values for values, *_ in found]
 
-    def _collect(self, terms: LossTerms, batches: list[Batch]) -> dict[str, float]:
-        """Note every term, raw and weighted, and stop at a non-finite one. Gives the raw terms."""
-        values, lambdas, metrics, total = term_values(terms)
-        bad = non_finite({**values, "total": total})
-        if bad:
-            raise self._failure(bad[0], {**values, "total": total}[bad[0]], batches)
-        self.meter.add(term_metrics(values, lambdas, metrics, total))
-        return values
+    def _check(self, found: list[TermValues], batches: list[Batch]) -> None:
+        """Stop at the first micro-batch with a non-finite term."""
+        for number, (values, _, _, total) in enumerate(found, start=1):
+            named = {**values, "total": total}
+            if bad := non_finite(named):
+                raise failure(self, bad[0], named[bad[0]], batches[:number])
 
     def _record(self, recorder: Recorder) -> None:
         """Write the means since the last record, with the time shares."""
         moment = self.strategy.at(self.step - 1)
-        factor = self.config.schedule.factor(moment.step, moment.steps)
-        values = self.meter.take() | rate_metrics(self.optimizer, factor)
+        values = self.meter.take() | rate_metrics(self.optimizer, self._factor(self.step - 1))
+        values |= self.policy.metrics()
+        if self.config.batch_ramp != "off":
+            values["optim/accumulation"] = float(self.config.accumulation_at(self.step - 1))
         values["data/samples"] = float(self.samples)
         if len(self.strategy.phases) > 1:
             values["strategy/phase"] = float(moment.index)
@@ -266,41 +322,24 @@ class Trainer:
         self.latest |= values
 
     def _validate(self, data: TrainingData, recorder: Recorder) -> None:
-        """Record every term on held-out episodes, with averaged weights and, if asked for, raw ones."""
+        """Record every term on held-out episodes."""
         started = monotonic()
-        moment = self.strategy.at(self.step - 1)
-        share = (moment.step + 1) / moment.steps
-        parts = (self.model, self.objective, data.validation, self.machine)
-        seed, only = self.config.seed, self._counting(moment)
-        values: dict[str, float] = {}
-        if self.averages:
-            with self.averages["ema"].applied(), self.averages["objective_ema"].applied():
-                values |= validate(*parts, progress=share, seed=seed, only=only)
-            if self.config.validate_raw:
-                values |= validate(*parts, progress=share, seed=seed, only=only, prefix="valid_raw")
-        else:
-            values |= validate(*parts, progress=share, seed=seed, only=only)
-        if values:
+        if values := validated(self, data):
             recorder.write(
                 self.step, "validation", values | {"time/validation_seconds": monotonic() - started}
             )
             self.latest |= values
 
     def _save(self, data: TrainingData) -> Path:
-        return checkpoints.save(self.run, snapshot(self, data), keep=self.config.keep_checkpoints)
+        self.parallel.check()
+        state, config = snapshot(self, data), self.config
 
-    def _failure(self, term: str, value: float, batches: list[Batch]) -> UserError:
-        weights = {"model": self.model.state_dict(), "objective": self.objective.state_dict()}
-        parameters = self.parameters if term == "gradient" else None
-        return fail(
-            self.run,
-            term=term,
-            step=self.step + 1,
-            value=value,
-            batches=batches,
-            weights=weights,
-            parameters=parameters,
-        )
+        def write() -> Path:
+            folder = checkpoints.save(self.run, state)
+            retain(self.run, newest=config.keep_checkpoints, every=config.keep_every, best=config.keep_best)
+            return folder
+
+        return self.parallel.world.on_first(write)
 
 
 def _means(values: list[dict[str, float]]) -> dict[str, float]:

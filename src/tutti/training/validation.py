@@ -3,29 +3,92 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from jaxtyping import Float64
+from torch import Tensor, nn
 
 from tutti.objectives.objective import Objective
+from tutti.ranks import ALONE, averaged, sharing
 from tutti.training.machine import Machine
 from tutti.training.randomness import own_randomness
-from tutti.types import Batch, LossTerms
+from tutti.types import Batch, Features, LossTerms
+
+if TYPE_CHECKING:
+    from tutti.training.feed import TrainingData
+    from tutti.training.trainer import Trainer
+
+TermValues = tuple[dict[str, float], dict[str, float], dict[str, float], float]
+"""Raw values, lambdas, metrics and total of one batch."""
+
+Evaluate = Callable[[Batch, float, Collection[str] | None], tuple[Features, LossTerms]]
+"""A forward pass: batch, progress and the names of the terms that count."""
 
 
-def term_values(terms: LossTerms) -> tuple[dict[str, float], dict[str, float], dict[str, float], float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """The scalars of one batch's terms as they are now, still on the device and without their graph."""
+
+    names: tuple[tuple[str, ...], ...]
+    numbers: Float64[Tensor, " n"]
+
+
+def reading(terms: LossTerms) -> Reading:
+    """A copy of raw values, lambdas, metrics and total, means over the ranks. The host does not wait for
+    it."""
+    groups = (terms.values, terms.lambdas, terms.metrics, {"total": terms.total})
+    device = terms.total.device
+    scalars = [
+        value.detach().to(device, torch.float64).reshape(()) for group in groups for value in group.values()
+    ]
+    return Reading(names=tuple(tuple(group) for group in groups), numbers=averaged(torch.stack(scalars)))
+
+
+def fetch(readings: Sequence[Reading], *more: Tensor) -> tuple[list[TermValues], list[float]]:
+    """The numbers of several readings, and `more` scalars, in one transfer: the host waits once.
+
+    A metric that is not finite (nothing to measure in this batch) is left out.
+    """
+    vectors = [one.numbers for one in readings]
+    scalars = [value.detach().to(vectors[0]).reshape(1) for value in more]
+    taken = iter(torch.cat([*vectors, *scalars]).tolist())
+    found: list[TermValues] = []
+    for one in readings:
+        values, lambdas, metrics, total = [{name: next(taken) for name in group} for group in one.names]
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        found.append((values, lambdas, metrics, total["total"]))
+    return found, list(taken)
+
+
+def term_values(terms: LossTerms) -> TermValues:
     """Raw values, lambdas, metrics and total as numbers, fetched from the device at once.
 
     A metric that is not finite (nothing to measure in this batch) is left out.
     """
-    groups = [terms.values, terms.lambdas, terms.metrics, {"total": terms.total}]
-    tensors = [value for group in groups for value in group.values()]
-    device = terms.total.device
-    numbers = torch.stack([t.detach().to(device, torch.float64).reshape(()) for t in tensors]).tolist()
-    taken = iter(numbers)
-    values, lambdas, metrics, total = [{name: next(taken) for name in group} for group in groups]
-    return values, lambdas, {n: v for n, v in metrics.items() if math.isfinite(v)}, total["total"]
+    ((found,), _) = fetch([reading(terms)])
+    return found
+
+
+def validated(trainer: Trainer, data: TrainingData) -> dict[str, float]:
+    """Every term with the weights that are served (the moving average, or that of a schedule-free
+    optimiser) as valid/..., and, if asked for, with those in training as valid_raw/..."""
+    moment = trainer.strategy.at(trainer.step - 1)
+    share = (moment.step + 1) / moment.steps
+    parts = (trainer.model, trainer.objective, data.validation, trainer.machine)
+    judge = trainer.parallel.judge
+    seed, only = trainer.config.seed, moment.phase.counting(trainer.objective.names)
+    with ExitStack() as served:
+        served.enter_context(trainer.optimizer.averaged())
+        for average in trainer.averages.values():
+            served.enter_context(average.applied())
+        values = validate(*parts, progress=share, seed=seed, only=only, evaluate=judge)
+    if trainer.config.validate_raw and (trainer.averages or trainer.optimizer.averages):
+        values |= validate(*parts, progress=share, seed=seed, only=only, prefix="valid_raw", evaluate=judge)
+    return values
 
 
 @torch.no_grad()
@@ -39,24 +102,33 @@ def validate(
     seed: int,
     only: Collection[str] | None = None,
     prefix: str = "valid",
+    evaluate: Evaluate | None = None,
 ) -> dict[str, float]:
     """Means over the held-out windows in evaluation mode: "valid/action", "valid/metric/...", "valid/total".
 
     Batches are weighted by their number of windows. Random draws of the terms come from `seed`, so equal
     weights give equal numbers, and training goes on as if this had not happened. `progress` in [0, 1] is the
     share of training done, which decides the lambdas of the total; `only` names the terms that count.
+    `evaluate` is the forward pass where it is not that of the plain modules. On several ranks each goes
+    through all windows, alone.
     """
+
+    def plain(batch: Batch, at: float, names: Collection[str] | None) -> tuple[Features, LossTerms]:
+        features: Features = model(batch.observation)
+        return features, objective(features, batch, at, names)
+
+    evaluate = evaluate or plain
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
     modes = [(module, module.training) for root in (model, objective) for module in root.modules()]
     model.eval()
     objective.eval()
     try:
-        with own_randomness(seed):
+        with own_randomness(seed), sharing(ALONE):
             for batch in batches:
                 moved = batch.to(machine.device)
                 with machine.autocast():
-                    terms: LossTerms = objective(model(moved.observation), moved, progress, only)
+                    _, terms = evaluate(moved, progress, only)
                 values, _, metrics, total = term_values(terms)
                 found = {**values, **{f"metric/{name}": v for name, v in metrics.items()}, "total": total}
                 for name, value in found.items():

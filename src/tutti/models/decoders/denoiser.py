@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tutti.models.decoders.trunk import Condition, Trunk, TrunkConfig, shrink
 from tutti.models.layers import activate
+from tutti.ranks import drawn
 from tutti.types import DataSpec
 
 _PERIODS = (4e-3, 4.0)
@@ -65,6 +66,15 @@ class Denoiser(nn.Module):
         self, chunk: Float[Tensor, "b t a"], level: Float[Tensor, " b"], condition: Condition
     ) -> Float[Tensor, "b t a"]:
         return super().__call__(chunk, level, condition)
+
+
+def draw_noise(draws: int, like: Float[Tensor, "b t a"]) -> Float[Tensor, "m t a"]:
+    """eps for `draws` copies of the batch, one behind the other, as on one process with the whole batch."""
+
+    def sample(rows: int) -> Tensor:
+        return torch.randn(draws, rows, *like.shape[1:], dtype=like.dtype, device=like.device)
+
+    return drawn(sample, len(like), dim=1).flatten(0, 1)
 
 
 def level_waves(level: Float[Tensor, " b"], width: int) -> Float[Tensor, "b w"]:

@@ -11,9 +11,10 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from tutti.models.decoders.chunks import present_actions, ranges, require_fitted
-from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig
+from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig, draw_noise
 from tutti.models.decoders.trunk import Condition, Conditioning
 from tutti.models.parts import ActionDecoder
+from tutti.ranks import drawn
 from tutti.types import Batch, DataSpec, Features
 
 Prediction = Literal["sample", "velocity", "noise"]
@@ -99,11 +100,16 @@ class DiffusionDecoder(ActionDecoder):
         Raises: UserError before `fit`.
         """
         require_fitted(self.fitted, "diffusion")
-        actions = present_actions(batch).repeat(self.draws, 1, 1)
-        mask = batch.action_mask.repeat(self.draws, 1, 1)
-        k = torch.randint(1, self.levels + 1, (len(actions),), device=actions.device)
-        condition = self.conditioning(features).repeat(self.draws)
-        error = self.error_at(condition, actions, mask, k, torch.randn_like(actions))
+        single, draws = present_actions(batch), self.draws
+        actions = single.repeat(draws, 1, 1)
+        mask = batch.action_mask.repeat(draws, 1, 1)
+        k = drawn(
+            lambda rows: torch.randint(1, self.levels + 1, (draws, rows), device=single.device),
+            len(single),
+            dim=1,
+        ).flatten()
+        condition = self.conditioning(features).repeat(draws)
+        error = self.error_at(condition, actions, mask, k, draw_noise(draws, single))
         return error.unflatten(0, (self.draws, -1)).mean(0)
 
     def error_at(

@@ -10,9 +10,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from tutti.models.decoders.chunks import present_actions
-from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig
+from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig, draw_noise
 from tutti.models.decoders.trunk import Condition, Conditioning
 from tutti.models.parts import ActionDecoder
+from tutti.ranks import drawn
 from tutti.types import Batch, DataSpec, Features
 
 LATEST = 0.999
@@ -58,11 +59,14 @@ class FlowDecoder(ActionDecoder):
 
     def forward(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
         """e, the mean of `draws` draws from torch's global generator."""
-        actions = present_actions(batch).repeat(self.draws, 1, 1)
-        mask = batch.action_mask.repeat(self.draws, 1, 1)
-        levels = draw_levels(len(actions), actions)
-        condition = self.conditioning(features).repeat(self.draws)
-        error = self.error_at(condition, actions, mask, levels, torch.randn_like(actions))
+        single, draws = present_actions(batch), self.draws
+        actions = single.repeat(draws, 1, 1)
+        mask = batch.action_mask.repeat(draws, 1, 1)
+        levels = drawn(
+            lambda rows: draw_levels(draws * rows, single).view(draws, rows), len(single), dim=1
+        ).flatten()
+        condition = self.conditioning(features).repeat(draws)
+        error = self.error_at(condition, actions, mask, levels, draw_noise(draws, single))
         return error.unflatten(0, (self.draws, -1)).mean(0)
 
     def error_at(

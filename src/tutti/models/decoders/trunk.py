@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.models.layers import Activation, activate, attention_mask, require_divisible
+from tutti.models.layers import Activation, TransformerBlock, activate, attention_mask, require_divisible
 from tutti.types import Features
 
 
@@ -121,7 +121,7 @@ class Cache:
         return self.seen
 
 
-class ModulatedBlock(nn.Module):
+class ModulatedBlock(TransformerBlock):
     """x + g1 attention(norm(x) (1 + s1) + c1), then the memory, then x + g2 mlp(norm(x) (1 + s2) + c2).
 
     The six modulations are a linear map of silu(condition) that starts at 0: a fresh block does nothing.
@@ -147,7 +147,7 @@ class ModulatedBlock(nn.Module):
         self.mlp_in = nn.Linear(width, hidden)
         self.mlp_out = nn.Linear(hidden, width)
 
-    def forward(
+    def compute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         x: Float[Tensor, "b n w"],
         vector: Float[Tensor, "b w"],
@@ -169,6 +169,17 @@ class ModulatedBlock(nn.Module):
             x = x + self.memory_out(_joined(mixed))
         normed = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
         return x + mlp_gate * self.mlp_out(activate(self.mlp_in(normed), self.activation))
+
+    def __call__(
+        self,
+        x: Float[Tensor, "b n w"],
+        vector: Float[Tensor, "b w"],
+        memory: Memory | None,
+        cache: Cache | None = None,
+    ) -> Float[Tensor, "b n w"]:
+        if cache is not None:  # it grows with every token: nothing to compile once and for all
+            return self.compute(x, vector, memory, cache)
+        return super().__call__(x, vector, memory)
 
 
 class Trunk(nn.Module):

@@ -1,0 +1,166 @@
+"""A training in a process of its own, which kills itself with SIGKILL in the middle of a step.
+
+Processes are forked from a server that has imported the package and done nothing else, so that each starts
+at once and none inherits threads.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutti.config import RunConfig
+from tutti.data.stream import Loader
+from tutti.pipeline import build_training, training_threads
+from tutti.training.trainer import Trainer
+from tutti.types import Batch, UserError
+
+WINDOWS = "windows.jsonl"
+FAILURE = "failure.txt"
+PRELOADED = ("torch._dynamo", "torchjd.aggregation")
+"""What a training imports on its way, slowly: once for all processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """After `step` updates the process has `share` of the time of a step left to live: the kill falls into
+    the next step, or into what follows it (record, validation, checkpoint)."""
+
+    step: int
+    share: float
+
+
+class NotedLoader:
+    """A loader that notes in a file which windows it hands out, batch by batch."""
+
+    def __init__(self, loader: Loader, path: Path) -> None:
+        self._loader, self._path = loader, path
+
+    def __iter__(self) -> Iterator[Batch]:
+        with self._path.open("a", encoding="utf-8") as file:
+            while True:
+                number = self._loader.state()["consumed"]
+                batch = next(self._loader)
+                file.write(json.dumps([number, batch.window.tolist()]) + "\n")
+                file.flush()
+                yield batch
+
+    def state(self) -> dict[str, Any]:
+        """The loader's."""
+        return self._loader.state()
+
+    def load_state(self, state: dict[str, Any], /) -> None:
+        """The loader's."""
+        self._loader.load_state(state)
+
+
+@dataclass(frozen=True, slots=True)
+class _NotedData:
+    train: NotedLoader
+    validation: Any
+
+
+class _Killer:
+    """The trainer's `progress`: kills its own process."""
+
+    def __init__(self, kill: Kill | None) -> None:
+        self._kill = kill
+        self._last: float | None = None
+        self._armed = False
+
+    def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        duration, self._last = 0.0 if self._last is None else now - self._last, now
+        if self._kill is not None and step >= self._kill.step and not self._armed:
+            self._armed = True
+            timer = threading.Timer(self._kill.share * duration, os.kill, (os.getpid(), signal.SIGKILL))
+            timer.daemon = True
+            timer.start()
+
+
+def train_once(config: RunConfig, data_from: Path, run: Path, kill: Kill | None) -> None:
+    """Trains in `run`, on what the run `data_from` has, from the newest checkpoint to the end or the kill."""
+    run.mkdir(parents=True, exist_ok=True)
+    with training_threads(config):
+        data, model, objective = build_training(config, data_from)
+        trainer = Trainer(
+            config.training,
+            model,
+            objective,
+            run,
+            strategy=config.strategy,
+            backward=config.backward,
+            progress=_Killer(kill),
+        )
+        trainer.fit(_NotedData(NotedLoader(data.train, run / WINDOWS), data.validation))
+
+
+def _child(config: RunConfig, data_from: Path, run: Path, kill: Kill | None) -> None:
+    logging.getLogger("tutti").setLevel(logging.ERROR)
+    with (run.parent / f"{run.name}.log").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        train_once(config, data_from, run, kill)
+    except UserError as error:
+        (run.parent / FAILURE).write_text(str(error), encoding="utf-8")
+        sys.exit(2)
+    except Exception:
+        (run.parent / FAILURE).write_text(traceback.format_exc(), encoding="utf-8")
+        sys.exit(1)
+
+
+def train_in_process(config: RunConfig, data_from: Path, run: Path, kill: Kill | None = None) -> bool:
+    """The same in a process. True if it was killed, False if it came to the end.
+
+    Raises: UserError with what the training said, if it failed in another way.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *PRELOADED])
+    run.parent.mkdir(parents=True, exist_ok=True)
+    process = context.Process(target=_child, args=(config, data_from, run, kill))
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.kill()
+    if process.exitcode == -signal.SIGKILL and kill is not None:
+        return True
+    if process.exitcode == 0:
+        return False
+    said = run.parent / FAILURE
+    text = said.read_text(encoding="utf-8") if said.exists() else f"it ended with code {process.exitcode}"
+    raise UserError(f"The training failed: {text}")
+
+
+def train_with_kills(
+    config: RunConfig,
+    data_from: Path,
+    run: Path,
+    kills: Sequence[Kill],
+    note: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Trains to the end through all `kills`, in the order of their steps. Gives how many took place.
+
+    A kill whose step a checkpoint has already passed, or that comes after the end, does not take place.
+    `note` is called with the number of kills so far after each.
+    """
+    done = 0
+    for kill in sorted(kills, key=lambda one: one.step):
+        if not train_in_process(config, data_from, run, kill):
+            return done
+        done += 1
+        note(done)
+    train_in_process(config, data_from, run)
+    return done

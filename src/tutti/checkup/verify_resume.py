@@ -1,0 +1,170 @@
+"""`tutti verify-resume CONFIG`: is a run that was killed and resumed the same to the last bit? Proved, here.
+
+The config's own training is run twice for a few steps in a temporary folder: undisturbed, and killed with
+SIGKILL at pseudo-random moments and resumed each time. Then every value of the two is compared.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pydantic import ValidationError
+from rich import box
+from rich.table import Table
+
+from tutti.checkup.differences import Comparison, compare_checkpoints, compare_records, windows_of
+from tutti.checkup.killable import WINDOWS, Kill, train_in_process, train_with_kills
+from tutti.config import RunConfig
+from tutti.pipeline import DATASET
+from tutti.terminal import console, progress_bar, say
+from tutti.training.checkpoint import checkpoints, load
+from tutti.types import UserError
+
+STEPS = 12
+KILLS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was found. `shortened` are the keys of the config that were changed for it, with their values."""
+
+    steps: int
+    kills: int
+    kill_steps: tuple[int, ...]
+    shortened: Mapping[str, Any]
+    found: Comparison
+
+    @property
+    def exact(self) -> bool:
+        """Whether no value differs."""
+        return self.found.num_differing == 0
+
+
+def verify_resume(
+    config: RunConfig, folder: Path | None = None, *, steps: int = STEPS, kills: int = KILLS, seed: int = 0
+) -> Verification:
+    """Trains `steps` updates undisturbed and once more with `kills` kills, and compares everything.
+
+    Data are read as `tutti train` would read them: `folder` is the run whose recording and cache they are.
+    Nothing else is written there. Compared are all tensors of the last checkpoints (weights, averages, heads,
+    balancing), the optimisers, the backward, random states, the loader's position, counters, all records but
+    their times, and the windows of every batch.
+
+    Raises: UserError if there are no data, the config does not train for `steps` steps, or a training fails.
+    """
+    folder = folder or Path("runs") / config.name
+    if not config.data.sources and not (folder / DATASET).is_dir():
+        raise UserError(
+            f"{folder / DATASET}: there are no data to train on yet. Record first (tutti record CONFIG), or "
+            "name data sets in data.sources."
+        )
+    if not 0 < kills < steps:
+        raise UserError(f"--kills is {kills} and --steps {steps}: give fewer kills than steps, at least 1.")
+    short, changes = shorten(config, steps)
+    plan = kill_plan(steps, kills, seed)
+    with TemporaryDirectory(prefix="tutti-verify-") as name, progress_bar("training, killing") as bar:
+        straight, killed = Path(name) / "undisturbed", Path(name) / "killed"
+        train_in_process(short, folder, straight)
+        bar(1, kills + 2)
+        done = train_with_kills(short, folder, killed, plan, lambda number: bar(1 + number, kills + 2))
+        bar(kills + 2, kills + 2)
+        found = compare_runs(straight, killed)
+    return Verification(
+        steps=steps,
+        kills=done,
+        kill_steps=tuple(kill.step for kill in plan),
+        shortened=changes,
+        found=found,
+    )
+
+
+def compare_runs(one: Path, other: Path) -> Comparison:
+    """Everything that two finished runs of `killable` have left."""
+    found = Comparison()
+    last = [load(checkpoints(run)[-1]) for run in (one, other)]
+    compare_checkpoints(found, *last)
+    compare_records(found, one, other)
+    batches = int(last[0].state["loader"]["consumed"])
+    orders = [windows_of(run / WINDOWS, batches) for run in (one, other)]
+    found.add("windows of each batch", orders[0][0], orders[1][0])
+    found.add("batches made twice that differ", *(changed for _, changed in orders))
+    return found
+
+
+def kill_plan(steps: int, kills: int, seed: int) -> list[Kill]:
+    """Different steps from 1 to `steps` - 1, each with a share of the step after it, from `seed`."""
+    draw = random.Random(seed)
+    chosen = sorted(draw.sample(range(1, steps), kills))
+    return [Kill(step, draw.random()) for step in chosen]
+
+
+def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, dict[str, Any]]:
+    """The config with `steps` updates, and cadences at which every kind of event comes within them and kills
+    fall between checkpoints; and what was changed, by key.
+
+    Raises: UserError if the sections do not fit together at so few steps.
+    """
+    training = config.training
+    often = {"log_every": 2, "checkpoint_every": 3, "validate_every": 4, "keep_checkpoints": 2}
+    often |= {"keep_every": 0, "keep_best": "off"}
+    changes: dict[str, Any] = {"steps": steps, **often}
+    if not training.validate_every:
+        changes["validate_every"] = 0
+    if training.gradients.divergence != "off":
+        changes["keep_checkpoints"] = 2 + training.gradients.divergence.back // 3
+    values = training.model_dump(mode="json")
+    if training.schedule.warmup:
+        changes["schedule"] = {**values["schedule"], "warmup": 1}
+    if training.diagnostics.every:
+        changes["diagnostics"] = {**values["diagnostics"], "every": 3}
+    whole = config.model_dump(mode="json")
+    whole["training"] = values | changes
+    shown = {f"training.{key}": value for key, value in changes.items() if values[key] != value}
+    for key, value in (("schedule", "warmup"), ("diagnostics", "every")):
+        if f"training.{key}" in shown:
+            shown[f"training.{key}.{value}"] = shown.pop(f"training.{key}")[value]
+    if whole["balancing"]["kind"] == "gradient_share":
+        start = min(config.balancing.start, steps // 3)  # pyright: ignore[reportAttributeAccessIssue]
+        start = max(start, changes.get("schedule", {"warmup": 0})["warmup"])
+        few = {"start": start, "steps": min(whole["balancing"]["steps"], steps // 3)}
+        shown |= {f"balancing.{key}": v for key, v in few.items() if whole["balancing"][key] != v}
+        whole["balancing"] |= few
+    if whole["balancing"]["kind"] == "dwa":
+        shown["balancing.every"] = whole["balancing"]["every"] = 2
+    try:
+        return RunConfig.model_validate(whole), shown
+    except ValidationError as error:
+        said = "; ".join(str(problem["msg"]) for problem in error.errors())
+        raise UserError(
+            f"This config cannot be shortened to {steps} steps: {said}. Give more with --steps, or change "
+            "the key that is named."
+        ) from None
+
+
+def print_verification(verification: Verification) -> None:
+    """What was changed, a line for each section that was compared, and the verdict."""
+    found = verification.found
+    changed = ", ".join(f"{key}={value}" for key, value in verification.shortened.items())
+    say(f"Shortened for this check: {changed or 'nothing'}.")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("compared")
+    table.add_column("values", justify="right")
+    table.add_column("differ", justify="right")
+    for section, count in found.values.items():
+        table.add_row(section, f"{count:,}", f"{found.differing[section]:,}")
+    console.print(table)
+    at = ", ".join(str(step) for step in verification.kill_steps)
+    say(
+        f"{verification.steps} steps undisturbed, and with {verification.kills} x SIGKILL in the step after "
+        f"{at}. Exempt: the records' time/*, and seconds."
+    )
+    verdict = f"{found.num_differing:,} of {found.num_values:,} values differ"
+    if found.first is None:
+        say(f"{verdict}: this configuration resumes exactly.")
+    else:
+        say(f"{verdict}. The first (undisturbed, killed and resumed): {found.first}")

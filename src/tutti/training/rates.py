@@ -1,0 +1,119 @@
+"""Learning rates by part and by layer: the factor of each parameter on the optimiser's base rate."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from tutti.types import UserError
+
+DECODER = "action"
+"""The part that a plain number of `layer_decay` leaves alone: it is the head of the whole model."""
+BLOCK = re.compile(r"^(.*?\bblocks\.\d+)\.")
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(gt=0, le=1)]
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to: a child of the model such as "vision", else "model" or
+    "objective". `name` starts with model. or objective."""
+    root, *path = name.split(".")
+    return path[0] if root == "model" and len(path) > 1 else root
+
+
+class RatesConfig(BaseModel):
+    """Factors on the base learning rate: factor(parameter) = rate of its part * decay of its layer.
+
+    A part of L blocks with layer decay d (BEiT, 2106.08254):
+
+        block i of 0 .. L - 1          d^(L - 1 - i)
+        what comes before the blocks   d^L             stem, embeddings, positions, adapters
+        what comes behind them         1               norms, pooling, heads
+
+    A plain number holds for every part that has blocks, each by its own depth, except the action decoder; a
+    mapping holds for the parts that it names. A strategy's factors multiply on top.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning_rates: dict[str, Rate] = Field(
+        default={}, description="Factor on the learning rate of a part; a part not named learns at 1."
+    )
+    layer_decay: Decay | dict[str, Decay] = Field(
+        default=1.0, description="Factor from a block to the one before it; a number, or one by part."
+    )
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The parts that are named, by the key that names them."""
+        decays = self.layer_decay if isinstance(self.layer_decay, dict) else {}
+        return {"learning_rates": tuple(self.learning_rates), "layer_decay": tuple(decays)}
+
+    def factors(self, model: nn.Module, objective: nn.Module) -> dict[str, float]:
+        """The factor of every parameter, by its name that starts with model. or objective.
+
+        Raises: UserError if a part is not there, or has no blocks and is to decay by layer.
+        """
+        names = [
+            f"{root}.{name}"
+            for root, module in (("model", model), ("objective", objective))
+            for name, _ in module.named_parameters()
+        ]
+        by_part: dict[str, list[str]] = {}
+        for name in names:
+            by_part.setdefault(part_of(name), []).append(name)
+        for key, parts in self.parts.items():
+            if message := unknown_parts(f"training.optimizer.{key}", parts, by_part):
+                raise UserError(message)
+        factors = {name: self.learning_rates.get(part_of(name), 1.0) for name in names}
+        for part, own in by_part.items():
+            decay = self._decay_of(part)
+            depth, layers = layers_of(own)
+            if not depth and isinstance(self.layer_decay, dict) and part in self.layer_decay:
+                raise UserError(
+                    f"training.optimizer.layer_decay names '{part}', which has no stack of blocks (a module "
+                    "list named `blocks`) whose learning rates could decay. Leave it out; "
+                    f"training.optimizer.learning_rates.{part} scales all of it."
+                )
+            if decay != 1.0:
+                for name, layer in zip(own, layers, strict=True):
+                    factors[name] *= decay ** (depth - layer)
+        return factors
+
+    def _decay_of(self, part: str) -> float:
+        if isinstance(self.layer_decay, dict):
+            return self.layer_decay.get(part, 1.0)
+        return 1.0 if part == DECODER else self.layer_decay
+
+
+def layers_of(names: Sequence[str]) -> tuple[int, list[int]]:
+    """The depth L of a part, and for each parameter, in order of registration, the number of blocks begun.
+
+    So 0 is before the blocks, i + 1 in block i, L behind them. A block is an entry of a module list `blocks`;
+    several lists in one part count on.
+    """
+    numbers: dict[str, int] = {}
+    found: list[int] = []
+    for name in names:
+        block = BLOCK.match(name)
+        if block is None:
+            found.append(len(numbers))
+        else:
+            found.append(numbers.setdefault(block[1], len(numbers) + 1))
+    return len(numbers), found
+
+
+def unknown_parts(key: str, named: Collection[str], known: Collection[str] | Mapping[str, object]) -> str:
+    """The message about parts that `key` names and the model has not; empty if there are none."""
+    unknown = [part for part in named if part not in known]
+    if not unknown:
+        return ""
+    close = difflib.get_close_matches(unknown[0], known, n=1)
+    near = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{key} names '{unknown[0]}', which is no part; there are {', '.join(known)}.{near}"

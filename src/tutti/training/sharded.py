@@ -1,0 +1,89 @@
+"""One training whose weights are spread over the processes: FSDP2."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parameter import Parameter
+
+from tutti.models.layers import blocks_of
+from tutti.objectives.objective import Objective
+from tutti.training.backward import Backward, OneBackward
+from tutti.training.distributed import World
+from tutti.training.replicas import Joint, Parallel, average_gradients, require_equal, require_no_batch_norm
+from tutti.types import Batch, Features, LossTerms, UserError
+
+log = logging.getLogger("tutti.training")
+
+
+class Sharded(Parallel):
+    """`fully_shard` on each transformer block, then on model and objective together.
+
+    A parameter without a dimension (a temperature) cannot be shared out: each rank has it, and its gradient
+    is averaged at the end of the update. Every forward pass, also one without gradient, goes through the
+    root, which gathers what belongs to no block.
+    """
+
+    looks: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        forward: Callable[..., Features],
+        world: World,
+        device: torch.device,
+        *,
+        low: bool,
+        reshard: bool,
+    ) -> None:
+        super().__init__(model, objective, forward, world)
+        require_no_batch_norm(model, objective)
+        require_equal(world, {"model": model, "objective": objective})
+        mesh = init_device_mesh(device.type, (world.ranks.count,))
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32 if low else None
+        )
+        joint = Joint(model, objective, forward)
+        self._scalars = [parameter for parameter in joint.parameters() if parameter.ndim == 0]
+        for parameter in joint.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP shares out rows; kernels are channels-last
+        for block in blocks_of(model, objective):
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        ignored: set[Parameter] = set(self._scalars)
+        self._joint: FSDPModule = fully_shard(joint, mesh=mesh, mp_policy=policy, ignored_params=ignored)
+
+    def start(self, backward: Backward) -> None:
+        if not isinstance(backward, OneBackward):
+            raise UserError(
+                f"training.parallel.kind fsdp with the backward {type(backward).__name__}: FSDP averages "
+                "gradients as they reach .grad in one backward pass of the total, so the gradient of a "
+                "single term cannot be had. Use backward.kind=one, or training.parallel.kind=ddp."
+            )
+
+    def evaluate(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+        joint: nn.Module = self._joint  # pyright: ignore[reportAssignmentType]
+        total, box = joint(batch, progress, only)
+        return box.features, replace(box.terms, total=total)
+
+    def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+        return self.evaluate(batch, progress, only)
+
+    def judge(
+        self, batch: Batch, progress: float, only: Collection[str] | None
+    ) -> tuple[Features, LossTerms]:
+        return self.evaluate(batch, progress, only if only is not None else self.objective.names)
+
+    def micro_batch(self, *, last: bool) -> None:
+        self._joint.set_requires_gradient_sync(last)
+        self._joint.set_is_last_backward(last)
+
+    def finish(self) -> None:
+        average_gradients(self._scalars)

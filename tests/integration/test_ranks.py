@@ -1,0 +1,280 @@
+"""One training on 1, 2 and 4 processes: the same losses, weights that go on anywhere, faults stop all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ranks_training import SIZE, Data, train, trainer_of
+from ranks_world import on_ranks
+from tutti.config import RunConfig
+from tutti.ranks import present
+from tutti.training.checkpoint import load_latest
+from tutti.training.distributed import world
+from tutti.training.health import NonFiniteError, load_failure
+from tutti.types import UserError
+from vla_world import make_batch
+
+TOLERANCE = 1e-9
+"""In float64; sums are taken in another order, and Adam divides by what may be small."""
+
+TWO_PHASES = {
+    "strategy": {
+        "kind": "phases",
+        "list": [
+            {"name": "look", "share": 1, "without": ["action"], "learning_rates": {"fusion": 0}},
+            {"name": "act", "share": 2, "learning_rates": {"vision": 0}},
+        ],
+    }
+}
+K_GRADIENTS = {"backward": {"kind": "k_gradients", "aggregator": {"kind": "mgda"}}}
+MASKED = {"backward": {"kind": "masked", "moves": {"recon": ["vision"], "action": ["fusion", "action"]}}}
+SHARES = {"balancing": {"kind": "gradient_share", "start": 2, "steps": 1}}
+FAMO = {"balancing": {"kind": "famo", "bounds": {"align": -1.0}}}
+MUON = {"optimizer": {"kind": "muon"}}
+CONSTANT = {"kind": "constant", "warmup": 1}
+SCHEDULE_FREE = {"optimizer": {"kind": "schedule_free"}, "ema": "off", "schedule": CONSTANT}
+BY_PART = {"gradients": {"clip_by": "part"}, "clip_norm": 0.1, "activation_checkpointing": "block"}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "plain": ({}, {}, ("ddp2", "fsdp2", "ddp4", "fsdp4")),
+    "accumulation": ({"accumulation": 2, **MUON}, {}, ("ddp2", "fsdp2")),
+    "phases": ({"steps": 6, "schedule": {"kind": "wsd", "warmup": 1}}, TWO_PHASES, ("ddp2", "fsdp2")),
+    "famo": ({}, FAMO, ("ddp2", "fsdp2")),
+    "schedule_free": (SCHEDULE_FREE, {}, ("ddp2", "fsdp2")),
+    "by_part": (BY_PART, {}, ("ddp2", "fsdp2")),
+    "k_gradients": ({"accumulation": 2}, K_GRADIENTS, ("ddp2",)),
+    "masked": ({"accumulation": 2}, MASKED, ("ddp2",)),
+    "gradient_share": ({}, SHARES, ("ddp2",)),
+}
+
+
+def spread(kind: str) -> tuple[int, dict[str, Any]]:
+    """ "fsdp4" as a number of ranks and a section of a config; "one" is one process."""
+    return (1, {}) if kind == "one" else (int(kind[-1]), {"parallel": {"kind": kind[:-1]}})
+
+
+def train_cases(folder: str, section: dict[str, Any], cases: list[str]) -> dict[str, Any]:
+    """All these trainings in one world, since it takes longer to make one than to train."""
+    found: dict[str, Any] = {}
+    for case in cases:
+        changes, sections, _ = CASES[case]
+        found[case] = train(f"{folder}/{case}", {"steps": 4, **changes, **section}, sections)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
+    """What the cases of a kind ("one", "ddp2") give, on each rank."""
+
+    @cache
+    def on(kind: str) -> list[dict[str, Any]]:
+        count, section = spread(kind)
+        cases = [case for case, given in CASES.items() if kind in ("one", *given[2])]
+        return on_ranks(count, train_cases, str(tmp_path_factory.mktemp(kind)), section, cases)
+
+    return on
+
+
+def furthest(one: dict[str, dict[str, Tensor]], other: dict[str, dict[str, Tensor]]) -> float:
+    assert {name: set(own) for name, own in one.items()} == {name: set(own) for name, own in other.items()}
+    return max(
+        float((value.double() - other[name][key].double()).abs().max())
+        for name, own in one.items()
+        for key, value in own.items()
+    )
+
+
+def require_same_records(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    assert [record.keys() for record in one] == [record.keys() for record in other]
+    for a, b in zip(map(dict, one), map(dict, other), strict=True):
+        assert (a.pop("kind"), a["step"]) == (b.pop("kind"), b["step"])
+        assert b == pytest.approx(a, abs=TOLERANCE, rel=1e-9)
+
+
+PAIRS = [(case, kind) for case, given in CASES.items() for kind in given[2]]
+MOVES = [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp4"), ("ddp4", "fsdp2")]
+
+
+@pytest.mark.parametrize(("case", "kind"), PAIRS)
+def test_the_same_losses_and_weights_as_one_process(case: str, kind: str, trained: Any) -> None:
+    (one,), several = trained("one"), trained(kind)
+    expected, found = one[case], several[0][case]
+    require_same_records(expected["records"], found["records"])
+    assert furthest(expected["tensors"], found["tensors"]) < TOLERANCE
+    for other in several[1:]:  # what the others read back is what the first has written
+        assert furthest(found["tensors"], other[case]["tensors"]) == 0
+    assert torch.equal(found["rng"]["torch"], expected["rng"]["torch"])
+
+
+@pytest.mark.parametrize(("before", "after"), MOVES)
+def test_a_checkpoint_goes_on_with_any_number_of_ranks(
+    before: str, after: str, trained: Any, tmp_path: Path
+) -> None:
+    expected = trained("one")[0]["accumulation"]
+    settings = {"steps": 4, "accumulation": 2, "checkpoint_every": 2, **MUON}
+    for kind in (before, after):
+        count, section = spread(kind)
+        found = on_ranks(count, train, str(tmp_path), settings | section)[0]
+        if kind == before:
+            shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
+    require_same_records(expected["records"], found["records"])
+    assert furthest(expected["tensors"], found["tensors"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["ddp2", "fsdp2", "ddp3"])
+def test_a_resumed_training_ends_with_the_same_bytes(kind: str, tmp_path: Path) -> None:
+    count, section = spread(kind)
+    settings = {"steps": 4, "checkpoint_every": 2, "parallel": section["parallel"]}
+    function = train if count != 3 else train_on_three
+    first = on_ranks(count, function, str(tmp_path), settings)[0]
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
+    again = on_ranks(count, function, str(tmp_path), settings)[0]
+    assert again["records"] == first["records"]
+    assert furthest(first["tensors"], again["tensors"]) == 0
+    moments = [leaf for own in (first, again) for leaf in (states(own["optimizer"]),)]
+    assert moments[0].keys() == moments[1].keys()
+    assert all(torch.equal(value, moments[1][key]) for key, value in moments[0].items())
+
+
+def train_on_three(run: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Batches of 8 do not divide by 3: this training has 9 windows in a batch."""
+    import ranks_training
+
+    ranks_training.SIZE = 9
+    return train(run, changes)
+
+
+def states(optimizer: dict[str, Any]) -> dict[tuple[str, int, str], Tensor]:
+    return {
+        (name, number, key): value
+        for name, own in optimizer.items()
+        if "state" in own
+        for number, state in own["state"].items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def fault(run: str, changes: dict[str, Any], poison: tuple[int, int], sections: Any = None) -> dict[str, Any]:
+    with pytest.raises(NonFiniteError) as caught:
+        train(run, changes, sections, poison)
+    return {"message": str(caught.value), "windows": caught.value.windows, "step": caught.value.step}
+
+
+@pytest.mark.parametrize("kind", ["ddp2", "fsdp2"])
+def test_a_nan_on_one_rank_stops_all_and_names_it(kind: str, tmp_path: Path) -> None:
+    count, section = spread(kind)
+    found = on_ranks(count, fault, str(tmp_path), section, (2, SIZE - 1))
+    batch = make_batch(2, SIZE)
+    for one in found:
+        assert one == found[0]
+        assert one["message"].startswith("Step 3: the loss term 'action' is nan on rank 1.")
+        assert one["windows"] == batch.window[SIZE // 2 :].tolist() and one["step"] == 3
+    (saved,), weights = load_failure(tmp_path / "failures" / "step-000003")
+    assert saved.window.tolist() == batch.window.tolist()  # the batch of all, for a replay on one process
+    assert saved.actions[-1].isnan().all() and saved.actions[:-1].isfinite().all()
+    assert all(value.isfinite().all() for own in weights.values() for value in own.values())
+
+
+def test_a_nan_may_be_skipped_on_all_ranks_together(tmp_path: Path) -> None:
+    changes = {"steps": 4, "gradients": {"non_finite": "skip"}}
+    runs = []
+    for kind in ("one", "ddp2", "fsdp2"):
+        count, section = spread(kind)
+        runs.append(on_ranks(count, train, str(tmp_path / kind), changes | section, None, (2, 1))[0])
+    for other in runs[1:]:
+        require_same_records(runs[0]["records"], other["records"])
+        assert furthest(runs[0]["tensors"], other["tensors"]) < TOLERANCE
+
+
+def interrupted(run: str, changes: dict[str, Any]) -> tuple[str, int]:
+    import os
+    import signal
+
+    trainer = trainer_of(Path(run), changes)
+
+    def stop(step: int, steps: int, latest: dict[str, float]) -> None:
+        if step == 2 and not world().first:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.progress = stop
+    try:
+        trainer.fit(Data())
+    except SystemExit as error:
+        return type(error).__name__, trainer.step
+    return "went on", trainer.step
+
+
+def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path: Path) -> None:
+    assert on_ranks(2, interrupted, str(tmp_path), {}) == [("Terminated", 2)] * 2
+    saved = load_latest(tmp_path)
+    assert saved is not None and saved.step == 2
+
+
+def different() -> str:
+    trainer_of(Path("unused"), {}).parallel.check()
+    torch.manual_seed(present().rank)
+    with pytest.raises(UserError) as caught:
+        trainer = trainer_of(Path("unused"), {})
+        trainer.model.fusion.readout.data += present().rank
+        trainer.parallel.check()
+    return str(caught.value)
+
+
+def test_ranks_with_different_weights_are_refused() -> None:
+    for message in on_ranks(2, different):
+        assert "such as model.fusion.readout, differ between rank 0 and rank 1" in message
+
+
+def hangs(run: str, changes: dict[str, Any]) -> str:
+    import time
+
+    trainer = trainer_of(Path(run), changes)
+
+    def sleep(step: int, steps: int, latest: dict[str, float]) -> None:
+        if step == 2 and present().rank == 1:
+            time.sleep(12)
+
+    trainer.progress = sleep
+    try:
+        trainer.fit(Data())
+    except UserError as error:
+        return str(error)
+    except RuntimeError:
+        return "hung"
+    return "went on"
+
+
+def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
+    first, _ = on_ranks(2, hangs, str(tmp_path), {}, timeout=4.0)
+    assert first.startswith("rank 0 waited in vain") and "hung or dead: rank 1." in first
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
+    def cure(error: AssertionError) -> bool:
+        return "data.batch_size is 8, the windows of a batch on all 3 ranks" in str(error)
+
+    with pytest.raises(AssertionError) as caught:
+        on_ranks(3, train, str(tmp_path), {})
+    assert cure(caught.value) and "Set data.batch_size to 6 or 9" in str(caught.value)
+
+
+@pytest.mark.parametrize("sections", [K_GRADIENTS, MASKED, SHARES, {"training": {"compile": True}}])
+def test_what_fsdp_cannot_do_is_refused_with_the_reason(sections: dict[str, Any]) -> None:
+    training = {"parallel": {"kind": "fsdp"}, "schedule": {"kind": "wsd", "warmup": 1}}
+    given = {**sections, "training": {**sections.get("training", {}), **training}}
+    with pytest.raises(ValueError, match=r"parallel\.kind fsdp with .*parallel\.kind=ddp"):
+        RunConfig.model_validate(given)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_kind_for_several_processes_says_how_to_start_them(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="torchrun --nproc-per-node N -m tutti train CONFIG"):
+        trainer_of(tmp_path, {"parallel": {"kind": kind}})

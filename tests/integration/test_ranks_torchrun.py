@@ -1,0 +1,97 @@
+"""`tutti train` under torchrun: one command, two processes; one of them killed, the same bytes at the end."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tutti.config import load_config
+from tutti.training.checkpoint import checkpoints, load
+from tutti.training.record import read_records
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+recorded: Any = importlib.import_module("recorded")
+
+SMOKE = ROOT / "configs" / "smoke.yaml"
+SETTINGS = [
+    *(
+        "training.steps=12",
+        "training.checkpoint_every=4",
+        "training.validate_every=6",
+        "training.log_every=1",
+    ),
+    *("training.keep_checkpoints=4", "training.device=cpu", "data.augmentation={kind: colour}"),
+]
+MARK = "TUTTI_TEST_RUN"
+
+
+def start(run: Path, data: Path, *overrides: str) -> subprocess.Popen[str]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command += ["--master-port", str(port), "-m", "--", "tutti", "train", str(SMOKE), *SETTINGS, *overrides]
+    command += [f"data.sources=[{{path: {data / 'dataset'}}}]", "--run", str(run)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", MARK: str(run)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def second_process(run: Path) -> int | None:
+    """The process of rank 1 of this run."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"{MARK}={run}".encode() in environment and b"LOCAL_RANK=1" in environment:
+                return int(entry.name)
+    return None
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process in /proc")
+def test_a_killed_rank_is_started_anew_and_the_bytes_are_the_same(tmp_path: Path) -> None:
+    data, straight, killed = (tmp_path / name for name in ("data", "straight", "killed"))
+    recorded.synthetic_run(data, load_config(SMOKE, SETTINGS), per_task=4, length=24)
+    output = finished(start(straight, data))
+    assert "ddp over 2 processes" in output
+    assert output.count("training on device cpu") == 1  # one of the two speaks
+
+    process = start(killed, data)
+    deadline = time.monotonic() + 200
+    while not any(r["step"] >= 5 for r in read_records(killed)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim = second_process(killed)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    assert "resuming after step" in finished(process)
+
+    one, other = (load(checkpoints(run)[-1]) for run in (straight, killed))
+    assert one.step == other.step == 12
+    for name, own in one.tensors.items():
+        for key, value in own.items():
+            assert value.equal(other.tensors[name][key]), (name, key)
+    assert one.state["loader"] == other.state["loader"]
+    kept = [
+        [{k: v for k, v in r.items() if not k.startswith("time/")} for r in read_records(run)]
+        for run in (straight, killed)
+    ]
+    assert kept[0] == kept[1]

@@ -1,0 +1,146 @@
+"""Kill -9 in the middle of real trainings: proved exact, and a state that no checkpoint keeps is found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tutti.checkup.verify_resume import kill_plan, print_verification, shorten, verify_resume
+from tutti.config import RunConfig, build_config
+from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.objectives.term import Model, Term, TermValue
+from tutti.types import Batch, Features, UserError
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+VIEW = "observation.images.front"
+
+
+class Forgetful(Term):
+    """Weighs more at each call, and keeps the number of calls where no checkpoint finds it."""
+
+    def __init__(self, model: Model, **term: Any) -> None:
+        super().__init__(**term)
+        self.calls = 0
+
+    def compute(self, features: Features, batch: Batch) -> TermValue:
+        self.calls += 1
+        return TermValue(value=features.readout.square().mean() * (1 + 0.1 * self.calls), metrics={})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    random = np.random.default_rng(0)
+
+    def episode(number: int) -> EpisodeRecord:
+        return EpisodeRecord(
+            images={VIEW: random.integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)},
+            states=random.normal(size=(10, 3)).astype(np.float32),
+            actions=random.normal(size=(10, 2)).astype(np.float32),
+            instruction=("go left", "go right")[number % 2],
+        )
+
+    folder = tmp_path_factory.mktemp("verify") / "data"
+    return write_lerobot(folder, [episode(n) for n in range(8)], fps=10, views=(VIEW,), robot_type="dot")
+
+
+def config(dataset: Path, **sections: Any) -> RunConfig:
+    """A tiny run of 50 steps; sections are replaced key by key."""
+    values: dict[str, Any] = {
+        "data": {"sources": [{"path": str(dataset)}], "horizon": 3, "batch_size": 4, "image_size": 16},
+        "model": {
+            "vision": {"stem": {"channels": [8, 8, 8], "strides": [1, 1, 2]}, "width": 16, "heads": 2},
+            "language": {"width": 16, "depth": 1, "heads": 2},
+            "fusion": {"width": 16, "depth": 1, "heads": 2},
+            "action": {"hidden": 16},
+        },
+        "objective": {"align": {"weight": 0.3}, "recon": None, "state": None},
+        "training": {"steps": 50, "threads": 1, "device": "cpu", "schedule": {"kind": "wsd", "warmup": 5}},
+    }
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes}
+    return build_config(values, "the test")
+
+
+def test_a_run_with_threads_accumulation_and_phases_resumes_exactly(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config(
+        dataset,
+        data={"prefetch": 3},
+        training={"accumulation": 2, "optimizer": {"kind": "muon"}, "ema": 0.9},
+        strategy={"kind": "two_stage"},
+    )
+    found = verify_resume(run, tmp_path / "run", kills=2)
+    assert found.exact and found.kills == 2 and found.found.num_values > 20_000
+    assert {"model", "ema", "optimizer", "random states", "loader", "records.jsonl"} <= set(
+        found.found.values
+    )
+    assert found.found.values["windows of each batch"] == 12 * 2 * 4
+    print_verification(found)
+    said = capsys.readouterr().out
+    assert "training.checkpoint_every=3" in said and "0 of " in said and "resumes exactly" in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["cache"]
+
+
+def test_state_that_no_checkpoint_keeps_is_found_and_named(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    term = {"kind": f"{__name__}:Forgetful", "weight": 0.5}
+    run = config(dataset, objective={"align": None, "forgetful": term}, data={"prefetch": 0})
+    assert __name__ in sys.modules
+    found = verify_resume(run, tmp_path / "run", steps=6, kills=1)
+    assert not found.exact and found.found.first is not None
+    assert found.found.differing["model"] > 0 and found.found.differing["windows of each batch"] == 0
+    assert found.found.first.name.startswith("model/") and found.found.first.count > 0
+    print_verification(found)
+    assert "The first (undisturbed, killed and resumed): model/" in capsys.readouterr().out
+
+
+def test_a_training_that_fails_is_said_and_not_taken_for_a_kill(dataset: Path, tmp_path: Path) -> None:
+    impossible = config(dataset, data={"horizon": 99})
+    with pytest.raises(UserError, match=r"The training failed: data\.horizon is 99"):
+        verify_resume(impossible, tmp_path / "run", steps=4, kills=1)
+
+
+def test_kills_come_at_different_steps_from_the_seed() -> None:
+    plan = kill_plan(12, 5, seed=3)
+    steps = [kill.step for kill in plan]
+    assert steps == sorted(set(steps)) and steps[0] >= 1 and steps[-1] < 12
+    assert all(0 <= kill.share < 1 for kill in plan)
+    assert plan == kill_plan(12, 5, seed=3) != kill_plan(12, 5, seed=4)
+
+
+def test_what_is_shortened_is_said_and_the_rest_stays(dataset: Path) -> None:
+    balancing = {"kind": "gradient_share", "start": 10, "steps": 30}
+    short, changes = shorten(config(dataset, balancing=balancing), 12)
+    assert changes["training.steps"] == 12 and changes["training.schedule.warmup"] == 1
+    assert changes["balancing.start"] == 4 and changes["balancing.steps"] == 4
+    assert (
+        short.model == config(dataset).model
+        and short.training.optimizer == config(dataset).training.optimizer
+    )
+
+
+def test_what_cannot_be_checked_is_refused(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fewer kills than steps"):
+        verify_resume(config(dataset), tmp_path, steps=3, kills=3)
+    with pytest.raises(UserError, match="there are no data to train on yet"):
+        verify_resume(config(dataset, data={"sources": []}), tmp_path / "run")
+
+
+def test_the_benchmark_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of its modes, two kills each, as `benchmarks/kill_resume.py` publishes them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import kill_resume
+
+    threads = torch.get_num_threads()
+    given = ["--points", "4", "--steps", "10", "--only", "plain", "K gradients"]
+    assert kill_resume.main([*given, "--output", str(tmp_path / "result")]) == 0
+    assert torch.get_num_threads() == threads
+    text = (tmp_path / "result.md").read_text()
+    assert "| all | 4 |" in text and "4 kills; 0 of " in text

@@ -1,0 +1,70 @@
+"""Several processes that make up one training on gloo, for the tests: forked from a server that has torch."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from tutti.ranks import sharing
+from tutti.training.distributed import joined, world
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "tutti.config", "tutti.training.trainer"])
+
+PATIENCE = 150.0
+
+
+def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
+    """What `function(*arguments)` gives on each of `count` ranks, which share batches (`tutti.ranks`).
+
+    An error of a rank is raised here, with its traceback.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        results: Any = _context.Queue()
+        store = str(Path(folder) / "store")
+        processes = [
+            _context.Process(target=_rank, args=(rank, count, store, results, timeout, function, arguments))
+            for rank in range(count)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            found = dict(results.get(timeout=PATIENCE) for _ in processes)
+        finally:
+            for process in processes:
+                process.join(timeout=10.0)
+                if process.is_alive():
+                    process.kill()
+    for rank in sorted(found):
+        good, value = found[rank]
+        if not good:
+            raise AssertionError(f"rank {rank}: {value}")
+    return [torch.load(io.BytesIO(found[rank][1]), weights_only=False) for rank in range(count)]
+
+
+def _rank(rank: int, count: int, store: str, *given: Any) -> None:
+    results, timeout, function, arguments = given
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)
+    try:
+        if count > 1:
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+        with joined(count, torch.device("cpu"), timeout), sharing(world().ranks):
+            value = function(*arguments)
+        buffer = io.BytesIO()  # plain bytes: tensors would be shared by a process that has ended
+        torch.save(value, buffer)
+        results.put((rank, (True, buffer.getvalue())))
+    except BaseException:
+        results.put((rank, (False, traceback.format_exc())))
+    results.close()
+    results.join_thread()
+    os._exit(0)  # whatever another rank does, this one ends

@@ -1,0 +1,75 @@
+"""The comparison of two commits: what differs, from which step on, and by how much; commits are only read."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tutti.training.record import Recorder
+from tutti.types import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+same_losses: Any = importlib.import_module("same_losses")
+
+
+def run(folder: Path, losses: list[float], weight: float = 1.0, **more: float) -> Path:
+    with Recorder(folder) as recorder:
+        for step, loss in enumerate(losses, start=1):
+            recorder.write(step, "train", {"loss/total": loss, "time/seconds": loss, **more})
+    last = folder / "checkpoints" / "step-000003"
+    last.mkdir(parents=True)
+    save_file({"w": torch.tensor([1.0, weight])}, last / "model.safetensors")
+    return folder
+
+
+def test_equal_runs_are_the_same_computation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = run(tmp_path / "a", [3.0, 2.0, 1.0]), run(tmp_path / "b", [3.0, 2.0, 1.0])
+    result = same_losses.compare(one, other, 3)
+    assert result.found.num_differing == 0 and result.found.num_values == 3 * 3 + 2 and result.only == ()
+    same_losses.describe(["old", "new"], result)
+    assert "same computation: 3 steps, 0 of 11 values differ (old and new)" in capsys.readouterr().out
+
+
+def test_the_first_step_and_the_size_of_a_difference_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = run(tmp_path / "a", [3.0, 2.0, 1.0])
+    other = run(tmp_path / "b", [3.0, 2.5, 0.5], weight=2.0, **{"loss/action/raw": 1.0})
+    result = same_losses.compare(one, other, 3)
+    assert result.only == ("loss/action/raw",)
+    assert result.first_step == "step 2 (train)" and result.sizes == {"loss/total": 0.5}
+    assert str(result.found.first) == "step 2 train/loss/total: 2.0 and 2.5"
+    assert result.found.num_differing == 3  # two losses, one weight
+    same_losses.describe(["old", "new"], result)
+    said = capsys.readouterr().out
+    assert "NOT the same computation" in said and "off by up to 0.5 of its value" in said
+    assert "recorded at one of them only: loss/action/raw" in said
+
+
+@pytest.mark.skipif(
+    subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, check=False).returncode
+    != 0,
+    reason="not a git checkout",
+)
+def test_a_commit_is_unpacked_beside_the_checkout_which_stays_as_it_is(tmp_path: Path) -> None:
+    def status() -> bytes:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, check=True
+        ).stdout
+
+    before = status()
+    source = same_losses.unpack("HEAD", tmp_path / "commit")
+    assert (source / "tutti" / "types.py").is_file() and source.is_relative_to(tmp_path)
+    assert status() == before
+    assert same_losses.unpack(".", tmp_path / "none") == ROOT / "src"
+    with pytest.raises(UserError, match="no-such-commit"):
+        same_losses.unpack("no-such-commit", tmp_path / "x")

@@ -1,0 +1,72 @@
+"""An export is a policy by itself: the same actions, without the run; whole or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_serving_policy import look, model, write
+
+from tutti.serving.export import export, export_command
+from tutti.serving.policy import Policy
+from tutti.types import UserError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two checkpoints with averages; the older one is marked as the best."""
+    folder = tmp_path / "run" / "checkpoints"
+    write(folder / "step-000010", model(1), model(2))
+    write(folder / "step-000020", model(3), model(4))
+    (folder / "best.json").write_text(json.dumps({"step": 10}))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("weights", "checkpoint", "seed"),
+    [("ema", "latest", 4), ("raw", "latest", 3), ("ema", "best", 2), ("raw", "10", 1)],
+)
+def test_an_export_acts_like_its_checkpoint_without_the_run(
+    run: Path, tmp_path: Path, weights: str, checkpoint: str, seed: int
+) -> None:
+    to = export_command(run, tmp_path / "policy", weights, checkpoint)
+    shutil.rmtree(run)
+    expected = Policy(model(seed), Policy.load(to).normalizer, Policy.load(to).tokenizer)
+    images, state = look()
+    for chosen in ("ema", "raw"):  # one file of weights, whatever is asked for
+        found = Policy.load(to, chosen).predict(images, state, "open the tap")
+        np.testing.assert_array_equal(found, expected.predict(images, state, "open the tap"))
+    about = json.loads((to / "export.json").read_text())
+    assert about["weights"] == weights
+    assert about["parameters"] == sum(p.numel() for p in model().state_dict().values())
+    assert {path.name for path in to.iterdir()} == {
+        *("model.safetensors", "config.yaml", "spec.json", "normalizer.json", "tokenizer.json", "export.json")
+    }
+
+
+def test_without_an_average_the_raw_weights_are_exported_and_it_is_noted(run: Path, tmp_path: Path) -> None:
+    (run / "checkpoints" / "step-000020" / "ema.safetensors").unlink()
+    assert json.loads((export(run, tmp_path / "to") / "export.json").read_text())["weights"] == "raw"
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "spec.json", "tokenizer.json", "config.yaml"])
+def test_of_a_damaged_checkpoint_nothing_is_exported(run: Path, tmp_path: Path, name: str) -> None:
+    path = run / "checkpoints" / "step-000020" / name
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError):
+        export(run, tmp_path / "to")
+    assert [item.name for item in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_existing_folder_and_unknown_choices_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"exists\. Give --to"):
+        export(run, run)
+    with pytest.raises(UserError, match="--weights: expected ema or raw, found 'best'"):
+        export_command(run, tmp_path / "to", "best", "latest")
+    with pytest.raises(UserError, match="--checkpoint: expected latest, best or the number"):
+        export_command(run, tmp_path / "to", "ema", "newest")
+    with pytest.raises(UserError, match="no checkpoint of step 15; there are 10, 20"):
+        export_command(run, tmp_path / "to", "ema", "15")

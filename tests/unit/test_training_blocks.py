@@ -1,0 +1,185 @@
+"""Blocks: compiled as one graph each, recomputed to the same bits, in bf16 beside float32 weights."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tutti.models.layers import TransformerBlock, blocks_of
+from tutti.training.config import TrainingConfig
+from tutti.training.gradients import term_gradients
+from tutti.training.trainer import Trainer
+from vla_world import Data, make_batch, make_trainer, modules
+
+ROOT = Path(__file__).resolve().parents[2]
+END_TO_END = {"kind": "end_to_end"}
+
+
+@functools.cache
+def world(what: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "tests" / "compile_world.py"), what]
+    environment = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}", "PATH": os.environ["PATH"]}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["regression", "flow"])
+def test_compiled_blocks_have_no_graph_break_and_the_eager_losses(decoder: str) -> None:
+    eager, blocks = world(f"eager:{decoder}"), world(f"blocks:{decoder}")
+    assert blocks["breaks"] == 0
+    assert blocks["graphs"] > 0
+    assert blocks["names"]
+    assert blocks["totals"] == pytest.approx(eager["totals"], rel=1e-6)
+    assert blocks["norm"] == pytest.approx(eager["norm"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_blocks_of_the_same_sizes_share_their_graph() -> None:
+    """Seven blocks (vision 1, language 2, fusion 3 in `regression`; 2 more in `flow`), fewer graphs."""
+    assert world("blocks:regression")["graphs"] <= 4
+
+
+@pytest.mark.slow
+def test_the_whole_model_compiles_to_one_graph_with_the_eager_losses() -> None:
+    eager, model = world("eager:regression"), world("model:regression")
+    assert (model["breaks"], model["graphs"]) == (0, 1)
+    assert model["totals"] == pytest.approx(eager["totals"], rel=1e-6)
+    assert model["norm"] == pytest.approx(eager["norm"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_blocks_compile_with_inductor() -> None:
+    assert world("inductor")["totals"] == pytest.approx(world("eager:regression")["totals"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"), [(True, "blocks"), (False, "off"), ("off", "off"), ("model", "model")]
+)
+def test_compile_takes_a_mode_or_a_truth_value(given: Any, mode: str) -> None:
+    assert TrainingConfig(compile=given).compile == mode
+
+
+def test_compile_refuses_another_mode() -> None:
+    with pytest.raises(ValueError, match="'off', 'model' or 'blocks'"):
+        TrainingConfig(compile="layers")  # pyright: ignore[reportArgumentType]
+
+
+def recomputing(on: bool) -> tuple[Any, Any]:
+    model, objective = modules()
+    for block in blocks_of(model):
+        block.recompute = on
+    return model, objective
+
+
+def kept_bytes(on: bool) -> tuple[int, dict[str, Tensor], dict[str, list[Tensor | None]]]:
+    """Bytes that the forward pass keeps for the backward pass, the losses, and each term's gradient."""
+    model, objective = recomputing(on)
+    batch = make_batch(0)
+    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *objective.parameters())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        terms = objective(model(batch.observation), batch)
+    found = term_gradients(terms.values, [*model.parameters(), *objective.parameters()])
+    return sum(kept.values()), terms.values, found
+
+
+def test_recomputed_blocks_give_the_same_losses_and_k_gradients_and_keep_less() -> None:
+    plain, values, gradients = kept_bytes(False)
+    less, same_values, same_gradients = kept_bytes(True)
+    assert all(torch.equal(value, same_values[name]) for name, value in values.items())
+    for name, own in gradients.items():
+        for one, other in zip(own, same_gradients[name], strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or other is None or torch.equal(one, other)
+    assert less < 0.7 * plain
+
+
+class Dropping(TransformerBlock):
+    """A block that draws random numbers."""
+
+    def compute(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.nn.functional.dropout(x * x, 0.5)
+
+
+def test_a_recomputed_block_draws_the_same_random_numbers_again() -> None:
+    gradients: list[Tensor] = []
+    for on in (False, True):
+        torch.manual_seed(3)
+        x = torch.ones(64, requires_grad=True)
+        block = Dropping()
+        block.recompute = on
+        y = block(x)
+        torch.rand(5)  # what comes between forward and backward
+        y.sum().backward()
+        assert x.grad is not None
+        assert torch.equal(x.grad != 0, y != 0)
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {**trainer.model.state_dict(), **trainer.objective.state_dict()}
+
+
+@pytest.mark.parametrize("kind", ["one", "k_gradients"])
+def test_a_training_with_recomputation_ends_at_the_same_bits(kind: str, tmp_path: Path) -> None:
+    found: list[dict[str, Tensor]] = []
+    for number, choice in enumerate(("off", "block")):
+        trainer = make_trainer(tmp_path / str(number), END_TO_END, steps=4, activation_checkpointing=choice)
+        trainer.backward = _backward(kind).build(trainer.parameters, trainer.objective.names)
+        trainer.fit(Data())
+        found.append(weights(trainer))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def _backward(kind: str) -> Any:
+    from tutti.training.backward import OneBackwardConfig
+    from tutti.training.k_gradients import KGradientsConfig
+
+    return OneBackwardConfig() if kind == "one" else KGradientsConfig()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_under_bf16_weights_gradients_and_optimizer_stay_float32(optimizer: str, tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, END_TO_END, steps=3, precision="bf16", optimizer={"kind": optimizer}, log_every=1
+    )
+    seen: list[torch.dtype] = []
+    trainer.model.fusion.blocks[0].mlp_in.register_forward_hook(lambda *found: seen.append(found[2].dtype))  # pyright: ignore
+    trainer.fit(Data())
+    assert set(seen) == {torch.bfloat16}
+    assert {value.dtype for value in weights(trainer).values() if value.is_floating_point()} == {
+        torch.float32
+    }
+    states = [
+        value
+        for one in trainer.optimizer.optimizers.values()
+        for state in one.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    assert states and {value.dtype for value in states} == {torch.float32}
+    averaged = [value for average in trainer.averages.values() for value in average.shadow.values()]
+    assert {value.dtype for value in averaged if value.is_floating_point()} == {torch.float32}
+    assert all(value.isfinite().all() for value in weights(trainer).values())
+    assert trainer.latest["loss/total"] < 100

@@ -1,0 +1,116 @@
+"""The feed: one batch ahead, counted only when it is handed out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tutti.training.feed import FedData, Feed, PlainData, fed
+from tutti.types import Batch
+from vla_world import Data, make_batch
+
+
+class Counting:
+    """Batches 0, 1, 2, ... whose position survives the iterator, as the real loader's does."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.position, self.fails_at = 0, fails_at
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.position == self.fails_at:
+            raise OSError("the disk is gone")
+        self.position += 1
+        return make_batch(self.position - 1)
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+def number(batch: Batch) -> int:
+    return int(batch.window[0]) // 100
+
+
+def at_once(batch: Batch) -> Callable[[], Batch]:
+    return lambda: batch
+
+
+def test_every_batch_comes_once_and_in_order() -> None:
+    feed = Feed(Counting(), at_once)
+    assert [number(next(feed)) for _ in range(5)] == [0, 1, 2, 3, 4]
+    feed.close()
+
+
+def test_the_next_batch_moves_while_the_present_one_is_used() -> None:
+    started = [threading.Event() for _ in range(4)]
+
+    def move(batch: Batch) -> Callable[[], Batch]:
+        started[number(batch)].set()
+        return lambda: batch
+
+    feed = Feed(Counting(), move)
+    assert number(next(feed)) == 0
+    assert started[1].wait(timeout=10)  # without another call
+    assert not started[2].wait(timeout=0.05)  # one batch ahead, not two
+    feed.close()
+
+
+def test_what_waits_for_the_arrival_is_called_when_the_batch_is_handed_out() -> None:
+    arrived: list[int] = []
+
+    def move(batch: Batch) -> Callable[[], Batch]:
+        return lambda: arrived.append(number(batch)) or batch
+
+    feed = Feed(Counting(), move)
+    next(feed)
+    assert arrived == [0]
+    feed.close()
+
+
+def test_the_batch_ahead_does_not_count_in_the_state() -> None:
+    feed = Feed(Counting(), at_once)
+    assert feed.state() == {"position": 0}
+    for handed_out in (1, 2, 3):
+        next(feed)
+        assert feed.state() == {"position": handed_out}
+    saved = feed.state()
+    feed.close()
+    resumed = Feed(Counting(), at_once)
+    resumed.load_state(saved)
+    assert number(next(resumed)) == 3
+    resumed.close()
+
+
+def test_closing_puts_the_loader_behind_what_was_handed_out() -> None:
+    loader = Counting()
+    with FedData(Data(), at_once) as data:
+        data.train = feed = Feed(loader, at_once)
+        next(feed)
+        next(feed)
+    assert loader.position == 2
+    assert number(next(feed)) == 2  # it goes on
+    feed.close()
+
+
+def test_a_loader_that_fails_is_heard_when_its_batch_is_due() -> None:
+    feed = Feed(Counting(fails_at=1), at_once)
+    assert number(next(feed)) == 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(feed)
+    feed.close()
+
+
+def test_on_a_cpu_the_data_are_as_they_are() -> None:
+    given = Data()
+    with fed(given, torch.device("cpu")) as data:
+        assert isinstance(data, PlainData)
+        assert data.train is given.train and data.validation is given.validation
