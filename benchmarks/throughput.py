@@ -1,0 +1,189 @@
+"""Samples per second, MFU and memory of presets with options, by the Trainer's own step.
+
+python benchmarks/throughput.py [--presets small base] runs on CUDA where torch sees a card, else on the CPU
+and says so. benchmarks/README.md says what each column means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from frame import DEMO
+from recorded import synthetic_run
+from tables import RESULTS, Table, circumstances, made_with, publish
+from timing import build_trainer, shortened, with_training
+
+from tutti.config import RunConfig, load_config
+from tutti.pipeline import build_data
+from tutti.planning.devices import device_of_card, measured_device
+from tutti.planning.footprint import count_flops
+from tutti.terminal import say
+from tutti.training.feed import fed
+from tutti.training.machine import decide
+from tutti.types import UserError
+
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "fp32": ("training.precision=fp32",),
+    "bf16": ("training.precision=bf16",),
+    "bf16, compile": ("training.precision=bf16", "training.compile=blocks"),
+    "bf16, recompute": ("training.precision=bf16", "training.activation_checkpointing=block"),
+}
+GPU_ROWS = {"tiny": 512, "small": 256, "base": 128, "large": 64}
+CPU_ROWS = {"tiny": 32, "small": 4, "base": 2, "large": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One preset with one option. MFU = FLOPs of model and terms, forward and backward, per sample, times
+    samples per second, over the peak; recomputation and the optimizer's products do not count as useful."""
+
+    preset: str
+    option: str
+    rows: int
+    samples_per_second: float
+    flops_per_sample: float
+    mfu: float
+    peak_memory: float
+    data_share: float
+
+
+def measure(
+    config: RunConfig, data_from: Path, scratch: Path, *, steps: int, warmup: int
+) -> dict[str, float]:
+    """`steps` of the Trainer's own updates behind `warmup` that do not count, batches moved ahead on CUDA."""
+    trainer, data = build_trainer(shortened(config, 1_000_000), data_from, scratch)
+    device = trainer.machine.device
+    trainer.model.train()
+    trainer.objective.train()
+    try:
+        with fed(data, device) as moved:
+            stream = iter(moved.train)
+            for _ in range(warmup):
+                trainer._update(stream, report=False)
+            trainer.clock.take(0)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            for _ in range(steps):
+                with trainer.clock.step():
+                    trainer._update(stream, report=False)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+        samples = steps * config.data.batch_size * config.training.accumulation
+        cuda = device.type == "cuda"
+        return {
+            "samples_per_second": samples / seconds,
+            "peak_memory": float(torch.cuda.max_memory_allocated()) if cuda else 0.0,
+            "data_share": trainer.clock.take(samples)["time/data_share"],
+        }
+    finally:
+        data.train.close()
+
+
+def peak_of(precision: str) -> tuple[str, float]:
+    """The device's name and its FLOP/s at this precision: by its data sheet, or by this machine's matmul."""
+    low = precision == "bf16"
+    if torch.cuda.is_available() and (known := device_of_card(torch.cuda.get_device_name())):
+        return torch.cuda.get_device_name(), known.peak("bf16" if low else "fp32")
+    device = measured_device("bf16" if low else "fp32")
+    return device.name, device.peak("bf16" if low else "fp32")
+
+
+def table_of(rows: Sequence[Found]) -> Table:
+    """One line for each preset and option."""
+    lines = [
+        (
+            *(one.preset, one.option, str(one.rows), f"{one.samples_per_second:.1f}"),
+            *(f"{one.flops_per_sample / 1e9:.2f}", f"{100 * one.mfu:.1f} %"),
+            f"{one.peak_memory / 1e9:.2f}" if one.peak_memory else "see memory.py",
+            f"{100 * one.data_share:.2f} %",
+        )
+        for one in rows
+    ]
+    heads = ("preset", "option", "batch", "samples/s", "GFLOP/sample", "MFU", "peak GB", "data wait")
+    return Table(title="Throughput", heads=heads, rows=tuple(lines))
+
+
+def benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
+    """Measures and publishes."""
+    found_in = circumstances()
+    cuda = torch.cuda.is_available()
+    rows = GPU_ROWS if cuda else CPU_ROWS
+    say(f"on {torch.cuda.get_device_name() if cuda else 'the CPU: torch sees no CUDA device'}")
+    data_from = synthetic_run(scratch / "data", load_config(DEMO))
+    found: list[Found] = []
+    peaks: dict[str, tuple[str, float]] = {}
+    for preset in arguments.presets:
+        for option in arguments.options:
+            size = arguments.batch or rows[preset]
+            sizes = (f"model.size={preset}", f"data.batch_size={size}")
+            config = load_config(DEMO, [*sizes, *OPTIONS[option], "training.diagnostics.every=0"])
+            config = with_training(config, device="cuda" if cuda else "cpu", threads=arguments.threads)
+            precision = config.training.precision
+            peaks[precision] = peaks.get(precision) or peak_of(precision)
+            folder = scratch / f"{preset}-{len(found)}"
+            got = measure(config, data_from, folder, steps=arguments.steps, warmup=arguments.warmup)
+            flops = flops_of(config, data_from)
+            mfu = flops * got["samples_per_second"] / peaks[precision][1]
+            one = Found(preset=preset, option=option, rows=size, flops_per_sample=flops, mfu=mfu, **got)
+            found.append(one)
+            say(f"{preset}, {option}: {one.samples_per_second:.1f} samples/s, MFU {100 * mfu:.1f} %")
+    notes = [
+        "; ".join(
+            f"Peak in {name}: {rate / 1e12:.3g} TFLOP/s ({card})" for name, (card, rate) in peaks.items()
+        )
+        + ("" if cuda else ". No CUDA device: the peak is the matmul of this CPU."),
+        f"{arguments.steps} updates behind {arguments.warmup}. {made_with(found_in)}",
+    ]
+    result = {**found_in, "rows": [asdict(one) for one in found], "peaks": peaks}
+    publish(arguments.output, "benchmarks/throughput", [table_of(found)], notes, result)
+
+
+def flops_of(config: RunConfig, data_from: Path) -> float:
+    """Forward and backward of one sample, for the sizes of the data that is trained on."""
+    data = build_data(config, data_from)
+    data.train.close()
+    return count_flops(config, data.spec)[False].model
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cuda = torch.cuda.is_available()
+    presets, options = (["small", "base", "large"], list(OPTIONS)) if cuda else (["tiny"], ["fp32"])
+    parser.add_argument("--presets", nargs="+", choices=GPU_ROWS, default=presets)
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=options)
+    parser.add_argument("--batch", type=int, default=0, help="samples of an update; default: by preset")
+    parser.add_argument("--steps", type=int, default=20, help="counted updates")
+    parser.add_argument("--warmup", type=int, default=5, help="updates before, not counted")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--output", type=Path, default=RESULTS / "throughput", help="without suffix")
+    return parser.parse_args(arguments)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """0, or 2 for a mistake of the user."""
+    try:
+        arguments = parse(given)
+        torch.set_num_threads(decide("auto", arguments.threads, "fp32").threads)
+        with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
+            benchmark(arguments, Path(name))
+        return 0
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a training will need before anything is run: memory, FLOPs, time, traffic (`tutti plan`)."""

@@ -1,0 +1,127 @@
+"""Devices by name: their dense peak, memory and bandwidths, as their makers state them."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from tutti.types import UserError
+
+T, G = 1e12, 1e9
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """`bf16` and `fp32` in dense FLOP/s, `memory` in bytes; `memory_bandwidth`, `link` (to the others of its
+    machine, one way) and `network` (to other machines) in bytes per second."""
+
+    name: str
+    bf16: float
+    fp32: float
+    memory: float
+    memory_bandwidth: float
+    link: float
+    network: float
+
+    def peak(self, precision: Precision) -> float:
+        """FLOP/s at this precision."""
+        return self.bf16 if precision == "bf16" else self.fp32
+
+
+def _device(name: str, *, bf16: float, fp32: float, memory: float, bandwidth: float, link: float) -> Device:
+    return Device(
+        name=name,
+        bf16=bf16 * T,
+        fp32=fp32 * T,
+        memory=memory * G,
+        memory_bandwidth=bandwidth * G,
+        link=link * G,
+        network=50 * G,
+    )
+
+
+DEVICES: dict[str, Device] = {
+    device.name: device
+    for device in (
+        _device("a100", bf16=312.0, fp32=19.5, memory=80.0, bandwidth=2039.0, link=300.0),
+        _device("h100", bf16=989.0, fp32=67.0, memory=80.0, bandwidth=3350.0, link=450.0),
+        _device("h200", bf16=989.0, fp32=67.0, memory=141.0, bandwidth=4800.0, link=450.0),
+        _device("b200", bf16=2250.0, fp32=75.0, memory=180.0, bandwidth=8000.0, link=900.0),
+        _device("l40s", bf16=362.0, fp32=91.6, memory=48.0, bandwidth=864.0, link=32.0),
+        _device("rtx4090", bf16=165.0, fp32=82.6, memory=24.0, bandwidth=1008.0, link=32.0),
+    )
+}
+"""Data sheets of the SXM cards (PCIe for l40s and rtx4090), without sparsity: bf16 on tensor cores, fp32
+outside of them, as torch computes unless TF32 is allowed. The network is taken as 400 Gbit/s a card."""
+
+
+def find_device(name: str, precision: Precision) -> Device:
+    """The device of this name; `measured`: this machine, by its matrix product at `precision`.
+
+    Raises: UserError for an unknown name.
+    """
+    if name == "measured":
+        return measured_device(precision)
+    if name not in DEVICES:
+        raise UserError(
+            f"--device {name}: unknown. Known are {', '.join(DEVICES)} and measured (this machine); for "
+            "another give the nearest, and --tflops, --memory and --bandwidth."
+        )
+    return DEVICES[name]
+
+
+def device_of_card(card: str) -> Device | None:
+    """The device whose name is in what CUDA calls a card ("NVIDIA H100 80GB HBM3"); None if there is none."""
+    plain = card.lower().replace(" ", "")
+    return next((device for name, device in DEVICES.items() if name in plain), None)
+
+
+def measured_device(precision: Precision, size: int = 1024, repeats: int = 5) -> Device:
+    """This machine: the rates of a square matrix product and of a copy, the best of `repeats`.
+
+    Only the rate at `precision` is measured; the other is NaN.
+    """
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    rate = product_rate(kind, dtype, size, repeats)
+    source = torch.zeros(32 * 2**20 // 4, device=kind)
+    copy = torch.empty_like(source)
+    seconds = min(timed(kind, lambda: copy.copy_(source)) for _ in range(repeats))
+    memory = torch.cuda.mem_get_info()[1] if kind == "cuda" else _main_memory()
+    return Device(
+        name=f"measured ({torch.cuda.get_device_name() if kind == 'cuda' else 'CPU'})",
+        bf16=rate if precision == "bf16" else math.nan,
+        fp32=rate if precision == "fp32" else math.nan,
+        memory=float(memory),
+        memory_bandwidth=2 * source.nbytes / seconds,
+        link=1 * G,
+        network=1 * G,
+    )
+
+
+def product_rate(kind: str, dtype: torch.dtype, size: int, repeats: int) -> float:
+    """FLOP/s of a product of two square matrices, the best of `repeats` after one that does not count."""
+    left, right = (torch.ones(size, size, dtype=dtype, device=kind) for _ in range(2))
+    seconds = [timed(kind, lambda: torch.mm(left, right)) for _ in range(repeats + 1)]
+    return 2 * size**3 / min(seconds[1:])
+
+
+def timed(kind: str, work: Callable[[], object]) -> float:
+    """Seconds until the work is done on the device, too."""
+    started = time.perf_counter()
+    work()
+    if kind == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _main_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,298 @@
+"""The plan of a training: what it holds, computes and sends, how long it takes, and what fits on a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tutti.config import RunConfig
+from tutti.planning.devices import Device, Precision
+from tutti.planning.footprint import Flops, Parts, Peaks, count_flops, imagined, recompute
+from tutti.types import DataSpec, UserError
+
+RESERVE = 0.92
+"""Share of a GPU's memory that tensors may fill: the rest is CUDA's own, libraries' workspaces, fragments."""
+
+GPUS_PER_MACHINE = 8
+DAY = 86400.0
+Kind = Literal["single", "ddp", "fsdp"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to plan for: GPUs, bytes of memory on each, the device, the share of its peak that the products of
+    a training reach (MFU), bytes per second between GPUs, and the samples that the training is to see.
+    `overhead` are seconds of a micro-batch that no FLOP takes: launching operations, small ones."""
+
+    gpus: int
+    memory: float
+    device: Device
+    mfu: float
+    bandwidth: float
+    samples: float
+    overhead: float = 0.0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "--gpus": (self.gpus, 1, math.inf),
+            "--memory": (self.memory, 1, math.inf),
+            "--mfu": (self.mfu, 1e-6, 1),
+            "--bandwidth": (self.bandwidth, 1, math.inf),
+            "the number of samples": (self.samples, 1, math.inf),
+            "--overhead": (self.overhead, 0, math.inf),
+        }
+        for name, (value, least, most) in limits.items():
+            if not least <= value <= most:
+                raise UserError(f"{name} is {value:g}; give a number from {least:g} to {most:g}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes on one GPU: max(`constant` + `sample` * rows, `step`), the second in the optimiser's step."""
+
+    constant: float
+    sample: float
+    step: float
+
+    def at(self, rows: int) -> float:
+        """The peak with micro-batches of `rows`."""
+        return max(self.constant + self.sample * rows, self.step)
+
+    def largest(self, room: float) -> int:
+        """The most rows that fit in `room` bytes; 0 if none do."""
+        if self.step > room:
+            return 0
+        return max(0, math.floor((room - self.constant) / self.sample))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to run the training, on one GPU or all of them.
+
+    `largest` is the largest micro-batch of a GPU that fits, `rows` the one that is used, `micro_batches` how
+    many of them make the config's global batch; `sent` the bytes that each GPU sends in an update. Where
+    nothing fits, or the batch is smaller than the number of GPUs, `why_not` says so and times are infinite.
+    """
+
+    kind: Kind
+    recompute: bool
+    gpus: int
+    memory: Memory
+    largest: int
+    rows: int
+    micro_batches: int
+    peak: float
+    sent: float
+    compute_seconds: float
+    step_seconds: float
+    days: float
+    why_not: str
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return self.kind + (" + recompute" if self.recompute else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that was predicted."""
+
+    precision: Precision
+    global_batch: int
+    steps: int
+    tokens: int
+    parts: Parts
+    flops: Flops
+    ways: tuple[Way, ...]
+
+    @property
+    def best(self) -> Way | None:
+        """The fastest that fits on all GPUs."""
+        most = max(way.gpus for way in self.ways)
+        fitting = [way for way in self.ways if not way.why_not and way.gpus == most]
+        return min(fitting, key=lambda way: way.step_seconds, default=None)
+
+
+def make_plan(config: RunConfig, spec: DataSpec, request: Request, precision: Precision) -> Plan:
+    """Predicts a training of `config` on data of `spec`, from fake tensors.
+
+    Raises: UserError if the request is impossible.
+    """
+    training = config.training.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"training": training})
+    flops = count_flops(config, spec)
+    global_batch = config.data.batch_size * training.accumulation
+    parts, peaks, tokens = _measured(config, spec, sizes=_sizes(global_batch, request.gpus))
+    ways: list[Way] = []
+    for kind in ("single", "ddp", "fsdp"):
+        gpus = 1 if kind == "single" else request.gpus
+        if kind != "single" and request.gpus == 1:
+            continue
+        for again in (False, True):
+            memory = memory_on(kind, gpus, parts, peaks[again], config)
+            ways.append(
+                _way(
+                    kind,
+                    gpus,
+                    memory,
+                    again=again,
+                    flops=flops[again],
+                    parts=parts,
+                    request=request,
+                    config=config,
+                )
+            )
+    return Plan(
+        precision=precision,
+        global_batch=global_batch,
+        steps=math.ceil(request.samples / global_batch),
+        tokens=tokens,
+        parts=parts,
+        flops=flops[True],
+        ways=tuple(ways),
+    )
+
+
+def _sizes(global_batch: int, gpus: int) -> tuple[int, int]:
+    """Two micro-batches near the one that will be used: the line through both is the prediction."""
+    rows = min(max(4, global_batch // gpus), 64)
+    return rows, 2 * rows
+
+
+def _measured(
+    config: RunConfig, spec: DataSpec, sizes: tuple[int, int]
+) -> tuple[Parts, dict[bool, tuple[Peaks, Peaks]], int]:
+    """What lives through the training; the peaks at both sizes without and with recomputation; the tokens."""
+    peaks: dict[bool, tuple[Peaks, Peaks]] = {}
+    accumulation = config.training.accumulation
+    with imagined(config, spec) as (rehearsed, memory):
+        for again in (False, True):
+            recompute(rehearsed, again)
+            first, second = (rehearsed.peaks(memory, size, accumulation) for size in sizes)
+            peaks[again] = (first, second)
+        model = rehearsed.model
+        tokens = 2 + model.language.num_tokens + len(spec.views) * model.vision.tokens_per_view
+        return rehearsed.parts(), peaks, tokens
+
+
+def line(first: Peaks, second: Peaks) -> tuple[float, float]:
+    """Constant and bytes per sample of the passes' peak, through two sizes."""
+    sample = (second.passes - first.passes) / (second.size - first.size)
+    return first.passes - sample * first.size, sample
+
+
+def memory_on(kind: Kind, gpus: int, parts: Parts, peaks: tuple[Peaks, Peaks], config: RunConfig) -> Memory:
+    """Bytes on one GPU.
+
+    single  the measured line: weights, optimiser, averages, gradients as they grow, activations
+    ddp     the same and DDP's buckets, a second copy of the gradients
+    fsdp    a share 1/n of what lives, and gathered: what belongs to no block, two blocks (one is fetched
+            while another computes) and one block's gradient; activations as before. Weights that are gathered
+            in float32 are cast as on one GPU, those gathered in bf16 need no cast. With several micro-batches
+            the gradients live whole until the last.
+    """
+    constant, sample = line(*peaks)
+    step = float(max(one.step for one in peaks))
+    if kind == "single":
+        return Memory(constant=constant, sample=sample, step=step)
+    if kind == "ddp":
+        more = parts.gradients
+        return Memory(constant=constant + more, sample=sample, step=step + more)
+    width = gathered_width(config)
+    gathered = width * (parts.outside + 2 * parts.block) + 4 * parts.block
+    casts = 2 * parts.trainable if config.training.precision == "bf16" else 0
+    temporary = step - parts.fixed
+    alone = temporary if config.training.optimizer.kind == "muon" else temporary / gpus
+    return Memory(
+        constant=max(constant - casts, parts.fixed - parts.gradients) / gpus
+        + gathered
+        + (casts if width == 4 else 0),
+        sample=sample,
+        step=parts.fixed / gpus + max(0.0, alone),
+    )
+
+
+def gathered_width(config: RunConfig) -> int:
+    """Bytes of a weight that FSDP gathers (`training.parallel.communication`, where that is chosen)."""
+    parallel = config.training.parallel
+    return 2 if parallel.kind == "fsdp" and parallel.communication == "bf16" else 4
+
+
+def sent_bytes(kind: Kind, gpus: int, parts: Parts, *, width: int, micro_batches: int) -> float:
+    """Bytes that a GPU sends in an update, by ring algorithms; `width` is that of a weight on its way.
+
+    ddp   2 (n - 1) / n * gradients, at the last micro-batch
+    fsdp  (n - 1) / n * weights gathered, forward and backward, in every micro-batch, and (n - 1) / n *
+          gradients reduced and scattered at the last
+    """
+    share = (gpus - 1) / gpus
+    if kind == "single":
+        return 0.0
+    if kind == "ddp":
+        return 2 * share * parts.gradients
+    gathered = width * parts.total
+    return share * (2 * micro_batches * gathered + parts.gradients)
+
+
+def _way(
+    kind: Kind,
+    gpus: int,
+    memory: Memory,
+    *,
+    again: bool,
+    flops: Flops,
+    parts: Parts,
+    request: Request,
+    config: RunConfig,
+) -> Way:
+    precision: Precision = "bf16" if config.training.precision == "bf16" else "fp32"
+    global_batch = config.data.batch_size * config.training.accumulation
+    wanted = global_batch // gpus
+    largest = memory.largest(request.memory * RESERVE)
+    if kind == "fsdp" and largest < wanted:  # gradients are shared out after the last micro-batch only
+        memory = replace(memory, constant=memory.constant + (1 - 1 / gpus) * parts.gradients)
+        largest = memory.largest(request.memory * RESERVE)
+    why_not = ""
+    if wanted == 0:
+        why_not = f"the global batch of {global_batch} is smaller than the number of GPUs"
+    elif largest == 0:
+        why_not = f"needs {memory.at(1) / 1e9:.1f} GB for one sample"
+    rows = max(1, min(largest, wanted))
+    micro_batches = max(1, math.ceil(wanted / rows))
+    rows = max(1, math.ceil(wanted / micro_batches))
+    sent = sent_bytes(kind, gpus, parts, width=gathered_width(config), micro_batches=micro_batches)
+    work = flops.hardware * rows * micro_batches + flops.optimizer
+    computing = work / (request.device.peak(precision) * request.mfu) + request.overhead * micro_batches
+    computing += _optimizer_bytes(parts) / (gpus if kind == "fsdp" else 1) / request.device.memory_bandwidth
+    seconds = computing + exposed_seconds(kind, sent / request.bandwidth, computing)
+    if why_not:
+        seconds = math.inf
+    return Way(
+        kind=kind,
+        recompute=again,
+        gpus=gpus,
+        memory=memory,
+        largest=largest,
+        rows=rows,
+        micro_batches=micro_batches,
+        peak=memory.at(rows),
+        sent=sent,
+        compute_seconds=computing,
+        step_seconds=seconds,
+        days=seconds * math.ceil(request.samples / global_batch) / DAY,
+        why_not=why_not,
+    )
+
+
+def exposed_seconds(kind: Kind, sending: float, computing: float) -> float:
+    """What of the sending is not hidden: DDP sends beside the backward pass (two thirds of the work), FSDP
+    beside all of it."""
+    hidden = {"single": 0.0, "ddp": 2 / 3 * computing, "fsdp": computing}[kind]
+    return max(0.0, sending - hidden)
+
+
+def _optimizer_bytes(parts: Parts) -> float:
+    """Read and written beside the products: gradients once; weights, optimiser state and averages twice."""
+    return float(parts.gradients) + 2 * (parts.weights + parts.optimizer + parts.ema)

@@ -1,0 +1,116 @@
+"""The plan as tables for people and as plain values for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from tutti.planning.plan import GPUS_PER_MACHINE, RESERVE, Plan, Request, Way
+from tutti.terminal import console, say
+
+
+def plain(plan: Plan, request: Request) -> dict[str, Any]:
+    """The plan as JSON takes it; an infinite time is null."""
+    found = asdict(plan)
+    for way, own in zip(plan.ways, found["ways"], strict=True):
+        own["name"] = way.name
+    found["parts"] |= {"total": plan.parts.total, "fixed": plan.parts.fixed}
+    found["flops"] |= {"model": plan.flops.model, "hardware": plan.flops.hardware}
+    found["request"] = asdict(request)
+    found["assumptions"] = assumptions(plan, request)
+    return _finite(found)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def assumptions(plan: Plan, request: Request) -> list[str]:
+    """What the prediction rests on, in sentences."""
+    device = request.device
+    where = "between machines" if request.gpus > GPUS_PER_MACHINE else "inside the machine"
+    return [
+        f"{device.name}: {device.peak(plan.precision) / 1e12:.3g} TFLOP/s peak in {plan.precision}, of which "
+        f"a training reaches {100 * request.mfu:.0f} % (--mfu); recomputation counts as work.",
+        f"Tensors fill {100 * RESERVE:.0f} % of {request.memory / 1e9:.4g} GB; no two texts are the same.",
+        f"{request.bandwidth / 1e9:g} GB/s {where}; DDP hides it behind the backward pass, FSDP behind all.",
+        f"{request.samples:,.0f} samples in updates of {plan.global_batch:,}; data come as fast as wanted.",
+    ]
+
+
+def print_plan(plan: Plan, request: Request, *, as_json: bool = False) -> None:
+    """Parameters, bytes and FLOPs, then one line for each way to run it. Or all of it as JSON."""
+    if as_json:
+        print(json.dumps(plain(plan, request), indent=1))
+        return
+    parts, flops = plan.parts, plan.flops
+    table = _table("What it is", ("what", "value"))
+    for name, count in parts.parameters.items():
+        table.add_row(f"parameters: {name}", f"{count:,}")
+    table.add_row("parameters", f"{parts.total:,}")
+    for name in ("weights", "gradients", "optimizer", "ema"):
+        table.add_row(f"bytes: {name}", _bytes(float(getattr(parts, name))))
+    for way in plan.ways:
+        if way.kind == "single":
+            again = ", recomputed" if way.recompute else ""
+            table.add_row(f"bytes: a sample's activations{again}", _bytes(way.memory.sample))
+    table.add_row("tokens in the fusion", f"{plan.tokens:,}")
+    table.add_row("FLOPs of a sample, forward", _flops(flops.forward))
+    table.add_row("FLOPs of a sample, backward", _flops(flops.backward))
+    table.add_row("FLOPs that checkpointing adds", _flops(flops.recomputed))
+    table.add_row("FLOPs of the optimizer, per update", _flops(flops.optimizer))
+    console.print(table)
+    heads = ("way", "GPUs", "largest", "batch", "GB", "sent", "s", "days")
+    table = _table(f"{plan.steps:,} updates of {plan.global_batch:,} samples (GB and s per update)", heads)
+    for way in plan.ways:
+        table.add_row(*_row(way))
+    console.print(table)
+    for way in plan.ways:
+        if way.why_not:
+            say(f"{way.name} on {way.gpus}: {way.why_not}.")
+    for sentence in assumptions(plan, request):
+        say(sentence)
+
+
+def _row(way: Way) -> tuple[str, ...]:
+    start = (way.name, f"{way.gpus:,}", f"{way.largest:,}")
+    if way.why_not:
+        return (*start, "-", _short(way.peak / 1e9), "-", "-", "-")
+    return (
+        *start,
+        f"{way.micro_batches} x {way.rows}",
+        _short(way.peak / 1e9),
+        _short(way.sent / 1e9),
+        _short(way.step_seconds),
+        _short(way.days),
+    )
+
+
+def _short(value: float) -> str:
+    """Three digits, of what is large enough to matter."""
+    return "<0.01" if 0 < value < 0.01 else f"{value:.3g}"
+
+
+def _table(title: str, heads: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", no_wrap=True)
+    return table
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.2f} MB"
+
+
+def _flops(value: float) -> str:
+    size, unit = next((s, u) for s, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (0.0, "")) if value >= s)
+    return f"{value / (size or 1):.2f} {unit}".strip()

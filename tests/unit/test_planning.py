@@ -1,0 +1,272 @@
+"""The plan: bytes by storage, FLOPs by hand, predictions against real tensors, ways that fit or not."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from tutti.config import RunConfig, build_config
+from tutti.models.vla import ModelConfig
+from tutti.planning import command
+from tutti.planning import plan as planning
+from tutti.planning.blank import blank_batch
+from tutti.planning.command import plan_run
+from tutti.planning.devices import DEVICES, device_of_card, find_device
+from tutti.planning.footprint import Flops, Parts, Peaks, Rehearsed, count_flops, imagined, recompute
+from tutti.planning.live_memory import LiveMemory
+from tutti.planning.plan import Memory, Request, exposed_seconds, make_plan, memory_on, sent_bytes
+from tutti.planning.report import plain, print_plan
+from tutti.types import DataSpec, UserError
+from vla_world import MODEL, SPEC
+
+SMALL: dict[str, Any] = {
+    "model": MODEL,
+    "data": {"batch_size": 8},
+    "training": {"steps": 100, "schedule": {"warmup": 5}, "precision": "fp32"},
+}
+
+
+def config(**changes: Any) -> RunConfig:
+    return build_config(SMALL | changes, "a test")
+
+
+def request(**changes: Any) -> Request:
+    given: dict[str, Any] = {
+        **{
+            "gpus": 1,
+            "memory": 80e9,
+            "device": DEVICES["h100"],
+            "mfu": 0.4,
+            "bandwidth": 450e9,
+            "samples": 800.0,
+        }
+    }
+    return Request(**given | changes)
+
+
+def test_a_storage_counts_once_while_it_lives() -> None:
+    with LiveMemory() as memory:
+        a = torch.zeros(1000)  # 4,000 bytes
+        b = a.view(10, 100)
+        assert memory.live == 4000
+        c = a + 1
+        assert (memory.live, memory.peak) == (8000, 8000)
+        del a, b
+        assert memory.live == 4000
+        c.mul_(2)
+        d = c.double()  # 8,000 bytes
+        assert (memory.live, memory.peak) == (12000, 12000)
+        del c, d
+        assert (memory.live, memory.peak) == (0, 12000)
+        memory.restart()
+        assert memory.peak == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("again", ["off", "block"])
+def test_fake_tensors_predict_the_peak_of_real_ones(optimizer: str, again: str) -> None:
+    training = SMALL["training"] | {"optimizer": {"kind": optimizer}, "activation_checkpointing": again}
+    own = config(training=training)
+    with imagined(own, SPEC) as (rehearsed, memory):
+        predicted, parts = rehearsed.peaks(memory, 6), rehearsed.parts()
+    with LiveMemory() as memory:
+        real = Rehearsed(own, SPEC)
+        measured = real.peaks(memory, 6)
+    assert predicted.passes == pytest.approx(measured.passes, rel=0.1)
+    assert predicted.step == pytest.approx(measured.step, rel=0.01)
+    assert parts == real.parts()
+
+
+def test_parts_are_those_of_the_model_and_the_optimizer() -> None:
+    with imagined(config(), SPEC) as (rehearsed, memory):
+        rehearsed.peaks(memory, 2)
+        parts = rehearsed.parts()
+    assert parts.weights == 4 * parts.total  # the default objective has no buffers of its own
+    assert parts.gradients == 4 * parts.trainable == 4 * parts.total
+    assert parts.ema == parts.weights
+    number = sum(1 for _ in Rehearsed(config(), SPEC).parameters)
+    assert parts.optimizer == 8 * parts.total + 4 * number  # two moments each, and AdamW's count of steps
+    assert parts.block + parts.outside < parts.total
+
+
+def test_more_samples_and_no_recomputation_need_more() -> None:
+    deep = config(model=MODEL | {"fusion": {"width": 32, "depth": 3}})
+    with imagined(deep, SPEC) as (rehearsed, memory):
+        few, many = rehearsed.peaks(memory, 4), rehearsed.peaks(memory, 16)
+        recompute(rehearsed, True)
+        less = rehearsed.peaks(memory, 16)
+    assert few.passes < less.passes < many.passes
+    assert few.step < many.step == less.step  # the batch itself lives through the step
+
+
+def test_flops_of_a_linear_model_are_two_for_each_multiply_add() -> None:
+    found = count_flops(config(), SPEC)
+    plain_flops, again = found[False], found[True]
+    assert again.forward == plain_flops.forward and again.backward == plain_flops.backward
+    assert plain_flops.recomputed == 0 < again.recomputed < plain_flops.forward
+    assert plain_flops.model == plain_flops.hardware < again.hardware
+    assert 1.5 * plain_flops.forward < plain_flops.backward < 2.05 * plain_flops.forward
+    wider = config(model=MODEL | {"action": {"hidden": 64}})
+    more = count_flops(wider, SPEC)[False].forward - plain_flops.forward
+    readout, out = 32, SPEC.horizon * SPEC.action_dim
+    assert more == 2 * (readout * 32 + 32 * out)  # 32 hidden units more, by hand
+
+
+PARTS = Parts(
+    parameters={"vision": 60, "fusion": 40},
+    **{"trainable": 100, "block": 20, "outside": 10},
+    **{"weights": 400, "gradients": 400, "optimizer": 800, "ema": 400},
+)
+PEAKS = (Peaks(size=4, passes=2400, step=2100), Peaks(size=8, passes=3200, step=2100))
+LESS = (Peaks(size=4, passes=2000, step=2100), Peaks(size=8, passes=2400, step=2100))
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of 100 parameters that takes 1,600 + 200 b bytes (recomputed 100 b), 3 GFLOP a sample."""
+    flops = {
+        again: Flops(forward=1e9, backward=2e9, recomputed=again * 6e8, optimizer=4e8)
+        for again in (False, True)
+    }
+    monkeypatch.setattr(planning, "count_flops", lambda *given: flops)
+    monkeypatch.setattr(planning, "_measured", lambda *given, **sizes: (PARTS, {False: PEAKS, True: LESS}, 7))
+
+
+def test_ways_that_send_and_hold_by_hand() -> None:
+    parts, peaks = PARTS, PEAKS
+    assert (parts.total, parts.fixed) == (100, 2000)
+    peaks = (Peaks(size=4, passes=2400, step=2100), Peaks(size=8, passes=3200, step=2100))
+    single = memory_on("single", 1, parts, peaks, config())
+    assert single == Memory(constant=1600.0, sample=200.0, step=2100.0)
+    assert (single.at(1), single.at(10)) == (2100, 3600)
+    assert [single.largest(room) for room in (3600.0, 3599.0, 2099.0)] == [10, 9, 0]
+    ddp = memory_on("ddp", 4, parts, peaks, config())
+    assert ddp == Memory(constant=2000.0, sample=200.0, step=2500.0)
+    fsdp = memory_on("fsdp", 4, parts, peaks, config())
+    # (1600 / 4) and 4 bytes for 10 outside + 2 blocks of 20, and a block's gradient; 2000 / 4 and 100 / 4
+    assert fsdp == Memory(constant=400.0 + 4 * 50 + 4 * 20, sample=200.0, step=525.0)
+    bf16 = SMALL["training"] | {"precision": "bf16", "parallel": {"kind": "fsdp", "communication": "bf16"}}
+    low = memory_on("fsdp", 4, parts, peaks, config(training=bf16))
+    # without the casts of 100 weights, but at least what lives; weights on their way have 2 bytes
+    assert low.constant == max(1600 - 200, 1600) / 4 + 2 * 50 + 4 * 20
+    assert sent_bytes("ddp", 4, parts, width=4, micro_batches=3) == 2 * 0.75 * 400
+    assert sent_bytes("fsdp", 4, parts, width=4, micro_batches=1) == 0.75 * (2 * 400 + 400)
+    assert sent_bytes("fsdp", 4, parts, width=2, micro_batches=3) == 0.75 * (2 * 3 * 200 + 400)
+    assert sent_bytes("single", 1, parts, width=4, micro_batches=1) == 0
+    assert [exposed_seconds(kind, 1.0, 0.9) for kind in ("ddp", "fsdp")] == pytest.approx([0.4, 0.1])
+
+
+def test_a_plan_names_what_fits_and_how_long_it_takes() -> None:
+    plan = make_plan(config(), SPEC, request(gpus=4), "fp32")
+    names = ["single", "single + recompute", "ddp", "ddp + recompute", "fsdp", "fsdp + recompute"]
+    assert [way.name for way in plan.ways] == names
+    assert plan.steps == 100 and plan.global_batch == 8
+    for way in plan.ways:
+        assert way.rows * way.micro_batches * way.gpus == 8
+        assert way.days == pytest.approx(100 * way.step_seconds / 86400)
+    single = plan.ways[0]
+    flops = count_flops(config(), SPEC)[False]
+    least = (8 * flops.model + flops.optimizer) / (DEVICES["h100"].fp32 * 0.4)
+    assert least < single.compute_seconds < least + 1e-4
+    assert plan.best is not None and plan.best.gpus == 4
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_what_does_not_fit_says_why_and_takes_for_ever() -> None:
+    plan = make_plan(config(), SPEC, request(gpus=16, memory=1000.0), "fp32")
+    assert plan.best is None
+    single, ddp = plan.ways[0], plan.ways[2]
+    assert "GB for one sample" in single.why_not and math.isinf(single.days)
+    assert "smaller than the number of GPUs" in ddp.why_not
+    found = json.loads(json.dumps(plain(plan, request(gpus=16)), allow_nan=False))
+    assert found["ways"][0]["days"] is None and found["ways"][0]["name"] == "single"
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_too_large_a_batch_is_cut_into_micro_batches() -> None:
+    ways = make_plan(config(), SPEC, request(memory=2400.0 / 0.92), "fp32").ways
+    assert [(way.largest, way.micro_batches, way.rows) for way in ways] == [(4, 2, 4), (8, 1, 8)]
+    assert [way.peak for way in ways] == [2400, 2400]
+    rate = DEVICES["h100"].fp32 * 0.4
+    moved = (400 + 2 * (400 + 800 + 400)) / DEVICES["h100"].memory_bandwidth
+    assert ways[0].step_seconds == pytest.approx((8 * 3e9 + 4e8) / rate + moved)
+    assert ways[1].step_seconds == pytest.approx((8 * 3.6e9 + 4e8) / rate + moved)
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_with_several_micro_batches_fsdp_holds_whole_gradients() -> None:
+    roomy = make_plan(config(), SPEC, request(gpus=2), "fp32").ways[4]
+    assert (roomy.kind, roomy.micro_batches, roomy.rows) == ("fsdp", 1, 4)
+    assert roomy.memory.constant == 1600 / 2 + 4 * 50 + 4 * 20
+    tight = make_plan(config(), SPEC, request(gpus=2, memory=1700.0 / 0.92), "fp32").ways[4]
+    assert tight.memory.constant == roomy.memory.constant + 400 / 2
+    assert (tight.largest, tight.micro_batches, tight.rows) == (2, 2, 2)
+    assert tight.sent == 0.5 * (2 * 2 * 400 + 400)
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_the_table_and_the_json_hold_every_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    plan = make_plan(config(), SPEC, request(gpus=2), "fp32")
+    print_plan(plan, request(gpus=2))
+    shown = capsys.readouterr().out
+    assert all(way.name in shown for way in plan.ways) and "…" not in shown
+    print_plan(plan, request(gpus=2), as_json=True)
+    assert len(json.loads(capsys.readouterr().out)["ways"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"gpus": 0}, "--gpus is 0"), ({"mfu": 1.5}, "--mfu is 1.5"), ({"memory": 0.0}, "--memory is 0")],
+)
+def test_impossible_requests_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        request(**changes)
+
+
+def test_devices_are_found_by_name_and_by_what_cuda_calls_them() -> None:
+    assert find_device("h200", "bf16").memory == 141e9
+    assert device_of_card("NVIDIA H100 80GB HBM3") is DEVICES["h100"]
+    assert device_of_card("NVIDIA GeForce RTX 4090") is DEVICES["rtx4090"]
+    assert device_of_card("Unheard Of") is None
+    with pytest.raises(UserError, match="--device h99: unknown"):
+        find_device("h99", "bf16")
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_the_budget_is_samples_or_episodes_but_not_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "expected_spec", lambda given: SPEC)
+    told = plan_run(
+        config(), gpus=1, episodes=10.0, frames=100.0, epochs=2.0, memory=40.0, tflops=100.0, bandwidth=9.0
+    )[1]
+    assert (told.samples, told.memory, told.bandwidth) == (2000, 40e9, 9e9)
+    assert told.device.bf16 == 1e14
+    steps = plan_run(config(), gpus=16)[1]
+    assert (steps.samples, steps.memory, steps.bandwidth, steps.mfu) == (800, 80e9, 50e9, 0.4)
+    with pytest.raises(UserError, match="give one of them"):
+        plan_run(config(), gpus=1, samples=5.0, episodes=5.0)
+
+
+def test_no_two_texts_of_a_blank_batch_are_the_same() -> None:
+    batch = blank_batch(SPEC, 50, futures=(4,), states=(1, 0))
+    assert len(torch.unique(batch.observation.text, dim=0)) == 50
+    assert batch.later_states is not None and batch.later_states.values.shape == (50, 2, SPEC.state_dim)
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("tiny", 1.0), ("small", 28.0), ("base", 100.0), ("large", 500.0)]
+)
+def test_presets_have_the_sizes_that_they_claim(size: Any, millions: float) -> None:
+    spec = DataSpec(
+        **{"views": ("a", "b"), "image_size": 64, "state_dim": 4, "action_dim": 4, "horizon": 8},
+        **{"vocab_size": 128, "text_length": 12, "embodiments": ("sawyer",), "fps": 20.0},
+    )
+    with torch.device("meta"):
+        model = ModelConfig.preset(size).build(spec)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=0.1)
