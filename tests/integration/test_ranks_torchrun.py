@@ -62,7 +62,7 @@ def second_process(run: Path) -> int | None:
 
 def finished(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output[-3000:]
+    assert process.returncode == 0, output
     return output
 
 

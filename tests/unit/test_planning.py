@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tutti import terminal
 from tutti.config import RunConfig, build_config
 from tutti.models.vla import ModelConfig
 from tutti.planning import command
@@ -212,7 +213,7 @@ def test_with_several_micro_batches_fsdp_holds_whole_gradients() -> None:
 def test_the_table_and_the_json_hold_every_way(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(terminal.console, "_width", 140)
     plan = make_plan(config(), SPEC, request(gpus=2), "fp32")
     print_plan(plan, request(gpus=2))
     shown = capsys.readouterr().out

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from tutti.ranks import ALONE, Ranks
 from tutti.types import UserError
@@ -197,7 +199,12 @@ def _meet(own: bool, device: torch.device, timeout: timedelta) -> None:
             "--nproc-per-node N -m tutti train CONFIG, which sets them all."
         )
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, count = next(rendezvous("env://", timeout=timeout))
+        # torchrun without --standalone or --rdzv-backend keeps one store over restarts (torch 2.13), and in it
+        # the addresses of the processes that are gone: each attempt has a corner of its own.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        own_store = PrefixStore(f"tutti/attempt_{attempt}", store)
+        dist.init_process_group(backend, store=own_store, rank=rank, world_size=count, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the {launched()} processes of this training could not meet at {os.environ['MASTER_ADDR']}:"
