@@ -200,8 +200,8 @@ def _meet(own: bool, device: torch.device, timeout: timedelta) -> None:
         )
     try:
         store, rank, count = next(rendezvous("env://", timeout=timeout))
-        # torchrun without --standalone or --rdzv-backend keeps one store over restarts (torch 2.13), and in it
-        # the addresses of the processes that are gone: each attempt has a corner of its own.
+        # torchrun without --standalone or --rdzv-backend keeps one store over restarts (torch 2.13), and in
+        # it the addresses of processes that are gone: each attempt has a corner of its own.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         own_store = PrefixStore(f"tutti/attempt_{attempt}", store)
         dist.init_process_group(backend, store=own_store, rank=rank, world_size=count, timeout=timeout)
