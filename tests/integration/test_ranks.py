@@ -276,5 +276,5 @@ def test_what_fsdp_cannot_do_is_refused_with_the_reason(sections: dict[str, Any]
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_kind_for_several_processes_says_how_to_start_them(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="torchrun --nproc-per-node N -m tutti train CONFIG"):
+    with pytest.raises(UserError, match="torchrun --nproc-per-node N -m -- tutti train CONFIG"):
         trainer_of(tmp_path, {"parallel": {"kind": kind}})

@@ -18,6 +18,7 @@ from tutti.config import RunConfig
 from tutti.pipeline import build_training, training_threads
 from tutti.stages import RunFolder
 from tutti.terminal import say
+from tutti.training.checkpoint import step_of
 from tutti.training.gradients import term_gradients
 from tutti.training.health import load_failure
 from tutti.training.randomness import own_randomness
@@ -97,7 +98,7 @@ def replay_saved(folder: Path | str, debugger: Debugger = no_debugger) -> SavedR
 def saved_steps(run: Path) -> list[Path]:
     """The saved steps of a run, failures and spikes, oldest first."""
     found = [path for kind in ("failures", "spikes") for path in (run / kind).glob("step-*")]
-    return sorted(found, key=lambda path: (int(path.name.split("-")[1]), path.parent.name))
+    return sorted(found, key=lambda path: (step_of(path), path.parent.name))
 
 
 def _about(folder: Path) -> dict[str, Any]:

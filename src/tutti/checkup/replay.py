@@ -21,7 +21,7 @@ from tutti.config import RunConfig
 from tutti.pipeline import build_training, training_threads
 from tutti.stages import RunFolder
 from tutti.terminal import progress_bar, say
-from tutti.training.checkpoint import checkpoints
+from tutti.training.checkpoint import checkpoints, step_of
 from tutti.training.gradients import term_gradients
 from tutti.training.health import NonFiniteError
 from tutti.training.optimizer import part_of
@@ -197,7 +197,7 @@ def replay(folder: Path | str, step: int, debugger: Debugger = no_debugger) -> R
     config = run.config()
     if not 1 <= step <= config.training.steps:
         raise UserError(f"--step is {step}; the run has steps 1 to {config.training.steps}.")
-    linked = [path for path in checkpoints(run.path) if int(path.name.split("-")[1]) < step]
+    linked = [path for path in checkpoints(run.path) if step_of(path) < step]
     _announce(run.path, step, linked)
     with (
         training_threads(config),
@@ -280,7 +280,7 @@ def _watching(trainer: Trainer, step: int, debugger: Debugger) -> Iterator[_Watc
 
 def _announce(run: Path, step: int, linked: list[Path]) -> None:
     """Says from where, and by the run's own records about how long it takes."""
-    start = int(linked[-1].name.split("-")[1]) if linked else 0
+    start = step_of(linked[-1]) if linked else 0
     times = [(r["time/seconds"], r["step"]) for r in read_records(run) if "time/seconds" in r]
     about = f", about {(step - start) * times[-1][0] / times[-1][1]:.0f} s by its records" if times else ""
     where = f"from {linked[-1].name}" if linked else "from the start, as no checkpoint before it is kept"

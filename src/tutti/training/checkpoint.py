@@ -156,7 +156,25 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first; folders still being written do not count."""
-    return sorted((run / "checkpoints").glob("step-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    return sorted((run / "checkpoints").glob("step-*"), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in the name of a folder step-N: of a checkpoint, or of a step saved for replay."""
+    return int(folder.name.split("-")[1])
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that a kill in the middle leaves no half checkpoint.
+
+    Raises: UserError if it cannot be renamed.
+    """
+    doomed = folder.with_name(TEMPORARY + folder.name)
+    try:
+        os.replace(folder, doomed)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def load(folder: Path) -> Checkpoint:

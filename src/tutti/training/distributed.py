@@ -196,7 +196,7 @@ def _meet(own: bool, device: torch.device, timeout: timedelta) -> None:
     if missing:
         raise UserError(
             f"WORLD_SIZE is set but not {', '.join(missing)}: start the processes with torchrun "
-            "--nproc-per-node N -m tutti train CONFIG, which sets them all."
+            "--nproc-per-node N -m -- tutti train CONFIG, which sets them all."
         )
     try:
         store, rank, count = next(rendezvous("env://", timeout=timeout))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import TypeAdapter
 
-from tutti.training.checkpoint import Checkpoint, checkpoints, differences, folder_of, load
+from tutti.training.checkpoint import Checkpoint, checkpoints, differences, folder_of, load, step_of
 from tutti.training.config import ForkConfig
 from tutti.training.record import Recorder, read_records
 from tutti.training.resume import present_keys
@@ -40,7 +40,7 @@ def read_source(fork: ForkConfig, run: Path) -> Checkpoint:
     Raises: UserError if there is no such checkpoint, or it is damaged; the other run is never changed.
     """
     source = Path(fork.run)
-    there = [int(folder.name.split("-")[1]) for folder in checkpoints(source)]
+    there = [step_of(folder) for folder in checkpoints(source)]
     if not there:
         raise UserError(f"training.fork.run: there is no checkpoint of a run in {source}.")
     begun = [int(record[STEP]) for record in read_records(run) if STEP in record]

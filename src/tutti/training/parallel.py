@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
-from tutti.objectives.objective import Objective
 from tutti.training.distributed import World, launched
 from tutti.training.machine import Machine
-from tutti.training.replicas import Alone, Parallel, Replicated
+from tutti.training.replicas import Alone, Computation, Parallel, Replicated
 from tutti.training.sharded import Sharded
-from tutti.types import Features, UserError
+from tutti.types import UserError
 
-HOW = "torchrun --nproc-per-node N -m tutti train CONFIG"
+HOW = "torchrun --nproc-per-node N -m -- tutti train CONFIG"
 
 
 class _Meeting(BaseModel):
@@ -59,49 +56,47 @@ class SingleConfig(BaseModel):
         """Why it is so, for the log."""
         return "one process (as configured)"
 
-    def build(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        forward: Callable[..., Features],
-        machine: Machine,
-        world: World,
-    ) -> Parallel:
+    def build(self, computation: Computation, machine: Machine) -> Parallel:
         """The plain computation. Raises UserError where several processes were started."""
-        _require_met(self.count, world)
-        return Alone(model, objective, forward, world)
+        _require_met(self.count, computation.world)
+        return Alone(computation)
 
 
-class DdpConfig(_Meeting):
+class _Several(_Meeting):
+    """What the kinds have in common that need a launcher."""
+
+    name: ClassVar[str]
+
+    @property
+    def count(self) -> int:
+        """The number of processes. Raises UserError if none was started by a launcher."""
+        if launched() == 0:
+            raise UserError(
+                f"training.parallel.kind is {self.name}, but this process was started alone. Start it with "
+                f"{HOW}, or use training.parallel.kind=auto."
+            )
+        return launched()
+
+    def reason(self, count: int) -> str:
+        """Why it is so, for the log."""
+        return f"{self.name} over {count} processes (as configured)"
+
+
+class DdpConfig(_Several):
     """`kind: ddp`: every process has the whole model; gradients are averaged while they are computed."""
 
+    name: ClassVar[str] = "ddp"
     kind: Literal["ddp"] = "ddp"
     bucket_mb: float = Field(
         default=25.0, gt=0, description="MiB of gradients that are averaged in one message."
     )
 
-    @property
-    def count(self) -> int:
-        """The number of processes. Raises UserError if none was started by a launcher."""
-        return _several(self.kind)
-
-    def reason(self, count: int) -> str:
-        """Why it is so, for the log."""
-        return f"ddp over {count} processes (as configured)"
-
-    def build(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        forward: Callable[..., Features],
-        machine: Machine,
-        world: World,
-    ) -> Parallel:
+    def build(self, computation: Computation, machine: Machine) -> Parallel:
         """The replicated computation; plain for one process."""
-        _require_met(self.count, world)
-        if world.ranks.count == 1:
-            return Alone(model, objective, forward, world)
-        return Replicated(model, objective, forward, world, bucket_mb=self.bucket_mb)
+        _require_met(self.count, computation.world)
+        if computation.world.ranks.count == 1:
+            return Alone(computation)
+        return Replicated(computation, bucket_mb=self.bucket_mb)
 
 
 class AutoParallelConfig(_Meeting):
@@ -115,28 +110,22 @@ class AutoParallelConfig(_Meeting):
             return "one process (no other was started by torchrun)"
         return f"ddp over {count} processes (started by torchrun)"
 
-    def build(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        forward: Callable[..., Features],
-        machine: Machine,
-        world: World,
-    ) -> Parallel:
+    def build(self, computation: Computation, machine: Machine) -> Parallel:
         """What the number of processes asks for."""
-        _require_met(self.count, world)
-        if world.ranks.count == 1:
-            return Alone(model, objective, forward, world)
-        return DdpConfig(timeout=self.timeout).build(model, objective, forward, machine, world)
+        _require_met(self.count, computation.world)
+        if computation.world.ranks.count == 1:
+            return Alone(computation)
+        return DdpConfig(timeout=self.timeout).build(computation, machine)
 
 
-class FsdpConfig(_Meeting):
+class FsdpConfig(_Several):
     """`kind: fsdp`: every process holds a share of each weight, its gradient and its optimiser state (FSDP2).
 
     A block's weights are gathered when it is needed and given back after it (2304.11277, ZeRO-3 of
     1910.02054).
     """
 
+    name: ClassVar[str] = "fsdp"
     kind: Literal["fsdp"] = "fsdp"
     communication: Literal["fp32", "bf16"] = Field(
         default="fp32",
@@ -149,30 +138,14 @@ class FsdpConfig(_Meeting):
         "backward (least memory); false keeps them until then (less traffic).",
     )
 
-    @property
-    def count(self) -> int:
-        """The number of processes. Raises UserError if none was started by a launcher."""
-        return _several(self.kind)
-
-    def reason(self, count: int) -> str:
-        """Why it is so, for the log."""
-        return f"fsdp over {count} processes (as configured)"
-
-    def build(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        forward: Callable[..., Features],
-        machine: Machine,
-        world: World,
-    ) -> Parallel:
+    def build(self, computation: Computation, machine: Machine) -> Parallel:
         """The sharded computation; plain for one process. The weights become shares in place.
 
         Raises: UserError where bf16 is asked for and the training is not.
         """
-        _require_met(self.count, world)
-        if world.ranks.count == 1:
-            return Alone(model, objective, forward, world)
+        _require_met(self.count, computation.world)
+        if computation.world.ranks.count == 1:
+            return Alone(computation)
         low = self.communication == "bf16"
         if low and machine.precision != "bf16":
             raise UserError(
@@ -180,7 +153,7 @@ class FsdpConfig(_Meeting):
                 f"{machine.precision}: weights would be rounded for nothing. Use training.precision=bf16, or "
                 "communication=fp32."
             )
-        return Sharded(model, objective, forward, world, machine.device, low=low, reshard=self.reshard)
+        return Sharded(computation, machine.device, low=low, reshard=self.reshard)
 
 
 ParallelConfig = Annotated[
@@ -195,12 +168,3 @@ def _require_met(count: int, world: World) -> None:
             "inside `with tutti.training.distributed.joined(count, device, timeout):`, as "
             "tutti.pipeline.train does."
         )
-
-
-def _several(kind: str) -> int:
-    if launched() == 0:
-        raise UserError(
-            f"training.parallel.kind is {kind}, but this process was started alone. Start it with {HOW}, or "
-            "use training.parallel.kind=auto."
-        )
-    return launched()

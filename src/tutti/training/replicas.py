@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -22,6 +22,21 @@ from tutti.types import Batch, Features, LossTerms, UserError
 log = logging.getLogger("tutti.training")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computation:
+    """What is to be spread: model, objective, the model's forward pass (compiled or not), the processes."""
+
+    model: nn.Module
+    objective: Objective
+    forward: Callable[..., Features]
+    world: World
+
+    def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+        """Features and terms of a batch, on this process alone."""
+        features = self.forward(batch.observation)
+        return features, self.objective(features, batch, progress, only)
+
+
 class Box:
     """Features and terms of a batch, out of reach for those who search an output for tensors.
 
@@ -34,20 +49,16 @@ class Box:
 
 
 class Joint(nn.Module):
-    """Model and objective as one module, whose output is the total loss, and all else in a box.
+    """Model and objective as one module, whose output is the total loss, and all else in a box."""
 
-    `forward` is the model's forward pass, compiled or not.
-    """
-
-    def __init__(self, model: nn.Module, objective: Objective, forward: Callable[..., Features]) -> None:
+    def __init__(self, computation: Computation) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
-        self._forward = (forward,)  # in a tuple, so that torch does not register it
+        self.model, self.objective = computation.model, computation.objective
+        self._computation = computation
 
     def forward(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Tensor, Box]:
         """The total of the batch; features and terms in the box."""
-        features = self._forward[0](batch.observation)
-        terms = self.objective(features, batch, progress, only)
+        features, terms = self._computation.plain(batch, progress, only)
         return terms.total, Box(features, terms)
 
 
@@ -60,11 +71,10 @@ class Parallel:
 
     looks: ClassVar[bool] = True
 
-    def __init__(
-        self, model: nn.Module, objective: Objective, forward: Callable[..., Features], world: World
-    ) -> None:
-        self.model, self.objective, self.world = model, objective, world
-        self._forward = forward
+    def __init__(self, computation: Computation) -> None:
+        self.computation = computation
+        self.model, self.objective = computation.model, computation.objective
+        self.world = computation.world
 
     def start(self, backward: Backward) -> None:
         """Called once, when all parameters and the backward are known.
@@ -78,8 +88,7 @@ class Parallel:
 
     def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
         """The same, with no gradient averaged on the way back."""
-        features = self._forward(batch.observation)
-        return features, self.objective(features, batch, progress, only)
+        return self.computation.plain(batch, progress, only)
 
     def judge(
         self, batch: Batch, progress: float, only: Collection[str] | None
@@ -119,17 +128,9 @@ class Replicated(Parallel):
     asks for gradients by itself (masks) has its sum averaged at the end; K gradients average each term's.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        forward: Callable[..., Features],
-        world: World,
-        *,
-        bucket_mb: float = 25.0,
-    ) -> None:
-        super().__init__(model, objective, forward, world)
-        require_no_batch_norm(model, objective)
+    def __init__(self, computation: Computation, *, bucket_mb: float) -> None:
+        super().__init__(computation)
+        require_no_batch_norm(self.model, self.objective)
         self._bucket_mb = bucket_mb
         self._reducer: DistributedDataParallel | None = None
         self._half_done = False
@@ -158,7 +159,7 @@ class Replicated(Parallel):
             # torch 2.13 renames broadcast_buffers, 2.9 lacks the new name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
-                Joint(self.model, self.objective, self._forward),
+                Joint(self.computation),
                 bucket_cap_mb=self._bucket_mb,
                 find_unused_parameters=True,
                 broadcast_buffers=False,

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import shutil
 from pathlib import Path
 
 from tutti.training.best import KeepBest, KeepBestConfig
-from tutti.training.checkpoint import TEMPORARY, checkpoints, folder_of, write_text_atomically
+from tutti.training.checkpoint import checkpoints, folder_of, remove, step_of, write_text_atomically
 from tutti.training.record import read_records
 
 log = logging.getLogger("tutti.training")
@@ -27,20 +25,17 @@ def retain(run: Path, *, newest: int, every: int = 0, best: KeepBest = "off") ->
     candidate; of equals the earliest is the best. Killed at any moment it leaves whole checkpoints, and the
     next call ends what this one began.
 
-    Raises: UserError if best.json cannot be written.
+    Raises: UserError if best.json cannot be written, or a checkpoint not be deleted.
     """
     there = checkpoints(run)
     kept = set(there[-newest:])
     if every:
-        kept |= {folder for folder in there if _step(folder) % every == 0}
+        kept |= {folder for folder in there if step_of(folder) % every == 0}
     if best != "off" and (step := _mark_best(run, there, best)) is not None:
         kept.add(folder_of(run, step))
     for old in there:
         if old not in kept:
-            # Renamed first, so that a kill in the middle of the deletion leaves no half checkpoint.
-            doomed = old.with_name(TEMPORARY + old.name)
-            os.replace(old, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            remove(old)
 
 
 def _mark_best(run: Path, there: list[Path], best: KeepBestConfig) -> int | None:
@@ -49,11 +44,11 @@ def _mark_best(run: Path, there: list[Path], best: KeepBestConfig) -> int | None
     sign = 1 if best.mode == "min" else -1
     values = {
         step: sign * validations[step].get(best.metric, math.nan)
-        for step in map(_step, there)
+        for step in map(step_of, there)
         if step in validations
     }
-    if there and best.metric not in validations.get(_step(there[-1]), {best.metric: 0}):
-        log.warning("keep_best: the validation after step %d has no '%s'", _step(there[-1]), best.metric)
+    if there and best.metric not in validations.get(step_of(there[-1]), {best.metric: 0}):
+        log.warning("keep_best: the validation after step %d has no '%s'", step_of(there[-1]), best.metric)
     found = [(value, step) for step, value in values.items() if math.isfinite(value)]
     if not found:
         return None
@@ -63,7 +58,3 @@ def _mark_best(run: Path, there: list[Path], best: KeepBestConfig) -> int | None
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text_atomically(path, text)
     return step
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.split("-")[1])

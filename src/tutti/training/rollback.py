@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutti.training.checkpoint import TEMPORARY, checkpoints, disk_error, load
+from tutti.training.checkpoint import checkpoints, load, remove, step_of
 from tutti.training.feed import TrainingData
 from tutti.training.gradient_policy import RollBackConfig
 from tutti.training.record import Recorder
@@ -44,7 +40,7 @@ def roll_back(trainer: Trainer, data: TrainingData, recorder: Recorder) -> None:
             f"{trainer.run / 'checkpoints'}. Lower training.optimizer.lr, lengthen training.schedule.warmup, "
             "lower training.clip_norm, or look at the batches in spikes/."
         )
-    folders = {int(folder.name.split("-")[1]): folder for folder in checkpoints(trainer.run)}
+    folders = {step_of(folder): folder for folder in checkpoints(trainer.run)}
     old = [number for number in folders if number <= step - config.back]
     if not old:
         raise UserError(
@@ -56,7 +52,12 @@ def roll_back(trainer: Trainer, data: TrainingData, recorder: Recorder) -> None:
     position, samples, seconds = data.train.state(), trainer.samples, trainer.clock.seconds
     skipped, rollbacks = policy.skipped, policy.rollbacks
     later = sorted((number for number in folders if number > saved.step), reverse=True)
-    trainer.parallel.world.on_first(lambda: _remove([folders[number] for number in later]))
+
+    def forget() -> None:
+        for number in later:  # the newest first: what is left after a kill leads to the same roll-back
+            remove(folders[number])
+
+    trainer.parallel.world.on_first(forget)
     put_back(trainer, data, saved)
     data.train.load_state(position)
     trainer.samples = trainer.recorded = samples
@@ -67,17 +68,6 @@ def roll_back(trainer: Trainer, data: TrainingData, recorder: Recorder) -> None:
     count = float(len(rollbacks))
     recorder.write(saved.step, "event", {"optim/rollbacks": count, "optim/rollback_from": float(step)})
     log.warning("%s Rolled back to step %d (%d of %d)", found, saved.step, len(rollbacks), config.most)
-
-
-def _remove(later: Sequence[Path]) -> None:
-    """Deletes checkpoints, the newest first: what is left after a kill leads to the same roll-back."""
-    for folder in later:
-        doomed = folder.with_name(TEMPORARY + folder.name)
-        try:
-            os.replace(folder, doomed)  # so that a kill leaves no half checkpoint
-        except OSError as error:
-            raise disk_error(error, folder) from error
-        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _what(last: float, mean: float, config: RollBackConfig, high: int) -> str:

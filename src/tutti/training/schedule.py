@@ -13,6 +13,11 @@ def warm_up_factor(step: int, warmup: int) -> float:
     return 1.0 if warmup == 0 else min(1.0, (step + 1) / warmup)
 
 
+def _after_warm_up(step: int, warmup: int, steps: int) -> float:
+    """The share of what follows the warm-up, 0 to 1, that lies behind."""
+    return min(1.0, (step - warmup) / max(1, steps - warmup))
+
+
 class ConstantConfig(BaseModel):
     """Linear warm-up, then 1: for a schedule-free optimiser, and for runs that are forked to cool down."""
 
@@ -42,8 +47,8 @@ class LinearConfig(BaseModel):
         """The factor for the update number `step` (0-based) of `steps`."""
         if step < self.warmup:
             return warm_up_factor(step, self.warmup)
-        t = (step - self.warmup) / max(1, steps - self.warmup)
-        return 1.0 - (1.0 - self.final) * min(1.0, t)
+        t = _after_warm_up(step, self.warmup, steps)
+        return 1.0 - (1.0 - self.final) * t
 
 
 class CosineConfig(BaseModel):
@@ -62,8 +67,8 @@ class CosineConfig(BaseModel):
         """The factor for the update number `step` (0-based) of `steps`."""
         if step < self.warmup:
             return warm_up_factor(step, self.warmup)
-        t = (step - self.warmup) / max(1, steps - self.warmup)
-        return self.final + (1.0 - self.final) * (1.0 + math.cos(math.pi * min(1.0, t))) / 2.0
+        t = _after_warm_up(step, self.warmup, steps)
+        return self.final + (1.0 - self.final) * (1.0 + math.cos(math.pi * t)) / 2.0
 
 
 class WsdConfig(BaseModel):

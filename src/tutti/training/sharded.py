@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,10 +14,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parameter import Parameter
 
 from tutti.models.layers import blocks_of
-from tutti.objectives.objective import Objective
 from tutti.training.backward import Backward, OneBackward
-from tutti.training.distributed import World
-from tutti.training.replicas import Joint, Parallel, average_gradients, require_equal, require_no_batch_norm
+from tutti.training.replicas import (
+    Computation,
+    Joint,
+    Parallel,
+    average_gradients,
+    require_equal,
+    require_no_batch_norm,
+)
 from tutti.types import Batch, Features, LossTerms, UserError
 
 log = logging.getLogger("tutti.training")
@@ -33,29 +38,19 @@ class Sharded(Parallel):
 
     looks: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        forward: Callable[..., Features],
-        world: World,
-        device: torch.device,
-        *,
-        low: bool,
-        reshard: bool,
-    ) -> None:
-        super().__init__(model, objective, forward, world)
-        require_no_batch_norm(model, objective)
-        require_equal(world, {"model": model, "objective": objective})
-        mesh = init_device_mesh(device.type, (world.ranks.count,))
+    def __init__(self, computation: Computation, device: torch.device, *, low: bool, reshard: bool) -> None:
+        super().__init__(computation)
+        require_no_batch_norm(self.model, self.objective)
+        require_equal(self.world, {"model": self.model, "objective": self.objective})
+        mesh = init_device_mesh(device.type, (self.world.ranks.count,))
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32 if low else None
         )
-        joint = Joint(model, objective, forward)
+        joint = Joint(computation)
         self._scalars = [parameter for parameter in joint.parameters() if parameter.ndim == 0]
         for parameter in joint.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP shares out rows; kernels are channels-last
-        for block in blocks_of(model, objective):
+        for block in blocks_of(self.model, self.objective):
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
         ignored: set[Parameter] = set(self._scalars)
         self._joint: FSDPModule = fully_shard(joint, mesh=mesh, mp_policy=policy, ignored_params=ignored)

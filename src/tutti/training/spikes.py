@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tutti.training.checkpoint import step_of
+
 LEAST_SPREAD = 1e-3
 """The standard deviation counts as at least this share of the mean: on a loss that hardly moves at all, a
 rise of half a per cent is no spike."""
@@ -92,6 +94,6 @@ class SpikeDetector:
 
 def keep_newest(folder: Path, keep: int) -> None:
     """Deletes all but the newest `keep` of the saved spikes in `folder`."""
-    saved = sorted(folder.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    saved = sorted(folder.glob("step-*"), key=step_of)
     for old in saved[: len(saved) - keep]:
         shutil.rmtree(old, ignore_errors=True)

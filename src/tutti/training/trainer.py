@@ -34,6 +34,7 @@ from tutti.training.metrics import rate_metrics, term_metrics
 from tutti.training.optimizer import part_of
 from tutti.training.randomness import rng_state, seed_everything
 from tutti.training.record import Meter, Recorder, recorder_of
+from tutti.training.replicas import Computation
 from tutti.training.retention import retain
 from tutti.training.rollback import roll_back
 from tutti.training.second_look import look_again
@@ -79,7 +80,8 @@ class Trainer:
         self.model = model.to(self.machine.device)
         self.objective = objective.to(self.machine.device)
         forward = prepared(self.model, self.objective, config)
-        self.parallel = config.parallel.build(self.model, self.objective, forward, self.machine, world())
+        computation = Computation(model=self.model, objective=self.objective, forward=forward, world=world())
+        self.parallel = config.parallel.build(computation, self.machine)
         self.optimizer = config.optimizer.build(self.model, self.objective)
         self.parameters: dict[str, Parameter] = {
             f"{root}.{name}": parameter
