@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -128,10 +129,62 @@ def test_a_checkpoint_goes_on_with_any_number_of_ranks(
     assert furthest(expected["tensors"], found["tensors"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["ddp2", "fsdp2", "ddp3"])
-def test_a_resumed_training_ends_with_the_same_bytes(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "after"), MOVES)
+def test_a_checkpoint_of_shares_goes_on_with_any_number_of_ranks(
+    before: str, after: str, trained: Any, tmp_path: Path
+) -> None:
+    expected = trained("one")[0]["accumulation"]
+    settings = {"steps": 4, "accumulation": 2, "checkpoint_every": 2, "checkpoint_format": "sharded", **MUON}
+    for kind in (before, after):
+        count, section = spread(kind)
+        found = on_ranks(count, train, str(tmp_path), settings | section)[0]
+        last = tmp_path / "checkpoints" / "step-000004"
+        wrote = {path.name.split("_")[2] for path in (last / "shards").glob("__*")}
+        assert wrote == {str(rank) for rank in range(count)}  # each rank a file of its own
+        if kind == before:
+            shutil.rmtree(last)
+    require_same_records(expected["records"], found["records"])
+    assert furthest(expected["tensors"], found["tensors"]) < TOLERANCE
+
+
+def full_on_one(run: str, changes: dict[str, Any]) -> tuple[str, str]:
+    """A training whose rank 1 finds the disk full at its second checkpoint."""
+    from tutti import shards
+
+    write = shards.FileSystemWriter.write_data
+
+    def refuse(self: Any, plan: Any, planner: Any) -> Any:
+        if present().rank == 1 and "step-000004" in str(self.path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, plan, planner)
+
+    shards.FileSystemWriter.write_data = refuse
+    try:
+        train(run, changes)
+    except UserError as error:
+        return "UserError", str(error)
+    return "went on", ""
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_disk_that_is_full_for_one_rank_stops_all_and_leaves_the_checkpoint_before(
+    background: bool, tmp_path: Path
+) -> None:
+    changes = {"checkpoint_every": 2, "checkpoint_format": "sharded", "checkpoint_background": background}
+    found = on_ranks(2, full_on_one, str(tmp_path), {**changes, "parallel": {"kind": "fsdp"}})
+    for kind, message in found:
+        assert kind == "UserError" and "step-000004: cannot write, the disk" in message
+    assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+    saved = load_latest(tmp_path)
+    assert saved is not None and saved.step == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [("ddp2", "whole"), ("fsdp2", "whole"), ("ddp3", "whole"), ("fsdp2", "sharded")]
+)
+def test_a_resumed_training_ends_with_the_same_bytes(kind: str, form: str, tmp_path: Path) -> None:
     count, section = spread(kind)
-    settings = {"steps": 4, "checkpoint_every": 2, "parallel": section["parallel"]}
+    settings = {"steps": 4, "checkpoint_every": 2, "checkpoint_format": form, **section}
     function = train if count != 3 else train_on_three
     first = on_ranks(count, function, str(tmp_path), settings)[0]
     shutil.rmtree(tmp_path / "checkpoints" / "step-000004")

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from test_serving_policy import look, model, write
 
 from tutti.serving.export import export, export_command
-from tutti.serving.policy import Policy
+from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, find_checkpoint
+from tutti.training.checkpoint import Checkpoint, save_sharded
+from tutti.training.distributed import ONE
 from tutti.types import UserError
 
 
@@ -45,6 +48,34 @@ def test_an_export_acts_like_its_checkpoint_without_the_run(
     assert {path.name for path in to.iterdir()} == {
         *("model.safetensors", "config.yaml", "spec.json", "normalizer.json", "tokenizer.json", "export.json")
     }
+
+
+@pytest.mark.parametrize(("weights", "seed"), [("ema", 4), ("raw", 3)])
+def test_a_checkpoint_of_shares_is_a_policy_and_exports_one_file(
+    run: Path, tmp_path: Path, weights: Weights, seed: int
+) -> None:
+    old = run / "checkpoints" / "step-000020"
+    tensors = {name: load_file(old / f"{name}.safetensors") for name in ("model", "ema")}
+    texts = ("spec.json", "normalizer.json", "tokenizer.json", "config.yaml")
+    extra = {name: (old / name).read_text() for name in texts if (old / name).is_file()}
+    saved = Checkpoint(step=30, tensors=tensors, optimizer={}, rng={}, state={}, extra=extra)
+    folder = save_sharded(run, saved, ONE)
+    before = CheckpointPolicyFactory(run, weights)
+    assert before.path == folder == find_checkpoint(run)
+    assert (
+        before.fingerprint != CheckpointPolicyFactory(run, "raw" if weights == "ema" else "ema").fingerprint
+    )
+    images, state = look()
+    policy = before()
+    expected = Policy(model(seed), policy.normalizer, policy.tokenizer).predict(images, state, "open it")
+    np.testing.assert_array_equal(policy.predict(images, state, "open it"), expected)
+    to = export(run, tmp_path / "policy", weights)
+    np.testing.assert_array_equal(Policy.load(to).predict(images, state, "open it"), expected)
+    assert json.loads((to / "export.json").read_text())["weights"] == weights
+    index = folder / "shards" / ".metadata"
+    index.write_bytes(index.read_bytes()[:50])
+    with pytest.raises(UserError, match="missing or damaged"):
+        Policy.load(run)
 
 
 def test_without_an_average_the_raw_weights_are_exported_and_it_is_noted(run: Path, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_factory_pickles_and_its_fingerprint_follows_the_weights(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("model.safetensors", b"xx", "damaged or of another model"),
+        ("model.safetensors", b"xx", "these weights are damaged"),
         ("spec.json", None, "spec.json: missing"),
         ("spec.json", b"{}", "not the data spec"),
         ("normalizer.json", b"{", "normalizer.json"),

@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Literal
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from tutti.data.storage import full_disk_is_a_user_error, sync_tree
-from tutti.serving.policy import FILES, Policy, Weights, find_checkpoint
+from tutti.serving.policy import (
+    FILES,
+    SHARDS,
+    Policy,
+    Weights,
+    find_checkpoint,
+    is_sharded,
+    kept_weights,
+    read_weights,
+)
 from tutti.types import UserError
 
 BESIDE = ("spec.json", "normalizer.json", "tokenizer.json")
@@ -35,18 +45,19 @@ def export(
     source, to = find_checkpoint(Path(run), checkpoint), Path(to)
     if to.exists():
         raise UserError(f"{to} exists. Give --to a folder that does not, or delete this one.")
-    chosen = source / FILES[weights]
-    if not chosen.is_file():
-        weights, chosen = "raw", source / FILES["raw"]
+    weights = kept_weights(source, weights)
     config = source / "config.yaml"
     if not config.is_file():
         config = source.parent.parent / "config.yaml"
     temporary = to.with_name(f".writing-{to.name}")
     try:
-        with full_disk_is_a_user_error(to.parent, "the export", lambda: f"{chosen.stat().st_size} bytes"):
+        with full_disk_is_a_user_error(to.parent, "the export", lambda: _needed(source)):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            _copy(chosen, temporary / FILES["raw"])
+            if is_sharded(source):
+                (temporary / FILES["raw"]).write_bytes(save(read_weights(source, weights)))
+            else:
+                _copy(source / FILES[weights], temporary / FILES["raw"])
             for path in (config, *(source / name for name in BESIDE)):
                 _copy(path, temporary / path.name)
             about = {"checkpoint": source.name, "weights": weights, "parameters": _count(temporary)}
@@ -73,6 +84,12 @@ def export_command(run: Path, to: Path, weights: str, checkpoint: str) -> Path:
     if checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest, best or the number of a step, found '{checkpoint}'.")
     return export(run, to, weights, checkpoint)
+
+
+def _needed(source: Path) -> str:
+    """No more than the weights of the checkpoint."""
+    files = [*source.glob("*.safetensors"), *(source / SHARDS).glob("*")]
+    return f"at most {sum(path.stat().st_size for path in files)} bytes"
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
+from tutti import shards
 from tutti.data.cache import resize_images
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
@@ -25,6 +26,7 @@ from tutti.types import DataSpec, Features, Tokens, UserError
 Weights = Literal["ema", "raw"]
 MOST_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
 FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+SHARDS = "shards"
 
 
 class Policy:
@@ -69,7 +71,7 @@ class Policy:
         """From a checkpoint folder, or from a run's folder, whose newest checkpoint is taken.
 
         Reads model.safetensors ("raw") or ema.safetensors ("ema"; the raw weights where training kept no
-        average), spec.json, normalizer.json, tokenizer.json and config.yaml.
+        average), or the same out of shards/; spec.json, normalizer.json, tokenizer.json and config.yaml.
 
         Raises UserError: a file is missing, damaged or does not fit the others.
         """
@@ -79,7 +81,7 @@ class Policy:
         if not config_file.is_file():
             config_file = folder.parent.parent / "config.yaml"  # the run's own, beside checkpoints/
         model = _model_config(config_file).build(spec)
-        _load_weights(model, _weights_file(folder, weights))
+        _load_weights(model, folder, weights)
         try:
             normalizer = Normalizer.from_dict(json.loads(_text(folder / "normalizer.json")))
             tokenizer = Tokenizer.from_json(_text(folder / "tokenizer.json"))
@@ -181,13 +183,13 @@ class CheckpointPolicyFactory:
     def __post_init__(self) -> None:
         folder = find_checkpoint(self.path)
         digest = hashlib.sha256(str(self.clip).encode())
-        for path in (
-            _weights_file(folder, self.weights),
-            folder / "spec.json",
-            folder / "normalizer.json",
-            folder / "tokenizer.json",
-        ):
-            digest.update(_bytes(path))
+        if not is_sharded(folder):
+            digest.update(_bytes(folder / FILES[kept_weights(folder, self.weights)]))
+        else:
+            for name, value in sorted(read_weights(folder, self.weights).items()):
+                digest.update(name.encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name in ("spec.json", "normalizer.json", "tokenizer.json"):
+            digest.update(_bytes(folder / name))
         object.__setattr__(self, "path", folder)
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
@@ -204,14 +206,14 @@ def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest
 
     `.../checkpoints/last` and `.../checkpoints` also mean the newest. Raises UserError if there is none.
     """
-    if (path / FILES["raw"]).is_file():
+    if _holds_weights(path):
         return path
     home = path / "checkpoints"
     if path.name == "checkpoints":
         home = path
     elif path.name == "last":
         home = path.parent
-    found = [folder for folder in home.glob("step-*") if (folder / FILES["raw"]).is_file()]
+    found = [folder for folder in home.glob("step-*") if _holds_weights(folder)]
     if not found:
         raise UserError(
             f"{path}: no checkpoint here (expected {FILES['raw']}, or {home.name}/step-.../{FILES['raw']}). "
@@ -241,9 +243,38 @@ def _best(marked: Path) -> int:
         raise UserError(f"{marked}: cannot be read ({error}).") from error
 
 
-def _weights_file(folder: Path, weights: Weights) -> Path:
-    path = folder / FILES[weights]
-    return path if path.is_file() else folder / FILES["raw"]
+def is_sharded(folder: Path) -> bool:
+    """True for a checkpoint that every rank has written its shares of (`tutti.shards`)."""
+    return (folder / SHARDS / shards.INDEX).is_file()
+
+
+def _holds_weights(folder: Path) -> bool:
+    return (folder / FILES["raw"]).is_file() or is_sharded(folder)
+
+
+def kept_weights(folder: Path, weights: Weights) -> Weights:
+    """`weights`, or the raw ones where the checkpoint has no average. Raises UserError if it is damaged."""
+    if is_sharded(folder):
+        there = Path(FILES[weights]).stem in shards.sets(folder / SHARDS)
+    else:
+        there = (folder / FILES[weights]).is_file()
+    return weights if there else "raw"
+
+
+def read_weights(folder: Path, weights: Weights) -> dict[str, torch.Tensor]:
+    """The model's weights out of a checkpoint's folder; the raw ones where it has no average.
+
+    Raises: UserError if they are missing or damaged.
+    """
+    file = FILES[kept_weights(folder, weights)]
+    if not is_sharded(folder):
+        try:
+            return load_tensors(_bytes(folder / file))
+        except SafetensorError as error:
+            raise UserError(f"{folder / file}: these weights are damaged ({error}). {_CURE}") from error
+    start = f"{Path(file).stem}/"
+    found = shards.read(folder / SHARDS, below=start)
+    return {name.removeprefix(start): value for name, value in found.items()}
 
 
 def _bytes(path: Path) -> bytes:
@@ -280,14 +311,13 @@ def _model_config(path: Path) -> ModelConfig:
         ) from error
 
 
-def _load_weights(model: VLA, path: Path) -> None:
+def _load_weights(model: VLA, folder: Path, weights: Weights) -> None:
+    tensors = read_weights(folder, weights)
     try:
-        model.load_state_dict(load_tensors(_bytes(path)), strict=True)
-    except (SafetensorError, RuntimeError) as error:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
         first = "\n".join(str(error).splitlines()[:6])
-        raise UserError(
-            f"{path}: these weights are damaged or of another model.\n{first}\n{_CURE}"
-        ) from error
+        raise UserError(f"{folder}: these weights are of another model.\n{first}\n{_CURE}") from error
 
 
 def _choose(known: tuple[str, ...], embodiment: str | None) -> str:

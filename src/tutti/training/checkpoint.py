@@ -6,19 +6,22 @@ run/checkpoints/step-000200/
   optimizer.pt  rng.pt                      moments of the optimisers; random states
   ...                                       texts the pipeline passes in (spec.json, normalizer.json, ...)
   state.json                                step, loader position, metrics, versions, checksums of all files
+
+Sharded, every process writes what it holds: a folder shards/ (see tutti.shards) stands for all .safetensors
+files and for the tensors of optimizer.pt. `load` reads either.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
 import platform
 import shutil
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from tutti.data.storage import sync_folder, write_atomically
+from tutti import shards
+from tutti.data.storage import sync_folder
+from tutti.training.disk import TEMPORARY, disk_error, pickled
+from tutti.training.distributed import ONE, World
+from tutti.training.frame import put_in, taken_out
 from tutti.types import UserError
 
 STATE = "state.json"
-TEMPORARY = ".writing-"
-FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+SHARDS = "shards"
+OPTIMIZER = "optimizer"
+"""What the names of an optimiser's tensors begin with among the shards."""
+Size = dict[str, int]
+"""bytes and crc32 of a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,56 +58,11 @@ class Checkpoint:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-def disk_error(error: OSError, path: Path) -> UserError:
-    """The message for a write that failed."""
-    if error.errno in FULL:
-        free = shutil.disk_usage(path if path.exists() else path.parent).free / 2**20
-        return UserError(
-            f"{path}: cannot write, the disk (or the quota or file size limit) is full; {free:.0f} MiB are "
-            "free. Free space and run the same command again: it continues from the last checkpoint."
-        )
-    return UserError(
-        f"{path}: cannot write ({error.strerror}). Check that the folder exists and is writable."
-    )
-
-
 def _write(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: a kill leaves the old file or the new one.
-
-    Raises: UserError if the disk is full.
-    """
-    try:
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise disk_error(error, path) from error
-
-
-def require_writable(folder: Path) -> None:
-    """Makes the folder if it is not there, and tries whether a file can be written into it.
-
-    Raises: UserError if not.
-    """
-    probe = folder / f"{TEMPORARY}probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"tutti")
-        probe.unlink()
-    except OSError as error:
-        raise disk_error(error, folder) from error
-
-
-def pickled(value: Any) -> bytes:
-    """What `torch.save` would write, as bytes: a full disk then fails as a plain OSError."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
 
 
 def versions() -> dict[str, str]:
@@ -118,25 +83,67 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
     Raises: UserError if the disk is full or not writable; then nothing half-written is left.
     """
     final = folder_of(run, checkpoint.step)
-    if (final / STATE).exists():
-        return final
-    temporary = final.with_name(TEMPORARY + final.name)
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write_files(temporary, checkpoint)
-        sync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)  # a folder without state.json: never complete
-        os.replace(temporary, final)
-        sync_folder(final.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise disk_error(error, final) from error
+    with _whole_or_not(final) as temporary:
+        if temporary is not None:
+            sizes = _write_whole(temporary, checkpoint)
+            _finish(temporary, final, checkpoint, sizes)
     return final
 
 
-def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
-    sizes: dict[str, dict[str, int]] = {}
+def save_sharded(run: Path, checkpoint: Checkpoint, world: World) -> Path:
+    """The same by all ranks of `world` at once, each of which brings its shares and writes them.
+
+    The folder gets its name when every rank has written and told its checksums. The others wait for the
+    first rank, which makes it.
+
+    Raises: UserError on all ranks if one cannot write; then nothing half-written is left.
+    """
+    final = folder_of(run, checkpoint.step)
+    tensors = {f"{name}/{key}": t for name, one in checkpoint.tensors.items() for key, t in one.items()}
+    frame = taken_out(checkpoint.optimizer, OPTIMIZER, tensors)
+    with _whole_or_not(final, world) as temporary:
+        if temporary is None:
+            return final
+        shards.write(temporary / SHARDS, tensors, world.waiting)
+        sizes = _sizes_of_all(temporary / SHARDS, world)
+        light = replace(checkpoint, tensors={}, optimizer=frame)
+        world.on_first(lambda: _finish(temporary, final, light, {**_write_whole(temporary, light), **sizes}))
+    return final
+
+
+@contextmanager
+def _whole_or_not(final: Path, world: World = ONE) -> Iterator[Path | None]:
+    """A new folder to write into, or None if `final` is there already; removed if the block fails."""
+    temporary = final.with_name(TEMPORARY + final.name)
+
+    def begin() -> bool:
+        if (final / STATE).exists():
+            return False
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        return True
+
+    try:
+        yield temporary if world.on_first(begin) else None
+    except OSError as error:
+        if world.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(error, final) from error
+
+
+def _finish(temporary: Path, final: Path, checkpoint: Checkpoint, sizes: dict[str, Size]) -> None:
+    """Writes state.json, the last file, and renames the folder."""
+    state = {**checkpoint.state, "step": checkpoint.step, "versions": versions(), "files": sizes}
+    _write(temporary / STATE, json.dumps(state, indent=1).encode())
+    sync_folder(temporary)
+    shutil.rmtree(final, ignore_errors=True)  # a folder without state.json: never complete
+    os.replace(temporary, final)
+    sync_folder(final.parent)
+
+
+def _write_whole(folder: Path, checkpoint: Checkpoint) -> dict[str, Size]:
+    """All files but shards and state.json. Gives their sizes."""
+    sizes: dict[str, Size] = {}
 
     def write(name: str, data: bytes) -> None:
         _write(folder / name, data)
@@ -150,8 +157,34 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     write("rng.pt", pickled(checkpoint.rng))
     for name, text in checkpoint.extra.items():
         write(name, text.encode())
-    state = {**checkpoint.state, "step": checkpoint.step, "versions": versions(), "files": sizes}
-    _write(folder / STATE, json.dumps(state, indent=1).encode())
+    return sizes
+
+
+def _sizes_of_all(folder: Path, world: World) -> dict[str, Size]:
+    """Of the shards of all ranks, each of which looks at its own.
+
+    Raises: OSError on all ranks if one cannot read its own.
+    """
+    own: dict[str, Size] | OSError
+    try:
+        own = {f"{SHARDS}/{path.name}": _size(path) for path in shards.files_of(folder, world.ranks.rank)}
+    except OSError as error:
+        own = error
+    sizes: dict[str, Size] = {}
+    for one in world.together(own):
+        if isinstance(one, OSError):
+            raise one
+        sizes |= one
+    return sizes
+
+
+def _size(path: Path) -> Size:
+    """Size and checksum of a file, read in pieces."""
+    number, length = 0, 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 24):
+            number, length = zlib.crc32(piece, number), length + len(piece)
+    return {"bytes": length, "crc32": number}
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -177,47 +210,94 @@ def remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def load(folder: Path) -> Checkpoint:
-    """Read a checkpoint and check every file's size and checksum.
+def verify(folder: Path) -> Path:
+    """Compares every file's size and checksum with state.json. Gives the folder.
 
     Raises: UserError if a file is missing, truncated or changed.
     """
-    cure = f"Delete the folder {folder} to continue from the checkpoint before it."
+    for name, expected in _state(folder)["files"].items():
+        try:
+            _compare(folder / name, _size(folder / name), expected)
+        except FileNotFoundError as error:
+            raise UserError(f"{folder / name}: the checkpoint lacks this file. {_cure(folder)}") from error
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror}). {_cure(folder)}") from error
+    return folder
+
+
+def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: bool = False) -> Checkpoint:
+    """Read a checkpoint, whole or sharded, and check every file's size and checksum.
+
+    `forms`: where it has a DTensor, only this rank's share is read of a sharded checkpoint (see
+    `tutti.shards.read`). `verified`: `verify` has passed, so shards are not read once more to be checked.
+
+    Raises: UserError if a file is missing, truncated or changed.
+    """
+    state = _state(folder)
+    sharded = any(name.startswith(f"{SHARDS}/") for name in state["files"])
+    if sharded and not verified:
+        verify(folder)
+    own = [name for name in state["files"] if not name.startswith(f"{SHARDS}/")]
     try:
-        state = json.loads((folder / STATE).read_text())
-        contents = {name: (folder / name).read_bytes() for name in state["files"]}
+        contents = {name: (folder / name).read_bytes() for name in own}
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: the checkpoint lacks this file. {cure}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / STATE}: not readable as a checkpoint's state ({error}). {cure}"
-        ) from error
-    for name, expected in state["files"].items():
-        data = contents[name]
-        if len(data) != expected["bytes"]:
-            raise UserError(
-                f"{folder / name}: truncated, {expected['bytes']} bytes expected, {len(data)} found. {cure}"
-            )
-        if zlib.crc32(data) != expected["crc32"]:
-            raise UserError(f"{folder / name}: damaged, its checksum differs. {cure}")
+        raise UserError(f"{error.filename}: the checkpoint lacks this file. {_cure(folder)}") from error
+    for name, data in contents.items():
+        found: Size = {"bytes": len(data), "crc32": zlib.crc32(data)}
+        _compare(folder / name, found, state["files"][name])
     tensors = {
         name.removesuffix(".safetensors"): load_tensors(data)
         for name, data in contents.items()
         if name.endswith(".safetensors")
     }
-    own = {"optimizer.pt", "rng.pt"}
+    optimizer = torch.load(io.BytesIO(contents["optimizer.pt"]), weights_only=True)
+    if sharded:
+        flat = shards.read(folder / SHARDS, forms)
+        optimizer = put_in(optimizer, flat)
+        for name, tensor in flat.items():
+            part, _, key = name.partition("/")
+            if part != OPTIMIZER:
+                tensors.setdefault(part, {})[key] = tensor
     return Checkpoint(
         step=state["step"],
         tensors=tensors,
-        optimizer=torch.load(io.BytesIO(contents["optimizer.pt"]), weights_only=True),
+        optimizer=optimizer,
         rng=torch.load(io.BytesIO(contents["rng.pt"]), weights_only=True),
         state=state,
         extra={
             name: data.decode()
             for name, data in contents.items()
-            if name not in own and not name.endswith(".safetensors")
+            if name not in {"optimizer.pt", "rng.pt"} and not name.endswith(".safetensors")
         },
     )
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / STATE).read_text())
+        if not isinstance(state["files"], dict):
+            raise TypeError("its key 'files' is no table")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: the checkpoint lacks this file. {_cure(folder)}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / STATE}: not readable as a checkpoint's state ({error}). {_cure(folder)}"
+        ) from error
+    return state
+
+
+def _compare(path: Path, found: Size, expected: Size) -> None:
+    cure = _cure(path.parent if path.parent.name != SHARDS else path.parent.parent)
+    if found["bytes"] != expected["bytes"]:
+        raise UserError(
+            f"{path}: truncated, {expected['bytes']} bytes expected, {found['bytes']} found. {cure}"
+        )
+    if found["crc32"] != expected["crc32"]:
+        raise UserError(f"{path}: damaged, its checksum differs. {cure}")
+
+
+def _cure(folder: Path) -> str:
+    return f"Delete the folder {folder} to continue from the checkpoint before it."
 
 
 def load_latest(run: Path) -> Checkpoint | None:
@@ -227,38 +307,3 @@ def load_latest(run: Path) -> Checkpoint | None:
     """
     found = checkpoints(run)
     return load(found[-1]) if found else None
-
-
-def differences(saved: Any, new: Any, key: str = "") -> list[str]:
-    """The leaves in which two nested configs differ, as "model.vision.depth: saved 4, now 6"."""
-    if isinstance(saved, Mapping) and isinstance(new, Mapping):
-        names = [*saved, *(name for name in new if name not in saved)]
-        lines: list[str] = []
-        for name in names:
-            path = f"{key}.{name}" if key else str(name)
-            lines += differences(saved.get(name, "(absent)"), new.get(name, "(absent)"), path)
-        return lines
-    plain_saved = list(saved) if isinstance(saved, tuple) else saved
-    plain_new = list(new) if isinstance(new, tuple) else new
-    return [] if plain_saved == plain_new else [f"{key}: saved {plain_saved!r}, now {plain_new!r}"]
-
-
-def check_resumable(
-    saved_config: Mapping[str, Any],
-    new_config: Mapping[str, Any],
-    sections: tuple[str, ...] = ("model", "data"),
-) -> None:
-    """Refuse to continue a run whose model or data section has changed.
-
-    Raises: UserError naming each key that differs, with both values.
-    """
-    lines: list[str] = []
-    for section in sections:
-        lines += differences(saved_config.get(section, {}), new_config.get(section, {}), section)
-    if lines:
-        listed = "\n".join(f"  {line}" for line in lines[:10])
-        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
-        raise UserError(
-            f"This run was started with another {' or '.join(sections)} section, so it cannot be resumed:\n"
-            f"{listed}{more}\nRestore these values, or give the new run another name."
-        )

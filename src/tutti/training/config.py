@@ -74,6 +74,13 @@ class TrainingConfig(BaseModel):
     validate_every: int = Field(default=200, ge=0, description="Steps between validations; 0: never.")
     validate_raw: bool = Field(default=False, description="Validate the raw weights too, not only the EMA.")
     checkpoint_every: int = Field(default=200, ge=0, description="Steps between checkpoints; 0: at the end.")
+    checkpoint_format: Literal["whole", "sharded"] = Field(
+        default="whole",
+        description="whole: the first rank writes everything; sharded: every rank what it holds.",
+    )
+    checkpoint_background: bool = Field(
+        default=True, description="Go on training while a checkpoint is written, from a copy in memory."
+    )
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints to keep.")
     keep_every: int = Field(
         default=0, ge=0, description="Checkpoints at multiples of so many steps are never deleted; 0: none."

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -38,17 +38,28 @@ class World:
 
     `ranks` is what `tutti.ranks` needs to know. `control` carries agreements about numbers on the CPU,
     whatever the device, so that a GPU is not waited for; `waiting` is the same without a time-out worth the
-    name.
+    name, and `saving` another such one, for the thread that writes checkpoints.
     """
 
     ranks: Ranks = ALONE
     control: Any = None
     waiting: Any = None
+    saving: Any = None
 
     @property
     def first(self) -> bool:
         """True for the one process that writes."""
         return self.ranks.first
+
+    @property
+    def patient(self) -> World:
+        """The same processes, which wait for each other as long as it takes."""
+        return replace(self, control=self.waiting)
+
+    @property
+    def aside(self) -> World:
+        """The same processes with a line of their own, for another thread."""
+        return replace(self, control=self.saving, waiting=self.saving)
 
     def largest(self, number: int) -> int:
         """The largest number that any rank has brought; all ranks must call it."""
@@ -168,6 +179,7 @@ def joined(count: int, device: torch.device, timeout: float) -> Iterator[World]:
             ranks=Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group()),
             control=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)),
             waiting=dist.new_group(backend="gloo", timeout=PATIENCE),
+            saving=dist.new_group(backend="gloo", timeout=PATIENCE),
         )
         if not _joined.first:  # what all would say the first one says
             logging.getLogger("tutti").setLevel(logging.ERROR)

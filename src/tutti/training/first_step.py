@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.nn.parameter import Parameter
 
-from tutti.training.checkpoint import disk_error, write_text_atomically
+from tutti.training.disk import disk_error, write_text_atomically
 from tutti.training.first_batch import save_pictures, shapes_tree
 from tutti.training.health import gradient_warnings
 from tutti.training.optimizer import OptimizerSet

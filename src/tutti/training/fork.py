@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import TypeAdapter
 
-from tutti.training.checkpoint import Checkpoint, checkpoints, differences, folder_of, load, step_of
+from tutti.training.checkpoint import Checkpoint, checkpoints, folder_of, step_of
 from tutti.training.config import ForkConfig
 from tutti.training.record import Recorder, read_records
-from tutti.training.resume import present_keys
+from tutti.training.resume import differences, present_keys
 from tutti.training.schedule import ScheduleConfig
 from tutti.types import UserError
 
@@ -34,10 +34,11 @@ data is told by TEXTS and by the loader's own check."""
 STEP = "optim/fork_step"
 
 
-def read_source(fork: ForkConfig, run: Path) -> Checkpoint:
-    """The checkpoint that `run` is forked off. A fork that has begun before keeps to the step that it found.
+def source_of(fork: ForkConfig, run: Path) -> Path:
+    """The folder of the checkpoint that `run` is forked off. A fork that has begun before keeps to the step
+    that it found.
 
-    Raises: UserError if there is no such checkpoint, or it is damaged; the other run is never changed.
+    Raises: UserError if there is no such checkpoint; the other run is never changed.
     """
     source = Path(fork.run)
     there = [step_of(folder) for folder in checkpoints(source)]
@@ -51,7 +52,7 @@ def read_source(fork: ForkConfig, run: Path) -> Checkpoint:
             f"{', '.join(map(str, there))}. Name one of them, or let a run keep more of them "
             "(training.keep_checkpoints, training.keep_every)."
         )
-    return load(folder_of(source, step))
+    return folder_of(source, step)
 
 
 def check_fork(saved: Checkpoint, trainer: Trainer) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from tutti.training.checkpoint import disk_error, pickled
+from tutti.training.disk import disk_error, pickled
 from tutti.types import Batch, Future, LaterStates, Observation, UserError
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any, Literal, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from tutti.training.checkpoint import disk_error, require_writable, write_text_atomically
+from tutti.training.disk import disk_error, require_writable, write_text_atomically
 from tutti.training.metrics import describe_metric
 from tutti.types import UserError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
-from tutti.training.checkpoint import Checkpoint, checkpoints, disk_error, load
+from tutti.training.checkpoint import checkpoints, verify
+from tutti.training.disk import disk_error
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
@@ -15,10 +15,8 @@ log = logging.getLogger("tutti.training")
 DAMAGED = "damaged-"
 
 
-def newest_whole(
-    run: Path, read: Callable[[Path], Checkpoint] = load
-) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """The newest checkpoint of a run that `read` accepts, and the names of the damaged ones after it.
+def newest_whole(run: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """The folder of a run's newest checkpoint that is whole, and the names of the damaged ones after it.
 
     Those are renamed to `damaged-step-N`, never deleted, once an older one has proved to be whole. (None, ())
     for a run without checkpoints.
@@ -29,7 +27,7 @@ def newest_whole(
     wrong: list[tuple[Path, UserError]] = []
     for folder in reversed(checkpoints(run)):
         try:
-            saved = read(folder)
+            verify(folder)
         except UserError as error:
             wrong.append((folder, error))
             continue
@@ -43,7 +41,7 @@ def newest_whole(
                 aside.name,
                 folder.name,
             )
-        return saved, tuple(bad.name for bad, _ in wrong)
+        return folder, tuple(bad.name for bad, _ in wrong)
     if wrong:
         listed = "\n".join(f"  {str(error).splitlines()[0]}" for _, error in wrong)
         raise UserError(

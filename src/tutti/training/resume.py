@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from tutti.training.checkpoint import Checkpoint, check_resumable, versions
+from tutti.training.checkpoint import Checkpoint, versions
 from tutti.training.config import TrainingConfig
 from tutti.training.machine import Machine
 from tutti.types import UserError
@@ -56,3 +57,38 @@ def present_keys(training: dict[str, Any]) -> dict[str, Any]:
 
 def _fixed(training: dict[str, Any]) -> dict[str, Any]:
     return {name: training.get(name) for name in FIXED}
+
+
+def differences(saved: Any, new: Any, key: str = "") -> list[str]:
+    """The leaves in which two nested configs differ, as "model.vision.depth: saved 4, now 6"."""
+    if isinstance(saved, Mapping) and isinstance(new, Mapping):
+        names = [*saved, *(name for name in new if name not in saved)]
+        lines: list[str] = []
+        for name in names:
+            path = f"{key}.{name}" if key else str(name)
+            lines += differences(saved.get(name, "(absent)"), new.get(name, "(absent)"), path)
+        return lines
+    plain_saved = list(saved) if isinstance(saved, tuple) else saved
+    plain_new = list(new) if isinstance(new, tuple) else new
+    return [] if plain_saved == plain_new else [f"{key}: saved {plain_saved!r}, now {plain_new!r}"]
+
+
+def check_resumable(
+    saved_config: Mapping[str, Any],
+    new_config: Mapping[str, Any],
+    sections: tuple[str, ...] = ("model", "data"),
+) -> None:
+    """Refuse to continue a run whose model or data section has changed.
+
+    Raises: UserError naming each key that differs, with both values.
+    """
+    lines: list[str] = []
+    for section in sections:
+        lines += differences(saved_config.get(section, {}), new_config.get(section, {}), section)
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines[:10])
+        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+        raise UserError(
+            f"This run was started with another {' or '.join(sections)} section, so it cannot be resumed:\n"
+            f"{listed}{more}\nRestore these values, or give the new run another name."
+        )

@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 
 from tutti.training.best import KeepBest, KeepBestConfig
-from tutti.training.checkpoint import checkpoints, folder_of, remove, step_of, write_text_atomically
+from tutti.training.checkpoint import checkpoints, folder_of, remove, step_of
+from tutti.training.disk import write_text_atomically
 from tutti.training.record import read_records
 
 log = logging.getLogger("tutti.training")

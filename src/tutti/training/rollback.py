@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tutti.training.checkpoint import checkpoints, load, remove, step_of
+from tutti.training.checkpoint import checkpoints, remove, step_of
 from tutti.training.feed import TrainingData
 from tutti.training.gradient_policy import RollBackConfig
 from tutti.training.record import Recorder
-from tutti.training.snapshot import put_back
+from tutti.training.snapshot import put_back, read
 from tutti.types import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def roll_back(trainer: Trainer, data: TrainingData, recorder: Recorder) -> None:
 
     Raises: UserError if it has rolled back too often already, or no checkpoint is old enough.
     """
+    trainer.saver.wait()
     policy, step = trainer.policy, trainer.step
     config = policy.config.divergence
     assert isinstance(config, RollBackConfig), "a divergence without a policy for it"
@@ -48,7 +49,7 @@ def roll_back(trainer: Trainer, data: TrainingData, recorder: Recorder) -> None:
             f"(training.gradients.divergence.back is {config.back}; there are {sorted(folders) or 'none'}). "
             "Lower training.optimizer.lr or lengthen training.schedule.warmup, and train anew."
         )
-    saved = load(folders[max(old)])
+    saved = read(trainer, folders[max(old)])
     position, samples, seconds = data.train.state(), trainer.samples, trainer.clock.seconds
     skipped, rollbacks = policy.skipped, policy.rollbacks
     later = sorted((number for number in folders if number > saved.step), reverse=True)

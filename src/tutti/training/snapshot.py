@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from tutti.training.checkpoint import Checkpoint, folder_of, load, require_writable
+from tutti.training.checkpoint import OPTIMIZER, Checkpoint, load
+from tutti.training.disk import require_writable
 from tutti.training.feed import TrainingData
-from tutti.training.fork import check_fork, read_source
+from tutti.training.fork import check_fork, source_of
 from tutti.training.randomness import load_rng_state, rng_state
 from tutti.training.recovery import newest_whole
 from tutti.training.resume import check_settings
-from tutti.training.whole import like_all, whole
+from tutti.training.whole import like_all
 from tutti.types import UserError
 
 if TYPE_CHECKING:
@@ -26,17 +28,16 @@ log = logging.getLogger("tutti.training")
 def snapshot(trainer: Trainer, data: TrainingData) -> Checkpoint:
     """Everything that the rest of the run depends on, however many ranks hold it.
 
-    All ranks must call it. Where they share the weights the first one gets the whole of them, the others
-    None.
+    All ranks must call it. Tensors are as `Saver.taken` gives them: of a whole checkpoint the first rank gets
+    all and the others none, of a sharded one each gets its share.
     """
-    first = trainer.parallel.world.first
     modules = {"model": trainer.model, "objective": trainer.objective}
+    moving = trainer.optimizer.averages  # they change again right after
     with trainer.optimizer.averaged():  # schedule-free: the weights that are served
-        tensors: dict[str, dict[str, Tensor]] = {
-            name: _kept(module.state_dict(), copied=trainer.optimizer.averages)
-            for name, module in modules.items()
-        }
-    tensors |= {name: average.shadow for name, average in trainer.averages.items()}
+        states = {name: module.state_dict() for name, module in modules.items()}
+        tensors = trainer.saver.taken(states, copy=moving)
+    averages = {name: average.shadow for name, average in trainer.averages.items()}
+    optimizer = {**trainer.optimizer.state_dict(), BACKWARD: trainer.backward.state_dict()}
     state = {
         "loader": data.train.state(),
         "samples": trainer.samples,
@@ -53,12 +54,10 @@ def snapshot(trainer: Trainer, data: TrainingData) -> Checkpoint:
     }
     return Checkpoint(
         step=trainer.step,
-        tensors=whole(tensors, keep=first),
-        optimizer=whole(
-            {**trainer.optimizer.state_dict(), BACKWARD: trainer.backward.state_dict()}, keep=first
-        ),
+        tensors=tensors | trainer.saver.taken(averages),
+        optimizer=trainer.saver.taken(optimizer),
         rng=rng_state(),
-        state=state,
+        state=deepcopy(state),
         extra=trainer.extra,
     )
 
@@ -70,31 +69,40 @@ def restore(trainer: Trainer, data: TrainingData) -> tuple[str, ...]:
     Raises: UserError if none is whole, or it is of other settings, another model or another objective; or
     if the next one could not be written, which is better known now than after the first hours.
     """
-    saved, damaged = _newest(trainer)
-    if saved is not None:
-        put_back(trainer, data, saved)
+    folder, damaged = trainer.parallel.world.on_first(lambda: _newest(trainer.run))
+    if folder is not None:
+        put_back(trainer, data, read(trainer, folder, verified=True))
     elif trainer.config.fork != "off":
-        source = read_source(trainer.config.fork, trainer.run)
+        source = read(trainer, source_of(trainer.config.fork, trainer.run))
         check_fork(source, trainer)
         load_into(trainer, data, source)
     return damaged
 
 
-def _newest(trainer: Trainer) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """The newest whole checkpoint and the names of the damaged ones. The first rank looks for it and sets
-    those aside, the others read what it has found."""
-    found: list[Checkpoint | None] = []
+def _newest(run: Path) -> tuple[Path | None, tuple[str, ...]]:
+    require_writable(run / "checkpoints")
+    return newest_whole(run)
 
-    def look() -> tuple[int | None, tuple[str, ...]]:
-        require_writable(trainer.run / "checkpoints")
-        saved, damaged = newest_whole(trainer.run)
-        found.append(saved)
-        return (None if saved is None else saved.step), damaged
 
-    step, damaged = trainer.parallel.world.on_first(look)
-    if not found:
-        found.append(None if step is None else load(folder_of(trainer.run, step)))
-    return found[0], damaged
+def read(trainer: Trainer, folder: Path, *, verified: bool = False) -> Checkpoint:
+    """A checkpoint for this trainer: where the ranks share the weights, of a sharded one only this rank's.
+
+    Raises: UserError if it is damaged.
+    """
+    forms = {
+        f"{name}/{key}": value
+        for name, module in (("model", trainer.model), ("objective", trainer.objective))
+        for key, value in module.state_dict().items()
+    }
+    forms |= {
+        f"{name}/{key}": value
+        for name, average in trainer.averages.items()
+        for key, value in average.shadow.items()
+    }
+    for name, optimizer in trainer.optimizer.optimizers.items():
+        members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        forms |= {f"{OPTIMIZER}/{name}/state/{place}": one for place, one in enumerate(members)}
+    return load(folder, forms, verified=verified)
 
 
 def put_back(trainer: Trainer, data: TrainingData, saved: Checkpoint) -> None:
@@ -141,11 +149,6 @@ def load_into(trainer: Trainer, data: TrainingData, saved: Checkpoint) -> None:
     trainer.diagnostics.load_state(saved.state.get("diagnostics", {}))
     trainer.policy.load_state(saved.state.get("policy", {}))
     log.info("resuming after step %d of %d", trainer.step, trainer.config.steps)
-
-
-def _kept(tensors: dict[str, Tensor], *, copied: bool) -> dict[str, Tensor]:
-    """The tensors, or copies of them where they are about to change again."""
-    return {name: value.detach().clone() for name, value in tensors.items()} if copied else tensors
 
 
 BACKWARD = "backward"

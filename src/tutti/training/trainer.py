@@ -13,7 +13,6 @@ from torch.nn.parameter import Parameter
 
 from tutti.objectives.objective import Objective
 from tutti.ranks import sharing
-from tutti.training import checkpoint as checkpoints
 from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
 from tutti.training.blocks import prepared
@@ -35,8 +34,8 @@ from tutti.training.optimizer import part_of
 from tutti.training.randomness import rng_state, seed_everything
 from tutti.training.record import Meter, Recorder, recorder_of
 from tutti.training.replicas import Computation
-from tutti.training.retention import retain
 from tutti.training.rollback import roll_back
+from tutti.training.saving import Saver
 from tutti.training.second_look import look_again
 from tutti.training.snapshot import restore, snapshot
 from tutti.training.strategy import EndToEndConfig, Moment, Strategy, StrategyConfig
@@ -110,6 +109,7 @@ class Trainer:
             seed=config.seed,
             run=run,
         )
+        self.saver = Saver(run, config, self.parallel.world)
         self.policy = GradientPolicy(config.gradients, config.clip_norm, self.parameters)
         averaged = {"ema": self.model, "objective_ema": self.objective} if config.ema != "off" else {}
         self.averages = {name: Ema(module, float(config.ema)) for name, module in averaged.items()}
@@ -143,6 +143,7 @@ class Trainer:
             recording = (self.run, self.step, len(self.policy.rollbacks)) if ranks.first else None
             with (
                 sharing(ranks),
+                self.saver,
                 self.parallel.world.watched(),
                 fed(shared(data, ranks), self.machine.device) as moved,
                 recorder_of(recording) as recorder,
@@ -152,7 +153,7 @@ class Trainer:
                 if damaged:
                     recorder.write(self.step, "event", {"fault/damaged_checkpoints": float(len(damaged))})
                 self._loop(moved, recorder, interrupt)
-            return self._save(data)
+                return self._save(data, wait=True)
         finally:
             torch.set_num_threads(threads)
 
@@ -183,8 +184,8 @@ class Trainer:
                 self._save(data)
             if self.progress is not None:
                 self.progress(self.step, config.steps, self.latest)
-            if asked := self.parallel.world.largest(interrupt.asked):
-                interrupt.leave(self.step, self._save(data), asked)
+            if asked := self.parallel.world.largest(max(interrupt.asked, self.saver.failed)):
+                interrupt.leave(self.step, self._save(data, wait=True), asked)
 
     def _update(self, stream: Iterator[Batch], *, report: bool) -> None:
         """One step of the run: an update, unless a value is not finite and the policy leaves it out."""
@@ -332,16 +333,12 @@ class Trainer:
             )
             self.latest |= values
 
-    def _save(self, data: TrainingData) -> Path:
+    def _save(self, data: TrainingData, *, wait: bool = False) -> Path:
         self.parallel.check()
-        state, config = snapshot(self, data), self.config
-
-        def write() -> Path:
-            folder = checkpoints.save(self.run, state)
-            retain(self.run, newest=config.keep_checkpoints, every=config.keep_every, best=config.keep_best)
-            return folder
-
-        return self.parallel.world.on_first(write)
+        folder = self.saver.save(snapshot(self, data))
+        if wait:
+            self.saver.wait()
+        return folder
 
 
 def _means(values: list[dict[str, float]]) -> dict[str, float]:

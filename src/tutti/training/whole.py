@@ -10,19 +10,22 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(value: Any, *, keep: bool = True) -> Any:
+def whole(value: Any, *, keep: bool = True, copy: bool = False) -> Any:
     """Nested values with every share (a DTensor) gathered to the whole tensor on the CPU.
 
     All ranks must call it with the same structure. Those that do not `keep` get None for each of them, so
-    that only one of them holds the whole of a large model. What is no DTensor stays what it is.
+    that only one of them holds the whole of a large model. What is no DTensor stays what it is, or becomes a
+    `copy` on the CPU.
     """
     if isinstance(value, DTensor):
         full: Tensor = value.detach().full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
         return full.cpu() if keep else None
+    if isinstance(value, Tensor) and copy:
+        return value.detach().to("cpu", copy=True) if keep else None
     if isinstance(value, Mapping):
-        return {key: whole(item, keep=keep) for key, item in value.items()}
+        return {key: whole(item, keep=keep, copy=copy) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(item, keep=keep) for item in value)
+        return type(value)(whole(item, keep=keep, copy=copy) for item in value)
     return value
 
 

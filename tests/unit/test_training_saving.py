@@ -1,0 +1,228 @@
+"""Checkpoints by all ranks, in a thread: what is taken is what is saved, and it is whole or absent."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training_checkpoint import file_size_limit
+from torch import Tensor
+
+from training_world import Data, make_trainer
+from tutti import shards
+from tutti.training.checkpoint import Checkpoint, checkpoints, load, load_latest, save, save_sharded
+from tutti.training.distributed import ONE
+from tutti.training.frame import put_in, taken_out
+from tutti.training.randomness import rng_state
+from tutti.training.saving import Saver
+from tutti.types import UserError
+
+MODES = [("whole", False), ("whole", True), ("sharded", False), ("sharded", True)]
+
+
+def mode(form: str, background: bool) -> dict[str, Any]:
+    return {"checkpoint_format": form, "checkpoint_background": background}
+
+
+def make(step: int) -> Checkpoint:
+    moments = {0: {"step": torch.tensor(3.0), "momentum": torch.arange(6.0).view(2, 3)}, 1: {"count": 4}}
+    return Checkpoint(
+        step=step,
+        tensors={"model": {"w": torch.full((3,), 0.1 * step), "scale": torch.tensor(2.0)}, "objective": {}},
+        optimizer={"muon": {"state": moments, "param_groups": [{"lr": 0.1, "params": [0, 1]}]}},
+        rng=rng_state(),
+        state={"loader": {"position": step}},
+        extra={"spec.json": "{}"},
+    )
+
+
+def leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """Every tensor and plain value by its path."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return {key: value}
+    return {path: leaf for name, item in items for path, leaf in leaves(item, f"{key}/{name}").items()}
+
+
+def require_same(one: Any, other: Any) -> None:
+    first, second = leaves(one), leaves(other)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        same = value.equal(second[key]) if isinstance(value, Tensor) else value == second[key]
+        assert same, key
+
+
+def everything(saved: Checkpoint) -> dict[str, Any]:
+    plain = {
+        k: v for k, v in saved.state.items() if k not in ("files", "seconds", "meter", "metrics", "training")
+    }
+    tensors = {name: own for name, own in saved.tensors.items() if own}
+    random = {k: v for k, v in saved.rng.items() if k != "python"}  # beartype, in tests, draws from that one
+    return {"tensors": tensors, "optimizer": saved.optimizer, "rng": random, "state": plain}
+
+
+def test_a_state_is_taken_apart_and_put_together() -> None:
+    state = {"muon": make(1).optimizer["muon"], "pairs": (torch.ones(2), [None, 3])}
+    tensors: dict[str, Tensor] = {}
+    frame = taken_out(state, "optimizer", tensors)
+    assert sorted(tensors) == [
+        *("optimizer/muon/state/0/momentum", "optimizer/muon/state/0/step"),
+        "optimizer/pairs/0",
+    ]
+    assert not any(isinstance(leaf, Tensor) for leaf in leaves(frame).values())
+    require_same(put_in(frame, tensors), state)
+
+
+def test_a_sharded_checkpoint_is_loaded_as_a_whole_one(tmp_path: Path) -> None:
+    whole = load(save(tmp_path / "whole", make(7)))
+    folder = save_sharded(tmp_path / "sharded", make(7), ONE)
+    assert sorted(item.name for item in folder.iterdir()) == [
+        *("optimizer.pt", "rng.pt", "shards", "spec.json", "state.json")
+    ]
+    sharded = load(folder)
+    require_same(everything(whole), everything(sharded))
+    assert sharded.extra == whole.extra and sharded.step == 7
+    assert shards.sets(folder / "shards") == {"model", "optimizer"}
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+@pytest.mark.parametrize("how", ["shorter", "other", "gone"])
+def test_damage_to_a_shard_is_found(tmp_path: Path, name: str, how: str) -> None:
+    path = save_sharded(tmp_path, make(1), ONE) / "shards" / name
+    data = path.read_bytes()
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if how == "shorter" else bytes([data[0] ^ 1]) + data[1:])
+    says = {"shorter": "truncated", "other": "checksum differs", "gone": "lacks this file"}[how]
+    with pytest.raises(UserError, match=rf"{name}: .*{says}.* Delete the folder .*step-000001 to"):
+        load(path.parent.parent)
+
+
+@pytest.mark.parametrize(("form", "background"), MODES)
+def test_every_mode_saves_the_same_and_goes_on_to_the_same_bits(
+    tmp_path: Path, form: str, background: bool
+) -> None:
+    settings: dict[str, Any] = {"steps": 12, "checkpoint_every": 4, "keep_checkpoints": 3}
+    make_trainer(tmp_path / "plain", **settings, **mode("whole", False)).fit(Data())
+    make_trainer(tmp_path / "run", **settings, **mode(form, background)).fit(Data())
+    folders = [checkpoints(tmp_path / name) for name in ("plain", "run")]
+    assert [f.name for f in folders[0]] == [f.name for f in folders[1]] and len(folders[0]) == 3
+    for one, other in zip(*folders, strict=True):
+        require_same(everything(load(one)), everything(load(other)))
+
+    for folder in folders[1][1:]:  # back to step 4, and on in the other format
+        shutil.rmtree(folder)
+    other_form = {"whole": "sharded", "sharded": "whole"}[form]
+    make_trainer(tmp_path / "run", **settings, **mode(other_form, background)).fit(Data())
+    require_same(everything(load(folders[0][-1])), everything(load(checkpoints(tmp_path / "run")[-1])))
+
+
+@pytest.mark.parametrize("form", ["whole", "sharded"])
+def test_the_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_of_its_step(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"steps": 9, "checkpoint_every": 3, "keep_checkpoints": 4}
+    settings |= {
+        "optimizer": {"kind": "schedule_free"},
+        "ema": "off",
+        "schedule": {"kind": "constant", "warmup": 2},
+    }
+    make_trainer(tmp_path / "plain", **settings, **mode("whole", False)).fit(Data())
+
+    may_write, written_at = threading.Event(), []
+    write = Saver._write
+
+    def slow(self: Saver, checkpoint: Checkpoint) -> None:
+        assert may_write.wait(60)
+        write(self, checkpoint)
+        written_at.append(checkpoint.step)
+
+    def progress(step: int, steps: int, latest: dict[str, float]) -> None:
+        if step == 5:  # two updates after the checkpoint: it is not there yet
+            assert checkpoints(tmp_path / "run") == [] and written_at == []
+            may_write.set()
+
+    monkeypatch.setattr(Saver, "_write", slow)
+    make_trainer(tmp_path / "run", **settings, **mode(form, True), progress=progress).fit(Data())
+    assert written_at == [3, 6, 9]
+    for one, other in zip(*(checkpoints(tmp_path / name) for name in ("plain", "run")), strict=True):
+        require_same(everything(load(one)), everything(load(other)))
+
+
+@pytest.mark.parametrize("form", ["whole", "sharded"])
+def test_a_checkpoint_that_cannot_be_written_in_the_background_stops_the_training_soon(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, failed = Saver._write, threading.Event()
+
+    def full(self: Saver, checkpoint: Checkpoint) -> None:
+        if checkpoint.step < 6:
+            return write(self, checkpoint)
+        try:
+            raise UserError("the disk is full")
+        finally:
+            failed.set()
+
+    seen: list[int] = []
+
+    def progress(step: int, steps: int, latest: dict[str, float]) -> None:
+        seen.append(step)
+        if step == 7:
+            assert failed.wait(60)
+            while not trainer.saver.failed:
+                pass
+
+    monkeypatch.setattr(Saver, "_write", full)
+    trainer = make_trainer(tmp_path, steps=20, checkpoint_every=3, progress=progress, **mode(form, True))
+    with pytest.raises(UserError, match="the disk is full"):
+        trainer.fit(Data())
+    assert seen[-1] in (6, 7)  # at the end of the next step, not at the next checkpoint
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000003"]
+
+
+@pytest.mark.parametrize("form", ["whole", "sharded"])
+def test_a_save_that_is_cut_short_is_no_checkpoint_and_the_next_one_succeeds(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "checkpoints"
+
+    def cut(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tutti.training.checkpoint._finish", cut)  # as a kill would, right before the rename
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, make(2)) if form == "whole" else save_sharded(tmp_path, make(2), ONE)
+    assert [item.name for item in home.iterdir()] == [".writing-step-000002"]
+    assert checkpoints(tmp_path) == [] and load_latest(tmp_path) is None
+    save(tmp_path, make(2)) if form == "whole" else save_sharded(tmp_path, make(2), ONE)
+    assert [item.name for item in home.iterdir()] == ["step-000002"]
+    assert load(home / "step-000002").step == 2
+
+
+def test_a_shard_that_does_not_fit_on_the_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    big = Checkpoint(step=1, tensors={"model": {"w": torch.zeros(200_000)}}, optimizer={}, rng={}, state={})
+    with file_size_limit(100_000), pytest.raises(UserError, match="step-000001: cannot write"):
+        save_sharded(tmp_path, big, ONE)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_damaged_shard_leads_to_the_checkpoint_before_it(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 8, "checkpoint_every": 4, **mode("sharded", True)}
+    make_trainer(tmp_path / "straight", **settings).fit(Data())
+    make_trainer(tmp_path / "hurt", **settings).fit(Data())
+    shard = checkpoints(tmp_path / "hurt")[-1] / "shards" / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    make_trainer(tmp_path / "hurt", **settings).fit(Data())
+    assert (tmp_path / "hurt" / "checkpoints" / "damaged-step-000008").is_dir()
+    one, other = (load_latest(tmp_path / name) for name in ("straight", "hurt"))
+    assert one is not None and other is not None
+    require_same(everything(one)["tensors"], everything(other)["tensors"])
