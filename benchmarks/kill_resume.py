@@ -66,6 +66,9 @@ MODES: dict[str, dict[str, Any]] = {
     "gradient share": {"balancing": {"kind": "gradient_share", "start": 5, "steps": 20}},
     "FAMO, prefetch 3": {"balancing": {"kind": "famo"}, "data": {"prefetch": 3}},
     "RLW, flow decoder": {"balancing": {"kind": "rlw"}, "model": {"action": {"kind": "flow"}}},
+    "sharded, Muon, EMA": {
+        "training": {"optimizer": {"kind": "muon"}, "ema": 0.99, "checkpoint_format": "sharded"}
+    },
     "keep best and every 10": {
         "training": {
             "keep_best": {"metric": "valid/total"},

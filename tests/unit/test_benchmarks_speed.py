@@ -15,6 +15,7 @@ from tutti.types import UserError
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+checkpoint_cost: Any = importlib.import_module("checkpoint_cost")
 memory: Any = importlib.import_module("memory")
 memory_cell: Any = importlib.import_module("memory_cell")
 plain_loop: Any = importlib.import_module("plain_loop")
@@ -97,3 +98,17 @@ def test_memory_errors_are_against_live_tensors_and_the_process() -> None:
     measured = memory_cell.Measured(live=100_000_000, process=125_000_000)
     (row,) = memory.memory_table({("tiny", 8, "fp32"): (110_000_000, measured)}).rows
     assert row == ("tiny", "8", "fp32", "110.0", "100.0", "+10.0 %", "125.0", "-12.0 %")
+
+
+def test_every_mode_of_saving_is_timed_and_its_checkpoint_is_there(
+    config: RunConfig, data: Path, tmp_path: Path
+) -> None:
+    found = checkpoint_cost.measure(config, data, tmp_path, rounds=2, steps=1)
+    assert list(found) == list(checkpoint_cost.MODES)
+    for mode, one in found.items():
+        assert len(one["held"]) == len(one["written"]) == 2 and one["bytes"][0] > 10_000
+        assert all(0 < held <= written for held, written in zip(one["held"], one["written"], strict=True))
+        folders = sorted((tmp_path / mode.replace(" ", "-") / "checkpoints").glob("step-*"))
+        assert len(folders) == 1 and (folders[0] / "shards").is_dir() == mode.startswith("sharded")
+    table = checkpoint_cost.table("tiny", {"one": {"held": [1.0, 3.0], "written": [10.0], "bytes": [2e6]}})
+    assert table.rows == (("one", "2.0", "2", "2 - 2", "10", "10 - 10"),)
