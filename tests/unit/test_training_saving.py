@@ -226,3 +226,11 @@ def test_a_damaged_shard_leads_to_the_checkpoint_before_it(tmp_path: Path) -> No
     one, other = (load_latest(tmp_path / name) for name in ("straight", "hurt"))
     assert one is not None and other is not None
     require_same(everything(one)["tensors"], everything(other)["tensors"])
+
+
+def test_what_a_kill_has_left_half_written_is_removed_when_the_run_goes_on(tmp_path: Path) -> None:
+    torn = tmp_path / "checkpoints" / ".writing-step-000777" / "shards"
+    torn.mkdir(parents=True)
+    (torn / "__0_0.distcp").write_bytes(b"half")
+    make_trainer(tmp_path, steps=4, checkpoint_every=0).fit(Data())
+    assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tutti.training.checkpoint import OPTIMIZER, Checkpoint, load
-from tutti.training.disk import require_writable
+from tutti.training.disk import TEMPORARY, require_writable
 from tutti.training.feed import TrainingData
 from tutti.training.fork import check_fork, source_of
 from tutti.training.randomness import load_rng_state, rng_state
@@ -80,7 +81,10 @@ def restore(trainer: Trainer, data: TrainingData) -> tuple[str, ...]:
 
 
 def _newest(run: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """The newest whole checkpoint, and the damaged ones; what a kill has left half-written goes."""
     require_writable(run / "checkpoints")
+    for torn in (run / "checkpoints").glob(f"{TEMPORARY}step-*"):
+        shutil.rmtree(torn, ignore_errors=True)
     return newest_whole(run)
 
 
