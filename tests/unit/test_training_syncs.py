@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import vla_world
 from small_world import NumberedLoader
 from tutti.models import language, layers
+from tutti.models.parts import ActionDecoder
 from tutti.training.health import NonFiniteError
 from tutti.types import Batch
 from vla_world import make_batch, make_trainer
@@ -62,6 +64,31 @@ def test_an_update_fetches_its_numbers_once(
         trainer._update(stream, report=False)
     assert len(as_on_a_gpu) == 1
     assert waits.seen.count("_local_scalar_dense") in (0, as_on_a_gpu[0])  # inside that one list
+    assert [name for name in waits.seen if name != "_local_scalar_dense"] == []
+
+
+@pytest.mark.parametrize("kind", ["flow", "diffusion", "bins", "regression"])
+def test_no_decoder_waits_in_a_step_except_fast_which_writes_its_tokens_on_the_host(
+    kind: str, as_on_a_gpu: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    action: dict[str, Any] = {"kind": kind, "width": 16, "depth": 1, "heads": 2}
+    if kind == "regression":
+        action = {"kind": kind, "hidden": 16, "gripper": {"dimension": -1}}
+    monkeypatch.setattr(vla_world, "MODEL", {**vla_world.MODEL, "action": action})
+    trainer = make_trainer(tmp_path, END_TO_END)
+    chunks = torch.randn(64, 5, 3)
+    chunks[..., -1] = chunks[..., -1].sign()
+    decoder = trainer.model.action
+    assert isinstance(decoder, ActionDecoder)
+    if decoder.needs_fit:
+        decoder.fit(chunks, torch.ones_like(chunks, dtype=torch.bool))
+    stream = iter(NumberedLoader(make_batch))
+    trainer._update(stream, report=False)
+    as_on_a_gpu.clear()
+    with Waits() as waits:
+        trainer._update(stream, report=False)
+    assert len(as_on_a_gpu) == 1
+    assert waits.seen.count("_local_scalar_dense") in (0, as_on_a_gpu[0])
     assert [name for name in waits.seen if name != "_local_scalar_dense"] == []
 
 

@@ -93,7 +93,7 @@ class BinsDecoder(ActionDecoder):
 
         Raises: UserError before `fit`.
         """
-        require_fitted(self.fitted, "bins")
+        require_fitted(self, "bins")
         bins = self.bin_of(present_actions(batch))
         logits = self.logits(features)
         return F.cross_entropy(logits.flatten(0, 2), bins.flatten(), reduction="none").view_as(bins)

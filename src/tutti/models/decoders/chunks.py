@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from weakref import WeakSet
+
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutti.types import Batch, UserError
+
+_fitted: WeakSet[nn.Module] = WeakSet()
+"""The decoders that are known to have seen their data."""
 
 
 def present_actions(batch: Batch) -> Float[Tensor, "b t a"]:
@@ -23,14 +28,20 @@ def hold_last(actions: Float[Tensor, "b t a"], mask: Bool[Tensor, "b t a"]) -> F
     return torch.where(last < 0, torch.zeros_like(held), held)
 
 
-def require_fitted(fitted: Bool[Tensor, ""], kind: str) -> None:
-    """Raises: UserError unless `fit` has been called, or the weights of a fitted decoder were loaded."""
-    if not bool(fitted):
+def require_fitted(decoder: nn.Module, kind: str) -> None:
+    """Looks at the buffer `fitted` until it is set, and then never again: on a GPU each look waits.
+
+    Raises: UserError unless `fit` has been called, or the weights of a fitted decoder were loaded.
+    """
+    if decoder in _fitted:
+        return
+    if not bool(decoder.fitted):
         raise UserError(
             f"model.action.kind is '{kind}', which learns from the training chunks before it trains, but has "
             "seen none: call model.action.fit(*data.training_chunks(20_000)) first, as `tutti train` does, "
             "or load a checkpoint."
         )
+    _fitted.add(decoder)
 
 
 def require_finite(actions: Float[Tensor, "n t a"], mask: Bool[Tensor, "n t a"]) -> None:

@@ -99,7 +99,7 @@ class DiffusionDecoder(ActionDecoder):
 
         Raises: UserError before `fit`.
         """
-        require_fitted(self.fitted, "diffusion")
+        require_fitted(self, "diffusion")
         single, draws = present_actions(batch), self.draws
         actions = single.repeat(draws, 1, 1)
         mask = batch.action_mask.repeat(draws, 1, 1)

@@ -101,7 +101,7 @@ class FastDecoder(ActionDecoder):
 
         Raises: UserError before `fit`.
         """
-        require_fitted(self.fitted, "fast")
+        require_fitted(self, "fast")
         tokens, lengths = self.tokens.encode(hold_last(batch.actions, batch.action_mask))
         logits = self.logits(self.conditioning(features), tokens)
         error = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="none")

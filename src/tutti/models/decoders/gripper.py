@@ -77,7 +77,7 @@ class Gripper(nn.Module):
 
     def error(self, logits: Float[Tensor, "b t"], actions: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """weight * cross-entropy. Raises UserError before `fit`."""
-        require_fitted(self.fitted, self.kind)
+        require_fitted(self, self.kind)
         closed = (actions > self.values.mean()).to(logits.dtype)
         return self.weight * F.binary_cross_entropy_with_logits(logits, closed, reduction="none")
 
