@@ -43,8 +43,12 @@ class Sharded(Parallel):
         require_no_batch_norm(self.model, self.objective)
         require_equal(self.world, {"model": self.model, "objective": self.objective})
         mesh = init_device_mesh(device.type, (self.world.ranks.count,))
+        # Inputs stay as they are: a rounded batch would be another target, and autocast rounds what enters a
+        # product anyway.
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32 if low else None
+            param_dtype=torch.bfloat16 if low else None,
+            reduce_dtype=torch.float32 if low else None,
+            cast_forward_inputs=False,
         )
         joint = Joint(computation)
         self._scalars = [parameter for parameter in joint.parameters() if parameter.ndim == 0]
