@@ -80,6 +80,9 @@ MODES: dict[str, dict[str, Any]] = {
     },
     "DDP, 2 processes": {"training": {"parallel": {"kind": "ddp"}}},
     "FSDP, 2 processes": {"training": {"parallel": {"kind": "fsdp"}, "optimizer": {"kind": "muon"}}},
+    "FSDP, 2 processes, sharded": {
+        "training": {"parallel": {"kind": "fsdp"}, "checkpoint_format": "sharded", "ema": 0.99}
+    },
     "DDP, 2 processes, accumulation 3, EMA, prefetch 3": {
         "data": {"prefetch": 3},
         "training": {"parallel": {"kind": "ddp"}, "accumulation": 3, "ema": 0.99, "validate_raw": True},
