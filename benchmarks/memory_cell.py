@@ -34,9 +34,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Peak bytes of an update: of live tensors, and of what the process grew by since its start."""
+    """Peak bytes of an update: of live tensors, of the whole process, and what the process grew by since the
+    model was built."""
 
     live: int
+    grown: int
     process: int
 
 
@@ -49,21 +51,27 @@ def measure(cell: Cell) -> Measured:
         one = Rehearsed(config, expected_spec(config))
         accumulation = config.training.accumulation
         one.peaks(memory, cell.rows, accumulation)  # the optimiser's state, and what libraries keep
-        _forget_peak()
+        forget_peak()
         found = one.peaks(memory, cell.rows, accumulation)
-        return Measured(live=found.peak, process=_resident("VmHWM") - before)
+        process = resident_peak()
+        return Measured(live=found.peak, grown=process - before, process=process)
 
 
 def _warm_up() -> None:
-    """What libraries allocate once is no part of a training."""
+    """What libraries allocate at their first operation is no part of the growth."""
     x = torch.randn(2, 3, 32, 32, requires_grad=True)
     torch.nn.Conv2d(3, 8, 3)(x).sum().backward()
     torch.mm(torch.randn(64, 64), torch.randn(64, 64))
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """The highest resident size is from now on what is resident now (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_peak() -> int:
+    """The highest resident size of this process, in bytes (Linux)."""
+    return _resident("VmHWM")
 
 
 def _resident(key: str) -> int:

@@ -7,6 +7,7 @@ and says so. benchmarks/README.md says what each column means.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from frame import DEMO
+from memory_cell import forget_peak, resident_peak
 from recorded import synthetic_run
 from tables import RESULTS, Table, circumstances, made_with, publish
 from timing import build_trainer, shortened, with_training
@@ -35,14 +37,17 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "bf16, compile": ("training.precision=bf16", "training.compile=blocks"),
     "bf16, recompute": ("training.precision=bf16", "training.activation_checkpointing=block"),
 }
-GPU_ROWS = {"tiny": 512, "small": 256, "base": 128, "large": 64}
-CPU_ROWS = {"tiny": 32, "small": 4, "base": 2, "large": 1}
+GPU_ROWS = {"tiny": 1024, "small": 1024, "base": 1024, "large": 512}
+CPU_ROWS = {"tiny": 64, "small": 32, "base": 16, "large": 1}
+GPU_STEPS = {"tiny": 50, "small": 20, "base": 20, "large": 20}
+CPU_STEPS = {"tiny": 10, "small": 3, "base": 1, "large": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """One preset with one option. MFU = FLOPs of model and terms, forward and backward, per sample, times
-    samples per second, over the peak; recomputation and the optimizer's products do not count as useful."""
+    samples per second, over the peak; recomputation and the optimizer's products do not count as useful.
+    `hardware_share` counts both. `peak_memory` is that of CUDA's tensors, on a CPU of the whole process."""
 
     preset: str
     option: str
@@ -50,6 +55,7 @@ class Found:
     samples_per_second: float
     flops_per_sample: float
     mfu: float
+    hardware_share: float
     peak_memory: float
     data_share: float
 
@@ -71,6 +77,8 @@ def measure(
             if device.type == "cuda":
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
+            else:
+                forget_peak()
             started = time.perf_counter()
             for _ in range(steps):
                 with trainer.clock.step():
@@ -79,10 +87,10 @@ def measure(
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - started
         samples = steps * config.data.batch_size * config.training.accumulation
-        cuda = device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak()
         return {
             "samples_per_second": samples / seconds,
-            "peak_memory": float(torch.cuda.max_memory_allocated()) if cuda else 0.0,
+            "peak_memory": float(peak),
             "data_share": trainer.clock.take(samples)["time/data_share"],
         }
     finally:
@@ -104,13 +112,13 @@ def table_of(rows: Sequence[Found]) -> Table:
         (
             *(one.preset, one.option, str(one.rows), f"{one.samples_per_second:.1f}"),
             *(f"{one.flops_per_sample / 1e9:.2f}", f"{100 * one.mfu:.1f} %"),
-            f"{one.peak_memory / 1e9:.2f}" if one.peak_memory else "see memory.py",
+            *(f"{100 * one.hardware_share:.1f} %", f"{one.peak_memory / 1e9:.2f}"),
             f"{100 * one.data_share:.2f} %",
         )
         for one in rows
     ]
-    heads = ("preset", "option", "batch", "samples/s", "GFLOP/sample", "MFU", "peak GB", "data wait")
-    return Table(title="Throughput", heads=heads, rows=tuple(lines))
+    heads = ("preset", "option", "batch", "samples/s", "GFLOP/sample", "MFU", "with optimizer", "peak GB")
+    return Table(title="Throughput", heads=(*heads, "data wait"), rows=tuple(lines))
 
 
 def benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
@@ -121,6 +129,7 @@ def benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
     say(f"on {torch.cuda.get_device_name() if cuda else 'the CPU: torch sees no CUDA device'}")
     data_from = synthetic_run(scratch / "data", load_config(DEMO))
     found: list[Found] = []
+    left_out: list[str] = []
     peaks: dict[str, tuple[str, float]] = {}
     for preset in arguments.presets:
         for option in arguments.options:
@@ -131,28 +140,59 @@ def benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
             precision = config.training.precision
             peaks[precision] = peaks.get(precision) or peak_of(precision)
             folder = scratch / f"{preset}-{len(found)}"
-            got = measure(config, data_from, folder, steps=arguments.steps, warmup=arguments.warmup)
-            flops = flops_of(config, data_from)
-            mfu = flops * got["samples_per_second"] / peaks[precision][1]
-            one = Found(preset=preset, option=option, rows=size, flops_per_sample=flops, mfu=mfu, **got)
+            steps = arguments.steps or (GPU_STEPS if cuda else CPU_STEPS)[preset]
+            say(f"{preset}, {option}, batch {size}: {steps} updates behind {arguments.warmup} ...")
+            try:
+                got = measure(config, data_from, folder, steps=steps, warmup=arguments.warmup)
+            except torch.cuda.OutOfMemoryError:
+                left_out.append(f"{preset}, {option}: a batch of {size} is too large for this card (--batch)")
+                say(left_out[-1])
+                continue
+            finally:
+                release()
+            labels = {"preset": preset, "option": option}
+            one = found_of(config, data_from, **labels, peak=peaks[precision][1], got=got)
             found.append(one)
-            say(f"{preset}, {option}: {one.samples_per_second:.1f} samples/s, MFU {100 * mfu:.1f} %")
+            say(f"{preset}, {option}: {one.samples_per_second:.1f} samples/s, MFU {100 * one.mfu:.1f} %")
     notes = [
         "; ".join(
             f"Peak in {name}: {rate / 1e12:.3g} TFLOP/s ({card})" for name, (card, rate) in peaks.items()
         )
         + ("" if cuda else ". No CUDA device: the peak is the matmul of this CPU."),
-        f"{arguments.steps} updates behind {arguments.warmup}. {made_with(found_in)}",
+        f"{arguments.steps or 'Updates by preset, all'} behind {arguments.warmup} that do not count. "
+        f"Memory: the peak of {'tensors on the card' if cuda else 'the whole process, data included'}. "
+        f"{made_with(found_in)}",
+        *left_out,
     ]
     result = {**found_in, "rows": [asdict(one) for one in found], "peaks": peaks}
     publish(arguments.output, "benchmarks/throughput", [table_of(found)], notes, result)
 
 
-def flops_of(config: RunConfig, data_from: Path) -> float:
-    """Forward and backward of one sample, for the sizes of the data that is trained on."""
+def found_of(
+    config: RunConfig, data_from: Path, *, preset: str, option: str, peak: float, got: dict[str, float]
+) -> Found:
+    """What was measured, with the FLOPs for the sizes of the data that is trained on."""
     data = build_data(config, data_from)
     data.train.close()
-    return count_flops(config, data.spec)[False].model
+    flops = count_flops(config, data.spec)[config.training.activation_checkpointing == "block"]
+    rate, rows = got["samples_per_second"], config.data.batch_size
+    whole = flops.hardware + flops.optimizer / (rows * config.training.accumulation)
+    return Found(
+        preset=preset,
+        option=option,
+        rows=rows,
+        flops_per_sample=flops.model,
+        mfu=flops.model * rate / peak,
+        hardware_share=whole * rate / peak,
+        **got,
+    )
+
+
+def release() -> None:
+    """What the last preset held is given back before the next is built."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -161,12 +201,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cuda = torch.cuda.is_available()
-    presets, options = (["small", "base", "large"], list(OPTIONS)) if cuda else (["tiny"], ["fp32"])
+    presets = ["small", "base", "large"] if cuda else ["tiny", "small", "base"]
+    options = list(OPTIONS) if cuda else ["fp32", "bf16"]
     parser.add_argument("--presets", nargs="+", choices=GPU_ROWS, default=presets)
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=options)
     parser.add_argument("--batch", type=int, default=0, help="samples of an update; default: by preset")
-    parser.add_argument("--steps", type=int, default=20, help="counted updates")
-    parser.add_argument("--warmup", type=int, default=5, help="updates before, not counted")
+    parser.add_argument("--steps", type=int, default=0, help="counted updates; default: by preset")
+    parser.add_argument("--warmup", type=int, default=5 if cuda else 1, help="updates before, not counted")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--output", type=Path, default=RESULTS / "throughput", help="without suffix")
     return parser.parse_args(arguments)

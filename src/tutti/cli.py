@@ -294,6 +294,9 @@ def plan(
     frames: Annotated[float, typer.Option(help="Frames of an episode; each is a sample.")] = 150.0,
     epochs: Annotated[float, typer.Option(help="Times that every episode is seen.")] = 1.0,
     overhead: Annotated[float, typer.Option(help="ms of a micro-batch that no FLOP takes.")] = 0.0,
+    process: Annotated[
+        float | None, typer.Option(help="MB beside the tensors.", show_default="device's")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Predicts memory, FLOPs, traffic, time and the largest batch of a training. Runs nothing.
@@ -308,6 +311,7 @@ def plan(
     known: dict[str, float] = {
         name: value for name, value in {**given, "episodes": episodes}.items() if value
     }
+    known |= {} if process is None else {"process": process}
     lasts = {"frames": frames, "epochs": epochs}
     print_plan(
         *plan_run(_load(config, overrides), gpus=gpus, device=device, **lasts, **known), as_json=as_json

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tutti.config import RunConfig, load_config
+from tutti.pipeline import expected_spec
+from tutti.planning import command
+from tutti.planning.footprint import count_flops
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +25,7 @@ memory_cell: Any = importlib.import_module("memory_cell")
 plain_loop: Any = importlib.import_module("plain_loop")
 plan_check: Any = importlib.import_module("plan_check")
 recorded: Any = importlib.import_module("recorded")
+throughput: Any = importlib.import_module("throughput")
 timing: Any = importlib.import_module("timing")
 
 TINY = (
@@ -87,17 +92,93 @@ def test_time_is_predicted_from_the_line_through_two_runs_of_the_same_round() ->
     assert plan_check.predictions(work, times, ("a", "b")) == {"c": [32.0, 64.0]}
 
 
-def test_cells_cross_presets_batches_and_options() -> None:
-    found = memory.cells(["tiny", "base"], ["fp32", "bf16"])
-    assert [key[:2] for key in found] == [("tiny", 8)] * 2 + [("tiny", 32)] * 2 + [("base", 2)] * 2
-    assert found["tiny", 8, "bf16"].load().training.precision == "bf16"
-    assert found["base", 2, "fp32"].load().model.size == "base"
+def test_cells_cross_presets_batches_and_options_and_are_run_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "planned", lambda cell: 1e15 if cell.load().model.size == "large" else 1e6)
+    run: list[Any] = []
+    measured = memory_cell.Measured(live=1, grown=1, process=1)
+    monkeypatch.setattr(memory, "in_own_process", lambda cell: run.append(cell) or measured)
+    arguments = memory.parse(["--presets", "base", "large", "--options", "fp32", "bf16, adamw", "--slow"])
+    rows, left = memory.measured_rows(arguments)
+    cells = {(row.preset, row.rows, row.option): c.load() for row, c in zip(rows, run, strict=True)}
+    sizes = [("tiny", 8), ("tiny", 32), ("base", 4)]  # tiny always: it calibrates
+    assert list(cells) == [(*size, option) for size in sizes for option in ("fp32", "bf16, adamw")]
+    assert list(left) == [("large", 1, "fp32"), ("large", 1, "bf16, adamw")]  # larger than any memory
+    low = cells["base", 4, "bf16, adamw"]
+    assert (low.model.size, low.data.batch_size, low.training.precision) == ("base", 4, "bf16")
+    assert low.training.optimizer.kind == "adamw"
 
 
-def test_memory_errors_are_against_live_tensors_and_the_process() -> None:
-    measured = memory_cell.Measured(live=100_000_000, process=125_000_000)
-    (row,) = memory.memory_table({("tiny", 8, "fp32"): (110_000_000, measured)}).rows
-    assert row == ("tiny", "8", "fp32", "110.0", "100.0", "+10.0 %", "125.0", "-12.0 %")
+def memory_row(preset: str, option: str, tensors: float, **measured: int) -> Any:
+    found = memory_cell.Measured(**measured)
+    return memory.Row(preset=preset, rows=8, option=option, tensors=tensors, measured=found)
+
+
+def test_what_is_beside_the_tensors_is_the_mean_of_the_small_runs_of_the_same_precision() -> None:
+    found = memory.calibrated(
+        [
+            memory_row("tiny", "fp32", 10e6, live=10, grown=50_000_000, process=450_000_000),
+            memory_row("tiny", "fp32, adamw", 20e6, live=20, grown=80_000_000, process=480_000_000),
+            memory_row("tiny", "bf16", 20e6, live=20, grown=130_000_000, process=530_000_000),
+        ]
+    )
+    assert (found["fp32"].grown, found["fp32"].process) == (50e6, 450e6)
+    assert (found["bf16"].grown, found["bf16"].process) == (110e6, 510e6)
+
+
+def test_memory_errors_are_against_live_tensors_the_growth_and_the_process() -> None:
+    row = memory_row("small", "bf16", 110e6, live=100_000_000, grown=200_000_000, process=500_000_000)
+    beside = memory.Beside(grown=50e6, process=400e6)
+    assert memory.errors(row, beside) == pytest.approx((0.1, -0.2, 0.02))
+    (line,) = memory.memory_table("held out", [row], {"bf16": beside}).rows
+    assert line[:6] == ("small", "8", "bf16", "110.0", "100.0", "+10.0 %")
+    assert line[6:] == ("200.0", "-20.0 %", "500.0", "+2.0 %")
+
+
+@pytest.mark.parametrize("option", ["fp32", "fp32, recompute"])
+def test_the_plan_of_a_cell_is_that_of_tutti_plan_with_its_own_option(
+    option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(memory.OPTIONS, option, (*memory.OPTIONS[option], *TINY[1:]))
+    cell = memory.cell_of("tiny", 4, option)
+    plan = command.plan_run(cell.load(), gpus=1, process=0.0)[0]
+    (way,) = (one for one in plan.ways if one.recompute == ("recompute" in option))
+    assert memory.planned(cell) == way.memory.at(4)
+
+
+def test_throughput_counts_useful_work_and_all_work_apart(
+    config: RunConfig, data: Path, tmp_path: Path
+) -> None:
+    again = timing.with_training(config, activation_checkpointing="block")
+    got = throughput.measure(again, data, tmp_path, steps=1, warmup=1)
+    assert got["samples_per_second"] > 0 and got["peak_memory"] > 100e6
+    got |= {"samples_per_second": 8.0}
+    found = throughput.found_of(again, data, preset="tiny", option="fp32, recompute", peak=1e12, got=got)
+    flops = count_flops(again, expected_spec(again))[True]
+    assert found.flops_per_sample == flops.model
+    assert found.mfu == pytest.approx(8 * flops.model / 1e12)
+    assert found.hardware_share == pytest.approx((8 * flops.hardware + 2 * flops.optimizer) / 1e12)
+    (line,) = throughput.table_of([found]).rows
+    assert line[:4] == ("tiny", "fp32, recompute", "4", "8.0")
+
+
+def test_a_batch_that_is_too_large_for_the_card_costs_its_own_row_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
+) -> None:
+    def measure(config: RunConfig, *given: Any, **more: Any) -> dict[str, float]:
+        if config.training.precision == "fp32":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return {"samples_per_second": 10.0, "peak_memory": 2e9, "data_share": 0.0}
+
+    monkeypatch.setattr(throughput, "measure", measure)
+    monkeypatch.setattr(throughput, "synthetic_run", lambda *given: data)
+    monkeypatch.setattr(throughput, "peak_of", lambda precision: ("a card", 1e12))
+    given = ["--presets", "tiny", "--options", "fp32", "bf16", "--output", str(tmp_path / "found")]
+    throughput.benchmark(throughput.parse(given), tmp_path)
+    text = (tmp_path / "found.md").read_text()
+    assert "tiny, fp32: a batch of 64 is too large for this card" in text
+    assert "| tiny | bf16 | 64 | 10.0 |" in text
 
 
 def test_every_mode_of_saving_is_timed_and_its_checkpoint_is_there(

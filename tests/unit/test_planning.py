@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tutti.planning import command
 from tutti.planning import plan as planning
 from tutti.planning.blank import blank_batch
 from tutti.planning.command import plan_run
-from tutti.planning.devices import DEVICES, device_of_card, find_device
+from tutti.planning.devices import CPU_PROCESS, DEVICES, device_of_card, find_device
 from tutti.planning.footprint import Flops, Parts, Peaks, Rehearsed, count_flops, imagined, recompute
 from tutti.planning.live_memory import LiveMemory
 from tutti.planning.plan import Memory, Request, exposed_seconds, make_plan, memory_on, sent_bytes
@@ -161,6 +162,44 @@ def test_ways_that_send_and_hold_by_hand() -> None:
     assert [exposed_seconds(kind, 1.0, 0.9) for kind in ("ddp", "fsdp")] == pytest.approx([0.4, 0.1])
 
 
+def test_what_a_process_holds_beside_its_tensors_takes_room_from_the_batch() -> None:
+    alone = Memory(constant=1600.0, sample=200.0, step=2100.0)
+    beside = replace(alone, process=400.0)
+    assert [(one.tensors(10), one.at(10)) for one in (alone, beside)] == [(3600, 3600), (3600, 4000)]
+    assert (alone.largest(4000.0), beside.largest(4000.0)) == (12, 10)
+    assert (beside.largest(2500.0), beside.largest(2499.0)) == (2, 0)  # the step's 2,100 and 400
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_the_plan_shows_what_the_process_holds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = request(memory=4000.0 / 0.92, process=400.0)
+    plan = make_plan(config(), SPEC, given, "fp32")
+    assert plan.ways[0].memory == Memory(constant=1600.0, sample=200.0, step=2100.0, process=400.0)
+    assert plan.ways[0].peak == 1600 + 8 * 200 + 400
+    monkeypatch.setattr(terminal.console, "_width", 140)
+    print_plan(plan, replace(given, process=12.5e6))
+    shown = capsys.readouterr().out
+    assert "the process beside its tensors" in shown and "12.50 MB" in shown and "(--process)" in shown
+    found = plain(plan, given)
+    assert found["request"]["process"] == found["ways"][0]["memory"]["process"] == 400
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_a_cpu_holds_what_was_measured_a_gpu_nothing_and_both_what_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "expected_spec", lambda given: SPEC)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    low = config(training=SMALL["training"] | {"precision": "bf16"})
+    measured = [plan_run(one, gpus=1, device="measured")[1].process for one in (config(), low)]
+    assert measured == [CPU_PROCESS["fp32"], CPU_PROCESS["bf16"]]
+    assert plan_run(low, gpus=1)[1].process == 0
+    assert plan_run(low, gpus=1, process=500.0)[1].process == 500e6
+    assert plan_run(config(), gpus=1, device="measured", process=0.0)[1].process == 0
+
+
 def test_a_plan_names_what_fits_and_how_long_it_takes() -> None:
     plan = make_plan(config(), SPEC, request(gpus=4), "fp32")
     names = ["single", "single + recompute", "ddp", "ddp + recompute", "fsdp", "fsdp + recompute"]
@@ -224,7 +263,12 @@ def test_the_table_and_the_json_hold_every_way(
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"gpus": 0}, "--gpus is 0"), ({"mfu": 1.5}, "--mfu is 1.5"), ({"memory": 0.0}, "--memory is 0")],
+    [
+        ({"gpus": 0}, "--gpus is 0"),
+        ({"mfu": 1.5}, "--mfu is 1.5"),
+        ({"memory": 0.0}, "--memory is 0"),
+        ({"process": -1.0}, "--process is -1"),
+    ],
 )
 def test_impossible_requests_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):

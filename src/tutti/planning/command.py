@@ -30,9 +30,10 @@ def plan_run(
     frames: float = 150.0,
     epochs: float = 1.0,
     overhead: float = 0.0,
+    process: float | Literal["device"] = "device",
 ) -> tuple[Plan, Request]:
     """The plan and what it was made for. `memory` in GB, `tflops` in TFLOP/s, `bandwidth` in GB/s,
-    `overhead` in ms.
+    `overhead` in ms, `process` in MB.
 
     The samples are `samples`; else `episodes` * `frames` * `epochs`, each frame being a window; else
     `training.steps` updates of the config's batch.
@@ -60,6 +61,7 @@ def plan_run(
         bandwidth=between if bandwidth == "device" else bandwidth * 1e9,
         samples=samples,
         overhead=overhead / 1000,
+        process=found.process if process == "device" else process * 1e6,
     )
     return make_plan(config, expected_spec(config), request, precision), request
 

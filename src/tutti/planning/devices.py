@@ -20,7 +20,8 @@ Precision = Literal["fp32", "bf16"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """`bf16` and `fp32` in dense FLOP/s, `memory` in bytes; `memory_bandwidth`, `link` (to the others of its
-    machine, one way) and `network` (to other machines) in bytes per second."""
+    machine, one way) and `network` (to other machines) in bytes per second. `process` are the bytes that a
+    process holds there beside its tensors."""
 
     name: str
     bf16: float
@@ -29,6 +30,7 @@ class Device:
     memory_bandwidth: float
     link: float
     network: float
+    process: float = 0.0
 
     def peak(self, precision: Precision) -> float:
         """FLOP/s at this precision."""
@@ -60,6 +62,11 @@ DEVICES: dict[str, Device] = {
 }
 """Data sheets of the SXM cards (PCIe for l40s and rtx4090), without sparsity: bf16 on tensor cores, fp32
 outside of them, as torch computes unless TF32 is allowed. The network is taken as 400 Gbit/s a card."""
+
+CPU_PROCESS: dict[Precision, float] = {"fp32": 490e6, "bf16": 545e6}
+"""What a process on a CPU holds beside its tensors, measured on the tiny preset by benchmarks/memory.py:
+Python and its modules, torch's code as far as it was used; in bf16 also oneDNN's programs, one for each shape
+of a product. On a GPU the share that is left free stands for CUDA's context and the libraries."""
 
 
 def find_device(name: str, precision: Precision) -> Device:
@@ -103,6 +110,7 @@ def measured_device(precision: Precision, size: int = 1024, repeats: int = 5) ->
         memory_bandwidth=2 * source.nbytes / seconds,
         link=1 * G,
         network=1 * G,
+        process=CPU_PROCESS[precision] if kind == "cpu" else 0.0,
     )
 
 

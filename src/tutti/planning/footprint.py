@@ -147,7 +147,7 @@ class Rehearsed:
     def peaks(self, memory: LiveMemory, size: int, accumulation: int = 1) -> Peaks:
         """Peak bytes of a second update, when the optimiser has its state. Call it inside `memory`."""
         if not state_tensors(self.optimizer.optimizers.values()):
-            self.backward(self.forward(self.batch(2)))
+            self.backward(self.forward(self.batch(size)))
             self.step()
         gc.collect()
         batch = self.batch(size)

@@ -23,7 +23,8 @@ Kind = Literal["single", "ddp", "fsdp"]
 class Request:
     """What to plan for: GPUs, bytes of memory on each, the device, the share of its peak that the products of
     a training reach (MFU), bytes per second between GPUs, and the samples that the training is to see.
-    `overhead` are seconds of a micro-batch that no FLOP takes: launching operations, small ones."""
+    `overhead` are seconds of a micro-batch that no FLOP takes: launching operations, small ones. `process`
+    are bytes that a process holds on the device beside its tensors."""
 
     gpus: int
     memory: float
@@ -32,6 +33,7 @@ class Request:
     bandwidth: float
     samples: float
     overhead: float = 0.0
+    process: float = 0.0
 
     def __post_init__(self) -> None:
         limits = {
@@ -41,6 +43,7 @@ class Request:
             "--bandwidth": (self.bandwidth, 1, math.inf),
             "the number of samples": (self.samples, 1, math.inf),
             "--overhead": (self.overhead, 0, math.inf),
+            "--process": (self.process, 0, math.inf),
         }
         for name, (value, least, most) in limits.items():
             if not least <= value <= most:
@@ -49,21 +52,27 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes on one GPU: max(`constant` + `sample` * rows, `step`), the second in the optimiser's step."""
+    """Bytes on one GPU: of tensors, max(`constant` + `sample` * rows, `step`), the second in the optimiser's
+    step; and `process`, what the process holds beside them."""
 
     constant: float
     sample: float
     step: float
+    process: float = 0.0
+
+    def tensors(self, rows: int) -> float:
+        """The peak of the tensors with micro-batches of `rows`."""
+        return max(self.constant + self.sample * rows, self.step)
 
     def at(self, rows: int) -> float:
-        """The peak with micro-batches of `rows`."""
-        return max(self.constant + self.sample * rows, self.step)
+        """The peak of all with micro-batches of `rows`."""
+        return self.tensors(rows) + self.process
 
     def largest(self, room: float) -> int:
         """The most rows that fit in `room` bytes; 0 if none do."""
-        if self.step > room:
+        if self.step + self.process > room:
             return 0
-        return max(0, math.floor((room - self.constant) / self.sample))
+        return max(0, math.floor((room - self.process - self.constant) / self.sample))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +133,7 @@ def make_plan(config: RunConfig, spec: DataSpec, request: Request, precision: Pr
     config = config.model_copy(update={"training": training})
     flops = count_flops(config, spec)
     global_batch = config.data.batch_size * training.accumulation
-    parts, peaks, tokens = _measured(config, spec, sizes=_sizes(global_batch, request.gpus))
+    parts, peaks, tokens = _measured(config, spec, sizes=sizes_near(global_batch, request.gpus))
     ways: list[Way] = []
     for kind in ("single", "ddp", "fsdp"):
         gpus = 1 if kind == "single" else request.gpus
@@ -132,6 +141,7 @@ def make_plan(config: RunConfig, spec: DataSpec, request: Request, precision: Pr
             continue
         for again in (False, True):
             memory = memory_on(kind, gpus, parts, peaks[again], config)
+            memory = replace(memory, process=request.process)
             ways.append(
                 _way(
                     kind,
@@ -155,7 +165,7 @@ def make_plan(config: RunConfig, spec: DataSpec, request: Request, precision: Pr
     )
 
 
-def _sizes(global_batch: int, gpus: int) -> tuple[int, int]:
+def sizes_near(global_batch: int, gpus: int) -> tuple[int, int]:
     """Two micro-batches near the one that will be used: the line through both is the prediction."""
     rows = min(max(4, global_batch // gpus), 64)
     return rows, 2 * rows
@@ -184,7 +194,7 @@ def line(first: Peaks, second: Peaks) -> tuple[float, float]:
 
 
 def memory_on(kind: Kind, gpus: int, parts: Parts, peaks: tuple[Peaks, Peaks], config: RunConfig) -> Memory:
-    """Bytes on one GPU.
+    """Bytes of the tensors on one GPU.
 
     single  the measured line: weights, optimiser, averages, gradients as they grow, activations
     ddp     the same and DDP's buckets, a second copy of the gradients

@@ -41,7 +41,8 @@ def assumptions(plan: Plan, request: Request) -> list[str]:
     return [
         f"{device.name}: {device.peak(plan.precision) / 1e12:.3g} TFLOP/s peak in {plan.precision}, of which "
         f"a training reaches {100 * request.mfu:.0f} % (--mfu); recomputation counts as work.",
-        f"Tensors fill {100 * RESERVE:.0f} % of {request.memory / 1e9:.4g} GB; no two texts are the same.",
+        f"Tensors and {_bytes(request.process)} of the process (--process) fill {100 * RESERVE:.0f} % of "
+        f"{request.memory / 1e9:.4g} GB; no two texts are the same.",
         f"{request.bandwidth / 1e9:g} GB/s {where}; DDP hides it behind the backward pass, FSDP behind all.",
         f"{request.samples:,.0f} samples in updates of {plan.global_batch:,}; data come as fast as wanted.",
     ]
@@ -63,6 +64,7 @@ def print_plan(plan: Plan, request: Request, *, as_json: bool = False) -> None:
         if way.kind == "single":
             again = ", recomputed" if way.recompute else ""
             table.add_row(f"bytes: a sample's activations{again}", _bytes(way.memory.sample))
+    table.add_row("bytes: the process beside its tensors", _bytes(request.process))
     table.add_row("tokens in the fusion", f"{plan.tokens:,}")
     table.add_row("FLOPs of a sample, forward", _flops(flops.forward))
     table.add_row("FLOPs of a sample, backward", _flops(flops.backward))
