@@ -90,6 +90,10 @@ def test_time_is_predicted_from_the_line_through_two_runs_of_the_same_round() ->
     assert plan_check.calibrated((10.0, 30.0), (7.0, 17.0)) == (2.0, 2.0)
     assert plan_check.calibrated((10.0, 30.0), (1.0, 4.0)) == (8.0, 0.0)  # no overhead below 0
     assert plan_check.predictions(work, times, ("a", "b")) == {"c": [32.0, 64.0]}
+    errors = {"c": timing.spread([-0.2, 0.28])}
+    given, held_out = plan_check.time_tables(times, work, errors, rate=20.0)
+    assert [row[0] for row in given.rows] == ["a", "b"]
+    assert held_out.rows == (("c", "0.00", "45", "42 - 48", "6666.7 %", "+4.0 %", "-8.0 - +16.0 %"),)
 
 
 def test_cells_cross_presets_batches_and_options_and_are_run_where_they_fit(
