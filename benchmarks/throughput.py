@@ -10,7 +10,6 @@ import argparse
 import gc
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from frame import DEMO
 from memory_cell import forget_peak, resident_peak
 from recorded import synthetic_run
 from tables import RESULTS, Table, circumstances, made_with, publish
-from timing import build_trainer, shortened, with_training
+from timing import build_trainer, matmul_rates, shortened, with_training, work_clock
 
 from tutti.config import RunConfig, load_config
 from tutti.pipeline import build_data
@@ -66,6 +65,7 @@ def measure(
     """`steps` of the Trainer's own updates behind `warmup` that do not count, batches moved ahead on CUDA."""
     trainer, data = build_trainer(shortened(config, 1_000_000), data_from, scratch)
     device = trainer.machine.device
+    _, now = work_clock(device.type, torch.get_num_threads())
     trainer.model.train()
     trainer.objective.train()
     try:
@@ -79,13 +79,13 @@ def measure(
                 torch.cuda.reset_peak_memory_stats()
             else:
                 forget_peak()
-            started = time.perf_counter()
+            started = now()
             for _ in range(steps):
                 with trainer.clock.step():
                     trainer._update(stream, report=False)
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = time.perf_counter() - started
+            seconds = now() - started
         samples = steps * config.data.batch_size * config.training.accumulation
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak()
         return {
@@ -102,8 +102,11 @@ def peak_of(precision: str) -> tuple[str, float]:
     low = precision == "bf16"
     if torch.cuda.is_available() and (known := device_of_card(torch.cuda.get_device_name())):
         return torch.cuda.get_device_name(), known.peak("bf16" if low else "fp32")
-    device = measured_device("bf16" if low else "fp32")
-    return device.name, device.peak("bf16" if low else "fp32")
+    if torch.cuda.is_available():
+        device = measured_device("bf16" if low else "fp32")
+        return device.name, device.peak("bf16" if low else "fp32")
+    _, now = work_clock("cpu", torch.get_num_threads())
+    return "this CPU", max(matmul_rates(dtype=torch.bfloat16 if low else torch.float32, clock=now))
 
 
 def table_of(rows: Sequence[Found]) -> Table:
@@ -154,13 +157,15 @@ def benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
             one = found_of(config, data_from, **labels, peak=peaks[precision][1], got=got)
             found.append(one)
             say(f"{preset}, {option}: {one.samples_per_second:.1f} samples/s, MFU {100 * one.mfu:.1f} %")
+    clock, _ = work_clock("cuda" if cuda else "cpu", torch.get_num_threads())
     notes = [
         "; ".join(
             f"Peak in {name}: {rate / 1e12:.3g} TFLOP/s ({card})" for name, (card, rate) in peaks.items()
         )
-        + ("" if cuda else ". No CUDA device: the peak is the matmul of this CPU."),
+        + ("" if cuda else f". No CUDA device: the peak is a product of 2048^2 by the {clock}."),
         f"{arguments.steps or 'Updates by preset, all'} behind {arguments.warmup} that do not count. "
-        f"Memory: the peak of {'tensors on the card' if cuda else 'the whole process, data included'}. "
+        f"Seconds are {clock}. Memory: the peak of "
+        f"{'tensors on the card' if cuda else 'the whole process, data included'}. "
         f"{made_with(found_in)}",
         *left_out,
     ]

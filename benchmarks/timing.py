@@ -179,14 +179,27 @@ def count_flops(trainer: Trainer, batches: Sequence[Batch]) -> StepFlops:
     )
 
 
-def matmul_rates(repeats: int = 7, size: int = MATMUL) -> list[float]:
-    """FLOP/s of a float32 product of two square matrices, `repeats` times after one that does not count."""
+def matmul_rates(
+    repeats: int = 7,
+    size: int = MATMUL,
+    dtype: torch.dtype = torch.float32,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """FLOP/s of a product of two square matrices, `repeats` times after one that does not count."""
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(size, size, generator=generator) for _ in range(2))
-    out = torch.empty(size, size)
+    left, right = (torch.randn(size, size, generator=generator).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype)
     rates: list[float] = []
     for _ in range(repeats + 1):
-        started = time.perf_counter()
+        started = clock()
         torch.mm(left, right, out=out)
-        rates.append(2 * size**3 / (time.perf_counter() - started))
+        rates.append(2 * size**3 / (clock() - started))
     return rates[1:]
+
+
+def work_clock(device: str, threads: int) -> tuple[str, Callable[[], float]]:
+    """A name and a clock in seconds. Where one thread of a CPU does the work, the CPU time of that thread,
+    which other processes do not lengthen as they do the wall's; elsewhere the wall's."""
+    if device == "cpu" and threads == 1:
+        return "CPU time of the thread", time.thread_time
+    return "wall time", time.perf_counter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,12 @@ def test_every_mode_of_saving_is_timed_and_its_checkpoint_is_there(
         assert len(folders) == 1 and (folders[0] / "shards").is_dir() == mode.startswith("sharded")
     table = checkpoint_cost.table("tiny", {"one": {"held": [1.0, 3.0], "written": [10.0], "bytes": [2e6]}})
     assert table.rows == (("one", "2.0", "2", "2 - 2", "10", "10 - 10"),)
+
+
+def test_one_thread_of_a_cpu_is_timed_by_its_own_clock() -> None:
+    name, now = timing.work_clock("cpu", 1)
+    started = now()
+    time.sleep(0.05)
+    assert "thread" in name and now() - started < 0.04  # sleeping is no work
+    for device, threads in (("cpu", 2), ("cuda", 1)):
+        assert timing.work_clock(device, threads) == ("wall time", time.perf_counter)
