@@ -1,7 +1,8 @@
 """Random kill -9 points in every mode of training: how many values differ from an undisturbed run?
 
 python benchmarks/kill_resume.py trains a tiny model on a synthetic data set in each mode twice: undisturbed,
-and killed with SIGKILL at random moments and resumed after each. benchmarks/README.md explains the columns.
+and killed with SIGKILL at random moments and resumed after each. On several processes it is one of them that
+is killed. benchmarks/README.md explains the columns.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from recorded import synthetic_run
 from tables import RESULTS, Table, circumstances, made_with, publish
 
-from tutti.checkup.killable import train_in_process, train_with_kills
+from tutti.checkup.killable_ranks import processes_of, train_through
 from tutti.checkup.verify_resume import compare_runs, kill_plan
 from tutti.config import RunConfig, build_config
 from tutti.data.storage import write_atomically
@@ -77,8 +78,17 @@ MODES: dict[str, dict[str, Any]] = {
             "validate_every": 5,
         }
     },
+    "DDP, 2 processes": {"training": {"parallel": {"kind": "ddp"}}},
+    "FSDP, 2 processes": {"training": {"parallel": {"kind": "fsdp"}, "optimizer": {"kind": "muon"}}},
+    "FSDP, 2 processes, sharded": {
+        "training": {"parallel": {"kind": "fsdp"}, "checkpoint_format": "sharded", "ema": 0.99}
+    },
+    "DDP, 2 processes, accumulation 3, EMA, prefetch 3": {
+        "data": {"prefetch": 3},
+        "training": {"parallel": {"kind": "ddp"}, "accumulation": 3, "ema": 0.99, "validate_raw": True},
+    },
 }
-"""What each mode changes of TINY."""
+"""What each mode changes of TINY. A kind of parallel that needs several processes is given two."""
 
 
 def merged(below: Any, above: Any) -> Any:
@@ -101,15 +111,16 @@ def measure(mode: str, kills: int, scratch: Path, seed: int, steps: int = STEPS)
     config, folder = config_of(mode, steps), scratch / mode.replace(" ", "-").replace(",", "")
     data = scratch / "data"
     started = time.monotonic()
-    train_in_process(config, data, folder / "undisturbed")
-    plan = kill_plan(steps, kills, seed)
-    done = train_with_kills(config, data, folder / "killed", plan)
+    processes = processes_of(config)
+    train_through(config, data, folder / "undisturbed", processes=processes)
+    plan = kill_plan(steps, kills, seed, processes)
+    done = train_through(config, data, folder / "killed", plan, processes=processes)
     found = compare_runs(folder / "undisturbed", folder / "killed")
     kept = [sorted(p.name for p in (folder / r / "checkpoints").iterdir()) for r in ("undisturbed", "killed")]
     found.add("checkpoints that are left", *kept)
     return {
         "kills": done,
-        "planned": [[kill.step, kill.share] for kill in plan],
+        "planned": [[kill.step, kill.share, kill.rank] for kill in plan],
         "values": found.num_values,
         "differ": found.num_differing,
         "first": str(found.first) if found.first else None,

@@ -63,7 +63,7 @@ class Stream:
 class Data:
     def __init__(self, poison: tuple[int, int] | None = None) -> None:
         self.train = Stream(poison)
-        self.validation = [as_double(make_batch(10_001, 6))]
+        self.validation = [as_double(make_batch(10_001 + n, size)) for n, size in enumerate((6, 6, 3))]
 
 
 def trainer_of(run: Path, changes: dict[str, Any], **sections: Any) -> Trainer:
@@ -71,7 +71,7 @@ def trainer_of(run: Path, changes: dict[str, Any], **sections: Any) -> Trainer:
     given = {"objective": OBJECTIVE, "training": {**SETTINGS, **changes}, **sections}
     config = RunConfig.model_validate(given)
     torch.manual_seed(0)
-    model = ModelConfig.model_validate(MODEL).build(SPEC).double()
+    model = ModelConfig.model_validate(given.get("model", MODEL)).build(SPEC).double()
     loss = ObjectiveConfig.model_validate(given["objective"]).build(model, config.balancing).double()
     return Trainer(config.training, model, loss, run, strategy=config.strategy, backward=config.backward)
 

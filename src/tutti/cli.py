@@ -190,8 +190,10 @@ def verify_resume(
     config: Config,
     overrides: Overrides = None,
     run: Folder = None,
+    *,
     steps: Annotated[int, typer.Option("--steps", help="Updates to train.", min=2)] = 12,
     kills: Annotated[int, typer.Option("--kills", help="SIGKILLs at random moments.", min=1)] = 3,
+    processes: Annotated[int, typer.Option("--processes", help="On so many, by torchrun.", min=1)] = 1,
 ) -> None:
     """Proves that this config resumes to the same bits: trains, kills, resumes, compares. Ends with 1 if not.
 
@@ -199,7 +201,8 @@ def verify_resume(
     """
     from tutti.checkup.verify_resume import print_verification, verify_resume
 
-    found = verify_resume(_load(config, overrides), run, steps=steps, kills=kills)
+    given = _load(config, overrides)
+    found = verify_resume(given, run, steps=steps, kills=kills, processes=processes)
     print_verification(found)
     if not found.exact:
         raise typer.Exit(WRONG)

@@ -43,11 +43,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor], group: Any = None) -> Non
     try:
         save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:
-        for cause in error.failures.values():
-            own = cause[0] if isinstance(cause, tuple) else cause
-            if isinstance(own, OSError):
-                raise own from error
-        raise OSError(str(error)) from error
+        cause = _cause(error)
+        raise cause if isinstance(cause, OSError) else OSError(str(cause)) from error
     except RuntimeError as error:  # torch's own file writer says a full disk so
         raise OSError(str(error)) from error
 
@@ -77,8 +74,9 @@ def read(folder: Path, forms: Mapping[str, Tensor] | None = None, *, below: str 
         if tensors:
             load(dict(tensors), storage_reader=reader, no_dist=True)
     except (Exception, CheckpointException) as error:  # whatever a damaged pickle or zip leads to
+        cause = _cause(error) if isinstance(error, CheckpointException) else error
         raise UserError(
-            f"{folder}: these weights cannot be read, files are missing or damaged ({error})."
+            f"{folder}: these weights cannot be read, files are missing or damaged ({cause})."
         ) from error
     return tensors
 
@@ -100,3 +98,15 @@ def _room(name: str, entry: TensorStorageMetadata, forms: Mapping[str, Tensor]) 
     if isinstance(form, DTensor) and form.shape == entry.size:
         return torch.empty_like(form.detach(), dtype=entry.properties.dtype)
     return torch.empty(entry.size, dtype=entry.properties.dtype)
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """What has gone wrong on the first rank that says so.
+
+    Raises: KeyboardInterrupt or SystemExit if it was that, which the library wraps like any error.
+    """
+    for failure in error.failures.values():
+        cause = failure[0]
+        if isinstance(cause, KeyboardInterrupt | SystemExit):
+            raise cause from error
+    return next(iter(error.failures.values()))[0]

@@ -175,17 +175,23 @@ class DataSpec:
     fps: float
 
 
+def precise(x: Tensor) -> Tensor:
+    """`x` in float32 if it has fewer bits, else itself: errors and their means are taken in it, whatever the
+    network computes in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
     """sum(mask * values) / max(1, sum(mask)), over `dim` or everything.
 
     `mask` broadcasts to `values` and its count is that of the broadcast mask, so a mean over "b t a"
     with a mask "b t 1" divides by the number of elements, not of rows. Where the mask is False the value
-    does not count even if it is NaN. Nothing left gives 0, with gradient 0.
+    does not count even if it is NaN. Nothing left gives 0, with gradient 0. It is at least float32.
 
     Over everything it counts the rows of all ranks that share the batch (tutti.ranks): the mean over the
     ranks is the mean over the whole batch. Over a `dim` it is of these rows alone.
     """
-    full = mask.expand_as(values)
+    values, full = precise(values), mask.expand_as(values)
     kept = torch.where(full, values, torch.zeros((), dtype=values.dtype, device=values.device))
     if dim is None:
         return shared_mean(kept.sum(), full.sum())

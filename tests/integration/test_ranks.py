@@ -46,6 +46,7 @@ BY_PART = {"gradients": {"clip_by": "part"}, "clip_norm": 0.1, "activation_check
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "plain": ({}, {}, ("ddp2", "fsdp2", "ddp4", "fsdp4")),
     "accumulation": ({"accumulation": 2, **MUON}, {}, ("ddp2", "fsdp2")),
+    "adamw": ({"accumulation": 2}, {}, ()),
     "phases": ({"steps": 6, "schedule": {"kind": "wsd", "warmup": 1}}, TWO_PHASES, ("ddp2", "fsdp2")),
     "famo": ({}, FAMO, ("ddp2", "fsdp2")),
     "schedule_free": (SCHEDULE_FREE, {}, ("ddp2", "fsdp2")),
@@ -101,6 +102,7 @@ def require_same_records(one: list[dict[str, Any]], other: list[dict[str, Any]])
 
 PAIRS = [(case, kind) for case, given in CASES.items() for kind in given[2]]
 MOVES = [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp4"), ("ddp4", "fsdp2")]
+OPTIMIZERS = {"accumulation": MUON, "adamw": {}}
 
 
 @pytest.mark.parametrize(("case", "kind"), PAIRS)
@@ -114,37 +116,34 @@ def test_the_same_losses_and_weights_as_one_process(case: str, kind: str, traine
     assert torch.equal(found["rng"]["torch"], expected["rng"]["torch"])
 
 
-@pytest.mark.parametrize(("before", "after"), MOVES)
+@pytest.mark.parametrize("form", ["whole", "sharded"])
+@pytest.mark.parametrize("case", OPTIMIZERS)
+@pytest.mark.parametrize("move", MOVES, ids="-".join)
 def test_a_checkpoint_goes_on_with_any_number_of_ranks(
-    before: str, after: str, trained: Any, tmp_path: Path
+    move: tuple[str, str], case: str, form: str, trained: Any, tmp_path: Path
 ) -> None:
-    expected = trained("one")[0]["accumulation"]
-    settings = {"steps": 4, "accumulation": 2, "checkpoint_every": 2, **MUON}
-    for kind in (before, after):
+    """Fused AdamW pairs moments and weights as they lie in memory, and some weights are channels-last."""
+    before = move[0]
+    expected = trained("one")[0][case]
+    settings = {"steps": 4, "accumulation": 2, "checkpoint_every": 2, "checkpoint_format": form}
+    for kind in move:
         count, section = spread(kind)
-        found = on_ranks(count, train, str(tmp_path), settings | section)[0]
-        if kind == before:
-            shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
-    require_same_records(expected["records"], found["records"])
-    assert furthest(expected["tensors"], found["tensors"]) < TOLERANCE
-
-
-@pytest.mark.parametrize(("before", "after"), MOVES)
-def test_a_checkpoint_of_shares_goes_on_with_any_number_of_ranks(
-    before: str, after: str, trained: Any, tmp_path: Path
-) -> None:
-    expected = trained("one")[0]["accumulation"]
-    settings = {"steps": 4, "accumulation": 2, "checkpoint_every": 2, "checkpoint_format": "sharded", **MUON}
-    for kind in (before, after):
-        count, section = spread(kind)
-        found = on_ranks(count, train, str(tmp_path), settings | section)[0]
+        found = on_ranks(count, train, str(tmp_path), settings | OPTIMIZERS[case] | section)[0]
         last = tmp_path / "checkpoints" / "step-000004"
         wrote = {path.name.split("_")[2] for path in (last / "shards").glob("__*")}
-        assert wrote == {str(rank) for rank in range(count)}  # each rank a file of its own
+        assert wrote == ({str(rank) for rank in range(count)} if form == "sharded" else set())
         if kind == before:
             shutil.rmtree(last)
     require_same_records(expected["records"], found["records"])
     assert furthest(expected["tensors"], found["tensors"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("form", ["whole", "sharded"])
+def test_adamw_alone_resumes_to_the_same_bits(form: str, tmp_path: Path) -> None:
+    settings = {"steps": 4, "checkpoint_every": 2, "checkpoint_format": form}
+    straight = train(str(tmp_path), settings)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
+    assert furthest(straight["tensors"], train(str(tmp_path), settings)["tensors"]) == 0
 
 
 def full_on_one(run: str, changes: dict[str, Any]) -> tuple[str, str]:
@@ -308,6 +307,67 @@ def hangs(run: str, changes: dict[str, Any]) -> str:
 def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
     first, _ = on_ranks(2, hangs, str(tmp_path), {}, timeout=4.0)
     assert first.startswith("rank 0 waited in vain") and "hung or dead: rank 1." in first
+
+
+def hangs_in_a_save(run: str, changes: dict[str, Any]) -> str:
+    import time
+
+    from tutti.training.saving import Saver
+
+    taken = Saver.taken
+
+    def slow(self: Saver, value: Any, *, copy: bool = False) -> Any:
+        if present().rank == 1:
+            time.sleep(12)
+        return taken(self, value, copy=copy)
+
+    Saver.taken = slow
+    try:
+        train(run, changes)
+    except UserError as error:
+        return str(error)
+    except RuntimeError:
+        return "hung"
+    return "went on"
+
+
+def test_a_rank_that_hangs_while_its_state_is_copied_is_named(tmp_path: Path) -> None:
+    changes = {"checkpoint_format": "sharded", "parallel": {"kind": "fsdp"}}
+    first, _ = on_ranks(2, hangs_in_a_save, str(tmp_path), changes, timeout=4.0)
+    assert first.startswith("rank 0 waited in vain") and "hung or dead: rank 1." in first
+
+
+def failing_on_one(run: str, changes: dict[str, Any], what: str) -> str:
+    from tutti.training import checkpoint, saving
+
+    def fail(*given: Any, **named: Any) -> Any:
+        if what == "retain":
+            raise UserError("the folder is locked")
+        if present().rank == 1:
+            raise MemoryError("no room")
+        return sizes(*given, **named)
+
+    sizes = checkpoint._sizes
+    if what == "retain":
+        saving.retain = fail
+    else:
+        checkpoint._sizes = fail
+    try:
+        train(run, changes)
+    except UserError as error:
+        return str(error)
+    except MemoryError:
+        return "no room"
+    return "went on"
+
+
+@pytest.mark.parametrize(("what", "background"), [("retain", False), ("retain", True), ("sizes", True)])
+def test_whatever_fails_on_one_rank_while_saving_ends_all(
+    what: str, background: bool, tmp_path: Path
+) -> None:
+    changes = {"checkpoint_format": "sharded", "checkpoint_background": background}
+    for message in on_ranks(2, failing_on_one, str(tmp_path), changes, what):
+        assert ("locked" if what == "retain" else "no room") in message
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path: Path) -> None:

@@ -107,12 +107,39 @@ def test_a_training_that_fails_is_said_and_not_taken_for_a_kill(dataset: Path, t
         verify_resume(impossible, tmp_path / "run", steps=4, kills=1)
 
 
+@pytest.mark.slow
+def test_a_rank_killed_at_a_time_and_all_of_them_resume_exactly(dataset: Path, tmp_path: Path) -> None:
+    """The first kill is survived by torchrun's own restart, after the second the command is started anew."""
+    run = config(dataset, training={"parallel": {"kind": "fsdp"}, "ema": 0.9})
+    found = verify_resume(run, tmp_path / "run", steps=6, kills=2, processes=2)
+    assert found.exact and found.kills == 2
+    assert found.found.values["windows of each batch"] == 6 * 2  # half of a batch of 4 each
+    assert found.found.values["windows of each batch, rank 1"] == 6 * 2
+
+
+@pytest.mark.slow
+def test_a_training_on_two_processes_that_fails_is_said_and_not_taken_for_a_kill(
+    dataset: Path, tmp_path: Path
+) -> None:
+    impossible = config(dataset, data={"horizon": 99}, training={"parallel": {"kind": "ddp"}})
+    with pytest.raises(UserError, match=r"on 2 processes failed: (rank 0: )?data\.horizon is 99"):
+        verify_resume(impossible, tmp_path / "run", steps=4, kills=1, processes=2)
+
+
 def test_kills_come_at_different_steps_from_the_seed() -> None:
     plan = kill_plan(12, 5, seed=3)
     steps = [kill.step for kill in plan]
     assert steps == sorted(set(steps)) and steps[0] >= 1 and steps[-1] < 12
     assert all(0 <= kill.share < 1 for kill in plan)
     assert plan == kill_plan(12, 5, seed=3) != kill_plan(12, 5, seed=4)
+
+
+def test_the_kills_of_several_processes_hit_each_of_them_in_no_fixed_order() -> None:
+    ranks = [[kill.rank for kill in kill_plan(12, 6, seed, 2)] for seed in range(8)]
+    assert all(sorted(one) == [0, 0, 0, 1, 1, 1] for one in ranks) and len(set(map(tuple, ranks))) > 4
+    assert {kill.rank for kill in kill_plan(12, 5, seed=3)} == {0}
+    moments = [[(kill.step, kill.share) for kill in kill_plan(12, 5, 3, count)] for count in (1, 2)]
+    assert moments[0] == moments[1]
 
 
 def test_what_is_shortened_is_said_and_the_rest_stays(dataset: Path) -> None:

@@ -1,7 +1,7 @@
 """A training in a process of its own, which kills itself with SIGKILL in the middle of a step.
 
 Processes are forked from a server that has imported the package and done nothing else, so that each starts
-at once and none inherits threads.
+at once and none inherits threads. Trainings on several processes are in killable_ranks.py.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from typing import Any
 from tutti.config import RunConfig
 from tutti.data.stream import Loader
 from tutti.pipeline import build_training, training_threads
+from tutti.ranks import Ranks
+from tutti.training.distributed import joined
+from tutti.training.machine import decide
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, UserError
 
-WINDOWS = "windows.jsonl"
+WINDOWS = "windows-{rank}.jsonl"
+"""Where a rank notes its rows of each batch, in the run's folder."""
 FAILURE = "failure.txt"
 PRELOADED = ("torch._dynamo", "torchjd.aggregation")
 """What a training imports on its way, slowly: once for all processes."""
@@ -34,11 +38,12 @@ PRELOADED = ("torch._dynamo", "torchjd.aggregation")
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """After `step` updates the process has `share` of the time of a step left to live: the kill falls into
-    the next step, or into what follows it (record, validation, checkpoint)."""
+    """After `step` updates the process of `rank` has `share` of the time of a step left to live: the kill
+    falls into the next step, or into what follows it (record, validation, checkpoint)."""
 
     step: int
     share: float
+    rank: int = 0
 
 
 class NotedLoader:
@@ -56,6 +61,10 @@ class NotedLoader:
                 file.flush()
                 yield batch
 
+    def share(self, ranks: Ranks) -> None:
+        """From now on this rank's rows of each batch."""
+        self._loader.share(ranks)
+
     def state(self) -> dict[str, Any]:
         """The loader's."""
         return self._loader.state()
@@ -72,10 +81,10 @@ class _NotedData:
 
 
 class _Killer:
-    """The trainer's `progress`: kills its own process."""
+    """The trainer's `progress`: kills its own process, and calls `before` just before."""
 
-    def __init__(self, kill: Kill | None) -> None:
-        self._kill = kill
+    def __init__(self, kill: Kill | None, before: Callable[[], None]) -> None:
+        self._kill, self._before = kill, before
         self._last: float | None = None
         self._armed = False
 
@@ -84,26 +93,51 @@ class _Killer:
         duration, self._last = 0.0 if self._last is None else now - self._last, now
         if self._kill is not None and step >= self._kill.step and not self._armed:
             self._armed = True
-            timer = threading.Timer(self._kill.share * duration, os.kill, (os.getpid(), signal.SIGKILL))
+            timer = threading.Timer(self._kill.share * duration, self._die)
             timer.daemon = True
             timer.start()
 
+    def _die(self) -> None:
+        self._before()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def train_once(config: RunConfig, data_from: Path, run: Path, kill: Kill | None) -> None:
-    """Trains in `run`, on what the run `data_from` has, from the newest checkpoint to the end or the kill."""
+
+def train_once(
+    config: RunConfig,
+    data_from: Path,
+    run: Path,
+    kill: Kill | None,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """Trains in `run`, on what the run `data_from` has, from the newest checkpoint to the end or the kill.
+
+    Under torchrun this is one of the processes of the training. `before` is called in the one that is killed,
+    just before.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    with training_threads(config):
-        data, model, objective = build_training(config, data_from)
-        trainer = Trainer(
-            config.training,
-            model,
-            objective,
-            run,
-            strategy=config.strategy,
-            backward=config.backward,
-            progress=_Killer(kill),
-        )
-        trainer.fit(_NotedData(NotedLoader(data.train, run / WINDOWS), data.validation))
+    training = config.training
+    device = decide(training.device, training.threads, training.precision).device
+    with (
+        joined(training.parallel.count, device, training.parallel.timeout) as world,
+        training_threads(config),
+    ):
+        own = kill if kill is not None and kill.rank == world.ranks.rank else None
+        _train(config, data_from, run, _Killer(own, before), WINDOWS.format(rank=world.ranks.rank))
+
+
+def _train(config: RunConfig, data_from: Path, run: Path, progress: _Killer, windows: str) -> None:
+    """A function of its own, so that nothing of the training is left when the processes part."""
+    data, model, objective = build_training(config, data_from)
+    trainer = Trainer(
+        config.training,
+        model,
+        objective,
+        run,
+        strategy=config.strategy,
+        backward=config.backward,
+        progress=progress,
+    )
+    trainer.fit(_NotedData(NotedLoader(data.train, run / windows), data.validation))
 
 
 def _child(config: RunConfig, data_from: Path, run: Path, kill: Kill | None) -> None:

@@ -18,7 +18,8 @@ from rich import box
 from rich.table import Table
 
 from tutti.checkup.differences import Comparison, compare_checkpoints, compare_records, windows_of
-from tutti.checkup.killable import WINDOWS, Kill, train_in_process, train_with_kills
+from tutti.checkup.killable import WINDOWS, Kill
+from tutti.checkup.killable_ranks import train_through
 from tutti.config import RunConfig
 from tutti.pipeline import DATASET
 from tutti.terminal import console, progress_bar, say
@@ -46,9 +47,18 @@ class Verification:
 
 
 def verify_resume(
-    config: RunConfig, folder: Path | None = None, *, steps: int = STEPS, kills: int = KILLS, seed: int = 0
+    config: RunConfig,
+    folder: Path | None = None,
+    *,
+    steps: int = STEPS,
+    kills: int = KILLS,
+    seed: int = 0,
+    processes: int = 1,
 ) -> Verification:
     """Trains `steps` updates undisturbed and once more with `kills` kills, and compares everything.
+
+    On several `processes` torchrun starts them, a kill hits one of them, and half of the kills torchrun
+    itself recovers from.
 
     Data are read as `tutti train` would read them: `folder` is the run whose recording and cache they are.
     Nothing else is written there. Compared are all tensors of the last checkpoints (weights, averages, heads,
@@ -66,12 +76,19 @@ def verify_resume(
     if not 0 < kills < steps:
         raise UserError(f"--kills is {kills} and --steps {steps}: give fewer kills than steps, at least 1.")
     short, changes = shorten(config, steps)
-    plan = kill_plan(steps, kills, seed)
+    plan = kill_plan(steps, kills, seed, processes)
     with TemporaryDirectory(prefix="tutti-verify-") as name, progress_bar("training, killing") as bar:
         straight, killed = Path(name) / "undisturbed", Path(name) / "killed"
-        train_in_process(short, folder, straight)
+        train_through(short, folder, straight, processes=processes)
         bar(1, kills + 2)
-        done = train_with_kills(short, folder, killed, plan, lambda number: bar(1 + number, kills + 2))
+        done = train_through(
+            short,
+            folder,
+            killed,
+            plan,
+            processes=processes,
+            note=lambda number: bar(1 + number, kills + 2),
+        )
         bar(kills + 2, kills + 2)
         found = compare_runs(straight, killed)
     return Verification(
@@ -90,17 +107,25 @@ def compare_runs(one: Path, other: Path) -> Comparison:
     compare_checkpoints(found, *last)
     compare_records(found, one, other)
     batches = int(last[0].state["loader"]["consumed"])
-    orders = [windows_of(run / WINDOWS, batches) for run in (one, other)]
-    found.add("windows of each batch", orders[0][0], orders[1][0])
-    found.add("batches made twice that differ", *(changed for _, changed in orders))
+    for rank in range(len(list(one.glob(WINDOWS.format(rank="*"))))):
+        which = f", rank {rank}" if rank else ""
+        orders = [windows_of(run / WINDOWS.format(rank=rank), batches) for run in (one, other)]
+        found.add(f"windows of each batch{which}", orders[0][0], orders[1][0])
+        found.add(f"batches made twice that differ{which}", *(changed for _, changed in orders))
     return found
 
 
-def kill_plan(steps: int, kills: int, seed: int) -> list[Kill]:
-    """Different steps from 1 to `steps` - 1, each with a share of the step after it, from `seed`."""
+def kill_plan(steps: int, kills: int, seed: int, processes: int = 1) -> list[Kill]:
+    """Different steps from 1 to `steps` - 1, each with a share of the step after it, from `seed`.
+
+    Each of the processes is hit equally often, or once more than another, in random order.
+    """
     draw = random.Random(seed)
     chosen = sorted(draw.sample(range(1, steps), kills))
-    return [Kill(step, draw.random()) for step in chosen]
+    shares = [draw.random() for _ in chosen]
+    ranks = [number % processes for number in range(kills)]
+    draw.shuffle(ranks)
+    return [Kill(*each) for each in zip(chosen, shares, ranks, strict=True)]
 
 
 def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, dict[str, Any]]:

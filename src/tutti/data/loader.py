@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -193,7 +193,7 @@ class DataConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationSet:
+class ValidationSet(Sequence[Batch]):
     """Batches of held-out episodes, always the same, in one shuffled order (so instructions mix).
 
     `chosen` are the windows in use, `all_windows` every held-out one. The last batch may be smaller.
@@ -204,9 +204,9 @@ class ValidationSet:
     batch_size: int
     all_windows: Int64[np.ndarray, " _"]
 
-    def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.chosen), self.batch_size):
-            yield self.windows.gather(self.chosen[start : start + self.batch_size])
+    def __getitem__(self, number: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
+        start = range(0, len(self.chosen), self.batch_size)[number]
+        return self.windows.gather(self.chosen[start : start + self.batch_size])
 
     def __len__(self) -> int:
         return math.ceil(len(self.chosen) / self.batch_size)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.ranks import gathered
-from tutti.types import Batch, Features
+from tutti.types import Batch, Features, precise
 
 MAX_SCALE = 100.0
 """The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
@@ -81,7 +81,7 @@ class ContrastiveTerm(Term):
         present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
         instruction = gathered(batch.instruction_id)
         same = instruction[:, None] == instruction[None, :]
-        scores = self.log_scale.exp() * vision @ language.T
+        scores = precise(self.log_scale.exp() * vision @ language.T)
         result = contrast(scores, same, present, self.log_scale)
         return replace(result, metrics={f"{self.name}/{key}": value for key, value in result.metrics.items()})
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.ranks import averaged, shared_mean
-from tutti.types import Batch, Features, Future, UserError, masked_mean
+from tutti.types import Batch, Features, Future, UserError, masked_mean, precise
 
 
 class FutureLatentConfig(BaseModel):
@@ -136,8 +136,8 @@ class FutureLatentTerm(Term):
         """The target encoder's tokens of an observation, of unit length, and which of them exist."""
         shown = at.observation.image_mask & at.mask[:, None]
         tokens = self.target(self._model[0].prepare(at.observation.images), shown)
-        values = tokens.values.to(torch.promote_types(tokens.values.dtype, torch.float32))
-        return F.normalize(values.masked_fill(~tokens.mask[..., None], 0), dim=-1), tokens.mask
+        values = precise(tokens.values).masked_fill(~tokens.mask[..., None], 0)
+        return F.normalize(values, dim=-1), tokens.mask
 
 
 def _from_mean(values: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:

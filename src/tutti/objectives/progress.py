@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.ranks import averaged
-from tutti.types import Batch, Features, UserError
+from tutti.types import Batch, Features, UserError, precise
 
 
 class ProgressConfig(BaseModel):
@@ -59,8 +59,7 @@ class ProgressTerm(Term):
                 "has none. Build it with tutti.data.windows.WindowIndex.gather, or set "
                 f"objective.{self.name} to null."
             )
-        logits = self.head(features.readout)[:, 0]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = precise(self.head(features.readout)[:, 0])
         target = batch.progress.to(logits.dtype)
         value = F.binary_cross_entropy_with_logits(logits, target)
         with torch.no_grad():

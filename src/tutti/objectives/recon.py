@@ -13,7 +13,7 @@ from tutti.objectives.patches import decoder_blocks, grid_of, normalise_patches,
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.ranks import averaged
-from tutti.types import Batch, Features, UserError, masked_mean
+from tutti.types import Batch, Features, UserError, masked_mean, precise
 
 
 class FuturePatchesConfig(BaseModel):
@@ -89,7 +89,7 @@ class FuturePatchesTerm(Term):
         present picture as the prediction, below which something was learned about the future."""
         future = self.future(batch, self.config.offset)
         tokens = features.fused_vision
-        predicted = self.predict(tokens.values)
+        predicted = precise(self.predict(tokens.values))
         with torch.no_grad():
             n = tokens.mask.shape[1] // future.observation.image_mask.shape[1]
             there = future.observation.image_mask & future.mask[:, None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.ranks import gathered
-from tutti.types import Batch, Features
+from tutti.types import Batch, Features, precise
 
 
 class RecoverableLanguageConfig(BaseModel):
@@ -135,7 +135,7 @@ def _log_shares(
     guess: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], candidates: Bool[Tensor, " b"]
 ) -> Float[Tensor, "b b"]:
     """log softmax over the candidates' columns of guess . texts / sqrt(d)."""
-    scores = (guess @ texts.T).to(torch.promote_types(guess.dtype, torch.float32)) / guess.shape[1] ** 0.5
+    scores = precise(guess @ texts.T) / guess.shape[1] ** 0.5
     # Half the lowest number stays finite in the softmax.
     return scores.masked_fill(~candidates[None, :], torch.finfo(scores.dtype).min / 2).log_softmax(dim=1)
 

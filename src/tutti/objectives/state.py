@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
-from tutti.types import Batch, Features, masked_mean
+from tutti.types import Batch, Features, masked_mean, precise
 
 
 class FutureStatesConfig(BaseModel):
@@ -77,7 +77,7 @@ class FutureStatesTerm(Term):
         and `key_l1`, the part of the next key frame."""
         later = self.later_states(batch)
         states, mask = later.values, later.mask
-        predicted = self.predict(features.readout)
+        predicted = precise(self.predict(features.readout))
         with torch.no_grad():
             baseline = sum(self._parts((batch.observation.state[:, None] - states).abs(), mask))
         parts = self._parts((predicted - states.to(predicted.dtype)).abs(), mask)

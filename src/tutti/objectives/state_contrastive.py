@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.ranks import drawn, gathered
-from tutti.types import Batch, Features, Tokens
+from tutti.types import Batch, Features, Tokens, precise
 
 
 class StateContrastiveConfig(BaseModel):
@@ -90,7 +90,7 @@ class StateContrastiveTerm(Term):
             states, embodiment = states.repeat(len(sets), 1), embodiment.repeat(len(sets))
         z = gathered(F.normalize(self.head(read), dim=-1))
         states, embodiment, present = gathered(states), gathered(embodiment), gathered(present)
-        similarity = (z @ z.T).to(torch.promote_types(z.dtype, torch.float32)) / self.config.temperature
+        similarity = precise(z @ z.T) / self.config.temperature
         result = soft_contrast(similarity, states, embodiment, present, self.config.state_scale)
         named = {f"{self.name}/{key}": metric for key, metric in result.metrics.items()}
         return TermValue(value=result.value, metrics=named)

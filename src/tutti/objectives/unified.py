@@ -19,7 +19,7 @@ from tutti.objectives.schedule import Weight, schedule_of
 from tutti.objectives.state import FutureStatesConfig
 from tutti.objectives.term import Model, Term
 from tutti.objectives.terms import TermConfig
-from tutti.types import Batch, Features, LossTerms
+from tutti.types import Batch, Features, LossTerms, precise
 
 DEFAULT_KINDS = {
     "align": "contrastive",
@@ -112,7 +112,7 @@ class UnifiedLoss(Objective):
             if not self.balancing.is_active(name, progress) or (only is not None and name not in only):
                 continue
             result = term(features, batch)
-            values[name] = result.value
+            values[name] = precise(result.value)
             metrics.update({key: metric.detach() for key, metric in result.metrics.items()})
         lambdas = self.balancing(values, progress)
         total = features.readout.new_zeros(())

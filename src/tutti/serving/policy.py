@@ -187,7 +187,8 @@ class CheckpointPolicyFactory:
             digest.update(_bytes(folder / FILES[kept_weights(folder, self.weights)]))
         else:
             for name, value in sorted(read_weights(folder, self.weights).items()):
-                digest.update(name.encode() + value.reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
         for name in ("spec.json", "normalizer.json", "tokenizer.json"):
             digest.update(_bytes(folder / name))
         object.__setattr__(self, "path", folder)

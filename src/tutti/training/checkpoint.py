@@ -19,11 +19,11 @@ import os
 import platform
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -42,6 +42,7 @@ STATE = "state.json"
 SHARDS = "shards"
 OPTIMIZER = "optimizer"
 """What the names of an optimiser's tensors begin with among the shards."""
+T = TypeVar("T")
 Size = dict[str, int]
 """bytes and crc32 of a file."""
 
@@ -99,13 +100,18 @@ def save_sharded(run: Path, checkpoint: Checkpoint, world: World) -> Path:
     Raises: UserError on all ranks if one cannot write; then nothing half-written is left.
     """
     final = folder_of(run, checkpoint.step)
-    tensors = {f"{name}/{key}": t for name, one in checkpoint.tensors.items() for key, t in one.items()}
-    frame = taken_out(checkpoint.optimizer, OPTIMIZER, tensors)
+
+    def apart() -> tuple[Any, dict[str, Tensor]]:
+        tensors = {f"{name}/{key}": t for name, one in checkpoint.tensors.items() for key, t in one.items()}
+        return taken_out(checkpoint.optimizer, OPTIMIZER, tensors), tensors
+
     with _whole_or_not(final, world) as temporary:
         if temporary is None:
             return final
+        frame, tensors = _everywhere(apart, world)
         shards.write(temporary / SHARDS, tensors, world.waiting)
-        sizes = _sizes_of_all(temporary / SHARDS, world)
+        own = _everywhere(lambda: _sizes(temporary / SHARDS, world.ranks.rank), world)
+        sizes = {name: size for one in world.together(own) for name, size in one.items()}
         light = replace(checkpoint, tensors={}, optimizer=frame)
         world.on_first(lambda: _finish(temporary, final, light, {**_write_whole(temporary, light), **sizes}))
     return final
@@ -132,7 +138,18 @@ def _whole_or_not(final: Path, world: World = ONE) -> Iterator[Path | None]:
 
 
 def _finish(temporary: Path, final: Path, checkpoint: Checkpoint, sizes: dict[str, Size]) -> None:
-    """Writes state.json, the last file, and renames the folder."""
+    """Writes state.json, the last file, and renames the folder, if all files are there.
+
+    Raises: OSError if one of them is not: a rank has written it to another disk.
+    """
+    for name, size in sizes.items():
+        if not (temporary / name).is_file() or (temporary / name).stat().st_size != size["bytes"]:
+            raise OSError(
+                f"{name} was written by another process but is not seen by this one: use a folder "
+                "that all processes share"
+            )
+    if (temporary / SHARDS).is_dir():
+        sync_folder(temporary / SHARDS)
     state = {**checkpoint.state, "step": checkpoint.step, "versions": versions(), "files": sizes}
     _write(temporary / STATE, json.dumps(state, indent=1).encode())
     sync_folder(temporary)
@@ -160,22 +177,25 @@ def _write_whole(folder: Path, checkpoint: Checkpoint) -> dict[str, Size]:
     return sizes
 
 
-def _sizes_of_all(folder: Path, world: World) -> dict[str, Size]:
-    """Of the shards of all ranks, each of which looks at its own.
-
-    Raises: OSError on all ranks if one cannot read its own.
-    """
-    own: dict[str, Size] | OSError
+def _everywhere(make: Callable[[], T], world: World) -> T:
+    """`make()` on each rank. What goes wrong on one is raised on all, so that none waits for it."""
+    made: list[T] = []
+    failed: Exception | None = None
     try:
-        own = {f"{SHARDS}/{path.name}": _size(path) for path in shards.files_of(folder, world.ranks.rank)}
-    except OSError as error:
-        own = error
-    sizes: dict[str, Size] = {}
-    for one in world.together(own):
-        if isinstance(one, OSError):
-            raise one
-        sizes |= one
-    return sizes
+        made.append(make())
+    except Exception as error:
+        failed = error
+    texts = world.together("" if failed is None else f"rank {world.ranks.rank}: {failed!r}")
+    if failed is not None:
+        raise failed
+    if told := [text for text in texts if text]:
+        raise OSError(told[0])
+    return made[0]
+
+
+def _sizes(folder: Path, rank: int) -> dict[str, Size]:
+    """Of the shards of a rank."""
+    return {f"{SHARDS}/{path.name}": _size(path) for path in shards.files_of(folder, rank)}
 
 
 def _size(path: Path) -> Size:

@@ -27,7 +27,8 @@ def disk_error(error: OSError, path: Path) -> UserError:
             "free. Free space and run the same command again: it continues from the last checkpoint."
         )
     return UserError(
-        f"{path}: cannot write ({error.strerror}). Check that the folder exists and is writable."
+        f"{path}: cannot write ({error.strerror or error}). Check that the folder exists and is writable, "
+        "and that disk, quota and file size limit are not reached."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -189,6 +190,9 @@ def joined(count: int, device: torch.device, timeout: float) -> Iterator[World]:
         logging.getLogger("tutti").setLevel(level)
         if own and dist.is_initialized():
             dist.destroy_process_group()
+            # The threads of a gloo group end with the last reference to it, and FSDP's modules hold each
+            # other in circles. One that lets go of a tensor while Python shuts down would abort the process.
+            gc.collect()
 
 
 def _meet(own: bool, device: torch.device, timeout: timedelta) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
@@ -135,6 +135,22 @@ def shared(data: TrainingData, ranks: Ranks) -> TrainingData:
         data.train.share(ranks)
         return data
     return data if ranks.count == 1 else SharedData(OwnRows(data.train, ranks), data.validation)
+
+
+def portion(batches: Iterable[Batch], ranks: Ranks) -> Iterator[tuple[int | None, Batch]]:
+    """This rank's held-out batches with their numbers, i = rank, rank + n, rank + 2 n, ...
+
+    Every rank is given equally many, since under FSDP a forward pass takes all of them: one that has none
+    left in the last round is given the very last batch, without a number. Of a sequence the other batches are
+    not made.
+    """
+    if ranks.count == 1:
+        yield from enumerate(batches)
+        return
+    chosen = batches if isinstance(batches, Sequence) else list(batches)
+    for start in range(0, len(chosen), ranks.count):
+        number = start + ranks.rank
+        yield (number, chosen[number]) if number < len(chosen) else (None, chosen[-1])
 
 
 class FedData:

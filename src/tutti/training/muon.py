@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from tutti.training.whole import like
@@ -80,13 +81,45 @@ def _collected(gram: Float[Tensor, "n rows rows"], rounds: int) -> Float[Tensor,
     return product
 
 
-def _whole(update: Tensor) -> Tensor:
-    """All of a matrix of which a rank holds a share, on its own device."""
-    return update.full_tensor() if isinstance(update, DTensor) else update
+def divided(
+    stacks: Sequence[Float[Tensor, "_ rows _"]], rounds: int, group: dist.ProcessGroup, first: int = 0
+) -> list[Float[Tensor, "_ rows _"]]:
+    """`orthogonalised` on every rank of `group`, which all hold the same: matrix k, counted over all stacks
+    from `first` on, is iterated by rank k mod n, and the results travel in one message."""
+    rank, count = dist.get_rank(group), dist.get_world_size(group)
+    begins = [first + sum(map(len, stacks[:place])) for place in range(len(stacks))]
+    portions = [
+        [x[(one - begin) % count :: count] for x, begin in zip(stacks, begins, strict=True)]
+        for one in range(count)
+    ]
+    own = orthogonalised([x for x in portions[rank] if len(x)], rounds)
+    sizes = [sum(x.numel() for x in portion) for portion in portions]
+    sent = stacks[0].new_zeros(max(sizes))
+    if own:
+        sent[: sizes[rank]] = torch.cat([x.flatten() for x in own])
+    received = [torch.empty_like(sent) for _ in range(count)]
+    dist.all_gather(received, sent, group=group)
+    results = [torch.empty_like(x) for x in stacks]
+    for one, portion in enumerate(portions):
+        parts = received[one][: sizes[one]].split([x.numel() for x in portion])
+        for result, begin, part, x in zip(results, begins, parts, portion, strict=True):
+            result[(one - begin) % count :: count] = part.view_as(x)
+    return results
 
 
 _Move = tuple[Tensor, Tensor, float]
 """A parameter, its update as a wide matrix, and its learning rate."""
+
+
+def _group_of(stacks: Iterable[Sequence[_Move]]) -> dist.ProcessGroup | None:
+    """The ranks that share the parameters of these moves; None where each is whole."""
+    parameters = (parameter for members in stacks for parameter, _, _ in members)
+    return next((p.device_mesh.get_group() for p in parameters if isinstance(p, DTensor)), None)
+
+
+def _whole(update: Tensor) -> Tensor:
+    """All of a matrix of which a rank holds a share, on its own device."""
+    return update.full_tensor() if isinstance(update, DTensor) else update
 
 
 class Muon(torch.optim.Optimizer):
@@ -103,7 +136,8 @@ class Muon(torch.optim.Optimizer):
     Source: Keller Jordan 2024; scale and decay from 2502.16982.
     Differs from torch.optim.Muon: the iteration runs in float32, convolution kernels are accepted, and
     matrices of equal shape (up to transposition) are iterated as one batch. Of sharded matrices (FSDP) the
-    momentum is sharded too; each rank gathers the directions, iterates all of them and moves its share.
+    momentum is sharded too; each rank gathers the directions, iterates its portion of the matrices, sends the
+    results to the others and moves its share.
 
     Raises: ValueError for a parameter of fewer than two dimensions.
     """
@@ -142,9 +176,13 @@ class Muon(torch.optim.Optimizer):
                 rows, columns = wide.shape
                 rate = group["lr"] * 0.2 * columns**0.5
                 batches[group["rounds"], rows][columns].append((parameter, wide, rate))
+        done = 0
         for (rounds, _), stacks in batches.items():
             stacked = [torch.stack([wide for _, wide, _ in members]) for members in stacks.values()]
-            for members, directions in zip(stacks.values(), orthogonalised(stacked, rounds), strict=True):
+            group = _group_of(stacks.values())
+            made = orthogonalised(stacked, rounds) if group is None else divided(stacked, rounds, group, done)
+            done += sum(map(len, stacked))
+            for members, directions in zip(stacks.values(), made, strict=True):
                 for (parameter, _, rate), direction in zip(members, directions, strict=True):
                     rows = len(parameter)
                     moved = direction.mT if rows > parameter.numel() // rows else direction

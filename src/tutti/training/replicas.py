@@ -17,6 +17,7 @@ from tutti.ranks import averaged
 from tutti.training.backward import Backward, OneBackward
 from tutti.training.diagnostics import DiagnosticsConfig
 from tutti.training.distributed import World
+from tutti.training.silence import spend_warning
 from tutti.types import Batch, Features, LossTerms, UserError
 
 log = logging.getLogger("tutti.training")
@@ -139,6 +140,7 @@ class Replicated(Parallel):
     def start(self, backward: Backward) -> None:
         self.check()
         if isinstance(backward, OneBackward):
+            spend_warning(next(self.model.parameters()).device)
             self._reducer = self._new_reducer()
         elif backward.is_sum:
             self._averages_sum = True

@@ -64,22 +64,27 @@ class Saver:
             return whole(value, keep=self.world.first, copy=copy)
         return self._copied(value) if copy else value
 
-    def save(self, checkpoint: Checkpoint) -> Path:
-        """Writes the checkpoint, or begins to. All ranks must call it. Gives the folder that it will have.
+    def save(self, checkpoint: Checkpoint, *, wait: bool = False) -> Path:
+        """Writes the checkpoint, or begins to unless it is to `wait`. All ranks must call it, behind `wait`,
+        which must come before the checkpoint is taken. Gives the folder that it will have.
 
-        Raises: UserError on all ranks if it, or the one before it, cannot be written.
+        Raises: UserError on all ranks if it cannot be written.
         """
-        self.wait()
+        self.world.largest(0)  # all are here: from now on they wait for each other without a time-out
         if self.background:
             if self.sharded or self.world.first:
+                device = torch.cuda.current_device() if torch.cuda.is_available() else None
                 self._thread = threading.Thread(
-                    target=self._try, args=(checkpoint,), name="tutti-checkpoint", daemon=True
+                    target=self._try, args=(checkpoint, device), name="tutti-checkpoint", daemon=True
                 )
                 self._thread.start()
         elif self.sharded:
-            self._write(checkpoint)
+            save_sharded(self.run, checkpoint, self.world.aside)
+            self.world.on_first(self._retain)
         else:
             self.world.on_first(lambda: self._write(checkpoint))
+        if wait:
+            self.wait()
         return folder_of(self.run, checkpoint.step)
 
     def wait(self) -> None:
@@ -87,6 +92,7 @@ class Saver:
 
         Raises: UserError on all ranks if what was being written could not be.
         """
+        self.world.largest(0)  # as above: who hangs is named
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -98,8 +104,10 @@ class Saver:
         if error is not None:
             raise error
 
-    def _try(self, checkpoint: Checkpoint) -> None:
+    def _try(self, checkpoint: Checkpoint, device: int | None) -> None:
         try:
+            if device is not None:
+                torch.cuda.set_device(device)  # each thread begins with the first one
             self._write(checkpoint)
         except Exception as error:
             self._error = error
@@ -111,13 +119,16 @@ class Saver:
         else:
             save(self.run, checkpoint)
         if self.world.first:
-            retain(self.run, **self._keep)
+            self._retain()
+
+    def _retain(self) -> None:
+        retain(self.run, **self._keep)
 
     def _copied(self, value: Any) -> Any:
         """Shares and tensors in the CPU's memory. That of a GPU is copied into page-locked memory, which is
         kept for the next checkpoint; on a CPU the copy lives only until it is written."""
         cuda = torch.cuda.is_available()
-        if self._stager is None or not cuda:
+        if self._stager is None:
             self._stager = DefaultStager(
                 StagingOptions(
                     use_pinned_memory=cuda,
@@ -126,7 +137,11 @@ class Saver:
                     use_non_blocking_copy=cuda,
                 )
             )
-        return self._stager.stage(value)
+        staged = self._stager.stage(value)
+        if not cuda:
+            self._stager.close()  # it holds the copies otherwise
+            self._stager = None
+        return staged
 
     def __enter__(self) -> Self:
         return self

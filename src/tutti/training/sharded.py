@@ -43,17 +43,24 @@ class Sharded(Parallel):
         require_no_batch_norm(self.model, self.objective)
         require_equal(self.world, {"model": self.model, "objective": self.objective})
         mesh = init_device_mesh(device.type, (self.world.ranks.count,))
+        # Inputs stay as they are: a rounded batch would be another target, and autocast rounds what enters a
+        # product anyway.
         policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32 if low else None
+            param_dtype=torch.bfloat16 if low else None,
+            reduce_dtype=torch.float32 if low else None,
+            cast_forward_inputs=False,
         )
         joint = Joint(computation)
         self._scalars = [parameter for parameter in joint.parameters() if parameter.ndim == 0]
         for parameter in joint.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP shares out rows; kernels are channels-last
-        for block in blocks_of(self.model, self.objective):
+        self._units: list[FSDPModule] = [
             fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+            for block in blocks_of(self.model, self.objective)
+        ]
         ignored: set[Parameter] = set(self._scalars)
         self._joint: FSDPModule = fully_shard(joint, mesh=mesh, mp_policy=policy, ignored_params=ignored)
+        self._units.append(self._joint)
 
     def start(self, backward: Backward) -> None:
         if not isinstance(backward, OneBackward):
@@ -66,6 +73,8 @@ class Sharded(Parallel):
     def evaluate(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
         joint: nn.Module = self._joint  # pyright: ignore[reportAssignmentType]
         total, box = joint(batch, progress, only)
+        if not torch.is_grad_enabled():
+            self.drop()
         return box.features, replace(box.terms, total=total)
 
     def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
@@ -75,6 +84,12 @@ class Sharded(Parallel):
         self, batch: Batch, progress: float, only: Collection[str] | None
     ) -> tuple[Features, LossTerms]:
         return self.evaluate(batch, progress, only if only is not None else self.objective.names)
+
+    def drop(self) -> None:
+        # What a forward pass has gathered and no backward pass gives back would be used by the next forward
+        # pass as it is, whatever weights the shares hold by then (an average, say).
+        for unit in self._units:
+            unit.reshard()
 
     def micro_batch(self, *, last: bool) -> None:
         self._joint.set_requires_gradient_sync(last)

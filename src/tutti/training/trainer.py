@@ -153,7 +153,10 @@ class Trainer:
                 if damaged:
                     recorder.write(self.step, "event", {"fault/damaged_checkpoints": float(len(damaged))})
                 self._loop(moved, recorder, interrupt)
-                return self._save(data, wait=True)
+                saved = self._save(data, wait=True)
+                if asked := self.parallel.world.largest(interrupt.asked):
+                    interrupt.leave(self.step, saved, asked)
+                return saved
         finally:
             torch.set_num_threads(threads)
 
@@ -335,10 +338,8 @@ class Trainer:
 
     def _save(self, data: TrainingData, *, wait: bool = False) -> Path:
         self.parallel.check()
-        folder = self.saver.save(snapshot(self, data))
-        if wait:
-            self.saver.wait()
-        return folder
+        self.saver.wait()  # before the state is copied: what is being written may lie in the same memory
+        return self.saver.save(snapshot(self, data), wait=wait)
 
 
 def _means(values: list[dict[str, float]]) -> dict[str, float]:

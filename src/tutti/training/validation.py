@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from tutti.objectives.objective import Objective
 from tutti.ranks import ALONE, averaged, sharing
+from tutti.training.distributed import ONE, World
+from tutti.training.feed import portion
 from tutti.training.machine import Machine
-from tutti.training.randomness import own_randomness
+from tutti.training.randomness import own_randomness, seed_everything
 from tutti.types import Batch, Features, LossTerms
 
 if TYPE_CHECKING:
@@ -79,15 +82,20 @@ def validated(trainer: Trainer, data: TrainingData) -> dict[str, float]:
     moment = trainer.strategy.at(trainer.step - 1)
     share = (moment.step + 1) / moment.steps
     parts = (trainer.model, trainer.objective, data.validation, trainer.machine)
-    judge = trainer.parallel.judge
-    seed, only = trainer.config.seed, moment.phase.counting(trainer.objective.names)
+    given: dict[str, Any] = {
+        "progress": share,
+        "seed": trainer.config.seed,
+        "only": moment.phase.counting(trainer.objective.names),
+        "evaluate": trainer.parallel.judge,
+        "world": trainer.parallel.world,
+    }
     with ExitStack() as served:
         served.enter_context(trainer.optimizer.averaged())
         for average in trainer.averages.values():
             served.enter_context(average.applied())
-        values = validate(*parts, progress=share, seed=seed, only=only, evaluate=judge)
+        values = validate(*parts, **given)
     if trainer.config.validate_raw and (trainer.averages or trainer.optimizer.averages):
-        values |= validate(*parts, progress=share, seed=seed, only=only, prefix="valid_raw", evaluate=judge)
+        values |= validate(*parts, prefix="valid_raw", **given)
     return values
 
 
@@ -103,14 +111,19 @@ def validate(
     only: Collection[str] | None = None,
     prefix: str = "valid",
     evaluate: Evaluate | None = None,
+    world: World = ONE,
 ) -> dict[str, float]:
     """Means over the held-out windows in evaluation mode: "valid/action", "valid/metric/...", "valid/total".
 
-    Batches are weighted by their number of windows. Random draws of the terms come from `seed`, so equal
-    weights give equal numbers, and training goes on as if this had not happened. `progress` in [0, 1] is the
-    share of training done, which decides the lambdas of the total; `only` names the terms that count.
-    `evaluate` is the forward pass where it is not that of the plain modules. On several ranks each goes
-    through all windows, alone.
+    Batches are weighted by their number of windows. Equal weights give equal numbers, and training goes on as
+    if this had not happened. `progress` in [0, 1] is the share of training done, which decides the lambdas of
+    the total; `only` names the terms that count. `evaluate` is the forward pass where it is not that of the
+    plain modules.
+
+    On several ranks of `world` batch i is judged by rank i mod n, alone: no row meets those of another rank,
+    so the batches are those of one process. The random draws of batch i come from `seed` + i, and the values
+    of all are added up in the order of the batches: the means are to the last bit those of one process with
+    the same weights. All ranks must call it, and get the same.
     """
 
     def plain(batch: Batch, at: float, names: Collection[str] | None) -> tuple[Features, LossTerms]:
@@ -118,23 +131,28 @@ def validate(
         return features, objective(features, batch, at, names)
 
     evaluate = evaluate or plain
-    sums: dict[str, float] = {}
-    weights: dict[str, int] = {}
+    own: list[tuple[int, int, dict[str, float]]] = []
     modes = [(module, module.training) for root in (model, objective) for module in root.modules()]
     model.eval()
     objective.eval()
     try:
         with own_randomness(seed), sharing(ALONE):
-            for batch in batches:
+            for number, batch in portion(batches, world.ranks):
+                seed_everything(seed + (number or 0))
                 moved = batch.to(machine.device)
                 with machine.autocast():
                     _, terms = evaluate(moved, progress, only)
                 values, _, metrics, total = term_values(terms)
                 found = {**values, **{f"metric/{name}": v for name, v in metrics.items()}, "total": total}
-                for name, value in found.items():
-                    sums[name] = sums.get(name, 0.0) + value * len(batch.window)
-                    weights[name] = weights.get(name, 0) + len(batch.window)
+                if number is not None:
+                    own.append((number, len(batch.window), found))
     finally:
         for module, mode in modes:
             module.training = mode
+    sums: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    for _, windows, found in sorted(chain(*world.together(own)), key=lambda one: one[0]):
+        for name, value in found.items():
+            sums[name] = sums.get(name, 0.0) + value * windows
+            weights[name] = weights.get(name, 0) + windows
     return {f"{prefix}/{name}": total / weights[name] for name, total in sums.items()}

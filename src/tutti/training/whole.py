@@ -43,11 +43,14 @@ def like_all(values: Mapping[str, Tensor], models: Mapping[str, Tensor]) -> dict
 
 
 def like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """The optimiser's state, just loaded whole, in the form of the parameters it is for."""
+    """The optimiser's state, just loaded, in the form of the parameters it is for: shares where they are
+    shares, and laid out in memory as they are. Fused optimisers pair the numbers of a parameter and its
+    moments as they lie there, so contiguous moments of a channels-last weight would be another's."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:
-                state[name] = like(value, parameter)
+                placed = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                state[name] = placed.copy_(like(value, parameter))
 
 
 def apart(tensors: Sequence[Tensor]) -> list[list[int]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tutti.models.decoders.chunks import present_actions, ranges, require_fitted
 from tutti.models.decoders.trunk import Conditioning, Trunk, TrunkConfig, shrink
 from tutti.models.parts import ActionDecoder
-from tutti.types import Batch, DataSpec, Features
+from tutti.types import Batch, DataSpec, Features, precise
 
 _QUANTILES = (0.01, 0.99)
 _NARROWEST = 1e-3
@@ -95,7 +95,7 @@ class BinsDecoder(ActionDecoder):
         """
         require_fitted(self, "bins")
         bins = self.bin_of(present_actions(batch))
-        logits = self.logits(features)
+        logits = precise(self.logits(features))
         return F.cross_entropy(logits.flatten(0, 2), bins.flatten(), reduction="none").view_as(bins)
 
     def predict(self, features: Features) -> Float[Tensor, "b t a"]:

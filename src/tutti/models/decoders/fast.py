@@ -16,7 +16,7 @@ from tutti.models.decoders.chunks import hold_last, require_finite, require_fitt
 from tutti.models.decoders.trunk import Cache, Condition, Conditioning, Trunk, TrunkConfig, shrink
 from tutti.models.layers import all_present
 from tutti.models.parts import ActionDecoder
-from tutti.types import Batch, DataSpec, Features
+from tutti.types import Batch, DataSpec, Features, precise
 
 log = logging.getLogger("tutti.models")
 
@@ -103,7 +103,7 @@ class FastDecoder(ActionDecoder):
         """
         require_fitted(self, "fast")
         tokens, lengths = self.tokens.encode(hold_last(batch.actions, batch.action_mask))
-        logits = self.logits(self.conditioning(features), tokens)
+        logits = precise(self.logits(self.conditioning(features), tokens))
         error = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="none")
         mean = error.view_as(tokens).sum(1) / lengths
         return mean[:, None, None].expand_as(batch.actions)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tutti.models.decoders.chunks import ranges, require_fitted
-from tutti.types import DataSpec, UserError
+from tutti.types import DataSpec, UserError, precise
 
 CLOSE = 0.05
 """How near to one of the two values counts as being there, as a share of their distance."""
@@ -78,6 +78,7 @@ class Gripper(nn.Module):
     def error(self, logits: Float[Tensor, "b t"], actions: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """weight * cross-entropy. Raises UserError before `fit`."""
         require_fitted(self, self.kind)
+        logits = precise(logits)
         closed = (actions > self.values.mean()).to(logits.dtype)
         return self.weight * F.binary_cross_entropy_with_logits(logits, closed, reduction="none")
 

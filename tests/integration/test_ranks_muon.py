@@ -1,0 +1,61 @@
+"""Muon on matrices of which each rank holds a share: the bits of one process, and the work divided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from ranks_world import on_ranks
+from tutti.training import muon
+from tutti.training.muon import Muon, orthogonalised
+from tutti.training.whole import whole
+
+SHAPES = ((16, 8), (8, 16), (16, 48), (5, 16), (16, 48), (3, 4, 2, 2), (16, 16), (48, 16))
+
+
+def matrices(seed: int) -> list[Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=random) for shape in SHAPES]
+
+
+def moved(shared: bool) -> dict[str, Any]:
+    """The matrices after two updates, and how many of them this rank has iterated."""
+    iterated = 0
+
+    def counting(stacks: Any, rounds: int) -> list[Tensor]:
+        nonlocal iterated
+        iterated += sum(len(stack) for stack in stacks)
+        return orthogonalised(stacks, rounds)
+
+    muon.orthogonalised = counting
+    parameters = [nn.Parameter(share(value, shared)) for value in matrices(0)]
+    optimizer = Muon(parameters, lr=0.1, weight_decay=0.1)
+    for seed in (1, 2):
+        for parameter, gradient in zip(parameters, matrices(seed), strict=True):
+            parameter.grad = share(gradient, shared)
+        optimizer.step()
+    return {"matrices": whole([parameter.detach() for parameter in parameters]), "iterated": iterated}
+
+
+def share(value: Tensor, shared: bool) -> Tensor:
+    if not shared:
+        return value
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    return distribute_tensor(value, mesh, [Shard(0)])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_move_to_the_same_bits_and_each_rank_iterates_its_portion(count: int) -> None:
+    (alone,) = on_ranks(1, moved, False)
+    assert alone["iterated"] == 2 * len(SHAPES)
+    several = on_ranks(count, moved, True)
+    for one in several:
+        assert all(torch.equal(a, b) for a, b in zip(alone["matrices"], one["matrices"], strict=True))
+    assert sum(one["iterated"] for one in several) == 2 * len(SHAPES)
+    iterated = [one["iterated"] for one in several]
+    assert max(iterated) - min(iterated) <= 2  # one matrix more than another in each update

@@ -1,0 +1,91 @@
+"""Held-out batches divided among the ranks: the same bits as when one judges all of them, and no row meets
+another rank's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from objectives_world import as_double
+from ranks_training import Stream, trainer_of
+from ranks_world import on_ranks
+from tutti.ranks import ALONE, Ranks, present, sharing
+from tutti.training.distributed import ONE, world
+from tutti.training.feed import portion
+from tutti.training.validation import validated
+from vla_world import MODEL, make_batch
+
+SIZES = (6, 6, 4, 2, 5)
+OBJECTIVE = {
+    "align": {"kind": "contrastive", "width": 16, "weight": 0.3},  # compares rows
+    "near": {"kind": "state_contrastive", "width": 16, "weight": 0.1},  # compares rows, and draws views
+    "recon": {"width": 16, "heads": 2, "downsample": 2, "weight": 0.2},
+    "state": None,
+}
+MODEL_OF_NOISE = {**MODEL, "action": {"kind": "flow", "width": 16}}  # draws noise
+SETTINGS = {"steps": 4, "validate_every": 0, "checkpoint_every": 0, "validate_raw": True, "ema": 0.5}
+
+
+class Data:
+    def __init__(self, batches: int) -> None:
+        self.train = Stream()
+        self.validation = [as_double(make_batch(10_001 + n, size)) for n, size in enumerate(SIZES[:batches])]
+
+
+def judged(run: str, parallel: dict[str, Any], batches: int) -> dict[str, Any]:
+    """What a training's validation gives, its batches divided among the ranks and each judged by all."""
+    trainer = trainer_of(Path(run), SETTINGS | parallel, objective=OBJECTIVE, model=MODEL_OF_NOISE)
+    data = Data(batches)
+    trainer.fit(data)
+    judge, passes, alone = trainer.parallel.judge, [], []
+
+    def watched(batch: Any, *rest: Any) -> Any:
+        passes.append(len(batch.window))
+        alone.append(present() == ALONE)
+        return judge(batch, *rest)
+
+    trainer.parallel.judge = watched
+    random = torch.get_rng_state()
+    with sharing(world().ranks):
+        divided, own = validated(trainer, data), list(passes)
+        trainer.parallel.world = ONE
+        whole = validated(trainer, data)
+    untouched = torch.equal(random, torch.get_rng_state())
+    return {
+        "divided": divided,
+        "whole": whole,
+        "passes": own,
+        "alone": all(alone),
+        "untouched": untouched,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "batches"), [("ddp", 2, 5), ("fsdp", 2, 5), ("ddp", 4, 2), ("fsdp", 4, 2)]
+)
+def test_the_values_are_those_of_one_judge_to_the_last_bit(
+    kind: str, count: int, batches: int, tmp_path: Path
+) -> None:
+    found = on_ranks(count, judged, str(tmp_path), {"parallel": {"kind": kind}}, batches)
+    for one in found:
+        assert one["divided"] == one["whole"] == found[0]["whole"]
+        assert one["alone"] and one["untouched"]
+        assert len(one["passes"]) == 2 * -(-batches // count)  # for the average and for the raw weights
+    values = found[0]["divided"]
+    for term in ("align", "near", "recon", "action", "total"):
+        assert values[f"valid/{term}"] != values[f"valid_raw/{term}"]
+
+
+def test_each_batch_is_judged_once_and_all_ranks_pass_forward_equally_often() -> None:
+    batches = [make_batch(number, 2) for number in range(5)]
+    for held_out in (lambda: batches, lambda: iter(batches)):  # a sequence, and what can only be gone through
+        portions = [list(portion(held_out(), Ranks(rank, 3))) for rank in range(3)]
+        assert [[number for number, _ in own] for own in portions] == [[0, 3], [1, 4], [2, None]]
+        for own in portions:
+            for number, batch in own:
+                assert batch is batches[4 if number is None else number]
+    assert [number for number, _ in portion(iter(batches), ALONE)] == [0, 1, 2, 3, 4]
+    assert list(portion([], Ranks(1, 3))) == []
