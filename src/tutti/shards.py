@@ -24,6 +24,8 @@ from torch.distributed.tensor import DTensor
 
 from tutti.types import UserError
 
+FOLDER = "shards"
+"""The name that such a folder has in a checkpoint."""
 INDEX = ".metadata"
 
 # The library's remark that one process is alone, which is meant so here. Not in a `catch_warnings`: that is

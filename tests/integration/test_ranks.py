@@ -285,6 +285,17 @@ def test_ranks_with_different_weights_are_refused() -> None:
         assert "such as model.fusion.readout, differ between rank 0 and rank 1" in message
 
 
+def said(work: Callable[[], Any]) -> str:
+    """What the user is told of a training that is given up; of the rank that hung nothing is asked."""
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+    except RuntimeError:
+        return "hung"
+    return "went on"
+
+
 def hangs(run: str, changes: dict[str, Any]) -> str:
     import time
 
@@ -295,13 +306,7 @@ def hangs(run: str, changes: dict[str, Any]) -> str:
             time.sleep(12)
 
     trainer.progress = sleep
-    try:
-        trainer.fit(Data())
-    except UserError as error:
-        return str(error)
-    except RuntimeError:
-        return "hung"
-    return "went on"
+    return said(lambda: trainer.fit(Data()))
 
 
 def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
@@ -322,13 +327,7 @@ def hangs_in_a_save(run: str, changes: dict[str, Any]) -> str:
         return taken(self, value, copy=copy)
 
     Saver.taken = slow
-    try:
-        train(run, changes)
-    except UserError as error:
-        return str(error)
-    except RuntimeError:
-        return "hung"
-    return "went on"
+    return said(lambda: train(run, changes))
 
 
 def test_a_rank_that_hangs_while_its_state_is_copied_is_named(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from tutti import shards
 from tutti.data.storage import full_disk_is_a_user_error, sync_tree
 from tutti.serving.policy import (
     FILES,
-    SHARDS,
     Policy,
     Weights,
     find_checkpoint,
@@ -88,7 +88,7 @@ def export_command(run: Path, to: Path, weights: str, checkpoint: str) -> Path:
 
 def _needed(source: Path) -> str:
     """No more than the weights of the checkpoint."""
-    files = [*source.glob("*.safetensors"), *(source / SHARDS).glob("*")]
+    files = [*source.glob("*.safetensors"), *(source / shards.FOLDER).glob("*")]
     return f"at most {sum(path.stat().st_size for path in files)} bytes"
 
 

@@ -26,7 +26,6 @@ from tutti.types import DataSpec, Features, Tokens, UserError
 Weights = Literal["ema", "raw"]
 MOST_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
 FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
-SHARDS = "shards"
 
 
 class Policy:
@@ -246,7 +245,7 @@ def _best(marked: Path) -> int:
 
 def is_sharded(folder: Path) -> bool:
     """True for a checkpoint that every rank has written its shares of (`tutti.shards`)."""
-    return (folder / SHARDS / shards.INDEX).is_file()
+    return (folder / shards.FOLDER / shards.INDEX).is_file()
 
 
 def _holds_weights(folder: Path) -> bool:
@@ -256,7 +255,7 @@ def _holds_weights(folder: Path) -> bool:
 def kept_weights(folder: Path, weights: Weights) -> Weights:
     """`weights`, or the raw ones where the checkpoint has no average. Raises UserError if it is damaged."""
     if is_sharded(folder):
-        there = Path(FILES[weights]).stem in shards.sets(folder / SHARDS)
+        there = Path(FILES[weights]).stem in shards.sets(folder / shards.FOLDER)
     else:
         there = (folder / FILES[weights]).is_file()
     return weights if there else "raw"
@@ -274,7 +273,7 @@ def read_weights(folder: Path, weights: Weights) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise UserError(f"{folder / file}: these weights are damaged ({error}). {_CURE}") from error
     start = f"{Path(file).stem}/"
-    found = shards.read(folder / SHARDS, below=start)
+    found = shards.read(folder / shards.FOLDER, below=start)
     return {name.removeprefix(start): value for name, value in found.items()}
 
 

@@ -39,7 +39,6 @@ from tutti.training.frame import put_in, taken_out
 from tutti.types import UserError
 
 STATE = "state.json"
-SHARDS = "shards"
 OPTIMIZER = "optimizer"
 """What the names of an optimiser's tensors begin with among the shards."""
 T = TypeVar("T")
@@ -109,8 +108,8 @@ def save_sharded(run: Path, checkpoint: Checkpoint, world: World) -> Path:
         if temporary is None:
             return final
         frame, tensors = _everywhere(apart, world)
-        shards.write(temporary / SHARDS, tensors, world.waiting)
-        own = _everywhere(lambda: _sizes(temporary / SHARDS, world.ranks.rank), world)
+        shards.write(temporary / shards.FOLDER, tensors, world.waiting)
+        own = _everywhere(lambda: _sizes(temporary / shards.FOLDER, world.ranks.rank), world)
         sizes = {name: size for one in world.together(own) for name, size in one.items()}
         light = replace(checkpoint, tensors={}, optimizer=frame)
         world.on_first(lambda: _finish(temporary, final, light, {**_write_whole(temporary, light), **sizes}))
@@ -148,8 +147,8 @@ def _finish(temporary: Path, final: Path, checkpoint: Checkpoint, sizes: dict[st
                 f"{name} was written by another process but is not seen by this one: use a folder "
                 "that all processes share"
             )
-    if (temporary / SHARDS).is_dir():
-        sync_folder(temporary / SHARDS)
+    if (temporary / shards.FOLDER).is_dir():
+        sync_folder(temporary / shards.FOLDER)
     state = {**checkpoint.state, "step": checkpoint.step, "versions": versions(), "files": sizes}
     _write(temporary / STATE, json.dumps(state, indent=1).encode())
     sync_folder(temporary)
@@ -195,7 +194,7 @@ def _everywhere(make: Callable[[], T], world: World) -> T:
 
 def _sizes(folder: Path, rank: int) -> dict[str, Size]:
     """Of the shards of a rank."""
-    return {f"{SHARDS}/{path.name}": _size(path) for path in shards.files_of(folder, rank)}
+    return {f"{shards.FOLDER}/{path.name}": _size(path) for path in shards.files_of(folder, rank)}
 
 
 def _size(path: Path) -> Size:
@@ -237,7 +236,7 @@ def verify(folder: Path) -> Path:
     """
     for name, expected in _state(folder)["files"].items():
         try:
-            _compare(folder / name, _size(folder / name), expected)
+            _compare(folder, name, _size(folder / name), expected)
         except FileNotFoundError as error:
             raise UserError(f"{folder / name}: the checkpoint lacks this file. {_cure(folder)}") from error
         except OSError as error:
@@ -254,17 +253,17 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
     Raises: UserError if a file is missing, truncated or changed.
     """
     state = _state(folder)
-    sharded = any(name.startswith(f"{SHARDS}/") for name in state["files"])
+    sharded = any(name.startswith(f"{shards.FOLDER}/") for name in state["files"])
     if sharded and not verified:
         verify(folder)
-    own = [name for name in state["files"] if not name.startswith(f"{SHARDS}/")]
+    own = [name for name in state["files"] if not name.startswith(f"{shards.FOLDER}/")]
     try:
         contents = {name: (folder / name).read_bytes() for name in own}
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: the checkpoint lacks this file. {_cure(folder)}") from error
     for name, data in contents.items():
         found: Size = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        _compare(folder / name, found, state["files"][name])
+        _compare(folder, name, found, state["files"][name])
     tensors = {
         name.removesuffix(".safetensors"): load_tensors(data)
         for name, data in contents.items()
@@ -272,7 +271,7 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
     }
     optimizer = torch.load(io.BytesIO(contents["optimizer.pt"]), weights_only=True)
     if sharded:
-        flat = shards.read(folder / SHARDS, forms)
+        flat = shards.read(folder / shards.FOLDER, forms)
         optimizer = put_in(optimizer, flat)
         for name, tensor in flat.items():
             part, _, key = name.partition("/")
@@ -306,14 +305,14 @@ def _state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _compare(path: Path, found: Size, expected: Size) -> None:
-    cure = _cure(path.parent if path.parent.name != SHARDS else path.parent.parent)
+def _compare(folder: Path, name: str, found: Size, expected: Size) -> None:
     if found["bytes"] != expected["bytes"]:
         raise UserError(
-            f"{path}: truncated, {expected['bytes']} bytes expected, {found['bytes']} found. {cure}"
+            f"{folder / name}: truncated, {expected['bytes']} bytes expected, {found['bytes']} found. "
+            f"{_cure(folder)}"
         )
     if found["crc32"] != expected["crc32"]:
-        raise UserError(f"{path}: damaged, its checksum differs. {cure}")
+        raise UserError(f"{folder / name}: damaged, its checksum differs. {_cure(folder)}")
 
 
 def _cure(folder: Path) -> str:
