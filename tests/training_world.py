@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from tutti.models.parts import ActionDecoder
 from tutti.objectives.objective import Objective
+from tutti.training.checkpoint import folder_of
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features, LossTerms, Observation, Tokens, masked_mean
@@ -168,9 +170,18 @@ def make_trainer(run: Path, **keywords: Any) -> Trainer:
     return Trainer(config(**keywords), model, TwoTerms(model), run, **passed)
 
 
+def until_written(run: Path, step: int, patience: float = 120.0) -> None:
+    """Checkpoints are written while the training goes on: what reads one must wait for its name."""
+    folder, deadline = folder_of(run, step), time.monotonic() + patience
+    while not folder.exists():
+        assert time.monotonic() < deadline, f"{folder} was not written within {patience:.0f} s"
+        time.sleep(0.01)
+
+
 def main(run: Path, steps: int, kill_after: int | None) -> None:
     def die(step: int, steps: int, metrics: dict[str, float]) -> None:
         if step == kill_after:
+            until_written(run, step // 10 * 10)
             os.kill(os.getpid(), signal.SIGKILL)
 
     optimizer = {"kind": "muon"}
