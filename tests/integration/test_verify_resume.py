@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from tutti.checkup import killable
+from tutti.checkup.killable import Kill
 from tutti.checkup.verify_resume import kill_plan, print_verification, shorten, verify_resume
 from tutti.config import RunConfig, build_config
 from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
@@ -132,6 +135,29 @@ def test_kills_come_at_different_steps_from_the_seed() -> None:
     assert steps == sorted(set(steps)) and steps[0] >= 1 and steps[-1] < 12
     assert all(0 <= kill.share < 1 for kill in plan)
     assert plan == kill_plan(12, 5, seed=3) != kill_plan(12, 5, seed=4)
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_the_last_kill_resumes_from_a_checkpoint(kills: int) -> None:
+    for seed in range(20):
+        *others, last = kill_plan(6, kills, seed)
+        assert last.step >= 3 and last.patient
+        assert all(not kill.patient and kill.step < last.step for kill in others)
+    assert not kill_plan(3, 1, seed=0)[0].patient  # there will be none
+
+
+def test_a_patient_kill_waits_until_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = threading.Event()
+    monkeypatch.setattr(killable.os, "kill", lambda *_: killed.set())
+    for kill, waits in ((Kill(3, 0.5), False), (Kill(3, 0.5, patient=True), True)):
+        killed.clear()
+        killer = killable._Killer(tmp_path, kill, lambda: None)
+        killer(3, 6, {})
+        assert killed.wait(0.3 if waits else 20) != waits
+    (tmp_path / "checkpoints" / "step-000003").mkdir(parents=True)
+    assert killed.wait(20)
 
 
 def test_the_kills_of_several_processes_hit_each_of_them_in_no_fixed_order() -> None:

@@ -22,6 +22,7 @@ from study_world import base, cell, make_study, write_data
 from tutti import cli
 from tutti.studies import board as board_module
 from tutti.studies import compare as compare_module
+from tutti.studies import runner
 from tutti.studies.board import Board
 from tutti.studies.cell import held_out_values, load_trained
 from tutti.studies.compare import compare, read_plan
@@ -134,6 +135,25 @@ def test_ctrl_c_lets_running_cells_save_and_starts_no_other(tmp_path: Path) -> N
     thread.join()
     assert [(one.folder / "saved.txt").exists() for one in cells] == [True, True, False]
     assert [starts(one) for one in cells] == [1, 1, 0]
+
+
+def test_ctrl_c_while_a_cell_is_being_started_stops_that_cell_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = cells_in(tmp_path, "end_to_end", "action_only")
+    start = runner._start
+
+    def interrupted(one: Cell, command: list[str]) -> Any:
+        process = start(one, command)
+        wait_for(one.folder / "asleep.txt")
+        signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(runner, "_start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, 2, board(cells), command=lambda one: fake(one, "well", 30), poll=0.01)
+    assert [(one.folder / "saved.txt").exists() for one in cells] == [True, False]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_cell_that_does_not_stop_is_killed_after_the_grace(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tutti.config import RunConfig
 from tutti.data.stream import Loader
 from tutti.pipeline import build_training, training_threads
 from tutti.ranks import Ranks
+from tutti.training.checkpoint import checkpoints
 from tutti.training.distributed import joined
 from tutti.training.machine import decide
 from tutti.training.trainer import Trainer
@@ -39,11 +40,13 @@ PRELOADED = ("torch._dynamo", "torchjd.aggregation")
 @dataclass(frozen=True, slots=True)
 class Kill:
     """After `step` updates the process of `rank` has `share` of the time of a step left to live: the kill
-    falls into the next step, or into what follows it (record, validation, checkpoint)."""
+    falls into the next step, or into what follows it (record, validation, checkpoint). A `patient` one waits
+    until the run has a checkpoint to go on from: they are written while the training goes on."""
 
     step: int
     share: float
     rank: int = 0
+    patient: bool = False
 
 
 class NotedLoader:
@@ -81,10 +84,10 @@ class _NotedData:
 
 
 class _Killer:
-    """The trainer's `progress`: kills its own process, and calls `before` just before."""
+    """The trainer's `progress` in `run`: kills its own process, and calls `before` just before."""
 
-    def __init__(self, kill: Kill | None, before: Callable[[], None]) -> None:
-        self._kill, self._before = kill, before
+    def __init__(self, run: Path, kill: Kill | None, before: Callable[[], None]) -> None:
+        self._run, self._kill, self._before = run, kill, before
         self._last: float | None = None
         self._armed = False
 
@@ -93,11 +96,14 @@ class _Killer:
         duration, self._last = 0.0 if self._last is None else now - self._last, now
         if self._kill is not None and step >= self._kill.step and not self._armed:
             self._armed = True
-            timer = threading.Timer(self._kill.share * duration, self._die)
+            arguments = (self._kill.patient,)
+            timer = threading.Timer(self._kill.share * duration, self._die, arguments)
             timer.daemon = True
             timer.start()
 
-    def _die(self) -> None:
+    def _die(self, patient: bool) -> None:
+        while patient and not checkpoints(self._run):
+            time.sleep(0.005)
         self._before()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -122,7 +128,7 @@ def train_once(
         training_threads(config),
     ):
         own = kill if kill is not None and kill.rank == world.ranks.rank else None
-        _train(config, data_from, run, _Killer(own, before), WINDOWS.format(rank=world.ranks.rank))
+        _train(config, data_from, run, _Killer(run, own, before), WINDOWS.format(rank=world.ranks.rank))
 
 
 def _train(config: RunConfig, data_from: Path, run: Path, progress: _Killer, windows: str) -> None:

@@ -28,6 +28,7 @@ from tutti.types import UserError
 
 STEPS = 12
 KILLS = 3
+CHECKPOINT_EVERY = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,14 +119,19 @@ def compare_runs(one: Path, other: Path) -> Comparison:
 def kill_plan(steps: int, kills: int, seed: int, processes: int = 1) -> list[Kill]:
     """Different steps from 1 to `steps` - 1, each with a share of the step after it, from `seed`.
 
-    Each of the processes is hit equally often, or once more than another, in random order.
+    Each of the processes is hit equally often, or once more than another, in random order. The last kill
+    falls behind the step of the first checkpoint, if there are so many, and waits for one: a training that
+    only ever begins anew would show nothing.
     """
     draw = random.Random(seed)
     chosen = sorted(draw.sample(range(1, steps), kills))
+    if chosen[-1] < CHECKPOINT_EVERY < steps:
+        chosen[-1] = draw.randrange(CHECKPOINT_EVERY, steps)
     shares = [draw.random() for _ in chosen]
     ranks = [number % processes for number in range(kills)]
     draw.shuffle(ranks)
-    return [Kill(*each) for each in zip(chosen, shares, ranks, strict=True)]
+    patient = [step == chosen[-1] and step >= CHECKPOINT_EVERY for step in chosen]
+    return [Kill(*each) for each in zip(chosen, shares, ranks, patient, strict=True)]
 
 
 def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, dict[str, Any]]:
@@ -135,13 +141,13 @@ def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, dict[str, Any]]:
     Raises: UserError if the sections do not fit together at so few steps.
     """
     training = config.training
-    often = {"log_every": 2, "checkpoint_every": 3, "validate_every": 4, "keep_checkpoints": 2}
+    often = {"log_every": 2, "checkpoint_every": CHECKPOINT_EVERY, "validate_every": 4, "keep_checkpoints": 2}
     often |= {"keep_every": 0, "keep_best": "off"}
     changes: dict[str, Any] = {"steps": steps, **often}
     if not training.validate_every:
         changes["validate_every"] = 0
     if training.gradients.divergence != "off":
-        changes["keep_checkpoints"] = 2 + training.gradients.divergence.back // 3
+        changes["keep_checkpoints"] = 2 + training.gradients.divergence.back // CHECKPOINT_EVERY
     values = training.model_dump(mode="json")
     if training.schedule.warmup:
         changes["schedule"] = {**values["schedule"], "warmup": 1}

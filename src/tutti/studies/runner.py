@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -73,7 +75,8 @@ def run_cells(
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
                 board.begin(cell)
-                running[cell] = _start(cell, command(cell))
+                with _uninterrupted():  # a process that runs must be among those that are stopped
+                    running[cell] = _start(cell, command(cell))
             for cell, process in list(running.items()):
                 code = process.poll()
                 if code is None:
@@ -89,6 +92,22 @@ def run_cells(
     finally:
         _stop(running, grace)
     return failures
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is answered behind the block, not within it. Python gives it to the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _start(cell: Cell, command: list[str]) -> subprocess.Popen[Any]:
@@ -108,7 +127,10 @@ def _start(cell: Cell, command: list[str]) -> subprocess.Popen[Any]:
 def _stop(running: dict[Cell, subprocess.Popen[bytes]], grace: float) -> None:
     if not running:
         return
-    say(f"stopping {len(running)} running cells; each saves where it is (Ctrl-C again to kill them)")
+    several = (
+        f"{len(running)} running cells; each saves" if len(running) > 1 else "the running cell; it saves"
+    )
+    say(f"stopping {several} where it is (Ctrl-C again kills)")
     for process in running.values():
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
