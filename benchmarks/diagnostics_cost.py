@@ -20,6 +20,7 @@ from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config import RunConfig
 from tutti.terminal import say
+from tutti.training.diagnostics import DiagnosticsConfig
 from tutti.training.spikes import SpikeDetector
 
 PLAIN = "no look"
@@ -98,7 +99,7 @@ def measure(
 def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path, scratch: Path) -> bool:
     """Measures, publishes, and says whether the default look stays within its budget."""
     found_in = circumstances()
-    default = config.training.diagnostics
+    default = DiagnosticsConfig()
     shares = sorted({default.share, *arguments.shares})
     say(f"timing {1 + len(shares)} arms, {arguments.rounds} rounds of {arguments.turn} steps each ...")
     times = measure(config, data_from, scratch, shares=shares, rounds=arguments.rounds, steps=arguments.turn)

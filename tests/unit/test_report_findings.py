@@ -150,7 +150,7 @@ def test_dead_units_and_collapse_are_faults_with_their_number() -> None:
     flat = only(SOUND | {"diag/rank/readout": 1.3, "diag/rank_limit/readout": 16})
     assert flat.kind == "collapsed"
     assert flat.sentence.startswith("The effective rank of the readout is 1.3 of 16: it has collapsed")
-    for rank, limit in ((1.6, 16), (1.0, 1)):  # with one row no rank says anything
+    for rank, limit in ((1.6, 16), (1.0, 1), (1.3, 4)):  # of few rows no rank says anything
         columns = {"diag/rank/readout": rank, "diag/rank_limit/readout": limit}
         assert find(records(**SOUND, **columns), {}) == []
 

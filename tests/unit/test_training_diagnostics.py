@@ -269,9 +269,9 @@ def test_a_loss_spike_is_counted_recorded_said_and_saved(
     assert float(replayed.detach()) == pytest.approx(about["terms"]["action"]["value"], rel=0.01)
 
 
-def test_defaults_look_every_hundred_steps_at_half_a_batch_and_mistakes_are_refused() -> None:
+def test_defaults_look_every_fifty_steps_at_half_a_batch_and_mistakes_are_refused() -> None:
     default = TrainingConfig().diagnostics
-    assert (default.every, default.share, default.spikes.threshold) == (100, 0.5, 6.0)
+    assert (default.every, default.share, default.spikes.threshold) == (50, 0.5, 6.0)
     for wrong in ({"every": -1}, {"share": 0.0}, {"share": 1.5}, {"spikes": {"warmup": 0}}, {"evry": 3}):
         with pytest.raises(ValueError, match="diagnostics"):
             TrainingConfig.model_validate({"diagnostics": wrong})

@@ -29,6 +29,9 @@ DEAD = 0.3
 COLLAPSED = 1.5
 """Effective rank below which the features differ in less than one direction and a half: too few to tell
 where anything is. A fresh model has more."""
+LEAST_RANK_LIMIT = 8
+"""With fewer windows in a look a low rank says more of them than of the features: a readout of rank 4 over 64
+windows had 1.4 over 4."""
 SLOW, FAST = 1e-5, 1e-1
 """Update-to-weight ratio in which a part learns: at 1e-5 it takes 100,000 steps to change by its own size,
 at 1e-1 ten. The usual figure is 1e-3 (Adam) to 1e-2 (Muon)."""
@@ -206,7 +209,7 @@ def features(looks: Looks) -> Iterator[Finding]:
                 part=name,
             )
         rank, limit = (looks.median(f"{what}/{name}", looks.last) for what in ("rank", "rank_limit"))
-        if rank is not None and limit is not None and rank < COLLAPSED <= limit:
+        if rank is not None and limit is not None and rank < COLLAPSED and limit >= LEAST_RANK_LIMIT:
             yield Finding(
                 kind="collapsed",
                 severity="fault",

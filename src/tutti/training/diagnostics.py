@@ -40,7 +40,7 @@ class DiagnosticsConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    every: int = Field(default=100, ge=0, description="Updates between looks; 0: never (spikes stay on).")
+    every: int = Field(default=50, ge=0, description="Updates between looks; 0: never (spikes stay on).")
     share: float = Field(
         default=0.5, gt=0, le=1, description="Share of the batch that a look takes; at 1 no noise scale."
     )
