@@ -143,6 +143,15 @@ def test_model_of_the_state_alone_is_named_three_times(deaf: ProbeResult) -> Non
     assert "this model could be copying its own state" in sentences
 
 
+def test_model_that_does_nothing_is_not_said_to_copy_its_state(config: RunConfig, data: DataBundle) -> None:
+    """The state alone does better, but a model that the state does not move cannot be copying it."""
+    still = probed(config, data, lambda _, o: torch.zeros(len(o.state), 3))
+    assert outcomes(still)["state"] == "does not beat"
+    sentence = next(one.sentence for one in still.findings if one.about == "state")
+    assert "actions move by 0.00 [0.00, 0.00] times" in sentence and "does not copy its state" in sentence
+    assert "could be copying" not in " ".join(one.sentence for one in still.findings)
+
+
 def test_movement_is_in_units_of_the_error(config: RunConfig, data: DataBundle) -> None:
     """All actions 0 in normalised units, 0.5 under the other text: the ratio by hand."""
     ids, _ = data.tokenizer.encode([world.TEXTS[0]])

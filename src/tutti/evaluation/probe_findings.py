@@ -133,7 +133,14 @@ def _copying(removals: Removals, baselines: Sequence[Baseline]) -> Finding:
     withheld = removals.find(NO_STATE)
     text = f"A regression from the state alone has {between(alone.ratio)} times the model's error"
     if withheld is not None:
-        text += f"; without the state the model's error changes by {between(withheld.increase, 100, 0)} %"
+        text += (
+            f"; without the state the actions move by {between(withheld.movement)} times their error and the "
+            f"error changes by {between(withheld.increase, 100, 0)} %"
+        )
+    if alone.ratio.below(NEAR) and withheld is not None and _use(withheld) == "ignores":
+        ending = ": this model does not copy its state, and is not shown to do better than if it did."
+        weak = alone.ratio.below(1.0)
+        return Finding(about="state", outcome="does not beat", sentence=text + ending, alarm=weak)
     if alone.ratio.below(NEAR):
         ending = (
             ": this model could be copying its own state. Withhold the state in training (model.fusion."
