@@ -63,8 +63,8 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        weights = self.objective.weights()
-        check_combination(self.balancing, self.backward, weights, self.strategy, self.training)
+        terms = self.objective.terms()
+        check_combination(self.balancing, self.backward, terms, self.strategy, self.training)
         return self
 
     def sections(self, *names: str) -> dict[str, Any]:

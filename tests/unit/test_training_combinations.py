@@ -30,6 +30,14 @@ def aggregator(kind: str) -> list[str]:
         ([SHARE, "training.steps=199"], r"measured until update 200, but training\.steps is 199"),
         ([SHARE, "balancing.start=99"], r"start is 99, but the learning rate warms up for 100"),
         ([SHARE, "strategy.kind=two_stage"], r"'action' .* in phase 'representation' .* does not count"),
+        (
+            ["balancing.kind=uncertainty", "objective.words={kind: recoverable_language}"],
+            r"objective\.words\.kind recoverable_language: that term may be negative",
+        ),
+        (
+            ["balancing.kind=famo", "objective.words={kind: recoverable_language}"],
+            r"Set balancing\.bounds\.words well below",
+        ),
         (["backward={kind: masked, moves: {recno: [fusion]}}"], r"names the term recno; the objective has"),
         (
             [
@@ -53,6 +61,8 @@ def test_refused_with_the_reason(overrides: list[str], message: str) -> None:
         [SHARE, "strategy.kind=two_stage", "balancing.start=1500"],
         [SHARE, "backward.kind=knowledge_insulation"],
         ["balancing.kind=famo", *aggregator("sum")],
+        ["balancing={kind: famo, bounds: {words: -10}}", "objective.words={kind: recoverable_language}"],
+        ["balancing.kind=uncertainty", "objective.words={kind: recoverable_language, weight: 0}"],
         ["balancing.kind=uncertainty", *aggregator("pcgrad")],
         ["balancing.kind=rlw", "backward.kind=knowledge_insulation"],
         ["backward={kind: masked, moves: {recon: [fusion]}}"],

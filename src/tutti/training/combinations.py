@@ -6,8 +6,11 @@ from collections.abc import Mapping
 
 from tutti.objectives.balancings import BalancingConfig
 from tutti.objectives.dwa import DwaBalancingConfig
+from tutti.objectives.famo import FamoBalancingConfig
 from tutti.objectives.gradient_share import PRIMARY, GradientShareBalancingConfig
+from tutti.objectives.recoverable_language import RecoverableLanguageConfig
 from tutti.objectives.schedule import Weight, schedule_of
+from tutti.objectives.terms import TermConfig
 from tutti.training.aggregators import DECIDES_ALONE
 from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
@@ -23,14 +26,16 @@ BY_LOSS = ("uncertainty", "dwa", "rlw", "famo", "gradient_share")
 def check_combination(
     balancing: BalancingConfig,
     backward: BackwardConfig,
-    weights: Mapping[str, Weight],
+    terms: Mapping[str, TermConfig],
     strategy: StrategyConfig,
     training: TrainingConfig,
 ) -> None:
-    """`weights` are those of the objective's terms, by name.
+    """`terms` are those of the objective, by name.
 
     Raises: ValueError naming both keys, the reason and the cure.
     """
+    weights = {name: term.weight for name, term in terms.items()}
+    _check_signs(balancing, terms)
     if isinstance(balancing, GradientShareBalancingConfig):
         _check_calibration(balancing, strategy, training)
     if isinstance(balancing, DwaBalancingConfig) and 2 * balancing.every >= training.steps:
@@ -46,6 +51,25 @@ def check_combination(
     for key, parts in training.optimizer.parts.items():
         if message := unknown_parts(f"training.optimizer.{key}", parts, (*PARTS, "objective")):
             raise ValueError(message)
+
+
+def _check_signs(balancing: BalancingConfig, terms: Mapping[str, TermConfig]) -> None:
+    """A term that is known to fall below 0 would stop the run in the middle."""
+    for name, term in terms.items():
+        counts = not schedule_of(term.weight).is_zero
+        if not isinstance(term, RecoverableLanguageConfig) or not counts:
+            continue
+        start = f"balancing.kind {balancing.kind} with objective.{name}.kind {term.kind}: that term may be"
+        if balancing.kind == "uncertainty":
+            raise ValueError(
+                f"{start} negative, of which there is no log-variance. Use another balancing, or set "
+                f"objective.{name}.weight to 0."
+            )
+        if isinstance(balancing, FamoBalancingConfig) and balancing.bounds.get(name, 0.0) >= 0:
+            raise ValueError(
+                f"{start} negative, and FAMO takes the logarithm of what is above its bound. Set "
+                f"balancing.bounds.{name} well below the -log of the number of instructions, such as -10."
+            )
 
 
 def _check_sharded(balancing: BalancingConfig, backward: BackwardConfig, training: TrainingConfig) -> None:
