@@ -169,6 +169,18 @@ def test_large_share_at_the_start_alone_says_where_the_weight_goes() -> None:
     assert text.endswith("at its weight 0.1, which falls to 0.")
 
 
+def test_two_loud_terms_at_the_start_do_not_hide_each_other() -> None:
+    """The demo's state term is as loud as recon at 100 times its weight: neither has 70 %."""
+    lambdas = {"action": 1.0, "align": 0.1, "recon": 10.0, "state": 5.0}
+    vision = {"action": 0.002, "align": 0.007, "recon": 0.496, "state": 0.495}
+    end = table("after 9 updates", {"action": 1.0}, vision={"action": 1.0})
+    texts = [text for _, text in judged(end, table("at initialisation", lambdas, vision=vision))]
+    assert [text.split("'")[1] for text in texts] == ["recon", "state"]
+    assert texts[0].endswith("at its weight 10; the action term has 0.2 %.")
+    heard = vision | {"action": 0.05}
+    assert judged(end, table("at initialisation", lambdas, vision=heard)) == []
+
+
 def test_dead_and_flat_features_are_problems() -> None:
     rows = [
         Activity(features="vision", dead=0.6, rank=8.0),

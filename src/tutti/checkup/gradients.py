@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -30,6 +30,9 @@ PRIMARY = "action"
 LARGE, TOO_LARGE = 0.7, 0.9
 """Shares of a part's gradient: above the first a term is named, above the second it is a problem, if the term
 keeps its weight to the end. The action is what the robot does; the rest serves it."""
+LOUD, DROWNED = 0.3, 0.01
+"""Two loud terms hide each other from the shares above: at the start a term is named above the first where
+the action has less than the second."""
 TRIES = 4
 """Batches after which a term that reaches nothing is believed to: one batch may be masked by chance."""
 
@@ -199,23 +202,29 @@ def judge(config: RunConfig, start: ShareTable, end: ShareTable) -> list[Remark]
             f"high: at {even:.1g} it would supply half of the {part} gradient."
         )
         remarks.append(problem("shares", text) if share > TOO_LARGE else note("shares", text))
-    for term, found in _dominating(start, LARGE).items():
+    drowned = {part for part, own in start.shares.items() if 0 < own.get(PRIMARY, 0.0) < DROWNED}
+    for term, found in _dominating(start, LARGE, drowned).items():
         if not any(f"'{term}'" in remark.text for remark in remarks):
             schedule = schedule_of(config.objective.weights()[term])
             falls = f", which falls to {schedule.at(1.0):g}" if schedule.at(1.0) < schedule.at(0.0) else ""
             text = (
                 f"at initialisation '{term}' supplies {_listed(found)} at its weight {start.lambdas[term]:g}"
             )
-            remarks.append(note("shares", f"{text}{falls}."))
+            rest = [start.shares[part][PRIMARY] for part in found if part in drowned]
+            action = f"; the action term has {100 * min(rest):.1f} %" if rest else ""
+            remarks.append(note("shares", f"{text}{falls}{action}."))
     return remarks
 
 
-def _dominating(table: ShareTable, bound: float) -> dict[str, dict[str, float]]:
-    """term -> {part: share} where it is above `bound`, in parts that the action term moves."""
+def _dominating(
+    table: ShareTable, bound: float, drowned: Collection[str] = ()
+) -> dict[str, dict[str, float]]:
+    """term -> {part: share} where it is above `bound`, or above `LOUD` in the parts in which the action is
+    `drowned`; in parts that the action term moves."""
     found: dict[str, dict[str, float]] = {}
     for part, own in table.shares.items():
         for term, share in own.items():
-            if term != PRIMARY and own.get(PRIMARY, 0.0) > 0 and share > bound:
+            if term != PRIMARY and own.get(PRIMARY, 0.0) > 0 and share > (LOUD if part in drowned else bound):
                 found.setdefault(term, {})[part] = share
     return found
 
