@@ -18,6 +18,9 @@ from training_world import Data
 from tutti.objectives.balancing import FixedBalancing
 from tutti.objectives.gradient_share import GradientShareBalancing
 from tutti.objectives.unified import UnifiedLoss
+from tutti.training.replicas import Alone
+from tutti.training.sharded import Sharded
+from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORLD = Path(__file__).parents[1] / "balancing_world.py"
@@ -102,6 +105,20 @@ def test_the_second_look_sees_the_update_and_leaves_the_training_alone(tmp_path:
     assert all(before["action"] != after["action"] for before, after in watched.told)
     expected = other.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in one.model.state_dict().items())
+
+
+class Sharing(Alone):
+    """One process that has as much of a single term's gradient as FSDP: nothing."""
+
+    single_terms = Sharded.single_terms
+
+
+def test_a_balancing_that_observes_gradients_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    run = trainer(tmp_path, {"kind": "gradient_share", "start": 2, "steps": 3}, {"kind": "one"})
+    run.parallel = Sharing(run.parallel.computation)
+    with pytest.raises(UserError, match=r"fsdp with a balancing that observes .*\.kind=ddp"):
+        run.fit(Data())
+    assert run.step == 2
 
 
 def test_gradient_share_measures_what_the_mask_lets_through(tmp_path: Path) -> None:

@@ -78,12 +78,13 @@ def cautions(study: StudyConfig, scores: Sequence[ArmScore], missing: Sequence[C
 def basis(study: StudyConfig, scores: Sequence[ArmScore]) -> list[str]:
     """What the tables rest on."""
     compared = sum(score.against is not None for score in scores)
+    comparisons = "comparison" if compared == 1 else f"{compared} comparisons"
     played = next((sum(map(len, one.bits)) for score in scores for one in score.trained), 0)
     return [
         f"Fixed beforehand: the mean of the tasks' success rates over {played} starts a training, the same "
         "for every arm and seed. Better or worse only where both the paired bootstrap and the t-interval of "
         "the seeds' differences lie on one side of 0. Intervals are 95 % and not adjusted for the "
-        f"{compared} comparisons; the p beside them is (Holm).",
+        f"{comparisons}; the p beside them is (Holm).",
         "Within a seed all arms of a level see the same episodes in the same order, and those with the same "
         "model start from the same weights; held-out episodes are the same at every level.",
     ]

@@ -166,6 +166,10 @@ def _page(findings: Findings, tables: Mapping[str, Sequence[Table]], made: dict[
     )
 
 
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
 def _tiles(findings: Findings) -> list[Tile]:
     study = findings.study
     done, whole = len(findings.found), len(findings.found) + len(findings.missing)
@@ -175,7 +179,7 @@ def _tiles(findings: Findings) -> list[Tile]:
         Tile(
             value=f"{done} of {whole}",
             name="cells finished",
-            small=f"{len(study.arms)} arms{levels} x {len(study.seed_list)} seeds",
+            small=f"{len(study.arms)} arms{levels} x {_seeds(len(study.seed_list))}",
         ),
         Tile(value=f"{rollouts:,}", name="rollouts"),
         Tile(value=study.baseline, name="baseline"),

@@ -110,8 +110,9 @@ def mcnemar_statement(score: ArmScore, baseline: str) -> str:
         lost += p < SIGNIFICANT and b > c
     count = len(score.against.mcnemar)
     open_ = count - won - lost
+    pairs = "1 pair" if count == 1 else f"{count} pairs"
     return (
-        f"of {count} pairs of trainings {score.arm} is the better one in {won}, {baseline} in {lost}, "
+        f"of {pairs} of trainings {score.arm} is the better one in {won}, {baseline} in {lost}, "
         f"and {open_} cannot be told apart (exact McNemar, p < .05)"
     )
 

@@ -83,6 +83,12 @@ class Parallel:
         Raises: UserError if model and backward cannot be spread in this way.
         """
 
+    def single_terms(self, asked: str) -> None:
+        """Called before the gradient of a single term is asked for, with the words for what asks.
+
+        Raises: UserError where it cannot be had.
+        """
+
     def evaluate(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
         """Features and terms of a batch, or of this rank's rows of it."""
         return self.plain(batch, progress, only)

@@ -64,11 +64,14 @@ class Sharded(Parallel):
 
     def start(self, backward: Backward) -> None:
         if not isinstance(backward, OneBackward):
-            raise UserError(
-                f"training.parallel.kind fsdp with the backward {type(backward).__name__}: FSDP averages "
-                "gradients as they reach .grad in one backward pass of the total, so the gradient of a "
-                "single term cannot be had. Use backward.kind=one, or training.parallel.kind=ddp."
-            )
+            self.single_terms(f"the backward {type(backward).__name__}")
+
+    def single_terms(self, asked: str) -> None:
+        raise UserError(
+            f"training.parallel.kind fsdp with {asked}: FSDP averages gradients as they reach .grad in one "
+            "backward pass of the total, so the gradient of a single term cannot be had. Use "
+            "training.parallel.kind=ddp, or backward.kind=one with a balancing that asks for none."
+        )
 
     def evaluate(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
         joint: nn.Module = self._joint  # pyright: ignore[reportAssignmentType]

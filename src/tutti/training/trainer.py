@@ -224,6 +224,7 @@ class Trainer:
                 if calibrates or not self.backward.is_sum:
                     self._check(fetch(readings)[0], batches)  # what looks at gradients is not shown a NaN
                 if calibrates:
+                    self.parallel.single_terms("a balancing that observes gradients")
                     found = term_gradients(terms.values, list(self.parameters.values()))
                     self.objective.observe_gradients(shared_norms(self.backward.routed(found)))
                 self.backward.add(terms, accumulation)
