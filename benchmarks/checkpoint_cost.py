@@ -36,7 +36,7 @@ class SavingTimer:
 
     def __init__(self, config: RunConfig, data_from: Path, run: Path) -> None:
         self._timer = StepTimer(config, data_from, run)
-        self._data = self._timer._data
+        self._data = self._timer.data
         self._run = run
 
     def __call__(self, steps: int) -> tuple[float, float]:

@@ -96,10 +96,10 @@ class StepTimer:
     def __init__(self, config: RunConfig, data_from: Path, run: Path) -> None:
         # More steps than are ever timed: the progress of the run, hence every lambda, stays at its start.
         config = shortened(config, 1_000_000)
-        self.trainer, self._data = build_trainer(config, data_from, run)
+        self.trainer, self.data = build_trainer(config, data_from, run)
         self.trainer.model.train()
         self.trainer.objective.train()
-        self._stream = iter(self._data.train)
+        self._stream = iter(self.data.train)
 
     def __call__(self, steps: int) -> float:
         """The mean over `steps` steps. The Trainer offers no public single step; this is what `fit` calls."""
@@ -114,7 +114,7 @@ class StepTimer:
 
     def close(self) -> None:
         """Stop the loader's thread."""
-        self._data.train.close()
+        self.data.train.close()
 
 
 def interleave(
