@@ -33,6 +33,20 @@ INDEX = ".metadata"
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
+class _Writer(FileSystemWriter):
+    """Says an error of the disk as such: torch's file writer hides it behind "unexpected pos"."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        """As the library has it.
+
+        Raises: OSError for what went wrong with the disk.
+        """
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            raise _of_the_disk(error) from error
+
+
 def write(folder: Path, tensors: Mapping[str, Tensor], group: Any = None) -> None:
     """Writes the tensors into `folder`, and what is written to the disk itself.
 
@@ -41,14 +55,14 @@ def write(folder: Path, tensors: Mapping[str, Tensor], group: Any = None) -> Non
 
     Raises: OSError if it cannot be written, on every process.
     """
-    writer = FileSystemWriter(folder, sync_files=True, overwrite=True)
+    writer = _Writer(folder, sync_files=True, overwrite=True)
     try:
         save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         cause = _cause(error)
         raise cause if isinstance(cause, OSError) else OSError(str(cause)) from error
-    except RuntimeError as error:  # torch's own file writer says a full disk so
-        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        raise _of_the_disk(error) from error
 
 
 def files_of(folder: Path, rank: int) -> list[Path]:
@@ -100,6 +114,16 @@ def _room(name: str, entry: TensorStorageMetadata, forms: Mapping[str, Tensor]) 
     if isinstance(form, DTensor) and form.shape == entry.size:
         return torch.empty_like(form.detach(), dtype=entry.properties.dtype)
     return torch.empty(entry.size, dtype=entry.properties.dtype)
+
+
+def _of_the_disk(error: BaseException) -> OSError:
+    """The error of the disk during which `error` arose, or one with the same text."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError):
+            return link
+        link = link.__cause__ or link.__context__
+    return OSError(str(error))
 
 
 def _cause(error: CheckpointException) -> BaseException:

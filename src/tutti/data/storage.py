@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tutti.types import UserError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says when a disk, a quota or the largest size of a file is reached."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -34,14 +35,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Makes what was written to a file before, by whomever, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def sync_tree(folder: Path) -> None:
     """fsync of every file and folder below `folder`, and of itself."""
     for path in sorted(folder.rglob("*")):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_file(path)
     sync_folder(folder)
 
 
@@ -52,7 +58,7 @@ def megabytes(count: int | float) -> str:
 
 @contextmanager
 def full_disk_is_a_user_error(folder: Path, what: str, needed: Callable[[], str]) -> Iterator[None]:
-    """Turns "no space left" (or a spent quota) inside the block into a UserError with the cure.
+    """Turns "no space left" (a spent quota, a file too large) in the block into a UserError with the cure.
 
     `needed` says how much space the step wants; it is asked only when the disk is full.
     """
@@ -60,7 +66,7 @@ def full_disk_is_a_user_error(folder: Path, what: str, needed: Callable[[], str]
         yield
     except Exception as error:
         # PyAV's and Arrow's own errors carry errno too, but are not all OSError.
-        if getattr(error, "errno", None) not in _FULL:
+        if getattr(error, "errno", None) not in FULL:
             raise
         home = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = megabytes(shutil.disk_usage(home).free)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shutil
@@ -11,11 +10,10 @@ from typing import Any
 
 import torch
 
-from tutti.data.storage import write_atomically
+from tutti.data.storage import FULL, write_atomically
 from tutti.types import UserError
 
 TEMPORARY = ".writing-"
-FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def disk_error(error: OSError, path: Path) -> UserError:

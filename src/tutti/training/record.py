@@ -21,6 +21,8 @@ Kind = Literal["train", "validation", "diagnostics", "event"]
 class Recorder:
     """Appends to run/records.jsonl, flushing each line, and to event files in run/tensorboard.
 
+    What survives a power cut is what a checkpoint stands behind: `Saver` syncs the records before it.
+
     Opened at `after_step`, it first drops the records of later steps (and a line that a kill cut short), so
     that each step is recorded once, however often a run is interrupted. `rollbacks` is the number of
     roll-backs that led to this step: events of later ones are dropped too, since the run comes to them again.

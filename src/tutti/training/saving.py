@@ -11,8 +11,10 @@ from typing import Any, Self
 import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from tutti.data.storage import sync_file
 from tutti.training.checkpoint import Checkpoint, folder_of, save, save_sharded
 from tutti.training.config import TrainingConfig
+from tutti.training.disk import disk_error
 from tutti.training.distributed import World
 from tutti.training.retention import retain
 from tutti.training.whole import whole
@@ -79,6 +81,7 @@ class Saver:
                 )
                 self._thread.start()
         elif self.sharded:
+            self.world.on_first(self._sync_records)
             save_sharded(self.run, checkpoint, self.world.aside)
             self.world.on_first(self._retain)
         else:
@@ -114,12 +117,23 @@ class Saver:
             log.error("the checkpoint after step %d could not be written: %s", checkpoint.step, error)
 
     def _write(self, checkpoint: Checkpoint) -> None:
+        if self.world.first:
+            self._sync_records()
         if self.sharded:
             save_sharded(self.run, checkpoint, self.world.aside)
         else:
             save(self.run, checkpoint)
         if self.world.first:
             self._retain()
+
+    def _sync_records(self) -> None:
+        """Before a checkpoint counts, the records up to it are on the disk: the run goes on behind them."""
+        path = self.run / "records.jsonl"
+        try:
+            if path.exists():
+                sync_file(path)
+        except OSError as error:
+            raise disk_error(error, path) from error
 
     def _retain(self) -> None:
         retain(self.run, **self._keep)
