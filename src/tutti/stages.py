@@ -39,7 +39,8 @@ WORK = {"train": ("checkpoints", "records.jsonl", "failures")}
 """Of a stage's outputs those that cost work, where others are written before it begins."""
 
 KEEPING = ("keep_checkpoints", "keep_every", "keep_best")
-WITHOUT_EFFECT = ("workers", "prefetch", "parallel", "checkpoint_every", "diagnostics", *KEEPING)
+SAVING = ("checkpoint_every", "checkpoint_format", "checkpoint_background", *KEEPING)
+WITHOUT_EFFECT = ("workers", "prefetch", "parallel", "diagnostics", *SAVING)
 """Keys that may change at any time, because no result depends on them."""
 
 HEARTBEAT = 2.0

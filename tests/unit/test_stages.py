@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import time
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def test_key_without_effect_may_change(tmp_path: Path) -> None:
     assert not begin(tmp_path, "record", load_config(None, ["record.workers=3"]))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("training.checkpoint_format=sharded", "training.checkpoint_background=false"),
+        *("training.checkpoint_every=7", "training.keep_checkpoints=9", "training.parallel={kind: ddp}"),
+    ],
+)
+def test_how_a_training_is_saved_and_spread_may_change(tmp_path: Path, change: str) -> None:
+    """docs/scaling.md says so; no bit of the result depends on it."""
+    begin(tmp_path, "train")
+    assert begin(tmp_path, "train", load_config(None, ["training.steps=210", change]))
+
+
 def test_redo_throws_away_the_stage_and_all_later_ones_but_no_earlier_one(tmp_path: Path) -> None:
     for stage in ("record", "train", "evaluate"):
         finish(tmp_path, stage)
@@ -110,11 +124,12 @@ def test_seconds_are_saved_while_a_stage_runs(tmp_path: Path, monkeypatch: pytes
         assert RunFolder(tmp_path)._book["train"]["seconds"] > 0.0
 
 
-def test_full_disk_is_a_one_screen_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_disk_is_a_one_screen_error(tmp_path: Path, number: int) -> None:
     run = RunFolder(tmp_path)
     run.begin("train", CONFIG, "training")
     with pytest.raises(UserError, match="disk is full") as caught, run.stage("train"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
     assert len(str(caught.value).splitlines()) < 10
 
 
