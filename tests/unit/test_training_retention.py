@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,20 @@ def test_a_checkpoint_without_validation_is_no_candidate(tmp_path: Path) -> None
     make(tmp_path, 3)
     retain(tmp_path, newest=1, best=KeepBestConfig())
     assert steps(tmp_path) == [2, 3]
+
+
+def test_a_copy_that_somebody_has_put_beside_them_is_no_checkpoint_and_stays(tmp_path: Path) -> None:
+    for step in (1, 2):
+        make(tmp_path, step)
+        home = tmp_path / "checkpoints"
+        shutil.copytree(
+            home / f"step-{step:06d}", home / f"step-{step:06d}{'.bak' if step == 1 else '-copy'}"
+        )
+    assert steps(tmp_path) == [1, 2] and find_checkpoint(tmp_path).name == "step-000002"
+    retain(tmp_path, newest=1)
+    assert sorted(item.name for item in (tmp_path / "checkpoints").iterdir()) == [
+        *("step-000001.bak", "step-000002", "step-000002-copy")
+    ]
 
 
 def test_a_training_keeps_what_its_config_asks_for(tmp_path: Path) -> None:

@@ -213,7 +213,8 @@ def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest
         home = path
     elif path.name == "last":
         home = path.parent
-    found = [folder for folder in home.glob("step-*") if _holds_weights(folder)]
+    named = [folder for folder in home.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
+    found = [folder for folder in named if _holds_weights(folder)]
     if not found:
         raise UserError(
             f"{path}: no checkpoint here (expected {FILES['raw']}, or {home.name}/step-.../{FILES['raw']}). "

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,8 @@ from tutti.types import UserError
 STATE = "state.json"
 OPTIMIZER = "optimizer"
 """What the names of an optimiser's tensors begin with among the shards."""
+NAME = re.compile(r"step-\d+")
+"""Of a checkpoint's folder."""
 T = TypeVar("T")
 Size = dict[str, int]
 """bytes and crc32 of a file."""
@@ -207,8 +210,10 @@ def _size(path: Path) -> Size:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first; folders still being written do not count."""
-    return sorted((run / "checkpoints").glob("step-*"), key=step_of)
+    """The checkpoint folders of a run, oldest first. Folders still being written do not count, nor do copies
+    that somebody has put beside them (step-000200.bak)."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted((folder for folder in found if NAME.fullmatch(folder.name)), key=step_of)
 
 
 def step_of(folder: Path) -> int:
