@@ -249,6 +249,13 @@ def test_with_several_micro_batches_fsdp_holds_whole_gradients() -> None:
 
 
 @pytest.mark.usefixtures("by_hand")
+def test_gpus_that_do_not_divide_the_batch_are_no_way_to_train() -> None:
+    """`tutti train` refuses them."""
+    single, _, *several = make_plan(config(), SPEC, request(gpus=3), "fp32").ways
+    assert not single.why_not and all("8 cannot be shared out evenly" in way.why_not for way in several)
+
+
+@pytest.mark.usefixtures("by_hand")
 def test_the_table_and_the_json_hold_every_way(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +274,10 @@ def test_the_table_and_the_json_hold_every_way(
         ({"gpus": 0}, "--gpus is 0"),
         ({"mfu": 1.5}, "--mfu is 1.5"),
         ({"memory": 0.0}, "--memory is 0"),
-        ({"process": -1.0}, "--process is -1"),
+        ({"memory": -5e9}, "--memory is -5; give a number of at least"),
+        ({"process": -1e6}, "--process is -1"),
+        ({"samples": math.inf}, "samples is inf"),
+        ({"samples": math.nan}, "samples is nan"),
     ],
 )
 def test_impossible_requests_are_refused(changes: dict[str, Any], said: str) -> None:
@@ -294,6 +304,9 @@ def test_the_budget_is_samples_or_episodes_but_not_both(monkeypatch: pytest.Monk
     assert told.device.bf16 == 1e14
     steps = plan_run(config(), gpus=16)[1]
     assert (steps.samples, steps.memory, steps.bandwidth, steps.mfu) == (800, 80e9, 50e9, 0.4)
+    for wrong in (-1.0, 0.0, math.inf):
+        with pytest.raises(UserError, match="--tflops is"):
+            plan_run(config(), gpus=1, tflops=wrong)
     with pytest.raises(UserError, match="give one of them"):
         plan_run(config(), gpus=1, samples=5.0, episodes=5.0)
 

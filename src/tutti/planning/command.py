@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -49,6 +50,8 @@ def plan_run(
         frames_in_all = config.training.steps * global_batch if episodes == "config" else episodes * frames
         samples = float(frames_in_all) * (1.0 if episodes == "config" else epochs)
     if tflops != "device":
+        if not 0 < tflops < math.inf:
+            raise UserError(f"--tflops is {tflops:g}; give a number above 0.")
         own = {"bf16": tflops * 1e12, "fp32": tflops * 1e12, "name": f"{found.name} at {tflops:g} TFLOP/s"}
         found = replace(found, **own)
     between = found.link if gpus <= GPUS_PER_MACHINE else found.network

@@ -38,16 +38,17 @@ class Request:
     def __post_init__(self) -> None:
         limits = {
             "--gpus": (self.gpus, 1, math.inf),
-            "--memory": (self.memory, 1, math.inf),
+            "--memory": (self.memory / 1e9, 1e-6, math.inf),
             "--mfu": (self.mfu, 1e-6, 1),
-            "--bandwidth": (self.bandwidth, 1, math.inf),
+            "--bandwidth": (self.bandwidth / 1e9, 1e-6, math.inf),
             "the number of samples": (self.samples, 1, math.inf),
-            "--overhead": (self.overhead, 0, math.inf),
-            "--process": (self.process, 0, math.inf),
+            "--overhead": (self.overhead * 1000, 0, math.inf),
+            "--process": (self.process / 1e6, 0, math.inf),
         }
         for name, (value, least, most) in limits.items():
-            if not least <= value <= most:
-                raise UserError(f"{name} is {value:g}; give a number from {least:g} to {most:g}.")
+            if not (least <= value <= most and math.isfinite(value)):
+                upwards = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+                raise UserError(f"{name} is {value:g}; give a number {upwards}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,7 @@ class Way:
 
     `largest` is the largest micro-batch of a GPU that fits, `rows` the one that is used, `micro_batches` how
     many of them make the config's global batch; `sent` the bytes that each GPU sends in an update. Where
-    nothing fits, or the batch is smaller than the number of GPUs, `why_not` says so and times are infinite.
+    nothing fits, or the GPUs do not divide the batch, `why_not` says so and times are infinite.
     """
 
     kind: Kind
@@ -267,6 +268,8 @@ def _way(
     why_not = ""
     if wanted == 0:
         why_not = f"the global batch of {global_batch} is smaller than the number of GPUs"
+    elif global_batch % gpus:
+        why_not = f"the global batch of {global_batch} cannot be shared out evenly"
     elif largest == 0:
         why_not = f"needs {memory.at(1) / 1e9:.1f} GB for one sample"
     rows = max(1, min(largest, wanted))
