@@ -91,7 +91,7 @@ class RunFolder:
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
         inputs = with_effect(config.sections(*sections))
         entry = self._book.get(stage)
-        changes = differences(entry["inputs"], inputs) if entry else []
+        changes = differences(with_effect(entry["inputs"]), inputs) if entry else []
         if entry and changes and not self.redo:
             raise UserError(self._refusal(stage, changes))
         if entry and not changes:

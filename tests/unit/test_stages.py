@@ -79,6 +79,14 @@ def test_how_a_training_is_saved_and_spread_may_change(tmp_path: Path, change: s
     assert begin(tmp_path, "train", load_config(None, ["training.steps=210", change]))
 
 
+def test_a_book_of_an_older_version_may_name_keys_that_have_no_effect_now(tmp_path: Path) -> None:
+    begin(tmp_path, "train")
+    book = json.loads((tmp_path / "stages.json").read_text())
+    book["train"]["inputs"]["training"]["checkpoint_format"] = "sharded"
+    (tmp_path / "stages.json").write_text(json.dumps(book))
+    assert begin(tmp_path, "train")
+
+
 def test_redo_throws_away_the_stage_and_all_later_ones_but_no_earlier_one(tmp_path: Path) -> None:
     for stage in ("record", "train", "evaluate"):
         finish(tmp_path, stage)

@@ -16,6 +16,9 @@ from training_world import Data, config, make_trainer
 from tutti.config import load_config
 from tutti.pipeline import _with_data_of_fork
 from tutti.training.checkpoint import checkpoints
+from tutti.training.config import ForkConfig
+from tutti.training.fork import source_of
+from tutti.training.record import Recorder
 from tutti.types import UserError
 
 SETTINGS: dict[str, Any] = {
@@ -153,3 +156,14 @@ def test_data_elsewhere_and_other_lengths_are_no_difference(tmp_path: Path, sour
     moved = extra(sources=["b"], workers=3)
     make_trainer(tmp_path, **forked(source, 8, steps=9, extra=moved, accumulation=2)).fit(Data())
     assert [r["step"] for r in records(tmp_path) if r["kind"] == "train"] == [9]
+
+
+def test_an_interrupted_fork_keeps_to_the_step_that_it_began_at(tmp_path: Path) -> None:
+    trunk, run = tmp_path / "trunk", tmp_path / "fork"
+    for step in (5, 10):
+        (trunk / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    fork = ForkConfig(run=str(trunk))
+    assert source_of(fork, run).name == "step-000010"
+    with Recorder(run) as recorder:
+        recorder.write(5, "event", {"optim/fork_step": 5.0})
+    assert source_of(fork, run).name == "step-000005"
