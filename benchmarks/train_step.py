@@ -45,7 +45,7 @@ LABELS = {
 }
 EVERY = 10
 """Steps of the fit between matmuls."""
-LEAST_OF_MATMUL, MOST_DATA_WAIT, MOST_ADDED = 0.45, 0.02, 0.25
+LEAST_OF_MATMUL, MOST_DATA_WAIT, MOST_ADDED = 0.45, 0.01, 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

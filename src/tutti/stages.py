@@ -184,9 +184,12 @@ class RunFolder:
         lost = ", ".join(name for name in names[names.index(stage) :] if name in self._book)
         shown = "\n".join(f"  {line}" for line in changes[:10])
         more = f"\n  and {len(changes) - 10} more" if len(changes) > 10 else ""
+        fork = ""
+        if stage == "train" and all(line.startswith("training.") for line in changes):
+            fork = f"\nAnother run may go on from a checkpoint of this one: training.fork.run={self.path}"
         return (
             f"{self.path}: the stage '{stage}' was made with another config (then -> now):\n{shown}{more}\n"
-            f"Give this run another name (name=...), or add --redo to throw away and repeat: {lost}."
+            f"Give this run another name (name=...), or add --redo to throw away and repeat: {lost}.{fork}"
         )
 
     @contextmanager

@@ -61,6 +61,16 @@ def test_changed_config_is_refused_and_named(tmp_path: Path, interrupted: bool) 
     assert RunFolder(tmp_path).config() == CONFIG
 
 
+def test_a_fork_is_offered_where_the_weights_would_still_fit(tmp_path: Path) -> None:
+    begin(tmp_path, "train")
+    with pytest.raises(UserError, match=rf"go on from .*training\.fork\.run={tmp_path}$"):
+        begin(tmp_path, "train", CHANGED)
+    other_data = load_config(None, ["training.steps=220", "data.horizon=3"])
+    with pytest.raises(UserError, match=r"data\.horizon") as refused:
+        begin(tmp_path, "train", other_data)
+    assert "fork.run" not in str(refused.value)
+
+
 def test_key_without_effect_may_change(tmp_path: Path) -> None:
     finish(tmp_path, "record")
     assert not begin(tmp_path, "record", load_config(None, ["record.workers=3"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tutti.training.checkpoint import Checkpoint, checkpoints, load, load_latest, save
+from tutti.training.checkpoint import Checkpoint, checkpoints, load, load_latest, remove, save, verify
 from tutti.training.metrics import METRICS, describe_metric
 from tutti.training.randomness import load_rng_state, own_randomness, rng_state, seed_everything
 from tutti.training.record import Meter, Recorder, read_records
@@ -86,6 +86,14 @@ def test_damage_to_any_file_is_found(tmp_path: Path, name: str) -> None:
         path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
         with pytest.raises(UserError, match=rf"{name}: damaged"):
             load_latest(tmp_path)
+
+
+def test_a_checkpoint_that_its_run_removes_while_it_is_read_is_not_called_damaged(tmp_path: Path) -> None:
+    folder = save(tmp_path, make(1))
+    remove(folder)
+    for read in (load, verify):
+        with pytest.raises(UserError, match=r"has removed it meanwhile .*keep_checkpoints"):
+            read(folder)
 
 
 def test_resuming_refuses_a_changed_model_and_names_the_key() -> None:

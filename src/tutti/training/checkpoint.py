@@ -321,6 +321,8 @@ def _compare(folder: Path, name: str, found: Size, expected: Size) -> None:
 
 
 def _cure(folder: Path) -> str:
+    if not folder.exists():
+        return "Its run has removed it meanwhile (training.keep_checkpoints): take a newer one."
     return f"Delete the folder {folder} to continue from the checkpoint before it."
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import Parameter
 
 from tutti.objectives.objective import Objective
@@ -224,16 +224,14 @@ class Trainer:
                 if calibrates or not self.backward.is_sum:
                     self._check(fetch(readings)[0], batches)  # what looks at gradients is not shown a NaN
                 if calibrates:
-                    self.parallel.single_terms("a balancing that observes gradients")
-                    found = term_gradients(terms.values, list(self.parameters.values()))
-                    self.objective.observe_gradients(shared_norms(self.backward.routed(found)))
+                    self._calibrate(terms)
                 self.backward.add(terms, accumulation)
             if report and len(batches) == 1 and self.parallel.world.first:
                 show_first(self.run, batch, features, terms, self.texts)
         with clock.part("backward"):
             combined = self.backward.finish()
             self.parallel.finish()
-            norm = self._gradient_norm()
+            norm = total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
             found, (size,) = fetch(readings, norm)  # the one place where the host waits for the device
             values = self._collect(found, size, batches)
             self.policy.see(sum(total for *_, total in found) / len(found), moment.index)
@@ -256,6 +254,12 @@ class Trainer:
                 average.update()
         with clock.part("diagnostics"):
             self.diagnostics.after()
+
+    def _calibrate(self, terms: LossTerms) -> None:
+        """Shows the balancing the gradients that it asked for."""
+        self.parallel.single_terms("a balancing that observes gradients")
+        found = term_gradients(terms.values, list(self.parameters.values()))
+        self.objective.observe_gradients(shared_norms(self.backward.routed(found)))
 
     def _leave_out(self, stream: Iterator[Batch], batches: list[Batch]) -> None:
         """Nothing moves, but the data go on as if something had."""
@@ -288,11 +292,6 @@ class Trainer:
 
     def _evaluate(self, batch: Batch, moment: Moment) -> tuple[Features, LossTerms]:
         return self.parallel.evaluate(batch, moment.progress, self._counting(moment))
-
-    def _gradient_norm(self) -> Tensor:
-        """The global norm of the gradient."""
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        return total_norm(gradients)
 
     def _collect(self, found: list[TermValues], size: float, batches: list[Batch]) -> list[dict[str, float]]:
         """Stop at a non-finite term or gradient; note every term, raw and weighted. Gives the raw terms."""
