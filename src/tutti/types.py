@@ -89,8 +89,12 @@ class LaterStates(_Movable):
         missing = [offset for offset in offsets if offset not in self.offsets]
         if missing:
             raise ValueError(f"states at offsets {missing} are not in the batch; it has {self.offsets}")
-        columns = [self.offsets.index(offset) for offset in offsets]
-        return LaterStates(offsets=tuple(offsets), values=self.values[:, columns], mask=self.mask[:, columns])
+        # One column after the other: a list as an index would be copied to the device, and waited for.
+        values, mask = (
+            torch.stack([one[:, self.offsets.index(offset)] for offset in offsets], dim=1)
+            for one in (self.values, self.mask)
+        )
+        return LaterStates(offsets=tuple(offsets), values=values, mask=mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from decoders_world import ACTION, HORIZON, batch, build, chunks, doubled, features, fitted, gradients, holes
 from torch import Tensor
 
-from tutti.models.decoders import bpe
+from tutti.models.decoders import bpe, chunk_tokens
 from tutti.models.decoders.chunk_tokens import PAD, ChunkTokens, cosine_matrix
 from tutti.models.decoders.chunks import hold_last
 from tutti.models.decoders.fast import FastDecoder
@@ -87,6 +87,29 @@ def test_joining_all_rows_at_once_equals_joining_one_pair_after_the_other(seed: 
         assert mine.tolist() == naive_bpe(sequence, pairs, 4)
         symbols = spelled[mine]
         assert symbols[symbols != PAD].tolist() == sequence
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tokens_found_without_a_look_at_a_value_are_the_same(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    symbols = torch.randint(0, 2 + seed, (40, 12), generator=random)
+    symbols[0] = 0  # a run of one symbol, joined with itself
+    rows = torch.arange(40).repeat_interleave(12)
+    pairs = torch.full((30, 2), -1)
+    learned = bpe.learn(symbols.flatten(), rows, 6, 30)
+    pairs[6 : 6 + len(learned)] = learned
+    tokens, of_row = bpe.encode(symbols.flatten(), rows, 40, pairs)
+    padded, lengths = bpe.encode_waiting_for_nothing(symbols, pairs)
+    assert len(learned) > 3 and torch.equal(lengths, torch.bincount(of_row, minlength=40))
+    assert torch.equal(padded[padded >= 0], tokens)
+    assert torch.equal(padded >= 0, torch.arange(12) < lengths[:, None])
+
+
+def test_longer_padding_changes_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen, given = decoder(), features(), batch()
+    short = made(seen, given)
+    monkeypatch.setattr(chunk_tokens, "readable", lambda tensor: False)
+    torch.testing.assert_close(made(seen, given), short, rtol=1e-6, atol=1e-6)
 
 
 def test_the_transform_is_the_orthonormal_dct() -> None:

@@ -78,7 +78,8 @@ class Balancing(nn.Module, ABC):
         """Numbers by term as a vector in the order of `names`, NaN where there is none, in the precision and
         on the device of `like`, a buffer."""
         numbers = [values.get(name, math.nan) for name in self.names]
-        return torch.tensor(numbers, dtype=like.dtype, device=like.device)
+        # Made here and sent off: made there, the host would wait for all that the device has to do.
+        return torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True)
 
     def by_name(
         self, vector: Float[Tensor, " k"], computed: Iterable[str]

@@ -68,10 +68,10 @@ class DwaBalancing(Balancing):
         self.sums += torch.where(counts, losses, 0)
         self.counts += counts
         self.updates += 1
-        if int(self.updates) % self.every == 0:
-            means = self.sums / self.counts  # NaN where a term was not active
-            known = (means > 0) & (self.previous > 0)
-            self.rates.copy_(torch.where(known, means / self.previous, 1))
-            self.previous.copy_(means)
-            self.sums.zero_()
-            self.counts.zero_()
+        ends = self.updates % self.every == 0  # without a branch, for which the host would have to read it
+        means = self.sums / self.counts  # NaN where a term was not active
+        known = (means > 0) & (self.previous > 0)
+        self.rates.copy_(torch.where(ends, torch.where(known, means / self.previous, 1), self.rates))
+        self.previous.copy_(torch.where(ends, means, self.previous))
+        self.sums.copy_(torch.where(ends, 0, self.sums))
+        self.counts.copy_(torch.where(ends, 0, self.counts))

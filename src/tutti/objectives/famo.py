@@ -70,16 +70,20 @@ class FamoBalancing(Balancing):
         self.decay = decay
         self.register_buffer("logits", torch.zeros(len(self.names), dtype=torch.float64))
         least = [(bounds or {}).get(name, 0.0) for name in self.names]
+        self.least = dict(zip(self.names, least, strict=True))
         self.register_buffer("bounds", torch.tensor(least, dtype=torch.float64), persistent=False)
         self.adam = VectorAdam(len(self.names), learning_rate)
 
     def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
         if not values:
             return {}
-        numbers = [self.names.index(name) for name in values]
+        bounds, logits = (
+            torch.stack([vector[self.names.index(name)] for name in values])
+            for vector in (self.bounds, self.logits)
+        )
         losses = torch.stack([value.detach() for value in values.values()]).to(self.logits)
-        above = losses - self.bounds[numbers]
-        ratios = torch.softmax(self.logits[numbers], 0) / (above + EPSILON)
+        above = losses - bounds
+        ratios = torch.softmax(logits, 0) / (above + EPSILON)
         ratios = torch.where(above > 0, ratios, 0)
         total = ratios.sum().clamp(min=torch.finfo(ratios.dtype).tiny)
         return dict(zip(values, len(values) * ratios / total, strict=True))
@@ -91,7 +95,7 @@ class FamoBalancing(Balancing):
     @torch.no_grad()
     def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
         """Moves w. Raises: UserError if a term is below its lower bound."""
-        for name, bound in zip(self.names, self.bounds.tolist(), strict=True):
+        for name, bound in self.least.items():
             value = min(before.get(name, bound), after.get(name, bound))
             if value < bound:
                 raise UserError(

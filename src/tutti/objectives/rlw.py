@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -44,6 +44,8 @@ class RandomWeightsBalancing(Balancing):
         self.seed = seed
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.register_buffer("draw", self._drawn(0))
+        self._made: int | None = 0  # `updates` as the host knows it: to read it there, it would have to wait
+        self.register_load_state_dict_post_hook(_forget)
 
     def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
         return self.softmax(self.draw, values)
@@ -51,9 +53,15 @@ class RandomWeightsBalancing(Balancing):
     @torch.no_grad()
     def after_step(self, values: Mapping[str, float]) -> None:
         """Draws the weights of the next update."""
+        self._made = (int(self.updates) if self._made is None else self._made) + 1
         self.updates += 1
-        self.draw.copy_(self._drawn(int(self.updates)))
+        self.draw.copy_(self._drawn(self._made), non_blocking=True)
 
     def _drawn(self, update: int) -> Float[Tensor, " k"]:
         random = numpy.random.default_rng([self.seed, update])
         return torch.from_numpy(random.standard_normal(len(self.names)))
+
+
+def _forget(module: Any, keys: Any) -> None:
+    """Behind a load, the buffer must be read once."""
+    module._made = None

@@ -9,7 +9,7 @@ import torch
 
 from tutti.training.machine import Machine
 from tutti.training.randomness import load_rng_state, own_randomness
-from tutti.training.validation import term_values
+from tutti.training.validation import fetch, reading
 from tutti.types import Batch, LossTerms
 
 
@@ -22,9 +22,7 @@ def look_again(
     Draws (dropout, noise) start from the random states `random`, those before the update: what differs from
     then is the weights alone. Afterwards the random states are what they were.
     """
-    values: list[dict[str, float]] = []
     with own_randomness(0), machine.autocast():
         load_rng_state(random)
-        for batch in batches:
-            values.append(term_values(forward(batch))[0])
-    return values
+        found, _ = fetch([reading(forward(batch)) for batch in batches])
+    return [values for values, *_ in found]

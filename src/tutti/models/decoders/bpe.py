@@ -8,7 +8,8 @@ of pairs equally frequent the one with the smaller left, then smaller right numb
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 _NEVER = torch.iinfo(torch.int32).max
@@ -57,32 +58,56 @@ def encode(
         tokens, rows = join(tokens, rows, hit, new.to(tokens.dtype))
 
 
+def encode_waiting_for_nothing(
+    symbols: Int[Tensor, "b n"], pairs: Int[Tensor, "v 2"]
+) -> tuple[Int[Tensor, "b n"], Int[Tensor, " b"]]:
+    """The tokens of `encode`, each row padded with -1 to the length of the symbols, and their numbers.
+
+    For a device: no size and no end depends on a value, so the host never waits. A round joins at least one
+    pair in every row that has one left, and the pair that a row joins is always a later one than before:
+    hence as many rounds as can be needed, whatever the values.
+    """
+    joined = joined_token(pairs)
+    b, n = symbols.shape
+    tokens = symbols
+    for _ in range(min(n, len(pairs)) - 1):
+        left, right = tokens[:, :-1], tokens[:, 1:]
+        new = joined[left.clamp(min=0), right.clamp(min=0)].masked_fill(right < 0, _NEVER)
+        hit = _every_second((new < _NEVER) & (new == new.amin(dim=1, keepdim=True)))
+        made = torch.cat([torch.where(hit, new.to(tokens.dtype), left), tokens[:, -1:]], dim=1)
+        kept = F.pad(~hit, (1, 0), value=True) & (tokens >= 0)
+        places = torch.where(kept, kept.cumsum(1) - 1, n)
+        tokens = tokens.new_full((b, n + 1), -1).scatter(1, places, made)[:, :n]
+    return tokens, (tokens >= 0).sum(1)
+
+
 def joined_token(pairs: Int[Tensor, "v 2"]) -> Int[Tensor, "v v"]:
     """The number of the token that joins (left, right), or a number beyond all of them."""
-    table = torch.full((len(pairs), len(pairs)), _NEVER, dtype=torch.int32, device=pairs.device)
+    table = torch.full((len(pairs) ** 2 + 1,), _NEVER, dtype=torch.int32, device=pairs.device)
     numbers = torch.arange(len(pairs), dtype=torch.int32, device=pairs.device)
-    real = pairs[:, 0] >= 0
-    table[pairs[real, 0], pairs[real, 1]] = numbers[real]
-    return table
+    places = pairs[:, 0] * len(pairs) + pairs[:, 1]
+    places = torch.where(pairs[:, 0] >= 0, places, len(pairs) ** 2)  # what is no pair goes to a place behind
+    return table.scatter(0, places, numbers)[:-1].view(len(pairs), len(pairs))
 
 
 def join(
     tokens: Int[Tensor, " n"], rows: Int[Tensor, " n"], hit: Tensor, new: Int[Tensor, " p"]
 ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
-    """Tokens i and i + 1 become new[i] wherever hit[i].
-
-    Hits overlap only in a run of one token paired with itself; from the left, every second one counts.
-    """
-    places = torch.arange(len(hit), device=hit.device)
-    begins = hit.clone()
-    begins[1:] &= ~hit[:-1]
-    run = torch.where(begins, places, -1).cummax(0).values
-    hit = hit & ((places - run) % 2 == 0)
+    """Tokens i and i + 1 become new[i] wherever hit[i]."""
+    hit = _every_second(hit)
     kept = torch.ones_like(tokens, dtype=torch.bool)
     kept[1:] = ~hit
     tokens = tokens.clone()
     tokens[:-1] = torch.where(hit, new, tokens[:-1])
     return tokens[kept], rows[kept]
+
+
+def _every_second(hit: Bool[Tensor, "*b p"]) -> Bool[Tensor, "*b p"]:
+    """Hits overlap only in a run of one token paired with itself; from the left, every second one counts."""
+    places = torch.arange(hit.shape[-1], device=hit.device)
+    begins = hit & ~F.pad(hit[..., :-1], (1, 0))
+    run = torch.where(begins, places, -1).cummax(-1).values
+    return hit & ((places - run) % 2 == 0)
 
 
 def spell(pairs: Int[Tensor, "v 2"], num_tokens: int, longest: int) -> Int[Tensor, "v n"]:

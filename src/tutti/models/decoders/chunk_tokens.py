@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tutti.models.decoders import bpe
+from tutti.models.layers import readable
 from tutti.types import UserError
 
 FIT_NUMBERS = 500_000
@@ -105,7 +106,8 @@ class ChunkTokens(nn.Module):
         return chunks[:: -(-chunks.numel() // FIT_NUMBERS)]
 
     def encode(self, actions: Float[Tensor, "b t a"]) -> tuple[Int[Tensor, "b n"], Int[Tensor, " b"]]:
-        """Tokens of each chunk, padded with -1 to the longest of them, and their numbers."""
+        """Tokens of each chunk, padded with -1, and their numbers. Padded to the longest of them; where to
+        look for it would make the host wait (on a GPU), to as many as a chunk has numbers."""
         return self._encode_symbols(self._symbols(self._integers(actions)))
 
     def decode(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b t a"]:
@@ -153,6 +155,8 @@ class ChunkTokens(nn.Module):
         return (integers - self.lowest).clamp(min=0).minimum(self.num_symbols - 1)
 
     def _encode_symbols(self, symbols: Int[Tensor, "b n"]) -> tuple[Int[Tensor, "b m"], Int[Tensor, " b"]]:
+        if not readable(symbols):
+            return bpe.encode_waiting_for_nothing(symbols, self.pairs)
         b = len(symbols)
         rows = torch.arange(b, device=symbols.device).repeat_interleave(self.num_numbers)
         tokens, rows = bpe.encode(symbols.flatten(), rows, b, self.pairs)
