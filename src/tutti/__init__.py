@@ -27,6 +27,9 @@ __version__ = "0.1.0"
 # turns (some 50 microseconds) keep nine tenths of the speed of spinning; docs/log.md has the figures.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+# cuBLAS gives the same bits each time only with workspaces of fixed sizes, read when it is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 __all__ = ["Policy", "RunConfig", "UserError", "__version__", "load_config", "pipeline"]
 
 _HOME = {

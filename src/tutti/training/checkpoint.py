@@ -34,7 +34,7 @@ from torch import Tensor
 
 from tutti import shards
 from tutti.data.storage import sync_folder
-from tutti.training.disk import TEMPORARY, disk_error, pickled
+from tutti.training.disk import TEMPORARY, disk_error, pickled, unpickled
 from tutti.training.distributed import ONE, World
 from tutti.training.frame import put_in, taken_out
 from tutti.types import UserError
@@ -274,7 +274,7 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
         for name, data in contents.items()
         if name.endswith(".safetensors")
     }
-    optimizer = torch.load(io.BytesIO(contents["optimizer.pt"]), weights_only=True)
+    optimizer = unpickled(io.BytesIO(contents["optimizer.pt"]))
     if sharded:
         flat = shards.read(folder / shards.FOLDER, forms)
         optimizer = put_in(optimizer, flat)
@@ -286,7 +286,7 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
         step=state["step"],
         tensors=tensors,
         optimizer=optimizer,
-        rng=torch.load(io.BytesIO(contents["rng.pt"]), weights_only=True),
+        rng=unpickled(io.BytesIO(contents["rng.pt"])),
         state=state,
         extra={
             name: data.decode()

@@ -60,6 +60,9 @@ class TrainingConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="bf16 autocasts the forward pass; auto means bf16 on CUDA, else fp32."
     )
+    deterministic: bool = Field(
+        default=True, description="On CUDA: the same bits each time, also where other algorithms are faster."
+    )
     parallel: ParallelConfig = Field(
         default_factory=AutoParallelConfig,
         description="On several processes: auto, single, ddp (replicas) or fsdp (shares).",

@@ -55,6 +55,12 @@ def require_writable(folder: Path) -> None:
         raise disk_error(error, folder) from error
 
 
+def unpickled(file: Path | io.BytesIO) -> Any:
+    """What `pickled` has made, with every tensor on the CPU, whatever device it was saved from: there may be
+    none of that kind here, and on several ranks it may be another one's."""
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def pickled(value: Any) -> bytes:
     """What `torch.save` would write, as bytes: a full disk then fails as a plain OSError."""
     buffer = io.BytesIO()

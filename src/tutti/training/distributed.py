@@ -174,11 +174,13 @@ def joined(count: int, device: torch.device, timeout: float) -> Iterator[World]:
         return
     own = not dist.is_initialized()
     level = log.parent.level if log.parent is not None else logging.NOTSET
+    patience = timedelta(seconds=timeout)
     try:
-        _meet(own, device, timedelta(seconds=timeout))
+        _meet(own, device, patience)
+        # A new group does not take over the time-out of the first one: torch's own 30 minutes would hold.
         _joined = World(
-            ranks=Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group()),
-            control=dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)),
+            ranks=Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(timeout=patience)),
+            control=dist.new_group(backend="gloo", timeout=patience),
             waiting=dist.new_group(backend="gloo", timeout=PATIENCE),
             saving=dist.new_group(backend="gloo", timeout=PATIENCE),
         )

@@ -198,6 +198,8 @@ class CudaMove:
 
     def __call__(self, batch: Batch) -> Callable[[], Batch]:
         """Starts the copy and gives what waits for it."""
+        # Every thread begins with the first device: a look back at it from rank 3 would make a context there.
+        torch.cuda.set_device(self.stream.device)
         with torch.cuda.stream(self.stream):
             moved = batch.apply(Tensor.pin_memory).to(self.device, non_blocking=True)
             arrived = self.stream.record_event()

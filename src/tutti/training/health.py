@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from tutti.training.disk import disk_error, pickled
+from tutti.training.disk import disk_error, pickled, unpickled
 from tutti.types import Batch, Future, LaterStates, Observation, UserError
 
 
@@ -130,9 +130,10 @@ def save_step(
 
 
 def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
-    """The batches of a saved step (failures/, spikes/), and the weights ("model", "objective") it met."""
-    saved = torch.load(folder / "batches.pt", weights_only=True)
-    return [batch_from_dict(item) for item in saved], torch.load(folder / "weights.pt", weights_only=True)
+    """The batches of a saved step (failures/, spikes/), and the weights ("model", "objective") it met, on
+    the CPU."""
+    saved = unpickled(folder / "batches.pt")
+    return [batch_from_dict(item) for item in saved], unpickled(folder / "weights.pt")
 
 
 def batch_to_dict(value: Any) -> dict[str, Any]:

@@ -29,6 +29,20 @@ class Machine:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
+    def settle(self, *, deterministic: bool) -> None:
+        """How CUDA computes, in this process from now on; on a CPU nothing changes.
+
+        `deterministic`: the same sums in the same order each time, also where atomic additions would be
+        faster (attention's and convolutions' backward passes); an operation that has no such form is an
+        error. Convolutions in float32 are in float32: torch would round their inputs to TF32.
+        """
+        if self.device.type != "cuda":
+            return
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # pyright: ignore[reportAttributeAccessIssue]
+
 
 def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores this process may use: its affinity, or a container's smaller CPU quota (rounded up)."""

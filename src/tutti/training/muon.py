@@ -30,8 +30,9 @@ def newton_schulz(
     P to X_0 once at the end: the same in exact arithmetic, and 40 to 60 % fewer FLOPs.
 
     Source: Keller Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
-    Differs: keeps the dtype it is given (float32 in training), because bfloat16 products are hundreds of
-    times slower on a CPU without bfloat16 units.
+    Differs: keeps the dtype it is given, because bfloat16 products are hundreds of times slower on a CPU
+    without bfloat16 units. In bfloat16, which `Muon` gives on CUDA, P is not collected: the error of A would
+    grow with every round.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     (result,) = orthogonalised([matrices.mT if tall else matrices], rounds)
@@ -47,15 +48,21 @@ def orthogonalised(
     which keeps every core busy where a stack of three would leave one idle.
     """
     scaled = [x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7) for x in stacks]
-    long = [x for x in scaled if x.shape[2] > 2 * x.shape[1]]
+    collects = [rounds > 0 and _is_long(x) for x in stacks]
+    long = [x for x, one in zip(scaled, collects, strict=True) if one]
     products: Iterator[Tensor] = iter(())
-    if long and rounds:
+    if long:
         grams = torch.cat([torch.bmm(x, x.mT) for x in long])
         products = iter(_collected(grams, rounds).split([len(x) for x in long]))
     return [
-        torch.bmm(next(products), x) if rounds and x.shape[2] > 2 * x.shape[1] else _iterate(x, rounds)
-        for x in scaled
+        torch.bmm(next(products), x) if one else _iterate(x, rounds)
+        for x, one in zip(scaled, collects, strict=True)
     ]
+
+
+def _is_long(x: Float[Tensor, "n rows columns"]) -> bool:
+    """Whether a stack collects P."""
+    return x.shape[2] > 2 * x.shape[1] and x.dtype != torch.bfloat16
 
 
 def _iterate(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "n rows columns"]:
@@ -122,6 +129,11 @@ def _whole(update: Tensor) -> Tensor:
     return update.full_tensor() if isinstance(update, DTensor) else update
 
 
+def _low(stack: Tensor) -> Tensor:
+    """What is iterated: float32 on CUDA would leave the tensor cores idle, and nearly double a step."""
+    return stack.bfloat16() if stack.is_cuda else stack
+
+
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum for matrices.
 
@@ -134,10 +146,10 @@ class Muon(torch.optim.Optimizer):
     a convolution kernel (out, in, kh, kw) counts as the matrix (out, in * kh * kw).
 
     Source: Keller Jordan 2024; scale and decay from 2502.16982.
-    Differs from torch.optim.Muon: the iteration runs in float32, convolution kernels are accepted, and
-    matrices of equal shape (up to transposition) are iterated as one batch. Of sharded matrices (FSDP) the
-    momentum is sharded too; each rank gathers the directions, iterates its portion of the matrices, sends the
-    results to the others and moves its share.
+    Differs from torch.optim.Muon: on a CPU the iteration runs in float32 (on CUDA in bfloat16, as there),
+    convolution kernels are accepted, and matrices of equal shape (up to transposition) are iterated as one
+    batch. Of sharded matrices (FSDP) the momentum is sharded too; each rank gathers the directions, iterates
+    its portion of the matrices, sends the results to the others and moves its share.
 
     Raises: ValueError for a parameter of fewer than two dimensions.
     """
@@ -178,7 +190,7 @@ class Muon(torch.optim.Optimizer):
                 batches[group["rounds"], rows][columns].append((parameter, wide, rate))
         done = 0
         for (rounds, _), stacks in batches.items():
-            stacked = [torch.stack([wide for _, wide, _ in members]) for members in stacks.values()]
+            stacked = [_low(torch.stack([wide for _, wide, _ in members])) for members in stacks.values()]
             group = _group_of(stacks.values())
             made = orthogonalised(stacked, rounds) if group is None else divided(stacked, rounds, group, done)
             done += sum(map(len, stacked))
@@ -186,7 +198,8 @@ class Muon(torch.optim.Optimizer):
                 for (parameter, _, rate), direction in zip(members, directions, strict=True):
                     rows = len(parameter)
                     moved = direction.mT if rows > parameter.numel() // rows else direction
-                    parameter.add_(like(moved.reshape(parameter.shape), parameter), alpha=-rate)
+                    step = moved.reshape(parameter.shape).to(parameter.dtype)
+                    parameter.add_(like(step, parameter), alpha=-rate)
         return loss
 
     def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:

@@ -76,6 +76,7 @@ class Trainer:
         self.texts = texts
         self.progress = progress
         self.machine = decide(config.device, config.threads, config.precision)
+        self.machine.settle(deterministic=config.deterministic)
         self.model = model.to(self.machine.device)
         self.objective = objective.to(self.machine.device)
         forward = prepared(self.model, self.objective, config)

@@ -1,0 +1,117 @@
+"""What a training asks of CUDA, and what a file or a group saved or made on CUDA must not depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training_world import make_batch, make_trainer
+from tutti.training import distributed, feed
+from tutti.training.checkpoint import load
+from tutti.training.disk import pickled, unpickled
+from tutti.training.health import load_failure, save_step
+from tutti.training.machine import Machine
+from tutti.training.muon import newton_schulz
+from tutti.types import Batch
+
+
+@pytest.fixture
+def settings() -> Iterator[None]:
+    """Puts back what is set for the whole process."""
+    fill, conv = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.conv.fp32_precision
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.backends.cudnn.conv.fp32_precision = conv
+
+
+def settled(device: str, *, deterministic: bool) -> tuple[bool, str]:
+    machine = Machine(device=torch.device(device), threads=1, precision="fp32", reasons=())
+    machine.settle(deterministic=deterministic)
+    return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.conv.fp32_precision
+
+
+def test_cuda_is_settled_and_a_cpu_left_alone(settings: None) -> None:
+    before = (False, torch.backends.cudnn.conv.fp32_precision)
+    assert settled("cpu", deterministic=True) == before
+    assert settled("cuda", deterministic=True) == (True, "ieee")
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert settled("cuda", deterministic=False) == (False, "ieee")
+
+
+def saved_on_cuda(patch: pytest.MonkeyPatch) -> None:
+    """From now on what is written says that it comes from a second GPU."""
+    patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:1")
+
+
+def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"model": {"weight": torch.arange(3.0)}}
+    saved_on_cuda(monkeypatch)
+    save_step(tmp_path / "step-1", "failure.json", {"step": 1}, [make_batch(1)], weights)
+    (tmp_path / "file.pt").write_bytes(pickled(weights))
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "file.pt", weights_only=True)
+    assert torch.equal(unpickled(tmp_path / "file.pt")["model"]["weight"], torch.arange(3.0))
+    (batch,), found = load_failure(tmp_path / "step-1")
+    assert torch.equal(batch.actions, make_batch(1).actions)
+    assert torch.equal(found["model"]["weight"], torch.arange(3.0))
+
+
+def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training_world import Data
+
+    saved_on_cuda(monkeypatch)
+    folder = make_trainer(tmp_path, steps=4, checkpoint_background=False).fit(Data())
+    moments = load(folder).optimizer["adamw"]["state"][0]
+    assert {value.device.type for value in moments.values()} == {"cpu"}
+
+
+def test_every_group_that_waits_for_a_step_has_the_time_out_of_the_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(distributed, "_meet", lambda *_: None)
+    for name, value in (("get_rank", 0), ("get_world_size", 2), ("is_initialized", True)):
+        monkeypatch.setattr(distributed.dist, name, lambda value=value: value)
+    monkeypatch.setattr(distributed.dist, "new_group", lambda **options: given.append(options))
+    with distributed.joined(2, torch.device("cpu"), 12.0):
+        pass
+    assert [options["timeout"] for options in given[:2]] == [timedelta(seconds=12)] * 2
+    assert {options["timeout"] for options in given[2:]} == {distributed.PATIENCE}
+
+
+def test_the_feeds_thread_is_put_on_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Stream:
+        device = torch.device("cuda", 3)
+
+        def record_event(self) -> str:
+            return "arrived"
+
+    @contextmanager
+    def entered(stream: Stream) -> Iterator[None]:
+        done.append("stream")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(str(device)))
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(Batch, "apply", lambda batch, function: batch)
+    monkeypatch.setattr(Batch, "to", lambda batch, device, non_blocking: batch)
+    feed.CudaMove(torch.device("cuda"))(make_batch(1))
+    assert done == ["cuda:3", "stream"]
+
+
+def test_newton_schulz_in_bfloat16_points_where_it_does_in_float32() -> None:
+    matrices = torch.randn(3, 8, 40, generator=torch.Generator().manual_seed(0))
+    exact, rough = newton_schulz(matrices), newton_schulz(matrices.bfloat16())
+    assert rough.dtype == torch.bfloat16
+    cosine = torch.nn.functional.cosine_similarity(exact.flatten(1), rough.float().flatten(1))
+    assert cosine.min() > 0.99
