@@ -24,7 +24,9 @@ DECODERS: dict[str, dict[str, Any]] = {
 }
 
 
-def losses(mode: Any, decoder: str = "regression", steps: int = 2, **options: Any) -> dict[str, Any]:
+def losses(
+    mode: Any, decoder: str = "regression", steps: int = 2, device: str = "cpu", **options: Any
+) -> dict[str, Any]:
     """Totals and the norm of the gradient of a few batches, and what the compiler counted."""
     torch._dynamo.reset()
     counters.clear()
@@ -34,10 +36,11 @@ def losses(mode: Any, decoder: str = "regression", steps: int = 2, **options: An
     )
     model = config.build(SPEC)
     objective = ObjectiveConfig().model_copy(update={"recon": None, "state": None}).build(model)
+    model, objective = model.to(device), objective.to(device)
     forward = compiled(model, mode, **options)
     totals: list[float] = []
     for number in range(steps):
-        batch = make_batch(number)
+        batch = make_batch(number).to(device)
         terms = objective(forward(batch.observation), batch)
         terms.total.backward()
         totals.append(terms.total.item())
@@ -52,9 +55,12 @@ def losses(mode: Any, decoder: str = "regression", steps: int = 2, **options: An
 
 
 def main(what: str) -> None:
-    """`eager:DECODER`, `MODE:DECODER` with a backend that needs no C++ compiler, or `inductor`."""
+    """`eager:DECODER`, `MODE:DECODER` with a backend that needs no C++ compiler, `inductor`, or `cuda`, which
+    gives the eager losses too."""
     mode, _, decoder = what.partition(":")
-    if what == "inductor":
+    if what == "cuda":
+        found = {kind: losses(kind, "flow", device="cuda") for kind in ("off", "blocks", "model")}
+    elif what == "inductor":
         found = losses("blocks", "regression")
     else:
         mode = "off" if mode == "eager" else mode

@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tutti.training.machine import Machine
+
 DEVICE = torch.device("cuda", 0)
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "bincount")
 """Operations whose result, or its size, the host must know."""
@@ -196,6 +198,7 @@ _SPECIAL: dict[Any, Callable[[Card, Any, Any, Any], Any]] = {
 def card(patch: pytest.MonkeyPatch) -> Iterator[Card]:
     """The pretended GPU, with what asks C++ for a device, and what needs a real one, put in its place."""
     grouped, autocast = torch._C._group_tensors_by_device_and_dtype, torch.autocast
+    patch.setattr(Machine, "settle", lambda *_, **__: None)
 
     with Card() as made:
 

@@ -289,6 +289,7 @@ def test_devices_are_found_by_name_and_by_what_cuda_calls_them() -> None:
     assert find_device("h200", "bf16").memory == 141e9
     assert device_of_card("NVIDIA H100 80GB HBM3") is DEVICES["h100"]
     assert device_of_card("NVIDIA GeForce RTX 4090") is DEVICES["rtx4090"]
+    assert device_of_card("NVIDIA H100 PCIe") is DEVICES["h100pcie"]
     assert device_of_card("Unheard Of") is None
     with pytest.raises(UserError, match="--device h99: unknown"):
         find_device("h99", "bf16")
