@@ -34,6 +34,14 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "fp32": ("training.precision=fp32",),
     "bf16": ("training.precision=bf16",),
     "bf16, compile": ("training.precision=bf16", "training.compile=blocks"),
+    "bf16, compile, adamw": (
+        *("training.precision=bf16", "training.compile=blocks"),
+        "training.optimizer={kind: adamw, lr: 1.0e-3}",
+    ),
+    "bf16, compile, any order": (
+        *("training.precision=bf16", "training.compile=blocks"),
+        "training.deterministic=false",
+    ),
     "bf16, recompute": ("training.precision=bf16", "training.activation_checkpointing=block"),
 }
 GPU_ROWS = {"tiny": 1024, "small": 1024, "base": 1024, "large": 512}
@@ -197,6 +205,7 @@ def release() -> None:
     """What the last preset held is given back before the next is built."""
     gc.collect()
     if torch.cuda.is_available():
+        torch.compiler.reset()  # what was compiled holds on to the blocks that it was compiled for
         torch.cuda.empty_cache()
 
 

@@ -54,14 +54,15 @@ DEVICES: dict[str, Device] = {
     for device in (
         _device("a100", bf16=312.0, fp32=19.5, memory=80.0, bandwidth=2039.0, link=300.0),
         _device("h100", bf16=989.0, fp32=67.0, memory=80.0, bandwidth=3350.0, link=450.0),
+        _device("h100pcie", bf16=756.0, fp32=51.0, memory=80.0, bandwidth=2000.0, link=64.0),
         _device("h200", bf16=989.0, fp32=67.0, memory=141.0, bandwidth=4800.0, link=450.0),
         _device("b200", bf16=2250.0, fp32=75.0, memory=180.0, bandwidth=8000.0, link=900.0),
         _device("l40s", bf16=362.0, fp32=91.6, memory=48.0, bandwidth=864.0, link=32.0),
         _device("rtx4090", bf16=165.0, fp32=82.6, memory=24.0, bandwidth=1008.0, link=32.0),
     )
 }
-"""Data sheets of the SXM cards (PCIe for l40s and rtx4090), without sparsity: bf16 on tensor cores, fp32
-outside of them, as torch computes unless TF32 is allowed. The network is taken as 400 Gbit/s a card."""
+"""Data sheets of the SXM cards (PCIe for h100pcie, l40s and rtx4090), without sparsity: bf16 on tensor cores,
+fp32 outside of them, as torch computes unless TF32 is allowed. The network is taken as 400 Gbit/s a card."""
 
 CPU_PROCESS: dict[Precision, float] = {"fp32": 490e6, "bf16": 545e6}
 """What a process on a CPU holds beside its tensors, measured on the tiny preset by benchmarks/memory.py:
@@ -87,18 +88,21 @@ def find_device(name: str, precision: Precision) -> Device:
 def device_of_card(card: str) -> Device | None:
     """The device whose name is in what CUDA calls a card ("NVIDIA H100 80GB HBM3"); None if there is none."""
     plain = card.lower().replace(" ", "")
-    return next((device for name, device in DEVICES.items() if name in plain), None)
+    named = [name for name in DEVICES if name in plain]
+    return DEVICES[max(named, key=len)] if named else None
 
 
-def measured_device(precision: Precision, size: int = 1024, repeats: int = 5) -> Device:
+def measured_device(precision: Precision, size: int = 0, repeats: int = 5) -> Device:
     """This machine: the rates of a square matrix product and of a copy, the best of `repeats`.
 
-    Only the rate at `precision` is measured; the other is NaN.
+    Only the rate at `precision` is measured; the other is NaN. `size` of the product: 0 is 1024 on a CPU, and
+    8192 on CUDA, where a small one takes less time than its launch. No cache holds what is copied.
     """
     kind = "cuda" if torch.cuda.is_available() else "cpu"
+    size, copied = size or (8192 if kind == "cuda" else 1024), (1024 if kind == "cuda" else 32) * 2**20
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rate = product_rate(kind, dtype, size, repeats)
-    source = torch.zeros(32 * 2**20 // 4, device=kind)
+    source = torch.zeros(copied // 4, device=kind)
     copy = torch.empty_like(source)
     seconds = min(timed(kind, lambda: copy.copy_(source)) for _ in range(repeats))
     memory = torch.cuda.mem_get_info()[1] if kind == "cuda" else _main_memory()
