@@ -77,7 +77,8 @@ def encode_waiting_for_nothing(
         made = torch.cat([torch.where(hit, new.to(tokens.dtype), left), tokens[:, -1:]], dim=1)
         kept = F.pad(~hit, (1, 0), value=True) & (tokens >= 0)
         places = torch.where(kept, kept.cumsum(1) - 1, n)
-        tokens = tokens.new_full((b, n + 1), -1).scatter(1, places, made)[:, :n]
+        # The largest at each place, not a plain scatter, which would sort on a GPU to be deterministic.
+        tokens = tokens.new_full((b, n + 1), -1).scatter_reduce(1, places, made, "amax")[:, :n]
     return tokens, (tokens >= 0).sum(1)
 
 
@@ -87,7 +88,7 @@ def joined_token(pairs: Int[Tensor, "v 2"]) -> Int[Tensor, "v v"]:
     numbers = torch.arange(len(pairs), dtype=torch.int32, device=pairs.device)
     places = pairs[:, 0] * len(pairs) + pairs[:, 1]
     places = torch.where(pairs[:, 0] >= 0, places, len(pairs) ** 2)  # what is no pair goes to a place behind
-    return table.scatter(0, places, numbers)[:-1].view(len(pairs), len(pairs))
+    return table.scatter_reduce(0, places, numbers, "amin")[:-1].view(len(pairs), len(pairs))
 
 
 def join(
