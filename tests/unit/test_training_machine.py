@@ -24,25 +24,26 @@ from tutti.types import Batch
 @pytest.fixture
 def settings() -> Iterator[None]:
     """Puts back what is set for the whole process."""
-    fill, conv = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.conv.fp32_precision
+    fill, rounds = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.allow_tf32
     yield
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = fill
-    torch.backends.cudnn.conv.fp32_precision = conv
+    torch.backends.cudnn.allow_tf32 = rounds
 
 
-def settled(device: str, *, deterministic: bool) -> tuple[bool, str]:
+def settled(device: str, *, deterministic: bool) -> tuple[bool, bool]:
     machine = Machine(device=torch.device(device), threads=1, precision="fp32", reasons=())
     machine.settle(deterministic=deterministic)
-    return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.conv.fp32_precision
+    return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
 
 
 def test_cuda_is_settled_and_a_cpu_left_alone(settings: None) -> None:
-    before = (False, torch.backends.cudnn.conv.fp32_precision)
-    assert settled("cpu", deterministic=True) == before
-    assert settled("cuda", deterministic=True) == (True, "ieee")
+    assert settled("cpu", deterministic=True) == (False, torch.backends.cudnn.allow_tf32)
+    assert settled("cuda", deterministic=True) == (True, False)
     assert not torch.utils.deterministic.fill_uninitialized_memory
-    assert settled("cuda", deterministic=False) == (False, "ieee")
+    assert settled("cuda", deterministic=False) == (False, False)
+    with torch.backends.cudnn.flags(enabled=False):  # asks how all of it is set
+        pass
 
 
 def saved_on_cuda(patch: pytest.MonkeyPatch) -> None:
