@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from training_world import make_batch, make_trainer
+from training_world import Data, make_batch, make_trainer
 from tutti.training import distributed, feed
 from tutti.training.checkpoint import load
 from tutti.training.disk import pickled, unpickled
@@ -65,12 +66,23 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch
 
 
 def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training_world import Data
-
     saved_on_cuda(monkeypatch)
     folder = make_trainer(tmp_path, steps=4, checkpoint_background=False).fit(Data())
     moments = load(folder).optimizer["adamw"]["state"][0]
     assert {value.device.type for value in moments.values()} == {"cpu"}
+
+
+def test_a_run_that_goes_on_on_another_device_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `precision: auto` the section `training` is the same, and so may not be what is computed."""
+    make_trainer(tmp_path, steps=4).fit(Data())
+    make_trainer(tmp_path, steps=6).fit(Data())
+    assert "computed on" not in caplog.text
+    trainer = make_trainer(tmp_path, steps=8)
+    trainer.machine = replace(trainer.machine, precision="bf16")
+    trainer.fit(Data())
+    assert "computed on cpu in fp32, the run goes on on cpu in bf16: other bits" in caplog.text
 
 
 def test_every_group_that_waits_for_a_step_has_the_time_out_of_the_config(

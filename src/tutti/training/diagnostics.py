@@ -226,7 +226,7 @@ class Diagnostics:
         """The spike's batches and weights, those of all ranks, by the first one."""
         every, own = world(), whole(weights, keep=world().first)
         saved = rows_of_all(every, batches)
-        about["windows"] = [int(window) for batch in saved for window in batch.window]
+        about["windows"] = [window for batch in saved for window in batch.window.tolist()]
 
         def write() -> None:
             save_step(folder, "spike.json", about, saved, own)

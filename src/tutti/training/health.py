@@ -77,7 +77,7 @@ def fail(
     `skipped`: the update is left out, and training goes on. `ranks`: of several, those at fault, with the
     windows of each.
     """
-    windows = [int(window) for batch in batches for window in batch.window]
+    windows = [window for batch in batches for window in batch.window.tolist()]
     where = named = ""
     if ranks:
         named = f" on rank {', '.join(map(str, ranks))}"

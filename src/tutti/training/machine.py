@@ -23,6 +23,11 @@ class Machine:
     precision: Literal["fp32", "bf16"]
     reasons: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """What it computes on, and in which precision."""
+        return f"{self.device.type} in {self.precision}"
+
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
         if self.precision == "fp32":

@@ -39,6 +39,10 @@ def check_settings(
         )
     if old["steps"] != new["steps"]:
         log.warning("training.steps was %d, now %d: the schedule changes", old["steps"], new["steps"])
+    if (there := saved.state.get("machine", machine.kind)) != machine.kind:
+        log.warning(
+            "the checkpoint was computed on %s, the run goes on on %s: other bits", there, machine.kind
+        )
     before = (saved.state["threads"], saved.state["versions"])
     if before != (machine.threads, versions()):
         log.warning("threads or versions differ from the checkpoint's: the last bits may differ too")

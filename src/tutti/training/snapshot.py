@@ -52,6 +52,7 @@ def snapshot(trainer: Trainer, data: TrainingData) -> Checkpoint:
         "strategy": trainer.strategy_config.model_dump(mode="json"),
         "backward": trainer.backward_config.model_dump(mode="json"),
         "threads": torch.get_num_threads(),
+        "machine": trainer.machine.kind,
     }
     return Checkpoint(
         step=trainer.step,

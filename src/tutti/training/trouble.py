@@ -35,7 +35,7 @@ def failure(trainer: Trainer, term: str, value: float, batches: list[Batch]) -> 
     settings |= {"parameters": trainer.parameters if term == "gradient" and trainer.parallel.looks else None}
     if world.ranks.count == 1:
         return fail(trainer.run, batches=batches, **settings)
-    own = [int(window) for batch in batches for window in batch.window]
+    own = [window for batch in batches for window in batch.window.tolist()]
     found = world.together((_is_here(trainer, term, batches), own))
     bad = {rank: windows for rank, (here, windows) in enumerate(found) if here}
     everything = rows_of_all(world, batches)
