@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tutti.config import RunConfig, differences, load_config, to_yaml
 from tutti.data.storage import full_disk_is_a_user_error, write_atomically
 from tutti.terminal import say
@@ -91,7 +93,8 @@ class RunFolder:
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
         inputs = with_effect(config.sections(*sections))
         entry = self._book.get(stage)
-        changes = differences(with_effect(entry["inputs"]), inputs) if entry else []
+        made_with = with_effect(_present(entry["inputs"], sections)) if entry else {}
+        changes = differences(made_with, inputs) if entry else []
         if entry and changes and not self.redo:
             raise UserError(self._refusal(stage, changes))
         if entry and not changes:
@@ -253,6 +256,15 @@ def _runs_beside(path: Path) -> str:
         return ""
     found = sorted(str(book.parent) for book in path.parent.glob("*/stages.json"))
     return f" There are: {', '.join(found[:8])}." if found else ""
+
+
+def _present(inputs: dict[str, Any], sections: tuple[str, ...]) -> dict[str, Any]:
+    """What a stage was made with, under the keys of today: those that are younger than its book have their
+    defaults, as they had then. Values that are not valid any more are given as they are."""
+    try:
+        return RunConfig.model_validate(inputs).sections(*sections)
+    except ValidationError:
+        return inputs
 
 
 def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,20 @@ def test_a_fork_is_offered_where_the_weights_would_still_fit(tmp_path: Path) -> 
     assert "fork.run" not in str(refused.value)
 
 
+def test_a_run_that_is_older_than_a_key_goes_on_with_its_default(tmp_path: Path) -> None:
+    begin(tmp_path, "train")
+    book = json.loads((tmp_path / "stages.json").read_text())
+    del book["train"]["inputs"]["training"]["deterministic"]
+    (tmp_path / "stages.json").write_text(json.dumps(book))
+    assert begin(tmp_path, "train")
+    with pytest.raises(UserError, match=r"training\.deterministic: true -> false"):
+        begin(tmp_path, "train", load_config(None, ["training.steps=210", "training.deterministic=false"]))
+    book["train"]["inputs"]["training"]["gone"] = 1
+    (tmp_path / "stages.json").write_text(json.dumps(book))
+    with pytest.raises(UserError, match=r"training\.gone"):
+        begin(tmp_path, "train")
+
+
 def test_key_without_effect_may_change(tmp_path: Path) -> None:
     finish(tmp_path, "record")
     assert not begin(tmp_path, "record", load_config(None, ["record.workers=3"]))
