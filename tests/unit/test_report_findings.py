@@ -73,6 +73,19 @@ def test_strong_term_is_a_hint_and_its_schedule_is_scaled_at_both_ends() -> None
     assert "`objective.state.weight.start=0.42` and `end=0.042`" in found.cure
 
 
+def test_two_loud_terms_do_not_hide_each_other() -> None:
+    config = {"objective": {"recon": {"weight": 10.0}, "state": {"weight": 5.0}}}
+    found = find(records(**shares("vision", action=0.002, recon=0.5, state=0.49)), config)
+    assert [(one.kind, one.severity, one.term) for one in found] == [
+        ("dominates", "warning", "recon"),
+        ("dominates", "warning", "state"),
+    ]
+    assert "recon supplies 50 % of the gradient of the vision encoder, action 0.20 %" in found[0].sentence
+    # w' = 10 x 0.25 x 0.002 / 0.5 = 0.01: 0.0005 beside the action's 0.002 is a fifth of the two
+    assert "objective.recon.weight=0.01" in found[0].cure and "what it and action supply" in found[0].cure
+    assert find(records(**shares("vision", action=0.02, recon=0.5, state=0.48)), config) == []
+
+
 def test_the_action_may_dominate_and_so_may_a_term_where_the_action_does_not_train() -> None:
     assert find(records(**shares("vision", action=0.97, recon=0.03)), {}) == []
     alone = shares("language", align=1.0, action=0.0) | shares("vision", action=0.5, align=0.5)

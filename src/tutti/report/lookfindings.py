@@ -14,6 +14,9 @@ DOMINATES = 0.9
 share of 0.1 whose weight is 100 times too high comes to 0.92."""
 STRONG = 0.7
 """Above this share a term is worth a look: it moves the part more than twice as much as all others."""
+LOUD, DROWNED = 0.3, 0.01
+"""Two loud terms keep each other below the shares above: a term is named above the first where the action
+has less than the second."""
 WANTED = 0.2
 """The share that a suggested weight would give: auxiliary terms help at 0.1 to 0.2 of the action's weight."""
 IDLE, HELPFUL = 0.01, 0.1
@@ -95,38 +98,45 @@ def dominating(looks: Looks, config: Json) -> Iterator[Finding]:
     for term in looks.terms:
         if term == PRIMARY:
             continue
-        shares = {part: _share(looks, term, part) for part in looks.parts}
-        strong = {part: share for part, share in shares.items() if share >= STRONG}
+        shares = {part: _shares(looks, term, part) for part in looks.parts}
+        strong = {
+            part: share
+            for part, (share, own) in shares.items()
+            if own and share >= (LOUD if own < DROWNED else STRONG)
+        }
         if not strong:
             continue
         worst = max(strong, key=lambda part: strong[part])
-        share = strong[worst]
+        share, own = shares[worst]
         others = [f"{percent(s)} in {part_words(part)}" for part, s in strong.items() if part != worst]
+        beside = f", {PRIMARY} {percent(own)}" if share < STRONG else ""
         yield Finding(
             kind="dominates",
-            severity="warning" if share >= DOMINATES else "hint",
-            sentence=f"{term} supplies {percent(share)} of the gradient of {part_words(worst)}"
+            severity="warning" if share >= DOMINATES or own < DROWNED else "hint",
+            sentence=f"{term} supplies {percent(share)} of the gradient of {part_words(worst)}{beside}"
             f"{', ' + listed(others) if others else ''} (medians over the second half of the run).",
             number=share,
-            cure=_lighter(term, share, config),
+            cure=_lighter(term, share, own, config),
             term=term,
             part=worst,
         )
 
 
-def _share(looks: Looks, term: str, part: str) -> float:
-    """The term's median share over the second half of the run, if the action has one there too, else 0.
+def _shares(looks: Looks, term: str, part: str) -> tuple[float, float]:
+    """The median shares of the term and of the action in the run's second half; 0 where there is none.
 
     The first half is left out: a schedule may let a term go first on purpose.
     """
     _, (since, _) = looks.halves
     share, own = (looks.median(f"share/{one}/{part}", since) for one in (term, PRIMARY))
-    return share if share is not None and own else 0.0
+    return share or 0.0, own or 0.0
 
 
-def _lighter(term: str, share: float, config: Json) -> str:
-    """The weight that would give the share WANTED: w' = w WANTED / (1 - WANTED) (1 - share) / share."""
-    factor = WANTED / (1 - WANTED) * (1 - share) / share
+def _lighter(term: str, share: float, own: float, config: Json) -> str:
+    """The weight that would give the share WANTED: w' = w WANTED / (1 - WANTED) rest / share, where the rest
+    is 1 - share, or the action's own share where another loud term makes up most of it."""
+    rest = 1 - share if share >= STRONG else own
+    factor = WANTED / (1 - WANTED) * rest / share
     now, key = "", f"objective.{term}.weight"
     wanted = f"{plain(factor, 2)} times `{key}`"
     match at(config, "objective", term, "weight"):
@@ -135,15 +145,16 @@ def _lighter(term: str, share: float, config: Json) -> str:
         case {"start": int() | float() as start, "end": int() | float() as end}:
             now = f" ({plain(start)} to {plain(end)})"
             wanted = f"`{key}.start={plain(start * factor, 2)}` and `end={plain(end * factor, 2)}`"
-    goal = f"{wanted} would be a share of {percent(WANTED)}."
-    if share >= DOMINATES:
+    of = "" if share >= STRONG else f" of what it and {PRIMARY} supply"
+    goal = f"{wanted} would be a share of {percent(WANTED)}{of}."
+    if share >= DOMINATES or own < DROWNED:
         return f"Its weight{now} is likely too high: {goal}"
     return f"It may be meant; if {PRIMARY} lags behind, lower its weight{now}: {goal}"
 
 
 def idle(looks: Looks) -> Iterator[Finding]:
-    """Terms that are computed, to the end, and have next to no share anywhere in either half of the run."""
-    for term in looks.terms:
+    """Auxiliary terms that are computed, to the end, and have next to no share anywhere in either half."""
+    for term in (term for term in looks.terms if term != PRIMARY):
         reached = [part for part in looks.parts if looks.reaches(term, part)]
         shares = [looks.median(f"share/{term}/{part}", *half) for part in reached for half in looks.halves]
         present = [share for share in shares if share is not None]
