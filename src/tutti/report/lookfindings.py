@@ -109,7 +109,7 @@ def dominating(looks: Looks, config: Json) -> Iterator[Finding]:
         worst = max(strong, key=lambda part: strong[part])
         share, own = shares[worst]
         others = [f"{percent(s)} in {part_words(part)}" for part, s in strong.items() if part != worst]
-        beside = f", {PRIMARY} {percent(own)}" if share < STRONG else ""
+        beside = f", {PRIMARY} {percent(own, 2)}" if share < STRONG else ""
         yield Finding(
             kind="dominates",
             severity="warning" if share >= DOMINATES or own < DROWNED else "hint",
