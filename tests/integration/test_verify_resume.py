@@ -160,6 +160,21 @@ def test_a_patient_kill_waits_until_a_checkpoint_is_written(
     assert killed.wait(20)
 
 
+def test_a_kill_that_would_come_after_the_end_comes_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(killable.os, "kill", lambda *_: told.append(1))
+    late = killable._Killer(tmp_path, Kill(5, 1e6), lambda: told.append(0))
+    late(4, 6, {})
+    late(5, 6, {})
+    assert told == []
+    late.finish()
+    assert told == [0, 1]
+    killable._Killer(tmp_path, None, lambda: told.append(0)).finish()
+    assert told == [0, 1]
+
+
 def test_the_kills_of_several_processes_hit_each_of_them_in_no_fixed_order() -> None:
     ranks = [[kill.rank for kill in kill_plan(12, 6, seed, 2)] for seed in range(8)]
     assert all(sorted(one) == [0, 0, 0, 1, 1, 1] for one in ranks) and len(set(map(tuple, ranks))) > 4

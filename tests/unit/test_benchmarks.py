@@ -79,7 +79,7 @@ def test_breakdown_refuses_records_without_a_warm_up() -> None:
 
 @pytest.mark.parametrize(
     ("of_matmul", "data", "added", "verdicts"),
-    [(0.45, 0.0199, 1.25, [True, True, True]), (0.449, 0.02, 1.251, [False, False, False])],
+    [(0.45, 0.0099, 1.25, [True, True, True]), (0.449, 0.01, 1.251, [False, False, False])],
 )
 def test_acceptance_lines_pass_and_fail_at_their_limits(
     of_matmul: float, data: float, added: float, verdicts: list[bool]

@@ -101,6 +101,11 @@ class _Killer:
             timer.daemon = True
             timer.start()
 
+    def finish(self) -> None:
+        """The training has come to its end: a kill that would come later comes now."""
+        if self._kill is not None:
+            self._die(patient=False)
+
     def _die(self, patient: bool) -> None:
         while patient and not checkpoints(self._run):
             time.sleep(0.005)
@@ -144,6 +149,7 @@ def _train(config: RunConfig, data_from: Path, run: Path, progress: _Killer, win
         progress=progress,
     )
     trainer.fit(_NotedData(NotedLoader(data.train, run / windows), data.validation))
+    progress.finish()
 
 
 def _child(config: RunConfig, data_from: Path, run: Path, kill: Kill | None) -> None:
@@ -193,8 +199,8 @@ def train_with_kills(
 ) -> int:
     """Trains to the end through all `kills`, in the order of their steps. Gives how many took place.
 
-    A kill whose step a checkpoint has already passed, or that comes after the end, does not take place.
-    `note` is called with the number of kills so far after each.
+    One whose step a checkpoint has already passed comes in the next step, one that would come after the end
+    behind the last checkpoint. `note` is called with the number of kills so far after each.
     """
     done = 0
     for kill in sorted(kills, key=lambda one: one.step):
