@@ -182,6 +182,9 @@ def test_the_plan_shows_what_the_process_holds(
     print_plan(plan, replace(given, process=12.5e6))
     shown = capsys.readouterr().out
     assert "the process beside its tensors" in shown and "12.50 MB" in shown and "(--process)" in shown
+    assert "malloc" not in shown
+    print_plan(plan, replace(given, device=replace(given.device, process=490e6)))
+    assert "On a CPU malloc may keep freed tensors" in " ".join(capsys.readouterr().out.split())
     found = plain(plan, given)
     assert found["request"]["process"] == found["ways"][0]["memory"]["process"] == 400
 

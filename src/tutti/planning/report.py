@@ -38,12 +38,17 @@ def assumptions(plan: Plan, request: Request) -> list[str]:
     """What the prediction rests on, in sentences."""
     device = request.device
     where = "between machines" if request.gpus > GPUS_PER_MACHINE else "inside the machine"
+    kept = [
+        "On a CPU malloc may keep freed tensors, up to a third of the rest again, unless "
+        "MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ are set, which costs time (docs/scaling.md)."
+    ]
     return [
         f"{device.name}: {device.peak(plan.precision) / 1e12:.3g} TFLOP/s peak in {plan.precision}, of which "
         f"a training reaches {100 * request.mfu:.0f} % (--mfu); recomputation counts as work.",
         f"Tensors and {_bytes(request.process)} of the process (--process) fill {100 * RESERVE:.0f} % of "
         f"{request.memory / 1e9:.4g} GB; no two texts are the same.",
         f"{request.bandwidth / 1e9:g} GB/s {where}; DDP hides it behind the backward pass, FSDP behind all.",
+        *(kept if device.process else ()),
         f"{request.samples:,.0f} samples in updates of {plan.global_batch:,}; data come as fast as wanted.",
     ]
 
