@@ -190,7 +190,8 @@ def found_of(
     """What was measured, with the FLOPs for the sizes of the data that is trained on."""
     data = build_data(config, data_from)
     data.train.close()
-    flops = count_flops(config, data.spec)[config.training.activation_checkpointing == "block"]
+    again = config.training.activation_checkpointing == "block"
+    flops = count_flops(config, data.spec, gpu=torch.cuda.is_available())[again]
     rate, rows = got["samples_per_second"], config.data.batch_size
     whole = flops.hardware + flops.optimizer / (rows * config.training.accumulation)
     return Found(

@@ -105,6 +105,20 @@ def test_more_samples_and_no_recomputation_need_more() -> None:
     assert few.step < many.step == less.step  # the batch itself lives through the step
 
 
+def test_muon_takes_more_flops_on_a_gpu_where_it_iterates_in_bfloat16() -> None:
+    muon = config(training=SMALL["training"] | {"optimizer": {"kind": "muon"}})
+    cpu, gpu = (count_flops(muon, SPEC, gpu=one)[False] for one in (False, True))
+    assert gpu.optimizer > 1.05 * cpu.optimizer > 0 and gpu.model == cpu.model
+
+
+def test_fsdp_divides_muons_work() -> None:
+    muon = config(training=SMALL["training"] | {"optimizer": {"kind": "muon"}})
+    ways = {way.name: way for way in make_plan(muon, SPEC, request(gpus=4), "fp32").ways}
+    optimizer = count_flops(muon, SPEC, gpu=True)[False].optimizer / (DEVICES["h100"].fp32 * 0.4)
+    saved = ways["ddp"].compute_seconds - ways["fsdp"].compute_seconds
+    assert 0.75 * optimizer < saved < 0.75 * optimizer + 1e-4  # and the weights that are read and written
+
+
 def test_flops_of_a_linear_model_are_two_for_each_multiply_add() -> None:
     found = count_flops(config(), SPEC)
     plain_flops, again = found[False], found[True]
@@ -134,7 +148,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         again: Flops(forward=1e9, backward=2e9, recomputed=again * 6e8, optimizer=4e8)
         for again in (False, True)
     }
-    monkeypatch.setattr(planning, "count_flops", lambda *given: flops)
+    monkeypatch.setattr(planning, "count_flops", lambda *given, gpu: flops)
     monkeypatch.setattr(planning, "_measured", lambda *given, **sizes: (PARTS, {False: PEAKS, True: LESS}, 7))
 
 

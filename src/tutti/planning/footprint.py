@@ -20,6 +20,7 @@ from tutti.planning.blank import blank_batch
 from tutti.planning.live_memory import LiveMemory, own_bytes, state_tensors
 from tutti.training.ema import Ema
 from tutti.training.gradients import term_gradients
+from tutti.training.muon import Muon
 from tutti.training.optimizer import OptimizerSet
 from tutti.types import Batch, DataSpec, LossTerms
 
@@ -203,13 +204,17 @@ def imagined(config: RunConfig, spec: DataSpec) -> Iterator[tuple[Rehearsed, Liv
         yield Rehearsed(config, spec), memory
 
 
-def count_flops(config: RunConfig, spec: DataSpec, size: int = 8) -> dict[bool, Flops]:
+def count_flops(config: RunConfig, spec: DataSpec, size: int = 8, *, gpu: bool = False) -> dict[bool, Flops]:
     """The FLOPs of an update over a blank batch, without and with recomputed blocks, from fake tensors.
 
-    By `torch.utils.flop_counter`, attention as plain matrix products: elementwise work is not in it.
+    By `torch.utils.flop_counter`, attention as plain matrix products: elementwise work is not in it. On a
+    `gpu` Muon iterates in bfloat16, which takes more of them.
     """
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
         one = Rehearsed(config, spec)
+        for optimizer in one.optimizer.optimizers.values():
+            if isinstance(optimizer, Muon) and gpu:
+                optimizer.iterates = torch.bfloat16
         batch = one.batch(size)
         counters = [FlopCounterMode(display=False) for _ in range(4)]
         recompute(one, False)

@@ -132,7 +132,7 @@ def make_plan(config: RunConfig, spec: DataSpec, request: Request, precision: Pr
     """
     training = config.training.model_copy(update={"precision": precision})
     config = config.model_copy(update={"training": training})
-    flops = count_flops(config, spec)
+    flops = count_flops(config, spec, gpu=not request.device.process)
     global_batch = config.data.batch_size * training.accumulation
     parts, peaks, tokens = _measured(config, spec, sizes=sizes_near(global_batch, request.gpus))
     ways: list[Way] = []
@@ -276,9 +276,10 @@ def _way(
     micro_batches = max(1, math.ceil(wanted / rows))
     rows = max(1, math.ceil(wanted / micro_batches))
     sent = sent_bytes(kind, gpus, parts, width=gathered_width(config), micro_batches=micro_batches)
-    work = flops.hardware * rows * micro_batches + flops.optimizer
+    share = gpus if kind == "fsdp" else 1  # of the optimizer's work; Muon's matrices are divided, too
+    work = flops.hardware * rows * micro_batches + flops.optimizer / share
     computing = work / (request.device.peak(precision) * request.mfu) + request.overhead * micro_batches
-    computing += _optimizer_bytes(parts) / (gpus if kind == "fsdp" else 1) / request.device.memory_bandwidth
+    computing += _optimizer_bytes(parts) / share / request.device.memory_bandwidth
     seconds = computing + exposed_seconds(kind, sent / request.bandwidth, computing)
     if why_not:
         seconds = math.inf

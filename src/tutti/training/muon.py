@@ -129,11 +129,6 @@ def _whole(update: Tensor) -> Tensor:
     return update.full_tensor() if isinstance(update, DTensor) else update
 
 
-def _low(stack: Tensor) -> Tensor:
-    """What is iterated: float32 on CUDA would leave the tensor cores idle, and nearly double a step."""
-    return stack.bfloat16() if stack.is_cuda else stack
-
-
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum for matrices.
 
@@ -164,6 +159,9 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rounds": rounds}
         super().__init__(params, defaults)  # pyright: ignore[reportArgumentType]
+        self.iterates: torch.dtype | None = None
+        """In which type; None: bfloat16 on CUDA, where float32 would leave the tensor cores idle and nearly
+        double a step, elsewhere that of the parameters."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim < 2:
@@ -190,7 +188,7 @@ class Muon(torch.optim.Optimizer):
                 batches[group["rounds"], rows][columns].append((parameter, wide, rate))
         done = 0
         for (rounds, _), stacks in batches.items():
-            stacked = [_low(torch.stack([wide for _, wide, _ in members])) for members in stacks.values()]
+            stacked = [self._stacked([wide for _, wide, _ in members]) for members in stacks.values()]
             group = _group_of(stacks.values())
             made = orthogonalised(stacked, rounds) if group is None else divided(stacked, rounds, group, done)
             done += sum(map(len, stacked))
@@ -201,6 +199,11 @@ class Muon(torch.optim.Optimizer):
                     step = moved.reshape(parameter.shape).to(parameter.dtype)
                     parameter.add_(like(step, parameter), alpha=-rate)
         return loss
+
+    def _stacked(self, matrices: list[Tensor]) -> Float[Tensor, "n rows columns"]:
+        """In the type in which they are iterated."""
+        stack = torch.stack(matrices)
+        return stack.to(self.iterates or (torch.bfloat16 if stack.is_cuda else stack.dtype))
 
     def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
         """The momentum of each parameter, moved on; the parameters themselves only decay."""
