@@ -165,12 +165,14 @@ def test_a_kill_that_would_come_after_the_end_comes_at_the_end(
 ) -> None:
     told: list[int] = []
     monkeypatch.setattr(killable.os, "kill", lambda *_: told.append(1))
-    late = killable._Killer(tmp_path, Kill(5, 1e6), lambda: told.append(0))
+    late = killable._Killer(tmp_path, Kill(5, 1e9), lambda: told.append(0))
     late(4, 6, {})
     late(5, 6, {})
-    assert told == []
+    assert told == [] and late._timer is not None
     late.finish()
     assert told == [0, 1]
+    late._timer.join(20)
+    assert not late._timer.is_alive()  # it would kill for good, when the test is long over
     killable._Killer(tmp_path, None, lambda: told.append(0)).finish()
     assert told == [0, 1]
 

@@ -89,28 +89,31 @@ class _Killer:
     def __init__(self, run: Path, kill: Kill | None, before: Callable[[], None]) -> None:
         self._run, self._kill, self._before = run, kill, before
         self._last: float | None = None
-        self._armed = False
+        self._timer: threading.Timer | None = None
+        self._dying = threading.Lock()
 
     def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
         now = time.monotonic()
         duration, self._last = 0.0 if self._last is None else now - self._last, now
-        if self._kill is not None and step >= self._kill.step and not self._armed:
-            self._armed = True
+        if self._kill is not None and step >= self._kill.step and self._timer is None:
             arguments = (self._kill.patient,)
-            timer = threading.Timer(self._kill.share * duration, self._die, arguments)
-            timer.daemon = True
-            timer.start()
+            self._timer = threading.Timer(self._kill.share * duration, self._die, arguments)
+            self._timer.daemon = True
+            self._timer.start()
 
     def finish(self) -> None:
         """The training has come to its end: a kill that would come later comes now."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._kill is not None:
             self._die(patient=False)
 
     def _die(self, patient: bool) -> None:
         while patient and not checkpoints(self._run):
             time.sleep(0.005)
-        self._before()
-        os.kill(os.getpid(), signal.SIGKILL)
+        with self._dying:  # a patient kill and the end may come at once; `before` is for one of them
+            self._before()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_once(
