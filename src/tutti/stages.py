@@ -93,7 +93,7 @@ class RunFolder:
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
         inputs = with_effect(config.sections(*sections))
         entry = self._book.get(stage)
-        made_with = with_effect(_present(entry["inputs"], sections)) if entry else {}
+        made_with = with_effect(_present(entry["inputs"], config.sections(*sections))) if entry else {}
         changes = differences(made_with, inputs) if entry else []
         if entry and changes and not self.redo:
             raise UserError(self._refusal(stage, changes))
@@ -258,13 +258,26 @@ def _runs_beside(path: Path) -> str:
     return f" There are: {', '.join(found[:8])}." if found else ""
 
 
-def _present(inputs: dict[str, Any], sections: tuple[str, ...]) -> dict[str, Any]:
+def _present(inputs: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """What a stage was made with, under the keys of today: those that are younger than its book have their
-    defaults, as they had then. Values that are not valid any more are given as they are."""
+    defaults, as they had then. Values that are not valid any more are given as they are.
+
+    The book lacks the keys that have no effect, of which others may demand a value: they are as `asked`.
+    """
     try:
-        return RunConfig.model_validate(inputs).sections(*sections)
+        return RunConfig.model_validate(_with_the_rest(inputs, asked)).sections(*asked)
     except ValidationError:
         return inputs
+
+
+def _with_the_rest(inputs: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """`inputs`, with the keys that have no effect from `asked`, at any depth."""
+    made = {**inputs, **{key: value for key, value in asked.items() if key in WITHOUT_EFFECT}}
+    for key, value in made.items():
+        other = asked.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            made[key] = _with_the_rest(value, other)
+    return made
 
 
 def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:

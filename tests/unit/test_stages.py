@@ -85,6 +85,17 @@ def test_a_run_that_is_older_than_a_key_goes_on_with_its_default(tmp_path: Path)
         begin(tmp_path, "train")
 
 
+def test_an_older_run_whose_checkpoints_must_reach_far_back_goes_on_too(tmp_path: Path) -> None:
+    """The book lacks `keep_checkpoints`, of which a roll-back demands more than the default."""
+    far = "training.gradients.divergence={kind: roll_back, back: 500}"
+    config = load_config(None, ["training.steps=900", "training.keep_checkpoints=4", far])
+    begin(tmp_path, "train", config)
+    book = json.loads((tmp_path / "stages.json").read_text())
+    del book["train"]["inputs"]["training"]["deterministic"]
+    (tmp_path / "stages.json").write_text(json.dumps(book))
+    assert begin(tmp_path, "train", config)
+
+
 def test_key_without_effect_may_change(tmp_path: Path) -> None:
     finish(tmp_path, "record")
     assert not begin(tmp_path, "record", load_config(None, ["record.workers=3"]))

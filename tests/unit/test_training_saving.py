@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from training_world import Data, make_trainer
 from tutti import shards
+from tutti.training import saving
 from tutti.training.checkpoint import Checkpoint, checkpoints, load, load_latest, save, save_sharded
 from tutti.training.distributed import ONE
 from tutti.training.frame import put_in, taken_out
@@ -231,6 +233,21 @@ def test_the_records_are_on_the_disk_before_the_checkpoint_is(
     places = {path: (path.stat().st_ino, path.stat().st_size) for path in (tmp_path / "records.jsonl", state)}
     records, finished = (synced.index(place) for place in places.values())
     assert records < finished
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_no_rank_waits_for_the_first_one_whose_records_cannot_be_synced(
+    tmp_path: Path, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_first(make: Any) -> Any:
+        raise UserError("the disk is full")  # what `World.on_first` gives to all ranks
+
+    saver = make_trainer(tmp_path, **mode("sharded", True)).saver
+    saver.world = SimpleNamespace(first=first, aside=SimpleNamespace(on_first=on_first))  # pyright: ignore
+    reached: list[int] = []
+    monkeypatch.setattr(saving, "save_sharded", lambda *_: reached.append(1))
+    saver._try(make(1), None)
+    assert saver.failed and reached == []
 
 
 def test_copies_in_memory_do_not_outlive_the_writing(tmp_path: Path) -> None:

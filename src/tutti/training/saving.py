@@ -117,11 +117,11 @@ class Saver:
             log.error("the checkpoint after step %d could not be written: %s", checkpoint.step, error)
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        if self.world.first:
-            self._sync_records()
         if self.sharded:
+            self.world.aside.on_first(self._sync_records)  # where it fails, the others hear of it
             save_sharded(self.run, checkpoint, self.world.aside)
         else:
+            self._sync_records()
             save(self.run, checkpoint)
         if self.world.first:
             self._retain()
