@@ -165,7 +165,7 @@ def test_a_kill_that_would_come_after_the_end_comes_at_the_end(
 ) -> None:
     told: list[int] = []
     monkeypatch.setattr(killable.os, "kill", lambda *_: told.append(1))
-    late = killable._Killer(tmp_path, Kill(5, 1e9), lambda: told.append(0))
+    late = killable._Killer(tmp_path, Kill(5, 1e7), lambda: told.append(0))
     late(4, 6, {})
     late(5, 6, {})
     assert told == [] and late._timer is not None
