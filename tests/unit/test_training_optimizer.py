@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -102,6 +103,17 @@ def test_muon_batches_shapes_without_mixing_them() -> None:
         scale = 0.1 * 0.2 * max(matrix.shape) ** 0.5
         expected = before * (1 - 0.1 * 0.1) - scale * newton_schulz(matrix[None])[0].view_as(q)
         assert torch.allclose(q, expected, atol=1e-6)
+
+
+def test_a_copy_of_muon_moves_as_the_original_does() -> None:
+    """torch copies an optimizer's groups and state, and nothing that a constructor has set beside them."""
+    weight = torch.nn.Parameter(torch.arange(12.0).view(3, 4))
+    copied = deepcopy(Muon([weight]))
+    (other,) = copied.param_groups[0]["params"]
+    for parameter, optimizer in ((weight, Muon([weight])), (other, copied)):
+        parameter.grad = torch.ones(3, 4)
+        optimizer.step()
+    assert torch.equal(weight, other) and not torch.equal(weight, torch.arange(12.0).view(3, 4))
 
 
 def test_muon_refuses_vectors() -> None:

@@ -149,6 +149,10 @@ class Muon(torch.optim.Optimizer):
     Raises: ValueError for a parameter of fewer than two dimensions.
     """
 
+    iterates: torch.dtype | None = None
+    """In which type; None: bfloat16 on CUDA, where float32 would leave the tensor cores idle and nearly double
+    a step, elsewhere that of the parameters."""
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
@@ -159,9 +163,6 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "rounds": rounds}
         super().__init__(params, defaults)  # pyright: ignore[reportArgumentType]
-        self.iterates: torch.dtype | None = None
-        """In which type; None: bfloat16 on CUDA, where float32 would leave the tensor cores idle and nearly
-        double a step, elsewhere that of the parameters."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim < 2:
