@@ -150,8 +150,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     iterates: torch.dtype | None = None
-    """In which type; None: bfloat16 on CUDA, where float32 would leave the tensor cores idle and nearly double
-    a step, elsewhere that of the parameters."""
+    """In which type; None: bfloat16 on CUDA, where float32 would leave the tensor cores idle and nearly
+    double a step, elsewhere that of the parameters."""
 
     def __init__(
         self,
