@@ -191,7 +191,7 @@ def print_verification(verification: Verification) -> None:
     console.print(table)
     at = ", ".join(str(step) for step in verification.kill_steps)
     say(
-        f"{verification.steps} steps undisturbed, and with {verification.kills} x SIGKILL in the step after "
+        f"{verification.steps} steps undisturbed, and with {verification.kills} x SIGKILL soon after step "
         f"{at}. Exempt: the records' time/*, and seconds."
     )
     verdict = f"{found.num_differing:,} of {found.num_values:,} values differ"

@@ -109,7 +109,7 @@ def dominating(looks: Looks, config: Json) -> Iterator[Finding]:
         worst = max(strong, key=lambda part: strong[part])
         share, own = shares[worst]
         others = [f"{percent(s)} in {part_words(part)}" for part, s in strong.items() if part != worst]
-        beside = f", {PRIMARY} {percent(own, 2)}" if share < STRONG else ""
+        beside = f", {PRIMARY} {percent(own, 2)}" if own < DROWNED else ""
         yield Finding(
             kind="dominates",
             severity="warning" if share >= DOMINATES or own < DROWNED else "hint",
@@ -134,7 +134,7 @@ def _shares(looks: Looks, term: str, part: str) -> tuple[float, float]:
 
 def _lighter(term: str, share: float, own: float, config: Json) -> str:
     """The weight that would give the share WANTED: w' = w WANTED / (1 - WANTED) rest / share, where the rest
-    is 1 - share, or the action's own share where another loud term makes up most of it."""
+    is 1 - share, or, for a term below STRONG, which is named for another loud one beside it, the action's."""
     rest = 1 - share if share >= STRONG else own
     factor = WANTED / (1 - WANTED) * rest / share
     now, key = "", f"objective.{term}.weight"

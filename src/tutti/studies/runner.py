@@ -105,7 +105,7 @@ def _uninterrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)  # None: set by C code
         if asked:
             signal.raise_signal(signal.SIGINT)
 
