@@ -23,20 +23,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_file(path: Path) -> None:
-    """Makes what was written to a file before, by whomever, survive a power cut."""
+def sync(path: Path) -> None:
+    """Makes what was written to a file, by whomever, or renamed inside a folder survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,8 +38,8 @@ def sync_file(path: Path) -> None:
 def sync_tree(folder: Path) -> None:
     """fsync of every file and folder below `folder`, and of itself."""
     for path in sorted(folder.rglob("*")):
-        sync_file(path)
-    sync_folder(folder)
+        sync(path)
+    sync(folder)
 
 
 def megabytes(count: int | float) -> str:

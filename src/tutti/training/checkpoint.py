@@ -33,7 +33,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from tutti import shards
-from tutti.data.storage import sync_folder
+from tutti.data.storage import sync
 from tutti.training.disk import TEMPORARY, disk_error, pickled, unpickled
 from tutti.training.distributed import ONE, World
 from tutti.training.frame import put_in, taken_out
@@ -151,13 +151,13 @@ def _finish(temporary: Path, final: Path, checkpoint: Checkpoint, sizes: dict[st
                 "that all processes share"
             )
     if (temporary / shards.FOLDER).is_dir():
-        sync_folder(temporary / shards.FOLDER)
+        sync(temporary / shards.FOLDER)
     state = {**checkpoint.state, "step": checkpoint.step, "versions": versions(), "files": sizes}
     _write(temporary / STATE, json.dumps(state, indent=1).encode())
-    sync_folder(temporary)
+    sync(temporary)
     shutil.rmtree(final, ignore_errors=True)  # a folder without state.json: never complete
     os.replace(temporary, final)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def _write_whole(folder: Path, checkpoint: Checkpoint) -> dict[str, Size]:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from tutti.data.storage import sync_file
+from tutti.data.storage import sync
 from tutti.training.checkpoint import Checkpoint, folder_of, save, save_sharded
 from tutti.training.config import TrainingConfig
 from tutti.training.disk import disk_error
@@ -131,7 +131,7 @@ class Saver:
         path = self.run / "records.jsonl"
         try:
             if path.exists():
-                sync_file(path)
+                sync(path)
         except OSError as error:
             raise disk_error(error, path) from error
 

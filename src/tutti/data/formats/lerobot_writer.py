@@ -22,7 +22,7 @@ from PIL import Image
 from tutti.data.episode import Progress
 from tutti.data.formats.lerobot_stats import StatsAccumulator
 from tutti.data.formats.lerobot_video import FILE_BYTES, FILES_PER_CHUNK, VideoWriter
-from tutti.data.storage import full_disk_is_a_user_error, megabytes, sync_folder, sync_tree
+from tutti.data.storage import full_disk_is_a_user_error, megabytes, sync, sync_tree
 from tutti.types import UserError
 
 DATA_FILE_BYTES = 100 * 2**20
@@ -97,7 +97,7 @@ def write_lerobot(
                 writer.finish()
             sync_tree(partial)
             os.replace(partial, folder)
-            sync_folder(folder.parent)
+            sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
