@@ -15,6 +15,7 @@ from tutti.data.loader import DataBundle
 from tutti.models.vla import VLA
 from tutti.objectives.schedule import schedule_of
 from tutti.objectives.unified import UnifiedLoss
+from tutti.report.lookfindings import DROWNED, LOUD
 from tutti.training.gradients import term_gradients
 from tutti.training.health import NonFiniteError
 from tutti.training.measures import gradient_measures
@@ -30,9 +31,6 @@ PRIMARY = "action"
 LARGE, TOO_LARGE = 0.7, 0.9
 """Shares of a part's gradient: above the first a term is named, above the second it is a problem, if the term
 keeps its weight to the end. The action is what the robot does; the rest serves it."""
-LOUD, DROWNED = 0.3, 0.01
-"""Two loud terms hide each other from the shares above: at the start a term is named above the first where
-the action has less than the second."""
 TRIES = 4
 """Batches after which a term that reaches nothing is believed to: one batch may be masked by chance."""
 
