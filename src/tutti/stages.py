@@ -91,10 +91,10 @@ class RunFolder:
         return world().on_first(lambda: self._begin(stage, config, sections))
 
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
-        inputs = with_effect(config.sections(*sections))
+        asked = config.sections(*sections)
+        inputs = with_effect(asked)
         entry = self._book.get(stage)
-        made_with = with_effect(_present(entry["inputs"], config.sections(*sections))) if entry else {}
-        changes = differences(made_with, inputs) if entry else []
+        changes = differences(with_effect(_present(entry["inputs"], asked)), inputs) if entry else []
         if entry and changes and not self.redo:
             raise UserError(self._refusal(stage, changes))
         if entry and not changes:
