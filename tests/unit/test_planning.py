@@ -21,7 +21,7 @@ from tutti.planning.devices import CPU_PROCESS, DEVICES, device_of_card, find_de
 from tutti.planning.footprint import Flops, Parts, Peaks, Rehearsed, count_flops, imagined, recompute
 from tutti.planning.live_memory import LiveMemory
 from tutti.planning.plan import Memory, Request, exposed_seconds, make_plan, memory_on, sent_bytes
-from tutti.planning.report import plain, print_plan
+from tutti.planning.report import DAY, duration, plain, print_plan, size_in_bytes
 from tutti.types import DataSpec, UserError
 from vla_world import MODEL, SPEC
 
@@ -195,7 +195,7 @@ def test_the_plan_shows_what_the_process_holds(
     monkeypatch.setattr(terminal.console, "_width", 140)
     print_plan(plan, replace(given, process=12.5e6))
     shown = capsys.readouterr().out
-    assert "the process beside its tensors" in shown and "12.50 MB" in shown and "(--process)" in shown
+    assert "the process beside its tensors" in shown and "12.5 MB" in shown and "(--process)" in shown
     assert "malloc" not in shown
     print_plan(plan, replace(given, device=replace(given.device, process=490e6)))
     assert "On a CPU malloc may keep freed tensors" in " ".join(capsys.readouterr().out.split())
@@ -272,15 +272,31 @@ def test_gpus_that_do_not_divide_the_batch_are_no_way_to_train() -> None:
     assert not single.why_not and all("8 cannot be shared out evenly" in way.why_not for way in several)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.2e-5, "42 us"), (0.0031, "3.1 ms"), (0.51, "510 ms"), (71.9, "1.2 min"), (312 * DAY, "312 days")],
+)
+def test_no_time_is_too_small_for_its_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (8.41e6, "8.41 MB"), (999.9, "1,000 B"), (7.31e10, "73.1 GB")]
+)
+def test_no_size_is_too_small_for_its_unit(size: float, text: str) -> None:
+    assert size_in_bytes(size) == text
+
+
 @pytest.mark.usefixtures("by_hand")
 def test_the_table_and_the_json_hold_every_way(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(terminal.console, "_width", 140)
+    monkeypatch.setattr(terminal.console, "_width", 80)
     plan = make_plan(config(), SPEC, request(gpus=2), "fp32")
     print_plan(plan, request(gpus=2))
     shown = capsys.readouterr().out
-    assert all(way.name in shown for way in plan.ways) and "…" not in shown
+    assert all(way.kind in shown for way in plan.ways) and "…" not in shown
+    assert shown.count("  recomputed ") == sum(way.recompute for way in plan.ways)
     print_plan(plan, request(gpus=2), as_json=True)
     assert len(json.loads(capsys.readouterr().out)["ways"]) == 6
 

@@ -45,7 +45,7 @@ def assumptions(plan: Plan, request: Request) -> list[str]:
     return [
         f"{device.name}: {device.peak(plan.precision) / 1e12:.3g} TFLOP/s peak in {plan.precision}, of which "
         f"a training reaches {100 * request.mfu:.0f} % (--mfu); recomputation counts as work.",
-        f"Tensors and {_bytes(request.process)} of the process (--process) fill {100 * RESERVE:.0f} % of "
+        f"Tensors and {size_in_bytes(request.process)} of the process (--process) fill {100 * RESERVE:.0f} % of "
         f"{request.memory / 1e9:.4g} GB; no two texts are the same.",
         f"{request.bandwidth / 1e9:g} GB/s {where}; DDP hides it behind the backward pass, FSDP behind all.",
         *(kept if device.process else ()),
@@ -64,20 +64,20 @@ def print_plan(plan: Plan, request: Request, *, as_json: bool = False) -> None:
         table.add_row(f"parameters: {name}", f"{count:,}")
     table.add_row("parameters", f"{parts.total:,}")
     for name in ("weights", "gradients", "optimizer", "ema"):
-        table.add_row(f"bytes: {name}", _bytes(float(getattr(parts, name))))
+        table.add_row(f"bytes: {name}", size_in_bytes(float(getattr(parts, name))))
     for way in plan.ways:
         if way.kind == "single":
             again = ", recomputed" if way.recompute else ""
-            table.add_row(f"bytes: a sample's activations{again}", _bytes(way.memory.sample))
-    table.add_row("bytes: the process beside its tensors", _bytes(request.process))
+            table.add_row(f"bytes: a sample's activations{again}", size_in_bytes(way.memory.sample))
+    table.add_row("bytes: the process beside its tensors", size_in_bytes(request.process))
     table.add_row("tokens in the fusion", f"{plan.tokens:,}")
     table.add_row("FLOPs of a sample, forward", _flops(flops.forward))
     table.add_row("FLOPs of a sample, backward", _flops(flops.backward))
     table.add_row("FLOPs that checkpointing adds", _flops(flops.recomputed))
     table.add_row("FLOPs of the optimizer, per update", _flops(flops.optimizer))
     console.print(table)
-    heads = ("way", "GPUs", "largest", "batch", "GB", "sent", "s", "days")
-    table = _table(f"{plan.steps:,} updates of {plan.global_batch:,} samples (GB and s per update)", heads)
+    heads = ("way", "GPUs", "largest", "batch", "memory", "sent", "update", "in all")
+    table = _table(f"{plan.steps:,} updates of {plan.global_batch:,} samples", heads)
     for way in plan.ways:
         table.add_row(*_row(way))
     console.print(table)
@@ -89,35 +89,47 @@ def print_plan(plan: Plan, request: Request, *, as_json: bool = False) -> None:
 
 
 def _row(way: Way) -> tuple[str, ...]:
-    start = (way.name, f"{way.gpus:,}", f"{way.largest:,}")
+    start = ("  recomputed" if way.recompute else way.kind, f"{way.gpus:,}", f"{way.largest:,}")
     if way.why_not:
-        return (*start, "-", _short(way.peak / 1e9), "-", "-", "-")
+        return (*start, "-", size_in_bytes(way.peak), "-", "-", "-")
     return (
         *start,
         f"{way.micro_batches} x {way.rows}",
-        _short(way.peak / 1e9),
-        _short(way.sent / 1e9),
-        _short(way.step_seconds),
-        _short(way.days),
+        size_in_bytes(way.peak),
+        size_in_bytes(way.sent),
+        duration(way.step_seconds),
+        duration(way.days * DAY),
     )
 
 
-def _short(value: float) -> str:
-    """Three digits, of what is large enough to matter."""
-    return "<0.01" if 0 < value < 0.01 else f"{value:.3g}"
-
-
 def _table(title: str, heads: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for place, head in enumerate(heads):
         table.add_column(head, justify="right" if place else "left", no_wrap=True)
     return table
 
 
-def _bytes(value: float) -> str:
-    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.2f} MB"
+DAY = 86_400.0
+SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+TIMES = ((DAY, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+
+
+def size_in_bytes(value: float) -> str:
+    return f"{_scaled(value, SIZES)}B"
+
+
+def duration(seconds: float) -> str:
+    return _scaled(seconds, TIMES)
 
 
 def _flops(value: float) -> str:
-    size, unit = next((s, u) for s, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (0.0, "")) if value >= s)
-    return f"{value / (size or 1):.2f} {unit}".strip()
+    return _scaled(value, SIZES).strip()
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
+    """Three significant digits and the largest unit that leaves at least 1, so that no size shows as 0."""
+    size, unit = next(((size, unit) for size, unit in units if abs(value) >= size), units[-1])
+    number = f"{value / size:.3g}"
+    return f"{float(number):,.0f} {unit}" if "e" in number else f"{number} {unit}"
