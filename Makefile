@@ -1,3 +1,4 @@
+# make smoke  the whole pipeline on a toy size, to see that it works here: a minute after the installation
 # make demo   record, train, evaluate and report on this machine: the whole of Tutti in one command
 # make test   every test          make lint   style, types, floors          make clean   removes .venv and stamps
 #
@@ -15,13 +16,20 @@ CURE = Tutti needs Python 3.11, 3.12 or 3.13. Name one: make $(MAKECMDGOALS) PYT
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 20000
 
-.PHONY: demo test lint clean
+.PHONY: smoke demo test lint clean rendering
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.simulation
-	$(BIN)/tutti demo
+NEXT = @printf '\nTo use the command tutti in this shell:\n  . $(BIN)/activate\n'
 
-test: $(VENV)/.dev
+smoke: $(VENV)/.simulation rendering
+	$(BIN)/tutti demo --config configs/smoke.yaml
+	$(NEXT)
+
+demo: $(VENV)/.simulation rendering
+	$(BIN)/tutti demo
+	$(NEXT)
+
+test: $(VENV)/.dev rendering
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev
@@ -32,6 +40,25 @@ lint: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV)
+
+# Off-screen rendering needs two Debian packages. They are installed where root or sudo without a password allows;
+# elsewhere tutti says what is missing when it first renders.
+RENDERING := libegl1 libgl1-mesa-dri
+
+rendering:
+	@command -v dpkg-query >/dev/null 2>&1 || exit 0; missing=; \
+	for package in $(RENDERING); do \
+		dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$package"; \
+	done; \
+	[ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo='sudo -n'; else \
+		echo "Rendering needs the Debian packages$$missing, and installing them needs root. Ask for:"; \
+		echo "  apt-get install --no-install-recommends$$missing"; exit 0; \
+	fi; \
+	echo "Installing the Debian packages$$missing, which off-screen rendering needs ..."; \
+	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $$missing >/dev/null \
+		|| echo "apt-get failed; tutti will say what is missing when it renders."
 
 $(VENV)/.made:
 	@$(PYTHON) -c '' 2>/dev/null || { echo "error: there is no working '$(PYTHON)'. $(CURE)"; exit 1; }
