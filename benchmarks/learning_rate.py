@@ -1,14 +1,15 @@
 """Which peak learning rate? Halvings of one optimizer's rate, each for the first steps of the whole training.
 
-python benchmarks/learning_rate.py --run runs/demo trains every rate from several seeds on the data that the run
-has recorded, which is only read, with the schedules of the whole training, and stops each after `--until` steps.
-What is compared are errors on held-out episodes; nothing is played, so no start is used up by the choice.
+python benchmarks/learning_rate.py --run runs/demo trains every rate from several seeds on the data that the
+run has recorded, which is only read, with the schedules of the whole training, and stops each after `--until`
+steps. What is compared are errors on held-out episodes; nothing is played, so the choice uses up no start.
 Interrupted, the same command goes on. benchmarks/README.md says what each column means.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -41,16 +42,20 @@ class _Enough(Exception):
     """The last step that is wanted is recorded and validated."""
 
 
-def cell_config(base: RunConfig, run: Path, rate: float, seed: int, arguments: argparse.Namespace) -> RunConfig:
+def cell_config(
+    base: RunConfig, run: Path, rate: float, seed: int, arguments: argparse.Namespace
+) -> RunConfig:
     """The run's config with this rate and seed, one thread, and a validation where the screen ends."""
     values = base.model_dump(mode="json")
     values["name"], values["seed"] = f"lr-{rate:g}", seed
     values["data"] |= {"seed": seed, "sources": [{"path": str((run / pipeline.DATASET).resolve())}]}
-    values["training"] |= {"seed": seed, "threads": 1, "device": "cpu", "validate_every": arguments.until // 2}
+    values["training"] |= {"seed": seed, "threads": 1, "device": "cpu"}
+    values["training"] |= {"validate_every": arguments.until // 2}
     values["training"] |= {"checkpoint_every": arguments.until, "diagnostics": {"every": 0}}
     values["training"]["optimizer"] |= {"lr": rate}
     if arguments.size:
-        values["model"] = {"size": arguments.size, "fusion": {"state_dropout": base.model.fusion.state_dropout}}
+        dropout = base.model.fusion.state_dropout
+        values["model"] = {"size": arguments.size, "fusion": {"state_dropout": dropout}}
     if arguments.batch:
         values["data"]["batch_size"] = arguments.batch
     return build_config(values, source=f"rate {rate:g}")
@@ -73,10 +78,8 @@ def run_cell(folder: Path, until: int) -> None:
         texts=data.texts,
         progress=stop,
     )
-    try:
+    with contextlib.suppress(_Enough):
         trainer.fit(data)
-    except _Enough:
-        pass
     records = read_records(folder)
     curves = [
         {"step": one["step"], **{name: one[name] for name in (KEY_FRAME, ACTION)}}
@@ -131,7 +134,8 @@ def screen(arguments: argparse.Namespace) -> None:
     missing = [folder for folder in cells if not (folder / "result.json").is_file()]
     say(f"{len(cells)} trainings, {len(missing)} to do, {arguments.jobs} at a time")
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for future in as_completed([pool.submit(start_cell, folder, run, arguments.until) for folder in missing]):
+        waiting = [pool.submit(start_cell, folder, run, arguments.until) for folder in missing]
+        for future in as_completed(waiting):
             one = future.result()
             say(f"rate {one['rate']:g}, seed {one['seed']}: {one['validation'][-1]} ({one['seconds']:.0f} s)")
     require_unchanged(before, snapshot(run))
@@ -141,8 +145,8 @@ def screen(arguments: argparse.Namespace) -> None:
         "benchmarks/learning_rate",
         [table(results, arguments, base)],
         [
-            f"The first {arguments.until} of {base.training.steps} steps, schedules of the whole training; one "
-            "thread a training; errors of the averaged weights on held-out episodes; nothing was played. "
+            f"The first {arguments.until} of {base.training.steps} steps, schedules of the whole training; "
+            "one thread a training; errors of the averaged weights on held-out episodes; nothing was played. "
             f"Each figure: mean over the seeds {', '.join(map(str, arguments.seeds))} (each seed's).",
             made_with(found_in),
         ],
@@ -170,15 +174,19 @@ def table(results: list[dict[str, Any]], arguments: argparse.Namespace, base: Ru
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="a run that has recorded and decoded its data")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a run with recorded and decoded data")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.005, 0.0025, 0.00125])
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12], help="training seeds")
     parser.add_argument("--until", type=int, default=1000, help="steps of each training")
     parser.add_argument("--size", default="", help="another model size than the run's")
     parser.add_argument("--batch", type=int, default=0, help="another batch size than the run's")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--work", type=Path, default=Path("runs/learning_rate"), help="folder of the trainings")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/learning_rate"), help="folder of the trainings"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "learning_rate", help="without suffix")
     parser.add_argument("--cell", type=Path, default=None, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
