@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tutti import pipeline
     from tutti.config import RunConfig, load_config
+    from tutti.errors import UserError
     from tutti.serving.policy import Policy
-    from tutti.types import UserError
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ __all__ = ["Policy", "RunConfig", "UserError", "__version__", "load_config", "pi
 _HOME = {
     "Policy": "tutti.serving.policy",
     "RunConfig": "tutti.config",
-    "UserError": "tutti.types",
+    "UserError": "tutti.errors",
     "load_config": "tutti.config",
     "pipeline": "tutti.pipeline",
 }

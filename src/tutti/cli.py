@@ -16,6 +16,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tutti import __version__
+from tutti.errors import UserError
+from tutti.paths import config_file, require_run, shipped_configs
 from tutti.terminal import TEACH, show_logs
 
 if TYPE_CHECKING:
@@ -29,7 +32,6 @@ MISTAKE = 2
 
 app = typer.Typer(
     name="tutti",
-    help=TEACH,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
@@ -82,15 +84,27 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             errors.print("\ninterrupted; run the same command again to continue", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
-        except ValueError as error:
-            from tutti.types import UserError
-
-            if not isinstance(error, UserError):
-                raise
+        except UserError as error:
             errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
             raise typer.Exit(MISTAKE) from None
 
     return run
+
+
+def _print_version(yes: bool) -> bool:
+    if yes:
+        typer.echo(f"tutti {__version__}")
+        raise typer.Exit
+    return yes
+
+
+@app.callback(help=TEACH)
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Prints the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `tutti` itself; the help text is TEACH."""
 
 
 @app.command()
@@ -102,9 +116,10 @@ def demo(
 
     Ends with the path of a report to open in a browser. Run it again after an interruption, and it goes on.
     """
+    given = _load(config or shipped_configs() / "demo.yaml", overrides)
     from tutti import pipeline
 
-    pipeline.demo(_load(config or _packaged("demo.yaml"), overrides), run, redo=redo)
+    pipeline.demo(given, run, redo=redo)
 
 
 @app.command()
@@ -114,9 +129,10 @@ def record(config: Config, overrides: Overrides = None, run: Folder = None, redo
 
     The data set lies in runs/NAME/dataset; LeRobot's own reader opens it.
     """
+    given = _load(config, overrides)
     from tutti import pipeline
 
-    pipeline.record(_load(config, overrides), run, redo=redo)
+    pipeline.record(given, run, redo=redo)
 
 
 @app.command()
@@ -126,9 +142,10 @@ def train(config: Config, overrides: Overrides = None, run: Folder = None, redo:
 
     Reads data.sources, or, where the config names none, what `tutti record` recorded for the same run.
     """
+    given = _load(config, overrides)
     from tutti import pipeline
 
-    pipeline.train(_load(config, overrides), run, redo=redo)
+    pipeline.train(given, run, redo=redo)
 
 
 @app.command()
@@ -138,8 +155,8 @@ def evaluate(run: Run, overrides: Overrides = None, redo: Redo = False) -> None:
 
     Overrides may name keys of the section `evaluation` only: tutti evaluate runs/demo evaluation.episodes=50
     """
+    require_run(run)
     from tutti import pipeline
-    from tutti.types import UserError
 
     for override in overrides or []:
         if not override.startswith("evaluation."):
@@ -152,6 +169,7 @@ def evaluate(run: Run, overrides: Overrides = None, redo: Redo = False) -> None:
 @guarded
 def report(run: Run) -> None:
     """Writes the run's report: one self-contained HTML page, and summary.json for machines."""
+    require_run(run)
     from tutti import pipeline
 
     pipeline.report(run)
@@ -164,9 +182,10 @@ def doctor(config: Config, overrides: Overrides = None, run: Folder = None, upda
 
     Data are read as `tutti train` would read them. Nothing is trained for good; docs/probes.md tells more.
     """
+    given = _load(config, overrides)
     from tutti.checkup.doctor import doctor, print_diagnosis
 
-    found = doctor(_load(config, overrides), run, updates=updates)
+    found = doctor(given, run, updates=updates)
     print_diagnosis(found)
     if found.problems:
         raise typer.Exit(WRONG)
@@ -179,6 +198,7 @@ def probe(run: Run) -> None:
 
     Needs no simulator. Writes RUN/probes/; `tutti report` then shows it.
     """
+    require_run(run)
     from tutti.checkup.probe import print_probes, probe
 
     print_probes(probe(run), run)
@@ -199,9 +219,9 @@ def verify_resume(
 
     Data are read as `tutti train` would read them; all else lies in a temporary folder. See docs/training.md.
     """
+    given = _load(config, overrides)
     from tutti.checkup.verify_resume import print_verification, verify_resume
 
-    given = _load(config, overrides)
     found = verify_resume(given, run, steps=steps, kills=kills, processes=processes)
     print_verification(found)
     if not found.exact:
@@ -223,6 +243,7 @@ def replay(
 
     Ends with 1 if a value is not finite or the step differs from its record. See docs/debugging.md.
     """
+    require_run(run)
     from tutti.checkup.replay_text import run_replay
 
     if not run_replay(run, step, failure=failure, pdb=pdb, shell=shell):
@@ -238,6 +259,7 @@ def export(
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="latest, best, or a step.")] = "latest",
 ) -> None:
     """Writes what a policy needs of a checkpoint into a folder: weights in one file, config, normalizer."""
+    require_run(run)
     from tutti.serving.export import export_command
 
     typer.echo(f"Written: {export_command(run, to, weights, checkpoint)}")
@@ -252,10 +274,11 @@ def compare(
 
     docs/compare.md tells how to write a study and to read its tables. Run it again, and it goes on.
     """
+    file = config_file(study)
     from tutti.studies.compare import compare as run
     from tutti.studies.config import load_study
 
-    run(load_study(study, overrides or []), folder, report_only=report_only)
+    run(load_study(file, overrides or []), folder, report_only=report_only)
 
 
 @app.command()
@@ -271,10 +294,11 @@ def schema() -> None:
 @guarded
 def model(config: Config, overrides: Overrides = None) -> None:
     """Prints the model's modules, parameters and FLOPs per sample, and its token sequence."""
+    given = _load(config, overrides)
     from tutti import pipeline
     from tutti.summary import print_model
 
-    print_model(pipeline.describe_model(_load(config, overrides)))
+    print_model(pipeline.describe_model(given))
 
 
 @app.command()
@@ -309,6 +333,7 @@ def plan(
 
     docs/scaling.md has the formulas: tutti plan configs/plans/3b.yaml --gpus 1000 --episodes 1e7
     """
+    config_given = _load(config, overrides)
     from tutti.planning.command import plan_run
     from tutti.planning.report import print_plan
 
@@ -317,16 +342,12 @@ def plan(
     known: dict[str, float] = {name: value for name, value in given.items() if value is not None}
     known |= {"overhead": overhead}
     lasts = {"frames": frames, "epochs": epochs}
-    print_plan(
-        *plan_run(_load(config, overrides), gpus=gpus, device=device, **lasts, **known), as_json=as_json
-    )
+    print_plan(*plan_run(config_given, gpus=gpus, device=device, **lasts, **known), as_json=as_json)
 
 
 @app.command()
 def version() -> None:
     """Prints the version."""
-    from tutti import __version__
-
     typer.echo(__version__)
 
 
@@ -336,13 +357,7 @@ def main() -> None:
 
 
 def _load(path: Path, overrides: list[str] | None) -> RunConfig:
+    file = config_file(path)
     from tutti.config import load_config
 
-    return load_config(path, overrides or [])
-
-
-def _packaged(name: str) -> Path:
-    """A config that comes with Tutti: inside an installed package, or at the root of a checkout."""
-    here = Path(__file__).resolve()
-    installed, checkout = here.parent / "configs" / name, here.parents[2] / "configs" / name
-    return installed if installed.is_file() else checkout
+    return load_config(file, overrides or [])

@@ -23,6 +23,7 @@ from tutti.models.vla import ModelConfig
 from tutti.objectives.balancing import FixedBalancingConfig
 from tutti.objectives.balancings import BalancingConfig
 from tutti.objectives.unified import ObjectiveConfig
+from tutti.paths import config_file
 from tutti.simulation.recorder import RecordConfig
 from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
@@ -154,8 +155,7 @@ _Loader.add_implicit_resolver(
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys of a config file. Raises: UserError, naming the file and, where YAML fails, the line."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file.{_near(path.name, _neighbours(path))}")
+    path = config_file(path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -165,10 +165,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict | None):
         raise UserError(f"{path}: expected keys such as `training:`, found {_show(values)}.")
     return values or {}
-
-
-def _neighbours(path: Path) -> list[str]:
-    return [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
 
 
 def override(values: dict[str, Any], text: str) -> None:

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from tutti.config import RunConfig, differences, load_config, to_yaml
 from tutti.data.storage import full_disk_is_a_user_error, write_atomically
+from tutti.paths import require_run
 from tutti.terminal import say
 from tutti.training.distributed import launched, world
 from tutti.types import UserError
@@ -58,8 +59,8 @@ class RunFolder:
         """
         self.path, self.redo = path, redo
         self._lock = threading.Lock()
-        if not new and not path.is_dir():
-            raise UserError(f"{path}: no such run.{_runs_beside(path)}")
+        if not new:
+            require_run(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -249,13 +250,6 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(
             f"{path}: cannot be read ({error}). Tutti alone writes it; delete it to begin anew."
         ) from None
-
-
-def _runs_beside(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    found = sorted(str(book.parent) for book in path.parent.glob("*/stages.json"))
-    return f" There are: {', '.join(found[:8])}." if found else ""
 
 
 def _present(inputs: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from tutti.errors import UserError  # noqa: F401 (what lies above takes it from here)
 from tutti.ranks import shared_mean
 
 
@@ -200,11 +201,3 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None 
     if dim is None:
         return shared_mean(kept.sum(), full.sum())
     return kept.sum(dim) / full.sum(dim).clamp(min=1)
-
-
-class UserError(ValueError):
-    """Something the user can mend: bad input, a bad key, a full disk, a missing library.
-
-    The message names the thing (file, key, step), what was expected, what was found, and the cure. The
-    command line prints it alone, without a traceback.
-    """

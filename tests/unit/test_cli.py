@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from typer.testing import CliRunner
 import tutti
 from tutti import pipeline
 from tutti.cli import app
+from tutti.paths import config_file
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +62,62 @@ def test_no_arguments_is_help() -> None:
 
 def test_version_is_the_packages() -> None:
     assert run("version") == (0, tutti.__version__ + "\n")
+    assert run("--version") == (0, f"tutti {tutti.__version__}\n")
+
+
+MISTAKES = {
+    "train configs/dmo.yaml": "configs/dmo.yaml: no such config file. Did you mean 'configs/demo.yaml'?",
+    "record nowhere/demo.yml": "nowhere/demo.yml: no such config file.",
+    "demo --config configs/smok.yaml": "Did you mean 'configs/smoke.yaml'?",
+    "doctor configs/smoke": "Did you mean 'configs/smoke.yaml'?",
+    "plan plan/3b.yaml": "Did you mean 'configs/plans/3b.yaml'?",
+    "compare configs/studies/strategie.yaml": "Did you mean 'configs/studies/strategies.yaml'?",
+    "evaluate runs/nowhere": "runs/nowhere: no such run.",
+    "evaluate runs/nowhere evaluation.episodes=3": "runs/nowhere: no such run.",
+    "report runs/nowhere": "runs/nowhere: no such run.",
+    "probe runs/nowhere": "runs/nowhere: no such run.",
+    "replay runs/nowhere --step 3": "runs/nowhere: no such run.",
+    "export runs/nowhere --to policy": "runs/nowhere: no such run.",
+    "train configs/demo.yaml training.stepz=5": "training.stepz is not a key. Did you mean 'training.steps'?",
+    "verify-resume configs/demo.yaml modle.size=small": "modle is not a key. Did you mean 'model'?",
+    "model configs/demo.yaml training.steps": "'training.steps' is not an override",
+}
+
+
+def test_paths_and_keys_are_checked_before_torch_is_imported() -> None:
+    """Every command that takes one, in one fresh process: what is misspelt is answered at once."""
+    script = (
+        "import json, sys\n"
+        "from typer.testing import CliRunner\n"
+        "from tutti.cli import app\n"
+        "said = [CliRunner().invoke(app, line.split()) for line in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([[one.exit_code, one.output] for one in said]))\n"
+        "print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(list(MISTAKES))],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    answers, torch_is_there = done.stdout.splitlines()
+    assert torch_is_there == "False"
+    for (command, expected), (code, text) in zip(MISTAKES.items(), json.loads(answers), strict=True):
+        assert code == 2 and expected in text, (command, text)
+
+
+def test_a_shipped_config_is_found_by_its_name_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs/demo.yaml", "demo.yaml", "plans/3b.yaml", "configs/studies/smoke.yaml"):
+        assert config_file(Path(name)).is_file()
+    (tmp_path / "demo.yaml").write_text("name: mine\n")
+    assert config_file(Path("demo.yaml")) == Path("demo.yaml")  # one's own file comes first
+    with pytest.raises(UserError, match="no such config file"):
+        config_file(Path("../configs/demo.yaml"))
 
 
 def test_mistyped_command_names_the_near_miss() -> None:

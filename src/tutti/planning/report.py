@@ -45,8 +45,8 @@ def assumptions(plan: Plan, request: Request) -> list[str]:
     return [
         f"{device.name}: {device.peak(plan.precision) / 1e12:.3g} TFLOP/s peak in {plan.precision}, of which "
         f"a training reaches {100 * request.mfu:.0f} % (--mfu); recomputation counts as work.",
-        f"Tensors and {size_in_bytes(request.process)} of the process (--process) fill {100 * RESERVE:.0f} % of "
-        f"{request.memory / 1e9:.4g} GB; no two texts are the same.",
+        f"Tensors and {size_in_bytes(request.process)} of the process (--process) fill {100 * RESERVE:.0f} % "
+        f"of {request.memory / 1e9:.4g} GB; no two texts are the same.",
         f"{request.bandwidth / 1e9:g} GB/s {where}; DDP hides it behind the backward pass, FSDP behind all.",
         *(kept if device.process else ()),
         f"{request.samples:,.0f} samples in updates of {plan.global_batch:,}; data come as fast as wanted.",
