@@ -1,4 +1,4 @@
-"""The frame cache and the colour augmentation: same bytes, whatever interrupts."""
+"""The frame cache: same bytes, whatever interrupts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,9 @@ import pytest
 from jaxtyping import Int64, UInt8
 
 from tutti.data import cache as cache_module
-from tutti.data.augment import ColourJitter
 from tutti.data.cache import FrameCache, resize_images
 from tutti.data.episode import EpisodeStore, StoreSpec
 from tutti.types import UserError
-
-
-def test_colour_jitter_is_seeded_and_off_at_strength_zero() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 8, 8), dtype=np.uint8)
-    off = ColourJitter(brightness=0, contrast=0, saturation=0)
-    np.testing.assert_array_equal(off.apply(images, np.random.default_rng(1)), images)
-    jitter = ColourJitter()
-    first = jitter.apply(images, np.random.default_rng(1))
-    np.testing.assert_array_equal(first, jitter.apply(images, np.random.default_rng(1)))
-    assert (first != jitter.apply(images, np.random.default_rng(2))).any()
 
 
 class MemoryStore(EpisodeStore):

@@ -13,20 +13,21 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from tutti.data.augment import ColourJitter, NoAugmentation
+from tutti.data.augment import ColourChange, ColourJitter, NoAugmentation
 from tutti.data.mixture import Mixture
 from tutti.data.windows import WindowIndex
 from tutti.ranks import ALONE, Ranks
-from tutti.types import Batch, UserError
+from tutti.types import Batch, Observation, UserError
 
 
 class Loader:
     """An endless iterator of training batches, which knows how many were taken.
 
     Batch k is a function of (data, seed, batch_size, k) alone: its windows are the entries [k B, (k+1) B)
-    of the mixture's stream, its augmentation is seeded by (seed, k). A thread prepares up to `prefetch`
-    batches ahead (0: none, made on demand); what it has prepared does not count in `state()`, only what
-    was handed out. There is one position: `iter(loader)` goes on where the last one stopped.
+    of the mixture's stream, its augmentation is seeded by (seed, k), one for all pictures of a sample. A
+    thread prepares up to `prefetch` batches ahead (0: none, made on demand); what it has prepared does not
+    count in `state()`, only what was handed out. There is one position: `iter(loader)` goes on where the
+    last one stopped.
 
     On several ranks (`share`) all count the same batches and each makes its own rows of them only; the
     position does not say how many they are, so that any number of ranks goes on from it.
@@ -141,11 +142,18 @@ class Loader:
             if isinstance(augmentation, NoAugmentation):
                 return batch
             random = np.random.default_rng([mixture.seed, 3, number])
-            jittered = augmentation.apply(batch.observation.images.numpy(), random, rows.start, size)
-            observation = replace(batch.observation, images=torch.from_numpy(jittered))
-            return replace(batch, observation=observation)
+            change = augmentation.draw(batch.observation.images.numpy(), random, rows.start, size)
+            futures = {
+                offset: replace(future, observation=_changed(future.observation, change))
+                for offset, future in batch.futures.items()
+            }
+            return replace(batch, observation=_changed(batch.observation, change), futures=futures)
 
         return make
+
+
+def _changed(observation: Observation, change: ColourChange) -> Observation:
+    return replace(observation, images=torch.from_numpy(change(observation.images.numpy())))
 
 
 def check_divides(ranks: Ranks, size: int) -> None:
