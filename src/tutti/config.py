@@ -2,7 +2,9 @@
 
 Order of precedence: defaults < the preset of `model.size` < YAML file < `key.sub=value` on the command line.
 Mappings merge key by key, but a changed `kind` drops the keys of the old one, and a mapping given on the
-command line takes the place of the file's. A section's `seed` is the run's, unless it names its own.
+command line takes the place of the file's. Overrides count as one set, in whatever order they are given: a
+`kind` among them drops keys of the file, never those of another override. A section's `seed` is the run's,
+unless it names its own.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from tutti.models.vla import ModelConfig
 from tutti.objectives.balancing import FixedBalancingConfig
 from tutti.objectives.balancings import BalancingConfig
 from tutti.objectives.unified import ObjectiveConfig
+from tutti.overrides import Override, blamed, check_agree, lay
 from tutti.paths import config_file
 from tutti.simulation.recorder import RecordConfig
 from tutti.training.backward import OneBackwardConfig
@@ -79,18 +82,18 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     Raises: UserError, naming the file, the key, what was expected and found, and the nearest known key.
     """
     values = read_yaml(Path(path)) if path is not None else {}
-    for text in overrides:
-        override(values, text)
-    return build_config(values, source=str(path) if path is not None else "the command line")
+    given = parse_overrides(overrides)
+    lay(values, given, RunConfig())
+    return build_config(values, "the defaults" if path is None else str(path), given)
 
 
-def build_config(values: dict[str, Any], source: str) -> RunConfig:
-    """Checks plain values; `source` is the file that a mistake is blamed on."""
+def build_config(values: dict[str, Any], source: str, given: Sequence[Override] = ()) -> RunConfig:
+    """Checks plain values; a mistake is blamed on the overrides in `given` that set it, else on `source`."""
     values = _with_defaults(_with_seed(values))
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(explain(error, values, source, json_schema())) from None
+        raise UserError(explain(error, values, source, json_schema(), given)) from None
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -167,43 +170,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values or {}
 
 
-def override(values: dict[str, Any], text: str) -> None:
-    """Sets one `key.sub=value` in `values`. Raises: UserError where that is not what `text` is."""
-    key, equals, value = text.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise UserError(f"'{text}' is not an override: expected key.sub=value, such as training.steps=500.")
-    try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: '{value}' is not valid YAML: {getattr(error, 'problem', error)}") from None
-    place: Any = values
-    for depth, part in enumerate(parts[:-1]):
-        if isinstance(place, list):
-            place = place[_position(place, part, parts[:depth])]
-        elif place.get(part) is None:
-            place = place.setdefault(part, {}) if part not in place else _renew(place, part)
-        else:
-            place = place[part]
-        if not isinstance(place, dict | list):
-            raise UserError(f"{key}: '{'.'.join(parts[: depth + 1])}' is {_show(place)}, which has no keys.")
-    if isinstance(place, list):
-        place[_position(place, parts[-1], parts[:-1])] = parsed
-        return
-    if parts[-1] == "kind" and place.get("kind") != parsed:
-        place.clear()
-    place[parts[-1]] = parsed
+def parse_overrides(texts: Sequence[str]) -> list[Override]:
+    """What each `key.sub=value` sets.
 
-
-def _renew(place: dict[str, Any], part: str) -> dict[str, Any]:
-    place[part] = {}
-    return place[part]
-
-
-def _position(items: list[Any], part: str, before: Sequence[str]) -> int:
-    if not part.isdecimal() or int(part) >= len(items):
-        raise UserError(f"{'.'.join(before)} has {len(items)} entries, counted from 0: found '{part}'.")
-    return int(part)
+    Raises: UserError where that is not what a text is, or where two of them contradict each other.
+    """
+    overrides: list[Override] = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            raise UserError(
+                f"'{text}' is not an override: expected key.sub=value, such as training.steps=500."
+            )
+        try:
+            overrides.append(Override(text, path, yaml.load(value, Loader=_Loader)))
+        except yaml.YAMLError as error:
+            problem = getattr(error, "problem", error)
+            raise UserError(f"{key}: '{value}' is not valid YAML: {problem}") from None
+    check_agree(overrides)
+    return overrides
 
 
 def _with_seed(values: dict[str, Any]) -> dict[str, Any]:
@@ -243,14 +229,24 @@ def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def explain(error: ValidationError, values: dict[str, Any], source: str, schema: Mapping[str, Any]) -> str:
-    """One line a mistake: the key, what was expected and found, and the nearest key that `schema` knows."""
+def explain(
+    error: ValidationError,
+    values: dict[str, Any],
+    source: str,
+    schema: Mapping[str, Any],
+    given: Sequence[Override] = (),
+) -> str:
+    """Who made the mistakes, the overrides in `given` or `source`, and one line a mistake: the key, what was
+    expected and found, and the nearest key that `schema` knows."""
     known = {".".join(path) for path in _key_paths(schema)}
     lines: dict[str, str] = {}
+    mistakes: list[tuple[str, str, str]] = []
     for problem in error.errors(include_url=False):
         key = _key(problem["loc"], values, missing=problem["type"] == "missing")
         line = _sentence(key, problem, known, values)
         lines[key] = line if key not in lines else f"{lines[key]}\n    or: {line}"
+        mistakes.append((key, problem["type"], line))
+    source = blamed(source, mistakes, given)
     shown = [f"  {line}" for line in list(lines.values())[:MOST_MISTAKES]]
     if len(lines) > MOST_MISTAKES:
         shown.append(f"  ... and {len(lines) - MOST_MISTAKES} more")
@@ -261,8 +257,12 @@ def _sentence(key: str, problem: Any, known: set[str], values: Any) -> str:
     context, found = problem.get("ctx") or {}, _show(problem["input"])
     match problem["type"]:
         case "extra_forbidden":
-            kind = _kind_above(key, values) if key in known else None  # naming it again would be no help
-            where = f" where {key.rpartition('.')[0]}.kind is '{kind}'." if kind else f".{_near(key, known)}"
+            where = f".{_near(key, known)}"
+            if key in known:  # naming it again would be no help
+                kind = _kind_above(key, values)
+                where = f" where {key.rpartition('.')[0]}.kind is " + (
+                    f"'{kind}'." if kind else "the default."
+                )
             return f"{key} is not a key{where}"
         case "missing":
             return f"{key} is missing."

@@ -6,9 +6,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from tutti.config import RunConfig, build_config, override
+from tutti.config import RunConfig, build_config, parse_overrides
 from tutti.data.loader import SourceConfig
 from tutti.evaluation.config import NO_SUITE, ControlsConfig
+from tutti.overrides import lay, layered
 from tutti.studies.config import Level, StudyConfig
 from tutti.training.strategy import Strategy
 from tutti.types import UserError
@@ -33,21 +34,22 @@ CHECKPOINT_EVERY = 200
 def arm_config(study: StudyConfig, arm: str) -> RunConfig:
     """The arm as its overrides make it of the base, before anything is said of seeds, data and steps.
 
+    Those of the study and of the arm count as one set, in which the arm's win over the study's.
+
     Raises: UserError that names the arm and the key.
     """
     values = copy.deepcopy(study.base)
     source = f"study '{study.name}', arm '{arm}'"
-    for text in (*study.overrides, *study.arms[arm]):
-        key = text.partition("=")[0].strip()
-        if text in study.arms[arm] and key in OWNED:
-            raise UserError(
-                f"{source}: {key} is not an arm's to change: the study decides it by {OWNED[key]}."
-            )
-        try:
-            override(values, text)
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from None
-    config = build_config(values, source)
+    try:
+        shared, own = parse_overrides(study.overrides), parse_overrides(study.arms[arm])
+        for key, owner in OWNED.items():
+            if any(one.touches(key.split(".")) for one in own):
+                raise UserError(f"{key} is not an arm's to change: the study decides it by {owner}.")
+        given = layered(shared, own)
+        lay(values, given, RunConfig())
+        config = build_config(values, "the base", given)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     if config.evaluation.suite == NO_SUITE:
         raise UserError(
             f"{source}: evaluation.suite is '{NO_SUITE}', but arms are compared by their success in the "

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tutti.config import explain, override, read_yaml
+from tutti.config import RunConfig, explain, parse_overrides, read_yaml
+from tutti.overrides import Override, lay
 from tutti.types import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -111,8 +112,9 @@ class StudyConfig(BaseModel):
 
     @model_validator(mode="after")
     def _arms_differ(self) -> Self:
-        seen: dict[tuple[str, ...], str] = {}
-        for arm, changes in self.arms.items():
+        seen: dict[frozenset[str], str] = {}
+        for arm, overrides in self.arms.items():
+            changes = frozenset(overrides)
             if changes in seen:
                 raise ValueError(
                     f"arms '{seen[changes]}' and '{arm}' have the same overrides, so they would give "
@@ -128,19 +130,31 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     Raises: UserError, naming the file, the key, what was expected and found, and the nearest known key.
     """
     values = read_yaml(path)
-    for text in overrides:
-        if text.partition("=")[0].strip() == "base":
-            override(values, text)
+    bases = parse_overrides([text for text in overrides if text.partition("=")[0].strip() == "base"])
+    lay(values, bases, {})
     base = values.get("base")
     if isinstance(base, str):
         values["base"] = read_yaml(_base_file(path, base))
-    for text in overrides:
-        if text.partition("=")[0].strip() != "base":
-            override(values, text)
+    given = parse_overrides([text for text in overrides if text.partition("=")[0].strip() != "base"])
+    lay(values, given, {"base": RunConfig(), "budget": BudgetConfig()})
     try:
-        return StudyConfig.model_validate(values)
+        study = StudyConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(explain(error, values, str(path), StudyConfig.model_json_schema())) from None
+        schema = StudyConfig.model_json_schema()
+        raise UserError(explain(error, values, str(path), schema, [*bases, *given])) from None
+    _check_reach(given, study)
+    return study
+
+
+def _check_reach(given: Sequence[Override], study: StudyConfig) -> None:
+    """Raises: UserError where the study's own overrides would undo what is given for the base."""
+    for one in given:
+        for other in parse_overrides(study.overrides) if one.path[0] == "base" else []:
+            if one.path[1:] and other.touches(one.path[1:]):
+                raise UserError(
+                    f"'{one.text}' changes nothing: the study's own overrides say '{other.text}' for every "
+                    "arm. Give other `overrides`, such as overrides=[...], instead."
+                )
 
 
 def study_yaml(study: StudyConfig) -> str:

@@ -1,0 +1,159 @@
+"""Overrides: `key.sub=value` texts that change plain config values, whatever their order."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from tutti.types import UserError
+
+KIND = "kind"
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """One `key.sub=value`: its text, the parts of its key, and the value."""
+
+    text: str
+    path: tuple[str, ...]
+    value: Any
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.path)
+
+    def touches(self, path: Sequence[str]) -> bool:
+        """True if it sets `path`, by itself or in a mapping, or something in it."""
+        if self.path[: len(path)] == tuple(path):
+            return True
+        if not self.reaches(path):
+            return False
+        value = self.value
+        for part in path[len(self.path) :]:
+            if not isinstance(value, dict) or part not in value:
+                return False
+            value = value[part]
+        return True
+
+    def reaches(self, path: Sequence[str]) -> bool:
+        """True if it sets what lies at `path`, or what that lies in."""
+        return self.path == tuple(path[: len(self.path)])
+
+
+def check_agree(overrides: Sequence[Override]) -> None:
+    """Raises: UserError if two of them say different things of one key."""
+    for number, one in enumerate(overrides):
+        for other in overrides[:number]:
+            outer, inner = sorted((one, other), key=lambda override: len(override.path))
+            if outer.reaches(inner.path) and (why := _contradiction(outer, inner)):
+                raise UserError(f"'{other.text}' and '{one.text}' contradict each other: {why}. Keep one.")
+
+
+def _contradiction(outer: Override, inner: Override) -> str:
+    value = outer.value
+    for depth in range(len(outer.path), len(inner.path)):
+        if isinstance(value, list):
+            return ""  # a list is one value; its entries may be changed after it is given
+        if not isinstance(value, dict):
+            return f"what '{outer.text:.60}' gives has no key {inner.key}"
+        if inner.path[depth] not in value:
+            return ""
+        value = value[inner.path[depth]]
+    return "" if value == inner.value else f"{inner.key} is given two values"
+
+
+def layered(*layers: Sequence[Override]) -> list[Override]:
+    """All of them as one set, in which a later layer wins over what an earlier one says of the same key."""
+    kept: list[Override] = []
+    for layer in layers:
+        kept = [one for one in kept if not any(new.reaches(one.path) for new in layer)] + list(layer)
+    return kept
+
+
+def lay(values: dict[str, Any], overrides: Iterable[Override], defaults: Any) -> None:
+    """Sets each override's value in `values`: outer keys before inner ones, a `kind` before its neighbours.
+
+    So the result does not depend on their order: a `kind` drops the keys that `values` had for another kind,
+    never those of an override. `defaults` are the config's own, mappings or models, which say what kind there
+    is where `values` say nothing.
+
+    Raises: UserError where a value on the way has no keys, or a list no such entry.
+    """
+    ordered = sorted(overrides, key=lambda one: (len(one.path), one.path[-1] != KIND))
+    for number, one in enumerate(ordered):
+        place, last, holder = _holder(values, one), one.path[-1], one.path[:-1]
+        if isinstance(place, list):
+            place[_position(place, last, holder)] = copy.deepcopy(one.value)
+            continue
+        given = any(before.reaches(holder) for before in ordered[:number])
+        if last == KIND and not given and _drops(place, one.value, _at(defaults, holder)):
+            place.clear()
+        place[last] = copy.deepcopy(one.value)
+
+
+def _holder(values: dict[str, Any], override: Override) -> dict[str, Any] | list[Any]:
+    """The mapping or list that holds what `override` sets; mappings that are not there are made."""
+    place: Any = values
+    for depth, part in enumerate(override.path[:-1]):
+        if isinstance(place, list):
+            place = place[_position(place, part, override.path[:depth])]
+        else:
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
+        if not isinstance(place, dict | list):
+            name = ".".join(override.path[: depth + 1])
+            raise UserError(f"'{override.text}': '{name}' is {place!r:.60}, which has no keys.")
+    return place
+
+
+def _position(items: list[Any], part: str, before: Sequence[str]) -> int:
+    if not part.isdecimal() or int(part) >= len(items):
+        raise UserError(f"{'.'.join(before)} has {len(items)} entries, counted from 0: found '{part}'.")
+    return int(part)
+
+
+def _drops(place: Mapping[str, Any], kind: Any, default: Any) -> bool:
+    """True if `kind` makes another thing of `place`, whose keys are then of no use.
+
+    A `kind` that one class can have several values of is a key like any other.
+    """
+    if isinstance(default, BaseModel) and len(get_args(type(default).model_fields[KIND].annotation)) > 1:
+        return False
+    return place.get(KIND, getattr(default, KIND, None)) != kind
+
+
+def _at(defaults: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        defaults = defaults.get(part) if isinstance(defaults, Mapping) else getattr(defaults, part, None)
+    return defaults
+
+
+def blamed(source: str, mistakes: Iterable[tuple[str, str, str]], given: Sequence[Override]) -> str:
+    """Who made some mistakes, each a key, pydantic's type of error and a sentence: overrides, `source`, or
+    both together."""
+    alone, culprits = True, list[Override]()
+    for key, problem, sentence in mistakes:
+        path = key.split(".") if key else []
+        # A key that is missing is a mistake of what should hold it.
+        path = {"missing": path[:-1], "union_tag_invalid": [*path, KIND]}.get(problem, path)
+        setters = [one for one in given if one.reaches(path)]
+        inside = [one for one in given if one.path[: len(path)] == tuple(path)]
+        named = [one for one in inside if _word(one) in re.findall(r"\w+", sentence)]
+        culprits += setters or named or inside
+        alone = alone and bool(setters)
+    texts = dict.fromkeys(f"'{one.text:.60}'" for one in culprits)
+    if not texts:
+        return source
+    told = f"override{'s' if len(texts) > 1 else ''} {', '.join(texts)}"
+    return told if alone else f"{source} with {told}"
+
+
+def _word(override: Override) -> str:
+    """What a sentence that is about it would call it."""
+    return override.path[-2 if override.path[-1] == KIND and len(override.path) > 1 else -1]
