@@ -10,7 +10,7 @@ import numpy as np
 from tables import Table
 
 from tutti.evaluation.comparison import Comparison, compare_arms
-from tutti.evaluation.statistics import Interval, stratified_bootstrap, t_interval
+from tutti.evaluation.statistics import Interval, seeds_and_starts, t_interval
 
 Budget = Literal["steps", "time"]
 BASE = "all"
@@ -82,7 +82,7 @@ def score(budget: Budget, trained: Sequence[Trained], base: Sequence[Trained]) -
         seed_means=tuple(means),
         mean=float(np.mean(means)),
         over_seeds=_t_interval(means),
-        bootstrap=stratified_bootstrap([one.bits for one in trained]),
+        bootstrap=seeds_and_starts([one.bits for one in trained]),
         tasks={
             task: (
                 sum(sum(one.successes[task]) for one in trained),

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from tutti.evaluation.statistics import wilson
+from tutti.evaluation.statistics import Interval, mean_of_rates, wilson
 from tutti.models.describe import Description
 from tutti.stages import RunFolder
 from tutti.terminal import console, say
@@ -26,15 +27,13 @@ def write_summary(run: RunFolder) -> dict[str, Any]:
     config = run.config()
     results = _json(run.path / "evaluation" / "results.json")
     scores = results.get("scores", {})
-    policy = scores.get("policy")
+    success = _counts(scores["policy"]) if "policy" in scores else {}
     summary = {
         "name": config.name,
         "seconds": round(sum(run.seconds.values()), 1),
         "stage_seconds": run.seconds,
-        "success": _counts(policy) if policy else {},
-        "mean": {"rate": policy["mean"], **{key: policy["wide"][key] for key in ("low", "high", "rule")}}
-        if policy
-        else None,
+        "success": success,
+        "mean": {"rate": _mean(success), **asdict(_interval(success))} if success else None,
         "controls": {name: _counts(score) for name, score in scores.items() if name != "policy"},
         "verdicts": {found["control"]: found["outcome"] for found in results.get("verdicts", [])},
         "open_loop": _json(run.path / "evaluation" / "open_loop.json"),
@@ -57,12 +56,12 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
             table.add_column(head, justify="right")
         for task, (successes, episodes) in summary["success"].items():
             others = (_fraction(counts.get(task)) for counts in controls.values())
-            interval = wilson(successes, episodes)
-            table.add_row(task, f"{successes}/{episodes}", _percent(interval.low, interval.high), *others)
-        mean = summary["mean"]
+            bounds = wilson(successes, episodes).percent()
+            table.add_row(task, f"{successes}/{episodes}", bounds, *others)
         table.add_section()
-        means = (_mean(counts) for counts in controls.values())
-        table.add_row("task mean", f"{100 * mean['rate']:.1f} %", _percent(mean["low"], mean["high"]), *means)
+        bounds = _interval(summary["success"]).percent()
+        means = (f"{100 * _mean(counts):.0f} %" for counts in controls.values())
+        table.add_row("task mean", f"{100 * summary['mean']['rate']:.1f} %", bounds, *means)
         console.print(table)
     times = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
     say(f"Time: {_duration(summary['seconds'])} ({times})")
@@ -147,12 +146,12 @@ def _fraction(pair: list[int] | None) -> str:
     return f"{pair[0]}/{pair[1]}" if pair else ""
 
 
-def _mean(counts: dict[str, list[int]]) -> str:
-    return f"{100 * sum(k / n for k, n in counts.values()) / len(counts):.0f} %"
+def _mean(counts: dict[str, list[int]]) -> float:
+    return sum(k / n for k, n in counts.values()) / len(counts)
 
 
-def _percent(low: float, high: float) -> str:
-    return f"{100 * low:.0f} - {100 * high:.0f} %"
+def _interval(counts: dict[str, list[int]]) -> Interval:
+    return mean_of_rates([(k, n) for k, n in counts.values()])
 
 
 def _duration(seconds: float) -> str:

@@ -40,7 +40,7 @@ def test_scores_of_policy_and_controls() -> None:
         "expert": {"left": [3, 3], "right": [3, 3], "here": [3, 3]},
     }
     assert result.policy.mean == 1.0
-    assert result.policy.tasks[0].interval.percent() == "61-100"
+    assert result.policy.tasks[0].interval.percent() == "61-100 %"
     assert result.protocol.chunk == 3
     assert result.protocol.executed == 2
     assert result.protocol.distinct_starts == 18
@@ -180,20 +180,15 @@ def test_workers_keep_their_task_and_take_a_free_one_first() -> None:
     assert [unit.task for unit in left] == ["a", "b"]
 
 
-def test_rows_and_notes_say_what_was_done() -> None:
+def test_notes_say_what_was_done() -> None:
     result = evaluate(Policies(), CONFIG, LineWorlds())
-    rows = result.rows()
-    assert [row.name for row in rows] == ["left", "right", "here", "task mean"]
-    assert rows[0].score == "6/6"
-    assert rows[0].controls["wrong_instruction"] == "0/6"
-    assert "wrong_instruction" not in rows[2].controls
     text = " ".join(result.notes())
     for part in (
         "seeds 1000-1005",
         "18 distinct starts",
         "3 actions predicted",
         "2 executed",
-        "falls to chance",
+        "falls; not told apart from chance",
     ):
         assert part in text
     assert result.to_dict()["scores"]["policy"]["tasks"][0]["k"] == 6

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shutil
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 from report_world import HOSTILE, RATES, evaluation, make_run, write_json
 
-from tutti.evaluation.statistics import wilson
+from tutti.evaluation.statistics import mean_of_rates, wilson
 from tutti.report import write_report
 from tutti.report.inputs import read_inputs
 from tutti.report.videos import videos_section
+from tutti.stages import RunFolder
+from tutti.summary import print_summary, write_summary
 
 MOST_BYTES = 6_000_000
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -117,7 +120,7 @@ def test_instruction_with_markup_stays_text(html: str, page: Page) -> None:
 
 def test_task_shows_its_count_and_wilson_interval(page: Page) -> None:
     low, high = wilson(14, 20).low, wilson(14, 20).high
-    assert f"14/20 [{100 * low:.0f}\u2013{100 * high:.0f} %]" in page.text
+    assert f"14/20 [{100 * low:.0f}-{100 * high:.0f} %]" in page.text
     assert all(task in page.text for task in RATES)
 
 
@@ -125,6 +128,19 @@ def test_headline_says_mean_interval_rollouts_and_seconds(page: Page) -> None:
     assert "succeeds in 81.2 % of the rollouts, mean of 8 tasks (95 % interval" in page.text
     assert "160 rollouts" in page.text
     assert "14 min 12 s" in page.text
+
+
+def test_page_terminal_summary_and_notes_show_one_interval(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = write_summary(RunFolder(copied, new=False))
+    print_summary(summary, copied)
+    interval = mean_of_rates([(k, n) for k, n in summary["success"].values()])
+    assert summary["mean"] == {"rate": pytest.approx(0.8125), **asdict(interval)}
+    results = json.loads((copied / "evaluation" / "results.json").read_text())
+    assert results["scores"]["policy"]["interval"] == asdict(interval)
+    for place in (capsys.readouterr().out, Page(write_report(copied).read_text()).text, results["notes"][1]):
+        assert interval.percent() in place, place
 
 
 def test_wrong_instruction_verdict_is_said_in_words(page: Page) -> None:

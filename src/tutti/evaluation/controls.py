@@ -189,7 +189,7 @@ def _names(tasks: tuple[str, ...]) -> str:
 
 def _rate(bits: np.ndarray) -> str:
     k, n = int(bits.sum()), len(bits)
-    return f"{k}/{n} [{wilson(k, n).percent()} %]"
+    return f"{k}/{n} [{wilson(k, n).percent()}]"
 
 
 def _partner(config: EvaluationConfig, task: str) -> str:

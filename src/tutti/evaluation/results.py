@@ -1,4 +1,4 @@
-"""What an evaluation found: scores with intervals, verdicts, the protocol, and rows for people."""
+"""What an evaluation found: scores with intervals, verdicts, the protocol."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tutti.evaluation.controls import Verdict
 from tutti.evaluation.rollouts import Condition, Rollout
-from tutti.evaluation.statistics import Interval, mean_of_rates, stratified_bootstrap, wilson
+from tutti.evaluation.statistics import Interval, mean_of_rates, wilson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +32,13 @@ class TaskScore:
 class Score:
     """A condition over its tasks. `mean` is the mean of the tasks' rates, each task counting once.
 
-    `interval` is the stratified bootstrap over starts with the tasks fixed; `wide` (MOVER) also covers what
-    the bootstrap cannot see where a task is at 0 or all. Neither speaks of other trainings of the same
-    config.
+    `interval` is that of `mean_of_rates`: it says nothing about other trainings of the same config.
     """
 
     condition: Condition
     tasks: tuple[TaskScore, ...]
     mean: float
     interval: Interval
-    wide: Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +58,6 @@ class EvaluationProtocol:
     max_decisions: int
     distinct_starts: int
     environment: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SummaryRow:
-    """One line of the table for people: a task, "18/20" and "70-97" of the policy, "k/n" of each control."""
-
-    name: str
-    score: str
-    interval: str
-    controls: dict[Condition, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,31 +88,6 @@ class EvaluationResult:
         """condition -> task -> [k, n] of every control that ran."""
         return {name: counts(found) for name, found in self.scores.items() if name != "policy"}
 
-    def rows(self) -> list[SummaryRow]:
-        """One row per task, then the task mean."""
-        others = [found for name, found in self.scores.items() if name != "policy"]
-        rows = [
-            SummaryRow(
-                name=task.task,
-                score=f"{task.successes}/{task.episodes}",
-                interval=task.interval.percent(),
-                controls={
-                    other.condition: f"{mine.successes}/{mine.episodes}"
-                    for other in others
-                    for mine in other.tasks
-                    if mine.task == task.task
-                },
-            )
-            for task in self.policy.tasks
-        ]
-        mean = SummaryRow(
-            name="task mean",
-            score=f"{100 * self.policy.mean:.1f} %",
-            interval=self.policy.wide.percent(),
-            controls={other.condition: f"{100 * other.mean:.1f} %" for other in others},
-        )
-        return [*rows, mean]
-
     def notes(self) -> list[str]:
         """The protocol and the verdicts, in sentences."""
         p = self.protocol
@@ -135,10 +97,8 @@ class EvaluationResult:
             f"{p.distinct_starts} distinct starts, {text} instructions; {p.chunk} actions predicted, "
             f"{p.executed} executed, at most {p.max_decisions} decisions, first success counts."
         )
-        intervals = (
-            f"Per task: Wilson 95 %. Task mean, 95 %: {self.policy.interval.rule} "
-            f"{self.policy.interval.percent()} %, {self.policy.wide.rule} {self.policy.wide.percent()} %."
-        )
+        interval = self.policy.interval
+        intervals = f"Per task: Wilson 95 %. Task mean, 95 %: {interval.percent()} ({interval.rule})."
         return [first, intervals, *(found.sentence for found in self.verdicts)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,13 +147,11 @@ def score(condition: Condition, rollouts: Sequence[Rollout]) -> Score:
     for rollout in rollouts:
         tasks.setdefault(rollout.task, []).append(rollout)
     scored = tuple(_task_score(task, played) for task, played in tasks.items())
-    pairs = [(task.successes, task.episodes) for task in scored]
     return Score(
         condition=condition,
         tasks=scored,
         mean=sum(task.rate for task in scored) / len(scored),
-        interval=stratified_bootstrap([[[r.success for r in played] for played in tasks.values()]]),
-        wide=mean_of_rates(pairs),
+        interval=mean_of_rates([(task.successes, task.episodes) for task in scored]),
     )
 
 

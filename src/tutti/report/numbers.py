@@ -1,4 +1,4 @@
-"""Numbers as people read them: seconds, counts, rates, intervals, always with their unit."""
+"""Numbers as people read them: seconds, counts, rates, always with their unit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 Number = int | float
 """A real number as JSON gives it."""
 
-DASH = "\u2013"
-NOTHING = DASH  # this number does not exist
+NOTHING = "\u2013"  # this number does not exist
 
 
 def plain(value: Number, digits: int = 3) -> str:
@@ -52,11 +51,6 @@ def count(value: Number) -> str:
         if abs(value) >= size:
             return f"{plain(value / size)} {letter}"
     return f"{value:,.0f}" if float(value).is_integer() else plain(value)
-
-
-def bounds(low: Number, high: Number) -> str:
-    """The bounds of an interval of a rate, in whole per cent with a dash between."""
-    return f"{100 * low:.0f}{DASH}{100 * high:.0f} %"
 
 
 def anything(value: object) -> str:

@@ -10,7 +10,7 @@ from tutti.evaluation.statistics import Interval, mean_of_rates, wilson
 from tutti.report.blocks import Block, Cell, Charts, Note, Section, Table
 from tutti.report.charts import Estimate, SuccessRow, success_chart
 from tutti.report.inputs import Inputs, Json, config_of
-from tutti.report.numbers import NOTHING, bounds, percent
+from tutti.report.numbers import NOTHING, percent
 
 CONDITIONS = {
     "policy": ("policy", "The policy with the task's own, held-out instruction, on starts it was not shown."),
@@ -40,7 +40,6 @@ class Evaluation:
     """
 
     counts: Mapping[str, Mapping[str, Count]]
-    intervals: Mapping[str, Interval]
     verdicts: tuple[Json, ...]
     protocol: Json
     seconds: float | None
@@ -53,18 +52,12 @@ class Evaluation:
         return self.counts.get("policy", {})
 
     def mean(self, condition: str = "policy") -> tuple[float, Interval, int] | None:
-        """(task mean, its 95 % interval, rollouts), or None if the condition did not run.
-
-        The interval is the evaluation's own where it wrote one, so that every place says the same.
-        """
+        """(task mean, its 95 % interval, rollouts), or None if the condition did not run."""
         counts = list(self.counts.get(condition, {}).values())
         if not counts:
             return None
-        interval = self.intervals.get(condition)
-        # Where every start of every task agrees the bootstrap has no width: it cannot see past these starts.
-        if interval is None or interval.low == interval.high:
-            interval = mean_of_rates(counts)
-        return sum(k / n for k, n in counts) / len(counts), interval, sum(n for _, n in counts)
+        mean = sum(k / n for k, n in counts) / len(counts)
+        return mean, mean_of_rates(counts), sum(n for _, n in counts)
 
 
 def read_evaluation(inputs: Inputs) -> Evaluation:
@@ -85,23 +78,12 @@ def read_evaluation(inputs: Inputs) -> Evaluation:
     resumed = results.get("resumed")
     return Evaluation(
         counts=counts,
-        intervals=_intervals(scores),
         verdicts=tuple(v for v in verdicts if isinstance(v, dict)) if isinstance(verdicts, list) else (),
         protocol=protocol if isinstance(protocol, dict) else {},
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
         resumed=resumed if isinstance(resumed, int) else 0,
         missing=NOT_PLAYED if config_of(inputs, "evaluation").get("suite") == "none" else RUN_EVALUATE,
     )
-
-
-def _intervals(scores: Any) -> dict[str, Interval]:
-    found: dict[str, Interval] = {}
-    for condition, score in scores.items() if isinstance(scores, dict) else ():
-        given = score.get("interval") if isinstance(score, dict) else None
-        if isinstance(given, dict) and all(isinstance(given.get(k), int | float) for k in ("low", "high")):
-            rule = str(given.get("rule", "rule not named"))
-            found[str(condition)] = Interval(low=float(given["low"]), high=float(given["high"]), rule=rule)
-    return found
 
 
 def read_counts(score: Any) -> dict[str, Count]:
@@ -126,7 +108,7 @@ def estimate(k: int, n: int) -> Estimate:
         rate=k / n,
         low=interval.low,
         high=interval.high,
-        label=f"{k}/{n}  [{bounds(interval.low, interval.high)}]",
+        label=f"{k}/{n}  [{interval.percent()}]",
     )
 
 
@@ -138,7 +120,7 @@ def sentences(evaluation: Evaluation) -> tuple[str, list[Note]]:
     rate, interval, rollouts = mean
     head = (
         f"The policy succeeds in {percent(rate, 1)} of the rollouts, mean of {len(evaluation.policy)} tasks "
-        f"(95 % interval {bounds(interval.low, interval.high)}: {interval.rule}; {rollouts} rollouts on "
+        f"(95 % interval {interval.percent()}: {interval.rule}; {rollouts} rollouts on "
         "starts it was not shown)."
     )
     moods = {"falls to chance": "good", "does not fall": "bad"}
@@ -181,7 +163,7 @@ def success_section(evaluation: Evaluation) -> Section:
     mean = evaluation.mean()
     if mean is not None and len(tasks) > 1:
         rate, interval, _ = mean
-        label = f"{percent(rate, 1)}  [{bounds(interval.low, interval.high)}]"
+        label = f"{percent(rate, 1)}  [{interval.percent()}]"
         rows.append(
             SuccessRow(
                 task="task mean",
@@ -220,7 +202,7 @@ def _rate_cell(pair: Count | None, condition: str) -> Cell:
         return Cell(text=NOTHING, mood="quiet")
     interval = wilson(*pair)
     mood = "bad" if condition == "policy" and pair[0] / pair[1] < LEAST else ""
-    return Cell(text=f"{pair[0]}/{pair[1]}", small=f"[{bounds(interval.low, interval.high)}]", mood=mood)
+    return Cell(text=f"{pair[0]}/{pair[1]}", small=f"[{interval.percent()}]", mood=mood)
 
 
 def _mean_cell(evaluation: Evaluation, condition: str, tasks: int) -> Cell:
@@ -229,4 +211,4 @@ def _mean_cell(evaluation: Evaluation, condition: str, tasks: int) -> Cell:
         return Cell(text=NOTHING, mood="quiet")
     ran = len(evaluation.counts[condition])
     over = "" if ran == tasks else f" of {ran} task{'s' if ran > 1 else ''}"
-    return Cell(text=percent(mean[0], 1), small=f"[{bounds(mean[1].low, mean[1].high)}]{over}")
+    return Cell(text=percent(mean[0], 1), small=f"[{mean[1].percent()}]{over}")

@@ -9,7 +9,7 @@ from tutti.report.blocks import Note, Section
 from tutti.report.curves import training_section
 from tutti.report.influence import influence_section, top_notes
 from tutti.report.inputs import Inputs, config_of, read_inputs
-from tutti.report.numbers import bounds, count, duration, percent
+from tutti.report.numbers import count, duration, percent
 from tutti.report.outcome import (
     Evaluation,
     read_evaluation,
@@ -85,7 +85,7 @@ def tiles(inputs: Inputs, evaluation: Evaluation) -> list[Tile]:
     found: list[Tile] = []
     mean = evaluation.mean()
     if mean is not None:
-        small = f"95 % interval {bounds(mean[1].low, mean[1].high)}"
+        small = f"95 % interval {mean[1].percent()}"
         found.append(Tile(value=percent(mean[0], 1), name="task-mean success", small=small))
         found.append(
             Tile(value=f"{mean[2]:,}", name="rollouts", small=f"over {len(evaluation.policy)} tasks")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 
 from tutti.evaluation.comparison import SIGNIFICANT, Comparison, compare_arms, holm
-from tutti.evaluation.statistics import Interval, stratified_bootstrap, t_interval
+from tutti.evaluation.statistics import Interval, seeds_and_starts, t_interval
 from tutti.studies.cell import Trained
 from tutti.studies.config import Level, StudyConfig
 from tutti.studies.plan import Cell
@@ -87,7 +87,7 @@ def _score(arm: str, level: Level, trained: tuple[Trained, ...], base: Sequence[
         seed_means=means,
         mean=float(mean(means)),
         over_seeds=t_interval(means) if len(means) > 1 else None,
-        bootstrap=stratified_bootstrap([one.bits for one in trained]),
+        bootstrap=seeds_and_starts([one.bits for one in trained]),
         tasks={
             task: (
                 sum(sum(one.successes[task]) for one in trained),

@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 
 from tutti.evaluation.statistics import Interval, wilson
 from tutti.report.blocks import Cell, Table
-from tutti.report.numbers import NOTHING, bounds, count, duration, plain
+from tutti.report.numbers import NOTHING, count, duration, plain
 from tutti.studies.config import Level
 from tutti.studies.costs import StepCost
 from tutti.studies.scores import ArmScore, resolution
@@ -186,8 +186,7 @@ def _interval(interval: Interval | None, *, signed: bool = False) -> str:
 
 
 def _fraction(successes: int, episodes: int) -> Cell:
-    interval = wilson(successes, episodes)
-    return Cell(text=f"{successes}/{episodes}", small=f"[{bounds(interval.low, interval.high)}]")
+    return Cell(text=f"{successes}/{episodes}", small=f"[{wilson(successes, episodes).percent()}]")
 
 
 def _p(value: float | None) -> str:
