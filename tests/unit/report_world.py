@@ -168,14 +168,14 @@ def evaluation() -> EvaluationResult:
         "policy": 20,
         "wrong_instruction": 20,
         "no_image": 10,
-        "noop": 10,
+        "noop": 20,
         "expert": 20,
     }
     for condition, n in counts.items():
         for task, rate in RATES.items():
             if condition == "wrong_instruction" and not task.startswith("faucet"):
                 continue
-            share = {"policy": rate, "wrong_instruction": 0.05, "no_image": 0.1, "noop": 0.0, "expert": 1.0}[
+            share = {"policy": rate, "wrong_instruction": 0.0, "no_image": 0.1, "noop": 0.0, "expert": 1.0}[
                 condition
             ]
             rollouts += [

@@ -117,7 +117,7 @@ def test_shuffled_text_is_named(tmp_path: Path) -> None:
     world.write(tmp_path / "set", shuffled(0))
     code, said = command(tmp_path, world.config(tmp_path / "set"), "shuffled")
     assert code == 1
-    assert "! text: the instruction tells nothing about the actions" in said
+    assert "! text: no link of instruction and actions was found in" in said
     assert "Is the text shuffled?" in said
     assert "1 problem, marked with !" in said
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,27 +34,76 @@ def rollouts(
 
 
 @pytest.mark.parametrize(
-    ("normal", "wrong", "noop", "outcome"),
+    ("normal", "wrong", "noop", "count", "outcome"),
     [
-        (19, 0, 0, "falls to chance"),
-        (19, 1, 0, "falls to chance"),
-        (20, 8, 0, "falls"),
-        (18, 18, 0, "does not fall"),
-        (18, 16, 0, "does not fall"),
-        (18, 20, 9, "does not fall"),
-        (10, 12, 9, "unresolved"),
-        (0, 0, 0, "unresolved"),
-        (3, 0, 0, "unresolved"),
-        (14, 7, 0, "unresolved"),
+        # Ten or twenty failures of both do not show that both fail alike; forty do.
+        (19, 0, 0, 20, "falls; not told apart from chance"),
+        (10, 3, 0, 10, "falls; not told apart from chance"),
+        (20, 4, 0, 20, "falls; not told apart from chance"),
+        (39, 0, 0, 40, "falls to chance"),
+        (80, 3, 0, 80, "falls to chance"),
+        (80, 4, 0, 80, "falls; not told apart from chance"),
+        (40, 12, 14, 40, "falls to chance"),
+        # Six more successes than the no-op, and no fewer: p = .031.
+        (20, 6, 0, 20, "falls, but stays above chance"),
+        (40, 8, 0, 40, "falls, but stays above chance"),
+        (400, 20, 12, 400, "falls, but stays above chance"),
+        (18, 18, 0, 20, "not resolved"),
+        (36, 36, 0, 40, "does not fall"),
+        (36, 38, 0, 40, "does not fall"),
+        (36, 33, 0, 40, "not resolved"),
+        (18, 16, 0, 20, "not resolved"),
+        (14, 9, 0, 20, "not resolved"),
+        # A score that is itself not above chance cannot fall.
+        (40, 40, 38, 40, "not resolved"),
+        (40, 40, 40, 40, "not resolved"),
+        (0, 0, 0, 20, "not resolved"),
+        (3, 0, 0, 20, "not resolved"),
     ],
 )
-def test_outcome(normal: int, wrong: int, noop: int, outcome: str) -> None:
-    played = rollouts("policy", normal) + rollouts("wrong_instruction", wrong) + rollouts("noop", noop)
+def test_outcome(normal: int, wrong: int, noop: int, count: int, outcome: str) -> None:
+    """The successes are those of the first starts, so the fewer are among the more."""
+    played = [
+        *rollouts("policy", normal, count),
+        *rollouts("wrong_instruction", wrong, count),
+        *rollouts("noop", noop, count),
+    ]
     found = verdict("wrong_instruction", played)
     assert found is not None
-    assert found.outcome == outcome
-    assert f"{normal}/20" in found.sentence
-    assert f"{wrong}/20" in found.sentence
+    assert found.outcome == outcome, found.sentence
+    assert f"{normal}/{count}" in found.sentence
+    assert f"{wrong}/{count}" in found.sentence
+    said = outcome if outcome != "does not fall" else "does not fall by more than 10 points"
+    assert said in found.sentence
+    assert ("falls to chance" in found.sentence) == (outcome == "falls to chance")
+
+
+def test_nothing_is_called_equal_because_no_difference_was_found() -> None:
+    """Of all outcomes of up to 30 starts: chance, or no fall, is said only where the interval says so."""
+    for count in (5, 10, 20, 30):
+        for wrong in range(count + 1):
+            for normal, noop in ((count, 0), (count, count // 3), (count - count // 4, 0)):
+                played = rollouts("policy", normal, count) + rollouts("no_image", wrong, count)
+                found = verdict("no_image", played + rollouts("noop", noop, count))
+                assert found is not None and found.above_chance is not None and found.chance_p is not None
+                if found.outcome == "falls to chance":
+                    assert found.above_chance.high < 0.1 and found.p < 0.05
+                    assert wrong <= noop or found.chance_p >= 0.05
+                if found.outcome == "does not fall":
+                    assert found.fall.low > -0.1
+                if wrong > noop and found.chance_p < 0.05 and found.p < 0.05 and wrong < normal:
+                    assert found.outcome == "falls, but stays above chance"
+
+
+def test_pairs_decide_and_not_the_counts() -> None:
+    """Equal counts on opposite starts are no equality: seven won and seven lost against the no-op."""
+    played = rollouts("policy", 40, 40) + rollouts("no_image", 7, 40)
+    turned = [replace(r, success=not r.success) for r in rollouts("noop", 33, 40)]
+    found = verdict("no_image", played + turned)
+    assert found is not None and found.above_chance is not None
+    assert found.chance == (7, 40) and found.altered == (7, 40)
+    assert found.outcome == "falls; not told apart from chance"
+    assert found.above_chance.high == pytest.approx(1.96 * (16 / 42 / 42) ** 0.5, abs=1e-4)
 
 
 def test_only_shared_starts_and_named_tasks_count() -> None:
@@ -76,6 +127,17 @@ def test_without_a_noop_it_never_says_chance() -> None:
     found = verdict("wrong_instruction", rollouts("policy", 20) + rollouts("wrong_instruction", 0))
     assert found is not None
     assert found.outcome == "falls"
+    assert "chance is not known" in found.sentence
+    assert (found.chance, found.chance_p, found.above_chance) == (None, None, None)
+
+
+def test_noop_rollouts_of_other_starts_are_not_compared() -> None:
+    """The no-op ran on the first ten of the twenty starts, and the control is held against it on these."""
+    played = rollouts("policy", 20) + rollouts("wrong_instruction", 12) + rollouts("noop", 0, 10)
+    found = verdict("wrong_instruction", played)
+    assert found is not None
+    assert (found.chance, found.altered) == ((0, 10), (12, 20))
+    assert found.chance_p == pytest.approx(2 * 0.5**10)
 
 
 def test_control_that_did_not_run_has_no_verdict() -> None:

@@ -95,16 +95,17 @@ def _judge(found: TextTest) -> list[Remark]:
     scores = f"R2 {found.with_text:.2f} with it, {found.without_text:.2f} without"
     if found.says_nothing:
         text = (
-            "the instruction tells nothing about the actions: what is seen and done in an episode does not "
-            f"depend on it (p = {found.dependence_p:.2g}), nor does it help to predict the action from state "
-            f"and pictures ({scores}). Is the text shuffled? Compare the instruction of some episodes with "
-            "their pictures."
+            f"no link of instruction and actions was found in {found.episodes} episodes: neither does what "
+            f"is seen and done in an episode go with its own text (p = {found.dependence_p:.2g}), nor does "
+            f"the text help to predict the action from state and pictures (p = {found.gain_p:.2g}; "
+            f"{scores}). Is the text shuffled? Compare the instruction of some episodes with their pictures."
         )
         return [problem("text", text)]
     if not found.helps:
         text = (
-            f"the text belongs to its episodes (p = {found.dependence_p:.2g}), but a regression predicts the "
-            f"action from state and pictures no better with it ({scores}): the scene may give the task away."
+            f"the text belongs to its episodes (p = {found.dependence_p:.2g}), but is not shown to help a "
+            f"regression from state and pictures to the action (p = {found.gain_p:.2g}; {scores}): the scene "
+            "may give the task away."
         )
         return [note("text", text)]
     return []

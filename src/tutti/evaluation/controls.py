@@ -20,16 +20,33 @@ import numpy as np
 from tutti.evaluation.config import EvaluationConfig
 from tutti.evaluation.environments import EnvironmentFactory
 from tutti.evaluation.rollouts import CONDITIONS, Condition, Rollout, Unit
-from tutti.evaluation.statistics import mcnemar, wilson
+from tutti.evaluation.statistics import Interval, mcnemar, paired_interval, wilson
 from tutti.types import UserError
 
-Outcome = Literal["falls to chance", "falls", "does not fall", "unresolved"]
+Outcome = Literal[
+    "falls to chance",
+    "falls; not told apart from chance",
+    "falls, but stays above chance",
+    "falls",
+    "does not fall",
+    "not resolved",
+]
 Starts = dict[str, tuple[tuple[int, str], ...]]
+
+SIGNIFICANT = 0.05
+MARGIN = 0.1
+"""Two success rates count as equal where the 95 % interval of their difference stays within 10 points: some
+30 starts at least. That a difference was not found does not make two rates equal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a control says about the score, with the sentence for the report. k/n are over all its tasks."""
+    """What a control says about the score, with the sentence for the report. k/n are over all its tasks.
+
+    `p` compares control and score, `chance_p` control and no-op (exact McNemar, each on the starts that both
+    met). `fall` is the interval of control minus score, `above_chance` that of control minus no-op. What
+    belongs to the no-op is None where it did not run on these starts.
+    """
 
     control: Condition
     tasks: tuple[str, ...]
@@ -39,6 +56,9 @@ class Verdict:
     altered: tuple[int, int]
     chance: tuple[int, int] | None
     p: float
+    chance_p: float | None
+    fall: Interval
+    above_chance: Interval | None
 
 
 def plan(config: EvaluationConfig, environments: EnvironmentFactory) -> dict[Condition, Starts]:
@@ -99,16 +119,17 @@ def verdict(
 ) -> Verdict | None:
     """Holds `wrong_instruction` or `no_image` against the score and the no-op policy, on the same starts.
 
-    With Wilson 95 % intervals over the pooled rollouts of the tasks (each has the same number of starts):
+    | outcome | what is shown |
+    |---|---|
+    | falls to chance | below the score; not above the no-op, and less than `MARGIN` above it |
+    | falls; not told apart from chance | below the score; about the no-op nothing is shown |
+    | falls, but stays above chance | below the score and above the no-op |
+    | falls | below the score; no no-op ran on these starts |
+    | does not fall | the score is above the no-op; the control is not below the score, by `MARGIN` at most |
+    | not resolved | none of these |
 
-    * falls to chance: the control's interval overlaps the no-op's, and its upper bound is below the score's
-      lower bound;
-    * falls: only the latter;
-    * does not fall: the score is above chance, and the control succeeds as often, or more often than chance
-      without differing from the score (exact McNemar on the same starts, p >= .05);
-    * unresolved: none of these, or the score itself is at chance.
-
-    None if the control did not run.
+    Below and above: exact McNemar, p < .05. Less than `MARGIN`: the whole interval of `paired_interval`. The
+    starts of the tasks are pooled; each task has the same number. None if the control did not run.
     """
     found: dict[tuple[str, str, int], bool] = {(r.condition, r.task, r.seed): r.success for r in rollouts}
     keys = [
@@ -117,41 +138,59 @@ def verdict(
     keys = [key for key in keys if ("policy", *key) in found]
     if not keys:
         return None
-    normal = np.array([found["policy", task, seed] for task, seed in keys])
-    altered = np.array([found[control, task, seed] for task, seed in keys])
-    idle = np.array(
-        [found["noop", task, seed] for task, seed in keys if ("noop", task, seed) in found], dtype=bool
+
+    def bits(condition: str, starts: Sequence[tuple[str, int]]) -> np.ndarray:
+        return np.array([found[condition, task, seed] for task, seed in starts], dtype=bool)
+
+    idle = [key for key in keys if ("noop", *key) in found]
+    return _judge(
+        control,
+        tuple(dict.fromkeys(task for task, _ in keys)),
+        _Pair(bits("policy", keys), bits(control, keys)),
+        _Pair(bits("noop", idle), bits(control, idle)) if idle else None,
+        _Pair(bits("noop", idle), bits("policy", idle)) if idle else None,
     )
-    return _judge(control, tuple(dict.fromkeys(task for task, _ in keys)), normal, altered, idle)
+
+
+class _Pair:
+    """Two conditions on the same starts: what is shown of second minus first."""
+
+    def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
+        self.first, self.second = first, second
+        self.p = mcnemar(first, second)
+        self.interval = paired_interval(first, second)
+        self.above = self.p < SIGNIFICANT and bool(second.sum() > first.sum())
+        self.below = self.p < SIGNIFICANT and bool(second.sum() < first.sum())
 
 
 def _judge(
-    control: Condition, tasks: tuple[str, ...], normal: np.ndarray, altered: np.ndarray, idle: np.ndarray
+    control: Condition, tasks: tuple[str, ...], fall: _Pair, left: _Pair | None, score: _Pair | None
 ) -> Verdict:
-    n = len(normal)
-    score, changed = wilson(int(normal.sum()), n), wilson(int(altered.sum()), n)
-    chance = wilson(int(idle.sum()), len(idle)) if len(idle) else None
-    p = mcnemar(normal, altered)
-    outcome: Outcome
-    if changed.high < score.low:
-        outcome = "falls to chance" if chance is not None and changed.overlaps(chance) else "falls"
-    elif not normal.any() or (chance is not None and score.overlaps(chance)):
-        outcome = "unresolved"  # a score that is itself at chance cannot fall
-    elif altered.sum() >= normal.sum() or (p >= 0.05 and chance is not None and changed.low > chance.high):
+    """`fall` is score to control, `left` no-op to control, `score` no-op to score."""
+    outcome: Outcome = "not resolved"
+    if fall.below:
+        if left is None:
+            outcome = "falls"
+        elif left.above:
+            outcome = "falls, but stays above chance"
+        elif left.interval.high < MARGIN:
+            outcome = "falls to chance"
+        else:
+            outcome = "falls; not told apart from chance"
+    elif fall.interval.low > -MARGIN and (fall.first.any() if score is None else score.above):
         outcome = "does not fall"
-    else:
-        outcome = "unresolved"
-    idle_count = (int(idle.sum()), len(idle)) if len(idle) else None
-    text = _sentence(control, tasks, outcome, normal=normal, altered=altered, idle=idle)
     return Verdict(
         control=control,
         tasks=tasks,
         outcome=outcome,
-        sentence=text,
-        normal=(int(normal.sum()), n),
-        altered=(int(altered.sum()), n),
-        chance=idle_count,
-        p=p,
+        sentence=_sentence(control, tasks, outcome, fall=fall, left=left, score=score),
+        normal=_count(fall.first),
+        altered=_count(fall.second),
+        chance=None if left is None else _count(left.first),
+        p=fall.p,
+        chance_p=None if left is None else left.p,
+        fall=fall.interval,
+        above_chance=None if left is None else left.interval,
     )
 
 
@@ -160,9 +199,9 @@ def _sentence(
     tasks: tuple[str, ...],
     outcome: Outcome,
     *,
-    normal: np.ndarray,
-    altered: np.ndarray,
-    idle: np.ndarray,
+    fall: _Pair,
+    left: _Pair | None,
+    score: _Pair | None,
 ) -> str:
     """One plain sentence with the numbers behind it."""
     cause, sense = (
@@ -170,15 +209,38 @@ def _sentence(
         if control == "wrong_instruction"
         else ("no image", "the picture")
     )
-    chance = f" (doing nothing: {_rate(idle)})" if len(idle) else ""
-    head = f"With {cause}, success on {_names(tasks)} goes from {_rate(normal)} to {_rate(altered)}{chance}: "
-    endings: dict[Outcome, str] = {
-        "falls to chance": f"it falls to chance, so the policy acts on {sense}.",
-        "falls": f"it falls, but not down to chance: the policy uses {sense} in part.",
-        "does not fall": f"it does not fall, so this score is no evidence that the policy uses {sense}.",
-        "unresolved": f"too few rollouts, or too low a score, to say whether the policy uses {sense}.",
-    }
-    return head + endings[outcome]
+    chance = "" if left is None else f" (doing nothing: {_rate(left.first)})"
+    head = f"With {cause}, success on {_names(tasks)} goes from {_rate(fall.first)} to {_rate(fall.second)}"
+    starts, margin = f"n = {len(fall.first)}", f"{100 * MARGIN:.0f} points"
+    no_evidence = f"this score is no evidence that the policy uses {sense}"
+    match outcome:
+        case "falls to chance":
+            ending = f"it falls to chance, less than {margin} above it, so the policy acts on {sense}."
+        case "falls; not told apart from chance":
+            assert left is not None
+            ending = f"it falls; not told apart from chance (n = {len(left.first)}, at most "
+            ending += f"{_points(left.interval.high)} above it), so the policy uses {sense}."
+        case "falls, but stays above chance":
+            assert left is not None
+            ending = f"it falls, but stays above chance (p = {left.p:.2g}): the policy uses {sense} in part."
+        case "falls":
+            ending = f"it falls, so the policy uses {sense}; without no-op rollouts chance is not known."
+        case "does not fall":
+            ending = f"it does not fall by more than {margin}, so {no_evidence}."
+        case _ if score is not None and not score.above:
+            ending = f"not resolved, since the score itself is not told apart from chance ({starts})."
+        case _:
+            ending = f"not resolved, since no fall is shown and one of {_points(-fall.interval.low)} is not "
+            ending += f"ruled out ({starts}): {no_evidence}."
+    return f"{head}{chance}: {ending}"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.0f} points"
+
+
+def _count(bits: np.ndarray) -> tuple[int, int]:
+    return int(bits.sum()), len(bits)
 
 
 def _names(tasks: tuple[str, ...]) -> str:
@@ -188,7 +250,7 @@ def _names(tasks: tuple[str, ...]) -> str:
 
 
 def _rate(bits: np.ndarray) -> str:
-    k, n = int(bits.sum()), len(bits)
+    k, n = _count(bits)
     return f"{k}/{n} [{wilson(k, n).percent()}]"
 
 

@@ -198,7 +198,7 @@ def _features(probes: Sequence[Probe]) -> list[Finding]:
         if row is None:
             continue
         gained = row.trained.interval is not None and row.trained.interval.low > max(0.0, row.untrained.value)
-        verb = "tells" if gained else "tells no more of"
+        verb = "tells" if gained else "is not shown to tell more of"
         text = (
             f"A linear map from the {features} features {verb} the {target}: R2 {between(row.trained)}, from "
             f"an untrained model's {between(row.untrained)}."

@@ -27,10 +27,6 @@ class Interval:
     high: float
     rule: str
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether some value lies in both; touching counts."""
-        return self.low <= other.high and other.low <= self.high
-
     def percent(self) -> str:
         """The bounds in whole per cent, as "72-100 %": how every place shows the interval of a rate."""
         return f"{100 * self.low:.0f}-{100 * self.high:.0f} %"
