@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ diagnostics_cost: Any = importlib.import_module("diagnostics_cost")
 joint_cell: Any = importlib.import_module("joint_cell")
 joint_scores: Any = importlib.import_module("joint_scores")
 joint_training: Any = importlib.import_module("joint_training")
+rescore: Any = importlib.import_module("rescore")
 recorded: Any = importlib.import_module("recorded")
 tables: Any = importlib.import_module("tables")
 timing: Any = importlib.import_module("timing")
@@ -287,3 +289,12 @@ def test_run_without_decoded_pictures_is_refused_rather_than_written_to(
     assert recorded.check_recorded(run, config)
     timing.build_data(config, run)
     recorded.require_unchanged(before, recorded.snapshot(run))
+
+
+def test_published_tables_follow_from_the_successes_beside_them(tmp_path: Path) -> None:
+    names = [f"{name}{end}" for name in ("joint_training", "study_decoders") for end in (".json", ".md")]
+    for name in names:
+        shutil.copy(tables.RESULTS / name, tmp_path / name)
+    rescore.main(tmp_path)
+    for name in names:
+        assert (tmp_path / name).read_text().splitlines() == (tables.RESULTS / name).read_text().splitlines()

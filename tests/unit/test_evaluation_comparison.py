@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tutti.evaluation.comparison import (
@@ -29,6 +30,43 @@ def test_paired_difference_covers_its_value_and_knows_its_sign() -> None:
     found = paired_difference(base, other, draws=500)
     assert found.value == pytest.approx((1.0 + 0.75) / 4)
     assert 0 < found.interval.low < found.value < found.interval.high <= 0.5
+
+
+def width(base: np.ndarray, other: np.ndarray, draws: int = 10_000) -> float:
+    """Of the interval between two arms, [seed, task, start]."""
+    interval = paired_difference(list(map(list, base)), list(map(list, other)), draws=draws).interval
+    return interval.high - interval.low
+
+
+def test_paired_difference_sees_the_scatter_of_seeds() -> None:
+    """Every start of a seed differs alike, so only other seeds could change the difference."""
+    random = np.random.default_rng(0)
+    base, of_seeds = random.normal(size=(8, 3, 20)), random.normal(size=(8, 1, 1))
+    assert width(base, base + of_seeds) == pytest.approx(2 * 1.96 * of_seeds.std() / 8**0.5, rel=0.05)
+
+
+def test_paired_difference_does_not_take_the_starts_of_more_seeds_for_more_starts() -> None:
+    """Every seed differs alike at a start, so only other starts could, however many seeds there are."""
+    random = np.random.default_rng(0)
+    base, of_starts = random.normal(size=(8, 3, 20)), random.normal(size=(1, 3, 20))
+    truth = 2 * 1.96 * (of_starts.var(axis=2).sum() / 20) ** 0.5 / 3
+    assert width(base, base + of_starts) == pytest.approx(truth, rel=0.05)
+
+
+def test_paired_difference_is_as_wide_as_the_components_of_variance_say() -> None:
+    """The mean difference of an experiment scatters by sqrt(A/S + B/(n T) + C/(S n T))."""
+    seeds, tasks, starts, of_seeds, of_starts, rest = 30, 2, 60, 0.3, 1.0, 0.8
+    random = np.random.default_rng(0)
+    truth = (
+        of_seeds**2 / seeds + of_starts**2 / (starts * tasks) + rest**2 / (seeds * starts * tasks)
+    ) ** 0.5
+    found = []
+    for _ in range(12):
+        delta = of_seeds * random.normal(size=(seeds, 1, 1))
+        delta = delta + of_starts * random.normal(size=(1, tasks, starts))
+        delta = delta + rest * random.normal(size=(seeds, tasks, starts))
+        found.append(width(np.zeros_like(delta), delta, draws=1500))
+    assert np.mean(found) == pytest.approx(2 * 1.96 * truth, rel=0.06)
 
 
 def test_paired_difference_refuses_arms_with_other_starts() -> None:

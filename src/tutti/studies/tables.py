@@ -34,7 +34,7 @@ def success_table(scores: Sequence[ArmScore], level: Level) -> Table:
         ("each seed, %", "Task mean of every training seed, in the order of the seeds."),
         ("mean, %", "Mean over the training seeds."),
         ("t over seeds", "95 %: what other seeds would give; wide at three seeds, and honestly so."),
-        ("bootstrap", "95 %: resamples seeds, then starts inside tasks. Too narrow at three seeds."),
+        ("bootstrap", "95 %: resamples seeds and, for all of them alike, starts. Too narrow at three seeds."),
     ]
     rows = [
         [
@@ -54,7 +54,7 @@ def difference_table(scores: Sequence[ArmScore], baseline: str, level: Level) ->
     heads = [
         ("arm", ""),
         ("points", f"Task mean minus that of {baseline}, over the shared seeds."),
-        ("paired bootstrap", "95 %: resamples seeds, then starts inside tasks, both arms together."),
+        ("paired bootstrap", "95 %: resamples seeds and, for all of them alike, starts; both arms together."),
         ("t over seeds", "95 %: of the seeds' differences."),
         ("p", "Two-sided t-test of the seeds' differences."),
         ("p, Holm", "The same, adjusted for all comparisons of the study."),
