@@ -125,7 +125,7 @@ batch, under one loss L = sum_i lambda_i L_i.
   tutti doctor configs/demo.yaml     data, model, loss: is anything broken?
   tutti probe runs/demo              does it look, listen, or copy its state?
   tutti verify-resume configs/demo.yaml     killed, resumed: the same bits?
-  tutti replay runs/demo --step 500         one step again, in a debugger
+  tutti replay runs/demo --step 4600        one step again, to the same bits
 
 [bold]What will it need? Memory, time, traffic, before anything runs[/bold]
 

@@ -59,6 +59,15 @@ def test_a_recorded_step_comes_out_as_it_was_recorded(trained: Path, step: int, 
     assert before == after
 
 
+def test_a_step_before_every_kept_checkpoint_names_those_that_begin_at_one(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replay(trained, 2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "from the start, as no checkpoint before it is kept: 2 updates" in said
+    assert "Steps 4 and later begin at a kept checkpoint (of 3, 6, 9)" in said
+
+
 def test_the_norms_are_those_of_the_step(trained: Path) -> None:
     """With the plain sum the action decoder gets the gradient of the action term alone, clipped."""
     found = replay(trained, 1)

@@ -285,6 +285,12 @@ def _announce(run: Path, step: int, linked: list[Path]) -> None:
     about = f", about {(step - start) * times[-1][0] / times[-1][1]:.0f} s by its records" if times else ""
     where = f"from {linked[-1].name}" if linked else "from the start, as no checkpoint before it is kept"
     say(f"step {step}: replayed {where}: {step - start} updates{about}")
+    kept = [step_of(path) for path in checkpoints(run)]
+    if not linked and kept:
+        say(
+            f"Steps {kept[0] + 1} and later begin at a kept checkpoint (of {', '.join(map(str, kept))}); "
+            "training.keep_every keeps more of them."
+        )
 
 
 def _compare(run: Path, scratch: Path, step: int) -> tuple[dict[str, Any], dict[str, Any], Comparison]:
