@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -77,3 +78,10 @@ def test_a_term_below_its_bound_and_a_bound_without_a_term_are_refused() -> None
 
 def test_it_asks_for_a_second_look() -> None:
     assert build().looks_again
+
+
+def test_a_term_that_is_not_finite_after_the_update_has_no_part_in_it() -> None:
+    balancing = build()
+    after = {"action": math.inf, "align": math.nan, "recon": 2.0}
+    balancing.look_again(dict.fromkeys(NAMES, 3.0), after)
+    assert balancing.logits[:2].tolist() == [0.0, 0.0] and bool(balancing.logits.isfinite().all())

@@ -76,6 +76,44 @@ def test_without_a_gradient_of_action_it_says_so() -> None:
         build(align=1.0, recon=1.0)
 
 
+@pytest.mark.parametrize("left_out", [(0,), (1,), (2,), (0, 2), (1, 2)])
+def test_updates_that_are_left_out_do_not_count_and_the_rest_is_frozen(
+    left_out: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    balancing, rows = build(start=2, steps=3), (8.0, 2.0, 4.0)
+    for step in range(7):
+        balancing.before_step(step)
+        if balancing.wants_gradients(step) and step - 2 not in left_out:
+            balancing.observe_gradients({"align": rows[step - 2], "action": 1.0, "recon": 0.5})
+        assert bool((balancing.factor == 1).all()) == (step < 5)
+    kept = sorted(row for number, row in enumerate(rows) if number not in left_out)
+    assert balancing.factor.tolist() == [2 / (kept[0] + kept[-1]), 1.0, 2.0]
+    with caplog.at_level(logging.INFO, "tutti.objectives"):
+        again = build(start=2, steps=3)
+        again.load_state_dict(balancing.state_dict() | {"factor": torch.ones(3, dtype=torch.float64)})
+        again.before_step(5)
+    assert torch.equal(again.factor, balancing.factor)
+    assert f"measured in {len(kept)} of 3 updates" in caplog.text
+
+
+def test_where_all_updates_were_left_out_it_says_so() -> None:
+    balancing = build(start=2, steps=3)
+    with pytest.raises(UserError, match=r"0 of 3 updates were measured, the others left out"):
+        balancing.before_step(5)
+
+
+def test_a_measurement_that_is_rolled_back_is_made_again() -> None:
+    balancing = build(start=2, steps=2, action=1.0, recon=1.0)
+    before = {key: value.clone() for key, value in balancing.state_dict().items()}
+    for found in (1.0, 4.0):
+        balancing.load_state_dict(before)
+        for step in range(2, 5):
+            balancing.before_step(step)
+            if step == 3:
+                balancing.observe_gradients({"action": found, "recon": 1.0})
+        assert balancing.factor.tolist() == [1.0, found]
+
+
 def test_state_continues_in_the_middle_of_the_measurement() -> None:
     whole, half = build(), build()
     rows = [{"align": 1.0 + i, "action": 0.3 * i + 0.1, "recon": 2.0 / (i + 1)} for i in range(3)]

@@ -56,6 +56,9 @@ class Balancing(nn.Module, ABC):
     def __call__(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
         return super().__call__(values, progress)
 
+    def before_step(self, step: int) -> None:
+        """Called before each update of a run (0-based), whether it is made then or left out."""
+
     def wants_gradients(self, step: int) -> bool:
         """True if `observe_gradients` must be called at this update (0-based)."""
         return False

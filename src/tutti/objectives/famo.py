@@ -45,7 +45,7 @@ class FamoBalancing(Balancing):
         d_i = log(L_i - l_i) before - log(L_i - l_i) after,    gradient z_i (d_i - sum_j z_j d_j) + decay w_i,
 
     which lowers w_i where the logarithm has fallen most. It costs one more forward pass for each update. A
-    term that is exactly at its bound (nothing to learn from) has no part in that update.
+    term that is exactly at its bound (nothing to learn from) or is not finite has no part in that update.
 
     Source: 2306.03792, algorithm 2. Differs: times K; weights other than 1 multiply b, and w does not know.
     """
@@ -103,7 +103,7 @@ class FamoBalancing(Balancing):
                     f"{value:.4g} and its bound {bound:.4g}. Set balancing.bounds.{name} to its least value."
                 )
         first, second = (self.in_order(losses, self.logits) - self.bounds for losses in (before, after))
-        counts = (first > 0) & (second > 0)
+        counts = (first > 0) & (second > 0) & (first + second).isfinite()
         change = torch.where(counts, (first + EPSILON).log() - (second + EPSILON).log(), 0)
         shares = torch.softmax(self.logits.masked_fill(~counts, -torch.inf), 0).nan_to_num(0.0)
         gradient = shares * (change - (shares * change).sum()) + self.decay * self.logits

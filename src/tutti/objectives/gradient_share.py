@@ -48,8 +48,10 @@ class GradientShareBalancing(Balancing):
     of a term is how long its pull on the shared parameters is, relative to that of action. Until then b = 1,
     and the same weights are plain lambdas. b_action = 1 always; the sum of the others is free.
 
-    A term that is not active while the norms are measured, or that does not move what action moves, keeps
-    b = 1, and a warning says so. Measuring costs K gradients instead of one, for `steps` updates.
+    An update that is left out (training.gradients.non_finite: skip) is not measured: the medians are over the
+    others, and the log says how many they were. A term that is not active while the norms are measured, or
+    that does not move what action moves, keeps b = 1, and a warning says so. Measuring costs K gradients
+    instead of one, for `steps` updates.
 
     Source: ours; norms at initialisation mislead, which is why GradNorm (1711.02257) goes on measuring.
     Differs from GradNorm: measured once, for a given share, over all shared parameters and not one layer.
@@ -69,6 +71,7 @@ class GradientShareBalancing(Balancing):
                 f"objective has {', '.join(self.names)}. Use balancing.kind=fixed."
             )
         self.start, self.steps = start, steps
+        self._settled = False
         self.register_buffer("norms", torch.full((steps, len(self.names)), torch.nan, dtype=torch.float64))
         self.register_buffer("observed", torch.zeros((), dtype=torch.int64))
         self.register_buffer("factor", torch.ones(len(self.names), dtype=torch.float64))
@@ -80,8 +83,20 @@ class GradientShareBalancing(Balancing):
         return self.start <= step < self.start + self.steps
 
     @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        """Behind the window, freezes the factors where updates of it were left out.
+
+        Raises: UserError if action had no gradient to weigh against in any of them.
+        """
+        # What an update does to the buffers is undone where it is left out, so this must come before it.
+        behind = step >= self.start + self.steps
+        if behind and not self._settled and int(self.observed) < self.steps:
+            self._freeze()
+        self._settled = behind
+
+    @torch.no_grad()
     def observe_gradients(self, norms: Mapping[str, float]) -> None:
-        """Notes the norms of one update; after the last one the factors are frozen.
+        """Notes the norms of one update; when all are noted the factors are frozen.
 
         Raises: UserError if action had no gradient to weigh against.
         """
@@ -92,12 +107,13 @@ class GradientShareBalancing(Balancing):
 
     def _freeze(self) -> None:
         medians = dict(zip(self.names, self.norms.nanquantile(0.5, dim=0).tolist(), strict=True))
-        main = medians[PRIMARY]
+        main, observed = medians[PRIMARY], f"{int(self.observed)} of {self.steps} updates"
         if not main > 0:
             raise UserError(
                 f"balancing.kind is gradient_share, but the median norm of the gradient of '{PRIMARY}' was "
-                f"{main} in the updates from {self.start} to {self.start + self.steps}: there is nothing to "
-                "weigh against. Use balancing.kind=fixed, or another balancing.start."
+                f"{main} in the updates from {self.start} to {self.start + self.steps} ({observed} were "
+                "measured, the others left out): there is nothing to weigh against. Use "
+                "balancing.kind=fixed, another balancing.start, or more balancing.steps."
             )
         factors: dict[str, float] = {}
         for name, norm in medians.items():
@@ -110,4 +126,4 @@ class GradientShareBalancing(Balancing):
                 )
         self.factor.copy_(self.in_order(factors, self.factor))
         told = ", ".join(f"{name} {factor:.4g} (|g| {medians[name]:.3g})" for name, factor in factors.items())
-        log.info("balancing: lambda from now on is the weight times %s", told)
+        log.info("balancing: lambda from now on is the weight times %s; measured in %s", told, observed)

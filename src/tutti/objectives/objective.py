@@ -29,6 +29,9 @@ class Objective(nn.Module, ABC):
     ) -> LossTerms:
         return super().__call__(features, batch, progress, only)
 
+    def before_step(self, step: int) -> None:
+        """Called before each update of a run (0-based), whether it is made then or left out."""
+
     def wants_gradients(self, step: int) -> bool:
         """True if `observe_gradients` must be called at this update (0-based), before its backward pass."""
         return False

@@ -120,6 +120,9 @@ class UnifiedLoss(Objective):
             total = total + lambdas[name] * value
         return LossTerms(values=values, lambdas=lambdas, total=total, metrics=metrics)
 
+    def before_step(self, step: int) -> None:
+        self.balancing.before_step(step)
+
     def wants_gradients(self, step: int) -> bool:
         return self.balancing.wants_gradients(step)
 

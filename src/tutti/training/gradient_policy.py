@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn.parameter import Parameter
 
+from tutti.training.backward import Backward
 from tutti.training.clipping import Clipper, ZClipConfig
 from tutti.training.health import NonFiniteError
 from tutti.training.spikes import Level, keep_newest
@@ -184,10 +186,13 @@ class GradientPolicy:
         self.diverged = False
 
 
-class KeptBuffers:
-    """Every buffer with a copy of it: a forward pass in training mode may move some (a batch norm's)."""
+class KeptState:
+    """What an update moves before it is known whether it is left out: every buffer (a batch norm's moves in
+    the forward pass), and what the backward keeps of the updates so far. Nothing without modules."""
 
-    def __init__(self, *roots: nn.Module) -> None:
+    def __init__(self, backward: Backward, *roots: nn.Module) -> None:
+        self._backward = backward
+        self._state = copy.deepcopy(backward.state_dict()) if roots else None
         self._kept = [
             (module, name, buffer, buffer.detach().clone())
             for root in roots
@@ -197,7 +202,10 @@ class KeptBuffers:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Buffers are as they were."""
+        """All of it is as it was, and the backward has no part of the update left."""
+        self._backward.drop()
+        if self._state is not None:
+            self._backward.load_state_dict(self._state)
         for module, name, buffer, saved in self._kept:
             buffer.copy_(saved)
             setattr(module, name, buffer)

@@ -134,7 +134,7 @@ class KGradientsBackward(Backward):
         return {"updates": self.updates, "weighers": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
+        self.updates, self._weighers = state["updates"], {}
         for scope, saved in state["weighers"].items():
             self._weighers[scope] = self._new_weigher()
             self._weighers[scope].load_state_dict(saved)

@@ -24,7 +24,7 @@ from tutti.training.ema import Ema, ema_decay
 from tutti.training.feed import TrainingData, fed, shared
 from tutti.training.first_step import show_first, warn_unmoved, warn_unreached
 from tutti.training.fork import note_fork
-from tutti.training.gradient_policy import GradientPolicy, KeptBuffers
+from tutti.training.gradient_policy import GradientPolicy, KeptState
 from tutti.training.gradients import shared_norms, term_gradients
 from tutti.training.health import NonFiniteError, non_finite
 from tutti.training.interrupt import Interruptible
@@ -172,6 +172,7 @@ class Trainer:
         self.model.train()
         self.objective.train()
         while self.step < config.steps:
+            self.objective.before_step(self.step)
             with self.clock.step():
                 self._update(stream, report=self.step == 0)
             if self.policy.diverged:
@@ -194,12 +195,12 @@ class Trainer:
     def _update(self, stream: Iterator[Batch], *, report: bool) -> None:
         """One step of the run: an update, unless a value is not finite and the policy leaves it out."""
         batches: list[Batch] = []
-        buffers = KeptBuffers(*((self.model, self.objective) if self.policy.may_skip else ()))
+        kept = KeptState(self.backward, *((self.model, self.objective) if self.policy.may_skip else ()))
         try:
             self._attempt(stream, batches, report=report)
         except NonFiniteError as error:
             self.policy.skip(error)
-            buffers.put_back()
+            kept.put_back()
             self._leave_out(stream, batches)
         self.step += 1
         self.samples += sum(len(batch.window) for batch in batches) * self.parallel.world.ranks.count
@@ -266,7 +267,6 @@ class Trainer:
         """Nothing moves, but the data go on as if something had."""
         while len(batches) < self.config.accumulation_at(self.step):
             batches.append(next(stream))
-        self.backward.drop()
         self.parallel.drop()
         self.optimizer.zero_grad()
 
