@@ -47,7 +47,10 @@ class SourceConfig(BaseModel):
 
     path: Path = Field(description="The folder that contains meta/ and data/.")
     weight: float = Field(
-        default=1.0, gt=0, description="Its share of the samples is weight / sum of weights."
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Its share of the samples is weight / sum of weights.",
     )
     views: tuple[str, ...] | Literal["auto"] = Field(
         default="auto", description="The camera features to use, in order; auto: all of them."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import lcm
 
 import numpy as np
 from jaxtyping import Int64
@@ -12,25 +14,26 @@ from jaxtyping import Int64
 class Mixture:
     """An endless stream of windows; entry j is a function of (seed, j), whoever asks and when.
 
-    The stream runs in epochs of as many entries as there are windows. In each epoch source i gets the
-    share weights[i] / sum(weights) of the entries (to the nearest whole), in a shuffled order; its own
-    windows come in one permutation after another, keyed by (seed, source, pass), so each is seen once
-    before any is seen again. With one source, an epoch is one permutation keyed by (seed, 0, epoch).
+    The stream runs in epochs of as many entries as there are windows. In epoch e source i gets so many that
+    it has had weights[i] / sum(weights) of all entries so far, to about one: what rounding took from it is
+    made up for later, so over the epochs its share is exact however small it is. They come in a shuffled
+    order; a source's own windows come in one permutation after another, keyed by (seed, source, pass), so
+    each is seen once before any is seen again. With one source, an epoch is one permutation keyed by (seed,
+    0, epoch).
     """
 
     windows: tuple[Int64[np.ndarray, " _"], ...]
     weights: tuple[float, ...]
     seed: int
-    _counts: Int64[np.ndarray, " _"] = field(init=False)
+    _shares: tuple[int, ...] = field(init=False)
+    _spent: tuple[int, tuple[int, ...]] = field(init=False)
     _last: tuple[int, Int64[np.ndarray, " _"]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        exact = self.epoch_length * np.asarray(self.weights) / sum(self.weights)
-        counts = np.floor(exact).astype(np.int64)
-        # Largest remainder: the missing entries go where rounding down took most.
-        order = np.argsort(-(exact - counts), kind="stable")
-        counts[order[: self.epoch_length - int(counts.sum())]] += 1
-        self._counts = counts
+        exact = [Fraction(repr(float(weight))) for weight in self.weights]  # the decimal number as written
+        unit = lcm(*(weight.denominator for weight in exact))
+        self._shares = tuple(int(weight * unit) for weight in exact)
+        self._spent = (0, (0,) * len(exact))
 
     @property
     def epoch_length(self) -> int:
@@ -51,14 +54,42 @@ class Mixture:
         """All entries of one epoch; the last one computed is kept."""
         last = self._last  # read and set at once: the loader's thread and a replay may both be here
         if last is None or last[0] != epoch:
-            sources = np.repeat(np.arange(len(self.windows)), self._counts)
+            before = self._before(epoch)
+            counts = self._counts(epoch, before)
+            sources = np.repeat(np.arange(len(self.windows)), counts)
             if len(self.windows) > 1:
                 sources = np.random.default_rng([self.seed, 1, epoch]).permutation(sources)
             entries = np.empty(self.epoch_length, dtype=np.int64)
-            for source, count in enumerate(self._counts.tolist()):
-                entries[sources == source] = self._of_source(source, epoch * count, count)
+            for source, (start, count) in enumerate(zip(before, counts, strict=True)):
+                entries[sources == source] = self._of_source(source, start, count)
             self._last = last = (epoch, entries)
         return last[1]
+
+    def _before(self, epoch: int) -> tuple[int, ...]:
+        """The entries that each source has had before this epoch."""
+        number, spent = self._spent
+        if number > epoch:
+            number, spent = 0, (0,) * len(self.windows)
+        for passed in range(number, epoch):
+            spent = tuple(map(sum, zip(spent, self._counts(passed, spent), strict=True)))
+        self._spent = (epoch, spent)
+        return spent
+
+    def _counts(self, epoch: int, before: tuple[int, ...]) -> list[int]:
+        """The entries of each source in this epoch: what it is owed, rounded down, and one more for those
+        that this leaves furthest behind."""
+        total, length = sum(self._shares), self.epoch_length
+        owed = [
+            length * (epoch + 1) * share - total * had
+            for share, had in zip(self._shares, before, strict=True)
+        ]
+        counts = [max(0, one // total) for one in owed]
+        behind = sorted(range(len(owed)), key=lambda source: counts[source] * total - owed[source])
+        for source in behind[: max(0, length - sum(counts))]:
+            counts[source] += 1
+        while sum(counts) > length:  # of tiny epochs with many sources that are owed one at once
+            counts[next(source for source in reversed(behind) if counts[source])] -= 1
+        return counts
 
     def _of_source(self, source: int, start: int, count: int) -> np.ndarray:
         windows, parts = self.windows[source], [np.empty(0, dtype=np.int64)]
