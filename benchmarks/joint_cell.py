@@ -21,6 +21,7 @@ from tutti.config import RunConfig, build_config, load_config
 from tutti.data.storage import write_atomically
 from tutti.evaluation.closed_loop import evaluate
 from tutti.evaluation.environments import MetaWorldEnvironments, fit_suite
+from tutti.evaluation.starts import TrainingStarts
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.summary import commit
 from tutti.terminal import say
@@ -100,13 +101,12 @@ def run_cell(folder: Path, run: Path) -> None:
     settings = config.evaluation
     policy = Policy.load(checkpoint, settings.weights)
     suite = fit_suite(config.record.spec, policy.spec, config.record.spec.image_size)
-    first, last = json.loads((run / "recording.json").read_text(encoding="utf-8"))["seeds"]
     found = evaluate(
         CheckpointPolicyFactory(checkpoint, settings.weights),
         settings,
         MetaWorldEnvironments(suite),
         folder=folder / "evaluation",
-        recorded_seeds=range(first, last + 1),
+        trained=TrainingStarts.of_data(run / pipeline.DATASET),
     )
     successes: dict[str, list[int]] = {}
     for rollout in found.rollouts:

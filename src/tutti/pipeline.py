@@ -32,6 +32,7 @@ from tutti.evaluation.closed_loop import evaluate as play
 from tutti.evaluation.config import NO_SUITE, EvaluationConfig
 from tutti.evaluation.environments import MetaWorldEnvironments, fit_suite
 from tutti.evaluation.open_loop import measure, tasks_of
+from tutti.evaluation.starts import DATASET, RECORDING, TrainingStarts, check_seeds
 from tutti.evaluation.videos import rollout_videos
 from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
@@ -51,9 +52,8 @@ from tutti.training.distributed import joined, world
 from tutti.training.machine import decide
 from tutti.training.randomness import seed_everything
 from tutti.training.trainer import Trainer
-from tutti.types import DataSpec
+from tutti.types import DataSpec, UserError
 
-DATASET = "dataset"
 WORK = "recording"
 VIEW = "observation.images."
 ROBOT = "sawyer"
@@ -194,6 +194,8 @@ def _record(config: RecordConfig, run: RunFolder) -> None:
     with progress_bar("recording") as bar:
         made = recorder.record(config, run.path / WORK, bar)
     total = sum(made.successes.values())
+    seeds = [config.seed0, config.seed0 + max(made.tries.values()) - 1]
+    told = {"suite": config.suite, "seeds": seeds, "tries": made.tries, "successes": made.successes}
     if not (run.path / DATASET).exists():  # it appears whole, so if it is there it is finished
         with progress_bar("writing the data set") as bar:
             write_lerobot(
@@ -202,10 +204,10 @@ def _record(config: RecordConfig, run: RunFolder) -> None:
                 fps=config.spec.fps,
                 views=tuple(VIEW + view for view in config.spec.views),
                 robot_type=ROBOT,
+                beside={RECORDING: json.dumps(told, indent=1) + "\n"},
                 progress=lambda done, _: bar(done, total),
             )
-    seeds = [config.seed0, config.seed0 + max(made.tries.values()) - 1]
-    run.write_json("recording.json", {"seeds": seeds, "tries": made.tries, "successes": made.successes})
+    run.write_json(RECORDING, told)
 
 
 def _as_record(episode: RecordedEpisode) -> EpisodeRecord:
@@ -222,7 +224,8 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     """Data, model, objective, trainer: the main path of the package."""
     data, model, objective = build_training(config, run.path)
     run.write_json("model.json", asdict(describe(model)))
-    run.write_json("data.json", data.describe())
+    starts = _training_starts(config, run.path)
+    run.write_json("data.json", data.describe() | {"starts": starts.to_dict()})
     with progress_bar("training") as bar:
         trainer = Trainer(
             config.training,
@@ -264,6 +267,10 @@ def _loss(latest: dict[str, float]) -> str:
 def _evaluate(config: RunConfig, run: RunFolder) -> None:
     """Open loop, closed loop with controls, videos; each rollout is saved as it ends and found again."""
     settings = config.evaluation
+    trained = TrainingStarts() if settings.suite == NO_SUITE else _starts_of_run(run.path, config)
+    check_seeds(settings, trained)  # before anything long begins
+    if trained.unknown:
+        say(trained.warning)
     checkpoint = find_checkpoint(run.path, settings.checkpoint)
     policy = Policy.load(checkpoint, settings.weights)
     suite = suite_of(config)
@@ -279,7 +286,7 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
             settings,
             MetaWorldEnvironments(suite),
             folder=run.path / "evaluation",
-            recorded_seeds=_recorded_seeds(config, run),
+            trained=trained,
             progress=bar,
         )
     with progress_bar("making videos") as bar:
@@ -309,12 +316,37 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
     run.write_json("evaluation/open_loop.json", errors.to_dict())
 
 
-def _recorded_seeds(config: RunConfig, run: RunFolder) -> range | None:
-    """The starts that the policy may have been shown; None where its data came from elsewhere."""
-    if config.data.sources:
-        return None
-    first, last = json.loads((run.path / "recording.json").read_text(encoding="utf-8"))["seeds"]
-    return range(first, last + 1)
+def _training_starts(config: RunConfig, folder: Path, forked: tuple[Path, ...] = ()) -> TrainingStarts:
+    """The starts of all that was trained on: the run's data, and those of the run that it was forked off.
+
+    `forked` are the runs that have led to this one, so that no circle of forks is followed twice.
+    """
+    folders = [source.path for source in config.data.sources] or [folder / DATASET]
+    parts = [TrainingStarts.of_data(source) for source in folders]
+    fork = config.training.fork
+    if fork != "off" and Path(fork.run) not in forked:
+        parts.append(_starts_of_run(Path(fork.run), forked=(*forked, Path(fork.run))))
+    return TrainingStarts.union(parts)
+
+
+def _starts_of_run(
+    folder: Path, config: RunConfig | None = None, forked: tuple[Path, ...] = ()
+) -> TrainingStarts:
+    """As its training noted them in data.json; an older run, which did not, is asked for its data sets."""
+    try:
+        noted = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+        if "starts" in noted:
+            return TrainingStarts.from_dict(noted["starts"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'data.json'}: cannot be read ({error}); `tutti train` writes it."
+        ) from None
+    if config is None and not (folder / "config.yaml").is_file():
+        return TrainingStarts(unknown=(str(folder),))  # a fork of a run that has moved
+    config = config or RunFolder(folder, new=False).config()
+    return _training_starts(_with_data_of_fork(config), folder, forked)
 
 
 def expected_spec(config: RunConfig) -> DataSpec:

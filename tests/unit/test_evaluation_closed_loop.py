@@ -13,6 +13,7 @@ from tutti.evaluation.closed_loop import evaluate
 from tutti.evaluation.config import ControlsConfig, EvaluationConfig
 from tutti.evaluation.results import EvaluationResult
 from tutti.evaluation.rollouts import Player, Rollout, Unit, Worker
+from tutti.evaluation.starts import TrainingStarts
 from tutti.types import UserError
 
 CONTROLS = ControlsConfig(
@@ -108,8 +109,8 @@ def test_other_weights_replace_their_records_but_not_the_experts(tmp_path: Path)
 def test_seeds_of_demonstrations_are_refused() -> None:
     config = CONFIG.model_copy(update={"seed0": 9998})
     with pytest.raises(UserError, match=r"seeds 9998 to 10003.*10000 to 10099.*10100"):
-        evaluate(Policies(), config, LineWorlds(), recorded_seeds=range(10000, 10100))
-    evaluate(Policies(), CONFIG, LineWorlds(), recorded_seeds=range(10000, 10100))
+        evaluate(Policies(), config, LineWorlds(), trained=TrainingStarts(seeds=(range(10000, 10100),)))
+    evaluate(Policies(), CONFIG, LineWorlds(), trained=TrainingStarts(seeds=(range(10000, 10100),)))
 
 
 def test_impossible_limit_and_unknown_partner_are_refused() -> None:

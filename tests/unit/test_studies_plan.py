@@ -13,6 +13,7 @@ import pytest
 from study_world import make_study, write_data
 from tutti.config import RunConfig
 from tutti.data.loader import SourceConfig
+from tutti.evaluation.starts import TrainingStarts
 from tutti.stages import RunFolder
 from tutti.studies import costs as costs_module
 from tutti.studies.arms import cell_config
@@ -270,7 +271,7 @@ def test_data_of_another_run_are_only_read(data: Path, tmp_path: Path) -> None:
     before = sorted(str(path) for path in run.rglob("*"))
     study = make_study(data_from=run)
     shared = share_data(study, config_of(data), tmp_path / "study")
-    assert shared.seeds == range(10000, 10008)
+    assert shared.starts == TrainingStarts(seeds=(range(10000, 10008),))
     assert shared.sources[0].path == run.resolve() / "dataset"
     assert (tmp_path / "study" / "cache" / "abc" / "complete.json").is_file()
     link_cache(tmp_path / "study", tmp_path / "study" / "cells" / "one")
@@ -286,5 +287,6 @@ def test_run_that_has_recorded_nothing_is_refused(data: Path, tmp_path: Path) ->
 
 def test_data_that_the_base_names_are_taken_as_they_are(data: Path, tmp_path: Path) -> None:
     shared = share_data(make_study(data), config_of(data), tmp_path)
-    assert (shared.sources[0].path, shared.seeds) == (data.resolve(), None)
+    assert shared.sources[0].path == data.resolve()
+    assert shared.starts == TrainingStarts(unknown=(str(data.resolve()),))
     assert shared.fingerprint == share_data(make_study(data), config_of(data), tmp_path).fingerprint

@@ -19,6 +19,7 @@ from tutti.evaluation.controls import Starts, plan, units, verdict
 from tutti.evaluation.environments import EnvironmentFactory
 from tutti.evaluation.results import EvaluationProtocol, EvaluationResult, score
 from tutti.evaluation.rollouts import Condition, Player, PolicyFactory, Rollout, Unit, Worker
+from tutti.evaluation.starts import TrainingStarts, check_seeds
 from tutti.simulation.workers import Workers, available_cpus
 from tutti.types import UserError
 
@@ -34,20 +35,21 @@ def evaluate(
     environments: EnvironmentFactory,
     *,
     folder: Path | None = None,
-    recorded_seeds: range | None = None,
+    trained: TrainingStarts | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Plays every planned rollout that `folder` does not hold yet, and scores them all.
 
     `folder` receives one JSON record per rollout, `<condition>/<task>/<seed>.json`, as it ends; a record of
-    another policy or protocol is replaced. None keeps everything in memory. `recorded_seeds` are those of
-    the demonstrations.
+    another policy or protocol is replaced. None keeps everything in memory. `trained` are the starts of the
+    demonstrations; None, where the caller answers for them.
 
     Raises UserError: the evaluation's seeds overlap the demonstrations'; `max_decisions` exceeds what the
     simulator allows; the policy gave non-finite actions; the disk is full.
     Raises WorkerError: a worker failed or died; the rollouts it had finished are kept.
     """
-    check_seeds(config, recorded_seeds)
+    trained = trained or TrainingStarts()
+    check_seeds(config, trained)
     if config.max_decisions > environments.longest:
         raise UserError(
             f"evaluation.max_decisions is {config.max_decisions}, but the simulator ends an episode after "
@@ -71,22 +73,10 @@ def evaluate(
             done.extend(block)
             _report(progress, len(done), total)
     return _result(
-        config, environments, planned, done, resumed=len(found), seconds=time.perf_counter() - began
+        *(config, environments, trained, planned, done),
+        resumed=len(found),
+        seconds=time.perf_counter() - began,
     )
-
-
-def check_seeds(config: EvaluationConfig, recorded: range | None) -> None:
-    """Refuses to judge a policy on starts that it was shown. Raises UserError where the seeds overlap."""
-    if recorded is None or len(recorded) == 0:
-        return
-    ours = config.seeds
-    low, high = min(recorded), max(recorded)
-    if ours[0] <= high and low <= ours[-1]:
-        raise UserError(
-            f"evaluation.seed0: the evaluation's starts (seeds {ours[0]} to {ours[-1]}) overlap the "
-            f"demonstrations' (seeds {low} to {high}): the score would count starts that were trained on. "
-            f"Set evaluation.seed0 to {high + 1} or more, or to at most {max(0, low - config.episodes)}."
-        )
 
 
 def _split(player: Player, planned: Sequence[Unit]) -> tuple[list[Rollout], list[Unit]]:
@@ -182,6 +172,7 @@ def _report(progress: Progress | None, done: int, total: int) -> None:
 def _result(
     config: EvaluationConfig,
     environments: EnvironmentFactory,
+    trained: TrainingStarts,
     planned: dict[Condition, Starts],
     rollouts: list[Rollout],
     *,
@@ -211,6 +202,8 @@ def _result(
             max_decisions=config.max_decisions,
             distinct_starts=len({(r.task, r.start) for r in ordered if r.condition == "policy"}),
             environment=environments.fingerprint,
+            trained_seeds=tuple(f"{one[0]} to {one[-1]}" for one in trained.seeds),
+            starts_not_known=trained.unknown,
         ),
         rollouts=ordered,
         resumed=resumed,

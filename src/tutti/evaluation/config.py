@@ -55,9 +55,9 @@ class EvaluationConfig(BaseModel):
     """Closed-loop evaluation of one policy.
 
     Start i of a task is the simulator's start of seed `seed0 + i`; demonstrations begin at 10000, and an
-    overlap is refused. A policy predicts a chunk of actions, `execute` of them are carried out, then it
-    looks again. A rollout ends at the first success or after `max_decisions` actions (each lasts the
-    suite's action repeat).
+    overlap with those of any data that were trained on is refused (starts.py). A policy predicts a chunk of
+    actions, `execute` of them are carried out, then it looks again. A rollout ends at the first success or
+    after `max_decisions` actions (each lasts the suite's action repeat).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -9,6 +9,7 @@ from typing import Any
 
 from tutti.evaluation.controls import Verdict
 from tutti.evaluation.rollouts import Condition, Rollout
+from tutti.evaluation.starts import TrainingStarts
 from tutti.evaluation.statistics import Interval, mean_of_rates, wilson
 
 
@@ -47,6 +48,8 @@ class EvaluationProtocol:
 
     Success latches at its first moment and ends the rollout. `distinct_starts` counts different (task,
     privileged state after the reset): a deterministic policy gives no more evidence than that.
+    `trained_seeds` are those of the demonstrations ("10000 to 10052", recording by recording);
+    `starts_not_known` names the data sets that do not say theirs.
     """
 
     suite: str
@@ -58,6 +61,8 @@ class EvaluationProtocol:
     max_decisions: int
     distinct_starts: int
     environment: str
+    trained_seeds: tuple[str, ...] = ()
+    starts_not_known: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +104,13 @@ class EvaluationResult:
         )
         interval = self.policy.interval
         intervals = f"Per task: Wilson 95 %. Task mean, 95 %: {interval.percent()} ({interval.rule})."
-        return [first, intervals, *(found.sentence for found in self.verdicts)]
+        unknown = TrainingStarts(unknown=p.starts_not_known).warning
+        return [
+            first,
+            intervals,
+            *([unknown] if unknown else []),
+            *(found.sentence for found in self.verdicts),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; of the rollouts everything but the executed actions, which lie in the

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from tutti.data.storage import full_disk_is_a_user_error, megabytes, write_atomically
+from tutti.evaluation.starts import TrainingStarts
 from tutti.report.blocks import Note, Section
 from tutti.report.curves import training_section
+from tutti.report.finding import capital
 from tutti.report.influence import influence_section, top_notes
 from tutti.report.inputs import Inputs, config_of, read_inputs
 from tutti.report.numbers import count, duration, percent
@@ -126,6 +128,9 @@ def warnings(inputs: Inputs, evaluation: Evaluation) -> list[str]:
         found.append(
             f"records.jsonl: {records.broken_lines} torn line(s) left out, as a killed run leaves its last."
         )
+    unknown = evaluation.protocol.get("starts_not_known")
+    if isinstance(unknown, list) and unknown:
+        found.append(capital(TrainingStarts(unknown=tuple(map(str, unknown))).warning))
     if evaluation.resumed:
         found.append(
             f"The evaluation was resumed: {evaluation.resumed} of its rollouts come from an interrupted run."

@@ -19,7 +19,7 @@ from typing import Any
 
 from tutti.config import RunConfig
 from tutti.data.storage import full_disk_is_a_user_error, write_atomically
-from tutti.evaluation.closed_loop import check_seeds
+from tutti.evaluation.starts import check_seeds
 from tutti.simulation.rendering import check_rendering
 from tutti.studies.arms import arm_config, cell_config, check_same_starts
 from tutti.studies.board import Board
@@ -104,7 +104,9 @@ def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunCon
         for arm in study.arms
     }
     check_same_starts(study, configs)
-    check_seeds(configs[study.baseline].evaluation, data.seeds)
+    check_seeds(configs[study.baseline].evaluation, data.starts)
+    if data.starts.unknown:
+        say(data.starts.warning)
     costs = _costs(study, configs, data, folder)
     allowed = affordable_steps(study.budget, steps, costs, study.baseline)
     planned = plan_cells(study, allowed, data.sources, data.fingerprint, folder.resolve())

@@ -11,9 +11,9 @@ from pathlib import Path
 from tutti import pipeline
 from tutti.config import RunConfig
 from tutti.data.loader import SourceConfig
+from tutti.evaluation.starts import TrainingStarts
 from tutti.stages import RunFolder
 from tutti.studies.config import StudyConfig
-from tutti.types import UserError
 
 CACHE = "cache"
 RECORDED = "recorded"
@@ -21,12 +21,11 @@ RECORDED = "recorded"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedData:
-    """`fingerprint` is a hash of the data sets' contents; `seeds` are the starts of the demonstrations, None
-    where the data come from elsewhere."""
+    """`fingerprint` is a hash of the data sets' contents; `starts` are those of the demonstrations."""
 
     sources: tuple[SourceConfig, ...]
     fingerprint: str
-    seeds: range | None
+    starts: TrainingStarts
 
 
 def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedData:
@@ -50,7 +49,7 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
     return SharedData(
         sources=sources,
         fingerprint=hashlib.sha256(contents.encode()).hexdigest()[:16],
-        seeds=None if home is None else _recorded_seeds(home),
+        starts=TrainingStarts.union(TrainingStarts.of_data(source.path) for source in sources),
     )
 
 
@@ -77,14 +76,3 @@ def _link(link: Path, target: Path) -> None:
         link.unlink()  # what it led to has moved
     if not link.exists():
         link.symlink_to(target.resolve(), target_is_directory=True)
-
-
-def _recorded_seeds(home: Path) -> range | None:
-    path = home / "recording.json"
-    if not path.is_file():
-        return None
-    try:
-        first, last = json.loads(path.read_text(encoding="utf-8"))["seeds"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: cannot be read; `tutti record` writes it.") from None
-    return range(first, last + 1)

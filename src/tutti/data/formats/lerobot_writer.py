@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -62,13 +62,15 @@ def write_lerobot(
     views: tuple[str, ...],
     robot_type: str,
     storage: Storage = "image",
+    beside: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes all `episodes` to `folder`, which must not exist yet; gives `folder` back.
 
     Everything is written to `<folder>.partial` and renamed at the end, so `folder` is either complete or
     absent. The same episodes give the same bytes (with the same library versions). `episodes` is read
-    once and may be a generator; one episode at a time is held in memory.
+    once and may be a generator; one episode at a time is held in memory. `beside` has the names and texts of
+    further files of the folder, which LeRobot does not read.
 
     Raises UserError if the folder exists, an episode does not fit the first one, or the disk is full.
     """
@@ -95,6 +97,8 @@ def write_lerobot(
                     if progress is not None:
                         progress(written + 1, total)
                 writer.finish()
+            for name, text in (beside or {}).items():
+                (partial / name).write_text(text, encoding="utf-8")
             sync_tree(partial)
             os.replace(partial, folder)
             sync(folder.parent)
