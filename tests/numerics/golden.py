@@ -28,8 +28,9 @@ from vla_world import MODEL, SPEC, Data
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 STEPS = 10
-KEPT = ("loss/", "lambda/", "optim/grad_norm")
-"""What is kept of a record: every term raw and weighted, the total, lambdas, gradient norms."""
+KEPT = ("loss/", "lambda/", "optim/grad_norm", "valid/")
+"""What is kept of a record: every term raw and weighted, the total, lambdas, gradient norms, and what the
+averaged weights have on held-out windows."""
 
 OBJECTIVE = {
     "align": {"weight": {"start": 0.3, "end": 0.1}},
@@ -47,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gradient_share": {"balancing": {"kind": "gradient_share", "start": 2, "steps": 5}},
     "flow_decoder": {"model": {"action": {"kind": "flow"}}},
     "accumulation": {"training": {"accumulation": 3}},
+    "ema": {"training": {"ema": 0.9, "validate_every": 2}},
 }
 """What each curve changes of the same small run."""
 
@@ -72,7 +74,8 @@ def machine_type() -> dict[str, str]:
 
 
 def curve(name: str) -> list[dict[str, float]]:
-    """The kept values of every step of a preset's run, in float32 on one thread."""
+    """The kept values of every step of a preset's run, in float32 on one thread; the last step of a
+    preset that names `ema` has the norm of every averaged tensor too."""
     changes = PRESETS[name]
     training = {
         "steps": STEPS,
@@ -96,11 +99,17 @@ def curve(name: str) -> list[dict[str, float]]:
             config.training, model, objective, run, strategy=config.strategy, backward=config.backward
         )
         trainer.fit(Data())
-        return [
-            {key: value for key, value in record.items() if key.startswith(KEPT)}
-            for record in read_records(run)
-            if record["kind"] == "train"
-        ]
+        steps: list[dict[str, float]] = [{} for _ in range(STEPS)]
+        for record in read_records(run):
+            kept = {
+                key: value for key, value in record.items() if key.startswith(KEPT) and "metric" not in key
+            }
+            steps[record["step"] - 1] |= kept
+        averages = trainer.averages if "ema" in changes.get("training", {}) else {}
+        for part, average in averages.items():
+            for key, value in average.shadow.items():
+                steps[-1][f"average/{part}/{key}"] = float(value.double().norm())
+        return steps
 
 
 def stored(name: str) -> dict[str, Any]:

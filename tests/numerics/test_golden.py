@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import pytest
@@ -27,8 +28,18 @@ def test_every_file_belongs_to_a_preset_and_says_why_it_was_written() -> None:
 
 
 def test_the_curves_differ_from_one_another() -> None:
-    totals = {name: tuple(step["loss/total"] for step in stored(name)["steps"]) for name in PRESETS}
-    assert len(set(totals.values())) == len(PRESETS)
+    steps = {json.dumps(stored(name)["steps"]) for name in PRESETS}
+    assert len(steps) == len(PRESETS)
+
+
+def test_the_curve_of_the_average_tells_it_from_the_weights_in_training() -> None:
+    """`ema` makes the updates of `plain`, so what it adds is what the average alone can give."""
+    plain, average = stored("plain")["steps"], stored("ema")["steps"]
+    shared = [{key: step[key] for key in own} for own, step in zip(plain, average, strict=True)]
+    assert list(deviations(plain, shared, exact=False)) == []
+    added = {key for key in average[-1] if key not in plain[-1]}
+    assert any(key.startswith("average/ema/") for key in added)
+    assert {"valid/action", "valid/total"} <= added
 
 
 def test_the_comparison_can_fail() -> None:

@@ -1,0 +1,195 @@
+"""What a validation writes down, computed by hand: means over windows, of the weights that are served."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from training_world import BATCH, Data, make_batch, make_trainer
+from tutti.objectives.objective import Objective
+from tutti.training.machine import decide
+from tutti.training.randomness import seed_everything
+from tutti.training.record import read_records
+from tutti.training.validation import fetch, reading, term_values, validate, validated
+from tutti.types import Batch, Features, LossTerms, Observation, Tokens
+
+MACHINE = decide("cpu", 1, "fp32")
+SIZES = (4, 2, 1)
+
+
+class Look(nn.Module):
+    """Features of nothing, through a dropout, and a part that training keeps in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.frozen = nn.Dropout(0.5)
+        self.frozen.eval()
+
+    def forward(self, observation: Observation) -> Features:
+        readout = self.frozen(self.dropout(observation.state))
+        nothing = Tokens(values=readout[:, None], mask=torch.ones(len(readout), 1, dtype=torch.bool))
+        return Features(vision=nothing, language=nothing, readout=readout, fused_vision=nothing)
+
+
+class Told(Objective):
+    """`size`: the batch's number of windows; `random`: a draw; `state`: a mean. Notes what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[float, Any, bool, bool]] = []
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("size", "random", "state")
+
+    def forward(
+        self, features: Features, batch: Batch, progress: float = 0.0, only: Collection[str] | None = None
+    ) -> LossTerms:
+        self.asked.append((progress, only, self.training, torch.is_grad_enabled()))
+        values: dict[str, Tensor] = {
+            "size": torch.tensor(float(len(batch.window))),
+            "random": torch.rand(()),
+            "state": features.readout.mean() * self.weight,
+        }
+        values = {name: value for name, value in values.items() if only is None or name in only}
+        rare = torch.tensor(float("nan") if len(batch.window) == 4 else 10.0 * len(batch.window))
+        total = progress * sum(values.values(), torch.zeros(()))
+        return LossTerms(
+            values=values, lambdas=dict.fromkeys(values, torch.ones(())), total=total, metrics={"rare": rare}
+        )
+
+
+def batches() -> list[Batch]:
+    return [make_batch(100 + number, size) for number, size in enumerate(SIZES)]
+
+
+def run(**changes: Any) -> tuple[dict[str, float], Look, Told]:
+    model, objective = Look(), Told()
+    given: dict[str, Any] = {"progress": 0.25, "seed": 5, **changes}
+    return validate(model, objective, batches(), MACHINE, **given), model, objective
+
+
+def test_batches_are_weighted_by_their_windows() -> None:
+    values, _, _ = run()
+    assert values["valid/size"] == pytest.approx((4 * 4 + 2 * 2 + 1) / 7)
+    states = torch.cat([batch.observation.state for batch in batches()]).double()
+    assert values["valid/state"] == pytest.approx(2 * float(states.mean()), rel=1e-6)
+
+
+def test_a_metric_is_a_mean_over_the_windows_that_have_it() -> None:
+    values, _, _ = run()
+    assert values["valid/metric/rare"] == pytest.approx((2 * 20 + 1 * 10) / 3)
+    assert set(values) == {
+        *("valid/size", "valid/random", "valid/state", "valid/total", "valid/metric/rare"),
+    }
+
+
+def test_the_total_is_at_the_progress_that_is_given() -> None:
+    values, _, objective = run(progress=0.75)
+    terms = values["valid/size"] + values["valid/random"] + values["valid/state"]
+    assert values["valid/total"] == pytest.approx(0.75 * terms)
+    assert {asked[0] for asked in objective.asked} == {0.75}
+
+
+def test_only_the_named_terms_count_under_the_given_prefix() -> None:
+    values, _, objective = run(only=("state",), prefix="valid_raw")
+    assert set(values) == {"valid_raw/state", "valid_raw/total", "valid_raw/metric/rare"}
+    assert {asked[1] for asked in objective.asked} == {("state",)}
+
+
+def test_it_judges_in_evaluation_mode_without_gradients_and_restores_each_module_s_own() -> None:
+    _, model, objective = run()
+    assert all(not training and not grad for _, _, training, grad in objective.asked)
+    assert model.training and model.dropout.training and objective.training
+    assert not model.frozen.training
+
+
+def test_modes_are_restored_after_a_failure() -> None:
+    model, objective = Look(), Told()
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        validate(model, objective, batches(), MACHINE, progress=0.5, seed=0, evaluate=fail)
+    assert model.training and objective.training and not model.frozen.training
+
+
+def test_batch_i_draws_from_the_seed_plus_i_and_training_s_own_draws_go_on() -> None:
+    torch.manual_seed(77)
+    following = torch.rand(3)
+    torch.manual_seed(77)
+    values, _, _ = run(seed=5)
+    assert torch.equal(torch.rand(3), following)
+    drawn = []
+    for number in range(len(SIZES)):
+        seed_everything(5 + number)
+        drawn.append(float(torch.rand(())))
+    expected = sum(size * value for size, value in zip(SIZES, drawn, strict=True)) / sum(SIZES)
+    assert values["valid/random"] == pytest.approx(expected)
+    assert len(set(drawn)) == len(SIZES)
+
+
+def test_readings_are_fetched_in_their_own_order() -> None:
+    def terms(shift: float) -> LossTerms:
+        a, b = torch.tensor(1.0 + shift), torch.tensor(2.0 + shift)
+        return LossTerms(
+            values={"a": a, "b": b},
+            lambdas={"a": 10 * a, "b": 10 * b},
+            total=100 * (a + b),
+            metrics={"m": -a, "n": torch.tensor(math.inf)},
+        )
+
+    expected = ({"a": 1.0, "b": 2.0}, {"a": 10.0, "b": 20.0}, {"m": -1.0}, 300.0)
+    assert term_values(terms(0.0)) == expected
+    found, more = fetch([reading(terms(0.0)), reading(terms(1.0))], torch.tensor(7.0), torch.tensor([8.0]))
+    assert found[0] == expected and found[1][0] == {"a": 2.0, "b": 3.0} and found[1][3] == 500.0
+    assert more == [7.0, 8.0]
+
+
+def by_hand(trainer: Any, data: Data, progress: float) -> dict[str, float]:
+    """The means over the held-out windows with the weights that the modules have now."""
+    trainer.model.eval()
+    sums: dict[str, float] = {}
+    windows = sum(len(batch.window) for batch in data.validation)
+    with torch.no_grad():
+        for batch in data.validation:
+            terms = trainer.objective(trainer.model(batch.observation), batch, progress)
+            for name, value in {**terms.values, "total": terms.total}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.window) / windows
+    trainer.model.train()
+    return sums
+
+
+def test_the_served_weights_are_judged_and_those_in_training_beside_them(tmp_path: Path) -> None:
+    data = Data()
+    trainer = make_trainer(tmp_path, ema=0.9, validate_raw=True, steps=10, validate_every=5)
+    trainer.fit(data)
+    assert {len(batch.window) for batch in data.validation} == {BATCH, 2}
+    raw = by_hand(trainer, data, 1.0)
+    trained = {
+        name: {key: value.clone() for key, value in average.module.state_dict().items()}
+        for name, average in trainer.averages.items()
+    }
+    for average in trainer.averages.values():
+        average.module.load_state_dict(average.shadow)
+    served = by_hand(trainer, data, 1.0)
+    for name, average in trainer.averages.items():
+        average.module.load_state_dict(trained[name])
+    values = validated(trainer, data)  # pyright: ignore[reportArgumentType]
+    for name in ("action", "recon", "total"):
+        assert values[f"valid/{name}"] == pytest.approx(served[name], rel=1e-5)
+        assert values[f"valid_raw/{name}"] == pytest.approx(raw[name], rel=1e-5)
+    assert served["action"] != pytest.approx(raw["action"], rel=1e-4)
+    (halfway,) = [r for r in read_records(tmp_path) if r["kind"] == "validation" and r["step"] == 5]
+    # recon weighs 0.1 (1 - progress), and after 5 of 10 updates progress is 5 / 10.
+    expected = halfway["valid/action"] + 0.1 * 0.5 * halfway["valid/recon"]
+    assert halfway["valid/total"] == pytest.approx(expected, rel=1e-5)
