@@ -87,7 +87,8 @@ class Term(nn.Module, ABC):
     `needs_futures` asks the data for the observations that many actions later, `needs_states` for the states
     at those offsets (0: the episode's last, -1: the next key frame's); the batch of several terms holds what
     any of them asks for. `no_decay` names parameters of the term that weight decay must leave alone.
-    Metrics are named `<name>/...`: the same class may serve under two names.
+    Metrics are named `<name>/...`: the same class may serve under two names. The model is used but never
+    registered as a submodule: keep it in a tuple, `self._model = (model,)`.
     """
 
     no_decay: frozenset[str] = frozenset()

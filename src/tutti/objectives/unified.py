@@ -14,6 +14,7 @@ from tutti.objectives.align import ContrastiveConfig
 from tutti.objectives.balancing import Balancing, FixedBalancingConfig
 from tutti.objectives.balancings import BalancingConfig
 from tutti.objectives.objective import Objective
+from tutti.objectives.ownership import check_ownership
 from tutti.objectives.recon import FuturePatchesConfig
 from tutti.objectives.schedule import Weight, schedule_of
 from tutti.objectives.state import FutureStatesConfig
@@ -75,10 +76,13 @@ class ObjectiveConfig(BaseModel):
 
     def build(self, model: Model, balancing: BalancingConfig | None = None) -> UnifiedLoss:
         """The loss for `model`, with fresh heads from torch's global generator; lambdas are fixed unless
-        `balancing` says otherwise. Raises UserError where sizes clash."""
+        `balancing` says otherwise. Raises UserError where sizes clash or a term owns what `model` owns."""
         terms = {name: config.build(model, name) for name, config in self.terms().items()}
         schedules = {name: schedule_of(weight) for name, weight in self.weights().items()}
-        return UnifiedLoss(terms, (balancing or FixedBalancingConfig()).build(schedules))
+        loss = UnifiedLoss(terms, (balancing or FixedBalancingConfig()).build(schedules))
+        if isinstance(model, nn.Module):
+            check_ownership(model, loss)
+        return loss
 
 
 class UnifiedLoss(Objective):

@@ -13,6 +13,7 @@ action) has its own learning rate, which a strategy may scale, and so has each l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from torch import nn
 from torch.nn.parameter import Parameter
 
 from tutti.models.parts import ActionDecoder
+from tutti.objectives.ownership import check_ownership
 from tutti.training.muon import Muon
 from tutti.training.rates import RatesConfig, part_of
 from tutti.training.schedule_free import ScheduleFreeAdamW
@@ -43,6 +45,20 @@ class ParameterGroups:
     plain: dict[str, Parameter]
 
 
+def trainable(model: nn.Module, objective: nn.Module) -> dict[str, Parameter]:
+    """Every parameter that learns, by its name from model. or objective. on, each once.
+
+    Raises: UserError if the objective has registered a part of the model.
+    """
+    check_ownership(model, objective)
+    return {
+        f"{root}.{name}": parameter
+        for root, module in (("model", model), ("objective", objective))
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 def output_heads(model: nn.Module) -> set[nn.Module]:
     """The last linear layer, in order of registration, of each action decoder in the model."""
     decoders = [module for module in model.modules() if isinstance(module, ActionDecoder)]
@@ -55,7 +71,7 @@ def group_parameters(
 ) -> ParameterGroups:
     """Sort the trainable parameters of model and objective into matrix, head and plain.
 
-    A parameter that both own (or two modules share) counts once, where the model first holds it.
+    A parameter that two modules share counts once, where it is first held.
     `adamw_modules` names further submodules of the model whose weights count as head.
 
     Raises: UserError if a name in `adamw_modules` is no submodule of the model.
@@ -112,11 +128,19 @@ class OptimizerSet:
 
     `set_factor` multiplies each group's base learning rate, which is what a schedule does. Settings (rates,
     decays, betas) are those that it was built with, also where a loaded state comes from other ones.
+
+    Raises: UserError if a parameter would be moved twice in a step.
     """
 
     def __init__(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
         self._factor = 1.0
+        times = Counter(id(parameter) for parameter in self.parameters)
+        if twice := [tuple(p.shape) for p in self.parameters if times[id(p)] > 1]:
+            raise UserError(
+                f"The optimisers {', '.join(optimizers)} would move a parameter of shape {twice[0]} twice in "
+                "each step. Put each parameter into one group of one of them."
+            )
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]

@@ -9,7 +9,6 @@ from time import monotonic
 
 import torch
 from torch import nn
-from torch.nn.parameter import Parameter
 
 from tutti.objectives.objective import Objective
 from tutti.ranks import sharing
@@ -30,7 +29,7 @@ from tutti.training.health import NonFiniteError, non_finite
 from tutti.training.interrupt import Interruptible
 from tutti.training.machine import decide
 from tutti.training.metrics import rate_metrics, term_metrics
-from tutti.training.optimizer import part_of
+from tutti.training.optimizer import part_of, trainable
 from tutti.training.randomness import rng_state, seed_everything
 from tutti.training.record import Meter, Recorder, recorder_of
 from tutti.training.replicas import Computation
@@ -83,12 +82,7 @@ class Trainer:
         computation = Computation(model=self.model, objective=self.objective, forward=forward, world=world())
         self.parallel = config.parallel.build(computation, self.machine)
         self.optimizer = config.optimizer.build(self.model, self.objective)
-        self.parameters: dict[str, Parameter] = {
-            f"{root}.{name}": parameter
-            for root, module in (("model", self.model), ("objective", self.objective))
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        }
+        self.parameters = trainable(self.model, self.objective)
         warn_unmoved(self.parameters, self.optimizer)
         self.strategy_config = strategy or EndToEndConfig()
         self.strategy = Strategy(
