@@ -130,8 +130,9 @@ def test_a_checkpoint_goes_on_with_any_number_of_ranks(
         count, section = spread(kind)
         found = on_ranks(count, train, str(tmp_path), settings | OPTIMIZERS[case] | section)[0]
         last = tmp_path / "checkpoints" / "step-000004"
-        wrote = {path.name.split("_")[2] for path in (last / "shards").glob("__*")}
-        assert wrote == ({str(rank) for rank in range(count)} if form == "sharded" else set())
+        wrote = {path.name for path in (last / "shards").glob("rank-*")}
+        shares = {f"rank-{rank:05d}.safetensors" for rank in range(count)}
+        assert wrote == (shares if form == "sharded" else set())
         if kind == before:
             shutil.rmtree(last)
     require_same_records(expected["records"], found["records"])
@@ -150,14 +151,14 @@ def full_on_one(run: str, changes: dict[str, Any]) -> tuple[str, str]:
     """A training whose rank 1 finds the disk full at its second checkpoint."""
     from tutti import shards
 
-    write = shards.FileSystemWriter.write_data
+    write = shards.write
 
-    def refuse(self: Any, plan: Any, planner: Any) -> Any:
-        if present().rank == 1 and "step-000004" in str(self.path):
+    def refuse(folder: Path, *given: Any) -> Any:
+        if present().rank == 1 and "step-000004" in str(folder):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, plan, planner)
+        return write(folder, *given)
 
-    shards.FileSystemWriter.write_data = refuse
+    shards.write = refuse
     try:
         train(run, changes)
     except UserError as error:
@@ -337,20 +338,21 @@ def test_a_rank_that_hangs_while_its_state_is_copied_is_named(tmp_path: Path) ->
 
 
 def failing_on_one(run: str, changes: dict[str, Any], what: str) -> str:
-    from tutti.training import checkpoint, saving
+    from tutti import shards
+    from tutti.training import saving
 
     def fail(*given: Any, **named: Any) -> Any:
         if what == "retain":
             raise UserError("the folder is locked")
         if present().rank == 1:
             raise MemoryError("no room")
-        return sizes(*given, **named)
+        return write(*given, **named)
 
-    sizes = checkpoint._sizes
+    write = shards.write
     if what == "retain":
         saving.retain = fail
     else:
-        checkpoint._sizes = fail
+        shards.write = fail
     try:
         train(run, changes)
     except UserError as error:
@@ -360,7 +362,7 @@ def failing_on_one(run: str, changes: dict[str, Any], what: str) -> str:
     return "went on"
 
 
-@pytest.mark.parametrize(("what", "background"), [("retain", False), ("retain", True), ("sizes", True)])
+@pytest.mark.parametrize(("what", "background"), [("retain", False), ("retain", True), ("write", True)])
 def test_whatever_fails_on_one_rank_while_saving_ends_all(
     what: str, background: bool, tmp_path: Path
 ) -> None:

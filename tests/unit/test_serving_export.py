@@ -72,7 +72,7 @@ def test_a_checkpoint_of_shares_is_a_policy_and_exports_one_file(
     to = export(run, tmp_path / "policy", weights)
     np.testing.assert_array_equal(Policy.load(to).predict(images, state, "open it"), expected)
     assert json.loads((to / "export.json").read_text())["weights"] == weights
-    index = folder / "shards" / ".metadata"
+    index = folder / "shards" / "index.json"
     index.write_bytes(index.read_bytes()[:50])
     with pytest.raises(UserError, match="missing or damaged"):
         Policy.load(run)

@@ -95,10 +95,10 @@ def test_a_sharded_checkpoint_is_loaded_as_a_whole_one(tmp_path: Path) -> None:
     sharded = load(folder)
     require_same(everything(whole), everything(sharded))
     assert sharded.extra == whole.extra and sharded.step == 7
-    assert shards.sets(folder / "shards") == {"model", "optimizer"}
+    assert {name.split("/")[0] for name in shards.index_of(folder / "shards")} == {"model", "optimizer"}
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
+@pytest.mark.parametrize("name", ["rank-00000.safetensors", "index.json"])
 @pytest.mark.parametrize("how", ["shorter", "other", "gone"])
 def test_damage_to_a_shard_is_found(tmp_path: Path, name: str, how: str) -> None:
     path = save_sharded(tmp_path, make(1), ONE) / "shards" / name
@@ -292,7 +292,7 @@ def test_a_damaged_shard_leads_to_the_checkpoint_before_it(tmp_path: Path) -> No
     settings: dict[str, Any] = {"steps": 8, "checkpoint_every": 4, **mode("sharded", True)}
     make_trainer(tmp_path / "straight", **settings).fit(Data())
     make_trainer(tmp_path / "hurt", **settings).fit(Data())
-    shard = checkpoints(tmp_path / "hurt")[-1] / "shards" / "__0_0.distcp"
+    shard = checkpoints(tmp_path / "hurt")[-1] / "shards" / "rank-00000.safetensors"
     shard.write_bytes(shard.read_bytes()[:-9])
     make_trainer(tmp_path / "hurt", **settings).fit(Data())
     assert (tmp_path / "hurt" / "checkpoints" / "damaged-step-000008").is_dir()
@@ -304,7 +304,7 @@ def test_a_damaged_shard_leads_to_the_checkpoint_before_it(tmp_path: Path) -> No
 def test_what_a_kill_has_left_half_written_is_removed_when_the_run_goes_on(tmp_path: Path) -> None:
     torn = tmp_path / "checkpoints" / ".writing-step-000777" / "shards"
     torn.mkdir(parents=True)
-    (torn / "__0_0.distcp").write_bytes(b"half")
+    (torn / "rank-00000.safetensors").write_bytes(b"half")
     make_trainer(tmp_path, steps=4, checkpoint_every=0).fit(Data())
     assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
 
@@ -312,11 +312,11 @@ def test_what_a_kill_has_left_half_written_is_removed_when_the_run_goes_on(tmp_p
 def test_shards_that_the_first_process_does_not_see_make_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def elsewhere(folder: Path, rank: int) -> Any:
-        return {"shards/__1_0.distcp": {"bytes": 5, "crc32": 1}}
+    def elsewhere(*given: Any) -> Any:
+        return {"rank-00001.safetensors": {"bytes": 5, "crc32": 1}}
 
-    monkeypatch.setattr("tutti.training.checkpoint._sizes", elsewhere)
-    with pytest.raises(UserError, match=r"__1_0\.distcp was written by another process but is not seen"):
+    monkeypatch.setattr(shards, "write", elsewhere)
+    with pytest.raises(UserError, match=r"rank-00001\.safetensors was written by another process but is not"):
         save_sharded(tmp_path, make(1), ONE)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
@@ -325,14 +325,14 @@ def test_shards_that_the_first_process_does_not_see_make_no_checkpoint(
 def test_a_signal_in_the_midst_of_writing_shards_is_no_error_of_the_disk(
     kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(self: Any, plan: Any, planner: Any) -> Any:
+    def interrupted(*given: Any, **named: Any) -> Any:
         raise kind
 
-    monkeypatch.setattr(shards.FileSystemWriter, "write_data", interrupted)
+    monkeypatch.setattr(shards.os, "fsync", interrupted)
     with pytest.raises(kind):
         save_sharded(tmp_path, make(1), ONE)
     monkeypatch.undo()
     folder = save_sharded(tmp_path, make(1), ONE)
-    monkeypatch.setattr(shards.FileSystemReader, "read_data", interrupted)
+    monkeypatch.setattr(shards, "safe_open", interrupted)
     with pytest.raises(kind):
         load(folder)

@@ -256,7 +256,8 @@ def _holds_weights(folder: Path) -> bool:
 def kept_weights(folder: Path, weights: Weights) -> Weights:
     """`weights`, or the raw ones where the checkpoint has no average. Raises UserError if it is damaged."""
     if is_sharded(folder):
-        there = Path(FILES[weights]).stem in shards.sets(folder / shards.FOLDER)
+        start = f"{Path(FILES[weights]).stem}/"
+        there = any(name.startswith(start) for name in shards.index_of(folder / shards.FOLDER))
     else:
         there = (folder / FILES[weights]).is_file()
     return weights if there else "raw"

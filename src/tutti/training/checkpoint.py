@@ -8,18 +8,17 @@ run/checkpoints/step-000200/
   state.json                                step, loader position, metrics, versions, checksums of all files
 
 Sharded, every process writes what it holds: a folder shards/ (see tutti.shards) stands for all .safetensors
-files and for the tensors of optimizer.pt. `load` reads either.
+files and for the tensors of optimizer.pt. `load` reads either. Where there are .safetensors files, shards/ is
+not looked at.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,25 +27,26 @@ from typing import Any, TypeVar
 
 import numpy
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from tutti import shards
 from tutti.data.storage import sync
+from tutti.manifest import STATE, Manifest, Size, crc32_of
 from tutti.training.disk import TEMPORARY, disk_error, pickled, unpickled
 from tutti.training.distributed import ONE, World
 from tutti.training.frame import put_in, taken_out
 from tutti.types import UserError
 
-STATE = "state.json"
 OPTIMIZER = "optimizer"
 """What the names of an optimiser's tensors begin with among the shards."""
+PICKLED = ("optimizer.pt", "rng.pt")
+"""Nested states, which torch.load reads with weights_only=True: tensors and plain values, no classes."""
 NAME = re.compile(r"step-\d+")
 """Of a checkpoint's folder."""
 T = TypeVar("T")
-Size = dict[str, int]
-"""bytes and crc32 of a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +103,17 @@ def save_sharded(run: Path, checkpoint: Checkpoint, world: World) -> Path:
     """
     final = folder_of(run, checkpoint.step)
 
-    def apart() -> tuple[Any, dict[str, Tensor]]:
+    def apart() -> tuple[Any, dict[str, Tensor], list[shards.Piece]]:
         tensors = {f"{name}/{key}": t for name, one in checkpoint.tensors.items() for key, t in one.items()}
-        return taken_out(checkpoint.optimizer, OPTIMIZER, tensors), tensors
+        return taken_out(checkpoint.optimizer, OPTIMIZER, tensors), tensors, shards.held(tensors)
 
     with _whole_or_not(final, world) as temporary:
         if temporary is None:
             return final
-        frame, tensors = _everywhere(apart, world)
-        shards.write(temporary / shards.FOLDER, tensors, world.waiting)
-        own = _everywhere(lambda: _sizes(temporary / shards.FOLDER, world.ranks.rank), world)
-        sizes = {name: size for one in world.together(own) for name, size in one.items()}
+        frame, tensors, held = _everywhere(apart, world)
+        folder, everywhere, rank = temporary / shards.FOLDER, world.together(held), world.ranks.rank
+        own = _everywhere(lambda: shards.write(folder, tensors, everywhere, rank), world)
+        sizes = {f"{shards.FOLDER}/{name}": size for one in world.together(own) for name, size in one.items()}
         light = replace(checkpoint, tensors={}, optimizer=frame)
         world.on_first(lambda: _finish(temporary, final, light, {**_write_whole(temporary, light), **sizes}))
     return final
@@ -166,7 +166,7 @@ def _write_whole(folder: Path, checkpoint: Checkpoint) -> dict[str, Size]:
 
     def write(name: str, data: bytes) -> None:
         _write(folder / name, data)
-        sizes[name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
+        sizes[name] = crc32_of(data)
 
     for name, tensors in checkpoint.tensors.items():
         if tensors:
@@ -187,26 +187,14 @@ def _everywhere(make: Callable[[], T], world: World) -> T:
         made.append(make())
     except Exception as error:
         failed = error
-    texts = world.together("" if failed is None else f"rank {world.ranks.rank}: {failed!r}")
+    told = "" if failed is None else f"rank {world.ranks.rank}: {failed!r}"
+    all_told = world.together((told, failed.errno if isinstance(failed, OSError) else None))
     if failed is not None:
         raise failed
-    if told := [text for text in texts if text]:
-        raise OSError(told[0])
+    for text, number in all_told:
+        if text:
+            raise OSError(text) if number is None else OSError(number, text)
     return made[0]
-
-
-def _sizes(folder: Path, rank: int) -> dict[str, Size]:
-    """Of the shards of a rank."""
-    return {f"{shards.FOLDER}/{path.name}": _size(path) for path in shards.files_of(folder, rank)}
-
-
-def _size(path: Path) -> Size:
-    """Size and checksum of a file, read in pieces."""
-    number, length = 0, 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 24):
-            number, length = zlib.crc32(piece, number), length + len(piece)
-    return {"bytes": length, "crc32": number}
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -239,13 +227,9 @@ def verify(folder: Path) -> Path:
 
     Raises: UserError if a file is missing, truncated or changed.
     """
-    for name, expected in _state(folder)["files"].items():
-        try:
-            _compare(folder, name, _size(folder / name), expected)
-        except FileNotFoundError as error:
-            raise UserError(f"{folder / name}: the checkpoint lacks this file. {_cure(folder)}") from error
-        except OSError as error:
-            raise UserError(f"{folder / name}: cannot be read ({error.strerror}). {_cure(folder)}") from error
+    manifest = Manifest.of(folder)
+    for name in manifest.files:
+        manifest.check(name)
     return folder
 
 
@@ -255,75 +239,48 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
     `forms`: where it has a DTensor, only this rank's share is read of a sharded checkpoint (see
     `tutti.shards.read`). `verified`: `verify` has passed, so shards are not read once more to be checked.
 
-    Raises: UserError if a file is missing, truncated or changed.
+    Raises: UserError if a file is missing, truncated, changed, or not what its name says.
     """
-    state = _state(folder)
-    sharded = any(name.startswith(f"{shards.FOLDER}/") for name in state["files"])
+    manifest = Manifest.of(folder)
+    step = manifest.table.get("step")
+    if type(step) is not int or step < 0:
+        raise UserError(f"{folder / STATE}: step: expected a whole number, found {step!r:.80}.")
+    own = [name for name in manifest.files if not name.startswith(f"{shards.FOLDER}/")]
+    sharded = len(own) < len(manifest.files) and not any(name.endswith(".safetensors") for name in own)
     if sharded and not verified:
         verify(folder)
-    own = [name for name in state["files"] if not name.startswith(f"{shards.FOLDER}/")]
-    try:
-        contents = {name: (folder / name).read_bytes() for name in own}
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: the checkpoint lacks this file. {_cure(folder)}") from error
-    for name, data in contents.items():
-        found: Size = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        _compare(folder, name, found, state["files"][name])
     tensors = {
-        name.removesuffix(".safetensors"): load_tensors(data)
-        for name, data in contents.items()
+        name.removesuffix(".safetensors"): _tensors(folder / name, manifest.read(name))
+        for name in own
         if name.endswith(".safetensors")
     }
-    optimizer = unpickled(io.BytesIO(contents["optimizer.pt"]))
+    optimizer, rng = (unpickled(folder / name, manifest.read(name)) for name in PICKLED)
     if sharded:
         flat = shards.read(folder / shards.FOLDER, forms)
-        optimizer = put_in(optimizer, flat)
+        try:
+            optimizer = put_in(optimizer, flat)
+        except KeyError as error:
+            raise UserError(f"{folder}: damaged, optimizer.pt names {error}; no shard has it.") from error
         for name, tensor in flat.items():
             part, _, key = name.partition("/")
             if part != OPTIMIZER:
                 tensors.setdefault(part, {})[key] = tensor
+    texts = [name for name in own if name not in PICKLED and not name.endswith(".safetensors")]
     return Checkpoint(
-        step=state["step"],
+        step=step,
         tensors=tensors,
         optimizer=optimizer,
-        rng=unpickled(io.BytesIO(contents["rng.pt"])),
-        state=state,
-        extra={
-            name: data.decode()
-            for name, data in contents.items()
-            if name not in {"optimizer.pt", "rng.pt"} and not name.endswith(".safetensors")
-        },
+        rng=rng,
+        state=manifest.table,
+        extra={name: manifest.text(name) for name in texts},
     )
 
 
-def _state(folder: Path) -> dict[str, Any]:
+def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
-        state = json.loads((folder / STATE).read_text())
-        if not isinstance(state["files"], dict):
-            raise TypeError("its key 'files' is no table")
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: the checkpoint lacks this file. {_cure(folder)}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / STATE}: not readable as a checkpoint's state ({error}). {_cure(folder)}"
-        ) from error
-    return state
-
-
-def _compare(folder: Path, name: str, found: Size, expected: Size) -> None:
-    if found["bytes"] != expected["bytes"]:
-        raise UserError(
-            f"{folder / name}: truncated, {expected['bytes']} bytes expected, {found['bytes']} found. "
-            f"{_cure(folder)}"
-        )
-    if found["crc32"] != expected["crc32"]:
-        raise UserError(f"{folder / name}: damaged, its checksum differs. {_cure(folder)}")
-
-
-def _cure(folder: Path) -> str:
-    if not folder.exists():
-        return "Its run has removed it meanwhile (training.keep_checkpoints): take a newer one."
-    return f"Delete the folder {folder} to continue from the checkpoint before it."
+        return load_tensors(data)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged, not a file of safetensors ({error}).") from error
 
 
 def load_latest(run: Path) -> Checkpoint | None:

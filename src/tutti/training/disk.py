@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tutti.data.storage import FULL, write_atomically
+from tutti.manifest import open_inside
 from tutti.types import UserError
 
 TEMPORARY = ".writing-"
@@ -55,10 +56,25 @@ def require_writable(folder: Path) -> None:
         raise disk_error(error, folder) from error
 
 
-def unpickled(file: Path | io.BytesIO) -> Any:
-    """What `pickled` has made, with every tensor on the CPU, whatever device it was saved from: there may be
-    none of that kind here, and on several ranks it may be another one's."""
-    return torch.load(file, map_location="cpu", weights_only=True)
+def unpickled(path: Path, data: bytes | None = None) -> Any:
+    """What `pickled` has made: tensors and plain values, nothing else. `data` is the content of the file
+    `path`, which is read if it is not given. Every tensor is on the CPU, whatever device it was saved from:
+    there may be none of that kind here, and on several ranks it may be another one's.
+
+    Raises: UserError if the file cannot be read, is damaged, or holds anything else.
+    """
+    try:
+        if data is None:
+            with open_inside(path.parent, path.name) as file:
+                data = file.read()
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file leads to
+        first = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{path}: cannot be read: missing, damaged, or more than tensors and plain values ({first})."
+        ) from error
 
 
 def pickled(value: Any) -> bytes:
