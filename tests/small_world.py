@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from tutti.manifest import EXPORT, STATE, crc32_of, sha256_of
 from tutti.types import Batch, DataSpec
 
 SPEC = DataSpec(
@@ -24,6 +27,16 @@ MODEL: dict[str, Any] = {
     "fusion": {"width": 32, "depth": 1},
     "action": {"hidden": 32},
 }
+
+
+def relist(folder: Path, name: str = STATE) -> Path:
+    """Makes the manifest of a checkpoint or an export list the files as they are. Gives the folder."""
+    path, of = folder / name, sha256_of if name == EXPORT else crc32_of
+    table = json.loads(path.read_text()) if path.exists() else {"step": 1}
+    files = [file for file in folder.rglob("*") if file.is_file() and file != path]
+    table["files"] = {str(file.relative_to(folder)): of(file.read_bytes()) for file in sorted(files)}
+    path.write_text(json.dumps(table))
+    return folder
 
 
 class NumberedLoader:

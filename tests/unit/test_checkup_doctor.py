@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from small_world import relist
 from tutti import pipeline
 from tutti.checkup.doctor import Diagnosis, doctor, examine
 from tutti.cli import app
@@ -157,6 +158,7 @@ def test_dead_encoder_of_the_newest_checkpoint_is_named(home: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     dead = {name: value - 100 * ("stem" in name and "norm.bias" in name) for name, value in tensors.items()}
     save_file(dead, folder / "model.safetensors")
+    relist(folder)
     found = doctor(config, home / "trained", updates=0)
     assert any("in step-000003, 100 % of the vision units" in text for text in about(found, "activity"))
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from small_world import relist
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.rollouts import PolicyFactory, RolloutPolicy
@@ -70,7 +71,7 @@ def write(folder: Path, weights: VLA, average: VLA | None = None) -> Path:
     (folder / "normalizer.json").write_text(json.dumps(normalizer().to_dict()))
     (folder / "tokenizer.json").write_text(TOKENIZER.to_json())
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": CONFIG.model_dump(mode="json")}))
-    return folder
+    return relist(folder)
 
 
 def look(seed: int = 1, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
@@ -170,10 +171,13 @@ def test_run_folder_means_its_newest_checkpoint(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
 
 
-def test_config_of_the_run_is_used_where_the_checkpoint_has_none(tmp_path: Path) -> None:
-    folder = write(tmp_path / "run" / "checkpoints" / "step-000010", model())
-    (folder / "config.yaml").rename(tmp_path / "run" / "config.yaml")
-    assert Policy.load(folder).spec == SPEC
+@pytest.mark.parametrize("gone", ["state.json", "model.safetensors"])
+def test_an_older_checkpoint_does_not_stand_for_a_damaged_newest_one(gone: str, tmp_path: Path) -> None:
+    home = tmp_path / "run" / "checkpoints"
+    write(home / "step-000900", model(0))
+    (write(home / "step-001000", model(1)) / gone).unlink()
+    with pytest.raises(UserError, match=f"step-001000.*{gone}"):
+        Policy.load(tmp_path / "run")
 
 
 def test_factory_pickles_and_its_fingerprint_follows_the_weights(tmp_path: Path) -> None:
@@ -200,12 +204,12 @@ def test_factory_pickles_and_its_fingerprint_follows_the_weights(tmp_path: Path)
     ("name", "content", "says"),
     [
         ("model.safetensors", b"xx", "these weights are damaged"),
-        ("spec.json", None, "spec.json: missing"),
+        ("spec.json", None, "lists no file spec.json"),
         ("spec.json", b"{}", "not the data spec"),
         ("normalizer.json", b"{", "normalizer.json"),
         ("tokenizer.json", b"{}", "tokenizer.json"),
         ("config.yaml", b"name: x", "section `model`"),
-        ("config.yaml", None, "config.yaml: missing"),
+        ("config.yaml", None, "lists no file config.yaml"),
     ],
 )
 def test_damaged_checkpoint_names_the_file(
@@ -216,6 +220,10 @@ def test_damaged_checkpoint_names_the_file(
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(content)
+    lacking = "the checkpoint lacks this file" if content is None else "truncated"
+    with pytest.raises(UserError, match=rf"{name}: {lacking}"):
+        Policy.load(folder)
+    relist(folder)
     with pytest.raises(UserError, match=says):
         Policy.load(folder)
 
@@ -224,6 +232,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "run" / "checkpoints" / "step-000010", model())
     state = state_of(model())
     save_file({k: v for i, (k, v) in enumerate(state.items()) if i}, folder / "model.safetensors")
+    relist(folder)
     with pytest.raises(UserError, match="Missing key"):
         Policy.load(folder)
 

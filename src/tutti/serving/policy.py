@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 import yaml
 from jaxtyping import Float32, UInt8
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 
-from tutti import shards
 from tutti.data.cache import resize_images
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
+from tutti.manifest import Manifest
 from tutti.models.vla import VLA, ModelConfig
+from tutti.serving.folder import Weights, find_checkpoint, listed, read_weights
 from tutti.types import DataSpec, Features, Tokens, UserError
 
-Weights = Literal["ema", "raw"]
+T = TypeVar("T")
 MOST_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
-FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 
 
 class Policy:
@@ -70,26 +69,17 @@ class Policy:
         """From a checkpoint folder, or from a run's folder, whose newest checkpoint is taken.
 
         Reads model.safetensors ("raw") or ema.safetensors ("ema"; the raw weights where training kept no
-        average), or the same out of shards/; spec.json, normalizer.json, tokenizer.json and config.yaml.
+        average), or the same out of shards/; spec.json, normalizer.json, tokenizer.json and config.yaml. Each
+        has the checksum that state.json, or export.json, lists.
 
         Raises UserError: a file is missing, damaged or does not fit the others.
         """
-        folder = find_checkpoint(Path(checkpoint))
-        spec = _spec(folder / "spec.json")
-        config_file = folder / "config.yaml"
-        if not config_file.is_file():
-            config_file = folder.parent.parent / "config.yaml"  # the run's own, beside checkpoints/
-        model = _model_config(config_file).build(spec)
+        folder = listed(find_checkpoint(Path(checkpoint)))
+        spec = _spec(folder)
+        model = _model_config(folder).build(spec)
         _load_weights(model, folder, weights)
-        try:
-            normalizer = Normalizer.from_dict(json.loads(_text(folder / "normalizer.json")))
-            tokenizer = Tokenizer.from_json(_text(folder / "tokenizer.json"))
-        except UserError:
-            raise
-        except Exception as error:  # the tokenizers package raises a bare Exception
-            raise UserError(
-                f"{folder}: normalizer.json or tokenizer.json cannot be read ({error}). {_CURE}"
-            ) from error
+        normalizer = _made(folder, "normalizer.json", lambda text: Normalizer.from_dict(json.loads(text)))
+        tokenizer = _made(folder, "tokenizer.json", Tokenizer.from_json)
         return cls(model, normalizer, tokenizer, embodiment=embodiment, clip=clip, device=device)
 
     def predict(
@@ -180,17 +170,14 @@ class CheckpointPolicyFactory:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        folder = find_checkpoint(self.path)
+        folder = listed(find_checkpoint(self.path))
         digest = hashlib.sha256(str(self.clip).encode())
-        if not is_sharded(folder):
-            digest.update(_bytes(folder / FILES[kept_weights(folder, self.weights)]))
-        else:
-            for name, value in sorted(read_weights(folder, self.weights).items()):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
         for name in ("spec.json", "normalizer.json", "tokenizer.json"):
-            digest.update(_bytes(folder / name))
-        object.__setattr__(self, "path", folder)
+            digest.update(hashlib.sha256(folder.read(name)).digest())
+        for name, value in sorted(read_weights(folder, self.weights).items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        object.__setattr__(self, "path", folder.folder)
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     def __call__(self) -> Policy:
@@ -200,126 +187,44 @@ class CheckpointPolicyFactory:
 _CURE = "The folder is not a whole checkpoint: name another one, or train again."
 
 
-def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest") -> Path:
-    """`path` itself if it holds weights, else the newest `checkpoints/step-...` below it, or `which` of them:
-    the one that best.json marks as the best by a metric (training.keep_best), or the one of a step.
-
-    `.../checkpoints/last` and `.../checkpoints` also mean the newest. Raises UserError if there is none.
-    """
-    if _holds_weights(path):
-        return path
-    home = path / "checkpoints"
-    if path.name == "checkpoints":
-        home = path
-    elif path.name == "last":
-        home = path.parent
-    named = [folder for folder in home.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
-    found = [folder for folder in named if _holds_weights(folder)]
-    if not found:
-        raise UserError(
-            f"{path}: no checkpoint here (expected {FILES['raw']}, or {home.name}/step-.../{FILES['raw']}). "
-            "Name a run's folder, such as runs/demo, after `tutti train` has saved its first checkpoint."
-        )
-    steps = {int(folder.name.removeprefix("step-")): folder for folder in found}
-    if which == "latest":
-        return steps[max(steps)]
-    step = _best(home / "best.json") if which == "best" else which
-    if step not in steps:
-        raise UserError(
-            f"{home}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}."
-        )
-    return steps[step]
-
-
-def _best(marked: Path) -> int:
-    """The step that best.json marks."""
-    try:
-        return int(json.loads(marked.read_text(encoding="utf-8"))["step"])
-    except FileNotFoundError:
-        raise UserError(
-            f"{marked}: missing: no checkpoint of this run is marked as the best. Train with "
-            "training.keep_best={metric: valid/total, mode: min}, or choose latest, or a step."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{marked}: cannot be read ({error}).") from error
-
-
-def is_sharded(folder: Path) -> bool:
-    """True for a checkpoint that every rank has written its shares of (`tutti.shards`)."""
-    return (folder / shards.FOLDER / shards.INDEX).is_file()
-
-
-def _holds_weights(folder: Path) -> bool:
-    return (folder / FILES["raw"]).is_file() or is_sharded(folder)
-
-
-def kept_weights(folder: Path, weights: Weights) -> Weights:
-    """`weights`, or the raw ones where the checkpoint has no average. Raises UserError if it is damaged."""
-    if is_sharded(folder):
-        start = f"{Path(FILES[weights]).stem}/"
-        there = any(name.startswith(start) for name in shards.index_of(folder / shards.FOLDER))
-    else:
-        there = (folder / FILES[weights]).is_file()
-    return weights if there else "raw"
-
-
-def read_weights(folder: Path, weights: Weights) -> dict[str, torch.Tensor]:
-    """The model's weights out of a checkpoint's folder; the raw ones where it has no average.
-
-    Raises: UserError if they are missing or damaged.
-    """
-    file = FILES[kept_weights(folder, weights)]
-    if not is_sharded(folder):
-        try:
-            return load_tensors(_bytes(folder / file))
-        except SafetensorError as error:
-            raise UserError(f"{folder / file}: these weights are damaged ({error}). {_CURE}") from error
-    start = f"{Path(file).stem}/"
-    found = shards.read(folder / shards.FOLDER, below=start)
-    return {name.removeprefix(start): value for name, value in found.items()}
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing. {_CURE}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
-
-
-def _text(path: Path) -> str:
-    return _bytes(path).decode("utf-8", errors="replace")
-
-
-def _spec(path: Path) -> DataSpec:
-    text = _text(path)
+def _spec(folder: Manifest) -> DataSpec:
+    text = folder.text("spec.json")
     try:
         fields: dict[str, Any] = json.loads(text)
         fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
         return DataSpec(**fields)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not the data spec of a checkpoint ({error}). {_CURE}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{folder.folder / 'spec.json'}: not the data spec of a checkpoint ({error}). {_CURE}"
+        ) from error
 
 
-def _model_config(path: Path) -> ModelConfig:
-    text = _text(path)
+def _made(folder: Manifest, name: str, make: Callable[[str], T]) -> T:
+    text = folder.text(name)
+    try:
+        return make(text)
+    except Exception as error:  # the tokenizers package raises a bare Exception
+        raise UserError(f"{folder.folder / name}: cannot be used ({error}). {_CURE}") from error
+
+
+def _model_config(folder: Manifest) -> ModelConfig:
+    text = folder.text("config.yaml")
     try:
         return ModelConfig.model_validate(yaml.safe_load(text)["model"])
     except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: its section `model` cannot be read ({error}). The checkpoint is of another version of "
-            "Tutti, or the file was changed."
+            f"{folder.folder / 'config.yaml'}: its section `model` cannot be read ({error}). The checkpoint "
+            "is of another version of Tutti, or the file was changed."
         ) from error
 
 
-def _load_weights(model: VLA, folder: Path, weights: Weights) -> None:
+def _load_weights(model: VLA, folder: Manifest, weights: Weights) -> None:
     tensors = read_weights(folder, weights)
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         first = "\n".join(str(error).splitlines()[:6])
-        raise UserError(f"{folder}: these weights are of another model.\n{first}\n{_CURE}") from error
+        raise UserError(f"{folder.folder}: these weights are of another model.\n{first}\n{_CURE}") from error
 
 
 def _choose(known: tuple[str, ...], embodiment: str | None) -> str:

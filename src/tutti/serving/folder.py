@@ -1,0 +1,130 @@
+"""The folder of a checkpoint or an export: found, and read only as its manifest lists it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tutti import shards
+from tutti.manifest import EXPORT, STATE, Manifest
+from tutti.types import UserError
+
+Weights = Literal["ema", "raw"]
+FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+
+
+def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest") -> Path:
+    """`path` itself if it is a checkpoint or an export, else the newest `checkpoints/step-...` below it, or
+    `which` of them: the one that best.json marks as the best by a metric (training.keep_best), or the one of
+    a step.
+
+    `.../checkpoints/last` and `.../checkpoints` also mean the newest. Whether it is whole is not looked at,
+    so that an older one never stands for a damaged one. Raises UserError if there is none.
+    """
+    if _holds_policy(path):
+        return path
+    home = path / "checkpoints"
+    if path.name == "checkpoints":
+        home = path
+    elif path.name == "last":
+        home = path.parent
+    named = [folder for folder in home.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
+    found = [folder for folder in named if _holds_policy(folder)]
+    if not found:
+        raise UserError(
+            f"{path}: no checkpoint here (expected {FILES['raw']}, or {home.name}/step-.../{FILES['raw']}). "
+            "Name a run's folder, such as runs/demo, after `tutti train` has saved its first checkpoint."
+        )
+    steps = {int(folder.name.removeprefix("step-")): folder for folder in found}
+    if which == "latest":
+        return steps[max(steps)]
+    step = _best(home / "best.json") if which == "best" else which
+    if step not in steps:
+        raise UserError(
+            f"{home}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}."
+        )
+    return steps[step]
+
+
+def _best(marked: Path) -> int:
+    """The step that best.json marks."""
+    try:
+        return int(json.loads(marked.read_text(encoding="utf-8"))["step"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{marked}: missing: no checkpoint of this run is marked as the best. Train with "
+            "training.keep_best={metric: valid/total, mode: min}, or choose latest, or a step."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{marked}: cannot be read ({error}).") from error
+
+
+def _holds_policy(folder: Path) -> bool:
+    names = (STATE, EXPORT, FILES["raw"], shards.FOLDER)
+    return any((folder / name).exists() for name in names)
+
+
+def listed(folder: Path) -> Manifest:
+    """The manifest of an export, or else of a checkpoint; every file that it lists is there in its size.
+
+    Raises: UserError if the folder has none, lacks a file, or is an export with shards in it.
+    """
+    if not (folder / EXPORT).exists():
+        if not (folder / STATE).exists():
+            raise UserError(
+                f"{folder}: expected {STATE} (a checkpoint) or {EXPORT} (an export), found neither, so its "
+                "files cannot be checked. Name a whole checkpoint, or export again: tutti export RUN --to "
+                "FOLDER."
+            )
+        manifest = Manifest.of(folder)
+    elif (folder / shards.FOLDER).exists():
+        raise UserError(
+            f"{folder}: an export holds no {shards.FOLDER}/, so this one is not as Tutti has written it. "
+            "Export again: tutti export RUN --to FOLDER."
+        )
+    else:
+        manifest = Manifest.of(folder, EXPORT)
+    manifest.check_sizes()
+    return manifest
+
+
+def is_sharded(manifest: Manifest) -> bool:
+    """True for a checkpoint that every rank has written its shares of (`tutti.shards`): it lists shards, and
+    no weights in one file."""
+    return FILES["raw"] not in manifest.files and f"{shards.FOLDER}/{shards.INDEX}" in manifest.files
+
+
+def kept_weights(manifest: Manifest, weights: Weights) -> Weights:
+    """`weights`, or the raw ones where training has kept no average.
+
+    Raises: UserError if the index of the shards is damaged.
+    """
+    if not is_sharded(manifest):
+        return weights if FILES[weights] in manifest.files else "raw"
+    manifest.check(f"{shards.FOLDER}/{shards.INDEX}")
+    start = f"{Path(FILES[weights]).stem}/"
+    there = any(name.startswith(start) for name in shards.index_of(manifest.folder / shards.FOLDER))
+    return weights if there else "raw"
+
+
+def read_weights(manifest: Manifest, weights: Weights) -> dict[str, Tensor]:
+    """The model's weights; the raw ones where training has kept no average.
+
+    Raises: UserError if they are missing or damaged.
+    """
+    file = FILES[kept_weights(manifest, weights)]
+    if not is_sharded(manifest):
+        manifest.check(file)
+        try:
+            return load_file(manifest.folder / file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{manifest.folder / file}: these weights are damaged ({error}).") from error
+    start = f"{Path(file).stem}/"
+    folder = manifest.folder / shards.FOLDER
+    found = shards.read(folder, below=start, check=lambda name: manifest.check(f"{shards.FOLDER}/{name}"))
+    return {name.removeprefix(start): value for name, value in found.items()}

@@ -1,0 +1,316 @@
+"""A damaged or hostile folder: none of its files runs code, and nothing but the trained policy is served."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_serving_policy import look, model, state_of, write
+
+from small_world import relist
+from tutti.manifest import EXPORT, STATE
+from tutti.serving.export import export
+from tutti.serving.policy import CheckpointPolicyFactory, Policy
+from tutti.training.checkpoint import Checkpoint, load, save, save_sharded, verify
+from tutti.training.distributed import ONE
+from tutti.training.recovery import newest_whole
+from tutti.types import UserError
+
+KINDS = ("whole", "sharded", "export")
+READ = ("spec.json", "normalizer.json", "tokenizer.json", "config.yaml")
+TEXT = "open the tap"
+
+
+def saved(run: Path, kind: str, **changes: Any) -> Path:
+    """A checkpoint as training writes it, or an export of one. Its policy has the weights of `model(2)`."""
+    texts = write(run / "texts", model(1))
+    checkpoint = Checkpoint(
+        step=3,
+        tensors={"model": state_of(model(1)), "ema": state_of(model(2))} | changes,
+        optimizer={"muon": {"state": {0: {"momentum": torch.ones(2)}}}},
+        rng={},
+        state={},
+        extra={name: (texts / name).read_text() for name in READ},
+    )
+    folder = save_sharded(run, checkpoint, ONE) if kind == "sharded" else save(run, checkpoint)
+    return export(folder, run / "export") if kind == "export" else folder
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: saved(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+@pytest.fixture(params=KINDS)
+def folder(request: pytest.FixtureRequest, originals: dict[str, Path], tmp_path: Path) -> Path:
+    return copy_of(originals[request.param], tmp_path)
+
+
+def copy_of(original: Path, to: Path) -> Path:
+    return shutil.copytree(original, to / "run" / "checkpoints" / "step-000003")
+
+
+def manifest(folder: Path) -> str:
+    return EXPORT if (folder / EXPORT).exists() else STATE
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def served(folder: Path) -> list[str]:
+    """The files that a policy reads, besides the manifest."""
+    return [
+        n for n in files_of(folder) if n not in (STATE, EXPORT, "optimizer.pt", "rng.pt", "model.safetensors")
+    ] + [*(["model.safetensors"] if manifest(folder) == EXPORT else [])]
+
+
+def every_reader(folder: Path) -> dict[str, Callable[[], Any]]:
+    to = folder.parent.parent / "exported"
+    return {
+        "Policy.load": lambda: Policy.load(folder),
+        "raw": lambda: Policy.load(folder, "raw"),
+        "the run": lambda: Policy.load(folder.parent.parent),
+        "factory": lambda: CheckpointPolicyFactory(folder),
+        "export": lambda: export(folder, to),
+        "resume": lambda: load(folder),
+        "verify": lambda: verify(folder),
+        "newest": lambda: newest_whole(folder.parent.parent),
+    }
+
+
+def refused(make: Callable[[], Any]) -> bool:
+    """False if it works; what it raises is a UserError of one screen."""
+    try:
+        make()
+    except UserError as error:
+        assert len(str(error)) < 2000
+        return True
+    return False
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.flag),)
+
+
+PLANTED = (
+    ".metadata",
+    "shards/.metadata",
+    "shards/__0_0.distcp",
+    "shards/index.json",
+    "optimizer.pt",
+    "ema.pt",
+)
+
+
+def test_a_pickle_in_the_place_of_any_file_or_beside_them_runs_nothing(folder: Path, tmp_path: Path) -> None:
+    flag = tmp_path / "ran"
+    home = folder.parent.parent
+    for name in sorted({*files_of(folder), *PLANTED}):
+        shutil.copytree(home, tmp_path / "try")
+        there = tmp_path / "try" / "checkpoints" / folder.name
+        (there / name).parent.mkdir(exist_ok=True)
+        (there / name).write_bytes(pickle.dumps(Bomb(flag), protocol=2))
+        if name not in (STATE, EXPORT):
+            relist(there, manifest(there))  # the stranger makes the checksums fit
+        for reader in ("Policy.load", "export", "resume"):
+            refused(every_reader(there)[reader])
+        shutil.rmtree(tmp_path / "try")
+        assert not flag.exists(), name
+
+
+def test_a_pickle_among_the_files_of_a_training_is_named(originals: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("optimizer.pt", "rng.pt"):
+        folder = copy_of(originals["whole"], tmp_path / name)
+        (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
+        relist(folder)
+        with pytest.raises(UserError, match=rf"{name}: cannot be read: .*more than tensors and plain values"):
+            load(folder)
+
+
+def test_the_source_opens_no_pickle_but_of_plain_tensors() -> None:
+    source = Path(__file__).resolve().parents[2] / "src"
+    text = {path: path.read_text() for path in source.rglob("*.py")}
+    banned = r"import pickle|from pickle|FileSystem(Reader|Writer)|dcp\.load|weights_only=False|allow_pickle"
+    assert [path for path, code in text.items() if re.search(banned, code)] == []
+    loads = [call for code in text.values() for call in re.findall(r"torch\.load\([^\n]*", code)]
+    assert loads and all("weights_only=True" in call for call in loads)
+
+
+def test_a_flipped_bit_in_any_file_is_never_served(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    policy = Policy.load(folder)
+    for name in served(folder):
+        data = (folder / name).read_bytes()
+        for reader in ("Policy.load", "factory", "export"):
+            place, bit = int(random.integers(len(data))), 1 << int(random.integers(8))
+            (folder / name).write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
+            with pytest.raises(UserError, match=rf"{name}: .*(damaged|checksum differs)"):
+                every_reader(folder)[reader]()
+        (folder / name).write_bytes(data)
+    images, state = look()
+    again = Policy.load(folder).predict(images, state, TEXT)
+    np.testing.assert_array_equal(again, policy.predict(images, state, TEXT))
+
+
+@pytest.mark.parametrize("how", ["gone", "shorter", "longer", "empty"])
+def test_a_file_that_is_lost_or_cut_is_never_replaced_by_another(folder: Path, how: str) -> None:
+    for name in [*served(folder), manifest(folder)]:
+        data = (folder / name).read_bytes()
+        change = {"gone": None, "shorter": data[:-9], "longer": data + b"1", "empty": b""}[how]
+        (folder / name).unlink() if change is None else (folder / name).write_bytes(change)
+        for reader in ("Policy.load", "the run", "factory", "export"):
+            with pytest.raises(UserError, match=re.escape(name)):
+                every_reader(folder)[reader]()
+        (folder / name).write_bytes(data)
+
+
+def test_a_listed_file_that_no_policy_reads_may_not_be_lost_either(
+    originals: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nor may damage to the list itself hide a file behind another name."""
+    folder = copy_of(originals["whole"], tmp_path)
+    (folder / "rng.pt").rename(folder.parent / "rng.pt")
+    with pytest.raises(UserError, match=r"rng\.pt: the checkpoint lacks this file"):
+        Policy.load(folder)
+    (folder.parent / "rng.pt").rename(folder / "rng.pt")
+    (folder / STATE).write_text((folder / STATE).read_text().replace("ema.safe", "emb.safe"))
+    with pytest.raises(UserError, match=r"emb\.safetensors: the checkpoint lacks this file"):
+        Policy.load(folder)
+
+
+def test_without_an_average_in_the_list_the_raw_weights_are_served(tmp_path: Path) -> None:
+    images, state = look()
+    for kind in ("whole", "sharded"):
+        policy = Policy.load(saved(tmp_path / kind, kind, ema={}))
+        raw = Policy(model(1), policy.normalizer, policy.tokenizer)
+        np.testing.assert_array_equal(policy.predict(images, state, TEXT), raw.predict(images, state, TEXT))
+
+
+NAMES = [
+    *("../outside", "/etc/passwd", "shards/../../outside", "other/file", "shards/", "shards", "", ".", ".."),
+    *("shards/..", "a\\b/c", "x\n", "shards//x", "./spec.json", "~", "a\0b"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_list_that_names_what_is_no_file_of_the_folder_is_refused(folder: Path, name: str) -> None:
+    (folder.parent / "outside").write_bytes(b"")
+    path = folder / manifest(folder)
+    table = json.loads(path.read_text())
+    entry = {"bytes": 0} | ({"sha256": "0" * 64} if path.name == EXPORT else {"crc32": 0})
+    path.write_text(json.dumps(table | {"files": table["files"] | {name: entry}}))
+    for reader, make in every_reader(folder).items():
+        assert refused(make), reader
+
+
+TABLES: dict[str, Any] = {
+    **{
+        "null": None,
+        "a list": [],
+        "no files": {},
+        "files a list": {"files": []},
+        "a text": "x",
+        "a number": 3,
+    },
+    "an entry null": {"files": {"spec.json": None}},
+    "an entry without a checksum": {"files": {"spec.json": {"bytes": 3}}},
+    "a size below 0": {"files": {"spec.json": {"bytes": -3, "crc32": 0}}},
+    "a size of text": {"files": {"spec.json": {"bytes": "3", "crc32": 0}}},
+    "a size that is true": {"files": {"spec.json": {"bytes": True, "crc32": 0}}},
+    "two checksums": {"files": {"spec.json": {"bytes": 3, "crc32": 0, "sha256": ""}}},
+    "a checksum of another kind": {"files": {"spec.json": {"bytes": 3, "sha256": 4}}},
+    "nothing listed": {"files": {}, "step": 1},
+}
+
+
+@pytest.mark.parametrize("how", TABLES)
+def test_a_list_of_another_form_is_refused(folder: Path, how: str) -> None:
+    (folder / manifest(folder)).write_text(json.dumps(TABLES[how]))
+    for reader, make in every_reader(folder).items():
+        assert refused(make) or (how == "nothing listed" and reader in ("verify", "newest")), reader
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"step": ' + b"9" * 9000 + b"}", b"\xff", b"{}" * 9])
+def test_a_list_that_is_no_json_is_refused(folder: Path, content: bytes) -> None:
+    (folder / manifest(folder)).write_bytes(content)
+    for reader, make in every_reader(folder).items():
+        assert refused(make), reader
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "link outside", "folder", "loop"])
+def test_what_is_no_regular_file_of_the_folder_is_refused_unopened(folder: Path, what: str) -> None:
+    for name in [*served(folder), manifest(folder)]:
+        path, kept = folder / name, folder.parent / "kept"
+        path.rename(kept)
+        if what == "pipe":
+            os.mkfifo(path)
+        elif what == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to({"device": "/dev/zero", "link outside": kept, "loop": path}[what])
+        for reader in ("Policy.load", "factory", "export", "verify"):
+            assert refused(every_reader(folder)[reader]), (name, reader)
+        path.rmdir() if what == "folder" else path.unlink()
+        kept.rename(path)
+
+
+def test_a_link_inside_the_folder_is_read(folder: Path) -> None:
+    (folder / "spec.json").rename(folder / "kept.json")
+    (folder / "spec.json").symlink_to("kept.json")
+    Policy.load(folder)
+
+
+def test_a_text_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutti.manifest.MOST_TEXT", 2000)
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json: expected at most 2000 bytes|larger than 2000 bytes"
+    ):
+        Policy.load(folder)
+
+
+def test_an_export_with_shards_or_without_its_list_is_refused(
+    originals: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_of(originals["export"], tmp_path)
+    shutil.copytree(originals["sharded"] / "shards", folder / "shards")
+    with pytest.raises(UserError, match=r"an export holds no shards/.*Export again"):
+        Policy.load(folder)
+    shutil.rmtree(folder / "shards")
+    table = json.loads((folder / EXPORT).read_text())
+    for name in table["files"]:
+        less = {key: value for key, value in table["files"].items() if key != name}
+        (folder / EXPORT).write_text(json.dumps(table | {"files": less}))
+        with pytest.raises(UserError, match=rf"lists no file {name}\. Export again"):
+            Policy.load(folder)
+    (folder / EXPORT).unlink()
+    with pytest.raises(UserError, match=r"expected state\.json .* or export\.json .*export again"):
+        Policy.load(folder)
+
+
+def test_where_weights_are_in_one_file_shards_are_not_looked_at(
+    originals: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_of(originals["whole"], tmp_path)
+    (folder / "shards").mkdir()
+    (folder / "shards" / "index.json").write_text("no index")
+    relist(folder)
+    images, state = look()
+    expected = Policy.load(originals["whole"]).predict(images, state, TEXT)
+    np.testing.assert_array_equal(Policy.load(folder).predict(images, state, TEXT), expected)
+    assert load(folder).tensors.keys() == {"model", "ema"}
