@@ -145,6 +145,15 @@ def test_one_group_has_no_swap_and_no_window_is_an_error() -> None:
         measure(TextModel(0.1), [batch([2], *full(1, 1.0))], normalizer(), TOKENIZER, TEXTS[:2])
 
 
+@pytest.mark.parametrize("gain", [torch.nan, torch.inf])
+def test_a_prediction_that_is_not_finite_is_no_error_but_refused(gain: float) -> None:
+    hidden = torch.zeros(2, 4, 2, dtype=torch.bool)  # also where the mask would hide it
+    with pytest.raises(UserError, match="predicts NaN or infinity for a held-out window"):
+        measure(
+            TextModel(gain), [batch([0, 1], torch.zeros(2, 4, 2), hidden)], normalizer(), TOKENIZER, TEXTS
+        )
+
+
 def test_training_mode_is_restored() -> None:
     model = TextModel(0.0)
     model.train()

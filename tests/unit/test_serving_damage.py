@@ -7,16 +7,18 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_serving_policy import look, model, state_of, write
+from safetensors.torch import load_file, save_file
+from test_serving_policy import TOKENIZER, look, model, normalizer, state_of, write
 
 from small_world import relist
+from tutti.data.normalize import Normalizer
 from tutti.manifest import EXPORT, STATE
 from tutti.serving.export import export
 from tutti.serving.policy import CheckpointPolicyFactory, Policy
@@ -314,3 +316,107 @@ def test_where_weights_are_in_one_file_shards_are_not_looked_at(
     expected = Policy.load(originals["whole"]).predict(images, state, TEXT)
     np.testing.assert_array_equal(Policy.load(folder).predict(images, state, TEXT), expected)
     assert load(folder).tensors.keys() == {"model", "ema"}
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kind", ["whole", "sharded"])
+def test_weights_that_are_not_finite_are_neither_served_nor_exported(
+    kind: str, number: float, tmp_path: Path
+) -> None:
+    bad = state_of(model(2))
+    bad["action.out.weight" if "action.out.weight" in bad else sorted(bad)[0]].view(-1)[-1] = number
+    (name,) = [key for key, value in bad.items() if not torch.isfinite(value).all()]
+    folder = saved(tmp_path, kind, ema=bad)
+    for make in (lambda: Policy.load(folder), lambda: export(folder, tmp_path / "to")):
+        with pytest.raises(
+            UserError, match=rf"NaN or infinity in 1 of \d+ tensors, such as {re.escape(name)}"
+        ):
+            make()
+    assert not (tmp_path / "to").exists()
+    Policy.load(folder, "raw")
+
+
+def test_a_number_that_overflows_in_the_types_of_the_model_is_found(
+    originals: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy_of(originals["whole"], tmp_path)
+    tensors = {name: value.double() for name, value in load_file(folder / "ema.safetensors").items()}
+    next(iter(tensors.values())).view(-1)[0] = 1e300
+    save_file(tensors, folder / "ema.safetensors")
+    relist(folder)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        Policy.load(folder)
+
+
+def changes() -> Iterator[tuple[str, Callable[[dict[str, Any]], Any], str]]:
+    """Statistics that no data can have: what, the change, what is said."""
+
+    def at(what: str, name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+        def change(table: dict[str, Any]) -> None:
+            table["stats"]["arm"][what][name][1] = value
+
+        return change
+
+    for what in ("state", "action"):
+        for name in ("q01", "q99", "mean", "std", "min", "max"):
+            for value in (float("nan"), float("inf")):
+                yield (
+                    f"{what} {name} {value}",
+                    at(what, name, value),
+                    f"{what} .*dimension 1: {name} is not finite",
+                )
+        yield f"{what} min", at(what, "min", 1e9), f"{what} .*dimension 1: min is above max"
+        yield f"{what} q01", at(what, "q01", 1e9), f"{what} .*dimension 1: q01 is above q99"
+        yield f"{what} std below 0", at(what, "std", -1.0), f"{what} .*dimension 1: std is below 0"
+        yield f"{what} std 0", at(what, "std", 0.0), f"{what} .*dimension 1: std is 0 although"
+        yield f"{what} text", at(what, "min", "low"), "normalizer.json: cannot be used"
+        yield (
+            f"{what} short",
+            lambda t, w=what: t["stats"]["arm"][w]["min"].pop(),
+            f"{what} .*as many numbers",
+        )
+        yield (
+            f"{what} all short",
+            lambda t, w=what: [numbers.pop() for numbers in t["stats"]["arm"][w].values()],
+            rf"the {what} of embodiment 'arm' has \d dimensions, the model \d",
+        )
+    yield "kind", lambda t: t.update(kind="other"), "kind: expected quantile or standard, found 'other'"
+    yield "no kind", lambda t: t.pop("kind"), "normalizer.json: cannot be used"
+    yield (
+        "embodiment",
+        lambda t: t["stats"].update(leg=t["stats"].pop("arm")),
+        "'arm' has no statistics; found leg",
+    )
+
+
+CHANGES = {name: (change, says) for name, change, says in changes()}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_statistics_that_no_data_can_have_are_refused(
+    how: str, originals: dict[str, Path], tmp_path: Path
+) -> None:
+    change, says = CHANGES[how]
+    folder = copy_of(originals["whole"], tmp_path)
+    table = json.loads((folder / "normalizer.json").read_text())
+    change(table)
+    (folder / "normalizer.json").write_text(json.dumps(table))
+    relist(folder)
+    with pytest.raises(UserError, match=says):
+        Policy.load(folder)
+
+
+def test_statistics_of_a_dimension_that_does_not_move_are_those_of_data() -> None:
+    still = Normalizer.fit("standard", "arm", np.full((5, 3), 0.1), np.zeros((5, 2)))
+    assert Normalizer.from_dict(still.to_dict()).to_dict() == still.to_dict()
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_an_action_that_is_not_finite_does_not_leave_the_policy(number: float, clip: bool) -> None:
+    policy = Policy(model(), normalizer(), TOKENIZER, clip=clip)
+    with torch.no_grad():
+        list(policy.model.action.parameters())[-1].view(-1)[0] = number
+    images, state = look()
+    with pytest.raises(UserError, match="predicted action is not finite in dimension 0"):
+        policy.predict(images, state, TEXT)

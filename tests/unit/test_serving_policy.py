@@ -18,6 +18,7 @@ from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.rollouts import PolicyFactory, RolloutPolicy
 from tutti.models.vla import VLA, ModelConfig
+from tutti.serving.export import export
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.types import DataSpec, Observation, UserError
 
@@ -112,16 +113,26 @@ def test_without_images_their_content_does_not_matter_and_none_will_do() -> None
     assert np.abs(blind - policy(images, state, "open the tap")).max() > 0
 
 
-def test_actions_stay_within_those_of_the_data() -> None:
+def test_actions_stay_within_those_of_the_data(tmp_path: Path) -> None:
+    wild = model()
+    with torch.no_grad():
+        for parameter in wild.action.parameters():
+            parameter.mul_(10)
     images, state = look()
-    far = state + 1000
-    free = Policy(model(), normalizer(), TOKENIZER, clip=False).predict(images, far, "open the tap")
-    clipped = Policy(model(), normalizer(), TOKENIZER).predict(images, far, "open the tap")
+    free = Policy(wild, normalizer(), TOKENIZER, clip=False).predict(images, state, "open the tap")
     stats = normalizer().stats["arm"].action
     low, high = stats.min.astype(np.float32), stats.max.astype(np.float32)
-    np.testing.assert_array_equal(clipped, np.clip(free, low, high))
-    assert (clipped >= low).all()
-    assert (clipped <= high).all()
+    assert (free < low).any() and (free > high).any()  # without clipping it would leave them on both sides
+    folder = write(tmp_path / "step-000001", wild)
+    for policy in (
+        Policy(wild, normalizer(), TOKENIZER),
+        Policy.load(folder),
+        CheckpointPolicyFactory(folder)(),
+        Policy.load(export(folder, tmp_path / "to")),
+    ):
+        clipped = policy.predict(images, state, "open the tap")
+        np.testing.assert_array_equal(clipped, np.clip(free, low, high))
+        assert (clipped >= low).all() and (clipped <= high).all()
 
 
 def test_larger_pictures_are_resized() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -65,8 +65,26 @@ class ActionStats:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        return cls(**{name: np.asarray(data[name], dtype=np.float64) for name in _NAMES})
+        """The inverse of `to_dict`.
+
+        Raises: UserError naming the dimension, for numbers that no data can have.
+        """
+        numbers = {name: np.asarray(data[name], dtype=np.float64) for name in _NAMES}
+        shapes = {name: value.shape for name, value in numbers.items()}
+        if len(set(shapes.values())) > 1 or numbers["min"].ndim != 1:
+            raise UserError(f"expected as many numbers of each kind as there are dimensions, found {shapes}")
+        stats = cls(**numbers)
+        moves = stats.max - stats.min > _FLOOR * np.maximum(1.0, np.abs(stats.mean))
+        wrong = {f"{name} is not finite": ~np.isfinite(getattr(stats, name)) for name in _NAMES} | {
+            "min is above max": stats.min > stats.max,
+            "q01 is above q99": stats.q01 > stats.q99,
+            "std is below 0": stats.std < 0,
+            "std is 0 although min and max differ": (stats.std == 0) & moves,
+        }
+        for what, where in wrong.items():
+            if where.any():
+                raise UserError(f"dimension {np.flatnonzero(where)[0]}: {what}")
+        return stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,14 +146,35 @@ class Normalizer:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        stats = {
-            name: EmbodimentStats(
-                state=ActionStats.from_dict(both["state"]), action=ActionStats.from_dict(both["action"])
+        """The inverse of `to_dict`.
+
+        Raises: UserError for an unknown kind, or statistics that no data can have.
+        """
+        if data["kind"] not in get_args(NormalizationKind):
+            known = " or ".join(get_args(NormalizationKind))
+            raise UserError(f"kind: expected {known}, found {data['kind']!r:.80}")
+        found: dict[str, dict[str, ActionStats]] = {}
+        for name, both in data["stats"].items():
+            for what in ("state", "action"):
+                try:
+                    found.setdefault(name, {})[what] = ActionStats.from_dict(both[what])
+                except UserError as error:
+                    raise UserError(f"{what} of embodiment {name!r}: {error}") from error
+        return cls(data["kind"], {name: EmbodimentStats(**both) for name, both in found.items()})
+
+    def check(self, embodiment: str, state_dim: int, action_dim: int) -> None:
+        """Raises: UserError unless it has statistics of these numbers of dimensions for the embodiment."""
+        if embodiment not in self.stats:
+            raise UserError(
+                f"embodiment {embodiment!r} has no statistics; found {', '.join(self.stats) or 'none'}."
             )
-            for name, both in data["stats"].items()
-        }
-        return cls(data["kind"], stats)
+        for what, expected in (("state", state_dim), ("action", action_dim)):
+            found = len(getattr(self.stats[embodiment], what).mean)
+            if found != expected:
+                raise UserError(
+                    f"normaliser: the {what} of embodiment {embodiment!r} has {found} dimensions, the model "
+                    f"{expected}. The files are of different trainings."
+                )
 
     def _apply(self, values: _Numbers, what: str, embodiment: str | None) -> _Numbers:
         center, scale = self._map(values, what, embodiment)

@@ -20,7 +20,7 @@ from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.models.vla import VLA
 from tutti.simulation.suite import SuiteSpec
-from tutti.types import Batch, UserError
+from tutti.types import Batch, Observation, UserError
 
 PARTS = ("first", "executed", "chunk")
 
@@ -96,7 +96,7 @@ def measure(
     text is its own group). The swapped instruction comes from the group `partners` names, else from the
     next group by name.
 
-    Raises UserError where there is no batch, or an instruction_id has no text.
+    Raises UserError where there is no batch, an instruction_id has no text, or a prediction is not finite.
     """
     if groups is None:
         groups = instructions
@@ -163,7 +163,7 @@ class _Sums:
             raise UserError(
                 f"open loop: instruction_id {int(ids.max())} has no text; only {len(self.names)} were given."
             )
-        predicted = self.model.predict(batch.observation)
+        predicted = self._predict(batch.observation)
         mask = batch.action_mask
         errors = {"error": predicted - batch.actions}
         if self.swapped is not None:
@@ -173,7 +173,7 @@ class _Sums:
                 text=self.encoded[0][other].to(device),
                 text_mask=self.encoded[1][other].to(device),
             )
-            errors["moved"] = predicted - self.model.predict(told)
+            errors["moved"] = predicted - self._predict(told)
         row_scale = self.scale.to(device)[batch.embodiment][:, None, :]
         rows: dict[str, Tensor] = {"windows": torch.ones(len(ids))}
         for name, error in errors.items():
@@ -188,6 +188,15 @@ class _Sums:
             here = torch.tensor([self.names[i] == group for i in ids.tolist()])
             for key, value in table.items():
                 self.groups[group][key] += float(value[here].sum())
+
+    def _predict(self, observation: Observation) -> Float[Tensor, "b t a"]:
+        predicted = self.model.predict(observation)
+        if not bool(torch.isfinite(predicted).all()):
+            raise UserError(
+                "open loop: the model predicts NaN or infinity for a held-out window. Look for weights that "
+                "have diverged (in the records of the training) and for extreme states."
+            )
+        return predicted
 
 
 def _parts(values: Float[Tensor, "b t a"], execute: int) -> dict[str, Float[Tensor, " b"]]:

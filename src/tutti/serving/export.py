@@ -39,7 +39,8 @@ def export(
 
     The folder appears whole or not at all, and only after a policy could be loaded from it. Gives the folder.
 
-    Raises: UserError if there is no such checkpoint, it is damaged, `to` exists, or the disk is full.
+    Raises: UserError if there is no such checkpoint, it is damaged, its weights are not finite, `to` exists,
+    or the disk is full.
     """
     source, to = listed(find_checkpoint(Path(run), checkpoint)), Path(to)
     if to.exists():

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -115,16 +116,31 @@ def kept_weights(manifest: Manifest, weights: Weights) -> Weights:
 def read_weights(manifest: Manifest, weights: Weights) -> dict[str, Tensor]:
     """The model's weights; the raw ones where training has kept no average.
 
-    Raises: UserError if they are missing or damaged.
+    Raises: UserError if they are missing, damaged, or not finite.
     """
     file = FILES[kept_weights(manifest, weights)]
     if not is_sharded(manifest):
         manifest.check(file)
         try:
-            return load_file(manifest.folder / file)
+            return check_finite(manifest.folder, load_file(manifest.folder / file))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{manifest.folder / file}: these weights are damaged ({error}).") from error
     start = f"{Path(file).stem}/"
     folder = manifest.folder / shards.FOLDER
     found = shards.read(folder, below=start, check=lambda name: manifest.check(f"{shards.FOLDER}/{name}"))
-    return {name.removeprefix(start): value for name, value in found.items()}
+    return check_finite(manifest.folder, {name.removeprefix(start): value for name, value in found.items()})
+
+
+def check_finite(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the tensors back.
+
+    Raises: UserError if one of them holds NaN or infinity.
+    """
+    bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise UserError(
+            f"{folder}: the weights hold NaN or infinity in {len(bad)} of {len(tensors)} tensors, such as "
+            f"{bad[0]}. No robot can act by them. Take an older checkpoint, and find in the records of the "
+            "training where the loss went wrong."
+        )
+    return tensors

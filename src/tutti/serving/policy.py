@@ -20,7 +20,7 @@ from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.manifest import Manifest
 from tutti.models.vla import VLA, ModelConfig
-from tutti.serving.folder import Weights, find_checkpoint, listed, read_weights
+from tutti.serving.folder import Weights, check_finite, find_checkpoint, listed, read_weights
 from tutti.types import DataSpec, Features, Tokens, UserError
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.device = torch.device(device)
         self.embodiment = _choose(self.spec.embodiments, embodiment)
+        normalizer.check(self.embodiment, self.spec.state_dim, self.spec.action_dim)
         stats = normalizer.stats[self.embodiment].action
         bounds = (stats.min.astype(np.float32), stats.max.astype(np.float32))
         self._bounds = bounds if clip else None
@@ -72,7 +73,7 @@ class Policy:
         average), or the same out of shards/; spec.json, normalizer.json, tokenizer.json and config.yaml. Each
         has the checksum that state.json, or export.json, lists.
 
-        Raises UserError: a file is missing, damaged or does not fit the others.
+        Raises UserError: a file is missing, damaged or does not fit the others, or a number is not finite.
         """
         folder = listed(find_checkpoint(Path(checkpoint)))
         spec = _spec(folder)
@@ -95,7 +96,8 @@ class Policy:
         `spec.image_size` is resized as in training. `state` is in data units. `use_images=False` removes
         all vision tokens; `images` may then be None.
 
-        Raises UserError where an argument has another shape or type than the model was trained on.
+        Raises UserError where an argument has another shape or type than the model was trained on, or an
+        action is not finite.
         """
         pictures = self._pictures(images, use_images)
         self._check_state(state)
@@ -109,6 +111,13 @@ class Policy:
             features = Features(vision=vision, language=language, readout=readout, fused_vision=fused)
             chunk = self.model.action.predict(features)[0].float().cpu().numpy()
         actions = self.normalizer.undo_action(chunk, self.embodiment)
+        if not np.isfinite(actions).all():
+            where = sorted(set(np.argwhere(~np.isfinite(actions))[:, 1].tolist()))
+            raise UserError(
+                f"the predicted action is not finite in dimension {', '.join(map(str, where))}. Nothing was "
+                "given to the robot. The state may be far from those of the training data, or a number too "
+                f"large for the model: {state!r:.200}."
+            )
         return actions if self._bounds is None else np.clip(actions, *self._bounds)
 
     def __call__(
@@ -225,6 +234,7 @@ def _load_weights(model: VLA, folder: Manifest, weights: Weights) -> None:
     except RuntimeError as error:
         first = "\n".join(str(error).splitlines()[:6])
         raise UserError(f"{folder.folder}: these weights are of another model.\n{first}\n{_CURE}") from error
+    check_finite(folder.folder, model.state_dict())  # as they are in the model's own type of numbers
 
 
 def _choose(known: tuple[str, ...], embodiment: str | None) -> str:
