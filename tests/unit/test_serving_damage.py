@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
-from test_serving_policy import TOKENIZER, look, model, normalizer, state_of, write
+from test_serving_policy import CONFIG, TOKENIZER, look, model, normalizer, state_of, write
 
 from small_world import relist
 from tutti.data.normalize import Normalizer
@@ -420,3 +421,33 @@ def test_an_action_that_is_not_finite_does_not_leave_the_policy(number: float, c
     images, state = look()
     with pytest.raises(UserError, match="predicted action is not finite in dimension 0"):
         policy.predict(images, state, TEXT)
+
+
+def test_the_fingerprint_follows_all_that_decides_what_the_policy_does(
+    originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {CheckpointPolicyFactory(originals["whole"]).fingerprint}
+
+    def is_new(folder: Path, weights: Any = "ema", clip: bool = True) -> bool:
+        found = CheckpointPolicyFactory(folder, weights, clip).fingerprint
+        new = found not in seen
+        seen.add(found)
+        return new
+
+    assert not is_new(originals["sharded"]) and not is_new(originals["export"])
+    assert is_new(originals["whole"], "raw") and is_new(originals["whole"], "ema", False)
+    for number, action in enumerate([{"kind": "flow", "steps": 10}, {"kind": "flow", "steps": 1}]):
+        folder = copy_of(originals["whole"], tmp_path / str(number))
+        section = CONFIG.model_dump(mode="json") | {"action": action}
+        (folder / "config.yaml").write_text(yaml.safe_dump({"model": section}))
+        assert is_new(relist(folder))
+        (folder / "config.yaml").write_text(yaml.safe_dump({"model": section, "name": "another"}))
+        assert not is_new(relist(folder))  # what does not matter to the policy
+    for name in ("spec.json", "normalizer.json", "tokenizer.json"):
+        folder = copy_of(originals["whole"], tmp_path / name)
+        (folder / name).write_text((folder / name).read_text().replace("0", "1", 1))
+        assert is_new(relist(folder))
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    assert is_new(originals["whole"])
+    monkeypatch.setattr("tutti.serving.policy.__version__", "9.9")
+    assert is_new(originals["whole"])

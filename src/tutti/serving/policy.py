@@ -15,6 +15,7 @@ import yaml
 from jaxtyping import Float32, UInt8
 from pydantic import ValidationError
 
+from tutti import __version__
 from tutti.data.cache import resize_images
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
@@ -170,7 +171,9 @@ class Policy:
 class CheckpointPolicyFactory:
     """Builds the same policy in any process: `evaluation` sends it to its workers.
 
-    `fingerprint` is the hash of all files that decide what the policy does.
+    `fingerprint` is the hash of all that decides what the policy does: weights, spec, normaliser, tokenizer,
+    the model section of its config with the defaults filled in, `clip`, and the versions of torch and Tutti.
+    Of a class of the user's own, it knows the name and the options, not the code.
     """
 
     path: Path
@@ -180,7 +183,9 @@ class CheckpointPolicyFactory:
 
     def __post_init__(self) -> None:
         folder = listed(find_checkpoint(self.path))
-        digest = hashlib.sha256(str(self.clip).encode())
+        model = _model_config(folder).model_dump(mode="json")
+        about = {"clip": self.clip, "model": model, "torch": torch.__version__, "tutti": __version__}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for name in ("spec.json", "normalizer.json", "tokenizer.json"):
             digest.update(hashlib.sha256(folder.read(name)).digest())
         for name, value in sorted(read_weights(folder, self.weights).items()):
