@@ -42,7 +42,7 @@ class PlainLoop:
         seed_everything(config.seed)
         self.model = config.model.build(data.spec)
         self.objective = config.objective.build(self.model, config.balancing)
-        needs = DataNeeds(self.objective.needs_futures, self.objective.needs_states)
+        needs = DataNeeds(self.objective.needs_futures, self.objective.needs_states, self.objective.grippers)
         self._data = build_data(config, data_from, needs)
         self.training = config.training
         self.optimizers = list(

@@ -71,10 +71,12 @@ def synthetic_run(folder: Path, config: RunConfig, per_task: int = 4, length: in
 
     def episode(task: str, number: int) -> EpisodeRecord:
         sentences = suite.instructions(task)
+        actions = random.normal(size=(length, ACTION_DIM)).astype(np.float32)
+        actions[:, -1] = np.sign(actions[:, -1])  # the gripper is open or closed
         return EpisodeRecord(
             images={VIEW + view: pictures() for view in suite.views},
             states=random.normal(size=(length, STATE_DIM)).astype(np.float32),
-            actions=random.normal(size=(length, ACTION_DIM)).astype(np.float32),
+            actions=actions,
             instruction=sentences[number % len(sentences)],
         )
 

@@ -83,7 +83,9 @@ def build_trainer(config: RunConfig, data_from: Path, run: Path) -> tuple[Traine
     seed_everything(config.seed)
     model = config.model.build(data.spec)
     objective = config.objective.build(model, config.balancing)
-    data = build_data(config, data_from, DataNeeds(objective.needs_futures, objective.needs_states))
+    data = build_data(
+        config, data_from, DataNeeds(objective.needs_futures, objective.needs_states, objective.grippers)
+    )
     trainer = Trainer(
         config.training, model, objective, run, strategy=config.strategy, backward=config.backward
     )

@@ -32,7 +32,7 @@ NARROW = {"width": 16, "depth": 1, "heads": 2}
 TERMS = {
     "align": {"kind": "contrastive", "width": 16},
     "recon": {"kind": "future_patches", "width": 16, "heads": 2},
-    "state": {"kind": "future_states", "offsets": (1, 3), "hidden": 16},
+    "state": {"kind": "future_states", "offsets": (1, 3), "hidden": 16, "gripper": {"dimension": -1}},
 }
 EVERY_TERM: dict[str, dict[str, Any]] = {
     "contrastive": {"width": 16},

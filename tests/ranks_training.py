@@ -22,7 +22,7 @@ SIZE = 8
 OBJECTIVE = {
     "align": {"width": 16, "weight": 0.3},
     "recon": {"width": 16, "heads": 2, "downsample": 2},
-    "state": {"hidden": 16, "offsets": [1, 3]},
+    "state": {"hidden": 16, "offsets": [1, 3], "gripper": {"dimension": -1}},
 }
 SETTINGS: dict[str, Any] = {
     "steps": 6,

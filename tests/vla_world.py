@@ -71,7 +71,7 @@ def modules(**objective: Any) -> tuple[VLA, UnifiedLoss]:
         "align": {"weight": 0.3},
         "action": {"weight": 1.0},
         "recon": {"weight": 0.2},
-        "state": {"weight": 1.0, "offsets": (1, 3)},
+        "state": {"weight": 1.0, "offsets": (1, 3), "gripper": {"dimension": -1}},
         **objective,
     }
     return model, ObjectiveConfig.model_validate(given).build(model)

@@ -156,7 +156,7 @@ def build_training(config: RunConfig, folder: Path) -> tuple[DataBundle, VLA, Un
     seed_everything(config.seed)
     model = config.model.build(data.spec)
     objective = config.objective.build(model, config.balancing)
-    needs = DataNeeds(objective.needs_futures, objective.needs_states)
+    needs = DataNeeds(objective.needs_futures, objective.needs_states, objective.grippers)
     if needs != DataNeeds():
         data = build_data(config, folder, needs)
     if model.action.needs_fit:

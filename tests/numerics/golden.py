@@ -36,7 +36,7 @@ OBJECTIVE = {
     "align": {"weight": {"start": 0.3, "end": 0.1}},
     "action": {"weight": 1.0},
     "recon": {"weight": 0.2},
-    "state": {"weight": 1.0, "offsets": (1, 3)},
+    "state": {"weight": 1.0, "offsets": (1, 3), "gripper": {"dimension": -1}},
 }
 MOVES = {"align": ["vision", "language"], "state": ["vision"]}
 PRESETS: dict[str, dict[str, Any]] = {

@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,15 @@ LENGTHS = (7, 5, 9, 3, 6, 8, 12, 4)
 HORIZON, FUTURE = 4, 3
 
 
-def write_set(folder: Path, lengths: tuple[int, ...] = LENGTHS, seed: int = 0, size: int = 8) -> Path:
-    """Actions are (100 * episode + t, -t, 0.5); the pictures' first byte is the frame row."""
+def write_set(
+    folder: Path,
+    lengths: tuple[int, ...] = LENGTHS,
+    seed: int = 0,
+    size: int = 8,
+    closes: Mapping[int, int] | None = None,
+) -> Path:
+    """Actions are (100 * episode + t, -t, 0.5), the last -1 from t = `closes[episode]` on; the first
+    byte of the pictures is the frame row."""
     episodes, row = [], 0
     for number, length in enumerate(lengths):
         random = np.random.default_rng([seed, number])
@@ -35,6 +43,7 @@ def write_set(folder: Path, lengths: tuple[int, ...] = LENGTHS, seed: int = 0, s
             images[view][:, 0, 0, 0] = np.arange(row, row + length)
         t = np.arange(length)
         actions = np.stack([100 * number + t, -t, np.full(length, 0.5)], axis=1).astype(np.float32)
+        actions[(closes or {}).get(number, length) :, 2] = -1
         states = random.normal(size=(length, 4)).astype(np.float32)
         text = ("open it", "close it")[number % 2]
         episodes.append(EpisodeRecord(images=images, states=states, actions=actions, instruction=text))
@@ -131,6 +140,28 @@ def test_later_states_stay_in_the_episode_and_zero_is_its_last(data_set: Path, t
             for column, offset in enumerate((1, 5)):
                 if mask[t, column]:
                     assert torch.equal(states[t, column], now[t + offset])
+
+
+def test_the_next_key_frame_is_where_the_named_gripper_closes(tmp_path: Path) -> None:
+    closes = {number: 2 + number % 3 for number in range(8)}
+    data_set = write_set(tmp_path / "set", lengths=(9,) * 8, closes=closes)
+    now: dict[tuple[int, ...], torch.Tensor] = {}
+    for grippers in ((2,), ()):
+        windows = build(data_set, tmp_path, DataNeeds(states=(-1,), grippers=grippers)).windows
+        batch = windows.gather(np.arange(len(windows)))
+        assert batch.later_states is not None
+        now[grippers] = batch.later_states.values[:, 0]
+        for number, episode in enumerate(windows.sources[0].store.episodes):
+            for t in range(episode.length):
+                key = closes[number] if grippers and t < closes[number] else episode.length - 1
+                row = episode.start + t
+                assert torch.equal(now[grippers][row], batch.observation.state[episode.start + key])
+    assert not torch.equal(now[2,], now[()])
+
+
+def test_a_gripper_that_is_none_is_refused_with_the_name_of_the_set(data_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gripper\.dimension 0 .* no gripper in .*set[\s\S]*\(2 would do\)"):
+        build(data_set, tmp_path, DataNeeds(states=(-1,), grippers=(0,)))
 
 
 def test_no_future_is_read_where_no_term_needs_one(data_set: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "changed_patches": {"width": 16, "heads": 2},
     "masked_patches": {"width": 16, "heads": 2},
     "inverse_dynamics": {"hidden": 16, "channels": 4, "offset": 2},
-    "future_states": {"offsets": (1, 3), "hidden": 16},
+    "future_states": {"offsets": (1, 3), "hidden": 16, "gripper": {"dimension": -1}},
     CUSTOM: {"kind": "own_term:StateChange", "options": {"offset": 2}},
 }
 STEPS = 3

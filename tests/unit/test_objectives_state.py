@@ -14,7 +14,7 @@ from torch import Tensor
 
 from objectives_world import make_batch, make_loss, make_model
 from tutti.objectives.state import FutureStatesConfig, FutureStatesTerm
-from tutti.objectives.term import Model
+from tutti.objectives.term import Model, Term, TermValue
 from tutti.types import Batch, DataSpec, Features, LaterStates, Observation, Tokens, UserError
 
 SPEC = DataSpec(
@@ -49,7 +49,8 @@ def term_of(**config: Any) -> FutureStatesTerm:
         action=None,
         prepare=lambda images: images,
     )
-    return FutureStatesConfig(**{"offsets": (1, 3), **config}).build(cast("Model", model), "state").double()
+    given = {"offsets": (1, 3), "gripper": {"dimension": 0}, **config}
+    return FutureStatesConfig.model_validate(given).build(cast("Model", model), "state").double()
 
 
 def scene(b: int = 3) -> tuple[Features, Batch]:
@@ -88,7 +89,65 @@ def states_of(batch: Batch) -> LaterStates:
 
 def test_it_asks_for_its_offsets_and_the_last_state() -> None:
     assert term_of().needs_states == (1, 3, 0, -1)
-    assert term_of(last=False, key=False).needs_states == (1, 3)
+    assert term_of(last=False, gripper="off").needs_states == (1, 3)
+
+
+def test_without_a_gripper_there_is_no_part_of_key_frames() -> None:
+    term = FutureStatesConfig().build(make_model(), "state")
+    assert -1 not in term.needs_states and term.grippers == () and not term.has_key
+    assert make_loss(make_model(), state={"kind": "future_states"}).grippers == ()
+
+
+@pytest.mark.parametrize(
+    ("dimension", "expected"), [(2, (2,)), (-1, (2,)), (0, (0,)), ([0, 2], (0, 2)), ([-1, 1], (1, 2))]
+)
+def test_the_grippers_reach_the_data_as_dimensions(dimension: Any, expected: tuple[int, ...]) -> None:
+    state = {"offsets": (1,), "gripper": {"dimension": dimension}}
+    assert make_loss(make_model(), state=state).grippers == expected
+
+
+@pytest.mark.parametrize(
+    ("dimension", "message"),
+    [
+        (3, r"objective\.state\.gripper\.dimension is 3, but actions have 3 dimensions: choose from 0 to 2"),
+        ([0, -4], r"is -4, but actions have 3"),
+        ([2, -1], r"names a dimension twice: 2, -1"),
+    ],
+)
+def test_a_gripper_that_is_no_dimension_is_refused(dimension: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_loss(make_model(), state={"gripper": {"dimension": dimension}})
+
+
+def test_terms_must_agree_on_the_gripper() -> None:
+    one, other = ({"kind": "future_states", "gripper": {"dimension": place}} for place in (0, 1))
+    with pytest.raises(UserError, match=r"objective\.state: \[0\], objective\.soon: \[1\]"):
+        make_loss(make_model(), state=one, soon=other)
+    assert make_loss(make_model(), state=one, soon={**other, "gripper": "off"}).grippers == (0,)
+
+
+def test_a_term_of_ones_own_that_wants_key_frames_names_a_gripper() -> None:
+    with pytest.raises(UserError, match=r"objective\.mine needs the states at the next key frames"):
+        Wanting(name="mine", needs_states=(-1,))
+    assert Wanting(name="mine", needs_states=(-1,), grippers=(2,)).grippers == (2,)
+
+
+class Wanting(Term):
+    def compute(self, features: Features, batch: Batch) -> TermValue:
+        raise AssertionError("never computed")
+
+
+@pytest.mark.parametrize(
+    ("given", "gripper"),
+    [
+        ({"key": True}, {"dimension": -1}),
+        ({"key": True, "gripper": "off"}, {"dimension": -1}),
+        ({"key": True, "gripper": {"dimension": 2}}, {"dimension": 2}),
+        ({"key": False, "gripper": {"dimension": 2}}, "off"),
+    ],
+)
+def test_a_config_that_was_written_with_key_means_what_it_meant(given: dict[str, Any], gripper: Any) -> None:
+    assert FutureStatesConfig.model_validate(given).model_dump()["gripper"] == gripper
 
 
 def test_value_is_the_masked_mean_of_absolute_errors() -> None:
@@ -152,10 +211,10 @@ def test_offsets_must_rise() -> None:
 def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
     """Offsets overlap and differ, with and without key frame and end; other terms want states and futures."""
     model = make_model()
-    small = {"kind": "future_states", "hidden": 16}
+    small = {"kind": "future_states", "hidden": 16, "gripper": {"dimension": -1}}
     terms: dict[str, Any] = {
         "state": {**small, "offsets": (1, 4)},
-        "soon": {**small, "offsets": (2,), "last": False, "key": False},
+        "soon": {**small, "offsets": (2,), "last": False, "gripper": "off"},
         "grasp": {**small, "offsets": (1, 5), "last": False},
         "recon": {"kind": "future_patches", "width": 16, "heads": 2, "offset": 3},
         "inverse": {"kind": "inverse_dynamics", "hidden": 16, "offset": 2},

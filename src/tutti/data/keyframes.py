@@ -7,29 +7,69 @@ which also count standstills; ours does not, because scripted hands slow down in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
+
+from tutti.gripper import MOST_AWAY, share_away
+from tutti.types import UserError
 
 CHANGE = 0.15
 """A change of the command from one frame to the next that counts, as a share of its range over the data."""
 
 
 def next_keyframes(
-    actions: Float[np.ndarray, "n a"], ends: Int64[np.ndarray, " n"], gripper: int = -1
+    actions: Float[np.ndarray, "n a"], ends: Int64[np.ndarray, " n"], grippers: Sequence[int] = ()
 ) -> Int64[np.ndarray, " n"]:
     """For each row the first key frame after it in its episode; the last row of an episode is its own.
 
-    `ends` is the exclusive end of each row's episode, `gripper` the dimension of the action that opens and
-    closes the hand. Row r is a key frame if the gripper's command differs from that of row r - 1 of the
+    `ends` is the exclusive end of each row's episode, `grippers` the dimensions of the action that open and
+    close a hand. Row r is a key frame if the command of one of them differs from that of row r - 1 of the
     same episode by more than `CHANGE` times its range, or if r is the episode's last row. A command that
     never changes leaves only the ends.
     """
     rows = np.arange(len(actions))
-    command = actions[:, gripper].astype(np.float64)
-    span = float(command.max() - command.min()) if len(command) else 0.0
+    commands = actions[:, list(grippers)].astype(np.float64)
+    span = np.ptp(commands, axis=0) if len(commands) else 0.0
     last = rows == ends - 1
     changes = np.zeros(len(rows), dtype=bool)
-    changes[1:] = (np.abs(np.diff(command)) > CHANGE * span) & ~last[:-1]
+    changes[1:] = (np.abs(np.diff(commands, axis=0)) > CHANGE * span).any(axis=1) & ~last[:-1]
     keys = np.flatnonzero(changes | last)
     following = keys[np.minimum(np.searchsorted(keys, rows, side="right"), len(keys) - 1)]
     return np.where(last, rows, following).astype(np.int64)
+
+
+def check_grippers(
+    actions: Float[np.ndarray, "n a"], ends: Int64[np.ndarray, " n"], grippers: Sequence[int], name: str
+) -> None:
+    """Checks that in an episode the command of each gripper has two values at most: open and closed.
+
+    From task to task they may be others. `name` is that of the data set.
+
+    Raises: UserError if over 2 % of a command's values lie elsewhere, naming the dimensions that would do.
+    """
+    away = [_between(actions[:, dimension], ends) for dimension in range(actions.shape[1])]
+    for dimension in grippers:
+        if away[dimension] > MOST_AWAY:
+            others = [str(place) for place, share in enumerate(away) if share <= MOST_AWAY]
+            raise UserError(
+                f"gripper.dimension {dimension} of the objective is no gripper in {name}.\n"
+                "  expected: an action dimension that in an episode has two values, open and closed\n"
+                f"  found:    {100 * away[dimension]:.1f} % of its values lie between an episode's smallest "
+                f"and largest (allowed: {100 * MOST_AWAY:g} %)\n"
+                f"  cure: name another one ({', '.join(others) or 'none'} would do), such as "
+                "objective.state.gripper.dimension=N, or set objective.state.gripper=off."
+            )
+
+
+def _between(command: Float[np.ndarray, " n"], ends: Int64[np.ndarray, " n"]) -> float:
+    """The share of a command's values that are neither the smallest nor the largest of their episode."""
+    starts = np.flatnonzero(np.diff(ends, prepend=-1))
+    lengths = np.diff(starts, append=len(ends))
+    low, high = (
+        torch.from_numpy(np.repeat(extreme.reduceat(command, starts), lengths))
+        for extreme in (np.minimum, np.maximum)
+    )
+    return share_away(torch.from_numpy(command), low, high)

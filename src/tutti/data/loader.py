@@ -34,10 +34,12 @@ Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kin
 @dataclass(frozen=True, slots=True)
 class DataNeeds:
     """What the objective's terms ask of the data: observations `futures` frames later, and the states at
-    `states` frames later (0: the episode's last, -1: the next key frame's)."""
+    `states` frames later (0: the episode's last, -1: the next key frame's, where one of `grippers` opens or
+    closes, dimensions of the action)."""
 
     futures: tuple[int, ...] = ()
     states: tuple[int, ...] = ()
+    grippers: tuple[int, ...] = ()
 
 
 class SourceConfig(BaseModel):
@@ -135,6 +137,7 @@ class DataConfig(BaseModel):
             horizon=self.horizon,
             future_offsets=needs.futures,
             state_offsets=needs.states,
+            grippers=needs.grippers,
             normalizer=normalizer,
             tokenizer=tokenizer,
         )

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from tutti.data.episode import Episode, EpisodeStore
-from tutti.data.keyframes import next_keyframes
+from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.types import Batch, Future, LaterStates, Observation, UserError
@@ -39,7 +39,10 @@ class WindowIndex:
     repeated. `futures[k]` is the observation at t + k of the same episode for k in `future_offsets`; where
     that lies past the end it is masked and the last frame stands in. `later_states` are the states at t + o
     for o in `state_offsets`, masked past the end; `LAST` (0) stands for the episode's last state and
-    `NEXT_KEY` (-1) for the state at the next key frame (keyframes.py).
+    `NEXT_KEY` (-1) for the state at the next key frame (keyframes.py), where one of `grippers` opens or
+    closes: dimensions of the action.
+
+    Raises: UserError if one of them is no gripper.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class WindowIndex:
         horizon: int,
         future_offsets: Sequence[int] = (),
         state_offsets: Sequence[int] = (),
+        grippers: Sequence[int] = (),
         normalizer: Normalizer,
         tokenizer: Tokenizer,
     ) -> None:
@@ -77,7 +81,11 @@ class WindowIndex:
                 rows = self.rows_of(source, [episode])
                 self._end[rows] = rows[-1] + 1
                 self._progress[rows] = (rows - rows[0]) / max(1, len(rows) - 1)
-        self._next_key = next_keyframes(self._actions, self._end)
+        for source, store in enumerate(stores):
+            own = slice(int(self._offsets[source]), int(self._offsets[source + 1]))
+            if grippers:
+                check_grippers(self._actions[own], self._end[own], grippers, store.name)
+        self._next_key = next_keyframes(self._actions, self._end, grippers)
         self._text, self._text_mask = tokenizer.encode(self.instructions)
 
     def __len__(self) -> int:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from tutti.gripper import places
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.types import Batch, Features, masked_mean, precise
+
+
+class GripperConfig(BaseModel):
+    """Which dimensions of the action open and close a hand."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimension: int | Annotated[tuple[int, ...], Field(min_length=1)] = Field(
+        description="place in the action, from 0, -1 the last; a list for several hands"
+    )
+
+    def places(self, action_dim: int, key: str) -> tuple[int, ...]:
+        """The dimensions from 0, in rising order. Raises UserError, naming `key`, if there is none such."""
+        given = (self.dimension,) if isinstance(self.dimension, int) else self.dimension
+        return tuple(sorted(places(given, action_dim, f"{key}.dimension")))
 
 
 class FutureStatesConfig(BaseModel):
@@ -25,11 +41,24 @@ class FutureStatesConfig(BaseModel):
         default=(2, 4, 6, 8, 12, 16, 24), min_length=1, description="how many actions ahead the states lie"
     )
     last: bool = Field(default=True, description="also predict the last state of the episode")
-    key: bool = Field(
-        default=True, description="also predict the state at the next key frame: a grasp, a release, the end"
+    gripper: GripperConfig | Literal["off"] = Field(
+        default="off",
+        description="also predict the state at the next key frame: where this gripper grasps or lets go, or "
+        "the end; off: no key frames",
     )
     hidden: PositiveInt = Field(default=256, description="width of the head's hidden layer")
     stop_gradient: tuple[Boundary, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_configs(cls, given: Any) -> Any:
+        """`key` was a switch, and the gripper always the last dimension."""
+        if not isinstance(given, dict) or not isinstance(given.get("key"), bool):
+            return given
+        rest = {name: value for name, value in given.items() if name != "key"}
+        if not given["key"]:
+            return rest | {"gripper": "off"}
+        return rest | ({"gripper": {"dimension": -1}} if rest.get("gripper", "off") == "off" else {})
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -46,10 +75,11 @@ class FutureStatesTerm(Term):
     """Waypoints of the robot itself: s^_{t+k} from the readout, for several k and for the episode's end.
 
     L = sum m |s^ - s| / sum m over offsets and dimensions of the normalised state
-        + mean |s^ - s| over the dimensions of the state at the next key frame.
+        + mean |s^ - s| over the dimensions of the state at the next key frame, if a gripper is named.
 
     Offsets past the end are masked; the last state and the next key frame never are. The labels are
-    proprioception and the gripper's command alone, so any data set has them.
+    proprioception and the gripper's command alone. In an episode the command must have two values, open and
+    closed, or the data are refused: another dimension's changes are no key frames (data/keyframes.py).
 
     Why it is there: where the hand will be when it grasps is where the object is, in metres. The action hides
     that: it is clipped, and depends on the present position as well. So this term teaches the vision encoder
@@ -62,9 +92,13 @@ class FutureStatesTerm(Term):
     """
 
     def __init__(self, config: FutureStatesConfig, model: Model, *, name: str = "state") -> None:
-        wanted = (*config.offsets, *((0,) if config.last else ()), *((-1,) if config.key else ()))
-        super().__init__(name=name, stop_gradient=config.stop_gradient, needs_states=wanted)
-        self.has_key = config.key
+        self.has_key = config.gripper != "off"
+        wanted = (*config.offsets, *((0,) if config.last else ()), *((-1,) if self.has_key else ()))
+        key, action_dim = f"objective.{name}.gripper", model.spec.action_dim
+        grippers = () if config.gripper == "off" else config.gripper.places(action_dim, key)
+        super().__init__(
+            name=name, stop_gradient=config.stop_gradient, needs_states=wanted, grippers=grippers
+        )
         self.state_dim = model.spec.state_dim
         self.head = nn.Sequential(
             nn.Linear(model.fusion.width, config.hidden),

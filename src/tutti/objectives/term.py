@@ -85,8 +85,9 @@ class Term(nn.Module, ABC):
 
     Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
     `needs_futures` asks the data for the observations that many actions later, `needs_states` for the states
-    at those offsets (0: the episode's last, -1: the next key frame's); the batch of several terms holds what
-    any of them asks for. `no_decay` names parameters of the term that weight decay must leave alone.
+    at those offsets (0: the episode's last, -1: the next key frame's, where one of the action dimensions
+    `grippers` opens or closes); the batch of several terms holds what any of them asks for. `no_decay` names
+    parameters of the term that weight decay must leave alone.
     Metrics are named `<name>/...`: the same class may serve under two names. The model is used but never
     registered as a submodule: keep it in a tuple, `self._model = (model,)`.
     """
@@ -100,12 +101,19 @@ class Term(nn.Module, ABC):
         stop_gradient: Collection[Boundary] = (),
         needs_futures: Sequence[int] = (),
         needs_states: Sequence[int] = (),
+        grippers: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.name = name
         self.stop_gradient = frozenset(stop_gradient)
         self.needs_futures = tuple(needs_futures)
         self.needs_states = tuple(needs_states)
+        self.grippers = tuple(grippers)
+        if -1 in self.needs_states and not self.grippers:
+            raise UserError(
+                f"objective.{name} needs the states at the next key frames (-1), but names no gripper, whose "
+                "opening and closing makes them: give `grippers`, its dimensions in the action."
+            )
 
     @abstractmethod
     def compute(self, features: Features, batch: Batch) -> TermValue:
@@ -130,7 +138,7 @@ class Term(nn.Module, ABC):
             raise UserError(
                 f"objective.{self.name} needs the observation {offset} actions later, but the batch holds "
                 f"{sorted(batch.futures) or 'none'}; build the data with DataNeeds(objective.needs_futures, "
-                "objective.needs_states)."
+                "objective.needs_states, objective.grippers)."
             )
         return batch.futures[offset]
 
@@ -144,7 +152,7 @@ class Term(nn.Module, ABC):
             raise UserError(
                 f"objective.{self.name} needs the states at {self.needs_states}, but the batch holds "
                 f"{found or 'none'}; build the data with DataNeeds(objective.needs_futures, "
-                "objective.needs_states)."
+                "objective.needs_states, objective.grippers)."
             )
         return batch.later_states.at(self.needs_states)
 

@@ -20,7 +20,7 @@ from tutti.objectives.schedule import Weight, schedule_of
 from tutti.objectives.state import FutureStatesConfig
 from tutti.objectives.term import Model, Term
 from tutti.objectives.terms import TermConfig
-from tutti.types import Batch, Features, LossTerms, precise
+from tutti.types import Batch, Features, LossTerms, UserError, precise
 
 DEFAULT_KINDS = {
     "align": "contrastive",
@@ -91,7 +91,10 @@ class UnifiedLoss(Objective):
     A term whose lambda is exactly 0 (switched off, or its schedule has ended), or which is not among `only`,
     is not computed and costs nothing: it is then absent from `values` and `lambdas`, rather than reported as
     0. `needs_futures` are the offsets of the observations that a batch must hold, `needs_states` those of the
-    states: whatever any term that ever counts asks for, in rising order.
+    states: whatever any term that ever counts asks for, in rising order. `grippers` are the dimensions of the
+    action whose changes make key frames.
+
+    Raises: UserError if two terms name different grippers.
     """
 
     def __init__(self, terms: dict[str, Term], balancing: Balancing) -> None:
@@ -101,6 +104,11 @@ class UnifiedLoss(Objective):
         counting = [term for name, term in terms.items() if balancing.is_ever_active(name)]
         self.needs_futures = _union(term.needs_futures for term in counting)
         self.needs_states = _union(term.needs_states for term in counting)
+        named = {term.name: term.grippers for term in counting if term.grippers}
+        if len({frozenset(dimensions) for dimensions in named.values()}) > 1:
+            told = ", ".join(f"objective.{name}: {list(dimensions)}" for name, dimensions in named.items())
+            raise UserError(f"The terms' grippers differ ({told}), but a batch has one next key frame each.")
+        self.grippers = next(iter(named.values()), ())
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -8,12 +8,9 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from tutti.gripper import MOST_AWAY, places, share_away
 from tutti.models.decoders.chunks import ranges, require_fitted
 from tutti.types import DataSpec, UserError, precise
-
-CLOSE = 0.05
-"""How near to one of the two values counts as being there, as a share of their distance."""
-MOST_AWAY = 0.02
 
 
 class GripperConfig(BaseModel):
@@ -26,12 +23,8 @@ class GripperConfig(BaseModel):
 
     def build(self, spec: DataSpec, kind: str) -> Gripper:
         """The gripper in actions of `spec`. Raises UserError if there is no such dimension."""
-        if not -spec.action_dim <= self.dimension < spec.action_dim:
-            raise UserError(
-                f"model.action.gripper.dimension is {self.dimension}, but actions have {spec.action_dim} "
-                f"dimensions: choose from 0 to {spec.action_dim - 1}, or -1 for the last."
-            )
-        return Gripper(self.dimension % spec.action_dim, self.weight, kind)
+        (place,) = places((self.dimension,), spec.action_dim, "model.action.gripper.dimension")
+        return Gripper(place, self.weight, kind)
 
 
 class Gripper(nn.Module):
@@ -65,9 +58,7 @@ class Gripper(nn.Module):
             raise UserError(f"{name} has one value only, {least:g} (normalised), not two. {cure}")
         upper = values > (least + most) / 2
         two = torch.stack([values[~upper].median(), values[upper].median()])
-        distance = torch.where(upper, values - two[1], values - two[0]).abs()
-        away = float((distance > CLOSE * (two[1] - two[0])).double().mean())
-        if away > MOST_AWAY:
+        if (away := share_away(values, two[0], two[1])) > MOST_AWAY:
             raise UserError(
                 f"{name} is not binary: {100 * away:.1f} % of its values lie away from {two[0]:g} and "
                 f"{two[1]:g} (normalised), expected at most {100 * MOST_AWAY:g} %. {cure}"
