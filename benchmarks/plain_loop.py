@@ -21,6 +21,7 @@ from timing import Spread, StepTimer, interleave, ratios, shortened, spread, wit
 from tutti.config import RunConfig
 from tutti.data.loader import DataNeeds
 from tutti.pipeline import build_data
+from tutti.ranks import MicroBatches
 from tutti.terminal import say
 from tutti.training.randomness import seed_everything
 from tutti.types import UserError
@@ -70,9 +71,11 @@ class PlainLoop:
             for group in optimizer.param_groups:
                 group["lr"] = factor * group["base_lr"]
         total = 0.0
-        for _ in range(training.accumulation):
-            batch = next(self._stream)
-            terms = self.objective(self.model(batch.observation), batch, done / training.steps)
+        batches = [next(self._stream) for _ in range(training.accumulation)]
+        micro_batches = MicroBatches(batches)
+        for number, batch in enumerate(batches):
+            with micro_batches.use(number):
+                terms = self.objective(self.model(batch.observation), batch, done / training.steps)
             (terms.total / training.accumulation).backward()
             total += terms.total.item() / training.accumulation
         if training.clip_norm != "off":

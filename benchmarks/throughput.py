@@ -80,7 +80,7 @@ def measure(
     trainer.model.train()
     trainer.objective.train()
     try:
-        with fed(data, device) as moved:
+        with fed(data, device, config.training.accumulation) as moved:
             stream = iter(moved.train)
             for _ in range(warmup):
                 trainer._update(stream, report=False)

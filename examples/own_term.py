@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.types import Batch, Features, masked_mean
@@ -18,11 +18,13 @@ class StateChange(Term):
         self.offset = offset
         self.head = nn.Linear(model.fusion.width, model.spec.state_dim)
 
+    def mask(self, batch: Batch) -> Tensor:
+        return self.future(batch, self.offset).mask[:, None]
+
     def compute(self, features: Features, batch: Batch) -> TermValue:
-        future = self.future(batch, self.offset)
-        change = future.observation.state - batch.observation.state
+        change = self.future(batch, self.offset).observation.state - batch.observation.state
         error = (self.head(features.readout) - change).square()
-        return TermValue(value=masked_mean(error, future.mask[:, None]), metrics={})
+        return TermValue(value=masked_mean(error, self.mask(batch), of=self.mask), metrics={})
 
 
 # objective: {state_change: {kind: "own_term:StateChange", options: {offset: 4}, weight: 0.1}}

@@ -1,4 +1,4 @@
-"""What the ranks of one training share within a batch: counts, embeddings, random draws.
+"""What the ranks and the micro-batches of one update share: counts, embeddings, random draws.
 
 A training on n ranks is one training: its batch is spread over the ranks by rows, rank r holding the rows
 [r b, (r + 1) b), b = B / n. Each rank computes a loss L_r of which only the mean over the ranks counts, and
@@ -10,11 +10,15 @@ Where rows stand alone a mean over all of them needs the count of all (`shared_m
 of a contrastive term) every rank takes the rows of all (`gathered`); where random numbers are drawn for rows,
 every rank draws those of the whole batch and keeps its own (`drawn`), so that all have the same random state.
 Alone, which is the default, every function is exactly the plain computation.
+
+The A micro-batches of an update (gradient accumulation) come one after the other. Their mean is to be the
+loss of one batch of all their rows too. So the counts of all of them must be known before the first forward
+pass: a mean that is given its mask as a function of the batch takes them (`shared_mean`, `micro_part`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +55,40 @@ ALONE = Ranks()
 # A plain global: torch.compile traces it with a guard, where a ContextVar would break the graph, and the
 # threads of a backward pass on a GPU would not see one either.
 _present = ALONE
+_micro_batch: tuple[MicroBatches, int] | None = None
+
+Counted = Callable[[Any], Tensor]
+"""What a mean counts in a batch: its mask or its weights, from the batch alone. A method or a named function:
+the counts of an update are kept by it."""
+
+
+class MicroBatches:
+    """The batches of one update, which count as one. Inside `use(m)` the forward pass is that of batch m."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self.batches = batches
+        self.unknown = False  # whether a mean with a gradient has not said what it counts
+        self._counts: dict[Counted, Shaped[Tensor, " m"]] = {}
+
+    @contextmanager
+    def use(self, number: int) -> Iterator[None]:
+        """Inside the block, the rows are those of micro-batch `number` (from 0)."""
+        global _micro_batch  # noqa: PLW0603 (as below)
+        before, _micro_batch = _micro_batch, (self, number) if len(self.batches) > 1 else None
+        try:
+            yield
+        finally:
+            _micro_batch = before
+
+    @torch.no_grad()
+    def counts(self, counted: Counted) -> Shaped[Tensor, " m"]:
+        """The sum of the mask or weights of each micro-batch over the rows of all ranks."""
+        if counted not in self._counts:
+            counts = torch.stack([counted(batch).sum() for batch in self.batches])
+            if _present.count > 1:
+                dist.all_reduce(counts, group=_present.group)
+            self._counts[counted] = counts
+        return self._counts[counted]
 
 
 def present() -> Ranks:
@@ -80,17 +118,38 @@ def averaged(x: Tensor) -> Tensor:
     return total / ranks.count
 
 
-def shared_mean(total: Tensor, count: Tensor) -> Tensor:
-    """total / max(1, count) of all ranks' rows, as the part of this rank: n total_r / max(1, sum_s count_s).
+def shared_mean(total: Tensor, count: Tensor, of: Counted | None = None, *, repeats: int = 1) -> Tensor:
+    """total / count of all rows of the update, 0 if nothing counts, as the part of this rank and micro-batch:
 
-    The mean over the ranks is the mean over all rows, and its gradient likewise. Alone it is that itself.
+    n A total_rm / sum_sk count_sk,    n ranks r, s and A micro-batches m, k.
+
+    The mean over ranks and micro-batches is the mean over all rows, and its gradient likewise. Alone it is
+    that itself. `count` is the sum of `of(batch)`, times `repeats`. Without `of` the counts of the other
+    micro-batches are not known: the sum is then over the ranks alone, and A is 1.
     """
-    ranks = _present
-    if ranks.count == 1:
-        return total / count.clamp(min=1)
-    counts = count.detach().clone()
-    dist.all_reduce(counts, group=ranks.group)
-    return total * ranks.count / counts.clamp(min=1)
+    ranks, parts = _present, _present.count
+    if _micro_batch is not None and of is not None:
+        count, parts = repeats * _micro_batch[0].counts(of).sum(), parts * len(_micro_batch[0].batches)
+    else:
+        if _micro_batch is not None:
+            _micro_batch[0].unknown |= total.requires_grad
+        if ranks.count > 1:
+            count = count.detach().clone()
+            dist.all_reduce(count, group=ranks.group)
+    least = torch.where(count > 0, count, 1) if count.is_floating_point() else count.clamp(min=1)
+    return (total if parts == 1 else total * parts) / least
+
+
+def micro_part(value: Tensor, of: Counted) -> Tensor:
+    """value A count_m / sum_k count_k, for a value of micro-batch m alone; itself if an update is one batch.
+
+    For a loss that compares the rows of a batch with one another: those of another micro-batch cannot be had,
+    so its mean over the update is the mean of the micro-batches' losses, weighted by the rows that take part.
+    """
+    if _micro_batch is None:
+        return value
+    counts = _micro_batch[0].counts(of)
+    return value * ((len(counts) * counts[_micro_batch[1]]).to(value.dtype) / counts.sum().clamp(min=1))
 
 
 def gathered(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "m ..."]:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tutti.errors import UserError  # noqa: F401 (what lies above takes it from here)
-from tutti.ranks import shared_mean
+from tutti.ranks import Counted, shared_mean
 
 
 class _Movable:
@@ -186,7 +186,9 @@ def precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+def masked_mean(
+    values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None, *, of: Counted | None = None
+) -> Tensor:
     """sum(mask * values) / max(1, sum(mask)), over `dim` or everything.
 
     `mask` broadcasts to `values` and its count is that of the broadcast mask, so a mean over "b t a"
@@ -194,10 +196,13 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None 
     does not count even if it is NaN. Nothing left gives 0, with gradient 0. It is at least float32.
 
     Over everything it counts the rows of all ranks that share the batch (tutti.ranks): the mean over the
-    ranks is the mean over the whole batch. Over a `dim` it is of these rows alone.
+    ranks is the mean over the whole batch. Where an update has several micro-batches their counts must be
+    known beforehand: `of(batch)` gives the mask of any batch, `mask` being that of this one. Then the mean
+    over the micro-batches is the mean over all their rows; without `of` it is the mean of their means. Over a
+    `dim` it is of these rows alone.
     """
     values, full = precise(values), mask.expand_as(values)
     kept = torch.where(full, values, torch.zeros((), dtype=values.dtype, device=values.device))
     if dim is None:
-        return shared_mean(kept.sum(), full.sum())
+        return shared_mean(kept.sum(), full.sum(), of, repeats=values.numel() // max(1, mask.numel()))
     return kept.sum(dim) / full.sum(dim).clamp(min=1)

@@ -19,6 +19,7 @@ from tutti.data.loader import DataBundle, DataConfig, DataNeeds, SourceConfig
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import ActionStats
 from tutti.data.split import split_episodes
+from tutti.ranks import ALONE
 from tutti.types import Batch, UserError
 
 VIEWS = ("observation.images.right", "observation.images.top")
@@ -245,6 +246,27 @@ def test_what_is_prefetched_does_not_count_as_consumed(data_set: Path, tmp_path:
         next(train)
         time.sleep(0.05)
         assert train.state()["consumed"] == 1
+
+
+def test_the_batches_of_an_update_are_made_ahead_at_least(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = threading.Semaphore(0)
+    with build(data_set, tmp_path, prefetch=2).train as train:
+        make = train._maker()
+
+        def counting(number: int) -> Batch:
+            made.release()
+            return make(number)
+
+        monkeypatch.setattr(train, "_maker", lambda: counting)
+        train.share(ALONE, 5)
+        next(train)
+        assert all(made.acquire(timeout=10) for _ in range(1 + 5))  # without another call
+    with build(data_set, tmp_path, prefetch=0).train as train:
+        train.share(ALONE, 5)
+        next(train)
+        assert train._ahead is None
 
 
 def test_a_position_of_another_order_is_refused(data_set: Path, tmp_path: Path) -> None:

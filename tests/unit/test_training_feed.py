@@ -64,6 +64,23 @@ def test_the_next_batch_moves_while_the_present_one_is_used() -> None:
     feed.close()
 
 
+def test_as_many_move_ahead_as_an_update_takes_at_once() -> None:
+    started = [threading.Event() for _ in range(7)]
+
+    def move(batch: Batch) -> Callable[[], Batch]:
+        started[number(batch)].set()
+        return lambda: batch
+
+    feed = Feed(Counting(), move, depth=3)
+    assert [number(next(feed)) for _ in range(3)] == [0, 1, 2]
+    assert all(started[ahead].wait(timeout=10) for ahead in (3, 4, 5))
+    assert not started[6].wait(timeout=0.05)
+    assert feed.state() == {"position": 3}
+    feed.close()
+    assert [number(next(feed)) for _ in range(2)] == [3, 4]
+    feed.close()
+
+
 def test_what_waits_for_the_arrival_is_called_when_the_batch_is_handed_out() -> None:
     arrived: list[int] = []
 

@@ -64,9 +64,9 @@ class NotedLoader:
                 file.flush()
                 yield batch
 
-    def share(self, ranks: Ranks) -> None:
-        """From now on this rank's rows of each batch."""
-        self._loader.share(ranks)
+    def share(self, ranks: Ranks, at_once: int = 1) -> None:
+        """From now on this rank's rows of each batch, as the loader's."""
+        self._loader.share(ranks, at_once)
 
     def state(self) -> dict[str, Any]:
         """The loader's."""

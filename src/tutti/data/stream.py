@@ -25,9 +25,9 @@ class Loader:
 
     Batch k is a function of (data, seed, batch_size, k) alone: its windows are the entries [k B, (k+1) B)
     of the mixture's stream, its augmentation is seeded by (seed, k), one for all pictures of a sample. A
-    thread prepares up to `prefetch` batches ahead (0: none, made on demand); what it has prepared does not
-    count in `state()`, only what was handed out. There is one position: `iter(loader)` goes on where the
-    last one stopped.
+    thread prepares up to `prefetch` batches ahead, or those of an update if they are more (0: none, made on
+    demand); what it has prepared does not count in `state()`, only what was handed out. There is one
+    position: `iter(loader)` goes on where the last one stopped.
 
     On several ranks (`share`) all count the same batches and each makes its own rows of them only; the
     position does not say how many they are, so that any number of ranks goes on from it.
@@ -48,17 +48,17 @@ class Loader:
         self._augmentation = augmentation or NoAugmentation()
         self._identity = identity
         self._consumed = 0
-        self._ranks = ALONE
+        self._ranks, self._at_once = ALONE, 1
         self._ahead: _Ahead | None = None
 
-    def share(self, ranks: Ranks) -> None:
-        """From now on this rank's rows of each batch.
+    def share(self, ranks: Ranks, at_once: int = 1) -> None:
+        """From now on this rank's rows of each batch, of which `at_once` are taken for each update.
 
         Raises: UserError unless the ranks divide the batch size.
         """
         check_divides(ranks, self.batch_size)
         self.close()
-        self._ranks = ranks
+        self._ranks, self._at_once = ranks, at_once
 
     @property
     def batches_per_epoch(self) -> float:
@@ -73,7 +73,8 @@ class Loader:
             batch = self.batch_at(self._consumed)
         else:
             if self._ahead is None:
-                self._ahead = _Ahead(self._maker(), self._consumed, self.prefetch)
+                depth = max(self.prefetch, self._at_once)
+                self._ahead = _Ahead(self._maker(), self._consumed, depth)
                 # Ends the thread also when the loader is just forgotten.
                 weakref.finalize(self, self._ahead.stop)
             try:

@@ -6,7 +6,9 @@ from collections.abc import Collection
 from typing import Literal
 
 import torch
+from jaxtyping import Bool
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, ChunkDecoder, Model, Term, TermValue
@@ -46,7 +48,7 @@ class ChunkTerm(Term):
         decoder samples for them: `first_l1`, the masked mean |a^_0 - a_0| of the first predicted action, and
         `chunk_l1`, that of the chunk, which compare decoders whose errors are of different kinds."""
         (decoder,) = self._decoder
-        value = masked_mean(decoder(features, batch), batch.action_mask)
+        value = masked_mean(decoder(features, batch), batch.action_mask, of=_actions)
         if self.training:
             return TermValue(value=value, metrics={})
         with torch.no_grad():
@@ -56,3 +58,7 @@ class ChunkTerm(Term):
                 f"{self.name}/chunk_l1": masked_mean(error, batch.action_mask),
             }
         return TermValue(value=value, metrics=metrics)
+
+
+def _actions(batch: Batch) -> Bool[Tensor, "b t a"]:
+    return batch.action_mask

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from math import log
 from typing import Annotated, Literal
 
@@ -53,7 +52,8 @@ class ContrastiveTerm(Term):
     g is learned, exp(g) <= 100. The floor of L is mean_i log(sum_j y_ij), not 0; chance is log b. Windows
     without a picture or without text take no part. Below two distinct instructions nothing can be told
     apart: the value is then 0, with zero gradient, and the metric `skipped` is 1. On several ranks the
-    windows are those of all.
+    windows are those of all; with accumulation they are those of a micro-batch, which counts by how many take
+    part.
     """
 
     no_decay = frozenset({"log_scale"})
@@ -82,8 +82,12 @@ class ContrastiveTerm(Term):
         instruction = gathered(batch.instruction_id)
         same = instruction[:, None] == instruction[None, :]
         scores = precise(self.log_scale.exp() * vision @ language.T)
-        result = contrast(scores, same, present, self.log_scale)
-        return replace(result, metrics={f"{self.name}/{key}": value for key, value in result.metrics.items()})
+        return self.compared(contrast(scores, same, present, self.log_scale), takes_part)
+
+
+def takes_part(batch: Batch) -> Bool[Tensor, " b"]:
+    """The windows with a picture and with text."""
+    return batch.observation.image_mask.any(dim=1) & batch.observation.text_mask.any(dim=1)
 
 
 def contrast(

@@ -47,6 +47,9 @@ class FamoBalancing(Balancing):
     which lowers w_i where the logarithm has fallen most. It costs one more forward pass for each update. A
     term that is exactly at its bound (nothing to learn from) or is not finite has no part in that update.
 
+    With accumulation b is that of each micro-batch, by its part of the losses: the update is not quite that
+    of one large batch.
+
     Source: 2306.03792, algorithm 2. Differs: times K; weights other than 1 multiply b, and w does not know.
     """
 

@@ -116,7 +116,7 @@ class FutureLatentTerm(Term):
         predicted = F.normalize(
             self.predictor(fused.values.masked_fill(~mask[..., None], 0)).to(target.dtype), dim=-1
         )
-        value = masked_mean(1 - (predicted * target).sum(dim=-1), mask)
+        value = masked_mean(1 - (predicted * target).sum(dim=-1), mask, of=self.mask)
         with torch.no_grad():
             deviations = _from_mean(target, mask)
             spread = averaged(masked_mean(deviations.square().sum(dim=-1), mask)).sqrt()
@@ -130,6 +130,12 @@ class FutureLatentTerm(Term):
                     f"{self.name}/copy_baseline": masked_mean(1 - unchanged, mask & here),
                 }
         return TermValue(value=value, metrics=metrics)
+
+    def mask(self, batch: Batch) -> Bool[Tensor, "b n"]:
+        """m, by the batch: the tokens of views that are there now and then."""
+        future = self.future(batch, self.config.offset)
+        there = batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
+        return there.repeat_interleave(self._model[0].vision.tokens_per_view, dim=1)
 
     @torch.no_grad()
     def _latents(self, at: Future) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:

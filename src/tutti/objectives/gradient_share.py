@@ -51,7 +51,7 @@ class GradientShareBalancing(Balancing):
     An update that is left out (training.gradients.non_finite: skip) is not measured: the medians are over the
     others, and the log says how many they were. A term that is not active while the norms are measured, or
     that does not move what action moves, keeps b = 1, and a warning says so. Measuring costs K gradients
-    instead of one, for `steps` updates.
+    instead of one for each micro-batch of `steps` updates.
 
     Source: ours; norms at initialisation mislead, which is why GradNorm (1711.02257) goes on measuring.
     Differs from GradNorm: measured once, for a given share, over all shared parameters and not one layer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
@@ -81,10 +81,16 @@ class InverseDynamicsTerm(Term):
         now, later = features.vision, self.look(future)
         predicted = self.predict(now, later)
         seen = (now.mask & later.mask).any(dim=1)
-        target, mask = batch.actions[:, :k], batch.action_mask[:, :k] & seen[:, None, None]
-        baseline = masked_mean(target.abs(), mask)
-        value = masked_mean((predicted - target).abs(), mask)
+        target, mask = batch.actions[:, :k], self.mask(batch) & seen[:, None, None]
+        baseline = masked_mean(target.abs(), mask, of=self.mask)
+        value = masked_mean((predicted - target).abs(), mask, of=self.mask)
         return TermValue(value=value, metrics={f"{self.name}/zero_baseline": baseline})
+
+    def mask(self, batch: Batch) -> Bool[Tensor, "b k a"]:
+        """m, by the batch: which actions are there between two looks of which a view is there at both."""
+        future = self.future(batch, self.num_actions)
+        both = batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
+        return batch.action_mask[:, : self.num_actions] & both.any(dim=1)[:, None, None]
 
     def look(self, future: Future) -> Tokens:
         """The vision encoder's tokens of the later pictures; past the episode's end all are masked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -113,12 +113,12 @@ class MaskedPatchesTerm(Term):
             cut = to_patches(batch.observation.images, self.grid, self.config.downsample, exact)
             # Where nothing counts the target is blanked: a NaN there would come back in the gradient.
             target = normalise_patches(cut).masked_fill(~count[..., None], 0)
-        value = _error(predicted, target, count)
-        metrics = {f"{self.name}/blind_baseline": _error(torch.zeros_like(target), target, count)}
+        value = self._error(predicted, target, count)
+        metrics = {f"{self.name}/blind_baseline": self._error(torch.zeros_like(target), target, count)}
         if not self.training:
             with torch.no_grad():
                 blank = self.predict(tokens, hidden, torch.zeros_like(language))
-                metrics[f"{self.name}/text_gain"] = _error(blank, target, count) - value.detach()
+                metrics[f"{self.name}/text_gain"] = self._error(blank, target, count) - value.detach()
         return TermValue(value=value, metrics=metrics)
 
     def hidden(self, batch: Batch) -> Bool[Tensor, "b n"]:
@@ -156,9 +156,12 @@ class MaskedPatchesTerm(Term):
             x = block(x)
         return self.out(self.norm(x[:, 1:])).view(b, n, -1)
 
+    def num_hidden(self, batch: Batch) -> Int[Tensor, "b v"]:
+        """The hidden patches of each view that is there: the same number, whichever they are."""
+        return (self.grid**2 - self.num_visible) * batch.observation.image_mask
 
-def _error(
-    predicted: Float[Tensor, "b n p"], target: Float[Tensor, "b n p"], count: Bool[Tensor, "b n"]
-) -> Float[Tensor, ""]:
-    """The masked mean over patches of the mean square error of their numbers."""
-    return masked_mean((predicted - target).square().mean(dim=-1), count)
+    def _error(
+        self, predicted: Float[Tensor, "b n p"], target: Float[Tensor, "b n p"], count: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, ""]:
+        """The masked mean over patches of the mean square error of their numbers."""
+        return masked_mean((predicted - target).square().mean(dim=-1), count, of=self.num_hidden)

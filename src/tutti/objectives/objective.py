@@ -33,11 +33,13 @@ class Objective(nn.Module, ABC):
         """Called before each update of a run (0-based), whether it is made then or left out."""
 
     def wants_gradients(self, step: int) -> bool:
-        """True if `observe_gradients` must be called at this update (0-based), before its backward pass."""
+        """True if `observe_gradients` must be called at this update (0-based), before its last backward
+        pass."""
         return False
 
     def observe_gradients(self, norms: Mapping[str, float]) -> None:
-        """Norm of d L_i / d theta of each raw term, over the parameters that the action term moves too."""
+        """Norm of d L_i / d theta of each raw term, a mean over the update's micro-batches, over the
+        parameters that the action term moves too."""
 
     @property
     def looks_again(self) -> bool:

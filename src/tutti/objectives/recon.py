@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tutti.objectives.patches import decoder_blocks, grid_of, normalise_patches, numbers_of, to_patches
 from tutti.objectives.schedule import Weight, WeightSchedule
 from tutti.objectives.term import Boundary, Model, Term, TermValue
-from tutti.ranks import averaged
+from tutti.ranks import Counted, shared_mean
 from tutti.types import Batch, Features, UserError, masked_mean, precise
 
 
@@ -87,32 +87,54 @@ class FuturePatchesTerm(Term):
     def compute(self, features: Features, batch: Batch) -> TermValue:
         """The weighted loss; metrics `changed_share` and `copy_baseline`, the loss of the
         present picture as the prediction, below which something was learned about the future."""
-        future = self.future(batch, self.config.offset)
         tokens = features.fused_vision
         predicted = precise(self.predict(tokens.values))
         with torch.no_grad():
-            n = tokens.mask.shape[1] // future.observation.image_mask.shape[1]
-            there = future.observation.image_mask & future.mask[:, None]
-            mask = tokens.mask & there.repeat_interleave(n, dim=1)
-            now = self.patches(batch.observation.images, predicted.dtype)
-            later = self.patches(future.observation.images, predicted.dtype)
-            changed = (later - now).abs().mean(dim=-1) > self.config.threshold
+            mask = tokens.mask & self.mask(batch)
+            now, later = self._both(batch, predicted.dtype)
+            changed = self._changed(now, later)
             # Where nothing counts the target is blanked: a NaN there would come back in the gradient.
             target = normalise_patches(later).masked_fill(~mask[..., None], 0)
-            weight = (
-                self.config.floor + changed
-                if self.config.weighting == "changed"
-                else torch.ones_like(now[..., 0])
+            weight = self._weight(changed, mask, now.dtype)
+            copied = _weighted_mean(
+                (normalise_patches(now) - target).square().mean(dim=-1), weight, self.weight
             )
-            weight = weight.to(now.dtype) * mask
-            copied = _weighted_mean((normalise_patches(now) - target).square().mean(dim=-1), weight)
         metrics = {
-            f"{self.name}/changed_share": masked_mean(changed.to(now.dtype), mask),
+            f"{self.name}/changed_share": masked_mean(changed.to(now.dtype), mask, of=self.mask),
             f"{self.name}/copy_baseline": copied,
         }
         return TermValue(
-            value=_weighted_mean((predicted - target).square().mean(dim=-1), weight), metrics=metrics
+            value=_weighted_mean((predicted - target).square().mean(dim=-1), weight, self.weight),
+            metrics=metrics,
         )
+
+    def mask(self, batch: Batch) -> Bool[Tensor, "b n"]:
+        """Which patches count, by the batch: those of views that are there now and then."""
+        future = self.future(batch, self.config.offset)
+        there = batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
+        return there.repeat_interleave(self.grid**2, dim=1)
+
+    def weight(self, batch: Batch) -> Float[Tensor, "b n"]:
+        """r_p, and 0 where a patch does not count."""
+        dtype = precise(self.position).dtype
+        return self._weight(self._changed(*self._both(batch, dtype)), self.mask(batch), dtype)
+
+    def _both(
+        self, batch: Batch, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "b n p"], Float[Tensor, "b n p"]]:
+        """The patches of the present and of the later picture."""
+        later = self.future(batch, self.config.offset).observation.images
+        return self.patches(batch.observation.images, dtype), self.patches(later, dtype)
+
+    def _changed(self, now: Float[Tensor, "b n p"], later: Float[Tensor, "b n p"]) -> Bool[Tensor, "b n"]:
+        return (later - now).abs().mean(dim=-1) > self.config.threshold
+
+    def _weight(
+        self, changed: Bool[Tensor, "b n"], mask: Bool[Tensor, "b n"], dtype: torch.dtype
+    ) -> Float[Tensor, "b n"]:
+        if self.config.weighting == "uniform":
+            return mask.to(dtype)
+        return (self.config.floor + changed).to(dtype) * mask
 
     def predict(self, fused: Float[Tensor, "b n d"]) -> Float[Tensor, "b n p"]:
         """The normalised future patch on which each fused vision token sits, p = 3 (patch / downsample)^2."""
@@ -128,7 +150,8 @@ class FuturePatchesTerm(Term):
         return to_patches(images, self.grid, self.config.downsample, dtype)
 
 
-def _weighted_mean(values: Float[Tensor, "b n"], weight: Float[Tensor, "b n"]) -> Float[Tensor, ""]:
-    """sum r l / sum r over all ranks' rows; 0 where every weight is 0."""
-    total = averaged(weight.sum())
-    return (weight * values).sum() / torch.where(total > 0, total, 1)
+def _weighted_mean(
+    values: Float[Tensor, "b n"], weight: Float[Tensor, "b n"], of: Counted
+) -> Float[Tensor, ""]:
+    """sum r l / sum r over all rows of the update; 0 where every weight is 0."""
+    return shared_mean((weight * values).sum(), weight.sum(), of)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
+from tutti.objectives.align import takes_part
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.ranks import gathered
@@ -51,8 +52,9 @@ class RecoverableLanguageTerm(Term):
     model and f by the cross-entropy of p(l | v, a) alone, and no part of the model by p(l | v).
 
     Windows without a picture or without text take no part. Below two distinct instructions the value is 0,
-    with zero gradient, and `skipped` is 1. The value may be negative: the balancings `uncertainty` and `dwa`
-    do not fit, and `famo` needs a bound well below -log K.
+    with zero gradient, and `skipped` is 1. With accumulation the instructions are those of a micro-batch,
+    which counts by the windows that take part. The value may be negative: the balancings `uncertainty` and
+    `dwa` do not fit, and `famo` needs a bound well below -log K.
 
     Differs: LangForce scores the instruction's tokens with a language model, from learned action queries that
     see the picture alone, and its p(l | v) is that same model's; ours has no language model, so p is over the
@@ -104,9 +106,7 @@ class RecoverableLanguageTerm(Term):
                 "vision_only_accuracy": _accuracy(by_vision, answer, present),
                 "skipped": (~enough).to(right.dtype),
             }
-        return TermValue(
-            value=value, metrics={f"{self.name}/{key}": metric for key, metric in metrics.items()}
-        )
+        return self.compared(TermValue(value=value, metrics=metrics), takes_part)
 
     def _action(self, features: Features, batch: Batch) -> Float[Tensor, "b c"]:
         """What stands for the action; masked steps of a chunk are 0."""

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.objectives.align import MAX_SCALE, match_accuracy
+from tutti.objectives.align import MAX_SCALE, match_accuracy, takes_part
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term, TermValue
 from tutti.ranks import gathered
@@ -56,6 +56,7 @@ class SigmoidTerm(Term):
 
     g and b are learned, exp(g) <= 100, neither decays. Windows without a picture or without text take no
     part. Below two distinct instructions the value is 0, with zero gradient, and the metric `skipped` is 1.
+    With accumulation the pairs are those of a micro-batch, which counts by the windows that take part.
     The least value is 0. A model that knows nothing answers the share of positives, pi, and has
     B (-pi log pi - (1 - pi) log(1 - pi)), the metric `chance`: about 20 at B = 64 and pi = 0.1, where
     `contrastive` has log 64 = 4. Hence the smaller default weight.
@@ -119,9 +120,7 @@ class SigmoidTerm(Term):
                 "bias": offset.detach(),
                 "skipped": (~enough).to(self.bias.dtype),
             }
-        return TermValue(
-            value=value, metrics={f"{self.name}/{key}": metric for key, metric in metrics.items()}
-        )
+        return self.compared(TermValue(value=value, metrics=metrics), takes_part)
 
     @torch.no_grad()
     def _start(self, share: Float[Tensor, ""], enough: Bool[Tensor, ""]) -> Float[Tensor, ""]:

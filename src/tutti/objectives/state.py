@@ -99,6 +99,7 @@ class FutureStatesTerm(Term):
         super().__init__(
             name=name, stop_gradient=config.stop_gradient, needs_states=wanted, grippers=grippers
         )
+        self.num_offsets = len(wanted) - int(self.has_key)
         self.state_dim = model.spec.state_dim
         self.head = nn.Sequential(
             nn.Linear(model.fusion.width, config.hidden),
@@ -122,9 +123,17 @@ class FutureStatesTerm(Term):
 
     def _parts(self, errors: Float[Tensor, "b o s"], mask: Bool[Tensor, "b o"]) -> list[Tensor]:
         """The mean over offsets and the end, and then, if it is asked for, that of the next key frame."""
-        count = errors.shape[1] - int(self.has_key)
-        parts = [masked_mean(errors[:, :count], mask[:, :count, None])]
-        return [*parts, masked_mean(errors[:, count:], mask[:, count:, None])] if self.has_key else parts
+        count = self.num_offsets
+        parts = [masked_mean(errors[:, :count], mask[:, :count, None], of=self._at_offsets)]
+        if self.has_key:
+            parts.append(masked_mean(errors[:, count:], mask[:, count:, None], of=self._at_key))
+        return parts
+
+    def _at_offsets(self, batch: Batch) -> Bool[Tensor, "b o"]:
+        return self.later_states(batch).mask[:, : self.num_offsets]
+
+    def _at_key(self, batch: Batch) -> Bool[Tensor, "b o"]:
+        return self.later_states(batch).mask[:, self.num_offsets :]
 
     def predict(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b o s"]:
         """The normalised states at the offsets, then at the episode's last and at its next key frame."""

@@ -55,6 +55,8 @@ class StateContrastiveTerm(Term):
     is no i; without any i the value is 0, with zero gradient, and `skipped` is 1. The floor is the mean
     entropy of q, chance the mean of log(number of others).
 
+    With accumulation j runs over the windows of a micro-batch, which counts by its embeddings.
+
     View cut-off (`read: vision`): of each window with at least two views, one view drawn at random is
     dropped and the mean over the tokens that are left is a second embedding of the same state. The formula
     then runs over both sets at once, so that a window's twin is its nearest neighbour, at distance 0. The
@@ -91,9 +93,15 @@ class StateContrastiveTerm(Term):
         z = gathered(F.normalize(self.head(read), dim=-1))
         states, embodiment, present = gathered(states), gathered(embodiment), gathered(present)
         similarity = precise(z @ z.T) / self.config.temperature
-        result = soft_contrast(similarity, states, embodiment, present, self.config.state_scale)
-        named = {f"{self.name}/{key}": metric for key, metric in result.metrics.items()}
-        return TermValue(value=result.value, metrics=named)
+        found = soft_contrast(similarity, states, embodiment, present, self.config.state_scale)
+        return self.compared(found, self.num_embeddings)
+
+    def num_embeddings(self, batch: Batch) -> Int[Tensor, " b"]:
+        """How many embeddings each window has: none without a picture, two where a view can be dropped."""
+        if self.config.read == "readout":
+            return torch.ones_like(batch.embodiment)
+        num_views = batch.observation.image_mask.sum(dim=1)
+        return num_views.clamp(max=2 if self.config.view_cutoff else 1)
 
 
 def without_one_view(tokens: Tokens, image_mask: Bool[Tensor, "b v"]) -> Tokens:

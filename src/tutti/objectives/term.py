@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from tutti.ranks import Counted, micro_part
 from tutti.types import Batch, DataSpec, Features, Future, LaterStates, Tokens, UserError
 
 Boundary = Literal["vision", "language", "fused"]
@@ -80,6 +81,10 @@ class TermValue:
     metrics: dict[str, Tensor]
 
 
+OF_NO_ROW = frozenset({"temperature", "bias", "skipped"})
+"""Metrics of a comparison that are no means over rows."""
+
+
 class Term(nn.Module, ABC):
     """One L_i of the unified loss.
 
@@ -128,6 +133,16 @@ class Term(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after each optimizer step; a term with a slowly following target moves it here."""
+
+    def compared(self, found: TermValue, rows: Counted) -> TermValue:
+        """A loss that compares the rows of a batch, as the part of a micro-batch in its update: its value and
+        metrics, but for those in `OF_NO_ROW`, count as much as the `rows` that take part. Metrics that have
+        no term's name yet get it."""
+        metrics = {
+            f"{self.name}/{key}": metric if key in OF_NO_ROW else micro_part(metric, rows)
+            for key, metric in found.metrics.items()
+        }
+        return TermValue(value=micro_part(found.value, rows), metrics=metrics)
 
     def future(self, batch: Batch, offset: int) -> Future:
         """The observation `offset` actions later.

@@ -26,7 +26,7 @@ class Backward(ABC):
 
     @abstractmethod
     def add(self, terms: LossTerms, accumulation: int) -> None:
-        """Takes in one micro-batch of `accumulation`, the mean of whose losses counts."""
+        """Takes in one micro-batch of `accumulation`; the mean of their losses is that of the update."""
 
     def finish(self) -> dict[str, float]:
         """Called after the update's last micro-batch, when `.grad` must be complete. Gives metrics."""

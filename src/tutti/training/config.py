@@ -46,7 +46,7 @@ class TrainingConfig(BaseModel):
     gradients: GradientsConfig = Field(
         default_factory=GradientsConfig, description="Further clipping, and what a bad gradient leads to."
     )
-    accumulation: int = Field(default=1, ge=1, description="Batches per optimiser step; their mean counts.")
+    accumulation: int = Field(default=1, ge=1, description="Batches per optimiser step; they count as one.")
     batch_ramp: BatchRampConfig | Literal["off"] = Field(
         default="off", description="Stages with fewer batches per step, before `accumulation` holds."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,63 +39,71 @@ Move = Callable[[Batch], Callable[[], Batch]]
 """Starts to move a batch; what it gives, called where the batch is used, waits until it is there."""
 
 
-class Feed:
-    """A loader whose next batch is on its way to the device while the present one computes.
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A batch that is on its way, and the loader's position before it."""
 
-    One batch of look-ahead: when a batch is handed out, a thread takes the next one from the loader and
-    starts to move it. `state()` is the loader's at the batches that were handed out, so a checkpoint does
-    not count the one ahead, and a resumed run sees every batch once.
+    state: Future[dict[str, Any]]
+    batch: Future[Callable[[], Batch]]
+
+
+class Feed:
+    """A loader whose next batches are on their way to the device while the present ones compute.
+
+    So many of look-ahead as an update takes at once, `depth`: when a batch is handed out, a thread takes a
+    further one from the loader and starts to move it. `state()` is the loader's at the batches that were
+    handed out, so a checkpoint does not count those ahead, and a resumed run sees every batch once.
     """
 
-    def __init__(self, loader: TrainLoader, move: Move) -> None:
-        self._loader, self._move = loader, move
+    def __init__(self, loader: TrainLoader, move: Move, depth: int = 1) -> None:
+        self._loader, self._move, self._depth = loader, move, depth
         self._stream: Iterator[Batch] | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._ahead: Future[Callable[[], Batch]] | None = None
-        self._state: dict[str, Any] | None = None
+        self._ahead: deque[_Ahead] = deque()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        ahead = self._ahead or self._begin()
-        self._ahead = None
-        batch = ahead.result()()
+        self._begin()
+        batch = self._ahead.popleft().batch.result()()
         self._begin()
         return batch
 
     def state(self) -> dict[str, Any]:
-        """The loader's position, without the batch that is ahead."""
-        return self._loader.state() if self._state is None else self._state
+        """The loader's position, without the batches that are ahead."""
+        return self._ahead[0].state.result() if self._ahead else self._loader.state()
 
     def load_state(self, state: dict[str, Any], /) -> None:
-        """Goes to that position; the batch ahead is forgotten."""
+        """Goes to that position; the batches ahead are forgotten."""
         self.close()
         self._loader.load_state(state)
 
     def close(self) -> None:
-        """Ends the thread and forgets the batch ahead: the loader goes back behind what was handed out."""
+        """Ends the thread and forgets the batches ahead: the loader goes back behind what was handed out."""
         if self._thread is None:
             return
-        self._thread.shutdown(wait=True)
-        if self._state is not None:
-            self._loader.load_state(self._state)
-        self._stream = self._thread = self._ahead = self._state = None
+        state = self.state()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._loader.load_state(state)
+        self._stream = self._thread = None
+        self._ahead.clear()
 
-    def _begin(self) -> Future[Callable[[], Batch]]:
-        """Take the next batch and start to move it, in the thread."""
+    def _begin(self) -> None:
+        """Take the next batches and start to move them, in the thread, which alone knows the position."""
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="tutti-feed")
         self._stream = stream = self._stream or iter(self._loader)
-        self._state = self._loader.state()
-        self._ahead = self._thread.submit(lambda: self._move(next(stream)))
-        return self._ahead
+        while len(self._ahead) < self._depth:
+            state = self._thread.submit(self._loader.state)
+            batch = self._thread.submit(lambda: self._move(next(stream)))
+            self._ahead.append(_Ahead(state, batch))
 
 
 @runtime_checkable
 class Shareable(Protocol):
-    """A loader that can make one rank's rows of each batch without the others'."""
+    """A loader that can make one rank's rows of each batch without the others', and `at_once` ahead."""
 
-    def share(self, ranks: Ranks, /) -> None: ...
+    def share(self, ranks: Ranks, at_once: int = 1, /) -> None: ...
 
 
 class OwnRows:
@@ -126,13 +135,13 @@ class SharedData:
     validation: Iterable[Batch]
 
 
-def shared(data: TrainingData, ranks: Ranks) -> TrainingData:
-    """The data as this rank of `ranks` sees them; alone the same object.
+def shared(data: TrainingData, ranks: Ranks, at_once: int = 1) -> TrainingData:
+    """The data as this rank of `ranks` sees them; alone the same object. An update takes `at_once` batches.
 
     Raises: UserError unless the ranks divide the batch.
     """
     if isinstance(data.train, Shareable):
-        data.train.share(ranks)
+        data.train.share(ranks, at_once)
         return data
     return data if ranks.count == 1 else SharedData(OwnRows(data.train, ranks), data.validation)
 
@@ -156,8 +165,8 @@ def portion(batches: Iterable[Batch], ranks: Ranks) -> Iterator[tuple[int | None
 class FedData:
     """Training data whose batches arrive through a `Feed`. Use it as a context: its thread ends with it."""
 
-    def __init__(self, data: TrainingData, move: Move) -> None:
-        self.train = Feed(data.train, move)
+    def __init__(self, data: TrainingData, move: Move, depth: int = 1) -> None:
+        self.train = Feed(data.train, move, depth)
         self.validation = data.validation
 
     def __enter__(self) -> Self:
@@ -180,9 +189,10 @@ class PlainData:
         """Nothing is to be ended."""
 
 
-def fed(data: TrainingData, device: torch.device) -> FedData | PlainData:
-    """The data for a training on `device`: on CUDA with one batch of look-ahead, else as they are."""
-    return FedData(data, CudaMove(device)) if device.type == "cuda" else PlainData(data)
+def fed(data: TrainingData, device: torch.device, at_once: int = 1) -> FedData | PlainData:
+    """The data for a training on `device` whose updates take `at_once` batches: on CUDA with so many of
+    look-ahead, else as they are."""
+    return FedData(data, CudaMove(device), at_once) if device.type == "cuda" else PlainData(data)
 
 
 class CudaMove:

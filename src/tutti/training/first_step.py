@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from pathlib import Path
 
 from torch.nn.parameter import Parameter
 
+from tutti.ranks import MicroBatches
 from tutti.training.disk import disk_error, write_text_atomically
 from tutti.training.first_batch import save_pictures, shapes_tree
 from tutti.training.health import gradient_warnings
@@ -47,6 +49,21 @@ def warn_unreached(
     learning = {n: p for n, p in parameters.items() if p.requires_grad and not n.startswith(silent)}
     for warning in gradient_warnings(learning):
         log.warning(warning)
+
+
+def warn_alone(update: MicroBatches) -> None:
+    """Warns, once in a process, of a mean that is not that of the whole update."""
+    if update.unknown:
+        _tell_alone()
+
+
+@cache
+def _tell_alone() -> None:
+    log.warning(
+        "training.accumulation: a term of your own takes a masked_mean of each micro-batch alone: the lone "
+        "row of one counts as much as the many of another. Give masked_mean its mask as a function of the "
+        "batch too, `of=` (docs/terms.md)"
+    )
 
 
 def warn_unmoved(parameters: Mapping[str, Parameter], optimizer: OptimizerSet) -> None:

@@ -34,6 +34,17 @@ def term_gradients(values: Mapping[str, Tensor], parameters: Sequence[Tensor]) -
     return averaged_gradients(found)
 
 
+def added(one: Gradients, other: Gradients) -> Gradients:
+    """The sum of each term's gradient; what only one of them has is as it is there."""
+    found = dict(one)
+    for name, own in other.items():
+        before = one.get(name, [None] * len(own))
+        found[name] = [
+            a if b is None else b if a is None else a + b for a, b in zip(before, own, strict=True)
+        ]
+    return found
+
+
 @torch.no_grad()
 def averaged_gradients(gradients: Gradients) -> Gradients:
     """The mean over the ranks that share a batch of each term's gradient, in one message for each term and

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from tutti.ranks import MicroBatches
 from tutti.training.machine import Machine
 from tutti.training.randomness import load_rng_state, own_randomness
-from tutti.training.validation import fetch, reading
+from tutti.training.validation import Reading, fetch, reading
 from tutti.types import Batch, LossTerms
 
 
 @torch.no_grad()
 def look_again(
-    forward: Callable[[Batch], LossTerms], batches: Sequence[Batch], machine: Machine, random: dict[str, Any]
+    forward: Callable[[Batch], LossTerms], update: MicroBatches, machine: Machine, random: dict[str, Any]
 ) -> list[dict[str, float]]:
-    """The raw terms of each batch, by `forward`, now that the weights have moved.
+    """The raw terms of each batch of an update, by `forward`, now that the weights have moved.
 
     Draws (dropout, noise) start from the random states `random`, those before the update: what differs from
     then is the weights alone. Afterwards the random states are what they were.
     """
     with own_randomness(0), machine.autocast():
         load_rng_state(random)
-        found, _ = fetch([reading(forward(batch)) for batch in batches])
+        readings: list[Reading] = []
+        for number, batch in enumerate(update.batches):
+            with update.use(number):
+                readings.append(reading(forward(batch)))
+        found, _ = fetch(readings)
     return [values for values, *_ in found]

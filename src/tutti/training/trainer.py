@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tutti.objectives.objective import Objective
-from tutti.ranks import sharing
+from tutti.ranks import MicroBatches, sharing
 from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
 from tutti.training.blocks import prepared
@@ -21,10 +21,10 @@ from tutti.training.diagnostics import Diagnostics
 from tutti.training.distributed import world
 from tutti.training.ema import Ema, ema_decay
 from tutti.training.feed import TrainingData, fed, shared
-from tutti.training.first_step import show_first, warn_unmoved, warn_unreached
+from tutti.training.first_step import show_first, warn_alone, warn_unmoved, warn_unreached
 from tutti.training.fork import note_fork
 from tutti.training.gradient_policy import GradientPolicy, KeptState
-from tutti.training.gradients import shared_norms, term_gradients
+from tutti.training.gradients import Gradients, added, shared_norms, term_gradients
 from tutti.training.health import NonFiniteError, non_finite
 from tutti.training.interrupt import Interruptible
 from tutti.training.machine import decide
@@ -115,6 +115,7 @@ class Trainer:
         self.meter = Meter()
         self.clock = Clock()
         self._phase: int | None = None
+        self._measured: Gradients = {}
 
     def fit(self, data: TrainingData) -> Path:
         """Train to the last step, from the newest checkpoint of this run if there is one.
@@ -128,7 +129,7 @@ class Trainer:
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.machine.threads)
-        ranks = self.parallel.world.ranks
+        ranks, most = self.parallel.world.ranks, self.config.accumulation
         log.info(
             "training on %s; %s", "; ".join(self.machine.reasons), self.config.parallel.reason(ranks.count)
         )
@@ -140,7 +141,7 @@ class Trainer:
                 sharing(ranks),
                 self.saver,
                 self.parallel.world.watched(),
-                fed(shared(data, ranks), self.machine.device) as moved,
+                fed(shared(data, ranks, most), self.machine.device, most) as moved,
                 recorder_of(recording) as recorder,
                 Interruptible(relayed=ranks.count > 1) as interrupt,
             ):
@@ -195,35 +196,39 @@ class Trainer:
         except NonFiniteError as error:
             self.policy.skip(error)
             kept.put_back()
-            self._leave_out(stream, batches)
+            self._leave_out()
         self.step += 1
         self.samples += sum(len(batch.window) for batch in batches) * self.parallel.world.ranks.count
 
     def _attempt(self, stream: Iterator[Batch], batches: list[Batch], *, report: bool) -> None:
-        """An update: batches in, terms, one backward pass each, look, clip, move, average."""
+        """An update: batches in, terms, one backward pass each, look, clip, move, average.
+
+        The batches come first, since a mean is over the rows of all of them.
+        """
         config, clock = self.config, self.clock
         moment = self._enter(self.strategy.at(self.step))
         accumulation = config.accumulation_at(self.step)
         self.optimizer.set_factor(self._factor(self.step), {**moment.phase.learning_rates})
         readings: list[Reading] = []
         random = rng_state() if self.objective.looks_again else {}
-        for _ in range(accumulation):
-            with clock.part("data"):
-                batch = next(stream).to(self.machine.device, non_blocking=True)
-                batches.append(batch)
-            self.parallel.micro_batch(last=len(batches) == accumulation)
-            with clock.part("forward"), self.machine.autocast():
+        with clock.part("data"):
+            while len(batches) < accumulation:
+                batches.append(next(stream).to(self.machine.device, non_blocking=True))
+        update, calibrates = MicroBatches(batches), self.objective.wants_gradients(self.step)
+        for number, batch in enumerate(batches):
+            self.parallel.micro_batch(last=number == accumulation - 1)
+            with clock.part("forward"), self.machine.autocast(), update.use(number):
                 features, terms = self._evaluate(batch, moment)
                 readings.append(reading(terms))
             with clock.part("backward"):
-                calibrates = len(batches) == 1 and self.objective.wants_gradients(self.step)
                 if calibrates or not self.backward.is_sum:
                     self._check(fetch(readings)[0], batches)  # what looks at gradients is not shown a NaN
                 if calibrates:
-                    self._calibrate(terms)
+                    self._calibrate(terms, number, accumulation)
                 self.backward.add(terms, accumulation)
-            if report and len(batches) == 1 and self.parallel.world.first:
+            if report and number == 0 and self.parallel.world.first:
                 show_first(self.run, batch, features, terms, self.texts)
+        warn_alone(update)
         with clock.part("backward"):
             combined = self.backward.finish()
             self.parallel.finish()
@@ -243,7 +248,7 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
             if self.objective.looks_again:
-                again = look_again(lambda one: self._evaluate(one, moment)[1], batches, self.machine, random)
+                again = look_again(lambda one: self._evaluate(one, moment)[1], update, self.machine, random)
                 self.objective.look_again(_means(values), _means(again))
             self.objective.after_step(_means(values))
             for average in self.averages.values():
@@ -251,16 +256,18 @@ class Trainer:
         with clock.part("diagnostics"):
             self.diagnostics.after()
 
-    def _calibrate(self, terms: LossTerms) -> None:
-        """Shows the balancing the gradients that it asked for."""
+    def _calibrate(self, terms: LossTerms, number: int, accumulation: int) -> None:
+        """Adds a micro-batch to the gradients that the balancing asked for, and shows them after the last."""
         self.parallel.single_terms("a balancing that observes gradients")
-        found = term_gradients(terms.values, list(self.parameters.values()))
-        self.objective.observe_gradients(shared_norms(self.backward.routed(found)))
+        parts = {name: value / accumulation for name, value in terms.values.items()}
+        found = self.backward.routed(term_gradients(parts, list(self.parameters.values())))
+        self._measured = added(self._measured, found) if number else found
+        if number == accumulation - 1:
+            self.objective.observe_gradients(shared_norms(self._measured))
+            self._measured = {}
 
-    def _leave_out(self, stream: Iterator[Batch], batches: list[Batch]) -> None:
-        """Nothing moves, but the data go on as if something had."""
-        while len(batches) < self.config.accumulation_at(self.step):
-            batches.append(next(stream))
+    def _leave_out(self) -> None:
+        """Nothing moves, but the data have gone on as if something had."""
         self.parallel.drop()
         self.optimizer.zero_grad()
 
