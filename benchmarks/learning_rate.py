@@ -118,7 +118,7 @@ def screen(arguments: argparse.Namespace) -> None:
     """Trains what is missing, then publishes."""
     run, work = arguments.run.resolve(), arguments.work.resolve()
     found_in = circumstances()
-    base = load_config(run / "config.yaml")
+    base = load_config(run / "config.yaml", arguments.set)
     fingerprint = check_recorded(run, base)
     before = snapshot(run)
     cells: list[Path] = []
@@ -150,7 +150,7 @@ def screen(arguments: argparse.Namespace) -> None:
             f"Each figure: mean over the seeds {', '.join(map(str, arguments.seeds))} (each seed's).",
             made_with(found_in),
         ],
-        {**found_in, "data": fingerprint, "until": arguments.until, "size": arguments.size, "cells": results},
+        {**found_in, "data": fingerprint, "until": arguments.until, "cells": results},
     )
 
 
@@ -183,6 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--until", type=int, default=1000, help="steps of each training")
     parser.add_argument("--size", default="", help="another model size than the run's")
     parser.add_argument("--batch", type=int, default=0, help="another batch size than the run's")
+    parser.add_argument("--set", nargs="*", default=[], help="key.sub=value on top of the run's config")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/learning_rate"), help="folder of the trainings"
