@@ -11,13 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tutti.data.episode import Episode, EpisodeStore, StoreSpec
 from tutti.data.formats.lerobot_meta import LeRobotMeta, open_parquet, read_meta, read_parquet
 from tutti.data.formats.lerobot_video import VideoReader
+from tutti.reading import shown
 from tutti.types import UserError
 
+PICTURES = ("PNG", "JPEG", "WEBP")
 _REPAIR = "repair or remove the episode, or record the data set again."
 
 
@@ -73,7 +75,9 @@ class LeRobotStore(EpisodeStore):
         out = np.empty((len(rows), *shape), dtype=np.uint8)
         order = np.argsort(rows, kind="stable")
         is_video = view in self._meta.videos
-        pictures = self._video(view, rows[order]) if is_video else self._columns.read(view, rows[order])
+        pictures = (
+            self._video(view, rows[order]) if is_video else self._columns.read(view, rows[order], shape)
+        )
         for place, picture in zip(order.tolist(), pictures, strict=True):
             if picture.shape != shape:
                 episode = int(self._episode_of[rows[place]])
@@ -224,6 +228,22 @@ def _vector_column(column: pa.ChunkedArray, key: str, dim: int, path: Path) -> F
         return flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32)
 
 
+def decode_picture(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture's RGB bytes. Its size is looked at first, so that a small file cannot fill the memory, and of
+    Pillow's many formats, some of which start other programs, only `PICTURES` are tried.
+
+    Raises: ValueError for another size than `shape` (h, w, 3), and what Pillow raises.
+    """
+    try:
+        opened = Image.open(BytesIO(content), formats=PICTURES)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(PICTURES)}") from None
+    with opened as image:
+        if (image.height, image.width) != tuple(shape[:2]):
+            raise ValueError(f"it has {image.height} x {image.width} pixels; meta/info.json says {shape}")
+        return np.asarray(image.convert("RGB"))
+
+
 class _ImageColumns:
     """PNG (or other) pictures inside the data files; keeps the row group it read last."""
 
@@ -239,20 +259,21 @@ class _ImageColumns:
                 self._group_starts.append(self._group_starts[-1] + metadata.row_group(group).num_rows)
         self._cached: dict[str, tuple[int, pa.Array]] = {}
 
-    def read(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """The pictures at ascending `rows`."""
+    def read(
+        self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The pictures at ascending `rows`. One of another size than `shape` (h, w, 3) is not decoded."""
         groups = np.searchsorted(np.asarray(self._group_starts), rows, side="right") - 1
         for row, group in zip(rows.tolist(), groups.tolist(), strict=True):
             content = self._column(view, group)[row - self._group_starts[group]].as_py()
             try:
                 if content is None:
                     raise OSError("the picture has no bytes")
-                with Image.open(BytesIO(content)) as image:
-                    picture = np.asarray(image.convert("RGB"))
-            except (OSError, SyntaxError, ValueError) as error:
+                picture = decode_picture(content, shape)
+            except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
                 raise UserError(
                     f"{self._groups[group][0]}: the picture of {view} in frame row {row} cannot be read: "
-                    f"{error}.\n  cure: {_REPAIR}"
+                    f"{shown(str(error), 300, quoted=False)}.\n  cure: {_REPAIR}"
                 ) from error
             yield picture
 
