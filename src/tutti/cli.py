@@ -17,9 +17,24 @@ from rich.console import Console
 from rich.text import Text
 
 from tutti import __version__
+from tutti.config_text import check_keys
 from tutti.errors import UserError
+from tutti.options import (
+    Config,
+    DemoConfig,
+    Folder,
+    Overrides,
+    Redo,
+    ReportOnly,
+    Run,
+    Study,
+    StudyFolder,
+    TrustCode,
+    Updates,
+    Version,
+)
 from tutti.paths import config_file, require_run, shipped_configs
-from tutti.terminal import TEACH, show_logs
+from tutti.terminal import TEACH, of_the_system, show_logs
 
 if TYPE_CHECKING:
     from tutti.config import RunConfig
@@ -38,39 +53,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, such as configs/demo.yaml.", metavar="CONFIG")]
-DemoConfig = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Another YAML file than the demo's own.", metavar="CONFIG"),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="Values that win over the file's, such as training.steps=500.", metavar="[KEY.SUB=VALUE ...]"
-    ),
-]
-Run = Annotated[Path, typer.Argument(help="A run's folder, such as runs/demo.", metavar="RUN")]
-Folder = Annotated[
-    Path | None, typer.Option("--run", help="The run's folder.", show_default="runs/NAME", metavar="FOLDER")
-]
-Study = Annotated[
-    Path, typer.Argument(help="A YAML file, such as configs/studies/strategies.yaml.", metavar="STUDY")
-]
-StudyFolder = Annotated[
-    Path | None,
-    typer.Option("--folder", help="The study's folder.", show_default="runs/studies/NAME", metavar="FOLDER"),
-]
-ReportOnly = Annotated[
-    bool, typer.Option("--report-only", help="Makes the tables of what is finished, and runs nothing.")
-]
-Updates = Annotated[
-    int, typer.Option("--updates", help="Updates before the second look at the gradients.", min=0)
-]
-Redo = Annotated[
-    bool,
-    typer.Option("--redo", help="Where the config changed, throw away what depends on it and do it again."),
-]
-
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """A mistake of the user's is a message, not a traceback; Ctrl-C says how to go on."""
@@ -84,26 +66,18 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             errors.print("\ninterrupted; run the same command again to continue", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
-        except UserError as error:
-            errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        except (ValueError, OSError, RecursionError, MemoryError) as error:
+            message = str(error) if isinstance(error, UserError) else of_the_system(error)
+            if not message:
+                raise
+            errors.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
             raise typer.Exit(MISTAKE) from None
 
     return run
 
 
-def _print_version(yes: bool) -> bool:
-    if yes:
-        typer.echo(f"tutti {__version__}")
-        raise typer.Exit
-    return yes
-
-
 @app.callback(help=TEACH)
-def options(
-    _: Annotated[
-        bool, typer.Option("--version", help="Prints the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
+def options(_: Version = False) -> None:
     """Options of `tutti` itself; the help text is TEACH."""
 
 
@@ -150,7 +124,9 @@ def train(config: Config, overrides: Overrides = None, run: Folder = None, redo:
 
 @app.command()
 @guarded
-def evaluate(run: Run, overrides: Overrides = None, redo: Redo = False) -> None:
+def evaluate(
+    run: Run, overrides: Overrides = None, redo: Redo = False, trust_code: TrustCode = False
+) -> None:
     """Measures a trained run: success in the simulator with intervals and controls, open-loop error.
 
     Overrides may name keys of the section `evaluation` only: tutti evaluate runs/demo evaluation.episodes=50
@@ -162,7 +138,7 @@ def evaluate(run: Run, overrides: Overrides = None, redo: Redo = False) -> None:
         if not override.startswith("evaluation."):
             raise UserError(f"'{override}': a trained run is as it is; only keys of evaluation.* may change.")
     config = _load(run / "config.yaml", overrides).evaluation if overrides else None
-    pipeline.evaluate(run, config, redo=redo)
+    pipeline.evaluate(run, config, redo=redo, trust_code=trust_code)
 
 
 @app.command()
@@ -193,7 +169,7 @@ def doctor(config: Config, overrides: Overrides = None, run: Folder = None, upda
 
 @app.command()
 @guarded
-def probe(run: Run) -> None:
+def probe(run: Run, trust_code: TrustCode = False) -> None:
     """Asks a run's newest checkpoint: does it look, does it listen, or does it copy its state?
 
     Needs no simulator. Writes RUN/probes/; `tutti report` then shows it.
@@ -201,7 +177,7 @@ def probe(run: Run) -> None:
     require_run(run)
     from tutti.checkup.probe import print_probes, probe
 
-    print_probes(probe(run), run)
+    print_probes(probe(run, trust_code=trust_code), run)
 
 
 @app.command("verify-resume")
@@ -238,6 +214,8 @@ def replay(
         bool, typer.Option("--pdb", help="Stop in the debugger before the backward pass.")
     ] = False,
     shell: Annotated[bool, typer.Option("--shell", help="Open a Python prompt there.")] = False,
+    *,
+    trust_code: TrustCode = False,
 ) -> None:
     """Makes one step of a run again, to the same bits, and shows its batch, terms and gradients.
 
@@ -246,7 +224,7 @@ def replay(
     require_run(run)
     from tutti.checkup.replay_text import run_replay
 
-    if not run_replay(run, step, failure=failure, pdb=pdb, shell=shell):
+    if not run_replay(run, step, failure=failure, pdb=pdb, shell=shell, trust_code=trust_code):
         raise typer.Exit(WRONG)
 
 
@@ -257,12 +235,13 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.", metavar="FOLDER")],
     weights: Annotated[str, typer.Option("--weights", help="ema or raw.")] = "ema",
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="latest, best, or a step.")] = "latest",
+    trust_code: TrustCode = False,
 ) -> None:
     """Writes what a policy needs of a checkpoint into a folder: weights in one file, config, normalizer."""
     require_run(run)
     from tutti.serving.export import export_command
 
-    typer.echo(f"Written: {export_command(run, to, weights, checkpoint)}")
+    typer.echo(f"Written: {export_command(run, to, weights, checkpoint, trust_code=trust_code)}")
 
 
 @app.command()
@@ -357,7 +336,7 @@ def main() -> None:
 
 
 def _load(path: Path, overrides: list[str] | None) -> RunConfig:
-    file = config_file(path)
+    check_keys(file := config_file(path), overrides or [])
     from tutti.config import load_config
 
     return load_config(file, overrides or [])

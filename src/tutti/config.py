@@ -9,24 +9,25 @@ unless it names its own.
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tutti.config_text import LONGEST_KEY, MOST_MISTAKES, mistaken, not_a_key, parse_overrides, read_yaml
 from tutti.data.loader import DataConfig
 from tutti.evaluation.closed_loop import EvaluationConfig
 from tutti.models.vla import ModelConfig
 from tutti.objectives.balancing import FixedBalancingConfig
 from tutti.objectives.balancings import BalancingConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.overrides import Override, blamed, check_agree, lay
-from tutti.paths import config_file
+from tutti.overrides import Override, blamed, lay
+from tutti.plugin import Origin, Trust, classes_in
+from tutti.reading import shown
+from tutti.schema_keys import key_paths, nearest
 from tutti.simulation.recorder import RecordConfig
 from tutti.training.backward import OneBackwardConfig
 from tutti.training.backwards import BackwardConfig
@@ -35,7 +36,6 @@ from tutti.training.config import TrainingConfig
 from tutti.training.strategy import EndToEndConfig, StrategyConfig
 from tutti.types import UserError
 
-MOST_MISTAKES = 8
 SEEDED = ("record", "data", "training", "evaluation")
 SEEDED_KINDS = {"balancing": "rlw", "backward": "k_gradients"}
 
@@ -71,6 +71,11 @@ class RunConfig(BaseModel):
         check_combination(self.balancing, self.backward, terms, self.strategy, self.training)
         return self
 
+    @property
+    def classes(self) -> frozenset[str]:
+        """The classes of the user's own that this config names."""
+        return classes_in(self.model_dump(mode="json"))
+
     def sections(self, *names: str) -> dict[str, Any]:
         """The named sections as plain values, as they are written in config.yaml."""
         return self.model_dump(mode="json", include=set(names))
@@ -87,11 +92,23 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     return build_config(values, "the defaults" if path is None else str(path), given)
 
 
-def build_config(values: dict[str, Any], source: str, given: Sequence[Override] = ()) -> RunConfig:
-    """Checks plain values; a mistake is blamed on the overrides in `given` that set it, else on `source`."""
+def load_run_config(path: Path, trust: Trust = False) -> RunConfig:
+    """The config.yaml of a run's folder, which somebody else may have written: a class that it names is
+    imported only where `trust` covers it.
+
+    Raises: UserError as `load_config`. A class that is not trusted is refused when it is built.
+    """
+    return build_config(read_yaml(path), str(path), origin=Origin(path, trust))
+
+
+def build_config(
+    values: dict[str, Any], source: str, given: Sequence[Override] = (), origin: Origin | None = None
+) -> RunConfig:
+    """Checks plain values; a mistake is blamed on the overrides in `given` that set it, else on `source`.
+    `origin` is given for a config that is not the user's own."""
     values = _with_defaults(_with_seed(values))
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(values, context=origin)
     except ValidationError as error:
         raise UserError(explain(error, values, source, json_schema(), given)) from None
 
@@ -115,81 +132,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         keys = [*old, *(key for key in new if key not in old)]
         pairs = ((f"{prefix}{key}", old.get(key), new.get(key)) for key in keys)
         return [line for key, left, right in pairs for line in differences(left, right, f"{key}.")]
-    return [] if old == new else [f"{prefix.rstrip('.')}: {json.dumps(old)} -> {json.dumps(new)}"]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: `off` is a word, 1e-3 a number, and a key written twice a mistake.
-
-    PyYAML follows YAML 1.1: it reads off, on, yes, no as booleans and 1e-3 as text, and of two equal keys
-    it silently keeps the last.
-    """
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [
-            pair for pair in pairs if pair[0] not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-        ]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key}' is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
-    ),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a config file. Raises: UserError, naming the file and, where YAML fails, the line."""
-    path = config_file(path)
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where is not None else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{path}: expected keys such as `training:`, found {_show(values)}.")
-    return values or {}
-
-
-def parse_overrides(texts: Sequence[str]) -> list[Override]:
-    """What each `key.sub=value` sets.
-
-    Raises: UserError where that is not what a text is, or where two of them contradict each other.
-    """
-    overrides: list[Override] = []
-    for text in texts:
-        key, equals, value = text.partition("=")
-        path = tuple(key.strip().split("."))
-        if not equals or not all(path):
-            raise UserError(
-                f"'{text}' is not an override: expected key.sub=value, such as training.steps=500."
-            )
-        try:
-            overrides.append(Override(text, path, yaml.load(value, Loader=_Loader)))
-        except yaml.YAMLError as error:
-            problem = getattr(error, "problem", error)
-            raise UserError(f"{key}: '{value}' is not valid YAML: {problem}") from None
-    check_agree(overrides)
-    return overrides
+    return [] if old == new else [f"{prefix.rstrip('.')}: {shown(old, 200)} -> {shown(new, 200)}"]
 
 
 def _with_seed(values: dict[str, Any]) -> dict[str, Any]:
@@ -238,39 +181,34 @@ def explain(
 ) -> str:
     """Who made the mistakes, the overrides in `given` or `source`, and one line a mistake: the key, what was
     expected and found, and the nearest key that `schema` knows."""
-    known = {".".join(path) for path in _key_paths(schema)}
+    known = {".".join(path) for path in key_paths(schema)}
     lines: dict[str, str] = {}
     mistakes: list[tuple[str, str, str]] = []
+    more: set[str] = set()
     for problem in error.errors(include_url=False):
         key = _key(problem["loc"], values, missing=problem["type"] == "missing")
+        if key not in lines and len(lines) == MOST_MISTAKES:
+            more.add(key)  # its sentence would look for near keys, which takes milliseconds
+            continue
         line = _sentence(key, problem, known, values)
         lines[key] = line if key not in lines else f"{lines[key]}\n    or: {line}"
         mistakes.append((key, problem["type"], line))
-    source = blamed(source, mistakes, given)
-    shown = [f"  {line}" for line in list(lines.values())[:MOST_MISTAKES]]
-    if len(lines) > MOST_MISTAKES:
-        shown.append(f"  ... and {len(lines) - MOST_MISTAKES} more")
-    return "\n".join([f"{source}: {len(lines)} mistake{'s' if len(lines) > 1 else ''}", *shown])
+    return mistaken(blamed(source, mistakes, given), list(lines.values()), len(more))
 
 
 def _sentence(key: str, problem: Any, known: set[str], values: Any) -> str:
-    context, found = problem.get("ctx") or {}, _show(problem["input"])
+    context, found = problem.get("ctx") or {}, shown(problem["input"])
+    if problem["type"] == "extra_forbidden":
+        return not_a_key(key, known, values)
+    key = shown(key, LONGEST_KEY, quoted=False)
     match problem["type"]:
-        case "extra_forbidden":
-            where = f".{_near(key, known)}"
-            if key in known:  # naming it again would be no help
-                kind = _kind_above(key, values)
-                where = f" where {key.rpartition('.')[0]}.kind is " + (
-                    f"'{kind}'." if kind else "the default."
-                )
-            return f"{key} is not a key{where}"
         case "missing":
             return f"{key} is missing."
         case "union_tag_not_found":
             return f"{key}.kind is missing: it chooses what {key} is."
         case "union_tag_invalid":
             kinds = re.findall(r"'([^']+)'", context["expected_tags"])
-            near = _near(context["tag"], kinds)
+            near = nearest(context["tag"], kinds)
             return f"{key}.kind: expected {_either(kinds)}, found '{context['tag']}'.{near}"
         case "value_error" | "assertion_error":
             said = str(context.get("error", problem["msg"])).rstrip(".")
@@ -278,13 +216,6 @@ def _sentence(key: str, problem: Any, known: set[str], values: Any) -> str:
         case _:
             expected = problem["msg"].replace("Input should be", "expected").rstrip(".")
             return f"{key}: {expected}, found {found}."
-
-
-def _kind_above(key: str, values: Any) -> str | None:
-    """The `kind` of the mapping that holds `key`, if it has one."""
-    for part in key.split(".")[:-1]:
-        values = values.get(part) if isinstance(values, dict) else None
-    return values.get("kind") if isinstance(values, dict) else None
 
 
 def _key(loc: Sequence[str | int], values: Any, missing: bool) -> str:
@@ -303,43 +234,5 @@ def _key(loc: Sequence[str | int], values: Any, missing: bool) -> str:
     return ".".join(kept)
 
 
-def _key_paths(schema: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Every key that the schema knows, as a path; entries of lists and of open mappings are '*'."""
-
-    def walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        if not isinstance(node, Mapping):
-            return
-        if "$ref" in node:
-            yield from walk(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]], path)
-        for branch in ("oneOf", "anyOf", "allOf"):
-            for choice in node.get(branch, ()):
-                yield from walk(choice, path)
-        for key, value in node.get("properties", {}).items():
-            yield (*path, key)
-            yield from walk(value, (*path, key))
-        for inner in ("items", "additionalProperties"):
-            yield from walk(node.get(inner), (*path, "*"))
-
-    return walk(schema, ())
-
-
-def _near(key: Any, known: Any) -> str:
-    """' Did you mean ...?', looking first among the key's neighbours, then for its last word anywhere."""
-    key = re.sub(r"\.\d+(?=\.)", ".*", str(key))
-    parent, _, leaf = key.rpartition(".")
-    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
-    close = [beside[name] for name in difflib.get_close_matches(leaf, beside, n=1)]
-    close += sorted(
-        (name for name in known if name.rpartition(".")[2] == leaf), key=lambda name: (name.count("."), name)
-    )
-    close += difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    return f" Did you mean '{close[0]}'?" if close else ""
-
-
 def _either(names: Any) -> str:
     return " or ".join(f"'{name}'" for name in names)
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."

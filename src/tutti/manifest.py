@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from tutti.types import UserError
+from tutti.errors import UserError
+from tutti.reading import MOST_VALUES, count_values
 
 STATE = "state.json"
 """The manifest of a checkpoint; its last file to be written."""
@@ -96,6 +97,8 @@ class Manifest:
                 text = file.read(MOST_TEXT + 1)
             if len(text) > MOST_TEXT:
                 raise ValueError(f"larger than {MOST_TEXT} bytes")
+            if count_values(text) > MOST_VALUES:
+                raise ValueError(f"more than {MOST_VALUES} values")
             table = json.loads(text)
             return cls(folder, name, table, _checked(table))
         except FileNotFoundError as error:
@@ -142,7 +145,7 @@ class Manifest:
     def check_sizes(self) -> None:
         """Raises: UserError if a listed file is missing or has another size."""
         for name in self.files:
-            self._opened(name).close()
+            self.opened(name).close()
 
     def _entry(self, name: str) -> Size:
         if name not in self.files:
@@ -151,7 +154,8 @@ class Manifest:
             )
         return self.files[name]
 
-    def _opened(self, name: str) -> BinaryIO:
+    def opened(self, name: str) -> BinaryIO:
+        """A listed file, found to have the size listed. Raises: UserError if not."""
         expected = self._entry(name)["bytes"]
         try:
             file = open_inside(self.folder, name)
@@ -172,7 +176,7 @@ class Manifest:
         """The content. What is wrong with it is raised after the last piece."""
         expected = self._entry(name)
         digest = Crc32() if "crc32" in expected else hashlib.sha256()
-        with self._opened(name) as file:
+        with self.opened(name) as file:
             while piece := self._piece(file, name):
                 digest.update(piece)
                 yield piece

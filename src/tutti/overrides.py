@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from tutti.types import UserError
+from tutti.errors import UserError
 
 KIND = "kind"
 

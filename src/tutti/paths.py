@@ -16,11 +16,11 @@ def shipped_configs() -> Path:
 
 
 def config_file(path: Path) -> Path:
-    """The file that `path` names: itself, or the shipped config of that name, with or without "configs/".
+    """What `path` names: itself, or the shipped config of that name, with or without "configs/".
 
     Raises: UserError if there is neither, with the nearest name.
     """
-    if path.is_file():
+    if path.exists():
         return path
     home = shipped_configs()
     inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path

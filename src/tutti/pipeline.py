@@ -37,6 +37,7 @@ from tutti.evaluation.videos import rollout_videos
 from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
+from tutti.plugin import Trust
 from tutti.report import write_report
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.simulation import recorder
@@ -52,7 +53,8 @@ from tutti.training.distributed import joined, world
 from tutti.training.machine import decide
 from tutti.training.randomness import seed_everything
 from tutti.training.trainer import Trainer
-from tutti.types import DataSpec, UserError
+from tutti.training_starts import starts_of_run, training_starts, with_data_of_fork
+from tutti.types import DataSpec
 
 WORK = "recording"
 VIEW = "observation.images."
@@ -69,7 +71,7 @@ def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -
     folder = folder or Path("runs") / config.name
     record(config, folder, redo=redo)
     train(config, folder, redo=redo)
-    evaluate(folder, config.evaluation, redo=redo)
+    evaluate(folder, config.evaluation, redo=redo, trust_code=config.classes)
     report(folder)
     return folder
 
@@ -94,7 +96,7 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
         hushed(not all_ranks.first),
     ):
         run = RunFolder(folder or Path("runs") / config.name, redo=redo)
-        config = _with_data_of_fork(config)
+        config = with_data_of_fork(config)
         if not config.data.sources:
             run.require(
                 "record",
@@ -107,13 +109,15 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
         return find_checkpoint(run.path)
 
 
-def evaluate(folder: Path, config: EvaluationConfig | None = None, *, redo: bool = False) -> Path:
+def evaluate(
+    folder: Path, config: EvaluationConfig | None = None, *, redo: bool = False, trust_code: Trust = False
+) -> Path:
     """A trained run -> success in the simulator, with intervals and controls. Gives the folder `evaluation/`.
 
     The error on held-out episodes comes first, since it needs no simulator. `config` is the run's own section
-    `evaluation` unless given.
+    `evaluation` unless given. `trust_code`: classes of the user's own that the run names are imported.
     """
-    run = RunFolder(folder, redo=redo, new=False)
+    run = RunFolder(folder, redo=redo, new=False, trust_code=trust_code)
     run.require("train", "Train first: tutti train CONFIG.")
     whole = run.config()
     if config is not None:
@@ -224,7 +228,7 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     """Data, model, objective, trainer: the main path of the package."""
     data, model, objective = build_training(config, run.path)
     run.write_json("model.json", asdict(describe(model)))
-    starts = _training_starts(config, run.path)
+    starts = training_starts(config, run.path)
     run.write_json("data.json", data.describe() | {"starts": starts.to_dict()})
     with progress_bar("training") as bar:
         trainer = Trainer(
@@ -239,15 +243,6 @@ def _train(config: RunConfig, run: RunFolder) -> None:
             progress=lambda step, steps, latest: bar(step, steps, _loss(latest)),
         )
         trainer.fit(data)
-
-
-def _with_data_of_fork(config: RunConfig) -> RunConfig:
-    """A fork that names no data goes on with what the other run has recorded."""
-    fork = config.training.fork
-    if fork == "off" or config.data.sources or not (recorded := Path(fork.run) / DATASET).is_dir():
-        return config
-    data = config.data.model_copy(update={"sources": (SourceConfig(path=recorded),)})
-    return config.model_copy(update={"data": data})
 
 
 def _what_a_policy_needs(config: RunConfig, data: DataBundle) -> dict[str, str]:
@@ -267,12 +262,12 @@ def _loss(latest: dict[str, float]) -> str:
 def _evaluate(config: RunConfig, run: RunFolder) -> None:
     """Open loop, closed loop with controls, videos; each rollout is saved as it ends and found again."""
     settings = config.evaluation
-    trained = TrainingStarts() if settings.suite == NO_SUITE else _starts_of_run(run.path, config)
+    trained = TrainingStarts() if settings.suite == NO_SUITE else starts_of_run(run.path, config)
     check_seeds(settings, trained)  # before anything long begins
     if trained.unknown:
         say(trained.warning)
     checkpoint = find_checkpoint(run.path, settings.checkpoint)
-    policy = Policy.load(checkpoint, settings.weights)
+    policy = Policy.load(checkpoint, settings.weights, trust_code=run.trust_code)
     suite = suite_of(config)
     _measure_open_loop(config, run, policy, suite)
     if settings.suite == NO_SUITE:
@@ -282,7 +277,7 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
     suite = fit_suite(suite, policy.spec, suite.image_size)
     with progress_bar("evaluating") as bar:
         result = play(
-            CheckpointPolicyFactory(checkpoint, settings.weights),
+            CheckpointPolicyFactory(checkpoint, settings.weights, trust_code=run.trust_code),
             settings,
             MetaWorldEnvironments(suite),
             folder=run.path / "evaluation",
@@ -314,39 +309,6 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
             execute=config.evaluation.execute,
         )
     run.write_json("evaluation/open_loop.json", errors.to_dict())
-
-
-def _training_starts(config: RunConfig, folder: Path, forked: tuple[Path, ...] = ()) -> TrainingStarts:
-    """The starts of all that was trained on: the run's data, and those of the run that it was forked off.
-
-    `forked` are the runs that have led to this one, so that no circle of forks is followed twice.
-    """
-    folders = [source.path for source in config.data.sources] or [folder / DATASET]
-    parts = [TrainingStarts.of_data(source) for source in folders]
-    fork = config.training.fork
-    if fork != "off" and Path(fork.run) not in forked:
-        parts.append(_starts_of_run(Path(fork.run), forked=(*forked, Path(fork.run))))
-    return TrainingStarts.union(parts)
-
-
-def _starts_of_run(
-    folder: Path, config: RunConfig | None = None, forked: tuple[Path, ...] = ()
-) -> TrainingStarts:
-    """As its training noted them in data.json; an older run, which did not, is asked for its data sets."""
-    try:
-        noted = json.loads((folder / "data.json").read_text(encoding="utf-8"))
-        if "starts" in noted:
-            return TrainingStarts.from_dict(noted["starts"])
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'data.json'}: cannot be read ({error}); `tutti train` writes it."
-        ) from None
-    if config is None and not (folder / "config.yaml").is_file():
-        return TrainingStarts(unknown=(str(folder),))  # a fork of a run that has moved
-    config = config or RunFolder(folder, new=False).config()
-    return _training_starts(_with_data_of_fork(config), folder, forked)
 
 
 def expected_spec(config: RunConfig) -> DataSpec:

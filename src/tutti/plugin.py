@@ -1,18 +1,83 @@
-"""Classes of the user's own in a config: `kind: "package.module:Class"` behaves like a kind of ours."""
+"""Classes of the user's own in a config: `kind: "package.module:Class"` behaves like a kind of ours.
+
+To build one is to run its code. The user's own config is trusted with that. A config.yaml that lies in a
+run, a checkpoint or an export may be a stranger's: validated with an `Origin` as its context, it remembers
+where it came from, and its classes are imported only if the user trusts them (`trust_code`).
+"""
 
 from __future__ import annotations
 
 import importlib
-import re
+import traceback
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
-from tutti.types import UserError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from tutti.errors import UserError
+from tutti.reading import shown
 
 T = TypeVar("T")
 
 CUSTOM = "package.module:Class"
 """The tag, in a union of kinds, of any `kind` with a colon in it."""
-PATTERN = r"^[\w.]+:\w+$"
+_NAME = r"[^\W\d]\w*"
+PATTERN = rf"^{_NAME}(\.{_NAME})*:{_NAME}$"
+
+Trust = bool | Collection[str]
+"""Whether classes that a stranger's config names may be imported: all, none, or those listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a config that is not the user's own comes from, and how far it is trusted."""
+
+    file: Path
+    trust: Trust = False
+
+    def covers(self, kind: str) -> bool:
+        """Whether the class may be imported."""
+        return self.trust if isinstance(self.trust, bool) else kind in self.trust
+
+
+class CustomConfig(BaseModel):
+    """The part that is common to all configs of a class of the user's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = Field(pattern=PATTERN, description=CUSTOM)
+    options: dict[str, Any] = {}
+    _refused_from: Path | None = PrivateAttr(default=None)
+
+    def model_post_init(self, context: Any) -> None:
+        """Keeps the file that this came from, if its classes are not trusted."""
+        if isinstance(context, Origin) and not context.covers(self.kind):
+            self._refused_from = context.file
+
+    def make(self, base: type[T], key: str, *arguments: Any, **own: Any) -> T:
+        """An instance: `Class(*arguments, **options, **own)`. `key` is where it stands, for messages.
+
+        Raises: UserError if this config is not trusted with it, the class cannot be imported, is no subclass
+        of `base`, or does not take these options.
+        """
+        if self._refused_from is not None:
+            raise UserError(
+                f"{self._refused_from}: {key} is '{shown(self.kind, 200, quoted=False)}', a class that is "
+                "not part of Tutti. To import it is to run its code on this machine, and this file is not "
+                "your own config but came with a run, a checkpoint or an export.\n"
+                "If you know the code and trust it: --trust-code on the command line, trust_code=True in "
+                "Python."
+            )
+        found = find_class(self.kind, base, key)
+        try:
+            return found(*arguments, **self.options, **own)
+        except TypeError as error:
+            raise UserError(
+                f"{key}: {self.kind} does not accept options {sorted(self.options)}: {error}."
+            ) from error
 
 
 def tag_of(given: Any) -> str | None:
@@ -21,21 +86,22 @@ def tag_of(given: Any) -> str | None:
     return CUSTOM if isinstance(kind, str) and ":" in kind else kind
 
 
+def classes_in(values: Any) -> frozenset[str]:
+    """The classes that a config, as plain values, names: what it trusts, others may be trusted with too."""
+    if isinstance(values, Mapping):
+        own = {kind} if isinstance(kind := values.get("kind"), str) and ":" in kind else set[str]()
+        return frozenset(own).union(*map(classes_in, values.values()))
+    return frozenset().union(*map(classes_in, values)) if isinstance(values, list | tuple) else frozenset()
+
+
 def find_class(kind: str, base: type[T], key: str) -> type[T]:
     """The class that `kind` names. `key` is where it stands in the config, for messages.
 
     Raises: UserError if it cannot be imported or is no subclass of `base`.
     """
     module_name, _, class_name = kind.partition(":")
-    assert re.match(PATTERN, kind), kind
     wanted = f"{base.__module__}.{base.__name__}"
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"{key} is '{kind}', but '{module_name}' cannot be imported: {error}. Install it, or "
-            f"run with its folder on PYTHONPATH (PYTHONPATH=. for a file beside you)."
-        ) from error
+    module = _imported(module_name, kind, key)
     found = getattr(module, class_name, None)
     if isinstance(found, type) and issubclass(found, base):
         return found
@@ -44,20 +110,29 @@ def find_class(kind: str, base: type[T], key: str) -> type[T]:
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, base) and value is not base
     )
-    what = "no such name" if found is None else f"{found!r}"
+    what = "no such name" if found is None else shown(repr(found), 200, quoted=False)
+    where = getattr(module, "__file__", None) or module_name
     raise UserError(
         f"{key} is '{kind}': expected a subclass of {wanted}, found {what}. "
-        f"Such classes in {module.__file__}: {', '.join(have) or 'none'}."
+        f"Such classes in {where}: {', '.join(have[:8]) or 'none'}."
     )
 
 
-def make(kind: str, base: type[T], key: str, *arguments: Any, options: dict[str, Any], **own: Any) -> T:
-    """An instance: `Class(*arguments, **options, **own)`.
-
-    Raises: UserError as `find_class`, or if the class does not take these options.
-    """
-    found = find_class(kind, base, key)
+def _imported(name: str, kind: str, key: str) -> ModuleType:
+    """The module. Raises: UserError for whatever its import leads to, but Ctrl-C."""
     try:
-        return found(*arguments, **options, **own)
-    except TypeError as error:
-        raise UserError(f"{key}: {kind} does not accept options {sorted(options)}: {error}.") from error
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{key} is '{kind}', but '{name}' cannot be imported: {error}. Install it, or "
+            f"run with its folder on PYTHONPATH (PYTHONPATH=. for a file beside you)."
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise anything, and sys.exit() is no Exception
+        said = shown(traceback.format_exception_only(error)[-1].strip(), 400, quoted=False)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = "" if isinstance(error, SyntaxError) else f" ({place.filename}, line {place.lineno})"
+        raise UserError(
+            f"{key} is '{kind}', but importing '{name}' fails{line}: {said}. Mend the module."
+        ) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -20,9 +21,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tutti.config import RunConfig, differences, load_config, to_yaml
-from tutti.data.storage import full_disk_is_a_user_error, write_atomically
+from tutti.config import RunConfig, differences, load_run_config, to_yaml
+from tutti.data.storage import full_disk_is_a_user_error, lock_file, write_atomically
 from tutti.paths import require_run
+from tutti.plugin import Trust
+from tutti.reading import read_json, shown
 from tutti.terminal import say
 from tutti.training.distributed import launched, world
 from tutti.types import UserError
@@ -46,18 +49,24 @@ SAVING = ("checkpoint_every", "checkpoint_format", "checkpoint_background", *KEE
 WITHOUT_EFFECT = ("workers", "prefetch", "parallel", "diagnostics", *SAVING)
 """Keys that may change at any time, because no result depends on them."""
 
+ENTRY = {"finished": bool, "seconds": int | float, "inputs": dict}
+"""What the book keeps of a stage."""
+BOOK_CURE = "Tutti alone writes this file; delete it to begin anew."
 HEARTBEAT = 2.0
 
 
 class RunFolder:
     """Where a run lies, and the book of its stages."""
 
-    def __init__(self, path: Path, *, redo: bool = False, new: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, redo: bool = False, new: bool = True, trust_code: Trust = False
+    ) -> None:
         """`redo`: a changed config may throw away what the old one made. `new`: the folder may be made.
+        `trust_code`: which classes that its config.yaml names may be imported.
 
         Raises: UserError, if the folder is absent, cannot be made, or its book cannot be read.
         """
-        self.path, self.redo = path, redo
+        self.path, self.redo, self.trust_code = path, redo, trust_code
         self._lock = threading.Lock()
         if not new:
             require_run(path)
@@ -74,7 +83,7 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The config that the run's stages were made with."""
-        return load_config(self.path / "config.yaml")
+        return load_run_config(self.path / "config.yaml", self.trust_code)
 
     def begin(self, stage: str, config: RunConfig, *sections: str) -> bool:
         """True if there is something to do for `stage`, which depends on these sections of `config`.
@@ -199,7 +208,7 @@ class RunFolder:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keeps other processes from working on this run; the system lifts the lock if this one is killed."""
-        with (self.path / ".lock").open("w") as file:
+        with lock_file(self.path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -242,14 +251,15 @@ class RunFolder:
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}). Tutti alone writes it; delete it to begin anew."
-        ) from None
+    book = read_json(path, finite=True, cure=BOOK_CURE)
+    for stage, entry in book.items():
+        for key, kinds in ENTRY.items():
+            value = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+                raise UserError(f"{path}: {shown(stage)}: {key} is {shown(value)}. {BOOK_CURE}")
+    return book
 
 
 def _present(inputs: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -16,28 +15,28 @@ from rich.table import Table
 
 from tutti.evaluation.statistics import Interval, mean_of_rates, wilson
 from tutti.models.describe import Description
+from tutti.reading import read_json
 from tutti.stages import RunFolder
 from tutti.terminal import console, say
+from tutti.types import UserError
 
 PACKAGES = ("tutti-vla", "torch", "numpy", "pyarrow", "av", "tokenizers", "metaworld", "mujoco")
 
 
 def write_summary(run: RunFolder) -> dict[str, Any]:
     """Writes summary.json from what the run's folder holds, and gives it back."""
-    config = run.config()
-    results = _json(run.path / "evaluation" / "results.json")
-    scores = results.get("scores", {})
-    success = _counts(scores["policy"]) if "policy" in scores else {}
+    try:
+        config = run.config().model_dump(mode="json")
+    except UserError as error:
+        say(f"config.yaml is left out: {error}")
+        config = {"name": run.path.resolve().name}
     summary = {
-        "name": config.name,
+        "name": config["name"],
         "seconds": round(sum(run.seconds.values()), 1),
         "stage_seconds": run.seconds,
-        "success": success,
-        "mean": {"rate": _mean(success), **asdict(_interval(success))} if success else None,
-        "controls": {name: _counts(score) for name, score in scores.items() if name != "policy"},
-        "verdicts": {found["control"]: found["outcome"] for found in results.get("verdicts", [])},
+        **_played(run.path / "evaluation" / "results.json"),
         "open_loop": _json(run.path / "evaluation" / "open_loop.json"),
-        "config": config.model_dump(mode="json"),
+        "config": config,
         "versions": versions(),
         "machine": machine(),
         "commit": commit(),
@@ -135,11 +134,36 @@ def _processor() -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """The object in a file of the run; a torn or foreign one is left out, and said."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path)
+    except UserError as error:
+        say(f"left out: {error}")
+        return {}
+
+
+def _played(path: Path) -> dict[str, Any]:
+    """What results.json says of the policy and its controls; nothing where it has another form."""
+    results = _json(path)
+    try:
+        scores = dict(results.get("scores", {}))
+        policy = scores.pop("policy", None)
+        success = _counts(policy) if policy else {}
+        return {
+            "success": success,
+            "mean": {"rate": _mean(success), **asdict(_interval(success))} if success else None,
+            "controls": {name: _counts(score) for name, score in scores.items()},
+            "verdicts": {found["control"]: found["outcome"] for found in results.get("verdicts", [])},
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        say(f"{path} is left out, it has another form ({type(error).__name__}: {error})")
+        return {"success": {}, "mean": None, "controls": {}, "verdicts": {}}
 
 
 def _counts(score: dict[str, Any]) -> dict[str, list[int]]:
-    return {task["task"]: [task["k"], task["n"]] for task in score["tasks"]}
+    return {str(task["task"]): [int(task["k"]), int(task["n"])] for task in score["tasks"]}
 
 
 def _fraction(pair: list[int] | None) -> str:

@@ -145,3 +145,23 @@ batch, under one loss L = sum_i lambda_i L_i.
 Interrupt any command with Ctrl-C and run it again: finished work is kept.
 """
 """What `tutti --help` says first."""
+
+
+def of_the_system(error: Exception) -> str:
+    """What the machine or a file refused, in a sentence; empty for a mistake of Tutti's own."""
+    file = getattr(error, "filename", None)
+    match error:
+        case BrokenPipeError():
+            return ""
+        case OSError():
+            where = f"{file}: " if file else ""
+            return f"{where}{error.strerror or error}. Check that the file is there and may be used."
+        case UnicodeError():
+            return f"a file or a name is not UTF-8 text ({str(error)[:200]})."
+        case RecursionError():
+            return "a file, or the config, is nested too deeply."
+        case MemoryError():
+            said = f" ({str(error)[:200]})" if str(error) else ""
+            return f"not enough memory{said}. Check the sizes that the config and the files name."
+        case _:
+            return ""

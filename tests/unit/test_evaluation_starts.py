@@ -18,6 +18,7 @@ from tutti.evaluation.config import EvaluationConfig
 from tutti.evaluation.starts import TrainingStarts, check_seeds
 from tutti.simulation.recorder import RecordSummary
 from tutti.stages import RunFolder
+from tutti.training_starts import starts_of_run
 from tutti.types import UserError
 
 SEEDS = {"seeds": [10000, 10007]}
@@ -147,12 +148,12 @@ def test_runs_of_before_are_asked_for_their_data(data: Path, tmp_path: Path) -> 
     (trunk / "dataset").mkdir(parents=True)
     say_seeds(trunk)
     RunFolder(trunk).begin("train", config(), "data", "training")
-    assert pipeline._starts_of_run(trunk, config()) == KNOWN
+    assert starts_of_run(trunk, config()) == KNOWN
     fork = {"steps": 2, "fork": {"run": str(trunk)}}
-    found = pipeline._starts_of_run(tmp_path / "fork", config(data, **fork))
+    found = starts_of_run(tmp_path / "fork", config(data, **fork))
     assert found == TrainingStarts(seeds=KNOWN.seeds, unknown=(str(data),))
     gone = config(data, steps=2, fork={"run": str(tmp_path / "gone")})
-    assert pipeline._starts_of_run(tmp_path / "fork", gone).unknown == (str(data), str(tmp_path / "gone"))
+    assert starts_of_run(tmp_path / "fork", gone).unknown == (str(data), str(tmp_path / "gone"))
 
 
 def test_what_was_not_known_at_the_training_is_asked_again(data: Path, tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_any_one_input_may_be_missing(copied: Path, name: str) -> None:
 def test_broken_json_is_named_and_the_rest_is_shown(copied: Path) -> None:
     (copied / "model.json").write_text("{")
     text = Page(write_report(copied).read_text()).text
-    assert "model.json is not valid JSON" in text
+    assert "model.json: not valid JSON" in text
     assert "14/20" in text
 
 

@@ -198,7 +198,7 @@ def test_absent_run_is_named_with_those_that_are_there(tmp_path: Path) -> None:
 
 def test_damaged_book_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "stages.json").write_text('{"train":')
-    with pytest.raises(UserError, match=r"stages\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"stages\.json: not valid JSON"):
         RunFolder(tmp_path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -16,9 +15,11 @@ from torch import Tensor, nn
 from tutti.checkup.replay import Debugger, Scope, no_debugger, norms_by_part, quiet
 from tutti.config import RunConfig
 from tutti.pipeline import build_training, training_threads
+from tutti.plugin import Trust
+from tutti.reading import read_json, shown
 from tutti.stages import RunFolder
 from tutti.terminal import say
-from tutti.training.checkpoint import step_of
+from tutti.training.checkpoint import NAME, step_of
 from tutti.training.gradients import term_gradients
 from tutti.training.health import load_failure
 from tutti.training.randomness import own_randomness
@@ -27,6 +28,7 @@ from tutti.types import Batch, LossTerms, UserError
 
 ABOUT = ("failure.json", "spike.json")
 SHOWN = 4
+FARTHEST = 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,17 +61,20 @@ class SavedReplay:
         return not (self.weights or self.inputs or self.module or self.gradient or self.culprits)
 
 
-def replay_saved(folder: Path | str, debugger: Debugger = no_debugger) -> SavedReplay:
+def replay_saved(
+    folder: Path | str, debugger: Debugger = no_debugger, *, trust_code: Trust = False
+) -> SavedReplay:
     """Makes a step again that lies in RUN/failures/step-N or RUN/spikes/step-N, from its batch and weights.
 
     Random draws (dropout, noise) are new ones from the run's seed and the step: they are not saved.
+    `trust_code`: classes of the user's own that the run names are imported.
 
     Raises: UserError if the folder is no saved step of a run, or is of another model.
     """
     folder = Path(folder)
     about = _about(folder)
-    run = RunFolder(folder.parent.parent, new=False)
-    config, step = run.config(), int(about["step"])
+    run = RunFolder(folder.parent.parent, new=False, trust_code=trust_code)
+    config, step = run.config(), about["step"]
     batches, weights = load_failure(folder)
     with training_threads(config), TemporaryDirectory(prefix="tutti-replay-") as scratch:
         data, model, objective = build_training(config, run.path)
@@ -83,7 +88,11 @@ def replay_saved(folder: Path | str, debugger: Debugger = no_debugger) -> SavedR
             backward=config.backward,
         )
         _load(trainer, weights, folder)
-        found = _meet(trainer, batches, config, step, debugger)
+        try:
+            found = _meet(trainer, batches, config, step, debugger)
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            said = shown(str(error), 400, quoted=False)
+            raise UserError(f"{folder}: its batches do not fit this model: {said}") from error
     return SavedReplay(
         step=step,
         about=about,
@@ -98,17 +107,18 @@ def replay_saved(folder: Path | str, debugger: Debugger = no_debugger) -> SavedR
 def saved_steps(run: Path) -> list[Path]:
     """The saved steps of a run, failures and spikes, oldest first."""
     found = [path for kind in ("failures", "spikes") for path in (run / kind).glob("step-*")]
+    found = [path for path in found if NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (step_of(path), path.parent.name))
 
 
 def _about(folder: Path) -> dict[str, Any]:
     for name in ABOUT:
-        try:
-            return json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            raise UserError(f"{folder / name}: cannot be read ({error}).") from error
+        if (folder / name).exists():
+            about = read_json(folder / name)
+            step = about.get("step")
+            if type(step) is not int or not 0 < step < FARTHEST:
+                raise UserError(f"{folder / name}: step: expected a whole number, found {shown(step)}.")
+            return about
     there = ", ".join(str(path) for path in saved_steps(folder)[-SHOWN:])
     raise UserError(
         f"{folder}: no saved step here (expected {' or '.join(ABOUT)})."

@@ -107,7 +107,7 @@ def examine(
                 remarks += gradients.judge(config, *shares)
         bar(5, PARTS)
         if checkpoint is not None:
-            remarks += _look_at_checkpoint(checkpoint, data, samples, looks)
+            remarks += _look_at_checkpoint(checkpoint, config, data, samples, looks)
         for when, rows in looks:
             remarks += activity.judge(when, rows)
         bar(6, PARTS)
@@ -159,13 +159,14 @@ def print_diagnosis(found: Diagnosis) -> None:
 
 def _look_at_checkpoint(
     checkpoint: Path,
+    config: RunConfig,
     data: DataBundle,
     samples: Sequence[Batch],
     looks: list[tuple[str, tuple[Activity, ...]]],
 ) -> list[Remark]:
     """Adds the checkpoint's features to `looks`; a note where it is of other data or cannot be read."""
     try:
-        model = Policy.load(checkpoint, "raw").model
+        model = Policy.load(checkpoint, "raw", trust_code=config.classes).model
     except UserError as error:
         return [note("checkpoint", f"{checkpoint.name} was not looked at: {str(error).splitlines()[0]}")]
     if model.spec != data.spec:

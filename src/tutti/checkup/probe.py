@@ -13,6 +13,7 @@ from tutti.evaluation.open_loop import tasks_of
 from tutti.evaluation.probe_findings import between
 from tutti.evaluation.probes import ProbeResult, run_probes
 from tutti.pipeline import build_data, suite_of, training_threads
+from tutti.plugin import Trust
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.stages import RunFolder
 from tutti.terminal import console, progress_bar, say
@@ -21,15 +22,16 @@ from tutti.training.randomness import own_randomness
 FOLDER = "probes"
 
 
-def probe(folder: Path) -> ProbeResult:
+def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
     """Writes `folder`/probes/probes.json and occlusion.png, each atomically. Needs no simulator.
+    `trust_code`: classes of the user's own that the run names are imported.
 
     Raises: UserError if the run has no checkpoint, or holds out no episode.
     """
-    run = RunFolder(folder, new=False)
+    run = RunFolder(folder, new=False, trust_code=trust_code)
     config = run.config()
     settings, checkpoint = config.evaluation, find_checkpoint(run.path)
-    policy = Policy.load(checkpoint, settings.weights)
+    policy = Policy.load(checkpoint, settings.weights, trust_code=trust_code)
     data = build_data(config, run.path)
     with own_randomness(config.seed):
         untrained = config.model.build(policy.spec)

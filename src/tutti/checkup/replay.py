@@ -19,6 +19,7 @@ from torch import Tensor
 from tutti.checkup.differences import Comparison, untimed
 from tutti.config import RunConfig
 from tutti.pipeline import build_training, training_threads
+from tutti.plugin import Trust
 from tutti.stages import RunFolder
 from tutti.terminal import progress_bar, say
 from tutti.training.checkpoint import checkpoints, step_of
@@ -184,16 +185,18 @@ def _mean(values: list[Tensor]) -> float:
     return sum(float(value.detach()) for value in values) / len(values)
 
 
-def replay(folder: Path | str, step: int, debugger: Debugger = no_debugger) -> Replay:
+def replay(
+    folder: Path | str, step: int, debugger: Debugger = no_debugger, *, trust_code: Trust = False
+) -> Replay:
     """Makes update number `step` (from 1) of the run in `folder` again, exactly as its training made it.
 
     It goes on from the newest kept checkpoint before the step, or, where there is none, from the start, in a
     temporary folder: nothing of the run changes. `debugger` is called when the step's last forward pass is
-    done and nothing has moved yet.
+    done and nothing has moved yet. `trust_code`: classes of the user's own that the run names are imported.
 
     Raises: UserError if the run has no training, or no such step.
     """
-    run = RunFolder(Path(folder), new=False)
+    run = RunFolder(Path(folder), new=False, trust_code=trust_code)
     config = run.config()
     if not 1 <= step <= config.training.steps:
         raise UserError(f"--step is {step}; the run has steps 1 to {config.training.steps}.")

@@ -14,6 +14,7 @@ from rich.table import Table
 from tutti.checkup.culprits import SavedReplay, describe_culprits, replay_saved, saved_steps
 from tutti.checkup.replay import Replay, Scope, no_debugger, replay
 from tutti.data.storage import full_disk_is_a_user_error, write_atomically
+from tutti.plugin import Trust
 from tutti.terminal import console, say
 from tutti.training.first_batch import save_pictures
 from tutti.types import UserError
@@ -21,7 +22,9 @@ from tutti.types import UserError
 FOLDER = "replays"
 
 
-def run_replay(given: Path, step: int | None, *, failure: bool, pdb: bool, shell: bool) -> bool:
+def run_replay(
+    given: Path, step: int | None, *, failure: bool, pdb: bool, shell: bool, trust_code: Trust = False
+) -> bool:
     """`tutti replay`: a step of a run, or a saved one. True if it is finite and as it was recorded.
 
     Raises: UserError if the options do not say which step, or there is none.
@@ -34,7 +37,7 @@ def run_replay(given: Path, step: int | None, *, failure: bool, pdb: bool, shell
             "in the run's failures/ or spikes/."
         )
     if step is not None:
-        found = replay(given, step, debugger)
+        found = replay(given, step, debugger, trust_code=trust_code)
         show_replay(found, given)
         return not found.failure and not found.differences.num_differing
     folder = given
@@ -43,7 +46,7 @@ def run_replay(given: Path, step: int | None, *, failure: bool, pdb: bool, shell
         if not saved:
             raise UserError(f"{given}: nothing is saved in failures/ or spikes/. Give --step N.")
         folder = saved[-1]
-    again = replay_saved(folder, debugger)
+    again = replay_saved(folder, debugger, trust_code=trust_code)
     show_saved(again, folder.parent.parent)
     return again.finite
 

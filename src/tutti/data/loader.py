@@ -24,7 +24,7 @@ from tutti.data.mixture import Mixture
 from tutti.data.normalize import EmbodimentStats, NormalizationKind, Normalizer
 from tutti.data.split import GroupOf, Parts, split_sources
 from tutti.data.stream import Loader
-from tutti.data.tokenize import Tokenizer
+from tutti.data.tokenize import MOST_LENGTH, Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.types import Batch, DataSpec, UserError
 
@@ -74,7 +74,7 @@ class DataConfig(BaseModel):
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="Data sets of one embodiment; empty: the one that this run records."
     )
-    horizon: int = Field(default=16, ge=1, description="Actions in a chunk.")
+    horizon: int = Field(default=16, ge=1, le=4096, description="Actions in a chunk.")
     batch_size: int = Field(default=64, ge=1, description="Windows in a batch.")
     image_size: int = Field(default=64, ge=8, le=1024, description="Edge of the square pictures, in pixels.")
     validation_fraction: float = Field(
@@ -89,8 +89,8 @@ class DataConfig(BaseModel):
     normalization: NormalizationKind = Field(
         default="quantile", description="quantile: q01, q99 to -1, 1. standard: mean 0, deviation 1."
     )
-    vocab_size: int = Field(default=512, ge=257, description="At most so many text tokens.")
-    text_length: int | Literal["auto"] = Field(
+    vocab_size: int = Field(default=512, ge=257, le=2**20, description="At most so many text tokens.")
+    text_length: Annotated[int, Field(ge=1, le=MOST_LENGTH)] | Literal["auto"] = Field(
         default="auto", description="Tokens of a padded instruction; auto: 1.5 times the longest."
     )
     augmentation: Augmentation = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,12 +19,29 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that a kill at any moment leaves the old content or the new, never a part."""
     temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:  # a link that lay there would be followed, and its file overwritten
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync(path.parent)
+
+
+def lock_file(folder: Path) -> io.FileIO:
+    """The file `.lock` of a folder, open for a lock. It is not emptied, and a link in its place not followed.
+
+    Raises: UserError if it cannot be had.
+    """
+    path = folder / ".lock"
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        return os.fdopen(handle, "rb", buffering=0)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be used as a lock ({error.strerror}). A writable folder with no such file, or a "
+            "plain one, is expected."
+        ) from error
 
 
 def sync(path: Path) -> None:

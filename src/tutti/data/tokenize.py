@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Int64
@@ -14,10 +14,13 @@ from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from tutti.reading import parse_json, shown
 from tutti.types import UserError
 
 _PAD = "<pad>"
 _MIN_LENGTH = 8
+MOST_LENGTH = 2**16
+"""Tokens of a padded text at most."""
 
 
 class Tokenizer:
@@ -100,6 +103,42 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The inverse of `to_json`."""
-        data = json.loads(text)
-        return cls(BPETokenizer.from_str(json.dumps(data["bpe"])), int(data["text_length"]))
+        """The inverse of `to_json`. Only what `fit` makes is taken: the library has other parts, which could
+        allocate or search without end.
+
+        Raises: UserError if it is anything else.
+        """
+        data = parse_json(text, "tokenizer", finite=True)
+        bpe, length = data.get("bpe"), data.get("text_length")
+        if not isinstance(bpe, dict) or type(length) is not int or not 1 <= length <= MOST_LENGTH:
+            raise UserError(f"not a tokenizer of Tutti: text_length is {shown(length)}.")
+        model = bpe.get("model")
+        parts = {_type(bpe.get(name)) for name in ("normalizer", "pre_tokenizer", "model")}
+        unset = [bpe.get(name) for name in ("truncation", "padding", "post_processor", "decoder")]
+        inside = {_type(part) for part in _list(bpe.get("normalizer"), "normalizers")}
+        if (
+            not isinstance(model, dict)
+            or parts != {"Sequence", "ByteLevel", "BPE"}
+            or not inside <= {"NFKC", "Lowercase", "Strip"}
+            or any(one is not None for one in (*unset, model.get("dropout")))
+        ):
+            raise UserError(f"not a tokenizer of Tutti: it is made of {shown(sorted(map(str, parts)), 200)}.")
+        try:
+            made = BPETokenizer.from_str(json.dumps(bpe))
+            ids = made.get_vocab().values()
+        except BaseException as error:  # the library raises a bare Exception, and its panics are none at all
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise UserError(f"not a tokenizer ({shown(str(error), 200, quoted=False)}).") from error
+        if max(ids, default=0) >= len(ids):
+            raise UserError(f"not a tokenizer of Tutti: ids up to {max(ids)} for {len(ids)} tokens.")
+        return cls(made, length)
+
+
+def _type(part: Any) -> str | None:
+    return part.get("type") if isinstance(part, dict) else None
+
+
+def _list(part: Any, key: str) -> list[Any]:
+    found = part.get(key) if isinstance(part, dict) else None
+    return found if isinstance(found, list) else [None]

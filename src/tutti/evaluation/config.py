@@ -66,7 +66,7 @@ class EvaluationConfig(BaseModel):
         default="metaworld-8", description="the simulator's tasks; 'none': the open-loop error alone"
     )
     tasks: tuple[str, ...] | Literal["suite"] = "suite"
-    episodes: Count = 20
+    episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
     seed0: Annotated[int, Field(ge=0)] = 1000
     execute: Count = 4
     max_decisions: Count = 100

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutti.evaluation.config import EvaluationConfig
+from tutti.reading import read_json, shown
 from tutti.types import UserError
 
 RECORDING = "recording.json"
@@ -94,17 +94,19 @@ def _meet(one: range, other: range) -> bool:
 
 
 def _seeds(path: Path) -> range:
+    cure = "`tutti record` writes this file; put back the one that belongs to the data set, or delete it."
     try:
-        return _range(json.loads(path.read_text(encoding="utf-8"))["seeds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _range(read_json(path, cure=cure)["seeds"])
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: `seeds` must be [first, last], two whole numbers from 0 on ({error}). `tutti record` "
-            "writes this file; put back the one that belongs to the data set, or delete it."
+            f"{path}: `seeds` must be [first, last], two whole numbers from 0 on ({error}). {cure}"
         ) from None
 
 
 def _range(pair: Any) -> range:
     first, last = pair
     if type(first) is not int or type(last) is not int or not 0 <= first <= last:
-        raise ValueError(f"found {pair!r}"[:100])
+        raise ValueError(f"found {shown(pair)}")
     return range(first, last + 1)

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
-
 from tutti.objectives.schedule import Weight
 from tutti.objectives.term import Boundary, Model, Term
-from tutti.plugin import PATTERN, make
+from tutti.plugin import CustomConfig
 
 
-class CustomTermConfig(BaseModel):
+class CustomTermConfig(CustomConfig):
     """`kind: "package.module:Class"`. It is called as `Class(model, **options, name=..., stop_gradient=...)`.
 
     The class must be a `tutti.objectives.term.Term`; the last two arguments are for its `super().__init__`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str = Field(pattern=PATTERN, description="package.module:Class")
-    options: dict[str, Any] = {}
     weight: Weight = 1.0
     stop_gradient: tuple[Boundary, ...] = ()
 
     def build(self, model: Model, name: str) -> Term:
         """The term called `name`. Raises UserError, naming the class, if it cannot be had or is no Term."""
-        return make(
-            self.kind,
-            Term,
-            f"objective.{name}.kind",
-            model,
-            options=self.options,
-            name=name,
-            stop_gradient=self.stop_gradient,
-        )
+        return self.make(Term, f"objective.{name}.kind", model, name=name, stop_gradient=self.stop_gradient)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tutti.reading import (
+    MOST_BYTES,
+    YAML_BYTES,
+    parse_json,
+    parse_value,
+    parse_yaml,
+    read_bytes,
+    read_lines,
+)
+from tutti.types import UserError
 
+MOST_PICTURE = 2**23
+"""Bytes of a picture that is put into the page."""
+FARTHEST = 2**53
+"""Steps beyond this are no steps."""
 Json = dict[str, Any]
 
 
@@ -74,7 +88,7 @@ def read_inputs(folder: Path) -> Inputs:
     records = read_records(folder / "records.jsonl", problems)
     videos = _json(folder / "videos" / "index.json", problems)
     videos = videos.get("videos") if isinstance(videos, dict) else videos
-    config = _bytes(folder / "config.yaml", problems)
+    config = _bytes(folder / "config.yaml", problems, YAML_BYTES)
     results = _object(folder / "evaluation" / "results.json", problems)
     summary = _object(folder / "summary.json", problems)
     open_loop = _object(folder / "evaluation" / "open_loop.json", problems)
@@ -93,9 +107,9 @@ def read_inputs(folder: Path) -> Inputs:
         data=_object(folder / "data.json", problems),
         recording=_object(folder / "recording.json", problems),
         videos=tuple(v for v in videos if isinstance(v, dict)) if isinstance(videos, list) else (),
-        first_batch=_bytes(folder / "first_batch.png", problems),
+        first_batch=_picture(folder, "first_batch.png", problems),
         probes=_object(folder / "probes" / "probes.json", problems),
-        occlusion=_bytes(folder / "probes" / "occlusion.png", problems),
+        occlusion=_picture(folder, "probes/occlusion.png", problems),
         failures=tuple(_failures(folder, problems)),
         problems=tuple(problems),
     )
@@ -103,13 +117,18 @@ def read_inputs(folder: Path) -> Inputs:
 
 def config_of(inputs: Inputs, section: str | None = None) -> Json:
     """The config, or a section of it, as plain values; empty where there is none or it is not YAML."""
-    try:
-        values = yaml.safe_load(inputs.config_text or "")
-    except yaml.YAMLError:
-        return {}
+    values = _parsed(inputs.config_text or "")
     if section is not None:
         values = values.get(section) if isinstance(values, dict) else None
     return values if isinstance(values, dict) else {}
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    try:
+        return parse_yaml(text, "config.yaml")
+    except UserError:
+        return None
 
 
 def _failures(folder: Path, problems: list[str]) -> list[str]:
@@ -130,18 +149,21 @@ def read_records(path: Path, problems: list[str]) -> Records:
     columns: dict[str, dict[int, float]] = {}
     restarts: list[int] = []
     broken, before = 0, -1
-    content = _bytes(path, problems) or b""
-    for line in content.decode("utf-8", errors="replace").splitlines():
+    for line in _lines(path, problems):
         try:
-            fields = json.loads(line)
+            fields = parse_json(line or "", path.name)
             step = int(fields["step"])
-        except (ValueError, KeyError, TypeError):
-            broken += bool(line.strip())
+            numbers = _numbers(fields)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            broken += line is None or bool(line.strip())
+            continue
+        if abs(step) > FARTHEST:
+            broken += 1
             continue
         if step < before:
             restarts.append(step)
         before = step
-        for name, value in _numbers(fields):
+        for name, value in numbers:
             columns.setdefault(name, {})[step] = value
     ordered = {name: (sorted(c), [c[s] for s in sorted(c)]) for name, c in columns.items()}
     bad = tuple(n for n, (_, values) in ordered.items() if not all(map(math.isfinite, values)))
@@ -157,20 +179,40 @@ def _numbers(fields: Mapping[str, Any], prefix: str = "") -> list[tuple[str, flo
             # {"step": 3, "metrics": {"loss/total": ...}} and the flat form mean the same.
             found += _numbers(value, "" if name in ("metrics", "values") else f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((prefix + name, float(value) if math.isfinite(value) else math.nan))
+            found.append((prefix + name, float(value) if math.isfinite(float(value)) else math.nan))
         elif value is None or value in ("NaN", "Infinity", "-Infinity", "nan", "inf", "-inf"):
             found.append((prefix + name, math.nan))
     return found
 
 
-def _bytes(path: Path, problems: list[str]) -> bytes | None:
+def _lines(path: Path, problems: list[str]) -> Iterator[str | None]:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
+        if os.path.lexists(path):
+            yield from read_lines(path)
+    except UserError as error:
+        problems.append(f"{path.name} could not be read: {error}")
+
+
+def _bytes(path: Path, problems: list[str], most: int = MOST_BYTES) -> bytes | None:
+    try:
+        return read_bytes(path, most) if os.path.lexists(path) else None
+    except UserError as error:
+        problems.append(f"{path.name} could not be read: {error}")
         return None
-    except OSError as error:
-        problems.append(f"{path.name} could not be read: {error.strerror or error}")
+
+
+def _picture(folder: Path, name: str, problems: list[str]) -> bytes | None:
+    """A picture that goes into the page as it is, so it must be the run's own: no link to elsewhere."""
+    path = folder / name
+    if not is_inside(path, folder):
+        problems.append(f"{name} is a link that leads out of the run's folder; it is left out")
         return None
+    return _bytes(path, problems, MOST_PICTURE)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in `folder` also after links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _json(path: Path, problems: list[str]) -> Any:
@@ -178,10 +220,12 @@ def _json(path: Path, problems: list[str]) -> Any:
     if content is None:
         return None
     try:
-        return json.loads(content)
-    except ValueError as error:
-        problems.append(f"{path.name} is not valid JSON ({error}); its part of this page is left out")
-        return None
+        return parse_value(content.decode("utf-8"), path.name)
+    except UnicodeDecodeError:
+        problems.append(f"{path.name} is not UTF-8 text. Its part of this page is left out")
+    except UserError as error:
+        problems.append(f"{error} Its part of this page is left out")
+    return None
 
 
 def _object(path: Path, problems: list[str]) -> Json | None:

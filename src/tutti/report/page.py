@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tutti.data.storage import full_disk_is_a_user_error, megabytes, write_atomically
 from tutti.evaluation.starts import TrainingStarts
+from tutti.reading import shown
 from tutti.report.blocks import Note, Section
 from tutti.report.curves import training_section
 from tutti.report.finding import capital
@@ -33,6 +38,10 @@ from tutti.report.sections import (
 )
 from tutti.report.videos import videos_section
 
+log = logging.getLogger("tutti.report")
+T = TypeVar("T")
+
+UNREADABLE = "Left out: the run's files have another form than this version of Tutti writes."
 MOST_VIDEO_BYTES = 4_500_000  # of base64; with the rest the page stays below 6 MB
 
 
@@ -44,39 +53,64 @@ def write_report(run_folder: Path) -> Path:
     the run's files say is escaped. Raises FileNotFoundError if there is no such folder.
     """
     inputs = read_inputs(run_folder)
-    evaluation = read_evaluation(inputs)
-    result, notes = sentences(evaluation)
+    remarks: list[str] = []
+    nothing = read_evaluation(replace(inputs, results=None, summary=None))
+    evaluation = _or(nothing, lambda: read_evaluation(inputs), remarks)
+    result, notes = _or(("", []), lambda: sentences(evaluation), remarks)
+    parts: dict[str, Callable[[], Section]] = {
+        "Success per task": lambda: success_section(evaluation),
+        "Rollouts": lambda: videos_section(inputs, MOST_VIDEO_BYTES),
+        "Training": lambda: training_section(inputs),
+        "Influence": lambda: influence_section(inputs),
+        "Open loop": lambda: open_loop_section(inputs),
+        "Does it look and listen?": lambda: probes_section(inputs),
+        "First batch": lambda: batch_section(inputs),
+        "Model": lambda: model_section(inputs),
+        "Data": lambda: data_section(inputs),
+        "Protocol of the evaluation": lambda: protocol_section(inputs, evaluation),
+        "Reproduce": lambda: reproduce_section(inputs),
+    }
     sections = [
-        success_section(evaluation),
-        videos_section(inputs, MOST_VIDEO_BYTES),
-        training_section(inputs),
-        influence_section(inputs),
-        open_loop_section(inputs),
-        probes_section(inputs),
-        batch_section(inputs),
-        model_section(inputs),
-        data_section(inputs),
-        protocol_section(inputs, evaluation),
-        reproduce_section(inputs),
+        _or(Section(id=f"part-{number}", title=title, missing=UNREADABLE), make, remarks)
+        for number, (title, make) in enumerate(parts.items())
     ]
-    html = render(_page(inputs, evaluation, result, notes, sections))
+    html = render(_page(inputs, evaluation, result, notes, sections, remarks=remarks))
     path = run_folder / "report.html"
     with full_disk_is_a_user_error(run_folder, "the report", lambda: megabytes(len(html))):
         write_atomically(path, html.encode("utf-8"))
     return path
 
 
+def _or(instead: T, make: Callable[[], T], remarks: list[str]) -> T:
+    """`make()`; where the run's files have a form that it does not know, a remark, and `instead`."""
+    try:
+        return make()
+    except Exception as error:  # files of another version, or changed by hand, lead anywhere
+        log.debug("a part of the report failed", exc_info=error)
+        remarks.append(f"{UNREADABLE} ({type(error).__name__}: {shown(str(error), 200, quoted=False)})")
+        return instead
+
+
 def _page(
-    inputs: Inputs, evaluation: Evaluation, result: str, notes: list[Note], sections: list[Section]
+    inputs: Inputs,
+    evaluation: Evaluation,
+    result: str,
+    notes: list[Note],
+    sections: list[Section],
+    *,
+    remarks: list[str],
 ) -> Page:
+    found = _or([], lambda: top_notes(inputs), remarks)
+    shown_tiles = _or([], lambda: tiles(inputs, evaluation), remarks)
+    warned = _or([], lambda: warnings(inputs, evaluation), remarks)
     folder = inputs.folder.resolve().name
     return Page(
         kicker="Tutti: report of a run",
         name=str((inputs.summary or {}).get("name") or config_of(inputs).get("name") or folder),
         result=result,
-        tiles=tiles(inputs, evaluation),
-        notes=[*notes, *top_notes(inputs)],
-        warnings=warnings(inputs, evaluation),
+        tiles=shown_tiles,
+        notes=[*notes, *found],
+        warnings=[*warned, *remarks],
         sections=sections,
         footer=f"Written by tutti report from {folder}/. Intervals: 95 %, two-sided.",
     )

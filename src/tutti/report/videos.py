@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutti.report.blocks import Section, Video, Videos
-from tutti.report.inputs import Inputs, Json
+from tutti.report.inputs import Inputs, Json, is_inside
 from tutti.report.outcome import CONDITIONS
 
 MISSING = "No videos yet: `tutti evaluate` records some of each task (evaluation.videos_per_task)."
@@ -64,6 +64,8 @@ def _embed(folder: Path, file: str, budget: int) -> tuple[str, str]:
     path = (folder / Path(file).name) if file else None
     if path is None or not path.is_file():
         return "", f"{file or 'the file'} is missing"
+    if not is_inside(path, folder):
+        return "", f"videos/{path.name} is a link that leads out of the run's folder"
     size = path.stat().st_size
     if 4 * size / 3 + 64 > budget:
         return "", f"not embedded, the page would be too large: see videos/{path.name}"

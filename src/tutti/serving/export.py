@@ -12,6 +12,8 @@ from safetensors.torch import save
 
 from tutti.data.storage import full_disk_is_a_user_error, sync_tree
 from tutti.manifest import EXPORT, sha256_of
+from tutti.plugin import Trust
+from tutti.serving.contents import read_model
 from tutti.serving.folder import (
     FILES,
     Weights,
@@ -31,6 +33,8 @@ def export(
     to: Path | str,
     weights: Weights = "ema",
     checkpoint: int | Literal["latest", "best"] = "latest",
+    *,
+    trust_code: Trust = False,
 ) -> Path:
     """Writes `to`: model.safetensors (the moving average, or the raw weights; where training kept no average,
     the raw ones), config.yaml, spec.json, normalizer.json, tokenizer.json, and export.json, which says where
@@ -38,6 +42,7 @@ def export(
     data.
 
     The folder appears whole or not at all, and only after a policy could be loaded from it. Gives the folder.
+    `trust_code`: an action decoder of the user's own is imported for that.
 
     Raises: UserError if there is no such checkpoint, it is damaged, its weights are not finite, `to` exists,
     or the disk is full.
@@ -46,6 +51,7 @@ def export(
     if to.exists():
         raise UserError(f"{to} exists. Give --to a folder that does not, or delete this one.")
     weights = kept_weights(source, weights)
+    read_model(source, weights, trust_code)
     tensors = read_weights(source, weights)
     content = {FILES["raw"]: save(tensors)} | {name: source.read(name) for name in BESIDE}
     temporary = to.with_name(f".writing-{to.name}")
@@ -63,7 +69,7 @@ def export(
                 "files": {name: sha256_of(data) for name, data in content.items()},
             }
             (temporary / EXPORT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            Policy.load(temporary)
+            Policy.load(temporary, trust_code=trust_code)
             sync_tree(temporary)
             os.replace(temporary, to)
     except OSError as error:
@@ -73,7 +79,7 @@ def export(
     return to
 
 
-def export_command(run: Path, to: Path, weights: str, checkpoint: str) -> Path:
+def export_command(run: Path, to: Path, weights: str, checkpoint: str, *, trust_code: bool = False) -> Path:
     """`tutti export`: the options as text, checked.
 
     Raises: UserError for a value that is none of the choices, and what `export` raises.
@@ -81,7 +87,7 @@ def export_command(run: Path, to: Path, weights: str, checkpoint: str) -> Path:
     if weights not in FILES:
         raise UserError(f"--weights: expected {' or '.join(FILES)}, found '{weights}'.")
     if checkpoint.isdecimal():
-        return export(run, to, weights, int(checkpoint))
+        return export(run, to, weights, int(checkpoint), trust_code=trust_code)
     if checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest, best or the number of a step, found '{checkpoint}'.")
-    return export(run, to, weights, checkpoint)
+    return export(run, to, weights, checkpoint, trust_code=trust_code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from tutti import shards
 from tutti.manifest import EXPORT, STATE, Manifest
+from tutti.reading import read_json, shown
 from tutti.types import UserError
 
 Weights = Literal["ema", "raw"]
@@ -54,15 +54,14 @@ def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest
 
 def _best(marked: Path) -> int:
     """The step that best.json marks."""
-    try:
-        return int(json.loads(marked.read_text(encoding="utf-8"))["step"])
-    except FileNotFoundError:
-        raise UserError(
-            f"{marked}: missing: no checkpoint of this run is marked as the best. Train with "
-            "training.keep_best={metric: valid/total, mode: min}, or choose latest, or a step."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{marked}: cannot be read ({error}).") from error
+    cure = (
+        "No checkpoint of this run is marked as the best. Train with training.keep_best={metric: "
+        "valid/total, mode: min}, or choose latest, or a step."
+    )
+    step = read_json(marked, cure=cure).get("step")
+    if type(step) is not int:
+        raise UserError(f"{marked}: step is {shown(step)}, expected a whole number. {cure}")
+    return step
 
 
 def _holds_policy(folder: Path) -> bool:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float32, UInt8
-from pydantic import ValidationError
 
 from tutti import __version__
 from tutti.data.cache import resize_images
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.manifest import Manifest
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.vla import VLA
+from tutti.plugin import Trust
+from tutti.serving.contents import (
+    another_model,
+    read_model,
+    read_model_config,
+    read_normalizer,
+    read_tokenizer,
+)
 from tutti.serving.folder import Weights, check_finite, find_checkpoint, listed, read_weights
 from tutti.types import DataSpec, Features, Tokens, UserError
 
@@ -67,21 +72,22 @@ class Policy:
         embodiment: str | None = None,
         clip: bool = True,
         device: torch.device | str = "cpu",
+        trust_code: Trust = False,
     ) -> Self:
         """From a checkpoint folder, or from a run's folder, whose newest checkpoint is taken.
 
         Reads model.safetensors ("raw") or ema.safetensors ("ema"; the raw weights where training kept no
         average), or the same out of shards/; spec.json, normalizer.json, tokenizer.json and config.yaml. Each
-        has the checksum that state.json, or export.json, lists.
+        has the checksum that state.json, or export.json, lists. `trust_code`: a class of the user's own that
+        config.yaml names is imported.
 
         Raises UserError: a file is missing, damaged or does not fit the others, or a number is not finite.
         """
         folder = listed(find_checkpoint(Path(checkpoint)))
-        spec = _spec(folder)
-        model = _model_config(folder).build(spec)
+        config, spec = read_model(folder, weights, trust_code)
+        normalizer, tokenizer = read_normalizer(folder, spec), read_tokenizer(folder, spec)
+        model = config.build(spec)
         _load_weights(model, folder, weights)
-        normalizer = _made(folder, "normalizer.json", lambda text: Normalizer.from_dict(json.loads(text)))
-        tokenizer = _made(folder, "tokenizer.json", Tokenizer.from_json)
         return cls(model, normalizer, tokenizer, embodiment=embodiment, clip=clip, device=device)
 
     def predict(
@@ -179,11 +185,12 @@ class CheckpointPolicyFactory:
     path: Path
     weights: Weights = "ema"
     clip: bool = True
+    trust_code: Trust = False
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
         folder = listed(find_checkpoint(self.path))
-        model = _model_config(folder).model_dump(mode="json")
+        model = read_model_config(folder, self.trust_code).model_dump(mode="json")
         about = {"clip": self.clip, "model": model, "torch": torch.__version__, "tutti": __version__}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         for name in ("spec.json", "normalizer.json", "tokenizer.json"):
@@ -195,41 +202,7 @@ class CheckpointPolicyFactory:
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     def __call__(self) -> Policy:
-        return Policy.load(self.path, self.weights, clip=self.clip)
-
-
-_CURE = "The folder is not a whole checkpoint: name another one, or train again."
-
-
-def _spec(folder: Manifest) -> DataSpec:
-    text = folder.text("spec.json")
-    try:
-        fields: dict[str, Any] = json.loads(text)
-        fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        return DataSpec(**fields)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{folder.folder / 'spec.json'}: not the data spec of a checkpoint ({error}). {_CURE}"
-        ) from error
-
-
-def _made(folder: Manifest, name: str, make: Callable[[str], T]) -> T:
-    text = folder.text(name)
-    try:
-        return make(text)
-    except Exception as error:  # the tokenizers package raises a bare Exception
-        raise UserError(f"{folder.folder / name}: cannot be used ({error}). {_CURE}") from error
-
-
-def _model_config(folder: Manifest) -> ModelConfig:
-    text = folder.text("config.yaml")
-    try:
-        return ModelConfig.model_validate(yaml.safe_load(text)["model"])
-    except (yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder.folder / 'config.yaml'}: its section `model` cannot be read ({error}). The checkpoint "
-            "is of another version of Tutti, or the file was changed."
-        ) from error
+        return Policy.load(self.path, self.weights, clip=self.clip, trust_code=self.trust_code)
 
 
 def _load_weights(model: VLA, folder: Manifest, weights: Weights) -> None:
@@ -237,8 +210,7 @@ def _load_weights(model: VLA, folder: Manifest, weights: Weights) -> None:
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        first = "\n".join(str(error).splitlines()[:6])
-        raise UserError(f"{folder.folder}: these weights are of another model.\n{first}\n{_CURE}") from error
+        raise another_model(folder.folder, error) from error
     check_finite(folder.folder, model.state_dict())  # as they are in the model's own type of numbers
 
 

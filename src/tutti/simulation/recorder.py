@@ -21,7 +21,7 @@ from tutti.simulation.recording import (
     RecordedEpisode,
     failure_path,
     find_tries,
-    read_json,
+    read_work,
     save_episode,
     write_atomically,
     write_json,
@@ -220,7 +220,7 @@ def _claim(folder: Path, config: RecordConfig) -> None:
     }
     for package in ("metaworld", "mujoco", "numpy"):
         settings[f"{package} version"] = _version(package)
-    before = read_json(folder / SETTINGS_FILE)
+    before = read_work(folder / SETTINGS_FILE)
     if before is None:
         write_json(folder / SETTINGS_FILE, settings)
         return

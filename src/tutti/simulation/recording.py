@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from tutti.reading import read_json
 from tutti.types import UserError
 
 SETTINGS_FILE = "settings.json"
@@ -134,7 +135,7 @@ def load_recorded(work_folder: Path | str) -> Iterator[RecordedEpisode]:
         UserError: the recording is not finished, or a file is missing or damaged.
     """
     folder = Path(work_folder)
-    done = read_json(folder / DONE_FILE)
+    done = read_work(folder / DONE_FILE)
     if done is None:
         raise UserError(
             f"{folder}: no finished recording here ({DONE_FILE} is missing). Record again to finish it."
@@ -164,15 +165,10 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
+def read_work(path: Path) -> Any:
     """The value in a JSON file, None if there is no such file.
 
     Raises:
         UserError: it is not JSON.
     """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}). Delete it and record again.") from error
+    return read_json(path, cure="Delete it and record again.") if path.exists() else None

@@ -103,8 +103,8 @@ def run_cell(folder: Path) -> None:
     torch.set_num_threads(1)
     # The folder's name is a hash of all that matters: what differs can only be where the data lie.
     pipeline.train(config, folder, redo=True)
-    pipeline.evaluate(folder, config.evaluation, redo=True)
-    policy = Policy.load(find_checkpoint(folder), config.evaluation.weights)
+    pipeline.evaluate(folder, config.evaluation, redo=True, trust_code=config.classes)
+    policy = Policy.load(find_checkpoint(folder), config.evaluation.weights, trust_code=config.classes)
     results = _json(folder / "evaluation" / "results.json")
     successes: dict[str, list[int]] = {}
     starts: dict[str, list[int]] = {}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tutti.config import RunConfig
-from tutti.data.storage import full_disk_is_a_user_error, write_atomically
+from tutti.data.storage import full_disk_is_a_user_error, lock_file, write_atomically
 from tutti.evaluation.starts import check_seeds
 from tutti.simulation.rendering import check_rendering
 from tutti.studies.arms import arm_config, cell_config, check_same_starts
@@ -201,7 +201,7 @@ def _plain(plan: Plan) -> dict[str, Any]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps other processes from running this study; the system lifts the lock if this one is killed."""
-    with (folder / ".lock").open("w") as file:
+    with lock_file(folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import TypeAdapter
 
+from tutti.reading import parse_json, parse_yaml
 from tutti.training.checkpoint import Checkpoint, checkpoints, folder_of, step_of
 from tutti.training.config import ForkConfig
 from tutti.training.record import Recorder, read_records
@@ -112,10 +111,16 @@ def _sections(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     lines: list[str] = []
     for name in TEXTS:
         if name in saved and name in now:
-            lines += differences(json.loads(saved[name]), json.loads(now[name]), name.removesuffix(".json"))
+            old, new = (parse_json(one[name], name) for one in (saved, now))
+            lines += differences(old, new, name.removesuffix(".json"))
     if "config.yaml" in saved and "config.yaml" in now:
-        old, new = yaml.safe_load(saved["config.yaml"]), yaml.safe_load(now["config.yaml"])
+        old, new = (_keys(parse_yaml(one["config.yaml"], "config.yaml")) for one in (saved, now))
         lines += differences(old.get("model", {}), new.get("model", {}), "model")
-        data = [{k: v for k, v in one.get("data", {}).items() if k not in ELSEWHERE} for one in (old, new)]
+        data = [{k: v for k, v in _keys(one.get("data")).items() if k not in ELSEWHERE} for one in (old, new)]
         lines += differences(data[0], data[1], "data")
     return lines
+
+
+def _keys(value: Any) -> dict[str, Any]:
+    """A mapping; anything else has no keys."""
+    return value if isinstance(value, dict) else {}

@@ -131,9 +131,18 @@ def save_step(
 
 def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
     """The batches of a saved step (failures/, spikes/), and the weights ("model", "objective") it met, on
-    the CPU."""
-    saved = unpickled(folder / "batches.pt")
-    return [batch_from_dict(item) for item in saved], unpickled(folder / "weights.pt")
+    the CPU.
+
+    Raises: UserError if they are of another form.
+    """
+    saved, weights = unpickled(folder / "batches.pt"), unpickled(folder / "weights.pt")
+    try:
+        batches = [batch_from_dict(item) for item in saved]
+        named = {name: dict(own) for name, own in weights.items()}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        said = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{folder}: batches.pt or weights.pt is of another form ({said}).") from error
+    return batches, named
 
 
 def batch_to_dict(value: Any) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from typing import IO, Any, Literal, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from tutti.reading import parse_json, read_lines
 from tutti.training.disk import disk_error, require_writable, write_text_atomically
 from tutti.training.metrics import describe_metric
 from tutti.types import UserError
 
+DELETE = "Delete this line."
 Kind = Literal["train", "validation", "diagnostics", "event"]
 
 
@@ -122,18 +124,18 @@ def read_records(run: Path) -> list[dict[str, Any]]:
     path = run / "records.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
+    torn: UserError | None = None
+    for number, line in enumerate(read_lines(path), start=1):
+        if torn is not None:
+            raise torn
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or "step" not in record:
-                raise ValueError("no record with a step")
+            record = parse_json("" if line is None else line, f"{path}, line {number}", cure=DELETE)
+            if type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+                raise UserError(f"{path}, line {number}: no record with a step and a kind. {DELETE}")
             records.append(record)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number}: not a record ({error}). Delete this line.") from error
+        except UserError as error:
+            torn = error
     return records
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tutti.reading import shown
 from tutti.training.checkpoint import Checkpoint, versions
 from tutti.training.config import TrainingConfig
 from tutti.training.machine import Machine
@@ -74,7 +75,11 @@ def differences(saved: Any, new: Any, key: str = "") -> list[str]:
         return lines
     plain_saved = list(saved) if isinstance(saved, tuple) else saved
     plain_new = list(new) if isinstance(new, tuple) else new
-    return [] if plain_saved == plain_new else [f"{key}: saved {plain_saved!r}, now {plain_new!r}"]
+    return [] if plain_saved == plain_new else [f"{key}: saved {_cut(plain_saved)}, now {_cut(plain_new)}"]
+
+
+def _cut(value: Any) -> str:
+    return shown(value if isinstance(value, dict) else repr(value)[:300], 300, quoted=False)
 
 
 def check_resumable(

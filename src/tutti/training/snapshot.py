@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from tutti.reading import shown
 from tutti.training.checkpoint import OPTIMIZER, Checkpoint, load
 from tutti.training.disk import TEMPORARY, require_writable
 from tutti.training.feed import TrainingData
@@ -73,12 +76,30 @@ def restore(trainer: Trainer, data: TrainingData) -> tuple[str, ...]:
     """
     folder, damaged = trainer.parallel.world.on_first(lambda: _newest(trainer.run))
     if folder is not None:
-        put_back(trainer, data, read(trainer, folder, verified=True))
+        with _of_another_form(folder):
+            put_back(trainer, data, read(trainer, folder, verified=True))
     elif trainer.config.fork != "off":
-        source = read(trainer, source_of(trainer.config.fork, trainer.run))
-        check_fork(source, trainer)
-        load_into(trainer, data, source)
+        folder = source_of(trainer.config.fork, trainer.run)
+        with _of_another_form(folder):
+            source = read(trainer, folder)
+            check_fork(source, trainer)
+            load_into(trainer, data, source)
     return damaged
+
+
+@contextmanager
+def _of_another_form(folder: Path) -> Iterator[None]:
+    """A state that lacks a key, or has a value of another type, leads anywhere: the error then says whose."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        said = shown(str(error), 300, quoted=False)
+        raise UserError(
+            f"{folder}: its state cannot be taken over ({type(error).__name__}: {said}). It is of another "
+            "version of Tutti, or was changed: go on from another checkpoint, or train from the start."
+        ) from error
 
 
 def _newest(run: Path) -> tuple[Path | None, tuple[str, ...]]:
@@ -148,8 +169,8 @@ def load_into(trainer: Trainer, data: TrainingData, saved: Checkpoint) -> None:
     load_rng_state(saved.rng)
     data.train.load_state(saved.state["loader"])
     trainer.step = saved.step
-    trainer.samples = trainer.recorded = saved.state["samples"]
-    trainer.clock.seconds, trainer.latest = saved.state["seconds"], saved.state["metrics"]
+    trainer.samples = trainer.recorded = int(saved.state["samples"])
+    trainer.clock.seconds, trainer.latest = float(saved.state["seconds"]), dict(saved.state["metrics"])
     trainer.meter.load_state(saved.state["meter"])
     trainer.diagnostics.load_state(saved.state.get("diagnostics", {}))
     trainer.policy.load_state(saved.state.get("policy", {}))

@@ -27,7 +27,7 @@ class DiffusionConfig(DenoiserConfig):
     kind: Literal["diffusion"] = "diffusion"
     prediction: Prediction = Field(default="sample", description="what the network predicts: a, v or eps")
     training_steps: PositiveInt = Field(default=100, description="noise levels K of the training")
-    sampling_steps: PositiveInt = Field(default=10, description="DDIM steps of a prediction")
+    sampling_steps: int = Field(default=10, ge=1, le=1000, description="DDIM steps of a prediction")
 
     @model_validator(mode="after")
     def _no_more_steps_than_levels(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from tutti.models.decoders.chunks import present_actions
@@ -24,7 +24,7 @@ class FlowConfig(DenoiserConfig):
     """`kind: flow`."""
 
     kind: Literal["flow"] = "flow"
-    steps: PositiveInt = Field(default=10, description="Euler steps of a prediction")
+    steps: int = Field(default=10, ge=1, le=1000, description="Euler steps of a prediction")
 
     def build(self, spec: DataSpec, width: int) -> FlowDecoder:
         """The decoder from features of `width` to chunks of (spec.horizon, spec.action_dim)."""
