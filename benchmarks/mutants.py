@@ -1,35 +1,33 @@
 """Do the tests protect the numbers? Each mutant of mutants.toml, one changed line, must make a test fail.
 
-python benchmarks/mutants.py [--only WORD ...] copies the checkout, changes one line at a time and runs the
-tests that are to notice it. Exit code 0: all are caught; 1: some survive, or name a line that is no more.
+python benchmarks/mutants.py [--only WORD ...] changes one line at a time, in memory, and runs the tests that
+are to notice it. Exit code 0: all are caught; 1: some are not, or name a line that is no more; 2: a test
+fails without any of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
+import inspect
 import io
 import multiprocessing
 import os
-import shutil
 import sys
-import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
-# Loaded here once: each mutant is tested in a fork of this process, which itself never imports tutti.
-import pyarrow.parquet
 import pytest
-import scipy.stats
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "benchmarks" / "mutants.toml"
-COPIED = ("src", "tests", "benchmarks", "configs", "docs", "examples", "pyproject.toml", "README.md")
-PYTEST = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider")
-LOADED = (pyarrow.parquet, scipy.stats, torch)
+PYTEST = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--rootdir", str(ROOT))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +39,16 @@ class Mutant:
     new: str
     tests: tuple[str, ...]
 
+    @property
+    def module(self) -> str:
+        """The file's name for import."""
+        return "tutti." + self.file.removesuffix(".py").replace("/", ".")
+
     def apply(self, text: str) -> str:
         """The file's text, changed. Raises: ValueError unless `old` is there exactly once."""
         if text.count(self.old) != 1:
             raise ValueError(
-                f"{self.file}: {self.old!r} is there {text.count(self.old)} times, not once. "
-                f"Mend {LIST.name}."
+                f"{self.file}: {self.old!r} is there {text.count(self.old)} times. Mend {LIST.name}."
             )
         return text.replace(self.old, self.new)
 
@@ -61,35 +63,86 @@ def read(path: Path = LIST) -> list[Mutant]:
     ]
 
 
-def caught(mutant: Mutant, copy: Path) -> bool:
-    """Whether the tests fail in `copy` while it holds the mutant; afterwards it is as before."""
-    path = copy / "src" / "tutti" / mutant.file
-    whole = path.read_text(encoding="utf-8")
-    path.write_text(mutant.apply(whole), encoding="utf-8")
-    try:
-        return not passes(mutant.tests, copy)
-    finally:
-        path.write_text(whole, encoding="utf-8")
+def change(module: ModuleType, before: str, after: str) -> int:
+    """Gives the loaded module's functions and constants what they would have with the text `after`, without
+    an import: whoever has imported one of them has the changed one too. Gives how many were changed."""
+    name = str(module.__file__)
+    old, new = (dict(_codes(compile(text, name, "exec"))) for text in (before, after))
+    changed = {key for key in new if new[key] != old.get(key)}
+    done = 0
+    for function in _functions(module):
+        if function.__qualname__ in changed:
+            function.__code__ = new[function.__qualname__]
+            done += 1
+    for node, other in zip(ast.parse(before).body, ast.parse(after).body, strict=True):
+        if isinstance(other, ast.Assign) and ast.dump(node) != ast.dump(other):
+            for target in other.targets:
+                setattr(module, ast.unparse(target), ast.literal_eval(other.value))
+                done += 1
+    return done
 
 
-def passes(tests: Sequence[str], copy: Path) -> bool:
-    """Whether these test files pass in `copy`."""
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(tests, copy))
+def _codes(code: CodeType) -> Iterator[tuple[str, CodeType]]:
+    """Every function's code below `code`, by qualified name, a function in a function only inside it."""
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield one.co_qualname, one
+            if "<locals>" not in one.co_qualname:
+                yield from _codes(one)
+
+
+def _functions(module: ModuleType) -> Iterator[FunctionType]:
+    """The module's functions and methods, without what decorators have put around them."""
+    classes = [one for one in vars(module).values() if inspect.isclass(one)]
+    found: list[Any] = [*vars(module).values()]
+    for one in classes:
+        if one.__module__ == module.__name__:
+            found += vars(one).values()
+    for value in found:
+        inner = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
+        inner = inspect.unwrap(inner) if callable(inner) else inner
+        if isinstance(inner, FunctionType) and inner.__module__ == module.__name__:
+            yield inner
+
+
+def passes(tests: Sequence[str], mutant: Mutant | None = None) -> bool:
+    """Whether these test files pass, with the mutant if there is one. In a fork: this process stays whole.
+
+    Raises: ValueError where the mutant changes nothing that is loaded.
+    """
+    before = after = ""
+    module: ModuleType | None = None
+    if mutant is not None:
+        before = (ROOT / "src" / "tutti" / mutant.file).read_text(encoding="utf-8")
+        after = mutant.apply(before)
+        module = importlib.import_module(mutant.module)
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(tests, module, before, after))
     process.start()
     process.join()
+    if process.exitcode == NOTHING_CHANGED:
+        raise ValueError(f"{mutant}: changes no function and no constant. Mend {LIST.name}.")
     return process.exitcode == 0
 
 
-def _run(tests: Sequence[str], copy: Path) -> None:
-    """In a process of its own: runs the tests and exits as pytest does."""
-    sys.dont_write_bytecode = True
-    os.chdir(copy)
-    sys.path[:0] = [str(copy / "src"), str(copy / "tests")]
-    os.environ |= {"PYTHONPATH": f"{copy / 'src'}:{copy / 'tests'}", "PYTHONDONTWRITEBYTECODE": "1"}
-    torch.set_num_threads(1)
+NOTHING_CHANGED = 99
+
+
+def _run(tests: Sequence[str], module: ModuleType | None, before: str, after: str) -> None:
+    """In a process of its own: changes the module, runs the tests, exits as pytest does."""
+    if module is not None and not change(module, before, after):
+        os._exit(NOTHING_CHANGED)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        code = int(pytest.main([*PYTEST, *tests]))
+        code = int(pytest.main([*PYTEST, *(str(ROOT / test) for test in tests)]))
     os._exit(code)
+
+
+def load() -> None:
+    """Imports the tests' conftest first, which checks shapes, then what every test needs."""
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
+    importlib.import_module("conftest")
+    del sys.modules["conftest"]  # pytest imports its own
+    importlib.import_module("tutti.pipeline")
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -100,23 +153,19 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="files with such a word")
     arguments = parser.parse_args(given)
     mutants = [mutant for mutant in read() if any(word in mutant.file for word in arguments.only)]
+    load()
     wrong = 0
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
-        for tests in dict.fromkeys(mutant.tests for mutant in mutants):
-            if not passes(tests, copy):
-                print(f"error: without any mutant these tests fail: {' '.join(tests)}")
-                return 2
-        for number, mutant in enumerate(mutants, start=1):
+    for tests in dict.fromkeys(mutant.tests for mutant in mutants):
+        if not passes(tests):
+            print(f"error: without any mutant these tests fail: {' '.join(tests)}")
+            return 2
+        for mutant in (one for one in mutants if one.tests == tests):
             try:
-                said = "caught" if caught(mutant, copy) else "SURVIVES"
+                said = "SURVIVES" if passes(tests, mutant) else "caught"
             except ValueError as error:
                 said = str(error)
             wrong += said != "caught"
-            print(f"{number}/{len(mutants)} {said}: {mutant.file}: {mutant.old} -> {mutant.new}")
+            print(f"{said}: {mutant.file}: {mutant.old} -> {mutant.new}", flush=True)
     print(f"{len(mutants) - wrong} of {len(mutants)} mutants are caught")
     return 1 if wrong else 0
 

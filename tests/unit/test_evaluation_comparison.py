@@ -81,6 +81,8 @@ def test_paired_difference_refuses_arms_with_other_starts() -> None:
         ((-0.2, -0.1), (-0.3, -0.05), "worse"),
         ((0.1, 0.2), (-0.1, 0.4), "unresolved"),
         ((-0.1, 0.2), (0.05, 0.1), "unresolved"),
+        ((-0.2, -0.1), (-0.3, 0.1), "unresolved"),
+        ((-0.3, 0.1), (-0.2, -0.1), "unresolved"),
         ((0.1, 0.2), None, "unresolved"),
     ],
 )
@@ -170,3 +172,14 @@ def test_seeds_dominate_where_trainings_scatter_more_than_starts_explain() -> No
     half = [[0, 1] * 5] * 2
     assert needed([zero, zero], [half, half]).seeds_dominate is False
     assert needed([[[0]], [[0]]], [[[1]], [[0]]]).seeds_dominate is None
+
+
+@pytest.mark.parametrize(("second", "dominate"), [(7, False), (8, True)])
+def test_seeds_dominate_above_twice_the_variance_of_the_starts(second: int, dominate: bool) -> None:
+    """Two tasks of ten starts; one seed gains 5 of 10 in both, the other 7 or 8.
+
+    Starts: the mean over the seeds of 2 (k (10 - k)/90)/10/4: .0128 and .0114. Seeds: .2^2/2 = .02 and
+    .3^2/2 = .045, against twice that.
+    """
+    gains = [[[1] * k + [0] * (10 - k)] * 2 for k in (5, second)]
+    assert needed([[[0] * 10] * 2] * 2, gains).seeds_dominate is dominate

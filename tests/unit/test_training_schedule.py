@@ -12,7 +12,7 @@ from run_equality import differing, killed_and_resumed
 from training_world import BATCH, Data, config, make_trainer
 from tutti.training.ramp import BatchRampConfig
 from tutti.training.record import read_records
-from tutti.training.schedule import ConstantConfig, LinearConfig, WsdConfig
+from tutti.training.schedule import ConstantConfig, CosineConfig, LinearConfig, WsdConfig
 
 
 def test_constant_warms_up_and_stays() -> None:
@@ -26,6 +26,21 @@ def test_linear_is_a_straight_line_from_the_warm_up_to_its_final_factor() -> Non
         [0.5, 1.0, 1.0, 0.6, 0.2]
     )
     assert LinearConfig(warmup=0).factor(75, 100) == pytest.approx(0.25)
+
+
+def test_the_last_share_of_the_steps_decays() -> None:
+    wsd = WsdConfig(warmup=5, decay=0.2)
+    assert [wsd.factor(step, 100) for step in (2, 4, 50, 80, 85, 95, 99)] == pytest.approx(
+        [0.6, 1.0, 1.0, 1.0, 0.75, 0.25, 0.05]
+    )
+    assert WsdConfig(warmup=0, decay=0.2, shape="1-sqrt").factor(85, 100) == pytest.approx(0.5)
+
+
+def test_behind_the_last_step_every_schedule_stays_at_its_end() -> None:
+    """A run that goes on behind the end of its schedule, as a fork of another length may."""
+    assert LinearConfig(warmup=0, final=0.1).factor(130, 100) == pytest.approx(0.1)
+    assert CosineConfig(warmup=0, final=0.1).factor(130, 100) == pytest.approx(0.1)
+    assert WsdConfig(warmup=0).factor(130, 100) == 0.0
 
 
 def test_a_cool_down_can_begin_at_a_step_of_its_own() -> None:
