@@ -31,15 +31,15 @@ from tutti.terminal import say
 from tutti.types import UserError
 
 MOST_ERROR = 0.10
-BASE = ("training.ema=0.99", "training.precision=fp32", "training.device=cpu")
-OPTIONS: dict[str, tuple[str, ...]] = {
+BASE = ("training.ema=0.99", "training.device=cpu")
+OPTIONS: dict[str, tuple[str, ...]] = {  # beside the precision, which each begins with
     "fp32": (),
-    "bf16": ("training.precision=bf16",),
+    "bf16": (),
     "fp32, recompute": ("training.activation_checkpointing=block",),
-    "bf16, recompute": ("training.precision=bf16", "training.activation_checkpointing=block"),
+    "bf16, recompute": ("training.activation_checkpointing=block",),
     "fp32, accumulation": ("training.accumulation=2",),
     "fp32, adamw": ("training.optimizer.kind=adamw",),
-    "bf16, adamw": ("training.precision=bf16", "training.optimizer.kind=adamw"),
+    "bf16, adamw": ("training.optimizer.kind=adamw",),
 }
 CALIBRATES = "tiny"
 ROWS = {"tiny": (8, 32), "small": (2, 32), "base": (4,), "large": (1,)}
@@ -82,8 +82,8 @@ def precision_of(option: str) -> Precision:
 
 def cell_of(preset: str, rows: int, option: str) -> Cell:
     """The demo's config with this preset, batch and option."""
-    sizes = (f"model.size={preset}", f"data.batch_size={rows}")
-    return Cell(config=str(DEMO), overrides=(*BASE, *sizes, *OPTIONS[option]), rows=rows)
+    own = (f"training.precision={precision_of(option)}", f"model.size={preset}", f"data.batch_size={rows}")
+    return Cell(config=str(DEMO), overrides=(*BASE, *own, *OPTIONS[option]), rows=rows)
 
 
 def planned(cell: Cell) -> float:
