@@ -51,6 +51,7 @@ def rollouts(
         (18, 18, 0, 20, "not resolved"),
         (36, 36, 0, 40, "does not fall"),
         (36, 38, 0, 40, "does not fall"),
+        (10, 30, 0, 40, "does not fall"),
         (36, 33, 0, 40, "not resolved"),
         (18, 16, 0, 20, "not resolved"),
         (14, 9, 0, 20, "not resolved"),

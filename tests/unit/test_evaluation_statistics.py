@@ -169,6 +169,14 @@ def test_paired_interval_is_that_of_the_formula_and_turns_with_its_arms() -> Non
     assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
 
 
+def test_a_ratio_is_one_of_sums_with_whole_clusters_drawn() -> None:
+    """Clusters with sums (3, 2) and (3, 4): 6/6, and a draw of one of them twice gives 3/2 or 3/4."""
+    found = st.ratio_of_sums([1, 2, 3], [1, 1, 4], ["a", "a", "b"])
+    assert found.value == 1.0 and found.interval is not None
+    assert (found.interval.low, found.interval.high) == (0.75, 1.5)
+    assert st.ratio_of_sums([1, 2], [1, 1], ["a", "a"]).interval is None
+
+
 def test_seeds_and_starts_keeps_its_draws_and_refuses_other_starts() -> None:
     arms = [[[1, 0, 1, 1], [0, 0, 1, 1]], [[1, 1, 1, 1], [0, 1, 1, 1]]]
     found = st.seeds_and_starts(arms)

@@ -12,6 +12,9 @@ from tutti.training.ema import Ema, ema_decay
 class Parts(nn.Module):
     """A parameter, one that is used under two names, one of whole numbers, and two buffers."""
 
+    mean: torch.Tensor
+    count: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
@@ -38,7 +41,7 @@ def test_the_average_is_that_of_the_formula(decay: float) -> None:
     expected = module.weight.detach().clone()
     for step in range(5):
         with torch.no_grad():
-            module.weight += torch.tensor([0.25 * (step + 1), -1.0])
+            module.weight.add_(torch.tensor([0.25 * (step + 1), -1.0]))
         average.update()
         d = min(decay, (1 + step) / (10 + step))
         expected = d * expected + (1 - d) * module.weight.detach()
@@ -62,9 +65,9 @@ def test_what_is_no_number_of_the_model_is_copied() -> None:
     module = Parts()
     average = Ema(module, 0.9)
     with torch.no_grad():
-        module.places += 10
-        module.mean += 1.0
-        module.count += 1
+        module.places.add_(10)
+        module.mean.add_(1.0)
+        module.count.add_(1)
     average.update()
     for name in ("places", "mean", "count"):
         assert torch.equal(average.shadow[name], module.state_dict()[name])
@@ -83,7 +86,7 @@ def test_inside_the_block_the_module_has_the_average_and_afterwards_its_own() ->
     module = Parts()
     average = Ema(module, 0.9)
     with torch.no_grad():
-        module.weight += 1.0
+        module.weight.add_(1.0)
     average.update()
     own = {name: value.clone() for name, value in module.state_dict().items()}
     kept = {name: value.clone() for name, value in average.shadow.items()}
@@ -100,7 +103,7 @@ def test_a_saved_average_goes_on_where_it_was() -> None:
     first, second = Ema(module, 0.9), Ema(module, 0.9)
     for _ in range(3):
         with torch.no_grad():
-            module.weight *= 1.5
+            module.weight.mul_(1.5)
         first.update()
     second.load({name: value.clone() for name, value in first.shadow.items()}, first.updates)
     for average in (first, second):
