@@ -14,6 +14,7 @@ from PIL import Image
 
 from tutti.data.episode import EpisodeStore, Progress
 from tutti.data.storage import full_disk_is_a_user_error, megabytes, write_atomically
+from tutti.reading import read_json
 
 _SHARD_BYTES = 32 * 2**20
 _FORMAT = 1
@@ -83,8 +84,10 @@ def _build(
     num_rows, num_views, image_size = shape[0], shape[1], shape[-1]
     row_bytes = num_views * 3 * image_size**2
     done = 0
+    if partial.is_symlink():  # it would be written through
+        partial.unlink()
     if partial.is_file() and built.is_file() and partial.stat().st_size == num_rows * row_bytes:
-        done = int(json.loads(built.read_bytes())["rows"])
+        done = min(num_rows, int(read_json(built)["rows"]))
     step = max(1, _SHARD_BYTES // row_bytes)
     with partial.open("r+b" if done else "w+b") as file:
         # Reserving everything now finds a full disk before the first picture is decoded.

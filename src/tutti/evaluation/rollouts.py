@@ -20,6 +20,7 @@ from jaxtyping import Float32, UInt8
 
 from tutti.data.storage import full_disk_is_a_user_error, write_atomically
 from tutti.evaluation.environments import Environment, EnvironmentFactory
+from tutti.reading import read_text
 from tutti.types import UserError
 
 Condition = Literal["policy", "wrong_instruction", "no_image", "noop", "expert"]
@@ -120,11 +121,9 @@ class Player:
             return None
         path = record_path(self.folder, condition, task, seed)
         try:
-            found = Rollout.from_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError):
-            return None  # not a record of ours: the rollout is played again and the file replaced
+            found = Rollout.from_json(read_text(path))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None  # none, or not a record of ours: the rollout is played and the file replaced
         if found.identity != self.identity(task, condition, seed, instruction):
             return None
         return replace(found, instruction=instruction)  # for expert and no-op the text is only a label
