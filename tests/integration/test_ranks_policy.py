@@ -140,7 +140,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[di
     def on(kind: str) -> list[dict[str, Any]]:
         folder = str(tmp_path_factory.mktemp(kind))
         count, parallel = (1, {}) if kind == "one" else (2, {"parallel": {"kind": kind}})
-        return on_ranks(count, train_all, folder, parallel)
+        return on_ranks(count, train_all, folder, parallel, timeout=180.0)
 
     return on
 

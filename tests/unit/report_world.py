@@ -53,7 +53,8 @@ def make_run(folder: Path, *, videos_per_task: int = 2) -> Path:
     )
     stages = {"record": 172.4, "train": 541.9, "evaluate": 138.2}
     write_json(
-        folder / "stages.json", {n: {"seconds": s, "finished": True, "hash": "x"} for n, s in stages.items()}
+        folder / "stages.json",
+        {n: {"seconds": s, "finished": True, "inputs": {}, "hash": "x"} for n, s in stages.items()},
     )
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     kept, tries = dict.fromkeys(RATES, 50), {task: 50 + len(task) % 4 for task in RATES}

@@ -280,7 +280,7 @@ def test_run_without_decoded_pictures_is_refused_rather_than_written_to(
     config: RunConfig, tmp_path: Path
 ) -> None:
     run = recorded.synthetic_run(tmp_path / "run", config, per_task=1, length=9)
-    (run / "stages.json").write_text('{"record": {"finished": true, "seconds": 1}}')
+    (run / "stages.json").write_text('{"record": {"finished": true, "seconds": 1, "inputs": {}}}')
     with pytest.raises(UserError, match="not decoded at 64 px"):
         recorded.check_recorded(run, config)
     assert not (run / "cache").exists()

@@ -281,7 +281,7 @@ def test_no_time_is_too_small_for_its_unit(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (8.41e6, "8.41 MB"), (999.9, "1,000 B"), (7.31e10, "73.1 GB")]
+    ("size", "text"), [(0.0, "0 B"), (8.41e6, "8.41 MB"), (999.9, "1,000 B"), (7.31e10, "73.1 GB")]
 )
 def test_no_size_is_too_small_for_its_unit(size: float, text: str) -> None:
     assert size_in_bytes(size) == text

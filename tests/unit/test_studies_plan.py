@@ -264,7 +264,7 @@ def test_data_of_another_run_are_only_read(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "dataset").symlink_to(data, target_is_directory=True)
-    (run / "stages.json").write_text(json.dumps({"record": {"finished": True, "seconds": 1.0}}))
+    (run / "stages.json").write_text(json.dumps({"record": {"finished": True, "seconds": 1.0, "inputs": {}}}))
     (run / "recording.json").write_text(json.dumps({"seeds": [10000, 10007]}))
     (run / "cache" / "abc").mkdir(parents=True)
     (run / "cache" / "abc" / "complete.json").write_text("{}")

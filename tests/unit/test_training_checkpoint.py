@@ -151,7 +151,9 @@ def test_a_full_disk_while_recording_is_said(tmp_path: Path) -> None:
 
 
 def test_a_broken_record_in_the_middle_is_named(tmp_path: Path) -> None:
-    (tmp_path / "records.jsonl").write_text('{"step": 1}\nrubbish\n{"step": 2}\n')
+    (tmp_path / "records.jsonl").write_text(
+        '{"step": 1, "kind": "train"}\nrubbish\n{"step": 2, "kind": "train"}\n'
+    )
     with pytest.raises(UserError, match=r"records\.jsonl, line 2"):
         read_records(tmp_path)
 

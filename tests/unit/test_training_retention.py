@@ -63,7 +63,7 @@ def test_a_checkpoint_without_validation_is_no_candidate(tmp_path: Path) -> None
     make(tmp_path, 1)
     retain(tmp_path, newest=1, best=KeepBestConfig())
     assert not (tmp_path / "checkpoints" / "best.json").exists()
-    with pytest.raises(UserError, match=r"best\.json: missing: .* training\.keep_best="):
+    with pytest.raises(UserError, match=r"best\.json: missing\. .* training\.keep_best="):
         find_checkpoint(tmp_path, "best")
     make(tmp_path, 2, 3.0)
     make(tmp_path, 3)
