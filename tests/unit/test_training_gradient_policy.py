@@ -45,6 +45,26 @@ def test_zclip_by_hand() -> None:
     assert history.variance == pytest.approx((variance + (2.2 - history.mean) ** 2) / 2)
 
 
+def test_the_history_of_norms_moves_by_one_minus_its_decay() -> None:
+    settings, history = ZClipConfig(warmup=2, decay=0.9), NormHistory()
+    for size in (1.0, 3.0, 3.0):
+        history.limit(size, settings)
+    assert history.mean == pytest.approx(0.9 * 2 + 0.1 * 3)
+    assert history.variance == pytest.approx(0.9 * 1 + 0.1 * 0.9**2)
+
+
+def test_the_smaller_of_the_fixed_and_the_adaptive_limit_clips() -> None:
+    for norm, expected in ((1.5, 1.5), (100.0, 2 + 6.25 / 6)):
+        made = parameters(a=[8.0])
+        clipper = Clipper(made, norm=norm, by="global", adaptive=ZClipConfig(warmup=2))
+        clipper.histories["all"] = NormHistory(mean=2.0, variance=1.0, ready=True)
+        values = clipper.clip(torch.tensor(8.0), 8.0)
+        (parameter,) = made.values()
+        assert parameter.grad is not None
+        assert float(parameter.grad) == pytest.approx(expected, rel=1e-5)
+        assert values["optim/clip_share"] == 1.0
+
+
 def test_equal_norms_are_no_division_by_zero_and_an_outlier_after_them_is_clipped() -> None:
     settings, history = ZClipConfig(warmup=3), NormHistory()
     assert {history.limit(1.0, settings) for _ in range(5)} == {math.inf}

@@ -105,6 +105,21 @@ def test_muon_batches_shapes_without_mixing_them() -> None:
         assert torch.allclose(q, expected, atol=1e-6)
 
 
+def test_muon_s_second_step_looks_ahead_along_its_momentum() -> None:
+    """m <- mu m + (1 - mu) g; u = mu m + (1 - mu) g, by hand over two gradients that differ."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(4, 6, dtype=torch.float64))
+    before, gradients = weight.detach().clone(), torch.randn(2, 4, 6, dtype=torch.float64)
+    optimizer, momentum = Muon([weight], lr=0.1, momentum=0.8, weight_decay=0.5), torch.zeros(4, 6).double()
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+        momentum = 0.8 * momentum + 0.2 * gradient
+        direction = newton_schulz((0.8 * momentum + 0.2 * gradient)[None])[0]
+        before = (1 - 0.1 * 0.5) * before - 0.1 * 0.2 * 6**0.5 * direction
+    assert torch.allclose(weight.detach(), before, atol=1e-9)
+
+
 def test_a_copy_of_muon_moves_as_the_original_does() -> None:
     """torch copies an optimizer's groups and state, and nothing that a constructor has set beside them."""
     weight = torch.nn.Parameter(torch.arange(12.0).view(3, 4))
