@@ -92,6 +92,17 @@ def test_it_asks_for_its_offsets_and_the_last_state() -> None:
     assert term_of(last=False, gripper="off").needs_states == (1, 3)
 
 
+def test_without_a_gripper_every_offset_counts() -> None:
+    term, (features, batch) = term_of(gripper="off"), scene()
+    later = states_of(batch)
+    batch = replace(
+        batch, later_states=LaterStates(offsets=(1, 3, 0), values=later.values[:, :3], mask=later.mask[:, :3])
+    )
+    errors = (term.predict(features.readout) - later.values[:, :3]).abs()
+    kept = [errors[b, o] for b in range(3) for o in range(3) if later.mask[b, o]]
+    assert term.compute(features, batch).value.item() == pytest.approx(torch.stack(kept).mean().item())
+
+
 def test_without_a_gripper_there_is_no_part_of_key_frames() -> None:
     term = FutureStatesConfig().build(make_model(), "state")
     assert -1 not in term.needs_states and term.grippers == () and not term.has_key
