@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from tutti.cli import app
+from tutti.serving.policy import Policy
+from tutti.types import UserError
 
 SECONDS = 60
 """Far more than any of these calls takes; one that hangs fails."""
@@ -29,6 +32,8 @@ MEMORY = 700 * 2**20
 """Address space that a call may add: threads reserve some, a bomb would need more."""
 LINES, CHARACTERS = 25, 2500
 STEP = "step-000002"
+WEIGHT_FILES = ("model.safetensors", "ema.safetensors")
+TEXTS = ("spec.json", "normalizer.json", "tokenizer.json", "config.yaml")
 DEEP = 100_000
 SPARSE = 50 * 2**30
 
@@ -224,3 +229,44 @@ def forget_canary_modules() -> None:
     """So that the next import runs them again."""
     for name in [name for name in sys.modules if name.split(".")[0] == "canary_module"]:
         del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A copy of the run that has ended after its checkpoint of step 2, of an export, and the traps."""
+
+    run: Path
+    export: Path
+    canary: Path
+    out: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.run / "checkpoints" / STEP
+
+    @property
+    def mine(self) -> Path:
+        """The user's own config, with which a training goes on."""
+        return self.out / "mine.yaml"
+
+    def load(self) -> str:
+        """What Policy.load says."""
+        with bounded(), pytest.raises(UserError) as caught:
+            Policy.load(self.run)
+        one_screen(str(caught.value))
+        return str(caught.value)
+
+    def refused(self, *command: str | Path) -> str:
+        """What a command says that is refused."""
+        done = call(*command)
+        assert done.exit_code == 2, (done.exit_code, done.output[-2000:], repr(done.exception))
+        said = done.output[done.output.index("error:") :]
+        one_screen(said)
+        return said
+
+    def resumed(self) -> str:
+        return self.refused("train", self.mine, "--run", self.run)
+
+    def forked(self) -> str:
+        fork = f"training.fork={{run: {self.run}}}"
+        return self.refused("train", self.mine, "--run", self.out / "fork", fork)
