@@ -111,7 +111,7 @@ batch, under one loss L = sum_i lambda_i L_i.
 
 [bold]Start here[/bold]
 
-  tutti demo     record, train, evaluate, report: a quarter of an hour
+  tutti demo     record, train, evaluate, report: 10 to 25 minutes
 
 [bold]The same in pieces, in the usual order[/bold]
 
