@@ -68,6 +68,16 @@ def test_a_constant_dimension_stays_finite_and_comes_back(kind: NormalizationKin
     np.testing.assert_allclose(normalizer.undo_action(normalized)[:, 1], 0.3, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["quantile", "standard"])
+def test_a_dimension_that_does_not_move_only_gets_its_center_taken_off(kind: NormalizationKind) -> None:
+    """Not moving is relative to the size above 1: 0.04 of 10,000 is still, 0.04 of 1 is not."""
+    still = np.full((50, 1), 5.0)
+    wide = 10_000 + np.linspace(-0.02, 0.02, 50)[:, None]
+    center, scale = ActionStats.fit(np.hstack([still, wide, wide - 9_999])).center_and_scale(kind)
+    assert center == pytest.approx([5.0, 10_000, 1.0])
+    assert scale[:2].tolist() == [1.0, 1.0] and 0.005 < scale[2] < 0.03
+
+
 def test_a_rare_event_is_scaled_by_its_range() -> None:
     actions = np.zeros((1000, 1), dtype=np.float32)
     actions[3] = 5.0
