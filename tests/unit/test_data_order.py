@@ -46,7 +46,7 @@ class Store(EpisodeStore):
         )
 
     def frames(self, view: str, rows: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        raise AssertionError("windows take pictures from the source's frames, not from the store")
 
 
 def unit(dims: int) -> ActionStats:
