@@ -24,10 +24,10 @@ from pydantic import TypeAdapter
 from tables import Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
-from tutti.config import RunConfig, load_config, to_yaml
-from tutti.objectives.balancings import BalancingConfig
-from tutti.terminal import say
-from tutti.training.backwards import BackwardConfig
+from tutti.config.run_config import RunConfig, load_config, to_yaml
+from tutti.objectives.balancing.union import BalancingConfig
+from tutti.runs.terminal import say
+from tutti.training.backward.union import BackwardConfig
 from tutti.types import UserError
 
 PLAIN = "plain sum"

@@ -19,8 +19,8 @@ from recorded import synthetic_run
 from tables import RESULTS, Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, spread, with_training
 
-from tutti.config import RunConfig, load_config
-from tutti.terminal import say
+from tutti.config.run_config import RunConfig, load_config
+from tutti.runs.terminal import say
 from tutti.types import UserError
 
 MODES: dict[str, dict[str, object]] = {

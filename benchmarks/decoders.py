@@ -17,13 +17,13 @@ import torch
 from tables import RESULTS, Table, circumstances, made_with, publish
 from timing import Spread, interleave, spread
 
-from tutti.config import RunConfig, load_config
+from tutti.config.run_config import RunConfig, load_config
 from tutti.models.decoders.fast import FastDecoder
 from tutti.models.describe import blank_observation, describe
 from tutti.models.vla import VLA
 from tutti.pipeline import ROBOT
-from tutti.simulation.metaworld import ACTION_DIM, STATE_DIM
-from tutti.terminal import say
+from tutti.runs.terminal import say
+from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import DataSpec, Features, UserError
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"

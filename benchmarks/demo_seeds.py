@@ -19,9 +19,9 @@ from joint_training import finish
 from recorded import check_recorded, require_unchanged, snapshot
 from tables import RESULTS, Table, circumstances, made_with, publish
 
-from tutti.config import load_config
-from tutti.simulation.rendering import check_rendering
-from tutti.terminal import say
+from tutti.config.run_config import load_config
+from tutti.runs.terminal import say
+from tutti.suites.metaworld.rendering import check_rendering
 from tutti.types import UserError
 
 

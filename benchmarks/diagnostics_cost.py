@@ -18,10 +18,10 @@ import torch
 from tables import Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
-from tutti.config import RunConfig
-from tutti.terminal import say
-from tutti.training.diagnostics import DiagnosticsConfig
-from tutti.training.spikes import SpikeDetector
+from tutti.config.run_config import RunConfig
+from tutti.runs.terminal import say
+from tutti.training.diagnostics.loss_spikes import SpikeDetector
+from tutti.training.diagnostics.observer import DiagnosticsConfig
 
 PLAIN = "no look"
 MOST_ADDED = 0.03

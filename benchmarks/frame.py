@@ -12,9 +12,9 @@ from recorded import check_recorded, require_unchanged, snapshot, synthetic_run
 from tables import RESULTS
 from timing import with_training
 
-from tutti.config import RunConfig, load_config
-from tutti.terminal import say
-from tutti.training.machine import decide
+from tutti.config.run_config import RunConfig, load_config
+from tutti.runs.terminal import say
+from tutti.training.device import decide
 from tutti.types import UserError
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"

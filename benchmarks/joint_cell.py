@@ -17,15 +17,15 @@ from recorded import CACHE
 from timing import shortened, with_arm
 
 from tutti import pipeline
-from tutti.config import RunConfig, build_config, load_config
-from tutti.data.storage import write_atomically
-from tutti.evaluation.closed_loop import evaluate
-from tutti.evaluation.environments import MetaWorldEnvironments, fit_suite
-from tutti.evaluation.starts import TrainingStarts
+from tutti.config.run_config import RunConfig, build_config, load_config
+from tutti.evaluation.closed_loop.evaluate import evaluate
+from tutti.evaluation.closed_loop.starts import TrainingStarts
+from tutti.runs.summary import commit
+from tutti.runs.terminal import say
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
-from tutti.summary import commit
-from tutti.terminal import say
-from tutti.training.record import read_records
+from tutti.storage.files import write_atomically
+from tutti.suites.metaworld.environments import MetaWorldEnvironments, fit_suite
+from tutti.training.records import read_records
 from tutti.types import UserError
 
 NO_CONTROLS = {"expert": 0, "noop": 0, "no_image": 0, "wrong_instruction": 0}

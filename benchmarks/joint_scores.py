@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from tables import Table
 
-from tutti.evaluation.comparison import Comparison, compare_arms
-from tutti.evaluation.statistics import Interval, seeds_and_starts, t_interval
+from tutti.evaluation.statistics.comparison import Comparison, compare_arms
+from tutti.evaluation.statistics.intervals import Interval, seeds_and_starts, t_interval
 
 Budget = Literal["steps", "time"]
 BASE = "all"

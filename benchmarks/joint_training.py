@@ -35,10 +35,10 @@ from recorded import check_recorded, require_unchanged, snapshot
 from tables import RESULTS, circumstances, made_with, publish
 from timing import ratios, spread, step_times
 
-from tutti.config import RunConfig, load_config, to_yaml
-from tutti.data.storage import write_atomically
-from tutti.simulation.rendering import check_rendering
-from tutti.terminal import say
+from tutti.config.run_config import RunConfig, load_config, to_yaml
+from tutti.runs.terminal import say
+from tutti.storage.files import write_atomically
+from tutti.suites.metaworld.rendering import check_rendering
 from tutti.types import UserError
 
 LABELS = {

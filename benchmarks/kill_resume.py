@@ -19,11 +19,11 @@ from typing import Any
 from recorded import synthetic_run
 from tables import RESULTS, Table, circumstances, made_with, publish
 
-from tutti.checkup.killable_ranks import processes_of, train_through
-from tutti.checkup.verify_resume import compare_runs, kill_plan
-from tutti.config import RunConfig, build_config
-from tutti.data.storage import write_atomically
-from tutti.terminal import say
+from tutti.config.run_config import RunConfig, build_config
+from tutti.debug.kill_harness_ranks import processes_of, train_through
+from tutti.debug.verify_resume import compare_runs, kill_plan
+from tutti.runs.terminal import say
+from tutti.storage.files import write_atomically
 from tutti.types import UserError
 
 POINTS = 100

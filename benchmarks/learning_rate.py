@@ -27,10 +27,10 @@ from recorded import check_recorded, require_unchanged, snapshot
 from tables import RESULTS, Table, circumstances, made_with, publish
 
 from tutti import pipeline
-from tutti.config import RunConfig, build_config, load_config, to_yaml
-from tutti.data.storage import write_atomically
-from tutti.terminal import say
-from tutti.training.record import read_records
+from tutti.config.run_config import RunConfig, build_config, load_config, to_yaml
+from tutti.runs.terminal import say
+from tutti.storage.files import write_atomically
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import UserError
 

@@ -27,7 +27,7 @@ from tutti.pipeline import expected_spec
 from tutti.planning.devices import CPU_PROCESS, Precision
 from tutti.planning.footprint import imagined
 from tutti.planning.plan import memory_on, sizes_near
-from tutti.terminal import say
+from tutti.runs.terminal import say
 from tutti.types import UserError
 
 MOST_ERROR = 0.10

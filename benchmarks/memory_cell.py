@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tutti.config import RunConfig, load_config
+from tutti.config.run_config import RunConfig, load_config
 from tutti.pipeline import expected_spec
 from tutti.planning.footprint import Rehearsed
 from tutti.planning.live_memory import LiveMemory

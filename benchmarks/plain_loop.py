@@ -18,12 +18,12 @@ import torch
 from tables import Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, interleave, ratios, shortened, spread, with_training
 
-from tutti.config import RunConfig
-from tutti.data.loader import DataNeeds
+from tutti.config.run_config import RunConfig
+from tutti.data.config import DataNeeds
+from tutti.distributed.ranks import MicroBatches
 from tutti.pipeline import build_data
-from tutti.ranks import MicroBatches
-from tutti.terminal import say
-from tutti.training.randomness import seed_everything
+from tutti.runs.terminal import say
+from tutti.training.rng import seed_everything
 from tutti.types import UserError
 
 PLAIN, ENGINE, LOOKING = "plain loop", "engine", "engine, a look in every step"

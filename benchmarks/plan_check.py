@@ -18,11 +18,11 @@ from memory import BASE
 from tables import RESULTS, Table, circumstances, made_with, publish
 from timing import Spread, interleave, matmul_rates, spread, work_clock
 
-from tutti.config import RunConfig, load_config
+from tutti.config.run_config import RunConfig, load_config
 from tutti.pipeline import expected_spec
 from tutti.planning.footprint import Flops, Rehearsed, count_flops
-from tutti.terminal import say
-from tutti.training.machine import decide
+from tutti.runs.terminal import say
+from tutti.training.device import decide
 from tutti.types import UserError
 
 MOST_ERROR = 0.20

@@ -21,10 +21,10 @@ from recorded import synthetic_run
 from safetensors.torch import load_file
 from tables import RESULTS, Table, circumstances, made_with, publish
 
-from tutti.config import RunConfig, load_config
+from tutti.config.run_config import RunConfig, load_config
 from tutti.pipeline import DATASET
-from tutti.terminal import say
-from tutti.training.record import read_records
+from tutti.runs.terminal import say
+from tutti.training.records import read_records
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tables import RESULTS, Table, circumstances, made_with, publish
 
-from tutti.terminal import say
+from tutti.runs.terminal import say
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 30

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tutti.config import RunConfig
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
-from tutti.data.loader import SourceConfig
+from tutti.config.run_config import RunConfig
+from tutti.data.config import SourceConfig
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.pipeline import DATASET, ROBOT, VIEW
-from tutti.simulation.metaworld import ACTION_DIM, STATE_DIM
-from tutti.stages import RunFolder
+from tutti.runs.folder import RunFolder
+from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import UserError
 
 CACHE = "cache"

@@ -16,12 +16,12 @@ from joint_scores import BASE, Trained, difference_table, mean_table, plain, sco
 from joint_training import LABELS
 from tables import RESULTS
 
-from tutti.data.storage import write_atomically
-from tutti.studies.cell import Trained as TrainedCell
+from tutti.storage.files import write_atomically
+from tutti.studies.cells import Cell
 from tutti.studies.config import StudyConfig
 from tutti.studies.costs import StepCost
 from tutti.studies.page import Findings, publish
-from tutti.studies.plan import Cell
+from tutti.studies.run_cell import Trained as TrainedCell
 from tutti.studies.scores import score_study
 
 

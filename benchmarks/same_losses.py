@@ -22,11 +22,11 @@ from typing import Any
 from recorded import synthetic_run
 from safetensors.torch import load_file
 
-from tutti.checkup.differences import Comparison, untimed
-from tutti.config import load_config
+from tutti.config.run_config import load_config
+from tutti.debug.compare_runs import Comparison, untimed
 from tutti.pipeline import DATASET
-from tutti.terminal import say
-from tutti.training.record import read_records
+from tutti.runs.terminal import say
+from tutti.training.records import read_records
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

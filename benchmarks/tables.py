@@ -14,9 +14,9 @@ from typing import Any
 from rich import box
 from rich.table import Table as RichTable
 
-from tutti.data.storage import write_atomically
-from tutti.summary import commit, machine, versions
-from tutti.terminal import console, say
+from tutti.runs.summary import commit, machine, versions
+from tutti.runs.terminal import console, say
+from tutti.storage.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -18,9 +18,9 @@ import torch
 from tables import Table, circumstances, made_with, publish
 from timing import StepTimer, interleave, ratios, spread, with_training
 
-from tutti.config import RunConfig, build_config
-from tutti.terminal import say
-from tutti.training.gradients import PRIMARY, norm, term_gradients
+from tutti.config.run_config import RunConfig, build_config
+from tutti.runs.terminal import say
+from tutti.training.backward.term_gradients import PRIMARY, norm, term_gradients
 
 ALONE = "action alone"
 TERM = "term"

@@ -21,13 +21,13 @@ from recorded import synthetic_run
 from tables import RESULTS, Table, circumstances, made_with, publish
 from timing import build_trainer, matmul_rates, shortened, with_training, work_clock
 
-from tutti.config import RunConfig, load_config
+from tutti.config.run_config import RunConfig, load_config
 from tutti.pipeline import build_data
 from tutti.planning.devices import device_of_card, measured_device
 from tutti.planning.footprint import count_flops
-from tutti.terminal import say
-from tutti.training.feed import fed
-from tutti.training.machine import decide
+from tutti.runs.terminal import say
+from tutti.training.data_feed import fed
+from tutti.training.device import decide
 from tutti.types import UserError
 
 OPTIONS: dict[str, tuple[str, ...]] = {

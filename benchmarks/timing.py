@@ -13,10 +13,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tutti.config import RunConfig
-from tutti.data.loader import DataBundle, DataNeeds
+from tutti.config.run_config import RunConfig
+from tutti.data.config import DataBundle, DataNeeds
 from tutti.pipeline import build_data
-from tutti.training.randomness import seed_everything
+from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
 from tutti.types import Batch
 

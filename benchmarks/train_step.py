@@ -31,10 +31,10 @@ from timing import (
     with_training,
 )
 
-from tutti.config import RunConfig
-from tutti.terminal import progress_bar, say
+from tutti.config.run_config import RunConfig
+from tutti.runs.terminal import progress_bar, say
 from tutti.training.clock import PARTS
-from tutti.training.record import read_records
+from tutti.training.records import read_records
 from tutti.types import UserError
 
 LABELS = {

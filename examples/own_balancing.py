@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tutti.objectives.balancing import Balancing
-from tutti.objectives.schedule import WeightSchedule
+from tutti.objectives.balancing.fixed import Balancing
+from tutti.objectives.weight_schedule import WeightSchedule
 
 
 class EqualLosses(Balancing):

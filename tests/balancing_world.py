@@ -16,15 +16,15 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from training_world import STATE, TEXT, WIDTH, Data, Model, config
-from tutti.objectives.action import ChunkTerm
-from tutti.objectives.balancings import BalancingConfig
-from tutti.objectives.schedule import WeightSchedule, schedule_of
+from tutti.objectives.balancing.union import BalancingConfig
 from tutti.objectives.term import Term, TermValue
+from tutti.objectives.terms.action import ChunkTerm
 from tutti.objectives.unified import UnifiedLoss
-from tutti.training.backwards import BackwardConfig
-from tutti.training.checkpoint import load_latest
+from tutti.objectives.weight_schedule import WeightSchedule, schedule_of
+from tutti.storage.checkpoint import load_latest
+from tutti.training.backward.union import BackwardConfig
 from tutti.training.metrics import describe_metric
-from tutti.training.record import read_records
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features
 

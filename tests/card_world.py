@@ -16,15 +16,15 @@ from torch import Tensor
 
 from objectives_world import MODEL, SPEC, make_batch
 from small_world import NumberedLoader
+from tutti.distributed.world import joined
 from tutti.models.vla import ModelConfig
-from tutti.objectives.balancings import BalancingConfig
+from tutti.objectives.balancing.union import BalancingConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.training import trainer as trainer_module
-from tutti.training.backwards import BackwardConfig
+from tutti.training.backward.union import BackwardConfig
 from tutti.training.config import TrainingConfig
-from tutti.training.distributed import joined
-from tutti.training.machine import Machine
-from tutti.training.record import read_records
+from tutti.training.device import Machine
+from tutti.training.records import read_records
 from tutti.training.strategy import StrategyConfig
 from tutti.training.trainer import Trainer
 

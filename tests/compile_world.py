@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from tutti.models.vla import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.training.blocks import compiled
+from tutti.training.compilation import compiled
 from vla_world import MODEL, SPEC, make_batch
 
 DECODERS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ from torch import Tensor
 from small_world import MODEL, SPEC, NumberedLoader
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.report.finding import Finding
-from tutti.report.findings import find
+from tutti.report.findings.all import find
+from tutti.report.findings.finding import Finding
 from tutti.report.inputs import read_inputs
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer

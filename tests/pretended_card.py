@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tutti.training.machine import Machine
+from tutti.training.device import Machine
 
 DEVICE = torch.device("cuda", 0)
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "bincount")

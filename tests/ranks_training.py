@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from objectives_world import as_double
-from tutti.config import RunConfig
+from tutti.config.run_config import RunConfig
 from tutti.models.vla import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.training.checkpoint import load_latest
-from tutti.training.record import read_records
+from tutti.storage.checkpoint import load_latest
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch
 from vla_world import MODEL, SPEC, make_batch

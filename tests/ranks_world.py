@@ -17,18 +17,20 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from tutti.ranks import sharing
-from tutti.training.distributed import joined, world
+from tutti.distributed.ranks import sharing
+from tutti.distributed.world import joined, world
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "tutti.config", "tutti.training.trainer"])
+_context.set_forkserver_preload(
+    ["torch", "torch.distributed.fsdp", "tutti.config.run_config", "tutti.training.trainer"]
+)
 
 PATIENCE = 110.0
 """Seconds for all ranks to answer: several times what the slowest test takes beside other work."""
 
 
 def on_ranks(count: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> list[Any]:
-    """What `function(*arguments)` gives on each of `count` ranks, which share batches (`tutti.ranks`).
+    """What `function(*arguments)` gives on each of `count` ranks, which share batches.
 
     An error of a rank is raised here, with its traceback. Ranks that do not answer are started once more, and
     that is said: four processes of gloo on two cores were once seen to spin for ever outside of Python.

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from training_world import Data, make_trainer
-from tutti.training.checkpoint import load_latest
-from tutti.training.record import read_records
+from tutti.storage.checkpoint import load_latest
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 
 OF_THE_PLACE = ("seconds", "metrics", "training", "versions", "files")

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.pipeline import ROBOT, VIEW
-from tutti.simulation.metaworld import ACTION_DIM, STATE_DIM
-from tutti.simulation.suite import find_suite
-from tutti.studies.cell import Trained
+from tutti.studies.cells import Cell
 from tutti.studies.config import StudyConfig
-from tutti.studies.plan import Cell
+from tutti.studies.run_cell import Trained
+from tutti.suites.metaworld.suite import find_suite
+from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 
 TASKS = ("reach", "push")
 MODEL: dict[str, Any] = {

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutti.models.parts import ActionDecoder
+from tutti.models.sockets import ActionDecoder
 from tutti.objectives.objective import Objective
-from tutti.training.checkpoint import folder_of
+from tutti.storage.checkpoint import folder_of
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features, LossTerms, Observation, Tokens, masked_mean

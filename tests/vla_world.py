@@ -11,7 +11,7 @@ from torch import Tensor
 
 import small_world
 from small_world import MODEL, NumberedLoader
-from tutti.config import RunConfig
+from tutti.config.run_config import RunConfig
 from tutti.models.vla import VLA, ModelConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
 from tutti.training.trainer import Trainer

@@ -4,21 +4,13 @@
 
     import tutti
     config = tutti.load_config("configs/demo.yaml", ["training.steps=500"])
-    run = tutti.pipeline.train(config)
+    run = tutti.train(config)
     policy = tutti.Policy.load(run / "checkpoints" / "last")
 """
 
-from __future__ import annotations
-
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from tutti import pipeline
-    from tutti.config import RunConfig, load_config
-    from tutti.errors import UserError
-    from tutti.serving.policy import Policy
+import lazy_loader
 
 __version__ = "0.1.0"
 
@@ -30,20 +22,4 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 # cuBLAS gives the same bits each time only with workspaces of fixed sizes, read when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-__all__ = ["Policy", "RunConfig", "UserError", "__version__", "load_config", "pipeline"]
-
-_HOME = {
-    "Policy": "tutti.serving.policy",
-    "RunConfig": "tutti.config",
-    "UserError": "tutti.errors",
-    "load_config": "tutti.config",
-    "pipeline": "tutti.pipeline",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Finds a public name in its module at first use, so that `tutti --help` need not load torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'tutti' has no attribute '{name}'")
-    module = import_module(_HOME[name])
-    return module if name == "pipeline" else getattr(module, name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,6 @@
 """`python -m tutti` is the command `tutti`; the form that torchrun wants."""
 
-from tutti.cli import main
+from tutti.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -24,36 +24,36 @@ from pathlib import Path
 
 import torch
 
-from tutti.config import RunConfig, to_yaml
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
-from tutti.data.loader import DataBundle, DataNeeds, SourceConfig
+from tutti.config.run_config import RunConfig, to_yaml
+from tutti.data.config import DataBundle, DataNeeds, SourceConfig
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.tokenize import Tokenizer
-from tutti.evaluation.closed_loop import evaluate as play
+from tutti.distributed.world import joined, world
+from tutti.evaluation.closed_loop.evaluate import evaluate as play
+from tutti.evaluation.closed_loop.starts import DATASET, RECORDING, TrainingStarts, check_seeds
+from tutti.evaluation.closed_loop.videos import rollout_videos
 from tutti.evaluation.config import NO_SUITE, EvaluationConfig
-from tutti.evaluation.environments import MetaWorldEnvironments, fit_suite
 from tutti.evaluation.open_loop import measure, tasks_of
-from tutti.evaluation.starts import DATASET, RECORDING, TrainingStarts, check_seeds
-from tutti.evaluation.videos import rollout_videos
 from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
 from tutti.plugin import Trust
+from tutti.recording import recorder
+from tutti.recording.episode_files import RecordedEpisode, load_recorded
+from tutti.recording.recorder import RecordConfig
 from tutti.report import write_report
+from tutti.runs.folder import RunFolder
+from tutti.runs.summary import print_summary, write_summary
+from tutti.runs.terminal import hushed, progress_bar, say
+from tutti.runs.training_starts import starts_of_run, training_starts, with_data_of_fork
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
-from tutti.simulation import recorder
-from tutti.simulation.metaworld import ACTION_DIM, STATE_DIM
-from tutti.simulation.recorder import RecordConfig
-from tutti.simulation.recording import RecordedEpisode, load_recorded
-from tutti.simulation.rendering import check_rendering
-from tutti.simulation.suite import SuiteSpec, find_suite
-from tutti.stages import RunFolder
-from tutti.summary import print_summary, write_summary
-from tutti.terminal import hushed, progress_bar, say
-from tutti.training.distributed import joined, world
-from tutti.training.machine import decide
-from tutti.training.randomness import seed_everything
+from tutti.suites.metaworld.environments import MetaWorldEnvironments, fit_suite
+from tutti.suites.metaworld.rendering import check_rendering
+from tutti.suites.metaworld.suite import SuiteSpec, find_suite
+from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
+from tutti.training.device import decide
+from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
-from tutti.training_starts import starts_of_run, training_starts, with_data_of_fork
 from tutti.types import DataSpec
 
 WORK = "recording"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from tutti.errors import UserError
-from tutti.reading import shown
+from tutti.storage.reading import shown
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from tutti.distributed.ranks import Counted, shared_mean
 from tutti.errors import UserError  # noqa: F401 (what lies above takes it from here)
-from tutti.ranks import Counted, shared_mean
 
 
 class _Movable:
@@ -195,8 +195,8 @@ def masked_mean(
     with a mask "b t 1" divides by the number of elements, not of rows. Where the mask is False the value
     does not count even if it is NaN. Nothing left gives 0, with gradient 0. It is at least float32.
 
-    Over everything it counts the rows of all ranks that share the batch (tutti.ranks): the mean over the
-    ranks is the mean over the whole batch. Where an update has several micro-batches their counts must be
+    Over everything it counts the rows of all ranks that share the batch (`distributed.ranks`): the mean over
+    the ranks is the mean over the whole batch. Where an update has several micro-batches their counts must be
     known beforehand: `of(batch)` gives the mask of any batch, `mask` being that of this one. Then the mean
     over the micro-batches is the mean over all their rows; without `of` it is the mean of their means. Over a
     `dim` it is of these rows alone.

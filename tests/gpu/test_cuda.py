@@ -20,10 +20,10 @@ from torch import Tensor
 
 from card_world import EVERY_TERM, NARROW, OFTEN, ONCE, Data, make_trainer, updated, weights
 from objectives_world import make_batch
-from tutti.training.checkpoint import load
-from tutti.training.feed import CudaMove
-from tutti.training.record import read_records
-from tutti.training.snapshot import load_into, snapshot
+from tutti.storage.checkpoint import load
+from tutti.training.checkpointing.snapshot import load_into, snapshot
+from tutti.training.data_feed import CudaMove
+from tutti.training.records import read_records
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tutti import pipeline
-from tutti.config import RunConfig, load_config
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.config.run_config import RunConfig, load_config
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.serving.policy import Policy
 from tutti.types import UserError
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from tutti import pipeline
-from tutti.config import RunConfig, load_config
-from tutti.data.formats.lerobot import LeRobotStore
+from tutti.config.run_config import RunConfig, load_config
+from tutti.data.formats.lerobot.reader import LeRobotStore
+from tutti.runs.folder import RunFolder
 from tutti.serving.policy import Policy
-from tutti.stages import RunFolder
 from tutti.types import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.simulation]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ranks_training import SIZE, Data, train, trainer_of
 from ranks_world import on_ranks
-from tutti.config import RunConfig
-from tutti.ranks import present
-from tutti.training.checkpoint import load_latest
-from tutti.training.distributed import world
-from tutti.training.health import NonFiniteError, load_failure
+from tutti.config.run_config import RunConfig
+from tutti.distributed.ranks import present
+from tutti.distributed.world import world
+from tutti.storage.checkpoint import load_latest
+from tutti.training.faults.non_finite import NonFiniteError, load_failure
 from tutti.types import UserError
 from vla_world import make_batch
 
@@ -149,7 +149,7 @@ def test_adamw_alone_resumes_to_the_same_bits(form: str, tmp_path: Path) -> None
 
 def full_on_one(run: str, changes: dict[str, Any]) -> tuple[str, str]:
     """A training whose rank 1 finds the disk full at its second checkpoint."""
-    from tutti import shards
+    from tutti.storage import shards
 
     write = shards.write
 
@@ -318,7 +318,7 @@ def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
 def hangs_in_a_save(run: str, changes: dict[str, Any]) -> str:
     import time
 
-    from tutti.training.saving import Saver
+    from tutti.training.checkpointing.saver import Saver
 
     taken = Saver.taken
 
@@ -338,8 +338,8 @@ def test_a_rank_that_hangs_while_its_state_is_copied_is_named(tmp_path: Path) ->
 
 
 def failing_on_one(run: str, changes: dict[str, Any], what: str) -> str:
-    from tutti import shards
-    from tutti.training import saving
+    from tutti.storage import shards
+    from tutti.training.checkpointing import saver as saving
 
     def fail(*given: Any, **named: Any) -> Any:
         if what == "retain":

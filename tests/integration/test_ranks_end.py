@@ -13,7 +13,7 @@ import torch
 
 from ranks_training import train
 from ranks_world import PATIENCE
-from tutti.training.distributed import joined
+from tutti.distributed.world import joined
 
 TASKS = Path("/proc/self/task")
 THREAD = "pt_gloo_runloop"

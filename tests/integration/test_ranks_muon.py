@@ -11,9 +11,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from ranks_world import on_ranks
-from tutti.training import muon
-from tutti.training.muon import Muon, orthogonalised
-from tutti.training.whole import whole
+from tutti.distributed.sharded_tensors import whole
+from tutti.training.optim import muon
+from tutti.training.optim.muon import Muon, orthogonalised
 
 SHAPES = ((16, 8), (8, 16), (16, 48), (5, 16), (16, 48), (3, 4, 2, 2), (16, 16), (48, 16))
 

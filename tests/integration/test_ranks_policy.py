@@ -15,11 +15,11 @@ from torch import Tensor
 from objectives_world import as_double
 from ranks_training import OBJECTIVE, SIZE, Stream, trainer_of
 from ranks_world import on_ranks
+from tutti.distributed.sharded_tensors import whole
 from tutti.objectives.term import Model, Term, TermValue
-from tutti.training.checkpoint import load_latest
-from tutti.training.record import read_records
+from tutti.storage.checkpoint import load_latest
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
-from tutti.training.whole import whole
 from tutti.types import Batch, Features
 from vla_world import make_batch
 
@@ -123,7 +123,7 @@ def train_all(folder: str, parallel: dict[str, Any]) -> dict[str, dict[str, Any]
 
 
 def forget(run: Path, steps: tuple[int, ...]) -> None:
-    from tutti.training.distributed import world
+    from tutti.distributed.world import world
 
     def remove() -> None:
         for step in steps:

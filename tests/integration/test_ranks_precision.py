@@ -10,10 +10,10 @@ import torch
 
 import ranks_training
 from ranks_world import on_ranks
-from tutti.config import RunConfig
+from tutti.config.run_config import RunConfig
 from tutti.models.vla import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.training.record import read_records
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from vla_world import MODEL, SPEC, make_batch
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tutti.config import load_config
-from tutti.training.checkpoint import checkpoints, load
-from tutti.training.record import read_records
+from tutti.config.run_config import load_config
+from tutti.storage.checkpoint import checkpoints, load
+from tutti.training.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

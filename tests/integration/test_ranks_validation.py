@@ -12,9 +12,9 @@ import torch
 from objectives_world import as_double
 from ranks_training import Stream, trainer_of
 from ranks_world import on_ranks
-from tutti.ranks import ALONE, Ranks, present, sharing
-from tutti.training.distributed import ONE, world
-from tutti.training.feed import portion
+from tutti.distributed.ranks import ALONE, Ranks, present, sharing
+from tutti.distributed.world import ONE, world
+from tutti.training.data_feed import portion
 from tutti.training.validation import validated
 from vla_world import MODEL, make_batch
 

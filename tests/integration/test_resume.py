@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from training_world import main
-from tutti.training.checkpoint import Checkpoint, checkpoints, load_latest
-from tutti.training.record import read_records
+from tutti.storage.checkpoint import Checkpoint, checkpoints, load_latest
+from tutti.training.records import read_records
 from tutti.types import UserError
 
 WORLD = Path(__file__).parents[1] / "training_world.py"

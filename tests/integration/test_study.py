@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tutti.data.formats.lerobot import LeRobotStore
+from tutti.data.formats.lerobot.reader import LeRobotStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.simulation, pytest.mark.timeout(900)]
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from tutti.checkup import killable
-from tutti.checkup.killable import Kill
-from tutti.checkup.verify_resume import kill_plan, print_verification, shorten, verify_resume
-from tutti.config import RunConfig, build_config
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.config.run_config import RunConfig, build_config
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
+from tutti.debug import kill_harness as killable
+from tutti.debug.kill_harness import Kill
+from tutti.debug.verify_resume import kill_plan, print_verification, shorten, verify_resume
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.types import Batch, Features, UserError
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from tutti.config import RunConfig
+from tutti.config.run_config import RunConfig
 from tutti.models.vla import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.summary import machine
-from tutti.training.record import read_records
+from tutti.runs.summary import machine
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from vla_world import MODEL, SPEC, Data
 

@@ -19,17 +19,17 @@ from torch import Tensor
 from objectives_world import as_double
 from ranks_training import trainer_of
 from ranks_world import on_ranks
+from tutti.distributed.ranks import MicroBatches, present
 from tutti.models.vla import VLA, ModelConfig
-from tutti.objectives.align import takes_part
 from tutti.objectives.objective import Objective
 from tutti.objectives.term import Term, TermValue
-from tutti.objectives.terms import TermConfig
+from tutti.objectives.terms.contrastive import takes_part
+from tutti.objectives.terms.union import TermConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
 from tutti.plugin import CUSTOM
-from tutti.ranks import MicroBatches, present
 from tutti.training import first_step
-from tutti.training.machine import decide
-from tutti.training.randomness import rng_state
+from tutti.training.device import decide
+from tutti.training.rng import rng_state
 from tutti.training.second_look import look_again
 from tutti.types import Batch, Features, LossTerms, masked_mean
 from vla_world import MODEL, SPEC, make_batch

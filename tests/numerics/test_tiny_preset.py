@@ -19,16 +19,16 @@ from torch import Tensor
 
 from objectives_world import SPEC, as_double, make_batch
 from small_world import NumberedLoader
-from tutti.config import RunConfig
+from tutti.config.run_config import RunConfig
 from tutti.models.vla import ActionDecoderConfig
-from tutti.objectives.balancings import BalancingConfig
-from tutti.objectives.terms import TermConfig
+from tutti.objectives.balancing.union import BalancingConfig
+from tutti.objectives.terms.union import TermConfig
 from tutti.plugin import CUSTOM
-from tutti.training.aggregators import AggregatorConfig
-from tutti.training.backwards import BackwardConfig
-from tutti.training.gradients import Gradients, term_gradients
-from tutti.training.record import read_records
-from tutti.training.routing import OBJECTIVE
+from tutti.training.backward.aggregators import AggregatorConfig
+from tutti.training.backward.routing import OBJECTIVE
+from tutti.training.backward.term_gradients import Gradients, term_gradients
+from tutti.training.backward.union import BackwardConfig
+from tutti.training.records import read_records
 from tutti.training.strategy import StrategyConfig
 from tutti.training.trainer import Trainer
 from tutti.types import LossTerms

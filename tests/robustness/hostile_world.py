@@ -22,7 +22,7 @@ import torch
 import yaml
 from typer.testing import CliRunner, Result
 
-from tutti.cli import app
+from tutti.cli.main import app
 from tutti.serving.policy import Policy
 from tutti.types import UserError
 

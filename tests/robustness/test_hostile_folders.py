@@ -22,7 +22,7 @@ from hostile_world import (
 )
 
 from tutti import pipeline
-from tutti.config import load_config
+from tutti.config.run_config import load_config
 from tutti.serving.policy import Policy
 from tutti.types import UserError
 

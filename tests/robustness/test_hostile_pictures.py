@@ -20,7 +20,7 @@ from hostile_world import (
 )
 from PIL import Image
 
-from tutti.data.formats.lerobot import LeRobotStore
+from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.types import UserError
 
 

@@ -18,7 +18,7 @@ from hostile_world import (
 )
 
 from tutti import pipeline
-from tutti.evaluation.starts import TrainingStarts
+from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.types import UserError
 
 REPORTED = (

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tutti.config import RunConfig, build_config
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.config.run_config import RunConfig, build_config
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 
 VIEWS = ("observation.images.front", "observation.images.mirror")
 SIZE, LENGTH, EPISODES = 32, 12, 60

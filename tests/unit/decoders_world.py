@@ -9,7 +9,7 @@ import torch
 from test_models_parts import SPEC, batch_of
 from torch import Tensor
 
-from tutti.models.parts import ActionDecoder
+from tutti.models.sockets import ActionDecoder
 from tutti.models.vla import VLA, ModelConfig
 from tutti.types import Batch, DataSpec, Features, Tokens, masked_mean
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutti.evaluation.rollouts import RolloutPolicy
+from tutti.evaluation.closed_loop.rollouts import RolloutPolicy
 from tutti.types import UserError
 
 GOALS = {"left": -1.0, "right": 1.0, "here": 0.0}

@@ -13,10 +13,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from tutti.evaluation.controls import verdict
+from tutti.evaluation.closed_loop.controls import verdict
+from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult, score
+from tutti.evaluation.closed_loop.rollouts import Condition, Rollout
 from tutti.evaluation.open_loop import ActionError, GroupError, OpenLoopResult
-from tutti.evaluation.results import EvaluationProtocol, EvaluationResult, score
-from tutti.evaluation.rollouts import Condition, Rollout
 from tutti.models.describe import Description, ModuleRow, TokenRow
 from tutti.training.metrics import describe_metric
 

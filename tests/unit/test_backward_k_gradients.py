@@ -28,10 +28,16 @@ from routing_world import (
     split,
     terms,
 )
-from tutti.config import load_config
-from tutti.training.backward import OneBackward
-from tutti.training.backwards import BackwardConfig
-from tutti.training.k_gradients import KGradientsBackward, KGradientsConfig, cosines, gramian_of, own_draws
+from tutti.config.run_config import load_config
+from tutti.training.backward.k_gradients import (
+    KGradientsBackward,
+    KGradientsConfig,
+    cosines,
+    gramian_of,
+    own_draws,
+)
+from tutti.training.backward.one import OneBackward
+from tutti.training.backward.union import BackwardConfig
 from tutti.training.metrics import describe_metric
 from tutti.types import UserError
 

@@ -13,10 +13,10 @@ from torch.nn.parameter import Parameter
 
 from routing_world import LAMBDAS, REACH, parameters, plain_sum, rows, small_batch, small_model, terms
 from training_world import Data, config
-from tutti.config import RunConfig
-from tutti.training.backward import Backward, OneBackward
-from tutti.training.backwards import BackwardConfig
-from tutti.training.optimizer import part_of
+from tutti.config.run_config import RunConfig
+from tutti.training.backward.one import Backward, OneBackward
+from tutti.training.backward.union import BackwardConfig
+from tutti.training.optim.optimizers import part_of
 from tutti.training.trainer import Trainer
 from tutti.types import UserError
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchjd import aggregation
 from torchjd.linalg import QuadprogProjector
 
-from tutti.training.aggregators import AggregatorConfig
-from tutti.training.k_gradients import own_draws
-from tutti.training.weighers import Weigher
+from tutti.training.backward.aggregators import AggregatorConfig
+from tutti.training.backward.k_gradients import own_draws
+from tutti.training.backward.weightings import Weigher
 
 PROJECTOR = QuadprogProjector(norm_eps=0.0, reg_eps=1e-4)
 THEIRS: dict[str, tuple[dict[str, Any], Any]] = {

@@ -11,10 +11,10 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from tutti.config import load_config
-from tutti.objectives.balancing import Balancing
-from tutti.objectives.balancings import BalancingConfig
-from tutti.objectives.schedule import WeightSchedule, schedule_of
+from tutti.config.run_config import load_config
+from tutti.objectives.balancing.fixed import Balancing
+from tutti.objectives.balancing.union import BalancingConfig
+from tutti.objectives.weight_schedule import WeightSchedule, schedule_of
 from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

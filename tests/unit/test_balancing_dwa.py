@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchjd.scalarization import DWA
 
-from tutti.objectives.dwa import DwaBalancing, DwaBalancingConfig
-from tutti.objectives.schedule import schedule_of
+from tutti.objectives.balancing.dwa import DwaBalancing, DwaBalancingConfig
+from tutti.objectives.weight_schedule import schedule_of
 
 NAMES = ("action", "align", "recon")
 

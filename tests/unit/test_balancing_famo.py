@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torchjd.scalarization import FAMO
 
-from tutti.objectives.famo import FamoBalancing, FamoBalancingConfig
-from tutti.objectives.schedule import schedule_of
+from tutti.objectives.balancing.famo import FamoBalancing, FamoBalancingConfig
+from tutti.objectives.weight_schedule import schedule_of
 from tutti.types import UserError
 
 NAMES = ("action", "align", "recon")

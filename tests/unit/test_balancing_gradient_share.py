@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutti.objectives.gradient_share import GradientShareBalancing, GradientShareBalancingConfig
-from tutti.objectives.schedule import WeightSchedule, schedule_of
+from tutti.objectives.balancing.gradient_share import GradientShareBalancing, GradientShareBalancingConfig
+from tutti.objectives.weight_schedule import WeightSchedule, schedule_of
 from tutti.types import UserError
 
 

@@ -15,11 +15,11 @@ from torch import nn
 
 from balancing_world import SCHEDULES, STEPS, interrupt, resumes, trainer
 from training_world import Data
-from tutti.objectives.balancing import FixedBalancing
-from tutti.objectives.gradient_share import GradientShareBalancing
+from tutti.objectives.balancing.fixed import FixedBalancing
+from tutti.objectives.balancing.gradient_share import GradientShareBalancing
 from tutti.objectives.unified import UnifiedLoss
-from tutti.training.replicas import Alone
-from tutti.training.sharded import Sharded
+from tutti.training.parallel.ddp import Alone
+from tutti.training.parallel.fsdp import Sharded
 from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutti.config import load_config
-from tutti.objectives.rlw import RandomWeightsBalancing, RandomWeightsBalancingConfig
-from tutti.objectives.schedule import schedule_of
+from tutti.config.run_config import load_config
+from tutti.objectives.balancing.random_weights import RandomWeightsBalancing, RandomWeightsBalancingConfig
+from tutti.objectives.weight_schedule import schedule_of
 
 NAMES = ("action", "align", "recon")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchjd.scalarization import UW
 
-from tutti.objectives.schedule import schedule_of
-from tutti.objectives.uncertainty import UncertaintyBalancing, UncertaintyBalancingConfig
+from tutti.objectives.balancing.uncertainty import UncertaintyBalancing, UncertaintyBalancingConfig
+from tutti.objectives.weight_schedule import schedule_of
 from tutti.types import UserError
 
 NAMES = ("action", "align", "recon")

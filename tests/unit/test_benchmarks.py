@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tutti.config import RunConfig, load_config, to_yaml
+from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

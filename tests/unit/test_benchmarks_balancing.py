@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from tutti.config import RunConfig, load_config, to_yaml
+from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.plugin import CUSTOM
-from tutti.training.aggregators import AggregatorConfig
+from tutti.training.backward.aggregators import AggregatorConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tutti.config import load_config
+from tutti.config.run_config import load_config
 from tutti.models.decoders.fast import FastDecoder
 from tutti.models.describe import blank_observation
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tutti.training.record import Recorder
+from tutti.training.records import Recorder
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tutti.config import RunConfig, load_config
+from tutti.config.run_config import RunConfig, load_config
 from tutti.pipeline import expected_spec
 from tutti.planning import command
 from tutti.planning.footprint import count_flops

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import pytest
 
-from tutti.config import RunConfig, load_config
-from tutti.objectives.terms import TermConfig
+from tutti.config.run_config import RunConfig, load_config
+from tutti.objectives.terms.union import TermConfig
 from tutti.plugin import CUSTOM
 
 ROOT = Path(__file__).resolve().parents[2]

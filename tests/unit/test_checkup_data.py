@@ -11,11 +11,12 @@ import checkup_world as world
 import numpy as np
 import pytest
 
-from tutti.checkup import activity, gradients
-from tutti.checkup.activity import Activity
-from tutti.checkup.gradients import ShareTable
-from tutti.checkup.recordings import check_recordings
-from tutti.checkup.text import _left_out_r2, check_text, independence_p, text_kernel
+from tutti.debug import activation_checks as activity
+from tutti.debug import gradient_checks as gradients
+from tutti.debug.activation_checks import Activity
+from tutti.debug.data_checks import check_recordings
+from tutti.debug.gradient_checks import ShareTable
+from tutti.debug.text_test import _left_out_r2, check_text, independence_p, text_kernel
 from tutti.pipeline import build_data
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tutti.checkup.differences import Comparison, compare_records, windows_of
-from tutti.training.record import Recorder
+from tutti.debug.compare_runs import Comparison, compare_records, windows_of
+from tutti.training.records import Recorder
 
 
 def compared(one: Any, other: Any) -> Comparison:

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from small_world import relist
 from tutti import pipeline
-from tutti.checkup.doctor import Diagnosis, doctor, examine
-from tutti.cli import app
-from tutti.config import RunConfig, to_yaml
-from tutti.models.parts import VisionEncoder
+from tutti.cli.main import app
+from tutti.config.run_config import RunConfig, to_yaml
+from tutti.debug.doctor import Diagnosis, doctor, examine
+from tutti.models.sockets import VisionEncoder
 from tutti.types import Tokens, UserError
 
 UPDATES = 40

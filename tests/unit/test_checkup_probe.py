@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tutti import pipeline
-from tutti.cli import app
+from tutti.cli.main import app
 from tutti.report import write_report
 
 

@@ -11,13 +11,13 @@ import torch
 from checkup_world import config, episodes, write
 
 from tutti import pipeline
-from tutti.checkup.culprits import replay_saved
-from tutti.checkup.replay import Scope, replay
-from tutti.checkup.replay_text import run_replay
-from tutti.config import RunConfig, load_config
-from tutti.training.checkpoint import checkpoints, load
-from tutti.training.health import save_step
-from tutti.training.record import read_records
+from tutti.config.run_config import RunConfig, load_config
+from tutti.debug.replay import Scope, replay
+from tutti.debug.replay_report import run_replay
+from tutti.debug.replay_saved import replay_saved
+from tutti.storage.checkpoint import checkpoints, load
+from tutti.training.faults.non_finite import save_step
+from tutti.training.records import read_records
 from tutti.types import UserError
 
 STEPS = 9

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import tutti
 from tutti import pipeline
-from tutti.cli import app
-from tutti.paths import config_file
+from tutti.cli.main import app
+from tutti.config.paths import config_file
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +89,7 @@ def test_paths_and_keys_are_checked_before_torch_is_imported() -> None:
     script = (
         "import json, sys\n"
         "from typer.testing import CliRunner\n"
-        "from tutti.cli import app\n"
+        "from tutti.cli.main import app\n"
         "said = [CliRunner().invoke(app, line.split()) for line in json.loads(sys.argv[1])]\n"
         "print(json.dumps([[one.exit_code, one.output] for one in said]))\n"
         "print('torch' in sys.modules)\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tutti.config import RunConfig, differences, json_schema, load_config, to_yaml
+from tutti.config.run_config import RunConfig, differences, json_schema, load_config, to_yaml
 from tutti.types import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

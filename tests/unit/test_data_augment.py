@@ -15,8 +15,8 @@ from test_objectives_every_term import KINDS
 from objectives_world import make_loss, make_model
 from small_world import MODEL
 from tutti.data.augment import ColourJitter
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
-from tutti.data.loader import DataNeeds
+from tutti.data.config import DataNeeds
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.models.vla import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.plugin import CUSTOM

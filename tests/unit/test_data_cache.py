@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 
 from tutti.data import cache as cache_module
 from tutti.data.cache import FrameCache, resize_images
-from tutti.data.episode import EpisodeStore, StoreSpec
+from tutti.data.episodes import EpisodeStore, StoreSpec
 from tutti.types import UserError
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tutti.data.episode import Episode
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
-from tutti.data.loader import DataBundle, DataConfig, DataNeeds, SourceConfig
+from tutti.data.config import DataBundle, DataConfig, DataNeeds, SourceConfig
+from tutti.data.episodes import Episode
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.split import first_demonstrations
 from tutti.types import UserError
 

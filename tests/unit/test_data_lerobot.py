@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tutti.data.formats import lerobot_writer
-from tutti.data.formats.lerobot import LeRobotStore
-from tutti.data.formats.lerobot_writer import EpisodeRecord, Storage, write_lerobot
+from tutti.data.formats.lerobot import writer as lerobot_writer
+from tutti.data.formats.lerobot.reader import LeRobotStore
+from tutti.data.formats.lerobot.writer import EpisodeRecord, Storage, write_lerobot
 from tutti.types import UserError
 
 VIEWS = ("observation.images.right", "observation.images.top")

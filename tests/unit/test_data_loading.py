@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from tutti.data.episode import Episode
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
-from tutti.data.loader import DataBundle, DataConfig, DataNeeds, SourceConfig
+from tutti.data.config import DataBundle, DataConfig, DataNeeds, SourceConfig
+from tutti.data.episodes import Episode
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import ActionStats
 from tutti.data.split import split_episodes
-from tutti.ranks import ALONE
+from tutti.distributed.ranks import ALONE
 from tutti.types import Batch, UserError
 
 VIEWS = ("observation.images.right", "observation.images.top")

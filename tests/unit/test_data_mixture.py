@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tutti.data.loader import SourceConfig
+from tutti.data.config import SourceConfig
 from tutti.data.mixture import Mixture
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tutti.data.episode import Episode, EpisodeStore, StoreSpec
+from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import ActionStats, EmbodimentStats, Normalizer
 from tutti.data.split import split_episodes, split_sources

@@ -27,14 +27,14 @@ from safetensors.torch import load, save
 from test_models_vla import METAWORLD
 from typer.testing import CliRunner
 
-from tutti.cli import app
-from tutti.config import json_schema, load_config
+from tutti.cli.main import app
+from tutti.config.run_config import json_schema, load_config
 from tutti.models.decoders.custom import CustomDecoderConfig
 from tutti.models.describe import describe
 from tutti.models.vla import ActionDecoderConfig, ModelConfig
-from tutti.objectives.action import ChunkTerm
-from tutti.training.ema import Ema
-from tutti.training.optimizer import output_heads
+from tutti.objectives.terms.action import ChunkTerm
+from tutti.training.optim.ema import Ema
+from tutti.training.optim.optimizers import output_heads
 from tutti.types import Tokens, UserError, masked_mean
 
 DEMO = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"

@@ -22,10 +22,10 @@ from decoders_world import (
 )
 from torch import nn
 
-from tutti.config import load_config
+from tutti.config.run_config import load_config
 from tutti.models.describe import describe
-from tutti.models.parts import ActionDecoder
-from tutti.objectives.action import ChunkTerm
+from tutti.models.sockets import ActionDecoder
+from tutti.objectives.terms.action import ChunkTerm
 from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -12,10 +12,11 @@ import torch
 from decoders_world import ACTION, HORIZON, batch, build, chunks, doubled, features, fitted, gradients, holes
 from torch import Tensor
 
-from tutti.models.decoders import bpe, chunk_tokens
-from tutti.models.decoders.chunk_tokens import PAD, ChunkTokens, cosine_matrix
+from tutti.models.decoders import bpe
+from tutti.models.decoders import fast_tokens as chunk_tokens
 from tutti.models.decoders.chunks import hold_last
 from tutti.models.decoders.fast import FastDecoder
+from tutti.models.decoders.fast_tokens import PAD, ChunkTokens, cosine_matrix
 from tutti.types import UserError, masked_mean
 
 NUMBERS = HORIZON * ACTION
@@ -157,7 +158,7 @@ def test_pairs_are_learned_from_a_share_of_many_chunks_and_the_alphabet_from_all
 ) -> None:
     actions = chunks(100, seed=7)[0]
     actions[1] = 30.0  # in the alphabet, though the share has every fourth chunk only
-    monkeypatch.setattr("tutti.models.decoders.chunk_tokens.FIT_NUMBERS", 25 * NUMBERS)
+    monkeypatch.setattr("tutti.models.decoders.fast_tokens.FIT_NUMBERS", 25 * NUMBERS)
     tokens = ChunkTokens(HORIZON, ACTION, 2048, 10.0)
     assert torch.equal(tokens.spread(actions), actions[::4])
     tokens.fit(actions)

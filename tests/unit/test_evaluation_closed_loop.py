@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from evaluation_world import BrokenPolicy, DeafPolicy, FragilePolicy, LineWorld, LineWorlds, Policies
 
-from tutti.evaluation import closed_loop
-from tutti.evaluation.closed_loop import evaluate
+from tutti.evaluation.closed_loop import evaluate as closed_loop
+from tutti.evaluation.closed_loop.evaluate import evaluate
+from tutti.evaluation.closed_loop.results import EvaluationResult
+from tutti.evaluation.closed_loop.rollouts import Player, Rollout, Unit, Worker
+from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.config import ControlsConfig, EvaluationConfig
-from tutti.evaluation.results import EvaluationResult
-from tutti.evaluation.rollouts import Player, Rollout, Unit, Worker
-from tutti.evaluation.starts import TrainingStarts
 from tutti.types import UserError
 
 CONTROLS = ControlsConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tutti.evaluation.comparison import (
+from tutti.evaluation.statistics.comparison import (
     compare_arms,
     holm,
     needed,
@@ -15,7 +15,7 @@ from tutti.evaluation.comparison import (
     seeds_needed,
     verdict,
 )
-from tutti.evaluation.statistics import Interval, paired_episodes_needed
+from tutti.evaluation.statistics.intervals import Interval, paired_episodes_needed
 
 
 def test_paired_difference_of_equal_arms_is_exactly_zero() -> None:

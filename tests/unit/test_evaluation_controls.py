@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tutti.evaluation.closed_loop.controls import verdict
+from tutti.evaluation.closed_loop.rollouts import Condition, Rollout
 from tutti.evaluation.config import ControlsConfig
-from tutti.evaluation.controls import verdict
-from tutti.evaluation.rollouts import Condition, Rollout
 
 
 def rollouts(

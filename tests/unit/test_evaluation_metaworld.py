@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from evaluation_world import Policies
 
-from tutti.evaluation.environments import Environment, EnvironmentFactory, MetaWorldEnvironments, fit_suite
-from tutti.evaluation.rollouts import Player, Rollout, Unit, Worker
-from tutti.evaluation.videos import choose, rollout_videos
-from tutti.simulation.suite import find_suite
+from tutti.evaluation.closed_loop.rollouts import Player, Rollout, Unit, Worker
+from tutti.evaluation.closed_loop.videos import choose, rollout_videos
+from tutti.suites.metaworld.environments import (
+    Environment,
+    EnvironmentFactory,
+    MetaWorldEnvironments,
+    fit_suite,
+)
+from tutti.suites.metaworld.suite import find_suite
 from tutti.types import DataSpec, UserError
 
 SUITE = find_suite("metaworld-8")

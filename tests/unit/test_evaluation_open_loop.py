@@ -12,7 +12,7 @@ from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.open_loop import measure, tasks_of
 from tutti.models.vla import VLA, ModelConfig
-from tutti.simulation.suite import find_suite
+from tutti.suites.metaworld.suite import find_suite
 from tutti.types import Batch, DataSpec, Observation, UserError
 
 TEXTS = ("close it", "open it", "please open it")

@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutti.config import RunConfig
-from tutti.data.loader import DataBundle
-from tutti.evaluation.baselines import MEAN, PREVIOUS, STATE, TASK, state_leak
-from tutti.evaluation.consistency import consistency
-from tutti.evaluation.occlusion import occlude
-from tutti.evaluation.occlusion_picture import TILE, draw, overlay
-from tutti.evaluation.probe_windows import held_out, spread, training
-from tutti.evaluation.probes import ProbeResult, run_probes
-from tutti.evaluation.removal import NO_STATE, NO_TEXT, NO_VISION, SWAP, changes, remove
-from tutti.evaluation.ridge import PENALTIES, Ridge
-from tutti.evaluation.statistics import ratio_of_sums
+from tutti.config.run_config import RunConfig
+from tutti.data.config import DataBundle
+from tutti.evaluation.probes.baselines import MEAN, PREVIOUS, STATE, TASK, state_leak
+from tutti.evaluation.probes.chunk_consistency import consistency
+from tutti.evaluation.probes.input_ablation import NO_STATE, NO_TEXT, NO_VISION, SWAP, changes, remove
+from tutti.evaluation.probes.occlusion import occlude
+from tutti.evaluation.probes.occlusion_picture import TILE, draw, overlay
+from tutti.evaluation.probes.ridge import PENALTIES, Ridge
+from tutti.evaluation.probes.run import ProbeResult, run_probes
+from tutti.evaluation.probes.samples import held_out, spread, training
+from tutti.evaluation.statistics.intervals import ratio_of_sums
 from tutti.models.vla import VLA
 from tutti.pipeline import build_data
 from tutti.types import Observation, UserError

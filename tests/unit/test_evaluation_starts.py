@@ -12,13 +12,13 @@ import pytest
 
 from study_world import base, write_data
 from tutti import pipeline
-from tutti.config import RunConfig, build_config
-from tutti.data.formats.lerobot_writer import EpisodeRecord, write_lerobot
+from tutti.config.run_config import RunConfig, build_config
+from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
+from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.evaluation.config import EvaluationConfig
-from tutti.evaluation.starts import TrainingStarts, check_seeds
-from tutti.simulation.recorder import RecordSummary
-from tutti.stages import RunFolder
-from tutti.training_starts import starts_of_run
+from tutti.recording.recorder import RecordSummary
+from tutti.runs.folder import RunFolder
+from tutti.runs.training_starts import starts_of_run
 from tutti.types import UserError
 
 SEEDS = {"seeds": [10000, 10007]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tutti.evaluation import statistics as st
+from tutti.evaluation.statistics import intervals as st
 
 
 @pytest.mark.parametrize("n", [1, 10, 20, 50])

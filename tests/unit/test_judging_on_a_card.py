@@ -13,14 +13,14 @@ import torch
 from card_world import EVERY_TERM, NARROW, make_trainer
 from objectives_world import make_batch
 from pretended_card import card
-from tutti.config import RunConfig
-from tutti.data.loader import DataBundle
+from tutti.config.run_config import RunConfig
+from tutti.data.config import DataBundle
 from tutti.evaluation.open_loop import measure
-from tutti.evaluation.probes import run_probes
+from tutti.evaluation.probes.run import run_probes
 from tutti.models.describe import describe
 from tutti.pipeline import build_data
 from tutti.serving.policy import Policy
-from tutti.training.reach import reach
+from tutti.training.diagnostics.reach import reach
 
 
 @pytest.fixture(scope="module")

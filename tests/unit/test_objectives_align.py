@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tutti.objectives.align import ContrastiveConfig, ContrastiveTerm, contrast
 from tutti.objectives.term import TermValue
+from tutti.objectives.terms.contrastive import ContrastiveConfig, ContrastiveTerm, contrast
 from tutti.types import Batch, Features, Observation, Tokens
 
 

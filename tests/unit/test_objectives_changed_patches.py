@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from objectives_world import make_batch, make_loss, make_model
-from tutti.objectives.changed_patches import ChangedPatchesConfig
-from tutti.objectives.recon import FuturePatchesConfig
+from tutti.objectives.terms.changed_patches import ChangedPatchesConfig
+from tutti.objectives.terms.future_patches import FuturePatchesConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.types import UserError
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from objectives_world import as_double, make_batch, make_loss, make_model
 from tutti.models.vla import VLA
-from tutti.objectives.terms import TermConfig
+from tutti.objectives.terms.union import TermConfig
 from tutti.objectives.unified import DEFAULT_KINDS, ObjectiveConfig, UnifiedLoss
 from tutti.plugin import CUSTOM
-from tutti.training.ema import Ema
 from tutti.training.metrics import METRICS, describe_metric
-from tutti.training.optimizer import AdamWConfig
+from tutti.training.optim.ema import Ema
+from tutti.training.optim.optimizers import AdamWConfig
 from tutti.types import Batch
 
 ROOT = Path(__file__).parents[2]

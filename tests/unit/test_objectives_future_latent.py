@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from objectives_world import SPEC, as_double, make_batch, make_loss, make_model, reached
 from tutti.models.vla import VLA
-from tutti.objectives.future_latent import FutureLatentConfig, FutureLatentTerm
-from tutti.training.ema import Ema
-from tutti.training.optimizer import AdamWConfig, MuonConfig
+from tutti.objectives.terms.future_latent import FutureLatentConfig, FutureLatentTerm
+from tutti.training.optim.ema import Ema
+from tutti.training.optim.optimizers import AdamWConfig, MuonConfig
 from tutti.types import Batch, Features, Future, Tokens, UserError
 
 K = 4

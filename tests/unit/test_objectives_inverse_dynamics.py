@@ -12,8 +12,8 @@ from torch import Tensor
 
 from objectives_world import SPEC, as_double, make_batch, make_model
 from tutti.models.vla import VLA
-from tutti.objectives.inverse_dynamics import InverseDynamicsConfig, InverseDynamicsTerm
 from tutti.objectives.term import Model
+from tutti.objectives.terms.inverse_dynamics import InverseDynamicsConfig, InverseDynamicsTerm
 from tutti.types import Batch, Future, Tokens, UserError
 
 

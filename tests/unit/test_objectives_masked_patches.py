@@ -13,9 +13,9 @@ from torch import Tensor
 
 from objectives_world import as_double, make_batch, make_model
 from tutti.models.vla import VLA
-from tutti.objectives.masked_patches import MaskedPatchesConfig, MaskedPatchesTerm
-from tutti.objectives.patches import normalise_patches
 from tutti.objectives.term import Model
+from tutti.objectives.terms.masked_patches import MaskedPatchesConfig, MaskedPatchesTerm
+from tutti.objectives.terms.patches import normalise_patches
 from tutti.types import Batch, DataSpec, Features, Observation, Tokens, UserError, masked_mean
 
 SMALL = DataSpec(

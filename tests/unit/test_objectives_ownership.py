@@ -13,12 +13,12 @@ from torch.nn.parameter import Parameter
 
 from objectives_world import make_batch, make_loss, make_model
 from tutti.models.vla import VLA
-from tutti.objectives.balancing import FixedBalancing
-from tutti.objectives.schedule import schedule_of
+from tutti.objectives.balancing.fixed import FixedBalancing
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
+from tutti.objectives.weight_schedule import schedule_of
 from tutti.training.config import TrainingConfig
-from tutti.training.optimizer import OptimizerSet, trainable
+from tutti.training.optim.optimizers import OptimizerSet, trainable
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features, UserError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tutti.objectives.patches import averaged, to_patches
+from tutti.objectives.terms.patches import averaged, to_patches
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from objectives_world import make_batch, make_model, plain_batch, plain_features, reached
-from tutti.objectives.progress import ProgressConfig, ProgressTerm
+from tutti.objectives.terms.progress import ProgressConfig, ProgressTerm
 from tutti.types import Batch, Features, UserError
 
 PROGRESS = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)

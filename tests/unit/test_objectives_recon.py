@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutti.objectives.recon import FuturePatchesConfig, FuturePatchesTerm, normalise_patches
 from tutti.objectives.term import Model
+from tutti.objectives.terms.future_patches import FuturePatchesConfig, FuturePatchesTerm, normalise_patches
 from tutti.types import Batch, DataSpec, Features, Future, Observation, Tokens, UserError
 
 SPEC = DataSpec(

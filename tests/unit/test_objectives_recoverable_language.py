@@ -13,7 +13,7 @@ from torch import Tensor
 
 from objectives_world import make_batch, make_model, plain_batch, plain_features, reached
 from tutti.models.vla import VLA
-from tutti.objectives.recoverable_language import (
+from tutti.objectives.terms.recoverable_language import (
     RecoverableLanguageConfig,
     RecoverableLanguageTerm,
     distinct,

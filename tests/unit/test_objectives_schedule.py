@@ -7,7 +7,7 @@ from math import cos, pi
 import pytest
 from pydantic import TypeAdapter
 
-from tutti.objectives.schedule import Weight, WeightSchedule, schedule_of
+from tutti.objectives.weight_schedule import Weight, WeightSchedule, schedule_of
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])

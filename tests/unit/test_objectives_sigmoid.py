@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from objectives_world import make_batch, make_model, plain_batch, plain_features, reached
-from tutti.objectives.sigmoid import SigmoidConfig, SigmoidTerm
 from tutti.objectives.term import TermValue
-from tutti.objectives.terms import TermConfig
+from tutti.objectives.terms.sigmoid import SigmoidConfig, SigmoidTerm
+from tutti.objectives.terms.union import TermConfig
 from tutti.types import Tokens
 
 SIX = torch.tensor([0, 1, 0, 2, 0, 1])

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from objectives_world import make_batch, make_loss, make_model
-from tutti.objectives.state import FutureStatesConfig, FutureStatesTerm
 from tutti.objectives.term import Model, Term, TermValue
+from tutti.objectives.terms.future_states import FutureStatesConfig, FutureStatesTerm
 from tutti.types import Batch, DataSpec, Features, LaterStates, Observation, Tokens, UserError
 
 SPEC = DataSpec(

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from objectives_world import make_batch, make_model, plain_batch, plain_features, reached
-from tutti.objectives.state_contrastive import (
+from tutti.objectives.terms.state_contrastive import (
     StateContrastiveConfig,
     StateContrastiveTerm,
     soft_contrast,

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from study_world import make_study
-from tutti.config import RunConfig, build_config, load_config, parse_overrides, read_yaml
-from tutti.overrides import lay
+from tutti.config.overrides import lay
+from tutti.config.run_config import RunConfig, build_config, load_config, parse_overrides, read_yaml
 from tutti.studies.arms import arm_config
 from tutti.studies.config import load_study
 from tutti.types import UserError

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tutti import terminal
-from tutti.config import RunConfig, build_config
+from tutti.config.run_config import RunConfig, build_config
 from tutti.models.vla import ModelConfig
 from tutti.planning import command
 from tutti.planning import plan as planning
@@ -22,6 +21,7 @@ from tutti.planning.footprint import Flops, Parts, Peaks, Rehearsed, count_flops
 from tutti.planning.live_memory import LiveMemory
 from tutti.planning.plan import Memory, Request, exposed_seconds, make_plan, memory_on, sent_bytes
 from tutti.planning.report import DAY, duration, plain, print_plan, size_in_bytes
+from tutti.runs import terminal
 from tutti.types import DataSpec, UserError
 from vla_world import MODEL, SPEC
 

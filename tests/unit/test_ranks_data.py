@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_data_loading import build, write_set
 
-from tutti.ranks import Ranks
-from tutti.training.feed import shared
-from tutti.training.interrupt import Interruptible
-from tutti.training.machine import decide, usable_cores
+from tutti.distributed.ranks import Ranks
+from tutti.training.data_feed import shared
+from tutti.training.device import decide, usable_cores
+from tutti.training.signals import Interruptible
 from tutti.types import Batch, UserError
 from vla_world import make_batch
 

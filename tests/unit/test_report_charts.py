@@ -9,9 +9,9 @@ import re
 
 import pytest
 
-from tutti.report.charts import Series, line_chart
-from tutti.report.numbers import anything, count, duration, plain
-from tutti.report.scales import Scale, linear_ticks, smooth, thin, value_scale
+from tutti.report.formatting import anything, count, duration, plain
+from tutti.report.svg.axes import Scale, linear_ticks, smooth, thin, value_scale
+from tutti.report.svg.charts import Series, line_chart
 
 STEPS = list(range(1, 2001))
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from tutti.report.blocks import Charts
-from tutti.report.charts import Series, line_chart
-from tutti.report.curves import phase_marks, training_section
 from tutti.report.inputs import Inputs, read_inputs
+from tutti.report.sections.training import phase_marks, training_section
+from tutti.report.svg.charts import Series, line_chart
 
 
 def inputs_of(folder: Path, strategy: str, phases: list[int], **metrics: float) -> Inputs:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tutti.report import lookfindings
-from tutti.report.finding import Finding
-from tutti.report.findings import find
+from tutti.report.findings import diagnostics as lookfindings
+from tutti.report.findings.all import find
+from tutti.report.findings.finding import Finding
 from tutti.report.inputs import Records
 
 STEPS = list(range(50, 1050, 50))  # 20 looks

@@ -13,10 +13,10 @@ from report_world import look_values
 
 from tutti.report import write_report
 from tutti.report.blocks import Charts, Fold, Note
-from tutti.report.influence import influence_section, top_notes
+from tutti.report.findings.diagnostic_records import listed, read_looks
 from tutti.report.inputs import read_inputs
-from tutti.report.looks import listed, read_looks
-from tutti.report.matrices import heat_map, share_chart
+from tutti.report.sections.gradients import influence_section, top_notes
+from tutti.report.svg.matrices import heat_map, share_chart
 
 CONFIG = (
     "name: looked\ntraining: {diagnostics: {every: 100, share: 0.5}}\nobjective: {recon: {weight: 0.1}}\n"

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from report_world import HOSTILE, RATES, evaluation, make_run, write_json
 
-from tutti.evaluation.statistics import mean_of_rates, wilson
+from tutti.evaluation.statistics.intervals import mean_of_rates, wilson
 from tutti.report import write_report
 from tutti.report.inputs import read_inputs
-from tutti.report.videos import videos_section
-from tutti.stages import RunFolder
-from tutti.summary import print_summary, write_summary
+from tutti.report.sections.videos import videos_section
+from tutti.runs.folder import RunFolder
+from tutti.runs.summary import print_summary, write_summary
 
 MOST_BYTES = 6_000_000
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tutti.config import json_schema, load_config, to_yaml
-from tutti.schema_keys import shipped_schema, unknown_keys
+from tutti.config.run_config import json_schema, load_config, to_yaml
+from tutti.config.schema_keys import shipped_schema, unknown_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_shipped_schema_is_that_of_the_config() -> None:
-    """If this fails: tutti schema > src/tutti/schema.json."""
+    """If this fails: tutti schema > src/tutti/config/schema.json."""
     assert shipped_schema() == json_schema()
 
 

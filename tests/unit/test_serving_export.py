@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from test_serving_policy import look, model, write
 
 from small_world import relist
+from tutti.distributed.world import ONE
 from tutti.serving.export import export, export_command
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, find_checkpoint
-from tutti.training.checkpoint import Checkpoint, save_sharded
-from tutti.training.distributed import ONE
+from tutti.storage.checkpoint import Checkpoint, save_sharded
 from tutti.types import UserError
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from small_world import relist
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.evaluation.rollouts import PolicyFactory, RolloutPolicy
+from tutti.evaluation.closed_loop.rollouts import PolicyFactory, RolloutPolicy
 from tutti.models.vla import VLA, ModelConfig
 from tutti.serving.export import export
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from tutti import shards
+from tutti.storage import shards
 from tutti.types import UserError
 
 TYPES = sorted(shards._NAMES, key=str)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tutti.simulation.backend import load_metaworld, load_mujoco, spawn_context
-from tutti.simulation.metaworld import MetaWorldTask, _make_environment, to_action
-from tutti.simulation.rendering import check_rendering
+from tutti.suites.metaworld.mujoco import load_metaworld, load_mujoco, spawn_context
+from tutti.suites.metaworld.rendering import check_rendering
+from tutti.suites.metaworld.task import MetaWorldTask, _make_environment, to_action
 from tutti.types import UserError
 
 pytestmark = pytest.mark.simulation
@@ -78,7 +78,7 @@ def test_a_seed_gives_the_same_bits_after_another_episode_and_in_a_fresh_simulat
 def test_a_seed_gives_the_same_bits_in_another_process_which_is_silent(reach: MetaWorldTask) -> None:
     script = """
 import hashlib
-from tutti.simulation.metaworld import MetaWorldTask
+from tutti.suites.metaworld.task import MetaWorldTask
 simulation, digest = MetaWorldTask("reach", image_size=48), hashlib.sha256()
 now = simulation.reset(7)
 for _ in range(4):
@@ -256,7 +256,7 @@ def test_unknown_tasks_and_views_are_named(egl: None) -> None:
 
 
 NO_EGL = """
-from tutti.simulation.rendering import check_rendering
+from tutti.suites.metaworld.rendering import check_rendering
 from tutti.types import UserError
 {prelude}
 try:

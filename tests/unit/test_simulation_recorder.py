@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tutti.simulation import recording
-from tutti.simulation.recorder import RecordConfig, RecordSummary, demonstrate, record
-from tutti.simulation.recording import RecordedEpisode, load_recorded
-from tutti.simulation.rendering import check_rendering
-from tutti.simulation.rollout import replay
-from tutti.simulation.schedule import Schedule
-from tutti.simulation.suite import find_suite
-from tutti.simulation.workers import WorkerError, Workers
+from tutti.recording import episode_files as recording
+from tutti.recording.episode_files import RecordedEpisode, load_recorded
+from tutti.recording.recorder import RecordConfig, RecordSummary, demonstrate, record
+from tutti.recording.seed_queue import Schedule
+from tutti.suites.metaworld.rendering import check_rendering
+from tutti.suites.metaworld.rollout import replay
+from tutti.suites.metaworld.suite import find_suite
+from tutti.suites.workers import WorkerError, Workers
 from tutti.types import UserError
 
 pytestmark = pytest.mark.simulation
@@ -131,7 +131,7 @@ def test_more_demonstrations_use_those_that_are_there(
 SCRIPT = """
 import signal
 import sys
-from tutti.simulation.recorder import RecordConfig, record
+from tutti.recording.recorder import RecordConfig, record
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     record(RecordConfig.model_validate_json(sys.argv[1]), sys.argv[2])

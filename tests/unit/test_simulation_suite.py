@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from tutti.simulation.instructions import instructions
-from tutti.simulation.metaworld import MetaWorldTask
-from tutti.simulation.rendering import check_rendering
-from tutti.simulation.rollout import expert_rollout, noop_rollout, replay
-from tutti.simulation.suite import DEMONSTRATION_SEED, EVALUATION_SEED, SUITES, SuiteSpec
+from tutti.suites.metaworld.instructions import instructions
+from tutti.suites.metaworld.rendering import check_rendering
+from tutti.suites.metaworld.rollout import expert_rollout, noop_rollout, replay
+from tutti.suites.metaworld.suite import DEMONSTRATION_SEED, EVALUATION_SEED, SUITES, SuiteSpec
+from tutti.suites.metaworld.task import MetaWorldTask
 from tutti.types import UserError
 
 SUITE = SUITES["metaworld-8"]

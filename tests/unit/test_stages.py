@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tutti import stages
-from tutti.config import RunConfig, load_config
-from tutti.stages import STAGES, RunFolder
+from tutti.config.run_config import RunConfig, load_config
+from tutti.runs import folder as stages
+from tutti.runs.folder import STAGES, RunFolder
 from tutti.types import UserError
 
 CONFIG = load_config(None, ["training.steps=210"])

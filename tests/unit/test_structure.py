@@ -91,5 +91,5 @@ def test_documented_metrics_exist() -> None:
 
 
 def test_importing_tutti_and_asking_for_help_load_no_torch() -> None:
-    code = "import sys, tutti, tutti.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, tutti, tutti.cli.main; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", check=False).returncode == 0

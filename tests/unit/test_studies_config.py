@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from study_world import base, make_study
-from tutti.config import RunConfig, load_config, to_yaml
-from tutti.data.loader import SourceConfig
+from tutti.config.run_config import RunConfig, load_config, to_yaml
+from tutti.data.config import SourceConfig
 from tutti.studies.arms import arm_config, cell_config, cell_name, check_same_starts, no_controls
 from tutti.studies.config import StudyConfig, load_study, study_yaml
 from tutti.training.strategy import Strategy

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from study_world import make_study, write_data
-from tutti.config import RunConfig
-from tutti.data.loader import SourceConfig
-from tutti.evaluation.starts import TrainingStarts
-from tutti.stages import RunFolder
+from tutti.config.run_config import RunConfig
+from tutti.data.config import SourceConfig
+from tutti.evaluation.closed_loop.starts import TrainingStarts
+from tutti.runs.folder import RunFolder
 from tutti.studies import costs as costs_module
 from tutti.studies.arms import cell_config
+from tutti.studies.cells import plan_cells, training_hash, unfinished
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.costs import (
     Rehearsal,
@@ -26,7 +27,6 @@ from tutti.studies.costs import (
     measure_costs,
     ratio_of,
 )
-from tutti.studies.plan import plan_cells, training_hash, unfinished
 from tutti.studies.shared_data import link_cache, share_data
 from tutti.types import UserError
 
@@ -233,7 +233,7 @@ def test_hash_is_the_same_in_another_process() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests'); from pathlib import Path\n"
         "from study_world import make_study\n"
-        "from tutti.studies.plan import plan_cells\n"
+        "from tutti.studies.cells import plan_cells\n"
         "study = make_study()\n"
         "cells = plan_cells(study, dict.fromkeys(study.arms, 20), (), 'd', Path('s'))\n"
         "print(*(cell.folder.name for cell in cells))"

@@ -19,15 +19,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from study_world import base, cell, make_study, write_data
-from tutti import cli
-from tutti.studies import board as board_module
+from tutti.cli import main as cli
 from tutti.studies import compare as compare_module
-from tutti.studies import runner
-from tutti.studies.board import Board
-from tutti.studies.cell import held_out_values, load_trained
+from tutti.studies import pool as runner
+from tutti.studies import progress as board_module
+from tutti.studies.cells import Cell
 from tutti.studies.compare import compare, read_plan
-from tutti.studies.plan import Cell
-from tutti.studies.runner import ONE_THREAD, number_of_jobs, own_command, run_cells
+from tutti.studies.pool import ONE_THREAD, number_of_jobs, own_command, run_cells
+from tutti.studies.progress import Board
+from tutti.studies.run_cell import held_out_values, load_trained
 from tutti.studies.standing import Standing, Work, standing, work_of
 from tutti.types import UserError
 
@@ -191,7 +191,7 @@ def test_auto_is_a_job_for_each_core_but_no_more_than_cells() -> None:
 
 def test_a_cells_process_has_one_thread_and_hangs_on_its_study() -> None:
     assert ONE_THREAD["OMP_NUM_THREADS"] == "1" and ONE_THREAD["OMP_WAIT_POLICY"] == "PASSIVE"
-    assert own_command(cell("a"))[1:] == ["-m", "tutti.studies.cell", "cells/a-base-0", "--attached"]
+    assert own_command(cell("a"))[1:] == ["-m", "tutti.studies.run_cell", "cells/a-base-0", "--attached"]
 
 
 # --- how far a cell is

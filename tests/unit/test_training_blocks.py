@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tutti.models.layers import TransformerBlock, blocks_of
+from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.config import TrainingConfig
-from tutti.training.gradients import term_gradients
 from tutti.training.trainer import Trainer
 from vla_world import Data, make_batch, make_trainer, modules
 
@@ -153,8 +153,8 @@ def test_a_training_with_recomputation_ends_at_the_same_bits(kind: str, tmp_path
 
 
 def _backward(kind: str) -> Any:
-    from tutti.training.backward import OneBackwardConfig
-    from tutti.training.k_gradients import KGradientsConfig
+    from tutti.training.backward.k_gradients import KGradientsConfig
+    from tutti.training.backward.one import OneBackwardConfig
 
     return OneBackwardConfig() if kind == "one" else KGradientsConfig()
 

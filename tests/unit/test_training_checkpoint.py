@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tutti.training.checkpoint import Checkpoint, checkpoints, load, load_latest, remove, save, verify
+from tutti.storage.checkpoint import Checkpoint, checkpoints, load, load_latest, remove, save, verify
+from tutti.training.checkpointing.resume import check_resumable
 from tutti.training.metrics import METRICS, describe_metric
-from tutti.training.randomness import load_rng_state, own_randomness, rng_state, seed_everything
-from tutti.training.record import Meter, Recorder, read_records
-from tutti.training.resume import check_resumable
+from tutti.training.records import Meter, Recorder, read_records
+from tutti.training.rng import load_rng_state, own_randomness, rng_state, seed_everything
 from tutti.types import UserError
 
 

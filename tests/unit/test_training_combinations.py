@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tutti.config import load_config
+from tutti.config.run_config import load_config
 from tutti.types import UserError
 
 DOCS = Path(__file__).parents[2] / "docs" / "balancing.md"

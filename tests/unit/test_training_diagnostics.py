@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import diagnostics_world
 import training_world
+from tutti.training.backward.k_gradients import KGradientsConfig
+from tutti.training.backward.masked import KnowledgeInsulationConfig
 from tutti.training.config import TrainingConfig
-from tutti.training.health import load_failure
-from tutti.training.k_gradients import KGradientsConfig
-from tutti.training.masked import KnowledgeInsulationConfig
+from tutti.training.faults.non_finite import load_failure
 from tutti.training.metrics import describe_metric
-from tutti.training.record import read_records
+from tutti.training.records import read_records
 from tutti.training.strategy import PhasesConfig, TwoStageConfig
 from tutti.types import Batch, LossTerms
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tutti.training.ema import Ema, ema_decay
+from tutti.training.optim.ema import Ema, ema_decay
 
 
 class Parts(nn.Module):

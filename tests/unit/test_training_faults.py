@@ -14,10 +14,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training_world import Data, make_trainer
-from tutti.training import clock, record
-from tutti.training.checkpoint import checkpoints
-from tutti.training.interrupt import Interruptible, Terminated
-from tutti.training.record import read_records
+from tutti.storage.checkpoint import checkpoints
+from tutti.training import clock
+from tutti.training import records as record
+from tutti.training.records import read_records
+from tutti.training.signals import Interruptible, Terminated
 from tutti.types import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tutti.training.feed import FedData, Feed, PlainData, fed
+from tutti.training.data_feed import FedData, Feed, PlainData, fed
 from tutti.types import Batch
 from vla_world import Data, make_batch
 

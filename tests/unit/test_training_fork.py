@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from run_equality import content, differing, killed_and_resumed, records
 from training_world import Data, config, make_trainer
-from tutti.config import load_config
-from tutti.training.checkpoint import checkpoints
+from tutti.config.run_config import load_config
+from tutti.runs.training_starts import with_data_of_fork
+from tutti.storage.checkpoint import checkpoints
+from tutti.training.checkpointing.fork import source_of
 from tutti.training.config import ForkConfig
-from tutti.training.fork import source_of
-from tutti.training.record import Recorder
-from tutti.training_starts import with_data_of_fork
+from tutti.training.records import Recorder
 from tutti.types import UserError
 
 SETTINGS: dict[str, Any] = {

@@ -14,12 +14,12 @@ from torch.nn.parameter import Parameter
 
 from run_equality import differing, killed_and_resumed, records
 from training_world import BATCH, Data, config, make_trainer
-from tutti.report.curvefindings import curve_findings
+from tutti.report.findings.curves import curve_findings
 from tutti.report.inputs import read_records as read_columns
-from tutti.training.checkpoint import checkpoints, load_latest
-from tutti.training.clipping import Clipper, NormHistory, ZClipConfig
-from tutti.training.gradient_policy import GradientPolicy, GradientsConfig
-from tutti.training.health import NonFiniteError, load_failure
+from tutti.storage.checkpoint import checkpoints, load_latest
+from tutti.training.faults.non_finite import NonFiniteError, load_failure
+from tutti.training.faults.policy import GradientPolicy, GradientsConfig
+from tutti.training.optim.clipping import Clipper, NormHistory, ZClipConfig
 from tutti.types import Batch, UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from routing_world import SHARED, SIZES, parameters, rows, terms
-from tutti.training.gradients import shared_norms, shared_numbers, term_gradients
+from tutti.training.backward.term_gradients import shared_norms, shared_numbers, term_gradients
 from tutti.types import UserError
 
 NAMES = list(SIZES)

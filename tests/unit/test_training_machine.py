@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from training_world import Data, make_batch, make_trainer
-from tutti.training import distributed, feed
-from tutti.training.checkpoint import load
-from tutti.training.disk import pickled, unpickled
-from tutti.training.health import load_failure, save_step
-from tutti.training.machine import Machine
-from tutti.training.muon import newton_schulz
+from tutti.distributed import world as distributed
+from tutti.storage.checkpoint import load
+from tutti.storage.disk import pickled, unpickled
+from tutti.training import data_feed as feed
+from tutti.training.device import Machine
+from tutti.training.faults.non_finite import load_failure, save_step
+from tutti.training.optim.muon import newton_schulz
 from tutti.types import Batch
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from diagnostics_world import make_batch
-from tutti.training.measures import (
+from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig, keep_newest
+from tutti.training.diagnostics.measures import (
     DEAD_DEVIATION,
     dead_share,
     effective_rank,
@@ -17,8 +18,7 @@ from tutti.training.measures import (
     update_ratio,
     weighted_sum,
 )
-from tutti.training.noise import KEEP, NoiseScale
-from tutti.training.spikes import SpikeDetector, SpikesConfig, keep_newest
+from tutti.training.diagnostics.noise_scale import KEEP, NoiseScale
 
 
 def vector(*values: float) -> torch.Tensor:

@@ -11,12 +11,13 @@ import torch
 
 from card_world import EVERY_TERM, NARROW, OFTEN, ONCE, Data, make_trainer, updated, weights
 from pretended_card import DEVICE, Card, card
-from tutti.models import language, layers
-from tutti.models.decoders import chunk_tokens
-from tutti.objectives.align import ContrastiveTerm
-from tutti.objectives.terms import TermConfig
+from tutti.models import layers
+from tutti.models.decoders import fast_tokens as chunk_tokens
+from tutti.models.language import transformer as language
+from tutti.objectives.terms.contrastive import ContrastiveTerm
+from tutti.objectives.terms.union import TermConfig
 from tutti.plugin import CUSTOM
-from tutti.training.snapshot import load_into, snapshot
+from tutti.training.checkpointing.snapshot import load_into, snapshot
 from tutti.training.validation import validated
 from tutti.types import Batch
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from training_world import Model, TwoTerms, make_batch
-from tutti.training.ema import Ema, ema_decay
-from tutti.training.muon import Muon, newton_schulz
-from tutti.training.optimizer import AdamWConfig, MuonConfig, group_parameters
-from tutti.training.schedule import CosineConfig, WsdConfig
+from tutti.training.optim.ema import Ema, ema_decay
+from tutti.training.optim.muon import Muon, newton_schulz
+from tutti.training.optim.optimizers import AdamWConfig, MuonConfig, group_parameters
+from tutti.training.optim.schedules import CosineConfig, WsdConfig
 from tutti.types import UserError
 
 

@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tutti.config import load_config
-from tutti.training.optimizer import AdamWConfig, MuonConfig, OptimizerSet, ScheduleFreeConfig
-from tutti.training.rates import RatesConfig, layers_of
+from tutti.config.run_config import load_config
+from tutti.training.optim.learning_rates import RatesConfig, layers_of
+from tutti.training.optim.optimizers import AdamWConfig, MuonConfig, OptimizerSet, ScheduleFreeConfig
 from tutti.types import UserError
 
 

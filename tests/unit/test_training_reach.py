@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutti.training.reach import ReachTable, problems, reach
+from tutti.training.diagnostics.reach import ReachTable, problems, reach
 from tutti.types import Batch, UserError
 
 

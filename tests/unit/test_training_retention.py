@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from training_world import Data, config, make_trainer
 from tutti.serving.policy import find_checkpoint
-from tutti.training.best import KeepBestConfig
-from tutti.training.checkpoint import Checkpoint, checkpoints, load_latest, save
-from tutti.training.record import Recorder, read_records
-from tutti.training.retention import retain
+from tutti.storage.checkpoint import Checkpoint, checkpoints, load_latest, save
+from tutti.training.checkpointing.best import KeepBestConfig
+from tutti.training.checkpointing.retention import retain
+from tutti.training.records import Recorder, read_records
 from tutti.types import UserError
 
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from training_world import Data, make_trainer
-from tutti import shards
-from tutti.training import saving
-from tutti.training.checkpoint import Checkpoint, checkpoints, load, load_latest, save, save_sharded
-from tutti.training.distributed import ONE
-from tutti.training.frame import put_in, taken_out
-from tutti.training.randomness import rng_state
-from tutti.training.saving import Saver
+from tutti.distributed.frame import put_in, taken_out
+from tutti.distributed.world import ONE
+from tutti.storage import shards
+from tutti.storage.checkpoint import Checkpoint, checkpoints, load, load_latest, save, save_sharded
+from tutti.training.checkpointing import saver as saving
+from tutti.training.checkpointing.saver import Saver
+from tutti.training.rng import rng_state
 from tutti.types import UserError
 
 MODES = [("whole", False), ("whole", True), ("sharded", False), ("sharded", True)]
@@ -268,7 +268,7 @@ def test_a_save_that_is_cut_short_is_no_checkpoint_and_the_next_one_succeeds(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tutti.training.checkpoint._finish", cut)  # as a kill would, right before the rename
+        patch.setattr("tutti.storage.checkpoint._finish", cut)  # as a kill would, right before the rename
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, make(2)) if form == "whole" else save_sharded(tmp_path, make(2), ONE)
     assert [item.name for item in home.iterdir()] == [".writing-step-000002"]

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from run_equality import differing, killed_and_resumed
 from training_world import BATCH, Data, config, make_trainer
-from tutti.training.ramp import BatchRampConfig
-from tutti.training.record import read_records
-from tutti.training.schedule import ConstantConfig, CosineConfig, LinearConfig, WsdConfig
+from tutti.training.optim.batch_ramp import BatchRampConfig
+from tutti.training.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, WsdConfig
+from tutti.training.records import read_records
 
 
 def test_constant_warms_up_and_stays() -> None:

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 
 from run_equality import differing, killed_and_resumed
 from training_world import Data, config, make_trainer
-from tutti.training.checkpoint import load_latest
-from tutti.training.record import read_records
-from tutti.training.schedule_free import ScheduleFreeAdamW
+from tutti.storage.checkpoint import load_latest
+from tutti.training.optim.schedule_free import ScheduleFreeAdamW
+from tutti.training.records import read_records
 from tutti.training.strategy import Phase, PhasesConfig
 
 SETTINGS: dict[str, Any] = {

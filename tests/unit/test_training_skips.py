@@ -12,7 +12,7 @@ import torch
 
 from balancing_world import STEPS, leaves, trainer
 from training_world import Data
-from tutti.training.record import read_records
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch
 

@@ -12,8 +12,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from tutti.training.checkpoint import Checkpoint, load_latest
-from tutti.training.record import read_records
+from tutti.storage.checkpoint import Checkpoint, load_latest
+from tutti.training.records import read_records
 from tutti.training.strategy import PARTS, Phase, Strategy, StrategyConfig
 from tutti.training.trainer import Trainer
 from tutti.types import UserError

@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import vla_world
 from small_world import NumberedLoader
-from tutti.models import language, layers
-from tutti.models.decoders import chunk_tokens
-from tutti.models.parts import ActionDecoder
-from tutti.training.health import NonFiniteError
+from tutti.models import layers
+from tutti.models.decoders import fast_tokens as chunk_tokens
+from tutti.models.language import transformer as language
+from tutti.models.sockets import ActionDecoder
+from tutti.training.faults.non_finite import NonFiniteError
 from tutti.types import Batch
 from vla_world import make_batch, make_trainer
 

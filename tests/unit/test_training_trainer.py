@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from training_world import Data, Model, TwoTerms, config, make_batch, make_trainer
-from tutti.training.checkpoint import checkpoints, load_latest
+from tutti.storage.checkpoint import checkpoints, load_latest
 from tutti.training.config import TrainingConfig
-from tutti.training.health import NonFiniteError, load_failure
-from tutti.training.machine import decide, usable_cores
+from tutti.training.device import decide, usable_cores
+from tutti.training.faults.non_finite import NonFiniteError, load_failure
 from tutti.training.metrics import describe_metric
-from tutti.training.record import read_records
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, UserError
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from training_world import BATCH, Data, make_batch, make_trainer
 from tutti.objectives.objective import Objective
-from tutti.training.machine import decide
-from tutti.training.randomness import seed_everything
-from tutti.training.record import read_records
+from tutti.training.device import decide
+from tutti.training.records import read_records
+from tutti.training.rng import seed_everything
 from tutti.training.validation import fetch, reading, term_values, validate, validated
 from tutti.types import Batch, Features, LossTerms, Observation, Tokens
 

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from tutti.data.episode import EpisodeStore, Progress
-from tutti.data.storage import full_disk_is_a_user_error, megabytes, write_atomically
-from tutti.reading import read_json
+from tutti.data.episodes import EpisodeStore, Progress
+from tutti.storage.files import full_disk_is_a_user_error, megabytes, write_atomically
+from tutti.storage.reading import read_json
 
 _SHARD_BYTES = 32 * 2**20
 _FORMAT = 1

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from tutti.data.episode import Episode
+from tutti.data.episodes import Episode
 from tutti.types import UserError
 
 GroupOf = Callable[[str], str]

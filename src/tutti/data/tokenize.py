@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from tutti.reading import parse_json, shown
+from tutti.storage.reading import parse_json, shown
 from tutti.types import UserError
 
 _PAD = "<pad>"

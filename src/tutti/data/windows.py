@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from tutti.data.episode import Episode, EpisodeStore
+from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer

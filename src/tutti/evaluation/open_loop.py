@@ -19,7 +19,7 @@ from torch import Tensor
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.models.vla import VLA
-from tutti.simulation.suite import SuiteSpec
+from tutti.suites.metaworld.suite import SuiteSpec
 from tutti.types import Batch, Observation, UserError
 
 PARTS = ("first", "executed", "chunk")

@@ -15,10 +15,10 @@ from tutti.models.decoders.diffusion import DiffusionConfig
 from tutti.models.decoders.fast import FastConfig
 from tutti.models.decoders.flow import FlowConfig
 from tutti.models.decoders.regression import RegressionConfig
-from tutti.models.fusion import JointAttentionConfig
-from tutti.models.language import TextTransformerConfig
-from tutti.models.parts import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
-from tutti.models.vision import VisionTransformerConfig
+from tutti.models.fusion.joint_attention import JointAttentionConfig
+from tutti.models.language.transformer import TextTransformerConfig
+from tutti.models.sockets import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
+from tutti.models.vision.vit import VisionTransformerConfig
 from tutti.plugin import CUSTOM, tag_of
 from tutti.types import DataSpec, Features, Observation
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tutti.ranks import Counted, micro_part
+from tutti.distributed.ranks import Counted, micro_part
 from tutti.types import Batch, DataSpec, Features, Future, LaterStates, Tokens, UserError
 
 Boundary = Literal["vision", "language", "fused"]

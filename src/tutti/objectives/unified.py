@@ -9,17 +9,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from tutti.objectives.action import ChunkConfig
-from tutti.objectives.align import ContrastiveConfig
-from tutti.objectives.balancing import Balancing, FixedBalancingConfig
-from tutti.objectives.balancings import BalancingConfig
+from tutti.objectives.balancing.fixed import Balancing, FixedBalancingConfig
+from tutti.objectives.balancing.union import BalancingConfig
 from tutti.objectives.objective import Objective
 from tutti.objectives.ownership import check_ownership
-from tutti.objectives.recon import FuturePatchesConfig
-from tutti.objectives.schedule import Weight, schedule_of
-from tutti.objectives.state import FutureStatesConfig
 from tutti.objectives.term import Model, Term
-from tutti.objectives.terms import TermConfig
+from tutti.objectives.terms.action import ChunkConfig
+from tutti.objectives.terms.contrastive import ContrastiveConfig
+from tutti.objectives.terms.future_patches import FuturePatchesConfig
+from tutti.objectives.terms.future_states import FutureStatesConfig
+from tutti.objectives.terms.union import TermConfig
+from tutti.objectives.weight_schedule import Weight, schedule_of
 from tutti.types import Batch, Features, LossTerms, UserError, precise
 
 DEFAULT_KINDS = {

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Literal
 
-from tutti.config import RunConfig
+from tutti.config.run_config import RunConfig
 from tutti.pipeline import expected_spec
 from tutti.planning.devices import Device, Precision, find_device
 from tutti.planning.plan import GPUS_PER_MACHINE, Plan, Request, make_plan

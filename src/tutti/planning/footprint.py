@@ -13,15 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tutti.config import RunConfig
+from tutti.config.run_config import RunConfig
 from tutti.models.layers import blocks_of
 from tutti.objectives.unified import UnifiedLoss
 from tutti.planning.blank import blank_batch
 from tutti.planning.live_memory import LiveMemory, own_bytes, state_tensors
-from tutti.training.ema import Ema
-from tutti.training.gradients import term_gradients
-from tutti.training.muon import Muon
-from tutti.training.optimizer import OptimizerSet
+from tutti.training.backward.term_gradients import term_gradients
+from tutti.training.optim.ema import Ema
+from tutti.training.optim.muon import Muon
+from tutti.training.optim.optimizers import OptimizerSet
 from tutti.types import Batch, DataSpec, LossTerms
 
 

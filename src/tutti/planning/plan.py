@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tutti.config import RunConfig
+from tutti.config.run_config import RunConfig
 from tutti.planning.devices import Device, Precision
 from tutti.planning.footprint import Flops, Parts, Peaks, count_flops, imagined, recompute
 from tutti.types import DataSpec, UserError

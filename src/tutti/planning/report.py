@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from tutti.planning.plan import GPUS_PER_MACHINE, RESERVE, Plan, Request, Way
-from tutti.terminal import console, say
+from tutti.runs.terminal import console, say
 
 
 def plain(plan: Plan, request: Request) -> dict[str, Any]:

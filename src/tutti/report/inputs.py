@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutti.reading import (
+from tutti.storage.reading import (
     MOST_BYTES,
     YAML_BYTES,
     parse_json,

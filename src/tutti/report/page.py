@@ -8,25 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from tutti.data.storage import full_disk_is_a_user_error, megabytes, write_atomically
-from tutti.evaluation.starts import TrainingStarts
-from tutti.reading import shown
+from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.report.blocks import Note, Section
-from tutti.report.curves import training_section
-from tutti.report.finding import capital
-from tutti.report.influence import influence_section, top_notes
+from tutti.report.findings.finding import capital
+from tutti.report.formatting import count, duration, percent
 from tutti.report.inputs import Inputs, config_of, read_inputs
-from tutti.report.numbers import count, duration, percent
-from tutti.report.outcome import (
-    Evaluation,
-    read_evaluation,
-    sentences,
-    success_section,
-    weak_tasks,
-)
-from tutti.report.probes import alarms, probes_section
 from tutti.report.render import Page, Tile, render
-from tutti.report.sections import (
+from tutti.report.sections.gradients import influence_section, top_notes
+from tutti.report.sections.probes import alarms, probes_section
+from tutti.report.sections.run import (
     batch_section,
     data_section,
     model_section,
@@ -36,7 +26,17 @@ from tutti.report.sections import (
     stage_seconds,
     unfinished_stages,
 )
-from tutti.report.videos import videos_section
+from tutti.report.sections.success import (
+    Evaluation,
+    read_evaluation,
+    sentences,
+    success_section,
+    weak_tasks,
+)
+from tutti.report.sections.training import training_section
+from tutti.report.sections.videos import videos_section
+from tutti.storage.files import full_disk_is_a_user_error, megabytes, write_atomically
+from tutti.storage.reading import shown
 
 log = logging.getLogger("tutti.report")
 T = TypeVar("T")

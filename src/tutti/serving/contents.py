@@ -11,15 +11,15 @@ from typing import Any, BinaryIO
 import torch
 from pydantic import ValidationError
 
-from tutti import shards
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.manifest import Manifest
 from tutti.models.decoders.custom import CustomDecoderConfig
 from tutti.models.vla import ModelConfig
 from tutti.plugin import Origin, Trust
-from tutti.reading import parse_json, parse_yaml, shown
-from tutti.serving.folder import FILES, Weights, is_sharded, kept_weights
+from tutti.storage import shards
+from tutti.storage.find_checkpoint import FILES, Weights, is_sharded, kept_weights
+from tutti.storage.manifest import Manifest
+from tutti.storage.reading import parse_json, parse_yaml, shown
 from tutti.types import DataSpec, UserError
 
 CURE = "The folder is not a whole checkpoint: name another one, or train again."

@@ -10,11 +10,11 @@ from typing import Literal
 
 from safetensors.torch import save
 
-from tutti.data.storage import full_disk_is_a_user_error, sync_tree
-from tutti.manifest import EXPORT, sha256_of
 from tutti.plugin import Trust
 from tutti.serving.contents import read_model
-from tutti.serving.folder import (
+from tutti.serving.policy import Policy
+from tutti.storage.files import full_disk_is_a_user_error, sync_tree
+from tutti.storage.find_checkpoint import (
     FILES,
     Weights,
     find_checkpoint,
@@ -22,7 +22,7 @@ from tutti.serving.folder import (
     listed,
     read_weights,
 )
-from tutti.serving.policy import Policy
+from tutti.storage.manifest import EXPORT, sha256_of
 from tutti.types import UserError
 
 BESIDE = ("config.yaml", "spec.json", "normalizer.json", "tokenizer.json")

@@ -16,7 +16,6 @@ from tutti import __version__
 from tutti.data.cache import resize_images
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.manifest import Manifest
 from tutti.models.vla import VLA
 from tutti.plugin import Trust
 from tutti.serving.contents import (
@@ -26,7 +25,8 @@ from tutti.serving.contents import (
     read_normalizer,
     read_tokenizer,
 )
-from tutti.serving.folder import Weights, check_finite, find_checkpoint, listed, read_weights
+from tutti.storage.find_checkpoint import Weights, check_finite, find_checkpoint, listed, read_weights
+from tutti.storage.manifest import Manifest
 from tutti.types import DataSpec, Features, Tokens, UserError
 
 T = TypeVar("T")

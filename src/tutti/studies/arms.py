@@ -6,10 +6,10 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from tutti.config import RunConfig, build_config, parse_overrides
-from tutti.data.loader import SourceConfig
+from tutti.config.overrides import lay, layered
+from tutti.config.run_config import RunConfig, build_config, parse_overrides
+from tutti.data.config import SourceConfig
 from tutti.evaluation.config import NO_SUITE, ControlsConfig
-from tutti.overrides import lay, layered
 from tutti.studies.config import Level, StudyConfig
 from tutti.training.strategy import Strategy
 from tutti.types import UserError

@@ -17,24 +17,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tutti.config import RunConfig
-from tutti.data.storage import full_disk_is_a_user_error, lock_file, write_atomically
-from tutti.evaluation.starts import check_seeds
-from tutti.simulation.rendering import check_rendering
+from tutti.config.run_config import RunConfig
+from tutti.evaluation.closed_loop.starts import check_seeds
+from tutti.runs.terminal import say
+from tutti.storage.files import full_disk_is_a_user_error, lock_file, write_atomically
 from tutti.studies.arms import arm_config, cell_config, check_same_starts
-from tutti.studies.board import Board
-from tutti.studies.cell import Trained, describe_cell, load_trained
+from tutti.studies.cells import Cell, plan_cells, unfinished
 from tutti.studies.config import StudyConfig, study_yaml
 from tutti.studies.costs import StepCost, affordable_steps, measure_costs
 from tutti.studies.findings import cautions, headline, notes
 from tutti.studies.page import Findings, circumstances, publish
-from tutti.studies.plan import Cell, plan_cells, unfinished
-from tutti.studies.runner import Command, Failure, number_of_jobs, own_command, run_cells
+from tutti.studies.pool import Command, Failure, number_of_jobs, own_command, run_cells
+from tutti.studies.progress import Board
+from tutti.studies.run_cell import Trained, describe_cell, load_trained
 from tutti.studies.scores import score_study
 from tutti.studies.shared_data import SharedData, decode, link_cache, share_data
 from tutti.studies.standing import work_of
 from tutti.studies.tables import show
-from tutti.terminal import say
+from tutti.suites.metaworld.rendering import check_rendering
 from tutti.types import UserError
 
 PLAN = "plan.json"

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tutti.config import RunConfig, explain, parse_overrides, read_yaml
-from tutti.overrides import Override, lay
+from tutti.config.overrides import Override, lay
+from tutti.config.run_config import RunConfig, explain, parse_overrides, read_yaml
 from tutti.types import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

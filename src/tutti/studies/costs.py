@@ -17,11 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tutti import pipeline
-from tutti.config import RunConfig
-from tutti.data.storage import write_atomically
+from tutti.config.run_config import RunConfig
 from tutti.objectives.unified import UnifiedLoss
+from tutti.storage.files import write_atomically
 from tutti.studies.config import BudgetConfig
-from tutti.training.diagnostics import DiagnosticsConfig
+from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.strategy import Strategy
 from tutti.training.trainer import Trainer
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tutti.report.blocks import Note
+from tutti.studies.cells import Cell
 from tutti.studies.config import StudyConfig
-from tutti.studies.plan import Cell
 from tutti.studies.scores import ArmScore, mcnemar_statement, resolution
 from tutti.studies.tables import MOODS, level_words
 

@@ -11,18 +11,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tutti.data.storage import write_atomically
-from tutti.evaluation.statistics import Interval
+from tutti.evaluation.statistics.intervals import Interval
 from tutti.report.blocks import Block, Charts, Code, Facts, Note, Section, Table
-from tutti.report.charts import Chart
-from tutti.report.forest import ForestRow, forest_chart
-from tutti.report.numbers import anything
+from tutti.report.formatting import anything
 from tutti.report.render import Page, Tile, render
-from tutti.studies.cell import Trained
+from tutti.report.svg.charts import Chart
+from tutti.report.svg.forest import ForestRow, forest_chart
+from tutti.runs.summary import commit, machine, versions
+from tutti.storage.files import write_atomically
+from tutti.studies.cells import Cell
 from tutti.studies.config import Level, StudyConfig, study_yaml
 from tutti.studies.costs import StepCost
 from tutti.studies.findings import basis, cautions, headline, notes
-from tutti.studies.plan import Cell
+from tutti.studies.run_cell import Trained
 from tutti.studies.scores import ArmScore
 from tutti.studies.tables import (
     cost_table,
@@ -33,7 +34,6 @@ from tutti.studies.tables import (
     success_table,
     task_table,
 )
-from tutti.summary import commit, machine, versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-from tutti.evaluation.comparison import SIGNIFICANT, Comparison, compare_arms, holm
-from tutti.evaluation.statistics import Interval, seeds_and_starts, t_interval
-from tutti.studies.cell import Trained
+from tutti.evaluation.statistics.comparison import SIGNIFICANT, Comparison, compare_arms, holm
+from tutti.evaluation.statistics.intervals import Interval, seeds_and_starts, t_interval
+from tutti.studies.cells import Cell
 from tutti.studies.config import Level, StudyConfig
-from tutti.studies.plan import Cell
+from tutti.studies.run_cell import Trained
 from tutti.types import UserError
 
 

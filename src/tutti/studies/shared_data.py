@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutti import pipeline
-from tutti.config import RunConfig
-from tutti.data.loader import SourceConfig
-from tutti.evaluation.starts import TrainingStarts
-from tutti.stages import RunFolder
+from tutti.config.run_config import RunConfig
+from tutti.data.config import SourceConfig
+from tutti.evaluation.closed_loop.starts import TrainingStarts
+from tutti.runs.folder import RunFolder
 from tutti.studies.config import StudyConfig
 
 CACHE = "cache"

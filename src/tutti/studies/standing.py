@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tutti.config import RunConfig
-from tutti.simulation.suite import find_suite
+from tutti.config.run_config import RunConfig
+from tutti.suites.metaworld.suite import find_suite
 
 TAIL = 16_384
 ROLLOUT_STEPS = 2.0

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from rich import box
 from rich.table import Table as RichTable
 
-from tutti.evaluation.statistics import Interval, wilson
+from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.report.blocks import Cell, Table
-from tutti.report.numbers import NOTHING, count, duration, plain
+from tutti.report.formatting import NOTHING, count, duration, plain
+from tutti.runs.terminal import console
 from tutti.studies.config import Level
 from tutti.studies.costs import StepCost
 from tutti.studies.scores import ArmScore, resolution
-from tutti.terminal import console
 
 WIDE = ("p", "McNemar, each seed", "to resolve")
 """Heads that a terminal has no room for; the notes below the tables say the same."""

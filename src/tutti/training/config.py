@@ -6,14 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tutti.training.best import KeepBest, check_keeping
-from tutti.training.blocks import CompileMode
-from tutti.training.diagnostics import DiagnosticsConfig
-from tutti.training.gradient_policy import GradientsConfig
-from tutti.training.optimizer import AdamWConfig, OptimizerConfig
-from tutti.training.parallel import AutoParallelConfig, ParallelConfig
-from tutti.training.ramp import BatchRampConfig
-from tutti.training.schedule import ScheduleConfig, WsdConfig
+from tutti.training.checkpointing.best import KeepBest, check_keeping
+from tutti.training.compilation import CompileMode
+from tutti.training.diagnostics.observer import DiagnosticsConfig
+from tutti.training.faults.policy import GradientsConfig
+from tutti.training.optim.batch_ramp import BatchRampConfig
+from tutti.training.optim.optimizers import AdamWConfig, OptimizerConfig
+from tutti.training.optim.schedules import ScheduleConfig, WsdConfig
+from tutti.training.parallel.config import AutoParallelConfig, ParallelConfig
 
 
 class ForkConfig(BaseModel):

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tutti.data.storage import write_atomically
+from tutti.storage.files import write_atomically
 from tutti.types import Batch
 
 TILE = 128

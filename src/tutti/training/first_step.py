@@ -9,11 +9,11 @@ from pathlib import Path
 
 from torch.nn.parameter import Parameter
 
-from tutti.ranks import MicroBatches
-from tutti.training.disk import disk_error, write_text_atomically
+from tutti.distributed.ranks import MicroBatches
+from tutti.storage.disk import disk_error, write_text_atomically
+from tutti.training.faults.non_finite import gradient_warnings
 from tutti.training.first_batch import save_pictures, shapes_tree
-from tutti.training.health import gradient_warnings
-from tutti.training.optimizer import OptimizerSet
+from tutti.training.optim.optimizers import OptimizerSet
 from tutti.types import Batch, Features, LossTerms
 
 log = logging.getLogger("tutti.training")

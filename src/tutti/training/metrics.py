@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from tutti.training.optimizer import OptimizerSet
+from tutti.training.optim.optimizers import OptimizerSet
 
 METRICS: dict[str, str] = {
     "loss/total": "L_total = sum_i lambda_i L_i, mean over the steps since the last record.",

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from tutti.ranks import MicroBatches
-from tutti.training.machine import Machine
-from tutti.training.randomness import load_rng_state, own_randomness
+from tutti.distributed.ranks import MicroBatches
+from tutti.training.device import Machine
+from tutti.training.rng import load_rng_state, own_randomness
 from tutti.training.validation import Reading, fetch, reading
 from tutti.types import Batch, LossTerms
 

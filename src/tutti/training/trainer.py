@@ -10,37 +10,37 @@ from time import monotonic
 import torch
 from torch import nn
 
+from tutti.distributed.ranks import MicroBatches, sharing
+from tutti.distributed.sharded_tensors import total_norm
+from tutti.distributed.world import world
 from tutti.objectives.objective import Objective
-from tutti.ranks import MicroBatches, sharing
-from tutti.training.backward import OneBackwardConfig
-from tutti.training.backwards import BackwardConfig
-from tutti.training.blocks import prepared
+from tutti.training.backward.one import OneBackwardConfig
+from tutti.training.backward.term_gradients import Gradients, added, shared_norms, term_gradients
+from tutti.training.backward.union import BackwardConfig
+from tutti.training.checkpointing.fork import note_fork
+from tutti.training.checkpointing.saver import Saver
+from tutti.training.checkpointing.snapshot import restore, snapshot
 from tutti.training.clock import Clock
+from tutti.training.compilation import prepared
 from tutti.training.config import TrainingConfig
-from tutti.training.diagnostics import Diagnostics
-from tutti.training.distributed import world
-from tutti.training.ema import Ema, ema_decay
-from tutti.training.feed import TrainingData, fed, shared
+from tutti.training.data_feed import TrainingData, fed, shared
+from tutti.training.device import decide
+from tutti.training.diagnostics.observer import Diagnostics
+from tutti.training.faults.non_finite import NonFiniteError, non_finite
+from tutti.training.faults.policy import GradientPolicy, KeptState
+from tutti.training.faults.rollback import roll_back
+from tutti.training.faults.trouble import failure
 from tutti.training.first_step import show_first, warn_alone, warn_unmoved, warn_unreached
-from tutti.training.fork import note_fork
-from tutti.training.gradient_policy import GradientPolicy, KeptState
-from tutti.training.gradients import Gradients, added, shared_norms, term_gradients
-from tutti.training.health import NonFiniteError, non_finite
-from tutti.training.interrupt import Interruptible
-from tutti.training.machine import decide
 from tutti.training.metrics import rate_metrics, term_metrics
-from tutti.training.optimizer import part_of, trainable
-from tutti.training.randomness import rng_state, seed_everything
-from tutti.training.record import Meter, Recorder, recorder_of
-from tutti.training.replicas import Computation
-from tutti.training.rollback import roll_back
-from tutti.training.saving import Saver
+from tutti.training.optim.ema import Ema, ema_decay
+from tutti.training.optim.optimizers import part_of, trainable
+from tutti.training.parallel.ddp import Computation
+from tutti.training.records import Meter, Recorder, recorder_of
+from tutti.training.rng import rng_state, seed_everything
 from tutti.training.second_look import look_again
-from tutti.training.snapshot import restore, snapshot
+from tutti.training.signals import Interruptible
 from tutti.training.strategy import EndToEndConfig, Moment, Strategy, StrategyConfig
-from tutti.training.trouble import failure
 from tutti.training.validation import Reading, TermValues, fetch, reading, validated
-from tutti.training.whole import total_norm
 from tutti.types import Batch, Features, LossTerms
 
 log = logging.getLogger("tutti.training")

@@ -13,16 +13,16 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from tutti.distributed.ranks import ALONE, averaged, sharing
+from tutti.distributed.world import ONE, World
 from tutti.objectives.objective import Objective
-from tutti.ranks import ALONE, averaged, sharing
-from tutti.training.distributed import ONE, World
-from tutti.training.feed import portion
-from tutti.training.machine import Machine
-from tutti.training.randomness import own_randomness, seed_everything
+from tutti.training.data_feed import portion
+from tutti.training.device import Machine
+from tutti.training.rng import own_randomness, seed_everything
 from tutti.types import Batch, Features, LossTerms
 
 if TYPE_CHECKING:
-    from tutti.training.feed import TrainingData
+    from tutti.training.data_feed import TrainingData
     from tutti.training.trainer import Trainer
 
 TermValues = tuple[dict[str, float], dict[str, float], dict[str, float], float]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tutti.models.parts import ActionDecoder
+from tutti.models.sockets import ActionDecoder
 from tutti.plugin import CustomConfig
 from tutti.types import DataSpec
 
@@ -10,7 +10,7 @@ from tutti.types import DataSpec
 class CustomDecoderConfig(CustomConfig):
     """`kind: "package.module:Class"`. It is called as `Class(spec, width, **options)`.
 
-    The class must be a `tutti.models.parts.ActionDecoder`; `width` is the d of the readout and of the fused
+    The class must be a `tutti.models.sockets.ActionDecoder`; `width` is the d of the readout and of the fused
     vision tokens.
     """
 

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from tutti.distributed.ranks import drawn
 from tutti.models.decoders.trunk import Condition, Trunk, TrunkConfig, shrink
 from tutti.models.layers import activate
-from tutti.ranks import drawn
 from tutti.types import DataSpec
 
 _PERIODS = (4e-3, 4.0)

@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
+from tutti.distributed.ranks import drawn
 from tutti.models.decoders.chunks import present_actions, ranges, require_fitted
 from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig, draw_noise
 from tutti.models.decoders.trunk import Condition, Conditioning
-from tutti.models.parts import ActionDecoder
-from tutti.ranks import drawn
+from tutti.models.sockets import ActionDecoder
 from tutti.types import Batch, DataSpec, Features
 
 Prediction = Literal["sample", "velocity", "noise"]

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
+from tutti.distributed.ranks import drawn
 from tutti.models.decoders.chunks import present_actions
 from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig, draw_noise
 from tutti.models.decoders.trunk import Condition, Conditioning
-from tutti.models.parts import ActionDecoder
-from tutti.ranks import drawn
+from tutti.models.sockets import ActionDecoder
 from tutti.types import Batch, DataSpec, Features
 
 LATEST = 0.999

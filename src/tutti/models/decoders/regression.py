@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tutti.models.decoders.chunks import present_actions
 from tutti.models.decoders.gripper import Gripper, GripperConfig
 from tutti.models.layers import Activation, activate
-from tutti.models.parts import ActionDecoder
+from tutti.models.sockets import ActionDecoder
 from tutti.types import Batch, DataSpec, Features
 
 _LAST_LAYER_SCALE = 0.1

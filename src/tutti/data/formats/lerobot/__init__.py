@@ -1,0 +1,1 @@
+"""LeRobot v3.0 data sets: reader and writer."""

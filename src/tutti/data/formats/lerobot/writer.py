@@ -1,0 +1,330 @@
+"""Writes a LeRobotDataset v3.0 folder: pictures as PNG columns or as videos; atomic and deterministic."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from tutti.data.episodes import Progress
+from tutti.data.formats.lerobot.statistics import StatsAccumulator
+from tutti.data.formats.lerobot.video import FILE_BYTES, FILES_PER_CHUNK, VideoWriter
+from tutti.storage.files import full_disk_is_a_user_error, megabytes, sync, sync_tree
+from tutti.types import UserError
+
+DATA_FILE_BYTES = 100 * 2**20
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
+STATE = "observation.state"
+ACTION = "action"
+Storage = Literal["image", "video"]
+
+_SCALARS = {"timestamp": "float32"} | dict.fromkeys(
+    ("frame_index", "episode_index", "index", "task_index"), "int64"
+)
+_ARROW: dict[str, Any] = {"float32": pa.float32(), "int64": pa.int64()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRecord:
+    """One episode to be stored, in data units.
+
+    `images` maps each view's feature key (such as "observation.images.right") to its pictures; `extra`
+    maps further feature keys (such as "observation.environment_state") to float vectors.
+    """
+
+    images: dict[str, UInt8[np.ndarray, "t _ _ 3"]]
+    states: Float32[np.ndarray, "t s"]
+    actions: Float32[np.ndarray, "t a"]
+    instruction: str
+    extra: dict[str, Float32[np.ndarray, "t _"]] = field(default_factory=dict)
+
+
+def write_lerobot(
+    folder: Path,
+    episodes: Iterable[EpisodeRecord],
+    *,
+    fps: int | float,
+    views: tuple[str, ...],
+    robot_type: str,
+    storage: Storage = "image",
+    beside: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes all `episodes` to `folder`, which must not exist yet; gives `folder` back.
+
+    Everything is written to `<folder>.partial` and renamed at the end, so `folder` is either complete or
+    absent. The same episodes give the same bytes (with the same library versions). `episodes` is read
+    once and may be a generator; one episode at a time is held in memory. `beside` has the names and texts of
+    further files of the folder, which LeRobot does not read.
+
+    Raises UserError if the folder exists, an episode does not fit the first one, or the disk is full.
+    """
+    if folder.exists():
+        raise UserError(
+            f"{folder} exists already and is not overwritten.\n"
+            "  cure: choose another folder, or delete this one first."
+        )
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists():  # what an interrupted run left
+        shutil.rmtree(partial)
+    total = len(episodes) if isinstance(episodes, list | tuple) else 0
+    written = 0
+
+    def needed() -> str:
+        return _space_needed(partial, written, total)
+
+    try:
+        with full_disk_is_a_user_error(folder, "a LeRobot data set", needed):
+            partial.mkdir(parents=True)
+            with closing(_DatasetWriter(partial, fps, views, robot_type, storage)) as writer:
+                for written, episode in enumerate(episodes):
+                    writer.add(episode)
+                    if progress is not None:
+                        progress(written + 1, total)
+                writer.finish()
+            for name, text in (beside or {}).items():
+                (partial / name).write_text(text, encoding="utf-8")
+            sync_tree(partial)
+            os.replace(partial, folder)
+            sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _space_needed(partial: Path, written: int, total: int) -> str:
+    used = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    each = used / max(1, written)
+    if total and written:
+        return f"about {megabytes(each * total)} in all ({total} episodes of {megabytes(each)})"
+    if written:
+        return f"about {megabytes(each)} an episode; {written} were written when it was full"
+    return f"more than the {megabytes(used)} that one episode took so far"
+
+
+class _DatasetWriter:
+    """The open files of a data set being written; `add` each episode, then `finish`."""
+
+    def __init__(
+        self, folder: Path, fps: int | float, views: tuple[str, ...], robot_type: str, storage: Storage
+    ) -> None:
+        for view in views:
+            if not view.startswith("observation.image") or "/" in view:
+                raise UserError(
+                    f"views: {view!r} is no LeRobot camera key.\n"
+                    "  expected: 'observation.images.<camera>' or 'observation.image', without '/'."
+                )
+        if not fps > 0:
+            raise UserError(f"fps: expected a positive number, found {fps}.")
+        self.folder = folder
+        self.fps: int | float = int(fps) if float(fps).is_integer() else float(fps)
+        self.views, self.robot_type, self.storage = views, robot_type, storage
+        self.features: dict[str, dict[str, Any]] = {}
+        self.tasks: dict[str, int] = {}
+        self.stats: dict[str, StatsAccumulator] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.num_frames = 0
+        self._stack = ExitStack()
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(max_workers=2))
+        self._videos: dict[str, VideoWriter] = {}
+        self._parquet: pq.ParquetWriter | None = None
+        self._data_file, self._data_bytes = -1, 0
+
+    def close(self) -> None:
+        """Closes what is open, finished or not."""
+        if self._parquet is not None:
+            self._parquet.close()
+            self._parquet = None
+        for video in self._videos.values():
+            video.close()
+        self._stack.close()
+
+    def add(self, episode: EpisodeRecord) -> None:
+        """Appends one episode to the data file, the videos, the statistics and the episode table."""
+        self._check(episode)
+        length, number = len(episode.actions), len(self.rows)
+        task = self.tasks.setdefault(episode.instruction, len(self.tasks))
+        frame = np.arange(length, dtype=np.int64)
+        columns: dict[str, np.ndarray] = {STATE: episode.states, ACTION: episode.actions, **episode.extra}
+        columns["timestamp"] = (frame / self.fps).astype(np.float32)
+        columns |= {"frame_index": frame, "index": self.num_frames + frame}
+        columns |= {"episode_index": np.full(length, number), "task_index": np.full(length, task)}
+        row: dict[str, Any] = {
+            "episode_index": number,
+            "tasks": [episode.instruction],
+            "length": length,
+            "dataset_from_index": self.num_frames,
+            "dataset_to_index": self.num_frames + length,
+        }
+        for view in self.views if self.storage == "video" else ():
+            chunk, file, start, end = self._videos[view].add(episode.images[view])
+            row |= {f"videos/{view}/chunk_index": chunk, f"videos/{view}/file_index": file}
+            row |= {f"videos/{view}/from_timestamp": start, f"videos/{view}/to_timestamp": end}
+        file = self._write_rows(columns, episode)
+        row |= {"data/chunk_index": file // FILES_PER_CHUNK, "data/file_index": file % FILES_PER_CHUNK}
+        for key in self.features:
+            values = episode.images[key] if key in self.views else columns[key]
+            of_episode = StatsAccumulator.of(values)
+            row |= {f"stats/{key}/{name}": value for name, value in of_episode.summary().items()}
+            if key in self.stats:
+                self.stats[key].merge(of_episode)
+            else:
+                self.stats[key] = of_episode
+        self.rows.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+        self.num_frames += length
+
+    def finish(self) -> None:
+        """Writes the tables of tasks and episodes, the statistics and info.json."""
+        if not self.rows:
+            raise UserError(f"{self.folder.stem}: no episodes to write; expected at least one.")
+        self.close()
+        meta = self.folder / "meta"
+        (self.folder / EPISODES_PATH).parent.mkdir(parents=True)
+        _write_table(pa.Table.from_pylist(self.rows), self.folder / EPISODES_PATH, row_group_size=10)
+        _write_table(tasks_table(tuple(self.tasks)), meta / "tasks.parquet")
+        stats = {key: accumulator.summary() for key, accumulator in self.stats.items()}
+        (meta / "stats.json").write_text(json.dumps(stats, indent=4), encoding="utf-8")
+        (meta / "info.json").write_text(json.dumps(self._info(), indent=4), encoding="utf-8")
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": self.robot_type,
+            "total_episodes": len(self.rows),
+            "total_frames": self.num_frames,
+            "total_tasks": len(self.tasks),
+            "chunks_size": FILES_PER_CHUNK,
+            "data_files_size_in_mb": DATA_FILE_BYTES // 2**20,
+            "video_files_size_in_mb": FILE_BYTES // 2**20,
+            "fps": self.fps,
+            "splits": {"train": f"0:{len(self.rows)}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if self.storage == "video" else None,
+            "features": self.features,
+        }
+
+    def _check(self, episode: EpisodeRecord) -> None:
+        """Fixes the features by the first episode and holds every later one to them."""
+        name = f"Episode {len(self.rows)} ({episode.instruction!r})"
+        vectors: dict[str, np.ndarray] = {STATE: episode.states, ACTION: episode.actions, **episode.extra}
+        if set(episode.images) != set(self.views):
+            raise UserError(f"{name}: expected the views {self.views}, found {tuple(episode.images)}.")
+        lengths = {key: len(value) for key, value in {**episode.images, **vectors}.items()}
+        if len(set(lengths.values())) != 1 or len(episode.actions) < 2:
+            raise UserError(f"{name}: expected one length of at least 2 frames for all, found {lengths}.")
+        for key, value in vectors.items():
+            if not np.isfinite(value).all():
+                step, dimension = np.argwhere(~np.isfinite(value))[0].tolist()
+                raise UserError(f"{name}: {key} is {value[step, dimension]} at {step=}, {dimension=}.")
+        shapes = {key: list(episode.images[key].shape[1:]) for key in self.views}
+        shapes |= {key: list(value.shape[1:]) for key, value in vectors.items()}
+        if not self.rows:
+            self._declare(shapes)
+        known = {key: self.features[key]["shape"] for key in self.features if key not in _SCALARS}
+        if shapes != known:
+            raise UserError(f"{name} differs from the first.\n  expected: {known}\n  found:    {shapes}")
+
+    def _declare(self, shapes: dict[str, list[int]]) -> None:
+        for key, shape in shapes.items():
+            if key in self.views:
+                names: list[str] | None = ["height", "width", "channels"]
+                self.features[key] = {"dtype": self.storage, "shape": shape, "names": names}
+            else:
+                self.features[key] = {"dtype": "float32", "shape": shape, "names": None}
+        for key, dtype in _SCALARS.items():
+            self.features[key] = {"dtype": dtype, "shape": [1], "names": None}
+        for view in self.views if self.storage == "video" else ():
+            writer = VideoWriter(self.folder, view, VIDEO_PATH, self.fps)
+            self._videos[view] = writer
+            self.features[view]["info"] = writer.describe(shapes[view])
+
+    def _write_rows(self, columns: dict[str, np.ndarray], episode: EpisodeRecord) -> int:
+        """Writes one row group, in a new data file where the old one is full; gives the file's number."""
+        arrays, fields = [], []
+        for key, feature in self.features.items():
+            if feature["dtype"] == "video":
+                continue
+            array = self._png_column(episode.images[key]) if key in self.views else _vectors(columns[key])
+            arrays.append(array)
+            fields.append(pa.field(key, array.type))
+        table = pa.table(arrays, schema=pa.schema(fields, metadata=_hugging_face(self.features)))
+        if self._parquet is None or self._data_bytes + table.nbytes >= DATA_FILE_BYTES:
+            if self._parquet is not None:
+                self._parquet.close()
+            self._data_file, self._data_bytes = self._data_file + 1, 0
+            chunk, file = divmod(self._data_file, FILES_PER_CHUNK)
+            path = self.folder / DATA_PATH.format(chunk_index=chunk, file_index=file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Only numbers gain from a dictionary; pyarrow's stub allows no list here.
+            plain: Any = [key for key in self.features if key not in self.views]
+            self._parquet = pq.ParquetWriter(path, table.schema, compression="snappy", use_dictionary=plain)
+        self._parquet.write_table(table, row_group_size=table.num_rows)
+        self._data_bytes += table.nbytes
+        return self._data_file
+
+    def _png_column(self, images: UInt8[np.ndarray, "t h w 3"]) -> pa.Array:
+        # Pillow releases the GIL while it compresses, so two threads use two cores.
+        encoded: Iterator[bytes] = self._pool.map(_png, images)
+        items = [{"bytes": png, "path": f"frame-{i:06d}.png"} for i, png in enumerate(encoded)]
+        return pa.array(items, type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+
+
+def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _vectors(values: np.ndarray) -> pa.Array:
+    """(t, k) to fixed_size_list<T>[k]; (t,) or (t, 1) to plain numbers."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=_ARROW[str(values.dtype)])
+    width = values.shape[1] if values.ndim > 1 else 1
+    return flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
+
+
+def _hugging_face(features: dict[str, dict[str, Any]]) -> dict[bytes, bytes]:
+    """The schema metadata by which the `datasets` library knows a column of pictures."""
+    described: dict[str, Any] = {}
+    for key, feature in features.items():
+        value = {"dtype": feature["dtype"], "_type": "Value"}
+        if feature["dtype"] == "image":
+            described[key] = {"_type": "Image"}
+        elif feature["dtype"] != "video":
+            length = feature["shape"][0]
+            listed = {"feature": value, "length": length, "_type": "List"}
+            described[key] = value if length == 1 else listed
+    return {b"huggingface": json.dumps({"info": {"features": described}}).encode()}
+
+
+def tasks_table(tasks: tuple[str, ...]) -> pa.Table:
+    """The table of instructions, row i being task i, with the pandas metadata that makes `task` its index."""
+    kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
+    columns = [
+        {"name": k, "field_name": k, "pandas_type": p, "numpy_type": n, "metadata": None}
+        for k, (p, n) in kinds.items()
+    ]
+    pandas = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.3.3"}
+    schema = pa.schema(
+        [("task_index", pa.int64()), ("task", pa.string())], metadata={"pandas": json.dumps(pandas)}
+    )
+    return pa.table([list(range(len(tasks))), list(tasks)], schema=schema)
+
+
+def _write_table(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
+    pq.write_table(table, path, compression="snappy", row_group_size=row_group_size)

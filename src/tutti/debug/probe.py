@@ -1,0 +1,84 @@
+"""`tutti probe RUN`: the newest checkpoint is asked whether it looks, listens, or copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from tutti.evaluation.open_loop import tasks_of
+from tutti.evaluation.probes.findings import between
+from tutti.evaluation.probes.occlusion_picture import draw
+from tutti.evaluation.probes.run import ProbeResult, run_probes
+from tutti.pipeline import build_data, suite_of, training_threads
+from tutti.plugin import Trust
+from tutti.runs.folder import RunFolder
+from tutti.runs.terminal import console, progress_bar, say
+from tutti.serving.policy import Policy, find_checkpoint
+from tutti.storage.files import full_disk_is_a_user_error, write_atomically
+from tutti.training.rng import own_randomness
+
+FOLDER = "probes"
+
+
+def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
+    """Writes `folder`/probes/probes.json and occlusion.png, each atomically. Needs no simulator.
+    `trust_code`: classes of the user's own that the run names are imported.
+
+    Raises: UserError if the run has no checkpoint, or holds out no episode.
+    """
+    run = RunFolder(folder, new=False, trust_code=trust_code)
+    config = run.config()
+    settings, checkpoint = config.evaluation, find_checkpoint(run.path)
+    policy = Policy.load(checkpoint, settings.weights, trust_code=trust_code)
+    data = build_data(config, run.path)
+    with own_randomness(config.seed):
+        untrained = config.model.build(policy.spec)
+    with training_threads(config), progress_bar("probing") as bar:
+        found, maps = run_probes(
+            policy.model,
+            untrained,
+            data,
+            groups=tasks_of(data.windows.instructions, suite_of(config)),
+            partners=settings.controls.partners,
+            execute=settings.execute,
+            seed=config.seed,
+            progress=bar,
+        )
+    about = {"checkpoint": checkpoint.name, "weights": settings.weights}
+    with full_disk_is_a_user_error(run.path, "the probes", lambda: "about 1 MiB"):
+        run.write_json(f"{FOLDER}/probes.json", about | found.to_dict())
+        write_atomically(run.path / FOLDER / "occlusion.png", draw(maps))
+    return found
+
+
+def print_probes(found: ProbeResult, folder: Path) -> None:
+    """The tables of removals and baselines, then every sentence, the alarms first."""
+    table = _table("Without an input", "taken away", "actions move (x error)", "error grows (%)")
+    for row in found.removals.rows:
+        table.add_row(row.name, between(row.movement), between(row.increase, 100, 0))
+    console.print(table)
+    table = _table("One input alone", "regression from", "error", "x the model's")
+    for row in found.baselines:
+        table.add_row(row.name, between(row.error, digits=3), between(row.ratio))
+    table.add_row("the model", between(found.removals.error, digits=3), "1")
+    console.print(table)
+    table = _table("A linear map from frozen features", "features", "target", "trained", "untrained")
+    for row in found.probes:
+        table.add_row(row.features, row.target, between(row.trained), between(row.untrained))
+    console.print(table)
+    for finding in sorted(found.findings, key=lambda one: not one.alarm):
+        say(f"{'! ' if finding.alarm else '- '}{finding.sentence}")
+    say(
+        f"{found.windows} windows of {found.episodes} held-out episodes; 95 % intervals, over episodes. "
+        "Probes do not replace rollouts."
+    )
+    say(f"Probes: {folder / FOLDER / 'probes.json'}, {folder / FOLDER / 'occlusion.png'}")
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="left" if head == heads[0] else "right")
+    return table

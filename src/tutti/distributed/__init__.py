@@ -1,0 +1,1 @@
+"""Rows that processes share, process groups, and sharded tensors."""

@@ -1,0 +1,1 @@
+"""Success rates from rollouts in a simulator, with controls and videos."""

@@ -1,0 +1,265 @@
+"""The controls beside a score, and what they say: does the policy listen, does it look, is the task possible.
+
+| condition | who acts | what it is for |
+|---|---|---|
+| policy | the policy, its own instruction | the score |
+| wrong_instruction | the policy, same starts, another task's text | who ignores the text scores as before |
+| no_image | the policy, vision tokens removed by `image_mask` | blind baseline (black is a picture) |
+| noop | zero actions | chance: what physics gives for nothing |
+| expert | the scripted expert that made the demonstrations | ceiling |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tutti.evaluation.closed_loop.rollouts import CONDITIONS, Condition, Rollout, Unit
+from tutti.evaluation.config import EvaluationConfig
+from tutti.evaluation.statistics.intervals import Interval, mcnemar, paired_interval, wilson
+from tutti.suites.metaworld.environments import EnvironmentFactory
+from tutti.types import UserError
+
+Outcome = Literal[
+    "falls to chance",
+    "falls; not told apart from chance",
+    "falls, but stays above chance",
+    "falls",
+    "does not fall",
+    "not resolved",
+]
+Starts = dict[str, tuple[tuple[int, str], ...]]
+
+SIGNIFICANT = 0.05
+MARGIN = 0.1
+"""Two success rates count as equal where the 95 % interval of their difference stays within 10 points: some
+30 starts at least. That a difference was not found does not make two rates equal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a control says about the score, with the sentence for the report. k/n are over all its tasks.
+
+    `p` compares control and score, `chance_p` control and no-op (exact McNemar, each on the starts that both
+    met). `fall` is the interval of control minus score, `above_chance` that of control minus no-op. What
+    belongs to the no-op is None where it did not run on these starts.
+    """
+
+    control: Condition
+    tasks: tuple[str, ...]
+    outcome: Outcome
+    sentence: str
+    normal: tuple[int, int]
+    altered: tuple[int, int]
+    chance: tuple[int, int] | None
+    p: float
+    chance_p: float | None
+    fall: Interval
+    above_chance: Interval | None
+
+
+def plan(config: EvaluationConfig, environments: EnvironmentFactory) -> dict[Condition, Starts]:
+    """For each condition and task, the (seed, instruction) of every rollout.
+
+    Start `seed` is told paraphrase number `seed mod count` of the split, so a text does not depend on how
+    many rollouts are played. Every control uses the first starts of the score.
+
+    Raises UserError for a task that the suite's words do not know.
+    """
+    tasks = environments.tasks if config.tasks == "suite" else config.tasks
+    if len(set(tasks)) != len(tasks):
+        raise UserError(f"evaluation.tasks names a task twice: {', '.join(tasks)}. Name each once.")
+    controls = config.controls
+    listed = controls.wrong_instruction_tasks
+    swapped = tasks if listed == "all" else tuple(task for task in tasks if task in listed)
+    counts: dict[Condition, dict[str, int]] = {
+        "policy": dict.fromkeys(tasks, config.episodes),
+        "wrong_instruction": dict.fromkeys(swapped, controls.wrong_instruction),
+        "no_image": dict.fromkeys(tasks, controls.no_image),
+        "noop": {
+            task: max(controls.noop, controls.wrong_instruction if task in swapped else 0)
+            if controls.noop
+            else 0
+            for task in tasks
+        },
+        "expert": dict.fromkeys(tasks, controls.expert),
+    }
+    planned: dict[Condition, Starts] = {}
+    for condition in CONDITIONS:
+        starts: Starts = {}
+        for task, count in counts[condition].items():
+            told = _partner(config, task) if condition == "wrong_instruction" and count else task
+            if count:
+                words = environments.instructions(told, config.split)
+                starts[task] = tuple(
+                    (s, words[s % len(words)]) for s in config.seeds[: min(count, config.episodes)]
+                )
+        if starts:
+            planned[condition] = starts
+    return planned
+
+
+def units(planned: dict[Condition, Starts], block: int = 4) -> list[Unit]:
+    """The plan cut into blocks for workers, task by task, so that a worker builds few environments."""
+    tasks = list(planned["policy"])
+    return [
+        Unit(task=task, condition=condition, starts=starts[task][first : first + block])
+        for task in tasks
+        for condition, starts in planned.items()
+        if task in starts
+        for first in range(0, len(starts[task]), block)
+    ]
+
+
+def verdict(
+    control: Condition, rollouts: Sequence[Rollout], tasks: Sequence[str] | None = None
+) -> Verdict | None:
+    """Holds `wrong_instruction` or `no_image` against the score and the no-op policy, on the same starts.
+
+    | outcome | what is shown |
+    |---|---|
+    | falls to chance | below the score; not above the no-op, and less than `MARGIN` above it |
+    | falls; not told apart from chance | below the score; about the no-op nothing is shown |
+    | falls, but stays above chance | below the score and above the no-op |
+    | falls | below the score; no no-op ran on these starts |
+    | does not fall | the score is above the no-op; the control is not below the score, by `MARGIN` at most |
+    | not resolved | none of these |
+
+    Below and above: exact McNemar, p < .05. Less than `MARGIN`: the whole interval of `paired_interval`. The
+    starts of the tasks are pooled; each task has the same number. None if the control did not run.
+    """
+    found: dict[tuple[str, str, int], bool] = {(r.condition, r.task, r.seed): r.success for r in rollouts}
+    keys = [
+        (r.task, r.seed) for r in rollouts if r.condition == control and (tasks is None or r.task in tasks)
+    ]
+    keys = [key for key in keys if ("policy", *key) in found]
+    if not keys:
+        return None
+
+    def bits(condition: str, starts: Sequence[tuple[str, int]]) -> np.ndarray:
+        return np.array([found[condition, task, seed] for task, seed in starts], dtype=bool)
+
+    idle = [key for key in keys if ("noop", *key) in found]
+    return _judge(
+        control,
+        tuple(dict.fromkeys(task for task, _ in keys)),
+        _Pair(bits("policy", keys), bits(control, keys)),
+        _Pair(bits("noop", idle), bits(control, idle)) if idle else None,
+        _Pair(bits("noop", idle), bits("policy", idle)) if idle else None,
+    )
+
+
+class _Pair:
+    """Two conditions on the same starts: what is shown of second minus first."""
+
+    def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
+        self.first, self.second = first, second
+        self.p = mcnemar(first, second)
+        self.interval = paired_interval(first, second)
+        self.above = self.p < SIGNIFICANT and bool(second.sum() > first.sum())
+        self.below = self.p < SIGNIFICANT and bool(second.sum() < first.sum())
+
+
+def _judge(
+    control: Condition, tasks: tuple[str, ...], fall: _Pair, left: _Pair | None, score: _Pair | None
+) -> Verdict:
+    """`fall` is score to control, `left` no-op to control, `score` no-op to score."""
+    outcome: Outcome = "not resolved"
+    if fall.below:
+        if left is None:
+            outcome = "falls"
+        elif left.above:
+            outcome = "falls, but stays above chance"
+        elif left.interval.high < MARGIN:
+            outcome = "falls to chance"
+        else:
+            outcome = "falls; not told apart from chance"
+    elif fall.interval.low > -MARGIN and (fall.first.any() if score is None else score.above):
+        outcome = "does not fall"
+    return Verdict(
+        control=control,
+        tasks=tasks,
+        outcome=outcome,
+        sentence=_sentence(control, tasks, outcome, fall=fall, left=left, score=score),
+        normal=_count(fall.first),
+        altered=_count(fall.second),
+        chance=None if left is None else _count(left.first),
+        p=fall.p,
+        chance_p=None if left is None else left.p,
+        fall=fall.interval,
+        above_chance=None if left is None else left.interval,
+    )
+
+
+def _sentence(
+    control: Condition,
+    tasks: tuple[str, ...],
+    outcome: Outcome,
+    *,
+    fall: _Pair,
+    left: _Pair | None,
+    score: _Pair | None,
+) -> str:
+    """One plain sentence with the numbers behind it."""
+    cause, sense = (
+        ("the wrong instruction", "the text")
+        if control == "wrong_instruction"
+        else ("no image", "the picture")
+    )
+    chance = "" if left is None else f" (doing nothing: {_rate(left.first)})"
+    head = f"With {cause}, success on {_names(tasks)} goes from {_rate(fall.first)} to {_rate(fall.second)}"
+    starts, margin = f"n = {len(fall.first)}", f"{100 * MARGIN:.0f} points"
+    no_evidence = f"this score is no evidence that the policy uses {sense}"
+    match outcome:
+        case "falls to chance":
+            ending = f"it falls to chance, less than {margin} above it, so the policy acts on {sense}."
+        case "falls; not told apart from chance":
+            assert left is not None
+            ending = f"it falls; not told apart from chance (n = {len(left.first)}, at most "
+            ending += f"{_points(left.interval.high)} above it), so the policy uses {sense}."
+        case "falls, but stays above chance":
+            assert left is not None
+            ending = f"it falls, but stays above chance (p = {left.p:.2g}): the policy uses {sense} in part."
+        case "falls":
+            ending = f"it falls, so the policy uses {sense}; without no-op rollouts chance is not known."
+        case "does not fall":
+            ending = f"it does not fall by more than {margin}, so {no_evidence}."
+        case _ if score is not None and not score.above:
+            ending = f"not resolved, since the score itself is not told apart from chance ({starts})."
+        case _:
+            ending = f"not resolved, since no fall is shown and one of {_points(-fall.interval.low)} is not "
+            ending += f"ruled out ({starts}): {no_evidence}."
+    return f"{head}{chance}: {ending}"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.0f} points"
+
+
+def _count(bits: np.ndarray) -> tuple[int, int]:
+    return int(bits.sum()), len(bits)
+
+
+def _names(tasks: tuple[str, ...]) -> str:
+    if len(tasks) > 3:
+        return f"{len(tasks)} tasks"
+    return " and ".join([", ".join(tasks[:-1]), *tasks[-1:]] if tasks[1:] else tasks)
+
+
+def _rate(bits: np.ndarray) -> str:
+    k, n = _count(bits)
+    return f"{k}/{n} [{wilson(k, n).percent()}]"
+
+
+def _partner(config: EvaluationConfig, task: str) -> str:
+    try:
+        return config.controls.partners[task]
+    except KeyError:
+        raise UserError(
+            f"evaluation.controls.partners has no entry for {task!r}: the control lacks a text. "
+            f"Add one (evaluation.controls.partners: {{{task}: another-task}}) or take the task out of "
+            "evaluation.controls.wrong_instruction_tasks."
+        ) from None

@@ -1,0 +1,112 @@
+"""Which starts of the simulator a policy was trained on, so that none of them is played to judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutti.evaluation.config import EvaluationConfig
+from tutti.storage.reading import read_json, shown
+from tutti.types import UserError
+
+RECORDING = "recording.json"
+"""Says how a data set was recorded: `suite`, `seeds` [first, last], tries and successes of each task. It lies
+in the data set's own folder; older recordings have it in the run's folder alone, beside `dataset/`."""
+DATASET = "dataset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStarts:
+    """`seeds`: those of the demonstrations, recording by recording; `unknown`: data sets that do not say.
+
+    A start is told by its seed alone, whatever its task.
+    """
+
+    seeds: tuple[range, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @classmethod
+    def union(cls, parts: Iterable[TrainingStarts]) -> TrainingStarts:
+        """All of them, each once."""
+        parts = list(parts)
+        return cls(
+            seeds=tuple(dict.fromkeys(seeds for part in parts for seeds in part.seeds)),
+            unknown=tuple(dict.fromkeys(name for part in parts for name in part.unknown)),
+        )
+
+    @classmethod
+    def of_data(cls, folder: Path) -> TrainingStarts:
+        """Those of the data set in `folder`, wherever it lies.
+
+        Raises: UserError, naming the file, where it says something that cannot be read.
+        """
+        places = [folder / RECORDING]
+        places += [f.parent / RECORDING for f in (folder, folder.resolve()) if f.name == DATASET]
+        for path in places:
+            if path.is_file():
+                return cls(seeds=(_seeds(path),))
+        return cls(unknown=(str(folder),))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingStarts:
+        """What `to_dict` gave; data sets that did not say their starts then are asked again.
+
+        Raises: ValueError, KeyError or TypeError where it is of another form.
+        """
+        known = cls(seeds=tuple(_range(pair) for pair in values["seeds"]))
+        return cls.union([known, *(cls.of_data(Path(name)) for name in values["unknown"])])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with the last seed of each recording included."""
+        return {"seeds": [[one[0], one[-1]] for one in self.seeds], "unknown": list(self.unknown)}
+
+    @property
+    def warning(self) -> str:
+        """What must be said where a data set does not tell its starts; empty where all do."""
+        return (
+            f"starts of the training data are not known: {', '.join(self.unknown)}. Whether the score counts "
+            f"starts that were trained on cannot be checked. If you know them, put {RECORDING} with "
+            '{"seeds": [first, last]} into the data set.'
+            if self.unknown
+            else ""
+        )
+
+
+def check_seeds(config: EvaluationConfig, trained: TrainingStarts) -> None:
+    """Refuses to judge a policy on starts that it was shown. Raises: UserError where the seeds overlap."""
+    overlaps = [one for one in trained.seeds if _meet(config.seeds, one)]
+    if not overlaps:
+        return
+    shown = ", ".join(f"{one[0]} to {one[-1]}" for one in overlaps)
+    below = min(one[0] for one in trained.seeds) - config.episodes
+    raise UserError(
+        f"evaluation.seed0: the evaluation's starts (seeds {config.seeds[0]} to {config.seeds[-1]}) overlap "
+        f"the demonstrations' (seeds {shown}): the score would count starts that were trained on. "
+        f"Set evaluation.seed0 to {max(one[-1] for one in trained.seeds) + 1} or more"
+        + (f", or to at most {below}." if below >= 0 else ".")
+    )
+
+
+def _meet(one: range, other: range) -> bool:
+    return one[0] <= other[-1] and other[0] <= one[-1]
+
+
+def _seeds(path: Path) -> range:
+    cure = "`tutti record` writes this file; put back the one that belongs to the data set, or delete it."
+    try:
+        return _range(read_json(path, cure=cure)["seeds"])
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: `seeds` must be [first, last], two whole numbers from 0 on ({error}). {cure}"
+        ) from None
+
+
+def _range(pair: Any) -> range:
+    first, last = pair
+    if type(first) is not int or type(last) is not int or not 0 <= first <= last:
+        raise ValueError(f"found {shown(pair)}")
+    return range(first, last + 1)

@@ -1,0 +1,1 @@
+"""What a trained policy uses: linear probes, occlusion, input ablation, baselines."""

@@ -1,0 +1,178 @@
+"""Where in the picture the action comes from: take one patch away and see how far the action moves.
+
+Illustrative. A patch can matter without the action being any better for it, and two patches that say the same
+hide each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, isqrt
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, UInt8
+from torch import Tensor
+
+from tutti.evaluation.probes.samples import Sample, spread
+from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
+from tutti.models.vla import VLA
+from tutti.types import Batch, Features, Tokens
+
+FRAMES = 64
+TOP = 0.1
+COARSE = 4
+TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sensitivity:
+    """s_p = masked mean |a(o) - a(o without patch p)| over the executed part, for each of `patches` patches
+    of a frame (all views together).
+
+    `top_share` is the share of sum_p s_p inside the `top_patches` most sensitive ones, a tenth of them: if
+    all mattered alike it would be top_patches / patches. `views` is each view's share of sum_p s_p.
+    """
+
+    patches: int
+    top_patches: int
+    top_share: Estimate
+    views: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occlusion:
+    """The two ways to take a patch away, over `frames` held-out frames.
+
+    `pixels`: its pixels become their average over all frames, which a fixed camera's empty scene is; it says
+    where the action comes from. `tokens`: its token is removed by the mask, behind the vision encoder; it
+    says which tokens the fusion reads. These differ: an encoder with attention may gather the whole picture
+    in a few tokens of empty patches (registers, 2309.16588).
+    """
+
+    frames: int
+    pixels: Sensitivity
+    tokens: Sensitivity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Maps:
+    """The maps themselves, for drawing: frames, their pictures and s_p of each patch, view after view."""
+
+    images: UInt8[np.ndarray, "f v 3 h w"]
+    pixels: Float64[np.ndarray, "f p"]
+    tokens: Float64[np.ndarray, "f n"]
+    captions: tuple[str, ...]
+
+
+def occlude(
+    model: VLA,
+    sample: Sample,
+    texts: Sequence[str],
+    *,
+    execute: int,
+    frames: int = FRAMES,
+    seed: int = 0,
+) -> tuple[Occlusion, Maps]:
+    """Takes every patch of `frames` windows of `sample`, evenly spread, away, one at a time."""
+    chosen = spread(sample.index, sample.rows, frames)
+    images, captions = [], []
+    for batch in chosen.batches():
+        images.append(batch.observation.images.numpy())
+        captions += [texts[number] for number in batch.instruction_id.tolist()]
+    pictures = np.concatenate(images)
+    average = torch.from_numpy(pictures.mean(0).round().astype(np.uint8))
+    pixels = [_by_pixels(model, batch, execute, average) for batch in chosen.batches()]
+    tokens = [_by_tokens(model, batch, execute) for batch in chosen.batches()]
+    maps = Maps(
+        images=pictures,
+        pixels=np.concatenate(pixels),
+        tokens=np.concatenate(tokens),
+        captions=tuple(captions),
+    )
+    return Occlusion(
+        frames=len(pictures),
+        pixels=_summary(maps.pixels, chosen.episode, model.spec.views, seed),
+        tokens=_summary(maps.tokens, chosen.episode, model.spec.views, seed),
+    ), maps
+
+
+def _summary(
+    sensitivity: Float64[np.ndarray, "f p"], episode: np.ndarray, views: Sequence[str], seed: int
+) -> Sensitivity:
+    patches = sensitivity.shape[1]
+    top = max(1, ceil(TOP * patches))
+    best, total = np.sort(sensitivity, axis=1)[:, -top:].sum(1), sensitivity.sum(1)
+    by_view = sensitivity.reshape(len(sensitivity), len(views), -1).sum((0, 2))
+    whole = max(float(by_view.sum()), TINY)
+    return Sensitivity(
+        patches=patches,
+        top_patches=top,
+        top_share=ratio_of_sums(best, total, episode, seed=seed),
+        views=tuple((view, float(share) / whole) for view, share in zip(views, by_view, strict=True)),
+    )
+
+
+def _by_pixels(
+    model: VLA, batch: Batch, execute: int, average: UInt8[Tensor, "v 3 h w"]
+) -> Float64[np.ndarray, "b p"]:
+    """s_p with the patch's pixels replaced by `average`; patches as the tokens lie, or COARSE x COARSE."""
+    tokens = model.vision.tokens_per_view
+    side = isqrt(tokens) if isqrt(tokens) ** 2 == tokens else COARSE
+    edges = np.linspace(0, model.spec.image_size, side + 1).round().astype(int).tolist()
+    observation = batch.observation
+    columns: list[Callable[[], Tensor]] = []
+
+    def without(view: int, row: int, column: int) -> Tensor:
+        images = observation.images.clone()
+        cell = (slice(edges[row], edges[row + 1]), slice(edges[column], edges[column + 1]))
+        images[(slice(None), view, slice(None), *cell)] = average[(view, slice(None), *cell)]
+        return _predict(model, replace(batch, observation=replace(observation, images=images)))
+
+    for place in np.ndindex(observation.images.shape[1], side, side):
+        columns.append(lambda place=place: without(*place))
+    return _moved(_predict(model, batch), columns, batch, execute)
+
+
+def _by_tokens(model: VLA, batch: Batch, execute: int) -> Float64[np.ndarray, "b n"]:
+    """s_p with the patch's token removed by the mask, behind the vision encoder."""
+    vision, language, state = _encode(model, batch)
+
+    def without(token: int) -> Tensor:
+        mask = vision.mask.clone()
+        mask[:, token] = False
+        return _act(model, replace(vision, mask=mask), language, state)
+
+    columns = [lambda token=token: without(token) for token in range(vision.mask.shape[1])]
+    return _moved(_act(model, vision, language, state), columns, batch, execute)
+
+
+def _moved(
+    own: Float[Tensor, "b t a"], others: Sequence[Callable[[], Tensor]], batch: Batch, execute: int
+) -> Float64[np.ndarray, "b p"]:
+    """The masked mean distance of each of `others` from `own` over the executed part."""
+    mask = batch.action_mask[:, :execute]
+    count = mask.sum((1, 2)).clamp(min=1)
+    columns = [
+        torch.where(mask, (other() - own)[:, :execute].abs(), 0.0).sum((1, 2)) / count for other in others
+    ]
+    return torch.stack(columns, dim=1).double().numpy()
+
+
+@torch.no_grad()
+def _encode(model: VLA, batch: Batch) -> tuple[Tokens, Tokens, Float[Tensor, "b s"]]:
+    observation = batch.observation.to(next(model.parameters()).device)
+    vision = model.vision(model.prepare(observation.images), observation.image_mask)
+    return vision, model.language(observation.text, observation.text_mask), observation.state
+
+
+@torch.no_grad()
+def _act(model: VLA, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]) -> Float[Tensor, "b t a"]:
+    readout, fused = model.fusion(vision, language, state)
+    features = Features(vision=vision, language=language, readout=readout, fused_vision=fused)
+    return model.action.predict(features).float().cpu()
+
+
+def _predict(model: VLA, batch: Batch) -> Float[Tensor, "b t a"]:
+    return _act(model, *_encode(model, batch))

@@ -1,0 +1,95 @@
+"""Which windows the probes look at, and what a model makes of them: whole batches, sums per window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from tutti.data.config import DataBundle
+from tutti.data.windows import WindowIndex
+from tutti.models.vla import VLA
+from tutti.types import Batch, Observation, UserError
+
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Some windows of a data set, in rising order. `episode` numbers the episode of each from 0."""
+
+    index: WindowIndex
+    rows: Int64[np.ndarray, " n"]
+    episode: Int64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes they come from."""
+        return int(self.episode.max()) + 1
+
+    def batches(self) -> Iterator[Batch]:
+        """The windows in order, `BATCH` at a time."""
+        for start in range(0, len(self.rows), BATCH):
+            yield self.index.gather(self.rows[start : start + BATCH])
+
+    def actions(self, steps: int) -> tuple[Float64[np.ndarray, "n t a"], Bool[np.ndarray, "n t a"]]:
+        """The first `steps` normalised actions of each window and their mask."""
+        actions, mask = self.index.chunks(self.rows)
+        return actions[:, :steps].double().numpy(), mask[:, :steps].numpy()
+
+    def previous(self) -> tuple[Float64[np.ndarray, "n a"], Bool[np.ndarray, " n"]]:
+        """The action before each window, 0 and False at an episode's start."""
+        before = np.maximum(self.rows - 1, 0)
+        known = (self.rows > 0) & (self.index.episodes_of(before) == self.index.episodes_of(self.rows))
+        actions = self.index.chunks(before)[0][:, 0].double().numpy()
+        return np.where(known[:, None], actions, 0.0), known
+
+
+def spread(index: WindowIndex, rows: Int64[np.ndarray, " n"], most: int) -> Sample:
+    """At most `most` of `rows`, evenly spread over them in rising order."""
+    chosen = np.sort(rows)
+    if len(chosen) > most:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, most).round().astype(np.int64)]
+    episode = np.unique(index.episodes_of(chosen), return_inverse=True)[1].astype(np.int64)
+    return Sample(index=index, rows=chosen, episode=episode)
+
+
+def held_out(data: DataBundle, most: int) -> Sample:
+    """Windows of held-out episodes.
+
+    Raises: UserError if there is none.
+    """
+    if len(data.validation.all_windows) == 0:
+        raise UserError(
+            "probes: there is no held-out window, and probing what was trained on says little. "
+            "Set data.validation_fraction (0.05, say) and train again."
+        )
+    return spread(data.windows, data.validation.all_windows, most)
+
+
+def training(data: DataBundle, most: int) -> Sample:
+    """Windows of training episodes."""
+    rows = [data.windows.rows_of(number, part) for number, part in enumerate(data.training_episodes)]
+    return spread(data.windows, np.concatenate(rows), most)
+
+
+@torch.no_grad()
+def predict(model: VLA, observation: Observation) -> Float[Tensor, "b t a"]:
+    """The normalised chunk, on the CPU; `observation` may lie anywhere."""
+    device = next(model.parameters()).device
+    return model.predict(observation.to(device)).float().cpu()
+
+
+def masked_sums(
+    values: Float[Tensor, "b t a"], mask: Bool[Tensor, "b t a"], steps: int
+) -> Float64[np.ndarray, " b"]:
+    """sum m |x| of each window over its first `steps` actions."""
+    kept = torch.where(mask, values.abs(), torch.zeros(()))
+    return kept[:, :steps].double().sum((1, 2)).numpy()

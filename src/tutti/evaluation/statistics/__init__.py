@@ -1,0 +1,1 @@
+"""Intervals and comparisons of success rates and paired scores."""

@@ -1,0 +1,111 @@
+"""The language encoder: a small text transformer, pooled to a few tokens."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from tutti.models.layers import Activation, Block, attention_mask, readable, require_divisible
+from tutti.models.sockets import LanguageEncoder
+from tutti.types import DataSpec, Tokens
+
+
+class TextTransformerConfig(BaseModel):
+    """`kind: transformer`, trained from scratch on token ids."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["transformer"] = "transformer"
+    width: PositiveInt = 128
+    depth: int = Field(default=2, ge=0)
+    heads: PositiveInt = 4
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    activation: Activation = "relu"
+    num_tokens: int = Field(
+        default=2, ge=0, description="learned queries that the text is pooled to; 0 keeps every token"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        require_divisible(self.width, self.heads)
+        return self
+
+    def build(self, spec: DataSpec) -> TextTransformer:
+        """The encoder for texts of `spec.text_length` tokens out of `spec.vocab_size`."""
+        return TextTransformer(self, spec)
+
+
+class AttentionPooling(nn.Module):
+    """`num_tokens` learned queries each read the whole text: (b, l, d) to (b, num_tokens, d)."""
+
+    def __init__(self, width: int, heads: int, num_tokens: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.queries = nn.Parameter(torch.randn(num_tokens, width) * width**-0.5)
+        self.norm = nn.LayerNorm(width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b 1 1 l"] | None
+    ) -> Float[Tensor, "b n d"]:
+        """Attention of the queries over x where `mask` is True."""
+        b, length, d = x.shape
+        split = (self.heads, d // self.heads)
+        key, value = self.key_value(self.norm(x)).view(b, length, 2, *split).permute(2, 0, 3, 1, 4).unbind(0)
+        query = self.queries.view(1, -1, *split).transpose(1, 2).expand(b, -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).reshape(b, -1, d))
+
+
+class TextTransformer(LanguageEncoder):
+    """Token + position embedding, masked blocks, attention pooling, layer norm.
+
+    The windows of a batch share few instructions, so on a CPU each distinct text is encoded once and handed
+    out to its windows; value and gradient are those of encoding every row. Elsewhere (GPU, compiled,
+    exported) finding the distinct rows would wait for the device, so every row is encoded.
+    """
+
+    def __init__(self, config: TextTransformerConfig, spec: DataSpec) -> None:
+        super().__init__()
+        self.width = config.width
+        self.num_tokens = config.num_tokens or spec.text_length
+        self.token = nn.Embedding(spec.vocab_size, config.width)
+        nn.init.normal_(self.token.weight, std=config.width**-0.5)
+        self.position = nn.Parameter(torch.randn(spec.text_length, config.width) * 0.02)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio, config.activation)
+            for _ in range(config.depth)
+        )
+        self.pool = (
+            AttentionPooling(config.width, config.heads, config.num_tokens) if config.num_tokens else None
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
+        """Token ids to (b, num_tokens, width); a sample without text has all its tokens masked."""
+        if readable(text):
+            rows = torch.cat([text, text_mask.to(text.dtype)], dim=1)
+            distinct, inverse = torch.unique(rows, dim=0, return_inverse=True)
+            length = text.shape[1]
+            values = self.encode(distinct[:, :length], distinct[:, length:].bool())[inverse]
+        else:
+            values = self.encode(text, text_mask)
+        if self.pool is None:
+            return Tokens(values=values, mask=text_mask)
+        present = text_mask.any(dim=1, keepdim=True).expand(-1, self.num_tokens)
+        return Tokens(values=values, mask=present)
+
+    def encode(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b n d"]:
+        """Every row on its own, whether rows repeat or not."""
+        # A softmax over nothing is NaN: an empty row looks at its padding, and is masked for its readers.
+        mask = attention_mask(text_mask | ~text_mask.any(dim=1, keepdim=True))
+        x = self.token(text) + self.position[: text.shape[1]]
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x if self.pool is None else self.pool(x, mask))

@@ -1,0 +1,117 @@
+"""The vision encoder: a convolutional stem, then a vision transformer over each view."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from tutti.models.layers import Activation, Block, ConvLayer, all_present, require_divisible, space_to_depth
+from tutti.models.sockets import VisionEncoder
+from tutti.types import DataSpec, Tokens, UserError
+
+
+class StemConfig(BaseModel):
+    """Space-to-depth by `unshuffle`, then one 3 x 3 convolution for each entry of `channels`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unshuffle: PositiveInt = Field(
+        default=4, description="pixels of an unshuffle x unshuffle cell become channels"
+    )
+    channels: tuple[PositiveInt, ...] = Field(default=(64, 128, 128), min_length=1)
+    strides: tuple[PositiveInt, ...] = Field(default=(1, 2, 2), min_length=1)
+
+    @property
+    def total_stride(self) -> int:
+        """Pixels on a side of the picture for each token."""
+        return self.unshuffle * prod(self.strides)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.channels) != len(self.strides):
+            raise ValueError(
+                f"stem: {len(self.channels)} channels but {len(self.strides)} strides; give as many"
+            )
+        return self
+
+
+class VisionTransformerConfig(BaseModel):
+    """`kind: vit`, a vision transformer with a convolutional stem (2106.14881) instead of patches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["vit"] = "vit"
+    stem: StemConfig = StemConfig()
+    width: PositiveInt = 128
+    depth: int = Field(
+        default=1, ge=0, description="transformer blocks on each view alone; 0 leaves it to the fusion"
+    )
+    heads: PositiveInt = 4
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    activation: Activation = "relu"
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        require_divisible(self.width, self.heads)
+        return self
+
+    def build(self, spec: DataSpec) -> VisionTransformer:
+        """The encoder for pictures of `spec`. Raises UserError if their size does not fit the stem."""
+        return VisionTransformer(self, spec)
+
+
+class VisionTransformer(VisionEncoder):
+    """Stem, linear map to `width`, a learned embedding of view and cell, `depth` blocks on each view.
+
+    A picture of s x s pixels gives (s / total_stride)^2 tokens, row by row; views follow one another. The
+    views are encoded apart, folded into the batch: the fusion is where they meet.
+    """
+
+    def __init__(self, config: VisionTransformerConfig, spec: DataSpec) -> None:
+        super().__init__()
+        stride, size = config.stem.total_stride, spec.image_size
+        if size % stride or size < stride:
+            near = sorted({max(1, size // stride) * stride, (size // stride + 1) * stride})
+            raise UserError(
+                f"data.image_size is {size}, but model.vision.stem (unshuffle x strides) needs a multiple of "
+                f"{stride}. Set data.image_size to {' or '.join(map(str, near))}, or change the stem."
+            )
+        self.width = config.width
+        self.tokens_per_view = (size // stride) ** 2
+        self.image_size = size
+        self.unshuffle = config.stem.unshuffle
+        channels = (3 * self.unshuffle**2, *config.stem.channels)
+        self.stem = nn.Sequential(
+            *(ConvLayer(channels[i], channels[i + 1], s) for i, s in enumerate(config.stem.strides))
+        )
+        self.embed = nn.Linear(channels[-1], config.width)
+        self.position = nn.Parameter(torch.randn(len(spec.views), self.tokens_per_view, config.width) * 0.02)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio, config.activation)
+            for _ in range(config.depth)
+        )
+
+    def forward(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
+        """Pictures in [-1, 1] to (b, v * tokens_per_view, width); an absent view's tokens are masked."""
+        b, v, _, h, w = images.shape
+        if (v, h, w) != (len(self.position), self.image_size, self.image_size):
+            raise UserError(
+                f"the model was built for {len(self.position)} views of {self.image_size} x "
+                f"{self.image_size} pixels, but got {v} of {h} x {w}; use the data section of its training."
+            )
+        # An absent view may hold anything, even NaN, and 0 * NaN in an attention would spread it.
+        if not all_present(image_mask):
+            images = images.masked_fill(~image_mask[:, :, None, None, None], 0)
+        cells = self.stem(space_to_depth(images.flatten(0, 1), self.unshuffle))
+        x = self.embed(cells.permute(0, 2, 3, 1).flatten(1, 2))
+        x = (x.view(b, v, -1, self.width) + self.position).flatten(0, 1)
+        for block in self.blocks:
+            x = block(x)
+        n = self.tokens_per_view
+        mask = image_mask[:, :, None].expand(b, v, n).reshape(b, v * n)
+        return Tokens(values=x.view(b, v * n, self.width), mask=mask)

@@ -1,0 +1,127 @@
+"""How the lambdas are chosen: what every balancing is, and `fixed`, which takes them from the config."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from tutti.distributed.ranks import averaged, present
+from tutti.objectives.weight_schedule import WeightSchedule
+
+
+class Balancing(nn.Module, ABC):
+    """lambda_i = w_i(progress) * b_i: the config's weight or schedule w_i times what the method says, b_i.
+
+    A method writes `factors`, and learns in the moments below; `forward` changes nothing, since validation
+    calls it too. All its state is in buffers (and so in the checkpoint), in the order of `names`. Where the
+    scale of b is free it is chosen so that the b of the K computed terms sum to K: equal b are the plain sum.
+    """
+
+    def __init__(self, schedules: Mapping[str, WeightSchedule]) -> None:
+        super().__init__()
+        self.schedules = dict(schedules)
+        self.names = tuple(self.schedules)
+
+    @abstractmethod
+    def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
+        """b of every computed term, without a gradient: a number, or a scalar tensor."""
+
+    def is_active(self, name: str, progress: float) -> bool:
+        """False where the term's weight is exactly 0 at `progress`: the term is then not computed."""
+        return self.schedules[name].at(progress) != 0
+
+    def is_ever_active(self, name: str) -> bool:
+        """False where the term's weight is exactly 0 for the whole run: its data need not be loaded."""
+        return not self.schedules[name].is_zero
+
+    def forward(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
+        """lambda of every computed term, detached, in the precision and on the device of its value."""
+        factors = self.factors(_of_all_ranks(values))
+        lambdas: dict[str, Tensor] = {}
+        for name, value in values.items():
+            factor, weight = factors[name], self.schedules[name].at(progress)
+            # `full` fills on the device; `torch.tensor` would copy there and make the CPU wait.
+            lambdas[name] = torch.full((), weight, dtype=value.dtype, device=value.device) * (
+                factor.to(value.dtype) if isinstance(factor, Tensor) else factor
+            )
+        return lambdas
+
+    def __call__(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
+        return super().__call__(values, progress)
+
+    def before_step(self, step: int) -> None:
+        """Called before each update of a run (0-based), whether it is made then or left out."""
+
+    def wants_gradients(self, step: int) -> bool:
+        """True if `observe_gradients` must be called at this update (0-based)."""
+        return False
+
+    def observe_gradients(self, norms: Mapping[str, float]) -> None:
+        """Norms of the raw terms' gradients, over the parameters that the action term moves too."""
+
+    @property
+    def looks_again(self) -> bool:
+        """True if `look_again` must be called after each update, which costs one more forward pass."""
+        return False
+
+    def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        """The raw terms of the same batches before and after the update."""
+
+    def after_step(self, values: Mapping[str, float]) -> None:
+        """The raw terms of an update that has just been made."""
+
+    def in_order(self, values: Mapping[str, float], like: Tensor) -> Float[Tensor, " k"]:
+        """Numbers by term as a vector in the order of `names`, NaN where there is none, in the precision and
+        on the device of `like`, a buffer."""
+        numbers = [values.get(name, math.nan) for name in self.names]
+        # Made here and sent off: made there, the host would wait for all that the device has to do.
+        return torch.tensor(numbers, dtype=like.dtype).to(like.device, non_blocking=True)
+
+    def by_name(
+        self, vector: Float[Tensor, " k"], computed: Iterable[str]
+    ) -> dict[str, float | Float[Tensor, ""]]:
+        """The entries of a vector in the order of `names` that belong to the terms that are computed."""
+        return {name: vector[self.names.index(name)] for name in computed}
+
+    def softmax(
+        self, logits: Float[Tensor, " k"], computed: Collection[str]
+    ) -> dict[str, float | Float[Tensor, ""]]:
+        """K softmax(logits) over the K terms that are computed, so that equal logits give each a 1."""
+        if not computed:
+            return {}
+        chosen = torch.softmax(torch.stack([logits[self.names.index(name)] for name in computed]), 0)
+        return dict(zip(computed, len(computed) * chosen, strict=True))
+
+
+def _of_all_ranks(values: dict[str, Float[Tensor, ""]]) -> dict[str, Float[Tensor, ""]]:
+    """The values of the whole batch, so that all ranks choose the same lambdas; alone as they are."""
+    if present().count == 1 or not values:
+        return values
+    means = averaged(torch.stack([value.detach().double() for value in values.values()]))
+    return {name: mean.to(value.dtype) for (name, value), mean in zip(values.items(), means, strict=True)}
+
+
+class FixedBalancing(Balancing):
+    """b_i = 1: lambda_i is its weight or schedule, whatever the losses do."""
+
+    def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
+        return dict.fromkeys(values, 1.0)
+
+
+class FixedBalancingConfig(BaseModel):
+    """`kind: fixed`: no balancing method reliably beats tuned fixed lambdas (2201.04122, 2209.11379)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["fixed"] = "fixed"
+
+    def build(self, schedules: Mapping[str, WeightSchedule]) -> FixedBalancing:
+        """The balancing of terms with these schedules."""
+        return FixedBalancing(schedules)

@@ -1,0 +1,138 @@
+"""The alignment term: pictures and instructions that belong together get similar embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import log
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+
+from tutti.distributed.ranks import gathered
+from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.weight_schedule import Weight
+from tutti.types import Batch, Features, precise
+
+MAX_SCALE = 100.0
+"""The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
+
+
+class ContrastiveConfig(BaseModel):
+    """`kind: contrastive`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["contrastive"] = "contrastive"
+    weight: Weight = 0.1
+    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
+    temperature: Annotated[float, Field(ge=1 / MAX_SCALE, le=10)] = Field(
+        default=0.07, description="exp(-g) at the start"
+    )
+    stop_gradient: tuple[Boundary, ...] = ()
+
+    def build(self, model: Model, name: str) -> ContrastiveTerm:
+        """The term for encoders as wide as those of `model`."""
+        return ContrastiveTerm(
+            self, model.vision.width, model.language.width, name=name, stop_gradient=self.stop_gradient
+        )
+
+
+class ContrastiveTerm(Term):
+    """Multi-positive InfoNCE: windows with the same instruction are positives (after SupCon, 2004.11362).
+
+    z_i and w_j are the masked means of the vision and language tokens, each through a linear head and
+    L2-normalised.
+    s_ij = exp(g) z_i . w_j;  y_ij = 1[same instruction];  q_ij = y_ij / sum_k y_ik;
+    L = mean_i CE(q_i, softmax_j s_ij), averaged over both directions.
+
+    g is learned, exp(g) <= 100. The floor of L is mean_i log(sum_j y_ij), not 0; chance is log b. Windows
+    without a picture or without text take no part. Below two distinct instructions nothing can be told
+    apart: the value is then 0, with zero gradient, and the metric `skipped` is 1. On several ranks the
+    windows are those of all; with accumulation they are those of a micro-batch, which counts by how many take
+    part.
+    """
+
+    no_decay = frozenset({"log_scale"})
+
+    def __init__(
+        self,
+        config: ContrastiveConfig,
+        vision_width: int,
+        language_width: int,
+        *,
+        name: str = "align",
+        stop_gradient: Collection[Boundary] = (),
+    ) -> None:
+        super().__init__(name=name, stop_gradient=stop_gradient)
+        self.vision_head = nn.Linear(vision_width, config.width)
+        self.language_head = nn.Linear(language_width, config.width)
+        self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
+
+    def compute(self, features: Features, batch: Batch) -> TermValue:
+        """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
+        with torch.no_grad():  # clamped in place, as CLIP does: a clamp in the graph would lose its gradient
+            self.log_scale.clamp_(max=log(MAX_SCALE))
+        vision = gathered(F.normalize(self.vision_head(features.vision.mean()), dim=-1))
+        language = gathered(F.normalize(self.language_head(features.language.mean()), dim=-1))
+        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
+        instruction = gathered(batch.instruction_id)
+        same = instruction[:, None] == instruction[None, :]
+        scores = precise(self.log_scale.exp() * vision @ language.T)
+        return self.compared(contrast(scores, same, present, self.log_scale), takes_part)
+
+
+def takes_part(batch: Batch) -> Bool[Tensor, " b"]:
+    """The windows with a picture and with text."""
+    return batch.observation.image_mask.any(dim=1) & batch.observation.text_mask.any(dim=1)
+
+
+def contrast(
+    scores: Float[Tensor, "b b"],
+    same: Bool[Tensor, "b b"],
+    present: Bool[Tensor, " b"],
+    log_scale: Float[Tensor, ""],
+) -> TermValue:
+    """The multi-positive InfoNCE of `scores` (vision by language) over the windows in `present`; its metrics
+    have no term's name yet."""
+    pairs = present[:, None] & present[None, :]
+    positive = (same & pairs).to(scores.dtype)
+    num_positive = positive.sum(dim=1)  # `same` is symmetric: columns have the same sums
+    target = positive / num_positive.clamp(min=1)[:, None]
+    count = present.sum().clamp(min=1)
+    # Absent windows leave the softmax. Half the lowest number stays finite in it: 0 * inf below would be NaN.
+    lowest = torch.finfo(scores.dtype).min / 2
+    by_vision = scores.masked_fill(~present[None, :], lowest)
+    by_language = scores.T.masked_fill(~present[None, :], lowest)
+    cross = (target * (F.log_softmax(by_vision, dim=1) + F.log_softmax(by_language, dim=1))).sum()
+    enough = (pairs & ~same).any()
+    value = torch.where(enough, -cross / (2 * count), torch.zeros_like(cross))
+    with torch.no_grad():
+        floor = torch.where(present, num_positive.clamp(min=1).log(), 0).sum() / count
+        metrics = {
+            "floor": floor,
+            "above_floor": torch.where(enough, value.detach() - floor, 0),
+            "chance": count.to(scores.dtype).log(),
+            "accuracy": match_accuracy(scores, same, present),
+            "temperature": (-log_scale.detach()).exp(),
+            "skipped": (~enough).to(scores.dtype),
+        }
+    return TermValue(value=value, metrics=metrics)
+
+
+def match_accuracy(
+    scores: Float[Tensor, "b b"], same: Bool[Tensor, "b b"], present: Bool[Tensor, " b"]
+) -> Float[Tensor, ""]:
+    """Share of the windows in `present` whose best match among them has the same instruction, 0 to 1, the
+    mean of both directions; 0 where there is none."""
+    lowest = torch.finfo(scores.dtype).min / 2
+    right = (same & present[:, None] & present[None, :]).to(scores.dtype)
+    count = present.sum().clamp(min=1)
+    hits = [
+        right.gather(1, side.masked_fill(~present[None, :], lowest).argmax(dim=1, keepdim=True)).sum() / count
+        for side in (scores, scores.T)
+    ]
+    return (hits[0] + hits[1]) / 2

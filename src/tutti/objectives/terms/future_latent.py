@@ -1,0 +1,162 @@
+"""The future-latent term: what will a slowly following copy of the vision encoder see k actions from now?"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+
+from tutti.distributed.ranks import averaged, shared_mean
+from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.weight_schedule import Weight, WeightSchedule
+from tutti.types import Batch, Features, Future, UserError, masked_mean, precise
+
+
+class FutureLatentConfig(BaseModel):
+    """`kind: future_latent`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["future_latent"] = "future_latent"
+    weight: Weight = WeightSchedule(start=0.2, end=0.0, schedule="cosine", begin=0.6)
+    offset: PositiveInt = Field(default=4, description="k: how many actions ahead the predicted picture lies")
+    decay: float = Field(
+        default=0.995, ge=0, le=1, description="rho: how much of the target encoder stays at each step"
+    )
+    hidden: PositiveInt = Field(default=256, description="width of the predictor's hidden layer")
+    stop_gradient: tuple[Boundary, ...] = ()
+
+    def build(self, model: Model, name: str) -> FutureLatentTerm:
+        """The term for pictures and tokens as those of `model`; its target starts as the vision encoder that
+        `model` has now. Raises UserError if the offset is beyond the horizon."""
+        return FutureLatentTerm(self, model, name=name)
+
+
+class FutureLatentTerm(Term):
+    """Future latents (FLARE, 2505.15659): L = sum m (1 - cos(h(f_t), sg e_xi(o_{t+k}))) / sum m.
+
+    f_t are the fused vision tokens, which know the instruction and the state; h is a network of two layers on
+    each token; e_xi is the vision encoder with the weights xi, on the picture at t + k. Token by token: each
+    fused token predicts the latent of its own cell. m is 0 for views that are absent now or then and for all
+    that lies past the episode's end.
+
+    The target encoder `target` is a part of this term: it is in the checkpoint, no optimiser moves it and no
+    gradient reaches it. After each optimizer step xi <- rho xi + (1 - rho) theta, theta the weights of the
+    model's own encoder; buffers are copied. It stays in evaluation mode. What keeps the latents from
+    collapsing is the pair of predictor and slow target, as in BYOL (2006.07733), and the other terms. The
+    metrics `target_std` and, on held-out data, `target_rank` would show a collapse.
+
+    The model is used here but is no submodule; copy model and objective together (in one `deepcopy`), or the
+    copied term follows an encoder of its own.
+
+    Differs: FLARE adds learned future tokens to a diffusion transformer, reads them inside it and predicts a
+    compact, pre-trained embedding of picture and text at the end of the chunk; here the tokens that are there
+    predict the encoder's own tokens, trained from scratch.
+    """
+
+    def __init__(self, config: FutureLatentConfig, model: Model, *, name: str = "future_latent") -> None:
+        super().__init__(name=name, stop_gradient=config.stop_gradient, needs_futures=(config.offset,))
+        horizon = model.spec.horizon
+        if config.offset > horizon:
+            raise UserError(
+                f"objective.{name}.offset is {config.offset}, but must lie in 1..{horizon}, the horizon: "
+                "what comes after the chunk is not the policy's. Lower it or raise data.horizon."
+            )
+        self.config = config
+        self._model = (model,)  # in a tuple, so that torch does not register it
+        self.predictor = nn.Sequential(
+            nn.Linear(model.fusion.width, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, model.vision.width),
+        )
+        self.target = deepcopy(self._online()).requires_grad_(False).eval()
+
+    def _online(self) -> nn.Module:
+        """The model's own vision encoder."""
+        encoder = self._model[0].vision
+        assert isinstance(encoder, nn.Module), encoder
+        return encoder
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, but the target stays in evaluation mode: no dropout in what is predicted."""
+        super().train(mode)
+        self.target.eval()
+        return self
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """xi <- rho xi + (1 - rho) theta; buffers, and parameters that are no floats, are copied."""
+        online = self._online()
+        ours, theirs = dict(self.target.named_parameters()), dict(online.named_parameters())
+        moving = [name for name, value in ours.items() if value.is_floating_point()]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            [ours[name] for name in moving], [theirs[name] for name in moving], 1.0 - self.config.decay
+        )
+        for name in ours.keys() - set(moving):
+            ours[name].copy_(theirs[name])
+        for buffer, source in zip(self.target.buffers(), online.buffers(), strict=True):
+            buffer.copy_(source)
+
+    def compute(self, features: Features, batch: Batch) -> TermValue:
+        """The masked mean over tokens. Metrics: `target_std`, the root mean squared distance of the unit
+        targets from their mean over the batch at the same cell, in [0, 1]; 0: collapsed. In evaluation mode
+        only, since they cost: `target_rank`, the effective rank exp(-sum p log p) of these deviations, p the
+        singular values divided by their sum; and `copy_baseline`, the mean of 1 - cos(e_xi(o_t),
+        e_xi(o_{t+k})), the loss of predicting that nothing changes."""
+        future = self.future(batch, self.config.offset)
+        fused = features.fused_vision
+        target, there = self._latents(future)
+        mask = fused.mask & there
+        # What does not count is blanked before it enters, so that a NaN there cannot come back in a gradient.
+        predicted = F.normalize(
+            self.predictor(fused.values.masked_fill(~mask[..., None], 0)).to(target.dtype), dim=-1
+        )
+        value = masked_mean(1 - (predicted * target).sum(dim=-1), mask, of=self.mask)
+        with torch.no_grad():
+            deviations = _from_mean(target, mask)
+            spread = averaged(masked_mean(deviations.square().sum(dim=-1), mask)).sqrt()
+            metrics = {f"{self.name}/target_std": spread}
+            if not self.training:
+                everyone = torch.ones_like(future.mask)
+                present, here = self._latents(Future(observation=batch.observation, mask=everyone))
+                unchanged = (present * target).sum(dim=-1)
+                metrics |= {
+                    f"{self.name}/target_rank": _effective_rank(deviations.flatten(0, 1)),
+                    f"{self.name}/copy_baseline": masked_mean(1 - unchanged, mask & here),
+                }
+        return TermValue(value=value, metrics=metrics)
+
+    def mask(self, batch: Batch) -> Bool[Tensor, "b n"]:
+        """m, by the batch: the tokens of views that are there now and then."""
+        future = self.future(batch, self.config.offset)
+        there = batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
+        return there.repeat_interleave(self._model[0].vision.tokens_per_view, dim=1)
+
+    @torch.no_grad()
+    def _latents(self, at: Future) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
+        """The target encoder's tokens of an observation, of unit length, and which of them exist."""
+        shown = at.observation.image_mask & at.mask[:, None]
+        tokens = self.target(self._model[0].prepare(at.observation.images), shown)
+        values = precise(tokens.values).masked_fill(~tokens.mask[..., None], 0)
+        return F.normalize(values, dim=-1), tokens.mask
+
+
+def _from_mean(values: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+    """values minus their masked mean over the whole batch, at each place n; 0 where the mask is False."""
+    full = mask[..., None].expand_as(values)
+    mean = averaged(shared_mean(torch.where(full, values, 0.0).sum(dim=0), full.sum(dim=0)))
+    return (values - mean).masked_fill(~mask[..., None], 0)
+
+
+def _effective_rank(rows: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
+    """exp(-sum p log p), p the singular values divided by their sum; 0 of nothing."""
+    exact = rows.double()
+    singular = torch.linalg.eigvalsh(exact.mT @ exact).clamp(min=0).sqrt()
+    total = singular.sum()
+    share = singular / torch.where(total > 0, total, 1)
+    return torch.where(total > 0, torch.special.entr(share).sum().exp(), 0.0)

@@ -1,0 +1,152 @@
+"""The state-contrastive term: windows whose robot states are near get embeddings that are near."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+
+from tutti.distributed.ranks import drawn, gathered
+from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.weight_schedule import Weight, WeightSchedule
+from tutti.types import Batch, Features, Tokens, precise
+
+
+class StateContrastiveConfig(BaseModel):
+    """`kind: state_contrastive`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["state_contrastive"] = "state_contrastive"
+    weight: Weight = WeightSchedule(start=1.0, end=0.0, schedule="cosine")
+    read: Literal["readout", "vision"] = Field(
+        default="readout", description="what is embedded: the fused readout, or the mean of the vision tokens"
+    )
+    view_cutoff: bool = Field(
+        default=True,
+        description="with read=vision: embed each window a second time, without one of its views",
+    )
+    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
+    temperature: float = Field(default=0.2, gt=0, description="tau: what similarities are divided by")
+    state_scale: float = Field(
+        default=0.5, gt=0, description="beta: what distances of normalised states are divided by"
+    )
+    stop_gradient: tuple[Boundary, ...] = ()
+
+    def build(self, model: Model, name: str) -> StateContrastiveTerm:
+        """The term for a readout or vision tokens as those of `model`."""
+        width = model.fusion.width if self.read == "readout" else model.vision.width
+        return StateContrastiveTerm(self, width, name=name)
+
+
+class StateContrastiveTerm(Term):
+    """Soft contrast by proprioception (after RS-CL, 2510.01711).
+
+    q_ij = softmax_{j != i}(-|s_i - s_j| / beta);  p_ij = softmax_{j != i}(z_i . z_j / tau);
+    L = -mean_i sum_j q_ij log p_ij.
+
+    s is the normalised state and |.| the Euclidean norm; z is the readout, or the masked mean of the vision
+    tokens, through a head of two layers and L2-normalised. j runs over windows of i's embodiment: states of
+    different robots have no distance. A window with fewer than two such others has nothing to tell apart and
+    is no i; without any i the value is 0, with zero gradient, and `skipped` is 1. The floor is the mean
+    entropy of q, chance the mean of log(number of others).
+
+    With accumulation j runs over the windows of a micro-batch, which counts by its embeddings.
+
+    View cut-off (`read: vision`): of each window with at least two views, one view drawn at random is
+    dropped and the mean over the tokens that are left is a second embedding of the same state. The formula
+    then runs over both sets at once, so that a window's twin is its nearest neighbour, at distance 0. The
+    draw is from torch's generator, which is in the checkpoint.
+
+    Differs: the formula is ours in its details (the paper was seen through secondary sources): both sets
+    stand in one softmax, pairs stay within one embodiment, and beta, tau and the head are our choice. The
+    readout has the state as its input, so reading it asks the fusion to keep the state and asks little of the
+    encoders; `vision` must find the robot in the picture.
+    """
+
+    def __init__(
+        self, config: StateContrastiveConfig, width: int, *, name: str = "state_contrastive"
+    ) -> None:
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        self.config = config
+        self.head = nn.Sequential(
+            nn.Linear(width, config.width), nn.ReLU(), nn.Linear(config.width, config.width)
+        )
+
+    def compute(self, features: Features, batch: Batch) -> TermValue:
+        """The loss over the pairs of the batch; metrics `floor`, `above_floor`, `chance` and `skipped`."""
+        states, embodiment = batch.observation.state, batch.embodiment
+        if self.config.read == "readout":
+            read = features.readout
+            present = torch.ones_like(embodiment, dtype=torch.bool)
+        else:
+            sets = [features.vision]
+            if self.config.view_cutoff:
+                sets.append(without_one_view(features.vision, batch.observation.image_mask))
+            read = torch.cat([tokens.mean() for tokens in sets])
+            present = torch.cat([tokens.mask.any(dim=1) for tokens in sets])
+            states, embodiment = states.repeat(len(sets), 1), embodiment.repeat(len(sets))
+        z = gathered(F.normalize(self.head(read), dim=-1))
+        states, embodiment, present = gathered(states), gathered(embodiment), gathered(present)
+        similarity = precise(z @ z.T) / self.config.temperature
+        found = soft_contrast(similarity, states, embodiment, present, self.config.state_scale)
+        return self.compared(found, self.num_embeddings)
+
+    def num_embeddings(self, batch: Batch) -> Int[Tensor, " b"]:
+        """How many embeddings each window has: none without a picture, two where a view can be dropped."""
+        if self.config.read == "readout":
+            return torch.ones_like(batch.embodiment)
+        num_views = batch.observation.image_mask.sum(dim=1)
+        return num_views.clamp(max=2 if self.config.view_cutoff else 1)
+
+
+def without_one_view(tokens: Tokens, image_mask: Bool[Tensor, "b v"]) -> Tokens:
+    """The same tokens with those of one present view masked, drawn for each window by itself; where there is
+    only one view, all are masked."""
+    b, v = image_mask.shape
+    order = drawn(lambda rows: torch.rand(rows, v, device=image_mask.device), b).masked_fill(
+        ~image_mask, -1.0
+    )
+    views = torch.arange(image_mask.shape[1], device=image_mask.device)
+    kept = image_mask & (views != order.argmax(dim=1, keepdim=True))
+    per_view = tokens.mask.shape[1] // image_mask.shape[1]
+    return Tokens(values=tokens.values, mask=tokens.mask & kept.repeat_interleave(per_view, dim=1))
+
+
+def soft_contrast(
+    similarity: Float[Tensor, "m m"],
+    states: Float[Tensor, "m s"],
+    embodiment: Int[Tensor, " m"],
+    present: Bool[Tensor, " m"],
+    state_scale: float,
+) -> TermValue:
+    """The cross-entropy of softmax(similarity) against the neighbourhoods of `states`; its metrics have no
+    term's name yet."""
+    others = ~torch.eye(len(present), dtype=torch.bool, device=present.device)
+    others &= (embodiment[:, None] == embodiment[None, :]) & present[:, None] & present[None, :]
+    number = others.sum(dim=1)
+    rows = number >= 2
+    count = rows.sum().clamp(min=1)
+    others &= rows[:, None]
+    # Half the lowest number stays finite in a softmax, also of a row without anyone: 0 * inf would be NaN.
+    lowest = torch.finfo(similarity.dtype).min / 2
+    with torch.no_grad():
+        # Without the matrix product, whose cancellation gives near states a wrong distance.
+        distance = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist")
+        near = (-distance / state_scale).to(similarity.dtype).masked_fill(~others, lowest)
+        target = torch.where(others, near.softmax(dim=1), 0.0)
+        floor = torch.special.entr(target).sum() / count
+        chance = torch.where(rows, number.clamp(min=1).to(floor.dtype).log(), 0.0).sum() / count
+    log_share = similarity.masked_fill(~others, lowest).log_softmax(dim=1)
+    value = -(target * log_share).sum() / count
+    metrics = {
+        "floor": floor,
+        "above_floor": value.detach() - floor,
+        "chance": chance,
+        "skipped": (~rows.any()).to(floor.dtype),
+    }
+    return TermValue(value=value, metrics=metrics)

@@ -1,0 +1,1 @@
+"""Records demonstrations of a suite into a LeRobot data set."""

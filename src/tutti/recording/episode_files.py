@@ -1,0 +1,174 @@
+"""Recorded episodes on disk: one .npz each, written whole or not at all, and the list of those that count."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from tutti.storage.reading import read_json
+from tutti.types import UserError
+
+SETTINGS_FILE = "settings.json"
+DONE_FILE = "done.json"
+_IMAGE_PREFIX = "image."
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedEpisode:
+    """A successful demonstration, one row for each decision, pictures and state from just before it.
+
+    `actions` are the labels: what the expert would do. `executed` are the actions that the robot did,
+    with noise on x, y and z of standard deviation `noise`; replaying needs these. `privileged` is the
+    simulator's whole observation (see `SimState`).
+    """
+
+    task: str
+    seed: int
+    images: dict[str, UInt8[np.ndarray, "t h w 3"]]
+    states: Float32[np.ndarray, "t 4"]
+    actions: Float32[np.ndarray, "t 4"]
+    executed: Float32[np.ndarray, "t 4"]
+    privileged: Float32[np.ndarray, "t 39"]
+    instruction: str
+    noise: float
+
+
+def episode_path(folder: Path, task: str, seed: int) -> Path:
+    """Where a successful try is kept."""
+    return folder / task / f"{seed}.npz"
+
+
+def failure_path(folder: Path, task: str, seed: int) -> Path:
+    """The marker of a failed try, which is not tried again."""
+    return folder / task / f"{seed}.failed"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, even if the process is killed or the machine stops.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise UserError(
+            f"{path}: cannot write {len(content) / 1e6:.1f} MB: {error.strerror}.\n"
+            "Free some space, or choose another folder, and run the same command again: "
+            "finished episodes are kept."
+        ) from error
+
+
+def save_episode(folder: Path, episode: RecordedEpisode) -> None:
+    """Writes the episode's .npz (uncompressed; the same episode gives the same bytes)."""
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {
+        "states": episode.states,
+        "actions": episode.actions,
+        "executed": episode.executed,
+        "privileged": episode.privileged,
+        "instruction": np.array(episode.instruction),
+        "noise": np.array(episode.noise),
+    }
+    arrays |= {_IMAGE_PREFIX + view: images for view, images in episode.images.items()}
+    np.savez(buffer, **arrays)
+    write_atomically(episode_path(folder, episode.task, episode.seed), buffer.getvalue())
+
+
+def load_episode(folder: Path, task: str, seed: int) -> RecordedEpisode:
+    """Reads one episode.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = episode_path(folder, task, seed)
+    try:
+        with np.load(path) as file:
+            return RecordedEpisode(
+                task=task,
+                seed=seed,
+                images={
+                    key.removeprefix(_IMAGE_PREFIX): file[key]
+                    for key in file
+                    if key.startswith(_IMAGE_PREFIX)
+                },
+                states=file["states"],
+                actions=file["actions"],
+                executed=file["executed"],
+                privileged=file["privileged"],
+                instruction=str(file["instruction"]),
+                noise=float(file["noise"]),
+            )
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path}: not a readable episode ({error}). Delete this file and record again: only it is redone."
+        ) from error
+
+
+def load_recorded(work_folder: Path | str) -> Iterator[RecordedEpisode]:
+    """The episodes of a finished recording: the first of every task, then the second of every task, ...
+
+    Raises:
+        UserError: the recording is not finished, or a file is missing or damaged.
+    """
+    folder = Path(work_folder)
+    done = read_work(folder / DONE_FILE)
+    if done is None:
+        raise UserError(
+            f"{folder}: no finished recording here ({DONE_FILE} is missing). Record again to finish it."
+        )
+    seeds: dict[str, list[int]] = done["seeds"]
+    for turn in range(max(map(len, seeds.values()), default=0)):
+        for task, chosen in seeds.items():
+            if turn < len(chosen):
+                yield load_episode(folder, task, chosen[turn])
+
+
+def find_tries(folder: Path, task: str) -> dict[int, bool]:
+    """What is on disk already: seed -> did it succeed. Removes leftovers of a killed process."""
+    tries: dict[int, bool] = {}
+    for path in sorted((folder / task).glob("*")):
+        if path.name.startswith(".") and path.suffix == ".tmp":
+            path.unlink(missing_ok=True)
+        elif path.suffix == ".failed" and path.stem.isdigit():
+            tries[int(path.stem)] = False
+        elif path.suffix == ".npz" and path.stem.isdigit() and zipfile.is_zipfile(path):
+            tries[int(path.stem)] = True
+    return tries
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as readable JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_work(path: Path) -> Any:
+    """The value in a JSON file, None if there is no such file.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    return read_json(path, cure="Delete it and record again.") if path.exists() else None

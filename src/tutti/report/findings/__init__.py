@@ -1,0 +1,1 @@
+"""Sentences that the report draws from the records of a run."""

@@ -1,0 +1,247 @@
+"""The section "What trains what": gradient shares, conflicts, update ratios, features, noise, findings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from tutti.report.blocks import Block, Charts, Fold, Note, Section
+from tutti.report.findings.all import find
+from tutti.report.findings.diagnostic_records import Looks, batch_size, part_words, read_looks
+from tutti.report.findings.diagnostics import DEAD
+from tutti.report.findings.finding import Finding
+from tutti.report.formatting import Number, percent, plain
+from tutti.report.inputs import Inputs, Records, config_of
+from tutti.report.sections.training import term_colours
+from tutti.report.svg.axes import smooth
+from tutti.report.svg.charts import Chart, Series, line_chart
+from tutti.report.svg.matrices import heat_map, share_chart
+from tutti.training.metrics import describe_metric
+
+MOODS = {"fault": "bad", "warning": "warn", "hint": "hint"}
+AT_TOP = 4
+ID, TITLE = "what-trains-what", "What trains what"
+PART_COLOURS = {"vision": "c1", "language": "c2", "fusion": "c3", "action": "c4"}
+FEATURE_COLOURS = {"vision": "c1", "language": "c2", "fused": "c3", "readout": "c4"}
+SPARE = ("c5", "c6", "grey")
+PAIR_COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6")
+LEAST_TO_SMOOTH = 30
+
+
+def influence_section(inputs: Inputs) -> Section:
+    """Everything of the kind `diagnostics`, and all findings."""
+    section = partial(Section, id=ID, title=TITLE)
+    looks = read_looks(inputs.records)
+    found = find(inputs.records, config_of(inputs))
+    notes: list[Block] = [finding_note(finding) for finding in found]
+    if not looks.steps:
+        missing = (
+            "Not recorded: this run is older than the diagnostics, shorter than one look, or "
+            "`training.diagnostics.every` is 0."
+        )
+        return section(missing=missing, blocks=notes)
+    if not any(finding.severity != "hint" for finding in found):
+        notes.insert(0, Note(text=f"No fault found in {len(looks.steps):,} looks.", mood="good"))
+    colours = term_colours(looks.terms)
+    blocks: list[Block] = [
+        *notes,
+        Charts(charts=[*_matrices(looks), *_areas(looks, colours)]),
+        *_conflicts(looks),
+        Charts(charts=_health(looks)),
+        Fold(title="Norm of each term's weighted gradient", blocks=[Charts(charts=_norms(looks, colours))]),
+    ]
+    return section(lead=_lead(inputs, looks), blocks=blocks)
+
+
+def finding_note(finding: Finding) -> Note:
+    """A finding as a note: what is, and what to do."""
+    return Note(text=f"{finding.sentence} {finding.cure}", mood=MOODS[finding.severity])
+
+
+def top_notes(inputs: Inputs) -> list[Note]:
+    """The faults and warnings for the top of the page, the gravest first."""
+    grave = [f for f in find(inputs.records, config_of(inputs)) if f.severity != "hint"]
+    notes = [finding_note(finding) for finding in grave[:AT_TOP]]
+    if len(grave) > AT_TOP:
+        notes.append(
+            Note(text=f"{len(grave) - AT_TOP} more findings under \u201c{TITLE}\u201d.", mood="warn")
+        )
+    return notes
+
+
+def _lead(inputs: Inputs, looks: Looks) -> str:
+    training = config_of(inputs, "training").get("diagnostics")
+    own = training if isinstance(training, Mapping) else {}
+    share, every = own.get("share"), own.get("every")
+    how = f" at {percent(share)} of the batch" if isinstance(share, int | float) else ""
+    often = f", one every {plain(every)} steps" if isinstance(every, int | float) else ""
+    return (
+        f"{len(looks.steps):,} looks{how}{often}: the gradient of each term by itself, in each part of the "
+        "model. A term's share is the norm of its weighted gradient over the sum of all terms' norms."
+    )
+
+
+def _matrices(looks: Looks) -> list[Chart]:
+    """Shares of every term in every part, in the first half of the run and in the second."""
+    charts = []
+    for half, (since, until) in zip(("first", "second"), looks.halves, strict=True):
+        values: dict[tuple[str, str], float] = {}
+        tips: dict[tuple[str, str], str] = {}
+        for term in looks.terms:
+            for part in looks.parts:
+                share = looks.median(f"share/{term}/{part}", since, until)
+                norm = looks.median(f"norm/{term}/{part}", since, until)
+                if share is not None:
+                    values[term, part] = share
+                    said = "" if norm is None else f", norm {plain(norm)}"
+                    tips[term, part] = f"{term} in {part}: {percent(share, 1)}{said} (medians)"
+        help = (
+            f"{describe_metric('diag/share/action/vision')} Median over the looks of steps {since:,} to "
+            f"{until:,}. A dash: the term was not computed, or nothing reached the part. Frozen: the part "
+            "did not learn, so it had no gradient."
+        )
+        words = {part: "frozen" for part in looks.parts if looks.is_frozen(part, since, until)}
+        title = f"Share of each part's gradient, {half} half"
+        charts.append(heat_map(title, looks.terms, looks.parts, values, help=help, tips=tips, words=words))
+    return charts
+
+
+def _areas(looks: Looks, colours: Mapping[str, str]) -> list[Chart]:
+    charts = []
+    for part in looks.parts:
+        shares = {term: _by_step(looks.records, f"diag/share/{term}/{part}") for term in looks.terms}
+        if sum(any(own.values()) for own in shares.values()) > 1:  # one term alone has all of it
+            title = f"Who trains {part_words(part)}"
+            help = describe_metric(f"diag/share/action/{part}") or ""
+            charts.append(share_chart(title, looks.steps, shares, colours, help))
+    return charts
+
+
+def _conflicts(looks: Looks) -> list[Block]:
+    """How often two terms pull a part in opposite directions, and their cosines over time."""
+    pairs = looks.pairs
+    if not pairs:
+        return []
+    names = {pair: f"{pair[0]}, {pair[1]}" for pair in pairs}
+    values: dict[tuple[str, str], float] = {}
+    tips: dict[tuple[str, str], str] = {}
+    for pair in pairs:
+        for part in looks.parts:
+            against = looks.against(*pair, part)
+            if against is not None:
+                share, cosine, count = against
+                values[names[pair], part] = share
+                tips[names[pair], part] = (
+                    f"{names[pair]} in {part}: cosine below 0 in {percent(share)} of {count} looks, "
+                    f"mean {cosine:.2f}"
+                )
+    parts = [part for part in looks.parts if any(column == part for _, column in values)]
+    help = (
+        "Share of the looks in which the two terms' gradients point against each other. Half is chance: "
+        "unrelated gradients have a cosine around 0. A dash: at most one of the terms reaches the part."
+    )
+    title = "Looks in which two terms conflict"
+    charts = [heat_map(title, list(names.values()), parts, values, help=help, colour="c2", tips=tips)]
+    for part in parts:
+        series = [
+            _line(
+                looks.records, f"diag/cosine/{a}~{b}/{part}", names[a, b], PAIR_COLOURS[n % len(PAIR_COLOURS)]
+            )
+            for n, (a, b) in enumerate(pairs)
+        ]
+        zero = _level(looks, 0.0, "unrelated", "grey")
+        help = describe_metric(f"diag/cosine/a~b/{part}") or ""
+        charts.append(
+            line_chart(
+                f"Cosines in {part_words(part)}",
+                [zero, *_present(series)],
+                unit="cosine",
+                help=help,
+                log=False,
+            )
+        )
+    return [Charts(charts=charts)]
+
+
+def _health(looks: Looks) -> list[Chart]:
+    records = looks.records
+    others = [part for part in looks.parts if part not in PART_COLOURS]
+    colours = PART_COLOURS | dict(zip(others, SPARE, strict=False))
+    ratios = [
+        _line(records, f"diag/update_ratio/{part}", part, colours.get(part, "grey")) for part in looks.parts
+    ]
+    ranks, dead = [], []
+    for name, colour in FEATURE_COLOURS.items():
+        ranks.append(_line(records, f"diag/rank/{name}", name, colour))
+        limit = looks.median(f"rank_limit/{name}")
+        if limit is not None:
+            ranks.append(_level(looks, limit, f"most for {name}", colour))
+        dead.append(_line(records, f"diag/dead/{name}", name, colour, factor=100))
+    if any(dead):
+        dead.append(_level(looks, 100 * DEAD, f"fault from {percent(DEAD)} on", "grey"))
+    scale = [_line(records, "diag/noise_scale", "noise scale", "c1")]
+    batch = batch_size(records)
+    if batch is not None and any(scale):
+        scale.append(_level(looks, batch, f"batch {plain(batch)}", "c2"))
+    spikes = _spikes(records)
+    kinds = (
+        ("Update-to-weight ratio", ratios, "ratio", "diag/update_ratio/vision", True),
+        ("Effective rank", ranks, "rank", "diag/rank/readout", None),
+        ("Dead units", dead, "%", "diag/dead/vision", False),
+        ("Gradient noise scale and batch", scale, "windows", "diag/noise_scale", None),
+        ("Loss spikes", spikes, "z", "diag/spike/action", False),
+    )
+    return [
+        line_chart(title, _present(series), unit=unit, help=describe_metric(name) or "", log=log)
+        for title, series, unit, name, log in kinds
+        if any(series)
+    ]
+
+
+def _spikes(records: Records) -> list[Series | None]:
+    """A point for each spike, as high as its z."""
+    names = [name for name in records.columns if name.startswith("diag/spike/")]
+    terms = [name.removeprefix("diag/spike/") for name in names]
+    colours = term_colours(terms)
+    return [
+        Series(
+            name=term, xs=records.get(name)[0], ys=records.get(name)[1], colour=colours[term], kind="points"
+        )
+        for name, term in zip(names, terms, strict=True)
+    ]
+
+
+def _norms(looks: Looks, colours: Mapping[str, str]) -> list[Chart]:
+    help = describe_metric("diag/norm/action/vision") or ""
+    charts = []
+    for part in looks.parts:
+        series = [
+            _line(looks.records, f"diag/norm/{term}/{part}", term, colours[term]) for term in looks.terms
+        ]
+        # A norm of 0 (the term does not reach the part) has no place on a log scale.
+        kept = [s for s in _present(series) if any(y > 0 for y in s.ys)]
+        charts.append(line_chart(f"lambda |g| in {part_words(part)}", kept, unit="norm", help=help))
+    return charts
+
+
+def _line(records: Records, name: str, label: str, colour: str, factor: Number = 1) -> Series | None:
+    steps, values = records.get(name)
+    if not steps:
+        return None
+    ys = [factor * value for value in (smooth(values, 0.03) if len(values) >= LEAST_TO_SMOOTH else values)]
+    return Series(name=label, xs=steps, ys=ys, colour=colour)
+
+
+def _level(looks: Looks, value: Number, label: str, colour: str) -> Series:
+    ends = [looks.steps[0], looks.steps[-1]]
+    return Series(name=label, xs=ends, ys=[value, value], colour=colour, kind="reference")
+
+
+def _by_step(records: Records, name: str) -> dict[int, float]:
+    steps, values = records.get(name)
+    return {step: value for step, value in zip(steps, values, strict=True) if math.isfinite(value)}
+
+
+def _present(series: Sequence[Series | None]) -> list[Series]:
+    return [one for one in series if one is not None]

@@ -1,0 +1,1 @@
+"""Charts as SVG: axes, lines, matrices, forest plots."""

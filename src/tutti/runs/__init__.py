@@ -1,0 +1,1 @@
+"""A run's folder, its summary, and what a run prints."""

@@ -1,0 +1,183 @@
+"""What there is to tell: summary.json for machines (docs/summary.md), the closing tables for people."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilson
+from tutti.models.describe import Description
+from tutti.runs.folder import RunFolder
+from tutti.runs.terminal import console, say
+from tutti.storage.reading import read_json
+from tutti.types import UserError
+
+PACKAGES = ("tutti-vla", "torch", "numpy", "pyarrow", "av", "tokenizers", "metaworld", "mujoco")
+
+
+def write_summary(run: RunFolder) -> dict[str, Any]:
+    """Writes summary.json from what the run's folder holds, and gives it back."""
+    try:
+        config = run.config().model_dump(mode="json")
+    except UserError as error:
+        say(f"config.yaml is left out: {error}")
+        config = {"name": run.path.resolve().name}
+    summary = {
+        "name": config["name"],
+        "seconds": round(sum(run.seconds.values()), 1),
+        "stage_seconds": run.seconds,
+        **_played(run.path / "evaluation" / "results.json"),
+        "open_loop": _json(run.path / "evaluation" / "open_loop.json"),
+        "config": config,
+        "versions": versions(),
+        "machine": machine(),
+        "commit": commit(),
+    }
+    run.write_json("summary.json", summary)
+    return summary
+
+
+def print_summary(summary: dict[str, Any], run: Path) -> None:
+    """Success per task with its interval and controls, where the time went, and where the report is."""
+    controls = summary["controls"]
+    if summary["success"]:
+        table = _table(f"Success in the simulator: {summary['name']}")
+        table.add_column("task", no_wrap=True)
+        for head in ("success", "95 %", *(name.replace("_", " ") for name in controls)):
+            table.add_column(head, justify="right")
+        for task, (successes, episodes) in summary["success"].items():
+            others = (_fraction(counts.get(task)) for counts in controls.values())
+            bounds = wilson(successes, episodes).percent()
+            table.add_row(task, f"{successes}/{episodes}", bounds, *others)
+        table.add_section()
+        bounds = _interval(summary["success"]).percent()
+        means = (f"{100 * _mean(counts):.0f} %" for counts in controls.values())
+        table.add_row("task mean", f"{100 * summary['mean']['rate']:.1f} %", bounds, *means)
+        console.print(table)
+    times = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
+    say(f"Time: {_duration(summary['seconds'])} ({times})")
+    say(f"Report: {run / 'report.html'}")
+
+
+def print_model(description: Description) -> None:
+    """A table of the modules with parameters and FLOPs of one sample forward, and the token sequence."""
+    table = _table("Model")
+    table.add_column("module")
+    for head in ("parameters", "FLOPs per sample", "share"):
+        table.add_column(head, justify="right")
+    for row in description.modules:
+        name = "  " * row.depth + row.name
+        table.add_row(name, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.share:.1f} %")
+    console.print(table)
+    parts = " | ".join(f"{row.name} {row.tokens}" for row in description.tokens)
+    say(f"Tokens of the fusion: {parts} = {sum(row.tokens for row in description.tokens)} tokens")
+    say(
+        "FLOPs are those of one prediction, counted by torch's counter. Where the action decoder predicts in "
+        "one pass, a training step costs about three times as much; one that samples counts every pass here."
+    )
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that shape a result; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran: system, processor, and the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"system": platform.platform(), "processor": _processor(), "cores": cores}
+
+
+def commit() -> str | None:
+    """The git commit of Tutti's own checkout, "+" added if its files were changed; None outside one."""
+    package = Path(__file__).resolve().parents[1]
+    tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
+    head = _git(package, "rev-parse", "HEAD") if tracked is not None else None
+    return None if head is None else head + ("+" if _git(package, "status", "--porcelain", ".") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file of the run; a torn or foreign one is left out, and said."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path)
+    except UserError as error:
+        say(f"left out: {error}")
+        return {}
+
+
+def _played(path: Path) -> dict[str, Any]:
+    """What results.json says of the policy and its controls; nothing where it has another form."""
+    results = _json(path)
+    try:
+        scores = dict(results.get("scores", {}))
+        policy = scores.pop("policy", None)
+        success = _counts(policy) if policy else {}
+        return {
+            "success": success,
+            "mean": {"rate": _mean(success), **asdict(_interval(success))} if success else None,
+            "controls": {name: _counts(score) for name, score in scores.items()},
+            "verdicts": {found["control"]: found["outcome"] for found in results.get("verdicts", [])},
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        say(f"{path} is left out, it has another form ({type(error).__name__}: {error})")
+        return {"success": {}, "mean": None, "controls": {}, "verdicts": {}}
+
+
+def _counts(score: dict[str, Any]) -> dict[str, list[int]]:
+    return {str(task["task"]): [int(task["k"]), int(task["n"])] for task in score["tasks"]}
+
+
+def _fraction(pair: list[int] | None) -> str:
+    return f"{pair[0]}/{pair[1]}" if pair else ""
+
+
+def _mean(counts: dict[str, list[int]]) -> float:
+    return sum(k / n for k, n in counts.values()) / len(counts)
+
+
+def _interval(counts: dict[str, list[int]]) -> Interval:
+    return mean_of_rates([(k, n) for k, n in counts.values()])
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

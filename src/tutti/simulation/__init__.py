@@ -1,1 +1,0 @@
-"""Simulators as a source of demonstrations and as a judge of policies: Meta-World on MuJoCo."""

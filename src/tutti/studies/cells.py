@@ -1,0 +1,94 @@
+"""The cells of a study: a run for each arm, level and seed, in a folder named by what it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutti.config.run_config import RunConfig
+from tutti.data.config import SourceConfig
+from tutti.pipeline import TRAINED_BY
+from tutti.runs.folder import with_effect
+from tutti.studies.arms import cell_config, cell_name
+from tutti.studies.config import Level, StudyConfig
+
+CELLS = "cells"
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One run of the study. `identity` is a hash of how it is judged; its folder's name has one of how it is
+    trained, so a changed evaluation plays again but does not train again."""
+
+    arm: str
+    level: Level
+    seed: int
+    steps: int
+    folder: Path
+    identity: str
+
+    @property
+    def name(self) -> str:
+        """For people: "action_only, 10 demonstrations, seed 2"."""
+        level = {"base": "", "all": ", all demonstrations"}.get(
+            str(self.level), f", {self.level} demonstrations"
+        )
+        return f"{self.arm}{level}, seed {self.seed}"
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished cell has left, or None: not finished, or judged otherwise."""
+        try:
+            found = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) and found.get("identity") == self.identity else None
+
+
+def plan_cells(
+    study: StudyConfig,
+    steps: Mapping[str, int],
+    sources: tuple[SourceConfig, ...],
+    fingerprint: str,
+    folder: Path,
+) -> dict[Cell, RunConfig]:
+    """Every cell with its config, by seed first, so that what is finished early compares every arm.
+
+    Raises: UserError that names the arm and the key.
+    """
+    planned: dict[Cell, RunConfig] = {}
+    for seed in study.seed_list:
+        for level in study.levels:
+            for arm in study.arms:
+                config = cell_config(study, arm, level=level, seed=seed, steps=steps[arm], sources=sources)
+                name = f"{cell_name(arm, level, seed)}-{training_hash(config, fingerprint)}"
+                cell = Cell(
+                    arm=arm,
+                    level=level,
+                    seed=seed,
+                    steps=steps[arm],
+                    folder=folder / CELLS / name,
+                    identity=_hash(with_effect(config.sections("evaluation"))),
+                )
+                planned[cell] = config
+    return planned
+
+
+def training_hash(config: RunConfig, fingerprint: str) -> str:
+    """A hash of all that a training depends on; the data count by their content, not by their place."""
+    sections = with_effect(config.sections("seed", "record", *TRAINED_BY))
+    sections["data"]["sources"] = fingerprint
+    return _hash(sections)
+
+
+def unfinished(cells: Sequence[Cell]) -> list[Cell]:
+    """Those without a result, in order."""
+    return [cell for cell in cells if cell.result() is None]
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

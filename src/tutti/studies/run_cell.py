@@ -1,0 +1,204 @@
+"""One cell of a study in a process of its own: it trains, is judged, and leaves result.json.
+
+python -m tutti.studies.run_cell FOLDER runs the cell that `compare` has described in FOLDER; run again, it
+goes on where it was. With --attached it ends when its standard input does, so that it never outlives it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutti import pipeline
+from tutti.config.run_config import RunConfig, load_config, to_yaml
+from tutti.runs.summary import commit, machine, versions
+from tutti.runs.terminal import say, show_logs
+from tutti.serving.policy import Policy, find_checkpoint
+from tutti.storage.files import write_atomically
+from tutti.studies.cells import RESULT, Cell
+from tutti.training.records import read_records
+from tutti.types import UserError
+
+CONFIG, DESCRIPTION = "cell.yaml", "cell.json"
+PREDICTIONS = 30
+MISTAKE, INTERRUPTED = 2, 130
+NICE = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The result of a finished cell: `successes[task]` holds 0 or 1 for each of `starts[task]`.
+
+    `seconds` are those of the training's steps, `samples` its windows. `held_out` has each term's value on
+    held-out episodes when it last counted, `open_loop` the error of the executed actions there (normalised
+    units; None without such episodes). `milliseconds` is a prediction's, batch 1, one thread.
+    """
+
+    arm: str
+    level: int | str
+    seed: int
+    steps: int
+    samples: int
+    seconds: float
+    parameters: int
+    milliseconds: float
+    held_out: dict[str, float]
+    open_loop: float | None
+    successes: dict[str, list[int]]
+    starts: dict[str, list[int]]
+    protocol: dict[str, Any]
+    commit: str | None
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    identity: str
+
+    @property
+    def bits(self) -> list[list[int]]:
+        """The successes, task by task."""
+        return list(self.successes.values())
+
+    @property
+    def mean(self) -> float:
+        """The mean of the tasks' rates."""
+        return float(np.mean([np.mean(bits) for bits in self.successes.values()]))
+
+
+def describe_cell(cell: Cell, config: RunConfig) -> None:
+    """Writes into the cell's folder what its process needs."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(cell.folder / CONFIG, to_yaml(config).encode())
+    known = {"arm": cell.arm, "level": cell.level, "seed": cell.seed, "identity": cell.identity}
+    write_atomically(cell.folder / DESCRIPTION, json.dumps(known).encode())
+
+
+def load_trained(cell: Cell) -> Trained | None:
+    """The result of a cell, None if it is not finished.
+
+    Raises: UserError if result.json is of another version of Tutti.
+    """
+    found = cell.result()
+    if found is None:
+        return None
+    try:
+        return Trained(**found)
+    except TypeError as error:
+        raise UserError(f"{cell.folder / RESULT}: of another version ({error}). Delete it.") from None
+
+
+def run_cell(folder: Path) -> None:
+    """Trains and judges the cell in this process; what an interrupted try has finished is kept."""
+    config = load_config(folder / CONFIG)
+    torch.set_num_threads(1)
+    # The folder's name is a hash of all that matters: what differs can only be where the data lie.
+    pipeline.train(config, folder, redo=True)
+    pipeline.evaluate(folder, config.evaluation, redo=True, trust_code=config.classes)
+    policy = Policy.load(find_checkpoint(folder), config.evaluation.weights, trust_code=config.classes)
+    results = _json(folder / "evaluation" / "results.json")
+    successes: dict[str, list[int]] = {}
+    starts: dict[str, list[int]] = {}
+    for rollout in results["rollouts"]:
+        if rollout["condition"] == "policy":
+            successes.setdefault(rollout["task"], []).append(int(rollout["success"]))
+            starts.setdefault(rollout["task"], []).append(rollout["seed"])
+    records = read_records(folder)
+    last = next(record for record in reversed(records) if record["kind"] == "train")
+    result = {
+        **_json(folder / DESCRIPTION),
+        "steps": config.training.steps,
+        "samples": round(last["data/samples"]),
+        "seconds": last["time/seconds"],
+        "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
+        "milliseconds": prediction_time(policy),
+        "held_out": held_out_values(records),
+        "open_loop": _open_loop(folder / "evaluation" / "open_loop.json"),
+        "successes": successes,
+        "starts": starts,
+        "protocol": results["protocol"],
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    write_atomically(folder / RESULT, json.dumps(result).encode())
+
+
+def held_out_values(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The last validation's value of each term; one that no longer counts keeps that of when it did."""
+    values: dict[str, float] = {}
+    for record in records:
+        if record["kind"] == "validation":
+            for key, value in record.items():
+                name = key.removeprefix("valid/")
+                if key.startswith("valid/") and "/" not in name and name != "total":
+                    values[name] = value
+    return values
+
+
+def prediction_time(policy: Policy, repeats: int = PREDICTIONS) -> float:
+    """Milliseconds of one prediction at batch 1, median of `repeats` after three that do not count.
+
+    Time of the one thread: the study's other cells run beside it.
+    """
+    spec = policy.spec
+    images = np.zeros((len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)
+    state = np.zeros(spec.state_dim, np.float32)
+    times: list[float] = []
+    for _ in range(repeats + 3):
+        started = time.thread_time()
+        policy.predict(images, state, "push the puck")
+        times.append(1000 * (time.thread_time() - started))
+    return median(times[3:])
+
+
+def _open_loop(path: Path) -> float | None:
+    if not path.is_file():
+        return None
+    return float(_json(path)["overall"]["normalised"]["executed"])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _end_with_the_study() -> None:
+    """Waits for the end of standard input, which comes when the study's process ends, however it ends."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)  # at any moment: what is on the disk is whole
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """0 if the cell is finished, 2 for a mistake of the user, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--attached", action="store_true")
+    arguments = parser.parse_args(given)
+    if arguments.attached:
+        threading.Thread(target=_end_with_the_study, daemon=True).start()
+        os.nice(NICE)
+    show_logs()
+    try:
+        run_cell(arguments.folder)
+    except UserError as error:
+        say(f"error: {error}")
+        return MISTAKE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Simulators behind one protocol: environments, the tasks of a suite, worker processes."""

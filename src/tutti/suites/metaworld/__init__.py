@@ -1,0 +1,1 @@
+"""Meta-World: its tasks, cameras, rendering, scripted experts and instructions."""

@@ -1,0 +1,233 @@
+"""One Meta-World task as a robot: seeded starts, decisions, states, pictures, and the scripted expert.
+
+What Meta-World 3.1.1 gets wrong or leaves open is cured here: `reset(seed=)` ignores its seed; the first
+frame and observation after a reset are stale; experts return actions up to 24 where 1 is the limit;
+`terminated` is never True and success may be lost again; step 501 raises.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from tutti.suites.metaworld.mujoco import load_metaworld, load_mujoco
+from tutti.suites.metaworld.rendering import LARGEST_THINNED_SIZE, MESH_CELL, FastRenderer
+from tutti.types import UserError
+
+CONTROL_RATE = 80  # Simulation steps a second, each 5 x 0.0025 s.
+STEP_LIMIT = 500
+STATE_DIM = 4
+ACTION_DIM = 4
+PRIVILEGED_DIM = 39
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimState:
+    """Where the simulation stands.
+
+    `state` is what the robot may know: hand x, y, z in metres and the gripper's opening in [0, 1].
+    `privileged` is everything: hand, opening and object poses now and one simulation step ago, and the goal;
+    never to be shown to a policy that is judged. `success` is True from the first success on.
+    `num_steps` counts simulation steps since the reset.
+    """
+
+    state: Float32[np.ndarray, " 4"]
+    privileged: Float32[np.ndarray, " 39"]
+    success: bool
+    num_steps: int
+
+
+def to_action(action: np.ndarray) -> Float32[np.ndarray, " 4"]:
+    """An action as the simulator takes it: 4 finite float32, clipped to [-1, 1].
+
+    Raises:
+        ValueError: it is not of shape (4,), or not finite.
+    """
+    values = np.asarray(action, dtype=np.float32)
+    if values.shape != (ACTION_DIM,) or not np.isfinite(values).all():
+        raise ValueError(
+            f"An action must be {ACTION_DIM} finite numbers (dx, dy, dz, gripper), got {action!r}."
+        )
+    return np.clip(values, -1.0, 1.0)
+
+
+class MetaWorldTask:
+    """A task of Meta-World with a renderer that is opened when the first picture is asked for.
+
+    The action is (dx, dy, dz, gripper) in [-1, 1]: 1 moves the hand's target by 1 cm a simulation step;
+    gripper 1 closes. One decision repeats it for `action_repeat` steps, so decisions come at
+    80 / action_repeat Hz. The same seed gives the same states and pictures, to the last bit, in any
+    process of one machine, whatever was run before. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        views: tuple[str, ...] = ("right", "left"),
+        image_size: int = 64,
+        *,
+        action_repeat: int = 4,
+        samples: int = 0,
+    ) -> None:
+        """Builds the physics of `task` ("reach", "drawer-open": Meta-World's name without "-v3").
+
+        Raises:
+            UserError: the task is unknown, or the simulator is missing.
+        """
+        environments, experts = load_metaworld()
+        name = f"{task}-v3"
+        if name not in environments:
+            known = ", ".join(key.removesuffix("-v3") for key in environments)
+            raise UserError(f"tasks: {task!r} is not a task of Meta-World. Known: {known}.")
+        self.task = task
+        self.views = views
+        self.image_size = image_size
+        self.action_repeat = action_repeat
+        self._samples = samples
+        self._mujoco = load_mujoco()
+        self._env = _make_environment(environments[name])
+        self._expert = experts[name]()
+        self._renderer: FastRenderer | None = None
+        self._observation = np.zeros(PRIVILEGED_DIM)
+        self._num_steps = STEP_LIMIT  # Nothing can be done before the first reset.
+        self._success = False
+
+    def reset(self, seed: int) -> SimState:
+        """Starts the episode that `seed` draws."""
+        env = self._env
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env.seed(seed)
+            env.reset()
+        # Bodies have been moved since the positions were last computed: compute them, and take the first
+        # observation anew, with itself as the previous one.
+        self._mujoco.mj_forward(env.model, env.data)
+        current = env._get_curr_obs_combined_no_goal()
+        env._prev_obs = current
+        observation = env._get_obs()
+        observation[:18] = observation[18:36] = current
+        env._prev_obs = current
+        self._observation = observation
+        self._num_steps = 0
+        self._success = False
+        return self.now
+
+    def step(self, action: np.ndarray) -> SimState:
+        """One decision: `action`, clipped, for `action_repeat` simulation steps.
+
+        Ends early at the first success and at step 500. After a success the simulation may be stepped on;
+        `success` stays True.
+
+        Raises:
+            ValueError: the action is not 4 finite numbers, or the episode is at its limit or not begun.
+        """
+        if self._num_steps >= STEP_LIMIT:
+            raise ValueError(
+                f"The episode is over or not begun (limit {STEP_LIMIT} steps): call reset(seed)."
+            )
+        clipped = to_action(action)
+        for _ in range(self.action_repeat):
+            self._observation, _, _, _, info = self._env.step(clipped)
+            self._num_steps += 1
+            first = bool(info["success"]) and not self._success
+            self._success |= first
+            if first or self._num_steps >= STEP_LIMIT:
+                break
+        return self.now
+
+    @property
+    def now(self) -> SimState:
+        """Where the simulation stands."""
+        return SimState(
+            state=self._observation[:STATE_DIM].astype(np.float32),
+            privileged=self._observation.astype(np.float32),
+            success=self._success,
+            num_steps=self._num_steps,
+        )
+
+    @property
+    def state(self) -> Float32[np.ndarray, " 4"]:
+        """Hand x, y, z in metres, and the gripper's opening."""
+        return self._observation[:STATE_DIM].astype(np.float32)
+
+    @property
+    def privileged(self) -> Float32[np.ndarray, " 39"]:
+        """Everything the simulator knows, see `SimState`."""
+        return self._observation.astype(np.float32)
+
+    @property
+    def success(self) -> bool:
+        """Has the task been solved since the last reset?"""
+        return self._success
+
+    @property
+    def num_steps(self) -> int:
+        """Simulation steps since the last reset."""
+        return self._num_steps
+
+    def expert_action(self) -> Float32[np.ndarray, " 4"]:
+        """What the scripted expert, which sees `privileged`, does now; clipped to [-1, 1]."""
+        with warnings.catch_warnings():
+            # It warns of its own large moves.
+            warnings.simplefilter("ignore")
+            return to_action(self._expert.get_action(self._observation))
+
+    def render(self) -> UInt8[np.ndarray, "v h w 3"]:
+        """The views as they are now.
+
+        Raises:
+            UserError: no OpenGL context can be opened, or a view is unknown.
+        """
+        if self._renderer is None:
+            cell = MESH_CELL if self.image_size <= LARGEST_THINNED_SIZE else None
+            self._renderer = FastRenderer(
+                self._env.model, self.views, self.image_size, mesh_cell=cell, samples=self._samples
+            )
+        return self._renderer.render(self._env.data)
+
+    def save_physics(self) -> Float64[np.ndarray, " p"]:
+        """The full physical state, to be drawn later with `render_physics`."""
+        kind = self._mujoco.mjtState.mjSTATE_INTEGRATION
+        saved = np.empty(self._mujoco.mj_stateSize(self._env.model, kind))
+        self._mujoco.mj_getState(self._env.model, self._env.data, saved, kind)
+        return saved
+
+    def render_physics(self, saved: Float64[np.ndarray, " p"]) -> UInt8[np.ndarray, "v h w 3"]:
+        """The pictures that `render` would have given when `saved` was taken, in this same episode.
+
+        Ends the episode: the next call must be `reset` or another `render_physics`.
+        """
+        self._num_steps = STEP_LIMIT
+        kind = self._mujoco.mjtState.mjSTATE_INTEGRATION
+        self._mujoco.mj_setState(self._env.model, self._env.data, saved, kind)
+        self._mujoco.mj_forward(self._env.model, self._env.data)
+        return self.render()
+
+    def close(self) -> None:
+        """Closes the renderer; physics stays usable."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _make_environment(kind: type) -> Any:
+    """Meta-World's class itself, set up as its benchmarks do, but with starts drawn from `seed`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env: Any = kind()
+    env._partially_observable = False
+    env.__dict__.pop("sawyer_observation_space", None)
+    env._set_task_called = True
+    env._freeze_rand_vec = False
+    env.seeded_rand_vec = True
+    return env

@@ -1,0 +1,1 @@
+"""How K losses become one gradient: one backward pass, K gradients, masks, aggregators."""

@@ -1,0 +1,98 @@
+"""The plain sum with a loss x part mask: which term may move which part of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from tutti.training.backward.one import Backward
+from tutti.training.backward.routing import Routing
+from tutti.training.backward.term_gradients import Gradients
+from tutti.types import LossTerms
+
+
+class MaskedBackwardConfig(BaseModel):
+    """`kind: masked`: `moves: {recon: [vision, fusion]}` lets recon move these two and its own head."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["masked"] = "masked"
+    moves: dict[str, tuple[str, ...]] = Field(
+        min_length=1, description="Parts that a term may move; a term that is not named moves everything."
+    )
+
+    def build(self, parameters: Mapping[str, Parameter], terms: Collection[str] = ()) -> MaskedBackward:
+        """The backward of a run that moves these parameters. Raises UserError for an unknown name."""
+        return MaskedBackward(self.moves, parameters, terms)
+
+
+class KnowledgeInsulationConfig(BaseModel):
+    """`kind: knowledge_insulation`: action moves fusion and action decoder, the encoders learn from the rest.
+
+    `stop_gradient: [vision, language]` on the action term would not do it: it reads what the fusion has made
+    of the encoders' tokens, and the gradient goes back through the fusion.
+
+    Source: 2505.23705, which insulates a pre-trained backbone from a new action expert. Differs: there the
+    expert alone is moved; here the fusion, which has no pre-training of its own, learns from the action too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["knowledge_insulation"] = "knowledge_insulation"
+
+    @property
+    def moves(self) -> dict[str, tuple[str, ...]]:
+        """The mask."""
+        return {"action": ("fusion", "action")}
+
+    def build(self, parameters: Mapping[str, Parameter], terms: Collection[str] = ()) -> MaskedBackward:
+        """The backward of a run that moves these parameters. Raises UserError if a part is missing."""
+        return MaskedBackward(self.moves, parameters, terms)
+
+
+class MaskedBackward(Backward):
+    """grad_p = sum over the terms i that may move p of d (lambda_i L_i) / d p.
+
+    Terms with the same mask share one pass, over just the parameters that they may move: the pass stops where
+    they end, so that knowledge insulation costs less than two full passes. What no term may move keeps no
+    gradient and stays where it is.
+    """
+
+    is_sum: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        moves: Mapping[str, Collection[str]],
+        parameters: Mapping[str, Parameter],
+        terms: Collection[str] = (),
+    ) -> None:
+        self.routing = Routing(moves, parameters, terms)
+
+    def routed(self, gradients: Gradients) -> Gradients:
+        return self.routing.apply(gradients)
+
+    def add(self, terms: LossTerms, accumulation: int) -> None:
+        passes: list[tuple[Tensor, list[int]]] = []
+        for group in self.routing.groups(terms.values):
+            total = sum(terms.lambdas[name] * terms.values[name] for name in group)
+            numbers = self.routing.numbers(group[0])
+            if isinstance(total, Tensor) and total.requires_grad and numbers:
+                passes.append((total / accumulation, numbers))
+        for place, (total, numbers) in enumerate(passes):
+            own = [self.routing.parameters[number] for number in numbers]
+            last = place == len(passes) - 1
+            for parameter, gradient in zip(
+                own, torch.autograd.grad(total, own, retain_graph=not last, allow_unused=True), strict=True
+            ):
+                if gradient is None:
+                    continue
+                if parameter.grad is None:
+                    # A copy in the parameter's own layout: what autograd gives may be a view of itself.
+                    parameter.grad = torch.empty_like(parameter).copy_(gradient)
+                else:
+                    parameter.grad += gradient

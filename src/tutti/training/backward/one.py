@@ -1,0 +1,75 @@
+"""How K losses become one gradient: what every backward is, and `one`, the plain sum in one pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch.nn.parameter import Parameter
+
+from tutti.training.backward.term_gradients import Gradients
+from tutti.types import LossTerms
+
+
+class Backward(ABC):
+    """Turns the terms of one update into `.grad` of every parameter. One object serves a whole run.
+
+    `is_sum`: what it makes of them is sum_i lambda_i g_i, with g_i as `routed` leaves it. `averages_ranks`:
+    on several ranks it averages the gradient of each term over them before it combines them, which one that
+    makes something else than the sum must do (`tutti.training.backward.term_gradients.averaged_gradients`).
+    """
+
+    is_sum: ClassVar[bool] = False
+    averages_ranks: ClassVar[bool] = False
+
+    @abstractmethod
+    def add(self, terms: LossTerms, accumulation: int) -> None:
+        """Takes in one micro-batch of `accumulation`; the mean of their losses is that of the update."""
+
+    def finish(self) -> dict[str, float]:
+        """Called after the update's last micro-batch, when `.grad` must be complete. Gives metrics."""
+        return {}
+
+    def drop(self) -> None:  # noqa: B027 (most keep nothing)
+        """Forgets the micro-batches since the last `finish`: the update does not happen."""
+
+    def routed(self, gradients: Gradients) -> Gradients:
+        """Gradients of raw terms over all parameters, as far as this backward lets the terms move them."""
+        return gradients
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep, plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
+        """Continues from a saved state."""
+
+
+class OneBackward(Backward):
+    """d total / d theta, total = sum_i lambda_i L_i, in a single pass."""
+
+    is_sum: ClassVar[bool] = True
+
+    def add(self, terms: LossTerms, accumulation: int) -> None:
+        """The backward pass; a total that depends on no parameter that learns moves nothing."""
+        if terms.total.requires_grad:
+            (terms.total / accumulation).backward()
+
+
+class OneBackwardConfig(BaseModel):
+    """`kind: one`: the plain sum."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["one"] = "one"
+
+    @property
+    def moves(self) -> dict[str, tuple[str, ...]]:
+        """The loss x part mask, as of every backward's config: the parts that a term may move; here none."""
+        return {}
+
+    def build(self, parameters: Mapping[str, Parameter], terms: Collection[str] = ()) -> OneBackward:
+        """The backward of a run that moves these parameters, by name (model... or objective...)."""
+        return OneBackward()

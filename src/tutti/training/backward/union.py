@@ -1,0 +1,25 @@
+"""The union of all ways to go backward: what `backward` may be in a config, told apart by `kind`.
+
+A further one is one file beside this one and two lines here: its import and its place in the union.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Discriminator, Tag
+
+from tutti.plugin import CUSTOM, tag_of
+from tutti.training.backward.custom import CustomBackwardConfig
+from tutti.training.backward.k_gradients import KGradientsConfig
+from tutti.training.backward.masked import KnowledgeInsulationConfig, MaskedBackwardConfig
+from tutti.training.backward.one import OneBackwardConfig
+
+BackwardConfig = Annotated[
+    Annotated[OneBackwardConfig, Tag("one")]
+    | Annotated[MaskedBackwardConfig, Tag("masked")]
+    | Annotated[KnowledgeInsulationConfig, Tag("knowledge_insulation")]
+    | Annotated[KGradientsConfig, Tag("k_gradients")]
+    | Annotated[CustomBackwardConfig, Tag(CUSTOM)],
+    Discriminator(tag_of),
+]

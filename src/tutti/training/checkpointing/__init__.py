@@ -1,0 +1,1 @@
+"""Saving, resuming, forking and pruning checkpoints."""

@@ -1,0 +1,126 @@
+"""A fork: a new run that starts from a checkpoint of another one and goes on with settings of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from tutti.storage.checkpoint import Checkpoint, checkpoints, folder_of, step_of
+from tutti.storage.reading import parse_json, parse_yaml
+from tutti.training.checkpointing.resume import differences, present_keys
+from tutti.training.config import ForkConfig
+from tutti.training.optim.schedules import ScheduleConfig
+from tutti.training.records import Recorder, read_records
+from tutti.types import UserError
+
+if TYPE_CHECKING:
+    from tutti.training.trainer import Trainer
+
+log = logging.getLogger("tutti.training")
+
+FIXED = ("seed", "precision")
+"""Keys of the training section that a fork may not change. Besides, the optimiser's kind and whether there is
+a moving average must stay, since their state goes on."""
+TEXTS = ("spec.json", "normalizer.json", "tokenizer.json")
+"""What a checkpoint says of its data; all of it must be the same."""
+ELSEWHERE = ("sources", "workers", "prefetch")
+"""Keys of the data section that may differ: where the data lie and how they are read. That they are the same
+data is told by TEXTS and by the loader's own check."""
+STEP = "optim/fork_step"
+
+
+def source_of(fork: ForkConfig, run: Path) -> Path:
+    """The folder of the checkpoint that `run` is forked off. A fork that has begun before keeps to the step
+    that it found.
+
+    Raises: UserError if there is no such checkpoint; the other run is never changed.
+    """
+    source = Path(fork.run)
+    there = [step_of(folder) for folder in checkpoints(source)]
+    if not there:
+        raise UserError(f"training.fork.run: there is no checkpoint of a run in {source}.")
+    begun = [int(record[STEP]) for record in read_records(run) if STEP in record]
+    step = begun[0] if begun else max(there) if fork.step == "latest" else fork.step
+    if step not in there:
+        raise UserError(
+            f"training.fork.step: {source} has no checkpoint of step {step}; it has those of "
+            f"{', '.join(map(str, there))}. Name one of them, or let a run keep more of them "
+            "(training.keep_checkpoints, training.keep_every)."
+        )
+    return folder_of(source, step)
+
+
+def check_fork(saved: Checkpoint, trainer: Trainer) -> None:
+    """Refuses to go on where weights, optimiser or data would not be the same; warns where the rate jumps.
+
+    Raises: UserError naming each key that differs, with both values.
+    """
+    config, old = trainer.config, present_keys(saved.state["training"])
+    new = config.model_dump(mode="json")
+    lines = _sections(saved.extra, trainer.extra)
+    fixed = [{key: values[key] for key in FIXED} for values in (old, new)]
+    lines += differences(fixed[0], fixed[1], "training")
+    lines += differences(old["optimizer"]["kind"], new["optimizer"]["kind"], "training.optimizer.kind")
+    lines += differences(saved.state["backward"], trainer.backward_config.model_dump(mode="json"), "backward")
+    if (old["ema"] == "off") != (new["ema"] == "off"):
+        lines.append(f"training.ema: saved {old['ema']!r}, now {new['ema']!r}")
+    if lines:
+        listed = "\n".join(f"  {line}" for line in lines[:10])
+        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
+        raise UserError(
+            f"training.fork: the checkpoint's state cannot go on under this configuration:\n{listed}{more}\n"
+            "A fork may change schedule, steps, learning rates, lambdas, clipping and batch ramp. Restore "
+            "these values, or start a new run without training.fork."
+        )
+    if saved.step >= config.steps:
+        raise UserError(
+            f"training.steps is {config.steps}, but the fork begins at step {saved.step} of the other run, "
+            "which count. Raise training.steps."
+        )
+    before, after = (_factor(values, saved.step) for values in (old, new))
+    if abs(before - after) > 0.05:
+        log.warning(
+            "fork: the schedule's factor jumps from %.3g to %.3g at step %d; to cool down from there, set "
+            "training.schedule.kind=wsd training.schedule.decay_from=%d",
+            before,
+            after,
+            saved.step,
+            saved.step,
+        )
+
+
+def note_fork(trainer: Trainer, recorder: Recorder) -> None:
+    """Makes the fork the first record of a run that has none yet."""
+    fork = trainer.config.fork
+    if isinstance(fork, ForkConfig) and not read_records(trainer.run):
+        recorder.write(trainer.step, "event", {STEP: float(trainer.step)})
+        log.info("forked off %s after step %d", fork.run, trainer.step)
+
+
+def _factor(training: Mapping[str, Any], step: int) -> float:
+    schedule: ScheduleConfig = TypeAdapter(ScheduleConfig).validate_python(training["schedule"])
+    return schedule.factor(step, training["steps"])
+
+
+def _sections(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Differences of model, data section and data specification, as far as both name them."""
+    lines: list[str] = []
+    for name in TEXTS:
+        if name in saved and name in now:
+            old, new = (parse_json(one[name], name) for one in (saved, now))
+            lines += differences(old, new, name.removesuffix(".json"))
+    if "config.yaml" in saved and "config.yaml" in now:
+        old, new = (_keys(parse_yaml(one["config.yaml"], "config.yaml")) for one in (saved, now))
+        lines += differences(old.get("model", {}), new.get("model", {}), "model")
+        data = [{k: v for k, v in _keys(one.get("data")).items() if k not in ELSEWHERE} for one in (old, new)]
+        lines += differences(data[0], data[1], "data")
+    return lines
+
+
+def _keys(value: Any) -> dict[str, Any]:
+    """A mapping; anything else has no keys."""
+    return value if isinstance(value, dict) else {}

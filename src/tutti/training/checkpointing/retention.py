@@ -1,0 +1,61 @@
+"""Which checkpoints stay: the newest, every so many steps, and the best by a metric of the records."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+
+from tutti.storage.checkpoint import checkpoints, folder_of, remove, step_of
+from tutti.storage.disk import write_text_atomically
+from tutti.training.checkpointing.best import KeepBest, KeepBestConfig
+from tutti.training.records import read_records
+
+log = logging.getLogger("tutti.training")
+
+BEST = "best.json"
+"""In the folder checkpoints: step, metric, mode and value of the best one."""
+
+
+def retain(run: Path, *, newest: int, every: int = 0, best: KeepBest = "off") -> None:
+    """Marks the best checkpoint in best.json, then deletes all but the `newest` ones, those whose step is a
+    multiple of `every` (0: none) and the best.
+
+    A checkpoint is judged by what a validation recorded at its own step, so one that was not validated is no
+    candidate; of equals the earliest is the best. Killed at any moment it leaves whole checkpoints, and the
+    next call ends what this one began.
+
+    Raises: UserError if best.json cannot be written, or a checkpoint not be deleted.
+    """
+    there = checkpoints(run)
+    kept = set(there[-newest:])
+    if every:
+        kept |= {folder for folder in there if step_of(folder) % every == 0}
+    if best != "off" and (step := _mark_best(run, there, best)) is not None:
+        kept.add(folder_of(run, step))
+    for old in there:
+        if old not in kept:
+            remove(old)
+
+
+def _mark_best(run: Path, there: list[Path], best: KeepBestConfig) -> int | None:
+    """Writes best.json if it changes. Gives the step of the best; None while no checkpoint has a value."""
+    validations = {record["step"]: record for record in read_records(run) if record["kind"] == "validation"}
+    sign = 1 if best.mode == "min" else -1
+    values = {
+        step: sign * validations[step].get(best.metric, math.nan)
+        for step in map(step_of, there)
+        if step in validations
+    }
+    if there and best.metric not in validations.get(step_of(there[-1]), {best.metric: 0}):
+        log.warning("keep_best: the validation after step %d has no '%s'", step_of(there[-1]), best.metric)
+    found = [(value, step) for step, value in values.items() if math.isfinite(value)]
+    if not found:
+        return None
+    value, step = min(found)
+    marked = {"step": step, "metric": best.metric, "mode": best.mode, "value": sign * value}
+    path, text = run / "checkpoints" / BEST, json.dumps(marked, indent=1) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text_atomically(path, text)
+    return step

@@ -1,0 +1,168 @@
+"""Checkpoints while the training goes on: taken at once, written in a thread, failures told to all ranks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from tutti.distributed.sharded_tensors import whole
+from tutti.distributed.world import World
+from tutti.storage.checkpoint import Checkpoint, folder_of, save, save_sharded
+from tutti.storage.disk import disk_error
+from tutti.storage.files import sync
+from tutti.training.checkpointing.retention import retain
+from tutti.training.config import TrainingConfig
+from tutti.types import UserError
+
+log = logging.getLogger("tutti.training")
+
+FAILED = 1000
+"""What a rank that could not write brings to the agreement at the end of a step; no signal is so large."""
+GRACE = 60.0
+"""Seconds that a training which fails waits for the checkpoint that is being written."""
+
+
+class Saver:
+    """Writes the checkpoints of a run, and deletes those that need not stay.
+
+    With `checkpoint_background` the training waits only until its state is copied to the CPU's memory; a
+    thread writes the copy. At most one checkpoint is being written at a time: the next one waits for it. With
+    `checkpoint_format: sharded` each rank writes what it holds. Either way a folder has its name when it is
+    complete and on the disk, and not before.
+
+    As a context manager around the training: what is still being written when it fails gets some seconds.
+    """
+
+    def __init__(self, run: Path, config: TrainingConfig, world: World) -> None:
+        self.run = run
+        self.world = world
+        self.sharded = config.checkpoint_format == "sharded"
+        self.background = config.checkpoint_background
+        self._keep = {
+            "newest": config.keep_checkpoints,
+            "every": config.keep_every,
+            "best": config.keep_best,
+        }
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._stager: DefaultStager | None = None
+
+    @property
+    def failed(self) -> int:
+        """FAILED if the last checkpoint could not be written, 0 as far as is known."""
+        return FAILED if self._error is not None else 0
+
+    def taken(self, value: Any, *, copy: bool = False) -> Any:
+        """Nested tensors as they go into a checkpoint: whole (on the first rank; None on the others) or as
+        this rank's shares. Copies where they are written later, or where `copy` asks for them."""
+        copy = copy or self.background
+        if not self.sharded:
+            return whole(value, keep=self.world.first, copy=copy)
+        return self._copied(value) if copy else value
+
+    def save(self, checkpoint: Checkpoint, *, wait: bool = False) -> Path:
+        """Writes the checkpoint, or begins to unless it is to `wait`. All ranks must call it, behind `wait`,
+        which must come before the checkpoint is taken. Gives the folder that it will have.
+
+        Raises: UserError on all ranks if it cannot be written.
+        """
+        self.world.largest(0)  # all are here: from now on they wait for each other without a time-out
+        if self.background:
+            if self.sharded or self.world.first:
+                device = torch.cuda.current_device() if torch.cuda.is_available() else None
+                self._thread = threading.Thread(
+                    target=self._try, args=(checkpoint, device), name="tutti-checkpoint", daemon=True
+                )
+                self._thread.start()
+        elif self.sharded:
+            self.world.on_first(self._sync_records)
+            save_sharded(self.run, checkpoint, self.world.aside)
+            self.world.on_first(self._retain)
+        else:
+            self.world.on_first(lambda: self._write(checkpoint))
+        if wait:
+            self.wait()
+        return folder_of(self.run, checkpoint.step)
+
+    def wait(self) -> None:
+        """Until nothing is being written. All ranks must call it.
+
+        Raises: UserError on all ranks if what was being written could not be.
+        """
+        self.world.largest(0)  # as above: who hangs is named
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if self.background:
+            told = [text for text in self.world.patient.together(str(error) if error else "") if text]
+            if told and error is None:
+                raise UserError(told[0])
+        if error is not None:
+            raise error
+
+    def _try(self, checkpoint: Checkpoint, device: int | None) -> None:
+        try:
+            if device is not None:
+                torch.cuda.set_device(device)  # each thread begins with the first one
+            self._write(checkpoint)
+        except Exception as error:
+            self._error = error
+            log.error("the checkpoint after step %d could not be written: %s", checkpoint.step, error)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        if self.sharded:
+            self.world.aside.on_first(self._sync_records)  # where it fails, the others hear of it
+            save_sharded(self.run, checkpoint, self.world.aside)
+        else:
+            self._sync_records()
+            save(self.run, checkpoint)
+        if self.world.first:
+            self._retain()
+
+    def _sync_records(self) -> None:
+        """Before a checkpoint counts, the records up to it are on the disk: the run goes on behind them."""
+        path = self.run / "records.jsonl"
+        try:
+            if path.exists():
+                sync(path)
+        except OSError as error:
+            raise disk_error(error, path) from error
+
+    def _retain(self) -> None:
+        retain(self.run, **self._keep)
+
+    def _copied(self, value: Any) -> Any:
+        """Shares and tensors in the CPU's memory. That of a GPU is copied into page-locked memory, which is
+        kept for the next checkpoint; on a CPU the copy lives only until it is written."""
+        cuda = torch.cuda.is_available()
+        if self._stager is None:
+            self._stager = DefaultStager(
+                StagingOptions(
+                    use_pinned_memory=cuda,
+                    use_shared_memory=False,
+                    use_async_staging=False,
+                    use_non_blocking_copy=cuda,
+                )
+            )
+        staged = self._stager.stage(value)
+        if not cuda:
+            self._stager.close()  # it holds the copies otherwise
+            self._stager = None
+        return staged
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None and isinstance(error, Exception):
+            self._thread.join(GRACE)
+        self._thread, self._error = None, None

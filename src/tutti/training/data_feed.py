@@ -1,0 +1,227 @@
+"""What the trainer needs of its data, and how the next batch reaches a GPU while the present one computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tutti.data.loader import check_divides
+from tutti.distributed.ranks import Ranks
+from tutti.types import Batch
+
+
+@runtime_checkable
+class TrainLoader(Protocol):
+    """An endless stream of batches that knows its place."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any], /) -> None: ...
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """What `Trainer.fit` needs of the data."""
+
+    @property
+    def train(self) -> TrainLoader: ...
+    @property
+    def validation(self) -> Iterable[Batch]: ...
+
+
+Move = Callable[[Batch], Callable[[], Batch]]
+"""Starts to move a batch; what it gives, called where the batch is used, waits until it is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A batch that is on its way, and the loader's position before it."""
+
+    state: Future[dict[str, Any]]
+    batch: Future[Callable[[], Batch]]
+
+
+class Feed:
+    """A loader whose next batches are on their way to the device while the present ones compute.
+
+    So many of look-ahead as an update takes at once, `depth`: when a batch is handed out, a thread takes a
+    further one from the loader and starts to move it. `state()` is the loader's at the batches that were
+    handed out, so a checkpoint does not count those ahead, and a resumed run sees every batch once.
+    """
+
+    def __init__(self, loader: TrainLoader, move: Move, depth: int = 1) -> None:
+        self._loader, self._move, self._depth = loader, move, depth
+        self._stream: Iterator[Batch] | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._ahead: deque[_Ahead] = deque()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        self._begin()
+        batch = self._ahead.popleft().batch.result()()
+        self._begin()
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """The loader's position, without the batches that are ahead."""
+        return self._ahead[0].state.result() if self._ahead else self._loader.state()
+
+    def load_state(self, state: dict[str, Any], /) -> None:
+        """Goes to that position; the batches ahead are forgotten."""
+        self.close()
+        self._loader.load_state(state)
+
+    def close(self) -> None:
+        """Ends the thread and forgets the batches ahead: the loader goes back behind what was handed out."""
+        if self._thread is None:
+            return
+        state = self.state()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._loader.load_state(state)
+        self._stream = self._thread = None
+        self._ahead.clear()
+
+    def _begin(self) -> None:
+        """Take the next batches and start to move them, in the thread, which alone knows the position."""
+        self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="tutti-feed")
+        self._stream = stream = self._stream or iter(self._loader)
+        while len(self._ahead) < self._depth:
+            state = self._thread.submit(self._loader.state)
+            batch = self._thread.submit(lambda: self._move(next(stream)))
+            self._ahead.append(_Ahead(state, batch))
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """A loader that can make one rank's rows of each batch without the others', and `at_once` ahead."""
+
+    def share(self, ranks: Ranks, at_once: int = 1, /) -> None: ...
+
+
+class OwnRows:
+    """This rank's rows of the batches of a loader that makes whole ones."""
+
+    def __init__(self, loader: TrainLoader, ranks: Ranks) -> None:
+        self._loader, self._ranks = loader, ranks
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            check_divides(self._ranks, len(batch.window))
+            rows = self._ranks.rows(len(batch.window))
+            yield batch.apply(lambda value, rows=rows: value[rows])
+
+    def state(self) -> dict[str, Any]:
+        """That of the loader: the position does not say how many ranks there are."""
+        return self._loader.state()
+
+    def load_state(self, state: dict[str, Any], /) -> None:
+        """Goes to that position."""
+        self._loader.load_state(state)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedData:
+    """Training data of which each rank is given its rows; held-out data stay whole."""
+
+    train: TrainLoader
+    validation: Iterable[Batch]
+
+
+def shared(data: TrainingData, ranks: Ranks, at_once: int = 1) -> TrainingData:
+    """The data as this rank of `ranks` sees them; alone the same object. An update takes `at_once` batches.
+
+    Raises: UserError unless the ranks divide the batch.
+    """
+    if isinstance(data.train, Shareable):
+        data.train.share(ranks, at_once)
+        return data
+    return data if ranks.count == 1 else SharedData(OwnRows(data.train, ranks), data.validation)
+
+
+def portion(batches: Iterable[Batch], ranks: Ranks) -> Iterator[tuple[int | None, Batch]]:
+    """This rank's held-out batches with their numbers, i = rank, rank + n, rank + 2 n, ...
+
+    Every rank is given equally many, since under FSDP a forward pass takes all of them: one that has none
+    left in the last round is given the very last batch, without a number. Of a sequence the other batches are
+    not made.
+    """
+    if ranks.count == 1:
+        yield from enumerate(batches)
+        return
+    chosen = batches if isinstance(batches, Sequence) else list(batches)
+    for start in range(0, len(chosen), ranks.count):
+        number = start + ranks.rank
+        yield (number, chosen[number]) if number < len(chosen) else (None, chosen[-1])
+
+
+class FedData:
+    """Training data whose batches arrive through a `Feed`. Use it as a context: its thread ends with it."""
+
+    def __init__(self, data: TrainingData, move: Move, depth: int = 1) -> None:
+        self.train = Feed(data.train, move, depth)
+        self.validation = data.validation
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.train.close()
+
+
+class PlainData:
+    """Training data as they are, in the same context."""
+
+    def __init__(self, data: TrainingData) -> None:
+        self.train, self.validation = data.train, data.validation
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be ended."""
+
+
+def fed(data: TrainingData, device: torch.device, at_once: int = 1) -> FedData | PlainData:
+    """The data for a training on `device` whose updates take `at_once` batches: on CUDA with so many of
+    look-ahead, else as they are."""
+    return FedData(data, CudaMove(device), at_once) if device.type == "cuda" else PlainData(data)
+
+
+class CudaMove:
+    """Copies a batch through page-locked memory on a stream of its own, beside the computation.
+
+    The stream that computes waits for the copy, not the host. Each tensor is made known to that stream, so
+    that its memory is not given to another before the computation has read it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def __call__(self, batch: Batch) -> Callable[[], Batch]:
+        """Starts the copy and gives what waits for it."""
+        # Every thread begins with the first device: a look back at it from rank 3 would make a context there.
+        torch.cuda.set_device(self.stream.device)
+        with torch.cuda.stream(self.stream):
+            moved = batch.apply(Tensor.pin_memory).to(self.device, non_blocking=True)
+            arrived = self.stream.record_event()
+
+        def arrive() -> Batch:
+            present = torch.cuda.current_stream(self.device)
+            present.wait_event(arrived)
+
+            def known(value: Tensor) -> Tensor:
+                value.record_stream(present)
+                return value
+
+            return moved.apply(known)
+
+        return arrive

@@ -1,0 +1,1 @@
+"""Measurements during training: gradients per term and module, noise scale, dead units."""

@@ -1,0 +1,1 @@
+"""Non-finite losses and gradients: found, skipped, or answered with a rollback."""

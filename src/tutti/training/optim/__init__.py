@@ -1,0 +1,1 @@
+"""Optimizers, learning-rate schedules, clipping and the moving average of weights."""

@@ -1,0 +1,124 @@
+"""Clipping: the whole gradient or each part's, at a fixed norm or one that follows the norm's history."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.parameter import Parameter
+
+from tutti.distributed.sharded_tensors import clip_to, total_norm
+from tutti.training.optim.learning_rates import part_of
+
+WHOLE = "all"
+
+
+class ZClipConfig(BaseModel):
+    """`kind: zclip`: clip what lies far above the gradient norm's own recent values (2504.02507).
+
+    With mean m and deviation s of the norms so far, z = (|g| - m) / s and the threshold k:
+
+        |g| <- m + (k / z) k s   where z > k          a larger outlier is cut down further
+        m <- a m + (1 - a) |g|;   s^2 <- a s^2 + (1 - a) (|g| - m)^2      with the clipped |g| and the new m
+
+    The first `warmup` norms only give the first m and s. Chosen over unit-wise adaptive clipping (AGC,
+    2102.06171), whose ratio |g| / |w| of each unit hardly matters to Adam and Muon: both undo a constant
+    scale of the gradient. What harms them is a gradient that is suddenly larger than those before it.
+
+    Differs from the authors' code: s counts as at least 0.1 % of m, so that equal norms are no division by 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["zclip"] = "zclip"
+    threshold: float = Field(default=2.5, gt=0, description="k: deviations above the mean that are clipped.")
+    decay: float = Field(default=0.97, gt=0, lt=1, description="a: decay of mean and variance, each step.")
+    warmup: int = Field(default=25, ge=2, description="Norms that give the first mean and variance.")
+
+
+@dataclass(slots=True)
+class NormHistory:
+    """Mean and variance of one gradient's norm; `first` holds the norms of the warm-up."""
+
+    mean: float = 0.0
+    variance: float = 0.0
+    ready: bool = False
+    first: list[float] = field(default_factory=list)
+
+    def limit(self, size: float, config: ZClipConfig) -> float:
+        """Takes in the norm of this update. Gives what to clip it to; infinity if it is no outlier."""
+        if not self.ready:
+            self.first.append(size)
+            if len(self.first) == config.warmup:
+                self.mean = sum(self.first) / len(self.first)
+                self.variance = sum((one - self.mean) ** 2 for one in self.first) / len(self.first)
+                self.ready, self.first = True, []
+            return math.inf
+        deviation = max(math.sqrt(self.variance), 1e-3 * self.mean, 1e-12)
+        z = (size - self.mean) / deviation
+        limit = self.mean + config.threshold**2 / z * deviation if z > config.threshold else math.inf
+        kept = min(size, limit)
+        self.mean = config.decay * self.mean + (1 - config.decay) * kept
+        self.variance = config.decay * self.variance + (1 - config.decay) * (kept - self.mean) ** 2
+        return limit
+
+
+class Clipper:
+    """Scales gradients down to min(`norm`, the adaptive limit): by one factor, or by one for each part."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        *,
+        norm: float | Literal["off"],
+        by: Literal["global", "part"],
+        adaptive: ZClipConfig | Literal["off"],
+    ) -> None:
+        self.norm = math.inf if norm == "off" else norm
+        self.by = by
+        self.adaptive = adaptive
+        self.groups: dict[str, list[Parameter]] = {}
+        for name, parameter in parameters.items():
+            self.groups.setdefault(part_of(name) if by == "part" else WHOLE, []).append(parameter)
+        self.histories: dict[str, NormHistory] = {}
+
+    def clip(self, norm: Tensor, size: float) -> dict[str, float]:
+        """Clips `.grad`, whose global norm is `norm` (`size` as a number). Gives metrics."""
+        shares: dict[str, float] = {}
+        norms, sizes = {WHOLE: norm}, [size]
+        if self.by == "part":
+            present = {name: [p.grad for p in own if p.grad is not None] for name, own in self.groups.items()}
+            norms = {name: total_norm(own) for name, own in present.items() if own}
+            sizes = torch.stack(list(norms.values())).tolist() if norms else []
+        for (name, own), length in zip(norms.items(), sizes, strict=True):
+            members, limit = self.groups[name], self.norm
+            if isinstance(self.adaptive, ZClipConfig) and length > 0:
+                history = self.histories.setdefault(name, NormHistory())
+                limit = min(limit, history.limit(length, self.adaptive))
+            if length > limit:
+                clip_to(members, limit, own)
+            shares[name] = float(length > limit)
+        clipped = max(shares.values(), default=0.0)
+        values = {"optim/grad_norm": size, "optim/grad_norm_max": size, "optim/clip_share": clipped}
+        if self.by == "part":
+            values |= {f"optim/clip_share/{name}": share for name, share in shares.items()}
+        if self.adaptive != "off":
+            for name, history in self.histories.items():
+                if history.ready:
+                    values["optim/usual_norm" + ("" if name == WHOLE else f"/{name}")] = history.mean
+        return values
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep, plain values."""
+        return {name: asdict(history) for name, history in self.histories.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state`."""
+        self.histories = {
+            name: NormHistory(**history) for name, history in state.items() if name in self.groups
+        }

@@ -1,0 +1,252 @@
+"""One training on several processes, as the trainer sees it; alone, and with a whole model on each (DDP)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tutti.distributed.ranks import averaged
+from tutti.distributed.world import World
+from tutti.objectives.objective import Objective
+from tutti.training.backward.one import Backward, OneBackward
+from tutti.training.diagnostics.observer import DiagnosticsConfig
+from tutti.training.silence import spend_warning
+from tutti.types import Batch, Features, LossTerms, UserError
+
+log = logging.getLogger("tutti.training")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computation:
+    """What is to be spread: model, objective, the model's forward pass (compiled or not), the processes."""
+
+    model: nn.Module
+    objective: Objective
+    forward: Callable[..., Features]
+    world: World
+
+    def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+        """Features and terms of a batch, on this process alone."""
+        features = self.forward(batch.observation)
+        return features, self.objective(features, batch, progress, only)
+
+
+class Box:
+    """Features and terms of a batch, out of reach for those who search an output for tensors.
+
+    DDP follows every tensor that a forward pass gives back to the parameters behind it, and then waits for
+    their gradients. Only the total may lead there: what it does not depend on gets no gradient.
+    """
+
+    def __init__(self, features: Features, terms: LossTerms) -> None:
+        self.features, self.terms = features, terms
+
+
+class Joint(nn.Module):
+    """Model and objective as one module, whose output is the total loss, and all else in a box."""
+
+    def __init__(self, computation: Computation) -> None:
+        super().__init__()
+        self.model, self.objective = computation.model, computation.objective
+        self._computation = computation
+
+    def forward(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Tensor, Box]:
+        """The total of the batch; features and terms in the box."""
+        features, terms = self._computation.plain(batch, progress, only)
+        return terms.total, Box(features, terms)
+
+
+class Parallel:
+    """How the forward and backward passes of an update are spread. One object serves a whole run.
+
+    `looks` says whether the gradient of a single term can be asked for (`autograd.grad`), which diagnostics,
+    K gradients, masks and the calibration of gradient shares do.
+    """
+
+    looks: ClassVar[bool] = True
+
+    def __init__(self, computation: Computation) -> None:
+        self.computation = computation
+        self.model, self.objective = computation.model, computation.objective
+        self.world = computation.world
+
+    def start(self, backward: Backward) -> None:
+        """Called once, when all parameters and the backward are known.
+
+        Raises: UserError if model and backward cannot be spread in this way.
+        """
+
+    def single_terms(self, asked: str) -> None:
+        """Called before the gradient of a single term is asked for, with the words for what asks.
+
+        Raises: UserError where it cannot be had.
+        """
+
+    def evaluate(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+        """Features and terms of a batch, or of this rank's rows of it."""
+        return self.plain(batch, progress, only)
+
+    def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+        """The same, with no gradient averaged on the way back."""
+        return self.computation.plain(batch, progress, only)
+
+    def judge(
+        self, batch: Batch, progress: float, only: Collection[str] | None
+    ) -> tuple[Features, LossTerms]:
+        """The same of a held-out batch, by the plain modules."""
+        features = self.model(batch.observation)
+        return features, self.objective(features, batch, progress, only)
+
+    def looking(self, config: DiagnosticsConfig) -> DiagnosticsConfig:
+        """The diagnostics as far as they are possible here."""
+        if self.looks or not config.every:
+            return config
+        log.info("diagnostics.every is off: FSDP has no gradients of single terms to look at")
+        return config.model_copy(update={"every": 0})
+
+    def drop(self) -> None:
+        """Called where an update is left out, perhaps between a forward and its backward pass."""
+
+    def micro_batch(self, *, last: bool) -> None:
+        """Called before the forward pass of each micro-batch of an update."""
+
+    def finish(self) -> None:
+        """Called when the backward is finished: now `.grad` must be that of the mean over the ranks."""
+
+    def check(self) -> None:
+        """Raises: UserError if what must be equal on all ranks is not."""
+
+
+class Alone(Parallel):
+    """One process: the plain computation."""
+
+
+class Replicated(Parallel):
+    """DistributedDataParallel: each rank has the whole model and the rows of its own; gradients are averaged.
+
+    A backward that is one pass through the total goes through DDP, which averages while it computes. One that
+    asks for gradients by itself (masks) has its sum averaged at the end; K gradients average each term's.
+    """
+
+    def __init__(self, computation: Computation, *, bucket_mb: float) -> None:
+        super().__init__(computation)
+        require_no_batch_norm(self.model, self.objective)
+        self._bucket_mb = bucket_mb
+        self._reducer: DistributedDataParallel | None = None
+        self._half_done = False
+        self._averages_sum = False
+
+    def start(self, backward: Backward) -> None:
+        self.check()
+        if isinstance(backward, OneBackward):
+            spend_warning(next(self.model.parameters()).device)
+            self._reducer = self._new_reducer()
+        elif backward.is_sum:
+            self._averages_sum = True
+        elif not backward.averages_ranks:
+            raise UserError(
+                f"training.parallel.kind ddp with the backward {type(backward).__name__}: it makes something "
+                "else of the terms than their sum, so each term's gradient must be averaged over the ranks "
+                "before. Do so (tutti.training.backward.term_gradients.averaged_gradients) and set "
+                "averages_ranks = True in the class, or use backward.kind=one."
+            )
+
+    def _new_reducer(self) -> DistributedDataParallel:
+        # find_unused_parameters: phases freeze parts and terms come and go. It also keeps the layout of the
+        # buckets as it is at the start; else DDP rebuilds it after the first update, and a resumed run of
+        # three or more ranks would add its gradients in another order.
+        # broadcast_buffers: they are functions of what all ranks share, so they are equal already.
+        with warnings.catch_warnings():
+            # torch 2.13 renames broadcast_buffers, 2.9 lacks the new name
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                Joint(self.computation),
+                bucket_cap_mb=self._bucket_mb,
+                find_unused_parameters=True,
+                broadcast_buffers=False,
+                init_sync=False,
+            )
+
+    def evaluate(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+        if self._reducer is None or not torch.is_grad_enabled():
+            return self.plain(batch, progress, only)
+        self._half_done = self._reducer.require_backward_grad_sync
+        total, box = self._reducer(batch, progress, only)
+        return box.features, replace(box.terms, total=total)
+
+    def micro_batch(self, *, last: bool) -> None:
+        if self._reducer is not None:
+            self._reducer.require_backward_grad_sync = last  # what no_sync() sets, over forward and backward
+
+    def drop(self) -> None:
+        if self._half_done:  # it waits for a backward pass that will not come
+            self._reducer, self._half_done = self._new_reducer(), False
+
+    def finish(self) -> None:
+        self._half_done = False
+        if self._averages_sum:
+            average_gradients([*self.model.parameters(), *self.objective.parameters()])
+
+    def check(self) -> None:
+        require_equal(self.world, {"model": self.model, "objective": self.objective})
+
+
+@torch.no_grad()
+def average_gradients(parameters: Collection[Tensor]) -> None:
+    """`.grad` <- its mean over the ranks, all in one message for each type of number."""
+    present = [p for p in dict.fromkeys(parameters) if p.grad is not None]
+    for dtype in dict.fromkeys(p.dtype for p in present):
+        own = [p.grad for p in present if p.dtype == dtype and p.grad is not None]
+        mean = averaged(torch.cat([gradient.reshape(-1) for gradient in own]))
+        for gradient, part in zip(own, mean.split([g.numel() for g in own]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def require_no_batch_norm(*modules: nn.Module) -> None:
+    """Raises: UserError if a batch norm would take the statistics of each rank's own rows."""
+    for root in modules:
+        for name, module in root.named_modules():
+            norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if norm and not isinstance(module, nn.SyncBatchNorm):
+                raise UserError(
+                    f"module '{name}' is a {type(module).__name__}: on several ranks its statistics would be "
+                    "those of each rank's rows. Use torch.nn.SyncBatchNorm (CUDA), a LayerNorm or a "
+                    "GroupNorm, or training.parallel.kind=single."
+                )
+
+
+def require_equal(world: World, modules: dict[str, nn.Module]) -> None:
+    """Compares a checksum of each parameter and buffer, to the last bit.
+
+    Raises: UserError naming the first one that differs between the ranks.
+    """
+    states = {f"{root}.{name}": t for root, m in modules.items() for name, t in m.state_dict().items()}
+    own = [int(number) for number in torch.stack([_checksum(value) for value in states.values()]).tolist()]
+    found = world.together(own)
+    for rank, theirs in enumerate(found):
+        different = [n for n, a, b in zip(states, theirs, found[0], strict=True) if a != b]
+        if different:
+            raise UserError(
+                f"the ranks do not have the same weights: {len(different)} of {len(states)} tensors, such as "
+                f"{different[0]}, differ between rank 0 and rank {rank}. All must be built from the same "
+                "config and seed, with the same versions, on the same kind of device; a module of your own "
+                "must not draw from anything but torch's generator, nor change a buffer by its own rows."
+            )
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """A sum over the bits."""
+    flat = tensor.detach().reshape(-1)
+    if not flat.numel():
+        return torch.zeros((), dtype=torch.int64, device=flat.device)
+    if flat.is_floating_point():
+        flat = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16}[flat.element_size()])
+    places = torch.arange(1, len(flat) + 1, device=flat.device)
+    return (flat.to(torch.int64) * places).sum()

@@ -1,0 +1,171 @@
+"""Records of a run: one JSON object a line in records.jsonl, and the same values for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from tutti.storage.disk import disk_error, require_writable, write_text_atomically
+from tutti.storage.reading import parse_json, read_lines
+from tutti.training.metrics import describe_metric
+from tutti.types import UserError
+
+DELETE = "Delete this line."
+Kind = Literal["train", "validation", "diagnostics", "event"]
+
+
+class Recorder:
+    """Appends to run/records.jsonl, flushing each line, and to event files in run/tensorboard.
+
+    What survives a power cut is what a checkpoint stands behind: `Saver` syncs the records before it.
+
+    Opened at `after_step`, it first drops the records of later steps (and a line that a kill cut short), so
+    that each step is recorded once, however often a run is interrupted. `rollbacks` is the number of
+    roll-backs that led to this step: events of later ones are dropped too, since the run comes to them again.
+
+    Raises: UserError if the disk is full; ValueError for a metric that METRICS does not describe.
+    """
+
+    def __init__(self, run: Path, after_step: int = 0, *, rollbacks: int = 0) -> None:
+        self.path = run / "records.jsonl"
+        require_writable(run)
+        self._wall = 0.0
+        self._open(after_step, rollbacks)
+
+    def _open(self, after_step: int, rollbacks: int) -> None:
+        run = self.path.parent
+        kept = [
+            record
+            for record in read_records(run)
+            if record["step"] <= after_step
+            and ("optim/rollback_from" not in record or record["optim/rollbacks"] <= rollbacks)
+        ]
+        write_text_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
+
+    def rewind(self, after_step: int, *, rollbacks: int) -> None:
+        """Drop the records of later steps: the run goes on from `after_step` again."""
+        self.close()
+        self._open(after_step, rollbacks)
+
+    def write(self, step: int, kind: Kind, values: dict[str, float]) -> None:
+        """Record the values after `step` updates."""
+        unknown = [name for name in values if describe_metric(name) is None]
+        if unknown:
+            raise ValueError(f"{unknown} have no line in tutti.training.metrics.METRICS; add one for each.")
+        try:
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+            self._wall = max(self._wall, time.time())  # a clock that is set back would disorder the curves
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step, walltime=self._wall)
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        try:
+            self._file.close()
+            self._board.close()
+        except OSError as error:
+            raise disk_error(error, self.path) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def recorder_of(recording: tuple[Path, int, int] | None) -> Recorder:
+    """The recorder of a run, the step it goes on from and its number of roll-backs; None: one that is silent.
+
+    Raises: UserError if the disk is full.
+    """
+    if recording is None:
+        return NoRecorder()
+    run, step, rollbacks = recording
+    return Recorder(run, step, rollbacks=rollbacks)
+
+
+class NoRecorder(Recorder):
+    """What the other ranks of a training record: nothing, since the first one records the means over all."""
+
+    def __init__(self) -> None:
+        """Opens nothing."""
+
+    def write(self, step: int, kind: Kind, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def rewind(self, after_step: int, *, rollbacks: int) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """All whole records of a run in order; an unfinished last line is left out.
+
+    Raises: UserError if a line other than the last is not a record.
+    """
+    path = run / "records.jsonl"
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    torn: UserError | None = None
+    for number, line in enumerate(read_lines(path), start=1):
+        if torn is not None:
+            raise torn
+        try:
+            record = parse_json("" if line is None else line, f"{path}, line {number}", cure=DELETE)
+            if type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
+                raise UserError(f"{path}, line {number}: no record with a step and a kind. {DELETE}")
+            records.append(record)
+        except UserError as error:
+            torn = error
+    return records
+
+
+class Meter:
+    """Collects values step by step and gives their means (or maxima, names ending in _max)."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, float]) -> None:
+        """Take in one step's values; a value may be missing in some steps."""
+        for name, value in values.items():
+            if name.endswith("_max"):
+                self.sums[name] = max(value, self.sums.get(name, -math.inf))
+                self.counts[name] = 1
+            else:
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means (maxima) since the last call; then start anew."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint between two records must keep."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
