@@ -53,10 +53,10 @@ class Stream:
                 batch.actions[self.poison[1]] = torch.nan
             yield batch
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
 
 

@@ -61,10 +61,10 @@ class Loader:
             batch = make_batch(number)
             yield batch if self.change is None else self.change(number, batch)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
 
 

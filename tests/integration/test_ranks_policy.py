@@ -87,7 +87,9 @@ def seen_of(trainer: Trainer) -> dict[str, Any]:
         "records": records,
         "saved": {"tensors": saved.tensors, "optimizer": tensors_of(saved.optimizer)},
         "weights": whole({"model": trainer.model.state_dict(), "loss": trainer.objective.state_dict()}),
-        "policy": {k: v for k, v in trainer.policy.state().items() if k in ("skipped", "rollbacks", "high")},
+        "policy": {
+            k: v for k, v in trainer.policy.state_dict().items() if k in ("skipped", "rollbacks", "high")
+        },
         "counts": (trainer.step, trainer.samples),
         "random": torch.get_rng_state(),
     }

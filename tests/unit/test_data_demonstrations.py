@@ -123,6 +123,6 @@ def test_same_level_and_seed_give_the_same_order_of_windows(data_set: Path) -> N
 
 
 def test_position_of_another_level_is_refused(data_set: Path) -> None:
-    state = build(data_set, 2).train.state()
+    state = build(data_set, 2).train.state_dict()
     with pytest.raises(UserError, match="order of batches would differ"):
-        build(data_set, 3).train.load_state(state)
+        build(data_set, 3).train.load_state_dict(state)

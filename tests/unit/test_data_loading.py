@@ -233,19 +233,19 @@ def test_a_resumed_loader_goes_on_as_if_uninterrupted(
         for _ in range(consumed):
             next(first)
         time.sleep(0.02)  # let the thread run ahead
-        state = json.loads(json.dumps(first.state()))
+        state = json.loads(json.dumps(first.state_dict()))
     with build(data_set, tmp_path, prefetch=prefetch, augmentation=jitter).train as second:
         next(iter(second))
-        second.load_state(state)
+        second.load_state_dict(state)
         assert [digest(next(second)) for _ in range(25 - consumed)] == reference[consumed:]
-        assert second.state()["consumed"] == 25
+        assert second.state_dict()["consumed"] == 25
 
 
 def test_what_is_prefetched_does_not_count_as_consumed(data_set: Path, tmp_path: Path) -> None:
     with build(data_set, tmp_path, prefetch=8).train as train:
         next(train)
         time.sleep(0.05)
-        assert train.state()["consumed"] == 1
+        assert train.state_dict()["consumed"] == 1
 
 
 def test_the_batches_of_an_update_are_made_ahead_at_least(
@@ -270,14 +270,14 @@ def test_the_batches_of_an_update_are_made_ahead_at_least(
 
 
 def test_a_position_of_another_order_is_refused(data_set: Path, tmp_path: Path) -> None:
-    state = build(data_set, tmp_path).train.state()
+    state = build(data_set, tmp_path).train.state_dict()
     with pytest.raises(UserError, match=r"batch_size = 6; this run has 5"):
-        build(data_set, tmp_path, batch_size=5).train.load_state(state)
+        build(data_set, tmp_path, batch_size=5).train.load_state_dict(state)
     with pytest.raises(UserError, match=r"seed = 0; this run has 1"):
-        build(data_set, tmp_path, seed=1).train.load_state(state)
+        build(data_set, tmp_path, seed=1).train.load_state_dict(state)
     other = write_set(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="identity"):
-        build(other, tmp_path).train.load_state(state)
+        build(other, tmp_path).train.load_state_dict(state)
 
 
 def test_an_error_in_the_thread_reaches_the_trainer(

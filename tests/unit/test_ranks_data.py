@@ -61,8 +61,8 @@ def test_the_position_does_not_say_how_many_ranks_there_were(data_set: Path, tmp
     two.share(Ranks(1, 2))
     for _ in range(3):
         next(one), next(two)
-    assert one.state() == two.state()
-    one.load_state(two.state())
+    assert one.state_dict() == two.state_dict()
+    one.load_state_dict(two.state_dict())
     assert torch.equal(next(one).window[3:], next(two).window)
     for loader in (one, two):
         loader.close()
@@ -86,10 +86,10 @@ class Whole:
             self.position += 1
             yield make_batch(self.position, 4)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
 
 
@@ -99,7 +99,7 @@ def test_a_loader_that_knows_no_ranks_is_cut() -> None:
     own = shared(data, Ranks(1, 2))
     batch = next(iter(own.train))
     assert torch.equal(batch.window, make_batch(1, 4).window[2:])
-    assert own.train.state() == {"position": 1}
+    assert own.train.state_dict() == {"position": 1}
 
 
 def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_the_most_specific_description_wins() -> None:
 def test_meter_gives_means_and_maxima_and_survives_a_checkpoint() -> None:
     meter, resumed = Meter(), Meter()
     meter.add({"a": 1.0, "n_max": 5.0})
-    resumed.load_state(json.loads(json.dumps(meter.state())))
+    resumed.load_state_dict(json.loads(json.dumps(meter.state_dict())))
     resumed.add({"a": 4.0, "b": 2.0, "n_max": 3.0})
     assert resumed.take() == {"a": 2.5, "b": 2.0, "n_max": 5.0}
     assert resumed.take() == {}

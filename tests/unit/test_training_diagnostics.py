@@ -203,7 +203,7 @@ def test_resumed_run_records_and_ends_like_an_undisturbed_one(tmp_path: Path) ->
     resumed.fit(training_world.Data())
     straight.fit(training_world.Data())
     assert looks(tmp_path / "a") == looks(tmp_path / "b")
-    assert resumed.diagnostics.state() == straight.diagnostics.state()
+    assert resumed.diagnostics.state_dict() == straight.diagnostics.state_dict()
     assert same(weights(resumed.model), weights(straight.model))
     assert resumed.diagnostics.noise.trace != 0.0
 

@@ -29,10 +29,10 @@ class Counting:
         self.position += 1
         return make_batch(self.position - 1)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
 
 
@@ -75,7 +75,7 @@ def test_as_many_move_ahead_as_an_update_takes_at_once() -> None:
     assert [number(next(feed)) for _ in range(3)] == [0, 1, 2]
     assert all(started[ahead].wait(timeout=10) for ahead in (3, 4, 5))
     assert not started[6].wait(timeout=0.05)
-    assert feed.state() == {"position": 3}
+    assert feed.state_dict() == {"position": 3}
     feed.close()
     assert [number(next(feed)) for _ in range(2)] == [3, 4]
     feed.close()
@@ -95,14 +95,14 @@ def test_what_waits_for_the_arrival_is_called_when_the_batch_is_handed_out() -> 
 
 def test_the_batch_ahead_does_not_count_in_the_state() -> None:
     feed = Feed(Counting(), at_once)
-    assert feed.state() == {"position": 0}
+    assert feed.state_dict() == {"position": 0}
     for handed_out in (1, 2, 3):
         next(feed)
-        assert feed.state() == {"position": handed_out}
-    saved = feed.state()
+        assert feed.state_dict() == {"position": handed_out}
+    saved = feed.state_dict()
     feed.close()
     resumed = Feed(Counting(), at_once)
-    resumed.load_state(saved)
+    resumed.load_state_dict(saved)
     assert number(next(resumed)) == 3
     resumed.close()
 

@@ -204,8 +204,8 @@ def test_state_of_the_detector_continues_to_the_same_digits() -> None:
     one = SpikeDetector(SpikesConfig(warmup=5))
     feed(one, [*wave(9), 7.0])
     other = SpikeDetector(SpikesConfig(warmup=5))
-    other.load_state(one.state())
-    assert feed(one, [1.3, 9.0]) == feed(other, [1.3, 9.0]) and one.state() == other.state()
+    other.load_state_dict(one.state_dict())
+    assert feed(one, [1.3, 9.0]) == feed(other, [1.3, 9.0]) and one.state_dict() == other.state_dict()
 
 
 def test_only_the_newest_spikes_are_kept(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Loader:
     Batch k is a function of (data, seed, batch_size, k) alone: its windows are the entries [k B, (k+1) B)
     of the mixture's stream, its augmentation is seeded by (seed, k), one for all pictures of a sample. A
     thread prepares up to `prefetch` batches ahead, or those of an update if they are more (0: none, made on
-    demand); what it has prepared does not count in `state()`, only what was handed out. There is one
+    demand); what it has prepared does not count in `state_dict()`, only what was handed out. There is one
     position: `iter(loader)` goes on where the last one stopped.
 
     On several ranks (`share`) all count the same batches and each makes its own rows of them only; the
@@ -93,12 +93,12 @@ class Loader:
         """The window numbers of batch `number`, of all ranks, without making it."""
         return self.mixture.take(number * self.batch_size, self.batch_size)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The position for a checkpoint, plain JSON: batches handed out, and what they depend on."""
         return {"consumed": self._consumed, **self._conditions()}
 
-    def load_state(self, state: dict[str, Any], /) -> None:
-        """Goes to the position of `state()`; the next batch is the one that would have come then.
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Goes to the position of `state_dict()`; the next batch is the one that would have come then.
 
         Raises UserError where the state was saved with another seed, batch size or data set, because the
         order would be another one.

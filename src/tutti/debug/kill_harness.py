@@ -58,7 +58,7 @@ class NotedLoader:
     def __iter__(self) -> Iterator[Batch]:
         with self._path.open("a", encoding="utf-8") as file:
             while True:
-                number = self._loader.state()["consumed"]
+                number = self._loader.state_dict()["consumed"]
                 batch = next(self._loader)
                 file.write(json.dumps([number, batch.window.tolist()]) + "\n")
                 file.flush()
@@ -68,13 +68,13 @@ class NotedLoader:
         """From now on this rank's rows of each batch, as the loader's."""
         self._loader.share(ranks, at_once)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The loader's."""
-        return self._loader.state()
+        return self._loader.state_dict()
 
-    def load_state(self, state: dict[str, Any], /) -> None:
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
         """The loader's."""
-        self._loader.load_state(state)
+        self._loader.load_state_dict(state)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ class TrainLoader(Protocol):
     """An endless stream of batches that knows its place."""
 
     def __iter__(self) -> Iterator[Batch]: ...
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any], /) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class Feed:
     """A loader whose next batches are on their way to the device while the present ones compute.
 
     So many of look-ahead as an update takes at once, `depth`: when a batch is handed out, a thread takes a
-    further one from the loader and starts to move it. `state()` is the loader's at the batches that were
+    further one from the loader and starts to move it. `state_dict()` is the loader's at the batches that were
     handed out, so a checkpoint does not count those ahead, and a resumed run sees every batch once.
     """
 
@@ -70,22 +70,22 @@ class Feed:
         self._begin()
         return batch
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The loader's position, without the batches that are ahead."""
-        return self._ahead[0].state.result() if self._ahead else self._loader.state()
+        return self._ahead[0].state.result() if self._ahead else self._loader.state_dict()
 
-    def load_state(self, state: dict[str, Any], /) -> None:
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Goes to that position; the batches ahead are forgotten."""
         self.close()
-        self._loader.load_state(state)
+        self._loader.load_state_dict(state)
 
     def close(self) -> None:
         """Ends the thread and forgets the batches ahead: the loader goes back behind what was handed out."""
         if self._thread is None:
             return
-        state = self.state()
+        state = self.state_dict()
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self._loader.load_state(state)
+        self._loader.load_state_dict(state)
         self._stream = self._thread = None
         self._ahead.clear()
 
@@ -94,7 +94,7 @@ class Feed:
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="tutti-feed")
         self._stream = stream = self._stream or iter(self._loader)
         while len(self._ahead) < self._depth:
-            state = self._thread.submit(self._loader.state)
+            state = self._thread.submit(self._loader.state_dict)
             batch = self._thread.submit(lambda: self._move(next(stream)))
             self._ahead.append(_Ahead(state, batch))
 
@@ -118,13 +118,13 @@ class OwnRows:
             rows = self._ranks.rows(len(batch.window))
             yield batch.apply(lambda value, rows=rows: value[rows])
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """That of the loader: the position does not say how many ranks there are."""
-        return self._loader.state()
+        return self._loader.state_dict()
 
-    def load_state(self, state: dict[str, Any], /) -> None:
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Goes to that position."""
-        self._loader.load_state(state)
+        self._loader.load_state_dict(state)
 
 
 @dataclass(frozen=True, slots=True)

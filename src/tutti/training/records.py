@@ -162,10 +162,10 @@ class Meter:
         self.sums, self.counts = {}, {}
         return means
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint between two records must keep."""
         return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])

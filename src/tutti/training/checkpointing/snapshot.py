@@ -43,13 +43,13 @@ def snapshot(trainer: Trainer, data: TrainingData) -> Checkpoint:
     averages = {name: average.shadow for name, average in trainer.averages.items()}
     optimizer = {**trainer.optimizer.state_dict(), BACKWARD: trainer.backward.state_dict()}
     state = {
-        "loader": data.train.state(),
+        "loader": data.train.state_dict(),
         "samples": trainer.samples,
         "seconds": trainer.clock.seconds,
         "ema_updates": {name: average.updates for name, average in trainer.averages.items()},
-        "meter": trainer.meter.state(),
-        "diagnostics": trainer.diagnostics.state(),
-        "policy": trainer.policy.state(),
+        "meter": trainer.meter.state_dict(),
+        "diagnostics": trainer.diagnostics.state_dict(),
+        "policy": trainer.policy.state_dict(),
         "metrics": trainer.latest,
         "training": trainer.config.model_dump(mode="json"),
         "strategy": trainer.strategy_config.model_dump(mode="json"),
@@ -167,13 +167,13 @@ def load_into(trainer: Trainer, data: TrainingData, saved: Checkpoint) -> None:
     trainer.backward.load_state_dict(optimizers.pop(BACKWARD, {}))
     trainer.optimizer.load_state_dict(optimizers)
     load_rng_state(saved.rng)
-    data.train.load_state(saved.state["loader"])
+    data.train.load_state_dict(saved.state["loader"])
     trainer.step = saved.step
     trainer.samples = trainer.recorded = int(saved.state["samples"])
     trainer.clock.seconds, trainer.latest = float(saved.state["seconds"]), dict(saved.state["metrics"])
-    trainer.meter.load_state(saved.state["meter"])
-    trainer.diagnostics.load_state(saved.state.get("diagnostics", {}))
-    trainer.policy.load_state(saved.state.get("policy", {}))
+    trainer.meter.load_state_dict(saved.state["meter"])
+    trainer.diagnostics.load_state_dict(saved.state.get("diagnostics", {}))
+    trainer.policy.load_state_dict(saved.state.get("policy", {}))
     log.info("resuming after step %d of %d", trainer.step, trainer.config.steps)
 
 

@@ -82,11 +82,11 @@ class SpikeDetector:
         self.count += bool(spikes)
         return spikes
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep, plain values."""
         return {"count": self.count, "levels": {term: asdict(level) for term, level in self.levels.items()}}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state`."""
         self.count = state["count"]
         self.levels = {term: Level(**level) for term, level in state["levels"].items()}

@@ -37,10 +37,10 @@ class NoiseScale:
             found["noise_scale"] = self.trace / self.signal
         return found
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
         return {"signal": self.signal, "trace": self.trace}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state`."""
         self.signal, self.trace = state["signal"], state["trace"]

@@ -127,16 +127,16 @@ class Diagnostics:
         self._found = {}
         return found
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep, plain values."""
-        return {"noise": self.noise.state(), "spikes": self.spikes.state()}
+        return {"noise": self.noise.state_dict(), "spikes": self.spikes.state_dict()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state`; one without a part of it leaves that part new."""
         if "noise" in state:
-            self.noise.load_state(state["noise"])
+            self.noise.load_state_dict(state["noise"])
         if "spikes" in state:
-            self.spikes.load_state(state["spikes"])
+            self.spikes.load_state_dict(state["spikes"])
 
     def _learning(self) -> dict[str, list[Tensor]]:
         """The parameters of each part that learns at present."""

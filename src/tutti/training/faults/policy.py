@@ -163,10 +163,10 @@ class GradientPolicy:
             values["optim/rollbacks"] = float(len(self.rollbacks))
         return values
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep, plain values."""
         return {
-            "clipping": self.clipper.state(),
+            "clipping": self.clipper.state_dict(),
             "skipped": self.skipped,
             "in_a_row": self.in_a_row,
             "rollbacks": [list(one) for one in self.rollbacks],
@@ -175,11 +175,11 @@ class GradientPolicy:
             "phase": self._phase,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state`; an empty one, of an older checkpoint, leaves everything new."""
         if not state:
             return
-        self.clipper.load_state(state["clipping"])
+        self.clipper.load_state_dict(state["clipping"])
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self.rollbacks = [(left, to) for left, to in state["rollbacks"]]
         self.level, self.high, self._phase = Level(**state["level"]), state["high"], state["phase"]

@@ -50,7 +50,7 @@ def roll_back(trainer: Trainer, data: TrainingData, recorder: Recorder) -> None:
             "Lower training.optimizer.lr or lengthen training.schedule.warmup, and train anew."
         )
     saved = read(trainer, folders[max(old)])
-    position, samples, seconds = data.train.state(), trainer.samples, trainer.clock.seconds
+    position, samples, seconds = data.train.state_dict(), trainer.samples, trainer.clock.seconds
     skipped, rollbacks = policy.skipped, policy.rollbacks
     later = sorted((number for number in folders if number > saved.step), reverse=True)
 
@@ -60,7 +60,7 @@ def roll_back(trainer: Trainer, data: TrainingData, recorder: Recorder) -> None:
 
     trainer.parallel.world.on_first(forget)
     put_back(trainer, data, saved)
-    data.train.load_state(position)
+    data.train.load_state_dict(position)
     trainer.samples = trainer.recorded = samples
     trainer.clock.seconds = seconds
     policy.skipped, policy.rollbacks = skipped, rollbacks

@@ -113,11 +113,11 @@ class Clipper:
                     values["optim/usual_norm" + ("" if name == WHOLE else f"/{name}")] = history.mean
         return values
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep, plain values."""
         return {name: asdict(history) for name, history in self.histories.items()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state`."""
         self.histories = {
             name: NormHistory(**history) for name, history in state.items() if name in self.groups
