@@ -29,6 +29,8 @@ demo: $(VENV)/.simulation rendering
 	$(BIN)/tutti demo
 	$(NEXT)
 
+# The tests start a hundred processes, which read the package's bytecode instead of compiling it each time.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev rendering
 	$(BIN)/python -m pytest -n auto --dist loadfile
 

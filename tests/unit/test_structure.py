@@ -1,4 +1,4 @@
-"""The house: files are short, say what they are, know only the floors below; every metric is documented."""
+"""The house: short files that say what they are, imports that only go down, no circle, no unused name."""
 
 from __future__ import annotations
 
@@ -7,47 +7,92 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
+from fixtures.source_tree import (
+    FILES,
+    MODULES,
+    PACKAGE,
+    ROOT,
+    circles,
+    code_lines,
+    imports,
+    shown,
+    tree,
+    unused_names,
+)
 from tutti.training.metrics import METRICS
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "src" / "tutti"
-FILES = sorted(PACKAGE.rglob("*.py"))
-LAST_LINE = 350
-MOST_STATEMENTS = 50
+MAX_LINES, MAX_STATEMENTS, MAX_FILES = 350, 50, 13
+LONGER: dict[str, int] = {}
+"""Files with more lines than that, since each replaces two that shared private names: file and limit."""
+CROWDED = {"debug", "objectives/terms", "studies", "training"}
+"""Folders that still hold more than MAX_FILES."""
+MAX_CODE_LINES = 23_700
+"""Lines of code of the package, without blank lines, comments and docstrings. It goes down."""
+TOUR = ("types.py", "pipeline.py", "models/vla.py", "objectives/unified.py", "training/trainer.py")
+"""What one reads to know Tutti."""
+MAX_TOUR_LINES = 1000
 FORBIDDEN = {"utils.py", "helpers.py", "common.py", "base.py"}
+KNOW_THE_TRAINER = ("training/trainer.py", "pipeline.py", "runs/", "debug/", "studies/", "planning/")
+UNUSED = {
+    "tutti.cli.main: verify_resume",  # a command
+    "tutti.storage.checkpoint: load_latest",  # only tests: to go
+    "tutti.suites.metaworld.rollout: expert_rollout",  # to go with its file
+    "tutti.suites.metaworld.rollout: noop_rollout",  # to go with its file
+    "tutti.suites.metaworld.suite: EVALUATION_SEED",  # to go
+    "tutti.training.optim.muon: newton_schulz",  # only tests: to go
+}
+"""Public names that nothing uses, each with the reason why it may stay."""
 
 
-def names(paths: list[Path]) -> list[str]:
-    return [str(path.relative_to(ROOT)) for path in paths]
+def lines_of(name: str) -> int:
+    return len((PACKAGE / name).read_text(encoding="utf-8").splitlines())
 
 
-def statements(node: ast.AST) -> int:
-    return sum(isinstance(child, ast.stmt) for child in ast.walk(node)) - 1
+def test_files_are_short() -> None:
+    lengths = {str(path.relative_to(PACKAGE)): lines_of(str(path)) for path in FILES}
+    assert {name: n for name, n in lengths.items() if n >= LONGER.get(name, MAX_LINES)} == {}
+    assert all(lengths[name] >= MAX_LINES and limit <= 450 for name, limit in LONGER.items())
 
 
-@pytest.mark.parametrize("path", FILES, ids=names(FILES))
-def test_file_is_under_350_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) < LAST_LINE
+def test_first_line_of_a_file_says_what_it_is() -> None:
+    assert [shown(path) for path in FILES if not path.read_text(encoding="utf-8").startswith('"""')] == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=names(FILES))
-def test_first_line_of_a_file_says_what_it_is(path: Path) -> None:
-    assert path.read_text(encoding="utf-8").startswith('"""')
-
-
-@pytest.mark.parametrize("path", FILES, ids=names(FILES))
-def test_functions_are_under_50_statements(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    assert {node.name: statements(node) for node in functions if statements(node) >= MOST_STATEMENTS} == {}
+def test_functions_are_under_50_statements() -> None:
+    counts = {
+        f"{shown(path)}: {node.name}": sum(isinstance(child, ast.stmt) for child in ast.walk(node)) - 1
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert len(counts) > 1000
+    assert {name: count for name, count in counts.items() if count >= MAX_STATEMENTS} == {}
 
 
 def test_no_file_is_a_drawer_for_everything() -> None:
-    assert [path for path in FILES if path.name in FORBIDDEN] == []
+    assert [shown(path) for path in FILES if path.name in FORBIDDEN] == []
+
+
+def test_a_folder_holds_at_most_13_files() -> None:
+    counts = Counter(
+        str(path.parent.relative_to(PACKAGE))
+        for path in FILES
+        if path.name not in ("__init__.py", "__main__.py")
+    )
+    assert {folder for folder, count in counts.items() if count > MAX_FILES} == CROWDED
+
+
+def test_the_package_grows_no_longer() -> None:
+    assert sum(map(code_lines, FILES)) <= MAX_CODE_LINES
+
+
+@pytest.mark.xfail(strict=False, reason="pipeline.py and trainer.py are being shortened")
+def test_the_tour_is_short() -> None:
+    assert sum(map(lines_of, TOUR)) < MAX_TOUR_LINES
 
 
 def test_file_imports_only_from_floors_below_its_own() -> None:
@@ -55,37 +100,57 @@ def test_file_imports_only_from_floors_below_its_own() -> None:
     linter = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     floors = [re.split(r"\s*\|\s*", layer) for layer in linter["contracts"][0]["layers"]]
     height = {name: -number for number, floor in enumerate(floors) for name in floor}
-    wrong = [
-        f"{path.relative_to(ROOT)}: {target}"
-        for path in FILES
-        if (own := path.relative_to(PACKAGE).with_suffix("").parts[0]) != "__init__"
-        for target in imported(path)
-        if target != own and height[target] >= height[own]
+    edges = {(module.split(".")[1], target.split(".")[1]) for module, target in graph_edges()}
+    assert [edge for edge in sorted(edges) if edge[0] != edge[1] and height[edge[1]] >= height[edge[0]]] == []
+
+
+def graph_edges() -> list[tuple[str, str]]:
+    """All imports inside the package; the root hands out everything lazily, and is asked for nothing."""
+    return [
+        (module, target)
+        for module in MODULES
+        if module != "tutti"
+        for target, _ in imports(module)
+        if target not in ("tutti", module)
     ]
-    assert wrong == []
 
 
-def imported(path: Path) -> set[str]:
-    """The parts of the package that a file imports anywhere in it, as `data` for `tutti.data.windows`."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        match node:
-            case ast.ImportFrom(module="tutti", names=aliases):
-                found |= {alias.name for alias in aliases if alias.name != "__version__"}
-            case ast.ImportFrom(module=str(module)) if module.startswith("tutti."):
-                found.add(module.split(".")[1])
-            case ast.Import(names=aliases):
-                found |= {alias.name.split(".")[1] for alias in aliases if alias.name.startswith("tutti.")}
-    return found
+def test_only_the_version_is_imported_from_the_root() -> None:
+    asked = {(module, name) for module in MODULES for target, name in imports(module) if target == "tutti"}
+    assert {name for _, name in asked} <= {"__version__"}
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_metric_has_a_line_in_the_docs(metric: str) -> None:
-    documented = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert f"| `{metric}` |" in documented
+@pytest.mark.xfail(strict=True, reason="the rooms of training that take the whole trainer")
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for type checkers and inside functions count: what must be read together is one module."""
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for module, target in graph_edges():
+        graph[module].add(target)
+    assert circles(graph) == []
 
 
-def test_documented_metrics_exist() -> None:
+@pytest.mark.xfail(strict=True, reason="the rooms of training that take the whole trainer")
+def test_nobody_below_the_trainer_knows_it() -> None:
+    def knows(path: str) -> bool:
+        return any(
+            (isinstance(node, ast.Name) and node.id == "Trainer")
+            or (isinstance(node, ast.alias) and node.name == "Trainer")
+            or (isinstance(node, ast.Constant) and node.value == "Trainer")
+            for node in ast.walk(tree(PACKAGE / path))
+        )
+
+    below = [
+        name for path in FILES if not (name := str(path.relative_to(PACKAGE))).startswith(KNOW_THE_TRAINER)
+    ]
+    assert [name for name in below if knows(name)] == []
+
+
+def test_every_public_name_is_used() -> None:
+    """By the package, the benchmarks, the examples, or exported in an `__init__.pyi`; tests do not count."""
+    assert set(unused_names()) <= UNUSED
+
+
+def test_metrics_and_their_docs_name_the_same() -> None:
     documented = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([^`]+)` \|", documented, re.MULTILINE)) == set(METRICS)
 
