@@ -2,6 +2,8 @@
 
 python benchmarks/same_losses.py main HEAD            configs/smoke.yaml, 20 steps, a synthetic data set
 python benchmarks/same_losses.py HEAD . CONFIG        a dot is the working tree as it is
+A config inside the repository is read as it is at each commit, so keys may be renamed between them;
+--renamed OLD=NEW says what metrics and parameters of the first commit are called at the second.
 The commits are unpacked by `git archive` into a temporary folder: checkout and index are not touched.
 """
 
@@ -10,11 +12,12 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,13 +58,27 @@ def git(*arguments: str) -> bytes:
 
 
 def unpack(commit: str, folder: Path) -> Path:
-    """The folder `src` of a commit, unpacked; that of the working tree for a dot."""
+    """A commit's `src` and `configs`, unpacked into a folder; the repository itself for a dot."""
     if commit == HERE:
-        return ROOT / "src"
+        return ROOT
     name = git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
-    with tarfile.open(fileobj=io.BytesIO(git("archive", "--format=tar", name, "src"))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(git("archive", "--format=tar", name, "src", "configs"))) as archive:
         archive.extractall(folder, filter="data")
-    return folder / "src"
+    return folder
+
+
+def config_at(tree: Path, config: Path) -> Path:
+    """The config of that path as it is in `tree`, if it is one of the repository's; else the file itself."""
+    whole = config.resolve()
+    inside = tree / whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
+    return inside if inside.is_file() else whole
+
+
+def renamed(name: str, renames: Mapping[str, str]) -> str:
+    """The name with each old word, or words joined by dots or slashes, replaced by the new one."""
+    for old, new in renames.items():
+        name = re.sub(rf"(?<![\w]){re.escape(old)}(?![\w])", new, name)
+    return name
 
 
 def train(source: Path, config: Path, overrides: Sequence[str], run: Path) -> None:
@@ -77,9 +94,10 @@ def train(source: Path, config: Path, overrides: Sequence[str], run: Path) -> No
         raise UserError(f"{source}: the training failed:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
-def compare(one: Path, other: Path, steps: int) -> Sameness:
+def compare(one: Path, other: Path, steps: int, renames: Mapping[str, str] | None = None) -> Sameness:
     """The records of two runs step by step, and all weights of their last checkpoints."""
     both = [{(r["step"], r["kind"]): untimed(r) for r in read_records(run)} for run in (one, other)]
+    both[0] = {key: _with_names(values, renames or {}) for key, values in both[0].items()}
     found, only, sizes, first_step = Comparison(), set(), {}, ""
     for key in sorted(both[0].keys() | both[1].keys()):
         left, right = (records.get(key, {}) for records in both)
@@ -94,6 +112,7 @@ def compare(one: Path, other: Path, steps: int) -> Sameness:
     last = [sorted((run / "checkpoints").glob("step-*"))[-1] for run in (one, other)]
     for name in sorted({path.name for folder in last for path in folder.glob("*.safetensors")}):
         weights = [load_file(folder / name) if (folder / name).exists() else {} for folder in last]
+        weights[0] = _with_names(weights[0], renames or {})
         found.add(name, *weights)
     return Sameness(
         steps=steps,
@@ -102,6 +121,10 @@ def compare(one: Path, other: Path, steps: int) -> Sameness:
         only=tuple(sorted(only)),
         sizes={name: size for name, size in sizes.items() if size > 0},
     )
+
+
+def _with_names(values: Mapping[str, Any], renames: Mapping[str, str]) -> dict[str, Any]:
+    return {renamed(name, renames): value for name, value in values.items()}
 
 
 def _deviation(one: Any, other: Any) -> float:
@@ -135,10 +158,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", type=Path, default=ROOT / "configs" / "smoke.yaml")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--set", nargs="*", default=[], dest="overrides", help="key.sub=value, for both")
+    parser.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW", help="names, first to second")
     return parser.parse_args(arguments)
 
 
-def same_losses(commits: Sequence[str], config: Path, steps: int, overrides: Sequence[str]) -> Sameness:
+def same_losses(
+    commits: Sequence[str],
+    config: Path,
+    steps: int,
+    overrides: Sequence[str],
+    renames: Mapping[str, str] | None = None,
+) -> Sameness:
     """Both trainings in a temporary folder, on the config's own data sets or else on a synthetic one."""
     given = [f"training.steps={steps}", *LEAST_KEYS, *overrides]
     loaded = load_config(config, given)
@@ -149,17 +179,20 @@ def same_losses(commits: Sequence[str], config: Path, steps: int, overrides: Seq
             given.append(f"data.sources=[{{path: {scratch / DATASET}}}]")
         runs = []
         for number, commit in enumerate(commits):
-            source = unpack(commit, scratch / f"commit{number}")
+            tree = unpack(commit, scratch / f"commit{number}")
             runs.append(scratch / f"run{number}")
-            train(source, config.resolve(), given, runs[-1])
-        return compare(*runs, steps)
+            train(tree / "src", config_at(tree, config), given, runs[-1])
+        return compare(*runs, steps, renames)
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """0 if it is the same computation, 1 if not, 2 for a mistake of the user."""
     arguments = parse(given)
     try:
-        result = same_losses(arguments.commits, arguments.config, arguments.steps, arguments.overrides)
+        renames = dict(one.split("=", 1) for one in arguments.renamed)
+        result = same_losses(
+            arguments.commits, arguments.config, arguments.steps, arguments.overrides, renames
+        )
     except UserError as error:
         say(f"error: {error}")
         return 2

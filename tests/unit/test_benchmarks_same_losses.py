@@ -55,6 +55,16 @@ def test_the_first_step_and_the_size_of_a_difference_are_named(
     assert "recorded at one of them only: loss/action/raw" in said
 
 
+def test_renamed_metrics_and_parameters_are_compared_under_their_new_names(tmp_path: Path) -> None:
+    one = run(tmp_path / "a", [3.0], **{"loss/align/raw": 2.0})
+    other = run(tmp_path / "b", [3.0], **{"loss/state/raw": 2.0})
+    assert same_losses.compare(one, other, 1).only == ("loss/align/raw", "loss/state/raw")
+    result = same_losses.compare(one, other, 1, {"align": "state"})
+    assert result.only == () and result.found.num_differing == 0
+    assert same_losses.renamed("vision.stem.0.weight", {"vision.stem": "eye"}) == "eye.0.weight"
+    assert same_losses.renamed("loss/aligned", {"align": "state"}) == "loss/aligned"
+
+
 @pytest.mark.skipif(
     subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, check=False).returncode
     != 0,
@@ -67,9 +77,10 @@ def test_a_commit_is_unpacked_beside_the_checkout_which_stays_as_it_is(tmp_path:
         ).stdout
 
     before = status()
-    source = same_losses.unpack("HEAD", tmp_path / "commit")
-    assert (source / "tutti" / "types.py").is_file() and source.is_relative_to(tmp_path)
+    tree = same_losses.unpack("HEAD", tmp_path / "commit")
+    assert (tree / "src" / "tutti" / "types.py").is_file() and tree.is_relative_to(tmp_path)
+    assert same_losses.config_at(tree, ROOT / "configs" / "smoke.yaml") == tree / "configs" / "smoke.yaml"
     assert status() == before
-    assert same_losses.unpack(".", tmp_path / "none") == ROOT / "src"
+    assert same_losses.unpack(".", tmp_path / "none") == ROOT
     with pytest.raises(UserError, match="no-such-commit"):
         same_losses.unpack("no-such-commit", tmp_path / "x")
