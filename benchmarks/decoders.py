@@ -21,7 +21,7 @@ from tutti.config.run_config import RunConfig, load_config
 from tutti.models.decoders.fast import FastDecoder
 from tutti.models.describe import blank_observation, describe
 from tutti.models.vla import VLA
-from tutti.pipeline import ROBOT
+from tutti.runs.build import ROBOT
 from tutti.runs.terminal import say
 from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import DataSpec, Features, UserError

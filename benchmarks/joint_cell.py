@@ -19,7 +19,7 @@ from timing import shortened, with_arm
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.evaluation.closed_loop.evaluate import evaluate
-from tutti.evaluation.closed_loop.starts import TrainingStarts
+from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
 from tutti.runs.summary import commit
 from tutti.runs.terminal import say
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
@@ -52,7 +52,7 @@ def cell_config(config: RunConfig, run: Path, *, arm: str, seed: int, steps: int
     config = shortened(with_arm(config, arm), steps)
     values = config.model_dump(mode="json")
     values["name"], values["seed"] = arm, seed
-    values["data"] |= {"seed": seed, "sources": [{"path": str((run / pipeline.DATASET).resolve())}]}
+    values["data"] |= {"seed": seed, "sources": [{"path": str((run / DATASET).resolve())}]}
     values["training"] |= {"seed": seed, "threads": 1, "device": "cpu", "keep_checkpoints": 1}
     values["training"] |= {"validate_every": steps, "validate_raw": False, "checkpoint_every": 250}
     values["evaluation"] |= {"workers": 1, "episodes": starts, "split": "held_out", "videos_per_task": 0}
@@ -106,7 +106,7 @@ def run_cell(folder: Path, run: Path) -> None:
         settings,
         MetaWorldEnvironments(suite),
         folder=folder / "evaluation",
-        trained=TrainingStarts.of_data(run / pipeline.DATASET),
+        trained=TrainingStarts.of_data(run / DATASET),
     )
     successes: dict[str, list[int]] = {}
     for rollout in found.rollouts:

@@ -26,12 +26,12 @@ from joint_training import ONE_THREAD
 from recorded import check_recorded, require_unchanged, snapshot
 from tables import RESULTS, Table, circumstances, made_with, publish
 
-from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config, load_config, to_yaml
+from tutti.evaluation.closed_loop.starts import DATASET
+from tutti.runs.build import build_training
 from tutti.runs.terminal import say
 from tutti.storage.files import write_atomically
 from tutti.training.records import read_records
-from tutti.training.trainer import Trainer
 from tutti.types import UserError
 
 KEY_FRAME, ACTION = "valid/metric/state/key_l1", "valid/action"
@@ -48,7 +48,7 @@ def cell_config(
     """The run's config with this rate and seed, one thread, and a validation where the screen ends."""
     values = base.model_dump(mode="json")
     values["name"], values["seed"] = f"lr-{rate:g}", seed
-    values["data"] |= {"seed": seed, "sources": [{"path": str((run / pipeline.DATASET).resolve())}]}
+    values["data"] |= {"seed": seed, "sources": [{"path": str((run / DATASET).resolve())}]}
     values["training"] |= {"seed": seed, "threads": 1, "device": "cpu"}
     values["training"] |= {"validate_every": arguments.until // 2}
     values["training"] |= {"checkpoint_every": arguments.until, "diagnostics": {"every": 0}}
@@ -65,21 +65,13 @@ def run_cell(folder: Path, until: int) -> None:
     """Trains one cell in this process up to step `until` of its schedule, and writes result.json."""
     config = load_config(folder / "cell.yaml")
     torch.set_num_threads(1)
-    data, model, objective = pipeline.build_training(config, folder)
 
     def stop(step: int, steps: int, latest: dict[str, float]) -> None:
         if step >= until:
             raise _Enough
 
-    trainer = Trainer(
-        *(config.training, model, objective, folder),
-        strategy=config.strategy,
-        backward=config.backward,
-        texts=data.texts,
-        progress=stop,
-    )
     with contextlib.suppress(_Enough):
-        trainer.fit(data)
+        build_training(config, folder).fit(stop)
     records = read_records(folder)
     curves = [
         {"step": one["step"], **{name: one[name] for name in (KEY_FRAME, ACTION)}}

@@ -23,10 +23,10 @@ from memory_cell import ENVIRONMENT, Cell, Measured
 from tables import RESULTS, Table, circumstances, made_with, publish
 from throughput import GPU_ROWS
 
-from tutti.pipeline import expected_spec
 from tutti.planning.devices import CPU_PROCESS, Precision
 from tutti.planning.footprint import imagined
 from tutti.planning.plan import memory_on, sizes_near
+from tutti.runs.build import expected_spec
 from tutti.runs.terminal import say
 from tutti.types import UserError
 

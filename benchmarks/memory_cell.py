@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.pipeline import expected_spec
 from tutti.planning.footprint import Rehearsed
 from tutti.planning.live_memory import LiveMemory
+from tutti.runs.build import expected_spec
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Makes the C library give freed tensors back at once, so that the process holds what lives and no more."""

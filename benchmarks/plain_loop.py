@@ -21,7 +21,7 @@ from timing import Spread, StepTimer, interleave, ratios, shortened, spread, wit
 from tutti.config.run_config import RunConfig
 from tutti.data.config import DataNeeds
 from tutti.distributed.ranks import MicroBatches
-from tutti.pipeline import build_data
+from tutti.runs.build import build_data
 from tutti.runs.terminal import say
 from tutti.training.rng import seed_everything
 from tutti.types import UserError

@@ -19,8 +19,8 @@ from tables import RESULTS, Table, circumstances, made_with, publish
 from timing import Spread, interleave, matmul_rates, spread, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.pipeline import expected_spec
 from tutti.planning.footprint import Flops, Rehearsed, count_flops
+from tutti.runs.build import expected_spec
 from tutti.runs.terminal import say
 from tutti.training.device import decide
 from tutti.types import UserError

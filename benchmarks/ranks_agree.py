@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tables import RESULTS, Table, circumstances, made_with, publish
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.pipeline import DATASET
+from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.runs.terminal import say
 from tutti.training.records import read_records
 from tutti.types import UserError

@@ -10,7 +10,9 @@ import numpy as np
 from tutti.config.run_config import RunConfig
 from tutti.data.config import SourceConfig
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
-from tutti.pipeline import DATASET, ROBOT, VIEW
+from tutti.evaluation.closed_loop.starts import DATASET
+from tutti.pipeline import VIEW
+from tutti.runs.build import ROBOT
 from tutti.runs.folder import RunFolder
 from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import UserError

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from tutti.config.run_config import load_config
 from tutti.debug.compare_runs import Comparison, untimed
-from tutti.pipeline import DATASET
+from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.runs.terminal import say
 from tutti.training.records import read_records
 from tutti.types import UserError

@@ -19,12 +19,12 @@ from frame import DEMO
 from memory_cell import forget_peak, resident_peak
 from recorded import synthetic_run
 from tables import RESULTS, Table, circumstances, made_with, publish
-from timing import build_trainer, matmul_rates, shortened, with_training, work_clock
+from timing import matmul_rates, shortened, with_training, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.pipeline import build_data
 from tutti.planning.devices import device_of_card, measured_device
 from tutti.planning.footprint import count_flops
+from tutti.runs.build import build_data, build_training
 from tutti.runs.terminal import say
 from tutti.training.data_feed import fed
 from tutti.training.device import decide
@@ -74,16 +74,14 @@ def measure(
     config: RunConfig, data_from: Path, scratch: Path, *, steps: int, warmup: int
 ) -> dict[str, float]:
     """`steps` of the Trainer's own updates behind `warmup` that do not count, batches moved ahead on CUDA."""
-    trainer, data = build_trainer(shortened(config, 1_000_000), data_from, scratch)
+    training = build_training(shortened(config, 1_000_000), data_from, output=scratch)
+    trainer, data = training.trainer, training.data
     device = trainer.machine.device
     _, now = work_clock(device.type, torch.get_num_threads())
-    trainer.model.train()
-    trainer.objective.train()
     try:
         with fed(data, device, config.training.accumulation) as moved:
             stream = iter(moved.train)
-            for _ in range(warmup):
-                trainer._update(stream, report=False)
+            training.run_updates(range(warmup), stream)
             trainer.clock.take(0)
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -91,9 +89,9 @@ def measure(
             else:
                 forget_peak()
             started = now()
-            for _ in range(steps):
+            for step in range(warmup, warmup + steps):
                 with trainer.clock.step():
-                    trainer._update(stream, report=False)
+                    training.run_updates((step,), stream)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = now() - started

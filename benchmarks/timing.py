@@ -14,9 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tutti.config.run_config import RunConfig
-from tutti.data.config import DataBundle, DataNeeds
-from tutti.pipeline import build_data
-from tutti.training.rng import seed_everything
+from tutti.runs.build import build_training
 from tutti.training.trainer import Trainer
 from tutti.types import Batch
 
@@ -77,37 +75,21 @@ def shortened(config: RunConfig, steps: int) -> RunConfig:
     return with_training(config, steps=steps, schedule=schedule.model_dump())
 
 
-def build_trainer(config: RunConfig, data_from: Path, run: Path) -> tuple[Trainer, DataBundle]:
-    """A trainer with fresh modules, as `pipeline.train` makes it, on the data of the run `data_from`."""
-    data = build_data(config, data_from)
-    seed_everything(config.seed)
-    model = config.model.build(data.spec)
-    objective = config.objective.build(model, config.balancing)
-    data = build_data(
-        config, data_from, DataNeeds(objective.needs_futures, objective.needs_states, objective.grippers)
-    )
-    trainer = Trainer(
-        config.training, model, objective, run, strategy=config.strategy, backward=config.backward
-    )
-    return trainer, data
-
-
 class StepTimer:
     """Milliseconds of the Trainer's own step, from the batch to the moving average of the weights."""
 
     def __init__(self, config: RunConfig, data_from: Path, run: Path) -> None:
         # More steps than are ever timed: the progress of the run, hence every lambda, stays at its start.
         config = shortened(config, 1_000_000)
-        self.trainer, self.data = build_trainer(config, data_from, run)
-        self.trainer.model.train()
-        self.trainer.objective.train()
+        self._training = build_training(config, data_from, output=run)
+        self.trainer, self.data = self._training.trainer, self._training.data
         self._stream = iter(self.data.train)
 
     def __call__(self, steps: int) -> float:
-        """The mean over `steps` steps. The Trainer offers no public single step; this is what `fit` calls."""
+        """The mean over `steps` steps."""
+        first = self.trainer.step
         started = time.perf_counter()
-        for _ in range(steps):
-            self.trainer._update(self._stream, report=False)
+        self._training.run_updates(range(first, first + steps), self._stream)
         return 1000 * (time.perf_counter() - started) / steps
 
     def flops(self, batches: int = 4) -> StepFlops:

@@ -22,7 +22,6 @@ from timing import (
     MATMUL,
     Spread,
     StepFlops,
-    build_trainer,
     matmul_rates,
     ratios,
     shortened,
@@ -32,6 +31,7 @@ from timing import (
 )
 
 from tutti.config.run_config import RunConfig
+from tutti.runs.build import build_training
 from tutti.runs.terminal import progress_bar, say
 from tutti.training.clock import PARTS
 from tutti.training.records import read_records
@@ -97,7 +97,7 @@ def measure_fit(
     config = with_training(
         shortened(config, warmup + steps), validate_every=0, checkpoint_every=0, log_every=10
     )
-    trainer, data = build_trainer(config, data_from, run)
+    training = build_training(config, data_from, output=run)
     matmuls: list[float] = []
     with progress_bar("training") as bar:
 
@@ -106,9 +106,8 @@ def measure_fit(
             if step > warmup and step % EVERY == 0:
                 matmuls.extend(matmul_rates(2))
 
-        trainer.progress = between
-        trainer.fit(data)
-    data.train.close()
+        training.fit(between)
+    training.data.train.close()
     return breakdown(read_records(run), warmup), matmuls
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
-from tutti.pipeline import ROBOT, VIEW
+from tutti.pipeline import VIEW
+from tutti.runs.build import ROBOT
 from tutti.studies.cells import Cell
 from tutti.studies.config import StudyConfig
 from tutti.studies.run_cell import Trained

@@ -17,31 +17,24 @@ stages are kept and interrupted ones continue.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from tutti.config.run_config import RunConfig, to_yaml
-from tutti.data.config import DataBundle, DataNeeds, SourceConfig
+from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
-from tutti.data.tokenize import Tokenizer
-from tutti.distributed.world import joined, world
+from tutti.distributed.world import joined
 from tutti.evaluation.closed_loop.evaluate import evaluate as play
 from tutti.evaluation.closed_loop.starts import DATASET, RECORDING, TrainingStarts, check_seeds
 from tutti.evaluation.closed_loop.videos import rollout_videos
 from tutti.evaluation.config import NO_SUITE, EvaluationConfig
 from tutti.evaluation.open_loop import measure, tasks_of
-from tutti.models.describe import Description, describe
-from tutti.models.vla import VLA
-from tutti.objectives.unified import UnifiedLoss
+from tutti.models.describe import describe
 from tutti.plugin import Trust
 from tutti.recording import recorder
 from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig
 from tutti.report import write_report
+from tutti.runs.build import ROBOT, TRAINED_BY, Training, build_data, build_parts, suite_of, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import hushed, progress_bar, say
@@ -49,20 +42,11 @@ from tutti.runs.training_starts import starts_of_run, training_starts, with_data
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.suites.metaworld.environments import MetaWorldEnvironments, fit_suite
 from tutti.suites.metaworld.rendering import check_rendering
-from tutti.suites.metaworld.suite import SuiteSpec, find_suite
-from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
+from tutti.suites.metaworld.suite import SuiteSpec
 from tutti.training.device import decide
-from tutti.training.rng import seed_everything
-from tutti.training.trainer import Trainer
-from tutti.types import DataSpec
 
 WORK = "recording"
 VIEW = "observation.images."
-ROBOT = "sawyer"
-TRAINED_BY = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
-"""The sections of a config that decide what a training gives."""
-FIT_CHUNKS = 20_000
-"""Windows whose actions an action decoder is fitted to, where it must be (bin edges, a vocabulary)."""
 
 
 def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
@@ -139,60 +123,6 @@ def report(folder: Path) -> Path:
     return run.path / "report.html"
 
 
-def build_data(config: RunConfig, folder: Path, needs: DataNeeds | None = None) -> DataBundle:
-    """The run's data: `data.sources`, or where there are none what the run has recorded."""
-    data, suite = config.data, config.record.spec
-    if not data.sources:
-        data = data.model_copy(update={"sources": (SourceConfig(path=folder / DATASET),)})
-
-    def build() -> DataBundle:
-        with progress_bar("decoding pictures") as bar:
-            return data.build(
-                needs or DataNeeds(), folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0]
-            )
-
-    return world().first_then_all(build)  # of several processes one decodes, and the others find its cache
-
-
-def build_training(config: RunConfig, folder: Path) -> tuple[DataBundle, VLA, UnifiedLoss]:
-    """What a training begins with: data as its terms need it, a model with fresh weights, its objective."""
-    data = build_data(config, folder)
-    seed_everything(config.seed)
-    model = config.model.build(data.spec)
-    objective = config.objective.build(model, config.balancing)
-    needs = DataNeeds(objective.needs_futures, objective.needs_states, objective.grippers)
-    if needs != DataNeeds():
-        data = build_data(config, folder, needs)
-    if model.action.needs_fit:
-        model.action.fit(*data.training_chunks(FIT_CHUNKS))
-    return data, model, objective
-
-
-def suite_of(config: RunConfig) -> SuiteSpec:
-    """The tasks of the evaluation; those of the recording where it has no simulator."""
-    own = config.evaluation.suite in (config.record.suite, NO_SUITE)
-    return config.record.spec if own else find_suite(config.evaluation.suite)
-
-
-@contextmanager
-def training_threads(config: RunConfig) -> Iterator[None]:
-    """As many threads as in training inside the block."""
-    before, training = torch.get_num_threads(), config.training
-    torch.set_num_threads(decide(training.device, training.threads, training.precision).threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def describe_model(config: RunConfig) -> Description:
-    """The model as `config` would build it, without data: its modules, parameters, FLOPs and tokens.
-
-    Sizes that only data can tell are those of the first data set, or else of what the config would record.
-    """
-    return describe(config.model.build(expected_spec(config)))
-
-
 def _record(config: RecordConfig, run: RunFolder) -> None:
     """Episodes into work files in parallel, then all of them, in a fixed order, into the data set."""
     with progress_bar("recording") as bar:
@@ -226,33 +156,13 @@ def _as_record(episode: RecordedEpisode) -> EpisodeRecord:
 
 def _train(config: RunConfig, run: RunFolder) -> None:
     """Data, model, objective, trainer: the main path of the package."""
-    data, model, objective = build_training(config, run.path)
-    run.write_json("model.json", asdict(describe(model)))
+    data, model, objective = build_parts(config, run.path)
+    run.write_json("model.json", asdict(describe(model)))  # before the trainer shards or compiles it
     starts = training_starts(config, run.path)
     run.write_json("data.json", data.describe() | {"starts": starts.to_dict()})
     with progress_bar("training") as bar:
-        trainer = Trainer(
-            config.training,
-            model,
-            objective,
-            run.path,
-            strategy=config.strategy,
-            backward=config.backward,
-            extra=_what_a_policy_needs(config, data),
-            texts=data.texts,
-            progress=lambda step, steps, latest: bar(step, steps, _loss(latest)),
-        )
-        trainer.fit(data)
-
-
-def _what_a_policy_needs(config: RunConfig, data: DataBundle) -> dict[str, str]:
-    """The texts that make a checkpoint complete: with them it acts without the run and its data."""
-    return {
-        "config.yaml": to_yaml(config),
-        "spec.json": json.dumps(asdict(data.spec), indent=1),
-        "normalizer.json": json.dumps(data.normalizer.to_dict(), indent=1),
-        "tokenizer.json": data.tokenizer.to_json(),
-    }
+        training = Training(config, data, model, objective, run.path)
+        training.fit(lambda step, steps, latest: bar(step, steps, _loss(latest)))
 
 
 def _loss(latest: dict[str, float]) -> str:
@@ -309,30 +219,3 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
             execute=config.evaluation.execute,
         )
     run.write_json("evaluation/open_loop.json", errors.to_dict())
-
-
-def expected_spec(config: RunConfig) -> DataSpec:
-    """The sizes of the data: of the first data set, or else of what the config would record."""
-    suite, data = config.record.spec, config.data
-    texts = [text for task in suite.tasks for text in suite.instructions(task)]
-    views, state_dim, action_dim, fps = suite.views, STATE_DIM, ACTION_DIM, suite.fps
-    embodiment = ROBOT
-    if data.sources:
-        store = data.sources[0].open().spec
-        texts = sorted(data.training_texts(lambda text: tasks_of((text,), suite)[0]))
-        views, state_dim, action_dim, fps = store.views, store.state_dim, store.action_dim, store.fps
-        embodiment = store.embodiment
-    tokenizer = Tokenizer.fit(
-        texts, data.vocab_size, None if data.text_length == "auto" else data.text_length
-    )
-    return DataSpec(
-        views=views,
-        image_size=data.image_size,
-        state_dim=state_dim,
-        action_dim=action_dim,
-        horizon=data.horizon,
-        vocab_size=tokenizer.vocab_size,
-        text_length=tokenizer.text_length,
-        embodiments=(embodiment,),
-        fps=fps,
-    )

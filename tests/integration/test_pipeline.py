@@ -19,6 +19,7 @@ import torch
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config
 from tutti.data.formats.lerobot.reader import LeRobotStore
+from tutti.runs.build import describe_model
 from tutti.runs.folder import RunFolder
 from tutti.serving.policy import Policy
 from tutti.types import UserError
@@ -165,7 +166,7 @@ def test_named_data_need_neither_a_recording_nor_a_simulator(run: Path, tmp_path
 def test_the_model_is_described_before_training_as_it_will_be(run: Path) -> None:
     named = load_config(SMOKE, [f"data.sources=[{{path: {run / 'dataset'}}}]"])
     trained = read(run / "model.json")["modules"]
-    assert [module.parameters for module in pipeline.describe_model(named).modules] == [
+    assert [module.parameters for module in describe_model(named).modules] == [
         module["parameters"] for module in trained
     ]
 

@@ -21,8 +21,8 @@ from hostile_world import (
     put,
 )
 
-from tutti import pipeline
 from tutti.config.run_config import load_config
+from tutti.runs.build import describe_model
 from tutti.serving.policy import Policy
 from tutti.types import UserError
 
@@ -170,7 +170,7 @@ def test_the_user_may_trust_the_code(stranger: Stranger) -> None:
             Policy.load(stranger.run, trust_code={"other_module:Class"})
         own = load_config(stranger.run / "config.yaml", ["model.action={kind: 'canary_module:Evil'}"])
         with pytest.raises(UserError, match="expected a subclass of"):
-            pipeline.describe_model(own)
+            describe_model(own)
         assert own.classes == {"canary_module:Evil"} and stranger.canary.is_dir()
     finally:
         hostile.forget_canary_modules()

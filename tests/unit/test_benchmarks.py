@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tutti.config.run_config import RunConfig, load_config, to_yaml
+from tutti.runs.build import build_data
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,10 +285,10 @@ def test_run_without_decoded_pictures_is_refused_rather_than_written_to(
     with pytest.raises(UserError, match="not decoded at 64 px"):
         recorded.check_recorded(run, config)
     assert not (run / "cache").exists()
-    timing.build_data(config, run)
+    build_data(config, run)
     before = recorded.snapshot(run)
     assert recorded.check_recorded(run, config)
-    timing.build_data(config, run)
+    build_data(config, run)
     recorded.require_unchanged(before, recorded.snapshot(run))
 
 

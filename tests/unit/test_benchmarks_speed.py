@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.pipeline import expected_spec
 from tutti.planning import command
 from tutti.planning.footprint import count_flops
+from tutti.runs.build import expected_spec
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

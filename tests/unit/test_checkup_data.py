@@ -17,7 +17,7 @@ from tutti.debug.activation_checks import Activity
 from tutti.debug.data_checks import check_recordings
 from tutti.debug.gradient_checks import ShareTable
 from tutti.debug.text_test import _left_out_r2, check_text, independence_p, text_kernel
-from tutti.pipeline import build_data
+from tutti.runs.build import build_data
 
 
 def remarks(folder: Path, change: Callable[[int, Any], Any], count: int = 12) -> list[tuple[bool, str]]:

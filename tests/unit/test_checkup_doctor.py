@@ -21,6 +21,7 @@ from tutti.cli.main import app
 from tutti.config.run_config import RunConfig, to_yaml
 from tutti.debug.doctor import Diagnosis, doctor, examine
 from tutti.models.sockets import VisionEncoder
+from tutti.runs.build import build_parts
 from tutti.types import Tokens, UserError
 
 UPDATES = 40
@@ -93,7 +94,7 @@ class Detached(VisionEncoder):
 
 def test_detached_vision_is_named(home: Path) -> None:
     config = world.config(home / "set")
-    data, model, objective = pipeline.build_training(config, home / "run")
+    data, model, objective = build_parts(config, home / "run")
     model.vision = Detached(model.vision)
     found = examine(config, data, model, objective, updates=0)
     (text,) = about(found, "reach")
@@ -102,7 +103,7 @@ def test_detached_vision_is_named(home: Path) -> None:
 
 def test_term_that_moves_nothing_is_named(home: Path) -> None:
     config = world.config(home / "set", objective={"align": {"stop_gradient": ["vision", "language"]}})
-    data, model, objective = pipeline.build_training(config, home / "run")
+    data, model, objective = build_parts(config, home / "run")
     found = examine(config, data, model, objective, updates=0)
     (text,) = about(found, "reach")
     assert text.startswith("term 'align' moves only its own head")
@@ -137,7 +138,7 @@ def test_lambda_a_hundred_times_too_high_is_named_with_a_better_one(home: Path) 
 @pytest.mark.parametrize("how", ["all weights 0", "biases below every ReLU"])
 def test_dead_encoder_is_named(home: Path, how: str) -> None:
     config = world.config(home / "set")
-    data, model, objective = pipeline.build_training(config, home / "run")
+    data, model, objective = build_parts(config, home / "run")
     with torch.no_grad():
         for name, parameter in model.vision.named_parameters():
             if how == "all weights 0":

@@ -15,6 +15,7 @@ from tutti.config.run_config import RunConfig, load_config
 from tutti.debug.replay import Scope, replay
 from tutti.debug.replay_report import run_replay
 from tutti.debug.replay_saved import replay_saved
+from tutti.runs.build import build_parts
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.training.faults.non_finite import save_step
 from tutti.training.records import read_records
@@ -123,7 +124,7 @@ def test_the_debugger_sees_the_step_before_its_backward_pass(trained: Path) -> N
 def spoiled(run: Path, folder: str, where: str) -> Path:
     """A failure folder as the trainer writes it, from the run's data and last weights, spoiled."""
     config = load_config(run / "config.yaml")
-    data, _, _ = pipeline.build_training(config, run)
+    data, _, _ = build_parts(config, run)
     batch, saved = data.train.batch_at(0), load(checkpoints(run)[-1])
     weights = {name: dict(saved.tensors[name]) for name in ("model", "objective")}
     if where == "data":

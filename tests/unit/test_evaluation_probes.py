@@ -26,7 +26,7 @@ from tutti.evaluation.probes.run import ProbeResult, run_probes
 from tutti.evaluation.probes.samples import held_out, spread, training
 from tutti.evaluation.statistics.intervals import ratio_of_sums
 from tutti.models.vla import VLA
-from tutti.pipeline import build_data
+from tutti.runs.build import build_data
 from tutti.types import Observation, UserError
 
 

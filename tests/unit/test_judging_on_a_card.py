@@ -18,7 +18,7 @@ from tutti.data.config import DataBundle
 from tutti.evaluation.open_loop import measure
 from tutti.evaluation.probes.run import run_probes
 from tutti.models.describe import describe
-from tutti.pipeline import build_data
+from tutti.runs.build import build_data
 from tutti.serving.policy import Policy
 from tutti.training.diagnostics.reach import reach
 

@@ -20,8 +20,8 @@ from tutti.studies.arms import cell_config
 from tutti.studies.cells import plan_cells, training_hash, unfinished
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.costs import (
-    Rehearsal,
     StepCost,
+    StepMeter,
     affordable_steps,
     in_turns,
     measure_costs,
@@ -49,8 +49,8 @@ def config_of(data: Path, *overrides: str, steps: int = 20) -> RunConfig:
     return cell_config(study, "arm", level="base", seed=0, steps=steps, sources=sources)
 
 
-def rehearsal(data: Path, folder: Path, *overrides: str) -> Rehearsal:
-    return Rehearsal(config_of(data, *overrides), folder)
+def meter(data: Path, folder: Path, *overrides: str) -> StepMeter:
+    return StepMeter(config_of(data, *overrides), folder)
 
 
 def cost(flops: float = 1.0, samples: int = 4, ratio: float | None = None) -> StepCost:
@@ -91,7 +91,7 @@ def test_times_are_taken_in_turns_after_an_uncounted_one_and_compared_within_a_r
 
 
 def test_run_of_one_phase_whose_terms_stay_is_one_stretch(data: Path, folder: Path) -> None:
-    own = rehearsal(data, folder)
+    own = meter(data, folder)
     own.close()
     assert [stretch.steps for stretch in own.stretches] == [20]
 
@@ -99,16 +99,16 @@ def test_run_of_one_phase_whose_terms_stay_is_one_stretch(data: Path, folder: Pa
 def test_stretches_end_with_phases_with_terms_and_with_calibration(data: Path, folder: Path) -> None:
     weight = "objective.align.weight={start: 1, end: 0, schedule: linear, finish: 0.5}"
     balancing = ("balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=3")
-    own = rehearsal(data, folder, weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first=0.1")
+    own = meter(data, folder, weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first=0.1")
     own.close()
     assert [stretch.steps for stretch in own.stretches] == [2, 3, 5, 10]
     assert [stretch.at for stretch in own.stretches] == [1, 3, 7, 15]
 
 
 def test_flops_are_the_phases_own_weighted_by_their_steps(data: Path, folder: Path) -> None:
-    whole = rehearsal(data, folder)
-    staged = rehearsal(data, folder, "strategy.kind=two_stage_frozen", "strategy.first=0.25")
-    alone = rehearsal(data, folder, "strategy.kind=action_only")
+    whole = meter(data, folder)
+    staged = meter(data, folder, "strategy.kind=two_stage_frozen", "strategy.first=0.25")
+    alone = meter(data, folder, "strategy.kind=action_only")
     try:
         first, second = ([stretch] for stretch in staged.stretches)
         assert (first[0].steps, second[0].steps) == (5, 15)
@@ -130,8 +130,8 @@ def test_flops_are_the_phases_own_weighted_by_their_steps(data: Path, folder: Pa
 def test_calibration_of_a_balancing_is_charged_and_may_be_rehearsed_longer_than_it_lasts(
     data: Path, folder: Path
 ) -> None:
-    plain = rehearsal(data, folder)
-    calibrated = rehearsal(
+    plain = meter(data, folder)
+    calibrated = meter(
         data, folder, "balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=2"
     )
     try:

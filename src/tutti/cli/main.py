@@ -274,10 +274,10 @@ def schema() -> None:
 def model(config: Config, overrides: Overrides = None) -> None:
     """Prints the model's modules, parameters and FLOPs per sample, and its token sequence."""
     given = _load(config, overrides)
-    from tutti import pipeline
+    from tutti.runs.build import describe_model
     from tutti.runs.summary import print_model
 
-    print_model(pipeline.describe_model(given))
+    print_model(describe_model(given))
 
 
 @app.command()

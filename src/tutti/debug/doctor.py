@@ -19,10 +19,11 @@ from tutti.debug.data_checks import check_leak, check_recordings
 from tutti.debug.gradient_checks import Rehearsal, ShareTable, phase_tables
 from tutti.debug.remarks import Remark, note
 from tutti.debug.text_test import TextTest, check_text
+from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.evaluation.probes.baselines import Leak
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
-from tutti.pipeline import DATASET, build_training, training_threads
+from tutti.runs.build import build_parts, training_threads
 from tutti.runs.terminal import console, progress_bar, say
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.training.diagnostics.reach import ReachTable
@@ -65,7 +66,7 @@ def doctor(config: RunConfig, folder: Path | None = None, *, updates: int = UPDA
             "name data sets in data.sources."
         )
     with training_threads(config):
-        data, model, objective = build_training(config, folder)
+        data, model, objective = build_parts(config, folder)
         return examine(config, data, model, objective, updates=updates, checkpoint=_newest(folder))
 
 

@@ -24,7 +24,7 @@ from tutti.config.run_config import RunConfig
 from tutti.data.loader import Loader
 from tutti.distributed.ranks import Ranks
 from tutti.distributed.world import joined
-from tutti.pipeline import build_training, training_threads
+from tutti.runs.build import build_parts, training_threads
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.device import decide
 from tutti.training.trainer import Trainer
@@ -141,7 +141,7 @@ def train_once(
 
 def _train(config: RunConfig, data_from: Path, run: Path, progress: _Killer, windows: str) -> None:
     """A function of its own, so that nothing of the training is left when the processes part."""
-    data, model, objective = build_training(config, data_from)
+    data, model, objective = build_parts(config, data_from)
     trainer = Trainer(
         config.training,
         model,

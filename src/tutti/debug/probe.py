@@ -11,8 +11,8 @@ from tutti.evaluation.open_loop import tasks_of
 from tutti.evaluation.probes.findings import between
 from tutti.evaluation.probes.occlusion_picture import draw
 from tutti.evaluation.probes.run import ProbeResult, run_probes
-from tutti.pipeline import build_data, suite_of, training_threads
 from tutti.plugin import Trust
+from tutti.runs.build import build_data, suite_of, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import console, progress_bar, say
 from tutti.serving.policy import Policy, find_checkpoint

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tutti.config.run_config import RunConfig
 from tutti.debug.compare_runs import Comparison, untimed
-from tutti.pipeline import build_training, training_threads
 from tutti.plugin import Trust
+from tutti.runs.build import build_parts, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import progress_bar, say
 from tutti.storage.checkpoint import checkpoints, step_of
@@ -211,7 +211,7 @@ def replay(
         (scratch / "checkpoints").mkdir()
         for path in linked:
             (scratch / "checkpoints" / path.name).symlink_to(path.resolve())
-        data, model, objective = build_training(config, run.path)
+        data, model, objective = build_parts(config, run.path)
         trainer = Trainer(
             quiet(config),
             model,

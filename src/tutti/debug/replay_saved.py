@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tutti.config.run_config import RunConfig
 from tutti.debug.replay import Debugger, Scope, no_debugger, norms_by_part, quiet
-from tutti.pipeline import build_training, training_threads
 from tutti.plugin import Trust
+from tutti.runs.build import build_parts, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import say
 from tutti.storage.checkpoint import NAME, step_of
@@ -77,7 +77,7 @@ def replay_saved(
     config, step = run.config(), about["step"]
     batches, weights = load_failure(folder)
     with training_threads(config), TemporaryDirectory(prefix="tutti-replay-") as scratch:
-        data, model, objective = build_training(config, run.path)
+        data, model, objective = build_parts(config, run.path)
         data.train.close()
         trainer = Trainer(
             quiet(config),

@@ -21,7 +21,7 @@ from tutti.config.run_config import RunConfig
 from tutti.debug.compare_runs import Comparison, compare_checkpoints, compare_records, windows_of
 from tutti.debug.kill_harness import WINDOWS, Kill
 from tutti.debug.kill_harness_ranks import train_through
-from tutti.pipeline import DATASET
+from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.runs.terminal import console, progress_bar, say
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.types import UserError

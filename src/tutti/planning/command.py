@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Literal
 
 from tutti.config.run_config import RunConfig
-from tutti.pipeline import expected_spec
 from tutti.planning.devices import Device, Precision, find_device
 from tutti.planning.plan import GPUS_PER_MACHINE, Plan, Request, make_plan
+from tutti.runs.build import expected_spec
 from tutti.types import UserError
 
 ASSUMED_MFU = {"gpu": 0.40, "measured": 0.45}

@@ -11,7 +11,7 @@ from typing import Any
 
 from tutti.config.run_config import RunConfig
 from tutti.data.config import SourceConfig
-from tutti.pipeline import TRAINED_BY
+from tutti.runs.build import TRAINED_BY
 from tutti.runs.folder import with_effect
 from tutti.studies.arms import cell_config, cell_name
 from tutti.studies.config import Level, StudyConfig

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,14 +15,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tutti import pipeline
 from tutti.config.run_config import RunConfig
 from tutti.objectives.unified import UnifiedLoss
+from tutti.runs.build import TRAINED_BY, build_training
 from tutti.storage.files import write_atomically
 from tutti.studies.config import BudgetConfig
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.strategy import Strategy
-from tutti.training.trainer import Trainer
 
 ROUNDS, TURN = 20, 3
 """The time is taken in so many rounds, in each of which every arm makes so many steps of each stretch."""
@@ -73,36 +71,27 @@ def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
     return [Stretch(at=steps[len(steps) // 2], steps=len(steps)) for steps in groups.values()]
 
 
-class Rehearsal:
-    """A trainer with fresh modules that makes real steps of any stretch of the run, recorded nowhere."""
+class StepMeter:
+    """Measures FLOPs and time of an arm's steps, phase by phase, with real updates that no record keeps."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         """`folder` keeps the decoded pictures of the data sets that `config` names."""
-        training = config.training.model_copy(update={"diagnostics": NO_DIAGNOSTICS, "compile": "off"})
-        self.data, model, objective = pipeline.build_training(config, folder)
-        self.trainer = Trainer(
-            training,
-            model,
-            objective,
-            folder / "rehearsal",
-            strategy=config.strategy,
-            backward=config.backward,
-        )
-        self.trainer.model.train()
-        self.trainer.objective.train()
-        self.stretches = stretches(objective, self.trainer.strategy)
-        self._begin = {name: value.clone() for name, value in objective.state_dict().items()}
-        self._stream = iter(self.data.train)
+        quiet = config.training.model_copy(update={"diagnostics": NO_DIAGNOSTICS, "compile": "off"})
+        config = config.model_copy(update={"training": quiet})
+        self.training = build_training(config, folder, output=folder / "costs")
+        self.stretches = stretches(self.training.objective, self.training.trainer.strategy)
+        self._initial = {name: value.clone() for name, value in self.training.objective.state_dict().items()}
+        self._stream = iter(self.training.data.train)
 
     @property
     def parameters(self) -> int:
         """How many numbers training moves."""
-        return sum(parameter.numel() for parameter in self.trainer.parameters.values())
+        return sum(parameter.numel() for parameter in self.training.trainer.parameters.values())
 
     @property
     def samples(self) -> int:
         """Windows in a step."""
-        return self.data.train.batch_size * self.trainer.config.accumulation
+        return self.training.data.train.batch_size * self.training.config.training.accumulation
 
     def flops(self, batches: int = BATCHES) -> float:
         """FLOPs of a step, forward, backward and optimiser, mean over the run."""
@@ -117,32 +106,29 @@ class Rehearsal:
 
     def close(self) -> None:
         """Stops the loader's thread."""
-        self.data.train.close()
+        self.training.data.train.close()
 
     def _mean(self, measure: Callable[[Stretch], float]) -> float:
         total = sum(stretch.steps for stretch in self.stretches)
         return sum(stretch.steps * measure(stretch) for stretch in self.stretches) / total
 
     def _count(self, step: int, batches: int) -> float:
-        self._forget()
-        stream = map(self.data.train.batch_at, count())  # the same batches for every stretch and arm
+        self._reset()
         # The fused attention of CPUs has no entry in the counter; the plain form is matrix products, and has.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            for _ in range(batches):
-                self.trainer.rehearse(stream, step)
+            self.training.run_updates([step] * batches)  # the same batches for every stretch and arm
         return counter.get_total_flops() / batches
 
     def _time(self, step: int, steps: int) -> float:
-        self._forget()
-        clock = time.thread_time if self.trainer.machine.device.type == "cpu" else time.perf_counter
+        self._reset()
+        clock = time.thread_time if self.training.trainer.machine.device.type == "cpu" else time.perf_counter
         started = clock()
-        for _ in range(steps):
-            self.trainer.rehearse(self._stream, step)
+        self.training.run_updates([step] * steps, self._stream)
         return 1000 * (clock() - started) / steps
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         """A balancing that learns is as it was at first: it may not see more steps than a run has."""
-        self.trainer.objective.load_state_dict(self._begin)
+        self.training.objective.load_state_dict(self._initial)
 
 
 def measure_costs(
@@ -198,25 +184,25 @@ def _measure(
 ) -> dict[str, StepCost]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    rehearsals = {arm: Rehearsal(config, folder) for arm, config in configs.items()}
+    meters = {arm: StepMeter(config, folder) for arm, config in configs.items()}
     try:
-        flops = {arm: rehearsal.flops() for arm, rehearsal in rehearsals.items()}
+        flops = {arm: meter.flops() for arm, meter in meters.items()}
         times: dict[str, list[float]] = {}
         if budget.kind == "time":
-            times = in_turns({arm: r.milliseconds for arm, r in rehearsals.items()}, rounds)
+            times = in_turns({arm: meter.milliseconds for arm, meter in meters.items()}, rounds)
         return {
             arm: StepCost(
                 flops=flops[arm],
-                samples=rehearsal.samples,
-                parameters=rehearsal.parameters,
+                samples=meter.samples,
+                parameters=meter.parameters,
                 time_ratio=ratio_of(times[arm], times[baseline]) if times else None,
                 milliseconds=median(times[arm]) if times else None,
             )
-            for arm, rehearsal in rehearsals.items()
+            for arm, meter in meters.items()
         }
     finally:
-        for rehearsal in rehearsals.values():
-            rehearsal.close()
+        for meter in meters.values():
+            meter.close()
         torch.set_num_threads(before)
 
 
@@ -238,7 +224,7 @@ def ratio_of(times: Sequence[float], base: Sequence[float]) -> float:
 
 def _identity(base: RunConfig, config: RunConfig, budget: BudgetConfig, fingerprint: str) -> str:
     """A hash of all that an arm's cost was measured with, but not of where the data lie."""
-    own = [c.sections(*pipeline.TRAINED_BY) for c in (base, config)]
+    own = [c.sections(*TRAINED_BY) for c in (base, config)]
     for sections in own:
         sections["data"]["sources"] = fingerprint
     described = [*own, budget.kind == "time"]

@@ -11,7 +11,8 @@ from pathlib import Path
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
 from tutti.data.config import SourceConfig
-from tutti.evaluation.closed_loop.starts import TrainingStarts
+from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
+from tutti.runs.build import build_data
 from tutti.runs.folder import RunFolder
 from tutti.studies.config import StudyConfig
 
@@ -43,7 +44,7 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
     if home is None:
         sources = tuple(s.model_copy(update={"path": s.path.resolve()}) for s in config.data.sources)
     else:
-        sources = (SourceConfig(path=home / pipeline.DATASET),)
+        sources = (SourceConfig(path=home / DATASET),)
         _link_caches(home, folder / CACHE)
     contents = json.dumps([source.open().fingerprint for source in sources])
     return SharedData(
@@ -56,7 +57,7 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
 def decode(configs: Iterable[RunConfig], folder: Path) -> None:
     """Decodes the pictures once for every size in use, before runs side by side would each do it."""
     for config in {config.data.image_size: config for config in configs}.values():
-        pipeline.build_data(config, folder)
+        build_data(config, folder)
 
 
 def link_cache(folder: Path, cell: Path) -> None:

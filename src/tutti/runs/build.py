@@ -1,0 +1,181 @@
+"""The one place where a config becomes data, model, objective and trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from tutti.config.run_config import RunConfig, to_yaml
+from tutti.data.config import DataBundle, DataNeeds, SourceConfig
+from tutti.data.tokenize import Tokenizer
+from tutti.distributed.world import world
+from tutti.evaluation.closed_loop.starts import DATASET
+from tutti.evaluation.config import NO_SUITE
+from tutti.evaluation.open_loop import tasks_of
+from tutti.models.describe import Description, describe
+from tutti.models.vla import VLA
+from tutti.objectives.unified import UnifiedLoss
+from tutti.runs.terminal import progress_bar
+from tutti.suites.metaworld.suite import SuiteSpec, find_suite
+from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
+from tutti.training.data_feed import TrainingData
+from tutti.training.device import decide
+from tutti.training.rng import seed_everything
+from tutti.training.trainer import Trainer
+from tutti.types import Batch, DataSpec
+
+TRAINED_BY = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
+"""The sections of a config that decide what a training gives."""
+ROBOT = "sawyer"
+FIT_CHUNKS = 20_000
+"""Windows whose actions an action decoder is fitted to, where it must be (bin edges, a vocabulary)."""
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called after each step with (step, steps, latest metrics)."""
+
+
+class Training:
+    """A run that is ready to train: data, a model with fresh weights, the objective and the trainer."""
+
+    def __init__(
+        self, config: RunConfig, data: DataBundle, model: VLA, objective: UnifiedLoss, folder: Path
+    ) -> None:
+        """`folder` is where the trainer writes checkpoints and records, and where it resumes from."""
+        self.config, self.data, self.model, self.objective = config, data, model, objective
+        self.trainer = Trainer(
+            config.training,
+            model,
+            objective,
+            folder,
+            strategy=config.strategy,
+            backward=config.backward,
+            extra=policy_files(config, data),
+            texts=data.texts,
+        )
+
+    def fit(self, progress: Progress | None = None, data: TrainingData | None = None) -> Path:
+        """Trains to the last step, from the newest checkpoint if there is one. Gives the last checkpoint."""
+        self.trainer.progress = progress
+        return self.trainer.fit(data or self.data)
+
+    def run_updates(self, steps: Iterable[int], batches: Iterator[Batch] | None = None) -> None:
+        """Makes the updates of these steps (0-based) without records, to measure what they do or cost.
+
+        They see the first batches of the run, unless `batches` is given.
+        """
+        batches = map(self.data.train.batch_at, count()) if batches is None else batches
+        self.model.train()
+        self.objective.train()
+        for step in steps:
+            self.trainer.rehearse(batches, step)
+
+
+def build_training(config: RunConfig, folder: Path, *, output: Path | None = None) -> Training:
+    """Builds the training of `config` on the data of the run in `folder`; it writes there or to `output`."""
+    return Training(config, *build_parts(config, folder), output or folder)
+
+
+@contextmanager
+def trial_training(config: RunConfig, folder: Path) -> Iterator[Training]:
+    """A training for measurements: what it writes lies in a temporary folder and goes with the block."""
+    with TemporaryDirectory(prefix="tutti-trial-") as output:
+        training = build_training(config, folder, output=Path(output))
+        try:
+            yield training
+        finally:
+            training.data.train.close()
+
+
+def build_parts(config: RunConfig, folder: Path) -> tuple[DataBundle, VLA, UnifiedLoss]:
+    """Data as the objective's terms need it, a model with fresh weights, and the objective."""
+    data = build_data(config, folder)
+    seed_everything(config.seed)
+    model = config.model.build(data.spec)
+    objective = config.objective.build(model, config.balancing)
+    needs = DataNeeds(objective.needs_futures, objective.needs_states, objective.grippers)
+    if needs != DataNeeds():
+        data = build_data(config, folder, needs)
+    if model.action.needs_fit:
+        model.action.fit(*data.training_chunks(FIT_CHUNKS))
+    return data, model, objective
+
+
+def build_data(config: RunConfig, folder: Path, needs: DataNeeds | None = None) -> DataBundle:
+    """The run's data: `data.sources`, or where there are none what the run has recorded."""
+    data, suite = config.data, config.record.spec
+    if not data.sources:
+        data = data.model_copy(update={"sources": (SourceConfig(path=folder / DATASET),)})
+
+    def build() -> DataBundle:
+        with progress_bar("decoding pictures") as bar:
+            return data.build(
+                needs or DataNeeds(), folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0]
+            )
+
+    return world().first_then_all(build)  # of several processes one decodes, and the others find its cache
+
+
+def policy_files(config: RunConfig, data: DataBundle) -> dict[str, str]:
+    """The texts in a checkpoint that let it act without the run and its data, by file name."""
+    return {
+        "config.yaml": to_yaml(config),
+        "spec.json": json.dumps(asdict(data.spec), indent=1),
+        "normalizer.json": json.dumps(data.normalizer.to_dict(), indent=1),
+        "tokenizer.json": data.tokenizer.to_json(),
+    }
+
+
+@contextmanager
+def training_threads(config: RunConfig) -> Iterator[None]:
+    """Inside the block torch uses as many threads as in training, so that sums have the same last digits."""
+    before, training = torch.get_num_threads(), config.training
+    torch.set_num_threads(decide(training.device, training.threads, training.precision).threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def suite_of(config: RunConfig) -> SuiteSpec:
+    """The tasks of the evaluation; those of the recording where the evaluation has no simulator."""
+    recorded = config.evaluation.suite in (config.record.suite, NO_SUITE)
+    return config.record.spec if recorded else find_suite(config.evaluation.suite)
+
+
+def describe_model(config: RunConfig) -> Description:
+    """Modules, parameters, FLOPs and tokens of the model that `config` builds, from `expected_spec`."""
+    return describe(config.model.build(expected_spec(config)))
+
+
+def expected_spec(config: RunConfig) -> DataSpec:
+    """The sizes of the data: of the first data set, or else of what the config would record."""
+    suite, data = config.record.spec, config.data
+    texts = [text for task in suite.tasks for text in suite.instructions(task)]
+    views, state_dim, action_dim, fps = suite.views, STATE_DIM, ACTION_DIM, suite.fps
+    embodiment = ROBOT
+    if data.sources:
+        store = data.sources[0].open().spec
+        texts = sorted(data.training_texts(lambda text: tasks_of((text,), suite)[0]))
+        views, state_dim, action_dim, fps = store.views, store.state_dim, store.action_dim, store.fps
+        embodiment = store.embodiment
+    tokenizer = Tokenizer.fit(
+        texts, data.vocab_size, None if data.text_length == "auto" else data.text_length
+    )
+    return DataSpec(
+        views=views,
+        image_size=data.image_size,
+        state_dim=state_dim,
+        action_dim=action_dim,
+        horizon=data.horizon,
+        vocab_size=tokenizer.vocab_size,
+        text_length=tokenizer.text_length,
+        embodiments=(embodiment,),
+        fps=fps,
+    )
