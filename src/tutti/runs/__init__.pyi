@@ -1,0 +1,14 @@
+from .build import Training, build_data, build_parts, build_training, describe_model, trial_training
+from .folder import RunFolder
+from .summary import write_summary
+
+__all__ = [
+    "RunFolder",
+    "Training",
+    "build_data",
+    "build_parts",
+    "build_training",
+    "describe_model",
+    "trial_training",
+    "write_summary",
+]
