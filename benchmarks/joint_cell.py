@@ -122,7 +122,7 @@ def run_cell(folder: Path, run: Path) -> None:
         successes=successes,
         commit=commit(),
     )
-    write_atomically(folder / "result.json", json.dumps(asdict(trained)).encode())
+    write_atomically(folder / "result.json", json.dumps(asdict(trained)))
 
 
 def load(cell: Cell) -> Trained:

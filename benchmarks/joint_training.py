@@ -81,7 +81,7 @@ def measured_costs(config: RunConfig, run: Path, work: Path, fingerprint: str) -
         "ratio": {arm: ratio.median for arm, ratio in ratios(times, BASE).items()},
         "load": os.getloadavg()[0],
     }
-    write_atomically(path, json.dumps(found, indent=1).encode())
+    write_atomically(path, json.dumps(found, indent=1))
     return found
 
 
@@ -91,7 +91,7 @@ def start_cell(cell: Cell, run: Path) -> Cell:
     Raises: UserError with the end of that output if it failed.
     """
     link_cache(run, cell.folder)
-    write_atomically(cell.folder / "cell.yaml", to_yaml(cell.config).encode())
+    write_atomically(cell.folder / "cell.yaml", to_yaml(cell.config))
     worker = Path(__file__).with_name("joint_cell.py").resolve()
     command = [sys.executable, str(worker), str(cell.folder), str(run)]
     log = cell.folder / "output.log"

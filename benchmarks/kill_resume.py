@@ -181,7 +181,7 @@ def benchmark(arguments: argparse.Namespace, scratch: Path, work: Path) -> bool:
             results[mode] = json.loads(kept.read_text(encoding="utf-8"))
             continue
         results[mode] = measure(mode, planned[mode], scratch, seed, arguments.steps)
-        write_atomically(kept, json.dumps(results[mode]).encode())
+        write_atomically(kept, json.dumps(results[mode]))
         one = results[mode]
         say(
             f"{mode}: {one['kills']} kills, {one['differ']} of {one['values']:,} values differ "

@@ -85,7 +85,7 @@ def run_cell(folder: Path, until: int) -> None:
         "seconds": trains[-1]["time/seconds"],
         "validation": curves,
     }
-    write_atomically(folder / "result.json", json.dumps(result, indent=1).encode())
+    write_atomically(folder / "result.json", json.dumps(result, indent=1))
 
 
 def start_cell(folder: Path, run: Path, until: int) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def screen(arguments: argparse.Namespace) -> None:
             key = hashlib.sha256(f"{text} {arguments.until} {fingerprint}".encode()).hexdigest()[:10]
             folder = work / f"lr{rate:g}-seed{seed}-{key}"
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "cell.yaml", text.encode())
+            write_atomically(folder / "cell.yaml", text)
             cells.append(folder)
     missing = [folder for folder in cells if not (folder / "result.json").is_file()]
     say(f"{len(cells)} trainings, {len(missing)} to do, {arguments.jobs} at a time")

@@ -65,8 +65,8 @@ def rescore_joint_training(path: Path) -> None:
     tables = [table(scores, LABELS).markdown() for table in (mean_table, difference_table, task_table)]
     title, *parts = path.with_suffix(".md").read_text(encoding="utf-8").strip().split("\n\n")
     notes = [part for part in parts if not part.startswith(("**", "|"))]
-    write_atomically(path.with_suffix(".md"), ("\n\n".join([title, *tables, *notes]) + "\n").encode())
-    write_atomically(path, (json.dumps(old | {"scores": plain(scores)}, indent=1) + "\n").encode())
+    write_atomically(path.with_suffix(".md"), "\n\n".join([title, *tables, *notes]) + "\n")
+    write_atomically(path, json.dumps(old | {"scores": plain(scores)}, indent=1) + "\n")
 
 
 def main(folder: Path = RESULTS) -> int:

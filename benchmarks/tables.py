@@ -66,8 +66,8 @@ def publish(
         say(note)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables), *notes])
-    write_atomically(path.with_suffix(".md"), f"{text}\n".encode())
-    write_atomically(path.with_suffix(".json"), f"{json.dumps(result, indent=1)}\n".encode())
+    write_atomically(path.with_suffix(".md"), f"{text}\n")
+    write_atomically(path.with_suffix(".json"), f"{json.dumps(result, indent=1)}\n")
     say(f"Written: {path.with_suffix('.md')}, {path.with_suffix('.json')}")
 
 

@@ -15,13 +15,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from fixtures.checkpoints import load_latest
 from training_world import STATE, TEXT, WIDTH, Data, Model, config
 from tutti.objectives.balancing.union import BalancingConfig
 from tutti.objectives.term import Term, TermValue
 from tutti.objectives.terms.action import ChunkTerm
 from tutti.objectives.unified import UnifiedLoss
 from tutti.objectives.weight_schedule import WeightSchedule, schedule_of
-from tutti.storage.checkpoint import load_latest
 from tutti.training.backward.union import BackwardConfig
 from tutti.training.metrics import describe_metric
 from tutti.training.records import read_records

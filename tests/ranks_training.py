@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from fixtures.checkpoints import load_latest
 from objectives_world import as_double
 from tutti.config.run_config import RunConfig
 from tutti.models.vla import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.storage.checkpoint import load_latest
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch

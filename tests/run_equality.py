@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fixtures.checkpoints import load_latest
 from training_world import Data, make_trainer
-from tutti.storage.checkpoint import load_latest
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 

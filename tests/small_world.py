@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tutti.storage.manifest import EXPORT, STATE, crc32_of, sha256_of
+from tutti.storage.layout import EXPORT, STATE
+from tutti.storage.manifest import crc32_of, sha256_of
 from tutti.types import Batch, DataSpec
 
 SPEC = DataSpec(

@@ -181,7 +181,7 @@ def test_kills_in_every_stage_change_nothing(run: Path, tmp_path: Path) -> None:
     """kill -9 while recording, writing the data set, training and evaluating; Ctrl-C while training."""
     folder = tmp_path / "smoke"
     assert stop_at(folder, "recording/*/*.npz", signal.SIGKILL)[0] == -signal.SIGKILL
-    assert stop_at(folder, "dataset.partial", signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stop_at(folder, ".partial-dataset", signal.SIGKILL)[0] == -signal.SIGKILL
     assert stop_at(folder, "checkpoints/step-000005", signal.SIGKILL)[0] == -signal.SIGKILL
     code, said = stop_at(folder, "checkpoints/step-000010", signal.SIGINT)
     assert (code, "run the same command again to continue" in said) == (130, True), said

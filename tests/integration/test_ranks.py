@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.checkpoints import load_latest
 from ranks_training import SIZE, Data, train, trainer_of
 from ranks_world import on_ranks
 from tutti.config.run_config import RunConfig
 from tutti.distributed.ranks import present
 from tutti.distributed.world import world
-from tutti.storage.checkpoint import load_latest
 from tutti.training.faults.non_finite import NonFiniteError, load_failure
 from tutti.types import UserError
 from vla_world import make_batch

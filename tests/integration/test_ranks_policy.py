@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.checkpoints import load_latest
 from objectives_world import as_double
 from ranks_training import OBJECTIVE, SIZE, Stream, trainer_of
 from ranks_world import on_ranks
 from tutti.distributed.sharded_tensors import whole
 from tutti.objectives.term import Model, Term, TermValue
-from tutti.storage.checkpoint import load_latest
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features

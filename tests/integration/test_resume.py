@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.checkpoints import load_latest
 from training_world import main
-from tutti.storage.checkpoint import Checkpoint, checkpoints, load_latest
+from tutti.storage.checkpoint import Checkpoint, checkpoints
 from tutti.training.records import read_records
 from tutti.types import UserError
 

@@ -96,7 +96,7 @@ def test_what_a_link_leads_to_is_neither_shown_nor_overwritten(stranger: Strange
     (run / "videos").mkdir()
     (run / "videos" / "index.json").write_text(json.dumps({"videos": [{"task": "a", "file": "a.mp4"}]}))
     (run / "probes").mkdir(exist_ok=True)
-    links = [f"{name}.partial" for name in ("report.html", "summary.json", "stages.json")]
+    links = [f".partial-{name}" for name in ("report.html", "summary.json", "stages.json")]
     for name in ("videos/a.mp4", "first_batch.png", "probes/occlusion.png", ".lock", "report.html", *links):
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(secret)

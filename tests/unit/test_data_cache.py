@@ -79,7 +79,7 @@ def test_a_full_disk_is_found_before_decoding(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     store = MemoryStore(1000, 8, fatal_row=0)
-    with pytest.raises(UserError, match=r"disk is full[\s\S]*frame cache[\s\S]*needed: 0\.4 MiB[\s\S]*cure"):
+    with pytest.raises(UserError, match=r"frame cache, the disk is full[\s\S]*needed: 0\.4 MiB[\s\S]*cure"):
         FrameCache.open_or_build(store, tmp_path, 8)
 
 

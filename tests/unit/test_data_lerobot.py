@@ -351,8 +351,8 @@ def test_a_full_disk_says_how_much_and_where_and_leaves_nothing(
 
 
 def test_a_killed_writer_leaves_no_data_set_and_the_next_one_finishes(tmp_path: Path) -> None:
-    (tmp_path / "set.partial").mkdir()
-    (tmp_path / "set.partial" / "junk").write_text("from a killed run")
+    (tmp_path / ".partial-set").mkdir()
+    (tmp_path / ".partial-set" / "junk").write_text("from a killed run")
     assert tree_hash(write(tmp_path / "set")) == tree_hash(write(tmp_path / "b"))
     with pytest.raises(UserError, match="exists already"):
         write(tmp_path / "set")

@@ -71,7 +71,7 @@ def test_interrupted_evaluation_continues_with_the_same_result(tmp_path: Path) -
         evaluate(Policies(kind=FragilePolicy), CONFIG, LineWorlds(), folder=tmp_path)
     saved = list(tmp_path.rglob("*.json"))
     assert saved, "what had finished is on disk"
-    (tmp_path / "policy" / "left" / ".1000.json.partial").write_text("{")
+    (tmp_path / "policy" / "left" / ".partial-1000.json").write_text("{")
     calls: list[tuple[int, int]] = []
     continued = evaluate(
         Policies(),

@@ -97,7 +97,7 @@ def test_the_writer_puts_it_into_the_folder_that_appears_whole(tmp_path: Path) -
         beside={"recording.json": json.dumps(SEEDS)},
     )
     assert TrainingStarts.of_data(folder) == KNOWN
-    assert not (tmp_path / "set.partial").exists()
+    assert not (tmp_path / ".partial-set").exists()
 
 
 def test_training_on_named_data_is_judged_on_none_of_its_starts(data: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tutti.distributed.world import ONE
 from tutti.serving.export import export
 from tutti.serving.policy import CheckpointPolicyFactory, Policy
 from tutti.storage.checkpoint import Checkpoint, load, save, save_sharded, verify
-from tutti.storage.manifest import EXPORT, STATE
+from tutti.storage.layout import EXPORT, STATE
 from tutti.training.checkpointing.recovery import newest_whole
 from tutti.types import UserError
 
@@ -280,7 +280,7 @@ def test_a_link_inside_the_folder_is_read(folder: Path) -> None:
 
 
 def test_a_text_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutti.storage.manifest.MOST_TEXT", 2000)
+    monkeypatch.setattr("tutti.storage.manifest.MAX_TEXT", 2000)
     with pytest.raises(
         UserError, match=r"tokenizer\.json: expected at most 2000 bytes|larger than 2000 bytes"
     ):

@@ -246,7 +246,7 @@ def test_an_index_that_is_no_json_is_refused(how: str, tmp_path: Path) -> None:
 
 def test_an_index_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path)
-    monkeypatch.setattr(shards, "MOST_INDEX", 100)
+    monkeypatch.setattr(shards, "MAX_INDEX", 100)
     with pytest.raises(UserError, match="larger than 100 bytes"):
         shards.read(folder)
 

@@ -105,7 +105,7 @@ def test_after_a_kill_the_rest_is_recorded_to_the_same_bytes(
     episodes = sorted(tmp_path.rglob("*.npz"))
     episodes[1].unlink()
     episodes[4].write_bytes(episodes[4].read_bytes()[:1000])
-    (tmp_path / "reach" / ".10000.npz.77.tmp").write_bytes(b"half")
+    (tmp_path / "reach" / ".partial-10000.npz").write_bytes(b"half")
     (tmp_path / "done.json").unlink()
     with pytest.raises(UserError, match="no finished recording"):
         next(load_recorded(tmp_path))
@@ -214,10 +214,10 @@ def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording.os, "fsync", full)
-        with pytest.raises(UserError, match=r"10001.npz: cannot write .* No space left on device.\nFree"):
+        patch.setattr("tutti.storage.files.os.fsync", full)
+        with pytest.raises(UserError, match=r"10001.npz: cannot write, the disk is full"):
             record(SMALL, tmp_path)
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(".partial-*"))
     record(SMALL, tmp_path)
 
 

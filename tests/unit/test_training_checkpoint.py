@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tutti.storage.checkpoint import Checkpoint, checkpoints, load, load_latest, remove, save, verify
+from fixtures.checkpoints import load_latest
+from tutti.storage.checkpoint import Checkpoint, checkpoints, load, save, verify
+from tutti.storage.files import remove_folder
 from tutti.training.checkpointing.resume import check_resumable
 from tutti.training.metrics import METRICS, describe_metric
 from tutti.training.records import Meter, Recorder, read_records
@@ -54,7 +56,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
 def test_half_written_ones_are_ignored_and_order_is_by_number(tmp_path: Path) -> None:
     for step in (999_999, 1_000_000):
         save(tmp_path, make(step))
-    (tmp_path / "checkpoints" / ".writing-step-2000000").mkdir()
+    (tmp_path / "checkpoints" / ".partial-step-2000000").mkdir()
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step-999999", "step-1000000"]
     latest = load_latest(tmp_path)
     assert latest is not None and latest.step == 1_000_000
@@ -90,7 +92,7 @@ def test_damage_to_any_file_is_found(tmp_path: Path, name: str) -> None:
 
 def test_a_checkpoint_that_its_run_removes_while_it_is_read_is_not_called_damaged(tmp_path: Path) -> None:
     folder = save(tmp_path, make(1))
-    remove(folder)
+    remove_folder(folder)
     for read in (load, verify):
         with pytest.raises(UserError, match=r"has removed it meanwhile .*keep_checkpoints"):
             read(folder)

@@ -12,11 +12,12 @@ import torch
 from pydantic import ValidationError
 from torch.nn.parameter import Parameter
 
+from fixtures.checkpoints import load_latest
 from run_equality import differing, killed_and_resumed, records
 from training_world import BATCH, Data, config, make_trainer
 from tutti.report.findings.curves import curve_findings
 from tutti.report.inputs import read_records as read_columns
-from tutti.storage.checkpoint import checkpoints, load_latest
+from tutti.storage.checkpoint import checkpoints
 from tutti.training.faults.non_finite import NonFiniteError, load_failure
 from tutti.training.faults.policy import GradientPolicy, GradientsConfig
 from tutti.training.optim.clipping import Clipper, NormHistory, ZClipConfig

@@ -14,8 +14,7 @@ import torch
 
 from training_world import Data, make_batch, make_trainer
 from tutti.distributed import world as distributed
-from tutti.storage.checkpoint import load
-from tutti.storage.disk import pickled, unpickled
+from tutti.storage.checkpoint import load, pickled, unpickled
 from tutti.training import data_feed as feed
 from tutti.training.device import Machine
 from tutti.training.faults.non_finite import load_failure, save_step

@@ -12,9 +12,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fixtures.checkpoints import load_latest
 from training_world import Data, config, make_trainer
 from tutti.serving.policy import find_checkpoint
-from tutti.storage.checkpoint import Checkpoint, checkpoints, load_latest, save
+from tutti.storage.checkpoint import Checkpoint, checkpoints, save
 from tutti.training.checkpointing.best import KeepBestConfig
 from tutti.training.checkpointing.retention import retain
 from tutti.training.records import Recorder, read_records

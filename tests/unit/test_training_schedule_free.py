@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from fixtures.checkpoints import load_latest
 from run_equality import differing, killed_and_resumed
 from training_world import Data, config, make_trainer
-from tutti.storage.checkpoint import load_latest
 from tutti.training.optim.schedule_free import ScheduleFreeAdamW
 from tutti.training.records import read_records
 from tutti.training.strategy import Phase, PhasesConfig

@@ -12,7 +12,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from tutti.storage.checkpoint import Checkpoint, load_latest
+from fixtures.checkpoints import load_latest
+from tutti.storage.checkpoint import Checkpoint
 from tutti.training.records import read_records
 from tutti.training.strategy import PARTS, Phase, Strategy, StrategyConfig
 from tutti.training.trainer import Trainer

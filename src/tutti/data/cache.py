@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from tutti.data.episodes import EpisodeStore, Progress
-from tutti.storage.files import full_disk_is_a_user_error, megabytes, write_atomically
+from tutti.storage.files import explain_full_disk, megabytes, write_atomically
 from tutti.storage.reading import read_json
 
 _SHARD_BYTES = 32 * 2**20
@@ -63,13 +63,13 @@ class FrameCache:
         path, marker = home / "frames.u8", home / "complete.json"
         size = int(np.prod(shape, dtype=np.int64))
         if not (marker.is_file() and path.is_file() and path.stat().st_size == size):
-            with full_disk_is_a_user_error(home, "the frame cache", lambda: megabytes(size)):
+            with explain_full_disk(home, "the frame cache", lambda: megabytes(size)):
                 home.mkdir(parents=True, exist_ok=True)
                 _build(store, home, shape, progress)
                 os.replace(home / "frames.partial", path)
                 # The marker comes last: without it the pictures do not count as complete.
                 described = {**key, "store": store.name, "bytes": size}
-                write_atomically(marker, json.dumps(described, indent=2).encode())
+                write_atomically(marker, json.dumps(described, indent=2))
                 (home / "built.json").unlink(missing_ok=True)
         mapped = np.memmap(path, dtype=np.uint8, mode="r", shape=shape)
         # A plain array over the same pages: fancy indexing of np.memmap itself costs more Python.
@@ -104,7 +104,7 @@ def _build(
             file.flush()
             os.fsync(file.fileno())
             done += len(rows)
-            write_atomically(built, json.dumps({"rows": done}).encode())
+            write_atomically(built, json.dumps({"rows": done}))
             if progress is not None:
                 progress(done, num_rows)
 

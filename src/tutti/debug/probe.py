@@ -16,7 +16,7 @@ from tutti.runs.build import build_data, suite_of, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import console, progress_bar, say
 from tutti.serving.policy import Policy, find_checkpoint
-from tutti.storage.files import full_disk_is_a_user_error, write_atomically
+from tutti.storage.files import write_atomically
 from tutti.training.rng import own_randomness
 
 FOLDER = "probes"
@@ -47,9 +47,8 @@ def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
             progress=bar,
         )
     about = {"checkpoint": checkpoint.name, "weights": settings.weights}
-    with full_disk_is_a_user_error(run.path, "the probes", lambda: "about 1 MiB"):
-        run.write_json(f"{FOLDER}/probes.json", about | found.to_dict())
-        write_atomically(run.path / FOLDER / "occlusion.png", draw(maps))
+    run.write_json(f"{FOLDER}/probes.json", about | found.to_dict())
+    write_atomically(run.path / FOLDER / "occlusion.png", draw(maps))
     return found
 
 

@@ -15,7 +15,7 @@ from tutti.debug.replay import Replay, Scope, no_debugger, replay
 from tutti.debug.replay_saved import SavedReplay, describe_culprits, replay_saved, saved_steps
 from tutti.plugin import Trust
 from tutti.runs.terminal import console, say
-from tutti.storage.files import full_disk_is_a_user_error, write_atomically
+from tutti.storage.files import write_atomically
 from tutti.training.first_batch import save_pictures
 from tutti.types import UserError
 
@@ -101,20 +101,18 @@ def _show_norms(norms: Mapping[str, Mapping[str, float]], whole: Mapping[str, fl
 
 
 def _write(found: Replay | SavedReplay, folder: Path) -> None:
-    with full_disk_is_a_user_error(folder, "the replay", lambda: "about 1 MiB"):
-        folder.mkdir(parents=True, exist_ok=True)
-        names: list[str] = []
-        for number, (batch, own) in enumerate(zip(found.batches, found.texts, strict=True)):
-            names.append(f"batch-{number}.png")
-            save_pictures(batch.to("cpu"), folder / names[-1], list(own), most=64)
-        windows = [
-            {"window": window, "instruction": text}
-            for batch, own in zip(found.batches, found.texts, strict=True)
-            for window, text in zip(batch.window.tolist(), own, strict=True)
-        ]
-        terms = {name: {"raw": raw, "lambda": factor} for name, (raw, factor) in found.terms.items()}
-        result = {"step": found.step, "terms": terms, "norms": found.norms, "windows": windows}
-        write_atomically(folder / "replay.json", (json.dumps(result, indent=1) + "\n").encode())
+    names: list[str] = []
+    for number, (batch, own) in enumerate(zip(found.batches, found.texts, strict=True)):
+        names.append(f"batch-{number}.png")
+        save_pictures(batch.to("cpu"), folder / names[-1], list(own), most=64)
+    windows = [
+        {"window": window, "instruction": text}
+        for batch, own in zip(found.batches, found.texts, strict=True)
+        for window, text in zip(batch.window.tolist(), own, strict=True)
+    ]
+    terms = {name: {"raw": raw, "lambda": factor} for name, (raw, factor) in found.terms.items()}
+    result = {"step": found.step, "terms": terms, "norms": found.norms, "windows": windows}
+    write_atomically(folder / "replay.json", json.dumps(result, indent=1) + "\n")
     say(f"Written: {folder} (replay.json, {', '.join(names)})")
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from tutti.storage.files import PARTIAL, write_atomically
 from tutti.storage.reading import read_json
 from tutti.types import UserError
 
 SETTINGS_FILE = "settings.json"
 DONE_FILE = "done.json"
 _IMAGE_PREFIX = "image."
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,34 +50,6 @@ def episode_path(folder: Path, task: str, seed: int) -> Path:
 def failure_path(folder: Path, task: str, seed: int) -> Path:
     """The marker of a failed try, which is not tried again."""
     return folder / task / f"{seed}.failed"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, even if the process is killed or the machine stops.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written to.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise
-        raise UserError(
-            f"{path}: cannot write {len(content) / 1e6:.1f} MB: {error.strerror}.\n"
-            "Free some space, or choose another folder, and run the same command again: "
-            "finished episodes are kept."
-        ) from error
 
 
 def save_episode(folder: Path, episode: RecordedEpisode) -> None:
@@ -151,7 +121,7 @@ def find_tries(folder: Path, task: str) -> dict[int, bool]:
     """What is on disk already: seed -> did it succeed. Removes leftovers of a killed process."""
     tries: dict[int, bool] = {}
     for path in sorted((folder / task).glob("*")):
-        if path.name.startswith(".") and path.suffix == ".tmp":
+        if path.name.startswith(PARTIAL):
             path.unlink(missing_ok=True)
         elif path.suffix == ".failed" and path.stem.isdigit():
             tries[int(path.stem)] = False
@@ -162,7 +132,7 @@ def find_tries(folder: Path, task: str) -> dict[int, bool]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as readable JSON, atomically."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_work(path: Path) -> Any:

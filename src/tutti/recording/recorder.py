@@ -22,10 +22,10 @@ from tutti.recording.episode_files import (
     find_tries,
     read_work,
     save_episode,
-    write_atomically,
     write_json,
 )
 from tutti.recording.seed_queue import Schedule
+from tutti.storage.files import write_atomically
 from tutti.suites.metaworld.suite import DEMONSTRATION_SEED, SuiteSpec, find_suite
 from tutti.suites.metaworld.task import STEP_LIMIT, MetaWorldTask, to_action
 from tutti.suites.workers import Workers, available_cpus

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tutti.storage.reading import (
-    MOST_BYTES,
+    MAX_BYTES,
     YAML_BYTES,
     parse_json,
     parse_value,
@@ -193,7 +193,7 @@ def _lines(path: Path, problems: list[str]) -> Iterator[str | None]:
         problems.append(f"{path.name} could not be read: {error}")
 
 
-def _bytes(path: Path, problems: list[str], most: int = MOST_BYTES) -> bytes | None:
+def _bytes(path: Path, problems: list[str], most: int = MAX_BYTES) -> bytes | None:
     try:
         return read_bytes(path, most) if os.path.lexists(path) else None
     except UserError as error:

@@ -35,7 +35,7 @@ from tutti.report.sections.success import (
 )
 from tutti.report.sections.training import training_section
 from tutti.report.sections.videos import videos_section
-from tutti.storage.files import full_disk_is_a_user_error, megabytes, write_atomically
+from tutti.storage.files import write_atomically
 from tutti.storage.reading import shown
 
 log = logging.getLogger("tutti.report")
@@ -76,8 +76,7 @@ def write_report(run_folder: Path) -> Path:
     ]
     html = render(_page(inputs, evaluation, result, notes, sections, remarks=remarks))
     path = run_folder / "report.html"
-    with full_disk_is_a_user_error(run_folder, "the report", lambda: megabytes(len(html))):
-        write_atomically(path, html.encode("utf-8"))
+    write_atomically(path, html)
     return path
 
 

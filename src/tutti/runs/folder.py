@@ -26,12 +26,12 @@ from tutti.config.run_config import RunConfig, differences, load_run_config, to_
 from tutti.distributed.world import launched, world
 from tutti.plugin import Trust
 from tutti.runs.terminal import say
-from tutti.storage.files import full_disk_is_a_user_error, lock_file, write_atomically
+from tutti.storage.files import explain_full_disk, lock_file, write_atomically
 from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
 STAGES: dict[str, tuple[str, ...]] = {
-    "record": ("dataset", "dataset.partial", "recording", "recording.json"),
+    "record": ("dataset", "recording", "recording.json"),
     "train": (
         *("checkpoints", "records.jsonl", "tensorboard", "failures", "spikes"),
         *("first_batch.png", "shapes.txt", "model.json", "data.json", "probes", "replays"),
@@ -161,7 +161,7 @@ class RunFolder:
             return
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+        write_atomically(path, json.dumps(value, indent=1) + "\n")
 
     def discard(self, name: str) -> None:
         """Removes a file or a folder of the run, if it is there."""
@@ -190,7 +190,7 @@ class RunFolder:
         if path.exists() and self._book:
             given = {name: getattr(config, name) for name in ("name", "seed", *sections)}
             config = self.config().model_copy(update=given)
-        write_atomically(path, to_yaml(config).encode())
+        write_atomically(path, to_yaml(config))
 
     def _refusal(self, stage: str, changes: list[str]) -> str:
         names = tuple(STAGES)
@@ -228,7 +228,7 @@ class RunFolder:
                 entry["seconds"] = before + time.monotonic() - started
                 try:
                     self._write()
-                except OSError:
+                except UserError:
                     return  # a full disk is the stage's to report
 
         ticker = threading.Thread(target=beat, name="tutti-clock", daemon=True)
@@ -242,11 +242,11 @@ class RunFolder:
 
     def _write(self) -> None:
         with self._lock:
-            write_atomically(self.path / "stages.json", (json.dumps(self._book, indent=1) + "\n").encode())
+            write_atomically(self.path / "stages.json", json.dumps(self._book, indent=1) + "\n")
 
     @contextmanager
     def _full_disk(self, stage: str) -> Iterator[None]:
-        with full_disk_is_a_user_error(self.path, f"the stage '{stage}'", lambda: "not known beforehand"):
+        with explain_full_disk(self.path, f"the stage '{stage}'"):
             yield
 
 

@@ -17,7 +17,8 @@ from tutti.models.decoders.custom import CustomDecoderConfig
 from tutti.models.vla import ModelConfig
 from tutti.plugin import Origin, Trust
 from tutti.storage import shards
-from tutti.storage.find_checkpoint import FILES, Weights, is_sharded, kept_weights
+from tutti.storage.find_checkpoint import is_sharded, kept_weights
+from tutti.storage.layout import CONFIG, NORMALIZER, SHARDS, SPEC, TOKENIZER, WEIGHTS, Weights
 from tutti.storage.manifest import Manifest
 from tutti.storage.reading import parse_json, parse_yaml, shown
 from tutti.types import DataSpec, UserError
@@ -55,7 +56,7 @@ def read_model(folder: Manifest, weights: Weights, trust: Trust) -> tuple[ModelC
 
 def read_spec(folder: Manifest) -> DataSpec:
     """The content of spec.json. Raises: UserError, naming the key that is not what it must be."""
-    path = folder.folder / "spec.json"
+    path = folder.folder / SPEC
     fields = parse_json(folder.text(path.name), path, finite=True, cure=CURE)
     lists = {"views": MOST_VIEWS, "embodiments": MOST_EMBODIMENTS}
     for key, most in SIZES.items():
@@ -86,7 +87,7 @@ def _no_spec(path: Path, key: str, fields: Mapping[str, Any], expected: str) -> 
 
 def read_model_config(folder: Manifest, trust: Trust) -> ModelConfig:
     """The section `model` of config.yaml. Raises: UserError; of a class that is not trusted, when built."""
-    path = folder.folder / "config.yaml"
+    path = folder.folder / CONFIG
     values = parse_yaml(folder.text(path.name), path)
     try:
         return ModelConfig.model_validate(values["model"], context=Origin(path, trust))
@@ -99,7 +100,7 @@ def read_model_config(folder: Manifest, trust: Trust) -> ModelConfig:
 
 def read_normalizer(folder: Manifest, spec: DataSpec) -> Normalizer:
     """The content of normalizer.json. Raises: UserError, also if it is not that of `spec`."""
-    path = folder.folder / "normalizer.json"
+    path = folder.folder / NORMALIZER
     values = parse_json(folder.text(path.name), path, cure=CURE)
     try:
         normalizer = Normalizer.from_dict(values)
@@ -113,7 +114,7 @@ def read_normalizer(folder: Manifest, spec: DataSpec) -> Normalizer:
 
 def read_tokenizer(folder: Manifest, spec: DataSpec) -> Tokenizer:
     """The content of tokenizer.json. Raises: UserError, also if it is not that of `spec`."""
-    path = folder.folder / "tokenizer.json"
+    path = folder.folder / TOKENIZER
     text = folder.text(path.name)
     try:
         tokenizer = Tokenizer.from_json(text)
@@ -171,10 +172,10 @@ def shapes_of(folder: Manifest, weights: Weights) -> dict[str, tuple[int, ...]]:
 
     Raises: UserError if they are missing or damaged.
     """
-    file = FILES[kept_weights(folder, weights)]
+    file = WEIGHTS[kept_weights(folder, weights)]
     if is_sharded(folder):
         start = f"{Path(file).stem}/"
-        entries = shards.index_of(folder.folder / shards.FOLDER)
+        entries = shards.index_of(folder.folder / SHARDS)
         return {name.removeprefix(start): e.shape for name, e in entries.items() if name.startswith(start)}
     with folder.opened(file) as content:
         return _header_shapes(content, folder.folder / file)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -13,19 +11,11 @@ from safetensors.torch import save
 from tutti.plugin import Trust
 from tutti.serving.contents import read_model
 from tutti.serving.policy import Policy
-from tutti.storage.files import full_disk_is_a_user_error, sync_tree
-from tutti.storage.find_checkpoint import (
-    FILES,
-    Weights,
-    find_checkpoint,
-    kept_weights,
-    listed,
-    read_weights,
-)
-from tutti.storage.manifest import EXPORT, sha256_of
+from tutti.storage.files import explain_disk_errors, megabytes, write_folder
+from tutti.storage.find_checkpoint import find_checkpoint, kept_weights, listed, read_weights
+from tutti.storage.layout import EXPORT, POLICY_FILES, WEIGHTS, Weights
+from tutti.storage.manifest import sha256_of
 from tutti.types import UserError
-
-BESIDE = ("config.yaml", "spec.json", "normalizer.json", "tokenizer.json")
 
 
 def export(
@@ -53,29 +43,19 @@ def export(
     weights = kept_weights(source, weights)
     read_model(source, weights, trust_code)
     tensors = read_weights(source, weights)
-    content = {FILES["raw"]: save(tensors)} | {name: source.read(name) for name in BESIDE}
-    temporary = to.with_name(f".writing-{to.name}")
-    try:
-        needed = sum(map(len, content.values()))
-        with full_disk_is_a_user_error(to.parent, "the export", lambda: f"{needed} bytes"):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            for name, data in content.items():
-                (temporary / name).write_bytes(data)
-            about = {
-                "checkpoint": source.folder.name,
-                "weights": weights,
-                "parameters": sum(tensor.numel() for tensor in tensors.values()),
-                "files": {name: sha256_of(data) for name, data in content.items()},
-            }
-            (temporary / EXPORT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            Policy.load(temporary, trust_code=trust_code)
-            sync_tree(temporary)
-            os.replace(temporary, to)
-    except OSError as error:
-        raise UserError(f"{to}: cannot be written ({error.strerror}). Choose a writable folder.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    content = {WEIGHTS["raw"]: save(tensors)} | {name: source.read(name) for name in POLICY_FILES}
+    about = {
+        "checkpoint": source.folder.name,
+        "weights": weights,
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "files": {name: sha256_of(data) for name, data in content.items()},
+    }
+    needed = megabytes(sum(map(len, content.values())))
+    with explain_disk_errors(to, "the export", needed), write_folder(to) as folder:
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+        (folder / EXPORT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        Policy.load(folder, trust_code=trust_code)
     return to
 
 
@@ -84,8 +64,8 @@ def export_command(run: Path, to: Path, weights: str, checkpoint: str, *, trust_
 
     Raises: UserError for a value that is none of the choices, and what `export` raises.
     """
-    if weights not in FILES:
-        raise UserError(f"--weights: expected {' or '.join(FILES)}, found '{weights}'.")
+    if weights not in WEIGHTS:
+        raise UserError(f"--weights: expected {' or '.join(WEIGHTS)}, found '{weights}'.")
     if checkpoint.isdecimal():
         return export(run, to, weights, int(checkpoint), trust_code=trust_code)
     if checkpoint not in ("latest", "best"):

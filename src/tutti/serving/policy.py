@@ -25,7 +25,8 @@ from tutti.serving.contents import (
     read_normalizer,
     read_tokenizer,
 )
-from tutti.storage.find_checkpoint import Weights, check_finite, find_checkpoint, listed, read_weights
+from tutti.storage.find_checkpoint import check_finite, find_checkpoint, listed, read_weights
+from tutti.storage.layout import DATA_FILES, Weights
 from tutti.storage.manifest import Manifest
 from tutti.types import DataSpec, Features, Tokens, UserError
 
@@ -193,7 +194,7 @@ class CheckpointPolicyFactory:
         model = read_model_config(folder, self.trust_code).model_dump(mode="json")
         about = {"clip": self.clip, "model": model, "torch": torch.__version__, "tutti": __version__}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-        for name in ("spec.json", "normalizer.json", "tokenizer.json"):
+        for name in DATA_FILES:
             digest.update(hashlib.sha256(folder.read(name)).digest())
         for name, value in sorted(read_weights(folder, self.weights).items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

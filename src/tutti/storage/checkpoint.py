@@ -1,21 +1,14 @@
-"""Checkpoints: a folder that appears whole or not at all, and a loader that believes nothing.
+"""Saves and loads checkpoints: complete folders or none; each file is verified by its size and CRC.
 
-run/checkpoints/step-000200/
-  model.safetensors  ema.safetensors        the weights and their moving average
-  objective.safetensors  objective_ema.safetensors   the terms' heads, if they have any state
-  optimizer.pt  rng.pt                      moments of the optimisers; random states
-  ...                                       texts the pipeline passes in (spec.json, normalizer.json, ...)
-  state.json                                step, loader position, metrics, versions, checksums of all files
-
-Sharded, every process writes what it holds: a folder shards/ (see tutti.storage.shards) stands for all
-.safetensors files and for the tensors of optimizer.pt. `load` reads either. Where there are .safetensors
-files, shards/ is not looked at.
+`tutti.storage.layout` lists what the folder run/checkpoints/step-000200 holds. Saved sharded, every process
+writes the shares that it holds; `load` reads either form. Where there are .safetensors files, shards/ is not
+read.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import platform
 import re
 import shutil
@@ -34,19 +27,16 @@ from torch import Tensor
 
 from tutti.distributed.frame import put_in, taken_out
 from tutti.distributed.world import ONE, World
-from tutti.storage import shards
-from tutti.storage.disk import TEMPORARY, disk_error, pickled, unpickled
-from tutti.storage.files import sync
-from tutti.storage.manifest import STATE, Manifest, Size, crc32_of
-from tutti.types import UserError
+from tutti.errors import UserError
+from tutti.storage import layout, shards
+from tutti.storage.files import begin_folder, commit_folder, disk_error, partial_path
+from tutti.storage.layout import SHARDS, STATE
+from tutti.storage.manifest import Manifest, Size, crc32_of, open_inside
 
 OPTIMIZER = "optimizer"
 """What the names of an optimiser's tensors begin with among the shards."""
-PICKLED = ("optimizer.pt", "rng.pt")
-"""Nested states, which torch.load reads with weights_only=True: tensors and plain values, no classes."""
-NAME = re.compile(r"step-\d+")
-"""Of a checkpoint's folder."""
 T = TypeVar("T")
+_FOLDER = re.compile(r"step-\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +51,6 @@ class Checkpoint:
     extra: dict[str, str] = field(default_factory=dict)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def versions() -> dict[str, str]:
     """Versions that the bits of a run depend on."""
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
@@ -79,17 +62,16 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def save(run: Path, checkpoint: Checkpoint) -> Path:
-    """Write the checkpoint beside its final place, then rename it there.
+    """Writes the checkpoint beside its final place, then renames it there.
 
     A complete folder of the same step is kept as it is, since a resumed run reaches the same bytes.
 
     Raises: UserError if the disk is full or not writable; then nothing half-written is left.
     """
     final = folder_of(run, checkpoint.step)
-    with _whole_or_not(final) as temporary:
+    with _complete_or_absent(final) as temporary:
         if temporary is not None:
-            sizes = _write_whole(temporary, checkpoint)
-            _finish(temporary, final, checkpoint, sizes)
+            _finish(temporary, final, checkpoint, _write_files(temporary, checkpoint))
     return final
 
 
@@ -103,46 +85,44 @@ def save_sharded(run: Path, checkpoint: Checkpoint, world: World) -> Path:
     """
     final = folder_of(run, checkpoint.step)
 
-    def apart() -> tuple[Any, dict[str, Tensor], list[shards.Piece]]:
+    def split() -> tuple[Any, dict[str, Tensor], list[shards.Piece]]:
         tensors = {f"{name}/{key}": t for name, one in checkpoint.tensors.items() for key, t in one.items()}
         return taken_out(checkpoint.optimizer, OPTIMIZER, tensors), tensors, shards.held(tensors)
 
-    with _whole_or_not(final, world) as temporary:
+    with _complete_or_absent(final, world) as temporary:
         if temporary is None:
             return final
-        frame, tensors, held = _everywhere(apart, world)
-        folder, everywhere, rank = temporary / shards.FOLDER, world.together(held), world.ranks.rank
-        own = _everywhere(lambda: shards.write(folder, tensors, everywhere, rank), world)
-        sizes = {f"{shards.FOLDER}/{name}": size for one in world.together(own) for name, size in one.items()}
-        light = replace(checkpoint, tensors={}, optimizer=frame)
-        world.on_first(lambda: _finish(temporary, final, light, {**_write_whole(temporary, light), **sizes}))
+        frame, tensors, pieces = _on_all_ranks(split, world)
+        folder, all_pieces, rank = temporary / SHARDS, world.together(pieces), world.ranks.rank
+        written = _on_all_ranks(lambda: shards.write(folder, tensors, all_pieces, rank), world)
+        sizes = {f"{SHARDS}/{name}": size for one in world.together(written) for name, size in one.items()}
+        rest = replace(checkpoint, tensors={}, optimizer=frame)
+        world.on_first(lambda: _finish(temporary, final, rest, {**_write_files(temporary, rest), **sizes}))
     return final
 
 
 @contextmanager
-def _whole_or_not(final: Path, world: World = ONE) -> Iterator[Path | None]:
-    """A new folder to write into, or None if `final` is there already; removed if the block fails."""
-    temporary = final.with_name(TEMPORARY + final.name)
+def _complete_or_absent(final: Path, world: World = ONE) -> Iterator[Path | None]:
+    """A new folder to write into, or None if `final` is complete already; removed if the block fails."""
 
     def begin() -> bool:
         if (final / STATE).exists():
             return False
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        begin_folder(final)
         return True
 
     try:
-        yield temporary if world.on_first(begin) else None
+        yield partial_path(final) if world.on_first(begin) else None
     except OSError as error:
         if world.first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(partial_path(final), ignore_errors=True)
         raise disk_error(error, final) from error
 
 
 def _finish(temporary: Path, final: Path, checkpoint: Checkpoint, sizes: dict[str, Size]) -> None:
-    """Writes state.json, the last file, and renames the folder, if all files are there.
+    """Writes state.json, the last file, and renames the folder.
 
-    Raises: OSError if one of them is not: a rank has written it to another disk.
+    Raises: OSError if a file is not there: a rank has written it to another disk.
     """
     for name, size in sizes.items():
         if not (temporary / name).is_file() or (temporary / name).stat().st_size != size["bytes"]:
@@ -150,76 +130,62 @@ def _finish(temporary: Path, final: Path, checkpoint: Checkpoint, sizes: dict[st
                 f"{name} was written by another process but is not seen by this one: use a folder "
                 "that all processes share"
             )
-    if (temporary / shards.FOLDER).is_dir():
-        sync(temporary / shards.FOLDER)
     state = {**checkpoint.state, "step": checkpoint.step, "versions": versions(), "files": sizes}
-    _write(temporary / STATE, json.dumps(state, indent=1).encode())
-    sync(temporary)
-    shutil.rmtree(final, ignore_errors=True)  # a folder without state.json: never complete
-    os.replace(temporary, final)
-    sync(final.parent)
+    (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    commit_folder(temporary, final)  # a folder of that name has no state.json: it was never complete
 
 
-def _write_whole(folder: Path, checkpoint: Checkpoint) -> dict[str, Size]:
-    """All files but shards and state.json. Gives their sizes."""
+def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, Size]:
+    """Writes all files but shards and state.json. Gives their sizes and checksums."""
     sizes: dict[str, Size] = {}
 
     def write(name: str, data: bytes) -> None:
-        _write(folder / name, data)
+        (folder / name).write_bytes(data)
         sizes[name] = crc32_of(data)
 
     for name, tensors in checkpoint.tensors.items():
         if tensors:
             whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             write(f"{name}.safetensors", save_tensors(whole))
-    write("optimizer.pt", pickled(checkpoint.optimizer))
-    write("rng.pt", pickled(checkpoint.rng))
+    write(layout.OPTIMIZER, pickled(checkpoint.optimizer))
+    write(layout.RNG, pickled(checkpoint.rng))
     for name, text in checkpoint.extra.items():
         write(name, text.encode())
     return sizes
 
 
-def _everywhere(make: Callable[[], T], world: World) -> T:
-    """`make()` on each rank. What goes wrong on one is raised on all, so that none waits for it."""
+def _on_all_ranks(make: Callable[[], T], world: World) -> T:
+    """`make()` on each rank. An error of one rank is raised on all, so that none waits for it for ever."""
     made: list[T] = []
-    failed: Exception | None = None
+    failure: Exception | None = None
     try:
         made.append(make())
     except Exception as error:
-        failed = error
-    told = "" if failed is None else f"rank {world.ranks.rank}: {failed!r}"
-    all_told = world.together((told, failed.errno if isinstance(failed, OSError) else None))
-    if failed is not None:
-        raise failed
-    for text, number in all_told:
+        failure = error
+    message = "" if failure is None else f"rank {world.ranks.rank}: {failure!r}"
+    messages = world.together((message, failure.errno if isinstance(failure, OSError) else None))
+    if failure is not None:
+        raise failure
+    for text, number in messages:
         if text:
             raise OSError(text) if number is None else OSError(number, text)
     return made[0]
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first. Folders still being written do not count, nor do copies
+    """The checkpoint folders of a run, oldest first."""
+    return checkpoints_in(run / "checkpoints")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders step-N of `folder`, oldest first. Folders still being written do not count, nor do copies
     that somebody has put beside them (step-000200.bak)."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted((folder for folder in found if NAME.fullmatch(folder.name)), key=step_of)
+    return sorted((path for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name)), key=step_of)
 
 
 def step_of(folder: Path) -> int:
     """The step in the name of a folder step-N: of a checkpoint, or of a step saved for replay."""
     return int(folder.name.split("-")[1])
-
-
-def remove(folder: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that a kill in the middle leaves no half checkpoint.
-
-    Raises: UserError if it cannot be renamed.
-    """
-    doomed = folder.with_name(TEMPORARY + folder.name)
-    try:
-        os.replace(folder, doomed)
-    except OSError as error:
-        raise disk_error(error, folder) from error
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def verify(folder: Path) -> Path:
@@ -245,18 +211,18 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
     step = manifest.table.get("step")
     if type(step) is not int or step < 0:
         raise UserError(f"{folder / STATE}: step: expected a whole number, found {step!r:.80}.")
-    own = [name for name in manifest.files if not name.startswith(f"{shards.FOLDER}/")]
-    sharded = len(own) < len(manifest.files) and not any(name.endswith(".safetensors") for name in own)
+    files = [name for name in manifest.files if not name.startswith(f"{SHARDS}/")]
+    weights = [name for name in files if name.endswith(".safetensors")]
+    sharded = len(files) < len(manifest.files) and not weights
     if sharded and not verified:
         verify(folder)
     tensors = {
-        name.removesuffix(".safetensors"): _tensors(folder / name, manifest.read(name))
-        for name in own
-        if name.endswith(".safetensors")
+        name.removesuffix(".safetensors"): _tensors(folder / name, manifest.read(name)) for name in weights
     }
-    optimizer, rng = (unpickled(folder / name, manifest.read(name)) for name in PICKLED)
+    nested = (layout.OPTIMIZER, layout.RNG)
+    optimizer, rng = (unpickled(folder / name, manifest.read(name)) for name in nested)
     if sharded:
-        flat = shards.read(folder / shards.FOLDER, forms)
+        flat = shards.read(folder / SHARDS, forms)
         try:
             optimizer = put_in(optimizer, flat)
         except KeyError as error:
@@ -265,7 +231,7 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
             part, _, key = name.partition("/")
             if part != OPTIMIZER:
                 tensors.setdefault(part, {})[key] = tensor
-    texts = [name for name in own if name not in PICKLED and not name.endswith(".safetensors")]
+    texts = [name for name in files if name not in (*weights, *nested)]
     return Checkpoint(
         step=step,
         tensors=tensors,
@@ -283,10 +249,29 @@ def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged, not a file of safetensors ({error}).") from error
 
 
-def load_latest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run, or None if it has none.
+def unpickled(path: Path, data: bytes | None = None) -> Any:
+    """What `pickled` has made: tensors and plain values, nothing else. `data` is the content of the file
+    `path`, which is read if it is not given.
 
-    Raises: UserError if the newest one is damaged.
+    Raises: UserError if the file cannot be read, is damaged, or holds anything else.
     """
-    found = checkpoints(run)
-    return load(found[-1]) if found else None
+    try:
+        if data is None:
+            with open_inside(path.parent, path.name) as file:
+                data = file.read()
+        # To the CPU: there may be no device of the kind that saved it, or it may be another rank's.
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file leads to
+        first = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"{path}: cannot be read: missing, damaged, or more than tensors and plain values ({first})."
+        ) from error
+
+
+def pickled(value: Any) -> bytes:
+    """What `torch.save` would write, as bytes: a full disk then fails as a plain OSError."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()

@@ -1,4 +1,8 @@
-"""Writing safely: atomic files and folders, and a full disk said in one sentence."""
+"""Writes files and folders so that a kill leaves the old or the new, and explains a full disk.
+
+Whatever is written grows under a hidden name beside its final place (`.partial-NAME`), reaches the disk, and
+is then renamed.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,84 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tutti.types import UserError
+from tutti.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says when a disk, a quota or the largest size of a file is reached."""
+PARTIAL = ".partial-"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a kill at any moment leaves the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("xb") as file:  # a link that lay there would be followed, and its file overwritten
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)
+def partial_path(path: Path) -> Path:
+    """Where `path` lies while it is written. The name is hidden: no pattern such as step-* finds it."""
+    return path.with_name(PARTIAL + path.name)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Writes a file so that a kill at any moment leaves the old content or the new, never a part.
+
+    Its folder is made if it is not there. Raises: UserError if the disk is full or the folder not writable.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = partial_path(path)
+    with explain_disk_errors(path, needed=megabytes(len(data))):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        try:
+            with temporary.open("xb") as file:  # "w" would write through a link that lies there
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+@contextmanager
+def write_folder(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder to write into, which becomes `folder` when the block ends.
+
+    If the block fails nothing of it is left, and an older `folder` stays as it was.
+
+    Raises: UserError if the folder cannot be made or renamed.
+    """
+    with explain_disk_errors(folder):
+        temporary = begin_folder(folder)
+    try:
+        yield temporary
+        with explain_disk_errors(folder):
+            commit_folder(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def begin_folder(folder: Path) -> Path:
+    """An empty folder beside `folder`; what a killed process left there is removed."""
+    temporary = partial_path(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def commit_folder(temporary: Path, folder: Path) -> None:
+    """Syncs a folder with all that is in it, then gives it its name; an older one of that name is deleted."""
+    sync_tree(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    sync(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder. It is renamed first, so that a kill in the middle leaves no half of it.
+
+    Raises: UserError if it cannot be renamed.
+    """
+    doomed = partial_path(folder)
+    with explain_disk_errors(folder):
+        os.replace(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def lock_file(folder: Path) -> io.FileIO:
@@ -42,6 +108,18 @@ def lock_file(folder: Path) -> io.FileIO:
             f"{path}: cannot be used as a lock ({error.strerror}). A writable folder with no such file, or a "
             "plain one, is expected."
         ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Makes the folder if it is not there, and tries whether a file can be written into it.
+
+    Raises: UserError if not.
+    """
+    probe = folder / f"{PARTIAL}probe-{os.getpid()}"
+    with explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"tutti")
+        probe.unlink()
 
 
 def sync(path: Path) -> None:
@@ -65,11 +143,40 @@ def megabytes(count: int | float) -> str:
     return f"{count / 2**20:,.1f} MiB"
 
 
-@contextmanager
-def full_disk_is_a_user_error(folder: Path, what: str, needed: Callable[[], str]) -> Iterator[None]:
-    """Turns "no space left" (a spent quota, a file too large) in the block into a UserError with the cure.
+def disk_error(error: Exception, path: Path, what: str = "", needed: str = "") -> UserError:
+    """The message for a failed write of `what`, which takes the space `needed`."""
+    number = getattr(error, "errno", None)
+    written = f"cannot write {what}" if what else "cannot write"
+    if number not in FULL:
+        return UserError(
+            f"{path}: {written} ({getattr(error, 'strerror', None) or error}). Check that the folder exists "
+            "and is writable, and that disk, quota and file size limit are not reached."
+        )
+    home = next(parent for parent in (path, *path.parents) if parent.exists())
+    free = megabytes(shutil.disk_usage(home).free)
+    return UserError(
+        f"{path}: {written}, the disk is full (or its quota or file size limit reached).\n"
+        f"  needed: {needed or 'not known beforehand'}\n"
+        f"  free:   {free}\n"
+        "  cure:   free some space there, or choose a folder on another disk, and run the command again: "
+        "it keeps what is finished."
+    )
 
-    `needed` says how much space the step wants; it is asked only when the disk is full.
+
+@contextmanager
+def explain_disk_errors(path: Path, what: str = "", needed: str = "") -> Iterator[None]:
+    """Turns every OSError of a block that only writes `path` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, path, what, needed) from error
+
+
+@contextmanager
+def explain_full_disk(path: Path, what: str, needed: Callable[[], str] = str) -> Iterator[None]:
+    """Turns a full disk, and no other error, of a block that does more than write into a UserError.
+
+    `needed` is asked only when the disk is full.
     """
     try:
         yield
@@ -77,10 +184,4 @@ def full_disk_is_a_user_error(folder: Path, what: str, needed: Callable[[], str]
         # PyAV's and Arrow's own errors carry errno too, but are not all OSError.
         if getattr(error, "errno", None) not in FULL:
             raise
-        home = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = megabytes(shutil.disk_usage(home).free)
-        raise UserError(
-            f"The disk is full while writing {what}.\n"
-            f"  folder: {folder}\n  needed: {needed()}\n  free:   {free}\n"
-            "  cure:   free some space there, or choose a folder on another disk, and run again."
-        ) from error
+        raise disk_error(error, path, what, needed()) from error

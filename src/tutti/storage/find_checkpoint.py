@@ -1,4 +1,4 @@
-"""The folder of a checkpoint or an export: found, and read only as its manifest lists it."""
+"""Finds the checkpoint or export that a path names, and reads its weights as its manifest lists them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tutti.errors import UserError
 from tutti.storage import shards
-from tutti.storage.manifest import EXPORT, STATE, Manifest
+from tutti.storage.checkpoint import checkpoints_in, step_of
+from tutti.storage.layout import BEST_MARK, EXPORT, SHARD_INDEX, SHARDS, STATE, WEIGHTS, Weights
+from tutti.storage.manifest import Manifest
 from tutti.storage.reading import read_json, shown
-from tutti.types import UserError
-
-Weights = Literal["ema", "raw"]
-FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
 
 
 def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest") -> Path:
@@ -34,17 +33,16 @@ def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest
         home = path
     elif path.name == "last":
         home = path.parent
-    named = [folder for folder in home.glob("step-*") if folder.name.removeprefix("step-").isdecimal()]
-    found = [folder for folder in named if _holds_policy(folder)]
-    if not found:
+    steps = {step_of(folder): folder for folder in checkpoints_in(home) if _holds_policy(folder)}
+    if not steps:
         raise UserError(
-            f"{path}: no checkpoint here (expected {FILES['raw']}, or {home.name}/step-.../{FILES['raw']}). "
-            "Name a run's folder, such as runs/demo, after `tutti train` has saved its first checkpoint."
+            f"{path}: no checkpoint here (expected {WEIGHTS['raw']}, or "
+            f"{home.name}/step-.../{WEIGHTS['raw']}). Name a run's folder, such as "
+            "runs/demo, after `tutti train` has saved its first checkpoint."
         )
-    steps = {int(folder.name.removeprefix("step-")): folder for folder in found}
     if which == "latest":
         return steps[max(steps)]
-    step = _best(home / "best.json") if which == "best" else which
+    step = _best(home / BEST_MARK) if which == "best" else which
     if step not in steps:
         raise UserError(
             f"{home}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}."
@@ -52,20 +50,20 @@ def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest
     return steps[step]
 
 
-def _best(marked: Path) -> int:
+def _best(mark: Path) -> int:
     """The step that best.json marks."""
     cure = (
         "No checkpoint of this run is marked as the best. Train with training.keep_best={metric: "
         "valid/total, mode: min}, or choose latest, or a step."
     )
-    step = read_json(marked, cure=cure).get("step")
+    step = read_json(mark, cure=cure).get("step")
     if type(step) is not int:
-        raise UserError(f"{marked}: step is {shown(step)}, expected a whole number. {cure}")
+        raise UserError(f"{mark}: step is {shown(step)}, expected a whole number. {cure}")
     return step
 
 
 def _holds_policy(folder: Path) -> bool:
-    names = (STATE, EXPORT, FILES["raw"], shards.FOLDER)
+    names = (STATE, EXPORT, WEIGHTS["raw"], SHARDS)
     return any((folder / name).exists() for name in names)
 
 
@@ -82,9 +80,9 @@ def listed(folder: Path) -> Manifest:
                 "FOLDER."
             )
         manifest = Manifest.of(folder)
-    elif (folder / shards.FOLDER).exists():
+    elif (folder / SHARDS).exists():
         raise UserError(
-            f"{folder}: an export holds no {shards.FOLDER}/, so this one is not as Tutti has written it. "
+            f"{folder}: an export holds no {SHARDS}/, so this one is not as Tutti has written it. "
             "Export again: tutti export RUN --to FOLDER."
         )
     else:
@@ -96,7 +94,7 @@ def listed(folder: Path) -> Manifest:
 def is_sharded(manifest: Manifest) -> bool:
     """True for a checkpoint that every rank has written its shares of (`tutti.storage.shards`): it lists
     shards, and no weights in one file."""
-    return FILES["raw"] not in manifest.files and f"{shards.FOLDER}/{shards.INDEX}" in manifest.files
+    return WEIGHTS["raw"] not in manifest.files and f"{SHARDS}/{SHARD_INDEX}" in manifest.files
 
 
 def kept_weights(manifest: Manifest, weights: Weights) -> Weights:
@@ -105,10 +103,10 @@ def kept_weights(manifest: Manifest, weights: Weights) -> Weights:
     Raises: UserError if the index of the shards is damaged.
     """
     if not is_sharded(manifest):
-        return weights if FILES[weights] in manifest.files else "raw"
-    manifest.check(f"{shards.FOLDER}/{shards.INDEX}")
-    start = f"{Path(FILES[weights]).stem}/"
-    there = any(name.startswith(start) for name in shards.index_of(manifest.folder / shards.FOLDER))
+        return weights if WEIGHTS[weights] in manifest.files else "raw"
+    manifest.check(f"{SHARDS}/{SHARD_INDEX}")
+    start = f"{Path(WEIGHTS[weights]).stem}/"
+    there = any(name.startswith(start) for name in shards.index_of(manifest.folder / SHARDS))
     return weights if there else "raw"
 
 
@@ -117,7 +115,7 @@ def read_weights(manifest: Manifest, weights: Weights) -> dict[str, Tensor]:
 
     Raises: UserError if they are missing, damaged, or not finite.
     """
-    file = FILES[kept_weights(manifest, weights)]
+    file = WEIGHTS[kept_weights(manifest, weights)]
     if not is_sharded(manifest):
         manifest.check(file)
         try:
@@ -125,9 +123,9 @@ def read_weights(manifest: Manifest, weights: Weights) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{manifest.folder / file}: these weights are damaged ({error}).") from error
     start = f"{Path(file).stem}/"
-    folder = manifest.folder / shards.FOLDER
-    found = shards.read(folder, below=start, check=lambda name: manifest.check(f"{shards.FOLDER}/{name}"))
-    return check_finite(manifest.folder, {name.removeprefix(start): value for name, value in found.items()})
+    folder = manifest.folder / SHARDS
+    named = shards.read(folder, below=start, check=lambda name: manifest.check(f"{SHARDS}/{name}"))
+    return check_finite(manifest.folder, {name.removeprefix(start): value for name, value in named.items()})
 
 
 def check_finite(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,13 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from tutti.errors import UserError
-from tutti.storage.reading import MOST_VALUES, count_values
+from tutti.storage.layout import EXPORT, STATE
+from tutti.storage.reading import MAX_VALUES, count_values
 
-STATE = "state.json"
-"""The manifest of a checkpoint; its last file to be written."""
-EXPORT = "export.json"
-"""The manifest of an export."""
-MOST_TEXT = 1 << 26
+MAX_TEXT = 1 << 26
 """Bytes of a text file (a manifest, a config, a tokenizer); a larger one is refused unread."""
 PIECE = 1 << 24
 Size = dict[str, Any]
@@ -94,11 +91,11 @@ class Manifest:
         """
         try:
             with open_inside(folder, name) as file:
-                text = file.read(MOST_TEXT + 1)
-            if len(text) > MOST_TEXT:
-                raise ValueError(f"larger than {MOST_TEXT} bytes")
-            if count_values(text) > MOST_VALUES:
-                raise ValueError(f"more than {MOST_VALUES} values")
+                text = file.read(MAX_TEXT + 1)
+            if len(text) > MAX_TEXT:
+                raise ValueError(f"larger than {MAX_TEXT} bytes")
+            if count_values(text) > MAX_VALUES:
+                raise ValueError(f"more than {MAX_VALUES} values")
             table = json.loads(text)
             return cls(folder, name, table, _checked(table))
         except FileNotFoundError as error:
@@ -131,7 +128,7 @@ class Manifest:
         Raises: UserError as `read`, or if it is not UTF-8.
         """
         try:
-            return self.read(name, MOST_TEXT).decode()
+            return self.read(name, MAX_TEXT).decode()
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{self.folder / name}: not a text in UTF-8 ({error}). {_cure(self.folder, self.name)}"

@@ -15,9 +15,9 @@ import yaml
 
 from tutti.errors import UserError
 
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """A larger JSON or text file is refused before it is read."""
-MOST_VALUES = 1_000_000
+MAX_VALUES = 1_000_000
 """Values in a JSON file: a parsed one takes some 60 bytes, where its text may take two."""
 YAML_BYTES, YAML_NODES, YAML_DEPTH = 2**19, 20_000, 50
 """Bounds of a YAML text; a node counts as often as aliases repeat it."""
@@ -48,7 +48,7 @@ def open_plain(path: Path, most: int, cure: str = "") -> BinaryIO:
     raise _wrong(path, f"expected a plain file, found {found}", cure)
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES, cure: str = "") -> bytes:
+def read_bytes(path: Path, most: int = MAX_BYTES, cure: str = "") -> bytes:
     """The content of a plain file. A FIFO or a device, which could block for ever, is not opened.
 
     Raises: UserError, naming the file, if it is missing, no plain file, larger than `most` or unreadable.
@@ -63,7 +63,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES, cure: str = "") -> bytes:
     return content
 
 
-def read_text(path: Path, most: int = MOST_BYTES, cure: str = "") -> str:
+def read_text(path: Path, most: int = MAX_BYTES, cure: str = "") -> str:
     """The same as text. Raises: UserError as `read_bytes`, or if it is not UTF-8."""
     try:
         return read_bytes(path, most, cure).decode("utf-8")
@@ -89,8 +89,8 @@ def parse_json(text: str, source: Path | str, *, finite: bool = False, cure: str
 
 def parse_value(text: str, source: Path | str, *, finite: bool = False, cure: str = "") -> Any:
     """The value of a JSON text, whatever it is. Raises: UserError as `read_json`."""
-    if count_values(text.encode("utf-8", "surrogatepass")) > MOST_VALUES:
-        raise _wrong(source, f"more than {MOST_VALUES:,} values", cure)
+    if count_values(text.encode("utf-8", "surrogatepass")) > MAX_VALUES:
+        raise _wrong(source, f"more than {MAX_VALUES:,} values", cure)
     numbers: dict[str, Any] = {}
     if finite:
         numbers = {"parse_constant": _finite, "parse_float": _finite}

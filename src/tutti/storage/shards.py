@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import groupby
@@ -27,19 +26,16 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from tutti.errors import UserError
+from tutti.storage.layout import SHARD_FILE, SHARD_INDEX
 from tutti.storage.manifest import Crc32, Size, open_inside
-from tutti.types import UserError
 
-FOLDER = "shards"
-"""The name that such a folder has in a checkpoint."""
-INDEX = "index.json"
 FORMAT = 1
-MOST_INDEX = 1 << 28
+MAX_INDEX = 1 << 28
 """Bytes of an index."""
 _PICKLED = ".metadata"
 """The index that torch.distributed.checkpoint writes, a pickle: never opened here."""
-_FILE = re.compile(r"rank-\d{5,9}\.safetensors")
-_MOST_DIMENSIONS = 64
+_MAX_DIMENSIONS = 64
 
 _DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
@@ -125,7 +121,7 @@ def write(
         index = _index(everywhere, writers)
         _entries(index)
         text = json.dumps(index, separators=(",", ":")).encode()
-        sizes[INDEX] = _write(folder / INDEX, [text])
+        sizes[SHARD_INDEX] = _write(folder / SHARD_INDEX, [text])
     return sizes
 
 
@@ -144,7 +140,7 @@ def read(
 
     Raises: UserError if the folder is missing or damaged, and what `check` raises.
     """
-    check(INDEX)
+    check(SHARD_INDEX)
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
         files = _Files(folder, check, stack)
@@ -161,10 +157,10 @@ def index_of(folder: Path) -> dict[str, Entry]:
     Raises: UserError if the index is missing or damaged, or its pieces do not cover a tensor exactly once.
     """
     try:
-        with open_inside(folder, INDEX) as file:
-            text = file.read(MOST_INDEX + 1)
-        if len(text) > MOST_INDEX:
-            raise ValueError(f"larger than {MOST_INDEX} bytes")
+        with open_inside(folder, SHARD_INDEX) as file:
+            text = file.read(MAX_INDEX + 1)
+        if len(text) > MAX_INDEX:
+            raise ValueError(f"larger than {MAX_INDEX} bytes")
         return _entries(json.loads(text))
     except FileNotFoundError as error:
         if os.path.lexists(folder / _PICKLED):
@@ -173,11 +169,11 @@ def index_of(folder: Path) -> dict[str, Entry]:
                 "is not opened, for a pickle can run any code. Go on with the version that wrote it, or use "
                 "that version's tutti export."
             ) from error
-        raise UserError(f"{folder / INDEX}: missing or damaged ({error.strerror}).") from error
+        raise UserError(f"{folder / SHARD_INDEX}: missing or damaged ({error.strerror}).") from error
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder / INDEX}: missing or damaged ({error}).") from error
+        raise UserError(f"{folder / SHARD_INDEX}: missing or damaged ({error}).") from error
 
 
 def _region(tensor: Tensor, shape: Numbers) -> tuple[Numbers, Numbers]:
@@ -245,7 +241,7 @@ def _entries(index: Any) -> dict[str, Entry]:
     if index["format"] != FORMAT:
         raise ValueError(f"expected format {FORMAT}, found {index['format']!r:.40}")
     names = index["files"]
-    if not all(isinstance(name, str) and _FILE.fullmatch(name) for name in names):
+    if not all(isinstance(name, str) and SHARD_FILE.fullmatch(name) for name in names):
         raise ValueError("a name of a file is not like rank-00000.safetensors")
     return {name: _entry(name, given, names) for name, given in index["tensors"].items()}
 
@@ -256,7 +252,7 @@ def _entry(name: str, given: Any, files: Sequence[str]) -> Entry:
     Raises: ValueError, KeyError or TypeError if it is wrong.
     """
     shape, dtype = _numbers(given["shape"]), _DTYPES[given["dtype"]]
-    if len(shape) > _MOST_DIMENSIONS or math.prod(max(1, length) for length in shape) >= 1 << 60:
+    if len(shape) > _MAX_DIMENSIONS or math.prod(max(1, length) for length in shape) >= 1 << 60:
         raise ValueError(f"{name:.80}: no tensor is so large")
     pieces: list[tuple[str, Numbers, Numbers]] = []
     for number, offset, lengths in given["pieces"]:

@@ -20,7 +20,7 @@ from typing import Any
 from tutti.config.run_config import RunConfig
 from tutti.evaluation.closed_loop.starts import check_seeds
 from tutti.runs.terminal import say
-from tutti.storage.files import full_disk_is_a_user_error, lock_file, write_atomically
+from tutti.storage.files import explain_full_disk, lock_file, write_atomically
 from tutti.studies.arms import arm_config, cell_config, check_same_starts
 from tutti.studies.cells import Cell, plan_cells, unfinished
 from tutti.studies.config import StudyConfig, study_yaml
@@ -76,7 +76,7 @@ def compare(
         for arm in study.arms:
             arm_config(study, arm)  # every mistake before anything long begins
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder), full_disk_is_a_user_error(folder, "the study", lambda: "not known beforehand"):
+        with _alone(folder), explain_full_disk(folder, "the study"):
             plan, configs = make_plan(study, folder)
             failures = _finish(study, configs, folder, command)
     page = _report(plan, folder)
@@ -111,8 +111,8 @@ def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunCon
     allowed = affordable_steps(study.budget, steps, costs, study.baseline)
     planned = plan_cells(study, allowed, data.sources, data.fingerprint, folder.resolve())
     plan = Plan(study=study.model_dump(mode="json"), data=data.fingerprint, costs=costs, cells=tuple(planned))
-    write_atomically(folder / "study.yaml", study_yaml(study).encode())
-    write_atomically(folder / PLAN, (json.dumps(_plain(plan), indent=1) + "\n").encode())
+    write_atomically(folder / "study.yaml", study_yaml(study))
+    write_atomically(folder / PLAN, json.dumps(_plain(plan), indent=1) + "\n")
     return plan, planned
 
 

@@ -155,7 +155,7 @@ def measure_costs(
         for arm, cost in _measure({a: configs[a] for a in turns}, baseline, budget, folder, rounds).items():
             if arm in missing:
                 kept[arm] = {"identity": keys[arm], "cost": asdict(cost)}
-        write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
+        write_atomically(path, json.dumps(kept, indent=1) + "\n")
     return {arm: StepCost(**kept[arm]["cost"]) for arm in configs}
 
 

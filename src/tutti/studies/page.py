@@ -72,10 +72,10 @@ def circumstances() -> dict[str, Any]:
 def publish(findings: Findings, folder: Path, made: dict[str, Any]) -> list[Table]:
     """Writes the three files into `folder`, each atomically. Gives the tables, the first ones first."""
     tables = {kind: _tables(findings, kind) for kind in ("success", "difference", "task", "cost", "held_out")}
-    write_atomically(folder / "results.json", (json.dumps(as_json(findings, made), indent=1) + "\n").encode())
+    write_atomically(folder / "results.json", json.dumps(as_json(findings, made), indent=1) + "\n")
     flat = [table for kind in tables.values() for table in kind]
-    write_atomically(folder / "results.md", as_markdown(findings, flat, made).encode())
-    write_atomically(folder / "report.html", render(_page(findings, tables, made)).encode())
+    write_atomically(folder / "results.md", as_markdown(findings, flat, made))
+    write_atomically(folder / "report.html", render(_page(findings, tables, made)))
     return flat
 
 

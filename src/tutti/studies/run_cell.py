@@ -78,9 +78,9 @@ class Trained:
 def describe_cell(cell: Cell, config: RunConfig) -> None:
     """Writes into the cell's folder what its process needs."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(cell.folder / CONFIG, to_yaml(config).encode())
+    write_atomically(cell.folder / CONFIG, to_yaml(config))
     known = {"arm": cell.arm, "level": cell.level, "seed": cell.seed, "identity": cell.identity}
-    write_atomically(cell.folder / DESCRIPTION, json.dumps(known).encode())
+    write_atomically(cell.folder / DESCRIPTION, json.dumps(known))
 
 
 def load_trained(cell: Cell) -> Trained | None:
@@ -130,7 +130,7 @@ def run_cell(folder: Path) -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    write_atomically(folder / RESULT, json.dumps(result).encode())
+    write_atomically(folder / RESULT, json.dumps(result))
 
 
 def held_out_values(records: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.nn.parameter import Parameter
 
 from tutti.distributed.ranks import MicroBatches
-from tutti.storage.disk import disk_error, write_text_atomically
+from tutti.storage.files import write_atomically
 from tutti.training.faults.non_finite import gradient_warnings
 from tutti.training.first_batch import save_pictures, shapes_tree
 from tutti.training.optim.optimizers import OptimizerSet
@@ -31,12 +31,8 @@ def show_first(
     Raises: UserError if the disk is full.
     """
     tree = shapes_tree({"batch": batch, "features": features, "terms": terms})
-    run.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(run / "shapes.txt", tree)
-    try:
-        save_pictures(batch, run / "first_batch.png", texts(batch) if texts else None)
-    except OSError as error:
-        raise disk_error(error, run / "first_batch.png") from error
+    write_atomically(run / "shapes.txt", tree)
+    save_pictures(batch, run / "first_batch.png", texts(batch) if texts else None)
 
 
 def warn_unreached(

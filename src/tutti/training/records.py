@@ -11,7 +11,7 @@ from typing import IO, Any, Literal, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from tutti.storage.disk import disk_error, require_writable, write_text_atomically
+from tutti.storage.files import explain_disk_errors, require_writable, write_atomically
 from tutti.storage.reading import parse_json, read_lines
 from tutti.training.metrics import describe_metric
 from tutti.types import UserError
@@ -46,7 +46,7 @@ class Recorder:
             if record["step"] <= after_step
             and ("optim/rollback_from" not in record or record["optim/rollbacks"] <= rollbacks)
         ]
-        write_text_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
 
@@ -60,22 +60,18 @@ class Recorder:
         unknown = [name for name in values if describe_metric(name) is None]
         if unknown:
             raise ValueError(f"{unknown} have no line in tutti.training.metrics.METRICS; add one for each.")
-        try:
+        with explain_disk_errors(self.path):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
             self._wall = max(self._wall, time.time())  # a clock that is set back would disorder the curves
             for name, value in values.items():
                 self._board.add_scalar(name, value, step, walltime=self._wall)
-        except OSError as error:
-            raise disk_error(error, self.path) from error
 
     def close(self) -> None:
         """Flush and close all files."""
-        try:
+        with explain_disk_errors(self.path):
             self._file.close()
             self._board.close()
-        except OSError as error:
-            raise disk_error(error, self.path) from error
 
     def __enter__(self) -> Self:
         return self

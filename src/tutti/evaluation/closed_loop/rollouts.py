@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from tutti.storage.files import full_disk_is_a_user_error, write_atomically
+from tutti.storage.files import write_atomically
 from tutti.storage.reading import read_text
 from tutti.suites.metaworld.environments import Environment, EnvironmentFactory
 from tutti.types import UserError
@@ -132,11 +132,7 @@ class Player:
         """Writes the record atomically; does nothing without a folder."""
         if self.folder is not None:
             path = record_path(self.folder, rollout.condition, rollout.task, rollout.seed)
-            with full_disk_is_a_user_error(
-                self.folder, "the records of an evaluation", lambda: "about 10 MiB"
-            ):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, rollout.to_json().encode())
+            write_atomically(path, rollout.to_json())
 
 
 def record_path(folder: Path, condition: str, task: str, seed: int) -> Path:

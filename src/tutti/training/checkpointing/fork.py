@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from tutti.storage.checkpoint import Checkpoint, checkpoints, folder_of, step_of
+from tutti.storage.layout import CONFIG, DATA_FILES
 from tutti.storage.reading import parse_json, parse_yaml
 from tutti.training.checkpointing.resume import differences, present_keys
 from tutti.training.config import ForkConfig
@@ -25,11 +26,9 @@ log = logging.getLogger("tutti.training")
 FIXED = ("seed", "precision")
 """Keys of the training section that a fork may not change. Besides, the optimiser's kind and whether there is
 a moving average must stay, since their state goes on."""
-TEXTS = ("spec.json", "normalizer.json", "tokenizer.json")
-"""What a checkpoint says of its data; all of it must be the same."""
 ELSEWHERE = ("sources", "workers", "prefetch")
 """Keys of the data section that may differ: where the data lie and how they are read. That they are the same
-data is told by TEXTS and by the loader's own check."""
+data is told by DATA_FILES and by the loader's own check."""
 STEP = "optim/fork_step"
 
 
@@ -109,12 +108,12 @@ def _factor(training: Mapping[str, Any], step: int) -> float:
 def _sections(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Differences of model, data section and data specification, as far as both name them."""
     lines: list[str] = []
-    for name in TEXTS:
+    for name in DATA_FILES:
         if name in saved and name in now:
             old, new = (parse_json(one[name], name) for one in (saved, now))
             lines += differences(old, new, name.removesuffix(".json"))
-    if "config.yaml" in saved and "config.yaml" in now:
-        old, new = (_keys(parse_yaml(one["config.yaml"], "config.yaml")) for one in (saved, now))
+    if CONFIG in saved and CONFIG in now:
+        old, new = (_keys(parse_yaml(one[CONFIG], CONFIG)) for one in (saved, now))
         lines += differences(old.get("model", {}), new.get("model", {}), "model")
         data = [{k: v for k, v in _keys(one.get("data")).items() if k not in ELSEWHERE} for one in (old, new)]
         lines += differences(data[0], data[1], "data")

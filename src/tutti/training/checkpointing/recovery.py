@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from tutti.storage.checkpoint import checkpoints, verify
-from tutti.storage.disk import disk_error
+from tutti.storage.files import explain_disk_errors
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
@@ -58,8 +58,6 @@ def _set_aside(folder: Path) -> Path:
     while aside.exists():
         number += 1
         aside = folder.with_name(f"{DAMAGED}{folder.name}-{number}")
-    try:
+    with explain_disk_errors(folder):
         os.replace(folder, aside)
-    except OSError as error:
-        raise disk_error(error, folder) from error
     return aside

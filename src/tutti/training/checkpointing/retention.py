@@ -7,15 +7,13 @@ import logging
 import math
 from pathlib import Path
 
-from tutti.storage.checkpoint import checkpoints, folder_of, remove, step_of
-from tutti.storage.disk import write_text_atomically
+from tutti.storage.checkpoint import checkpoints, folder_of, step_of
+from tutti.storage.files import remove_folder, write_atomically
+from tutti.storage.layout import BEST_MARK
 from tutti.training.checkpointing.best import KeepBest, KeepBestConfig
 from tutti.training.records import read_records
 
 log = logging.getLogger("tutti.training")
-
-BEST = "best.json"
-"""In the folder checkpoints: step, metric, mode and value of the best one."""
 
 
 def retain(run: Path, *, newest: int, every: int = 0, best: KeepBest = "off") -> None:
@@ -36,7 +34,7 @@ def retain(run: Path, *, newest: int, every: int = 0, best: KeepBest = "off") ->
         kept.add(folder_of(run, step))
     for old in there:
         if old not in kept:
-            remove(old)
+            remove_folder(old)
 
 
 def _mark_best(run: Path, there: list[Path], best: KeepBestConfig) -> int | None:
@@ -55,7 +53,7 @@ def _mark_best(run: Path, there: list[Path], best: KeepBestConfig) -> int | None
         return None
     value, step = min(found)
     marked = {"step": step, "metric": best.metric, "mode": best.mode, "value": sign * value}
-    path, text = run / "checkpoints" / BEST, json.dumps(marked, indent=1) + "\n"
+    path, text = run / "checkpoints" / BEST_MARK, json.dumps(marked, indent=1) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text_atomically(path, text)
+        write_atomically(path, text)
     return step

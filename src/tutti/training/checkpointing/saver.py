@@ -14,8 +14,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from tutti.distributed.sharded_tensors import whole
 from tutti.distributed.world import World
 from tutti.storage.checkpoint import Checkpoint, folder_of, save, save_sharded
-from tutti.storage.disk import disk_error
-from tutti.storage.files import sync
+from tutti.storage.files import explain_disk_errors, sync
 from tutti.training.checkpointing.retention import retain
 from tutti.training.config import TrainingConfig
 from tutti.types import UserError
@@ -129,11 +128,9 @@ class Saver:
     def _sync_records(self) -> None:
         """Before a checkpoint counts, the records up to it are on the disk: the run goes on behind them."""
         path = self.run / "records.jsonl"
-        try:
+        with explain_disk_errors(path):
             if path.exists():
                 sync(path)
-        except OSError as error:
-            raise disk_error(error, path) from error
 
     def _retain(self) -> None:
         retain(self.run, **self._keep)

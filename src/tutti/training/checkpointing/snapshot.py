@@ -14,7 +14,7 @@ import torch
 
 from tutti.distributed.sharded_tensors import like_all
 from tutti.storage.checkpoint import OPTIMIZER, Checkpoint, load
-from tutti.storage.disk import TEMPORARY, require_writable
+from tutti.storage.files import PARTIAL, require_writable
 from tutti.storage.reading import shown
 from tutti.training.checkpointing.fork import check_fork, source_of
 from tutti.training.checkpointing.recovery import newest_whole
@@ -105,7 +105,7 @@ def _of_another_form(folder: Path) -> Iterator[None]:
 def _newest(run: Path) -> tuple[Path | None, tuple[str, ...]]:
     """The newest whole checkpoint, and the damaged ones; what a kill has left half-written goes."""
     require_writable(run / "checkpoints")
-    for torn in (run / "checkpoints").glob(f"{TEMPORARY}step-*"):
+    for torn in (run / "checkpoints").glob(f"{PARTIAL}step-*"):
         shutil.rmtree(torn, ignore_errors=True)
     return newest_whole(run)
 

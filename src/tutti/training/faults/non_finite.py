@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -15,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from tutti.storage.disk import disk_error, pickled, unpickled
+from tutti.storage.checkpoint import pickled, unpickled
+from tutti.storage.files import explain_disk_errors, write_folder
 from tutti.types import Batch, Future, LaterStates, Observation, UserError
 
 
@@ -113,20 +112,12 @@ def save_step(
 
     Raises: UserError if the disk is full.
     """
-    temporary = folder.with_name(f".writing-{folder.name}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with explain_disk_errors(folder), write_folder(folder) as temporary:
         (temporary / name).write_text(json.dumps(about, indent=1))
         saved = [batch_to_dict(batch) for batch in batches]
         (temporary / "batches.pt").write_bytes(pickled(saved))
         own = {name: dict(tensors) for name, tensors in weights.items()}
         (temporary / "weights.pt").write_bytes(pickled(own))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise disk_error(error, folder) from error
 
 
 def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:

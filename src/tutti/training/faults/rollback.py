@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from tutti.storage.checkpoint import checkpoints, remove, step_of
+from tutti.storage.checkpoint import checkpoints, step_of
+from tutti.storage.files import remove_folder
 from tutti.training.checkpointing.snapshot import put_back, read
 from tutti.training.data_feed import TrainingData
 from tutti.training.faults.policy import RollBackConfig
@@ -56,7 +57,7 @@ def roll_back(trainer: Trainer, data: TrainingData, recorder: Recorder) -> None:
 
     def forget() -> None:
         for number in later:  # the newest first: what is left after a kill leads to the same roll-back
-            remove(folders[number])
+            remove_folder(folders[number])
 
     trainer.parallel.world.on_first(forget)
     put_back(trainer, data, saved)

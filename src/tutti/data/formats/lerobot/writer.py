@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -22,7 +20,7 @@ from PIL import Image
 from tutti.data.episodes import Progress
 from tutti.data.formats.lerobot.statistics import StatsAccumulator
 from tutti.data.formats.lerobot.video import FILE_BYTES, FILES_PER_CHUNK, VideoWriter
-from tutti.storage.files import full_disk_is_a_user_error, megabytes, sync, sync_tree
+from tutti.storage.files import explain_full_disk, megabytes, partial_path, write_folder
 from tutti.types import UserError
 
 DATA_FILE_BYTES = 100 * 2**20
@@ -67,7 +65,7 @@ def write_lerobot(
 ) -> Path:
     """Writes all `episodes` to `folder`, which must not exist yet; gives `folder` back.
 
-    Everything is written to `<folder>.partial` and renamed at the end, so `folder` is either complete or
+    Everything is written to a hidden folder and renamed at the end, so `folder` is either complete or
     absent. The same episodes give the same bytes (with the same library versions). `episodes` is read
     once and may be a generator; one episode at a time is held in memory. `beside` has the names and texts of
     further files of the folder, which LeRobot does not read.
@@ -79,32 +77,21 @@ def write_lerobot(
             f"{folder} exists already and is not overwritten.\n"
             "  cure: choose another folder, or delete this one first."
         )
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():  # what an interrupted run left
-        shutil.rmtree(partial)
     total = len(episodes) if isinstance(episodes, list | tuple) else 0
     written = 0
 
     def needed() -> str:
-        return _space_needed(partial, written, total)
+        return _space_needed(partial_path(folder), written, total)
 
-    try:
-        with full_disk_is_a_user_error(folder, "a LeRobot data set", needed):
-            partial.mkdir(parents=True)
-            with closing(_DatasetWriter(partial, fps, views, robot_type, storage)) as writer:
-                for written, episode in enumerate(episodes):
-                    writer.add(episode)
-                    if progress is not None:
-                        progress(written + 1, total)
-                writer.finish()
-            for name, text in (beside or {}).items():
-                (partial / name).write_text(text, encoding="utf-8")
-            sync_tree(partial)
-            os.replace(partial, folder)
-            sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with write_folder(folder) as partial, explain_full_disk(folder, "a LeRobot data set", needed):
+        with closing(_DatasetWriter(partial, fps, views, robot_type, storage)) as writer:
+            for written, episode in enumerate(episodes):
+                writer.add(episode)
+                if progress is not None:
+                    progress(written + 1, total)
+            writer.finish()
+        for name, text in (beside or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
     return folder
 
 
