@@ -14,7 +14,7 @@ import torch
 
 from training_world import Data, make_batch, make_trainer
 from tutti.distributed import world as distributed
-from tutti.storage.checkpoint import load, pickled, unpickled
+from tutti.storage.checkpoint import deserialize, load, serialize
 from tutti.training import data_feed as feed
 from tutti.training.device import Machine
 from tutti.training.faults.non_finite import load_failure, save_step
@@ -56,10 +56,10 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch
     weights = {"model": {"weight": torch.arange(3.0)}}
     saved_on_cuda(monkeypatch)
     save_step(tmp_path / "step-1", "failure.json", {"step": 1}, [make_batch(1)], weights)
-    (tmp_path / "file.pt").write_bytes(pickled(weights))
+    (tmp_path / "file.pt").write_bytes(serialize(weights))
     with pytest.raises(RuntimeError, match="CUDA"):
         torch.load(tmp_path / "file.pt", weights_only=True)
-    assert torch.equal(unpickled(tmp_path / "file.pt")["model"]["weight"], torch.arange(3.0))
+    assert torch.equal(deserialize(tmp_path / "file.pt")["model"]["weight"], torch.arange(3.0))
     (batch,), found = load_failure(tmp_path / "step-1")
     assert torch.equal(batch.actions, make_batch(1).actions)
     assert torch.equal(found["model"]["weight"], torch.arange(3.0))

@@ -18,7 +18,7 @@ from tutti.plugin import Trust
 from tutti.runs.build import build_parts, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import say
-from tutti.storage.checkpoint import NAME, step_of
+from tutti.storage.checkpoint import step_folders, step_of
 from tutti.storage.reading import read_json, shown
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.faults.non_finite import load_failure
@@ -106,9 +106,8 @@ def replay_saved(
 
 def saved_steps(run: Path) -> list[Path]:
     """The saved steps of a run, failures and spikes, oldest first."""
-    found = [path for kind in ("failures", "spikes") for path in (run / kind).glob("step-*")]
-    found = [path for path in found if NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (step_of(path), path.parent.name))
+    folders = [*step_folders(run / "failures"), *step_folders(run / "spikes")]
+    return sorted(folders, key=lambda path: (step_of(path), path.parent.name))
 
 
 def _about(folder: Path) -> dict[str, Any]:

@@ -147,8 +147,8 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, Size]:
         if tensors:
             whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             write(f"{name}.safetensors", save_tensors(whole))
-    write(layout.OPTIMIZER, pickled(checkpoint.optimizer))
-    write(layout.RNG, pickled(checkpoint.rng))
+    write(layout.OPTIMIZER, serialize(checkpoint.optimizer))
+    write(layout.RNG, serialize(checkpoint.rng))
     for name, text in checkpoint.extra.items():
         write(name, text.encode())
     return sizes
@@ -174,10 +174,10 @@ def _on_all_ranks(make: Callable[[], T], world: World) -> T:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    return checkpoints_in(run / "checkpoints")
+    return step_folders(run / "checkpoints")
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def step_folders(folder: Path) -> list[Path]:
     """The folders step-N of `folder`, oldest first. Folders still being written do not count, nor do copies
     that somebody has put beside them (step-000200.bak)."""
     return sorted((path for path in folder.glob("step-*") if _FOLDER.fullmatch(path.name)), key=step_of)
@@ -220,7 +220,7 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
         name.removesuffix(".safetensors"): _tensors(folder / name, manifest.read(name)) for name in weights
     }
     nested = (layout.OPTIMIZER, layout.RNG)
-    optimizer, rng = (unpickled(folder / name, manifest.read(name)) for name in nested)
+    optimizer, rng = (deserialize(folder / name, manifest.read(name)) for name in nested)
     if sharded:
         flat = shards.read(folder / SHARDS, forms)
         try:
@@ -249,9 +249,9 @@ def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged, not a file of safetensors ({error}).") from error
 
 
-def unpickled(path: Path, data: bytes | None = None) -> Any:
-    """What `pickled` has made: tensors and plain values, nothing else. `data` is the content of the file
-    `path`, which is read if it is not given.
+def deserialize(path: Path, data: bytes | None = None) -> Any:
+    """Reads what `serialize` has made: tensors and plain values, nothing else. `data` is the content of the
+    file `path`, which is read if it is not given.
 
     Raises: UserError if the file cannot be read, is damaged, or holds anything else.
     """
@@ -270,7 +270,7 @@ def unpickled(path: Path, data: bytes | None = None) -> Any:
         ) from error
 
 
-def pickled(value: Any) -> bytes:
+def serialize(value: Any) -> bytes:
     """What `torch.save` would write, as bytes: a full disk then fails as a plain OSError."""
     buffer = io.BytesIO()
     torch.save(value, buffer)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tutti.errors import UserError
 from tutti.storage import shards
-from tutti.storage.checkpoint import checkpoints_in, step_of
+from tutti.storage.checkpoint import step_folders, step_of
 from tutti.storage.layout import BEST_MARK, EXPORT, SHARD_INDEX, SHARDS, STATE, WEIGHTS, Weights
 from tutti.storage.manifest import Manifest
 from tutti.storage.reading import read_json, shown
@@ -33,7 +33,7 @@ def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest
         home = path
     elif path.name == "last":
         home = path.parent
-    steps = {step_of(folder): folder for folder in checkpoints_in(home) if _holds_policy(folder)}
+    steps = {step_of(folder): folder for folder in step_folders(home) if _holds_policy(folder)}
     if not steps:
         raise UserError(
             f"{path}: no checkpoint here (expected {WEIGHTS['raw']}, or "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from tutti.storage.checkpoint import pickled, unpickled
+from tutti.storage.checkpoint import deserialize, serialize
 from tutti.storage.files import explain_disk_errors, write_folder
 from tutti.types import Batch, Future, LaterStates, Observation, UserError
 
@@ -115,9 +115,9 @@ def save_step(
     with explain_disk_errors(folder), write_folder(folder) as temporary:
         (temporary / name).write_text(json.dumps(about, indent=1))
         saved = [batch_to_dict(batch) for batch in batches]
-        (temporary / "batches.pt").write_bytes(pickled(saved))
+        (temporary / "batches.pt").write_bytes(serialize(saved))
         own = {name: dict(tensors) for name, tensors in weights.items()}
-        (temporary / "weights.pt").write_bytes(pickled(own))
+        (temporary / "weights.pt").write_bytes(serialize(own))
 
 
 def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
@@ -126,7 +126,7 @@ def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]
 
     Raises: UserError if they are of another form.
     """
-    saved, weights = unpickled(folder / "batches.pt"), unpickled(folder / "weights.pt")
+    saved, weights = deserialize(folder / "batches.pt"), deserialize(folder / "weights.pt")
     try:
         batches = [batch_from_dict(item) for item in saved]
         named = {name: dict(own) for name, own in weights.items()}
