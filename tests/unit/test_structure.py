@@ -39,7 +39,6 @@ FORBIDDEN = {"utils.py", "helpers.py", "common.py", "base.py"}
 KNOW_THE_TRAINER = ("training/trainer.py", "pipeline.py", "runs/", "debug/", "studies/", "planning/")
 UNUSED = {
     "tutti.cli.main: verify_resume",  # a command
-    "tutti.storage.checkpoint: load_latest",  # only tests: to go
     "tutti.suites.metaworld.rollout: expert_rollout",  # to go with its file
     "tutti.suites.metaworld.rollout: noop_rollout",  # to go with its file
     "tutti.suites.metaworld.suite: EVALUATION_SEED",  # to go
