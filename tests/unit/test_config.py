@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tutti.config.run_config import RunConfig, differences, json_schema, load_config, to_yaml
+from tutti.config.run_config import RunConfig, json_schema, load_config, to_yaml
+from tutti.nested import changed_keys
 from tutti.types import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -182,11 +183,11 @@ def test_schema_is_json_and_describes_every_section() -> None:
     assert set(schema["properties"]) == set(RunConfig.model_fields)
 
 
-def test_differences_names_each_leaf_with_both_values() -> None:
+def test_changed_keys_names_each_leaf_with_both_values() -> None:
     old = {"training": {"steps": 1, "lr": 2}, "name": "a"}
-    assert differences(old, {"training": {"steps": 3, "lr": 2}, "name": "a"}) == ["training.steps: 1 -> 3"]
-    assert differences(old, {"training": {"steps": 1}, "name": "a"}) == ["training.lr: 2 -> null"]
-    assert differences(old, old) == []
+    assert changed_keys(old, {"training": {"steps": 3, "lr": 2}, "name": "a"}) == ["training.steps: 1 -> 3"]
+    assert changed_keys(old, {"training": {"steps": 1}, "name": "a"}) == ["training.lr: 2 -> (absent)"]
+    assert changed_keys(old, old) == []
 
 
 def test_a_misspelt_term_is_told_from_a_further_one() -> None:

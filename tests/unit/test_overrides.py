@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from study_world import make_study
-from tutti.config.overrides import lay
-from tutti.config.run_config import RunConfig, build_config, load_config, parse_overrides, read_yaml
+from tutti.config.overrides import apply_overrides
+from tutti.config.run_config import RunConfig, build_config, load_config
+from tutti.config.yaml_reader import parse_overrides, read_yaml
 from tutti.studies.arms import arm_config
 from tutti.studies.config import load_study
 from tutti.types import UserError
@@ -99,7 +100,7 @@ def outcome(path: Path | None, texts: Sequence[str]) -> Any:
 
 
 def laid(values: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-    lay(values, parse_overrides(texts), DEFAULTS)
+    apply_overrides(values, parse_overrides(texts), DEFAULTS)
     return values
 
 

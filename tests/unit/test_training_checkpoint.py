@@ -109,8 +109,8 @@ def test_resuming_refuses_a_changed_model_and_names_the_key() -> None:
     changed = {"model": {"vision": {"depth": 6, "channels": [1, 2], "new": 1}}, "data": {"seed": 0}}
     with pytest.raises(UserError) as error:
         check_resumable(saved, changed)
-    assert "model.vision.depth: saved 4, now 6" in str(error.value)
-    assert "model.vision.new: saved '(absent)', now 1" in str(error.value)
+    assert "model.vision.depth: 4 -> 6" in str(error.value)
+    assert "model.vision.new: (absent) -> 1" in str(error.value)
     assert "channels" not in str(error.value)
 
 

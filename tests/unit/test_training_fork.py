@@ -119,11 +119,11 @@ def test_a_jump_of_the_rate_is_said_with_the_cure(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"extra": extra(horizon=9)}, r"data\.horizon: saved 5, now 9"),
-        ({"extra": extra() | {"spec.json": json.dumps({"views": ["left"]})}}, r"spec\.views: saved \['front"),
-        ({"optimizer": {"kind": "muon"}}, r"training\.optimizer\.kind: saved 'adamw', now 'muon'"),
-        ({"ema": "off"}, r"training\.ema: saved 0\.999, now 'off'"),
-        ({"seed": 7}, r"training\.seed: saved 0, now 7"),
+        ({"extra": extra(horizon=9)}, r"data\.horizon: 5 -> 9"),
+        ({"extra": extra() | {"spec.json": json.dumps({"views": ["left"]})}}, r'spec\.views: \["front'),
+        ({"optimizer": {"kind": "muon"}}, r'training\.optimizer\.kind: "adamw" -> "muon"'),
+        ({"ema": "off"}, r'training\.ema: 0\.999 -> "off"'),
+        ({"seed": 7}, r"training\.seed: 0 -> 7"),
         ({"fork": {"run": "nowhere"}}, "there is no checkpoint of a run in nowhere"),
         ({"steps": 12}, "steps is 12, but the fork begins at step 12"),
     ],

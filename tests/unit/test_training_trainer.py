@@ -196,7 +196,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": {"kind": "adamw", "lr": 0.5}}, r"training\.optimizer\.lr: saved 0\.001, now 0\.5"),
+        ({"optimizer": {"kind": "adamw", "lr": 0.5}}, r"training\.optimizer\.lr: 0\.001 -> 0\.5"),
         ({"steps": 10}, r"training\.steps is 10, but .* is already at step 20"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -31,7 +30,7 @@ class Override:
         """True if it sets `path`, by itself or in a mapping, or something in it."""
         if self.path[: len(path)] == tuple(path):
             return True
-        if not self.reaches(path):
+        if not self.covers(path):
             return False
         value = self.value
         for part in path[len(self.path) :]:
@@ -40,17 +39,17 @@ class Override:
             value = value[part]
         return True
 
-    def reaches(self, path: Sequence[str]) -> bool:
+    def covers(self, path: Sequence[str]) -> bool:
         """True if it sets what lies at `path`, or what that lies in."""
         return self.path == tuple(path[: len(self.path)])
 
 
-def check_agree(overrides: Sequence[Override]) -> None:
+def check_no_contradiction(overrides: Sequence[Override]) -> None:
     """Raises: UserError if two of them say different things of one key."""
     for number, one in enumerate(overrides):
         for other in overrides[:number]:
             outer, inner = sorted((one, other), key=lambda override: len(override.path))
-            if outer.reaches(inner.path) and (why := _contradiction(outer, inner)):
+            if outer.covers(inner.path) and (why := _contradiction(outer, inner)):
                 raise UserError(f"'{other.text}' and '{one.text}' contradict each other: {why}. Keep one.")
 
 
@@ -67,15 +66,15 @@ def _contradiction(outer: Override, inner: Override) -> str:
     return "" if value == inner.value else f"{inner.key} is given two values"
 
 
-def layered(*layers: Sequence[Override]) -> list[Override]:
+def combine_overrides(*layers: Sequence[Override]) -> list[Override]:
     """All of them as one set, in which a later layer wins over what an earlier one says of the same key."""
     kept: list[Override] = []
     for layer in layers:
-        kept = [one for one in kept if not any(new.reaches(one.path) for new in layer)] + list(layer)
+        kept = [one for one in kept if not any(new.covers(one.path) for new in layer)] + list(layer)
     return kept
 
 
-def lay(values: dict[str, Any], overrides: Iterable[Override], defaults: Any) -> None:
+def apply_overrides(values: dict[str, Any], overrides: Iterable[Override], defaults: Any) -> None:
     """Sets each override's value in `values`: outer keys before inner ones, a `kind` before its neighbours.
 
     So the result does not depend on their order: a `kind` drops the keys that `values` had for another kind,
@@ -90,7 +89,7 @@ def lay(values: dict[str, Any], overrides: Iterable[Override], defaults: Any) ->
         if isinstance(place, list):
             place[_position(place, last, holder)] = copy.deepcopy(one.value)
             continue
-        given = any(before.reaches(holder) for before in ordered[:number])
+        given = any(before.covers(holder) for before in ordered[:number])
         if last == KIND and not given and _drops(place, one.value, _at(defaults, holder)):
             place.clear()
         place[last] = copy.deepcopy(one.value)
@@ -132,28 +131,3 @@ def _at(defaults: Any, path: Sequence[str]) -> Any:
     for part in path:
         defaults = defaults.get(part) if isinstance(defaults, Mapping) else getattr(defaults, part, None)
     return defaults
-
-
-def blamed(source: str, mistakes: Iterable[tuple[str, str, str]], given: Sequence[Override]) -> str:
-    """Who made some mistakes, each a key, pydantic's type of error and a sentence: overrides, `source`, or
-    both together."""
-    alone, culprits = True, list[Override]()
-    for key, problem, sentence in mistakes:
-        path = key.split(".") if key else []
-        # A key that is missing is a mistake of what should hold it.
-        path = {"missing": path[:-1], "union_tag_invalid": [*path, KIND]}.get(problem, path)
-        setters = [one for one in given if one.reaches(path)]
-        inside = [one for one in given if one.path[: len(path)] == tuple(path)]
-        named = [one for one in inside if _word(one) in re.findall(r"\w+", sentence)]
-        culprits += setters or named or inside
-        alone = alone and bool(setters)
-    texts = dict.fromkeys(f"'{one.text:.60}'" for one in culprits)
-    if not texts:
-        return source
-    told = f"override{'s' if len(texts) > 1 else ''} {', '.join(texts)}"
-    return told if alone else f"{source} with {told}"
-
-
-def _word(override: Override) -> str:
-    """What a sentence that is about it would call it."""
-    return override.path[-2 if override.path[-1] == KIND and len(override.path) > 1 else -1]

@@ -22,8 +22,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from tutti.config.paths import require_run
-from tutti.config.run_config import RunConfig, differences, load_run_config, to_yaml
+from tutti.config.run_config import RunConfig, load_run_config, to_yaml
 from tutti.distributed.world import launched, world
+from tutti.nested import changed_keys, indented
 from tutti.plugin import Trust
 from tutti.runs.terminal import say
 from tutti.storage.files import explain_full_disk, lock_file, write_atomically
@@ -104,7 +105,7 @@ class RunFolder:
         asked = config.sections(*sections)
         inputs = with_effect(asked)
         entry = self._book.get(stage)
-        changes = differences(with_effect(_present(entry["inputs"], asked)), inputs) if entry else []
+        changes = changed_keys(with_effect(_present(entry["inputs"], asked)), inputs) if entry else []
         if entry and changes and not self.redo:
             raise UserError(self._refusal(stage, changes))
         if entry and not changes:
@@ -195,13 +196,12 @@ class RunFolder:
     def _refusal(self, stage: str, changes: list[str]) -> str:
         names = tuple(STAGES)
         lost = ", ".join(name for name in names[names.index(stage) :] if name in self._book)
-        shown = "\n".join(f"  {line}" for line in changes[:10])
-        more = f"\n  and {len(changes) - 10} more" if len(changes) > 10 else ""
         fork = ""
         if stage == "train" and all(line.startswith("training.") for line in changes):
             fork = f"\nAnother run may go on from a checkpoint of this one: training.fork.run={self.path}"
         return (
-            f"{self.path}: the stage '{stage}' was made with another config (then -> now):\n{shown}{more}\n"
+            f"{self.path}: the stage '{stage}' was made with another config (then -> now):\n"
+            f"{indented(changes)}\n"
             f"Give this run another name (name=...), or add --redo to throw away and repeat: {lost}.{fork}"
         )
 

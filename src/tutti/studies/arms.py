@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
-from tutti.config.overrides import lay, layered
-from tutti.config.run_config import RunConfig, build_config, parse_overrides
+from tutti.config.overrides import apply_overrides, combine_overrides
+from tutti.config.run_config import RunConfig, build_config
+from tutti.config.yaml_reader import parse_overrides
 from tutti.data.config import SourceConfig
 from tutti.evaluation.config import NO_SUITE, ControlsConfig
+from tutti.nested import merge
 from tutti.studies.config import Level, StudyConfig
 from tutti.training.strategy import Strategy
 from tutti.types import UserError
@@ -45,8 +46,8 @@ def arm_config(study: StudyConfig, arm: str) -> RunConfig:
         for key, owner in OWNED.items():
             if any(one.touches(key.split(".")) for one in own):
                 raise UserError(f"{key} is not an arm's to change: the study decides it by {owner}.")
-        given = layered(shared, own)
-        lay(values, given, RunConfig())
+        given = combine_overrides(shared, own)
+        apply_overrides(values, given, RunConfig())
         config = build_config(values, "the base", given)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
@@ -86,7 +87,7 @@ def cell_config(
         "checkpoint_every": min(every, CHECKPOINT_EVERY),
     }
     quiet = {"workers": 1, "videos_per_task": 0, "controls": no_controls()}
-    values["evaluation"] = _laid_over(values["evaluation"], _laid_over(quiet, study.evaluation))
+    values["evaluation"] = merge(values["evaluation"], merge(quiet, study.evaluation))
     config = build_config(values, f"study '{study.name}', arm '{arm}'")
     _check_strategy(study, arm, config)
     return config
@@ -128,13 +129,3 @@ def _check_strategy(study: StudyConfig, arm: str, config: RunConfig) -> None:
         )
     except UserError as error:
         raise UserError(f"study '{study.name}', arm '{arm}': {error}") from None
-
-
-def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` wins, key by key also inside mappings."""
-    merged = dict(under)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = _laid_over(below, value) if both else value  # pyright: ignore[reportArgumentType]
-    return merged

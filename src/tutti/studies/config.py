@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tutti.config.overrides import Override, lay
-from tutti.config.run_config import RunConfig, explain, parse_overrides, read_yaml
+from tutti.config.messages import explain
+from tutti.config.overrides import Override, apply_overrides
+from tutti.config.run_config import RunConfig
+from tutti.config.yaml_reader import parse_overrides, read_yaml
 from tutti.types import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -131,12 +133,12 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """
     values = read_yaml(path)
     bases = parse_overrides([text for text in overrides if text.partition("=")[0].strip() == "base"])
-    lay(values, bases, {})
+    apply_overrides(values, bases, {})
     base = values.get("base")
     if isinstance(base, str):
         values["base"] = read_yaml(_base_file(path, base))
     given = parse_overrides([text for text in overrides if text.partition("=")[0].strip() != "base"])
-    lay(values, given, {"base": RunConfig(), "budget": BudgetConfig()})
+    apply_overrides(values, given, {"base": RunConfig(), "budget": BudgetConfig()})
     try:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from tutti.nested import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, checkpoints, folder_of, step_of
 from tutti.storage.layout import CONFIG, DATA_FILES
 from tutti.storage.reading import parse_json, parse_yaml
-from tutti.training.checkpointing.resume import differences, present_keys
+from tutti.training.checkpointing.resume import present_keys
 from tutti.training.config import ForkConfig
 from tutti.training.optim.schedules import ScheduleConfig
 from tutti.training.records import Recorder, read_records
@@ -62,16 +63,17 @@ def check_fork(saved: Checkpoint, trainer: Trainer) -> None:
     new = config.model_dump(mode="json")
     lines = _sections(saved.extra, trainer.extra)
     fixed = [{key: values[key] for key in FIXED} for values in (old, new)]
-    lines += differences(fixed[0], fixed[1], "training")
-    lines += differences(old["optimizer"]["kind"], new["optimizer"]["kind"], "training.optimizer.kind")
-    lines += differences(saved.state["backward"], trainer.backward_config.model_dump(mode="json"), "backward")
+    lines += changed_keys(fixed[0], fixed[1], "training")
+    lines += changed_keys(old["optimizer"]["kind"], new["optimizer"]["kind"], "training.optimizer.kind")
+    lines += changed_keys(
+        saved.state["backward"], trainer.backward_config.model_dump(mode="json"), "backward"
+    )
     if (old["ema"] == "off") != (new["ema"] == "off"):
-        lines.append(f"training.ema: saved {old['ema']!r}, now {new['ema']!r}")
+        lines += changed_keys(old["ema"], new["ema"], "training.ema")
     if lines:
-        listed = "\n".join(f"  {line}" for line in lines[:10])
-        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise UserError(
-            f"training.fork: the checkpoint's state cannot go on under this configuration:\n{listed}{more}\n"
+            f"training.fork: the checkpoint's state cannot go on under this configuration (saved -> now):\n"
+            f"{indented(lines)}\n"
             "A fork may change schedule, steps, learning rates, lambdas, clipping and batch ramp. Restore "
             "these values, or start a new run without training.fork."
         )
@@ -111,12 +113,12 @@ def _sections(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     for name in DATA_FILES:
         if name in saved and name in now:
             old, new = (parse_json(one[name], name) for one in (saved, now))
-            lines += differences(old, new, name.removesuffix(".json"))
+            lines += changed_keys(old, new, name.removesuffix(".json"))
     if CONFIG in saved and CONFIG in now:
         old, new = (_keys(parse_yaml(one[CONFIG], CONFIG)) for one in (saved, now))
-        lines += differences(old.get("model", {}), new.get("model", {}), "model")
+        lines += changed_keys(old.get("model", {}), new.get("model", {}), "model")
         data = [{k: v for k, v in _keys(one.get("data")).items() if k not in ELSEWHERE} for one in (old, new)]
-        lines += differences(data[0], data[1], "data")
+        lines += changed_keys(data[0], data[1], "data")
     return lines
 
 

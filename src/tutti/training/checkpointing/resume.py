@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tutti.nested import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, versions
-from tutti.storage.reading import shown
 from tutti.training.config import TrainingConfig
 from tutti.training.device import Machine
 from tutti.types import UserError
@@ -64,24 +64,6 @@ def _fixed(training: dict[str, Any]) -> dict[str, Any]:
     return {name: training.get(name) for name in FIXED}
 
 
-def differences(saved: Any, new: Any, key: str = "") -> list[str]:
-    """The leaves in which two nested configs differ, as "model.vision.depth: saved 4, now 6"."""
-    if isinstance(saved, Mapping) and isinstance(new, Mapping):
-        names = [*saved, *(name for name in new if name not in saved)]
-        lines: list[str] = []
-        for name in names:
-            path = f"{key}.{name}" if key else str(name)
-            lines += differences(saved.get(name, "(absent)"), new.get(name, "(absent)"), path)
-        return lines
-    plain_saved = list(saved) if isinstance(saved, tuple) else saved
-    plain_new = list(new) if isinstance(new, tuple) else new
-    return [] if plain_saved == plain_new else [f"{key}: saved {_cut(plain_saved)}, now {_cut(plain_new)}"]
-
-
-def _cut(value: Any) -> str:
-    return shown(value if isinstance(value, dict) else repr(value)[:300], 300, quoted=False)
-
-
 def check_resumable(
     saved_config: Mapping[str, Any],
     new_config: Mapping[str, Any],
@@ -93,11 +75,9 @@ def check_resumable(
     """
     lines: list[str] = []
     for section in sections:
-        lines += differences(saved_config.get(section, {}), new_config.get(section, {}), section)
+        lines += changed_keys(saved_config.get(section, {}), new_config.get(section, {}), section)
     if lines:
-        listed = "\n".join(f"  {line}" for line in lines[:10])
-        more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""
         raise UserError(
-            f"This run was started with another {' or '.join(sections)} section, so it cannot be resumed:\n"
-            f"{listed}{more}\nRestore these values, or give the new run another name."
+            f"This run was started with another {' or '.join(sections)} section, so it cannot be resumed "
+            f"(saved -> now):\n{indented(lines)}\nRestore these values, or give the new run another name."
         )

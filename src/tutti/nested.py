@@ -1,0 +1,53 @@
+"""Nested dicts of plain values: the keys in which two differ, and one merged over another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tutti.storage.reading import shown
+
+ABSENT = "(absent)"
+LONGEST = 200
+MAX_LINES = 10
+
+
+def changed_keys(old: Any, new: Any, key: str = "") -> list[str]:
+    """A line for each key in which two nested values differ, such as "training.steps: 2000 -> 500".
+
+    `key` is the path of the two values. A tuple equals the list of its items, as after a trip through JSON.
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = [*old, *(name for name in new if name not in old)]
+        return [
+            line
+            for name in names
+            for line in changed_keys(
+                old.get(name, ABSENT), new.get(name, ABSENT), f"{key}.{name}" if key else str(name)
+            )
+        ]
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
+    return [] if old == new else [f"{key}: {_text(old)} -> {_text(new)}"]
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` wins key by key, also in nested mappings; where it changes a `kind`, it replaces the mapping."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            same_kind = value.get("kind", below.get("kind")) == below.get("kind")
+            merged[key] = merge(below, value) if same_kind else value
+        else:
+            merged[key] = value
+    return merged
+
+
+def indented(lines: Sequence[str]) -> str:
+    """The first lines of a list of changes for an error message, and how many more there are."""
+    more = [f"and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+    return "\n".join(f"  {line}" for line in [*lines[:MAX_LINES], *more])
+
+
+def _text(value: Any) -> str:
+    return shown(value, LONGEST, quoted=value != ABSENT)
