@@ -216,6 +216,6 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
             instructions,
             groups=tasks_of(instructions, suite),
             partners=config.evaluation.controls.partners,
-            execute=config.evaluation.execute,
+            actions_per_query=config.evaluation.actions_per_query,
         )
     run.write_json("evaluation/open_loop.json", errors.to_dict())

@@ -99,7 +99,7 @@ def config(dataset: Path, **sections: Any) -> RunConfig:
             "checkpoint_every": 0,
             "validate_every": 0,
         },
-        "evaluation": {"suite": "none", "execute": 2},
+        "evaluation": {"suite": "none", "actions_per_query": 2},
     }
     for section, changes in sections.items():
         values[section] = _merged(values.get(section), changes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from evaluation_world import BrokenPolicy, DeafPolicy, FragilePolicy, LineWorld,
 from tutti.evaluation.closed_loop import evaluate as closed_loop
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.results import EvaluationResult
-from tutti.evaluation.closed_loop.rollouts import Player, Rollout, Unit, Worker
+from tutti.evaluation.closed_loop.rollouts import Rollout, RolloutBlock, RolloutSpec, RolloutWorker
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.config import ControlsConfig, EvaluationConfig
 from tutti.types import UserError
@@ -24,7 +26,7 @@ CONTROLS = ControlsConfig(
     wrong_instruction_tasks=("left", "right"),
     partners={"left": "right", "right": "left"},
 )
-CONFIG = EvaluationConfig(episodes=6, execute=2, max_decisions=12, workers=1, controls=CONTROLS)
+CONFIG = EvaluationConfig(episodes=6, actions_per_query=2, max_decisions=12, workers=1, controls=CONTROLS)
 
 
 def lines(result: EvaluationResult) -> list[str]:
@@ -33,8 +35,8 @@ def lines(result: EvaluationResult) -> list[str]:
 
 def test_scores_of_policy_and_controls() -> None:
     result = evaluate(Policies(), CONFIG, LineWorlds())
-    assert result.success() == {"left": [6, 6], "right": [6, 6], "here": [6, 6]}
-    assert result.controls() == {
+    assert result.policy.counts == {"left": [6, 6], "right": [6, 6], "here": [6, 6]}
+    assert {name: score.counts for name, score in result.controls.items()} == {
         "wrong_instruction": {"left": [0, 6], "right": [0, 6]},
         "no_image": {"left": [0, 3], "right": [0, 3], "here": [3, 3]},
         "noop": {"left": [0, 6], "right": [0, 6], "here": [3, 3]},
@@ -102,12 +104,12 @@ def test_other_weights_replace_their_records_but_not_the_experts(tmp_path: Path)
     other = evaluate(
         Policies(kind=DeafPolicy, fingerprint="weights 2"), CONFIG, LineWorlds(), folder=tmp_path
     )
-    assert other.success()["left"] == [0, 6]
+    assert other.policy.counts["left"] == [0, 6]
     assert other.resumed == sum(r.condition in ("expert", "noop") for r in other.rollouts)
 
 
 def test_seeds_of_demonstrations_are_refused() -> None:
-    config = CONFIG.model_copy(update={"seed0": 9998})
+    config = CONFIG.model_copy(update={"first_seed": 9998})
     with pytest.raises(UserError, match=r"seeds 9998 to 10003.*10000 to 10099.*10100"):
         evaluate(Policies(), config, LineWorlds(), trained=TrainingStarts(seeds=(range(10000, 10100),)))
     evaluate(Policies(), CONFIG, LineWorlds(), trained=TrainingStarts(seeds=(range(10000, 10100),)))
@@ -123,7 +125,7 @@ def test_impossible_limit_and_unknown_partner_are_refused() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_non_finite_actions_name_the_start(workers: int) -> None:
-    with pytest.raises(UserError, match=r"non-finite action on left, seed 100\d, decision 0"):
+    with pytest.raises(UserError, match=r"non-finite action on left, seed 100\d, control step 0"):
         config = CONFIG.model_copy(update={"workers": workers, "tasks": ("left",)})
         evaluate(Policies(kind=BrokenPolicy), config, LineWorlds())
 
@@ -147,10 +149,14 @@ def test_pictures_are_drawn_only_for_a_policy_that_looks() -> None:
         def __call__(self, task: str) -> LineWorld:
             return world
 
-    player = Player(policy=Policies(), environments=Same(), execute=2, max_decisions=12, folder=None)
+    spec = RolloutSpec(
+        policy=Policies(), environments=Same(), actions_per_query=2, max_decisions=12, folder=None
+    )
     for condition, looks in (("noop", False), ("expert", False), ("no_image", False), ("policy", True)):
         world.pictures = 0
-        (rollout,) = Worker(player)(Unit(task="left", condition=condition, starts=((1000, "move left"),)))
+        (rollout,) = RolloutWorker(spec)(
+            RolloutBlock(task="left", condition=condition, starts=((1000, "move left"),))
+        )
         assert world.pictures == (rollout.queries if looks else 0)
 
 
@@ -174,11 +180,11 @@ def test_one_worker_restores_the_threads() -> None:
 
 
 def test_workers_keep_their_task_and_take_a_free_one_first() -> None:
-    left = [Unit(task=task, condition="policy", starts=()) for task in ("a", "a", "b", "b")]
+    left = [RolloutBlock(task=task, condition="policy", starts=()) for task in ("a", "a", "b", "b")]
     last = {0: "a"}
     assert closed_loop._next(left, 1, last).task == "b"
     assert closed_loop._next(left, 0, last).task == "a"
-    assert [unit.task for unit in left] == ["a", "b"]
+    assert [block.task for block in left] == ["a", "b"]
 
 
 def test_notes_say_what_was_done() -> None:
@@ -192,4 +198,7 @@ def test_notes_say_what_was_done() -> None:
         "falls; not told apart from chance",
     ):
         assert part in text
-    assert result.to_dict()["scores"]["policy"]["tasks"][0]["k"] == 6
+    read = EvaluationResult.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert read == replace(result, rollouts=())
+    with pytest.raises(ValueError, match="successes"):
+        EvaluationResult.from_dict(result.to_dict() | {"scores": {"policy": {"tasks": [{"task": "left"}]}}})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from evaluation_world import Policies
 
-from tutti.evaluation.closed_loop.rollouts import Player, Rollout, Unit, Worker
+from tutti.evaluation.closed_loop.rollouts import Rollout, RolloutBlock, RolloutSpec, RolloutWorker
 from tutti.evaluation.closed_loop.videos import choose, rollout_videos
 from tutti.suites.metaworld.environments import (
     Environment,
@@ -39,11 +39,13 @@ SPEC = DataSpec(
 
 def play(*conditions: str, limit: int = 60) -> list[Rollout]:
     environments = MetaWorldEnvironments(SUITE)
-    player = Player(policy=Policies(), environments=environments, execute=4, max_decisions=limit, folder=None)
-    worker = Worker(player)
+    spec = RolloutSpec(
+        policy=Policies(), environments=environments, actions_per_query=4, max_decisions=limit, folder=None
+    )
+    worker = RolloutWorker(spec)
     starts = ((1000, "reach"), (1001, "reach"))
     try:
-        return [r for c in conditions for r in worker(Unit(task="reach", condition=c, starts=starts))]  # type: ignore[arg-type]
+        return [r for c in conditions for r in worker(RolloutBlock(task="reach", condition=c, starts=starts))]  # type: ignore[arg-type]
     finally:
         worker.close()
 

@@ -83,7 +83,9 @@ def test_errors_are_masked_means_of_each_part() -> None:
     actions, mask = full(1, 0.0)
     actions[0, :, 0] = torch.tensor([1.0, 2.0, 3.0, 100.0])
     mask[0, 3] = False
-    found = measure(TextModel(0.0), [batch([0], actions, mask)], normalizer(), TOKENIZER, TEXTS, execute=2)
+    found = measure(
+        TextModel(0.0), [batch([0], actions, mask)], normalizer(), TOKENIZER, TEXTS, actions_per_query=2
+    )
     error = found.overall.normalised
     assert (error.first, error.executed, error.chunk) == pytest.approx((0.5, 0.75, 1.0))
     assert found.overall.data.chunk == pytest.approx(2.0), "dimension 0 has a standard deviation of 2"

@@ -17,10 +17,9 @@ from torch import Tensor
 from tutti.config.run_config import RunConfig
 from tutti.data.config import DataBundle
 from tutti.evaluation.probes.baselines import MEAN, PREVIOUS, STATE, TASK, state_leak
-from tutti.evaluation.probes.chunk_consistency import consistency
-from tutti.evaluation.probes.input_ablation import NO_STATE, NO_TEXT, NO_VISION, SWAP, changes, remove
-from tutti.evaluation.probes.occlusion import occlude
-from tutti.evaluation.probes.occlusion_picture import TILE, draw, overlay
+from tutti.evaluation.probes.chunk_consistency import chunk_consistency
+from tutti.evaluation.probes.input_ablation import NO_STATE, NO_TEXT, NO_VISION, SWAP, ablate, input_changes
+from tutti.evaluation.probes.occlusion import TILE, draw_maps, occlude, overlay
 from tutti.evaluation.probes.ridge import PENALTIES, Ridge
 from tutti.evaluation.probes.run import ProbeResult, run_probes
 from tutti.evaluation.probes.samples import held_out, spread, training
@@ -100,7 +99,7 @@ def data(folder: Path, config: RunConfig) -> DataBundle:
 def probed(config: RunConfig, data: DataBundle, act: Any, **limits: int) -> ProbeResult:
     model = Scripted(config, data, act)
     texts = data.windows.instructions
-    return run_probes(model, model, data, groups=texts, partners={}, execute=2, **limits)[0]
+    return run_probes(model, model, data, groups=texts, partners={}, actions_per_query=2, **limits)[0]
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +121,12 @@ def test_model_that_looks_and_listens_gets_no_alarm(listener: ProbeResult) -> No
     said = outcomes(listener)
     assert (said["instruction"], said["pictures"], said["state"]) == ("uses", "uses", "uses")
     assert said["baselines"] == "beats"
-    increases = {row.name: row.increase for row in listener.removals.rows}
+    increases = {row.name: row.increase for row in listener.ablations.rows}
     assert all(increases[name].above(0.0) for name in (SWAP, NO_TEXT, NO_VISION, NO_STATE))
 
 
 def test_only_the_view_that_is_read_matters(listener: ProbeResult) -> None:
-    rows = {row.name: row.movement.value for row in listener.removals.rows}
+    rows = {row.name: row.action_shift.value for row in listener.ablations.rows}
     assert rows["no mirror view"] == 0
     assert rows["no front view"] == rows[NO_VISION] > 1
     sentence = next(one.sentence for one in listener.findings if one.about == "pictures")
@@ -162,14 +161,14 @@ def test_movement_is_in_units_of_the_error(config: RunConfig, data: DataBundle) 
     sample = held_out(data, 40)
     model = Scripted(config, data, act)
     texts = data.windows.instructions
-    found, _ = remove(model, sample, changes(model, data.tokenizer, texts, texts, {}), execute=2)
+    found, _ = ablate(model, sample, input_changes(model, data.tokenizer, texts, texts, {}), executed=2)
     actions, mask = sample.actions(2)
     number = np.concatenate([b.instruction_id.numpy() for b in sample.batches()])
     own = 0.5 * (np.array(texts)[number] == world.TEXTS[0])[:, None, None]
     error = (np.abs(own - actions) * mask).sum()
     swap = found.find(SWAP)
     assert swap is not None
-    assert swap.movement.value == pytest.approx(0.5 * mask.sum() / error)
+    assert swap.action_shift.value == pytest.approx(0.5 * mask.sum() / error)
     other = (np.abs(0.5 - own - actions) * mask).sum()
     assert swap.increase.value == pytest.approx(other / error - 1)
     assert found.error.value == pytest.approx(error / mask.sum())
@@ -183,7 +182,7 @@ def test_probes_are_repeatable_and_plain_json(
 
 
 def test_number_of_windows_is_limited(config: RunConfig, data: DataBundle) -> None:
-    found = probed(config, data, feels, most_held_out=30, most_training=50)
+    found = probed(config, data, feels, max_held_out=30, max_training=50)
     assert (found.windows, found.training_windows) == (30, 50)
 
 
@@ -198,7 +197,7 @@ def test_baselines_are_regressions_on_other_episodes(listener: ProbeResult) -> N
     for name in (TASK, STATE):
         assert errors[name] == pytest.approx(errors[MEAN], rel=0.1), "without a target there is no direction"
     assert errors[PREVIOUS] < 0.6 * errors[MEAN], "a hand under way goes on"
-    assert listener.removals.error.value < 0.7 * min(errors.values())
+    assert listener.ablations.error.value < 0.7 * min(errors.values())
 
 
 def test_no_held_out_episode_is_an_error_with_the_cure(folder: Path) -> None:
@@ -248,14 +247,14 @@ def chunk_model(config: RunConfig, data: DataBundle, chunk: np.ndarray) -> VLA:
 
 
 def test_same_action_forever_never_jumps_and_never_turns(config: RunConfig, data: DataBundle) -> None:
-    found = consistency(
+    found = chunk_consistency(
         chunk_model(config, data, np.full((4, 3), 0.7)),
         held_out(data, 100),
         centre=data.normalizer.apply_action(np.zeros(3), "dot"),
-        execute=2,
+        executed=2,
     )
-    assert found is not None and found.jump is not None
-    assert (found.jump.value, found.reversals.value) == (pytest.approx(0, abs=1e-6), 0)
+    assert found is not None and found.chunk_disagreement is not None
+    assert (found.chunk_disagreement.value, found.sign_flips.value) == (pytest.approx(0, abs=1e-6), 0)
 
 
 def test_alternating_actions_always_turn_and_jump_by_their_difference(
@@ -263,25 +262,25 @@ def test_alternating_actions_always_turn_and_jump_by_their_difference(
 ) -> None:
     signs = np.array([1.0, -1.0, 1.0, -1.0])[:, None] * np.full(3, 0.8)
     sample = held_out(data, 100)
-    found = consistency(
+    found = chunk_consistency(
         chunk_model(config, data, signs),
         sample,
         centre=data.normalizer.apply_action(np.zeros(3), "dot"),
-        execute=1,
+        executed=1,
     )
-    assert found is not None and found.jump is not None
+    assert found is not None and found.chunk_disagreement is not None
     # Replanning after one action: the old chunk says -0.8 where the new one says 0.8.
-    assert found.jump.value > 0
-    assert found.reversals.value == 0, "only first actions are executed, and they are all alike"
-    two = consistency(
+    assert found.chunk_disagreement.value > 0
+    assert found.sign_flips.value == 0, "only first actions are executed, and they are all alike"
+    two = chunk_consistency(
         chunk_model(config, data, signs),
         sample,
         centre=data.normalizer.apply_action(np.zeros(3), "dot"),
-        execute=2,
+        executed=2,
     )
-    assert two is not None and two.jump is not None
-    assert two.reversals.value == 1
-    assert two.jump.value == pytest.approx(0, abs=1e-6), "after two actions the pattern is in step again"
+    assert two is not None and two.chunk_disagreement is not None
+    assert two.sign_flips.value == 1
+    assert two.chunk_disagreement.value == pytest.approx(0, abs=1e-6), "in step again after two"
 
 
 def test_patches_of_equal_pictures_do_not_matter(config: RunConfig, data: DataBundle) -> None:
@@ -292,7 +291,7 @@ def test_patches_of_equal_pictures_do_not_matter(config: RunConfig, data: DataBu
     same = np.repeat(before[0].frames[:1], len(before[0].frames), axis=0)
     try:
         index.sources = (replace(before[0], frames=same),)
-        found, maps = occlude(model, held_out(data, 30), index.instructions, execute=2, frames=8)
+        found, maps = occlude(model, held_out(data, 30), index.instructions, executed=2, frames=8)
     finally:
         index.sources = before
     assert maps.pixels.max() == 0
@@ -318,9 +317,13 @@ def test_overlay_reddens_its_patch_alone() -> None:
 
 def test_occlusion_picture_is_a_png(config: RunConfig, data: DataBundle) -> None:
     _, maps = occlude(
-        Scripted(config, data, feels), held_out(data, 30), data.windows.instructions, execute=2, frames=4
+        Scripted(config, data, feels),
+        held_out(data, 30),
+        data.windows.instructions,
+        executed=2,
+        frames=4,
     )
-    assert draw(maps).startswith(b"\x89PNG")
+    assert draw_maps(maps).startswith(b"\x89PNG")
 
 
 def test_ridge_is_its_formula() -> None:

@@ -42,11 +42,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data") / "noise")
 
 
-def config(*sources: Path, seed0: int = 10004, **training: Any) -> RunConfig:
+def config(*sources: Path, first_seed: int = 10004, **training: Any) -> RunConfig:
     values = base()
     values["data"]["sources"] = [{"path": str(source)} for source in sources]
     values["training"] |= {"steps": 1, "schedule": {"warmup": 0}, "threads": 1, **training}
-    values["evaluation"] |= {"seed0": seed0}
+    values["evaluation"] |= {"first_seed": first_seed}
     return build_config(values, source="test")
 
 
@@ -120,14 +120,14 @@ def test_a_fork_was_shown_the_starts_of_both_runs(data: Path, tmp_path: Path) ->
     noted = json.loads((tmp_path / "fork" / "data.json").read_text())["starts"]
     assert noted == {"seeds": [[500, 600], [10000, 10007]], "unknown": []}
     with pytest.raises(UserError, match=r"10000 to 10007"):
-        pipeline.evaluate(tmp_path / "fork", config(seed0=9999).evaluation)
+        pipeline.evaluate(tmp_path / "fork", config(first_seed=9999).evaluation)
 
 
 def test_several_sources_count_together_and_unknown_ones_are_named(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = say_seeds(write_data(tmp_path / "own", per_task=3))
-    pipeline.train(config(own, data, seed0=1000), tmp_path / "run")
+    pipeline.train(config(own, data, first_seed=1000), tmp_path / "run")
 
     def stop() -> None:
         raise UserError("no simulator here")
@@ -139,7 +139,7 @@ def test_several_sources_count_together_and_unknown_ones_are_named(
     assert said.count("starts of the training data are not known: ") == 1
     assert str(data) in said.replace(" ", "") and str(own) not in said.replace(" ", "")
     with pytest.raises(UserError, match="10000 to 10007"):
-        pipeline.evaluate(tmp_path / "run", config(seed0=10007).evaluation, redo=True)
+        pipeline.evaluate(tmp_path / "run", config(first_seed=10007).evaluation, redo=True)
 
 
 def test_runs_of_before_are_asked_for_their_data(data: Path, tmp_path: Path) -> None:
@@ -165,14 +165,14 @@ def test_what_was_not_known_at_the_training_is_asked_again(data: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("seed0", "episodes", "refused"),
+    ("first_seed", "episodes", "refused"),
     [(9990, 10, False), (9990, 11, True), (10008, 5, False), (10007, 1, True), (0, 3, False), (2, 5, True)],
 )
-def test_one_shared_start_is_enough(seed0: int, episodes: int, refused: bool) -> None:
+def test_one_shared_start_is_enough(first_seed: int, episodes: int, refused: bool) -> None:
     trained = TrainingStarts(seeds=(range(10000, 10008), range(3, 5)))
-    settings = EvaluationConfig(seed0=seed0, episodes=episodes)
+    settings = EvaluationConfig(first_seed=first_seed, episodes=episodes)
     if refused:
-        with pytest.raises(UserError, match=r"evaluation\.seed0.*10008 or more"):
+        with pytest.raises(UserError, match=r"evaluation\.first_seed.*10008 or more"):
             check_seeds(settings, trained)
     else:
         check_seeds(settings, trained)

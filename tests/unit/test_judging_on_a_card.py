@@ -41,12 +41,12 @@ def test_probes_open_loop_and_policy(
     texts, spec = data.windows.instructions, data.spec
     torch.manual_seed(0)
     model, fresh = (config.model.build(spec) for _ in range(2))
-    given: dict[str, Any] = {"groups": texts, "partners": {}, "execute": 2}
-    judged: dict[str, Any] = {"groups": texts, "execute": 2}
+    given: dict[str, Any] = {"groups": texts, "partners": {}, "actions_per_query": 2}
+    judged: dict[str, Any] = {"groups": texts, "actions_per_query": 2}
     held_out = [data.validation[0]]
     with card(monkeypatch):
         model, fresh = model.to("cuda"), fresh.to("cuda")
-        found, _ = run_probes(model, fresh, data, **given, most_held_out=6, most_training=8)
+        found, _ = run_probes(model, fresh, data, **given, max_held_out=6, max_training=8)
         opened = measure(model, held_out, data.normalizer, data.tokenizer, texts, **judged)
         policy = Policy(model, data.normalizer, data.tokenizer, device="cuda")
         pictures = np.zeros((len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)

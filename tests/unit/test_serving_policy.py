@@ -147,7 +147,7 @@ def test_larger_pictures_are_resized() -> None:
 
 
 def test_cache_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutti.serving.policy.MOST_INSTRUCTIONS", 3)
+    monkeypatch.setattr("tutti.serving.policy.MAX_INSTRUCTIONS", 3)
     policy = Policy(model(), normalizer(), TOKENIZER)
     images, state = look()
     first = policy.predict(images, state, "open the tap 0")

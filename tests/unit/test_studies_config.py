@@ -179,14 +179,16 @@ def test_what_the_study_decides_is_no_arms_to_change(override: str, owner: str) 
 
 
 def test_arms_must_be_judged_on_the_same_starts() -> None:
-    study = make_study(arms={"end_to_end": [], "easy": ["evaluation.seed0=77"]})
+    study = make_study(arms={"end_to_end": [], "easy": ["evaluation.first_seed=77"]})
     configs = {arm: cell_of(study, arm) for arm in study.arms}
-    with pytest.raises(UserError, match=r"arm 'easy': evaluation\.seed0 is 77, but 1000 in 'end_to_end'"):
+    with pytest.raises(
+        UserError, match=r"arm 'easy': evaluation\.first_seed is 77, but 1000 in 'end_to_end'"
+    ):
         check_same_starts(study, configs)
 
 
 def test_arms_may_carry_out_their_chunks_differently() -> None:
-    study = make_study(arms={"end_to_end": [], "short": ["evaluation.execute=2"]})
+    study = make_study(arms={"end_to_end": [], "short": ["evaluation.actions_per_query=2"]})
     check_same_starts(study, {arm: cell_of(study, arm) for arm in study.arms})
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tutti.evaluation.open_loop import tasks_of
 from tutti.evaluation.probes.findings import between
-from tutti.evaluation.probes.occlusion_picture import draw
+from tutti.evaluation.probes.occlusion import draw_maps
 from tutti.evaluation.probes.run import ProbeResult, run_probes
 from tutti.plugin import Trust
 from tutti.runs.build import build_data, suite_of, training_threads
@@ -42,26 +42,26 @@ def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
             data,
             groups=tasks_of(data.windows.instructions, suite_of(config)),
             partners=settings.controls.partners,
-            execute=settings.execute,
+            actions_per_query=settings.actions_per_query,
             seed=config.seed,
             progress=bar,
         )
     about = {"checkpoint": checkpoint.name, "weights": settings.weights}
     run.write_json(f"{FOLDER}/probes.json", about | found.to_dict())
-    write_atomically(run.path / FOLDER / "occlusion.png", draw(maps))
+    write_atomically(run.path / FOLDER / "occlusion.png", draw_maps(maps))
     return found
 
 
 def print_probes(found: ProbeResult, folder: Path) -> None:
-    """The tables of removals and baselines, then every sentence, the alarms first."""
+    """The tables of ablations and baselines, then every sentence, the alarms first."""
     table = _table("Without an input", "taken away", "actions move (x error)", "error grows (%)")
-    for row in found.removals.rows:
-        table.add_row(row.name, between(row.movement), between(row.increase, 100, 0))
+    for row in found.ablations.rows:
+        table.add_row(row.name, between(row.action_shift), between(row.increase, 100, 0))
     console.print(table)
     table = _table("One input alone", "regression from", "error", "x the model's")
     for row in found.baselines:
         table.add_row(row.name, between(row.error, digits=3), between(row.ratio))
-    table.add_row("the model", between(found.removals.error, digits=3), "1")
+    table.add_row("the model", between(found.ablations.error, digits=3), "1")
     console.print(table)
     table = _table("A linear map from frozen features", "features", "target", "trained", "untrained")
     for row in found.probes:

@@ -1,4 +1,4 @@
-"""What an evaluation does: tasks, starts, how a chunk is executed, which controls run beside it."""
+"""Settings of an evaluation: tasks, starts, how chunks are executed, and the controls."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
+Rollouts = Annotated[int, Field(ge=0)]
 
 # Another task's text over the same start. The faucet pair shares its scene (0.3 % of the first pixels
 # differ), so only the text tells the two apart; in the other pairs the scene gives the task away.
@@ -25,19 +26,28 @@ PARTNERS: dict[str, str] = {
 class ControlsConfig(BaseModel):
     """Rollouts per task of each control; 0 leaves it out. A count above `episodes` is cut to it.
 
-    Controls meet the first starts of the score, so they compare pair by pair. The no-op runs at least as
-    often as the wrong instruction on the latter's tasks, because it is the chance level that the latter is
-    held against.
+    Controls use the first starts of the policy's rollouts, so they compare pair by pair. The no-op runs at
+    least as often as the wrong instruction on the latter's tasks, because it is the chance level that the
+    latter is compared with.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    expert: Annotated[int, Field(ge=0)] = 20
-    noop: Annotated[int, Field(ge=0)] = 10
-    no_image: Annotated[int, Field(ge=0)] = 10
-    wrong_instruction: Annotated[int, Field(ge=0)] = 20
-    wrong_instruction_tasks: tuple[str, ...] | Literal["all"] = ("faucet-open", "faucet-close")
-    partners: dict[str, str] = PARTNERS
+    expert: Rollouts = Field(default=20, description="rollouts per task of the scripted expert, the ceiling")
+    noop: Rollouts = Field(default=10, description="rollouts per task of zero actions, the chance level")
+    no_image: Rollouts = Field(
+        default=10, description="rollouts per task of the policy without its vision tokens"
+    )
+    wrong_instruction: Rollouts = Field(
+        default=20, description="rollouts per task of the policy with another task's instruction"
+    )
+    wrong_instruction_tasks: tuple[str, ...] | Literal["all"] = Field(
+        default=("faucet-open", "faucet-close"),
+        description="tasks that run the wrong-instruction control, or all",
+    )
+    partners: dict[str, str] = Field(
+        default=PARTNERS, description="for each task, the task whose instruction stands for the wrong one"
+    )
 
     @model_validator(mode="after")
     def _partners_differ(self) -> Self:
@@ -54,10 +64,10 @@ NO_SUITE = "none"
 class EvaluationConfig(BaseModel):
     """Closed-loop evaluation of one policy.
 
-    Start i of a task is the simulator's start of seed `seed0 + i`; demonstrations begin at 10000, and an
-    overlap with those of any data that were trained on is refused (starts.py). A policy predicts a chunk of
-    actions, `execute` of them are carried out, then it looks again. A rollout ends at the first success or
-    after `max_decisions` actions (each lasts the suite's action repeat).
+    Start i of a task is the simulator's start of seed `first_seed + i`; demonstrations begin at 10000, and an
+    overlap with those of any training data is refused (starts.py). A policy predicts a chunk of actions,
+    `actions_per_query` of them are executed, then it is queried again. A rollout ends at the first success or
+    after `max_decisions` control steps (each lasts the suite's action repeat).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,21 +75,40 @@ class EvaluationConfig(BaseModel):
     suite: str = Field(
         default="metaworld-8", description="the simulator's tasks; 'none': the open-loop error alone"
     )
-    tasks: tuple[str, ...] | Literal["suite"] = "suite"
-    episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
-    seed0: Annotated[int, Field(ge=0)] = 1000
-    execute: Count = 4
-    max_decisions: Count = 100
-    split: Literal["held_out", "train"] = "held_out"
-    weights: Literal["ema", "raw"] = "ema"
+    tasks: tuple[str, ...] | Literal["suite"] = Field(
+        default="suite", description="names of tasks to evaluate, or all tasks of the suite"
+    )
+    episodes: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=20, description="rollouts of the policy per task, one for each start"
+    )
+    first_seed: Annotated[int, Field(ge=0)] = Field(
+        default=1000, description="seed of each task's first start; start i has the seed first_seed + i"
+    )
+    actions_per_query: Count = Field(
+        default=4, description="actions executed of each predicted chunk before the policy is queried again"
+    )
+    max_decisions: Count = Field(default=100, description="control steps after which a rollout fails")
+    split: Literal["held_out", "train"] = Field(
+        default="held_out",
+        description="given instructions: held-out paraphrases or those of the training",
+    )
+    weights: Literal["ema", "raw"] = Field(
+        default="ema", description="evaluated weights: their moving average, or the raw ones"
+    )
     checkpoint: Literal["latest", "best"] | Count = Field(
         default="latest", description="latest; best by training.keep_best; or the number of a step"
     )
-    workers: Count | Literal["auto"] = "auto"
-    controls: ControlsConfig = ControlsConfig()
-    videos_per_task: Annotated[int, Field(ge=0, le=2)] = 2
+    workers: Count | Literal["auto"] = Field(
+        default="auto", description="processes that play rollouts; auto: one per core, at most 8"
+    )
+    controls: ControlsConfig = Field(
+        default=ControlsConfig(), description="rollouts per task of each control beside the policy"
+    )
+    videos_per_task: Annotated[int, Field(ge=0, le=2)] = Field(
+        default=2, description="recorded rollouts per task: one success and one failure where both exist"
+    )
 
     @property
     def seeds(self) -> range:
         """The seeds of the starts, the same for every task."""
-        return range(self.seed0, self.seed0 + self.episodes)
+        return range(self.first_seed, self.first_seed + self.episodes)

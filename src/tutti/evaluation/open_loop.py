@@ -88,7 +88,7 @@ def measure(
     *,
     groups: Sequence[str] | None = None,
     partners: Mapping[str, str] | None = None,
-    execute: int = 4,
+    actions_per_query: int = 4,
 ) -> OpenLoopResult:
     """Errors of `model.predict` over `batches` (held-out windows), per group and in all.
 
@@ -113,7 +113,7 @@ def measure(
         swapped=swapped,
         encoded=encoded,
         scale=_scales(model, normalizer),
-        execute=execute,
+        executed=actions_per_query,
     )
     was_training = model.training
     model.eval()
@@ -132,7 +132,7 @@ def measure(
     return OpenLoopResult(
         overall=_group("all", everything, swapped is not None),
         groups=tuple(_group(name, sums[name], swapped is not None) for name in sorted(sums)),
-        executed=min(execute, model.spec.horizon),
+        executed=min(actions_per_query, model.spec.horizon),
         chunk=model.spec.horizon,
     )
 
@@ -148,10 +148,10 @@ class _Sums:
         swapped: Int[Tensor, " i"] | None,
         encoded: tuple[Tensor, Tensor],
         scale: Float[Tensor, "e a"],
-        execute: int,
+        executed: int,
     ) -> None:
         self.model, self.names, self.swapped, self.encoded = model, names, swapped, encoded
-        self.scale, self.execute = scale, execute
+        self.scale, self.executed = scale, executed
         self.groups: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
 
     def add(self, batch: Batch) -> None:
@@ -178,11 +178,11 @@ class _Sums:
         rows: dict[str, Tensor] = {"windows": torch.ones(len(ids))}
         for name, error in errors.items():
             size = torch.where(mask, error.abs(), 0.0)
-            rows |= {f"{name}/{key}": value for key, value in _parts(size, self.execute).items()}
+            rows |= {f"{name}/{key}": value for key, value in _parts(size, self.executed).items()}
             rows |= {
-                f"{name}/data/{key}": value for key, value in _parts(size * row_scale, self.execute).items()
+                f"{name}/data/{key}": value for key, value in _parts(size * row_scale, self.executed).items()
             }
-        rows |= {f"count/{key}": value for key, value in _parts(mask.double(), self.execute).items()}
+        rows |= {f"count/{key}": value for key, value in _parts(mask.double(), self.executed).items()}
         table = {key: value.double().cpu() for key, value in rows.items()}
         for group in {self.names[i] for i in ids.tolist()}:
             here = torch.tensor([self.names[i] == group for i in ids.tolist()])
@@ -199,9 +199,9 @@ class _Sums:
         return predicted
 
 
-def _parts(values: Float[Tensor, "b t a"], execute: int) -> dict[str, Float[Tensor, " b"]]:
+def _parts(values: Float[Tensor, "b t a"], executed: int) -> dict[str, Float[Tensor, " b"]]:
     """Sums over the first action, the executed part and the chunk of each window."""
-    lengths = {"first": 1, "executed": execute, "chunk": values.shape[1]}
+    lengths = {"first": 1, "executed": executed, "chunk": values.shape[1]}
     return {name: values[:, :length].double().sum((1, 2)) for name, length in lengths.items()}
 
 

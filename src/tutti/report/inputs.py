@@ -21,9 +21,9 @@ from tutti.storage.reading import (
 )
 from tutti.types import UserError
 
-MOST_PICTURE = 2**23
+MAX_PICTURE = 2**23
 """Bytes of a picture that is put into the page."""
-FARTHEST = 2**53
+MAX_STEP = 2**53
 """Steps beyond this are no steps."""
 Json = dict[str, Any]
 
@@ -157,7 +157,7 @@ def read_records(path: Path, problems: list[str]) -> Records:
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             broken += line is None or bool(line.strip())
             continue
-        if abs(step) > FARTHEST:
+        if abs(step) > MAX_STEP:
             broken += 1
             continue
         if step < before:
@@ -207,7 +207,7 @@ def _picture(folder: Path, name: str, problems: list[str]) -> bytes | None:
     if not is_inside(path, folder):
         problems.append(f"{name} is a link that leads out of the run's folder; it is left out")
         return None
-    return _bytes(path, problems, MOST_PICTURE)
+    return _bytes(path, problems, MAX_PICTURE)
 
 
 def is_inside(path: Path, folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from tutti.report.blocks import Block, Cell, Facts, Table
 from tutti.report.formatting import NOTHING, anything, duration
 
-DEEPEST = 4
+MAX_DEPTH = 4
 WORDS = {
     "seconds": "robot time",
     "shortest": "shortest episode, frames",
@@ -35,7 +35,7 @@ def blocks_of(value: Any, title: str = "", depth: int = 0) -> list[Block]:
         return [Facts(pairs=[(title or "value", anything(value))])] if value not in (None, [], {}) else []
     if _like(list(value.values())):
         return [_table([(words(str(k)), row) for k, row in value.items()], title, named=True)]
-    nested = {k: v for k, v in value.items() if _is_nested(v) and depth < DEEPEST}
+    nested = {k: v for k, v in value.items() if _is_nested(v) and depth < MAX_DEPTH}
     facts = [(words(str(k)), _value(str(k), v)) for k, v in value.items() if k not in nested]
     blocks: list[Block] = [Facts(pairs=facts, title=title)] if facts else []
     for key, inner in nested.items():

@@ -42,7 +42,7 @@ log = logging.getLogger("tutti.report")
 T = TypeVar("T")
 
 UNREADABLE = "Left out: the run's files have another form than this version of Tutti writes."
-MOST_VIDEO_BYTES = 4_500_000  # of base64; with the rest the page stays below 6 MB
+MAX_VIDEO_BYTES = 4_500_000  # of base64; with the rest the page stays below 6 MB
 
 
 def write_report(run_folder: Path) -> Path:
@@ -59,7 +59,7 @@ def write_report(run_folder: Path) -> Path:
     result, notes = _or(("", []), lambda: sentences(evaluation), remarks)
     parts: dict[str, Callable[[], Section]] = {
         "Success per task": lambda: success_section(evaluation),
-        "Rollouts": lambda: videos_section(inputs, MOST_VIDEO_BYTES),
+        "Rollouts": lambda: videos_section(inputs, MAX_VIDEO_BYTES),
         "Training": lambda: training_section(inputs),
         "Influence": lambda: influence_section(inputs),
         "Open loop": lambda: open_loop_section(inputs),

@@ -13,11 +13,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilson
+from tutti.evaluation.closed_loop.results import EvaluationResult
+from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.models.describe import Description
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import console, say
-from tutti.storage.reading import read_json
+from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
 PACKAGES = ("tutti-vla", "torch", "numpy", "pyarrow", "av", "tokenizers", "metaworld", "mujoco")
@@ -34,7 +35,7 @@ def write_summary(run: RunFolder) -> dict[str, Any]:
         "name": config["name"],
         "seconds": round(sum(run.seconds.values()), 1),
         "stage_seconds": run.seconds,
-        **_played(run.path / "evaluation" / "results.json"),
+        **_success(run.path / "evaluation" / "results.json"),
         "open_loop": _json(run.path / "evaluation" / "open_loop.json"),
         "config": config,
         "versions": versions(),
@@ -58,9 +59,10 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
             bounds = wilson(successes, episodes).percent()
             table.add_row(task, f"{successes}/{episodes}", bounds, *others)
         table.add_section()
-        bounds = _interval(summary["success"]).percent()
+        mean = {**summary["mean"]}
+        rate = mean.pop("rate")
         means = (f"{100 * _mean(counts):.0f} %" for counts in controls.values())
-        table.add_row("task mean", f"{100 * summary['mean']['rate']:.1f} %", bounds, *means)
+        table.add_row("task mean", f"{100 * rate:.1f} %", Interval(**mean).percent(), *means)
         console.print(table)
     times = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
     say(f"Time: {_duration(summary['seconds'])} ({times})")
@@ -144,26 +146,23 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _played(path: Path) -> dict[str, Any]:
-    """What results.json says of the policy and its controls; nothing where it has another form."""
-    results = _json(path)
+def _success(path: Path) -> dict[str, Any]:
+    """The success rates of results.json; empty if there is no such file or it has another form."""
+    nothing = {"success": {}, "mean": None, "controls": {}, "verdicts": {}}
+    values = _json(path)
     try:
-        scores = dict(results.get("scores", {}))
-        policy = scores.pop("policy", None)
-        success = _counts(policy) if policy else {}
-        return {
-            "success": success,
-            "mean": {"rate": _mean(success), **asdict(_interval(success))} if success else None,
-            "controls": {name: _counts(score) for name, score in scores.items()},
-            "verdicts": {found["control"]: found["outcome"] for found in results.get("verdicts", [])},
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        say(f"{path} is left out, it has another form ({type(error).__name__}: {error})")
-        return {"success": {}, "mean": None, "controls": {}, "verdicts": {}}
-
-
-def _counts(score: dict[str, Any]) -> dict[str, list[int]]:
-    return {str(task["task"]): [int(task["k"]), int(task["n"])] for task in score["tasks"]}
+        result = EvaluationResult.from_dict(values) if values else None
+    except (KeyError, TypeError, ValueError) as error:
+        say(f"{path} is left out, it has another form ({type(error).__name__}: {shown(str(error), 300)})")
+        return nothing
+    if result is None:
+        return nothing
+    return {
+        "success": result.policy.counts,
+        "mean": {"rate": result.policy.mean, **asdict(result.policy.interval)},
+        "controls": {condition: score.counts for condition, score in result.controls.items()},
+        "verdicts": {verdict.control: verdict.outcome for verdict in result.verdicts},
+    }
 
 
 def _fraction(pair: list[int] | None) -> str:
@@ -172,10 +171,6 @@ def _fraction(pair: list[int] | None) -> str:
 
 def _mean(counts: dict[str, list[int]]) -> float:
     return sum(k / n for k, n in counts.values()) / len(counts)
-
-
-def _interval(counts: dict[str, list[int]]) -> Interval:
-    return mean_of_rates([(k, n) for k, n in counts.values()])
 
 
 def _duration(seconds: float) -> str:

@@ -33,11 +33,11 @@ SIZES = {
     "text_length": 2**16,
 }
 """The largest value of each size in spec.json."""
-MOST_VIEWS, MOST_EMBODIMENTS, LONGEST_NAME, FASTEST = 64, 1024, 200, 1e6
-MOST_BUFFERS = 2**25
+MAX_VIEWS, MAX_EMBODIMENTS, MAX_NAME, MAX_FPS = 64, 1024, 200, 1e6
+MAX_BUFFERS = 2**25
 """Numbers in the buffers of a model that are computed and not in its checkpoint."""
 
-MOST_HEADER = 2**24
+MAX_HEADER = 2**24
 """Bytes of the header of a file of weights."""
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -58,7 +58,7 @@ def read_spec(folder: Manifest) -> DataSpec:
     """The content of spec.json. Raises: UserError, naming the key that is not what it must be."""
     path = folder.folder / SPEC
     fields = parse_json(folder.text(path.name), path, finite=True, cure=CURE)
-    lists = {"views": MOST_VIEWS, "embodiments": MOST_EMBODIMENTS}
+    lists = {"views": MAX_VIEWS, "embodiments": MAX_EMBODIMENTS}
     for key, most in SIZES.items():
         value = fields.get(key)
         if type(value) is not int or not 1 <= value <= most:
@@ -66,10 +66,10 @@ def read_spec(folder: Manifest) -> DataSpec:
     for key, most in lists.items():
         names = fields.get(key)
         names = names if isinstance(names, list) and len(names) <= most else []
-        if not names or not all(isinstance(name, str) and len(name) <= LONGEST_NAME for name in names):
+        if not names or not all(isinstance(name, str) and len(name) <= MAX_NAME for name in names):
             raise _no_spec(path, key, fields, f"1 to {most} names")
     fps = fields.get("fps")
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= FASTEST:
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
         raise _no_spec(path, "fps", fields, "a positive number")
     known = {*SIZES, *lists, "fps"}
     if more := [key for key in fields if key not in known]:
@@ -154,10 +154,10 @@ def check_model(config: ModelConfig, spec: DataSpec, shapes: Shapes, folder: Pat
     except (RuntimeError, OverflowError, ValueError, TypeError) as error:  # sizes that differ, or overflow
         raise another_model(folder, error) from error
     computed = sum(one.numel() for name, one in model.named_buffers() if name not in weights)
-    if computed > MOST_BUFFERS:
+    if computed > MAX_BUFFERS:
         raise UserError(
             f"{folder}: the model of config.yaml and spec.json computes tables of {computed:,} numbers; "
-            f"expected at most {MOST_BUFFERS:,}. {CURE}"
+            f"expected at most {MAX_BUFFERS:,}. {CURE}"
         )
 
 
@@ -187,7 +187,7 @@ def _header_shapes(file: BinaryIO, path: Path) -> dict[str, tuple[int, ...]]:
     Raises: UserError if it is none, or holds more or less than its header says.
     """
     size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
-    if length > min(MOST_HEADER, size):
+    if length > min(MAX_HEADER, size):
         raise UserError(f"{path}: these weights are damaged (a header of {length:,} bytes). {CURE}")
     header = file.read(length)
     try:

@@ -31,7 +31,7 @@ from tutti.storage.manifest import Manifest
 from tutti.types import DataSpec, Features, Tokens, UserError
 
 T = TypeVar("T")
-MOST_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
+MAX_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
 
 
 class Policy:
@@ -113,9 +113,9 @@ class Policy:
         with torch.inference_mode():
             mask = torch.full((1, len(self.spec.views)), use_images, device=self.device)
             vision = self.model.vision(self.model.prepare(pictures), mask)
-            feeling = torch.from_numpy(normalised)[None].to(self.device)
+            state_input = torch.from_numpy(normalised)[None].to(self.device)
             language = self._language(instruction)
-            readout, fused = self.model.fusion(vision, language, feeling)
+            readout, fused = self.model.fusion(vision, language, state_input)
             features = Features(vision=vision, language=language, readout=readout, fused_vision=fused)
             chunk = self.model.action.predict(features)[0].float().cpu().numpy()
         actions = self.normalizer.undo_action(chunk, self.embodiment)
@@ -143,7 +143,7 @@ class Policy:
         if not isinstance(instruction, str):
             raise UserError(f"instruction: expected a sentence, got {type(instruction).__name__}.")
         if instruction not in self._encoded:
-            if len(self._encoded) >= MOST_INSTRUCTIONS:
+            if len(self._encoded) >= MAX_INSTRUCTIONS:
                 del self._encoded[next(iter(self._encoded))]
             ids, mask = self.tokenizer.encode([instruction])
             self._encoded[instruction] = self.model.language(ids.to(self.device), mask.to(self.device))

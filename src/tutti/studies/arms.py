@@ -26,7 +26,7 @@ OWNED = {
 }
 """Keys of a run that no arm may change, each with the key of the study that decides it."""
 
-SAME_STARTS = ("suite", "tasks", "episodes", "seed0", "split", "max_decisions")
+SAME_STARTS = ("suite", "tasks", "episodes", "first_seed", "split", "max_decisions")
 """Keys of `evaluation` in which all arms must agree: pairs need the same starts and limits."""
 
 CHECKPOINT_EVERY = 200

@@ -1,11 +1,11 @@
-"""The controls beside a score, and what they say: does the policy listen, does it look, is the task possible.
+"""Controls of an evaluation: does the policy use its text and images, and is the task solvable.
 
 | condition | who acts | what it is for |
 |---|---|---|
-| policy | the policy, its own instruction | the score |
-| wrong_instruction | the policy, same starts, another task's text | who ignores the text scores as before |
-| no_image | the policy, vision tokens removed by `image_mask` | blind baseline (black is a picture) |
-| noop | zero actions | chance: what physics gives for nothing |
+| policy | the policy, its own instruction | the success rate |
+| wrong_instruction | the policy, same starts, another task's text | no fall: the text is ignored |
+| no_image | the policy, vision tokens removed by `image_mask` | blind baseline (a black image is an input) |
+| noop | zero actions | chance level |
 | expert | the scripted expert that made the demonstrations | ceiling |
 """
 
@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from tutti.evaluation.closed_loop.rollouts import CONDITIONS, Condition, Rollout, Unit
+from tutti.evaluation.closed_loop.rollouts import CONDITIONS, Condition, Rollout, RolloutBlock
 from tutti.evaluation.config import EvaluationConfig
 from tutti.evaluation.statistics.intervals import Interval, mcnemar, paired_interval, wilson
 from tutti.suites.metaworld.environments import EnvironmentFactory
@@ -41,11 +41,11 @@ MARGIN = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a control says about the score, with the sentence for the report. k/n are over all its tasks.
+    """What a control shows about the success rate, as a sentence with numbers. k/n are over all its tasks.
 
-    `p` compares control and score, `chance_p` control and no-op (exact McNemar, each on the starts that both
-    met). `fall` is the interval of control minus score, `above_chance` that of control minus no-op. What
-    belongs to the no-op is None where it did not run on these starts.
+    `p` compares control and policy, `chance_p` control and no-op (exact McNemar, each on the starts that both
+    ran). `fall` is the interval of control minus policy, `above_chance` that of control minus no-op. The
+    no-op's values are None where it did not run on these starts.
     """
 
     control: Condition
@@ -64,10 +64,10 @@ class Verdict:
 def plan(config: EvaluationConfig, environments: EnvironmentFactory) -> dict[Condition, Starts]:
     """For each condition and task, the (seed, instruction) of every rollout.
 
-    Start `seed` is told paraphrase number `seed mod count` of the split, so a text does not depend on how
-    many rollouts are played. Every control uses the first starts of the score.
+    Start `seed` gets paraphrase number `seed mod count` of the split, so a text does not depend on how many
+    rollouts are played. Every control uses the policy's first starts.
 
-    Raises UserError for a task that the suite's words do not know.
+    Raises UserError for a task that the suite does not know.
     """
     tasks = environments.tasks if config.tasks == "suite" else config.tasks
     if len(set(tasks)) != len(tasks):
@@ -91,33 +91,31 @@ def plan(config: EvaluationConfig, environments: EnvironmentFactory) -> dict[Con
     for condition in CONDITIONS:
         starts: Starts = {}
         for task, count in counts[condition].items():
-            told = _partner(config, task) if condition == "wrong_instruction" and count else task
             if count:
-                words = environments.instructions(told, config.split)
-                starts[task] = tuple(
-                    (s, words[s % len(words)]) for s in config.seeds[: min(count, config.episodes)]
-                )
+                instructed = _partner(config, task) if condition == "wrong_instruction" else task
+                texts = environments.instructions(instructed, config.split)
+                starts[task] = tuple((seed, texts[seed % len(texts)]) for seed in config.seeds[:count])
         if starts:
             planned[condition] = starts
     return planned
 
 
-def units(planned: dict[Condition, Starts], block: int = 4) -> list[Unit]:
-    """The plan cut into blocks for workers, task by task, so that a worker builds few environments."""
+def rollout_blocks(planned: dict[Condition, Starts], size: int = 4) -> list[RolloutBlock]:
+    """The plan cut into blocks for workers, ordered by task, so that a worker builds few environments."""
     tasks = list(planned["policy"])
     return [
-        Unit(task=task, condition=condition, starts=starts[task][first : first + block])
+        RolloutBlock(task=task, condition=condition, starts=starts[task][first : first + size])
         for task in tasks
         for condition, starts in planned.items()
         if task in starts
-        for first in range(0, len(starts[task]), block)
+        for first in range(0, len(starts[task]), size)
     ]
 
 
 def verdict(
     control: Condition, rollouts: Sequence[Rollout], tasks: Sequence[str] | None = None
 ) -> Verdict | None:
-    """Holds `wrong_instruction` or `no_image` against the score and the no-op policy, on the same starts.
+    """Compares `wrong_instruction` or `no_image` with the policy and the no-op, on the same starts.
 
     | outcome | what is shown |
     |---|---|
@@ -131,18 +129,18 @@ def verdict(
     Below and above: exact McNemar, p < .05. Less than `MARGIN`: the whole interval of `paired_interval`. The
     starts of the tasks are pooled; each task has the same number. None if the control did not run.
     """
-    found: dict[tuple[str, str, int], bool] = {(r.condition, r.task, r.seed): r.success for r in rollouts}
+    success: dict[tuple[str, str, int], bool] = {(r.condition, r.task, r.seed): r.success for r in rollouts}
     keys = [
         (r.task, r.seed) for r in rollouts if r.condition == control and (tasks is None or r.task in tasks)
     ]
-    keys = [key for key in keys if ("policy", *key) in found]
+    keys = [key for key in keys if ("policy", *key) in success]
     if not keys:
         return None
 
     def bits(condition: str, starts: Sequence[tuple[str, int]]) -> np.ndarray:
-        return np.array([found[condition, task, seed] for task, seed in starts], dtype=bool)
+        return np.array([success[condition, task, seed] for task, seed in starts], dtype=bool)
 
-    idle = [key for key in keys if ("noop", *key) in found]
+    idle = [key for key in keys if ("noop", *key) in success]
     return _judge(
         control,
         tuple(dict.fromkeys(task for task, _ in keys)),
@@ -153,7 +151,7 @@ def verdict(
 
 
 class _Pair:
-    """Two conditions on the same starts: what is shown of second minus first."""
+    """Two conditions on the same starts: McNemar's test and interval of second minus first."""
 
     def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
         self.first, self.second = first, second
@@ -166,24 +164,41 @@ class _Pair:
 def _judge(
     control: Condition, tasks: tuple[str, ...], fall: _Pair, left: _Pair | None, score: _Pair | None
 ) -> Verdict:
-    """`fall` is score to control, `left` no-op to control, `score` no-op to score."""
+    """`fall` is policy to control, `left` no-op to control, `score` no-op to policy."""
+    cause, sense = (
+        ("the wrong instruction", "the text") if control == "wrong_instruction" else ("no image", "the image")
+    )
+    starts, margin = f"n = {len(fall.first)}", f"{100 * MARGIN:.0f} points"
+    no_evidence = f"this score is no evidence that the policy uses {sense}"
     outcome: Outcome = "not resolved"
-    if fall.below:
-        if left is None:
-            outcome = "falls"
-        elif left.above:
-            outcome = "falls, but stays above chance"
-        elif left.interval.high < MARGIN:
-            outcome = "falls to chance"
-        else:
-            outcome = "falls; not told apart from chance"
+    if fall.below and left is None:
+        outcome = "falls"
+        ending = f"it falls, so the policy uses {sense}; without no-op rollouts chance is not known."
+    elif fall.below and left is not None and left.above:
+        outcome = "falls, but stays above chance"
+        ending = f"it falls, but stays above chance (p = {left.p:.2g}): the policy uses {sense} in part."
+    elif fall.below and left is not None and left.interval.high < MARGIN:
+        outcome = "falls to chance"
+        ending = f"it falls to chance, less than {margin} above it, so the policy acts on {sense}."
+    elif fall.below and left is not None:
+        outcome = "falls; not told apart from chance"
+        ending = f"it falls; not told apart from chance (n = {len(left.first)}, at most "
+        ending += f"{_points(left.interval.high)} above it), so the policy uses {sense}."
     elif fall.interval.low > -MARGIN and (fall.first.any() if score is None else score.above):
         outcome = "does not fall"
+        ending = f"it does not fall by more than {margin}, so {no_evidence}."
+    elif score is not None and not score.above:
+        ending = f"not resolved, since the score itself is not told apart from chance ({starts})."
+    else:
+        ending = f"not resolved, since no fall is shown and one of {_points(-fall.interval.low)} is not "
+        ending += f"ruled out ({starts}): {no_evidence}."
+    chance = "" if left is None else f" (doing nothing: {_rate(left.first)})"
+    head = f"With {cause}, success on {_names(tasks)} goes from {_rate(fall.first)} to {_rate(fall.second)}"
     return Verdict(
         control=control,
         tasks=tasks,
         outcome=outcome,
-        sentence=_sentence(control, tasks, outcome, fall=fall, left=left, score=score),
+        sentence=f"{head}{chance}: {ending}",
         normal=_count(fall.first),
         altered=_count(fall.second),
         chance=None if left is None else _count(left.first),
@@ -192,47 +207,6 @@ def _judge(
         fall=fall.interval,
         above_chance=None if left is None else left.interval,
     )
-
-
-def _sentence(
-    control: Condition,
-    tasks: tuple[str, ...],
-    outcome: Outcome,
-    *,
-    fall: _Pair,
-    left: _Pair | None,
-    score: _Pair | None,
-) -> str:
-    """One plain sentence with the numbers behind it."""
-    cause, sense = (
-        ("the wrong instruction", "the text")
-        if control == "wrong_instruction"
-        else ("no image", "the picture")
-    )
-    chance = "" if left is None else f" (doing nothing: {_rate(left.first)})"
-    head = f"With {cause}, success on {_names(tasks)} goes from {_rate(fall.first)} to {_rate(fall.second)}"
-    starts, margin = f"n = {len(fall.first)}", f"{100 * MARGIN:.0f} points"
-    no_evidence = f"this score is no evidence that the policy uses {sense}"
-    match outcome:
-        case "falls to chance":
-            ending = f"it falls to chance, less than {margin} above it, so the policy acts on {sense}."
-        case "falls; not told apart from chance":
-            assert left is not None
-            ending = f"it falls; not told apart from chance (n = {len(left.first)}, at most "
-            ending += f"{_points(left.interval.high)} above it), so the policy uses {sense}."
-        case "falls, but stays above chance":
-            assert left is not None
-            ending = f"it falls, but stays above chance (p = {left.p:.2g}): the policy uses {sense} in part."
-        case "falls":
-            ending = f"it falls, so the policy uses {sense}; without no-op rollouts chance is not known."
-        case "does not fall":
-            ending = f"it does not fall by more than {margin}, so {no_evidence}."
-        case _ if score is not None and not score.above:
-            ending = f"not resolved, since the score itself is not told apart from chance ({starts})."
-        case _:
-            ending = f"not resolved, since no fall is shown and one of {_points(-fall.interval.low)} is not "
-            ending += f"ruled out ({starts}): {no_evidence}."
-    return f"{head}{chance}: {ending}"
 
 
 def _points(difference: float) -> str:

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: plays a policy and its controls from fixed starts, in parallel, resumably.
+"""Closed-loop evaluation: rollouts of a policy and its controls from fixed starts, parallel and resumable.
 
 Same policy, same config, same machine: same k/n and same actions to the last bit, for any number of workers
 and any interruption.
@@ -14,9 +14,16 @@ from pathlib import Path
 
 import torch
 
-from tutti.evaluation.closed_loop.controls import Starts, plan, units, verdict
+from tutti.evaluation.closed_loop.controls import Starts, plan, rollout_blocks, verdict
 from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult, score
-from tutti.evaluation.closed_loop.rollouts import Condition, Player, PolicyFactory, Rollout, Unit, Worker
+from tutti.evaluation.closed_loop.rollouts import (
+    Condition,
+    PolicyFactory,
+    Rollout,
+    RolloutBlock,
+    RolloutSpec,
+    RolloutWorker,
+)
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.evaluation.config import EvaluationConfig
 from tutti.suites.metaworld.environments import EnvironmentFactory
@@ -24,9 +31,9 @@ from tutti.suites.workers import Workers, available_cpus
 from tutti.types import UserError
 
 Progress = Callable[[int, int], None]
-"""Called with (rollouts done, rollouts in all), first with those found from an earlier, interrupted run."""
+"""Called with (finished rollouts, all rollouts), first with those of an earlier, interrupted run."""
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 
 
 def evaluate(
@@ -38,11 +45,11 @@ def evaluate(
     trained: TrainingStarts | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
-    """Plays every planned rollout that `folder` does not hold yet, and scores them all.
+    """Plays every planned rollout that `folder` does not hold yet, and scores all of them.
 
     `folder` receives one JSON record per rollout, `<condition>/<task>/<seed>.json`, as it ends; a record of
     another policy or protocol is replaced. None keeps everything in memory. `trained` are the starts of the
-    demonstrations; None, where the caller answers for them.
+    demonstrations; None skips that check.
 
     Raises UserError: the evaluation's seeds overlap the demonstrations'; `max_decisions` exceeds what the
     simulator allows; the policy gave non-finite actions; the disk is full.
@@ -53,93 +60,90 @@ def evaluate(
     if config.max_decisions > environments.longest:
         raise UserError(
             f"evaluation.max_decisions is {config.max_decisions}, but the simulator ends an episode after "
-            f"{environments.longest} decisions. Set it to at most {environments.longest}."
+            f"{environments.longest} control steps. Set it to at most {environments.longest}."
         )
     began = time.perf_counter()
     planned = plan(config, environments)
-    player = Player(
+    spec = RolloutSpec(
         policy=policy,
         environments=environments,
-        execute=config.execute,
+        actions_per_query=config.actions_per_query,
         max_decisions=config.max_decisions,
         folder=folder,
     )
-    found, missing = _split(player, units(planned))
-    total = len(found) + sum(len(unit.starts) for unit in missing)
-    done = list(found)
-    _report(progress, len(done), total)
-    with _torch_threads():
-        for block in _play(player, missing, _workers(config, missing)):
-            done.extend(block)
-            _report(progress, len(done), total)
+    rollouts, missing = _split(spec, rollout_blocks(planned))
+    resumed, total = len(rollouts), len(rollouts) + sum(len(block.starts) for block in missing)
+    with _one_torch_thread():
+        _report(progress, resumed, total)
+        for played in _play(spec, missing, _workers(config, missing)):
+            rollouts += played
+            _report(progress, len(rollouts), total)
     return _result(
-        *(config, environments, trained, planned, done),
-        resumed=len(found),
+        *(config, environments, trained, planned, rollouts),
+        resumed=resumed,
         seconds=time.perf_counter() - began,
     )
 
 
-def _split(player: Player, planned: Sequence[Unit]) -> tuple[list[Rollout], list[Unit]]:
-    """Rollouts that an earlier run has saved, and the units that remain."""
-    found: list[Rollout] = []
-    missing: list[Unit] = []
-    for unit in planned:
+def _split(spec: RolloutSpec, planned: Sequence[RolloutBlock]) -> tuple[list[Rollout], list[RolloutBlock]]:
+    """Rollouts that an earlier run has saved, and the blocks that remain to be played."""
+    saved: list[Rollout] = []
+    missing: list[RolloutBlock] = []
+    for block in planned:
         left: list[tuple[int, str]] = []
-        for seed, instruction in unit.starts:
-            record = player.find(unit.task, unit.condition, seed, instruction)
+        for seed, instruction in block.starts:
+            record = spec.find(block.task, block.condition, seed, instruction)
             if record is None:
                 left.append((seed, instruction))
             else:
-                found.append(record)
+                saved.append(record)
         if left:
-            missing.append(Unit(task=unit.task, condition=unit.condition, starts=tuple(left)))
-    return found, missing
+            missing.append(RolloutBlock(task=block.task, condition=block.condition, starts=tuple(left)))
+    return saved, missing
 
 
-def _workers(config: EvaluationConfig, missing: Sequence[Unit]) -> int:
+def _workers(config: EvaluationConfig, missing: Sequence[RolloutBlock]) -> int:
     """ "auto" is one worker per core that this process may use, at most 8 (each takes about 0.7 GB)."""
-    wanted = min(available_cpus(), MOST_WORKERS) if config.workers == "auto" else config.workers
+    wanted = min(available_cpus(), MAX_WORKERS) if config.workers == "auto" else config.workers
     return max(1, min(wanted, len(missing)))
 
 
-def _play(player: Player, missing: Sequence[Unit], count: int) -> Iterator[list[Rollout]]:
-    """The rollouts of each unit, as units end. One worker plays in this process, several are spawned."""
+def _play(spec: RolloutSpec, missing: Sequence[RolloutBlock], count: int) -> Iterator[list[Rollout]]:
+    """The rollouts of each block as it ends. One worker plays in this process, several are spawned."""
     if count == 1:
-        worker = Worker(player)
+        worker = RolloutWorker(spec)
         try:
-            for unit in missing:
-                yield worker(unit)
+            for block in missing:
+                yield worker(block)
         finally:
             worker.close()
         return
     left = list(missing)
     last: dict[int, str] = {}
     with _worker_variables():
-        workers = Workers(Worker(player), count)
+        workers = Workers(RolloutWorker(spec), count)
     with workers:
         while left or workers.busy:
             for worker in workers.idle:
                 if left:
-                    unit = _next(left, worker, last)
-                    last[worker] = unit.task
-                    workers.start(worker, unit)
-            for _, block in workers.finished():
-                yield block
+                    block = _next(left, worker, last)
+                    last[worker] = block.task
+                    workers.start(worker, block)
+            for _, played in workers.finished():
+                yield played
 
 
-def _next(left: list[Unit], worker: int, last: dict[int, str]) -> Unit:
-    """Takes a unit off the list: of the task that the worker has at hand, else of one that nobody plays,
-    else any.
-    """
+def _next(left: list[RolloutBlock], worker: int, last: dict[int, str]) -> RolloutBlock:
+    """Takes a block off the list: of the worker's last task, else of a task that nobody plays, else any."""
     taken = set(last.values())
-    own = (i for i, unit in enumerate(left) if unit.task == last.get(worker))
-    free = (i for i, unit in enumerate(left) if unit.task not in taken)
-    return left.pop(next(own, next(free, 0)))
+    same = (i for i, block in enumerate(left) if block.task == last.get(worker))
+    free = (i for i, block in enumerate(left) if block.task not in taken)
+    return left.pop(next(same, next(free, 0)))
 
 
 @contextmanager
 def _worker_variables() -> Iterator[None]:
-    """Environment of the workers while they start: their libraries read it when they are imported."""
+    """Environment variables of starting workers: their libraries read them at import."""
     wanted = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     before = {key: os.environ.get(key) for key in wanted}
     os.environ.update(wanted)
@@ -154,8 +158,8 @@ def _worker_variables() -> Iterator[None]:
 
 
 @contextmanager
-def _torch_threads() -> Iterator[None]:
-    """One torch thread in this process as in the workers, so that one worker gives the same bits as two."""
+def _one_torch_thread() -> Iterator[None]:
+    """One torch thread in this process as in the workers: the same bits for any number of workers."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -188,17 +192,17 @@ def _result(
         for seed, _ in pairs
     )
     chunks = {r.chunk for r in ordered if r.condition == "policy"}
-    verdicts = [verdict(control, ordered) for control in ("wrong_instruction", "no_image")]
+    verdicts = (verdict(control, ordered) for control in ("wrong_instruction", "no_image"))
     return EvaluationResult(
         scores={c: score(c, [r for r in ordered if r.condition == c]) for c in planned},
-        verdicts=tuple(found for found in verdicts if found is not None),
+        verdicts=tuple(one for one in verdicts if one is not None),
         protocol=EvaluationProtocol(
             suite=config.suite,
             split=config.split,
             seed_first=config.seeds[0],
             seed_last=config.seeds[-1],
             chunk=max(chunks),
-            executed=min(config.execute, max(chunks)),
+            executed=min(config.actions_per_query, max(chunks)),
             max_decisions=config.max_decisions,
             distinct_starts=len({(r.task, r.start) for r in ordered if r.condition == "policy"}),
             environment=environments.fingerprint,

@@ -1,11 +1,13 @@
-"""What an evaluation found: scores with intervals, verdicts, the protocol."""
+"""Results of an evaluation: success rates with intervals, verdicts of the controls, the protocol."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 from tutti.evaluation.closed_loop.controls import Verdict
 from tutti.evaluation.closed_loop.rollouts import Condition, Rollout
@@ -15,7 +17,10 @@ from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
-    """k of n rollouts of a task, with Wilson's 95 % interval; `decisions` is the mean over the successes."""
+    """k of n rollouts of a task, with Wilson's 95 % interval.
+
+    `decisions` is the mean number of control steps of its successes.
+    """
 
     task: str
     successes: int
@@ -31,7 +36,7 @@ class TaskScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A condition over its tasks. `mean` is the mean of the tasks' rates, each task counting once.
+    """Success of a condition over its tasks. `mean` is the mean of the tasks' rates.
 
     `interval` is that of `mean_of_rates`: it says nothing about other trainings of the same config.
     """
@@ -41,15 +46,20 @@ class Score:
     mean: float
     interval: Interval
 
+    @property
+    def counts(self) -> dict[str, list[int]]:
+        """task -> [k, n]."""
+        return {task.task: [task.successes, task.episodes] for task in self.tasks}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationProtocol:
-    """How the score was taken. `chunk` actions are predicted at once, `executed` of them carried out.
+    """How the success rates were measured. Of `chunk` predicted actions `executed` are executed.
 
-    Success latches at its first moment and ends the rollout. `distinct_starts` counts different (task,
-    privileged state after the reset): a deterministic policy gives no more evidence than that.
-    `trained_seeds` are those of the demonstrations ("10000 to 10052", recording by recording);
-    `starts_not_known` names the data sets that do not say theirs.
+    A rollout ends at its first success. `distinct_starts` counts different (task, privileged state after the
+    reset): a deterministic policy gives no more evidence than that. `trained_seeds` are those of the
+    demonstrations ("10000 to 10052", recording by recording); `starts_not_known` names the data sets that do
+    not say theirs.
     """
 
     suite: str
@@ -67,7 +77,7 @@ class EvaluationProtocol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """Everything an evaluation found. `scores["policy"]` is the score, the others are its controls.
+    """Everything an evaluation measured. `scores["policy"]` is the score, the others are its controls.
 
     `seconds` is the wall time of this call, in which `resumed` rollouts of an earlier one were not played
     again.
@@ -82,16 +92,13 @@ class EvaluationResult:
 
     @property
     def policy(self) -> Score:
-        """The score itself."""
+        """The score of the policy itself."""
         return self.scores["policy"]
 
-    def success(self) -> dict[str, list[int]]:
-        """task -> [k, n], as summary.json wants it."""
-        return counts(self.policy)
-
-    def controls(self) -> dict[str, dict[str, list[int]]]:
-        """condition -> task -> [k, n] of every control that ran."""
-        return {name: counts(found) for name, found in self.scores.items() if name != "policy"}
+    @property
+    def controls(self) -> dict[Condition, Score]:
+        """The score of every control that ran."""
+        return {condition: score for condition, score in self.scores.items() if condition != "policy"}
 
     def notes(self) -> list[str]:
         """The protocol and the verdicts, in sentences."""
@@ -100,29 +107,23 @@ class EvaluationResult:
         first = (
             f"{len(self.policy.tasks)} tasks of {p.suite}, seeds {p.seed_first}-{p.seed_last}, "
             f"{p.distinct_starts} distinct starts, {text} instructions; {p.chunk} actions predicted, "
-            f"{p.executed} executed, at most {p.max_decisions} decisions, first success counts."
+            f"{p.executed} executed, at most {p.max_decisions} control steps, first success counts."
         )
         interval = self.policy.interval
         intervals = f"Per task: Wilson 95 %. Task mean, 95 %: {interval.percent()} ({interval.rule})."
         unknown = TrainingStarts(unknown=p.starts_not_known).warning
-        return [
-            first,
-            intervals,
-            *([unknown] if unknown else []),
-            *(found.sentence for found in self.verdicts),
-        ]
+        sentences = (first, intervals, unknown, *(verdict.sentence for verdict in self.verdicts))
+        return [sentence for sentence in sentences if sentence]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; of the rollouts everything but the executed actions, which lie in the
-        records.
-        """
+        """Plain data for JSON, without the executed actions, which lie in the rollouts' own records."""
         slim = [
             {k: v for k, v in json.loads(r.to_json()).items() if not k.startswith("action")}
             for r in self.rollouts
         ]
         return {
-            "scores": {name: _plain(found) for name, found in self.scores.items()},
-            "verdicts": [asdict(found) for found in self.verdicts],
+            "scores": {condition: asdict(score) for condition, score in self.scores.items()},
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "protocol": asdict(self.protocol),
             "rollouts": slim,
             "notes": self.notes(),
@@ -130,26 +131,25 @@ class EvaluationResult:
             "seconds": self.seconds,
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave, without its rollouts.
 
-def _plain(found: Score) -> dict[str, Any]:
-    """A score with its tasks as rows of task, k, n, low, high, decisions."""
-    rows = [
-        {
-            "task": task.task,
-            "k": task.successes,
-            "n": task.episodes,
-            "low": task.interval.low,
-            "high": task.interval.high,
-            "decisions": task.decisions,
-        }
-        for task in found.tasks
-    ]
-    return asdict(found) | {"tasks": rows}
-
-
-def counts(found: Score) -> dict[str, list[int]]:
-    """task -> [k, n]."""
-    return {task.task: [task.successes, task.episodes] for task in found.tasks}
+        Raises: ValueError, KeyError or TypeError where the values have another form.
+        """
+        scores = TypeAdapter(dict[Condition, Score]).validate_python(values["scores"])
+        if not all(
+            score.tasks and all(task.episodes > 0 for task in score.tasks) for score in scores.values()
+        ):
+            raise ValueError("scores: expected at least one task with at least one rollout each")
+        return cls(
+            scores={"policy": scores["policy"], **scores},
+            verdicts=TypeAdapter(tuple[Verdict, ...]).validate_python(values["verdicts"]),
+            protocol=TypeAdapter(EvaluationProtocol).validate_python(values["protocol"]),
+            rollouts=(),
+            resumed=int(values["resumed"]),
+            seconds=float(values["seconds"]),
+        )
 
 
 def score(condition: Condition, rollouts: Sequence[Rollout]) -> Score:

@@ -1,4 +1,4 @@
-"""One rollout, and the worker that plays blocks of them and saves each as it ends.
+"""Rollouts of a policy in the simulator: records, and the worker that plays and saves them.
 
 A record is a function of its identity alone: task, seed, instruction, condition, policy and limits. Which
 worker played it, when, and after what, does not enter.
@@ -25,7 +25,7 @@ from tutti.types import UserError
 
 Condition = Literal["policy", "wrong_instruction", "no_image", "noop", "expert"]
 CONDITIONS: tuple[Condition, ...] = ("policy", "wrong_instruction", "no_image", "noop", "expert")
-KEPT_ENVIRONMENTS = 2  # a Meta-World task with its renderer takes 90 MB
+MAX_ENVIRONMENTS = 2  # a Meta-World task with its renderer takes 90 MB
 
 
 @runtime_checkable
@@ -43,9 +43,7 @@ class RolloutPolicy(Protocol):
 
 @runtime_checkable
 class PolicyFactory(Protocol):
-    """Builds the policy in the process that uses it; pickles. `fingerprint` changes whenever the weights
-    do.
-    """
+    """Builds the policy in the process that uses it; picklable. `fingerprint` changes with the weights."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -53,10 +51,8 @@ class PolicyFactory(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """Rollouts that one worker plays in a row: a task under a condition, with a (seed, instruction) for
-    each.
-    """
+class RolloutBlock:
+    """Rollouts that one worker plays in a row: a task, a condition, and (seed, instruction) of each."""
 
     task: str
     condition: Condition
@@ -65,11 +61,11 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """What happened. `actions` are as executed, (decisions, a) float32; replaying them from the seed gives
-    it again.
+    """One finished rollout. Replaying the executed `actions` from the seed reproduces it.
 
-    `chunk` is the number of actions the policy predicted at once (1 for expert and no-op), `start` the hash
-    of the privileged state after the reset, `identity` the hash of everything the rollout depends on.
+    `decisions` is the number of control steps, `queries` that of predicted chunks, `chunk` that of actions
+    predicted at once (1 for expert and no-op), `start` the hash of the privileged state after the reset,
+    `identity` the hash of everything the rollout depends on.
     """
 
     task: str
@@ -99,12 +95,12 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Player:
-    """Everything a worker needs to play units; pickles. `folder` None keeps the records in memory only."""
+class RolloutSpec:
+    """Everything a worker needs to play rollouts; picklable. `folder` None keeps the records in memory."""
 
     policy: PolicyFactory
     environments: EnvironmentFactory
-    execute: int
+    actions_per_query: int
     max_decisions: int
     folder: Path | None
 
@@ -112,21 +108,21 @@ class Player:
         """The hash of everything a rollout depends on; expert and no-op do not depend on the policy."""
         parts = [self.environments.fingerprint, task, condition, str(seed), str(self.max_decisions)]
         if condition not in ("noop", "expert"):
-            parts += [self.policy.fingerprint, instruction, str(self.execute)]
+            parts += [self.policy.fingerprint, instruction, str(self.actions_per_query)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def find(self, task: str, condition: Condition, seed: int, instruction: str) -> Rollout | None:
-        """The saved record of this very rollout, or None. Another policy's or protocol's is not it."""
+        """The saved record of this rollout; None if there is none, or only another policy's or protocol's."""
         if self.folder is None:
             return None
         path = record_path(self.folder, condition, task, seed)
         try:
-            found = Rollout.from_json(read_text(path))
+            rollout = Rollout.from_json(read_text(path))
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # none, or not a record of ours: the rollout is played and the file replaced
-        if found.identity != self.identity(task, condition, seed, instruction):
+        if rollout.identity != self.identity(task, condition, seed, instruction):
             return None
-        return replace(found, instruction=instruction)  # for expert and no-op the text is only a label
+        return replace(rollout, instruction=instruction)  # for expert and no-op the text is only a label
 
     def save(self, rollout: Rollout) -> None:
         """Writes the record atomically; does nothing without a folder."""
@@ -136,34 +132,33 @@ class Player:
 
 
 def record_path(folder: Path, condition: str, task: str, seed: int) -> Path:
-    """Where the record of a rollout lies."""
+    """The path of a rollout's record."""
     return folder / condition / task / f"{seed}.json"
 
 
-class Worker:
-    """Plays units in one process: builds its policy once and keeps the environments it used last.
+class RolloutWorker:
+    """Plays blocks of rollouts in one process; builds its policy once and reuses its last environments.
 
-    It pickles as long as it has played nothing, which is how it travels to the process it works in.
+    Picklable until it has played something, so it can be sent to another process.
     """
 
-    def __init__(self, player: Player) -> None:
-        self.player = player
+    def __init__(self, spec: RolloutSpec) -> None:
+        self.spec = spec
         self._policy: RolloutPolicy | None = None
         self._environments: OrderedDict[str, Environment] = OrderedDict()
 
-    def __call__(self, unit: Unit) -> list[Rollout]:
-        """All rollouts of the unit, each saved as it ends.
+    def __call__(self, block: RolloutBlock) -> list[Rollout]:
+        """All rollouts of the block, each saved as it ends.
 
         One torch thread: then the sums of a forward pass never depend on the machine's load or core count.
         """
         torch.set_num_threads(1)
-        environment = self._environment(unit.task)
-        done: list[Rollout] = []
-        for seed, instruction in unit.starts:
-            rollout = self._rollout(environment, unit, seed, instruction)
-            self.player.save(rollout)
-            done.append(rollout)
-        return done
+        environment = self._environment(block.task)
+        rollouts: list[Rollout] = []
+        for seed, instruction in block.starts:
+            rollouts.append(self._rollout(environment, block, seed, instruction))
+            self.spec.save(rollouts[-1])
+        return rollouts
 
     def close(self) -> None:
         """Close every renderer."""
@@ -172,37 +167,37 @@ class Worker:
 
     def _environment(self, task: str) -> Environment:
         if task not in self._environments:
-            if len(self._environments) >= KEPT_ENVIRONMENTS:
+            if len(self._environments) >= MAX_ENVIRONMENTS:
                 self._environments.popitem(last=False)[1].close()
-            self._environments[task] = self.player.environments(task)
+            self._environments[task] = self.spec.environments(task)
         self._environments.move_to_end(task)
         return self._environments[task]
 
-    def _rollout(self, environment: Environment, unit: Unit, seed: int, instruction: str) -> Rollout:
-        player = self.player
+    def _rollout(self, environment: Environment, block: RolloutBlock, seed: int, instruction: str) -> Rollout:
+        spec = self.spec
         environment.reset(seed)
         start = hashlib.sha256(np.ascontiguousarray(environment.privileged).tobytes()).hexdigest()[:16]
-        controller = self._controller(environment, unit.condition, instruction)
-        execute = 1 if unit.condition in ("noop", "expert") else player.execute
+        controller = self._controller(environment, block.condition, instruction)
+        steps = 1 if block.condition in ("noop", "expert") else spec.actions_per_query
         actions: list[np.ndarray] = []
         queries = chunk_length = 0
-        while len(actions) < player.max_decisions and not environment.success:
+        while len(actions) < spec.max_decisions and not environment.success:
             chunk = controller()
             queries, chunk_length = queries + 1, len(chunk)
             if not np.isfinite(chunk).all():
                 raise UserError(
-                    f"non-finite action on {unit.task}, seed {seed}, decision {len(actions)}. "
+                    f"non-finite action on {block.task}, seed {seed}, control step {len(actions)}. "
                     "The checkpoint's weights or its normalizer are damaged: evaluate an earlier checkpoint."
                 )
-            for action in chunk[:execute]:
+            for action in chunk[:steps]:
                 environment.step(action)
                 actions.append(action)
-                if environment.success or len(actions) >= player.max_decisions:
+                if environment.success or len(actions) >= spec.max_decisions:
                     break
-        executed = np.array(actions, dtype=np.float32).reshape(len(actions), player.environments.action_dim)
+        executed = np.array(actions, dtype=np.float32).reshape(len(actions), spec.environments.action_dim)
         return Rollout(
-            task=unit.task,
-            condition=unit.condition,
+            task=block.task,
+            condition=block.condition,
             seed=seed,
             instruction=instruction,
             success=bool(environment.success),
@@ -210,20 +205,20 @@ class Worker:
             queries=queries,
             chunk=chunk_length,
             start=start,
-            identity=player.identity(unit.task, unit.condition, seed, instruction),
+            identity=spec.identity(block.task, block.condition, seed, instruction),
             actions=executed,
         )
 
     def _controller(
         self, environment: Environment, condition: Condition, instruction: str
     ) -> Callable[[], Float32[np.ndarray, "t a"]]:
-        """The function that gives the next chunk. It renders only if the policy will look."""
+        """The function that gives the next chunk. It renders only if the policy gets images."""
         if condition == "expert":
             return lambda: np.asarray(environment.expert_action(), np.float32)[None]
         if condition == "noop":
-            return lambda: np.zeros((1, self.player.environments.action_dim), np.float32)
+            return lambda: np.zeros((1, self.spec.environments.action_dim), np.float32)
         if self._policy is None:
-            self._policy = self.player.policy()
+            self._policy = self.spec.policy()
         policy = self._policy
         if condition == "no_image":
             return lambda: policy.predict(None, environment.state, instruction, use_images=False)

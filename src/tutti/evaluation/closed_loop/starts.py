@@ -1,4 +1,4 @@
-"""Which starts of the simulator a policy was trained on, so that none of them is played to judge it."""
+"""Starts of the simulator that a policy was trained on, so that no evaluation uses them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
 RECORDING = "recording.json"
-"""Says how a data set was recorded: `suite`, `seeds` [first, last], tries and successes of each task. It lies
-in the data set's own folder; older recordings have it in the run's folder alone, beside `dataset/`."""
+"""How a data set was recorded: `suite`, `seeds` [first, last], tries and successes of each task. It lies in
+the data set's own folder; older recordings have it in the run's folder alone, beside `dataset/`."""
 DATASET = "dataset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingStarts:
-    """`seeds`: those of the demonstrations, recording by recording; `unknown`: data sets that do not say.
+    """Seeds of the demonstrations, recording by recording; `unknown`: data sets without that information.
 
-    A start is told by its seed alone, whatever its task.
+    A seed identifies a start, whatever its task.
     """
 
     seeds: tuple[range, ...] = ()
@@ -38,9 +38,9 @@ class TrainingStarts:
 
     @classmethod
     def of_data(cls, folder: Path) -> TrainingStarts:
-        """Those of the data set in `folder`, wherever it lies.
+        """The starts of the data set in `folder`.
 
-        Raises: UserError, naming the file, where it says something that cannot be read.
+        Raises: UserError, naming the file, if it cannot be read.
         """
         places = [folder / RECORDING]
         places += [f.parent / RECORDING for f in (folder, folder.resolve()) if f.name == DATASET]
@@ -51,7 +51,7 @@ class TrainingStarts:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingStarts:
-        """What `to_dict` gave; data sets that did not say their starts then are asked again.
+        """What `to_dict` gave; data sets whose starts were unknown then are read again.
 
         Raises: ValueError, KeyError or TypeError where it is of another form.
         """
@@ -64,7 +64,7 @@ class TrainingStarts:
 
     @property
     def warning(self) -> str:
-        """What must be said where a data set does not tell its starts; empty where all do."""
+        """The warning about data sets without known starts; empty if there are none."""
         return (
             f"starts of the training data are not known: {', '.join(self.unknown)}. Whether the score counts "
             f"starts that were trained on cannot be checked. If you know them, put {RECORDING} with "
@@ -75,16 +75,16 @@ class TrainingStarts:
 
 
 def check_seeds(config: EvaluationConfig, trained: TrainingStarts) -> None:
-    """Refuses to judge a policy on starts that it was shown. Raises: UserError where the seeds overlap."""
+    """Raises UserError if the evaluation's starts overlap those of the training data."""
     overlaps = [one for one in trained.seeds if _meet(config.seeds, one)]
     if not overlaps:
         return
-    shown = ", ".join(f"{one[0]} to {one[-1]}" for one in overlaps)
+    shared = ", ".join(f"{one[0]} to {one[-1]}" for one in overlaps)
     below = min(one[0] for one in trained.seeds) - config.episodes
     raise UserError(
-        f"evaluation.seed0: the evaluation's starts (seeds {config.seeds[0]} to {config.seeds[-1]}) overlap "
-        f"the demonstrations' (seeds {shown}): the score would count starts that were trained on. "
-        f"Set evaluation.seed0 to {max(one[-1] for one in trained.seeds) + 1} or more"
+        f"evaluation.first_seed: the evaluation's starts (seeds {config.seeds[0]} to {config.seeds[-1]}) "
+        f"overlap the demonstrations' (seeds {shared}): the score would count starts that were trained on. "
+        f"Set evaluation.first_seed to {max(one[-1] for one in trained.seeds) + 1} or more"
         + (f", or to at most {below}." if below >= 0 else ".")
     )
 

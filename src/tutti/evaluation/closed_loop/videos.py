@@ -1,4 +1,4 @@
-"""Videos of rollouts: the executed actions are replayed from the start in larger pictures and encoded."""
+"""Videos of rollouts: the executed actions are replayed in the simulator, rendered larger, and encoded."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tutti.suites.metaworld.task import MetaWorldTask
 from tutti.suites.workers import Workers, available_cpus
 
 IMAGE_SIZE = 240  # even, as yuv420p needs
-MOST_WORKERS = 8
-MOST_FRAMES = 50
+MAX_WORKERS = 8
+MAX_FRAMES = 50
 QUALITY = 30  # x264's constant rate factor
 
 
@@ -68,7 +68,7 @@ def rollout_videos(
     done = len(jobs) - len(left)
     if progress is not None:
         progress(done, len(jobs))
-    wanted = min(available_cpus(), MOST_WORKERS) if workers == "auto" else workers
+    wanted = min(available_cpus(), MAX_WORKERS) if workers == "auto" else workers
     for _ in _make(left, min(wanted, len(left))):
         done += 1
         if progress is not None:
@@ -134,7 +134,7 @@ def replay(job: Job) -> tuple[UInt8[np.ndarray, "t v h w 3"], int]:
     A larger picture with smooth edges takes 20 ms, so a long rollout is shown at half the rate.
     """
     suite, actions = job.suite, job.rollout.actions
-    stride = math.ceil(len(actions) / MOST_FRAMES)
+    stride = math.ceil(len(actions) / MAX_FRAMES)
     repeat = suite.action_repeat
     with MetaWorldTask(
         job.rollout.task, suite.views, job.size, action_repeat=repeat, samples=4

@@ -1,6 +1,6 @@
-"""What needs no model: the same actions predicted from one input alone, by closed-form regressions.
+"""Baselines without the model: ridge regressions of the actions from one input alone.
 
-A policy that does not beat one of these may do nothing else. The copycat problem (1905.11979, 2010.14876):
+A policy that does not beat one of these may do no more. The copycat problem (1905.11979, 2010.14876):
 the state, or the action before, tells the next action so well that pictures and text look unnecessary
 offline, until the robot acts and its own mistakes are in the state.
 """
@@ -35,7 +35,7 @@ LEAD = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """`error` is its masked mean |a^ - a*| over the executed part; `ratio` that error over the model's."""
+    """A regression's masked mean |a^ - a*| over the executed part, and its ratio to the model's."""
 
     name: str
     error: Estimate
@@ -70,7 +70,7 @@ def baselines(
     model_error: ErrorSums,
     *,
     groups: Sequence[str],
-    execute: int,
+    executed: int,
     seed: int = 0,
 ) -> tuple[Baseline, ...]:
     """Each baseline fitted on `training` and scored on `held_out`, next to the model's own error there.
@@ -79,21 +79,21 @@ def baselines(
     the action before; the pictures averaged over 8 x 8 areas. They minimise the squared error and are scored
     by the absolute one, as the model is, which favours a model trained on the absolute error by a little.
     """
-    targets, mask = training.actions(execute)
-    truth, present = held_out.actions(execute)
-    found: list[Baseline] = []
-    seen, met = _inputs(training, groups, seed), _inputs(held_out, groups, seed)
-    for name, inputs in seen.items():
+    targets, mask = training.actions(executed)
+    truth, present = held_out.actions(executed)
+    rows: list[Baseline] = []
+    train, held = _inputs(training, groups, seed), _inputs(held_out, groups, seed)
+    for name, inputs in train.items():
         models = fit_steps(inputs, targets, mask, training.episode)
-        wrong = np.where(present, np.abs(predict_steps(models, met[name]) - truth), 0.0).sum((1, 2))
-        found.append(
+        wrong = np.where(present, np.abs(predict_steps(models, held[name]) - truth), 0.0).sum((1, 2))
+        rows.append(
             Baseline(
                 name=name,
                 error=ratio_of_sums(wrong, model_error.count, held_out.episode, seed=seed),
                 ratio=ratio_of_sums(wrong, model_error.error, held_out.episode, seed=seed),
             )
         )
-    return tuple(found)
+    return tuple(rows)
 
 
 def state_leak(training: Sample, held_out: Sample) -> Leak:

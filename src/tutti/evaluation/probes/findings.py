@@ -11,8 +11,15 @@ from typing import Literal
 
 from tutti.evaluation.probes.baselines import STATE as STATE_ALONE
 from tutti.evaluation.probes.baselines import Baseline, Leak
-from tutti.evaluation.probes.chunk_consistency import DEAD_BAND, Consistency
-from tutti.evaluation.probes.input_ablation import NO_STATE, NO_TEXT, NO_VISION, SWAP, Removal, Removals
+from tutti.evaluation.probes.chunk_consistency import DEAD_BAND, ChunkConsistency
+from tutti.evaluation.probes.input_ablation import (
+    NO_STATE,
+    NO_TEXT,
+    NO_VISION,
+    SWAP,
+    InputAblation,
+    InputAblations,
+)
 from tutti.evaluation.probes.linear_probe import ACTION, READOUT, STATE, TASK, VISION, Probe
 from tutti.evaluation.probes.occlusion import Occlusion
 from tutti.evaluation.statistics.intervals import Estimate
@@ -38,15 +45,15 @@ class Finding:
 
 def findings(
     *,
-    removals: Removals,
+    ablations: InputAblations,
     baselines: Sequence[Baseline],
     leak: Leak,
     probes: Sequence[Probe],
-    chunks: Consistency | None,
+    chunks: ChunkConsistency | None,
     occlusion: Occlusion,
 ) -> tuple[Finding, ...]:
     """Every sentence, in the order of the table in docs/probes.md."""
-    found = [_instruction(removals, probes), _pictures(removals), _copying(removals, baselines)]
+    found = [_instruction(ablations, probes), _pictures(ablations), _copying(ablations, baselines)]
     found += [*_leak(leak), *_beaten(baselines), *_features(probes)]
     if chunks is not None:
         found.append(_chunks(chunks))
@@ -64,26 +71,25 @@ def between(estimate: Estimate, scale: int | float = 1, digits: int = 2) -> str:
     return f"{text(estimate.value)} [{text(estimate.interval.low)}, {text(estimate.interval.high)}]"
 
 
-def _use(row: Removal) -> Outcome:
+def _use(row: InputAblation) -> Outcome:
     """Whether the actions owe anything to an input: the whole interval on one side of `SMALL`."""
-    if row.movement.below(SMALL):
+    if row.action_shift.below(SMALL):
         return "ignores"
-    return "uses" if row.movement.above(SMALL) else "unresolved"
+    return "uses" if row.action_shift.above(SMALL) else "unresolved"
 
 
-def _instruction(removals: Removals, probes: Sequence[Probe]) -> Finding:
-    swap, blank = removals.find(SWAP), removals.find(NO_TEXT)
+def _instruction(ablations: InputAblations, probes: Sequence[Probe]) -> Finding:
+    swap, blank = ablations.find(SWAP), ablations.find(NO_TEXT)
     if swap is None:
         text = (
             "The data has one task, so there is no other instruction to swap in: whether the model listens "
         )
         return Finding(about="instruction", outcome="measured", sentence=text + "cannot be asked here.")
     outcome = _use(swap)
-    moved = (
-        f"Another task's instruction moves the executed actions by {between(swap.movement)} times their error"
-    )
+    moved = "Another task's instruction moves the executed actions by "
+    moved += f"{between(swap.action_shift)} times their error"
     if blank is not None:
-        moved += f", no instruction by {between(blank.movement)} times"
+        moved += f", no instruction by {between(blank.action_shift)} times"
     shown = next((p for p in probes if (p.features, p.target) == (VISION, TASK)), None)
     scene = ""
     if shown is not None:
@@ -105,19 +111,19 @@ def _instruction(removals: Removals, probes: Sequence[Probe]) -> Finding:
     )
 
 
-def _pictures(removals: Removals) -> Finding:
-    row = removals.find(NO_VISION)
+def _pictures(ablations: InputAblations) -> Finding:
+    row = ablations.find(NO_VISION)
     assert row is not None
     outcome = _use(row)
     moved = (
-        f"Without the pictures the executed actions move by {between(row.movement)} times their error, and "
-        f"the error changes by {between(row.increase, 100, 0)} %"
+        f"Without the images the executed actions move by {between(row.action_shift)} times their error, "
+        f"and the error changes by {between(row.increase, 100, 0)} %"
     )
     endings: dict[Outcome, str] = {
         "ignores": "this model ignores the pictures.",
         "uses": "the pictures matter.",
     }
-    unused = [view.name for view in removals.rows if view.name.endswith(" view") and _use(view) == "ignores"]
+    unused = [view.name for view in ablations.rows if view.name.endswith(" view") and _use(view) == "ignores"]
     more = f" Taking away one view changes next to nothing: {', '.join(unused)}." if unused else ""
     ending = endings.get(outcome, "too few episodes to say whether they matter.")
     return Finding(
@@ -128,14 +134,14 @@ def _pictures(removals: Removals) -> Finding:
     )
 
 
-def _copying(removals: Removals, baselines: Sequence[Baseline]) -> Finding:
+def _copying(ablations: InputAblations, baselines: Sequence[Baseline]) -> Finding:
     alone = next(row for row in baselines if row.name == STATE_ALONE)
-    withheld = removals.find(NO_STATE)
+    withheld = ablations.find(NO_STATE)
     text = f"A regression from the state alone has {between(alone.ratio)} times the model's error"
     if withheld is not None:
         text += (
-            f"; without the state the actions move by {between(withheld.movement)} times their error and the "
-            f"error changes by {between(withheld.increase, 100, 0)} %"
+            f"; without the state the actions move by {between(withheld.action_shift)} times their error and "
+            f"the error changes by {between(withheld.increase, 100, 0)} %"
         )
     if alone.ratio.below(NEAR) and withheld is not None and _use(withheld) == "ignores":
         ending = ": this model does not copy its state, and is not shown to do better than if it did."
@@ -207,17 +213,17 @@ def _features(probes: Sequence[Probe]) -> list[Finding]:
     return found
 
 
-def _chunks(chunks: Consistency) -> Finding:
+def _chunks(chunks: ChunkConsistency) -> Finding:
     text = ""
-    if chunks.jump is not None:
+    if chunks.chunk_disagreement is not None:
         text = (
             f"When the policy looks again after {chunks.distance} actions, its plan for the same moments "
-            f"changes by {between(chunks.jump)} times its error. "
+            f"changes by {between(chunks.chunk_disagreement)} times its error. "
         )
     text += (
         f"Of consecutive actions beyond a dead band of {DEAD_BAND} that are executed, "
-        f"{between(chunks.reversals, 100, 1)} % turn back, in the recording "
-        f"{between(chunks.recorded, 100, 1)} %."
+        f"{between(chunks.sign_flips, 100, 1)} % turn back, in the recording "
+        f"{between(chunks.recorded_flips, 100, 1)} %."
     )
     return Finding(about="chunks", outcome="measured", sentence=text)
 

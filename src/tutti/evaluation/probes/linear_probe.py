@@ -1,7 +1,7 @@
-"""What a linear map reads from frozen features: the state, the progress, the action, the task.
+"""Linear probes: the state, progress, action and task read from frozen features by ridge regression.
 
-Always beside the same model with fresh weights: random features carry much already, so a probe only says what
-training added. A good probe is not sufficient for a good policy (one report: R2 .73 at 74.5 % success).
+Always beside the same model with fresh weights: random features carry much already, so a probe only shows
+what training added. A good probe is not sufficient for a good policy (one report: R2 .73 at 74.5 % success).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ STATE, PROGRESS, ACTION, TASK = "state", "progress", "action", "task"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """`trained` and `untrained` are R2 = 1 - sum |y - y^|^2 / sum |y - mean|^2 over held-out windows, all
-    dimensions together; for the task they are the share of windows whose task is named rightly."""
+    """R2 = 1 - sum |y - y^|^2 / sum |y - mean|^2 of a probe over held-out windows, all dimensions together;
+    for the task the share of windows whose task is named rightly."""
 
     features: str
     target: str
@@ -51,26 +51,26 @@ def linear_probes(
     The state is normalised, the progress t / (length - 1), the action the first of the chunk, the task its
     one-hot (left out where there is one only). Intervals: over episodes.
     """
-    found: dict[tuple[str, str], list[Estimate]] = {}
+    estimates: dict[tuple[str, str], list[Estimate]] = {}
     tasks = task_numbers(training, groups), task_numbers(held_out, groups)
     for network in (model, untrained):
-        seen, met = collect(network, training), collect(network, held_out)
+        train, held = collect(network, training), collect(network, held_out)
         for name in FEATURES:
             for target in (STATE, PROGRESS, ACTION):
-                ridge = Ridge.fit(seen[name], seen[target], training.episode)
-                left = np.square(ridge.predict(met[name]) - met[target]).sum(1)
-                total = np.square(met[target] - met[target].mean(0)).sum(1)
+                ridge = Ridge.fit(train[name], train[target], training.episode)
+                left = np.square(ridge.predict(held[name]) - held[target]).sum(1)
+                total = np.square(held[target] - held[target].mean(0)).sum(1)
                 if total.sum() > STILL * len(total):  # what never moves cannot be explained
                     r2 = ratio_of_sums(left, total, held_out.episode, seed=seed).affine(-1, 1)
-                    found.setdefault((name, target), []).append(r2)
+                    estimates.setdefault((name, target), []).append(r2)
             if len(set(groups)) > 1:
-                ridge = Ridge.fit(seen[name], one_hot(tasks[0], len(set(groups))), training.episode)
-                right = (ridge.predict(met[name]).argmax(1) == tasks[1]).astype(np.float64)
+                ridge = Ridge.fit(train[name], one_hot(tasks[0], len(set(groups))), training.episode)
+                right = (ridge.predict(held[name]).argmax(1) == tasks[1]).astype(np.float64)
                 share = ratio_of_sums(right, np.ones_like(right), held_out.episode, seed=seed)
-                found.setdefault((name, TASK), []).append(share)
+                estimates.setdefault((name, TASK), []).append(share)
     return tuple(
         Probe(features=features, target=target, trained=pair[0], untrained=pair[1])
-        for (features, target), pair in found.items()
+        for (features, target), pair in estimates.items()
     )
 
 

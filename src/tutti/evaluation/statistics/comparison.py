@@ -32,7 +32,7 @@ Arm = Sequence[Sequence[ArrayLike]]
 Verdict = Literal["better", "worse", "unresolved"]
 
 SIGNIFICANT = 0.05
-MOST_SEEDS = 100_000
+MAX_SEEDS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +187,7 @@ def seeds_needed(differences: Sequence[float], power: float = 0.8, confidence: f
         return 2
     effect = mean / deviation
     rough = (stats.norm.ppf(0.5 + confidence / 2) + stats.norm.ppf(power)) / effect
-    if rough**2 > MOST_SEEDS:
+    if rough**2 > MAX_SEEDS:
         return None
     count = max(2, math.floor(rough**2))  # the normal approximation: never above what the t-test needs
     while _t_power(effect, count, confidence) < power:

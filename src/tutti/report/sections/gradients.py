@@ -26,7 +26,7 @@ PART_COLOURS = {"vision": "c1", "language": "c2", "fusion": "c3", "action": "c4"
 FEATURE_COLOURS = {"vision": "c1", "language": "c2", "fused": "c3", "readout": "c4"}
 SPARE = ("c5", "c6", "grey")
 PAIR_COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6")
-LEAST_TO_SMOOTH = 30
+MIN_TO_SMOOTH = 30
 
 
 def influence_section(inputs: Inputs) -> Section:
@@ -229,7 +229,7 @@ def _line(records: Records, name: str, label: str, colour: str, factor: Number =
     steps, values = records.get(name)
     if not steps:
         return None
-    ys = [factor * value for value in (smooth(values, 0.03) if len(values) >= LEAST_TO_SMOOTH else values)]
+    ys = [factor * value for value in (smooth(values, 0.03) if len(values) >= MIN_TO_SMOOTH else values)]
     return Series(name=label, xs=steps, ys=ys, colour=colour)
 
 

@@ -46,7 +46,7 @@ def probes_section(inputs: Inputs) -> Section:
         )
         for one in found
     ]
-    tables = [_removals(probes), _baselines(probes), _linear(probes)]
+    tables = [_ablations(probes), _baselines(probes), _linear(probes)]
     blocks.append(Fold(title="The figures", blocks=[table for table in tables if table is not None]))
     if inputs.occlusion:
         source = "data:image/png;base64," + base64.b64encode(inputs.occlusion).decode("ascii")
@@ -60,7 +60,7 @@ def _findings(probes: Json | None) -> list[Json]:
     return [one for one in kept if {"sentence", "outcome"} <= set(one)]
 
 
-def _removals(probes: Json) -> Table | None:
+def _ablations(probes: Json) -> Table | None:
     heads = [
         ("taken away", "Removed as tokens, by their masks; the state is set to 0 in normalised units."),
         ("actions move", "sum |a - a'| / sum |a - a*| over the executed part: in units of the error."),
@@ -69,10 +69,10 @@ def _removals(probes: Json) -> Table | None:
     rows = [
         [
             Cell(text=str(row.get("name", ""))),
-            _estimate(row.get("movement"), " x"),
+            _estimate(row.get("action_shift"), " x"),
             _estimate(row.get("increase"), " %", 0),
         ]
-        for row in _rows(probes.get("removals"), "rows")
+        for row in _rows(probes.get("ablations"), "rows")
     ]
     return Table(heads=heads, rows=rows, caption="What the actions owe to each input.") if rows else None
 

@@ -11,7 +11,7 @@ from tutti.report.svg.axes import Scale
 from tutti.report.svg.charts import Chart, drawing
 
 WIDTH, LEFT, RIGHT, TOP, ROW = 860, 190, 210, 8, 36
-LEAST_RANGE = 5.0
+MIN_RANGE = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def _scale(rows: Sequence[ForestRow]) -> Scale:
     for row in rows:
         ends += [*row.interval, *(row.wide or ()), *row.seeds, row.value]
     low, high = max(min(ends), -100.0), min(max(ends), 100.0)
-    room = max(0.06 * (high - low), LEAST_RANGE / 2 if high - low < LEAST_RANGE else 0.0)
+    room = max(0.06 * (high - low), MIN_RANGE / 2 if high - low < MIN_RANGE else 0.0)
     return Scale(low=low - room, high=high + room, start=LEFT, end=WIDTH - RIGHT)
 
 

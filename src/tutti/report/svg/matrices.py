@@ -23,10 +23,10 @@ from tutti.report.svg.charts import (
     spoken,
 )
 
-MOST_POINTS = 200
+MAX_POINTS = 200
 STEP = "optimizer step"
 LABELS, TOP_LABELS, ROW = 118, 26, 36
-LEAST_SHOWN = 0.0005
+MIN_SHOWN = 0.0005
 DARK = 0.65  # a cell as dark as this carries light letters
 
 
@@ -79,7 +79,7 @@ def _cell(value: Number | None, box: tuple[Number, Number, Number], colour: str,
     known = value is not None and math.isfinite(value)
     depth = min(max(float(value), 0.0), 1.0) if known and value is not None else 0.0
     text = percent(depth, 1 if 0 < depth < 0.01 else 0) if known else NOTHING
-    text = "&lt; 0.1 %" if 0 < depth < LEAST_SHOWN else text
+    text = "&lt; 0.1 %" if 0 < depth < MIN_SHOWN else text
     light = " on" if depth >= DARK else ""
     return (
         f'<g data-tip="{escape(tip)}"><rect class="heat {colour}" x="{x + 2:.1f}" y="{y + 2:.1f}" rx="4" '
@@ -146,8 +146,8 @@ def share_chart(
 def _thinned(
     steps: Sequence[int], shares: Sequence[Mapping[int, Number]]
 ) -> tuple[list[Number], list[list[float]]]:
-    """At most MOST_POINTS steps with the mean shares around them; an empty list where nothing is recorded."""
-    every = math.ceil(len(steps) / MOST_POINTS) or 1
+    """At most MAX_POINTS steps with the mean shares around them; an empty list where nothing is recorded."""
+    every = math.ceil(len(steps) / MAX_POINTS) or 1
     xs: list[Number] = []
     columns: list[list[float]] = []
     for start in range(0, len(steps), every):
