@@ -21,9 +21,8 @@ from tutti.distributed.ranks import sharing
 from tutti.distributed.world import joined, world
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["torch", "torch.distributed.fsdp", "tutti.config.run_config", "tutti.training.trainer"]
-)
+_context.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "ranks_training", "pytest"])
+"""torch._dynamo is what the first optimizer of a process would import, in seconds."""
 
 PATIENCE = 110.0
 """Seconds for all ranks to answer: several times what the slowest test takes beside other work."""

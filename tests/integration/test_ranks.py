@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -103,6 +104,7 @@ def require_same_records(one: list[dict[str, Any]], other: list[dict[str, Any]])
 PAIRS = [(case, kind) for case, given in CASES.items() for kind in given[2]]
 MOVES = [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp4"), ("ddp4", "fsdp2")]
 OPTIMIZERS = {"accumulation": MUON, "adamw": {}}
+FORMS = ("whole", "sharded")
 
 
 @pytest.mark.parametrize(("case", "kind"), PAIRS)
@@ -116,25 +118,55 @@ def test_the_same_losses_and_weights_as_one_process(case: str, kind: str, traine
     assert torch.equal(found["rng"]["torch"], expected["rng"]["torch"])
 
 
-@pytest.mark.parametrize("form", ["whole", "sharded"])
+def train_forms(folder: str, section: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Every optimizer with every form of checkpoints, in one world."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for case, form in itertools.product(OPTIMIZERS, FORMS):
+        settings = {"steps": 4, "accumulation": 2, "checkpoint_every": 2, "checkpoint_format": form}
+        found[case, form] = train(f"{folder}/{case}-{form}", settings | OPTIMIZERS[case] | section)
+    return found
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, str]], dict[Any, Any]]:
+    """What trainings give that two kinds share: the first to step 2, the other from its checkpoint on."""
+
+    def shares(folder: Path, count: int) -> None:
+        for case, form in itertools.product(OPTIMIZERS, FORMS):
+            last = folder / f"{case}-{form}" / "checkpoints" / "step-000004"
+            wrote = {path.name for path in (last / "shards").glob("rank-*")}
+            expected = {f"rank-{rank:05d}.safetensors" for rank in range(count)}
+            assert wrote == (expected if form == "sharded" else set())
+
+    @cache
+    def before(kind: str) -> Path:
+        count, section = spread(kind)
+        folder = tmp_path_factory.mktemp(kind)
+        on_ranks(count, train_forms, str(folder), section)
+        shares(folder, count)
+        for last in folder.glob("*/checkpoints/step-000004"):
+            shutil.rmtree(last)
+        return folder
+
+    @cache
+    def move(kinds: tuple[str, str]) -> dict[Any, Any]:
+        folder = shutil.copytree(before(kinds[0]), tmp_path_factory.mktemp("moved") / "runs")
+        count, section = spread(kinds[1])
+        found = on_ranks(count, train_forms, str(folder), section)[0]
+        shares(folder, count)
+        return found
+
+    return move
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", OPTIMIZERS)
 @pytest.mark.parametrize("move", MOVES, ids="-".join)
 def test_a_checkpoint_goes_on_with_any_number_of_ranks(
-    move: tuple[str, str], case: str, form: str, trained: Any, tmp_path: Path
+    move: tuple[str, str], case: str, form: str, trained: Any, continued: Any
 ) -> None:
     """Fused AdamW pairs moments and weights as they lie in memory, and some weights are channels-last."""
-    before = move[0]
-    expected = trained("one")[0][case]
-    settings = {"steps": 4, "accumulation": 2, "checkpoint_every": 2, "checkpoint_format": form}
-    for kind in move:
-        count, section = spread(kind)
-        found = on_ranks(count, train, str(tmp_path), settings | OPTIMIZERS[case] | section)[0]
-        last = tmp_path / "checkpoints" / "step-000004"
-        wrote = {path.name for path in (last / "shards").glob("rank-*")}
-        shares = {f"rank-{rank:05d}.safetensors" for rank in range(count)}
-        assert wrote == (shares if form == "sharded" else set())
-        if kind == before:
-            shutil.rmtree(last)
+    expected, found = trained("one")[0][case], continued(move)[case, form]
     require_same_records(expected["records"], found["records"])
     assert furthest(expected["tensors"], found["tensors"]) < TOLERANCE
 
@@ -179,29 +211,36 @@ def test_a_disk_that_is_full_for_one_rank_stops_all_and_leaves_the_checkpoint_be
     assert saved is not None and saved.step == 2
 
 
-@pytest.mark.parametrize(
-    ("kind", "form"), [("ddp2", "whole"), ("fsdp2", "whole"), ("ddp3", "whole"), ("fsdp2", "sharded")]
-)
-def test_a_resumed_training_ends_with_the_same_bytes(kind: str, form: str, tmp_path: Path) -> None:
-    count, section = spread(kind)
-    settings = {"steps": 4, "checkpoint_every": 2, "checkpoint_format": form, **section}
-    function = train if count != 3 else train_on_three
-    first = on_ranks(count, function, str(tmp_path), settings)[0]
-    shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
-    again = on_ranks(count, function, str(tmp_path), settings)[0]
-    assert again["records"] == first["records"]
-    assert furthest(first["tensors"], again["tensors"]) == 0
-    moments = [leaf for own in (first, again) for leaf in (states(own["optimizer"]),)]
-    assert moments[0].keys() == moments[1].keys()
-    assert all(torch.equal(value, moments[1][key]) for key, value in moments[0].items())
-
-
-def train_on_three(run: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Batches of 8 do not divide by 3: this training has 9 windows in a batch."""
+def train_and_resume(
+    folder: str, section: dict[str, Any], forms: tuple[str, ...], size: int
+) -> dict[str, list[Any]]:
+    """A training, and the same again from its checkpoint of step 2, with `size` windows in a batch."""
     import ranks_training
 
-    ranks_training.SIZE = 9
-    return train(run, changes)
+    ranks_training.SIZE = size
+    found: dict[str, list[Any]] = {}
+    for form in forms:
+        run = Path(folder) / form
+        settings = {"steps": 4, "checkpoint_every": 2, "checkpoint_format": form, **section}
+        first = train(str(run), settings)
+        world().on_first(lambda run=run: shutil.rmtree(run / "checkpoints" / "step-000004"))
+        found[form] = [first, train(str(run), settings)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "forms", "size"), [("ddp2", FORMS[:1], 8), ("ddp3", FORMS[:1], 9), ("fsdp2", FORMS, 8)]
+)
+def test_a_resumed_training_ends_with_the_same_bytes(
+    kind: str, forms: tuple[str, ...], size: int, tmp_path: Path
+) -> None:
+    count, section = spread(kind)
+    for first, again in on_ranks(count, train_and_resume, str(tmp_path), section, forms, size)[0].values():
+        assert again["records"] == first["records"]
+        assert furthest(first["tensors"], again["tensors"]) == 0
+        moments, others = states(first["optimizer"]), states(again["optimizer"])
+        assert moments.keys() == others.keys()
+        assert all(torch.equal(value, others[key]) for key, value in moments.items())
 
 
 def states(optimizer: dict[str, Any]) -> dict[tuple[str, int, str], Tensor]:
@@ -304,7 +343,7 @@ def hangs(run: str, changes: dict[str, Any]) -> str:
 
     def sleep(step: int, steps: int, latest: dict[str, float]) -> None:
         if step == 2 and present().rank == 1:
-            time.sleep(12)
+            time.sleep(8)
 
     trainer.progress = sleep
     return said(lambda: trainer.fit(Data()))
@@ -323,10 +362,12 @@ def hangs_in_a_save(run: str, changes: dict[str, Any]) -> str:
     taken = Saver.taken
 
     def slow(self: Saver, value: Any, *, copy: bool = False) -> Any:
-        if present().rank == 1:
-            time.sleep(12)
+        if present().rank == 1 and not asleep:
+            asleep.append(True)
+            time.sleep(8)
         return taken(self, value, copy=copy)
 
+    asleep: list[bool] = []
     Saver.taken = slow
     return said(lambda: train(run, changes))
 
