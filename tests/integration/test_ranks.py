@@ -31,7 +31,7 @@ TWO_PHASES = {
     "strategy": {
         "kind": "phases",
         "list": [
-            {"name": "look", "share": 1, "without": ["action"], "learning_rates": {"fusion": 0}},
+            {"name": "look", "share": 1, "exclude_terms": ["action"], "learning_rates": {"fusion": 0}},
             {"name": "act", "share": 2, "learning_rates": {"vision": 0}},
         ],
     }

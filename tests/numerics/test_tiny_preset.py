@@ -74,8 +74,10 @@ BACKWARDS: dict[str, dict[str, Any]] = {
 }
 STRATEGIES: dict[str, dict[str, Any]] = {
     **{kind: {} for kind in ("end_to_end", "action_only", "two_stage", "two_stage_frozen", "progressive")},
-    "warmup_then_joint": {"first": 0.4, "encoder_factor": 0.5},
-    "phases": {"list": [{"name": "a", "share": 1, "without": ["align"], "learning_rates": {"vision": 0}}]},
+    "warmup_then_joint": {"first_share": 0.4, "encoder_factor": 0.5},
+    "phases": {
+        "list": [{"name": "a", "share": 1, "exclude_terms": ["align"], "learning_rates": {"vision": 0}}]
+    },
 }
 STRATEGIES["progressive"] = {"shares": [1, 1, 1]}
 

@@ -242,9 +242,9 @@ def test_an_arms_kind_keeps_what_the_study_says_of_its_keys() -> None:
 
 def test_a_key_for_every_arm_that_one_arms_kind_does_not_have_is_refused() -> None:
     study = make_study(
-        overrides=["strategy.first=0.3"], arms={"end_to_end": [], "a": ["strategy.kind=action_only"]}
+        overrides=["strategy.first_share=0.3"], arms={"end_to_end": [], "a": ["strategy.kind=action_only"]}
     )
-    with pytest.raises(UserError, match=r"arm 'a': override 'strategy\.first=0\.3': 1 mistake"):
+    with pytest.raises(UserError, match=r"arm 'a': override 'strategy\.first_share=0\.3': 1 mistake"):
         arm_config(study, "a")
 
 

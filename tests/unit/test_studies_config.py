@@ -198,7 +198,9 @@ def test_study_without_a_simulator_is_refused() -> None:
 
 
 def test_phase_without_room_for_its_warm_up_names_the_arm() -> None:
-    study = make_study(arms={"end_to_end": [], "staged": ["strategy.kind=two_stage", "strategy.first=0.1"]})
+    study = make_study(
+        arms={"end_to_end": [], "staged": ["strategy.kind=two_stage", "strategy.first_share=0.1"]}
+    )
     with pytest.raises(UserError, match=r"arm 'staged': .*'representation' has 2 steps, but .* warms up"):
         cell_of(study, "staged")
 

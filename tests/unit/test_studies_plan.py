@@ -99,7 +99,9 @@ def test_run_of_one_phase_whose_terms_stay_is_one_stretch(data: Path, folder: Pa
 def test_stretches_end_with_phases_with_terms_and_with_calibration(data: Path, folder: Path) -> None:
     weight = "objective.align.weight={start: 1, end: 0, schedule: linear, finish: 0.5}"
     balancing = ("balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=3")
-    own = meter(data, folder, weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first=0.1")
+    own = meter(
+        data, folder, weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first_share=0.1"
+    )
     own.close()
     assert [stretch.steps for stretch in own.stretches] == [2, 3, 5, 10]
     assert [stretch.at for stretch in own.stretches] == [1, 3, 7, 15]
@@ -107,7 +109,7 @@ def test_stretches_end_with_phases_with_terms_and_with_calibration(data: Path, f
 
 def test_flops_are_the_phases_own_weighted_by_their_steps(data: Path, folder: Path) -> None:
     whole = meter(data, folder)
-    staged = meter(data, folder, "strategy.kind=two_stage_frozen", "strategy.first=0.25")
+    staged = meter(data, folder, "strategy.kind=two_stage_frozen", "strategy.first_share=0.25")
     alone = meter(data, folder, "strategy.kind=action_only")
     try:
         first, second = ([stretch] for stretch in staged.stretches)

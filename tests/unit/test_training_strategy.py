@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "two_stage": {"kind": "two_stage"},
     "two_stage_frozen": {"kind": "two_stage_frozen"},
     "progressive": {"kind": "progressive"},
-    "warmup_then_joint": {"kind": "warmup_then_joint", "first": 0.25, "encoder_factor": 0.1},
+    "warmup_then_joint": {"kind": "warmup_then_joint", "first_share": 0.25, "encoder_factor": 0.1},
     "phases": {"kind": "phases", "list": [{"name": "one", "share": 1}, {"name": "two", "share": 2}]},
 }
 
@@ -91,7 +91,7 @@ def test_every_step_belongs_to_one_phase_in_their_order() -> None:
 
 
 def test_restarted_phases_read_schedules_from_their_own_beginning() -> None:
-    strategy = Strategy(phases("two_stage", first=0.4), steps=10)
+    strategy = Strategy(phases("two_stage", first_share=0.4), steps=10)
     first, second = strategy.at(3), strategy.at(4)
     assert (first.step, first.steps, first.progress) == (3, 4, 0.75)
     assert (second.step, second.steps, second.progress) == (0, 6, 0.0)
@@ -129,7 +129,7 @@ def test_preset_freezes_and_counts_as_its_name_says(
 
 
 def test_a_phase_may_name_terms_and_leave_some_of_them_out() -> None:
-    phase = Phase(name="p", share=1, terms=("align", "recon"), without=("align",))
+    phase = Phase(name="p", share=1, terms=("align", "recon"), exclude_terms=("align",))
     assert phase.counting(TERMS) == ("recon",)
 
 
@@ -141,7 +141,7 @@ def test_a_phase_may_name_terms_and_leave_some_of_them_out() -> None:
     [
         ([{"name": "a", "share": 1}, {"name": "b", "share": 99}], 10, 0, "'a' gets none of 10 steps"),
         (
-            [{"name": "a", "share": 1, "restart": True}],
+            [{"name": "a", "share": 1, "restart_schedules": True}],
             5,
             5,
             r"'a' has 5 steps, but .* warms up for 5.*Lower",
@@ -152,8 +152,8 @@ def test_a_phase_may_name_terms_and_leave_some_of_them_out() -> None:
             0,
             "names the term alig; the objective has align",
         ),
-        ([{"name": "a", "share": 1, "without": ["depth"]}], 5, 0, "names the term depth"),
-        ([{"name": "a", "share": 1, "without": list(TERMS)}], 5, 0, "no term counts in phase 'a'"),
+        ([{"name": "a", "share": 1, "exclude_terms": ["depth"]}], 5, 0, "names the term depth"),
+        ([{"name": "a", "share": 1, "exclude_terms": list(TERMS)}], 5, 0, "no term counts in phase 'a'"),
     ],
 )
 def test_impossible_phases_are_refused_by_name(
@@ -185,7 +185,7 @@ def test_warm_up_matters_only_where_schedules_restart() -> None:
             "order must name each",
         ),
         ({"kind": "progressive", "shares": [0.5, 0.5]}, "3 groups in order, but 2 shares"),
-        ({"kind": "two_stage", "first": 1.0}, "less than 1"),
+        ({"kind": "two_stage", "first_share": 1.0}, "less than 1"),
         ({"kind": "phases", "list": [{"name": "a", "share": 1, "learning_rates": {"eyes": 0}}]}, "'vision'"),
     ],
 )
@@ -234,10 +234,13 @@ def test_learning_rate_warms_up_again_where_a_phase_restarts(tmp_path: Path) -> 
 
 def test_weight_schedules_run_over_a_restarted_phase_and_over_the_run_otherwise(tmp_path: Path) -> None:
     falling = {"align": {"weight": {"start": 1.0, "end": 0.0, "schedule": "linear"}}}
-    halves = [{"name": "a", "share": 1, "restart": True}, {"name": "b", "share": 1, "restart": True}]
+    halves = [
+        {"name": "a", "share": 1, "restart_schedules": True},
+        {"name": "b", "share": 1, "restart_schedules": True},
+    ]
     seen: dict[bool, list[float]] = {}
     for restart in (True, False):
-        given = [phase | {"restart": restart} for phase in halves]
+        given = [phase | {"restart_schedules": restart} for phase in halves]
         trainer = make_trainer(
             tmp_path / str(restart), {"kind": "phases", "list": given}, objective=falling, log_every=1
         )

@@ -1,4 +1,4 @@
-"""What is trained when: phases, each with the parts that learn and the terms that count.
+"""Training strategies: phases, each with the parts that learn and the terms that count.
 
 `end_to_end` is one phase in which everything learns from everything. The others are here to be compared with
 it at an equal budget: science has results both ways (docs/strategies.md).
@@ -26,16 +26,17 @@ class Phase(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1)
-    share: float = Field(gt=0, description="of the steps, relative to the other phases")
+    name: str = Field(min_length=1, description="The phase's name in logs and reports.")
+    share: float = Field(gt=0, description="Share of the steps, relative to the other phases.")
     learning_rates: dict[Part, Factor] = Field(
-        default={}, description="factor on a part's learning rate; 0 freezes it, a part not named learns at 1"
+        default={},
+        description="Factor on each part's learning rate; 0 freezes it, a part not named learns at 1.",
     )
-    terms: tuple[str, ...] | Literal["all"] = Field(default="all", description="terms that count")
-    without: tuple[str, ...] = Field(default=(), description="terms that do not")
-    restart: bool = Field(
+    terms: tuple[str, ...] | Literal["all"] = Field(default="all", description="Terms that count.")
+    exclude_terms: tuple[str, ...] = Field(default=(), description="Terms that do not count.")
+    restart_schedules: bool = Field(
         default=False,
-        description="learning rate and weight schedules run over this phase as if it were a run of its own",
+        description="Learning rate and weight schedules run over this phase as over a run of its own.",
     )
 
     @property
@@ -46,7 +47,9 @@ class Phase(BaseModel):
     def counting(self, names: Collection[str]) -> tuple[str, ...]:
         """Which of the objective's terms count."""
         return tuple(
-            name for name in names if name not in self.without and (self.terms == "all" or name in self.terms)
+            name
+            for name in names
+            if name not in self.exclude_terms and (self.terms == "all" or name in self.terms)
         )
 
 
@@ -80,13 +83,18 @@ class TwoStageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["two_stage"] = "two_stage"
-    first: Share = Field(default=0.5, description="share of the steps that the first stage takes")
+    first_share: Share = Field(default=0.5, description="Share of the steps that the first stage takes.")
 
     def phases(self) -> tuple[Phase, ...]:
         """Two phases, each with schedules of its own."""
         return (
-            Phase(name="representation", share=self.first, without=("action",), restart=True),
-            Phase(name="action", share=1 - self.first, terms=("action",), restart=True),
+            Phase(
+                name="representation",
+                share=self.first_share,
+                exclude_terms=("action",),
+                restart_schedules=True,
+            ),
+            Phase(name="action", share=1 - self.first_share, terms=("action",), restart_schedules=True),
         )
 
 
@@ -96,14 +104,25 @@ class TwoStageFrozenConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["two_stage_frozen"] = "two_stage_frozen"
-    first: Share = Field(default=0.5, description="share of the steps that the first stage takes")
+    first_share: Share = Field(default=0.5, description="Share of the steps that the first stage takes.")
 
     def phases(self) -> tuple[Phase, ...]:
         """Two phases, each with schedules of its own."""
         still: dict[Part, float] = {"vision": 0.0, "language": 0.0}
         return (
-            Phase(name="representation", share=self.first, without=("action",), restart=True),
-            Phase(name="action", share=1 - self.first, learning_rates=still, terms=("action",), restart=True),
+            Phase(
+                name="representation",
+                share=self.first_share,
+                exclude_terms=("action",),
+                restart_schedules=True,
+            ),
+            Phase(
+                name="action",
+                share=1 - self.first_share,
+                learning_rates=still,
+                terms=("action",),
+                restart_schedules=True,
+            ),
         )
 
 
@@ -117,8 +136,13 @@ class ProgressiveConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["progressive"] = "progressive"
-    order: tuple[tuple[Part, ...], ...] = (("vision", "language"), ("fusion",), ("action",))
-    shares: tuple[Annotated[float, Field(gt=0)], ...] = (0.15, 0.15, 0.7)
+    order: tuple[tuple[Part, ...], ...] = Field(
+        default=(("vision", "language"), ("fusion",), ("action",)),
+        description="Groups of parts in the order in which they start to learn.",
+    )
+    shares: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(0.15, 0.15, 0.7), description="Share of the steps of each group's phase."
+    )
 
     @model_validator(mode="after")
     def _all_parts_join(self) -> Self:
@@ -146,16 +170,18 @@ class WarmupThenJointConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["warmup_then_joint"] = "warmup_then_joint"
-    first: Share = Field(default=0.1, description="share of the steps with frozen encoders")
-    encoder_factor: float = Field(default=1.0, gt=0, description="the encoders' learning rate after that")
+    first_share: Share = Field(default=0.1, description="Share of the steps with frozen encoders.")
+    encoder_factor: float = Field(
+        default=1.0, gt=0, description="Factor on the encoders' learning rate after that."
+    )
 
     def phases(self) -> tuple[Phase, ...]:
         """Two phases under one schedule."""
         still: dict[Part, float] = {"vision": 0.0, "language": 0.0}
         after: dict[Part, float] = dict.fromkeys(still, self.encoder_factor)
         return (
-            Phase(name="warm-up", share=self.first, learning_rates=still),
-            Phase(name="joint", share=1 - self.first, learning_rates=after),
+            Phase(name="warm-up", share=self.first_share, learning_rates=still),
+            Phase(name="joint", share=1 - self.first_share, learning_rates=after),
         )
 
 
@@ -165,7 +191,7 @@ class PhasesConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["phases"] = "phases"
-    list: tuple[Phase, ...] = Field(min_length=1)
+    list: tuple[Phase, ...] = Field(min_length=1, description="The phases in their order.")
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -230,7 +256,7 @@ class Strategy:
                 raise UserError(
                     f"strategy: phase '{phase.name}' gets none of {steps} steps; raise its share."
                 )
-            if phase.restart and end - start <= warmup:
+            if phase.restart_schedules and end - start <= warmup:
                 raise UserError(
                     f"strategy: phase '{phase.name}' has {end - start} steps, but its learning rate warms up "
                     f"for {warmup}. Lower training.schedule.warmup, or raise training.steps or its share."
@@ -243,13 +269,13 @@ class Strategy:
         index = next((number for number, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
         phase = self.phases[index]
         start = self.ends[index - 1] if index else 0
-        if phase.restart:
+        if phase.restart_schedules:
             return Moment(index=index, phase=phase, step=step - start, steps=self.ends[index] - start)
         return Moment(index=index, phase=phase, step=step, steps=self.steps)
 
 
 def _check_terms(phase: Phase, terms: Collection[str]) -> None:
-    named = {*phase.without, *(() if phase.terms == "all" else phase.terms)}
+    named = {*phase.exclude_terms, *(() if phase.terms == "all" else phase.terms)}
     unknown = sorted(named - set(terms) - {"action"})
     if unknown:
         raise UserError(
