@@ -19,7 +19,6 @@ from tables import Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, interleave, ratios, shortened, spread, with_training
 
 from tutti.config.run_config import RunConfig
-from tutti.data.config import DataNeeds
 from tutti.distributed.ranks import MicroBatches
 from tutti.runs.build import build_data
 from tutti.runs.terminal import say
@@ -39,12 +38,10 @@ class PlainLoop:
 
     def __init__(self, config: RunConfig, data_from: Path) -> None:
         config = shortened(config, STEPS)
-        data = build_data(config, data_from)
+        self._data = build_data(config, data_from, config.objective.needs())
         seed_everything(config.seed)
-        self.model = config.model.build(data.spec)
+        self.model = config.model.build(self._data.spec)
         self.objective = config.objective.build(self.model, config.balancing)
-        needs = DataNeeds(self.objective.needs_futures, self.objective.needs_states, self.objective.grippers)
-        self._data = build_data(config, data_from, needs)
         self.training = config.training
         self.optimizers = list(
             config.training.optimizer.build(self.model, self.objective).optimizers.values()

@@ -1,30 +1,28 @@
 """A loss term of your own: the model also learns how its state will have changed `offset` actions later."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tutti.objectives.term import Model, Term, TermValue
-from tutti.types import Batch, Features, masked_mean
+from tutti.types import Batch, DataNeeds, Features
 
 
 class StateChange(Term):
-    """mean m (head(readout) - (s_{t+k} - s_t))^2 over batch and dimensions; m: t + k is in the episode."""
+    """mean (head(readout) - (s_{t+k} - s_t))^2 over dimensions and windows whose t + k is in the episode."""
 
     def __init__(self, model: Model, *, offset: int = 4, **term: Any) -> None:
-        super().__init__(needs_futures=(offset,), **term)
+        super().__init__(**term)
         self.offset = offset
         self.head = nn.Linear(model.fusion.width, model.spec.state_dim)
 
-    def mask(self, batch: Batch) -> Tensor:
-        return self.future(batch, self.offset).mask[:, None]
+    @classmethod
+    def needs(cls, *, offset: int = 4) -> DataNeeds:
+        return DataNeeds(futures=(offset,))
 
     def compute(self, features: Features, batch: Batch) -> TermValue:
         change = self.future(batch, self.offset).observation.state - batch.observation.state
-        error = (self.head(features.readout) - change).square()
-        return TermValue(value=masked_mean(error, self.mask(batch), of=self.mask), metrics={})
+        return TermValue(value=self.mean((self.head(features.readout) - change).square(), batch))
 
 
 # objective: {state_change: {kind: "own_term:StateChange", options: {offset: 4}, weight: 0.1}}

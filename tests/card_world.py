@@ -17,7 +17,7 @@ from torch import Tensor
 from objectives_world import MODEL, SPEC, make_batch
 from small_world import NumberedLoader
 from tutti.distributed.world import joined
-from tutti.models.vla import ModelConfig
+from tutti.models.config import ModelConfig
 from tutti.objectives.balancing.union import BalancingConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.training import trainer as trainer_module

@@ -13,7 +13,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
-from tutti.models.vla import ModelConfig
+from tutti.models.config import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.training.compilation import compiled
 from vla_world import MODEL, SPEC, make_batch

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from small_world import MODEL, SPEC, NumberedLoader
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.report.findings.all import find
 from tutti.report.findings.finding import Finding
 from tutti.report.inputs import read_inputs
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer
-from tutti.types import Batch, Future, LaterStates, Observation
+from tutti.types import Batch, Future, LaterStates, Observation, StateLabel
 
 WEIGHTS = {"align": 0.1, "action": 1.0, "recon": 0.3, "state": 0.3}
-OFFSET, STATES, SIZE = 4, (-1, 0, 1, 3), 16
+OFFSET, SIZE = 4, 16
+STATES: tuple[StateLabel, ...] = ("next_key", "last", 1, 3)
 
 
 def make_batch(seed: int, size: int = SIZE) -> Batch:
@@ -57,7 +59,7 @@ def make_batch(seed: int, size: int = SIZE) -> Batch:
         window=torch.arange(size) + 1000 * seed,
         futures={OFFSET: Future(observation=look(1), mask=torch.ones(size, dtype=torch.bool))},
         later_states=LaterStates(
-            offsets=STATES,
+            labels=STATES,
             values=target[:, None].expand(size, len(STATES), 4).contiguous(),
             mask=torch.ones(size, len(STATES), dtype=torch.bool),
         ),

@@ -10,14 +10,15 @@ from torch import Tensor
 
 import small_world
 from small_world import MODEL
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
 from tutti.objectives.term import Term
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
-from tutti.types import Batch, Features, Future, LaterStates, Observation, Tokens
+from tutti.types import Batch, Features, Future, LaterStates, Observation, StateLabel, Tokens
 
 SPEC = replace(small_world.SPEC, embodiments=("sawyer", "panda"))
 OFFSETS = tuple(range(1, SPEC.horizon + 1))
-STATES = (-1, 0, 1, 2, 3, 4, 5)
+STATES: tuple[StateLabel, ...] = ("next_key", "last", 1, 2, 3, 4, 5)
 
 
 def make_model(seed: int = 0) -> VLA:
@@ -63,7 +64,7 @@ def make_batch(seed: int = 1, b: int = 6) -> Batch:
         window=torch.arange(b) + 100 * seed,
         futures={offset: Future(observation=look(), mask=past_end) for offset in OFFSETS},
         later_states=LaterStates(
-            offsets=STATES,
+            labels=STATES,
             values=torch.randn(b, len(STATES), SPEC.state_dim, generator=random),
             mask=later,
         ),

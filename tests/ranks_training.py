@@ -11,7 +11,7 @@ import torch
 from fixtures.checkpoints import load_latest
 from objectives_world import as_double
 from tutti.config.run_config import RunConfig
-from tutti.models.vla import ModelConfig
+from tutti.models.config import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer

@@ -10,9 +10,11 @@ from test_models_parts import SPEC, observation
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
+from tutti.objectives.terms.future_states import FutureStatesConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
-from tutti.types import Batch, Future, LaterStates, LossTerms, Observation
+from tutti.types import Batch, Future, LaterStates, LossTerms, Observation, StateLabel
 
 SIZES = {
     "model.vision.a": 2,
@@ -102,11 +104,11 @@ def small_model(**objective: Any) -> tuple[VLA, UnifiedLoss, dict[str, Parameter
     return model, loss, named
 
 
-def small_batch(loss: UnifiedLoss, seed: int = 0) -> Batch:
-    """A batch of four windows with whatever the terms of `loss` need."""
+def small_batch(seed: int = 0) -> Batch:
+    """A batch of four windows with whatever the default terms need."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.tensor([0, 1, 0, 2])
-    offsets = loss.needs_states
+    labels: tuple[StateLabel, ...] = ("last", *FutureStatesConfig().offsets)
 
     def look(number: int) -> Observation:
         found = observation(seed=number)
@@ -119,13 +121,10 @@ def small_batch(loss: UnifiedLoss, seed: int = 0) -> Batch:
         instruction_id=ids,
         embodiment=ids * 0,
         window=torch.arange(4),
-        futures={
-            k: Future(observation=look(seed + k), mask=torch.ones(4, dtype=torch.bool))
-            for k in loss.needs_futures
-        },
+        futures={4: Future(observation=look(seed + 4), mask=torch.ones(4, dtype=torch.bool))},
         later_states=LaterStates(
-            offsets=offsets,
-            values=torch.randn(4, len(offsets), SPEC.state_dim, generator=g, dtype=torch.float64),
-            mask=torch.ones(4, len(offsets), dtype=torch.bool),
+            labels=labels,
+            values=torch.randn(4, len(labels), SPEC.state_dim, generator=g, dtype=torch.float64),
+            mask=torch.ones(4, len(labels), dtype=torch.bool),
         ),
     )

@@ -12,7 +12,8 @@ from torch import Tensor
 import small_world
 from small_world import MODEL, NumberedLoader
 from tutti.config.run_config import RunConfig
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Future, LaterStates, Observation
@@ -50,7 +51,7 @@ def make_batch(number: int, size: int = BATCH) -> Batch:
         window=torch.arange(size) + 100 * number,
         futures={4: Future(observation=look(), mask=torch.ones(size, dtype=torch.bool))},
         later_states=LaterStates(
-            offsets=(-1, 0, 1, 3),
+            labels=("next_key", "last", 1, 3),
             values=noise(4, 4),
             mask=torch.ones(size, 4, dtype=torch.bool),
         ),

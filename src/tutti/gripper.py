@@ -1,4 +1,4 @@
-"""Which dimensions of an action open and close the hand, and how to tell that they do."""
+"""Gripper dimensions of an action: where they are, and a check that they open and close."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tutti.types import UserError
 
 CLOSE = 0.05
 """How near to one of the two values counts as being there, as a share of their distance."""
-MOST_AWAY = 0.02
+MAX_AWAY = 0.02
 """The share of the values of a gripper that may lie elsewhere."""
 
 
@@ -21,8 +21,8 @@ def share_away(values: Tensor, low: Tensor, high: Tensor) -> float:
     return float((distance > CLOSE * (high - low)).double().mean())
 
 
-def places(dimensions: Sequence[int], action_dim: int, key: str) -> tuple[int, ...]:
-    """The dimensions counted from 0; `key` names them in the config.
+def gripper_dimensions(dimensions: Sequence[int], action_dim: int, key: str) -> tuple[int, ...]:
+    """The dimensions from 0 on, in rising order; `key` names them in the config.
 
     Raises: UserError if one of them is none of an action's, or is named twice.
     """
@@ -32,7 +32,7 @@ def places(dimensions: Sequence[int], action_dim: int, key: str) -> tuple[int, .
                 f"{key} is {dimension}, but actions have {action_dim} dimensions: choose from 0 to "
                 f"{action_dim - 1}, or -1 for the last."
             )
-    found = tuple(dimension % action_dim for dimension in dimensions)
-    if len(set(found)) < len(found):
+    from_zero = tuple(sorted(dimension % action_dim for dimension in dimensions))
+    if len(set(from_zero)) < len(from_zero):
         raise UserError(f"{key} names a dimension twice: {', '.join(map(str, dimensions))}. Keep one.")
-    return found
+    return from_zero

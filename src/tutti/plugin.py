@@ -1,4 +1,4 @@
-"""Classes of the user's own in a config: `kind: "package.module:Class"` behaves like a kind of ours.
+"""Custom classes in a config: `kind: "package.module:Class"` behaves like a built-in kind.
 
 To build one is to run its code. The user's own config is trusted with that. A config.yaml that lies in a
 run, a checkpoint or an export may be a stranger's: validated with an `Origin` as its context, it remembers
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, Field, PrivateAttr
 
 from tutti.errors import UserError
 from tutti.storage.reading import shown
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 CUSTOM = "package.module:Class"
 """The tag, in a union of kinds, of any `kind` with a colon in it."""
@@ -43,13 +44,18 @@ class Origin:
         return self.trust if isinstance(self.trust, bool) else kind in self.trust
 
 
-class CustomConfig(BaseModel):
-    """The part that is common to all configs of a class of the user's own."""
+class CustomConfig(BaseModel, Generic[T], frozen=True, extra="forbid"):
+    """Config of a custom class: `build(*arguments)` calls `Class(*arguments, **options)`.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A union of kinds takes one by a subclass that says which `base` the class must have, and at which `key`
+    of the config it stands.
+    """
 
-    kind: str = Field(pattern=PATTERN, description=CUSTOM)
-    options: dict[str, Any] = {}
+    base: ClassVar[type]
+    key: ClassVar[str]
+
+    kind: str = Field(pattern=PATTERN, description="The custom class, as package.module:Class.")
+    options: dict[str, Any] = Field(default={}, description="Keyword arguments of the class.")
     _refused_from: Path | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any) -> None:
@@ -57,11 +63,14 @@ class CustomConfig(BaseModel):
         if isinstance(context, Origin) and not context.covers(self.kind):
             self._refused_from = context.file
 
-    def make(self, base: type[T], key: str, *arguments: Any, **own: Any) -> T:
-        """An instance: `Class(*arguments, **options, **own)`. `key` is where it stands, for messages.
+    def build(self, *arguments: Any) -> T:
+        """The instance. Raises UserError, naming the key and the class, if it cannot be made."""
+        return self.call(self.find(self.key), self.key, *arguments)
 
-        Raises: UserError if this config is not trusted with it, the class cannot be imported, is no subclass
-        of `base`, or does not take these options.
+    def find(self, key: str) -> type[T]:
+        """The class. `key` is where it stands in the config, for messages.
+
+        Raises: UserError if this config is not trusted, or the class cannot be imported or has another base.
         """
         if self._refused_from is not None:
             raise UserError(
@@ -71,9 +80,12 @@ class CustomConfig(BaseModel):
                 "If you know the code and trust it: --trust-code on the command line, trust_code=True in "
                 "Python."
             )
-        found = find_class(self.kind, base, key)
+        return find_class(self.kind, self.base, key)
+
+    def call(self, function: Callable[..., R], key: str, *arguments: Any, **named: Any) -> R:
+        """`function(*arguments, **options, **named)`. Raises UserError if it does not take these options."""
         try:
-            return found(*arguments, **self.options, **own)
+            return function(*arguments, **self.options, **named)
         except TypeError as error:
             raise UserError(
                 f"{key}: {self.kind} does not accept options {sorted(self.options)}: {error}."
@@ -81,13 +93,13 @@ class CustomConfig(BaseModel):
 
 
 def tag_of(given: Any) -> str | None:
-    """The discriminator of such a union: the `kind` of a config or a mapping, or CUSTOM."""
+    """Discriminator of a union of kinds: the `kind` of a config or a mapping; CUSTOM for a custom class."""
     kind = given.get("kind") if isinstance(given, dict) else getattr(given, "kind", None)
     return CUSTOM if isinstance(kind, str) and ":" in kind else kind
 
 
 def classes_in(values: Any) -> frozenset[str]:
-    """The classes that a config, as plain values, names: what it trusts, others may be trusted with too."""
+    """The custom classes that a config, as plain values, names."""
     if isinstance(values, Mapping):
         own = {kind} if isinstance(kind := values.get("kind"), str) and ":" in kind else set[str]()
         return frozenset(own).union(*map(classes_in, values.values()))
@@ -95,7 +107,7 @@ def classes_in(values: Any) -> frozenset[str]:
 
 
 def find_class(kind: str, base: type[T], key: str) -> type[T]:
-    """The class that `kind` names. `key` is where it stands in the config, for messages.
+    """Imports the class that `kind` names. `key` is where it stands in the config, for messages.
 
     Raises: UserError if it cannot be imported or is no subclass of `base`.
     """
@@ -119,7 +131,7 @@ def find_class(kind: str, base: type[T], key: str) -> type[T]:
 
 
 def _imported(name: str, kind: str, key: str) -> ModuleType:
-    """The module. Raises: UserError for whatever its import leads to, but Ctrl-C."""
+    """Imports a module. Raises: UserError for whatever its import leads to, but Ctrl-C."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

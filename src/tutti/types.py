@@ -8,9 +8,9 @@ Shape letters, used in every annotation of the package:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -71,31 +71,57 @@ class Future(_Movable):
     mask: Bool[Tensor, " b"]
 
 
+StateLabel = int | Literal["last", "next_key"]
+"""Which later state: so many actions later, the episode's last one, or the one at its next key frame."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaterStates(_Movable):
-    """The normalised states at t + o for o in `offsets`; 0 stands for the episode's last state, -1 for the
-    state at the next key frame. Past the end `mask` is False."""
+    """The normalised states that `labels` name, one column each. Past the episode's end `mask` is False."""
 
-    offsets: tuple[int, ...]
+    labels: tuple[StateLabel, ...]
     values: Float[Tensor, "b o s"]
     mask: Bool[Tensor, "b o"]
 
-    def at(self, offsets: Sequence[int]) -> LaterStates:
-        """Those at `offsets`, in that order.
+    def at(self, labels: Sequence[StateLabel]) -> LaterStates:
+        """The columns of these labels, in that order.
 
         Raises: ValueError if one of them is not here.
         """
-        if tuple(offsets) == self.offsets:
+        if tuple(labels) == self.labels:
             return self
-        missing = [offset for offset in offsets if offset not in self.offsets]
+        missing = [label for label in labels if label not in self.labels]
         if missing:
-            raise ValueError(f"states at offsets {missing} are not in the batch; it has {self.offsets}")
-        # One column after the other: a list as an index would be copied to the device, and waited for.
+            raise ValueError(f"states {missing} are not in the batch; it has {self.labels}")
+        # One column after the other: a list as an index would be copied to the GPU, which synchronises.
         values, mask = (
-            torch.stack([one[:, self.offsets.index(offset)] for offset in offsets], dim=1)
-            for one in (self.values, self.mask)
+            torch.stack([columns[:, self.labels.index(label)] for label in labels], dim=1)
+            for columns in (self.values, self.mask)
         )
-        return LaterStates(offsets=tuple(offsets), values=values, mask=mask)
+        return LaterStates(labels=tuple(labels), values=values, mask=mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataNeeds:
+    """What loss terms ask of the data besides the window itself: observations `futures` actions later, and
+    the `states` of these labels. The next key frame is where one of `grippers`, dimensions of the action
+    (negative ones from the end), opens or closes."""
+
+    futures: tuple[int, ...] = ()
+    states: tuple[StateLabel, ...] = ()
+    grippers: tuple[int, ...] = ()
+
+    @classmethod
+    def union(cls, needs: Iterable[DataNeeds]) -> Self:
+        """Whatever any of them asks for: offsets rising, then the named states."""
+        needs = tuple(needs)
+        labels = {label for each in needs for label in each.states}
+        offsets = sorted(label for label in labels if isinstance(label, int))
+        return cls(
+            futures=tuple(sorted({offset for each in needs for offset in each.futures})),
+            states=(*offsets, *sorted(label for label in labels if isinstance(label, str))),
+            grippers=tuple(sorted({dimension for each in needs for dimension in each.grippers})),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tutti.config.run_config import RunConfig
-from tutti.models.vla import ModelConfig
+from tutti.models.config import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.runs.summary import machine
 from tutti.training.records import read_records

@@ -20,7 +20,8 @@ from objectives_world import as_double
 from ranks_training import trainer_of
 from ranks_world import on_ranks
 from tutti.distributed.ranks import MicroBatches, present
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
 from tutti.objectives.objective import Objective
 from tutti.objectives.term import Term, TermValue
 from tutti.objectives.terms.contrastive import takes_part

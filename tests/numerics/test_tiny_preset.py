@@ -20,7 +20,7 @@ from torch import Tensor
 from objectives_world import SPEC, as_double, make_batch
 from small_world import NumberedLoader
 from tutti.config.run_config import RunConfig
-from tutti.models.vla import ActionDecoderConfig
+from tutti.models.config import ActionDecoderConfig
 from tutti.objectives.balancing.union import BalancingConfig
 from tutti.objectives.terms.union import TermConfig
 from tutti.plugin import CUSTOM

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import small_world
 from small_world import SPEC
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
-from tutti.types import Batch, Future, LaterStates, LossTerms, Observation
+from tutti.types import Batch, DataNeeds, Future, LaterStates, LossTerms, Observation
 
 MODEL = {**small_world.MODEL, "fusion": {"width": 32, "depth": 2}}
 MODULES = ("vision", "language", "fusion", "action", "align head", "recon head", "state head")
@@ -28,6 +29,11 @@ REACH = {
 def build(**objective: Any) -> tuple[VLA, UnifiedLoss]:
     torch.manual_seed(0)
     model = ModelConfig.model_validate(MODEL).build(SPEC)
+    loss = config(**objective).build(model)
+    return model.double(), loss.double()
+
+
+def config(**objective: Any) -> ObjectiveConfig:
     given = {
         "align": {"weight": 0.3},
         "action": {"weight": 1.25},
@@ -35,8 +41,7 @@ def build(**objective: Any) -> tuple[VLA, UnifiedLoss]:
         "state": {"weight": 2.5, "offsets": (1, 3)},
         **objective,
     }
-    loss = ObjectiveConfig.model_validate(given).build(model)
-    return model.double(), loss.double()
+    return ObjectiveConfig.model_validate(given)
 
 
 def batch(b: int = 6) -> Batch:
@@ -64,7 +69,7 @@ def batch(b: int = 6) -> Batch:
         window=torch.arange(b),
         futures={4: Future(observation=look(), mask=torch.tensor([True] * (b - 2) + [False, True]))},
         later_states=LaterStates(
-            offsets=(-1, 0, 1, 3),
+            labels=("next_key", "last", 1, 3),
             values=torch.randn(b, 4, 4, generator=random, dtype=torch.float64),
             mask=torch.tensor([[True, True, True, True]] * (b - 1) + [[True, True, True, False]]),
         ),
@@ -179,23 +184,25 @@ def test_the_reach_table_notices_a_silent_detach(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_term_that_has_ended_costs_nothing_and_is_absent() -> None:
-    model, loss = build(recon={"weight": {"start": 0.2, "end": 0.0, "schedule": "linear", "finish": 0.5}})
+    recon = {"weight": {"start": 0.2, "end": 0.0, "schedule": "linear", "finish": 0.5}}
+    model, loss = build(recon=recon)
     early, late = evaluate(model, loss, 0.25), evaluate(model, loss, 0.5)
     assert early.lambdas["recon"].item() == pytest.approx(0.1)
     assert list(late.values) == list(late.lambdas) == ["align", "action", "state"]
     assert not any(key.startswith("recon/") for key in late.metrics)
     expected = 0.3 * late.values["align"] + 1.25 * late.values["action"] + 2.5 * late.values["state"]
     assert late.total.item() == expected.item()
-    assert loss.needs_futures == (4,)
+    assert config(recon=recon).needs().futures == (4,)
     bare = replace(batch(), futures={})
     loss(model(bare.observation), bare, 0.5)
 
 
 def test_a_weight_of_zero_is_the_same_as_no_term() -> None:
-    model, loss = build(align={"weight": 0.0}, recon={"weight": 0}, state={"weight": 0.0})
+    zero = {name: {"weight": 0.0} for name in ("align", "recon", "state")}
+    model, loss = build(**zero)
     terms = evaluate(model, loss)
-    assert list(terms.values) == ["action"] and loss.needs_futures == ()
-    assert loss.needs_states == ()
+    assert list(terms.values) == ["action"]
+    assert config(**zero).needs() == DataNeeds()
     _, alone = build(align=None, recon=None, state=None)
     assert evaluate(model, alone).total.item() == terms.total.item()
 

@@ -9,8 +9,9 @@ import torch
 from test_models_parts import SPEC, batch_of
 from torch import Tensor
 
+from tutti.models.config import ModelConfig
 from tutti.models.sockets import ActionDecoder
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.vla import VLA
 from tutti.types import Batch, DataSpec, Features, Tokens, masked_mean
 
 WIDTH, HORIZON, ACTION = 16, 5, 3

@@ -120,7 +120,7 @@ def test_fairgrad_solves_its_equation() -> None:
 @pytest.mark.parametrize("scope", ["all", "part"])
 def test_equal_weights_are_the_plain_sum_on_the_small_model(aggregator: str, scope: str) -> None:
     model, loss, named = small_model()
-    batches = [small_batch(loss, seed) for seed in (0, 1)]
+    batches = [small_batch(seed) for seed in (0, 1)]
     found: list[dict[str, Tensor]] = []
     for backward in (OneBackward(), build(aggregator, named, loss.names, scope=scope)):
         for batch in batches:

@@ -50,7 +50,7 @@ def test_a_term_moves_only_the_parts_that_are_named_and_its_own_head() -> None:
 
 def test_a_mask_that_forbids_nothing_is_the_plain_sum_to_the_last_bit() -> None:
     model, loss, named = small_model()
-    batches = [small_batch(loss, seed) for seed in (0, 1)]
+    batches = [small_batch(seed) for seed in (0, 1)]
     found: list[dict[str, Tensor | None]] = []
     everything = ["vision", "language", "fusion", "action"]
     for backward in (
@@ -70,7 +70,7 @@ def test_a_mask_that_forbids_nothing_is_the_plain_sum_to_the_last_bit() -> None:
 
 def test_knowledge_insulation_keeps_action_from_the_encoders_alone() -> None:
     model, loss, named = small_model()
-    batch = small_batch(loss)
+    batch = small_batch()
     values = loss(model(batch.observation), batch)
     names = list(named)
     without = sum(values.lambdas[n] * v for n, v in values.values.items() if n != "action")
@@ -104,7 +104,7 @@ def test_terms_with_one_mask_share_a_pass_and_it_ends_where_they_may_not_move(
 ) -> None:
     """Counted at the vision tokens, which every term's gradient crosses on its way to the encoder."""
     model, loss, named = small_model()
-    batch = small_batch(loss)
+    batch = small_batch()
     features = model(batch.observation)
     crossed: list[int] = []
     features.vision.values.register_hook(lambda gradient: crossed.append(1))
@@ -184,7 +184,7 @@ def test_it_trains_the_small_model_without_moving_a_shielded_encoder(tmp_path: P
     """With action as the only computed term of the phase the insulated encoders keep their weights."""
     model, loss, _ = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    batches = [small_batch(loss, seed) for seed in range(3)]
+    batches = [small_batch(seed) for seed in range(3)]
 
     class Small(Data):
         def __init__(self) -> None:

@@ -94,7 +94,7 @@ def test_lambdas_are_detached_in_the_precision_of_their_values_and_follow_schedu
     at_start = balancing(given, 0.0)
     assert found["recon"].item() == pytest.approx(0.5 * at_start["recon"].item())
     assert balancing({}, 0.0) == {}
-    assert not balancing.is_active("recon", 1.0) and balancing.is_ever_active("recon")
+    assert not balancing.is_active("recon", 1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,15 +12,13 @@ import torch
 from test_data_loading import VIEWS, build, write_set
 from test_objectives_every_term import KINDS
 
-from objectives_world import make_loss, make_model
 from small_world import MODEL
 from tutti.data.augment import ColourJitter
-from tutti.data.config import DataNeeds
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
-from tutti.models.vla import ModelConfig
+from tutti.models.config import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.plugin import CUSTOM
-from tutti.types import Batch
+from tutti.types import Batch, DataNeeds
 
 STRONG: dict[str, Any] = {"kind": "colour", "brightness": 0.5, "contrast": 1.0, "saturation": 1.0}
 LOOK_AHEAD = ("future_patches", "changed_patches", "future_latent", "inverse_dynamics")
@@ -31,7 +29,11 @@ def noise(shape: tuple[int, ...] = (3, 2, 3, 8, 8)) -> np.ndarray:
 
 
 def needs(kind: str) -> tuple[int, ...]:
-    return make_loss(make_model(), extra={"kind": kind, **KINDS[kind]}).needs_futures
+    return (
+        ObjectiveConfig.model_validate({"recon": None, "extra": {"kind": kind, **KINDS[kind]}})
+        .needs()
+        .futures
+    )
 
 
 def test_it_is_seeded_and_off_at_strength_zero() -> None:

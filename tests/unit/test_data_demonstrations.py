@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tutti.data.config import DataBundle, DataConfig, DataNeeds, SourceConfig
+from tutti.data.config import DataBundle, DataConfig, SourceConfig
 from tutti.data.episodes import Episode
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.split import first_demonstrations
-from tutti.types import UserError
+from tutti.types import DataNeeds, UserError
 
 VIEW = "observation.images.right"
 PER_TASK, LENGTH = 8, 5

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from tutti.data.config import DataBundle, DataConfig, DataNeeds, SourceConfig
+from tutti.data.config import DataBundle, DataConfig, SourceConfig
 from tutti.data.episodes import Episode
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import ActionStats
 from tutti.data.split import split_episodes
 from tutti.distributed.ranks import ALONE
-from tutti.types import Batch, UserError
+from tutti.types import Batch, DataNeeds, UserError
 
 VIEWS = ("observation.images.right", "observation.images.top")
 LENGTHS = (7, 5, 9, 3, 6, 8, 12, 4)
@@ -126,12 +126,12 @@ def test_instruction_ids_are_equal_exactly_where_the_texts_are(data_set: Path, t
     assert torch.equal(batch.observation.text, ids) and torch.equal(batch.observation.text_mask, mask)
 
 
-def test_later_states_stay_in_the_episode_and_zero_is_its_last(data_set: Path, tmp_path: Path) -> None:
-    data = build(data_set, tmp_path, DataNeeds(states=(1, 5, 0, -1)))
+def test_later_states_stay_in_the_episode_and_the_last_is_its_last(data_set: Path, tmp_path: Path) -> None:
+    data = build(data_set, tmp_path, DataNeeds(states=(1, 5, "last", "next_key")))
     windows = data.windows
     batch = windows.gather(np.arange(len(windows)))
     assert batch.later_states is not None
-    assert batch.later_states.offsets == (1, 5, 0, -1)
+    assert batch.later_states.labels == (1, 5, "last", "next_key")
     states, mask = batch.later_states.values, batch.later_states.mask
     now = batch.observation.state
     for episode in windows.sources[0].store.episodes:
@@ -148,7 +148,7 @@ def test_the_next_key_frame_is_where_the_named_gripper_closes(tmp_path: Path) ->
     data_set = write_set(tmp_path / "set", lengths=(9,) * 8, closes=closes)
     now: dict[tuple[int, ...], torch.Tensor] = {}
     for grippers in ((2,), ()):
-        windows = build(data_set, tmp_path, DataNeeds(states=(-1,), grippers=grippers)).windows
+        windows = build(data_set, tmp_path, DataNeeds(states=("next_key",), grippers=grippers)).windows
         batch = windows.gather(np.arange(len(windows)))
         assert batch.later_states is not None
         now[grippers] = batch.later_states.values[:, 0]
@@ -162,7 +162,7 @@ def test_the_next_key_frame_is_where_the_named_gripper_closes(tmp_path: Path) ->
 
 def test_a_gripper_that_is_none_is_refused_with_the_name_of_the_set(data_set: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gripper\.dimension 0 .* no gripper in .*set[\s\S]*\(2 would do\)"):
-        build(data_set, tmp_path, DataNeeds(states=(-1,), grippers=(0,)))
+        build(data_set, tmp_path, DataNeeds(states=("next_key",), grippers=(0,)))
 
 
 def test_no_future_is_read_where_no_term_needs_one(data_set: Path, tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from tutti.data.mixture import Mixture
 from tutti.data.normalize import ActionStats, EmbodimentStats, Normalizer
 from tutti.data.split import split_episodes, split_sources
 from tutti.data.tokenize import Tokenizer
-from tutti.data.windows import LAST, NEXT_KEY, Source, WindowIndex
+from tutti.data.windows import Source, WindowIndex
+from tutti.types import DataNeeds, StateLabel
 
 TEXTS = ("open it", "close it", "push it")
-HORIZON, FUTURE, OFFSETS = 3, 2, (1, 3, LAST, NEXT_KEY)
+HORIZON, FUTURE = 3, 2
+STATES: tuple[StateLabel, ...] = (1, 3, "last", "next_key")
 
 
 class Store(EpisodeStore):
@@ -69,11 +71,9 @@ def index() -> WindowIndex:
     return WindowIndex(
         sources,
         horizon=HORIZON,
-        future_offsets=(FUTURE,),
-        state_offsets=OFFSETS,
-        grippers=(1,),
         normalizer=Normalizer("standard", stats),
         tokenizer=Tokenizer.fit(TEXTS),
+        needs=DataNeeds(futures=(FUTURE,), states=STATES, grippers=(1,)),
     )
 
 

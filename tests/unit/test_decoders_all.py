@@ -29,9 +29,8 @@ from typer.testing import CliRunner
 
 from tutti.cli.main import app
 from tutti.config.run_config import json_schema, load_config
-from tutti.models.decoders.custom import CustomDecoderConfig
+from tutti.models.config import ActionDecoderConfig, CustomDecoderConfig, ModelConfig
 from tutti.models.describe import describe
-from tutti.models.vla import ActionDecoderConfig, ModelConfig
 from tutti.objectives.terms.action import ChunkTerm
 from tutti.training.optim.ema import Ema
 from tutti.training.optim.optimizers import output_heads

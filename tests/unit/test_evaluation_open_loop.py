@@ -11,7 +11,8 @@ import torch
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.open_loop import measure, tasks_of
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
 from tutti.suites.metaworld.suite import find_suite
 from tutti.types import Batch, DataSpec, Observation, UserError
 

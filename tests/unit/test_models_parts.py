@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from small_world import SPEC
+from tutti.models.config import ModelConfig
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
 from tutti.models.language.transformer import TextTransformer, TextTransformerConfig
 from tutti.models.layers import Block, activate, attention_mask, space_to_depth
 from tutti.models.vision.vit import StemConfig, VisionTransformerConfig
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.vla import VLA
 from tutti.objectives.terms.action import ChunkTerm
 from tutti.types import Batch, DataSpec, Features, Observation, Tokens, UserError
 

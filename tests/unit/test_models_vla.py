@@ -9,8 +9,9 @@ import torch
 from test_models_parts import SPEC, batch_of, observation
 from torch import Tensor
 
+from tutti.models.config import ModelConfig, Size
 from tutti.models.describe import describe
-from tutti.models.vla import VLA, ModelConfig, Size
+from tutti.models.vla import VLA
 from tutti.types import DataSpec, Observation, masked_mean
 
 METAWORLD = replace(SPEC, image_size=64, action_dim=4, horizon=16, vocab_size=512, text_length=16)

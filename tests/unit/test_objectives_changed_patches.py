@@ -9,8 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from objectives_world import make_batch, make_loss, make_model
-from tutti.objectives.terms.changed_patches import ChangedPatchesConfig
-from tutti.objectives.terms.future_patches import FuturePatchesConfig
+from tutti.objectives.terms.future_patches import ChangedPatchesConfig, FuturePatchesConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.types import UserError
 
@@ -29,7 +28,8 @@ def test_it_is_future_patches_weighted_by_change_to_the_last_bit() -> None:
         terms = loss(model(batch.observation), batch)
         terms.total.backward()
         gradients = {n: p.grad for m in (model, loss) for n, p in m.named_parameters() if p.grad is not None}
-        found.append((terms, gradients, loss.needs_futures))
+        needs = ObjectiveConfig.model_validate({"state": None, "recon": recon}).needs()
+        found.append((terms, gradients, needs.futures))
     (first, ours, needs), (second, theirs, wanted) = found
     assert torch.equal(first.total, second.total) and first.metrics == second.metrics
     assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from test_models_parts import SPEC, observation
 
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.types import Batch, Future, UserError
 
@@ -49,8 +50,9 @@ def batch() -> Batch:
 def test_the_example_is_short_and_trains_like_a_built_in_term(model: VLA) -> None:
     lines = (EXAMPLES / "own_term.py").read_text().rstrip().splitlines()
     assert len(lines) <= 30
-    loss = objective("own_term:StateChange", offset=3).build(model)
-    assert loss.needs_futures == (3,)
+    config = objective("own_term:StateChange", offset=3)
+    loss = config.build(model)
+    assert config.needs().futures == (3,)
     given = batch()
     terms = loss(model(given.observation), given)
     torch.testing.assert_close(terms.total, terms.values["action"] + 0.5 * terms.values["state_change"])
@@ -94,8 +96,11 @@ def test_stop_gradient_works_for_custom_terms(model: VLA) -> None:
     ],
 )
 def test_errors_name_the_target(model: VLA, target: str, options: dict[str, object], message: str) -> None:
+    config = objective(target, **options)
     with pytest.raises(UserError, match=message):
-        objective(target, **options).build(model)
+        config.build(model)
+    with pytest.raises(UserError, match=message):
+        config.needs()
 
 
 def test_a_malformed_class_or_name_is_refused_by_the_config() -> None:
@@ -112,4 +117,4 @@ def test_a_built_in_place_takes_a_class_of_the_users_own(model: VLA) -> None:
 
 def test_several_terms_may_want_different_futures(model: VLA) -> None:
     mine = {"kind": "own_term:StateChange", "options": {"offset": 2}}
-    assert ObjectiveConfig.model_validate({"mine": mine}).build(model).needs_futures == (2, 4)
+    assert ObjectiveConfig.model_validate({"mine": mine}).needs().futures == (2, 4)

@@ -307,7 +307,7 @@ def test_gradients_are_right() -> None:
 
 def test_it_asks_for_its_future_and_refuses_one_beyond_the_chunk() -> None:
     model, term = build()
-    assert term.needs_futures == (K,)
+    assert term.config.needs("future_latent").futures == (K,)
     with pytest.raises(UserError, match=rf"latent\.offset is 6, but must lie in 1\.\.{SPEC.horizon}"):
         FutureLatentConfig(offset=6).build(model, "latent")
     features, batch = scene(model)

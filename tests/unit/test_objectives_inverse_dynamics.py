@@ -14,7 +14,7 @@ from objectives_world import SPEC, as_double, make_batch, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.term import Model
 from tutti.objectives.terms.inverse_dynamics import InverseDynamicsConfig, InverseDynamicsTerm
-from tutti.types import Batch, Future, Tokens, UserError
+from tutti.types import Batch, DataNeeds, Future, Tokens, UserError
 
 
 def real(**config: Any) -> tuple[VLA, InverseDynamicsTerm, Batch]:
@@ -61,7 +61,7 @@ def test_each_of_k_actions_has_a_prediction_of_its_own() -> None:
     predicted = term.predict(features.vision, term.look(batch.futures[4]))
     assert predicted.shape == (6, 4, SPEC.action_dim)
     assert not torch.allclose(predicted[:, 0], predicted[:, 1])
-    assert term.needs_futures == (4,) and term.needs_states == ()
+    assert term.config.needs("inverse") == DataNeeds(futures=(4,))
 
 
 def test_order_of_time_matters() -> None:

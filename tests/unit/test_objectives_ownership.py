@@ -20,14 +20,14 @@ from tutti.objectives.weight_schedule import schedule_of
 from tutti.training.config import TrainingConfig
 from tutti.training.optim.optimizers import OptimizerSet, trainable
 from tutti.training.trainer import Trainer
-from tutti.types import Batch, Features, UserError
+from tutti.types import Batch, DataNeeds, Features, UserError
 
 
 class Watching(Term):
     """Looks at the later pictures with the model's encoder, which it keeps in one of several ways."""
 
     def __init__(self, model: Model, *, way: str, **term: Any) -> None:
-        super().__init__(needs_futures=(2,), **term)
+        super().__init__(**term)
         self._model = (model,)
         vla: VLA = model  # type: ignore[assignment]
         self.head = nn.Linear(model.vision.width, 1)
@@ -46,6 +46,10 @@ class Watching(Term):
                 self.model = vla
             case "copy":
                 self.see = copy.deepcopy(vla.vision)
+
+    @classmethod
+    def needs(cls, *, way: str) -> DataNeeds:
+        return DataNeeds(futures=(2,))
 
     def compute(self, features: Features, batch: Batch) -> TermValue:
         (model,) = self._model

@@ -13,9 +13,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from objectives_world import make_batch, make_loss, make_model
+from tutti.gripper import gripper_dimensions
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.objectives.terms.future_states import FutureStatesConfig, FutureStatesTerm
-from tutti.types import Batch, DataSpec, Features, LaterStates, Observation, Tokens, UserError
+from tutti.objectives.unified import ObjectiveConfig
+from tutti.types import (
+    Batch,
+    DataNeeds,
+    DataSpec,
+    Features,
+    LaterStates,
+    Observation,
+    StateLabel,
+    Tokens,
+    UserError,
+)
 
 SPEC = DataSpec(
     views=("a",),
@@ -53,6 +65,15 @@ def term_of(**config: Any) -> FutureStatesTerm:
     return FutureStatesConfig.model_validate(given).build(cast("Model", model), "state").double()
 
 
+def needs_of(**config: Any) -> DataNeeds:
+    given = {"offsets": (1, 3), "gripper": {"dimension": 0}, **config}
+    return FutureStatesConfig.model_validate(given).needs("state")
+
+
+def objective_of(**terms: Any) -> ObjectiveConfig:
+    return ObjectiveConfig.model_validate({"align": None, "recon": None, "state": None, **terms})
+
+
 def scene(b: int = 3) -> tuple[Features, Batch]:
     random = torch.Generator().manual_seed(1)
     tokens = Tokens(values=torch.zeros(b, 1, 6, dtype=torch.float64), mask=torch.ones(b, 1, dtype=torch.bool))
@@ -74,7 +95,7 @@ def scene(b: int = 3) -> tuple[Features, Batch]:
         embodiment=torch.zeros_like(ids),
         window=ids,
         later_states=LaterStates(
-            offsets=(1, 3, 0, -1),
+            labels=(1, 3, "last", "next_key"),
             values=torch.randn(b, 4, 2, dtype=torch.float64, generator=random),
             mask=torch.tensor([[True, True, True, True]] + [[True, False, True, True]] * (b - 1)),
         ),
@@ -88,15 +109,16 @@ def states_of(batch: Batch) -> LaterStates:
 
 
 def test_it_asks_for_its_offsets_and_the_last_state() -> None:
-    assert term_of().needs_states == (1, 3, 0, -1)
-    assert term_of(last=False, gripper="off").needs_states == (1, 3)
+    assert needs_of().states == (1, 3, "last", "next_key")
+    assert needs_of(last=False, gripper="off").states == (1, 3)
 
 
 def test_without_a_gripper_every_offset_counts() -> None:
     term, (features, batch) = term_of(gripper="off"), scene()
     later = states_of(batch)
     batch = replace(
-        batch, later_states=LaterStates(offsets=(1, 3, 0), values=later.values[:, :3], mask=later.mask[:, :3])
+        batch,
+        later_states=LaterStates(labels=(1, 3, "last"), values=later.values[:, :3], mask=later.mask[:, :3]),
     )
     errors = (term.predict(features.readout) - later.values[:, :3]).abs()
     kept = [errors[b, o] for b in range(3) for o in range(3) if later.mask[b, o]]
@@ -104,17 +126,16 @@ def test_without_a_gripper_every_offset_counts() -> None:
 
 
 def test_without_a_gripper_there_is_no_part_of_key_frames() -> None:
-    term = FutureStatesConfig().build(make_model(), "state")
-    assert -1 not in term.needs_states and term.grippers == () and not term.has_key
-    assert make_loss(make_model(), state={"kind": "future_states"}).grippers == ()
+    term, needs = FutureStatesConfig().build(make_model(), "state"), FutureStatesConfig().needs("state")
+    assert "next_key" not in needs.states and needs.grippers == () and not term.has_key
 
 
 @pytest.mark.parametrize(
     ("dimension", "expected"), [(2, (2,)), (-1, (2,)), (0, (0,)), ([0, 2], (0, 2)), ([-1, 1], (1, 2))]
 )
 def test_the_grippers_reach_the_data_as_dimensions(dimension: Any, expected: tuple[int, ...]) -> None:
-    state = {"offsets": (1,), "gripper": {"dimension": dimension}}
-    assert make_loss(make_model(), state=state).grippers == expected
+    needs = objective_of(state={"offsets": (1,), "gripper": {"dimension": dimension}}).needs()
+    assert gripper_dimensions(needs.grippers, 3, "gripper.dimension") == expected
 
 
 @pytest.mark.parametrize(
@@ -133,17 +154,23 @@ def test_a_gripper_that_is_no_dimension_is_refused(dimension: Any, message: str)
 def test_terms_must_agree_on_the_gripper() -> None:
     one, other = ({"kind": "future_states", "gripper": {"dimension": place}} for place in (0, 1))
     with pytest.raises(UserError, match=r"objective\.state: \[0\], objective\.soon: \[1\]"):
-        make_loss(make_model(), state=one, soon=other)
-    assert make_loss(make_model(), state=one, soon={**other, "gripper": "off"}).grippers == (0,)
+        objective_of(state=one, soon=other).needs()
+    assert objective_of(state=one, soon={**other, "gripper": "off"}).needs().grippers == (0,)
+    assert objective_of(state=one, soon={**other, "weight": 0.0}).needs().grippers == (0,)
 
 
-def test_a_term_of_ones_own_that_wants_key_frames_names_a_gripper() -> None:
+def test_a_custom_term_that_wants_key_frames_names_a_gripper() -> None:
+    mine = {"kind": f"{__name__}:Wanting", "options": {"grippers": ()}}
     with pytest.raises(UserError, match=r"objective\.mine needs the states at the next key frames"):
-        Wanting(name="mine", needs_states=(-1,))
-    assert Wanting(name="mine", needs_states=(-1,), grippers=(2,)).grippers == (2,)
+        objective_of(mine=mine).needs()
+    assert objective_of(mine={**mine, "options": {"grippers": (2,)}}).needs().grippers == (2,)
 
 
 class Wanting(Term):
+    @classmethod
+    def needs(cls, *, grippers: tuple[int, ...]) -> DataNeeds:
+        return DataNeeds(states=("next_key",), grippers=grippers)
+
     def compute(self, features: Features, batch: Batch) -> TermValue:
         raise AssertionError("never computed")
 
@@ -199,7 +226,7 @@ def test_it_finds_its_states_among_those_of_other_terms() -> None:
     later = states_of(batch)
     extra = torch.full((3, 1, 2), 9.0, dtype=torch.float64)
     more = LaterStates(
-        offsets=(-1, 0, 1, 2, 3),
+        labels=("next_key", "last", 1, 2, 3),
         values=torch.cat([later.values[:, [3, 2, 0]], extra, later.values[:, [1]]], dim=1),
         mask=torch.cat(
             [later.mask[:, [3, 2, 0]], torch.ones(3, 1, dtype=torch.bool), later.mask[:, [1]]], dim=1
@@ -231,16 +258,21 @@ def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
         "inverse": {"kind": "inverse_dynamics", "hidden": 16, "offset": 2},
     }
     loss = make_loss(model, **terms)
-    assert loss.needs_states == (-1, 0, 1, 2, 4, 5) and loss.needs_futures == (2, 3)
+    needs = objective_of(**terms).needs()
+    assert needs.states == (1, 2, 4, 5, "last", "next_key") and needs.futures == (2, 3)
     given = make_batch()
     features = model(given.observation)
     found = loss(features, given)
-    wanted = {"state": (1, 4, 0, -1), "soon": (2,), "grasp": (1, 5, -1)}
-    for name, offsets in wanted.items():
+    wanted: dict[str, tuple[StateLabel, ...]] = {
+        "state": (1, 4, "last", "next_key"),
+        "soon": (2,),
+        "grasp": (1, 5, "next_key"),
+    }
+    for name, labels in wanted.items():
         term = cast("FutureStatesTerm", loss.terms[name])
-        alone = replace(given, later_states=states_of(given).at(offsets), futures={})
-        assert term.needs_states == offsets
+        alone = replace(given, later_states=states_of(given).at(labels), futures={})
+        assert term.labels == labels
         assert torch.equal(found.values[name], term(features, alone).value)
         assert f"{name}/hold_baseline" in found.metrics
-        assert (f"{name}/key_l1" in found.metrics) == (-1 in offsets)
+        assert (f"{name}/key_l1" in found.metrics) == ("next_key" in labels)
     assert len({value.item() for value in found.values.values()}) == len(found.values)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tutti.config.run_config import RunConfig, build_config
-from tutti.models.vla import ModelConfig
+from tutti.models.config import ModelConfig
 from tutti.planning import command
 from tutti.planning import plan as planning
 from tutti.planning.blank import blank_batch
@@ -22,7 +22,7 @@ from tutti.planning.live_memory import LiveMemory
 from tutti.planning.plan import Memory, Request, exposed_seconds, make_plan, memory_on, sent_bytes
 from tutti.planning.report import DAY, duration, plain, print_plan, size_in_bytes
 from tutti.runs import terminal
-from tutti.types import DataSpec, UserError
+from tutti.types import DataNeeds, DataSpec, UserError
 from vla_world import MODEL, SPEC
 
 SMALL: dict[str, Any] = {
@@ -346,7 +346,7 @@ def test_the_budget_is_samples_or_episodes_but_not_both(monkeypatch: pytest.Monk
 
 
 def test_no_two_texts_of_a_blank_batch_are_the_same() -> None:
-    batch = blank_batch(SPEC, 50, futures=(4,), states=(1, 0))
+    batch = blank_batch(SPEC, 50, DataNeeds(futures=(4,), states=(1, "last")))
     assert len(torch.unique(batch.observation.text, dim=0)) == 50
     assert batch.later_states is not None and batch.later_states.values.shape == (50, 2, SPEC.state_dim)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from objectives_world import MODEL, SPEC, as_double, make_batch, make_loss
 from ranks_world import on_ranks
 from tutti.distributed.ranks import averaged, drawn, gathered, present, shared_mean
-from tutti.models.vla import ModelConfig
+from tutti.models.config import ModelConfig
 from tutti.objectives.objective import Objective
 from tutti.training.backward.term_gradients import averaged_gradients, term_gradients
 from tutti.types import masked_mean

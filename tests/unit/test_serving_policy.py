@@ -17,7 +17,8 @@ from small_world import relist
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.closed_loop.rollouts import PolicyFactory, RolloutPolicy
-from tutti.models.vla import VLA, ModelConfig
+from tutti.models.config import ModelConfig
+from tutti.models.vla import VLA
 from tutti.serving.export import export
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.types import DataSpec, Observation, UserError

@@ -223,6 +223,6 @@ def test_first_windows_of_a_batch_have_everything_that_the_batch_has() -> None:
     assert few.window.tolist() == batch.window[:2].tolist()
     assert few.observation.images.shape[0] == few.futures[4].mask.shape[0] == len(few.actions) == 2
     assert few.later_states is not None and batch.later_states is not None
-    assert few.later_states.offsets == batch.later_states.offsets
+    assert few.later_states.labels == batch.later_states.labels
     assert torch.equal(few.futures[4].observation.images, batch.futures[4].observation.images[:2])
     assert few.progress is None

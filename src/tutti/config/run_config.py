@@ -21,7 +21,7 @@ from tutti.config.overrides import Override, apply_overrides
 from tutti.config.yaml_reader import parse_overrides, read_yaml
 from tutti.data.config import DataConfig
 from tutti.evaluation.closed_loop.evaluate import EvaluationConfig
-from tutti.models.vla import ModelConfig
+from tutti.models.config import ModelConfig
 from tutti.nested import merge
 from tutti.objectives.balancing.fixed import FixedBalancingConfig
 from tutti.objectives.balancing.union import BalancingConfig

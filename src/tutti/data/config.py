@@ -26,20 +26,9 @@ from tutti.data.normalize import EmbodimentStats, NormalizationKind, Normalizer
 from tutti.data.split import GroupOf, Parts, split_sources
 from tutti.data.tokenize import MOST_LENGTH, Tokenizer
 from tutti.data.windows import Source, WindowIndex
-from tutti.types import Batch, DataSpec, UserError
+from tutti.types import Batch, DataNeeds, DataSpec, UserError
 
 Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kind")]
-
-
-@dataclass(frozen=True, slots=True)
-class DataNeeds:
-    """What the objective's terms ask of the data: observations `futures` frames later, and the states at
-    `states` frames later (0: the episode's last, -1: the next key frame's, where one of `grippers` opens or
-    closes, dimensions of the action)."""
-
-    futures: tuple[int, ...] = ()
-    states: tuple[int, ...] = ()
-    grippers: tuple[int, ...] = ()
 
 
 class SourceConfig(BaseModel):
@@ -135,11 +124,9 @@ class DataConfig(BaseModel):
         windows = WindowIndex(
             sources,
             horizon=self.horizon,
-            future_offsets=needs.futures,
-            state_offsets=needs.states,
-            grippers=needs.grippers,
             normalizer=normalizer,
             tokenizer=tokenizer,
+            needs=needs,
         )
         parts = tuple(windows.rows_of(number, part) for number, part in enumerate(training))
         train = Loader(

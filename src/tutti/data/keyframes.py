@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-from tutti.gripper import MOST_AWAY, share_away
+from tutti.gripper import MAX_AWAY, share_away
 from tutti.types import UserError
 
 CHANGE = 0.15
@@ -52,13 +52,13 @@ def check_grippers(
     """
     away = [_between(actions[:, dimension], ends) for dimension in range(actions.shape[1])]
     for dimension in grippers:
-        if away[dimension] > MOST_AWAY:
-            others = [str(place) for place, share in enumerate(away) if share <= MOST_AWAY]
+        if away[dimension] > MAX_AWAY:
+            others = [str(place) for place, share in enumerate(away) if share <= MAX_AWAY]
             raise UserError(
                 f"gripper.dimension {dimension} of the objective is no gripper in {name}.\n"
                 "  expected: an action dimension that in an episode has two values, open and closed\n"
                 f"  found:    {100 * away[dimension]:.1f} % of its values lie between an episode's smallest "
-                f"and largest (allowed: {100 * MOST_AWAY:g} %)\n"
+                f"and largest (allowed: {100 * MAX_AWAY:g} %)\n"
                 f"  cure: name another one ({', '.join(others) or 'none'} would do), such as "
                 "objective.state.gripper.dimension=N, or set objective.state.gripper=off."
             )

@@ -14,10 +14,8 @@ from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.types import Batch, Future, LaterStates, Observation, UserError
-
-LAST, NEXT_KEY = 0, -1
-"""Offsets of `state_offsets` that are no distance: the episode's last state, the next key frame's."""
+from tutti.gripper import gripper_dimensions
+from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation, StateLabel, UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +34,12 @@ class WindowIndex:
     a batch of any of them, training or not: this is how a bad batch is replayed.
 
     The chunk of window t is actions[t : t + horizon]. Steps past the episode's end are 0 and masked, never
-    repeated. `futures[k]` is the observation at t + k of the same episode for k in `future_offsets`; where
-    that lies past the end it is masked and the last frame stands in. `later_states` are the states at t + o
-    for o in `state_offsets`, masked past the end; `LAST` (0) stands for the episode's last state and
-    `NEXT_KEY` (-1) for the state at the next key frame (keyframes.py), where one of `grippers` opens or
-    closes: dimensions of the action.
+    repeated. `futures[k]` is the observation at t + k of the same episode for k in `needs.futures`; where
+    that lies past the end it is masked and the last frame stands in. `later_states` are those of
+    `needs.states`, masked past the end: at t + k, the episode's `last`, or that at the `next_key` frame
+    (keyframes.py), where one of `needs.grippers` opens or closes.
 
-    Raises: UserError if one of them is no gripper.
+    Raises: UserError if one of these is no gripper.
     """
 
     def __init__(
@@ -50,15 +47,12 @@ class WindowIndex:
         sources: Sequence[Source],
         *,
         horizon: int,
-        future_offsets: Sequence[int] = (),
-        state_offsets: Sequence[int] = (),
-        grippers: Sequence[int] = (),
         normalizer: Normalizer,
         tokenizer: Tokenizer,
+        needs: DataNeeds = DataNeeds(),
     ) -> None:
         self.sources = tuple(sources)
-        self.state_offsets = np.array(state_offsets, dtype=np.int64)
-        self.horizon, self.future_offsets = horizon, tuple(future_offsets)
+        self.horizon, self.needs = horizon, needs
         stores = [source.store for source in self.sources]
         counts = [store.spec.num_frames for store in stores]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -81,6 +75,9 @@ class WindowIndex:
                 rows = self.rows_of(source, [episode])
                 self._end[rows] = rows[-1] + 1
                 self._progress[rows] = (rows - rows[0]) / max(1, len(rows) - 1)
+        grippers = gripper_dimensions(
+            needs.grippers, self._actions.shape[1], "gripper.dimension of the objective"
+        )
         for source, store in enumerate(stores):
             own = slice(int(self._offsets[source]), int(self._offsets[source + 1]))
             if grippers:
@@ -124,8 +121,8 @@ class WindowIndex:
             instruction_id=torch.from_numpy(self._instruction[windows]),
             embodiment=torch.from_numpy(self._embodiment[windows]),
             window=torch.from_numpy(windows.astype(np.int64)),
-            futures={offset: self._future(windows, offset) for offset in self.future_offsets},
-            later_states=self._later_states(windows) if len(self.state_offsets) else None,
+            futures={offset: self._future(windows, offset) for offset in self.needs.futures},
+            later_states=self._later_states(windows) if self.needs.states else None,
             progress=torch.from_numpy(self._progress[windows]),
         )
 
@@ -151,14 +148,21 @@ class WindowIndex:
 
     def _later_states(self, windows: Int64[np.ndarray, " b"]) -> LaterStates:
         end = self._end[windows][:, None]
-        at = windows[:, None] + self.state_offsets
-        at = np.where(self.state_offsets == LAST, end - 1, at)
-        at = np.where(self.state_offsets == NEXT_KEY, self._next_key[windows][:, None], at)
+        at = np.stack([self._row_of(label, windows) for label in self.needs.states], axis=1)
         return LaterStates(
-            offsets=tuple(self.state_offsets.tolist()),
+            labels=self.needs.states,
             values=torch.from_numpy(self._states[np.minimum(at, end - 1)]),
             mask=torch.from_numpy(at < end),
         )
+
+    def _row_of(self, label: StateLabel, windows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        match label:
+            case "last":
+                return self._end[windows] - 1
+            case "next_key":
+                return self._next_key[windows]
+            case int():
+                return windows + label
 
     def _observation(self, rows: Int64[np.ndarray, " b"]) -> Observation:
         text, text_mask = self._words(self._instruction[rows])

@@ -1,20 +1,37 @@
-"""What a loss term is: it reads features and a batch, owns its head, and gives one scalar."""
+"""Term: one loss L_i, which reads features and a batch, owns its head, and gives one scalar."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
+from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import Counted, micro_part
-from tutti.types import Batch, DataSpec, Features, Future, LaterStates, Tokens, UserError
+from tutti.objectives.weight_schedule import Weight
+from tutti.types import (
+    Batch,
+    DataNeeds,
+    DataSpec,
+    Features,
+    Future,
+    LaterStates,
+    StateLabel,
+    Tokens,
+    UserError,
+    masked_mean,
+)
 
 Boundary = Literal["vision", "language", "fused"]
 """Where a gradient may be stopped. `fused` is both the readout and the fused vision tokens."""
+
+Offset = Annotated[PositiveInt, Field(description="k: how many actions later the observation lies.")]
+"""A key of several terms."""
 
 
 @runtime_checkable
@@ -78,7 +95,25 @@ class TermValue:
     """A term's scalar, not yet weighted, and what else it reports: detached scalars named `term/metric`."""
 
     value: Float[Tensor, ""]
-    metrics: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class BaseTermConfig(BaseModel, ABC, frozen=True, extra="forbid"):
+    """The keys and methods that the configs of all terms have."""
+
+    kind: str
+    weight: Weight = 1.0
+    stop_gradient: tuple[Boundary, ...] = Field(
+        default=(), description="Boundaries that this term's gradient does not pass."
+    )
+
+    def needs(self, name: str) -> DataNeeds:
+        """What the term called `name` asks of the data: nothing but the window, unless overridden."""
+        return DataNeeds()
+
+    @abstractmethod
+    def build(self, model: Model, name: str) -> Term:
+        """The term called `name`, for sizes as those of `model`. Raises UserError where sizes clash."""
 
 
 OF_NO_ROW = frozenset({"temperature", "bias", "skipped"})
@@ -89,10 +124,8 @@ class Term(nn.Module, ABC):
     """One L_i of the unified loss.
 
     Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
-    `needs_futures` asks the data for the observations that many actions later, `needs_states` for the states
-    at those offsets (0: the episode's last, -1: the next key frame's, where one of the action dimensions
-    `grippers` opens or closes); the batch of several terms holds what any of them asks for. `no_decay` names
-    parameters of the term that weight decay must leave alone.
+    `no_decay` names parameters of the term that weight decay must leave alone. A custom term that reads more
+    than the window itself also writes `needs`.
     Metrics are named `<name>/...`: the same class may serve under two names. The model is used but never
     registered as a submodule: keep it in a tuple, `self._model = (model,)`.
     """
@@ -100,25 +133,18 @@ class Term(nn.Module, ABC):
     no_decay: frozenset[str] = frozenset()
 
     def __init__(
-        self,
-        *,
-        name: str,
-        stop_gradient: Collection[Boundary] = (),
-        needs_futures: Sequence[int] = (),
-        needs_states: Sequence[int] = (),
-        grippers: Sequence[int] = (),
+        self, *, name: str, stop_gradient: Collection[Boundary] = (), needed: DataNeeds = DataNeeds()
     ) -> None:
         super().__init__()
         self.name = name
         self.stop_gradient = frozenset(stop_gradient)
-        self.needs_futures = tuple(needs_futures)
-        self.needs_states = tuple(needs_states)
-        self.grippers = tuple(grippers)
-        if -1 in self.needs_states and not self.grippers:
-            raise UserError(
-                f"objective.{name} needs the states at the next key frames (-1), but names no gripper, whose "
-                "opening and closing makes them: give `grippers`, its dimensions in the action."
-            )
+        self.needed = needed
+
+    @classmethod
+    def needs(cls, *args: Any, **options: Any) -> DataNeeds:
+        """What a custom term asks of the data, by the `options` of its config (a built-in one: its config's
+        `needs`). The batch holds what any of the terms asks for; `needed` is what this one does."""
+        return DataNeeds()
 
     @abstractmethod
     def compute(self, features: Features, batch: Batch) -> TermValue:
@@ -144,6 +170,20 @@ class Term(nn.Module, ABC):
         }
         return TermValue(value=micro_part(found.value, rows), metrics=metrics)
 
+    def rows(self, batch: Batch) -> Bool[Tensor, " b"]:
+        """The windows that count in `mean`: those whose later observations all lie in the episode.
+
+        To be overridden where others count; a function of the batch alone.
+        """
+        inside = torch.ones_like(batch.window, dtype=torch.bool)
+        for offset in self.needed.futures:
+            inside = inside & self.future(batch, offset).mask
+        return inside
+
+    def mean(self, errors: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, ""]:
+        """The mean of the errors over everything in the `rows` that count, of all micro-batches and ranks."""
+        return masked_mean(errors, _beside(self.rows(batch), errors), of=self.rows)
+
     def future(self, batch: Batch, offset: int) -> Future:
         """The observation `offset` actions later.
 
@@ -152,24 +192,28 @@ class Term(nn.Module, ABC):
         if offset not in batch.futures:
             raise UserError(
                 f"objective.{self.name} needs the observation {offset} actions later, but the batch holds "
-                f"{sorted(batch.futures) or 'none'}; build the data with DataNeeds(objective.needs_futures, "
-                "objective.needs_states, objective.grippers)."
+                f"{sorted(batch.futures) or 'none'}; build the data with config.objective.needs(), and let "
+                "the term's `needs` ask for it."
             )
         return batch.futures[offset]
 
-    def later_states(self, batch: Batch) -> LaterStates:
-        """The states at `needs_states`, in that order.
+    def later_states(self, batch: Batch, labels: Sequence[StateLabel]) -> LaterStates:
+        """The later states of these labels, in that order.
 
         Raises: UserError if the batch was made without them.
         """
-        found = batch.later_states.offsets if batch.later_states is not None else ()
-        if batch.later_states is None or not set(self.needs_states) <= set(found):
+        present = batch.later_states.labels if batch.later_states is not None else ()
+        if batch.later_states is None or not set(labels) <= set(present):
             raise UserError(
-                f"objective.{self.name} needs the states at {self.needs_states}, but the batch holds "
-                f"{found or 'none'}; build the data with DataNeeds(objective.needs_futures, "
-                "objective.needs_states, objective.grippers)."
+                f"objective.{self.name} needs the states at {tuple(labels)}, but the batch holds "
+                f"{present or 'none'}; build the data with config.objective.needs(), and let the term's "
+                "`needs` ask for them."
             )
-        return batch.later_states.at(self.needs_states)
+        return batch.later_states.at(labels)
+
+
+def _beside(rows: Bool[Tensor, " b"], values: Tensor) -> Tensor:
+    return rows.view(-1, *(1,) * (values.ndim - 1))
 
 
 def stopped(features: Features, boundaries: Collection[Boundary]) -> Features:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -20,7 +20,7 @@ from tutti.objectives.terms.future_patches import FuturePatchesConfig
 from tutti.objectives.terms.future_states import FutureStatesConfig
 from tutti.objectives.terms.union import TermConfig
 from tutti.objectives.weight_schedule import Weight, schedule_of
-from tutti.types import Batch, Features, LossTerms, UserError, precise
+from tutti.types import Batch, DataNeeds, Features, LossTerms, UserError, precise
 
 DEFAULT_KINDS = {
     "align": "contrastive",
@@ -74,6 +74,31 @@ class ObjectiveConfig(BaseModel):
         """The weight of each term that is on, in the order of the sum."""
         return {name: config.weight for name, config in self.terms().items()}
 
+    def needs(self) -> DataNeeds:
+        """What the terms that ever count ask of the data, from the keys of the config alone.
+
+        Raises: UserError if a term needs key frames and names no gripper, or two terms name different ones.
+        """
+        needs = {
+            name: config.needs(name)
+            for name, config in self.terms().items()
+            if not schedule_of(config.weight).is_zero
+        }
+        for name, asked in needs.items():
+            if "next_key" in asked.states and not asked.grippers:
+                raise UserError(
+                    f"objective.{name} needs the states at the next key frames, but names no gripper, whose "
+                    "opening and closing makes them: give `grippers`, its dimensions in the action."
+                )
+        grippers = {name: list(asked.grippers) for name, asked in needs.items() if asked.grippers}
+        if len({frozenset(dimensions) for dimensions in grippers.values()}) > 1:
+            named = ", ".join(f"objective.{name}: {dimensions}" for name, dimensions in grippers.items())
+            raise UserError(
+                f"The terms' grippers differ ({named}), but a batch has one next key frame each. Name the "
+                "same dimensions in all of them."
+            )
+        return DataNeeds.union(needs.values())
+
     def build(self, model: Model, balancing: BalancingConfig | None = None) -> UnifiedLoss:
         """The loss for `model`, with fresh heads from torch's global generator; lambdas are fixed unless
         `balancing` says otherwise. Raises UserError where sizes clash or a term owns what `model` owns."""
@@ -90,25 +115,13 @@ class UnifiedLoss(Objective):
 
     A term whose lambda is exactly 0 (switched off, or its schedule has ended), or which is not among `only`,
     is not computed and costs nothing: it is then absent from `values` and `lambdas`, rather than reported as
-    0. `needs_futures` are the offsets of the observations that a batch must hold, `needs_states` those of the
-    states: whatever any term that ever counts asks for, in rising order. `grippers` are the dimensions of the
-    action whose changes make key frames.
-
-    Raises: UserError if two terms name different grippers.
+    0.
     """
 
     def __init__(self, terms: dict[str, Term], balancing: Balancing) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.balancing = balancing
-        counting = [term for name, term in terms.items() if balancing.is_ever_active(name)]
-        self.needs_futures = _union(term.needs_futures for term in counting)
-        self.needs_states = _union(term.needs_states for term in counting)
-        named = {term.name: term.grippers for term in counting if term.grippers}
-        if len({frozenset(dimensions) for dimensions in named.values()}) > 1:
-            told = ", ".join(f"objective.{name}: {list(dimensions)}" for name, dimensions in named.items())
-            raise UserError(f"The terms' grippers differ ({told}), but a batch has one next key frame each.")
-        self.grippers = next(iter(named.values()), ())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,7 +165,3 @@ class UnifiedLoss(Objective):
         for term in self.terms.values():
             term.after_step()  # pyright: ignore[reportCallIssue]
         self.balancing.after_step(values)
-
-
-def _union(offsets: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    return tuple(sorted({offset for some in offsets for offset in some}))

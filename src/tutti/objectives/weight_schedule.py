@@ -62,7 +62,10 @@ class WeightSchedule(BaseModel):
         return self.start == 0 and (self.end == 0 or self.schedule == "constant")
 
 
-Weight = NonNegative | WeightSchedule
+Weight = Annotated[
+    NonNegative | WeightSchedule,
+    Field(description="lambda: a number, or a schedule over the run."),
+]
 
 
 def schedule_of(weight: float | WeightSchedule) -> WeightSchedule:

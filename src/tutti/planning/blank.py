@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tutti.types import Batch, DataSpec, Future, LaterStates, Observation
+from tutti.types import Batch, DataNeeds, DataSpec, Future, LaterStates, Observation
 
 
-def blank_batch(
-    spec: DataSpec, size: int, *, futures: tuple[int, ...] = (), states: tuple[int, ...] = ()
-) -> Batch:
+def blank_batch(spec: DataSpec, size: int, needs: DataNeeds = DataNeeds()) -> Batch:
     """`size` windows with every view, a text of its own each, noise for the rest, and what terms ask for.
 
     No two texts are the same, so that a language encoder that encodes each text once has them all to do.
@@ -33,9 +31,9 @@ def blank_batch(
         )
 
     later = LaterStates(
-        offsets=states,
-        values=noise(len(states), spec.state_dim),
-        mask=torch.ones(size, len(states), dtype=torch.bool),
+        labels=needs.states,
+        values=noise(len(needs.states), spec.state_dim),
+        mask=torch.ones(size, len(needs.states), dtype=torch.bool),
     )
     return Batch(
         observation=look(),
@@ -44,7 +42,9 @@ def blank_batch(
         instruction_id=numbers,
         embodiment=torch.zeros(size, dtype=torch.int64),
         window=numbers,
-        futures={k: Future(observation=look(), mask=torch.ones(size, dtype=torch.bool)) for k in futures},
-        later_states=later if states else None,
+        futures={
+            k: Future(observation=look(), mask=torch.ones(size, dtype=torch.bool)) for k in needs.futures
+        },
+        later_states=later if needs.states else None,
         progress=torch.linspace(0, 1, size),
     )

@@ -113,8 +113,7 @@ class Rehearsed:
 
     def batch(self, size: int) -> Batch:
         """A blank batch of `size` with what the terms ask for."""
-        needs = {"futures": self.objective.needs_futures, "states": self.objective.needs_states}
-        return blank_batch(self.spec, size, **needs)
+        return blank_batch(self.spec, size, self.config.objective.needs())
 
     def autocast(self) -> AbstractContextManager[object]:
         """That of training. A CPU stands for any device: it casts the same products."""

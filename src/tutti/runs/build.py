@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tutti.config.run_config import RunConfig, to_yaml
-from tutti.data.config import DataBundle, DataNeeds, SourceConfig
+from tutti.data.config import DataBundle, SourceConfig
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
 from tutti.evaluation.closed_loop.starts import DATASET
@@ -29,7 +29,7 @@ from tutti.training.data_feed import TrainingData
 from tutti.training.device import decide
 from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
-from tutti.types import Batch, DataSpec
+from tutti.types import Batch, DataNeeds, DataSpec
 
 TRAINED_BY = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
 """The sections of a config that decide what a training gives."""
@@ -95,19 +95,16 @@ def trial_training(config: RunConfig, folder: Path) -> Iterator[Training]:
 
 def build_parts(config: RunConfig, folder: Path) -> tuple[DataBundle, VLA, UnifiedLoss]:
     """Data as the objective's terms need it, a model with fresh weights, and the objective."""
-    data = build_data(config, folder)
+    data = build_data(config, folder, config.objective.needs())
     seed_everything(config.seed)
     model = config.model.build(data.spec)
     objective = config.objective.build(model, config.balancing)
-    needs = DataNeeds(objective.needs_futures, objective.needs_states, objective.grippers)
-    if needs != DataNeeds():
-        data = build_data(config, folder, needs)
     if model.action.needs_fit:
         model.action.fit(*data.training_chunks(FIT_CHUNKS))
     return data, model, objective
 
 
-def build_data(config: RunConfig, folder: Path, needs: DataNeeds | None = None) -> DataBundle:
+def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) -> DataBundle:
     """The run's data: `data.sources`, or where there are none what the run has recorded."""
     data, suite = config.data, config.record.spec
     if not data.sources:
@@ -115,9 +112,7 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds | None = None) 
 
     def build() -> DataBundle:
         with progress_bar("decoding pictures") as bar:
-            return data.build(
-                needs or DataNeeds(), folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0]
-            )
+            return data.build(needs, folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0])
 
     return world().first_then_all(build)  # of several processes one decodes, and the others find its cache
 

@@ -13,8 +13,7 @@ from pydantic import ValidationError
 
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.models.decoders.custom import CustomDecoderConfig
-from tutti.models.vla import ModelConfig
+from tutti.models.config import CustomDecoderConfig, ModelConfig
 from tutti.plugin import Origin, Trust
 from tutti.storage import shards
 from tutti.storage.find_checkpoint import is_sharded, kept_weights

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from tutti.gripper import MOST_AWAY, places, share_away
+from tutti.gripper import MAX_AWAY, gripper_dimensions, share_away
 from tutti.models.decoders.chunks import ranges, require_fitted
 from tutti.types import DataSpec, UserError, precise
 
@@ -23,7 +23,7 @@ class GripperConfig(BaseModel):
 
     def build(self, spec: DataSpec, kind: str) -> Gripper:
         """The gripper in actions of `spec`. Raises UserError if there is no such dimension."""
-        (place,) = places((self.dimension,), spec.action_dim, "model.action.gripper.dimension")
+        (place,) = gripper_dimensions((self.dimension,), spec.action_dim, "model.action.gripper.dimension")
         return Gripper(place, self.weight, kind)
 
 
@@ -58,10 +58,10 @@ class Gripper(nn.Module):
             raise UserError(f"{name} has one value only, {least:g} (normalised), not two. {cure}")
         upper = values > (least + most) / 2
         two = torch.stack([values[~upper].median(), values[upper].median()])
-        if (away := share_away(values, two[0], two[1])) > MOST_AWAY:
+        if (away := share_away(values, two[0], two[1])) > MAX_AWAY:
             raise UserError(
                 f"{name} is not binary: {100 * away:.1f} % of its values lie away from {two[0]:g} and "
-                f"{two[1]:g} (normalised), expected at most {100 * MOST_AWAY:g} %. {cure}"
+                f"{two[1]:g} (normalised), expected at most {100 * MAX_AWAY:g} %. {cure}"
             )
         self.values.copy_(two)
         self.fitted.fill_(True)

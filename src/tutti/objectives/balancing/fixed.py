@@ -37,10 +37,6 @@ class Balancing(nn.Module, ABC):
         """False where the term's weight is exactly 0 at `progress`: the term is then not computed."""
         return self.schedules[name].at(progress) != 0
 
-    def is_ever_active(self, name: str) -> bool:
-        """False where the term's weight is exactly 0 for the whole run: its data need not be loaded."""
-        return not self.schedules[name].is_zero
-
     def forward(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
         """lambda of every computed term, detached, in the precision and on the device of its value."""
         factors = self.factors(_of_all_ranks(values))

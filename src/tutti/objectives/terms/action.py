@@ -7,22 +7,16 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from tutti.objectives.term import Boundary, ChunkDecoder, Model, Term, TermValue
-from tutti.objectives.weight_schedule import Weight
+from tutti.objectives.term import BaseTermConfig, Boundary, ChunkDecoder, Model, Term, TermValue
 from tutti.types import Batch, Features, masked_mean
 
 
-class ChunkConfig(BaseModel):
+class ChunkConfig(BaseTermConfig):
     """`kind: chunk`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["chunk"] = "chunk"
-    weight: Weight = 1.0
-    stop_gradient: tuple[Boundary, ...] = ()
 
     def build(self, model: Model, name: str) -> ChunkTerm:
         """The term for the decoder of `model`."""

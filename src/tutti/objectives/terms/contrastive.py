@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from math import log
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import gathered
-from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features, precise
 
@@ -21,10 +20,8 @@ MAX_SCALE = 100.0
 """The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
 
 
-class ContrastiveConfig(BaseModel):
+class ContrastiveConfig(BaseTermConfig):
     """`kind: contrastive`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["contrastive"] = "contrastive"
     weight: Weight = 0.1
@@ -32,13 +29,10 @@ class ContrastiveConfig(BaseModel):
     temperature: Annotated[float, Field(ge=1 / MAX_SCALE, le=10)] = Field(
         default=0.07, description="exp(-g) at the start"
     )
-    stop_gradient: tuple[Boundary, ...] = ()
 
     def build(self, model: Model, name: str) -> ContrastiveTerm:
         """The term for encoders as wide as those of `model`."""
-        return ContrastiveTerm(
-            self, model.vision.width, model.language.width, name=name, stop_gradient=self.stop_gradient
-        )
+        return ContrastiveTerm(self, model.vision.width, model.language.width, name=name)
 
 
 class ContrastiveTerm(Term):
@@ -65,9 +59,8 @@ class ContrastiveTerm(Term):
         language_width: int,
         *,
         name: str = "align",
-        stop_gradient: Collection[Boundary] = (),
     ) -> None:
-        super().__init__(name=name, stop_gradient=stop_gradient)
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
         self.vision_head = nn.Linear(vision_width, config.width)
         self.language_head = nn.Linear(language_width, config.width)
         self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))

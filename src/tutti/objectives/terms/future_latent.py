@@ -8,28 +8,29 @@ from typing import Literal, Self
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import averaged, shared_mean
-from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, Offset, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Future, UserError, masked_mean, precise
+from tutti.types import Batch, DataNeeds, Features, Future, UserError, masked_mean, precise
 
 
-class FutureLatentConfig(BaseModel):
+class FutureLatentConfig(BaseTermConfig):
     """`kind: future_latent`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["future_latent"] = "future_latent"
     weight: Weight = WeightSchedule(start=0.2, end=0.0, schedule="cosine", begin=0.6)
-    offset: PositiveInt = Field(default=4, description="k: how many actions ahead the predicted picture lies")
+    offset: Offset = 4
     decay: float = Field(
         default=0.995, ge=0, le=1, description="rho: how much of the target encoder stays at each step"
     )
     hidden: PositiveInt = Field(default=256, description="width of the predictor's hidden layer")
-    stop_gradient: tuple[Boundary, ...] = ()
+
+    def needs(self, name: str) -> DataNeeds:
+        """The observation k actions later."""
+        return DataNeeds(futures=(self.offset,))
 
     def build(self, model: Model, name: str) -> FutureLatentTerm:
         """The term for pictures and tokens as those of `model`; its target starts as the vision encoder that
@@ -60,7 +61,7 @@ class FutureLatentTerm(Term):
     """
 
     def __init__(self, config: FutureLatentConfig, model: Model, *, name: str = "future_latent") -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient, needs_futures=(config.offset,))
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
         horizon = model.spec.horizon
         if config.offset > horizon:
             raise UserError(

@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import Counted, shared_mean
-from tutti.objectives.term import Boundary, Model, Term, TermValue
-from tutti.objectives.terms.patches import decoder_blocks, grid_of, normalise_patches, numbers_of, to_patches
-from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, UserError, masked_mean, precise
+from tutti.objectives.term import Model, Offset, Term, TermValue
+from tutti.objectives.terms.patches import (
+    PatchTermConfig,
+    decoder_blocks,
+    grid_of,
+    normalise_patches,
+    numbers_of,
+    to_patches,
+)
+from tutti.types import Batch, DataNeeds, Features, UserError, masked_mean, precise
 
 
-class FuturePatchesConfig(BaseModel):
+class FuturePatchesConfig(PatchTermConfig):
     """`kind: future_patches`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["future_patches"] = "future_patches"
-    weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
-    offset: PositiveInt = Field(default=4, description="k: how many actions ahead the predicted picture lies")
-    downsample: PositiveInt = Field(
-        default=2, description="the target is averaged over squares of this many pixels a side"
+    offset: Offset = 4
+    weighting: Literal["uniform", "changed"] = Field(
+        default="changed", description="uniform: all patches count alike; changed: those that change, more"
     )
-    weighting: Literal["uniform", "changed"] = "changed"
     threshold: float = Field(
         default=0.04, gt=0, description="mean |change| above which a patch changed; pixels in [-1, 1]"
     )
     floor: float = Field(
         default=0.1, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
     )
-    width: PositiveInt = 64
-    depth: int = Field(default=1, ge=1, le=2)
-    heads: PositiveInt = 4
-    stop_gradient: tuple[Boundary, ...] = ()
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(
-                f"width {self.width} is not divisible by heads {self.heads}; choose a width that is"
-            )
-        return self
+    def needs(self, name: str) -> DataNeeds:
+        """The observation k actions later."""
+        return DataNeeds(futures=(self.offset,))
 
     def build(self, model: Model, name: str) -> FuturePatchesTerm:
         """The term for pictures and tokens as those of `model`. Raises UserError where sizes clash."""
         return FuturePatchesTerm(self, model, name=name)
+
+
+class ChangedPatchesConfig(FuturePatchesConfig):
+    """`kind: changed_patches`: `future_patches` with another floor, after DreamVLA's regions (2507.04447).
+
+    Where a share q of the patches changed, the others hold floor (1 - q) / (floor + q) of the weight: at
+    q = 5 %, 63 % of it with the floor 0.1 of `future_patches`, 16 % with the 0.01 of this kind. It is not 0,
+    so that a batch in which nothing moves still says something.
+    """
+
+    kind: Literal["changed_patches"] = "changed_patches"
+    weighting: Literal["changed"] = "changed"
+    floor: float = Field(
+        default=0.01, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
+    )
 
 
 class FuturePatchesTerm(Term):
@@ -69,7 +78,7 @@ class FuturePatchesTerm(Term):
 
     def __init__(self, config: FuturePatchesConfig, model: Model, *, name: str = "recon") -> None:
         spec, tokens = model.spec, model.vision.tokens_per_view
-        super().__init__(name=name, stop_gradient=config.stop_gradient, needs_futures=(config.offset,))
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
         if config.offset > spec.horizon:
             raise UserError(
                 f"objective.{name}.offset is {config.offset}, but must lie in 1..{spec.horizon}, the "

@@ -6,34 +6,30 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.gripper import places
-from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.gripper import gripper_dimensions
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, masked_mean, precise
+from tutti.types import Batch, DataNeeds, Features, StateLabel, masked_mean, precise
 
 
-class GripperConfig(BaseModel):
+class GripperConfig(BaseModel, frozen=True, extra="forbid"):
     """Which dimensions of the action open and close a hand."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dimension: int | Annotated[tuple[int, ...], Field(min_length=1)] = Field(
         description="place in the action, from 0, -1 the last; a list for several hands"
     )
 
-    def places(self, action_dim: int, key: str) -> tuple[int, ...]:
-        """The dimensions from 0, in rising order. Raises UserError, naming `key`, if there is none such."""
-        given = (self.dimension,) if isinstance(self.dimension, int) else self.dimension
-        return tuple(sorted(places(given, action_dim, f"{key}.dimension")))
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """Those dimensions, as given."""
+        return (self.dimension,) if isinstance(self.dimension, int) else self.dimension
 
 
-class FutureStatesConfig(BaseModel):
+class FutureStatesConfig(BaseTermConfig):
     """`kind: future_states`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["future_states"] = "future_states"
     weight: Weight = WeightSchedule(start=5.0, end=0.3, schedule="cosine")
@@ -47,7 +43,6 @@ class FutureStatesConfig(BaseModel):
         "the end; off: no key frames",
     )
     hidden: PositiveInt = Field(default=256, description="width of the head's hidden layer")
-    stop_gradient: tuple[Boundary, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +60,17 @@ class FutureStatesConfig(BaseModel):
         if list(self.offsets) != sorted(set(self.offsets)):
             raise ValueError(f"offsets {self.offsets} must rise and not repeat")
         return self
+
+    @property
+    def labels(self) -> tuple[StateLabel, ...]:
+        """The states that are predicted, in the order of the head's outputs."""
+        last, key = ("last",) if self.last else (), ("next_key",) if self.gripper != "off" else ()
+        return (*self.offsets, *last, *key)
+
+    def needs(self, name: str) -> DataNeeds:
+        """The states of `labels`."""
+        grippers = () if self.gripper == "off" else self.gripper.dimensions
+        return DataNeeds(states=self.labels, grippers=grippers)
 
     def build(self, model: Model, name: str) -> FutureStatesTerm:
         """The term for states and a readout as those of `model`."""
@@ -92,25 +98,24 @@ class FutureStatesTerm(Term):
     """
 
     def __init__(self, config: FutureStatesConfig, model: Model, *, name: str = "state") -> None:
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        self.labels = config.labels
         self.has_key = config.gripper != "off"
-        wanted = (*config.offsets, *((0,) if config.last else ()), *((-1,) if self.has_key else ()))
-        key, action_dim = f"objective.{name}.gripper", model.spec.action_dim
-        grippers = () if config.gripper == "off" else config.gripper.places(action_dim, key)
-        super().__init__(
-            name=name, stop_gradient=config.stop_gradient, needs_states=wanted, grippers=grippers
-        )
-        self.num_offsets = len(wanted) - int(self.has_key)
+        if config.gripper != "off":
+            key = f"objective.{name}.gripper.dimension"
+            gripper_dimensions(config.gripper.dimensions, model.spec.action_dim, key)
+        self.num_offsets = len(self.labels) - int(self.has_key)
         self.state_dim = model.spec.state_dim
         self.head = nn.Sequential(
             nn.Linear(model.fusion.width, config.hidden),
             nn.ReLU(),
-            nn.Linear(config.hidden, len(self.needs_states) * self.state_dim),
+            nn.Linear(config.hidden, len(self.labels) * self.state_dim),
         )
 
     def compute(self, features: Features, batch: Batch) -> TermValue:
         """The sum of both means; metrics `hold_baseline`, the value of predicting that the hand stays,
         and `key_l1`, the part of the next key frame."""
-        later = self.later_states(batch)
+        later = self.later_states(batch, self.labels)
         states, mask = later.values, later.mask
         predicted = precise(self.predict(features.readout))
         with torch.no_grad():
@@ -130,11 +135,11 @@ class FutureStatesTerm(Term):
         return parts
 
     def _at_offsets(self, batch: Batch) -> Bool[Tensor, "b o"]:
-        return self.later_states(batch).mask[:, : self.num_offsets]
+        return self.later_states(batch, self.labels).mask[:, : self.num_offsets]
 
     def _at_key(self, batch: Batch) -> Bool[Tensor, "b o"]:
-        return self.later_states(batch).mask[:, self.num_offsets :]
+        return self.later_states(batch, self.labels).mask[:, self.num_offsets :]
 
     def predict(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b o s"]:
         """The normalised states at the offsets, then at the episode's last and at its next key frame."""
-        return self.head(readout).view(len(readout), len(self.needs_states), self.state_dim)
+        return self.head(readout).view(len(readout), len(self.labels), self.state_dim)

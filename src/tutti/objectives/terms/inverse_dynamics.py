@@ -6,28 +6,29 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, Offset, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Future, Tokens, UserError, masked_mean
+from tutti.types import Batch, DataNeeds, Features, Future, Tokens, UserError, masked_mean
 
 
-class InverseDynamicsConfig(BaseModel):
+class InverseDynamicsConfig(BaseTermConfig):
     """`kind: inverse_dynamics`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["inverse_dynamics"] = "inverse_dynamics"
     weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
-    offset: PositiveInt = Field(default=4, description="k: how many actions lie between the two pictures")
+    offset: Offset = 4
     stop_future: bool = Field(
         default=False, description="the look at the later picture sends no gradient; cheaper by its backward"
     )
     channels: PositiveInt = Field(default=16, description="numbers kept of each place of both pictures")
     hidden: PositiveInt = Field(default=256, description="width of the head's hidden layer")
-    stop_gradient: tuple[Boundary, ...] = ()
+
+    def needs(self, name: str) -> DataNeeds:
+        """The observation k actions later."""
+        return DataNeeds(futures=(self.offset,))
 
     def build(self, model: Model, name: str) -> InverseDynamicsTerm:
         """The term for the vision encoder and actions of `model`. Raises UserError where sizes clash."""
@@ -54,7 +55,7 @@ class InverseDynamicsTerm(Term):
 
     def __init__(self, config: InverseDynamicsConfig, model: Model, *, name: str = "inverse") -> None:
         spec = model.spec
-        super().__init__(name=name, stop_gradient=config.stop_gradient, needs_futures=(config.offset,))
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
         if config.offset > spec.horizon:
             raise UserError(
                 f"objective.{name}.offset is {config.offset}, but must lie in 1..{spec.horizon}, the "

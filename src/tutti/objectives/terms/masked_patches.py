@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import drawn
-from tutti.objectives.term import Boundary, Model, Term, TermValue
-from tutti.objectives.terms.patches import decoder_blocks, grid_of, normalise_patches, numbers_of, to_patches
-from tutti.objectives.weight_schedule import Weight, WeightSchedule
+from tutti.objectives.term import Model, Term, TermValue
+from tutti.objectives.terms.patches import (
+    PatchTermConfig,
+    decoder_blocks,
+    grid_of,
+    normalise_patches,
+    numbers_of,
+    to_patches,
+)
 from tutti.types import Batch, Features, Tokens, UserError, masked_mean
 
 NUM_FIXED = 64
 """How many masks there are in evaluation mode; a window always has the same one."""
 
 
-class MaskedPatchesConfig(BaseModel):
+class MaskedPatchesConfig(PatchTermConfig):
     """`kind: masked_patches`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["masked_patches"] = "masked_patches"
-    weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
     ratio: float = Field(default=0.75, gt=0, lt=1, description="share of each view's patches that is hidden")
-    downsample: PositiveInt = Field(
-        default=2, description="the target is averaged over squares of this many pixels a side"
-    )
-    width: PositiveInt = 64
-    depth: int = Field(default=1, ge=1, le=2)
-    heads: PositiveInt = 4
-    stop_gradient: tuple[Boundary, ...] = ()
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(
-                f"width {self.width} is not divisible by heads {self.heads}; choose a width that is"
-            )
-        return self
 
     def build(self, model: Model, name: str) -> MaskedPatchesTerm:
         """The term for the vision encoder of `model`. Raises UserError where sizes clash."""

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from functools import reduce
 from math import isqrt
+from typing import Self
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.objectives.term import Model
+from tutti.objectives.term import BaseTermConfig, Model
+from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import UserError
+
+
+class PatchTermConfig(BaseTermConfig):
+    """The keys of every term that reconstructs patches."""
+
+    weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
+    downsample: PositiveInt = Field(
+        default=2, description="the target is averaged over squares of this many pixels a side"
+    )
+    width: PositiveInt = Field(default=64, description="width of the decoder's tokens")
+    depth: int = Field(default=1, ge=1, le=2, description="transformer layers of the decoder")
+    heads: PositiveInt = Field(default=4, description="attention heads of the decoder")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} is not divisible by heads {self.heads}; choose a width that is"
+            )
+        return self
 
 
 def grid_of(model: Model, name: str) -> int:

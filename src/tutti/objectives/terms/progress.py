@@ -7,24 +7,21 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import averaged
-from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features, UserError, precise
 
 
-class ProgressConfig(BaseModel):
+class ProgressConfig(BaseTermConfig):
     """`kind: progress`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["progress"] = "progress"
     weight: Weight = 0.1
     hidden: PositiveInt = Field(default=128, description="width of the head's hidden layer")
-    stop_gradient: tuple[Boundary, ...] = ()
 
     def build(self, model: Model, name: str) -> ProgressTerm:
         """The term for a readout as wide as that of `model`."""

@@ -6,20 +6,18 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import gathered
-from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.terms.contrastive import takes_part
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features, precise
 
 
-class RecoverableLanguageConfig(BaseModel):
+class RecoverableLanguageConfig(BaseTermConfig):
     """`kind: recoverable_language`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["recoverable_language"] = "recoverable_language"
     weight: Weight = 0.1
@@ -29,7 +27,6 @@ class RecoverableLanguageConfig(BaseModel):
         "decoded from (it has seen the instruction, so it can simply repeat it)",
     )
     width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
-    stop_gradient: tuple[Boundary, ...] = ()
 
     def build(self, model: Model, name: str) -> RecoverableLanguageTerm:
         """The term for encoders and chunks as those of `model`."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from math import log
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import gathered
-from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.terms.contrastive import MAX_SCALE, match_accuracy, takes_part
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features
@@ -21,10 +20,8 @@ from tutti.types import Batch, Features
 POSITIVE_SHARE = "positive_share"
 
 
-class SigmoidConfig(BaseModel):
+class SigmoidConfig(BaseTermConfig):
     """`kind: sigmoid`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["sigmoid"] = "sigmoid"
     weight: Weight = 0.02
@@ -37,13 +34,10 @@ class SigmoidConfig(BaseModel):
         description="b at the start: a number (-10 in the paper), or the logit of the share of positive "
         "pairs in the first training batch",
     )
-    stop_gradient: tuple[Boundary, ...] = ()
 
     def build(self, model: Model, name: str) -> SigmoidTerm:
         """The term for encoders as wide as those of `model`."""
-        return SigmoidTerm(
-            self, model.vision.width, model.language.width, name=name, stop_gradient=self.stop_gradient
-        )
+        return SigmoidTerm(self, model.vision.width, model.language.width, name=name)
 
 
 class SigmoidTerm(Term):
@@ -79,9 +73,8 @@ class SigmoidTerm(Term):
         language_width: int,
         *,
         name: str = "align",
-        stop_gradient: Collection[Boundary] = (),
     ) -> None:
-        super().__init__(name=name, stop_gradient=stop_gradient)
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
         self.vision_head = nn.Linear(vision_width, config.width)
         self.language_head = nn.Linear(language_width, config.width)
         self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))

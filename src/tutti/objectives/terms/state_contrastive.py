@@ -7,19 +7,17 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import drawn, gathered
-from tutti.objectives.term import Boundary, Model, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, Features, Tokens, precise
 
 
-class StateContrastiveConfig(BaseModel):
+class StateContrastiveConfig(BaseTermConfig):
     """`kind: state_contrastive`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["state_contrastive"] = "state_contrastive"
     weight: Weight = WeightSchedule(start=1.0, end=0.0, schedule="cosine")
@@ -35,7 +33,6 @@ class StateContrastiveConfig(BaseModel):
     state_scale: float = Field(
         default=0.5, gt=0, description="beta: what distances of normalised states are divided by"
     )
-    stop_gradient: tuple[Boundary, ...] = ()
 
     def build(self, model: Model, name: str) -> StateContrastiveTerm:
         """The term for a readout or vision tokens as those of `model`."""

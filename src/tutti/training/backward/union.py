@@ -9,11 +9,26 @@ from typing import Annotated
 
 from pydantic import Discriminator, Tag
 
-from tutti.plugin import CUSTOM, tag_of
-from tutti.training.backward.custom import CustomBackwardConfig
+from tutti.plugin import CUSTOM, CustomConfig, tag_of
 from tutti.training.backward.k_gradients import KGradientsConfig
 from tutti.training.backward.masked import KnowledgeInsulationConfig, MaskedBackwardConfig
-from tutti.training.backward.one import OneBackwardConfig
+from tutti.training.backward.one import Backward, OneBackwardConfig
+
+
+class CustomBackwardConfig(CustomConfig[Backward]):
+    """`kind: "package.module:Class"`, a `Backward`: `Class(parameters, terms, **options)`.
+
+    `parameters` are the trainable ones by name (model... or objective...), `terms` the names of the
+    objective's terms.
+    """
+
+    base, key = Backward, "backward.kind"
+
+    @property
+    def moves(self) -> dict[str, tuple[str, ...]]:
+        """The mask, as far as it is known here: none."""
+        return {}
+
 
 BackwardConfig = Annotated[
     Annotated[OneBackwardConfig, Tag("one")]
