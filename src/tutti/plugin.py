@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from tutti.errors import UserError
 from tutti.storage.reading import shown
@@ -44,12 +44,14 @@ class Origin:
         return self.trust if isinstance(self.trust, bool) else kind in self.trust
 
 
-class CustomConfig(BaseModel, Generic[T], frozen=True, extra="forbid"):
+class CustomConfig(BaseModel, Generic[T]):
     """Config of a custom class: `build(*arguments)` calls `Class(*arguments, **options)`.
 
     A union of kinds takes one by a subclass that says which `base` the class must have, and at which `key`
     of the config it stands.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: ClassVar[type]
     key: ClassVar[str]
@@ -63,9 +65,9 @@ class CustomConfig(BaseModel, Generic[T], frozen=True, extra="forbid"):
         if isinstance(context, Origin) and not context.covers(self.kind):
             self._refused_from = context.file
 
-    def build(self, *arguments: Any) -> T:
+    def build(self, *arguments: Any, **named: Any) -> T:
         """The instance. Raises UserError, naming the key and the class, if it cannot be made."""
-        return self.call(self.find(self.key), self.key, *arguments)
+        return self.call(self.find(self.key), self.key, *arguments, **named)
 
     def find(self, key: str) -> type[T]:
         """The class. `key` is where it stands in the config, for messages.

@@ -117,9 +117,10 @@ class DataNeeds:
         needs = tuple(needs)
         labels = {label for each in needs for label in each.states}
         offsets = sorted(label for label in labels if isinstance(label, int))
+        named: tuple[StateLabel, ...] = ("last", "next_key")
         return cls(
             futures=tuple(sorted({offset for each in needs for offset in each.futures})),
-            states=(*offsets, *sorted(label for label in labels if isinstance(label, str))),
+            states=(*offsets, *(label for label in named if label in labels)),
             grippers=tuple(sorted({dimension for each in needs for dimension in each.grippers})),
         )
 

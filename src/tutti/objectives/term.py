@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import Counted, micro_part
@@ -98,10 +98,12 @@ class TermValue:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class BaseTermConfig(BaseModel, ABC, frozen=True, extra="forbid"):
+class BaseTermConfig(BaseModel, ABC):
     """The keys and methods that the configs of all terms have."""
 
-    kind: str
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Any  # a literal in each subclass
     weight: Weight = 1.0
     stop_gradient: tuple[Boundary, ...] = Field(
         default=(), description="Boundaries that this term's gradient does not pass."

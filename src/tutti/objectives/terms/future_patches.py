@@ -54,8 +54,8 @@ class ChangedPatchesConfig(FuturePatchesConfig):
     so that a batch in which nothing moves still says something.
     """
 
-    kind: Literal["changed_patches"] = "changed_patches"
-    weighting: Literal["changed"] = "changed"
+    kind: Literal["changed_patches"] = "changed_patches"  # pyright: ignore[reportIncompatibleVariableOverride]
+    weighting: Literal["changed"] = "changed"  # pyright: ignore[reportIncompatibleVariableOverride]
     floor: float = Field(
         default=0.01, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
     )

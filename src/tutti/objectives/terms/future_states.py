@@ -64,8 +64,8 @@ class FutureStatesConfig(BaseTermConfig):
     @property
     def labels(self) -> tuple[StateLabel, ...]:
         """The states that are predicted, in the order of the head's outputs."""
-        last, key = ("last",) if self.last else (), ("next_key",) if self.gripper != "off" else ()
-        return (*self.offsets, *last, *key)
+        named: dict[StateLabel, bool] = {"last": self.last, "next_key": self.gripper != "off"}
+        return (*self.offsets, *(label for label, wanted in named.items() if wanted))
 
     def needs(self, name: str) -> DataNeeds:
         """The states of `labels`."""
