@@ -26,7 +26,7 @@ from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.objectives.balancing.union import BalancingConfig
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.backward.union import BackwardConfig
 from tutti.types import UserError
 
@@ -147,11 +147,11 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
     configs = arms(config)
     if arguments.only:
         configs = {n: c for n, c in configs.items() if n == PLAIN or any(o in n for o in arguments.only)}
-    say(f"timing {len(configs)} methods, {arguments.rounds} rounds of {arguments.turn} steps each ...")
+    print_line(f"timing {len(configs)} methods, {arguments.rounds} rounds of {arguments.turn} steps each ...")
     times = measure(configs, data_from, scratch, arguments.rounds, arguments.turn)
     peaks: dict[str, list[float]] = {}
     if arguments.repeats:
-        say(f"measuring memory, {arguments.repeats} processes for each method ...")
+        print_line(f"measuring memory, {arguments.repeats} processes for each method ...")
         peaks = memory(configs, data_from, scratch, steps=arguments.turn, repeats=arguments.repeats)
     against: dict[str, Spread] = ratios(times, PLAIN)
     terms = ", ".join(config.objective.weights())

@@ -20,7 +20,7 @@ from tables import RESULTS, Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, spread, with_training
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.types import UserError
 
 MODES: dict[str, dict[str, object]] = {
@@ -136,7 +136,7 @@ def main(given: Sequence[str] | None = None) -> int:
                     for mode, one in found.items()
                 }
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
     notes = [
         "Held: the training waits. Written: the folder has its name and everything is on the disk; meanwhile "

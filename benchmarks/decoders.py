@@ -22,7 +22,7 @@ from tutti.models.decoders.fast import FastDecoder
 from tutti.models.describe import blank_observation, describe
 from tutti.models.vla import VLA
 from tutti.runs.build import ROBOT
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import DataSpec, Features, UserError
 
@@ -157,7 +157,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         benchmark(parse(given))
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
     return 0
 

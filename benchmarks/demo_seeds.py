@@ -20,7 +20,7 @@ from recorded import check_recorded, require_unchanged, snapshot
 from tables import RESULTS, Table, circumstances, made_with, publish
 
 from tutti.config.run_config import load_config
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.suites.metaworld.rendering import check_rendering
 from tutti.types import UserError
 
@@ -97,7 +97,7 @@ def main(given: list[str] | None = None) -> int:
     try:
         benchmark(arguments)
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
     return 0
 

@@ -19,7 +19,7 @@ from tables import Table, circumstances, made_with, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.diagnostics.loss_spikes import SpikeDetector
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 
@@ -101,7 +101,7 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
     found_in = circumstances()
     default = DiagnosticsConfig()
     shares = sorted({default.share, *arguments.shares})
-    say(f"timing {1 + len(shares)} arms, {arguments.rounds} rounds of {arguments.turn} steps each ...")
+    print_line(f"timing {1 + len(shares)} arms, {arguments.rounds} rounds of {arguments.turn} steps each ...")
     times = measure(config, data_from, scratch, shares=shares, rounds=arguments.rounds, steps=arguments.turn)
     search = search_ms(config) / spread(times[PLAIN]).median
     against = {name: ratio for name, ratio in ratios(times, PLAIN).items() if name != PLAIN}

@@ -13,7 +13,7 @@ from tables import RESULTS
 from timing import with_training
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.device import decide
 from tutti.types import UserError
 
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, benchmark: Benchmark) -> int:
             require_unchanged(before, snapshot(arguments.run))
             return 0 if passed else 1
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
 
 

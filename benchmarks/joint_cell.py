@@ -21,7 +21,7 @@ from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
 from tutti.runs.summary import commit
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.storage.files import write_atomically
 from tutti.suites.metaworld.environments import MetaWorldEnvironments, fit_suite
@@ -135,7 +135,7 @@ def main(folder: str, run: str) -> int:
     try:
         run_cell(Path(folder), Path(run))
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
     return 0
 

@@ -36,7 +36,7 @@ from tables import RESULTS, circumstances, made_with, publish
 from timing import ratios, spread, step_times
 
 from tutti.config.run_config import RunConfig, load_config, to_yaml
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
 from tutti.suites.metaworld.rendering import check_rendering
 from tutti.types import UserError
@@ -68,7 +68,7 @@ def measured_costs(config: RunConfig, run: Path, work: Path, fingerprint: str) -
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["identity"] == key:
             return found
-    say(f"timing a step of each arm, {ROUNDS} rounds of {TURN} steps ...")
+    print_line(f"timing a step of each arm, {ROUNDS} rounds of {TURN} steps ...")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -111,7 +111,9 @@ def finish(cells: Sequence[Cell], run: Path, jobs: int) -> None:
     Raises: UserError, after all others were tried, if some failed.
     """
     missing = [cell for cell in cells if not cell.result.is_file()]
-    say(f"{len(cells)} trainings, {len(cells) - len(missing)} found, {len(missing)} to do, {jobs} at a time")
+    print_line(
+        f"{len(cells)} trainings, {len(cells) - len(missing)} found, {len(missing)} to do, {jobs} at a time"
+    )
     failures: list[str] = []
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [pool.submit(start_cell, cell, run) for cell in missing]
@@ -120,10 +122,10 @@ def finish(cells: Sequence[Cell], run: Path, jobs: int) -> None:
                 try:
                     one = load(future.result())
                     what = f"{one.arm}, seed {one.seed}, {one.steps} steps ({one.seconds:.0f} s)"
-                    say(f"{number}/{len(missing)} {what}: {100 * one.mean:.1f} %")
+                    print_line(f"{number}/{len(missing)} {what}: {100 * one.mean:.1f} %")
                 except UserError as error:
                     failures.append(str(error))
-                    say(f"{number}/{len(missing)} {error}")
+                    print_line(f"{number}/{len(missing)} {error}")
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -232,7 +234,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         benchmark(arguments)
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
     return 0
 

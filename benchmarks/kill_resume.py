@@ -22,7 +22,7 @@ from tables import RESULTS, Table, circumstances, made_with, publish
 from tutti.config.run_config import RunConfig, build_config
 from tutti.debug.kill_harness_ranks import processes_of, train_through
 from tutti.debug.verify_resume import compare_runs, kill_plan
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
 from tutti.types import UserError
 
@@ -183,7 +183,7 @@ def benchmark(arguments: argparse.Namespace, scratch: Path, work: Path) -> bool:
         results[mode] = measure(mode, planned[mode], scratch, seed, arguments.steps)
         write_atomically(kept, json.dumps(results[mode]))
         one = results[mode]
-        say(
+        print_line(
             f"{mode}: {one['kills']} kills, {one['differ']} of {one['values']:,} values differ "
             f"({one['seconds']:.0f} s)"
         )
@@ -213,7 +213,7 @@ def main(given: Sequence[str] | None = None) -> int:
             work.mkdir(parents=True, exist_ok=True)
             return 0 if benchmark(arguments, Path(name), work) else 1
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
 
 

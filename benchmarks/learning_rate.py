@@ -29,7 +29,7 @@ from tables import RESULTS, Table, circumstances, made_with, publish
 from tutti.config.run_config import RunConfig, build_config, load_config, to_yaml
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.runs.build import build_training
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
 from tutti.training.records import read_records
 from tutti.types import UserError
@@ -124,12 +124,14 @@ def screen(arguments: argparse.Namespace) -> None:
             write_atomically(folder / "cell.yaml", text)
             cells.append(folder)
     missing = [folder for folder in cells if not (folder / "result.json").is_file()]
-    say(f"{len(cells)} trainings, {len(missing)} to do, {arguments.jobs} at a time")
+    print_line(f"{len(cells)} trainings, {len(missing)} to do, {arguments.jobs} at a time")
     with ThreadPoolExecutor(arguments.jobs) as pool:
         waiting = [pool.submit(start_cell, folder, run, arguments.until) for folder in missing]
         for future in as_completed(waiting):
             one = future.result()
-            say(f"rate {one['rate']:g}, seed {one['seed']}: {one['validation'][-1]} ({one['seconds']:.0f} s)")
+            print_line(
+                f"rate {one['rate']:g}, seed {one['seed']}: {one['validation'][-1]} ({one['seconds']:.0f} s)"
+            )
     require_unchanged(before, snapshot(run))
     results = [json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in cells]
     publish(
@@ -194,7 +196,7 @@ def main(given: list[str] | None = None) -> int:
         else:
             screen(arguments)
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
     return 0
 

@@ -27,7 +27,7 @@ from tutti.planning.devices import CPU_PROCESS, Precision
 from tutti.planning.footprint import imagined
 from tutti.planning.plan import memory_on, sizes_near
 from tutti.runs.build import expected_spec
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.types import UserError
 
 MOST_ERROR = 0.10
@@ -177,7 +177,9 @@ def measured_rows(arguments: argparse.Namespace) -> tuple[list[Row], dict[tuple[
                     **{"tensors": tensors, "measured": in_own_process(cell)},
                 )
                 found.append(row)
-                say(f"{preset}, {size}, {option}: planned {_mb(tensors)}, live {_mb(row.measured.live)} MB")
+                print_line(
+                    f"{preset}, {size}, {option}: planned {_mb(tensors)}, live {_mb(row.measured.live)} MB"
+                )
     return found, left
 
 
@@ -258,7 +260,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         return 0 if benchmark(parse(given)) else 1
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
 
 

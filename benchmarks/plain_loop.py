@@ -21,7 +21,7 @@ from timing import Spread, StepTimer, interleave, ratios, shortened, spread, wit
 from tutti.config.run_config import RunConfig
 from tutti.distributed.ranks import MicroBatches
 from tutti.runs.build import build_data
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.rng import seed_everything
 from tutti.types import UserError
 
@@ -184,7 +184,7 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
     """Measures, publishes, and says whether the engine stays within its budget."""
     found_in = circumstances()
     totals = require_same_updates(config, data_from, scratch, arguments.same)
-    say(f"{arguments.same} updates are the same to the last bit; timing {arguments.rounds} rounds ...")
+    print_line(f"{arguments.same} updates are the same to the last bit; timing {arguments.rounds} rounds ...")
     times = measure(config, data_from, scratch, rounds=arguments.rounds, steps=arguments.turn)
     every = config.training.diagnostics.every
     found = costs(times, every)

@@ -21,7 +21,7 @@ from timing import Spread, interleave, matmul_rates, spread, work_clock
 from tutti.config.run_config import RunConfig, load_config
 from tutti.planning.footprint import Flops, Rehearsed, count_flops
 from tutti.runs.build import expected_spec
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.device import decide
 from tutti.types import UserError
 
@@ -119,7 +119,7 @@ def benchmark(arguments: argparse.Namespace) -> bool:
     chosen = [run for run in RUNS if run[0] in arguments.presets or run in CALIBRATION]
     configs = {run: load_config(DEMO, [*BASE, f"model.size={run[0]}"]) for run in chosen}
     runs = {name_of(run): Updates(config, run[1]) for run, config in configs.items()}
-    say(f"timing {len(runs)} runs, {arguments.rounds} rounds ...")
+    print_line(f"timing {len(runs)} runs, {arguments.rounds} rounds ...")
     times = interleave({MATMUL: matmul, **runs}, arguments.rounds, arguments.turn)
     base = (name_of(CALIBRATION[0]), name_of(CALIBRATION[1]))
     work = {name: run.work for name, run in runs.items()}
@@ -177,7 +177,7 @@ def main(given: Sequence[str] | None = None) -> int:
         torch.set_num_threads(decide("cpu", arguments.threads, "fp32").threads)
         return 0 if benchmark(arguments) else 1
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
 
 

@@ -23,7 +23,7 @@ from tables import RESULTS, Table, circumstances, made_with, publish
 
 from tutti.config.run_config import RunConfig, load_config
 from tutti.evaluation.closed_loop.starts import DATASET
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.records import read_records
 from tutti.types import UserError
 
@@ -121,13 +121,13 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, scratch: Path) -
     made_in = circumstances()
     synthetic_run(scratch, config, per_task=4, length=24)
     given = [*arguments.overrides, f"data.sources=[{{path: {scratch / DATASET}}}]"]
-    say(f"training on {ALONE} ...")
+    print_line(f"training on {ALONE} ...")
     train(arguments.config, given, scratch / "alone", 1)
     found: dict[str, Agreement] = {}
     for kind in arguments.kinds:
         for count in arguments.processes:
             name = f"{AGAINST[kind]}, {count} processes"
-            say(f"training with {name} ...")
+            print_line(f"training with {name} ...")
             run = scratch / f"{kind}{count}"
             train(arguments.config, [*given, f"training.parallel={{kind: {kind}}}"], run, count)
             found[name] = compare(scratch / "alone", run)
@@ -177,7 +177,7 @@ def main(given: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="tutti-ranks-") as name:
             return 0 if benchmark(arguments, config, Path(name)) else 1
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tables import RESULTS, Table, circumstances, made_with, publish
 
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 30
@@ -59,7 +59,7 @@ def run_all(lines: list[str], clone: Path) -> list[Ran]:
         if "hours" in line.partition("#")[2]:
             done.append(Ran(command=line, code=None, seconds=0.0, output=""))
             continue
-        say(f"$ {line}")
+        print_line(f"$ {line}")
         began = time.monotonic()
         one = subprocess.run(
             ["bash", "-c", "\n".join(["set -e", *setup, line])],
@@ -77,7 +77,7 @@ def run_all(lines: list[str], clone: Path) -> list[Ran]:
         said = PATHS.sub("<path>", one.stdout.replace(f"{clone}/", "").replace(str(clone), "."))
         ended = [text.rstrip() for text in said.splitlines() if not text.startswith("WARNING: Location")]
         done.append(Ran(command=line, code=one.returncode, seconds=seconds, output="\n".join(ended[-SHOWN:])))
-        say(f"  exit {one.returncode} after {seconds:.0f} s")
+        print_line(f"  exit {one.returncode} after {seconds:.0f} s")
     return done
 
 

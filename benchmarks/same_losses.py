@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from tutti.config.run_config import load_config
 from tutti.debug.compare_runs import Comparison, untimed
 from tutti.evaluation.closed_loop.starts import DATASET
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.records import read_records
 from tutti.types import UserError
 
@@ -138,15 +138,15 @@ def describe(names: Sequence[str], result: Sameness) -> None:
     """The verdict in one line; where something differs, what, when and by how much."""
     found = result.found
     if result.only:
-        say(f"recorded at one of them only: {', '.join(result.only)}")
+        print_line(f"recorded at one of them only: {', '.join(result.only)}")
     verdict = f"{result.steps} steps, {found.num_differing:,} of {found.num_values:,} values differ"
     if found.first is None:
-        say(f"same computation: {verdict} ({' and '.join(names)})")
+        print_line(f"same computation: {verdict} ({' and '.join(names)})")
         return
-    say(f"NOT the same computation: {verdict} ({' and '.join(names)})")
-    say(f"first: {found.first}")
+    print_line(f"NOT the same computation: {verdict} ({' and '.join(names)})")
+    print_line(f"first: {found.first}")
     for name, size in sorted(result.sizes.items(), key=lambda item: -item[1])[:12]:
-        say(f"  {name}: off by up to {size:.2g} of its value, from {result.first_step} on")
+        print_line(f"  {name}: off by up to {size:.2g} of its value, from {result.first_step} on")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -194,7 +194,7 @@ def main(given: Sequence[str] | None = None) -> int:
             arguments.commits, arguments.config, arguments.steps, arguments.overrides, renames
         )
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
     describe(arguments.commits, result)
     return 0 if result.found.first is None else 1

@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table as RichTable
 
 from tutti.runs.summary import commit, machine, versions
-from tutti.runs.terminal import console, say
+from tutti.runs.terminal import console, print_line
 from tutti.storage.files import write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -63,12 +63,12 @@ def publish(
     for table in tables:
         table.show()
     for note in notes:
-        say(note)
+        print_line(note)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables), *notes])
     write_atomically(path.with_suffix(".md"), f"{text}\n")
     write_atomically(path.with_suffix(".json"), f"{json.dumps(result, indent=1)}\n")
-    say(f"Written: {path.with_suffix('.md')}, {path.with_suffix('.json')}")
+    print_line(f"Written: {path.with_suffix('.md')}, {path.with_suffix('.json')}")
 
 
 def made_with(found: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from tables import Table, circumstances, made_with, publish
 from timing import StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig, build_config
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.backward.term_gradients import PRIMARY, norm, term_gradients
 
 ALONE = "action alone"
@@ -101,7 +101,7 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
             timers[name] = StepTimer(one, data_from, scratch / f"arm{number}")
             if name != ALONE:
                 loud[name] = loudness(timers[name], arguments.batches)
-        say(f"timing {len(timers)} arms, {arguments.rounds} rounds of {arguments.turn} steps each ...")
+        print_line(f"timing {len(timers)} arms, {arguments.rounds} rounds of {arguments.turn} steps each ...")
         times = interleave(timers, arguments.rounds, arguments.turn)
     finally:
         for timer in timers.values():

@@ -25,7 +25,7 @@ from tutti.config.run_config import RunConfig, load_config
 from tutti.planning.devices import device_of_card, measured_device
 from tutti.planning.footprint import count_flops
 from tutti.runs.build import build_data, build_training
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.training.data_feed import fed
 from tutti.training.device import decide
 from tutti.types import UserError
@@ -138,7 +138,7 @@ def benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
     found_in = circumstances()
     cuda = torch.cuda.is_available()
     rows = GPU_ROWS if cuda else CPU_ROWS
-    say(f"on {torch.cuda.get_device_name() if cuda else 'the CPU: torch sees no CUDA device'}")
+    print_line(f"on {torch.cuda.get_device_name() if cuda else 'the CPU: torch sees no CUDA device'}")
     data_from = synthetic_run(scratch / "data", load_config(DEMO))
     found: list[Found] = []
     left_out: list[str] = []
@@ -153,19 +153,21 @@ def benchmark(arguments: argparse.Namespace, scratch: Path) -> None:
             peaks[precision] = peaks.get(precision) or peak_of(precision)
             folder = scratch / f"{preset}-{len(found)}"
             steps = arguments.steps or (GPU_STEPS if cuda else CPU_STEPS)[preset]
-            say(f"{preset}, {option}, batch {size}: {steps} updates behind {arguments.warmup} ...")
+            print_line(f"{preset}, {option}, batch {size}: {steps} updates behind {arguments.warmup} ...")
             try:
                 got = measure(config, data_from, folder, steps=steps, warmup=arguments.warmup)
             except torch.cuda.OutOfMemoryError:
                 left_out.append(f"{preset}, {option}: a batch of {size} is too large for this card (--batch)")
-                say(left_out[-1])
+                print_line(left_out[-1])
                 continue
             finally:
                 release()
             labels = {"preset": preset, "option": option}
             one = found_of(config, data_from, **labels, peak=peaks[precision][1], got=got)
             found.append(one)
-            say(f"{preset}, {option}: {one.samples_per_second:.1f} samples/s, MFU {100 * one.mfu:.1f} %")
+            print_line(
+                f"{preset}, {option}: {one.samples_per_second:.1f} samples/s, MFU {100 * one.mfu:.1f} %"
+            )
     clock, _ = work_clock("cuda" if cuda else "cpu", torch.get_num_threads())
     notes = [
         "; ".join(
@@ -238,7 +240,7 @@ def main(given: Sequence[str] | None = None) -> int:
             benchmark(arguments, Path(name))
         return 0
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return 2
 
 

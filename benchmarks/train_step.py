@@ -32,7 +32,7 @@ from timing import (
 
 from tutti.config.run_config import RunConfig
 from tutti.runs.build import build_training
-from tutti.runs.terminal import progress_bar, say
+from tutti.runs.terminal import print_line, progress_bar
 from tutti.training.clock import PARTS
 from tutti.training.records import read_records
 from tutti.types import UserError
@@ -188,7 +188,9 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
     found_in = circumstances()
     threads = torch.get_num_threads()
     found, matmuls = measure_fit(config, data_from, scratch / "fit", arguments.steps, arguments.warmup)
-    say(f"timing {len(ARMS)} sets of terms, {arguments.rounds} rounds of {arguments.turn} steps each ...")
+    print_line(
+        f"timing {len(ARMS)} sets of terms, {arguments.rounds} rounds of {arguments.turn} steps each ..."
+    )
     times, flops = step_times(config, data_from, scratch / "arms", arguments.rounds, arguments.turn)
     against = ratios(times, "action_only")
     # Both are means over their time: equal products, so the harmonic mean of their rates.

@@ -37,7 +37,7 @@ from tutti.report import write_report
 from tutti.runs.build import ROBOT, TRAINED_BY, Training, build_data, build_parts, suite_of, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.summary import print_summary, write_summary
-from tutti.runs.terminal import hushed, progress_bar, say
+from tutti.runs.terminal import print_line, progress_bar, quiet
 from tutti.runs.training_starts import starts_of_run, training_starts, with_data_of_fork
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.suites.metaworld.environments import MetaWorldEnvironments, fit_suite
@@ -77,7 +77,7 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
     device = decide(training.device, training.threads, training.precision).device
     with (
         joined(training.parallel.count, device, training.parallel.timeout) as all_ranks,
-        hushed(not all_ranks.first),
+        quiet(not all_ranks.first),
     ):
         run = RunFolder(folder or Path("runs") / config.name, redo=redo)
         config = with_data_of_fork(config)
@@ -175,13 +175,13 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
     trained = TrainingStarts() if settings.suite == NO_SUITE else starts_of_run(run.path, config)
     check_seeds(settings, trained)  # before anything long begins
     if trained.unknown:
-        say(trained.warning)
+        print_line(trained.warning)
     checkpoint = find_checkpoint(run.path, settings.checkpoint)
     policy = Policy.load(checkpoint, settings.weights, trust_code=run.trust_code)
     suite = suite_of(config)
     _measure_open_loop(config, run, policy, suite)
     if settings.suite == NO_SUITE:
-        say("evaluation.suite is none: open-loop error only, nothing was played in a simulator")
+        print_line("evaluation.suite is none: open-loop error only, nothing was played in a simulator")
         return
     check_rendering()
     suite = fit_suite(suite, policy.spec, suite.image_size)

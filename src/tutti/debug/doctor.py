@@ -24,7 +24,7 @@ from tutti.evaluation.probes.baselines import Leak
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.build import build_parts, training_threads
-from tutti.runs.terminal import console, progress_bar, say
+from tutti.runs.terminal import console, print_line, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.training.diagnostics.reach import ReachTable
 from tutti.types import Batch, UserError
@@ -141,22 +141,22 @@ def print_diagnosis(found: Diagnosis) -> None:
     ]
     _print("Features", [("features", "model", "dead units", "effective rank"), *rows])
     if found.text is not None:
-        say(
+        print_line(
             f"Text: {found.text.texts} instructions over {found.text.episodes} episodes; independent of the "
             f"episode p = {found.text.dependence_p:.2g}; R2 of the action from state and pictures "
             f"{found.text.without_text:.2f}, and with the text {found.text.with_text:.2f}."
         )
-    say(f"State: R2 {found.leak.now:.3f} of a linear map to the next action.")
+    print_line(f"State: R2 {found.leak.now:.3f} of a linear map to the next action.")
     for remark in found.remarks:
         if not remark.problem:
-            say(f"- {remark.about}: {remark.text}")
+            print_line(f"- {remark.about}: {remark.text}")
     for remark in found.problems:
-        say(f"! {remark.about}: {remark.text}")
+        print_line(f"! {remark.about}: {remark.text}")
     count = len(found.problems)
     notes = len(found.remarks) - count
     weaker = f" The {notes} note{'s' if notes > 1 else ''} above may be meant so." if notes else ""
     problems = f"{count} problem{'s' if count > 1 else ''}, marked with !."
-    say(f"{problems if count else 'Nothing is wrong.'}{weaker}")
+    print_line(f"{problems if count else 'Nothing is wrong.'}{weaker}")
 
 
 def _look_at_checkpoint(

@@ -14,7 +14,7 @@ from tutti.evaluation.probes.run import ProbeResult, run_probes
 from tutti.plugin import Trust
 from tutti.runs.build import build_data, suite_of, training_threads
 from tutti.runs.folder import RunFolder
-from tutti.runs.terminal import console, progress_bar, say
+from tutti.runs.terminal import console, print_line, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.storage.files import write_atomically
 from tutti.training.rng import own_randomness
@@ -68,12 +68,12 @@ def print_probes(found: ProbeResult, folder: Path) -> None:
         table.add_row(row.features, row.target, between(row.trained), between(row.untrained))
     console.print(table)
     for finding in sorted(found.findings, key=lambda one: not one.alarm):
-        say(f"{'! ' if finding.alarm else '- '}{finding.sentence}")
-    say(
+        print_line(f"{'! ' if finding.alarm else '- '}{finding.sentence}")
+    print_line(
         f"{found.windows} windows of {found.episodes} held-out episodes; 95 % intervals, over episodes. "
         "Probes do not replace rollouts."
     )
-    say(f"Probes: {folder / FOLDER / 'probes.json'}, {folder / FOLDER / 'occlusion.png'}")
+    print_line(f"Probes: {folder / FOLDER / 'probes.json'}, {folder / FOLDER / 'occlusion.png'}")
 
 
 def _table(title: str, *heads: str) -> Table:

@@ -21,7 +21,7 @@ from tutti.debug.compare_runs import Comparison, untimed
 from tutti.plugin import Trust
 from tutti.runs.build import build_parts, training_threads
 from tutti.runs.folder import RunFolder
-from tutti.runs.terminal import progress_bar, say
+from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.checkpoint import checkpoints, step_of
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.faults.non_finite import NonFiniteError
@@ -287,10 +287,10 @@ def _announce(run: Path, step: int, linked: list[Path]) -> None:
     times = [(r["time/seconds"], r["step"]) for r in read_records(run) if "time/seconds" in r]
     about = f", about {(step - start) * times[-1][0] / times[-1][1]:.0f} s by its records" if times else ""
     where = f"from {linked[-1].name}" if linked else "from the start, as no checkpoint before it is kept"
-    say(f"step {step}: replayed {where}: {step - start} updates{about}")
+    print_line(f"step {step}: replayed {where}: {step - start} updates{about}")
     kept = [step_of(path) for path in checkpoints(run)]
     if not linked and kept:
-        say(
+        print_line(
             f"Steps {kept[0] + 1} and later begin at a kept checkpoint (of {', '.join(map(str, kept))}); "
             "training.keep_every keeps more of them."
         )

@@ -14,7 +14,7 @@ from rich.table import Table
 from tutti.debug.replay import Replay, Scope, no_debugger, replay
 from tutti.debug.replay_saved import SavedReplay, describe_culprits, replay_saved, saved_steps
 from tutti.plugin import Trust
-from tutti.runs.terminal import console, say
+from tutti.runs.terminal import console, print_line
 from tutti.storage.files import write_atomically
 from tutti.training.first_batch import save_pictures
 from tutti.types import UserError
@@ -55,18 +55,18 @@ def show_replay(found: Replay, run: Path) -> None:
     """The tables, the comparison with the record, and where pictures and numbers were written."""
     _show_terms(found.step, found.terms)
     if found.metrics:
-        say(", ".join(f"{name} {value:.5g}" for name, value in found.metrics.items()))
+        print_line(", ".join(f"{name} {value:.5g}" for name, value in found.metrics.items()))
     _show_norms(found.norms, found.gradient)
     _write(found, run / FOLDER / f"step-{found.step:06d}")
     if found.failure:
-        say(f"! {found.failure}")
+        print_line(f"! {found.failure}")
     compared = found.differences
     if not compared.num_values:
-        say(f"No record was written at step {found.step}: there is nothing to compare with.")
+        print_line(f"No record was written at step {found.step}: there is nothing to compare with.")
     elif compared.first is None:
-        say(f"0 of {compared.num_values} recorded values differ: this is the step as it was.")
+        print_line(f"0 of {compared.num_values} recorded values differ: this is the step as it was.")
     else:
-        say(
+        print_line(
             f"! {compared.num_differing} of {compared.num_values} recorded values differ. The first (in the "
             f"run, now): {compared.first}. Other threads, versions, device or data?"
         )
@@ -75,7 +75,7 @@ def show_replay(found: Replay, run: Path) -> None:
 def show_saved(found: SavedReplay, run: Path) -> None:
     """The tables, then what is not finite and where it begins."""
     note = found.about.get("message", "a loss spike")
-    say(f"Saved at step {found.step}: {str(note).splitlines()[0]}")
+    print_line(f"Saved at step {found.step}: {str(note).splitlines()[0]}")
     _show_terms(found.step, found.terms)
     _show_norms(found.norms, {})
     _write(found, run / FOLDER / f"step-{found.step:06d}-saved")
@@ -113,7 +113,7 @@ def _write(found: Replay | SavedReplay, folder: Path) -> None:
     terms = {name: {"raw": raw, "lambda": factor} for name, (raw, factor) in found.terms.items()}
     result = {"step": found.step, "terms": terms, "norms": found.norms, "windows": windows}
     write_atomically(folder / "replay.json", json.dumps(result, indent=1) + "\n")
-    say(f"Written: {folder} (replay.json, {', '.join(names)})")
+    print_line(f"Written: {folder} (replay.json, {', '.join(names)})")
 
 
 def _table(title: str, *heads: str) -> Table:
@@ -128,7 +128,7 @@ def debug(scope: Scope) -> None:
     step, batch, features, terms = scope.step, scope.batch, scope.features, scope.terms
     gradients, trainer = scope.gradients, scope.trainer
     model, objective = trainer.model, trainer.objective
-    say(f"step {step}, before its backward pass. In scope: {', '.join(scope.names)}. c goes on.")
+    print_line(f"step {step}, before its backward pass. In scope: {', '.join(scope.names)}. c goes on.")
     debugger_of_python.set_trace()
     del batch, features, terms, gradients, model, objective
 

@@ -17,7 +17,7 @@ from tutti.debug.replay import Debugger, Scope, no_debugger, norms_by_part, quie
 from tutti.plugin import Trust
 from tutti.runs.build import build_parts, training_threads
 from tutti.runs.folder import RunFolder
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.storage.checkpoint import step_folders, step_of
 from tutti.storage.reading import read_json, shown
 from tutti.training.backward.term_gradients import term_gradients
@@ -297,4 +297,4 @@ def describe_culprits(found: SavedReplay) -> None:
     if found.culprits:
         lines.append(f"terms whose value or gradient is not finite: {', '.join(found.culprits)}")
     for line in lines or ["every value is finite in this replay: random draws may matter, or it was a spike"]:
-        say(line)
+        print_line(line)

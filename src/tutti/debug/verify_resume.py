@@ -22,7 +22,7 @@ from tutti.debug.compare_runs import Comparison, compare_checkpoints, compare_re
 from tutti.debug.kill_harness import WINDOWS, Kill
 from tutti.debug.kill_harness_ranks import train_through
 from tutti.evaluation.closed_loop.starts import DATASET
-from tutti.runs.terminal import console, progress_bar, say
+from tutti.runs.terminal import console, print_line, progress_bar
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.types import UserError
 
@@ -181,7 +181,7 @@ def print_verification(verification: Verification) -> None:
     """What was changed, a line for each section that was compared, and the verdict."""
     found = verification.found
     changed = ", ".join(f"{key}={value}" for key, value in verification.shortened.items())
-    say(f"Shortened for this check: {changed or 'nothing'}.")
+    print_line(f"Shortened for this check: {changed or 'nothing'}.")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("compared")
     table.add_column("values", justify="right")
@@ -190,12 +190,12 @@ def print_verification(verification: Verification) -> None:
         table.add_row(section, f"{count:,}", f"{found.differing[section]:,}")
     console.print(table)
     at = ", ".join(str(step) for step in verification.kill_steps)
-    say(
+    print_line(
         f"{verification.steps} steps undisturbed, and with {verification.kills} x SIGKILL soon after step "
         f"{at}. Exempt: the records' time/*, and seconds."
     )
     verdict = f"{found.num_differing:,} of {found.num_values:,} values differ"
     if found.first is None:
-        say(f"{verdict}: this configuration resumes exactly.")
+        print_line(f"{verdict}: this configuration resumes exactly.")
     else:
-        say(f"{verdict}. The first (undisturbed, killed and resumed): {found.first}")
+        print_line(f"{verdict}. The first (undisturbed, killed and resumed): {found.first}")

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from tutti.planning.plan import GPUS_PER_MACHINE, RESERVE, Plan, Request, Way
-from tutti.runs.terminal import console, say
+from tutti.runs.terminal import console, print_line
 
 
 def plain(plan: Plan, request: Request) -> dict[str, Any]:
@@ -83,9 +83,9 @@ def print_plan(plan: Plan, request: Request, *, as_json: bool = False) -> None:
     console.print(table)
     for way in plan.ways:
         if way.why_not:
-            say(f"{way.name} on {way.gpus}: {way.why_not}.")
+            print_line(f"{way.name} on {way.gpus}: {way.why_not}.")
     for sentence in assumptions(plan, request):
-        say(sentence)
+        print_line(sentence)
 
 
 def _row(way: Way) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from tutti.config.run_config import RunConfig, load_run_config, to_yaml
 from tutti.distributed.world import launched, world
 from tutti.nested import changed_keys, indented
 from tutti.plugin import Trust
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.storage.files import explain_full_disk, lock_file, write_atomically
 from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
@@ -111,10 +111,10 @@ class RunFolder:
         if entry and not changes:
             done = entry["finished"]
             how = "done before in" if done else "was interrupted after"
-            say(f"{stage}: {how} {entry['seconds']:.0f} s, {'kept' if done else 'continues'}")
+            print_line(f"{stage}: {how} {entry['seconds']:.0f} s, {'kept' if done else 'continues'}")
             return not done
         if changes:
-            say(f"{stage}: the config has changed, doing it again ({'; '.join(changes[:3])})")
+            print_line(f"{stage}: the config has changed, doing it again ({'; '.join(changes[:3])})")
         with self._alone(), self._full_disk(stage):
             self._forget(stage)  # nothing that was made otherwise may be taken for this stage's
             self._note_config(config, sections)

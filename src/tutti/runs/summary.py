@@ -17,7 +17,7 @@ from tutti.evaluation.closed_loop.results import EvaluationResult
 from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.models.describe import Description
 from tutti.runs.folder import RunFolder
-from tutti.runs.terminal import console, say
+from tutti.runs.terminal import console, print_line
 from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
@@ -29,7 +29,7 @@ def write_summary(run: RunFolder) -> dict[str, Any]:
     try:
         config = run.config().model_dump(mode="json")
     except UserError as error:
-        say(f"config.yaml is left out: {error}")
+        print_line(f"config.yaml is left out: {error}")
         config = {"name": run.path.resolve().name}
     summary = {
         "name": config["name"],
@@ -65,8 +65,8 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
         table.add_row("task mean", f"{100 * rate:.1f} %", Interval(**mean).percent(), *means)
         console.print(table)
     times = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
-    say(f"Time: {_duration(summary['seconds'])} ({times})")
-    say(f"Report: {run / 'report.html'}")
+    print_line(f"Time: {_duration(summary['seconds'])} ({times})")
+    print_line(f"Report: {run / 'report.html'}")
 
 
 def print_model(description: Description) -> None:
@@ -80,8 +80,8 @@ def print_model(description: Description) -> None:
         table.add_row(name, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.share:.1f} %")
     console.print(table)
     parts = " | ".join(f"{row.name} {row.tokens}" for row in description.tokens)
-    say(f"Tokens of the fusion: {parts} = {sum(row.tokens for row in description.tokens)} tokens")
-    say(
+    print_line(f"Tokens of the fusion: {parts} = {sum(row.tokens for row in description.tokens)} tokens")
+    print_line(
         "FLOPs are those of one prediction, counted by torch's counter. Where the action decoder predicts in "
         "one pass, a training step costs about three times as much; one that samples counts every pass here."
     )
@@ -142,7 +142,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except UserError as error:
-        say(f"left out: {error}")
+        print_line(f"left out: {error}")
         return {}
 
 
@@ -153,7 +153,9 @@ def _success(path: Path) -> dict[str, Any]:
     try:
         result = EvaluationResult.from_dict(values) if values else None
     except (KeyError, TypeError, ValueError) as error:
-        say(f"{path} is left out, it has another form ({type(error).__name__}: {shown(str(error), 300)})")
+        print_line(
+            f"{path} is left out, it has another form ({type(error).__name__}: {shown(str(error), 300)})"
+        )
         return nothing
     if result is None:
         return nothing

@@ -32,7 +32,7 @@ class Bar(Protocol):
 QUIET_SECONDS = 30.0
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints one line as it is."""
     console.print(Text(line), soft_wrap=True)
 
@@ -41,11 +41,11 @@ class _Sayer(logging.Handler):
     """Says what is logged, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(record.getMessage())
+        print_line(record.getMessage())
 
 
 @contextmanager
-def hushed(yes: bool) -> Iterator[None]:
+def quiet(yes: bool) -> Iterator[None]:
     """Inside the block nothing is said, if `yes`: of several processes only the first one speaks."""
     before, console.quiet = console.quiet, console.quiet or yes
     try:
@@ -97,7 +97,7 @@ def _lines(title: str) -> Bar:
             return
         last = now
         left = f", {(now - started) / done * (total - done):.0f} s left" if 0 < done < total else ""
-        say(
+        print_line(
             f"{title}: {done}{f'/{total}' if total else ''} after {now - started:.0f} s{left} {note}".rstrip()
         )
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from tutti.config.run_config import RunConfig
 from tutti.evaluation.closed_loop.starts import check_seeds
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.storage.files import explain_full_disk, lock_file, write_atomically
 from tutti.studies.arms import arm_config, cell_config, check_same_starts
 from tutti.studies.cells import Cell, plan_cells, unfinished
@@ -71,7 +71,7 @@ def compare(
     if report_only:
         plan = read_plan(folder)
         if plan.study != study.model_dump(mode="json"):
-            say(f"the study's file has changed since {folder / PLAN}: the tables are of what was run")
+            print_line(f"the study's file has changed since {folder / PLAN}: the tables are of what was run")
     else:
         for arm in study.arms:
             arm_config(study, arm)  # every mistake before anything long begins
@@ -106,7 +106,7 @@ def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunCon
     check_same_starts(study, configs)
     check_seeds(configs[study.baseline].evaluation, data.starts)
     if data.starts.unknown:
-        say(data.starts.warning)
+        print_line(data.starts.warning)
     costs = _costs(study, configs, data, folder)
     allowed = affordable_steps(study.budget, steps, costs, study.baseline)
     planned = plan_cells(study, allowed, data.sources, data.fingerprint, folder.resolve())
@@ -147,7 +147,7 @@ def _costs(
 ) -> dict[str, StepCost]:
     decode(configs.values(), folder)
     what = "FLOPs and time" if study.budget.kind == "time" else "FLOPs"
-    say(f"measuring {what} of a step of each arm, if not known yet ...")
+    print_line(f"measuring {what} of a step of each arm, if not known yet ...")
     costs = measure_costs(configs, study.baseline, study.budget, fingerprint=data.fingerprint, folder=folder)
     return costs
 
@@ -158,7 +158,9 @@ def _finish(
     missing = unfinished(list(configs))
     jobs = number_of_jobs(study.jobs, len(missing))
     found = len(configs) - len(missing)
-    say(f"{len(configs)} cells, {found} found, {len(missing)} to do, {jobs} at a time, one thread each")
+    print_line(
+        f"{len(configs)} cells, {found} found, {len(missing)} to do, {jobs} at a time, one thread each"
+    )
     for cell in missing:
         describe_cell(cell, configs[cell])
         link_cache(folder, cell.folder)
@@ -182,11 +184,11 @@ def _report(plan: Plan, folder: Path) -> Path:
     for table in tables[: SHOWN * len(findings.finished_levels)]:
         show(table)
     for note in notes(study, findings.scores):
-        say(note.text)
+        print_line(note.text)
     for caution in cautions(study, findings.scores, findings.missing):
-        say(f"warning: {caution}")
-    say(headline(study, findings.scores))
-    say(f"Report: {folder / 'report.html'}")
+        print_line(f"warning: {caution}")
+    print_line(headline(study, findings.scores))
+    print_line(f"Report: {folder / 'report.html'}")
     return folder / "report.html"
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tutti.runs.terminal import say
+from tutti.runs.terminal import print_line
 from tutti.studies.cells import Cell
 from tutti.studies.progress import Board
 from tutti.suites.workers import available_cpus
@@ -130,7 +130,7 @@ def _stop(running: dict[Cell, subprocess.Popen[bytes]], grace: float) -> None:
     several = (
         f"{len(running)} running cells; each saves" if len(running) > 1 else "the running cell; it saves"
     )
-    say(f"stopping {several} where it is (Ctrl-C again kills)")
+    print_line(f"stopping {several} where it is (Ctrl-C again kills)")
     for process in running.values():
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from tutti.runs.terminal import console, say
+from tutti.runs.terminal import console, print_line
 from tutti.studies.cells import Cell
 from tutti.studies.standing import Standing, Work, standing
 
@@ -70,11 +70,11 @@ class Board:
         self._ended.add(cell)
         if failure:
             self.failed += 1
-            say(f"{cell.name}: FAILED after {_span(seconds)}")
+            print_line(f"{cell.name}: FAILED after {_span(seconds)}")
             return
         self.finished += 1
         self._won += self.work[cell].units - begun.units
-        say(f"{cell.name}: done in {_span(seconds)} ({self.totals([])})")
+        print_line(f"{cell.name}: done in {_span(seconds)} ({self.totals([])})")
 
     def tick(self, running: Sequence[Cell]) -> None:
         """Shows how far the running cells are."""
@@ -84,7 +84,7 @@ class Board:
         elif running and self._clock() - self._last >= LINES_EVERY:
             self._last = self._clock()
             each = "; ".join(f"{cell.name}: {now.text}" for cell, now in standings.items())
-            say(f"{self.totals(list(standings.items()))}. {each}")
+            print_line(f"{self.totals(list(standings.items()))}. {each}")
 
     def totals(self, running: Sequence[tuple[Cell, Standing]]) -> str:
         """As "12 of 30 done, 1 failed, 2 running, 1 h 12 min left"."""

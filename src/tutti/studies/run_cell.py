@@ -24,7 +24,7 @@ import torch
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.runs.summary import commit, machine, versions
-from tutti.runs.terminal import say, show_logs
+from tutti.runs.terminal import print_line, show_logs
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.storage.files import write_atomically
 from tutti.studies.cells import RESULT, Cell
@@ -193,7 +193,7 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         run_cell(arguments.folder)
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         return MISTAKE
     except KeyboardInterrupt:
         return INTERRUPTED
