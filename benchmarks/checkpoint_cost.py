@@ -36,7 +36,7 @@ class SavingTimer:
 
     def __init__(self, config: RunConfig, data_from: Path, run: Path) -> None:
         self._timer = StepTimer(config, data_from, run)
-        self._data = self._timer.data
+        self._timer.trainer.state.parts["loader"] = self._timer.data.train
         self._run = run
 
     def __call__(self, steps: int) -> tuple[float, float]:
@@ -44,7 +44,7 @@ class SavingTimer:
         trainer = self._timer.trainer
         self._timer(steps)
         started = time.perf_counter()
-        trainer._save(self._data)
+        trainer._save()
         held = time.perf_counter()
         thread = trainer.saver._thread
         while thread is not None and thread.is_alive():

@@ -20,6 +20,7 @@ from tutti.distributed.world import joined
 from tutti.models.config import ModelConfig
 from tutti.objectives.balancing.union import BalancingConfig
 from tutti.objectives.unified import ObjectiveConfig
+from tutti.storage.checkpoint import Checkpoint
 from tutti.training import trainer as trainer_module
 from tutti.training.backward.union import BackwardConfig
 from tutti.training.config import TrainingConfig
@@ -137,6 +138,12 @@ def updated(trainer: Trainer, first: int, last: int) -> None:
     stream = (make_batch(n).to(trainer.machine.device, non_blocking=True) for n in numbers)
     for _ in range(first, last + 1):
         trainer._update(stream, report=False)
+
+
+def snapshot(trainer: Trainer, data: Data) -> Checkpoint:
+    """What `Trainer.fit` would save now, the loader being that of `data`."""
+    trainer.state.parts["loader"] = data.train
+    return trainer.state.checkpoint(trainer.saver.taken, trainer.settings.to_dict(), {})
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ def seen_of(trainer: Trainer) -> dict[str, Any]:
         "policy": {
             k: v for k, v in trainer.policy.state_dict().items() if k in ("skipped", "rollbacks", "high")
         },
-        "counts": (trainer.step, trainer.samples),
+        "counts": (trainer.step, trainer.counters.samples),
         "random": torch.get_rng_state(),
     }
 

@@ -182,4 +182,4 @@ def test_under_bf16_weights_gradients_and_optimizer_stay_float32(optimizer: str,
     averaged = [value for average in trainer.averages.values() for value in average.shadow.values()]
     assert {value.dtype for value in averaged if value.is_floating_point()} == {torch.float32}
     assert all(value.isfinite().all() for value in weights(trainer).values())
-    assert trainer.latest["loss/total"] < 100
+    assert trainer.counters.latest["loss/total"] < 100

@@ -105,10 +105,10 @@ def test_resuming_refuses_a_changed_model_and_names_the_key() -> None:
         "training": {"lr": 1},
     }
     same = {"model": {"vision": {"depth": 4, "channels": (1, 2)}}, "data": {"seed": 0}, "training": {"lr": 2}}
-    check_resumable(saved, same)
+    check_resumable(saved, same, "model", "data")
     changed = {"model": {"vision": {"depth": 6, "channels": [1, 2], "new": 1}}, "data": {"seed": 0}}
     with pytest.raises(UserError) as error:
-        check_resumable(saved, changed)
+        check_resumable(saved, changed, "model", "data")
     assert "model.vision.depth: 4 -> 6" in str(error.value)
     assert "model.vision.new: (absent) -> 1" in str(error.value)
     assert "channels" not in str(error.value)

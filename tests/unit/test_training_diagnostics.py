@@ -75,7 +75,7 @@ def test_looking_changes_no_bit_of_the_training(tmp_path: Path, accumulation: in
         )
         trainer = training_world.Trainer(settings, model, Counting(model), tmp_path / name)
         trainer.fit(training_world.Data())
-        latest = {k: v for k, v in trainer.latest.items() if not k.startswith("time/")}
+        latest = {k: v for k, v in trainer.counters.latest.items() if not k.startswith("time/")}
         ends.append((weights(trainer.model), weights(trainer.objective), latest))
         assert trainer.model.training and trainer.objective.training
     assert same(ends[0][0], ends[1][0]) and same(ends[0][1], ends[1][1])

@@ -16,8 +16,7 @@ from training_world import Data, config, make_trainer
 from tutti.config.run_config import load_config
 from tutti.runs.training_starts import with_data_of_fork
 from tutti.storage.checkpoint import checkpoints
-from tutti.training.checkpointing.fork import source_of
-from tutti.training.config import ForkConfig
+from tutti.training.checkpointing.fork import ForkConfig, source_of
 from tutti.training.records import Recorder
 from tutti.types import UserError
 

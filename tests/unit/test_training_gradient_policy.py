@@ -141,7 +141,7 @@ def test_a_skipped_update_moves_nothing_and_the_data_go_on(tmp_path: Path) -> No
     assert before["adamw"]["state"][0]["step"] == after["adamw"]["state"][0]["step"] == 3
     assert torch.equal(before["adamw"]["state"][0]["exp_avg"], after["adamw"]["state"][0]["exp_avg"])
     assert all(average.updates == 3 for average in trainer.averages.values())
-    assert (trainer.step, data.train.position, trainer.samples) == (4, 8, 8 * BATCH)
+    assert (trainer.step, data.train.position, trainer.counters.samples) == (4, 8, 8 * BATCH)
     last = records(tmp_path)[-1]
     assert last["optim/skipped"] == 1.0 and "loss/total" not in last
     batches, _ = load_failure(tmp_path / "failures" / "step-000004")
@@ -198,7 +198,7 @@ def test_a_divergence_goes_back_past_the_data_and_is_said(
     with caplog.at_level(logging.WARNING, "tutti.training"):
         trainer.fit(data)
     assert trainer.policy.rollbacks == [(13, 8)]
-    assert data.train.position == 13 + 12 and trainer.samples == 25 * BATCH
+    assert data.train.position == 13 + 12 and trainer.counters.samples == 25 * BATCH
     assert any("the run diverges. Rolled back to step 8 (1 of 1)" in r.getMessage() for r in caplog.records)
     found = records(tmp_path)
     assert [r["step"] for r in found] == [*range(1, 9), 8, *range(9, 21)]  # the detour is gone

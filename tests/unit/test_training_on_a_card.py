@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from card_world import EVERY_TERM, NARROW, OFTEN, ONCE, Data, make_trainer, updated, weights
+from card_world import EVERY_TERM, NARROW, OFTEN, ONCE, Data, make_trainer, snapshot, updated, weights
 from pretended_card import DEVICE, Card, card
 from tutti.models import layers
 from tutti.models.decoders import fast_tokens as chunk_tokens
@@ -17,7 +17,6 @@ from tutti.models.language import transformer as language
 from tutti.objectives.terms.contrastive import ContrastiveTerm
 from tutti.objectives.terms.union import TermConfig
 from tutti.plugin import CUSTOM
-from tutti.training.checkpointing.snapshot import load_into, snapshot
 from tutti.training.validation import validated
 from tutti.types import Batch
 
@@ -80,7 +79,8 @@ def test_validation_and_checkpoint_on_a_card(
         values = validated(trainer, data)
         saved = snapshot(trainer, data)
         updated(trainer, 1, 1)
-        load_into(other, data, saved)
+        other.state.parts["loader"] = data.train
+        other.state.load(saved)
         updated(other, 1, 1)
         one, two = weights(trainer), weights(other)
     assert "valid/action" in values

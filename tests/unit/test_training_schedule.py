@@ -95,7 +95,7 @@ def test_a_growing_batch_takes_the_next_batches_of_the_same_stream(tmp_path: Pat
     trainer.fit(data)
     records = read_records(tmp_path)
     assert [r["optim/accumulation"] for r in records] == [1.0] * 3 + [2.0] * 3 + [3.0] * 6
-    assert data.train.position == 3 + 6 + 18 and trainer.samples == 27 * BATCH
+    assert data.train.position == 3 + 6 + 18 and trainer.counters.samples == 27 * BATCH
     assert [r["optim/lr_factor"] for r in records[1:6]] == pytest.approx([2 / 9, 1 / 3, *[2 / 3] * 3])
 
 

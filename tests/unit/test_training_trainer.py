@@ -106,7 +106,7 @@ def test_accumulated_batches_equal_one_big_batch(tmp_path: Path) -> None:
     one, other = trained(tmp_path / "a", 2, small), trained(tmp_path / "b", 1, big)
     for name, value in one.model.state_dict().items():
         assert torch.allclose(value, other.model.state_dict()[name], rtol=0, atol=1e-9), name
-    assert one.samples == other.samples == 24
+    assert one.counters.samples == other.counters.samples == 24
 
 
 def test_clipping_scales_the_step_and_is_counted(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_ctrl_c_saves_the_step_and_a_second_run_ends_like_an_undisturbed_one(tmp
     straight.fit(Data())
     expected = straight.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
-    assert resumed.latest["valid/total"] == straight.latest["valid/total"]
+    assert resumed.counters.latest["valid/total"] == straight.counters.latest["valid/total"]
 
 
 def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ PARTS: tuple[str, ...] = ("data", "forward", "backward", "optimizer", "diagnosti
 
 
 class Clock:
-    """Times whole steps and their parts. `seconds` are those of all steps since the start of the run.
+    """Times whole steps and their parts. `last` are the seconds of the newest step.
 
     On a GPU the host waits once in a step, for the loss terms and the gradient norm behind the backward pass.
     "forward" is then the time to queue the forward pass, and "backward" holds the work of both.
     """
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.last = 0.0
         self._since = 0.0
         self._parts = dict.fromkeys(PARTS, 0.0)
 
@@ -26,9 +26,8 @@ class Clock:
         """Time one step."""
         started = monotonic()
         yield
-        elapsed = monotonic() - started
-        self.seconds += elapsed
-        self._since += elapsed
+        self.last = monotonic() - started
+        self._since += self.last
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -41,7 +40,6 @@ class Clock:
         """Rate and shares since the last call, in which `samples` windows were consumed; then start anew."""
         since = max(self._since, 1e-9)
         values = {
-            "time/seconds": self.seconds,
             "time/samples_per_second": samples / since,
             **{f"time/{name}_share": spent / since for name, spent in self._parts.items()},
         }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tutti.training.checkpointing.best import KeepBest, check_keeping
+from tutti.training.checkpointing.fork import ForkConfig
 from tutti.training.compilation import CompileMode
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.faults.policy import GradientsConfig
@@ -14,22 +15,6 @@ from tutti.training.optim.batch_ramp import BatchRampConfig
 from tutti.training.optim.optimizers import AdamWConfig, OptimizerConfig
 from tutti.training.optim.schedules import ScheduleConfig, WsdConfig
 from tutti.training.parallel.config import AutoParallelConfig, ParallelConfig
-
-
-class ForkConfig(BaseModel):
-    """The checkpoint that a run starts from: weights, average, optimiser, data position and random states.
-
-    Steps, samples and seconds count on from it, so `training.steps` includes those of the other run, which
-    is only read. Schedule, steps, learning rates, lambdas, clipping and batch ramp are the new run's own.
-    With the same settings it ends with the same bits as the other run without a break.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: str = Field(min_length=1, description="Folder of the other run, such as runs/a.")
-    step: Annotated[int, Field(ge=1)] | Literal["latest"] = Field(
-        default="latest", description="Which of its checkpoints; latest: the newest when the fork begins."
-    )
 
 
 class TrainingConfig(BaseModel):

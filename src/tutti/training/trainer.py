@@ -18,8 +18,9 @@ from tutti.training.backward.one import OneBackwardConfig
 from tutti.training.backward.term_gradients import Gradients, added, shared_norms, term_gradients
 from tutti.training.backward.union import BackwardConfig
 from tutti.training.checkpointing.fork import note_fork
+from tutti.training.checkpointing.recovery import restore
+from tutti.training.checkpointing.resume import RunSettings
 from tutti.training.checkpointing.saver import Saver
-from tutti.training.checkpointing.snapshot import restore, snapshot
 from tutti.training.clock import Clock
 from tutti.training.compilation import prepared
 from tutti.training.config import TrainingConfig
@@ -39,6 +40,7 @@ from tutti.training.records import Meter, Recorder, recorder_of
 from tutti.training.rng import rng_state, seed_everything
 from tutti.training.second_look import look_again
 from tutti.training.signals import Interruptible
+from tutti.training.state import TrainState
 from tutti.training.strategy import EndToEndConfig, Moment, Strategy, StrategyConfig
 from tutti.training.validation import Reading, TermValues, fetch, reading, validated
 from tutti.types import Batch, Features, LossTerms
@@ -71,7 +73,6 @@ class Trainer:
     ) -> None:
         self.config = config
         self.run = run
-        self.extra = extra or {}
         self.texts = texts
         self.progress = progress
         self.machine = decide(config.device, config.threads, config.precision)
@@ -84,15 +85,14 @@ class Trainer:
         self.optimizer = config.optimizer.build(self.model, self.objective)
         self.parameters = trainable(self.model, self.objective)
         warn_unmoved(self.parameters, self.optimizer)
-        self.strategy_config = strategy or EndToEndConfig()
+        strategy, backward = strategy or EndToEndConfig(), backward or OneBackwardConfig()
         self.strategy = Strategy(
-            self.strategy_config.phases(),
+            strategy.phases(),
             steps=config.steps,
             warmup=config.schedule.warmup,
             terms=self.objective.names,
         )
-        self.backward_config = backward or OneBackwardConfig()
-        self.backward = self.backward_config.build(self.parameters, self.objective.names)
+        self.backward = backward.build(self.parameters, self.objective.names)
         self.parallel.start(self.backward)
         self.diagnostics = Diagnostics(
             self.parallel.looking(config.diagnostics),
@@ -108,14 +108,32 @@ class Trainer:
         self.policy = GradientPolicy(config.gradients, config.clip_norm, self.parameters)
         averaged = {"ema": self.model, "objective_ema": self.objective} if config.ema != "off" else {}
         self.averages = {name: Ema(module, float(config.ema)) for name, module in averaged.items()}
-        self.step = 0
-        self.samples = 0
-        self.recorded = 0
-        self.latest: dict[str, float] = {}
         self.meter = Meter()
         self.clock = Clock()
+        self.state = TrainState(
+            model=self.model,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            backward=self.backward,
+            averages=self.averages,
+            parts={"meter": self.meter, "diagnostics": self.diagnostics, "policy": self.policy},
+        )
+        self.counters = self.state.counters
+        self.settings = RunSettings(
+            run=run,
+            training=config,
+            strategy=strategy,
+            backward=backward,
+            machine=self.machine,
+            texts=extra or {},
+        )
         self._phase: int | None = None
         self._measured: Gradients = {}
+
+    @property
+    def step(self) -> int:
+        """Updates made so far."""
+        return self.counters.step
 
     def fit(self, data: TrainingData) -> Path:
         """Train to the last step, from the newest checkpoint of this run if there is one.
@@ -135,7 +153,8 @@ class Trainer:
         )
         try:
             seed_everything(self.config.seed)
-            damaged = restore(self, data)
+            self.state.parts["loader"] = data.train
+            damaged = restore(self.state, self.settings, self.config.fork, self.parallel.world)
             recording = (self.run, self.step, len(self.policy.rollbacks)) if ranks.first else None
             with (
                 sharing(ranks),
@@ -145,11 +164,12 @@ class Trainer:
                 recorder_of(recording) as recorder,
                 Interruptible(relayed=ranks.count > 1) as interrupt,
             ):
-                note_fork(self, recorder)
+                self.state.parts["loader"] = moved.train  # knows which batches are still on their way
+                note_fork(self.config.fork, self.run, self.step, recorder)
                 if damaged:
                     recorder.write(self.step, "event", {"fault/damaged_checkpoints": float(len(damaged))})
                 self._loop(moved, recorder, interrupt)
-                saved = self._save(data, wait=True)
+                saved = self._save(wait=True)
                 if asked := self.parallel.world.largest(interrupt.asked):
                     interrupt.leave(self.step, saved, asked)
                 return saved
@@ -158,7 +178,7 @@ class Trainer:
 
     def rehearse(self, stream: Iterator[Batch], step: int) -> None:
         """One update as it is made at `step` (0-based), which no record keeps: to measure what it costs."""
-        self.step = step
+        self.counters.step = step
         self._update(stream, report=False)
 
     def _loop(self, data: TrainingData, recorder: Recorder, interrupt: Interruptible) -> None:
@@ -170,8 +190,10 @@ class Trainer:
             self.objective.before_step(self.step)
             with self.clock.step():
                 self._update(stream, report=self.step == 0)
+            self.counters.seconds += self.clock.last
             if self.policy.diverged:
-                roll_back(self, data, recorder)
+                self.saver.wait()
+                roll_back(self.state, self.settings, self.policy, recorder, self.parallel.world)
                 continue
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:
@@ -181,11 +203,11 @@ class Trainer:
             if config.validate_every and (last or self.step % config.validate_every == 0):
                 self._validate(data, recorder)
             if config.checkpoint_every and not last and self.step % config.checkpoint_every == 0:
-                self._save(data)
+                self._save()
             if self.progress is not None:
-                self.progress(self.step, config.steps, self.latest)
+                self.progress(self.step, config.steps, self.counters.latest)
             if asked := self.parallel.world.largest(max(interrupt.asked, self.saver.failed)):
-                interrupt.leave(self.step, self._save(data, wait=True), asked)
+                interrupt.leave(self.step, self._save(wait=True), asked)
 
     def _update(self, stream: Iterator[Batch], *, report: bool) -> None:
         """One step of the run: an update, unless a value is not finite and the policy leaves it out."""
@@ -197,8 +219,8 @@ class Trainer:
             self.policy.skip(error)
             kept.put_back()
             self._leave_out()
-        self.step += 1
-        self.samples += sum(len(batch.window) for batch in batches) * self.parallel.world.ranks.count
+        self.counters.step += 1
+        self.counters.samples += sum(len(batch.window) for batch in batches) * self.parallel.world.ranks.count
 
     def _attempt(self, stream: Iterator[Batch], batches: list[Batch], *, report: bool) -> None:
         """An update: batches in, terms, one backward pass each, look, clip, move, average.
@@ -318,16 +340,17 @@ class Trainer:
         values |= self.policy.metrics()
         if self.config.batch_ramp != "off":
             values["optim/accumulation"] = float(self.config.accumulation_at(self.step - 1))
-        values["data/samples"] = float(self.samples)
+        values["data/samples"] = float(self.counters.samples)
         if len(self.strategy.phases) > 1:
             values["strategy/phase"] = float(moment.index)
         if "ema" in self.averages:
             average = self.averages["ema"]
             values["optim/ema_decay"] = ema_decay(average.decay, average.updates - 1)
-        values |= self.clock.take(self.samples - self.recorded)
-        self.recorded = self.samples
+        values["time/seconds"] = self.counters.seconds
+        values |= self.clock.take(self.counters.samples - self.counters.samples_recorded)
+        self.counters.samples_recorded = self.counters.samples
         recorder.write(self.step, "train", values)
-        self.latest |= values
+        self.counters.latest |= values
 
     def _validate(self, data: TrainingData, recorder: Recorder) -> None:
         """Record every term on held-out episodes."""
@@ -336,12 +359,13 @@ class Trainer:
             recorder.write(
                 self.step, "validation", values | {"time/validation_seconds": monotonic() - started}
             )
-            self.latest |= values
+            self.counters.latest |= values
 
-    def _save(self, data: TrainingData, *, wait: bool = False) -> Path:
+    def _save(self, *, wait: bool = False) -> Path:
         self.parallel.check()
         self.saver.wait()  # before the state is copied: what is being written may lie in the same memory
-        return self.saver.save(snapshot(self, data), wait=wait)
+        checkpoint = self.state.checkpoint(self.saver.taken, self.settings.to_dict(), self.settings.texts)
+        return self.saver.save(checkpoint, wait=wait)
 
 
 def _means(values: list[dict[str, float]]) -> dict[str, float]:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from tutti.nested import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, checkpoints, folder_of, step_of
 from tutti.storage.layout import CONFIG, DATA_FILES
 from tutti.storage.reading import parse_json, parse_yaml
-from tutti.training.checkpointing.resume import present_keys
-from tutti.training.config import ForkConfig
+from tutti.training.checkpointing.resume import RunSettings
 from tutti.training.optim.schedules import ScheduleConfig
 from tutti.training.records import Recorder, read_records
 from tutti.types import UserError
-
-if TYPE_CHECKING:
-    from tutti.training.trainer import Trainer
 
 log = logging.getLogger("tutti.training")
 
@@ -31,6 +27,22 @@ ELSEWHERE = ("sources", "workers", "prefetch")
 """Keys of the data section that may differ: where the data lie and how they are read. That they are the same
 data is told by DATA_FILES and by the loader's own check."""
 STEP = "optim/fork_step"
+
+
+class ForkConfig(BaseModel):
+    """The checkpoint that a run starts from: weights, average, optimiser, data position and random states.
+
+    Steps, samples and seconds count on from it, so `training.steps` includes those of the other run, which
+    is only read. Schedule, steps, learning rates, lambdas, clipping and batch ramp are the new run's own.
+    With the same settings it ends with the same bits as the other run without a break.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(min_length=1, description="Folder of the other run, such as runs/a.")
+    step: Annotated[int, Field(ge=1)] | Literal["latest"] = Field(
+        default="latest", description="Which of its checkpoints; latest: the newest when the fork begins."
+    )
 
 
 def source_of(fork: ForkConfig, run: Path) -> Path:
@@ -54,32 +66,29 @@ def source_of(fork: ForkConfig, run: Path) -> Path:
     return folder_of(source, step)
 
 
-def check_fork(saved: Checkpoint, trainer: Trainer) -> None:
+def check_fork(saved: Checkpoint, settings: RunSettings) -> None:
     """Refuses to go on where weights, optimiser or data would not be the same; warns where the rate jumps.
 
     Raises: UserError naming each key that differs, with both values.
     """
-    config, old = trainer.config, present_keys(saved.state["training"])
-    new = config.model_dump(mode="json")
-    lines = _sections(saved.extra, trainer.extra)
-    fixed = [{key: values[key] for key in FIXED} for values in (old, new)]
-    lines += changed_keys(fixed[0], fixed[1], "training")
+    now = settings.to_dict()
+    old, new = settings.with_present_keys(saved.state["training"]), now["training"]
+    lines = _sections(saved.extra, settings.texts)
+    lines += changed_keys({key: old[key] for key in FIXED}, {key: new[key] for key in FIXED}, "training")
     lines += changed_keys(old["optimizer"]["kind"], new["optimizer"]["kind"], "training.optimizer.kind")
-    lines += changed_keys(
-        saved.state["backward"], trainer.backward_config.model_dump(mode="json"), "backward"
-    )
+    lines += changed_keys(saved.state["backward"], now["backward"], "backward")
     if (old["ema"] == "off") != (new["ema"] == "off"):
         lines += changed_keys(old["ema"], new["ema"], "training.ema")
     if lines:
         raise UserError(
-            f"training.fork: the checkpoint's state cannot go on under this configuration (saved -> now):\n"
+            "training.fork: the checkpoint's state cannot go on under this configuration (saved -> now):\n"
             f"{indented(lines)}\n"
             "A fork may change schedule, steps, learning rates, lambdas, clipping and batch ramp. Restore "
             "these values, or start a new run without training.fork."
         )
-    if saved.step >= config.steps:
+    if saved.step >= new["steps"]:
         raise UserError(
-            f"training.steps is {config.steps}, but the fork begins at step {saved.step} of the other run, "
+            f"training.steps is {new['steps']}, but the fork begins at step {saved.step} of the other run, "
             "which count. Raise training.steps."
         )
     before, after = (_factor(values, saved.step) for values in (old, new))
@@ -94,12 +103,11 @@ def check_fork(saved: Checkpoint, trainer: Trainer) -> None:
         )
 
 
-def note_fork(trainer: Trainer, recorder: Recorder) -> None:
+def note_fork(fork: ForkConfig | Literal["off"], run: Path, step: int, recorder: Recorder) -> None:
     """Makes the fork the first record of a run that has none yet."""
-    fork = trainer.config.fork
-    if isinstance(fork, ForkConfig) and not read_records(trainer.run):
-        recorder.write(trainer.step, "event", {STEP: float(trainer.step)})
-        log.info("forked off %s after step %d", fork.run, trainer.step)
+    if fork != "off" and not read_records(run):
+        recorder.write(step, "event", {STEP: float(step)})
+        log.info("forked off %s after step %d", fork.run, step)
 
 
 def _factor(training: Mapping[str, Any], step: int) -> float:

@@ -1,18 +1,74 @@
-"""The newest checkpoint that is whole: a damaged one is set aside, and said, and the one before it taken."""
+"""Where a run goes on: at its newest undamaged checkpoint, at the one it is forked off, or at step 0."""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-from tutti.storage.checkpoint import checkpoints, verify
-from tutti.storage.files import explain_disk_errors
+from tutti.distributed.world import World
+from tutti.storage.checkpoint import checkpoints, load, verify
+from tutti.storage.files import PARTIAL, explain_disk_errors, require_writable
+from tutti.storage.reading import shown
+from tutti.training.checkpointing.fork import ForkConfig, check_fork, source_of
+from tutti.training.checkpointing.resume import RunSettings, check_settings
+from tutti.training.state import TrainState
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
 
 DAMAGED = "damaged-"
+
+
+def restore(
+    state: TrainState, settings: RunSettings, fork: ForkConfig | Literal["off"], world: World
+) -> tuple[str, ...]:
+    """Continues from the newest whole checkpoint of the run, if there is one, else from that of `fork`.
+
+    Gives the names of the damaged checkpoints that were passed over.
+
+    Raises: UserError if none is whole, or it is of other settings, another model or another objective; or
+    if the next one could not be written, which is better known now than after the first hours.
+    """
+    own, damaged = world.on_first(lambda: _newest(settings.run))
+    source = source_of(fork, settings.run) if own is None and fork != "off" else own
+    if source is not None:
+        with _of_another_form(source):
+            saved = load(source, state.layouts(), verified=source is own)
+            if own is None:
+                check_fork(saved, settings)
+            else:
+                check_settings(saved, settings)
+            state.load(saved)
+        log.info("resuming after step %d, from %s", saved.step, source)
+    return damaged
+
+
+@contextmanager
+def _of_another_form(folder: Path) -> Iterator[None]:
+    """A state that lacks a key, or has a value of another type, leads anywhere: the error then says whose."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        said = shown(str(error), 300, quoted=False)
+        raise UserError(
+            f"{folder}: its state cannot be taken over ({type(error).__name__}: {said}). It is of another "
+            "version of Tutti, or was changed: go on from another checkpoint, or train from the start."
+        ) from error
+
+
+def _newest(run: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """The newest whole checkpoint, and the damaged ones; what a kill has left half-written goes."""
+    require_writable(run / "checkpoints")
+    for torn in (run / "checkpoints").glob(f"{PARTIAL}step-*"):
+        shutil.rmtree(torn, ignore_errors=True)
+    return newest_whole(run)
 
 
 def newest_whole(run: Path) -> tuple[Path | None, tuple[str, ...]]:

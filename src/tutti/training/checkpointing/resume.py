@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tutti.nested import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, versions
-from tutti.training.config import TrainingConfig
 from tutti.training.device import Machine
 from tutti.types import UserError
 
@@ -21,61 +21,75 @@ FIXED = ("optimizer", "schedule", "gradients", "accumulation", "batch_ramp", "em
 """Keys of the training section that a resumed run may not change; the others only say how often and where."""
 
 
-def check_settings(
-    saved: Checkpoint, config: TrainingConfig, machine: Machine, run: Path, **sections: dict[str, Any]
-) -> None:
-    """Refuse changes that would make the rest another run; warn where only the schedule or last bits change.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Where and with what a run trains. `texts` are files for its checkpoints, by name."""
 
-    `sections` are whole sections of the config that must be as they were.
+    run: Path
+    training: BaseModel
+    strategy: BaseModel
+    backward: BaseModel
+    machine: Machine
+    texts: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a checkpoint's state.json keeps it, plain values."""
+        return {
+            "training": self.training.model_dump(mode="json"),
+            "strategy": self.strategy.model_dump(mode="json"),
+            "backward": self.backward.model_dump(mode="json"),
+            "threads": self.machine.threads,
+            "machine": self.machine.kind,
+        }
+
+    def with_present_keys(self, training: dict[str, Any]) -> dict[str, Any]:
+        """A saved training section with the keys of today: those that it was saved without have their
+        defaults. One that is not valid any more is given as it was."""
+        try:
+            return type(self.training).model_validate(training).model_dump(mode="json")
+        except ValidationError:
+            return training
+
+
+def check_settings(saved: Checkpoint, settings: RunSettings) -> None:
+    """Refuses changes that would make the rest another run; warns of those of the schedule or the last bits.
 
     Raises: UserError naming the key, the saved value and the present one.
     """
-    old, new = present_keys(saved.state["training"]), config.model_dump(mode="json")
-    check_resumable({"training": _fixed(old)}, {"training": _fixed(new)}, ("training",))
-    check_resumable({name: saved.state.get(name, {}) for name in sections}, sections, tuple(sections))
-    if saved.step > config.steps:
+    new = settings.to_dict()
+    old = {**saved.state, "training": settings.with_present_keys(saved.state["training"])}
+    check_resumable({"training": _fixed(old["training"])}, {"training": _fixed(new["training"])}, "training")
+    check_resumable(old, new, "strategy", "backward")
+    steps_before, steps = old["training"]["steps"], new["training"]["steps"]
+    if saved.step > steps:
         raise UserError(
-            f"training.steps is {config.steps}, but {run} is already at step {saved.step}. "
+            f"training.steps is {steps}, but {settings.run} is already at step {saved.step}. "
             "Raise training.steps, or give the new run another name."
         )
-    if old["steps"] != new["steps"]:
-        log.warning("training.steps was %d, now %d: the schedule changes", old["steps"], new["steps"])
-    if (there := saved.state.get("machine", machine.kind)) != machine.kind:
+    if steps_before != steps:
+        log.warning("training.steps was %d, now %d: the schedule changes", steps_before, steps)
+    if (before := old.get("machine", new["machine"])) != new["machine"]:
         log.warning(
-            "the checkpoint was computed on %s, the run goes on on %s: other bits", there, machine.kind
+            "the checkpoint was computed on %s, the run goes on on %s: other bits", before, new["machine"]
         )
-    before = (saved.state["threads"], saved.state["versions"])
-    if before != (machine.threads, versions()):
+    if (old["threads"], old["versions"]) != (new["threads"], versions()):
         log.warning("threads or versions differ from the checkpoint's: the last bits may differ too")
-
-
-def present_keys(training: dict[str, Any]) -> dict[str, Any]:
-    """A saved training section with the keys of today: those that it was saved without have their defaults.
-
-    One that is not valid any more is given as it was.
-    """
-    try:
-        return TrainingConfig.model_validate(training).model_dump(mode="json")
-    except ValidationError:
-        return training
 
 
 def _fixed(training: dict[str, Any]) -> dict[str, Any]:
     return {name: training.get(name) for name in FIXED}
 
 
-def check_resumable(
-    saved_config: Mapping[str, Any],
-    new_config: Mapping[str, Any],
-    sections: tuple[str, ...] = ("model", "data"),
-) -> None:
-    """Refuse to continue a run whose model or data section has changed.
+def check_resumable(saved: Mapping[str, Any], new: Mapping[str, Any], *sections: str) -> None:
+    """Refuses to continue a run of which one of these sections of the config has changed.
 
     Raises: UserError naming each key that differs, with both values.
     """
-    lines: list[str] = []
-    for section in sections:
-        lines += changed_keys(saved_config.get(section, {}), new_config.get(section, {}), section)
+    lines = [
+        line
+        for section in sections
+        for line in changed_keys(saved.get(section, {}), new.get(section, {}), section)
+    ]
     if lines:
         raise UserError(
             f"This run was started with another {' or '.join(sections)} section, so it cannot be resumed "

@@ -1,0 +1,143 @@
+"""TrainState: everything that the rest of a run depends on, part by part; a checkpoint is its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from tutti.distributed.sharded_tensors import like_all
+from tutti.storage.checkpoint import OPTIMIZER, Checkpoint
+from tutti.training.optim.ema import Ema
+from tutti.training.optim.optimizers import OptimizerSet
+from tutti.training.rng import load_rng_state, rng_state
+from tutti.types import UserError
+
+BACKWARD = "backward"
+"""Where the backward's state lies in a checkpoint's optimizer.pt."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part whose state a checkpoint keeps; torch's protocol for modules and optimisers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
+@runtime_checkable
+class Copy(Protocol):
+    """Brings nested tensors into the form in which a checkpoint writes them (`Saver.taken`)."""
+
+    def __call__(self, value: Any, *, copy: bool = False) -> Any: ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """How far a run is: updates, training windows and seconds since its start; newest metrics."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    latest: dict[str, float] = field(default_factory=dict)
+    samples_recorded: int = 0  # of `samples`, those before the last record
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside its step, plain values."""
+        return {"samples": self.samples, "seconds": self.seconds, "metrics": self.latest}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Continues from `state`; the rate of samples is measured anew from here."""
+        self.samples = self.samples_recorded = int(state["samples"])
+        self.seconds, self.latest = float(state["seconds"]), dict(state["metrics"])
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """Everything that the rest of a run depends on, to the last bit.
+
+    `averages` are the moving averages by the name of their file (ema, objective_ema). `parts` are further
+    parts with a plain state, by the name that they have in state.json: the loader, the meter, and so on.
+    """
+
+    model: nn.Module
+    objective: nn.Module
+    optimizer: OptimizerSet
+    backward: Stateful
+    averages: dict[str, Ema]
+    parts: dict[str, Stateful]
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Model and objective by the name of their file."""
+        return {"model": self.model, "objective": self.objective}
+
+    def checkpoint(self, copy: Copy, settings: Mapping[str, Any], texts: Mapping[str, str]) -> Checkpoint:
+        """The state as a checkpoint, however many ranks hold it. `settings` and `texts` are kept beside it.
+
+        All ranks must call it. Tensors are as `copy` gives them: of a whole checkpoint rank 0 gets all and
+        the others none, of a sharded one each gets its share.
+        """
+        # A schedule-free optimiser saves the weights that are served, which lie in the model only inside the
+        # block: these must be copied even where everything else is written straight from the live tensors.
+        with self.optimizer.averaged():
+            states = {name: module.state_dict() for name, module in self.modules.items()}
+            tensors = copy(states, copy=self.optimizer.averages)
+        tensors |= copy({name: average.shadow for name, average in self.averages.items()})
+        optimizer = copy({**self.optimizer.state_dict(), BACKWARD: self.backward.state_dict()})
+        plain = {
+            **self.counters.state_dict(),
+            "ema_updates": {name: average.updates for name, average in self.averages.items()},
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            **settings,
+        }
+        return Checkpoint(
+            step=self.counters.step,
+            tensors=tensors,
+            optimizer=optimizer,
+            rng=rng_state(),
+            state=deepcopy(plain),  # a thread writes it while the parts go on
+            extra=dict(texts),
+        )
+
+    def load(self, saved: Checkpoint) -> None:
+        """Continues from `saved`, to the same bits.
+
+        Raises: UserError if it is of another model or another objective.
+        """
+        try:
+            for name, module in self.modules.items():
+                module.load_state_dict(like_all(saved.tensors.get(name, {}), module.state_dict()))
+            for name, average in self.averages.items():
+                average.load(saved.tensors.get(name, {}), saved.state["ema_updates"][name])
+        except (RuntimeError, KeyError) as error:
+            raise UserError(
+                f"The checkpoint of step {saved.step} does not fit this model or objective: "
+                f"{str(error)[:600]}\n"
+                "Resume with the same model and objective, or give the new run another name."
+            ) from error
+        optimizers = dict(saved.optimizer)
+        self.backward.load_state_dict(optimizers.pop(BACKWARD, {}))
+        self.optimizer.load_state_dict(optimizers)
+        load_rng_state(saved.rng)
+        self.counters.load_state_dict(saved.state)
+        self.counters.step = saved.step
+        for name, part in self.parts.items():
+            part.load_state_dict(saved.state.get(name, {}))
+
+    def layouts(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint's are loaded into, by their names among its shards.
+
+        Where one is a DTensor, this rank reads its own share of the saved tensor and nothing more.
+        """
+        states = {name: module.state_dict() for name, module in self.modules.items()}
+        states |= {name: average.shadow for name, average in self.averages.items()}
+        found = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+        for name, optimizer in self.optimizer.optimizers.items():
+            members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            found |= {f"{OPTIMIZER}/{name}/state/{place}": one for place, one in enumerate(members)}
+        return found
