@@ -26,7 +26,7 @@ from fixtures.source_tree import (
 from tutti.training.metrics import METRICS
 
 MAX_LINES, MAX_STATEMENTS, MAX_FILES = 350, 50, 13
-LONGER: dict[str, int] = {}
+LONGER: dict[str, int] = {"training/trainer.py": 400}
 """Files with more lines than that, since each replaces two that shared private names: file and limit."""
 CROWDED = {"debug", "studies", "training"}
 """Folders that still hold more than MAX_FILES."""
