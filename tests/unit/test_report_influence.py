@@ -16,7 +16,8 @@ from tutti.report.blocks import Charts, Fold, Note
 from tutti.report.findings.diagnostic_records import listed, read_looks
 from tutti.report.inputs import read_inputs
 from tutti.report.sections.gradients import influence_section, top_notes
-from tutti.report.svg.matrices import heat_map, share_chart
+from tutti.report.svg.charts import share_chart
+from tutti.report.svg.rows import heat_map
 
 CONFIG = (
     "name: looked\ntraining: {diagnostics: {every: 100, share: 0.5}}\nobjective: {recon: {weight: 0.1}}\n"

@@ -11,7 +11,7 @@ import pytest
 
 from study_world import cell, found, make_study, trained
 from tutti.report.blocks import Cell, Table
-from tutti.report.svg.forest import ForestRow, forest_chart
+from tutti.report.svg.rows import ForestRow, forest_chart
 from tutti.studies.costs import StepCost
 from tutti.studies.page import Findings, as_json, publish
 from tutti.studies.scores import score_study

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tutti.report.svg.charts import Chart
+from tutti.report.svg.elements import Chart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

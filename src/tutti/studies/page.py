@@ -15,8 +15,8 @@ from tutti.evaluation.statistics.intervals import Interval
 from tutti.report.blocks import Block, Charts, Code, Facts, Note, Section, Table
 from tutti.report.formatting import anything
 from tutti.report.render import Page, Tile, render
-from tutti.report.svg.charts import Chart
-from tutti.report.svg.forest import ForestRow, forest_chart
+from tutti.report.svg.elements import Chart
+from tutti.report.svg.rows import ForestRow, forest_chart
 from tutti.runs.summary import commit, machine, versions
 from tutti.storage.files import write_atomically
 from tutti.studies.cells import Cell

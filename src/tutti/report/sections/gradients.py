@@ -15,8 +15,9 @@ from tutti.report.formatting import Number, percent, plain
 from tutti.report.inputs import Inputs, Records, config_of
 from tutti.report.sections.training import term_colours
 from tutti.report.svg.axes import smooth
-from tutti.report.svg.charts import Chart, Series, line_chart
-from tutti.report.svg.matrices import heat_map, share_chart
+from tutti.report.svg.charts import Series, line_chart, share_chart
+from tutti.report.svg.elements import Chart
+from tutti.report.svg.rows import heat_map
 from tutti.training.metrics import describe_metric
 
 MOODS = {"fault": "bad", "warning": "warn", "hint": "hint"}

@@ -11,7 +11,7 @@ from tutti.report.formatting import NOTHING, anything, count, duration, percent,
 from tutti.report.inputs import Inputs, Json, config_of
 from tutti.report.json_tables import blocks_of, words
 from tutti.report.sections.success import Evaluation
-from tutti.report.svg.charts import seconds_chart
+from tutti.report.svg.rows import seconds_chart
 
 PROTOCOL_WORDS = {
     "suite": "task suite",

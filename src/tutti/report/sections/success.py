@@ -10,7 +10,7 @@ from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilso
 from tutti.report.blocks import Block, Cell, Charts, Note, Section, Table
 from tutti.report.formatting import NOTHING, percent
 from tutti.report.inputs import Inputs, Json, config_of
-from tutti.report.svg.charts import Estimate, SuccessRow, success_chart
+from tutti.report.svg.rows import Estimate, SuccessRow, success_chart
 
 CONDITIONS = {
     "policy": ("policy", "The policy with the task's own, held-out instruction, on starts it was not shown."),

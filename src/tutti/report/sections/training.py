@@ -12,7 +12,8 @@ from tutti.report.blocks import Block, Charts, Fold, Note, Section
 from tutti.report.formatting import Number, percent, plain
 from tutti.report.inputs import Inputs, Records, config_of
 from tutti.report.svg.axes import smooth
-from tutti.report.svg.charts import Chart, Series, line_chart
+from tutti.report.svg.charts import Series, line_chart
+from tutti.report.svg.elements import Chart
 from tutti.training.metrics import describe_metric
 from tutti.training.strategy import StrategyConfig
 

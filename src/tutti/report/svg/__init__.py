@@ -1,1 +1,1 @@
-"""Charts as SVG: axes, lines, matrices, forest plots."""
+"""Charts as SVG: axes, lines, areas, success rates, forest plots, heat maps."""

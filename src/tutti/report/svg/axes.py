@@ -1,10 +1,11 @@
-"""Axes: where a value lies in pixels, and which round values get a tick."""
+"""Axes of charts: scales from values to pixels, round ticks, smoothing and thinning of curves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from tutti.report.formatting import Number
 
@@ -101,23 +102,16 @@ def _sums(values: Sequence[Number], keep: Number) -> list[tuple[Number, Number]]
     return sums
 
 
-def thin(xs: Sequence[Number], ys: Sequence[Number], most: int = 400) -> tuple[list[Number], list[Number]]:
-    """About `most` points at most, with each stretch's smallest and largest value (so spikes stay)."""
+def thin(
+    xs: Sequence[Number], ys: Sequence[Number], max_points: int = 400
+) -> tuple[list[Number], list[Number]]:
+    """About `max_points` points, with each stretch's smallest and largest value (so spikes stay)."""
     points = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
-    if len(points) > most:
-        stretch = math.ceil(2 * len(points) / most)
-        kept: list[tuple[Number, Number]] = [points[0]]
+    if len(points) > max_points:
+        stretch = math.ceil(2 * len(points) / max_points)
+        extremes: list[tuple[Number, Number]] = [points[0]]
         for i in range(0, len(points), stretch):
             part = points[i : i + stretch]
-            kept += sorted({min(part, key=_height), max(part, key=_height)})
-        points = [*kept, points[-1]]
-    return _columns(points)
-
-
-def _height(point: tuple[Number, Number]) -> Number:
-    return point[1]
-
-
-def _columns(points: Iterable[tuple[Number, Number]]) -> tuple[list[Number], list[Number]]:
-    pairs = list(points)
-    return [x for x, _ in pairs], [y for _, y in pairs]
+            extremes += sorted({min(part, key=itemgetter(1)), max(part, key=itemgetter(1))})
+        points = [*extremes, points[-1]]
+    return [x for x, _ in points], [y for _, y in points]

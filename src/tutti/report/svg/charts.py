@@ -1,25 +1,26 @@
-"""Charts as inline SVG: lines over steps, success with intervals, bars of seconds.
+"""Charts over steps: lines, and shares of a whole as stacked areas.
 
-Colours are CSS classes (`c1` to `c6`, `grey`), so one drawing serves the light and the dark scheme. A chart
-carries its values as JSON, from which a few lines of JavaScript show what lies under the pointer.
+A chart carries its values as JSON, from which a few lines of JavaScript show what lies under the pointer.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from markupsafe import Markup
 
-from tutti.report.formatting import Number, duration, percent, plain
+from tutti.report.formatting import Number, plain
 from tutti.report.svg.axes import Scale, thin, value_scale
+from tutti.report.svg.elements import Chart, circle, drawing, line, path, text
 
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
+STEP = "optimizer step"
+MAX_POINTS = 200
+DRAWN_FIRST = ("faint", "reference", "line", "points")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,38 +34,6 @@ class Series:
     kind: Literal["line", "faint", "points", "reference"] = "line"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """A finished drawing with its title, what it means, and its legend (name, colour, kind)."""
-
-    title: str
-    help: str
-    svg: Markup
-    legend: tuple[tuple[str, str, str], ...] = ()
-    wide: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A rate with its interval, all fractions in [0, 1], and the words that say it."""
-
-    rate: Number
-    low: Number
-    high: Number
-    label: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuccessRow:
-    """A task's line in the success chart; `wrong` is its wrong-instruction control, `expert` the ceiling."""
-
-    task: str
-    policy: Estimate
-    wrong: Estimate | None = None
-    expert: Number | None = None
-    strong: bool = field(default=False)
-
-
 def line_chart(
     title: str,
     series: Sequence[Series],
@@ -73,180 +42,157 @@ def line_chart(
     help: str = "",
     log: bool | None = None,
     zero: bool = True,
-    x_label: str = "optimizer step",
     marks: Sequence[tuple[Number, str]] = (),
 ) -> Chart:
     """Lines over steps. `unit` names the vertical axis; `log` None chooses by the spread of the values;
     `marks` are steps at which something begins, with its name."""
-    drawn = [s for s in series if any(math.isfinite(y) for y in s.ys)]
-    thinned = {id(s): thin(s.xs, s.ys) for s in drawn}
-    xs = [x for s in drawn for x in s.xs]
-    ys = _visible([y for s in drawn if s.kind == "faint" for y in s.ys], drawn)
-    low, high = (min(xs), max(xs)) if xs else (0.0, 1.0)
-    across = Scale(low=low, high=high if high > low else low + 1, start=LEFT, end=WIDTH - RIGHT)
-    up = value_scale(ys, HEIGHT - BOTTOM, TOP, log=log, zero=zero)
+    series = [s for s in series if any(math.isfinite(y) for y in s.ys)]
+    across = _step_scale([x for s in series for x in s.xs])
+    up = value_scale(_visible(series), HEIGHT - BOTTOM, TOP, log=log, zero=zero)
+    parts = [_mark(across.pixel(x), name) for x, name in marks if across.low <= x <= across.high]
+    drawn = [replace(s, **dict(zip(("xs", "ys"), thin(s.xs, s.ys), strict=True))) for s in series]
+    parts += [_draw(s, across, up) for s in sorted(drawn, key=lambda s: DRAWN_FIRST.index(s.kind))]
     axis = f"{unit} (log scale)" if up.log else unit
-    parts = [frame(across, up, axis, x_label)]
-    parts += [_mark(across.pixel(x), name) for x, name in marks if across.low <= x <= across.high]
-    order = {"faint": 0, "reference": 1, "line": 2, "points": 3}
-    for one in sorted(drawn, key=lambda s: order[s.kind]):
-        parts.append(_draw(one, *thinned[id(one)], across, up))
-    values = {
-        "x": [across.low, across.high, LEFT, WIDTH - RIGHT],
-        "label": x_label,
-        "series": [
-            {"name": s.name, "colour": s.colour, "unit": "" if unit in ("loss", "lambda") else unit}
-            | {"xs": [short(x) for x in thinned[id(s)][0]], "ys": [short(y) for y in thinned[id(s)][1]]}
-            for s in drawn
-        ],
-    }
-    parts.append(f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="0" x2="0"/>')
-    svg = drawing(WIDTH, HEIGHT, spoken(title, drawn), "".join(parts), values)
+    shown_unit = "" if unit in ("loss", "lambda") else unit
+    svg = _drawing(title, drawn, [_frame(across, up, axis), *parts], across, unit=shown_unit)
     legend = tuple((s.name, s.colour, s.kind) for s in drawn if s.kind != "faint")
     return Chart(title=title, help=help, svg=svg, legend=legend)
 
 
-def _mark(x: Number, name: str) -> str:
-    """A thin upright line, with its name beside its upper end, on the side that has more room."""
-    side, at = ("tick", x + 4) if x < (LEFT + WIDTH) / 2 else ("tick end", x - 4)
-    return (
-        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="{side}" x="{at:.1f}" y="{TOP + 9}">{escape(name)}</text>'
-    )
+def share_chart(
+    title: str,
+    steps: Sequence[int],
+    shares: Mapping[str, Mapping[int, Number]],
+    colours: Mapping[str, str],
+    help: str = "",
+) -> Chart:
+    """Shares of a whole over steps, one area on another, in per cent. `shares` has name -> step -> fraction.
+
+    A step without a record leaves a gap; a name without a value there has 0.
+    """
+    names = [name for name in shares if any(shares[name].get(step, 0) > 0 for step in steps)]
+    xs, columns = _mean_shares(steps, [shares[name] for name in names])
+    across, up = _step_scale(steps), Scale(low=0, high=100, start=HEIGHT - BOTTOM, end=TOP)
+    parts: list[str] = []
+    for stretch in _stretches(columns):
+        base = [0.0] * len(stretch)
+        for number, name in enumerate(names):
+            top = [under + 100 * columns[at][number] for under, at in zip(base, stretch, strict=True)]
+            edge = [(across.pixel(xs[at]), up.pixel(y)) for at, y in zip(stretch, top, strict=True)]
+            under = [(across.pixel(xs[at]), up.pixel(y)) for at, y in zip(stretch, base, strict=True)]
+            if len(stretch) == 1:  # a single step is a bar
+                edge, under = ([(x - 3, y), (x + 3, y)] for ((x, y),) in (edge, under))
+            corners = path([*edge, *reversed(under)])
+            parts.append(f'<polygon class="area {colours.get(name, "grey")}" points="{corners}"/>')
+            base = top
+    known = [at for at, column in enumerate(columns) if column]
+    series = [
+        Series(
+            name=name,
+            xs=[xs[at] for at in known],
+            ys=[round(100 * columns[at][number], 2) for at in known],
+            colour=colours.get(name, "grey"),
+        )
+        for number, name in enumerate(names)
+    ]
+    svg = _drawing(title, series, [_frame(across, up, "%"), *parts], across, unit="%")
+    legend = tuple((s.name, s.colour, "square") for s in series)
+    return Chart(title=title, help=help, svg=svg, legend=legend)
 
 
-def _visible(raw: list[Number], drawn: Sequence[Series]) -> list[Number]:
-    """The values the vertical axis must show: all of them, but of the raw ones only the inner 99 %."""
-    raw = sorted(y for y in raw if math.isfinite(y))
-    cut = len(raw) // 200
-    rest = [y for s in drawn if s.kind != "faint" for y in s.ys if math.isfinite(y)]
-    return raw[cut : len(raw) - cut] + rest
+def _drawing(
+    title: str, series: Sequence[Series], parts: Sequence[str], across: Scale, *, unit: str
+) -> Markup:
+    """The drawing with a cursor and the values that it shows; read out is where each line begins and ends."""
+    values = {
+        "x": [across.low, across.high, LEFT, WIDTH - RIGHT],
+        "label": STEP,
+        "series": [
+            {"name": s.name, "colour": s.colour, "unit": unit}
+            | {"xs": [_short(x) for x in s.xs], "ys": [_short(y) for y in s.ys]}
+            for s in series
+        ],
+    }
+    lines = [s for s in series if s.kind != "faint" and s.ys]
+    ends = "; ".join(f"{s.name} from {plain(s.ys[0])} to {plain(s.ys[-1])}" for s in lines)
+    inside = "".join([*parts, line("cursor", (0, TOP), (0, HEIGHT - BOTTOM))])
+    return drawing(WIDTH, HEIGHT, f"{title}: {ends or 'nothing recorded'}", inside, values)
 
 
-def _draw(one: Series, xs: list[Number], ys: list[Number], across: Scale, up: Scale) -> str:
-    points = [(across.pixel(x), up.pixel(y)) for x, y in zip(xs, ys, strict=True)]
-    if one.kind == "points" or len(points) == 1:
-        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>' for x, y in points)
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        return f'<g class="points {one.colour}"><polyline points="{path}"/>{dots}</g>'
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline class="{one.kind} {one.colour}" points="{path}"/>'
-
-
-def frame(across: Scale, up: Scale, unit: str, x_label: str) -> str:
-    """Grid, axes and ticks of a chart over steps."""
-    parts = []
+def _frame(across: Scale, up: Scale, axis: str) -> str:
+    """Grid, axes and ticks."""
+    base, right, middle = HEIGHT - BOTTOM, WIDTH - RIGHT, (TOP + HEIGHT - BOTTOM) / 2
     ticks = up.ticks()
     small = max(map(abs, ticks), default=1) < 0.005  # then all of them with an exponent, not some
+    parts: list[str] = []
     for tick in ticks:
         y = up.pixel(tick)
         label = f"{tick:.0e}".replace("e-0", "e-") if small and tick else plain(tick, 4)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{y + 3.6:.1f}">{label}</text>')
-    for tick in across.ticks(6):
-        x = across.pixel(tick)
-        parts.append(f'<text class="tick middle" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}">{tick:,.0f}</text>')
-    base, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-    parts.append(f'<text class="tick end" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
-    turn = f'transform="rotate(-90 11 {middle:.0f})"'
-    parts.append(f'<text class="tick middle" x="11" y="{middle:.0f}" {turn}>{escape(unit)}</text>')
+        parts += [line("grid", (LEFT, y), (right, y)), text("tick end", LEFT - 7, y + 3.6, label)]
+    parts += [text("tick middle", across.pixel(tick), base + 16, f"{tick:,.0f}") for tick in across.ticks(6)]
+    parts += [line("axis", (LEFT, base), (right, base)), text("tick end", right, HEIGHT - 6, STEP)]
+    parts.append(text("tick middle", 11, middle, axis, f' transform="rotate(-90 11 {middle:.0f})"'))
     return "".join(parts)
 
 
-def success_chart(title: str, rows: Sequence[SuccessRow], help: str = "") -> Chart:
-    """Point and interval of each task, its wrong-instruction control below, the expert as a tick."""
-    width, left, right, row_height, top = 860, 150, 170, 34, 8
-    height = top + row_height * len(rows) + 42
-    across = Scale(low=0, high=1, start=left, end=width - right)
-    base = top + row_height * len(rows) + 4
-    parts = []
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        x = across.pixel(tick)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{base}"/>')
-        parts.append(f'<text class="tick middle" x="{x:.1f}" y="{base + 16}">{percent(tick)}</text>')
-    parts.append(f'<text class="tick middle" x="{across.pixel(0.5):.0f}" y="{base + 34}">success rate</text>')
-    for index, row in enumerate(rows):
-        y = top + row_height * (index + 0.5)
-        if row.strong and index:
-            line = y - row_height / 2
-            parts.append(f'<line class="axis" x1="8" x2="{width - 8}" y1="{line:.1f}" y2="{line:.1f}"/>')
-        parts.append(_success_row(row, y, across, left, width - right))
-    legend = [("policy", "c1", "points")]
-    if any(row.wrong for row in rows):
-        legend.append(("wrong instruction", "c2", "hollow"))
-    if any(row.expert is not None for row in rows):
-        legend.append(("expert's ceiling", "grey", "tick"))
-    svg = drawing(
-        width, height, f"{title}: {', '.join(f'{r.task} {r.policy.label}' for r in rows)}", "".join(parts)
-    )
-    return Chart(title=title, help=help, svg=svg, legend=tuple(legend), wide=True)
+def _draw(one: Series, across: Scale, up: Scale) -> str:
+    points = [(across.pixel(x), up.pixel(y)) for x, y in zip(one.xs, one.ys, strict=True)]
+    if one.kind == "points" or len(points) == 1:
+        dots = "".join(circle(x, y, 3.2) for x, y in points)
+        return f'<g class="points {one.colour}"><polyline points="{path(points)}"/>{dots}</g>'
+    return f'<polyline class="{one.kind} {one.colour}" points="{path(points)}"/>'
 
 
-def _success_row(row: SuccessRow, y: Number, across: Scale, left: Number, right: Number) -> str:
-    strong = " strong" if row.strong else ""
-    parts = [f'<text class="name end{strong}" x="{left - 14}" y="{y + 4:.1f}">{escape(row.task)}</text>']
-    tips = [f"policy {row.policy.label}"]
-    shift = 5 if row.wrong else 0
-    if row.expert is not None:
-        x = across.pixel(row.expert)
-        parts.append(f'<line class="ceiling" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 11:.1f}" y2="{y + 11:.1f}"/>')
-        tips.append(f"expert {percent(row.expert)}")
-    for estimate, colour, level in ((row.wrong, "c2 hollow", y + 6), (row.policy, f"c1{strong}", y - shift)):
-        if estimate is None:
-            continue
-        low, high, x = (across.pixel(v) for v in (estimate.low, estimate.high, estimate.rate))
-        parts.append(
-            f'<g class="whisker {colour}">'
-            f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{level:.1f}" y2="{level:.1f}"/>'
-            f'<circle cx="{x:.1f}" cy="{level:.1f}" r="{4 if "hollow" in colour else 5.5}"/></g>'
+def _mark(x: Number, name: str) -> str:
+    """A thin upright line, with its name beside its upper end, on the side that has more room."""
+    kind, at = ("tick", x + 4) if x < (LEFT + WIDTH) / 2 else ("tick end", x - 4)
+    return line("mark", (x, TOP), (x, HEIGHT - BOTTOM)) + text(kind, at, TOP + 9, name)
+
+
+def _step_scale(steps: Sequence[Number]) -> Scale:
+    low, high = (min(steps), max(steps)) if steps else (0, 1)
+    return Scale(low=low, high=high if high > low else low + 1, start=LEFT, end=WIDTH - RIGHT)
+
+
+def _visible(series: Sequence[Series]) -> list[Number]:
+    """The values that the vertical axis must show: all of them, but of the raw ones only the inner 99 %."""
+    raw = sorted(y for s in series if s.kind == "faint" for y in s.ys if math.isfinite(y))
+    cut = len(raw) // 200
+    rest = [y for s in series if s.kind != "faint" for y in s.ys if math.isfinite(y)]
+    return raw[cut : len(raw) - cut] + rest
+
+
+def _mean_shares(
+    steps: Sequence[int], shares: Sequence[Mapping[int, Number]]
+) -> tuple[list[Number], list[list[float]]]:
+    """At most MAX_POINTS steps with the mean shares around them; an empty list where nothing is recorded."""
+    every = math.ceil(len(steps) / MAX_POINTS) or 1
+    xs: list[Number] = []
+    columns: list[list[float]] = []
+    for start in range(0, len(steps), every):
+        stretch = steps[start : start + every]
+        recorded = [step for step in stretch if any(step in values for values in shares)]
+        xs.append(stretch[len(stretch) // 2])
+        columns.append(
+            [sum(values.get(step, 0.0) for step in recorded) / len(recorded) for values in shares]
+            if recorded
+            else []
         )
-    if row.wrong:
-        tips.append(f"wrong instruction {row.wrong.label}")
-    parts.append(
-        f'<text class="value{strong}" x="{right + 14}" y="{y + 4:.1f}">{escape(row.policy.label)}</text>'
-    )
-    tip = escape(f"{row.task}\n" + "\n".join(tips))
-    hit = f'<rect class="hit" x="0" y="{y - 17:.1f}" width="860" height="34"/>'
-    return f'<g data-tip="{tip}">{hit}{"".join(parts)}</g>'
+    return xs, columns
 
 
-def seconds_chart(title: str, seconds: dict[str, Number], help: str = "") -> Chart:
-    """One bar for each stage of the pipeline, with its seconds."""
-    width, left, right, row_height = 860, 150, 120, 28
-    height = row_height * len(seconds) + 8
-    across = Scale(low=0, high=max([*seconds.values(), 1e-9]), start=left, end=width - right)
-    parts = []
-    for index, (name, value) in enumerate(seconds.items()):
-        y, end = row_height * index + 4, across.pixel(value)
-        parts.append(
-            f'<text class="name end" x="{left - 14}" y="{y + 15}">{escape(name)}</text>'
-            f'<rect class="bar c1" x="{left}" y="{y + 2}" rx="2" height="16" '
-            f'width="{max(1.0, end - left):.1f}"/>'
-            f'<text class="value" x="{end + 9:.1f}" y="{y + 15}">{duration(value)}</text>'
-        )
-    spoken = f"{title}: " + ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
-    return Chart(title=title, help=help, svg=drawing(width, height, spoken, "".join(parts)), wide=True)
+def _stretches(columns: Sequence[Sequence[float]]) -> list[list[int]]:
+    """The places of `columns` without a gap between them."""
+    stretches: list[list[int]] = [[]]
+    for place, column in enumerate(columns):
+        if column:
+            stretches[-1].append(place)
+        elif stretches[-1]:
+            stretches.append([])
+    return [stretch for stretch in stretches if stretch]
 
 
-def drawing(width: Number, height: Number, spoken: str, inside: str, values: object | None = None) -> Markup:
-    """The finished SVG; `spoken` is read out in its place. `inside` must be escaped already."""
-    data = f' data-chart="{escape(json.dumps(values, separators=(",", ":")))}"' if values is not None else ""
-    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(spoken)}"{data}>'
-    return Markup(f"{head}{inside}</svg>")  # what came from outside went through escape
-
-
-def spoken(title: str, drawn: Sequence[Series]) -> str:
-    """What is read out in place of lines: where each begins and ends."""
-    ends = []
-    for one in drawn:
-        ys = [y for y in one.ys if math.isfinite(y)]
-        if one.kind != "faint" and ys:
-            ends.append(f"{one.name} from {plain(ys[0])} to {plain(ys[-1])}")
-    return f"{title}: {'; '.join(ends) if ends else 'nothing recorded'}"
-
-
-def short(value: Number) -> Number:
+def _short(value: Number) -> Number:
     """The value with four digits, as it goes into the page's JSON."""
     if not math.isfinite(value):
         return 0.0
