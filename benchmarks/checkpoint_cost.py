@@ -16,12 +16,10 @@ from pathlib import Path
 
 from frame import DEMO
 from recorded import synthetic_run
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 from timing import Spread, StepTimer, spread, with_training
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.runs.terminal import print_line
-from tutti.types import UserError
 
 MODES: dict[str, dict[str, object]] = {
     "whole, at once": {"checkpoint_format": "whole", "checkpoint_background": False},
@@ -116,6 +114,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0, or 2 for a mistake of the user."""
     arguments = parse(given)
@@ -123,21 +122,17 @@ def main(given: Sequence[str] | None = None) -> int:
     common = ("training.device=cpu", "training.threads=1", f"data.batch_size={arguments.batch}")
     tables: list[Table] = []
     results: dict[str, object] = {}
-    try:
-        with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
-            for preset in arguments.presets:
-                config = load_config(DEMO, (*common, f"model.size={preset}"))
-                scratch = Path(name) / preset
-                data = synthetic_run(scratch / "data", config)
-                found = measure(config, data, scratch, arguments.rounds, arguments.turn)
-                tables.append(table(preset, found))
-                results[preset] = {
-                    mode: {key: asdict(spread(values)) for key, values in one.items()}
-                    for mode, one in found.items()
-                }
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
+        for preset in arguments.presets:
+            config = load_config(DEMO, (*common, f"model.size={preset}"))
+            scratch = Path(name) / preset
+            data = synthetic_run(scratch / "data", config)
+            found = measure(config, data, scratch, arguments.rounds, arguments.turn)
+            tables.append(table(preset, found))
+            results[preset] = {
+                mode: {key: asdict(spread(values)) for key, values in one.items()}
+                for mode, one in found.items()
+            }
     notes = [
         "Held: the training waits. Written: the folder has its name and everything is on the disk; meanwhile "
         f"the training goes on with the same core. {made_with(found_in)}"

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 from timing import Spread, interleave, spread
 
 from tutti.config.run_config import RunConfig, load_config
@@ -22,9 +22,8 @@ from tutti.models.decoders.fast import FastDecoder
 from tutti.models.describe import blank_observation, describe
 from tutti.models.vla import VLA
 from tutti.runs.build import ROBOT
-from tutti.runs.terminal import print_line
 from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
-from tutti.types import DataSpec, Features, UserError
+from tutti.types import DataSpec, Features
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 KINDS = ("regression", "flow", "diffusion", "bins", "fast")
@@ -152,13 +151,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0, or 2 for a mistake of the user."""
-    try:
-        benchmark(parse(given))
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    benchmark(parse(given))
     return 0
 
 

@@ -17,12 +17,10 @@ from joint_cell import load, make_cell
 from joint_scores import BASE, Trained
 from joint_training import finish
 from recorded import check_recorded, require_unchanged, snapshot
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 
 from tutti.config.run_config import load_config
-from tutti.runs.terminal import print_line
 from tutti.suites.metaworld.rendering import check_rendering
-from tutti.types import UserError
 
 
 def table(trained: list[Trained]) -> Table:
@@ -91,14 +89,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: list[str] | None = None) -> int:
     """0 if every seed is done, 2 for a mistake of the user."""
     arguments = parse(given)
-    try:
-        benchmark(arguments)
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    benchmark(arguments)
     return 0
 
 

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import torch
 from recorded import check_recorded, require_unchanged, snapshot, synthetic_run
-from tables import RESULTS
+from tables import RESULTS, prints_user_errors
 from timing import with_training
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.runs.terminal import print_line
 from tutti.training.device import decide
-from tutti.types import UserError
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 Benchmark = Callable[[argparse.Namespace, RunConfig, Path, Path], bool]
@@ -34,23 +32,20 @@ def parser(about: str | None, name: str, *, rounds: int, turn: int) -> argparse.
     return made
 
 
+@prints_user_errors
 def run(arguments: argparse.Namespace, benchmark: Benchmark) -> int:
     """Runs it on the CPU. 0 if it passed, 1 if not, 2 for a mistake of the user."""
-    try:
-        config = on_cpu(load_config(arguments.config), arguments.threads)
-        with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
-            scratch = Path(name)
-            if arguments.run is None:
-                made = synthetic_run(scratch / "data", config)
-                return 0 if benchmark(arguments, config, made, scratch) else 1
-            check_recorded(arguments.run, config)
-            before = snapshot(arguments.run)
-            passed = benchmark(arguments, config, arguments.run, scratch)
-            require_unchanged(before, snapshot(arguments.run))
-            return 0 if passed else 1
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    config = on_cpu(load_config(arguments.config), arguments.threads)
+    with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
+        scratch = Path(name)
+        if arguments.run is None:
+            made = synthetic_run(scratch / "data", config)
+            return 0 if benchmark(arguments, config, made, scratch) else 1
+        check_recorded(arguments.run, config)
+        before = snapshot(arguments.run)
+        passed = benchmark(arguments, config, arguments.run, scratch)
+        require_unchanged(before, snapshot(arguments.run))
+        return 0 if passed else 1
 
 
 def on_cpu(config: RunConfig, threads: int | None) -> RunConfig:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from joint_scores import Trained
 from recorded import CACHE
+from tables import prints_user_errors
 from timing import shortened, with_arm
 
 from tutti import pipeline
@@ -21,12 +22,10 @@ from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
 from tutti.runs.summary import commit
-from tutti.runs.terminal import print_line
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.storage.files import write_atomically
 from tutti.suites.metaworld.environments import MetaWorldEnvironments, fit_suite
 from tutti.training.records import read_records
-from tutti.types import UserError
 
 NO_CONTROLS = {"expert": 0, "noop": 0, "no_image": 0, "wrong_instruction": 0}
 
@@ -130,13 +129,10 @@ def load(cell: Cell) -> Trained:
     return Trained(**json.loads(cell.result.read_text(encoding="utf-8")))
 
 
+@prints_user_errors
 def main(folder: str, run: str) -> int:
     """0 if the cell is finished, 2 for a mistake of the user."""
-    try:
-        run_cell(Path(folder), Path(run))
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    run_cell(Path(folder), Path(run))
     return 0
 
 

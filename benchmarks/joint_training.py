@@ -32,7 +32,7 @@ from joint_scores import (
     task_table,
 )
 from recorded import check_recorded, require_unchanged, snapshot
-from tables import RESULTS, circumstances, made_with, publish
+from tables import RESULTS, circumstances, made_with, prints_user_errors, publish
 from timing import ratios, spread, step_times
 
 from tutti.config.run_config import RunConfig, load_config, to_yaml
@@ -228,14 +228,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0 if the study is complete, 2 for a mistake of the user."""
     arguments = parse(given)
-    try:
-        benchmark(arguments)
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    benchmark(arguments)
     return 0
 
 

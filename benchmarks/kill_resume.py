@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from recorded import synthetic_run
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 
 from tutti.config.run_config import RunConfig, build_config
 from tutti.debug.kill_harness_ranks import processes_of, train_through
 from tutti.debug.verify_resume import compare_runs, kill_plan
 from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
-from tutti.types import UserError
 
 POINTS = 100
 STEPS = 40
@@ -204,17 +203,14 @@ def benchmark(arguments: argparse.Namespace, scratch: Path, work: Path) -> bool:
     return differ == 0
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0 if no value differs, 1 if one does, 2 for a mistake of the user."""
     arguments = parse(given)
-    try:
-        with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
-            work = arguments.work or Path(name) / "work"
-            work.mkdir(parents=True, exist_ok=True)
-            return 0 if benchmark(arguments, Path(name), work) else 1
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
+        work = arguments.work or Path(name) / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        return 0 if benchmark(arguments, Path(name), work) else 1
 
 
 if __name__ == "__main__":

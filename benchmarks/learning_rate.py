@@ -24,7 +24,7 @@ import torch
 from joint_cell import link_cache
 from joint_training import ONE_THREAD
 from recorded import check_recorded, require_unchanged, snapshot
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 
 from tutti.config.run_config import RunConfig, build_config, load_config, to_yaml
 from tutti.evaluation.closed_loop.starts import DATASET
@@ -187,17 +187,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: list[str] | None = None) -> int:
     """0 if the screen is complete, 2 for a mistake of the user."""
     arguments = parse(given)
-    try:
-        if arguments.cell is not None:
-            run_cell(arguments.cell, arguments.until)
-        else:
-            screen(arguments)
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    if arguments.cell is not None:
+        run_cell(arguments.cell, arguments.until)
+    else:
+        screen(arguments)
     return 0
 
 

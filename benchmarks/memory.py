@@ -20,7 +20,7 @@ from pathlib import Path
 
 from frame import DEMO
 from memory_cell import ENVIRONMENT, Cell, Measured
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 from throughput import GPU_ROWS
 
 from tutti.planning.devices import CPU_PROCESS, Precision
@@ -255,13 +255,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0 if every prediction is within 10 %, 1 if not, 2 for a mistake of the user."""
-    try:
-        return 0 if benchmark(parse(given)) else 1
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    return 0 if benchmark(parse(given)) else 1
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from frame import DEMO
 from memory import BASE
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 from timing import Spread, interleave, matmul_rates, spread, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
@@ -23,7 +23,6 @@ from tutti.planning.footprint import Flops, Rehearsed, count_flops
 from tutti.runs.build import expected_spec
 from tutti.runs.terminal import print_line
 from tutti.training.device import decide
-from tutti.types import UserError
 
 MOST_ERROR = 0.20
 CALIBRATION = (("tiny", 16), ("tiny", 64))
@@ -170,15 +169,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0 if every prediction is within 20 %, 1 if not, 2 for a mistake of the user."""
-    try:
-        arguments = parse(given)
-        torch.set_num_threads(decide("cpu", arguments.threads, "fp32").threads)
-        return 0 if benchmark(arguments) else 1
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    arguments = parse(given)
+    torch.set_num_threads(decide("cpu", arguments.threads, "fp32").threads)
+    return 0 if benchmark(arguments) else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from recorded import synthetic_run
 from safetensors.torch import load_file
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 
 from tutti.config.run_config import RunConfig, load_config
 from tutti.evaluation.closed_loop.starts import DATASET
@@ -165,6 +165,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0 if all agree, 1 if not, 2 for a mistake of the user."""
     arguments = parse(given)
@@ -172,13 +173,9 @@ def main(given: Sequence[str] | None = None) -> int:
         *(f"training.steps={arguments.steps}", "training.log_every=1", "training.threads=1"),
         *("training.device=cpu", "training.checkpoint_every=0"),
     ]
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        with tempfile.TemporaryDirectory(prefix="tutti-ranks-") as name:
-            return 0 if benchmark(arguments, config, Path(name)) else 1
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    config = load_config(arguments.config, arguments.overrides)
+    with tempfile.TemporaryDirectory(prefix="tutti-ranks-") as name:
+        return 0 if benchmark(arguments, config, Path(name)) else 1
 
 
 if __name__ == "__main__":

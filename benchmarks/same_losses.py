@@ -24,6 +24,7 @@ from typing import Any
 
 from recorded import synthetic_run
 from safetensors.torch import load_file
+from tables import prints_user_errors
 
 from tutti.config.run_config import load_config
 from tutti.debug.compare_runs import Comparison, untimed
@@ -185,17 +186,12 @@ def same_losses(
         return compare(*runs, steps, renames)
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0 if it is the same computation, 1 if not, 2 for a mistake of the user."""
     arguments = parse(given)
-    try:
-        renames = dict(one.split("=", 1) for one in arguments.renamed)
-        result = same_losses(
-            arguments.commits, arguments.config, arguments.steps, arguments.overrides, renames
-        )
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    renames = dict(one.split("=", 1) for one in arguments.renamed)
+    result = same_losses(arguments.commits, arguments.config, arguments.steps, arguments.overrides, renames)
     describe(arguments.commits, result)
     return 0 if result.found.first is None else 1
 

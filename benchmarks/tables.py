@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from rich import box
 from rich.table import Table as RichTable
@@ -17,8 +18,25 @@ from rich.table import Table as RichTable
 from tutti.runs.summary import commit, machine, versions
 from tutti.runs.terminal import console, print_line
 from tutti.storage.files import write_atomically
+from tutti.types import UserError
 
+P = ParamSpec("P")
+MISTAKE = 2
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def prints_user_errors(main: Callable[P, int]) -> Callable[P, int]:
+    """Decorates a benchmark's `main`: a mistake of the user is one line and exit code 2, not a traceback."""
+
+    @functools.wraps(main)
+    def run(*arguments: P.args, **options: P.kwargs) -> int:
+        try:
+            return main(*arguments, **options)
+        except UserError as error:
+            print_line(f"error: {error}")
+            return MISTAKE
+
+    return run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ import torch
 from frame import DEMO
 from memory_cell import forget_peak, resident_peak
 from recorded import synthetic_run
-from tables import RESULTS, Table, circumstances, made_with, publish
+from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 from timing import matmul_rates, shortened, with_training, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
@@ -28,7 +28,6 @@ from tutti.runs.build import build_data, build_training
 from tutti.runs.terminal import print_line
 from tutti.training.data_feed import fed
 from tutti.training.device import decide
-from tutti.types import UserError
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "fp32": ("training.precision=fp32",),
@@ -231,17 +230,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@prints_user_errors
 def main(given: Sequence[str] | None = None) -> int:
     """0, or 2 for a mistake of the user."""
-    try:
-        arguments = parse(given)
-        torch.set_num_threads(decide("auto", arguments.threads, "fp32").threads)
-        with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
-            benchmark(arguments, Path(name))
-        return 0
-    except UserError as error:
-        print_line(f"error: {error}")
-        return 2
+    arguments = parse(given)
+    torch.set_num_threads(decide("auto", arguments.threads, "fp32").threads)
+    with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
+        benchmark(arguments, Path(name))
+    return 0
 
 
 if __name__ == "__main__":
