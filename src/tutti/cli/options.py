@@ -1,13 +1,18 @@
-"""Arguments and options that several commands of `tutti` share."""
+"""Arguments and options that several commands of `tutti` share, and the config that they name."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tutti import __version__
+from tutti.config.paths import config_file
+from tutti.config.yaml_reader import check_keys
+
+if TYPE_CHECKING:
+    from tutti.config.run_config import RunConfig
 
 Config = Annotated[Path, typer.Argument(help="A YAML file, such as configs/demo.yaml.", metavar="CONFIG")]
 DemoConfig = Annotated[
@@ -57,3 +62,11 @@ def _print_version(yes: bool) -> bool:
 Version = Annotated[
     bool, typer.Option("--version", help="Prints the version.", callback=_print_version, is_eager=True)
 ]
+
+
+def load(path: Path, overrides: list[str] | None) -> RunConfig:
+    """The config of a file with overrides; unknown keys are refused before an import of torch."""
+    check_keys(file := config_file(path), overrides or [])
+    from tutti.config.run_config import load_config
+
+    return load_config(file, overrides or [])
