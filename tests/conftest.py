@@ -15,7 +15,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook("tutti", "shape_checker.check")
+import fixtures.shape_checker  # noqa: F401  the hook looks it up by its name
+
+_hook = install_import_hook("tutti", "fixtures.shape_checker.check")
 
 import torch
 

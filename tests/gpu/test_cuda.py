@@ -1,6 +1,6 @@
 """On a real GPU: the numbers of the CPU, the same bits each time, one wait in an update, resumes, compiling.
 
-Every setting is that of the pretended GPU (tests/unit/test_training_on_a_card.py), which runs everywhere.
+tests/unit/test_training_syncs.py tries the same settings where there is no GPU.
 """
 
 from __future__ import annotations
@@ -14,14 +14,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from card_world import EVERY_TERM, NARROW, OFTEN, ONCE, Data, make_trainer, snapshot, updated, weights
-from objectives_world import make_batch
+from fixtures import squares_data
+from fixtures.gpu_trainings import (
+    EVERY_TERM,
+    NARROW,
+    OFTEN,
+    ONCE,
+    Data,
+    make_trainer,
+    snapshot,
+    updated,
+    weights,
+)
+from fixtures.term_batches import make_batch
+from tutti.config.run_config import RunConfig
+from tutti.data.config import DataBundle
+from tutti.evaluation.open_loop import measure
+from tutti.evaluation.probes.run import run_probes
+from tutti.models.describe import describe
+from tutti.runs.build import build_data
+from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import load
 from tutti.training.data_feed import CudaMove
+from tutti.training.diagnostics.reach import reach
 from tutti.training.records import read_records
 
 pytestmark = [
@@ -130,6 +150,45 @@ def test_a_whole_training_and_its_checkpoint_without_a_gpu(tmp_path: Path) -> No
     assert more.name == "step-000006"
 
 
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, DataBundle]:
+    folder = tmp_path_factory.mktemp("judged")
+    squares_data.write(folder / "set")
+    config = squares_data.config(folder / "set")
+    return config, build_data(config, folder / "cache")
+
+
+def test_probes_open_loop_and_policy(squares: tuple[RunConfig, DataBundle]) -> None:
+    """Data come from the host, and what is found goes back to it."""
+    config, data = squares
+    texts, spec = data.windows.instructions, data.spec
+    torch.manual_seed(0)
+    model, fresh = (config.model.build(spec).to("cuda") for _ in range(2))
+    given: dict[str, Any] = {"groups": texts, "partners": {}, "actions_per_query": 2}
+    judged: dict[str, Any] = {"groups": texts, "actions_per_query": 2}
+    held_out = [data.validation[0]]
+    found, _ = run_probes(model, fresh, data, **given, most_held_out=6, most_training=8)
+    opened = measure(model, held_out, data.normalizer, data.tokenizer, texts, **judged)
+    policy = Policy(model, data.normalizer, data.tokenizer, device="cuda")
+    pictures = np.zeros((len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)
+    chunk = policy.predict(pictures, np.zeros(spec.state_dim, np.float32), texts[0])
+    assert describe(model).parameters > 0
+    assert found.windows == 6 and opened.overall.windows == len(held_out[0].window)
+    assert chunk.shape == (spec.horizon, spec.action_dim)
+
+
+@pytest.mark.parametrize("kind", ["regression", "flow", "diffusion", "bins", "fast"])
+def test_every_decoder_predicts_is_judged_and_reached(kind: str, tmp_path: Path) -> None:
+    action = {"kind": kind, **({"hidden": 16} if kind == "regression" else NARROW)}
+    trainer = make_trainer(tmp_path, action=action, objective=EVERY_TERM)
+    batch = make_batch(1).to("cuda")
+    model: Any = trainer.model
+    assert model.predict(batch.observation).is_cuda
+    assert describe(model).flops > 0
+    objective: Any = trainer.objective
+    assert "action" in reach(model, objective, batch).reached("action")
+
+
 def test_a_moved_batch_arrives_with_its_bytes() -> None:
     given = make_batch(1)
     arrived = CudaMove(torch.device("cuda"))(given)()
@@ -148,7 +207,7 @@ def run_alone(*command: str) -> str:
 
 
 def test_compiled_blocks_and_model_have_the_eager_losses() -> None:
-    found = json.loads(run_alone(sys.executable, str(TESTS / "compile_world.py"), "cuda"))
+    found = json.loads(run_alone(sys.executable, str(TESTS / "fixtures" / "compiled_losses.py"), "cuda"))
     for mode in ("blocks", "model"):
         assert found[mode]["totals"] == pytest.approx(found["off"]["totals"], rel=1e-3)
         assert found[mode]["norm"] == pytest.approx(found["off"]["norm"], rel=1e-2)
@@ -158,7 +217,7 @@ def test_compiled_blocks_and_model_have_the_eager_losses() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_gpus_train_as_one(kind: str, tmp_path: Path) -> None:
-    script = str(TESTS / "card_world.py")
+    script = str(TESTS / "fixtures" / "gpu_trainings.py")
     alone = run_alone(sys.executable, script, "single", str(tmp_path / "one"))
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     both = run_alone(sys.executable, *torchrun, script, kind, str(tmp_path / "two"))

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from fixtures.checkpoints import load_latest
-from ranks_training import SIZE, Data, train, trainer_of
-from ranks_world import on_ranks
+from fixtures.ranks import on_ranks
+from fixtures.ranks_training import SIZE, Data, train, trainer_of
+from fixtures.vla_training import make_batch
 from tutti.config.run_config import RunConfig
 from tutti.distributed.ranks import present
 from tutti.distributed.world import world
 from tutti.training.faults.non_finite import NonFiniteError, load_failure
 from tutti.types import UserError
-from vla_world import make_batch
 
 TOLERANCE = 1e-9
 """In float64; sums are taken in another order, and Adam divides by what may be small."""
@@ -215,7 +215,7 @@ def train_and_resume(
     folder: str, section: dict[str, Any], forms: tuple[str, ...], size: int
 ) -> dict[str, list[Any]]:
     """A training, and the same again from its checkpoint of step 2, with `size` windows in a batch."""
-    import ranks_training
+    from fixtures import ranks_training
 
     ranks_training.SIZE = size
     found: dict[str, list[Any]] = {}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from ranks_training import train
-from ranks_world import PATIENCE
+from fixtures.ranks import PATIENCE
+from fixtures.ranks_training import train
 from tutti.distributed.world import joined
 
 TASKS = Path("/proc/self/task")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from ranks_world import on_ranks
+from fixtures.ranks import on_ranks
 from tutti.distributed.sharded_tensors import whole
 from tutti.training.optim import muon
 from tutti.training.optim.muon import Muon, orthogonalised

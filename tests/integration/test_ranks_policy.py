@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from fixtures.checkpoints import load_latest
-from objectives_world import as_double
-from ranks_training import OBJECTIVE, SIZE, Stream, trainer_of
-from ranks_world import on_ranks
+from fixtures.ranks import on_ranks
+from fixtures.ranks_training import OBJECTIVE, SIZE, Stream, trainer_of
+from fixtures.term_batches import as_double
+from fixtures.vla_training import make_batch
 from tutti.distributed.sharded_tensors import whole
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features
-from vla_world import make_batch
 
 TOLERANCE = 1e-9
 """In float64; sums are taken in another order, and Adam divides by what may be small."""

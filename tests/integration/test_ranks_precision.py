@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-import ranks_training
-from ranks_world import on_ranks
+from fixtures import ranks_training
+from fixtures.ranks import on_ranks
+from fixtures.vla_training import MODEL, SPEC, make_batch
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
-from vla_world import MODEL, SPEC, make_batch
 
 SETTINGS = {**ranks_training.SETTINGS, "steps": 3, "validate_every": 0, "checkpoint_every": 0}
 KINDS: dict[str, dict[str, Any]] = {

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ranks_training import train
-from ranks_world import on_ranks
+from fixtures.ranks import on_ranks
+from fixtures.ranks_training import train
 from tutti.training.silence import NOTHING_UNUSED, spend_warning, without_lines
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from objectives_world import as_double
-from ranks_training import Stream, trainer_of
-from ranks_world import on_ranks
+from fixtures.ranks import on_ranks
+from fixtures.ranks_training import Stream, trainer_of
+from fixtures.term_batches import as_double
+from fixtures.vla_training import MODEL, make_batch
 from tutti.distributed.ranks import ALONE, Ranks, present, sharing
 from tutti.distributed.world import ONE, world
 from tutti.training.data_feed import portion
 from tutti.training.validation import validated
-from vla_world import MODEL, make_batch
 
 SIZES = (6, 6, 4, 2, 5)
 OBJECTIVE = {

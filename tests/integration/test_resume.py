@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fixtures.checkpoints import load_latest
-from training_world import main
+from fixtures.toy_training import main
 from tutti.storage.checkpoint import Checkpoint, checkpoints
 from tutti.training.records import read_records
 from tutti.types import UserError
 
-WORLD = Path(__file__).parents[1] / "training_world.py"
+WORLD = Path(__file__).parents[1] / "fixtures" / "toy_training.py"
 SOURCE = Path(__file__).parents[2] / "src"
 
 

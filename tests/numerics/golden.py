@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
+from fixtures.vla_training import MODEL, SPEC, Data
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ModelConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.runs.summary import machine
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
-from vla_world import MODEL, SPEC, Data
 
 FOLDER = Path(__file__).resolve().parent / "golden"
 STEPS = 10

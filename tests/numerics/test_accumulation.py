@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives_world import as_double
-from ranks_training import trainer_of
-from ranks_world import on_ranks
+from fixtures.ranks import on_ranks
+from fixtures.ranks_training import trainer_of
+from fixtures.term_batches import as_double
+from fixtures.vla_training import MODEL, SPEC, make_batch
 from tutti.distributed.ranks import MicroBatches, present
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
@@ -33,7 +34,6 @@ from tutti.training.device import decide
 from tutti.training.rng import rng_state
 from tutti.training.second_look import look_again
 from tutti.types import Batch, Features, LossTerms, masked_mean
-from vla_world import MODEL, SPEC, make_batch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PARTS, ROWS, UPDATES = 4, 8, 3

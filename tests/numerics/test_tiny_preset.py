@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives_world import SPEC, as_double, make_batch
-from small_world import NumberedLoader
+from fixtures.small_model import NumberedLoader
+from fixtures.term_batches import SPEC, as_double, make_batch
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ActionDecoderConfig
 from tutti.objectives.balancing.union import BalancingConfig

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import small_world
-from small_world import SPEC
+from fixtures import small_model
+from fixtures.small_model import SPEC
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
 from tutti.types import Batch, DataNeeds, Future, LaterStates, LossTerms, Observation
 
-MODEL = {**small_world.MODEL, "fusion": {"width": 32, "depth": 2}}
+MODEL = {**small_model.MODEL, "fusion": {"width": 32, "depth": 2}}
 MODULES = ("vision", "language", "fusion", "action", "align head", "recon head", "state head")
 REACH = {
     "align": {"vision", "language", "align head"},

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hostile_world import (
+
+from fixtures import squares_data
+from fixtures.hostile import (
     STEP,
     Stranger,
     put,
 )
-
 from tutti import pipeline
 from tutti.serving.export import export
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-import checkup_world  # pyright: ignore[reportMissingImports]
 
 MODEL = {
     "vision": {"stem": {"channels": [8, 8], "strides": [2, 2]}, "width": 8, "heads": 1},
@@ -42,8 +40,8 @@ TRAINING = {
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("template")
-    checkup_world.write(home / "data", checkup_world.episodes(6))
-    config = checkup_world.config(
+    squares_data.write(home / "data", squares_data.episodes(6))
+    config = squares_data.config(
         home / "data", data={"batch_size": 2, "image_size": 16}, model=MODEL, training=TRAINING
     )
     run = home / "run"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import hostile_world as hostile
 import pytest
-from hostile_world import (
+
+from fixtures import hostile
+from fixtures.hostile import (
     WEIGHT_FILES,
     Stranger,
     edit_json,

@@ -6,9 +6,10 @@ import json
 import shutil
 from typing import Any
 
-import hostile_world as hostile
 import pytest
-from hostile_world import (
+
+from fixtures import hostile
+from fixtures.hostile import (
     TEXTS,
     WEIGHT_FILES,
     Stranger,
@@ -20,7 +21,6 @@ from hostile_world import (
     one_screen,
     put,
 )
-
 from tutti.config.run_config import load_config
 from tutti.runs.build import describe_model
 from tutti.serving.policy import Policy

@@ -9,17 +9,17 @@ import struct
 import zlib
 from pathlib import Path
 
-import checkup_world  # pyright: ignore[reportMissingImports]
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hostile_world import (
+from PIL import Image
+
+from fixtures import squares_data
+from fixtures.hostile import (
     bounded,
     one_screen,
 )
-from PIL import Image
-
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.types import UserError
 
@@ -54,7 +54,7 @@ def test_a_picture_of_another_form_is_refused(
     data = shutil.copytree(template / "data", tmp_path / "data")
     (file,) = (data / "data").glob("*/*.parquet")
     table = pq.read_table(file)
-    view = checkup_world.VIEWS[0]
+    view = squares_data.VIEWS[0]
     rows = table[view].to_pylist()
     rows[3]["bytes"] = picture(form)
     place = table.schema.get_field_index(view)

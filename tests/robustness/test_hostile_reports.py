@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import hostile_world as hostile
 import pytest
-from hostile_world import (
+
+from fixtures import hostile
+from fixtures.hostile import (
     TEXTS,
     Stranger,
     bounded,
@@ -16,7 +17,6 @@ from hostile_world import (
     one_screen,
     put,
 )
-
 from tutti import pipeline
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.types import UserError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from balancing_world import trainer
-from training_world import Data
+from fixtures.balanced_training import trainer
+from fixtures.toy_training import Data
 from tutti.types import UserError
 
 OWN = '''

@@ -14,7 +14,7 @@ from torch.nn.parameter import Parameter
 from torchjd import aggregation
 from torchjd.linalg import QuadprogProjector
 
-from routing_world import (
+from fixtures.linear_terms import (
     LAMBDAS,
     SHARED,
     SIZES,

@@ -11,8 +11,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from routing_world import LAMBDAS, REACH, parameters, plain_sum, rows, small_batch, small_model, terms
-from training_world import Data, config
+from fixtures.linear_terms import LAMBDAS, REACH, parameters, plain_sum, rows, small_batch, small_model, terms
+from fixtures.toy_training import Data, config
 from tutti.config.run_config import RunConfig
 from tutti.training.backward.one import Backward, OneBackward
 from tutti.training.backward.union import BackwardConfig

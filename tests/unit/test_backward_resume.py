@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from balancing_world import resumes
+from fixtures.balanced_training import resumes
 
 AGGREGATORS: list[dict[str, Any]] = [
     {"kind": kind}

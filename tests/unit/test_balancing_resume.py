@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from balancing_world import SCHEDULES, STEPS, interrupt, resumes, trainer
-from training_world import Data
+from fixtures.balanced_training import SCHEDULES, STEPS, interrupt, resumes, trainer
+from fixtures.toy_training import Data
 from tutti.objectives.balancing.fixed import FixedBalancing
 from tutti.objectives.balancing.gradient_share import GradientShareBalancing
 from tutti.objectives.unified import UnifiedLoss
@@ -23,7 +23,7 @@ from tutti.training.parallel.fsdp import Sharded
 from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-WORLD = Path(__file__).parents[1] / "balancing_world.py"
+WORLD = Path(__file__).parents[1] / "fixtures" / "balanced_training.py"
 SOURCE = Path(__file__).parents[2] / "src"
 BALANCINGS: dict[str, dict[str, Any]] = {
     "fixed": {},
@@ -142,7 +142,7 @@ def test_gradient_share_measures_what_the_mask_lets_through(tmp_path: Path) -> N
 def test_gradient_share_and_k_gradients_work_on_a_compiled_model(kind: str, tmp_path: Path) -> None:
     """In a process without the shape checks of the tests, which torch.compile cannot follow."""
     command = [sys.executable, str(WORLD), str(tmp_path), kind]
-    environment = {"PYTHONPATH": str(SOURCE), "PATH": os.environ["PATH"]}
+    environment = {"PYTHONPATH": f"{SOURCE}:{WORLD.parents[1]}", "PATH": os.environ["PATH"]}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.split()[-1]) < 2e-5

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import checkup_world as world
 import numpy as np
 import pytest
 
+from fixtures import squares_data as world
 from tutti.debug import activation_checks as activity
 from tutti.debug import gradient_checks as gradients
 from tutti.debug.activation_checks import Activity

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import checkup_world as world
 import numpy as np
 import pytest
 import torch
@@ -15,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from small_world import relist
+from fixtures import squares_data as world
+from fixtures.small_model import relist
 from tutti import pipeline
 from tutti.cli.main import app
 from tutti.config.run_config import RunConfig, to_yaml

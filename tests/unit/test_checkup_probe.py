@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import checkup_world as world
 import pytest
 from typer.testing import CliRunner
 
+from fixtures import squares_data as world
 from tutti import pipeline
 from tutti.cli.main import app
 from tutti.report import write_report

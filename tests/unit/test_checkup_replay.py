@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from checkup_world import config, episodes, write
 
+from fixtures.squares_data import config, episodes, write
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config
 from tutti.debug.replay import Scope, replay

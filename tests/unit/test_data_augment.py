@@ -12,7 +12,7 @@ import torch
 from test_data_loading import VIEWS, build, write_set
 from test_objectives_every_term import KINDS
 
-from small_world import MODEL
+from fixtures.small_model import MODEL
 from tutti.data.augment import ColourJitter
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.models.config import ModelConfig

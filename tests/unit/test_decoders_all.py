@@ -9,7 +9,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from decoders_world import (
+from safetensors.torch import load, save
+from test_models_vla import METAWORLD
+from typer.testing import CliRunner
+
+from fixtures.small_decoders import (
     ACTION,
     HORIZON,
     SMALL,
@@ -23,10 +27,6 @@ from decoders_world import (
     loss,
     narrow_model,
 )
-from safetensors.torch import load, save
-from test_models_vla import METAWORLD
-from typer.testing import CliRunner
-
 from tutti.cli.main import app
 from tutti.config.run_config import json_schema, load_config
 from tutti.models.config import ActionDecoderConfig, CustomDecoderConfig, ModelConfig

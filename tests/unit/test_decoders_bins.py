@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoders_world import ACTION, HORIZON, batch, build, chunks, doubled, features, fitted, gradients, holes
 from torch import Tensor
 
+from fixtures.small_decoders import (
+    ACTION,
+    HORIZON,
+    batch,
+    build,
+    chunks,
+    doubled,
+    features,
+    fitted,
+    gradients,
+    holes,
+)
 from tutti.models.decoders.bins import BinsDecoder
 from tutti.types import masked_mean
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoders_world import (
+from torch import nn
+
+from fixtures.small_decoders import (
     ACTION,
     HORIZON,
     SMALL,
@@ -20,8 +22,6 @@ from decoders_world import (
     holes,
     narrow_model,
 )
-from torch import nn
-
 from tutti.config.run_config import load_config
 from tutti.models.describe import describe
 from tutti.models.sockets import ActionDecoder

@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
-from decoders_world import (
+from torch import Tensor, nn
+
+from fixtures.small_decoders import (
     ACTION,
     HORIZON,
     SMALL,
@@ -19,8 +21,6 @@ from decoders_world import (
     gradients,
     holes,
 )
-from torch import Tensor, nn
-
 from tutti.models.decoders.diffusion import (
     DiffusionConfig,
     DiffusionDecoder,

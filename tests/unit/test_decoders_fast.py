@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 import scipy.fft
 import torch
-from decoders_world import ACTION, HORIZON, batch, build, chunks, doubled, features, fitted, gradients, holes
 from torch import Tensor
 
+from fixtures.small_decoders import (
+    ACTION,
+    HORIZON,
+    batch,
+    build,
+    chunks,
+    doubled,
+    features,
+    fitted,
+    gradients,
+    holes,
+)
 from tutti.models.decoders import bpe
 from tutti.models.decoders import fast_tokens as chunk_tokens
 from tutti.models.decoders.chunks import hold_last

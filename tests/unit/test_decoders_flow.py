@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoders_world import ACTION, HORIZON, batch, build, doubled, features, gradients, holes
 from torch import Tensor, nn
 
+from fixtures.small_decoders import ACTION, HORIZON, batch, build, doubled, features, gradients, holes
 from tutti.models.decoders.denoiser import level_waves
 from tutti.models.decoders.flow import FlowDecoder, draw_levels
 from tutti.models.decoders.trunk import Condition

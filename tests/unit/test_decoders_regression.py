@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from decoders_world import (
+
+from fixtures.small_decoders import (
     ACTION,
     HORIZON,
     SMALL,
@@ -20,7 +21,6 @@ from decoders_world import (
     gradients,
     holes,
 )
-
 from tutti.models.decoders.gripper import Gripper, GripperConfig
 from tutti.models.decoders.regression import RegressionConfig, RegressionDecoder
 from tutti.types import UserError, masked_mean

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_world import BrokenPolicy, DeafPolicy, FragilePolicy, LineWorld, LineWorlds, Policies
 
+from fixtures.line_world import BrokenPolicy, DeafPolicy, FragilePolicy, LineWorld, LineWorlds, Policies
 from tutti.evaluation.closed_loop import evaluate as closed_loop
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.results import EvaluationResult

@@ -10,8 +10,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from evaluation_world import Policies
 
+from fixtures.line_world import Policies
 from tutti.evaluation.closed_loop.rollouts import Rollout, RolloutBlock, RolloutSpec, RolloutWorker
 from tutti.evaluation.closed_loop.videos import choose, rollout_videos
 from tutti.suites.metaworld.environments import (

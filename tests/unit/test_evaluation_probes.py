@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import checkup_world as world
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from fixtures import squares_data as world
 from tutti.config.run_config import RunConfig
 from tutti.data.config import DataBundle
 from tutti.evaluation.probes.baselines import MEAN, PREVIOUS, STATE, TASK, state_leak

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from study_world import base, write_data
+from fixtures.studies import base, write_data
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from small_world import SPEC
+from fixtures.small_model import SPEC, batch_of, observation
 from tutti.models.config import ModelConfig
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
@@ -18,33 +18,7 @@ from tutti.models.layers import Block, activate, attention_mask, space_to_depth
 from tutti.models.vision.vit import StemConfig, VisionTransformerConfig
 from tutti.models.vla import VLA
 from tutti.objectives.terms.action import ChunkTerm
-from tutti.types import Batch, DataSpec, Features, Observation, Tokens, UserError
-
-
-def observation(spec: DataSpec = SPEC, b: int = 4, seed: int = 0) -> Observation:
-    random = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(min(2, spec.text_length), spec.text_length + 1, (b, 1), generator=random)
-    size = (b, len(spec.views), 3, spec.image_size, spec.image_size)
-    return Observation(
-        images=torch.randint(0, 256, size, dtype=torch.uint8, generator=random),
-        image_mask=torch.ones(b, len(spec.views), dtype=torch.bool),
-        text=torch.randint(0, spec.vocab_size, (b, spec.text_length), generator=random),
-        text_mask=torch.arange(spec.text_length)[None] < lengths,
-        state=torch.randn(b, spec.state_dim, generator=random),
-    )
-
-
-def batch_of(actions: Tensor, mask: Tensor | None = None, spec: DataSpec = SPEC) -> Batch:
-    """Windows with these actions; all of them count unless a mask is given."""
-    ids = torch.arange(len(actions))
-    return Batch(
-        observation=observation(spec, b=len(actions)),
-        actions=actions,
-        action_mask=torch.ones_like(actions, dtype=torch.bool) if mask is None else mask,
-        instruction_id=ids,
-        embodiment=torch.zeros_like(ids),
-        window=ids,
-    )
+from tutti.types import Features, Tokens, UserError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_models_parts import SPEC, batch_of, observation
 from torch import Tensor
 
+from fixtures.small_model import SPEC, batch_of, observation
 from tutti.models.config import ModelConfig, Size
 from tutti.models.describe import describe
 from tutti.models.vla import VLA

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from objectives_world import make_batch, make_loss, make_model
+from fixtures.term_batches import make_batch, make_loss, make_model
 from tutti.objectives.terms.future_patches import ChangedPatchesConfig, FuturePatchesConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.types import UserError

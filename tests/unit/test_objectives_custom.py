@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_models_parts import SPEC, observation
 
+from fixtures.small_model import SPEC, observation
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
 from tutti.objectives.unified import ObjectiveConfig

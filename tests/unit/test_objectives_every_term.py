@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from objectives_world import as_double, make_batch, make_loss, make_model
+from fixtures.term_batches import as_double, make_batch, make_loss, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.terms.union import TermConfig
 from tutti.objectives.unified import DEFAULT_KINDS, ObjectiveConfig, UnifiedLoss

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from objectives_world import SPEC, as_double, make_batch, make_loss, make_model, reached
+from fixtures.term_batches import SPEC, as_double, make_batch, make_loss, make_model, reached
 from tutti.models.vla import VLA
 from tutti.objectives.terms.future_latent import FutureLatentConfig, FutureLatentTerm
 from tutti.training.optim.ema import Ema

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives_world import SPEC, as_double, make_batch, make_model
+from fixtures.term_batches import SPEC, as_double, make_batch, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.term import Model
 from tutti.objectives.terms.inverse_dynamics import InverseDynamicsConfig, InverseDynamicsTerm

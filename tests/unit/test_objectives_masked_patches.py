@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from objectives_world import as_double, make_batch, make_model
+from fixtures.term_batches import as_double, make_batch, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.term import Model
 from tutti.objectives.terms.masked_patches import MaskedPatchesConfig, MaskedPatchesTerm

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import Parameter
 
-from objectives_world import make_batch, make_loss, make_model
+from fixtures.term_batches import make_batch, make_loss, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.balancing.fixed import FixedBalancing
 from tutti.objectives.term import Model, Term, TermValue

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives_world import make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import make_batch, make_model, plain_batch, plain_features, reached
 from tutti.objectives.terms.progress import ProgressConfig, ProgressTerm
 from tutti.types import Batch, Features, UserError
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from objectives_world import make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import make_batch, make_model, plain_batch, plain_features, reached
 from tutti.models.vla import VLA
 from tutti.objectives.terms.recoverable_language import (
     RecoverableLanguageConfig,

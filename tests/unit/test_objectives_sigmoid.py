@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from objectives_world import make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import make_batch, make_model, plain_batch, plain_features, reached
 from tutti.objectives.term import TermValue
 from tutti.objectives.terms.sigmoid import SigmoidConfig, SigmoidTerm
 from tutti.objectives.terms.union import TermConfig

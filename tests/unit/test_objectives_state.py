@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from objectives_world import make_batch, make_loss, make_model
+from fixtures.term_batches import make_batch, make_loss, make_model
 from tutti.gripper import gripper_dimensions
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.objectives.terms.future_states import FutureStatesConfig, FutureStatesTerm

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from study_world import make_study
+from fixtures.studies import make_study
 from tutti.config.overrides import apply_overrides
 from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.config.yaml_reader import parse_overrides, read_yaml

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fixtures.vla_training import MODEL, SPEC
 from tutti.config.run_config import RunConfig, build_config
 from tutti.models.config import ModelConfig
 from tutti.planning import command
@@ -23,7 +24,6 @@ from tutti.planning.plan import Memory, Request, exposed_seconds, make_plan, mem
 from tutti.planning.report import DAY, duration, plain, print_plan, size_in_bytes
 from tutti.runs import terminal
 from tutti.types import DataNeeds, DataSpec, UserError
-from vla_world import MODEL, SPEC
 
 SMALL: dict[str, Any] = {
     "model": MODEL,

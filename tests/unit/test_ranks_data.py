@@ -11,12 +11,12 @@ import pytest
 import torch
 from test_data_loading import build, write_set
 
+from fixtures.vla_training import make_batch
 from tutti.distributed.ranks import Ranks
 from tutti.training.data_feed import shared
 from tutti.training.device import decide, usable_cores
 from tutti.training.signals import Interruptible
 from tutti.types import Batch, UserError
-from vla_world import make_batch
 
 JITTER = {"augmentation": {"kind": "colour"}, "prefetch": 0}
 

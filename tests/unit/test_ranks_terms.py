@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from objectives_world import MODEL, SPEC, as_double, make_batch, make_loss
-from ranks_world import on_ranks
+from fixtures.ranks import on_ranks
+from fixtures.term_batches import MODEL, SPEC, as_double, make_batch, make_loss
 from tutti.distributed.ranks import averaged, drawn, gathered, present, shared_mean
 from tutti.models.config import ModelConfig
 from tutti.objectives.objective import Objective

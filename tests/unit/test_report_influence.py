@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_world import look_values
 
+from fixtures.report_runs import look_values
 from tutti.report import write_report
 from tutti.report.blocks import Charts, Fold, Note
 from tutti.report.findings.diagnostic_records import listed, read_looks

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_world import HOSTILE, RATES, evaluation, make_run, write_json
 
+from fixtures.report_runs import HOSTILE, RATES, evaluation, make_run, write_json
 from tutti.evaluation.statistics.intervals import mean_of_rates, wilson
 from tutti.report import write_report
 from tutti.report.inputs import read_inputs

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from diagnostics_world import WEIGHTS, Data, dead_vision, detached_vision, findings_of, make_trainer
+from fixtures.learnable import WEIGHTS, Data, dead_vision, detached_vision, findings_of, make_trainer
 from tutti.report.findings.finding import Finding
 
 

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from test_serving_policy import CONFIG, TOKENIZER, look, model, normalizer, state_of, write
 
-from small_world import relist
+from fixtures.small_model import relist
 from tutti.data.normalize import Normalizer
 from tutti.distributed.world import ONE
 from tutti.serving.export import export

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from test_serving_policy import look, model, write
 
-from small_world import relist
+from fixtures.small_model import relist
 from tutti.distributed.world import ONE
 from tutti.serving.export import export, export_command
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, find_checkpoint

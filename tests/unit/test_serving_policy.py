@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from small_world import relist
+from fixtures.small_model import relist
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.closed_loop.rollouts import PolicyFactory, RolloutPolicy

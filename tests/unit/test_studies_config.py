@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from study_world import base, make_study
+from fixtures.studies import base, make_study
 from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.data.config import SourceConfig
 from tutti.studies.arms import arm_config, cell_config, cell_name, check_same_starts, no_controls

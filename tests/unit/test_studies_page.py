@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from study_world import cell, found, make_study, trained
+from fixtures.studies import cell, found, make_study, trained
 from tutti.report.blocks import Cell, Table
 from tutti.report.svg.rows import ForestRow, forest_chart
 from tutti.studies.costs import StepCost

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from study_world import make_study, write_data
+from fixtures.studies import make_study, write_data
 from tutti.config.run_config import RunConfig
 from tutti.data.config import SourceConfig
 from tutti.evaluation.closed_loop.starts import TrainingStarts
@@ -234,7 +234,7 @@ def test_torn_result_counts_as_none(tmp_path: Path) -> None:
 def test_hash_is_the_same_in_another_process() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests'); from pathlib import Path\n"
-        "from study_world import make_study\n"
+        "from fixtures.studies import make_study\n"
         "from tutti.studies.cells import plan_cells\n"
         "study = make_study()\n"
         "cells = plan_cells(study, dict.fromkeys(study.arms, 20), (), 'd', Path('s'))\n"

@@ -18,7 +18,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from study_world import base, cell, make_study, write_data
+from fixtures.studies import base, cell, make_study, write_data
 from tutti.cli import main as cli
 from tutti.studies import compare as compare_module
 from tutti.studies import pool as runner
@@ -32,7 +32,7 @@ from tutti.studies.standing import Standing, Work, standing, work_of
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = ROOT / "tests" / "fake_cell.py"
+FAKE = ROOT / "tests" / "fixtures" / "fake_cell.py"
 WORK = Work(steps=20, rollouts=8)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from study_world import cell, found, make_study, trained
+from fixtures.studies import cell, found, make_study, trained
 from tutti.evaluation.statistics.intervals import paired_episodes_needed
 from tutti.studies.findings import cautions, headline, notes
 from tutti.studies.scores import ArmScore, mcnemar_statement, resolution, score_study

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.vla_training import Data, make_batch, make_trainer, modules
 from tutti.models.layers import TransformerBlock, blocks_of
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer
-from vla_world import Data, make_batch, make_trainer, modules
 
 ROOT = Path(__file__).resolve().parents[2]
 END_TO_END = {"kind": "end_to_end"}
@@ -27,7 +27,7 @@ END_TO_END = {"kind": "end_to_end"}
 
 @functools.cache
 def world(what: str) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "tests" / "compile_world.py"), what]
+    command = [sys.executable, str(ROOT / "tests" / "fixtures" / "compiled_losses.py"), what]
     environment = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}", "PATH": os.environ["PATH"]}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

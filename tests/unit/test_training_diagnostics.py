@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import diagnostics_world
-import training_world
+from fixtures import learnable, toy_training
 from tutti.training.backward.k_gradients import KGradientsConfig
 from tutti.training.backward.masked import KnowledgeInsulationConfig
 from tutti.training.config import TrainingConfig
@@ -40,8 +39,8 @@ def looks(run: Path) -> list[dict[str, Any]]:
 
 
 def train(run: Path, **keywords: Any) -> Any:
-    trainer = diagnostics_world.make_trainer(run, **keywords)
-    trainer.fit(diagnostics_world.Data())
+    trainer = learnable.make_trainer(run, **keywords)
+    trainer.fit(learnable.Data())
     return trainer
 
 
@@ -56,8 +55,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_looking_changes_no_bit_of_the_training(tmp_path: Path, accumulation: int) -> None:
     """With dropout, Muon, the moving average, validation and a buffer that every forward pass moves."""
 
-    class Counting(training_world.TwoTerms):
-        def __init__(self, model: training_world.Model) -> None:
+    class Counting(toy_training.TwoTerms):
+        def __init__(self, model: toy_training.Model) -> None:
             super().__init__(model)
             self.register_buffer("seen", torch.zeros(()))
 
@@ -69,12 +68,12 @@ def test_looking_changes_no_bit_of_the_training(tmp_path: Path, accumulation: in
     ends = []
     for name, diagnostics in (("with", {"every": 1, "share": 0.5}), ("without", OFF)):
         torch.manual_seed(0)
-        model = training_world.Model()
-        settings = training_world.config(
+        model = toy_training.Model()
+        settings = toy_training.config(
             optimizer={"kind": "muon"}, accumulation=accumulation, diagnostics=diagnostics
         )
-        trainer = training_world.Trainer(settings, model, Counting(model), tmp_path / name)
-        trainer.fit(training_world.Data())
+        trainer = toy_training.Trainer(settings, model, Counting(model), tmp_path / name)
+        trainer.fit(toy_training.Data())
         latest = {k: v for k, v in trainer.counters.latest.items() if not k.startswith("time/")}
         ends.append((weights(trainer.model), weights(trainer.objective), latest))
         assert trainer.model.training and trainer.objective.training
@@ -91,8 +90,8 @@ def test_looking_at_the_real_model_changes_no_bit(tmp_path: Path, run: Path) -> 
 
 
 def test_a_look_leaves_the_gradients_and_random_states_alone(tmp_path: Path) -> None:
-    trainer = training_world.make_trainer(tmp_path, diagnostics={"every": 1})
-    batch = training_world.make_batch(0)
+    trainer = toy_training.make_trainer(tmp_path, diagnostics={"every": 1})
+    batch = toy_training.make_batch(0)
     terms = trainer.objective(trainer.model(batch.observation), batch)
     terms.total.backward()
     before = {name: p.grad.clone() for name, p in trainer.parameters.items() if p.grad is not None}
@@ -135,12 +134,12 @@ def test_shares_of_a_part_sum_to_one_and_follow_the_reach_of_the_terms(run: Path
 def test_norm_of_the_whole_batch_is_that_of_the_real_gradient(tmp_path: Path) -> None:
     """At share 1 and without dropout the look sees the step's own batch: sum lambda g is its gradient."""
     torch.manual_seed(0)
-    model = training_world.Model(dropout=0.0)
-    objective = training_world.TwoTerms(model, recon_weight=0.0)
-    settings = training_world.config(
+    model = toy_training.Model(dropout=0.0)
+    objective = toy_training.TwoTerms(model, recon_weight=0.0)
+    settings = toy_training.config(
         steps=6, clip_norm="off", diagnostics={"every": 1, "share": 1.0}, log_every=1
     )
-    training_world.Trainer(settings, model, objective, tmp_path).fit(training_world.Data())
+    toy_training.Trainer(settings, model, objective, tmp_path).fit(toy_training.Data())
     train_records = [r for r in read_records(tmp_path) if r["kind"] == "train"]
     parts = ("stem", "token", "state", "norm", "action")
     for record, real in zip(looks(tmp_path), train_records, strict=True):
@@ -155,7 +154,7 @@ def test_norm_of_the_whole_batch_is_that_of_the_real_gradient(tmp_path: Path) ->
 
 
 def test_update_ratio_is_that_of_the_optimizers_step(tmp_path: Path) -> None:
-    trainer = training_world.make_trainer(tmp_path, steps=4, diagnostics={"every": 4}, checkpoint_every=0)
+    trainer = toy_training.make_trainer(tmp_path, steps=4, diagnostics={"every": 4}, checkpoint_every=0)
     before: dict[str, Tensor] = {}
 
     def keep(step: int, steps: int, metrics: dict[str, float]) -> None:
@@ -163,7 +162,7 @@ def test_update_ratio_is_that_of_the_optimizers_step(tmp_path: Path) -> None:
             before.update(weights(trainer.model))
 
     trainer.progress = keep
-    trainer.fit(training_world.Data())
+    trainer.fit(toy_training.Data())
     after = trainer.model.state_dict()
     names = [name for name in before if name.startswith("action.")]
     moved, size = (
@@ -197,11 +196,11 @@ def test_resumed_run_records_and_ends_like_an_undisturbed_one(tmp_path: Path) ->
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        training_world.make_trainer(tmp_path / "a", progress=interrupt, **settings).fit(training_world.Data())
-    resumed = training_world.make_trainer(tmp_path / "a", **settings)
-    straight = training_world.make_trainer(tmp_path / "b", **settings)
-    resumed.fit(training_world.Data())
-    straight.fit(training_world.Data())
+        toy_training.make_trainer(tmp_path / "a", progress=interrupt, **settings).fit(toy_training.Data())
+    resumed = toy_training.make_trainer(tmp_path / "a", **settings)
+    straight = toy_training.make_trainer(tmp_path / "b", **settings)
+    resumed.fit(toy_training.Data())
+    straight.fit(toy_training.Data())
     assert looks(tmp_path / "a") == looks(tmp_path / "b")
     assert resumed.diagnostics.state_dict() == straight.diagnostics.state_dict()
     assert same(weights(resumed.model), weights(straight.model))
@@ -209,8 +208,8 @@ def test_resumed_run_records_and_ends_like_an_undisturbed_one(tmp_path: Path) ->
 
 
 def test_cadence_and_share_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
-    training_world.make_trainer(tmp_path, steps=10, diagnostics=OFF).fit(training_world.Data())
-    training_world.make_trainer(tmp_path, steps=14, diagnostics={"every": 2}).fit(training_world.Data())
+    toy_training.make_trainer(tmp_path, steps=10, diagnostics=OFF).fit(toy_training.Data())
+    toy_training.make_trainer(tmp_path, steps=14, diagnostics={"every": 2}).fit(toy_training.Data())
     assert [record["step"] for record in looks(tmp_path)] == [12, 14]
 
 
@@ -231,7 +230,7 @@ def test_language_units_are_not_judged_where_all_have_one_instruction(tmp_path: 
         batch.instruction_id.fill_(1)
         return batch
 
-    training_world.make_trainer(tmp_path, steps=4, diagnostics={"every": 2}).fit(training_world.Data(alike))
+    toy_training.make_trainer(tmp_path, steps=4, diagnostics={"every": 2}).fit(toy_training.Data(alike))
     assert not any("diag/dead/language" in record for record in looks(tmp_path))
     assert all("diag/dead/vision" in record for record in looks(tmp_path))
 
@@ -245,9 +244,9 @@ def test_a_loss_spike_is_counted_recorded_said_and_saved(
         return batch
 
     diagnostics = {"every": 0, "spikes": {"warmup": 8, "keep": 2}}
-    trainer = training_world.make_trainer(tmp_path, diagnostics=diagnostics, checkpoint_every=0)
+    trainer = toy_training.make_trainer(tmp_path, diagnostics=diagnostics, checkpoint_every=0)
     with caplog.at_level(logging.WARNING, "tutti.training"):
-        trainer.fit(training_world.Data(jump))
+        trainer.fit(toy_training.Data(jump))
     told = [r.getMessage() for r in caplog.records if "loss spike" in r.getMessage()]
     assert (
         len(told) == 3
@@ -263,9 +262,9 @@ def test_a_loss_spike_is_counted_recorded_said_and_saved(
     assert about["step"] == 15 and about["windows"] == [14000, 14001, 14002, 14003]
     # A replay of the saved batch on the saved weights gives the value that was a spike (up to dropout).
     batches, kept = load_failure(folder)
-    model = training_world.Model(dropout=0.0)
+    model = toy_training.Model(dropout=0.0)
     model.load_state_dict(kept["model"])
-    replayed = training_world.TwoTerms(model)(model(batches[0].observation), batches[0]).values["action"]
+    replayed = toy_training.TwoTerms(model)(model(batches[0].observation), batches[0]).values["action"]
     assert float(replayed.detach()) == pytest.approx(about["terms"]["action"]["value"], rel=0.01)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training_world import Data, make_trainer
+from fixtures.toy_training import Data, make_trainer
 from tutti.storage.checkpoint import checkpoints
 from tutti.training import clock
 from tutti.training import records as record
@@ -53,7 +53,7 @@ def test_sigterm_saves_the_step_and_a_second_run_ends_like_an_undisturbed_one(
 def test_a_process_that_gets_sigterm_ends_with_0(tmp_path: Path) -> None:
     code = (
         "import sys, signal; sys.path.insert(0, 'tests')\n"
-        "from pathlib import Path; import training_world as w\n"
+        "from pathlib import Path; import fixtures.toy_training as w\n"
         "def send(step, steps, metrics):\n    step == 3 and signal.raise_signal(signal.SIGTERM)\n"
         f"w.make_trainer(Path({str(tmp_path)!r}), progress=send).fit(w.Data())\n"
     )

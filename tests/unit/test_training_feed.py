@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from fixtures.vla_training import Data, make_batch
 from tutti.training.data_feed import FedData, Feed, PlainData, fed
 from tutti.types import Batch
-from vla_world import Data, make_batch
 
 
 class Counting:

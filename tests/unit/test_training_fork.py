@@ -11,8 +11,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from run_equality import content, differing, killed_and_resumed, records
-from training_world import Data, config, make_trainer
+from fixtures.run_equality import content, differing, killed_and_resumed, records
+from fixtures.toy_training import Data, config, make_trainer
 from tutti.config.run_config import load_config
 from tutti.runs.training_starts import with_data_of_fork
 from tutti.storage.checkpoint import checkpoints

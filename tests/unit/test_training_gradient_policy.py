@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from torch.nn.parameter import Parameter
 
 from fixtures.checkpoints import load_latest
-from run_equality import differing, killed_and_resumed, records
-from training_world import BATCH, Data, config, make_trainer
+from fixtures.run_equality import differing, killed_and_resumed, records
+from fixtures.toy_training import BATCH, Data, config, make_trainer
 from tutti.report.findings.curves import curve_findings
 from tutti.report.inputs import read_records as read_columns
 from tutti.storage.checkpoint import checkpoints

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from routing_world import SHARED, SIZES, parameters, rows, terms
+from fixtures.linear_terms import SHARED, SIZES, parameters, rows, terms
 from tutti.training.backward.term_gradients import shared_norms, shared_numbers, term_gradients
 from tutti.types import UserError
 

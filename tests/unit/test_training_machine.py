@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from training_world import Data, make_batch, make_trainer
+from fixtures.toy_training import Data, make_batch, make_trainer
 from tutti.distributed import world as distributed
 from tutti.storage.checkpoint import deserialize, load, serialize
 from tutti.training import data_feed as feed

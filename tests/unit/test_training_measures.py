@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diagnostics_world import make_batch
+from fixtures.learnable import make_batch
 from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig, keep_newest
 from tutti.training.diagnostics.measures import (
     DEAD_DEVIATION,

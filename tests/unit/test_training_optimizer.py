@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from training_world import Model, TwoTerms, make_batch
+from fixtures.toy_training import Model, TwoTerms, make_batch
 from tutti.training.optim.ema import Ema, ema_decay
 from tutti.training.optim.muon import Muon, newton_schulz
 from tutti.training.optim.optimizers import AdamWConfig, MuonConfig, group_parameters

@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from fixtures.checkpoints import load_latest
-from training_world import Data, config, make_trainer
+from fixtures.toy_training import Data, config, make_trainer
 from tutti.serving.policy import find_checkpoint
 from tutti.storage.checkpoint import Checkpoint, checkpoints, save
 from tutti.training.checkpointing.best import KeepBestConfig

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from fixtures.checkpoints import load_latest
-from training_world import Data, make_trainer
+from fixtures.toy_training import Data, make_trainer
 from tutti.distributed.frame import put_in, taken_out
 from tutti.distributed.world import ONE
 from tutti.storage import shards

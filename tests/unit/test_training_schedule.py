@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from run_equality import differing, killed_and_resumed
-from training_world import BATCH, Data, config, make_trainer
+from fixtures.run_equality import differing, killed_and_resumed
+from fixtures.toy_training import BATCH, Data, config, make_trainer
 from tutti.training.optim.batch_ramp import BatchRampConfig
 from tutti.training.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, WsdConfig
 from tutti.training.records import read_records

@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from fixtures.checkpoints import load_latest
-from run_equality import differing, killed_and_resumed
-from training_world import Data, config, make_trainer
+from fixtures.run_equality import differing, killed_and_resumed
+from fixtures.toy_training import Data, config, make_trainer
 from tutti.training.optim.schedule_free import ScheduleFreeAdamW
 from tutti.training.records import read_records
 from tutti.training.strategy import Phase, PhasesConfig

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from balancing_world import STEPS, leaves, trainer
-from training_world import Data
+from fixtures.balanced_training import STEPS, leaves, trainer
+from fixtures.toy_training import Data
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch

@@ -13,12 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fixtures.checkpoints import load_latest
+from fixtures.vla_training import TERMS, Data, make_batch, make_trainer
 from tutti.storage.checkpoint import Checkpoint
 from tutti.training.records import read_records
 from tutti.training.strategy import PARTS, Phase, Strategy, StrategyConfig
 from tutti.training.trainer import Trainer
 from tutti.types import UserError
-from vla_world import TERMS, Data, make_batch, make_trainer
 
 PRESETS: dict[str, dict[str, Any]] = {
     "end_to_end": {"kind": "end_to_end"},

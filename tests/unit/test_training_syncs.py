@@ -1,27 +1,34 @@
-"""Host and device: how often an update asks for a number, which on a GPU is how often the host waits."""
+"""How often an update asks for a number of the device: on a GPU that is how often the host synchronises."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import vla_world
-from small_world import NumberedLoader
+from fixtures.gpu_trainings import EVERY_TERM, ONCE, updated
+from fixtures.gpu_trainings import make_trainer as any_trainer
+from fixtures.small_model import NumberedLoader
+from fixtures.vla_training import make_batch, make_trainer
 from tutti.models import layers
 from tutti.models.decoders import fast_tokens as chunk_tokens
 from tutti.models.language import transformer as language
-from tutti.models.sockets import ActionDecoder
+from tutti.objectives.terms.contrastive import ContrastiveTerm
+from tutti.objectives.terms.union import TermConfig
+from tutti.plugin import CUSTOM
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.types import Batch
-from vla_world import make_batch, make_trainer
 
 END_TO_END = {"kind": "end_to_end"}
-WAITS = ("_local_scalar_dense", "nonzero", "unique", "_unique2", "unique_dim", "masked_select", "is_nonzero")
-"""Operations whose result the host must know: each waits for the device."""
+WAITS = (
+    *("nonzero", "unique", "_unique2", "unique_dim", "masked_select", "is_nonzero", "equal", "bincount"),
+    "_local_scalar_dense",
+)
+"""Operations whose result, or its size, the host must know: each waits for the device."""
+INDEXED = ("index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_")
 
 
 class Waits(TorchDispatchMode):
@@ -35,6 +42,9 @@ class Waits(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in WAITS:
             self.seen.append(name)
+        elif name in INDEXED and any(one is not None and one.dtype == torch.bool for one in args[1]):
+            one_number = name != "index" and len(args[1]) == 1 and args[2].ndim == 0
+            self.seen += [] if one_number else [f"{name} by a mask"]
         return func(*args, **(kwargs or {}))
 
 
@@ -54,44 +64,41 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return fetched
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
+def test_every_term_is_tried() -> None:
+    kinds = {get_args(member)[1].tag for member in get_args(get_args(TermConfig)[0])}
+    assert kinds == {*EVERY_TERM, "chunk", CUSTOM}
+
+
+@pytest.mark.parametrize("sections", ONCE.values(), ids=ONCE.keys())
 def test_an_update_fetches_its_numbers_once(
-    accumulation: int, as_on_a_gpu: list[int], tmp_path: Path
+    sections: dict[str, Any], as_on_a_gpu: list[int], tmp_path: Path
 ) -> None:
-    trainer = make_trainer(tmp_path, END_TO_END, accumulation=accumulation, clip_norm=1e-3)
-    stream = iter(NumberedLoader(make_batch))
-    trainer._update(stream, report=False)  # the first one makes the optimiser's state
+    trainer = any_trainer(tmp_path, "cpu", **sections)
+    updated(trainer, 0, 0)  # the first one makes the optimiser's state
     as_on_a_gpu.clear()
     with Waits() as waits:
-        trainer._update(stream, report=False)
+        updated(trainer, 1, 1)
     assert len(as_on_a_gpu) == 1
     assert waits.seen.count("_local_scalar_dense") in (0, as_on_a_gpu[0])  # inside that one list
     assert [name for name in waits.seen if name != "_local_scalar_dense"] == []
 
 
-@pytest.mark.parametrize("kind", ["flow", "diffusion", "bins", "fast", "regression"])
-def test_no_decoder_waits_in_a_step(
-    kind: str, as_on_a_gpu: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_look_at_a_number_is_found(
+    as_on_a_gpu: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    action: dict[str, Any] = {"kind": kind, "width": 16, "depth": 1, "heads": 2}
-    if kind == "regression":
-        action = {"kind": kind, "hidden": 16, "gripper": {"dimension": -1}}
-    monkeypatch.setattr(vla_world, "MODEL", {**vla_world.MODEL, "action": action})
-    trainer = make_trainer(tmp_path, END_TO_END)
-    chunks = torch.randn(64, 5, 3)
-    chunks[..., -1] = chunks[..., -1].sign()
-    decoder = trainer.model.action
-    assert isinstance(decoder, ActionDecoder)
-    if decoder.needs_fit:
-        decoder.fit(chunks, torch.ones_like(chunks, dtype=torch.bool))
-    stream = iter(NumberedLoader(make_batch))
-    trainer._update(stream, report=False)
+    plain = ContrastiveTerm.compute
+
+    def planted(term: ContrastiveTerm, *given: Any) -> Any:
+        assert float(term.log_scale.detach()) > 0
+        return plain(term, *given)
+
+    trainer = any_trainer(tmp_path, "cpu")
+    updated(trainer, 0, 0)
+    monkeypatch.setattr(ContrastiveTerm, "compute", planted)
     as_on_a_gpu.clear()
     with Waits() as waits:
-        trainer._update(stream, report=False)
-    assert len(as_on_a_gpu) == 1
-    assert waits.seen.count("_local_scalar_dense") in (0, as_on_a_gpu[0])
-    assert [name for name in waits.seen if name != "_local_scalar_dense"] == []
+        updated(trainer, 1, 1)
+    assert waits.seen.count("_local_scalar_dense") in (1, as_on_a_gpu[0] + 1)
 
 
 def test_what_is_recorded_is_what_was_fetched_micro_batch_by_micro_batch(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fixtures.checkpoints import load_latest
-from training_world import Data, Model, TwoTerms, config, make_batch, make_trainer
+from fixtures.toy_training import Data, Model, TwoTerms, config, make_batch, make_trainer
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.config import TrainingConfig
 from tutti.training.device import decide, usable_cores

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training_world import BATCH, Data, make_batch, make_trainer
+from fixtures.toy_training import BATCH, Data, make_batch, make_trainer
 from tutti.objectives.objective import Objective
 from tutti.training.device import decide
 from tutti.training.records import read_records
