@@ -22,10 +22,10 @@ from timing import Spread, StepTimer, spread, with_training
 from tutti.config.run_config import RunConfig, load_config
 
 MODES: dict[str, dict[str, object]] = {
-    "whole, at once": {"checkpoint_format": "whole", "checkpoint_background": False},
-    "whole, in the background": {"checkpoint_format": "whole", "checkpoint_background": True},
-    "sharded, at once": {"checkpoint_format": "sharded", "checkpoint_background": False},
-    "sharded, in the background": {"checkpoint_format": "sharded", "checkpoint_background": True},
+    "whole, at once": {"format": "whole", "background": False},
+    "whole, in the background": {"format": "whole", "background": True},
+    "sharded, at once": {"format": "sharded", "background": False},
+    "sharded, in the background": {"format": "sharded", "background": True},
 }
 
 
@@ -66,7 +66,9 @@ def measure(
     """Each mode's times, the modes in turns; one uncounted turn of each comes first."""
     timers = {
         mode: SavingTimer(
-            with_training(config, **changes, keep_checkpoints=1), data_from, scratch / mode.replace(" ", "-")
+            with_training(config, checkpoints={**changes, "keep": 1}),
+            data_from,
+            scratch / mode.replace(" ", "-"),
         )
         for mode, changes in MODES.items()
     }

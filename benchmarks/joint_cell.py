@@ -52,8 +52,11 @@ def cell_config(config: RunConfig, run: Path, *, arm: str, seed: int, steps: int
     values = config.model_dump(mode="json")
     values["name"], values["seed"] = arm, seed
     values["data"] |= {"seed": seed, "sources": [{"path": str((run / DATASET).resolve())}]}
-    values["training"] |= {"seed": seed, "threads": 1, "device": "cpu", "keep_checkpoints": 1}
-    values["training"] |= {"validate_every": steps, "validate_raw": False, "checkpoint_every": 250}
+    values["training"] |= {"seed": seed, "threads": 1, "device": "cpu"}
+    values["training"] |= {
+        "validation": {"every": steps},
+        "checkpoints": {"every": 250, "keep": 1},
+    }
     values["evaluation"] |= {"workers": 1, "episodes": starts, "split": "held_out", "videos_per_task": 0}
     values["evaluation"]["controls"] |= NO_CONTROLS
     return build_config(values, source=f"arm {arm}")

@@ -22,6 +22,7 @@ from tables import RESULTS, Table, circumstances, made_with, prints_user_errors,
 from tutti.config.run_config import RunConfig, build_config
 from tutti.debug.kill_harness_ranks import processes_of, train_through
 from tutti.debug.verify_resume import compare_runs, kill_plan
+from tutti.nested import merge
 from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
 
@@ -51,8 +52,8 @@ TINY: dict[str, Any] = {
         "schedule": {"kind": "wsd", "warmup": 3},
         "ema": "off",
         "log_every": 3,
-        "validate_every": 14,
-        "checkpoint_every": 5,
+        "validation": {"every": 14},
+        "checkpoints": {"every": 5},
         "diagnostics": {"every": 7},
     },
 }
@@ -67,42 +68,36 @@ MODES: dict[str, dict[str, Any]] = {
     "FAMO, prefetch 3": {"balancing": {"kind": "famo"}, "data": {"prefetch": 3}},
     "RLW, flow decoder": {"balancing": {"kind": "rlw"}, "model": {"action": {"kind": "flow"}}},
     "sharded, Muon, EMA": {
-        "training": {"optimizer": {"kind": "muon"}, "ema": 0.99, "checkpoint_format": "sharded"}
+        "training": {"optimizer": {"kind": "muon"}, "ema": 0.99, "checkpoints": {"format": "sharded"}}
     },
     "keep best and every 10": {
         "training": {
-            "keep_best": {"metric": "valid/total"},
-            "keep_every": 10,
-            "keep_checkpoints": 1,
-            "validate_every": 5,
+            "checkpoints": {"keep_best": {"metric": "valid/total"}, "keep_every": 10, "keep": 1},
+            "validation": {"every": 5},
         }
     },
     "DDP, 2 processes": {"training": {"parallel": {"kind": "ddp"}}},
     "FSDP, 2 processes": {"training": {"parallel": {"kind": "fsdp"}, "optimizer": {"kind": "muon"}}},
     "FSDP, 2 processes, sharded": {
-        "training": {"parallel": {"kind": "fsdp"}, "checkpoint_format": "sharded", "ema": 0.99}
+        "training": {"parallel": {"kind": "fsdp"}, "checkpoints": {"format": "sharded"}, "ema": 0.99}
     },
     "DDP, 2 processes, accumulation 3, EMA, prefetch 3": {
         "data": {"prefetch": 3},
-        "training": {"parallel": {"kind": "ddp"}, "accumulation": 3, "ema": 0.99, "validate_raw": True},
+        "training": {
+            "parallel": {"kind": "ddp"},
+            "accumulation": 3,
+            "ema": 0.99,
+            "validation": {"raw": True},
+        },
     },
 }
 """What each mode changes of TINY. A kind of parallel that needs several processes is given two."""
 
 
-def merged(below: Any, above: Any) -> Any:
-    """`above` over `below`, key by key; a mapping with another `kind` takes its place."""
-    if not (isinstance(below, dict) and isinstance(above, dict)) or above.get("kind", 0) != below.get(
-        "kind", 0
-    ):
-        return above
-    return below | {key: merged(below.get(key), value) for key, value in above.items()}
-
-
 def config_of(mode: str, steps: int = STEPS) -> RunConfig:
     """The config of a mode."""
-    values = merged(TINY, MODES[mode])
-    return build_config(merged(values, {"training": {"steps": steps}}), mode)
+    values = merge(TINY, MODES[mode])
+    return build_config(merge(values, {"training": {"steps": steps}}), mode)
 
 
 def measure(mode: str, kills: int, scratch: Path, seed: int, steps: int = STEPS) -> dict[str, Any]:

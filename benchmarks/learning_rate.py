@@ -50,8 +50,8 @@ def cell_config(
     values["name"], values["seed"] = f"lr-{rate:g}", seed
     values["data"] |= {"seed": seed, "sources": [{"path": str((run / DATASET).resolve())}]}
     values["training"] |= {"seed": seed, "threads": 1, "device": "cpu"}
-    values["training"] |= {"validate_every": arguments.until // 2}
-    values["training"] |= {"checkpoint_every": arguments.until, "diagnostics": {"every": 0}}
+    values["training"] |= {"validation": {"every": arguments.until // 2}}
+    values["training"] |= {"checkpoints": {"every": arguments.until}, "diagnostics": {"every": 0}}
     values["training"]["optimizer"] |= {"lr": rate}
     if arguments.size:
         dropout = base.model.fusion.state_dropout

@@ -75,8 +75,8 @@ class PlainLoop:
                 terms = self.objective(self.model(batch.observation), batch, done / training.steps)
             (terms.total / training.accumulation).backward()
             total += terms.total.item() / training.accumulation
-        if training.clip_norm != "off":
-            torch.nn.utils.clip_grad_norm_(self.parameters, training.clip_norm)
+        if training.gradients.clip_norm != "off":
+            torch.nn.utils.clip_grad_norm_(self.parameters, training.gradients.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

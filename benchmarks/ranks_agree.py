@@ -171,7 +171,7 @@ def main(given: Sequence[str] | None = None) -> int:
     arguments = parse(given)
     arguments.overrides = [
         *(f"training.steps={arguments.steps}", "training.log_every=1", "training.threads=1"),
-        *("training.device=cpu", "training.checkpoint_every=0"),
+        *("training.device=cpu", "training.checkpoints.every=0"),
     ]
     config = load_config(arguments.config, arguments.overrides)
     with tempfile.TemporaryDirectory(prefix="tutti-ranks-") as name:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tutti.config.run_config import RunConfig
+from tutti.nested import merge
 from tutti.runs.build import build_training
 from tutti.training.trainer import Trainer
 from tutti.types import Batch
@@ -64,7 +65,7 @@ def with_arm(config: RunConfig, arm: str) -> RunConfig:
 
 def with_training(config: RunConfig, **changes: Any) -> RunConfig:
     """The config with other values in its section `training`, checked."""
-    training = config.training.model_validate(config.training.model_dump() | changes)
+    training = config.training.model_validate(merge(config.training.model_dump(), changes))
     return config.model_copy(update={"training": training})
 
 

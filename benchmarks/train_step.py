@@ -95,7 +95,7 @@ def measure_fit(
     slows both.
     """
     config = with_training(
-        shortened(config, warmup + steps), validate_every=0, checkpoint_every=0, log_every=10
+        shortened(config, warmup + steps), validation={"every": 0}, checkpoints={"every": 0}, log_every=10
     )
     training = build_training(config, data_from, output=run)
     matmuls: list[float] = []

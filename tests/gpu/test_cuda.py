@@ -37,6 +37,7 @@ from tutti.data.config import DataBundle
 from tutti.evaluation.open_loop import measure
 from tutti.evaluation.probes.run import run_probes
 from tutti.models.describe import describe
+from tutti.nested import merge
 from tutti.runs.build import build_data
 from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import load
@@ -138,10 +139,17 @@ def different(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
 
 
 def test_a_whole_training_and_its_checkpoint_without_a_gpu(tmp_path: Path) -> None:
-    training = {"validate_every": 2, "checkpoint_every": 2, "diagnostics": {"every": 2}, "log_every": 1}
+    training = {
+        "validation": {"every": 2},
+        "checkpoints": {"every": 2},
+        "diagnostics": {"every": 2},
+        "log_every": 1,
+    }
     for background in (True, False):
         run = tmp_path / str(background)
-        folder = make_trainer(run, training={**training, "checkpoint_background": background}).fit(Data())
+        folder = make_trainer(run, training=merge(training, {"checkpoints": {"background": background}})).fit(
+            Data()
+        )
         saved = load(folder)
         moments = [v for state in saved.optimizer["adamw"]["state"].values() for v in state.values()]
         assert {value.device.type for value in moments} == {"cpu"}

@@ -51,7 +51,7 @@ def config(kind: str, data: Path, dimension: int = 2) -> RunConfig:
             *("data.horizon=6", "data.batch_size=4", "data.image_size=32", "data.validation_fraction=0.2"),
             *(action if kind == "gripper" else [f"model.action.kind={kind}"]),
             *("training.steps=2", "training.schedule.warmup=1", "training.threads=1"),
-            *("training.device=cpu", "training.validate_every=2", "training.checkpoint_every=2"),
+            *("training.device=cpu", "training.validation.every=2", "training.checkpoints.every=2"),
         ],
     )
 

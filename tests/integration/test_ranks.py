@@ -43,7 +43,7 @@ FAMO = {"balancing": {"kind": "famo", "bounds": {"align": -1.0}}}
 MUON = {"optimizer": {"kind": "muon"}}
 CONSTANT = {"kind": "constant", "warmup": 1}
 SCHEDULE_FREE = {"optimizer": {"kind": "schedule_free"}, "ema": "off", "schedule": CONSTANT}
-BY_PART = {"gradients": {"clip_by": "part"}, "clip_norm": 0.1, "activation_checkpointing": "block"}
+BY_PART = {"gradients": {"clip_norm": 0.1, "clip_by": "part"}, "activation_checkpointing": "block"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "plain": ({}, {}, ("ddp2", "fsdp2", "ddp4", "fsdp4")),
     "accumulation": ({"accumulation": 2, **MUON}, {}, ("ddp2", "fsdp2")),
@@ -122,7 +122,7 @@ def train_forms(folder: str, section: dict[str, Any]) -> dict[tuple[str, str], d
     """Every optimizer with every form of checkpoints, in one world."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for case, form in itertools.product(OPTIMIZERS, FORMS):
-        settings = {"steps": 4, "accumulation": 2, "checkpoint_every": 2, "checkpoint_format": form}
+        settings = {"steps": 4, "accumulation": 2, "checkpoints": {"every": 2, "format": form}}
         found[case, form] = train(f"{folder}/{case}-{form}", settings | OPTIMIZERS[case] | section)
     return found
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_goes_on_with_any_number_of_ranks(
 
 @pytest.mark.parametrize("form", ["whole", "sharded"])
 def test_adamw_alone_resumes_to_the_same_bits(form: str, tmp_path: Path) -> None:
-    settings = {"steps": 4, "checkpoint_every": 2, "checkpoint_format": form}
+    settings = {"steps": 4, "checkpoints": {"every": 2, "format": form}}
     straight = train(str(tmp_path), settings)
     shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
     assert furthest(straight["tensors"], train(str(tmp_path), settings)["tensors"]) == 0
@@ -202,7 +202,7 @@ def full_on_one(run: str, changes: dict[str, Any]) -> tuple[str, str]:
 def test_a_disk_that_is_full_for_one_rank_stops_all_and_leaves_the_checkpoint_before(
     background: bool, tmp_path: Path
 ) -> None:
-    changes = {"checkpoint_every": 2, "checkpoint_format": "sharded", "checkpoint_background": background}
+    changes = {"checkpoints": {"every": 2, "format": "sharded", "background": background}}
     found = on_ranks(2, full_on_one, str(tmp_path), {**changes, "parallel": {"kind": "fsdp"}})
     for kind, message in found:
         assert kind == "UserError" and "step-000004: cannot write, the disk" in message
@@ -221,7 +221,7 @@ def train_and_resume(
     found: dict[str, list[Any]] = {}
     for form in forms:
         run = Path(folder) / form
-        settings = {"steps": 4, "checkpoint_every": 2, "checkpoint_format": form, **section}
+        settings = {"steps": 4, "checkpoints": {"every": 2, "format": form}, **section}
         first = train(str(run), settings)
         world().on_first(lambda run=run: shutil.rmtree(run / "checkpoints" / "step-000004"))
         found[form] = [first, train(str(run), settings)]
@@ -373,7 +373,7 @@ def hangs_in_a_save(run: str, changes: dict[str, Any]) -> str:
 
 
 def test_a_rank_that_hangs_while_its_state_is_copied_is_named(tmp_path: Path) -> None:
-    changes = {"checkpoint_format": "sharded", "parallel": {"kind": "fsdp"}}
+    changes = {"checkpoints": {"format": "sharded"}, "parallel": {"kind": "fsdp"}}
     first, _ = on_ranks(2, hangs_in_a_save, str(tmp_path), changes, timeout=4.0)
     assert first.startswith("rank 0 waited in vain") and "hung or dead: rank 1." in first
 
@@ -407,7 +407,7 @@ def failing_on_one(run: str, changes: dict[str, Any], what: str) -> str:
 def test_whatever_fails_on_one_rank_while_saving_ends_all(
     what: str, background: bool, tmp_path: Path
 ) -> None:
-    changes = {"checkpoint_format": "sharded", "checkpoint_background": background}
+    changes = {"checkpoints": {"format": "sharded", "background": background}}
     for message in on_ranks(2, failing_on_one, str(tmp_path), changes, what):
         assert ("locked" if what == "retain" else "no room") in message
 

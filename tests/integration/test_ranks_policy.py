@@ -32,18 +32,23 @@ BAD_WINDOW = 200 + SIZE - 1
 SKIP = {"gradients": {"non_finite": "skip"}}
 ROLL_BACK = {
     "steps": 9,
-    "checkpoint_every": 2,
-    "keep_checkpoints": 3,
+    "checkpoints": {"every": 2, "keep": 3},
     "gradients": {
-        "divergence": {"kind": "roll_back", "deviations": 6, "steps": 2, "back": 2, "warmup": 3, "decay": 0.9}
+        "rollback": {
+            "z_threshold": 6,
+            "patience": 2,
+            "rewind_steps": 2,
+            "warmup": 3,
+            "decay": 0.9,
+        }
     },
 }
 SCHEDULE_FREE = {
     "optimizer": {"kind": "schedule_free"},
     "ema": "off",
     "schedule": {"kind": "constant", "warmup": 1},
-    "checkpoint_every": 2,
-    "validate_raw": True,
+    "checkpoints": {"every": 2},
+    "validation": {"raw": True},
 }
 
 

@@ -17,7 +17,7 @@ from tutti.objectives.unified import ObjectiveConfig
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 
-SETTINGS = {**ranks_training.SETTINGS, "steps": 3, "validate_every": 0, "checkpoint_every": 0}
+SETTINGS = {**ranks_training.SETTINGS, "steps": 3, "validation": {"every": 0}, "checkpoints": {"every": 0}}
 KINDS: dict[str, dict[str, Any]] = {
     "ddp": {"kind": "ddp"},
     "fsdp": {"kind": "fsdp"},

@@ -26,11 +26,11 @@ SMOKE = ROOT / "configs" / "smoke.yaml"
 SETTINGS = [
     *(
         "training.steps=20",
-        "training.checkpoint_every=4",
-        "training.validate_every=6",
+        "training.checkpoints.every=4",
+        "training.validation.every=6",
         "training.log_every=1",
     ),
-    *("training.keep_checkpoints=4", "training.device=cpu", "data.augmentation={kind: colour}"),
+    *("training.checkpoints.keep=4", "training.device=cpu", "data.augmentation={kind: colour}"),
 ]
 MARK = "TUTTI_TEST_RUN"
 

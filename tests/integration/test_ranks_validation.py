@@ -26,7 +26,7 @@ OBJECTIVE = {
     "state": None,
 }
 MODEL_OF_NOISE = {**MODEL, "action": {"kind": "flow", "width": 16}}  # draws noise
-SETTINGS = {"steps": 4, "validate_every": 0, "checkpoint_every": 0, "validate_raw": True, "ema": 0.5}
+SETTINGS = {"steps": 4, "validation": {"every": 0, "raw": True}, "checkpoints": {"every": 0}, "ema": 0.5}
 
 
 class Data:

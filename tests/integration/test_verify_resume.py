@@ -86,7 +86,7 @@ def test_a_run_with_threads_accumulation_and_phases_resumes_exactly(
     assert found.found.values["windows of each batch"] == 12 * 2 * 4
     print_verification(found)
     said = capsys.readouterr().out
-    assert "training.checkpoint_every=3" in said and "0 of " in said and "resumes exactly" in said
+    assert "training.checkpoints.every=3" in said and "0 of " in said and "resumes exactly" in said
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["cache"]
 
 

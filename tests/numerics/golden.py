@@ -21,6 +21,7 @@ import torch
 from fixtures.vla_training import MODEL, SPEC, Data
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ModelConfig
+from tutti.nested import merge
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.runs.summary import machine
 from tutti.training.records import read_records
@@ -48,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gradient_share": {"balancing": {"kind": "gradient_share", "start": 2, "steps": 5}},
     "flow_decoder": {"model": {"action": {"kind": "flow"}}},
     "accumulation": {"training": {"accumulation": 3}},
-    "ema": {"training": {"ema": 0.9, "validate_every": 2}},
+    "ema": {"training": {"ema": 0.9, "validation": {"every": 2}}},
 }
 """What each curve changes of the same small run."""
 
@@ -77,17 +78,17 @@ def curve(name: str) -> list[dict[str, float]]:
     """The kept values of every step of a preset's run, in float32 on one thread; the last step of a
     preset that names `ema` has the norm of every averaged tensor too."""
     changes = PRESETS[name]
-    training = {
+    settings = {
         "steps": STEPS,
         "threads": 1,
         "device": "cpu",
         "schedule": {"kind": "wsd", "warmup": 2},
         "log_every": 1,
-        "validate_every": 0,
-        "checkpoint_every": 0,
+        "validation": {"every": 0},
+        "checkpoints": {"every": 0},
         "diagnostics": {"every": 0},
-        **changes.get("training", {}),
     }
+    training = merge(settings, changes.get("training", {}))
     sections = {key: changes[key] for key in ("strategy", "backward", "balancing") if key in changes}
     config = RunConfig.model_validate({"training": training, "objective": OBJECTIVE, **sections})
     torch.manual_seed(0)

@@ -226,7 +226,7 @@ def trained(folder: str, accumulation: int, name: str, parallel: dict[str, Any])
     """Records, gradients, weights of some updates of the default objective without its comparison of rows."""
     changes = {
         "accumulation": accumulation,
-        "clip_norm": 0.5,
+        "gradients": {"clip_norm": 0.5},
         "schedule": {"kind": "constant", "warmup": 1},
         **parallel,
     }

@@ -118,7 +118,7 @@ def trained(run: Path, **sections: Any) -> Trainer:
     }
     training = {
         **{"steps": STEPS, "threads": 1, "device": "cpu", "log_every": 1, "ema": "off"},
-        **{"validate_every": 0, "checkpoint_every": 0, "diagnostics": {"every": 0}},
+        **{"validation": {"every": 0}, "checkpoints": {"every": 0}, "diagnostics": {"every": 0}},
         "schedule": {"kind": "wsd", "warmup": 0},
     }
     config = RunConfig.model_validate({"objective": objective, "training": training, **sections})

@@ -30,8 +30,7 @@ TRAINING = {
     "steps": 4,
     "schedule": {"kind": "wsd", "warmup": 1},
     "log_every": 1,
-    "checkpoint_every": 2,
-    "keep_checkpoints": 9,
+    "checkpoints": {"every": 2, "keep": 9},
     "ema": 0.9,
     "diagnostics": {"every": 0},
 }

@@ -44,8 +44,8 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_moves_the_weights_and_its_state_is_in_the_checkpoint(tmp_path: Path) -> None:
     fixed = {"kind": "fixed"}
     own = {"kind": "own_backward_of_a_test:Half", "options": {"factor": 0.25}}
-    quarter = trainer(tmp_path / "a", fixed, own, steps=4, clip_norm="off")
-    whole = trainer(tmp_path / "b", fixed, {"kind": "one"}, steps=4, clip_norm="off")
+    quarter = trainer(tmp_path / "a", fixed, own, steps=4, gradients={"clip_norm": "off"})
+    whole = trainer(tmp_path / "b", fixed, {"kind": "one"}, steps=4, gradients={"clip_norm": "off"})
     stream = iter(Data().train), iter(Data().train)
     for run, batches in zip((quarter, whole), stream, strict=True):
         torch.manual_seed(1)

@@ -47,7 +47,12 @@ def data(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"accumulation": 2, "clip_norm": 0.1}, {"ema": "off", "clip_norm": "off"}]
+    "changes",
+    [
+        {},
+        {"accumulation": 2, "gradients": {"clip_norm": 0.1}},
+        {"ema": "off", "gradients": {"clip_norm": "off"}},
+    ],
 )
 def test_the_engine_and_the_plain_loop_make_the_same_updates(
     changes: dict[str, Any], config: RunConfig, data: Path, tmp_path: Path

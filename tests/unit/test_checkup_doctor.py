@@ -198,7 +198,11 @@ def test_part_that_every_phase_freezes_is_a_note(home: Path) -> None:
 
 def test_rate_that_explodes_is_named(home: Path) -> None:
     optimizer = {"kind": "adamw", "lr": 1e30}
-    training = {"optimizer": optimizer, "clip_norm": "off", "schedule": {"kind": "wsd", "warmup": 0}}
+    training = {
+        "optimizer": optimizer,
+        "gradients": {"clip_norm": "off"},
+        "schedule": {"kind": "wsd", "warmup": 0},
+    }
     found = doctor(world.config(home / "set", training=training), home / "run", updates=5)
     (text,) = about(found, "first updates")
     assert "is not finite" in text and "training.optimizer.lr" in text

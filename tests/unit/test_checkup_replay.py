@@ -31,8 +31,13 @@ TINY = {
 
 
 def tiny(dataset: Path, **training: Any) -> RunConfig:
-    own = {"steps": STEPS, "schedule": {"kind": "wsd", "warmup": 2}, "log_every": 2, "checkpoint_every": 3}
-    own |= {"keep_checkpoints": 9, "diagnostics": {"every": 4}, "accumulation": 2, "ema": 0.9}
+    own = {
+        "steps": STEPS,
+        "schedule": {"kind": "wsd", "warmup": 2},
+        "log_every": 2,
+        "checkpoints": {"every": 3, "keep": 9},
+    }
+    own |= {"diagnostics": {"every": 4}, "accumulation": 2, "ema": 0.9}
     return config(dataset, data={"batch_size": 4}, model=TINY, training=own | training)
 
 

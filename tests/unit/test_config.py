@@ -31,14 +31,14 @@ def test_override_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
     path = written(tmp_path, "training: {steps: 300, log_every: 7}")
     config = load_config(path, ["training.steps=400"])
     assert (config.training.steps, config.training.log_every) == (400, 7)
-    assert config.training.clip_norm == RunConfig().training.clip_norm
+    assert config.training.gradients.clip_norm == RunConfig().training.gradients.clip_norm
 
 
 def test_override_values_are_yaml() -> None:
     config = load_config(
-        None, ["training.clip_norm=off", "objective.recon=null", "training.optimizer.lr=2e-4"]
+        None, ["training.gradients.clip_norm=off", "objective.recon=null", "training.optimizer.lr=2e-4"]
     )
-    assert config.training.clip_norm == "off"
+    assert config.training.gradients.clip_norm == "off"
     assert config.objective.recon is None
     assert config.training.optimizer.lr == 2e-4
 
@@ -109,16 +109,16 @@ def test_mapping_without_a_kind_is_of_the_default_kind() -> None:
 
 
 def test_words_that_yaml_takes_for_booleans_stay_words(tmp_path: Path) -> None:
-    path = written(tmp_path, "training: {ema: off, clip_norm: off, compile: true}")
+    path = written(tmp_path, "training: {ema: off, gradients: {clip_norm: off}, compile: true}")
     training = load_config(path).training
-    assert (training.ema, training.clip_norm, training.compile) == ("off", "off", "blocks")
+    assert (training.ema, training.gradients.clip_norm, training.compile) == ("off", "off", "blocks")
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-3", 1e-3), ("1.5E-3", 1.5e-3), ("5", 5.0), (".5", 0.5), ("2.", 2.0)]
 )
 def test_numbers_are_numbers(text: str, value: float) -> None:
-    assert load_config(None, [f"training.clip_norm={text}"]).training.clip_norm == value
+    assert load_config(None, [f"training.gradients.clip_norm={text}"]).training.gradients.clip_norm == value
 
 
 def test_contradiction_between_keys_is_said_in_a_sentence() -> None:

@@ -262,7 +262,10 @@ def written(folder: Path, **changes: Any) -> Path:
 
 
 def test_arms_that_differ_in_order_alone_are_one_arm(tmp_path: Path) -> None:
-    arms = {"end_to_end": ["training.clip_norm=1", "seed=1"], "b": ["seed=1", "training.clip_norm=1"]}
+    arms = {
+        "end_to_end": ["training.gradients.clip_norm=1", "seed=1"],
+        "b": ["seed=1", "training.gradients.clip_norm=1"],
+    }
     with pytest.raises(UserError, match="have the same overrides"):
         load_study(written(tmp_path, arms=arms))
 
@@ -275,6 +278,6 @@ def test_a_budgets_kind_keeps_its_steps_in_both_orders(tmp_path: Path) -> None:
 
 
 def test_an_override_of_the_base_that_the_studys_own_would_undo_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, overrides=["training.clip_norm=2"])
-    with pytest.raises(UserError, match=r"'base\.training\.clip_norm=3' changes nothing"):
-        load_study(path, ["base.training.clip_norm=3"])
+    path = written(tmp_path, overrides=["training.gradients.clip_norm=2"])
+    with pytest.raises(UserError, match=r"'base\.training\.gradients\.clip_norm=3' changes nothing"):
+        load_study(path, ["base.training.gradients.clip_norm=3"])

@@ -197,7 +197,7 @@ def test_spikes_are_a_hint_and_many_are_a_warning() -> None:
 
 def test_always_clipped_names_norm_and_limit() -> None:
     columns = {"optim/clip_share": 0.99, "optim/grad_norm": 6.5}
-    found = only(columns, {"training": {"clip_norm": 1.0}})
+    found = only(columns, {"training": {"gradients": {"clip_norm": 1.0}}})
     assert found.sentence == "99 % of the steps are clipped (mean gradient norm 6.5, clip_norm 1)."
     assert find(records(**{"optim/clip_share": [1.0] * 5 + [0.1] * 15}), {}) == []
     assert find(records(**{"optim/clip_share": [1.0] * 5}), {}) == []  # too short to say

@@ -157,7 +157,7 @@ def test_processes_that_hold_different_tensors_write_no_index(tmp_path: Path) ->
 
 
 def test_numbers_that_the_format_does_not_know_are_refused_with_the_cure() -> None:
-    with pytest.raises(UserError, match=r"complex128 cannot be saved in shards.*checkpoint_format=whole"):
+    with pytest.raises(UserError, match=r"complex128 cannot be saved in shards.*checkpoints\.format=whole"):
         shards.held({"w": torch.zeros(2, dtype=torch.complex128)})
 
 

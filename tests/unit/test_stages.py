@@ -86,9 +86,9 @@ def test_a_run_that_is_older_than_a_key_goes_on_with_its_default(tmp_path: Path)
 
 
 def test_an_older_run_whose_checkpoints_must_reach_far_back_goes_on_too(tmp_path: Path) -> None:
-    """The book lacks `keep_checkpoints`, of which a roll-back demands more than the default."""
-    far = "training.gradients.divergence={kind: roll_back, back: 500}"
-    config = load_config(None, ["training.steps=900", "training.keep_checkpoints=4", far])
+    """The book lacks `checkpoints.keep`, of which a roll-back demands more than the default."""
+    far = "training.gradients.rollback.rewind_steps=500"
+    config = load_config(None, ["training.steps=900", "training.checkpoints.keep=4", far])
     begin(tmp_path, "train", config)
     book = json.loads((tmp_path / "stages.json").read_text())
     del book["train"]["inputs"]["training"]["deterministic"]
@@ -104,8 +104,8 @@ def test_key_without_effect_may_change(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *("training.checkpoint_format=sharded", "training.checkpoint_background=false"),
-        *("training.checkpoint_every=7", "training.keep_checkpoints=9", "training.parallel={kind: ddp}"),
+        *("training.checkpoints.format=sharded", "training.checkpoints.background=false"),
+        *("training.checkpoints.every=7", "training.checkpoints.keep=9", "training.parallel={kind: ddp}"),
     ],
 )
 def test_how_a_training_is_saved_and_spread_may_change(tmp_path: Path, change: str) -> None:
@@ -117,7 +117,7 @@ def test_how_a_training_is_saved_and_spread_may_change(tmp_path: Path, change: s
 def test_a_book_of_an_older_version_may_name_keys_that_have_no_effect_now(tmp_path: Path) -> None:
     begin(tmp_path, "train")
     book = json.loads((tmp_path / "stages.json").read_text())
-    book["train"]["inputs"]["training"]["checkpoint_format"] = "sharded"
+    book["train"]["inputs"]["training"]["checkpoints"] = {"format": "sharded"}
     (tmp_path / "stages.json").write_text(json.dumps(book))
     assert begin(tmp_path, "train")
 

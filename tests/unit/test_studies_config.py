@@ -155,7 +155,7 @@ def test_mistake_in_the_file_is_named(tmp_path: Path, changes: dict[str, Any], m
     ("override", "message"),
     [
         ("strategy.knid=two_stage", "strategy.knid is not a key"),
-        ("training.clipnorm=1", "Did you mean 'training.clip_norm'?"),
+        ("training.clipnorm=1", "Did you mean 'training.gradients.clip_norm'?"),
         ("strategy.kind=two_stages", "Did you mean 'two_stage'?"),
         ("clip_norm", "is not an override"),
     ],

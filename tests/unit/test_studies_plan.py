@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(data: Path, *overrides: str, steps: int = 20) -> RunConfig:
-    study = make_study(data, arms={"end_to_end": [], "arm": overrides or ["training.clip_norm=2"]})
+    study = make_study(data, arms={"end_to_end": [], "arm": overrides or ["training.gradients.clip_norm=2"]})
     sources = (SourceConfig(path=data),)
     return cell_config(study, "arm", level="base", seed=0, steps=steps, sources=sources)
 
@@ -207,8 +207,8 @@ def test_folder_depends_on_data_and_training_but_not_on_the_place_of_either() ->
     study = make_study()
     assert folders(study) == folders(study, place="/elsewhere/set")
     assert folders(study) != folders(study, fingerprint="e")
-    assert folders(study) != folders(make_study(overrides=["training.clip_norm=3"]))
-    assert folders(study) == folders(make_study(overrides=["training.keep_checkpoints=4"], name="other"))
+    assert folders(study) != folders(make_study(overrides=["training.gradients.clip_norm=3"]))
+    assert folders(study) == folders(make_study(overrides=["training.checkpoints.keep=4"], name="other"))
 
 
 def test_other_evaluation_keeps_the_training_and_asks_for_another_result(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_checkpoint_that_its_run_removes_while_it_is_read_is_not_called_damage
     folder = save(tmp_path, make(1))
     remove_folder(folder)
     for read in (load, verify):
-        with pytest.raises(UserError, match=r"has removed it meanwhile .*keep_checkpoints"):
+        with pytest.raises(UserError, match=r"has removed it meanwhile .*checkpoints\.keep"):
             read(folder)
 
 

@@ -22,7 +22,7 @@ from tutti.training.records import read_records
 from tutti.training.strategy import PhasesConfig, TwoStageConfig
 from tutti.types import Batch, LossTerms
 
-OFF = {"every": 0, "spikes": {"threshold": "off"}}
+OFF = {"every": 0, "spikes": {"z_threshold": "off"}}
 PARTS = ("vision", "language", "fusion", "action")
 
 
@@ -137,7 +137,7 @@ def test_norm_of_the_whole_batch_is_that_of_the_real_gradient(tmp_path: Path) ->
     model = toy_training.Model(dropout=0.0)
     objective = toy_training.TwoTerms(model, recon_weight=0.0)
     settings = toy_training.config(
-        steps=6, clip_norm="off", diagnostics={"every": 1, "share": 1.0}, log_every=1
+        steps=6, gradients={"clip_norm": "off"}, diagnostics={"every": 1, "share": 1.0}, log_every=1
     )
     toy_training.Trainer(settings, model, objective, tmp_path).fit(toy_training.Data())
     train_records = [r for r in read_records(tmp_path) if r["kind"] == "train"]
@@ -154,7 +154,7 @@ def test_norm_of_the_whole_batch_is_that_of_the_real_gradient(tmp_path: Path) ->
 
 
 def test_update_ratio_is_that_of_the_optimizers_step(tmp_path: Path) -> None:
-    trainer = toy_training.make_trainer(tmp_path, steps=4, diagnostics={"every": 4}, checkpoint_every=0)
+    trainer = toy_training.make_trainer(tmp_path, steps=4, diagnostics={"every": 4}, checkpoints={"every": 0})
     before: dict[str, Tensor] = {}
 
     def keep(step: int, steps: int, metrics: dict[str, float]) -> None:
@@ -244,7 +244,7 @@ def test_a_loss_spike_is_counted_recorded_said_and_saved(
         return batch
 
     diagnostics = {"every": 0, "spikes": {"warmup": 8, "keep": 2}}
-    trainer = toy_training.make_trainer(tmp_path, diagnostics=diagnostics, checkpoint_every=0)
+    trainer = toy_training.make_trainer(tmp_path, diagnostics=diagnostics, checkpoints={"every": 0})
     with caplog.at_level(logging.WARNING, "tutti.training"):
         trainer.fit(toy_training.Data(jump))
     told = [r.getMessage() for r in caplog.records if "loss spike" in r.getMessage()]
@@ -270,7 +270,7 @@ def test_a_loss_spike_is_counted_recorded_said_and_saved(
 
 def test_defaults_look_every_fifty_steps_at_half_a_batch_and_mistakes_are_refused() -> None:
     default = TrainingConfig().diagnostics
-    assert (default.every, default.share, default.spikes.threshold) == (50, 0.5, 6.0)
+    assert (default.every, default.share, default.spikes.z_threshold) == (50, 0.5, 6.0)
     for wrong in ({"every": -1}, {"share": 0.0}, {"share": 1.5}, {"spikes": {"warmup": 0}}, {"evry": 3}):
         with pytest.raises(ValueError, match="diagnostics"):
             TrainingConfig.model_validate({"diagnostics": wrong})

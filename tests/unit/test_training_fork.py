@@ -23,9 +23,8 @@ from tutti.types import UserError
 SETTINGS: dict[str, Any] = {
     "steps": 12,
     "log_every": 2,
-    "checkpoint_every": 4,
-    "keep_checkpoints": 5,
-    "validate_every": 6,
+    "checkpoints": {"every": 4, "keep": 5},
+    "validation": {"every": 6},
 }
 
 

@@ -18,8 +18,9 @@ from fixtures.toy_training import BATCH, Data, config, make_trainer
 from tutti.report.findings.curves import curve_findings
 from tutti.report.inputs import read_records as read_columns
 from tutti.storage.checkpoint import checkpoints
+from tutti.training.faults.config import GradientsConfig
 from tutti.training.faults.non_finite import NonFiniteError, load_failure
-from tutti.training.faults.policy import GradientPolicy, GradientsConfig
+from tutti.training.faults.policy import FaultPolicy
 from tutti.training.optim.clipping import Clipper, NormHistory, ZClipConfig
 from tutti.types import Batch, UserError
 
@@ -57,7 +58,7 @@ def test_the_history_of_norms_moves_by_one_minus_its_decay() -> None:
 def test_the_smaller_of_the_fixed_and_the_adaptive_limit_clips() -> None:
     for norm, expected in ((1.5, 1.5), (100.0, 2 + 6.25 / 6)):
         made = parameters(a=[8.0])
-        clipper = Clipper(made, norm=norm, by="global", adaptive=ZClipConfig(warmup=2))
+        clipper = Clipper(made, norm=norm, by="global", zclip=ZClipConfig(warmup=2))
         clipper.histories["all"] = NormHistory(mean=2.0, variance=1.0, ready=True)
         values = clipper.clip(torch.tensor(8.0), 8.0)
         (parameter,) = made.values()
@@ -74,7 +75,7 @@ def test_equal_norms_are_no_division_by_zero_and_an_outlier_after_them_is_clippe
 
 def test_clipping_by_part_scales_only_the_part_that_is_too_long() -> None:
     made = parameters(vision=[3.0, 4.0], action=[0.6, 0.0])
-    clipper = Clipper(made, norm=1.0, by="part", adaptive="off")
+    clipper = Clipper(made, norm=1.0, by="part", zclip="off")
     size = math.sqrt(25.36)
     values = clipper.clip(torch.tensor(size), size)
     assert made["model.vision.w"].grad is not None and made["model.action.w"].grad is not None
@@ -86,7 +87,7 @@ def test_clipping_by_part_scales_only_the_part_that_is_too_long() -> None:
 
 def test_the_whole_gradient_is_clipped_as_torch_clips_it() -> None:
     made, other = (parameters(a=[3.0, 4.0], b=[12.0]) for _ in range(2))
-    Clipper(made, norm=2.0, by="global", adaptive="off").clip(torch.tensor(13.0), 13.0)
+    Clipper(made, norm=2.0, by="global", zclip="off").clip(torch.tensor(13.0), 13.0)
     torch.nn.utils.clip_grad_norm_(list(other.values()), 2.0)
     for name, parameter in made.items():
         own, expected = parameter.grad, other[name].grad
@@ -94,10 +95,10 @@ def test_the_whole_gradient_is_clipped_as_torch_clips_it() -> None:
 
 
 ADAPTIVE: dict[str, Any] = {
-    "gradients": {"clip_by": "part", "adaptive": {"kind": "zclip", "warmup": 4, "threshold": 0.5}},
+    "gradients": {"clip_by": "part", "zclip": {"warmup": 4, "z_threshold": 0.5}},
     "steps": 16,
-    "checkpoint_every": 6,
-    "validate_every": 0,
+    "checkpoints": {"every": 6},
+    "validation": {"every": 0},
 }
 
 
@@ -123,19 +124,19 @@ def spoil(*numbers: int) -> Any:
 
 
 SKIP: dict[str, Any] = {
-    "gradients": {"non_finite": "skip", "most_skips": 2},
+    "gradients": {"non_finite": "skip", "max_skips": 2},
     "accumulation": 2,
     "steps": 10,
     "log_every": 1,
-    "checkpoint_every": 4,
-    "validate_every": 0,
+    "checkpoints": {"every": 4},
+    "validation": {"every": 0},
 }
 
 
 def test_a_skipped_update_moves_nothing_and_the_data_go_on(tmp_path: Path) -> None:
     """Batch 6 is in update 4 (from 1): weights, moments and averages stay, step and position do not."""
     data = spoil(6)()
-    trainer = make_trainer(tmp_path, **SKIP | {"steps": 4, "checkpoint_every": 3})
+    trainer = make_trainer(tmp_path, **SKIP | {"steps": 4, "checkpoints": {"every": 3}})
     trainer.fit(data)
     before, after = (torch.load(f / "optimizer.pt", weights_only=True) for f in checkpoints(tmp_path))
     assert before["adamw"]["state"][0]["step"] == after["adamw"]["state"][0]["step"] == 3
@@ -168,13 +169,19 @@ def test_too_many_skips_in_a_row_stop_the_run(tmp_path: Path) -> None:
 
 ROLL: dict[str, Any] = {
     "gradients": {
-        "divergence": {"deviations": 4.0, "steps": 3, "back": 4, "most": 1, "warmup": 4, "decay": 0.9}
+        "rollback": {
+            "z_threshold": 4.0,
+            "patience": 3,
+            "rewind_steps": 4,
+            "max_rollbacks": 1,
+            "warmup": 4,
+            "decay": 0.9,
+        }
     },
     "steps": 20,
     "log_every": 1,
-    "checkpoint_every": 4,
-    "keep_checkpoints": 2,
-    "validate_every": 0,
+    "checkpoints": {"every": 4, "keep": 2},
+    "validation": {"every": 0},
 }
 
 
@@ -229,7 +236,7 @@ def test_a_second_divergence_stops_with_a_clear_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at", [(12,), (16,)])
 def test_with_a_roll_back_too_many_skips_lead_to_it(tmp_path: Path, at: tuple[int, ...]) -> None:
     """Batches 10 to 12 are not finite: updates 11 and 12 are skipped, after 13 the run goes back to 8."""
-    settings = {**ROLL, "gradients": ROLL["gradients"] | {"non_finite": "skip", "most_skips": 2}}
+    settings = {**ROLL, "gradients": ROLL["gradients"] | {"non_finite": "skip", "max_skips": 2}}
     trainer = make_trainer(tmp_path / "straight", **settings)
     trainer.fit(spoil(10, 11, 12)())
     assert trainer.policy.rollbacks == [(13, 8)] and trainer.policy.skipped == 2
@@ -244,9 +251,9 @@ def test_without_an_old_checkpoint_a_divergence_stops(tmp_path: Path) -> None:
 
 def test_high_totals_do_not_become_the_level_and_a_phase_has_its_own() -> None:
     settings = GradientsConfig.model_validate(
-        {"divergence": {"steps": 2, "back": 2, "warmup": 3, "deviations": 3.0}}
+        {"rollback": {"patience": 2, "rewind_steps": 2, "warmup": 3, "z_threshold": 3.0}}
     )
-    policy = GradientPolicy(settings, "off", parameters(a=[1.0]))
+    policy = FaultPolicy(settings, parameters(a=[1.0]))
     for total in (1.0, 1.1, 0.9, 5.0):
         policy.see(total, 0)
     assert policy.high == 1 and policy.level.mean == pytest.approx(1.0)
@@ -260,10 +267,16 @@ def test_high_totals_do_not_become_the_level_and_a_phase_has_its_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gradients": {"divergence": {"steps": 9, "back": 8}}}, "would lie within it. Raise back"),
-        ({"gradients": {"divergence": {"back": 200}}, "checkpoint_every": 100}, "no checkpoint that old"),
-        ({"gradients": {"adaptive": {"kind": "agc"}}}, "zclip"),
-        ({"gradients": {"most_skips": 0}}, "greater than or equal to 1"),
+        (
+            {"gradients": {"rollback": {"patience": 9, "rewind_steps": 8}}},
+            "would lie within it. Raise rewind_steps",
+        ),
+        (
+            {"gradients": {"rollback": {"rewind_steps": 200}}, "checkpoints": {"every": 100}},
+            "no checkpoint that old",
+        ),
+        ({"gradients": {"zclip": {"kind": "agc"}}}, "kind"),
+        ({"gradients": {"max_skips": 0}}, "greater than or equal to 1"),
     ],
 )
 def test_policies_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -67,7 +67,7 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch
 
 def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved_on_cuda(monkeypatch)
-    folder = make_trainer(tmp_path, steps=4, checkpoint_background=False).fit(Data())
+    folder = make_trainer(tmp_path, steps=4, checkpoints={"background": False}).fit(Data())
     moments = load(folder).optimizer["adamw"]["state"][0]
     assert {value.device.type for value in moments.values()} == {"cpu"}
 

@@ -196,7 +196,7 @@ def test_falling_loss_and_constant_loss_have_no_spike() -> None:
 
 
 def test_search_can_be_switched_off() -> None:
-    detector = SpikeDetector(SpikesConfig(threshold="off", warmup=1))
+    detector = SpikeDetector(SpikesConfig(z_threshold="off", warmup=1))
     assert feed(detector, [*wave(9), 99.0]) == [] and detector.levels == {}
 
 

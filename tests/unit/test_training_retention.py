@@ -16,7 +16,7 @@ from fixtures.checkpoints import load_latest
 from fixtures.toy_training import Data, config, make_trainer
 from tutti.serving.policy import find_checkpoint
 from tutti.storage.checkpoint import Checkpoint, checkpoints, save
-from tutti.training.checkpointing.best import KeepBestConfig
+from tutti.training.checkpointing.config import CheckpointsConfig, KeepBestConfig
 from tutti.training.checkpointing.retention import retain
 from tutti.training.records import Recorder, read_records
 from tutti.types import UserError
@@ -37,9 +37,9 @@ def steps(run: Path) -> list[int]:
 def test_the_newest_and_every_so_many_steps_stay(tmp_path: Path) -> None:
     for step in range(10, 110, 10):
         make(tmp_path, step)
-        retain(tmp_path, newest=2, every=30)
+        retain(tmp_path, CheckpointsConfig(keep=2, keep_every=30))
     assert steps(tmp_path) == [30, 60, 90, 100]
-    retain(tmp_path, newest=1)
+    retain(tmp_path, CheckpointsConfig(keep=1))
     assert steps(tmp_path) == [100]
 
 
@@ -50,7 +50,7 @@ def test_the_best_is_marked_and_stays_and_of_equals_the_earliest(
     values = {1: 0.5, 2: 0.25, 3: 0.75, 4: float("nan"), 5: 0.25, 6: 0.75, 7: 0.5}
     for step, value in values.items():
         make(tmp_path, step, value)
-        retain(tmp_path, newest=1, best=KeepBestConfig(mode=mode))
+        retain(tmp_path, CheckpointsConfig(keep=1, keep_best=KeepBestConfig(mode=mode)))
     assert steps(tmp_path) == [best, 7]
     marked = json.loads((tmp_path / "checkpoints" / "best.json").read_text())
     assert marked == {"step": best, "metric": "valid/total", "mode": mode, "value": values[best]}
@@ -62,13 +62,13 @@ def test_the_best_is_marked_and_stays_and_of_equals_the_earliest(
 
 def test_a_checkpoint_without_validation_is_no_candidate(tmp_path: Path) -> None:
     make(tmp_path, 1)
-    retain(tmp_path, newest=1, best=KeepBestConfig())
+    retain(tmp_path, CheckpointsConfig(keep=1, keep_best=KeepBestConfig()))
     assert not (tmp_path / "checkpoints" / "best.json").exists()
-    with pytest.raises(UserError, match=r"best\.json: missing\. .* training\.keep_best="):
+    with pytest.raises(UserError, match=r"best\.json: missing\. .* training\.checkpoints\.keep_best="):
         find_checkpoint(tmp_path, "best")
     make(tmp_path, 2, 3.0)
     make(tmp_path, 3)
-    retain(tmp_path, newest=1, best=KeepBestConfig())
+    retain(tmp_path, CheckpointsConfig(keep=1, keep_best=KeepBestConfig()))
     assert steps(tmp_path) == [2, 3]
 
 
@@ -80,15 +80,15 @@ def test_a_copy_that_somebody_has_put_beside_them_is_no_checkpoint_and_stays(tmp
             home / f"step-{step:06d}", home / f"step-{step:06d}{'.bak' if step == 1 else '-copy'}"
         )
     assert steps(tmp_path) == [1, 2] and find_checkpoint(tmp_path).name == "step-000002"
-    retain(tmp_path, newest=1)
+    retain(tmp_path, CheckpointsConfig(keep=1))
     assert sorted(item.name for item in (tmp_path / "checkpoints").iterdir()) == [
         *("step-000001.bak", "step-000002", "step-000002-copy")
     ]
 
 
 def test_a_training_keeps_what_its_config_asks_for(tmp_path: Path) -> None:
-    keep = {"keep_every": 8, "keep_best": {"metric": "valid/action"}, "keep_checkpoints": 1}
-    make_trainer(tmp_path, steps=20, checkpoint_every=4, validate_every=2, **keep).fit(Data())
+    keep = {"every": 4, "keep_every": 8, "keep_best": {"metric": "valid/action"}, "keep": 1}
+    make_trainer(tmp_path, steps=20, checkpoints=keep, validation={"every": 2}).fit(Data())
     values = {r["step"]: r["valid/action"] for r in read_records(tmp_path) if r["kind"] == "validation"}
     best = min((4, 8, 12, 16, 20), key=lambda step: values[step])
     assert steps(tmp_path) == sorted({8, 16, 20, best})
@@ -98,11 +98,20 @@ def test_a_training_keeps_what_its_config_asks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keep_every": 15}, "keep_every is 15, but checkpoints are made every 10 steps"),
-        ({"keep_every": 10, "checkpoint_every": 0}, "keep_every is 10, but checkpoints are made every 0"),
-        ({"keep_best": {"metric": "loss/total"}}, "'loss/total' is recorded by no validation"),
-        ({"keep_best": {}, "validate_every": 3}, "checkpoint_every is 10 and validate_every 3"),
-        ({"keep_best": {}, "validate_every": 0}, "validate_every 0"),
+        ({"checkpoints": {"keep_every": 15}}, "keep_every is 15, but checkpoints.every is 10"),
+        (
+            {"checkpoints": {"keep_every": 10, "every": 0}},
+            "keep_every is 10, but checkpoints.every is 0",
+        ),
+        (
+            {"checkpoints": {"keep_best": {"metric": "loss/total"}}},
+            "'loss/total' is recorded by no validation",
+        ),
+        (
+            {"checkpoints": {"keep_best": {}}, "validation": {"every": 3}},
+            "checkpoints.every is 10 and validation.every is 3",
+        ),
+        ({"checkpoints": {"keep_best": {}}, "validation": {"every": 0}}, "validation.every is 0"),
     ],
 )
 def test_what_could_never_be_kept_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -119,7 +128,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_ends_as_if_it_had_
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     straight, hurt = tmp_path / "straight", tmp_path / "hurt"
-    settings: dict[str, Any] = {"steps": 20, "checkpoint_every": 5}
+    settings: dict[str, Any] = {"steps": 20, "checkpoints": {"every": 5}}
     make_trainer(straight, **settings).fit(Data())
     make_trainer(hurt, **settings).fit(Data())
     damage(hurt, 20)

@@ -21,6 +21,7 @@ from fixtures.checkpoints import load_latest
 from fixtures.toy_training import Data, make_trainer
 from tutti.distributed.frame import put_in, taken_out
 from tutti.distributed.world import ONE
+from tutti.nested import merge
 from tutti.storage import shards
 from tutti.storage.checkpoint import Checkpoint, checkpoints, load, save, save_sharded
 from tutti.training.checkpointing import saver as saving
@@ -32,7 +33,7 @@ MODES = [("whole", False), ("whole", True), ("sharded", False), ("sharded", True
 
 
 def mode(form: str, background: bool) -> dict[str, Any]:
-    return {"checkpoint_format": form, "checkpoint_background": background}
+    return {"checkpoints": {"format": form, "background": background}}
 
 
 def make(step: int) -> Checkpoint:
@@ -117,9 +118,9 @@ def test_damage_to_a_shard_is_found(tmp_path: Path, name: str, how: str) -> None
 def test_every_mode_saves_the_same_and_goes_on_to_the_same_bits(
     tmp_path: Path, form: str, background: bool
 ) -> None:
-    settings: dict[str, Any] = {"steps": 12, "checkpoint_every": 4, "keep_checkpoints": 3}
-    make_trainer(tmp_path / "plain", **settings, **mode("whole", False)).fit(Data())
-    make_trainer(tmp_path / "run", **settings, **mode(form, background)).fit(Data())
+    settings: dict[str, Any] = {"steps": 12, "checkpoints": {"every": 4, "keep": 3}}
+    make_trainer(tmp_path / "plain", **merge(settings, mode("whole", False))).fit(Data())
+    make_trainer(tmp_path / "run", **merge(settings, mode(form, background))).fit(Data())
     folders = [checkpoints(tmp_path / name) for name in ("plain", "run")]
     assert [f.name for f in folders[0]] == [f.name for f in folders[1]] and len(folders[0]) == 3
     for one, other in zip(*folders, strict=True):
@@ -128,7 +129,7 @@ def test_every_mode_saves_the_same_and_goes_on_to_the_same_bits(
     for folder in folders[1][1:]:  # back to step 4, and on in the other format
         shutil.rmtree(folder)
     other_form = {"whole": "sharded", "sharded": "whole"}[form]
-    make_trainer(tmp_path / "run", **settings, **mode(other_form, background)).fit(Data())
+    make_trainer(tmp_path / "run", **merge(settings, mode(other_form, background))).fit(Data())
     require_same(everything(load(folders[0][-1])), everything(load(checkpoints(tmp_path / "run")[-1])))
 
 
@@ -136,13 +137,13 @@ def test_every_mode_saves_the_same_and_goes_on_to_the_same_bits(
 def test_the_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_is_of_its_step(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"steps": 9, "checkpoint_every": 3, "keep_checkpoints": 4}
+    settings: dict[str, Any] = {"steps": 9, "checkpoints": {"every": 3, "keep": 4}}
     settings |= {
         "optimizer": {"kind": "schedule_free"},
         "ema": "off",
         "schedule": {"kind": "constant", "warmup": 2},
     }
-    make_trainer(tmp_path / "plain", **settings, **mode("whole", False)).fit(Data())
+    make_trainer(tmp_path / "plain", **merge(settings, mode("whole", False))).fit(Data())
 
     may_write, written_at = threading.Event(), []
     write = Saver._write
@@ -158,7 +159,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written_and_what_is_written_
             may_write.set()
 
     monkeypatch.setattr(Saver, "_write", slow)
-    make_trainer(tmp_path / "run", **settings, **mode(form, True), progress=progress).fit(Data())
+    make_trainer(tmp_path / "run", **merge(settings, mode(form, True)), progress=progress).fit(Data())
     assert written_at == [3, 6, 9]
     for one, other in zip(*(checkpoints(tmp_path / name) for name in ("plain", "run")), strict=True):
         require_same(everything(load(one)), everything(load(other)))
@@ -188,7 +189,9 @@ def test_a_checkpoint_that_cannot_be_written_in_the_background_stops_the_trainin
                 pass
 
     monkeypatch.setattr(Saver, "_write", full)
-    trainer = make_trainer(tmp_path, steps=20, checkpoint_every=3, progress=progress, **mode(form, True))
+    trainer = make_trainer(
+        tmp_path, steps=20, progress=progress, **merge({"checkpoints": {"every": 3}}, mode(form, True))
+    )
     with pytest.raises(UserError, match="the disk is full"):
         trainer.fit(Data())
     assert seen[-1] in (6, 7)  # at the end of the next step, not at the next checkpoint
@@ -199,8 +202,8 @@ def test_memory_that_is_kept_for_copies_is_not_overwritten_while_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU the page-locked copies of one checkpoint lie where those of the last one lay."""
-    settings: dict[str, Any] = {"steps": 9, "checkpoint_every": 3, "keep_checkpoints": 4}
-    make_trainer(tmp_path / "plain", **settings, **mode("whole", False)).fit(Data())
+    settings: dict[str, Any] = {"steps": 9, "checkpoints": {"every": 3, "keep": 4}}
+    make_trainer(tmp_path / "plain", **merge(settings, mode("whole", False))).fit(Data())
     stager = DefaultStager(StagingOptions(False, False, False, False))
     write = Saver._write
 
@@ -210,7 +213,7 @@ def test_memory_that_is_kept_for_copies_is_not_overwritten_while_it_is_written(
 
     monkeypatch.setattr(Saver, "_write", slow)
     monkeypatch.setattr(Saver, "_copied", lambda self, value: stager.stage(value))
-    make_trainer(tmp_path / "run", **settings, **mode("sharded", True)).fit(Data())
+    make_trainer(tmp_path / "run", **merge(settings, mode("sharded", True))).fit(Data())
     for one, other in zip(*(checkpoints(tmp_path / name) for name in ("plain", "run")), strict=True):
         require_same(everything(load(one)), everything(load(other)))
 
@@ -228,7 +231,7 @@ def test_the_records_are_on_the_disk_before_the_checkpoint_is(
         synced.append((found.st_ino, found.st_size))
         sync(file)
 
-    trainer = make_trainer(tmp_path, steps=4, checkpoint_every=0, **mode(form, background))
+    trainer = make_trainer(tmp_path, steps=4, **merge({"checkpoints": {"every": 0}}, mode(form, background)))
     monkeypatch.setattr(os, "fsync", noted)
     state = trainer.fit(Data()) / "state.json"
     places = {path: (path.stat().st_ino, path.stat().st_size) for path in (tmp_path / "records.jsonl", state)}
@@ -290,7 +293,7 @@ def test_a_shard_that_does_not_fit_on_the_disk_is_said_and_leaves_nothing(tmp_pa
 
 
 def test_a_damaged_shard_leads_to_the_checkpoint_before_it(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"steps": 8, "checkpoint_every": 4, **mode("sharded", True)}
+    settings: dict[str, Any] = merge({"steps": 8, "checkpoints": {"every": 4}}, mode("sharded", True))
     make_trainer(tmp_path / "straight", **settings).fit(Data())
     make_trainer(tmp_path / "hurt", **settings).fit(Data())
     shard = checkpoints(tmp_path / "hurt")[-1] / "shards" / "rank-00000.safetensors"
@@ -306,7 +309,7 @@ def test_what_a_kill_has_left_half_written_is_removed_when_the_run_goes_on(tmp_p
     torn = tmp_path / "checkpoints" / ".partial-step-000777" / "shards"
     torn.mkdir(parents=True)
     (torn / "rank-00000.safetensors").write_bytes(b"half")
-    make_trainer(tmp_path, steps=4, checkpoint_every=0).fit(Data())
+    make_trainer(tmp_path, steps=4, checkpoints={"every": 0}).fit(Data())
     assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
 
 

@@ -84,8 +84,8 @@ RAMP: dict[str, Any] = {
     "batch_ramp": stages((0.25, 1), (0.5, 2), by="steps", learning_rate="linear").model_dump(),
     "steps": 12,
     "log_every": 1,
-    "checkpoint_every": 4,
-    "validate_every": 0,
+    "checkpoints": {"every": 4},
+    "validation": {"every": 0},
 }
 
 

@@ -75,8 +75,8 @@ def test_a_look_at_x_gives_y_back_to_the_last_bit() -> None:
 
 
 def test_a_checkpoint_holds_x_and_validation_measures_it(tmp_path: Path) -> None:
-    often = make_trainer(tmp_path / "a", validate_every=1, validate_raw=True, **SETTINGS)
-    never = make_trainer(tmp_path / "b", validate_every=0, **SETTINGS)
+    often = make_trainer(tmp_path / "a", validation={"every": 1, "raw": True}, **SETTINGS)
+    never = make_trainer(tmp_path / "b", validation={"every": 0}, **SETTINGS)
     often.fit(Data())
     never.fit(Data())
     saved = load_latest(tmp_path / "a")

@@ -92,7 +92,7 @@ def test_a_calibration_without_some_of_its_updates_gives_nearly_the_same(tmp_pat
 
 
 def test_a_calibration_with_skipped_updates_resumes_exactly(tmp_path: Path) -> None:
-    settings = SKIP | {"checkpoint_every": 0, "validate_every": 0}
+    settings = SKIP | {"checkpoints": {"every": 0}, "validation": {"every": 0}}
     trainer(tmp_path / "straight", SHARE, {"kind": "one"}, **settings).fit(spoiled(5, 7))
     straight = records(tmp_path / "straight")
     for cut in (4, 6, 7):  # inside of the window, and between its end and what is frozen then

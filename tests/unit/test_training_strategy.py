@@ -199,7 +199,7 @@ def test_impossible_configs_are_refused(given: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("kind", PRESETS)
 def test_preset_trains_every_part_that_its_terms_reach(kind: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, PRESETS[kind], validate_every=6)
+    trainer = make_trainer(tmp_path, PRESETS[kind], validation={"every": 6})
     before = {part: part_weights(trainer, part) for part in PARTS}
     trainer.fit(Data())
     assert moved(trainer, before) == set(PARTS)
@@ -210,7 +210,7 @@ def test_preset_trains_every_part_that_its_terms_reach(kind: str, tmp_path: Path
 
 
 def test_terms_that_do_not_count_are_neither_computed_nor_recorded(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, {"kind": "two_stage"}, validate_every=6)
+    trainer = make_trainer(tmp_path, {"kind": "two_stage"}, validation={"every": 6})
     trainer.fit(Data())
     records = read_records(tmp_path)
     names = {

@@ -61,7 +61,7 @@ def test_training_lowers_the_loss_and_writes_everything(tmp_path: Path) -> None:
 
 
 def test_every_recorded_metric_is_described_and_the_total_is_the_weighted_sum(tmp_path: Path) -> None:
-    make_trainer(tmp_path, optimizer={"kind": "muon"}, validate_raw=True).fit(Data())
+    make_trainer(tmp_path, optimizer={"kind": "muon"}, validation={"raw": True}).fit(Data())
     for record in read_records(tmp_path):
         names = set(record) - {"step", "kind"}
         assert all(describe_metric(name) for name in names)
@@ -82,7 +82,9 @@ def test_accumulated_batches_equal_one_big_batch(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = Model(dropout=0.0).double()
         objective = TwoTerms(model).double()
-        trainer = Trainer(config(accumulation=accumulation, validate_every=0), model, objective, folder)
+        trainer = Trainer(
+            config(accumulation=accumulation, validation={"every": 0}), model, objective, folder
+        )
         stream = iter(batches)
         for _ in range(3):
             trainer._update(stream, report=False)
@@ -110,8 +112,8 @@ def test_accumulated_batches_equal_one_big_batch(tmp_path: Path) -> None:
 
 
 def test_clipping_scales_the_step_and_is_counted(tmp_path: Path) -> None:
-    make_trainer(tmp_path / "tight", clip_norm=1e-3, steps=6).fit(Data())
-    make_trainer(tmp_path / "off", clip_norm="off", steps=6).fit(Data())
+    make_trainer(tmp_path / "tight", gradients={"clip_norm": 1e-3}, steps=6).fit(Data())
+    make_trainer(tmp_path / "off", gradients={"clip_norm": "off"}, steps=6).fit(Data())
     tight, off = read_records(tmp_path / "tight")[0], read_records(tmp_path / "off")[0]
     assert tight["optim/clip_share"] == 1.0 and off["optim/clip_share"] == 0.0
     assert tight["optim/grad_norm"] > 1e-3  # logged before clipping
@@ -119,7 +121,7 @@ def test_clipping_scales_the_step_and_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_non_finite_term_stops_before_the_optimizer_and_can_be_replayed(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, checkpoint_every=2, validate_every=0)
+    trainer = make_trainer(tmp_path, checkpoints={"every": 2}, validation={"every": 0})
     with pytest.raises(NonFiniteError, match=r"Step 5: the loss term 'action' is nan") as caught:
         trainer.fit(Data(spoil_actions))
     assert caught.value.windows == [4000, 4001, 4002, 4003] and caught.value.step == 5
@@ -176,8 +178,8 @@ def test_ctrl_c_saves_the_step_and_a_second_run_ends_like_an_undisturbed_one(tmp
 
 def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
     often, never = (
-        make_trainer(tmp_path / "a", validate_every=1),
-        make_trainer(tmp_path / "b", validate_every=0),
+        make_trainer(tmp_path / "a", validation={"every": 1}),
+        make_trainer(tmp_path / "b", validation={"every": 0}),
     )
     often.fit(Data())
     never.fit(Data())
@@ -220,7 +222,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"steps": 3}, "schedule.warmup is 3 but steps is 3"),
-        ({"clip_norm": 0.0}, "give a positive norm, or 'off'"),
+        ({"gradients": {"clip_norm": 0.0}}, "give a positive norm, or 'off'"),
         ({"ema": 1.0}, r"give a decay in \[0, 1\)"),
         ({"threads": 0}, "give at least 1, or 'auto'"),
         ({"optimizer": {"kind": "adamm"}}, "adamw"),

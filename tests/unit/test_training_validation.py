@@ -171,7 +171,7 @@ def by_hand(trainer: Any, data: Data, progress: float) -> dict[str, float]:
 
 def test_the_served_weights_are_judged_and_those_in_training_beside_them(tmp_path: Path) -> None:
     data = Data()
-    trainer = make_trainer(tmp_path, ema=0.9, validate_raw=True, steps=10, validate_every=5)
+    trainer = make_trainer(tmp_path, ema=0.9, validation={"raw": True, "every": 5}, steps=10)
     trainer.fit(data)
     assert {len(batch.window) for batch in data.validation} == {BATCH, 2}
     raw = by_hand(trainer, data, 1.0)

@@ -259,11 +259,13 @@ def replay(
 
 def quiet(config: RunConfig) -> Any:
     """The training section without validations and checkpoints, on which no step depends; the latter stay
-    where a divergence goes back to them."""
-    off: dict[str, Any] = {"validate_every": 0, "keep_every": 0, "keep_best": "off"}
-    if config.training.gradients.divergence == "off":
-        off["checkpoint_every"] = 0
-    return config.training.model_validate(config.training.model_dump(mode="json") | off)
+    where a rollback goes back to them."""
+    values = config.training.model_dump(mode="json")
+    values["validation"]["every"] = 0
+    values["checkpoints"] |= {"keep_every": 0, "keep_best": "off"}
+    if config.training.gradients.rollback == "off":
+        values["checkpoints"]["every"] = 0
+    return config.training.model_validate(values)
 
 
 @contextmanager
@@ -292,7 +294,7 @@ def _announce(run: Path, step: int, linked: list[Path]) -> None:
     if not linked and kept:
         print_line(
             f"Steps {kept[0] + 1} and later begin at a kept checkpoint (of {', '.join(map(str, kept))}); "
-            "training.keep_every keeps more of them."
+            "training.checkpoints.keep_every keeps more of them."
         )
 
 

@@ -6,6 +6,8 @@ SIGKILL at pseudo-random moments and resumed each time. Then every value of the 
 
 from __future__ import annotations
 
+import functools
+import operator
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,35 +142,37 @@ def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, dict[str, Any]]:
 
     Raises: UserError if the sections do not fit together at so few steps.
     """
-    training = config.training
-    often = {"log_every": 2, "checkpoint_every": CHECKPOINT_EVERY, "validate_every": 4, "keep_checkpoints": 2}
-    often |= {"keep_every": 0, "keep_best": "off"}
-    changes: dict[str, Any] = {"steps": steps, **often}
-    if not training.validate_every:
-        changes["validate_every"] = 0
-    if training.gradients.divergence != "off":
-        changes["keep_checkpoints"] = 2 + training.gradients.divergence.back // CHECKPOINT_EVERY
-    values = training.model_dump(mode="json")
+    training, rollback = config.training, config.training.gradients.rollback
+    rewind_steps = 0 if rollback == "off" else rollback.rewind_steps
+    changes: dict[str, Any] = {
+        "training.steps": steps,
+        "training.log_every": 2,
+        "training.validation.every": 4 if training.validation.every else 0,
+        "training.checkpoints.every": CHECKPOINT_EVERY,
+        "training.checkpoints.keep": 2 + rewind_steps // CHECKPOINT_EVERY,
+        "training.checkpoints.keep_every": 0,
+        "training.checkpoints.keep_best": "off",
+    }
     if training.schedule.warmup:
-        changes["schedule"] = {**values["schedule"], "warmup": 1}
+        changes["training.schedule.warmup"] = 1
     if training.diagnostics.every:
-        changes["diagnostics"] = {**values["diagnostics"], "every": 3}
-    whole = config.model_dump(mode="json")
-    whole["training"] = values | changes
-    shown = {f"training.{key}": value for key, value in changes.items() if values[key] != value}
-    for key, value in (("schedule", "warmup"), ("diagnostics", "every")):
-        if f"training.{key}" in shown:
-            shown[f"training.{key}.{value}"] = shown.pop(f"training.{key}")[value]
-    if whole["balancing"]["kind"] == "gradient_share":
-        start = min(config.balancing.start, steps // 3)  # pyright: ignore[reportAttributeAccessIssue]
-        start = max(start, changes.get("schedule", {"warmup": 0})["warmup"])
-        few = {"start": start, "steps": min(whole["balancing"]["steps"], steps // 3)}
-        shown |= {f"balancing.{key}": v for key, v in few.items() if whole["balancing"][key] != v}
-        whole["balancing"] |= few
-    if whole["balancing"]["kind"] == "dwa":
-        shown["balancing.every"] = whole["balancing"]["every"] = 2
+        changes["training.diagnostics.every"] = 3
+    values = config.model_dump(mode="json")
+    balancing = values["balancing"]
+    if balancing["kind"] == "gradient_share":
+        start = min(balancing["start"], steps // 3)
+        changes["balancing.start"] = max(start, changes.get("training.schedule.warmup", 0))
+        changes["balancing.steps"] = min(balancing["steps"], steps // 3)
+    if balancing["kind"] == "dwa":
+        changes["balancing.every"] = 2
+    shown: dict[str, Any] = {}
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = functools.reduce(operator.getitem, sections, values)
+        if section[name] != value:
+            section[name] = shown[key] = value
     try:
-        return RunConfig.model_validate(whole), shown
+        return RunConfig.model_validate(values), shown
     except ValidationError as error:
         said = "; ".join(str(problem["msg"]) for problem in error.errors())
         raise UserError(

@@ -96,7 +96,8 @@ class EvaluationConfig(BaseModel):
         default="ema", description="evaluated weights: their moving average, or the raw ones"
     )
     checkpoint: Literal["latest", "best"] | Count = Field(
-        default="latest", description="latest; best by training.keep_best; or the number of a step"
+        default="latest",
+        description="latest; best by training.checkpoints.keep_best; or the number of a step",
     )
     workers: Count | Literal["auto"] = Field(
         default="auto", description="processes that play rollouts; auto: one per core, at most 8"

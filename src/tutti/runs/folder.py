@@ -45,9 +45,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 WORK = {"train": ("checkpoints", "records.jsonl", "failures")}
 """Of a stage's outputs those that cost work, where others are written before it begins."""
 
-KEEPING = ("keep_checkpoints", "keep_every", "keep_best")
-SAVING = ("checkpoint_every", "checkpoint_format", "checkpoint_background", *KEEPING)
-WITHOUT_EFFECT = ("workers", "prefetch", "parallel", "diagnostics", *SAVING)
+WITHOUT_EFFECT = ("workers", "prefetch", "parallel", "diagnostics", "checkpoints")
 """Keys that may change at any time, because no result depends on them."""
 
 ENTRY = {"finished": bool, "seconds": int | float, "inputs": dict}

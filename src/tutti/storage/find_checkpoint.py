@@ -20,8 +20,8 @@ from tutti.storage.reading import read_json, shown
 
 def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest") -> Path:
     """`path` itself if it is a checkpoint or an export, else the newest `checkpoints/step-...` below it, or
-    `which` of them: the one that best.json marks as the best by a metric (training.keep_best), or the one of
-    a step.
+    `which` of them: the one that best.json marks as the best by a metric (training.checkpoints.keep_best),
+    or the one of a step.
 
     `.../checkpoints/last` and `.../checkpoints` also mean the newest. Whether it is whole is not looked at,
     so that an older one never stands for a damaged one. Raises UserError if there is none.
@@ -53,7 +53,7 @@ def find_checkpoint(path: Path, which: int | Literal["latest", "best"] = "latest
 def _best(mark: Path) -> int:
     """The step that best.json marks."""
     cure = (
-        "No checkpoint of this run is marked as the best. Train with training.keep_best={metric: "
+        "No checkpoint of this run is marked as the best. Train with training.checkpoints.keep_best={metric: "
         "valid/total, mode: min}, or choose latest, or a step."
     )
     step = read_json(mark, cure=cure).get("step")

@@ -224,7 +224,7 @@ def _unreadable(folder: Path, manifest: str, name: str, error: OSError) -> UserE
 
 def _cure(folder: Path, manifest: str) -> str:
     if not folder.exists():
-        return "Its run has removed it meanwhile (training.keep_checkpoints): take a newer one."
+        return "Its run has removed it meanwhile (training.checkpoints.keep): take a newer one."
     if manifest == EXPORT:
         return "Export again: tutti export RUN --to FOLDER."
     return f"Delete the folder {folder} to continue from the checkpoint before it."

@@ -84,7 +84,7 @@ def held(tensors: Mapping[str, Tensor]) -> list[Piece]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise UserError(
-                f"{name}: {tensor.dtype} cannot be saved in shards. Use training.checkpoint_format=whole."
+                f"{name}: {tensor.dtype} cannot be saved in shards. Use training.checkpoints.format=whole."
             )
         shape = tuple(tensor.shape)
         pieces.append(Piece(name, _NAMES[tensor.dtype], shape, *_region(tensor, shape)))

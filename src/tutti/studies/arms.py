@@ -78,14 +78,9 @@ def cell_config(
     values["data"] |= {"seed": seed, "sources": [source.model_dump(mode="json") for source in sources]}
     if level != "base":
         values["data"]["demonstrations"] = level
-    every = values["training"]["checkpoint_every"] or CHECKPOINT_EVERY
-    values["training"] |= {
-        "seed": seed,
-        "steps": steps,
-        "threads": 1,
-        "keep_checkpoints": 1,
-        "checkpoint_every": min(every, CHECKPOINT_EVERY),
-    }
+    every = values["training"]["checkpoints"]["every"] or CHECKPOINT_EVERY
+    values["training"] |= {"seed": seed, "steps": steps, "threads": 1}
+    values["training"]["checkpoints"] |= {"keep": 1, "every": min(every, CHECKPOINT_EVERY)}
     quiet = {"workers": 1, "videos_per_task": 0, "controls": no_controls()}
     values["evaluation"] = merge(values["evaluation"], merge(quiet, study.evaluation))
     config = build_config(values, f"study '{study.name}', arm '{arm}'")

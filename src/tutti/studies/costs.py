@@ -29,7 +29,7 @@ ROUNDS, TURN = 20, 3
 BATCHES = 4
 """First batches of the run over which the FLOPs of a step are averaged."""
 
-NO_DIAGNOSTICS = DiagnosticsConfig.model_validate({"every": 0, "spikes": {"threshold": "off"}})
+NO_DIAGNOSTICS = DiagnosticsConfig.model_validate({"every": 0, "spikes": {"z_threshold": "off"}})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

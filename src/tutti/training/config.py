@@ -1,4 +1,4 @@
-"""TrainingConfig: everything about how the parameters are moved."""
+"""TrainingConfig: how the parameters are trained. Each part's section lies beside that part."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tutti.training.checkpointing.best import KeepBest, check_keeping
-from tutti.training.checkpointing.fork import ForkConfig
+from tutti.training.checkpointing.config import CheckpointsConfig, ForkConfig
 from tutti.training.compilation import CompileMode
 from tutti.training.diagnostics.observer import DiagnosticsConfig
-from tutti.training.faults.policy import GradientsConfig
+from tutti.training.faults.config import GradientsConfig
 from tutti.training.optim.batch_ramp import BatchRampConfig
 from tutti.training.optim.optimizers import AdamWConfig, OptimizerConfig
 from tutti.training.optim.schedules import ScheduleConfig, WsdConfig
 from tutti.training.parallel.config import AutoParallelConfig, ParallelConfig
+from tutti.training.validation import ValidationConfig
 
 
 class TrainingConfig(BaseModel):
@@ -23,25 +23,32 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(default=2000, ge=1, description="Optimiser steps in all.")
-    optimizer: OptimizerConfig = Field(default_factory=AdamWConfig)
-    schedule: ScheduleConfig = Field(default_factory=WsdConfig)
-    clip_norm: float | Literal["off"] = Field(
-        default=1.0, description="Largest global gradient norm; larger ones are scaled down to it."
+    seed: int = Field(default=0, ge=0, description="Seed of everything random in training.")
+    optimizer: OptimizerConfig = Field(
+        default_factory=AdamWConfig, description="The optimiser, with its learning rates."
+    )
+    schedule: ScheduleConfig = Field(
+        default_factory=WsdConfig, description="The learning rate over the steps, as a factor of `lr`."
     )
     gradients: GradientsConfig = Field(
-        default_factory=GradientsConfig, description="Further clipping, and what a bad gradient leads to."
+        default_factory=GradientsConfig, description="Gradient clipping, non-finite values and rollbacks."
     )
     accumulation: int = Field(default=1, ge=1, description="Batches per optimiser step; they count as one.")
     batch_ramp: BatchRampConfig | Literal["off"] = Field(
         default="off", description="Stages with fewer batches per step, before `accumulation` holds."
     )
-    fork: ForkConfig | Literal["off"] = Field(
-        default="off", description="The other run's checkpoint that this run starts from."
+    ema: float | Literal["off"] = Field(
+        default=0.999, description="Decay of the exponential moving average of the weights."
     )
-    ema: float | Literal["off"] = Field(default=0.999, description="Decay of the average of the weights.")
-    seed: int = Field(default=0, ge=0, description="Seed of everything random in training.")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads of torch.")
+    fork: ForkConfig | Literal["off"] = Field(
+        default="off", description="The checkpoint of another run that this run starts from."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to train; auto: on CUDA where there is a GPU, else on the CPU."
+    )
+    threads: int | Literal["auto"] = Field(
+        default="auto", description="CPU threads of PyTorch; auto: as many as this process has cores."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="bf16 autocasts the forward pass; auto means bf16 on CUDA, else fp32."
     )
@@ -50,7 +57,7 @@ class TrainingConfig(BaseModel):
     )
     parallel: ParallelConfig = Field(
         default_factory=AutoParallelConfig,
-        description="On several processes: auto, single, ddp (replicas) or fsdp (shares).",
+        description="On several processes: auto, single, ddp (replicas) or fsdp (sharded weights).",
     )
     compile: CompileMode = Field(
         default="off", description="torch.compile: off, each transformer block, or the whole model."
@@ -59,25 +66,15 @@ class TrainingConfig(BaseModel):
         default="off", description="block: a block's activations are computed again in the backward pass."
     )
     log_every: int = Field(default=10, ge=1, description="Steps between records; values are their mean.")
-    validate_every: int = Field(default=200, ge=0, description="Steps between validations; 0: never.")
-    validate_raw: bool = Field(default=False, description="Validate the raw weights too, not only the EMA.")
-    checkpoint_every: int = Field(default=200, ge=0, description="Steps between checkpoints; 0: at the end.")
-    checkpoint_format: Literal["whole", "sharded"] = Field(
-        default="whole",
-        description="whole: the first rank writes everything; sharded: every rank what it holds.",
+    validation: ValidationConfig = Field(
+        default_factory=ValidationConfig, description="Loss terms on held-out episodes."
     )
-    checkpoint_background: bool = Field(
-        default=True, description="Go on training while a checkpoint is written, from a copy in memory."
-    )
-    keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints to keep.")
-    keep_every: int = Field(
-        default=0, ge=0, description="Checkpoints at multiples of so many steps are never deleted; 0: none."
-    )
-    keep_best: KeepBest = Field(
-        default="off", description="The checkpoint that is best by a validation metric is never deleted."
+    checkpoints: CheckpointsConfig = Field(
+        default_factory=CheckpointsConfig, description="When checkpoints are written, and which are kept."
     )
     diagnostics: DiagnosticsConfig = Field(
-        default_factory=DiagnosticsConfig, description="Which term moves which part, health, loss spikes."
+        default_factory=DiagnosticsConfig,
+        description="Which term moves which part, health of the features, loss spikes.",
     )
 
     @model_validator(mode="after")
@@ -87,15 +84,13 @@ class TrainingConfig(BaseModel):
                 f"schedule.warmup is {self.schedule.warmup} but steps is {self.steps}: the learning rate "
                 "would never reach its peak. Lower schedule.warmup or raise steps."
             )
-        if self.clip_norm != "off" and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; give a positive norm, or 'off'.")
         if self.ema != "off" and not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; give a decay in [0, 1), or 'off'.")
         if self.threads != "auto" and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; give at least 1, or 'auto'.")
         if self.batch_ramp != "off":
             self.batch_ramp.check(self.accumulation, self.steps)
-        self.gradients.check(self.checkpoint_every, self.keep_checkpoints)
+        self.gradients.check_rollback(self.checkpoints.every, self.checkpoints.keep)
         if self.optimizer.kind == "schedule_free" and (self.ema != "off" or self.schedule.kind != "constant"):
             raise ValueError(
                 f"optimizer.kind schedule_free with ema {self.ema} and schedule.kind {self.schedule.kind}: "
@@ -107,7 +102,7 @@ class TrainingConfig(BaseModel):
                 f"fork.step is {self.fork.step} and steps is {self.steps}, which include those of the other "
                 "run. Raise training.steps."
             )
-        check_keeping(self.keep_every, self.keep_best, self.checkpoint_every, self.validate_every)
+        self.checkpoints.check_keeping(self.validation.every)
         return self
 
     def accumulation_at(self, step: int) -> int:

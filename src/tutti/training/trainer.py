@@ -28,7 +28,7 @@ from tutti.training.data_feed import TrainingData, fed, shared
 from tutti.training.device import decide
 from tutti.training.diagnostics.observer import Diagnostics
 from tutti.training.faults.non_finite import NonFiniteError, non_finite
-from tutti.training.faults.policy import GradientPolicy, KeptState
+from tutti.training.faults.policy import FaultPolicy, KeptState
 from tutti.training.faults.rollback import roll_back
 from tutti.training.faults.trouble import failure
 from tutti.training.first_step import show_first, warn_alone, warn_unmoved, warn_unreached
@@ -104,8 +104,8 @@ class Trainer:
             seed=config.seed,
             run=run,
         )
-        self.saver = Saver(run, config, self.parallel.world)
-        self.policy = GradientPolicy(config.gradients, config.clip_norm, self.parameters)
+        self.saver = Saver(run, config.checkpoints, self.parallel.world)
+        self.policy = FaultPolicy(config.gradients, self.parameters)
         averaged = {"ema": self.model, "objective_ema": self.objective} if config.ema != "off" else {}
         self.averages = {name: Ema(module, float(config.ema)) for name, module in averaged.items()}
         self.meter = Meter()
@@ -200,9 +200,9 @@ class Trainer:
                 self._record(recorder)
             if found := self.diagnostics.take():
                 recorder.write(self.step, "diagnostics", found)
-            if config.validate_every and (last or self.step % config.validate_every == 0):
+            if (every := config.validation.every) and (last or self.step % every == 0):
                 self._validate(data, recorder)
-            if config.checkpoint_every and not last and self.step % config.checkpoint_every == 0:
+            if (every := config.checkpoints.every) and not last and self.step % every == 0:
                 self._save()
             if self.progress is not None:
                 self.progress(self.step, config.steps, self.counters.latest)

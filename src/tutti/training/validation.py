@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import ALONE, averaged, sharing
@@ -30,6 +31,15 @@ TermValues = tuple[dict[str, float], dict[str, float], dict[str, float], float]
 
 Evaluate = Callable[[Batch, float, Collection[str] | None], tuple[Features, LossTerms]]
 """A forward pass: batch, progress and the names of the terms that count."""
+
+
+class ValidationConfig(BaseModel):
+    """How often the loss terms are measured on held-out episodes, and with which weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=200, ge=0, description="Steps between validations; 0: never.")
+    raw: bool = Field(default=False, description="Also validate the raw weights, not only their average.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +104,7 @@ def validated(trainer: Trainer, data: TrainingData) -> dict[str, float]:
         for average in trainer.averages.values():
             served.enter_context(average.applied())
         values = validate(*parts, **given)
-    if trainer.config.validate_raw and (trainer.averages or trainer.optimizer.averages):
+    if trainer.config.validation.raw and (trainer.averages or trainer.optimizer.averages):
         values |= validate(*parts, prefix="valid_raw", **given)
     return values
 

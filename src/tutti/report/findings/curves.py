@@ -54,7 +54,7 @@ def spikes(records: Records) -> Iterator[Finding]:
         + (f" (last: {', '.join(last)})." if last else "."),
         number=count,
         cure="Look at the batches in spikes/ (tutti replay RUN/spikes/step-N): odd windows? Else lower "
-        "the learning rate or `training.clip_norm`.",
+        "the learning rate or `training.gradients.clip_norm`.",
     )
 
 
@@ -64,7 +64,7 @@ def clipping(records: Records, config: Json) -> Iterator[Finding]:
     if len(values) < CLIP_RECORDS or fmean(values) < CLIPPED:
         return
     share, norm = fmean(values), records.mean("optim/grad_norm")
-    limit = at(config, "training", "clip_norm")
+    limit = at(config, "training", "gradients", "clip_norm")
     yield Finding(
         kind="always_clipped",
         severity="hint",
@@ -78,8 +78,8 @@ def clipping(records: Records, config: Json) -> Iterator[Finding]:
             else "."
         ),
         number=share,
-        cure="All steps have the same length, whatever the gradient says: raise `training.clip_norm` above "
-        "the usual norm, so that it holds back outliers only.",
+        cure="All steps have the same length, whatever the gradient says: raise "
+        "`training.gradients.clip_norm` above the usual norm, so that it holds back outliers only.",
     )
 
 

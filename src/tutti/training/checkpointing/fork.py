@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from tutti.nested import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, checkpoints, folder_of, step_of
 from tutti.storage.layout import CONFIG, DATA_FILES
 from tutti.storage.reading import parse_json, parse_yaml
+from tutti.training.checkpointing.config import ForkConfig
 from tutti.training.checkpointing.resume import RunSettings
 from tutti.training.optim.schedules import ScheduleConfig
 from tutti.training.records import Recorder, read_records
@@ -27,22 +28,6 @@ ELSEWHERE = ("sources", "workers", "prefetch")
 """Keys of the data section that may differ: where the data lie and how they are read. That they are the same
 data is told by DATA_FILES and by the loader's own check."""
 STEP = "optim/fork_step"
-
-
-class ForkConfig(BaseModel):
-    """The checkpoint that a run starts from: weights, average, optimiser, data position and random states.
-
-    Steps, samples and seconds count on from it, so `training.steps` includes those of the other run, which
-    is only read. Schedule, steps, learning rates, lambdas, clipping and batch ramp are the new run's own.
-    With the same settings it ends with the same bits as the other run without a break.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: str = Field(min_length=1, description="Folder of the other run, such as runs/a.")
-    step: Annotated[int, Field(ge=1)] | Literal["latest"] = Field(
-        default="latest", description="Which of its checkpoints; latest: the newest when the fork begins."
-    )
 
 
 def source_of(fork: ForkConfig, run: Path) -> Path:
@@ -61,7 +46,7 @@ def source_of(fork: ForkConfig, run: Path) -> Path:
         raise UserError(
             f"training.fork.step: {source} has no checkpoint of step {step}; it has those of "
             f"{', '.join(map(str, there))}. Name one of them, or let a run keep more of them "
-            "(training.keep_checkpoints, training.keep_every)."
+            "(training.checkpoints.keep, training.checkpoints.keep_every)."
         )
     return folder_of(source, step)
 

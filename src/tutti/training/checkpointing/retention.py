@@ -10,15 +10,15 @@ from pathlib import Path
 from tutti.storage.checkpoint import checkpoints, folder_of, step_of
 from tutti.storage.files import remove_folder, write_atomically
 from tutti.storage.layout import BEST_MARK
-from tutti.training.checkpointing.best import KeepBest, KeepBestConfig
+from tutti.training.checkpointing.config import CheckpointsConfig, KeepBestConfig
 from tutti.training.records import read_records
 
 log = logging.getLogger("tutti.training")
 
 
-def retain(run: Path, *, newest: int, every: int = 0, best: KeepBest = "off") -> None:
-    """Marks the best checkpoint in best.json, then deletes all but the `newest` ones, those whose step is a
-    multiple of `every` (0: none) and the best.
+def retain(run: Path, config: CheckpointsConfig) -> None:
+    """Marks the best checkpoint in best.json, then deletes all but the newest `keep`, those whose step is a
+    multiple of `keep_every` (0: none) and the best.
 
     A checkpoint is judged by what a validation recorded at its own step, so one that was not validated is no
     candidate; of equals the earliest is the best. Killed at any moment it leaves whole checkpoints, and the
@@ -27,10 +27,10 @@ def retain(run: Path, *, newest: int, every: int = 0, best: KeepBest = "off") ->
     Raises: UserError if best.json cannot be written, or a checkpoint not be deleted.
     """
     there = checkpoints(run)
-    kept = set(there[-newest:])
-    if every:
-        kept |= {folder for folder in there if step_of(folder) % every == 0}
-    if best != "off" and (step := _mark_best(run, there, best)) is not None:
+    kept = set(there[-config.keep :])
+    if config.keep_every:
+        kept |= {folder for folder in there if step_of(folder) % config.keep_every == 0}
+    if config.keep_best != "off" and (step := _mark_best(run, there, config.keep_best)) is not None:
         kept.add(folder_of(run, step))
     for old in there:
         if old not in kept:

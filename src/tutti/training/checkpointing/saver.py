@@ -15,8 +15,8 @@ from tutti.distributed.sharded_tensors import whole
 from tutti.distributed.world import World
 from tutti.storage.checkpoint import Checkpoint, folder_of, save, save_sharded
 from tutti.storage.files import explain_disk_errors, sync
+from tutti.training.checkpointing.config import CheckpointsConfig
 from tutti.training.checkpointing.retention import retain
-from tutti.training.config import TrainingConfig
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
@@ -30,24 +30,20 @@ GRACE = 60.0
 class Saver:
     """Writes the checkpoints of a run, and deletes those that need not stay.
 
-    With `checkpoint_background` the training waits only until its state is copied to the CPU's memory; a
+    With `background` the training waits only until its state is copied to the CPU's memory; a
     thread writes the copy. At most one checkpoint is being written at a time: the next one waits for it. With
-    `checkpoint_format: sharded` each rank writes what it holds. Either way a folder has its name when it is
+    `format: sharded` each rank writes what it holds. Either way a folder has its name when it is
     complete and on the disk, and not before.
 
     As a context manager around the training: what is still being written when it fails gets some seconds.
     """
 
-    def __init__(self, run: Path, config: TrainingConfig, world: World) -> None:
+    def __init__(self, run: Path, config: CheckpointsConfig, world: World) -> None:
         self.run = run
         self.world = world
-        self.sharded = config.checkpoint_format == "sharded"
-        self.background = config.checkpoint_background
-        self._keep = {
-            "newest": config.keep_checkpoints,
-            "every": config.keep_every,
-            "best": config.keep_best,
-        }
+        self.sharded = config.format == "sharded"
+        self.background = config.background
+        self.config = config
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._stager: DefaultStager | None = None
@@ -133,7 +129,7 @@ class Saver:
                 sync(path)
 
     def _retain(self) -> None:
-        retain(self.run, **self._keep)
+        retain(self.run, self.config)
 
     def _copied(self, value: Any) -> Any:
         """Shares and tensors in the CPU's memory. That of a GPU is copied into page-locked memory, which is

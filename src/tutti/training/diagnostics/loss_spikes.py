@@ -23,7 +23,7 @@ class SpikesConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threshold: float | Literal["off"] = Field(
+    z_threshold: float | Literal["off"] = Field(
         default=6.0,
         description="Standard deviations above its mean that make a term a spike; off: no search.",
     )
@@ -68,7 +68,7 @@ class SpikeDetector:
 
     def see(self, values: Mapping[str, float]) -> dict[str, float]:
         """Takes in one step's raw terms; gives those that are spikes, with their z."""
-        threshold = self.config.threshold
+        threshold = self.config.z_threshold
         if threshold == "off":
             return {}
         spikes: dict[str, float] = {}

@@ -92,7 +92,7 @@ def fail(
         f"Windows of the batch{named}: {shown}.\n"
         f"Batch and weights are saved in {folder}; look at them: tutti replay {folder}\n"
         "Look for non-finite or extreme values in these windows; else lower training.optimizer.lr, lengthen "
-        "training.schedule.warmup, or lower training.clip_norm."
+        "training.schedule.warmup, or lower training.gradients.clip_norm."
     )
     about = {"step": step, "term": term, "value": str(value), "windows": windows, "message": message}
     if skipped:

@@ -8,7 +8,8 @@ from tutti.distributed.world import World
 from tutti.storage.checkpoint import checkpoints, load, step_of
 from tutti.storage.files import remove_folder
 from tutti.training.checkpointing.resume import RunSettings, check_settings
-from tutti.training.faults.policy import GradientPolicy, RollBackConfig
+from tutti.training.faults.config import RollbackConfig
+from tutti.training.faults.policy import FaultPolicy
 from tutti.training.records import Recorder
 from tutti.training.state import TrainState
 from tutti.types import UserError
@@ -19,7 +20,7 @@ log = logging.getLogger("tutti.training")
 def roll_back(
     state: TrainState,
     settings: RunSettings,
-    policy: GradientPolicy,
+    policy: FaultPolicy,
     recorder: Recorder,
     world: World,
 ) -> None:
@@ -32,24 +33,25 @@ def roll_back(
 
     Raises: UserError if it has rolled back too often already, or no checkpoint is old enough.
     """
-    config, counters, step = policy.config.divergence, state.counters, state.counters.step
-    assert isinstance(config, RollBackConfig), "a divergence without a policy for it"
+    config, counters, step = policy.config.rollback, state.counters, state.counters.step
+    assert isinstance(config, RollbackConfig), "a divergence without a policy for it"
     divergence = f"Step {step}: {_what(policy.last, policy.level.mean, config, policy.high)}"
-    if len(policy.rollbacks) >= config.most:
+    if len(policy.rollbacks) >= config.max_rollbacks:
         before = ", ".join(f"from {left} to {to}" for left, to in policy.rollbacks)
         raise UserError(
             f"{divergence} The run has rolled back {len(policy.rollbacks)} times already ({before}), the "
-            "most that training.gradients.divergence.most allows, and stops here; its last checkpoint is in "
-            f"{settings.run / 'checkpoints'}. Lower training.optimizer.lr, lengthen "
-            "training.schedule.warmup, lower training.clip_norm, or look at the batches in spikes/."
+            "most that training.gradients.rollback.max_rollbacks allows, and stops here; its last checkpoint "
+            f"is in {settings.run / 'checkpoints'}. Lower training.optimizer.lr, lengthen "
+            "training.schedule.warmup, lower training.gradients.clip_norm, or look at the batches in spikes/."
         )
     folders = {step_of(folder): folder for folder in checkpoints(settings.run)}
-    old = [number for number in folders if number <= step - config.back]
+    old = [number for number in folders if number <= step - config.rewind_steps]
     if not old:
         raise UserError(
-            f"{divergence} There is no checkpoint from step {step - config.back} or before to go back to "
-            f"(training.gradients.divergence.back is {config.back}; there are {sorted(folders) or 'none'}). "
-            "Lower training.optimizer.lr or lengthen training.schedule.warmup, and train anew."
+            f"{divergence} There is no checkpoint from step {step - config.rewind_steps} or before to go "
+            f"back to (training.gradients.rollback.rewind_steps is {config.rewind_steps}; there are "
+            f"{sorted(folders) or 'none'}). Lower training.optimizer.lr or lengthen "
+            "training.schedule.warmup, and train anew."
         )
     saved = load(folders[max(old)], state.layouts())
     check_settings(saved, settings)
@@ -73,13 +75,19 @@ def roll_back(
     recorder.rewind(saved.step, rollbacks=len(rollbacks))
     count = float(len(rollbacks))
     recorder.write(saved.step, "event", {"optim/rollbacks": count, "optim/rollback_from": float(step)})
-    log.warning("%s Rolled back to step %d (%d of %d)", divergence, saved.step, len(rollbacks), config.most)
+    log.warning(
+        "%s Rolled back to step %d (%d of %d)",
+        divergence,
+        saved.step,
+        len(rollbacks),
+        config.max_rollbacks,
+    )
 
 
-def _what(last: float, mean: float, config: RollBackConfig, high: int) -> str:
-    if high < config.steps:
+def _what(last: float, mean: float, config: RollbackConfig, high: int) -> str:
+    if high < config.patience:
         return "more updates in a row were not finite than may be skipped."
     return (
-        f"the total loss, now {last:.4g}, has been more than {config.deviations:g} deviations above its mean "
-        f"of {mean:.4g} for {high} updates: the run diverges."
+        f"the total loss, now {last:.4g}, has been more than {config.z_threshold:g} standard deviations "
+        f"above its mean of {mean:.4g} for {high} updates: the run diverges."
     )

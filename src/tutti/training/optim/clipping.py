@@ -19,7 +19,7 @@ WHOLE = "all"
 
 
 class ZClipConfig(BaseModel):
-    """`kind: zclip`: clip what lies far above the gradient norm's own recent values (2504.02507).
+    """Clip what lies far above the gradient norm's own recent values (2504.02507).
 
     With mean m and deviation s of the norms so far, z = (|g| - m) / s and the threshold k:
 
@@ -35,9 +35,10 @@ class ZClipConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["zclip"] = "zclip"
-    threshold: float = Field(default=2.5, gt=0, description="k: deviations above the mean that are clipped.")
-    decay: float = Field(default=0.97, gt=0, lt=1, description="a: decay of mean and variance, each step.")
+    z_threshold: float = Field(
+        default=2.5, gt=0, description="k: standard deviations above the mean from which on to clip."
+    )
+    decay: float = Field(default=0.97, gt=0, lt=1, description="a: decay of mean and variance, each update.")
     warmup: int = Field(default=25, ge=2, description="Norms that give the first mean and variance.")
 
 
@@ -61,7 +62,7 @@ class NormHistory:
             return math.inf
         deviation = max(math.sqrt(self.variance), 1e-3 * self.mean, 1e-12)
         z = (size - self.mean) / deviation
-        limit = self.mean + config.threshold**2 / z * deviation if z > config.threshold else math.inf
+        limit = self.mean + config.z_threshold**2 / z * deviation if z > config.z_threshold else math.inf
         kept = min(size, limit)
         self.mean = config.decay * self.mean + (1 - config.decay) * kept
         self.variance = config.decay * self.variance + (1 - config.decay) * (kept - self.mean) ** 2
@@ -77,11 +78,11 @@ class Clipper:
         *,
         norm: float | Literal["off"],
         by: Literal["global", "part"],
-        adaptive: ZClipConfig | Literal["off"],
+        zclip: ZClipConfig | Literal["off"],
     ) -> None:
         self.norm = math.inf if norm == "off" else norm
         self.by = by
-        self.adaptive = adaptive
+        self.zclip = zclip
         self.groups: dict[str, list[Parameter]] = {}
         for name, parameter in parameters.items():
             self.groups.setdefault(part_of(name) if by == "part" else WHOLE, []).append(parameter)
@@ -97,9 +98,9 @@ class Clipper:
             sizes = torch.stack(list(norms.values())).tolist() if norms else []
         for (name, own), length in zip(norms.items(), sizes, strict=True):
             members, limit = self.groups[name], self.norm
-            if isinstance(self.adaptive, ZClipConfig) and length > 0:
+            if isinstance(self.zclip, ZClipConfig) and length > 0:
                 history = self.histories.setdefault(name, NormHistory())
-                limit = min(limit, history.limit(length, self.adaptive))
+                limit = min(limit, history.limit(length, self.zclip))
             if length > limit:
                 clip_to(members, limit, own)
             shares[name] = float(length > limit)
@@ -107,7 +108,7 @@ class Clipper:
         values = {"optim/grad_norm": size, "optim/grad_norm_max": size, "optim/clip_share": clipped}
         if self.by == "part":
             values |= {f"optim/clip_share/{name}": share for name, share in shares.items()}
-        if self.adaptive != "off":
+        if self.zclip != "off":
             for name, history in self.histories.items():
                 if history.ready:
                     values["optim/usual_norm" + ("" if name == WHOLE else f"/{name}")] = history.mean

@@ -17,7 +17,6 @@ from tutti.distributed.world import World
 from tutti.objectives.objective import Objective
 from tutti.training.backward.one import Backward, OneBackward
 from tutti.training.diagnostics.observer import DiagnosticsConfig
-from tutti.training.silence import spend_warning
 from tutti.types import Batch, Features, LossTerms, UserError
 
 log = logging.getLogger("tutti.training")
@@ -146,7 +145,6 @@ class Replicated(Parallel):
     def start(self, backward: Backward) -> None:
         self.check()
         if isinstance(backward, OneBackward):
-            spend_warning(next(self.model.parameters()).device)
             self._reducer = self._new_reducer()
         elif backward.is_sum:
             self._averages_sum = True

@@ -1,0 +1,87 @@
+"""Configuration of checkpoints: how often, in which format, which are kept, and what a run forks off."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tutti.training.metrics import describe_metric
+
+
+class KeepBestConfig(BaseModel):
+    """Mark the checkpoint with the best value of a validation metric, and never delete it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str = Field(
+        default="valid/total", description="Name of a validation metric, such as valid/action."
+    )
+    mode: Literal["min", "max"] = Field(
+        default="min", description="min: smaller is better; max: larger is better."
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _is_a_validation_metric(cls, metric: str) -> str:
+        if not metric.startswith(("valid/", "valid_raw/")) or describe_metric(metric) is None:
+            raise ValueError(
+                f"'{metric}' is recorded by no validation; give a name that begins with valid/ (or valid_raw/"
+                "), such as valid/total or valid/action (docs/metrics.md)"
+            )
+        return metric
+
+
+class CheckpointsConfig(BaseModel):
+    """How often checkpoints are written, in which format, and which of them stay on the disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: int = Field(default=200, ge=0, description="Steps between checkpoints; 0: only at the end.")
+    format: Literal["whole", "sharded"] = Field(
+        default="whole",
+        description="whole: rank 0 writes everything; sharded: every rank writes the tensors it holds.",
+    )
+    background: bool = Field(
+        default=True, description="Go on training while a checkpoint is written, from a copy in memory."
+    )
+    keep: int = Field(default=2, ge=1, description="Number of newest checkpoints to keep.")
+    keep_every: int = Field(
+        default=0, ge=0, description="Never delete checkpoints at multiples of so many steps; 0: none."
+    )
+    keep_best: KeepBestConfig | Literal["off"] = Field(
+        default="off", description="Never delete the checkpoint that is best by a validation metric."
+    )
+
+    def check_keeping(self, validate_every: int) -> None:
+        """Refuses to keep checkpoints that are never made, or never validated.
+
+        Raises: ValueError that names the keys and the cure.
+        """
+        if self.keep_every and (not self.every or self.keep_every % self.every):
+            raise ValueError(
+                f"checkpoints.keep_every is {self.keep_every}, but checkpoints.every is {self.every} "
+                "(0: only at the end). Make keep_every a multiple of every."
+            )
+        if self.keep_best != "off" and (not validate_every or self.every % validate_every):
+            raise ValueError(
+                f"checkpoints.keep_best compares checkpoints by '{self.keep_best.metric}' of a validation at "
+                f"the same step, but checkpoints.every is {self.every} and validation.every is "
+                f"{validate_every}. Make checkpoints.every a multiple of validation.every."
+            )
+
+
+class ForkConfig(BaseModel):
+    """The checkpoint that a run starts from: weights, average, optimiser, data position and random states.
+
+    Steps, samples and seconds count on from it, so `training.steps` includes those of the other run, which
+    is only read. Schedule, steps, learning rates, lambdas, clipping and batch ramp are the new run's own.
+    With the same settings it ends with the same bits as the other run without a break.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str = Field(min_length=1, description="Folder of the other run, such as runs/a.")
+    step: Annotated[int, Field(ge=1)] | Literal["latest"] = Field(
+        default="latest", description="Step of the checkpoint; latest: the newest one when the fork begins."
+    )
