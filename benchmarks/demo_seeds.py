@@ -20,7 +20,6 @@ from recorded import check_recorded, require_unchanged, snapshot
 from tables import RESULTS, Table, circumstances, made_with, prints_user_errors, publish
 
 from tutti.config.run_config import load_config
-from tutti.suites.metaworld.rendering import check_rendering
 
 
 def table(trained: list[Trained]) -> Table:
@@ -43,7 +42,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.set)
     fingerprint = check_recorded(run, load_config(run / "config.yaml"))
     before = snapshot(run)
-    check_rendering()  # before anything long begins
+    config.record.spec.check_rendering()  # before anything long begins
     starts, steps = config.evaluation.episodes, config.training.steps
     cells = [
         make_cell(config, run, work, fingerprint, arm=BASE, seed=seed, steps=steps, starts=starts)

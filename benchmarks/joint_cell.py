@@ -24,7 +24,7 @@ from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
 from tutti.runs.summary import commit
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.storage.files import write_atomically
-from tutti.suites.metaworld.environments import MetaWorldEnvironments, fit_suite
+from tutti.suites.registry import fit_suite
 from tutti.training.records import read_records
 
 NO_CONTROLS = {"expert": 0, "noop": 0, "no_image": 0, "wrong_instruction": 0}
@@ -106,7 +106,7 @@ def run_cell(folder: Path, run: Path) -> None:
     found = evaluate(
         CheckpointPolicyFactory(checkpoint, settings.weights),
         settings,
-        MetaWorldEnvironments(suite),
+        suite,
         folder=folder / "evaluation",
         trained=TrainingStarts.of_data(run / DATASET),
     )

@@ -38,7 +38,6 @@ from timing import ratios, spread, step_times
 from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
-from tutti.suites.metaworld.rendering import check_rendering
 from tutti.types import UserError
 
 LABELS = {
@@ -182,7 +181,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.run / "config.yaml")
     fingerprint = check_recorded(arguments.run, config)
     before = snapshot(arguments.run)
-    check_rendering()  # before anything long begins
+    config.record.spec.check_rendering()  # before anything long begins
     arguments.work.mkdir(parents=True, exist_ok=True)
     cost = measured_costs(config, arguments.run, arguments.work, fingerprint)
     planned = plan(arguments, config, fingerprint, cost)

@@ -40,9 +40,8 @@ from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import print_line, progress_bar, quiet
 from tutti.runs.training_starts import starts_of_run, training_starts, with_data_of_fork
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
-from tutti.suites.metaworld.environments import MetaWorldEnvironments, fit_suite
-from tutti.suites.metaworld.rendering import check_rendering
-from tutti.suites.metaworld.suite import SuiteSpec
+from tutti.suites.environment import Suite
+from tutti.suites.registry import fit_suite
 from tutti.training.device import decide
 
 WORK = "recording"
@@ -51,7 +50,7 @@ VIEW = "observation.images."
 
 def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
     """The whole of Tutti: demonstrations in, a policy that acts and its report out. Gives the folder."""
-    check_rendering()  # before anything long begins
+    config.record.spec.check_rendering()  # before anything long begins
     folder = folder or Path("runs") / config.name
     record(config, folder, redo=redo)
     train(config, folder, redo=redo)
@@ -64,7 +63,7 @@ def record(config: RunConfig, folder: Path | None = None, *, redo: bool = False)
     """The simulator's scripted experts -> demonstrations, a LeRobotDataset v3.0. Gives its folder."""
     run = RunFolder(folder or Path("runs") / config.name, redo=redo)
     if run.begin("record", config, "record"):
-        check_rendering()
+        config.record.spec.check_rendering()
         with run.stage("record"):
             _record(config.record, run)
     run.discard(WORK)  # the data set holds all that the work files held
@@ -128,7 +127,7 @@ def _record(config: RecordConfig, run: RunFolder) -> None:
     with progress_bar("recording") as bar:
         made = recorder.record(config, run.path / WORK, bar)
     total = sum(made.successes.values())
-    seeds = [config.seed0, config.seed0 + max(made.tries.values()) - 1]
+    seeds = [config.first_seed, config.first_seed + max(made.tries.values()) - 1]
     told = {"suite": config.suite, "seeds": seeds, "tries": made.tries, "successes": made.successes}
     if not (run.path / DATASET).exists():  # it appears whole, so if it is there it is finished
         with progress_bar("writing the data set") as bar:
@@ -183,13 +182,13 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
     if settings.suite == NO_SUITE:
         print_line("evaluation.suite is none: open-loop error only, nothing was played in a simulator")
         return
-    check_rendering()
+    suite.check_rendering()
     suite = fit_suite(suite, policy.spec, suite.image_size)
     with progress_bar("evaluating") as bar:
         result = play(
             CheckpointPolicyFactory(checkpoint, settings.weights, trust_code=run.trust_code),
             settings,
-            MetaWorldEnvironments(suite),
+            suite,
             folder=run.path / "evaluation",
             trained=trained,
             progress=bar,
@@ -201,7 +200,7 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
     run.write_json("evaluation/results.json", result.to_dict())
 
 
-def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite: SuiteSpec) -> None:
+def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite: Suite) -> None:
     """The error on held-out episodes, with as many threads as in training, for the same last digits."""
     data = build_data(config, run.path)
     if len(data.validation) == 0:
@@ -215,7 +214,7 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
             data.tokenizer,
             instructions,
             groups=tasks_of(instructions, suite),
-            partners=config.evaluation.controls.partners,
+            partners=config.evaluation.controls.partners_of(suite),
             actions_per_query=config.evaluation.actions_per_query,
         )
     run.write_json("evaluation/open_loop.json", errors.to_dict())

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tutti.data.config import DataBundle, DataConfig, SourceConfig
 from tutti.data.episodes import Episode
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
-from tutti.data.split import first_demonstrations
+from tutti.data.split import first_episodes
 from tutti.types import DataNeeds, UserError
 
 VIEW = "observation.images.right"
@@ -39,7 +39,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lerobot(folder, episodes, fps=20, views=(VIEW,), robot_type="sawyer")
 
 
-def build(data_set: Path, demonstrations: int | str, seed: int = 0) -> DataBundle:
+def build(data_set: Path, episodes_per_task: int | str, seed: int = 0) -> DataBundle:
     config = DataConfig.model_validate(
         {
             "sources": (SourceConfig(path=data_set),),
@@ -47,7 +47,7 @@ def build(data_set: Path, demonstrations: int | str, seed: int = 0) -> DataBundl
             "batch_size": 4,
             "image_size": 8,
             "validation_fraction": 0.25,
-            "demonstrations": demonstrations,
+            "episodes_per_task": episodes_per_task,
             "seed": seed,
         }
     )
@@ -59,40 +59,40 @@ def indices(episodes: tuple[Episode, ...]) -> list[int]:
 
 
 def test_every_task_gives_as_many_in_their_first_order() -> None:
-    chosen = first_demonstrations(EPISODES, 3, 0, task_of)
+    chosen = first_episodes(EPISODES, 3, 0, task_of)
     assert sorted(map(task_of, (e.instruction for e in chosen))) == ["open"] * 3 + ["shut"] * 3
     assert indices(chosen) == sorted(indices(chosen))
 
 
 def test_the_seed_decides_which_and_a_level_is_a_part_of_the_next() -> None:
-    few, more = (set(indices(first_demonstrations(EPISODES, n, 0, task_of))) for n in (4, 9))
+    few, more = (set(indices(first_episodes(EPISODES, n, 0, task_of))) for n in (4, 9))
     assert few < more
-    assert few == set(indices(first_demonstrations(EPISODES, 4, 0, task_of)))
-    assert few != set(indices(first_demonstrations(EPISODES, 4, 1, task_of)))
+    assert few == set(indices(first_episodes(EPISODES, 4, 0, task_of)))
+    assert few != set(indices(first_episodes(EPISODES, 4, 1, task_of)))
 
 
 def test_other_tasks_do_not_change_which_of_a_task_are_taken() -> None:
     alone = tuple(e for e in EPISODES if task_of(e.instruction) == "open")
-    chosen = first_demonstrations(EPISODES, 4, 0, task_of)
+    chosen = first_episodes(EPISODES, 4, 0, task_of)
     expected = [e.index for e in chosen if task_of(e.instruction) == "open"]
-    assert indices(first_demonstrations(alone, 4, 0, task_of)) == expected
+    assert indices(first_episodes(alone, 4, 0, task_of)) == expected
 
 
 def test_wordings_are_tasks_where_no_task_is_named() -> None:
-    assert len(first_demonstrations(EPISODES, 1, 0)) == 40
+    assert len(first_episodes(EPISODES, 1, 0)) == 40
     with pytest.raises(UserError, match="of 'open wording 0' only 1 episodes"):
-        first_demonstrations(EPISODES, 2, 0)
+        first_episodes(EPISODES, 2, 0)
 
 
 def test_more_than_there_are_is_refused_with_the_task_and_its_number() -> None:
-    with pytest.raises(UserError, match=r"demonstrations is 21, but of 'open' only 20.*Lower it"):
-        first_demonstrations(EPISODES, 21, 0, task_of)
+    with pytest.raises(UserError, match=r"episodes_per_task is 21, but of 'open' only 20.*Lower it"):
+        first_episodes(EPISODES, 21, 0, task_of)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "some", 2.5])
 def test_what_is_no_number_of_episodes_is_refused(wrong: object) -> None:
     with pytest.raises(ValidationError):
-        DataConfig.model_validate({"demonstrations": wrong})
+        DataConfig.model_validate({"episodes_per_task": wrong})
 
 
 def test_validation_is_the_same_at_every_level(data_set: Path) -> None:

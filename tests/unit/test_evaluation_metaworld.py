@@ -14,13 +14,8 @@ import pytest
 from fixtures.line_world import Policies
 from tutti.evaluation.closed_loop.rollouts import Rollout, RolloutBlock, RolloutSpec, RolloutWorker
 from tutti.evaluation.closed_loop.videos import choose, rollout_videos
-from tutti.suites.metaworld.environments import (
-    Environment,
-    EnvironmentFactory,
-    MetaWorldEnvironments,
-    fit_suite,
-)
-from tutti.suites.metaworld.suite import find_suite
+from tutti.suites.environment import Environment, EnvironmentFactory
+from tutti.suites.registry import find_suite, fit_suite
 from tutti.types import DataSpec, UserError
 
 SUITE = find_suite("metaworld-8")
@@ -38,7 +33,7 @@ SPEC = DataSpec(
 
 
 def play(*conditions: str, limit: int = 60) -> list[Rollout]:
-    environments = MetaWorldEnvironments(SUITE)
+    environments = SUITE
     spec = RolloutSpec(
         policy=Policies(), environments=environments, actions_per_query=4, max_decisions=limit, folder=None
     )
@@ -51,7 +46,7 @@ def play(*conditions: str, limit: int = 60) -> list[Rollout]:
 
 
 def test_meta_world_fits_the_protocols() -> None:
-    environments = MetaWorldEnvironments(SUITE)
+    environments = SUITE
     assert isinstance(environments, EnvironmentFactory)
     assert isinstance(environments("reach"), Environment)
     assert environments.longest == 500 // SUITE.action_repeat

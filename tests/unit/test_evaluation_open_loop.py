@@ -13,7 +13,7 @@ from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.open_loop import measure, tasks_of
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
-from tutti.suites.metaworld.suite import find_suite
+from tutti.suites.registry import find_suite
 from tutti.types import Batch, DataSpec, Observation, UserError
 
 TEXTS = ("close it", "open it", "please open it")

@@ -19,6 +19,7 @@ from tutti.evaluation.config import EvaluationConfig
 from tutti.recording.recorder import RecordSummary
 from tutti.runs.folder import RunFolder
 from tutti.runs.training_starts import starts_of_run
+from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.types import UserError
 
 SEEDS = {"seeds": [10000, 10007]}
@@ -76,7 +77,7 @@ def test_what_is_recorded_says_its_suite_and_seeds_in_its_own_folder(
 ) -> None:
     """The stage `record` with a recorder and a writer that only note what they are given."""
     made = RecordSummary(folder=tmp_path, tries={"reach": 5, "push": 9}, successes={}, seconds=0.0)
-    monkeypatch.setattr(pipeline, "check_rendering", lambda: None)
+    monkeypatch.setattr(MetaWorldSuite, "check_rendering", lambda _: None)
     monkeypatch.setattr(pipeline.recorder, "record", lambda *_: made)
     monkeypatch.setattr(pipeline, "load_recorded", lambda _: iter(()))
     given: dict[str, Any] = {}
@@ -132,7 +133,7 @@ def test_several_sources_count_together_and_unknown_ones_are_named(
     def stop() -> None:
         raise UserError("no simulator here")
 
-    monkeypatch.setattr(pipeline, "check_rendering", stop)
+    monkeypatch.setattr(MetaWorldSuite, "check_rendering", stop)
     with pytest.raises(UserError, match="no simulator here"):
         pipeline.evaluate(tmp_path / "run")
     said = " ".join(capsys.readouterr().out.split())

@@ -12,9 +12,10 @@ import torch
 from test_data_loading import build, write_set
 
 from fixtures.vla_training import make_batch
+from tutti.distributed.cores import usable_cores
 from tutti.distributed.ranks import Ranks
 from tutti.training.data_feed import shared
-from tutti.training.device import decide, usable_cores
+from tutti.training.device import decide
 from tutti.training.signals import Interruptible
 from tutti.types import Batch, UserError
 

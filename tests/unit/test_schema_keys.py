@@ -35,7 +35,7 @@ def test_the_shipped_schema_is_that_of_the_config() -> None:
         ("data: {sources: [{path: a}, {path: b, weigth: 2}]}", ["data.sources.1.weigth"]),
         ("objective: {align: null, mine: {kind: 'own:Term', options: {whatever: {deep: 1}}}}", []),
         ("model: {action: {kind: no_such_kind, hidden: 3}}", []),
-        ("record: {demonstrations: {reach: 3}}", []),
+        ("record: {episodes_per_task: {reach: 3}}", []),
         ("model: 3", []),
     ],
 )

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tutti.suites.metaworld.mujoco import load_metaworld, load_mujoco, spawn_context
+from tutti.suites.metaworld.mujoco import load_metaworld, load_mujoco
 from tutti.suites.metaworld.rendering import check_rendering
 from tutti.suites.metaworld.task import MetaWorldTask, _make_environment, to_action
+from tutti.suites.workers import spawn_context
 from tutti.types import UserError
 
 pytestmark = pytest.mark.simulation

@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fixtures.metaworld_replay import replay
 from tutti.recording import episode_files as recording
 from tutti.recording.episode_files import RecordedEpisode, load_recorded
-from tutti.recording.recorder import RecordConfig, RecordSummary, demonstrate, record
-from tutti.recording.seed_queue import Schedule
+from tutti.recording.recorder import RecordConfig, RecordSummary, record, record_episode
+from tutti.recording.seed_queue import SeedQueue
 from tutti.suites.metaworld.rendering import check_rendering
-from tutti.suites.metaworld.rollout import replay
-from tutti.suites.metaworld.suite import find_suite
+from tutti.suites.metaworld.suite import METAWORLD_8
 from tutti.suites.workers import WorkerError, Workers
 from tutti.types import UserError
 
 pytestmark = pytest.mark.simulation
 SOURCE = Path(__file__).parents[2] / "src"
 SMALL = RecordConfig(
-    tasks=("reach", "drawer-close"), demonstrations=3, image_size=32, noise=(0.0, 0.3), workers=0
+    tasks=("reach", "drawer-close"), episodes_per_task=3, image_size=32, noise=(0.0, 0.3), workers=0
 )
 
 
@@ -116,7 +116,7 @@ def test_after_a_kill_the_rest_is_recorded_to_the_same_bytes(
 def test_more_demonstrations_use_those_that_are_there(
     recorded: tuple[Path, RecordSummary], tmp_path: Path
 ) -> None:
-    fewer = SMALL.model_copy(update={"demonstrations": 1, "tasks": ("drawer-close",)})
+    fewer = SMALL.model_copy(update={"episodes_per_task": 1, "tasks": ("drawer-close",)})
     record(fewer, tmp_path)
     first = content(tmp_path)["drawer-close/10000.npz"]
     assert len(list(load_recorded(tmp_path))) == 1
@@ -208,7 +208,7 @@ def test_other_settings_are_refused_in_the_same_folder(recorded: tuple[Path, Rec
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record(SMALL.model_copy(update={"tasks": ("reach",), "demonstrations": 1}), tmp_path)
+    record(SMALL.model_copy(update={"tasks": ("reach",), "episodes_per_task": 1}), tmp_path)
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -231,7 +231,7 @@ def test_a_damaged_episode_is_named(recorded: tuple[Path, RecordSummary], tmp_pa
 
 
 def test_an_expert_that_always_fails_is_refused_and_its_failures_remembered(tmp_path: Path) -> None:
-    hopeless = RecordConfig(tasks=("push",), demonstrations=1, max_decisions=1, workers=0, image_size=32)
+    hopeless = RecordConfig(tasks=("push",), episodes_per_task=1, max_decisions=1, workers=0, image_size=32)
     for _ in range(2):
         with pytest.raises(UserError, match="'push' solved only 0 of 20 starts"):
             record(hopeless, tmp_path)
@@ -264,7 +264,7 @@ def test_the_schedule_gives_the_first_successes_in_any_order_of_results(order: i
     rng = random.Random(order)
     solved = {task: [random.Random(f"{task}{seed}").random() < 0.6 for seed in range(200)] for task in "abc"}
     known = {task: {seed: solved[task][seed] for seed in rng.sample(range(60), 20)} for task in "abc"}
-    schedule = Schedule(25, 0, known if order % 2 else {task: {} for task in "abc"})
+    schedule = SeedQueue(25, 0, known if order % 2 else {task: {} for task in "abc"})
     waiting: list[tuple[str, tuple[int, ...]]] = []
     handed_out: set[tuple[str, int]] = set()
     while True:
@@ -318,7 +318,7 @@ def test_an_error_in_a_worker_surfaces_in_the_parent(job: int, kind: type[Except
         ({"tasks": ("reach", "reach")}, "names something twice"),
         ({"views": ("behind",)}, "'behind' is not a camera view"),
         ({"max_decisions": 200}, "max_decisions may be at most 125"),
-        ({"demonstrations": 0}, "greater than or equal to 1"),
+        ({"episodes_per_task": 0}, "greater than or equal to 1"),
         ({"demos": 5}, "Extra inputs are not permitted"),
     ],
 )
@@ -327,11 +327,18 @@ def test_an_impossible_configuration_is_refused_at_once(change: dict[str, object
         RecordConfig.model_validate(change)
 
 
-def test_wandering_moves_the_first_pose_and_nothing_else_is_random() -> None:
-    with find_suite("metaworld-8").make("drawer-close") as simulation:
-        still = [demonstrate(simulation, seed, 0.0, SMALL.spec) for seed in range(10000, 10006)]
-        moved = [demonstrate(simulation, seed, 0.0, SMALL.spec, 4) for seed in range(10000, 10006)]
-        again = demonstrate(simulation, 10003, 0.0, SMALL.spec, 4)
+def test_a_random_start_moves_the_first_pose_and_nothing_else_is_random() -> None:
+    with METAWORLD_8.make("drawer-close") as simulation:
+
+        def episode_of(seed: int, decisions: int) -> RecordedEpisode | None:
+            suite, task = SMALL.spec, "drawer-close"
+            return record_episode(
+                simulation, suite, task, seed=seed, noise=0.0, random_start_decisions=decisions
+            )
+
+        still = [episode_of(seed, 0) for seed in range(10000, 10006)]
+        moved = [episode_of(seed, 4) for seed in range(10000, 10006)]
+        again = episode_of(10003, 4)
     starts = np.stack([episode.states[0, :3] for episode in still if episode is not None])
     assert np.ptp(starts, axis=0).max() < 1e-3  # without it every episode begins at one pose
     wandered = np.stack([episode.states[0, :3] for episode in moved if episode is not None])
@@ -341,8 +348,8 @@ def test_wandering_moves_the_first_pose_and_nothing_else_is_random() -> None:
     assert again.instruction == moved[3].instruction
 
 
-def test_wandering_past_the_step_limit_is_refused() -> None:
-    with pytest.raises(ValueError, match="an episode has at most 500"):
-        RecordConfig(max_decisions=120, wander=6)
+def test_random_decisions_past_the_step_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="an episode has at most 125"):
+        RecordConfig(max_decisions=120, random_start_decisions=6)
     with pytest.raises(ValueError, match=r"missing \['push'\]"):
-        RecordConfig(tasks=("reach", "push"), demonstrations={"reach": 2})
+        RecordConfig(tasks=("reach", "push"), episodes_per_task={"reach": 2})

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from fixtures.metaworld_replay import replay
+from tutti.evaluation.config import EvaluationConfig
+from tutti.recording.recorder import RecordConfig
 from tutti.suites.metaworld.instructions import instructions
 from tutti.suites.metaworld.rendering import check_rendering
-from tutti.suites.metaworld.rollout import expert_rollout, noop_rollout, replay
-from tutti.suites.metaworld.suite import DEMONSTRATION_SEED, EVALUATION_SEED, SUITES, SuiteSpec
+from tutti.suites.metaworld.suite import METAWORLD_8 as SUITE
+from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.suites.metaworld.task import MetaWorldTask
 from tutti.types import UserError
 
-SUITE = SUITES["metaworld-8"]
+SEED = 1_000
 
 
 def words(sentence: str) -> set[str]:
@@ -25,7 +29,7 @@ def test_the_suite_has_its_eight_tasks_at_20_hz() -> None:
     assert len(SUITE.tasks) == 8
     assert {"faucet-open", "faucet-close", "reach", "push", "pick-place"} <= set(SUITE.tasks)
     assert SUITE.fps == 20.0
-    assert EVALUATION_SEED + 5_000 < DEMONSTRATION_SEED
+    assert EvaluationConfig().seeds[-1] < RecordConfig().first_seed
 
 
 @pytest.mark.parametrize("task", SUITE.tasks)
@@ -70,7 +74,7 @@ def test_an_unknown_task_has_no_sentences() -> None:
 
 
 def test_sizes_can_be_set() -> None:
-    spec = SuiteSpec(name="mine", tasks=("reach",), views=("top",), image_size=96, action_repeat=2)
+    spec = MetaWorldSuite(name="mine", tasks=("reach",), views=("top",), image_size=96, action_repeat=2)
     assert spec.fps == 40.0
     simulation = spec.make("reach")
     assert (simulation.views, simulation.image_size, simulation.action_repeat) == (("top",), 96, 2)
@@ -79,11 +83,20 @@ def test_sizes_can_be_set() -> None:
 @pytest.mark.simulation
 @pytest.mark.parametrize("task", ["reach", "faucet-open", "drawer-close"])
 def test_the_expert_solves_and_standing_still_does_not(task: str) -> None:
-    expert = expert_rollout(task, EVALUATION_SEED)
-    assert expert.success
-    assert expert.decisions < 60
-    assert expert_rollout(task, EVALUATION_SEED) == expert
-    assert noop_rollout(task, EVALUATION_SEED, 10) == (False, 10)
+    with MetaWorldTask(task) as simulation:
+
+        def decisions(policy: Callable[[], np.ndarray], limit: int) -> int:
+            simulation.reset(SEED)
+            taken = 0
+            while not simulation.success and taken < limit:
+                simulation.step(policy())
+                taken += 1
+            return taken
+
+        needed = decisions(simulation.expert_action, 100)
+        assert simulation.success and needed < 60
+        assert decisions(simulation.expert_action, 100) == needed
+        assert decisions(lambda: np.zeros(4), 10) == 10 and not simulation.success
 
 
 @pytest.mark.simulation
@@ -94,11 +107,11 @@ def test_a_replay_shows_what_was_seen_live() -> None:
         pytest.skip(f"no EGL: {error}")
     seen, actions = [], []
     with MetaWorldTask("drawer-close", ("right",), 160, samples=4) as simulation:
-        simulation.reset(EVALUATION_SEED)
+        simulation.reset(SEED)
         for _ in range(4):
             seen.append(simulation.render())
             actions.append(simulation.expert_action())
             simulation.step(actions[-1])
-    frames = replay("drawer-close", EVALUATION_SEED, actions, image_size=160)
+    frames = replay("drawer-close", SEED, actions, image_size=160)
     assert frames.shape == (5, 1, 160, 160, 3)
     assert np.array_equal(frames[:4], np.stack(seen))

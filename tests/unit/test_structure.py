@@ -38,9 +38,6 @@ MAX_TOUR_LINES = 1000
 FORBIDDEN = {"utils.py", "helpers.py", "common.py", "base.py"}
 KNOW_THE_TRAINER = ("training/trainer.py", "pipeline.py", "runs/", "debug/", "studies/", "planning/")
 UNUSED = {
-    "tutti.suites.metaworld.rollout: expert_rollout",  # to go with its file
-    "tutti.suites.metaworld.rollout: noop_rollout",  # to go with its file
-    "tutti.suites.metaworld.suite: EVALUATION_SEED",  # to go
     "tutti.training.optim.muon: newton_schulz",  # only tests: to go
 }
 """Public names that nothing uses, each with the reason why it may stay."""

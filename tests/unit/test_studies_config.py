@@ -76,7 +76,7 @@ def test_another_base_may_be_named_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_resolved_study_reads_back_as_the_same(tmp_path: Path) -> None:
-    study = load_study(written(tmp_path, demonstrations=[5, "all"], data_from="runs/x", seeds=[1, 4]))
+    study = load_study(written(tmp_path, episodes_per_task=[5, "all"], data_from="runs/x", seeds=[1, 4]))
     path = tmp_path / "again.yaml"
     path.write_text(study_yaml(study))
     assert load_study(path) == study
@@ -84,7 +84,7 @@ def test_resolved_study_reads_back_as_the_same(tmp_path: Path) -> None:
 
 def test_cell_is_one_thread_with_its_seed_everywhere_and_no_controls() -> None:
     own = cell_of(make_study(), "action_only", level=3)
-    assert (own.seed, own.data.seed, own.training.seed, own.data.demonstrations) == (2, 2, 2, 3)
+    assert (own.seed, own.data.seed, own.training.seed, own.data.episodes_per_task) == (2, 2, 2, 3)
     assert (own.training.threads, own.training.steps, own.evaluation.workers) == (1, 20, 1)
     assert own.strategy.kind == "action_only" and own.data.sources == SOURCES
     assert own.evaluation.videos_per_task == 0
@@ -139,8 +139,8 @@ def test_arms_with_the_same_overrides_are_refused(tmp_path: Path) -> None:
         ({"seeds": 0}, "seeds"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "names one twice: 1, 1"),
-        ({"demonstrations": [5, 5]}, "names one twice: 5, 5"),
-        ({"demonstrations": [0]}, "greater than or equal to 1"),
+        ({"episodes_per_task": [5, 5]}, "names one twice: 5, 5"),
+        ({"episodes_per_task": [0]}, "greater than or equal to 1"),
         ({"budget": {"kind": "money"}}, "budget.kind: expected 'steps', 'samples', 'flops' or 'time'"),
         ({"budget": {"kind": "steps", "step": 3}}, "budget.step is not a key. Did you mean 'budget.steps'?"),
         ({"basline": "joint"}, "basline is not a key. Did you mean 'baseline'?"),
@@ -170,7 +170,11 @@ def test_bad_override_names_the_arm_and_the_nearest_key(override: str, message: 
 
 @pytest.mark.parametrize(
     ("override", "owner"),
-    [("seed=3", "seeds"), ("training.steps=9", "budget.steps"), ("data.demonstrations=4", "demonstrations")],
+    [
+        ("seed=3", "seeds"),
+        ("training.steps=9", "budget.steps"),
+        ("data.episodes_per_task=4", "episodes_per_task"),
+    ],
 )
 def test_what_the_study_decides_is_no_arms_to_change(override: str, owner: str) -> None:
     study = make_study(arms={"end_to_end": [], "sly": [override]})

@@ -51,7 +51,7 @@ class Balanced(HTMLParser):
 def findings(**changes: Any) -> Findings:
     study = make_study(
         seeds=3,
-        demonstrations=[2, "all"],
+        episodes_per_task=[2, "all"],
         arms={"end_to_end": [], "action_only": ["strategy.kind=action_only"], "other": [HOSTILE]},
     )
     wins = {"end_to_end": [HALF, ALL, NONE], "action_only": [ALL, ALL, ALL], "other": [NONE, NONE, HALF]}

@@ -189,7 +189,7 @@ def folders(study: StudyConfig, fingerprint: str = "d", place: str = "/data/set"
 
 
 def test_cells_come_by_seed_first_and_cross_arms_and_levels() -> None:
-    study = make_study(seeds=2, demonstrations=[2, "all"])
+    study = make_study(seeds=2, episodes_per_task=[2, "all"])
     cells = list(plan_cells(study, dict.fromkeys(study.arms, 20), SOURCES, "d", Path("s")))
     assert [(cell.seed, cell.level, cell.arm) for cell in cells[:5]] == [
         (0, 2, "end_to_end"),

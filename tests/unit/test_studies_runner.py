@@ -29,6 +29,7 @@ from tutti.studies.pool import ONE_THREAD, number_of_jobs, own_command, run_cell
 from tutti.studies.progress import Board
 from tutti.studies.run_cell import held_out_values, load_trained
 from tutti.studies.standing import Standing, Work, standing, work_of
+from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,7 +280,7 @@ def test_last_held_out_value_of_each_term_is_kept_when_it_stops_counting() -> No
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(compare_module, "check_rendering", lambda: None)
+    monkeypatch.setattr(MetaWorldSuite, "check_rendering", lambda _: None)
     return make_study(write_data(tmp_path / "set"), jobs=1)
 
 

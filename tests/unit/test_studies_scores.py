@@ -71,7 +71,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
 
 
 def test_each_level_is_compared_with_the_baseline_at_that_level_and_p_is_adjusted_over_all() -> None:
-    study = make_study(seeds=3, demonstrations=[2, "all"])
+    study = make_study(seeds=3, episodes_per_task=[2, "all"])
     base = [trained("end_to_end", seed, HALF, HALF, level=level) for level in (2, "all") for seed in range(3)]
     few = [trained("action_only", seed, ALL, bits, level=2) for seed, bits in enumerate((ALL, ALL, HALF))]
     many = [trained("action_only", seed, NONE, HALF, level="all") for seed in range(3)]

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from fixtures.checkpoints import load_latest
 from fixtures.toy_training import Data, Model, TwoTerms, config, make_batch, make_trainer
+from tutti.distributed.cores import usable_cores
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.config import TrainingConfig
-from tutti.training.device import decide, usable_cores
+from tutti.training.device import decide
 from tutti.training.faults.non_finite import NonFiniteError, load_failure
 from tutti.training.metrics import describe_metric
 from tutti.training.records import read_records

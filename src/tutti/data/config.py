@@ -69,7 +69,7 @@ class DataConfig(BaseModel):
     validation_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="Share of the episodes held out, at least one an instruction."
     )
-    demonstrations: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+    episodes_per_task: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         default="all", description="Episodes of each task to train on, of those that are not held out."
     )
     validation_windows: int = Field(
@@ -169,7 +169,7 @@ class DataConfig(BaseModel):
     def _split(self, stores: Sequence[EpisodeStore], group_of: GroupOf | None) -> tuple[Parts, Parts]:
         episodes = [store.episodes for store in stores]
         return split_sources(
-            episodes, self.validation_fraction, self.demonstrations, self.seed, group_of=group_of
+            episodes, self.validation_fraction, self.episodes_per_task, self.seed, group_of=group_of
         )
 
     def _check_lengths(self, stores: Sequence[EpisodeStore], needs: DataNeeds) -> None:

@@ -48,7 +48,7 @@ def split_episodes(
     return training, validation
 
 
-def first_demonstrations(
+def first_episodes(
     training: Sequence[Episode], count: int, seed: int, group_of: Callable[[str], str] | None = None
 ) -> tuple[Episode, ...]:
     """`count` of the training episodes of each group, in their first order.
@@ -63,7 +63,7 @@ def first_demonstrations(
     for name, members in _grouped(training, group_of).items():
         if len(members) < count:
             raise UserError(
-                f"data.demonstrations is {count}, but of '{name}' only {len(members)} episodes can be "
+                f"data.episodes_per_task is {count}, but of '{name}' only {len(members)} episodes can be "
                 "trained on (those held out for validation do not count). Lower it, or record more."
             )
         random = np.random.default_rng([seed, 5, *name.encode()])
@@ -82,12 +82,12 @@ def _grouped(episodes: Sequence[Episode], group_of: Callable[[str], str] | None)
 def split_sources(
     sources: Sequence[Sequence[Episode]],
     fraction: int | float,
-    demonstrations: int | Literal["all"],
+    episodes_per_task: int | Literal["all"],
     seed: int,
     *,
     group_of: GroupOf | None = None,
 ) -> tuple[Parts, Parts]:
-    """(training, validation) episodes of each source; to train on, the first `demonstrations` of a group.
+    """(training, validation) episodes of each source; to train on, the first `episodes_per_task` of a group.
 
     Source number i is split with `seed` + i, and held-out episodes are the same however many are trained on.
     """
@@ -95,8 +95,8 @@ def split_sources(
     validation: Parts = []
     for number, episodes in enumerate(sources):
         own, held = split_episodes(episodes, fraction, seed + number, group_of)
-        if demonstrations != "all":
-            own = first_demonstrations(own, demonstrations, seed + number, group_of)
+        if episodes_per_task != "all":
+            own = first_episodes(own, episodes_per_task, seed + number, group_of)
         training.append(own)
         validation.append(held)
     return training, validation

@@ -33,6 +33,7 @@ def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
     settings, checkpoint = config.evaluation, find_checkpoint(run.path)
     policy = Policy.load(checkpoint, settings.weights, trust_code=trust_code)
     data = build_data(config, run.path)
+    suite = suite_of(config)
     with own_randomness(config.seed):
         untrained = config.model.build(policy.spec)
     with training_threads(config), progress_bar("probing") as bar:
@@ -40,8 +41,8 @@ def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
             policy.model,
             untrained,
             data,
-            groups=tasks_of(data.windows.instructions, suite_of(config)),
-            partners=settings.controls.partners,
+            groups=tasks_of(data.windows.instructions, suite),
+            partners=settings.controls.partners_of(suite),
             actions_per_query=settings.actions_per_query,
             seed=config.seed,
             progress=bar,

@@ -6,21 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tutti.suites.environment import EnvironmentFactory
+
 Count = Annotated[int, Field(ge=1)]
 Rollouts = Annotated[int, Field(ge=0)]
-
-# Another task's text over the same start. The faucet pair shares its scene (0.3 % of the first pixels
-# differ), so only the text tells the two apart; in the other pairs the scene gives the task away.
-PARTNERS: dict[str, str] = {
-    "faucet-open": "faucet-close",
-    "faucet-close": "faucet-open",
-    "reach": "push",
-    "push": "pick-place",
-    "pick-place": "push",
-    "drawer-open": "drawer-close",
-    "drawer-close": "drawer-open",
-    "window-close": "drawer-close",
-}
 
 
 class ControlsConfig(BaseModel):
@@ -41,20 +30,25 @@ class ControlsConfig(BaseModel):
     wrong_instruction: Rollouts = Field(
         default=20, description="rollouts per task of the policy with another task's instruction"
     )
-    wrong_instruction_tasks: tuple[str, ...] | Literal["all"] = Field(
-        default=("faucet-open", "faucet-close"),
-        description="tasks that run the wrong-instruction control, or all",
+    wrong_instruction_tasks: tuple[str, ...] | Literal["all", "suite"] = Field(
+        default="suite",
+        description="tasks that run the wrong-instruction control; suite: those of one scene",
     )
-    partners: dict[str, str] = Field(
-        default=PARTNERS, description="for each task, the task whose instruction stands for the wrong one"
+    partners: dict[str, str] | Literal["suite"] = Field(
+        default="suite",
+        description="for each task, the task whose instruction stands for the wrong one",
     )
 
     @model_validator(mode="after")
     def _partners_differ(self) -> Self:
-        for task, partner in self.partners.items():
+        for task, partner in self.partners.items() if self.partners != "suite" else ():
             if task == partner:
                 raise ValueError(f"partners: {task} must be told another task's text, not its own")
         return self
+
+    def partners_of(self, suite: EnvironmentFactory) -> dict[str, str]:
+        """For each task, the one whose text the control of the wrong instruction takes."""
+        return suite.partners if self.partners == "suite" else self.partners
 
 
 NO_SUITE = "none"

@@ -1,4 +1,4 @@
-"""Recorded episodes on disk: one .npz each, written whole or not at all, and the list of those that count."""
+"""Reads and writes recorded episodes: one .npz each, complete or absent, and the list of those that count."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from tutti.errors import UserError
 from tutti.storage.files import PARTIAL, write_atomically
 from tutti.storage.reading import read_json
-from tutti.types import UserError
 
 SETTINGS_FILE = "settings.json"
 DONE_FILE = "done.json"
@@ -24,26 +24,26 @@ _IMAGE_PREFIX = "image."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedEpisode:
-    """A successful demonstration, one row for each decision, pictures and state from just before it.
+    """A successful episode of the expert, one row for each decision, pictures and state from just before it.
 
     `actions` are the labels: what the expert would do. `executed` are the actions that the robot did,
-    with noise on x, y and z of standard deviation `noise`; replaying needs these. `privileged` is the
-    simulator's whole observation (see `SimState`).
+    with noise of standard deviation `noise`; replaying needs these. `privileged` is all that the simulator
+    knows.
     """
 
     task: str
     seed: int
     images: dict[str, UInt8[np.ndarray, "t h w 3"]]
-    states: Float32[np.ndarray, "t 4"]
-    actions: Float32[np.ndarray, "t 4"]
-    executed: Float32[np.ndarray, "t 4"]
-    privileged: Float32[np.ndarray, "t 39"]
+    states: Float32[np.ndarray, "t s"]
+    actions: Float32[np.ndarray, "t a"]
+    executed: Float32[np.ndarray, "t a"]
+    privileged: Float32[np.ndarray, "t p"]
     instruction: str
     noise: float
 
 
 def episode_path(folder: Path, task: str, seed: int) -> Path:
-    """Where a successful try is kept."""
+    """The file of a successful try."""
     return folder / task / f"{seed}.npz"
 
 

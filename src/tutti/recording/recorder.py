@@ -1,4 +1,4 @@
-"""Records demonstrations of scripted experts: in parallel, resumable after a kill, always the same bytes."""
+"""Records episodes of a suite's scripted experts: in parallel, resumable after a kill, same bytes always."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tutti.distributed.cores import usable_cores
+from tutti.errors import UserError
 from tutti.recording.episode_files import (
     DONE_FILE,
     SETTINGS_FILE,
@@ -24,12 +26,11 @@ from tutti.recording.episode_files import (
     save_episode,
     write_json,
 )
-from tutti.recording.seed_queue import Schedule
+from tutti.recording.seed_queue import SeedQueue
 from tutti.storage.files import write_atomically
-from tutti.suites.metaworld.suite import DEMONSTRATION_SEED, SuiteSpec, find_suite
-from tutti.suites.metaworld.task import STEP_LIMIT, MetaWorldTask, to_action
-from tutti.suites.workers import Workers, available_cpus
-from tutti.types import UserError
+from tutti.suites.environment import RecordableEnvironment, Suite
+from tutti.suites.registry import find_suite
+from tutti.suites.workers import Workers
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of episodes recorded, how many there will be, and the task just worked on."""
@@ -41,62 +42,79 @@ _KEPT_SIMULATIONS = 2  # In each worker; one holds about 90 MB.
 class RecordConfig(BaseModel):
     """What to record. A field that is "suite" takes the suite's own value.
 
-    Each task gets `demonstrations` episodes: those of the first seeds from `seed0` on whose expert
-    succeeds. The i-th seed's executed x, y and z get Gaussian noise of standard deviation
+    Each task gets `episodes_per_task` episodes: those of the first seeds from `first_seed` on whose expert
+    succeeds. The i-th seed's executed movements get Gaussian noise of standard deviation
     noise[i mod len(noise)], fresh at each decision, while the label stays the expert's own action
-    (demonstrations of recovery, as in DART, arXiv:1703.09327). `workers` 0 records in this process.
+    (demonstrations of recovery, as in DART, arXiv:1703.09327).
 
-    Before an episode begins, the hand wanders: it holds one random direction for a random number of
-    decisions, 0 to `wander`, which are not recorded. Without it every episode starts from one pose, and from
+    Before an episode begins, the robot holds one random direction for a random number of decisions, 0 to
+    `random_start_decisions`, which are not recorded. Without it every episode starts from one pose, and from
     the second decision on the hand's own place tells where the expert is heading: a policy then reads its
     state and never looks for the object (the copycat problem, 1905.11979; docs/log.md has the figures).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    suite: str = "metaworld-8"
-    tasks: tuple[str, ...] | Literal["suite"] = "suite"
-    demonstrations: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default=100, description="how many per task: one number, or a number for each task"
+    suite: str = Field(default="metaworld-8", description="the tasks, by the name of their suite")
+    tasks: tuple[str, ...] | Literal["suite"] = Field(
+        default="suite", description="tasks to record; suite: all of the suite's"
     )
-    noise: tuple[Annotated[float, Field(ge=0.0, le=2.0)], ...] = Field(
-        default=(0.0, 0.1, 0.15, 0.2), min_length=1
+    episodes_per_task: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default=100, description="successful episodes per task: one number, or a number for each task"
     )
-    wander: Annotated[int, Field(ge=0)] = 0
-    views: tuple[str, ...] | Literal["suite"] = "suite"
-    image_size: int | Literal["suite"] = "suite"
-    action_repeat: int | Literal["suite"] = "suite"
-    max_decisions: int | Literal["suite"] = "suite"
-    seed0: Annotated[int, Field(ge=0)] = DEMONSTRATION_SEED
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    noise: (
+        Annotated[tuple[Annotated[float, Field(ge=0.0, le=2.0)], ...], Field(min_length=1)] | Literal["suite"]
+    ) = Field(default="suite", description="standard deviations of the noise on executed movements, in turn")
+    random_start_decisions: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="at most so many random decisions before each episode, not recorded"
+    )
+    views: tuple[str, ...] | Literal["suite"] = Field(default="suite", description="cameras, by name")
+    image_size: int | Literal["suite"] = Field(default="suite", description="edge of the square pictures, px")
+    action_repeat: int | Literal["suite"] = Field(
+        default="suite", description="simulation steps that one decision lasts"
+    )
+    max_decisions: int | Literal["suite"] = Field(
+        default="suite", description="decisions after which an episode without success has failed"
+    )
+    first_seed: Annotated[int, Field(ge=0)] = Field(
+        default=10_000, description="seed of the first start; evaluation must use other seeds"
+    )
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto", description="worker processes; 0 records in this process, auto: one per core"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         tasks, spec = set(self.spec.tasks), self.spec
-        steps = spec.action_repeat * (spec.max_decisions + self.wander)
-        if steps > STEP_LIMIT:
+        decisions = spec.max_decisions + self.random_start_decisions
+        if decisions > spec.longest:
             raise ValueError(
-                f"action_repeat x (max_decisions + wander) is {steps} simulation steps, but an episode has "
-                f"at most {STEP_LIMIT}; lower one of them"
+                f"max_decisions + random_start_decisions is {decisions}, but with action_repeat "
+                f"{spec.action_repeat} an episode has at most {spec.longest} decisions; lower one of them"
             )
-        if isinstance(self.demonstrations, dict) and set(self.demonstrations) != tasks:
-            missing = sorted(tasks - set(self.demonstrations))
-            unknown = sorted(set(self.demonstrations) - tasks)
+        if isinstance(self.episodes_per_task, dict) and set(self.episodes_per_task) != tasks:
+            missing = sorted(tasks - set(self.episodes_per_task))
+            unknown = sorted(set(self.episodes_per_task) - tasks)
             raise ValueError(
-                f"demonstrations must give a number for each task and no other: missing {missing}, unknown "
-                f"{unknown}"
+                f"episodes_per_task must give a number for each task and no other: missing {missing}, "
+                f"unknown {unknown}"
             )
         return self
 
     @property
-    def spec(self) -> SuiteSpec:
+    def spec(self) -> Suite:
         """The suite with this configuration's own tasks, views, picture size and control rate."""
-        values = find_suite(self.suite).model_dump()
-        for key in ("tasks", "views", "image_size", "action_repeat", "max_decisions"):
-            value = getattr(self, key)
-            if value != "suite":
-                values[key] = value
-        return SuiteSpec(**values)
+        given = {
+            key: getattr(self, key)
+            for key in ("tasks", "views", "image_size", "action_repeat", "max_decisions")
+        }
+        suite = find_suite(self.suite)
+        return suite.with_changes(**{key: value for key, value in given.items() if value != "suite"})
+
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        """The standard deviations of the noise, those of the suite where the config has none."""
+        return self.spec.noise if isinstance(self.noise, str) else self.noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,15 +132,13 @@ class RecordSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """A few seeds of one task."""
+    """A few seeds of one task, each with the standard deviation of its noise."""
 
     folder: Path
-    suite: SuiteSpec
+    suite: Suite
     task: str
-    seeds: tuple[int, ...]
-    noise: tuple[float, ...]
-    wander: int
-    seed0: int
+    noise: dict[int, float]
+    random_start_decisions: int
 
 
 def record(config: RecordConfig, work_folder: Path | str, progress: Progress | None = None) -> RecordSummary:
@@ -140,29 +156,28 @@ def record(config: RecordConfig, work_folder: Path | str, progress: Progress | N
     folder, suite = Path(work_folder), config.spec
     _claim(folder, config)
     tries = {task: find_tries(folder, task) for task in suite.tasks}
-    schedule = Schedule(config.demonstrations, config.seed0, tries)
-    _report(progress, schedule, "")
+    queue = SeedQueue(config.episodes_per_task, config.first_seed, tries)
+    levels = config.noise_levels
+
+    def report(task: str) -> None:
+        if progress is not None:
+            progress(queue.recorded, queue.total, task)
 
     def job(task: str, seeds: tuple[int, ...]) -> _Job:
-        return _Job(
-            folder=folder,
-            suite=suite,
-            task=task,
-            seeds=seeds,
-            noise=config.noise,
-            wander=config.wander,
-            seed0=config.seed0,
-        )
+        noise = {seed: levels[(seed - config.first_seed) % len(levels)] for seed in seeds}
+        start = config.random_start_decisions
+        return _Job(folder=folder, suite=suite, task=task, noise=noise, random_start_decisions=start)
 
-    count = _worker_count(config, schedule)
+    report("")
+    count = _worker_count(config, queue)
     if count == 0:
-        while (block := schedule.take(_BLOCK)) is not None:
-            schedule.report(block[0], _record_block(job(*block)))
-            _report(progress, schedule, block[0])
+        while (block := queue.take(_BLOCK)) is not None:
+            queue.report(block[0], _record_block(job(*block)))
+            report(block[0])
         _close_simulations()
     else:
-        _record_in_parallel(schedule, count, job, progress)
-    seeds, num_tries = schedule.outcome()
+        _record_in_parallel(queue, count, job, report)
+    seeds, num_tries = queue.outcome()
     write_json(folder / DONE_FILE, {"seeds": seeds, "tries": num_tries})
     successes = {task: len(chosen) for task, chosen in seeds.items()}
     return RecordSummary(
@@ -171,14 +186,18 @@ def record(config: RecordConfig, work_folder: Path | str, progress: Progress | N
 
 
 def _record_in_parallel(
-    schedule: Schedule, count: int, job: Callable[[str, tuple[int, ...]], _Job], progress: Progress | None
+    queue: SeedQueue,
+    count: int,
+    job: Callable[[str, tuple[int, ...]], _Job],
+    report: Callable[[str], None],
 ) -> None:
     task_of: dict[int, str] = {}
     with Workers(_record_block, count) as workers:
         while True:
             for worker in workers.idle:
+                # A worker keeps its task while it can: building another simulation takes longer than a seed.
                 active = [task_of[other] for other in task_of if other not in workers.idle]
-                block = schedule.take(_BLOCK, prefer=task_of.get(worker), avoid=active)
+                block = queue.take(_BLOCK, prefer=task_of.get(worker), avoid=active)
                 if block is None:
                     break
                 task_of[worker] = block[0]
@@ -186,26 +205,21 @@ def _record_in_parallel(
             if not workers.busy:
                 return
             for worker, results in workers.finished():
-                schedule.report(task_of[worker], results)
-                _report(progress, schedule, task_of[worker])
+                queue.report(task_of[worker], results)
+                report(task_of[worker])
 
 
-def _worker_count(config: RecordConfig, schedule: Schedule) -> int:
-    if config.workers == 0 or schedule.missing == 0:
+def _worker_count(config: RecordConfig, queue: SeedQueue) -> int:
+    if config.workers == 0 or queue.missing == 0:
         return 0
-    wanted = available_cpus() if config.workers == "auto" else config.workers
-    return max(1, min(wanted, -(-schedule.missing // _BLOCK)))
-
-
-def _report(progress: Progress | None, schedule: Schedule, task: str) -> None:
-    if progress is not None:
-        progress(schedule.recorded, schedule.total, task)
+    wanted = usable_cores() if config.workers == "auto" else config.workers
+    return max(1, min(wanted, -(-queue.missing // _BLOCK)))
 
 
 def _claim(folder: Path, config: RecordConfig) -> None:
-    """Notes down what decides the content of an episode; refuses a folder where that is different.
+    """Writes what decides the content of an episode; refuses a folder where that is different.
 
-    Tasks, the number of demonstrations and of workers may change: what is there is used.
+    Tasks, the number of episodes and of workers may change: what is there is used.
     """
     sentences = [config.spec.instructions(task) for task in find_suite(config.suite).tasks]
     settings: dict[str, Any] = {
@@ -213,12 +227,12 @@ def _claim(folder: Path, config: RecordConfig) -> None:
         "image_size": config.spec.image_size,
         "action_repeat": config.spec.action_repeat,
         "max_decisions": config.spec.max_decisions,
-        "noise": list(config.noise),
-        "wander": config.wander,
-        "seed0": config.seed0,
+        "noise": list(config.noise_levels),
+        "random_start_decisions": config.random_start_decisions,
+        "first_seed": config.first_seed,
         "instructions": hashlib.sha256(repr(sentences).encode()).hexdigest()[:16],
     }
-    for package in ("metaworld", "mujoco", "numpy"):
+    for package in (*config.spec.packages, "numpy"):
         settings[f"{package} version"] = _version(package)
     before = read_work(folder / SETTINGS_FILE)
     if before is None:
@@ -239,7 +253,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-_simulations: dict[tuple[SuiteSpec, str], MetaWorldTask] = {}
+_simulations: dict[tuple[Suite, str], RecordableEnvironment] = {}
 
 
 def _record_block(job: _Job) -> dict[int, bool]:
@@ -250,9 +264,15 @@ def _record_block(job: _Job) -> dict[int, bool]:
     while len(_simulations) > _KEPT_SIMULATIONS:
         _simulations.pop(next(iter(_simulations))).close()
     results: dict[int, bool] = {}
-    for seed in job.seeds:
-        sigma = job.noise[(seed - job.seed0) % len(job.noise)]
-        episode = demonstrate(simulation, seed, sigma, job.suite, job.wander)
+    for seed, sigma in job.noise.items():
+        episode = record_episode(
+            simulation,
+            job.suite,
+            job.task,
+            seed=seed,
+            noise=sigma,
+            random_start_decisions=job.random_start_decisions,
+        )
         if episode is None:
             write_atomically(failure_path(job.folder, job.task, seed), b"")
         else:
@@ -266,37 +286,40 @@ def _close_simulations() -> None:
         _simulations.popitem()[1].close()
 
 
-def demonstrate(
-    simulation: MetaWorldTask, seed: int, sigma: float, suite: SuiteSpec, wander: int = 0
+def record_episode(
+    simulation: RecordableEnvironment,
+    suite: Suite,
+    task: str,
+    *,
+    seed: int,
+    noise: float,
+    random_start_decisions: int = 0,
 ) -> RecordedEpisode | None:
     """One try of the expert from the start that `seed` draws; None if it fails.
 
     Rolled out blind; a success is drawn afterwards from the saved physics, bit for bit what live
     drawing gives, so a failure costs no pictures.
     """
-    # Streams for the noise, the choice of the sentence, the wandering: of this task and seed alone.
-    noise, choice, way = np.random.default_rng([seed, zlib.crc32(simulation.task.encode())]).spawn(3)
-    sentences = suite.instructions(simulation.task, "train")
-    now = simulation.reset(seed)
-    direction = way.uniform((-1.0, -1.0, -0.3, -1.0), (1.0, 1.0, 1.0, -1.0))
-    for _ in range(int(way.integers(wander + 1))):
-        now = simulation.step(to_action(direction))  # mostly sideways and up, the hand open
+    # Streams for the noise, the choice of the sentence and the random start: of this task and seed alone.
+    disturbance, choice, start = np.random.default_rng([seed, zlib.crc32(task.encode())]).spawn(3)
+    sentences = suite.instructions(task, "train")
+    simulation.reset(seed)
+    direction = simulation.random_start_action(start)
+    for _ in range(int(start.integers(random_start_decisions + 1))):
+        simulation.step(direction)
     physics, states, privileged, actions, executed = [], [], [], [], []
-    while not now.success and len(actions) < suite.max_decisions:
+    while not simulation.success and len(actions) < suite.max_decisions:
         physics.append(simulation.save_physics())
-        states.append(now.state)
-        privileged.append(now.privileged)
-        label = simulation.expert_action()
-        shaken = label.copy()
-        shaken[:3] += (sigma * noise.standard_normal(3)).astype(np.float32)
-        actions.append(label)
-        executed.append(to_action(shaken))
-        now = simulation.step(executed[-1])
-    if not now.success or not actions:
+        states.append(simulation.state)
+        privileged.append(simulation.privileged)
+        actions.append(simulation.expert_action())
+        executed.append(simulation.perturb(actions[-1], noise, disturbance))
+        simulation.step(executed[-1])
+    if not simulation.success or not actions:
         return None
     pictures = np.stack([simulation.render_physics(saved) for saved in physics])
     return RecordedEpisode(
-        task=simulation.task,
+        task=task,
         seed=seed,
         images={view: np.ascontiguousarray(pictures[:, i]) for i, view in enumerate(suite.views)},
         states=np.stack(states),
@@ -304,5 +327,5 @@ def demonstrate(
         executed=np.stack(executed),
         privileged=np.stack(privileged),
         instruction=sentences[int(choice.integers(len(sentences)))],
-        noise=sigma,
+        noise=noise,
     )

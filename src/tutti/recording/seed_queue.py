@@ -1,31 +1,34 @@
-"""Which seeds are recorded next: never one too many, so the outcome does not depend on the workers' speed."""
+"""Hands out the seeds to record, never one too many: the result does not depend on the workers' speed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tutti.types import UserError
+from tutti.errors import UserError
 
-_LEAST_TRIES, _TRIES_PER_DEMONSTRATION = 20, 5
+_MIN_TRIES, _TRIES_PER_EPISODE = 20, 5
 
 
-class Schedule:
-    """For each task, the seeds from `seed0` on until `demonstrations` of them have succeeded.
+class SeedQueue:
+    """For each task, the seeds from `first_seed` on until `episodes_per_task` of them have succeeded.
 
-    Seeds are handed out in order, and only while successes plus seeds under way are fewer than
-    `demonstrations`. So the seeds tried are exactly those up to the last success that is needed, in
+    Seeds are handed out in order, and only while successes plus running seeds are fewer than
+    `episodes_per_task`. So the seeds tried are exactly those up to the last success that is needed, in
     whatever order and however late results come in. `tries` (task -> seed -> success) is known already.
     """
 
     def __init__(
-        self, demonstrations: int | Mapping[str, int], seed0: int, tries: Mapping[str, Mapping[int, bool]]
+        self,
+        episodes_per_task: int | Mapping[str, int],
+        first_seed: int,
+        tries: Mapping[str, Mapping[int, bool]],
     ) -> None:
-        per_task = dict.fromkeys(tries, demonstrations) if isinstance(demonstrations, int) else demonstrations
-        self._demonstrations = dict(per_task)
-        self._seed0 = seed0
+        one = episodes_per_task
+        self._wanted = dict.fromkeys(tries, one) if isinstance(one, int) else dict(one)
+        self._first_seed = first_seed
         self._known = {task: dict(known) for task, known in tries.items()}
-        self._next = dict.fromkeys(tries, seed0)
-        self._under_way: dict[str, set[int]] = {task: set() for task in tries}
+        self._next = dict.fromkeys(tries, first_seed)
+        self._running: dict[str, set[int]] = {task: set() for task in tries}
         self._successes: dict[str, list[int]] = {task: [] for task in tries}
         for task in tries:
             self._pass_known(task)
@@ -33,7 +36,7 @@ class Schedule:
     @property
     def total(self) -> int:
         """How many episodes there will be."""
-        return sum(self._demonstrations[task] for task in self._next)
+        return sum(self._wanted[task] for task in self._next)
 
     @property
     def recorded(self) -> int:
@@ -50,7 +53,7 @@ class Schedule:
     ) -> tuple[str, tuple[int, ...]] | None:
         """The next seeds, at most `block`, of the task `prefer`, or else of the one least often in `avoid`.
 
-        None if there is nothing to hand out now; results under way may change that.
+        None if there is nothing to hand out now; running seeds may change that.
 
         Raises:
             UserError: so many tries of a task have failed that something must be wrong.
@@ -63,7 +66,7 @@ class Schedule:
         while len(seeds) < block and self._wants(task):
             self._refuse_endless(task)
             seeds.append(self._next[task])
-            self._under_way[task].add(self._next[task])
+            self._running[task].add(self._next[task])
             self._next[task] += 1
             self._pass_known(task)
         return task, tuple(seeds)
@@ -71,19 +74,19 @@ class Schedule:
     def report(self, task: str, results: Mapping[int, bool]) -> None:
         """Notes the results of seeds that were handed out: seed -> success."""
         for seed, success in results.items():
-            self._under_way[task].remove(seed)
+            self._running[task].remove(seed)
             if success:
                 self._successes[task].append(seed)
         self._pass_known(task)
 
     def outcome(self) -> tuple[dict[str, list[int]], dict[str, int]]:
         """When all is done: the successful seeds of each task in order, and how many were tried."""
-        assert not any(self._under_way.values()) and self.missing == 0
+        assert not any(self._running.values()) and self.missing == 0
         seeds = {task: sorted(successes) for task, successes in self._successes.items()}
-        return seeds, {task: following - self._seed0 for task, following in self._next.items()}
+        return seeds, {task: following - self._first_seed for task, following in self._next.items()}
 
     def _wants(self, task: str) -> bool:
-        return len(self._successes[task]) + len(self._under_way[task]) < self._demonstrations[task]
+        return len(self._successes[task]) + len(self._running[task]) < self._wanted[task]
 
     def _pass_known(self, task: str) -> None:
         """Goes past seeds whose result is known, as if they had been handed out and reported."""
@@ -93,10 +96,10 @@ class Schedule:
             self._next[task] += 1
 
     def _refuse_endless(self, task: str) -> None:
-        tried = self._next[task] - self._seed0
-        if tried >= max(_LEAST_TRIES, _TRIES_PER_DEMONSTRATION * self._demonstrations[task]):
+        tried = self._next[task] - self._first_seed
+        if tried >= max(_MIN_TRIES, _TRIES_PER_EPISODE * self._wanted[task]):
             raise UserError(
                 f"The expert of task {task!r} solved only {len(self._successes[task])} of {tried} starts; "
-                f"{self._demonstrations[task]} demonstrations are wanted. Allow more decisions "
+                f"{self._wanted[task]} episodes are wanted. Allow more decisions "
                 "(max_decisions), lower action_repeat, or use less noise."
             )

@@ -23,8 +23,9 @@ from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.terminal import progress_bar
-from tutti.suites.metaworld.suite import SuiteSpec, find_suite
-from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
+from tutti.storage.layout import CONFIG, NORMALIZER, SPEC, TOKENIZER
+from tutti.suites.environment import Suite
+from tutti.suites.registry import find_suite
 from tutti.training.data_feed import TrainingData
 from tutti.training.device import decide
 from tutti.training.rng import seed_everything
@@ -120,10 +121,10 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
 def policy_files(config: RunConfig, data: DataBundle) -> dict[str, str]:
     """The texts in a checkpoint that let it act without the run and its data, by file name."""
     return {
-        "config.yaml": to_yaml(config),
-        "spec.json": json.dumps(asdict(data.spec), indent=1),
-        "normalizer.json": json.dumps(data.normalizer.to_dict(), indent=1),
-        "tokenizer.json": data.tokenizer.to_json(),
+        CONFIG: to_yaml(config),
+        SPEC: json.dumps(asdict(data.spec), indent=1),
+        NORMALIZER: json.dumps(data.normalizer.to_dict(), indent=1),
+        TOKENIZER: data.tokenizer.to_json(),
     }
 
 
@@ -138,7 +139,7 @@ def training_threads(config: RunConfig) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def suite_of(config: RunConfig) -> SuiteSpec:
+def suite_of(config: RunConfig) -> Suite:
     """The tasks of the evaluation; those of the recording where the evaluation has no simulator."""
     recorded = config.evaluation.suite in (config.record.suite, NO_SUITE)
     return config.record.spec if recorded else find_suite(config.evaluation.suite)
@@ -153,7 +154,7 @@ def expected_spec(config: RunConfig) -> DataSpec:
     """The sizes of the data: of the first data set, or else of what the config would record."""
     suite, data = config.record.spec, config.data
     texts = [text for task in suite.tasks for text in suite.instructions(task)]
-    views, state_dim, action_dim, fps = suite.views, STATE_DIM, ACTION_DIM, suite.fps
+    views, state_dim, action_dim, fps = suite.views, suite.state_dim, suite.action_dim, suite.fps
     embodiment = ROBOT
     if data.sources:
         store = data.sources[0].open().spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from tutti.distributed.cores import usable_cores
 from tutti.evaluation.closed_loop.results import EvaluationResult
 from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.models.describe import Description
@@ -104,8 +104,7 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Where it ran: system, processor, and the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"system": platform.platform(), "processor": _processor(), "cores": cores}
+    return {"system": platform.platform(), "processor": _processor(), "cores": usable_cores()}
 
 
 def commit() -> str | None:

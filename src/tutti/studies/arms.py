@@ -21,7 +21,7 @@ OWNED = {
     "data.seed": "seeds",
     "training.seed": "seeds",
     "training.steps": "budget.steps",
-    "data.demonstrations": "demonstrations",
+    "data.episodes_per_task": "episodes_per_task",
     "data.sources": "data_from, or base.data.sources",
 }
 """Keys of a run that no arm may change, each with the key of the study that decides it."""
@@ -77,7 +77,7 @@ def cell_config(
     values |= {"name": cell_name(arm, level, seed), "seed": seed}
     values["data"] |= {"seed": seed, "sources": [source.model_dump(mode="json") for source in sources]}
     if level != "base":
-        values["data"]["demonstrations"] = level
+        values["data"]["episodes_per_task"] = level
     every = values["training"]["checkpoints"]["every"] or CHECKPOINT_EVERY
     values["training"] |= {"seed": seed, "steps": steps, "threads": 1}
     values["training"]["checkpoints"] |= {"keep": 1, "every": min(every, CHECKPOINT_EVERY)}

@@ -34,7 +34,6 @@ from tutti.studies.scores import score_study
 from tutti.studies.shared_data import SharedData, decode, link_cache, share_data
 from tutti.studies.standing import work_of
 from tutti.studies.tables import show
-from tutti.suites.metaworld.rendering import check_rendering
 from tutti.types import UserError
 
 PLAN = "plan.json"
@@ -97,7 +96,7 @@ def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunCon
     """
     base = arm_config(study, study.baseline)
     steps = base.training.steps if study.budget.steps == "base" else study.budget.steps
-    check_rendering()
+    base.record.spec.check_rendering()
     data = share_data(study, base, folder)
     configs = {
         arm: cell_config(study, arm, level="base", seed=study.seed_list[0], steps=steps, sources=data.sources)

@@ -69,8 +69,8 @@ class StudyConfig(BaseModel):
     seeds: Annotated[int, Field(ge=1)] | Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         default=3, description="Training seeds: how many (from 0), or which."
     )
-    demonstrations: tuple[Demonstrations, ...] = Field(
-        default=(), description="Data levels: data.demonstrations of each; empty: as the base says."
+    episodes_per_task: tuple[Demonstrations, ...] = Field(
+        default=(), description="Data levels: data.episodes_per_task of each; empty: as the base says."
     )
     budget: BudgetConfig = Field(default_factory=BudgetConfig, description="What the arms have in common.")
     evaluation: dict[str, Any] = Field(
@@ -90,14 +90,14 @@ class StudyConfig(BaseModel):
     @property
     def levels(self) -> tuple[Level, ...]:
         """The data levels, at least one."""
-        return self.demonstrations or ("base",)
+        return self.episodes_per_task or ("base",)
 
     @property
     def others(self) -> tuple[str, ...]:
         """The arms but the baseline."""
         return tuple(arm for arm in self.arms if arm != self.baseline)
 
-    @field_validator("seeds", "demonstrations")
+    @field_validator("seeds", "episodes_per_task")
     @classmethod
     def _differ(cls, value: Any) -> Any:
         if isinstance(value, tuple) and len(set(value)) < len(value):

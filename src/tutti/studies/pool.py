@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tutti.distributed.cores import usable_cores
 from tutti.runs.terminal import print_line
 from tutti.studies.cells import Cell
 from tutti.studies.progress import Board
-from tutti.suites.workers import available_cpus
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 LOG = "output.log"
@@ -50,7 +50,7 @@ def own_command(cell: Cell) -> list[str]:
 
 def number_of_jobs(jobs: int | Literal["auto"], cells: int) -> int:
     """ "auto" is one for each core that this process may use, never more than there are cells."""
-    return max(1, min(available_cpus() if jobs == "auto" else jobs, cells))
+    return max(1, min(usable_cores() if jobs == "auto" else jobs, cells))
 
 
 def run_cells(

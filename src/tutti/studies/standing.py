@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tutti.config.run_config import RunConfig
-from tutti.suites.metaworld.suite import find_suite
+from tutti.suites.registry import find_suite
 
 TAIL = 16_384
 ROLLOUT_STEPS = 2.0

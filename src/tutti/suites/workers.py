@@ -1,4 +1,4 @@
-"""A small pool of spawned processes that reports errors in full, dies with its parent and stops cleanly.
+"""A pool of spawned worker processes: reports errors in full, ends with its parent, stops cleanly.
 
 `multiprocessing.Pool` hangs when a worker is killed; `ProcessPoolExecutor` cannot say which worker gets a
 job, and here a worker that keeps its task saves the time to build another simulation.
@@ -7,25 +7,28 @@ job, and here a worker that keeps its task saves the time to build another simul
 from __future__ import annotations
 
 import contextlib
-import os
+import multiprocessing
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 from typing import Any, Self
 
-from tutti.suites.metaworld.mujoco import spawn_context
-from tutti.types import UserError
+from tutti.errors import UserError
 
 
 class WorkerError(RuntimeError):
     """A worker failed; the message holds its traceback."""
 
 
-def available_cpus() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def spawn_context() -> SpawnContext:
+    """The way to start every process that renders: `spawn`, never `fork`.
+
+    A process forked while an OpenGL context is open inherits the driver's locks and hangs.
+    """
+    return multiprocessing.get_context("spawn")
 
 
 class Workers:
@@ -80,7 +83,7 @@ class Workers:
             try:
                 kind, value = self._pipes[worker].recv()
             except (EOFError, ConnectionResetError):
-                raise WorkerError(self._obituary(worker)) from None
+                raise WorkerError(self._exit_message(worker)) from None
             if kind == "user_error":
                 raise UserError(value)
             if kind == "error":
@@ -106,7 +109,7 @@ class Workers:
     def __exit__(self, kind: object, *_: object) -> None:
         self.close(kill=kind is not None)
 
-    def _obituary(self, worker: int) -> str:
+    def _exit_message(self, worker: int) -> str:
         process = self._processes[worker]
         process.join(timeout=5)
         cause = ""

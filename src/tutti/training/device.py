@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
+from tutti.distributed.cores import usable_cores
 from tutti.types import UserError
 
 
@@ -48,16 +47,6 @@ class Machine:
         torch.backends.cudnn.benchmark = False
         # The older of two ways to say it: after the newer one, whoever asks in the older gets an error.
         torch.backends.cudnn.allow_tf32 = False
-
-
-def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may use: its affinity, or a container's smaller CPU quota (rounded up)."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = quota_file.read_text().split()
-        return affinity if quota == "max" else max(1, min(affinity, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return affinity
 
 
 def _share_of_cores() -> tuple[int, str]:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 from tutti.evaluation.closed_loop.rollouts import CONDITIONS, Condition, Rollout, RolloutBlock
 from tutti.evaluation.config import EvaluationConfig
 from tutti.evaluation.statistics.intervals import Interval, mcnemar, paired_interval, wilson
-from tutti.suites.metaworld.environments import EnvironmentFactory
+from tutti.suites.environment import EnvironmentFactory
 from tutti.types import UserError
 
 Outcome = Literal[
@@ -73,8 +73,10 @@ def plan(config: EvaluationConfig, environments: EnvironmentFactory) -> dict[Con
     if len(set(tasks)) != len(tasks):
         raise UserError(f"evaluation.tasks names a task twice: {', '.join(tasks)}. Name each once.")
     controls = config.controls
-    listed = controls.wrong_instruction_tasks
-    swapped = tasks if listed == "all" else tuple(task for task in tasks if task in listed)
+    named = controls.wrong_instruction_tasks
+    listed = {"all": tasks, "suite": environments.same_scene}[named] if isinstance(named, str) else named
+    swapped = tuple(task for task in tasks if task in listed)
+    partners = controls.partners_of(environments)
     counts: dict[Condition, dict[str, int]] = {
         "policy": dict.fromkeys(tasks, config.episodes),
         "wrong_instruction": dict.fromkeys(swapped, controls.wrong_instruction),
@@ -92,7 +94,7 @@ def plan(config: EvaluationConfig, environments: EnvironmentFactory) -> dict[Con
         starts: Starts = {}
         for task, count in counts[condition].items():
             if count:
-                instructed = _partner(config, task) if condition == "wrong_instruction" else task
+                instructed = _partner(partners, task) if condition == "wrong_instruction" else task
                 texts = environments.instructions(instructed, config.split)
                 starts[task] = tuple((seed, texts[seed % len(texts)]) for seed in config.seeds[:count])
         if starts:
@@ -228,9 +230,9 @@ def _rate(bits: np.ndarray) -> str:
     return f"{k}/{n} [{wilson(k, n).percent()}]"
 
 
-def _partner(config: EvaluationConfig, task: str) -> str:
+def _partner(partners: Mapping[str, str], task: str) -> str:
     try:
-        return config.controls.partners[task]
+        return partners[task]
     except KeyError:
         raise UserError(
             f"evaluation.controls.partners has no entry for {task!r}: the control lacks a text. "

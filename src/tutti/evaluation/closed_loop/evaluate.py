@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from tutti.distributed.cores import usable_cores
 from tutti.evaluation.closed_loop.controls import Starts, plan, rollout_blocks, verdict
 from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult, score
 from tutti.evaluation.closed_loop.rollouts import (
@@ -26,8 +27,8 @@ from tutti.evaluation.closed_loop.rollouts import (
 )
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.evaluation.config import EvaluationConfig
-from tutti.suites.metaworld.environments import EnvironmentFactory
-from tutti.suites.workers import Workers, available_cpus
+from tutti.suites.environment import EnvironmentFactory
+from tutti.suites.workers import Workers
 from tutti.types import UserError
 
 Progress = Callable[[int, int], None]
@@ -104,7 +105,7 @@ def _split(spec: RolloutSpec, planned: Sequence[RolloutBlock]) -> tuple[list[Rol
 
 def _workers(config: EvaluationConfig, missing: Sequence[RolloutBlock]) -> int:
     """ "auto" is one worker per core that this process may use, at most 8 (each takes about 0.7 GB)."""
-    wanted = min(available_cpus(), MAX_WORKERS) if config.workers == "auto" else config.workers
+    wanted = min(usable_cores(), MAX_WORKERS) if config.workers == "auto" else config.workers
     return max(1, min(wanted, len(missing)))
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float32, UInt8
 
 from tutti.storage.files import write_atomically
 from tutti.storage.reading import read_text
-from tutti.suites.metaworld.environments import Environment, EnvironmentFactory
+from tutti.suites.environment import Environment, EnvironmentFactory
 from tutti.types import UserError
 
 Condition = Literal["policy", "wrong_instruction", "no_image", "noop", "expert"]

@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,11 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
+from tutti.distributed.cores import usable_cores
 from tutti.evaluation.closed_loop.rollouts import Rollout
 from tutti.storage.files import write_atomically
-from tutti.suites.metaworld.suite import SuiteSpec
-from tutti.suites.metaworld.task import MetaWorldTask
-from tutti.suites.workers import Workers, available_cpus
+from tutti.suites.environment import Suite
+from tutti.suites.workers import Workers
 
 IMAGE_SIZE = 240  # even, as yuv420p needs
 MAX_WORKERS = 8
@@ -43,7 +44,7 @@ def choose(rollouts: Sequence[Rollout], per_task: int = 2) -> list[Rollout]:
 
 def rollout_videos(
     rollouts: Sequence[Rollout],
-    suite: SuiteSpec,
+    suite: Suite,
     folder: Path,
     *,
     per_task: int = 2,
@@ -68,7 +69,7 @@ def rollout_videos(
     done = len(jobs) - len(left)
     if progress is not None:
         progress(done, len(jobs))
-    wanted = min(available_cpus(), MAX_WORKERS) if workers == "auto" else workers
+    wanted = min(usable_cores(), MAX_WORKERS) if workers == "auto" else workers
     for _ in _make(left, min(wanted, len(left))):
         done += 1
         if progress is not None:
@@ -110,7 +111,7 @@ class Job:
     """One video to make."""
 
     rollout: Rollout
-    suite: SuiteSpec
+    suite: Suite
     path: Path
     size: int
 
@@ -135,10 +136,7 @@ def replay(job: Job) -> tuple[UInt8[np.ndarray, "t v h w 3"], int]:
     """
     suite, actions = job.suite, job.rollout.actions
     stride = math.ceil(len(actions) / MAX_FRAMES)
-    repeat = suite.action_repeat
-    with MetaWorldTask(
-        job.rollout.task, suite.views, job.size, action_repeat=repeat, samples=4
-    ) as simulation:
+    with closing(suite.make(job.rollout.task, job.size, samples=4)) as simulation:
         simulation.reset(job.rollout.seed)
         frames = [simulation.render()]
         for number, action in enumerate(actions, start=1):

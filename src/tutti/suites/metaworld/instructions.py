@@ -1,4 +1,4 @@
-"""What each task is called in plain English: sentences to train on, and others held out for evaluation.
+"""Instructions for each Meta-World task: sentences to train on, and others held out for evaluation.
 
 Meta-World has no language; these sentences are ours. A held-out sentence is new as a whole, but every word
 of it occurs in the training sentences of the same task: a model trained from scratch cannot know a word
@@ -7,11 +7,8 @@ that it has never read.
 
 from __future__ import annotations
 
-from typing import Literal
-
-from tutti.types import UserError
-
-Split = Literal["train", "held_out"]
+from tutti.errors import UserError
+from tutti.suites.environment import Split
 
 _TRAIN: dict[str, tuple[str, ...]] = {
     "reach": (

@@ -1,4 +1,4 @@
-"""The only door to MuJoCo and Meta-World: settings before their import, and clear words if they are missing.
+"""Imports MuJoCo and Meta-World: sets their environment variables first, explains what is missing.
 
 Both are imported on first use, not when `tutti` is, so training on a machine without a simulator works.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import functools
 import importlib
-import multiprocessing
 import os
 import warnings
-from multiprocessing.context import SpawnContext
 from types import ModuleType
 
-from tutti.types import UserError
+from tutti.errors import UserError
 
 # Read by mujoco when it is imported, and by Mesa when it opens its first context. LP_NUM_THREADS=0 makes
 # the software rasteriser work in the calling thread: several processes render, none waits for threads.
@@ -65,11 +63,3 @@ def load_metaworld() -> tuple[dict[str, type], dict[str, type]]:
         # Meta-World 3.1.1 imports `packaging` but does not ask pip for it.
         raise UserError(f"Meta-World could not be imported ({error}). Install it with: {INSTALL}") from error
     return dict(environments), dict(experts)
-
-
-def spawn_context() -> SpawnContext:
-    """The way to start every process that renders: `spawn`, never `fork`.
-
-    A process forked while an OpenGL context is open inherits the driver's locks and hangs.
-    """
-    return multiprocessing.get_context("spawn")

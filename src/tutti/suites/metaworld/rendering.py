@@ -1,4 +1,4 @@
-"""Fast pictures of a MuJoCo scene: cameras placed freely, thinned meshes, one context kept open.
+"""Renders a MuJoCo scene fast: cameras placed freely, thinned meshes, one OpenGL context kept open.
 
 At 96 px a picture costs about 3 CPU ms, against 115 for the default renderer (measured, software EGL):
 shadows, reflections and multisampling are off, and meshes keep one vertex in a cell of 1 cm.
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from tutti.errors import UserError
 from tutti.suites.metaworld.mujoco import CURE, load_mujoco
-from tutti.types import UserError
 
 MESH_CELL = 0.01
 LARGEST_THINNED_SIZE = 128  # Above this edge in pixels the thinned arm begins to show gaps.

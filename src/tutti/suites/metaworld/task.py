@@ -1,4 +1,4 @@
-"""One Meta-World task as a robot: seeded starts, decisions, states, pictures, and the scripted expert.
+"""One Meta-World task as an environment: seeded starts, decisions, states, pictures, scripted expert.
 
 What Meta-World 3.1.1 gets wrong or leaves open is cured here: `reset(seed=)` ignores its seed; the first
 frame and observation after a reset are stale; experts return actions up to 24 where 1 is the limit;
@@ -14,9 +14,9 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from tutti.errors import UserError
 from tutti.suites.metaworld.mujoco import load_metaworld, load_mujoco
 from tutti.suites.metaworld.rendering import LARGEST_THINNED_SIZE, MESH_CELL, FastRenderer
-from tutti.types import UserError
 
 CONTROL_RATE = 80  # Simulation steps a second, each 5 x 0.0025 s.
 STEP_LIMIT = 500
@@ -143,10 +143,7 @@ class MetaWorldTask:
     def now(self) -> SimState:
         """Where the simulation stands."""
         return SimState(
-            state=self._observation[:STATE_DIM].astype(np.float32),
-            privileged=self._observation.astype(np.float32),
-            success=self._success,
-            num_steps=self._num_steps,
+            state=self.state, privileged=self.privileged, success=self.success, num_steps=self._num_steps
         )
 
     @property
@@ -164,17 +161,24 @@ class MetaWorldTask:
         """Has the task been solved since the last reset?"""
         return self._success
 
-    @property
-    def num_steps(self) -> int:
-        """Simulation steps since the last reset."""
-        return self._num_steps
-
     def expert_action(self) -> Float32[np.ndarray, " 4"]:
         """What the scripted expert, which sees `privileged`, does now; clipped to [-1, 1]."""
         with warnings.catch_warnings():
             # It warns of its own large moves.
             warnings.simplefilter("ignore")
             return to_action(self._expert.get_action(self._observation))
+
+    def random_start_action(self, random: np.random.Generator) -> Float32[np.ndarray, " 4"]:
+        """A random direction, mostly sideways and up, with the hand open."""
+        return to_action(random.uniform((-1.0, -1.0, -0.3, -1.0), (1.0, 1.0, 1.0, -1.0)))
+
+    def perturb(
+        self, action: Float32[np.ndarray, " 4"], sigma: float, random: np.random.Generator
+    ) -> Float32[np.ndarray, " 4"]:
+        """The action with Gaussian noise on x, y and z, clipped."""
+        noisy = action.copy()
+        noisy[:3] += (sigma * random.standard_normal(3)).astype(np.float32)
+        return to_action(noisy)
 
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
         """The views as they are now.
@@ -221,7 +225,10 @@ class MetaWorldTask:
 
 
 def _make_environment(kind: type) -> Any:
-    """Meta-World's class itself, set up as its benchmarks do, but with starts drawn from `seed`."""
+    """Meta-World's class itself, set up as its benchmarks do, but with starts drawn from `seed`.
+
+    It offers no public way: these private attributes are why pyproject.toml pins metaworld.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env: Any = kind()
