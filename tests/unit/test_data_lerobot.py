@@ -88,7 +88,7 @@ def test_png_round_trip_is_exact_to_the_bit(folder: Path) -> None:
         assert episode.instruction == record.instruction
         for view in VIEWS:
             np.testing.assert_array_equal(store.frames(view, rows), record.images[view])
-    assert store.spec.image_shape == (16, 20)
+    assert store.spec.image_shapes[0] == (16, 20)
     assert (store.spec.fps, store.spec.embodiment, store.spec.views) == (20.0, "sawyer", VIEWS)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fixtures import squares_data as world
 from tutti.config.run_config import RunConfig
-from tutti.data.config import DataBundle
+from tutti.data.bundle import DataBundle
 from tutti.evaluation.probes.baselines import MEAN, PREVIOUS, STATE, TASK, state_leak
 from tutti.evaluation.probes.chunk_consistency import chunk_consistency
 from tutti.evaluation.probes.input_ablation import NO_STATE, NO_TEXT, NO_VISION, SWAP, ablate, input_changes

@@ -43,11 +43,6 @@ class StoreSpec:
     num_frames: int
     embodiment: str
 
-    @property
-    def image_shape(self) -> tuple[int, int]:
-        """(height, width) of the first view."""
-        return self.image_shapes[0]
-
 
 class EpisodeStore(ABC):
     """Episodes end to end in one global frame order; numbers in memory, pictures decoded on request.

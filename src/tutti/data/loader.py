@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from tutti.data.augment import ColourChange, ColourJitter, NoAugmentation
 from tutti.data.mixture import Mixture
@@ -88,10 +87,6 @@ class Loader:
     def batch_at(self, number: int) -> Batch:
         """Batch `number` of the stream (from 0), or this rank's rows of it; the same bytes each time."""
         return self._maker()(number)
-
-    def windows_at(self, number: int) -> Int64[np.ndarray, " _"]:
-        """The window numbers of batch `number`, of all ranks, without making it."""
-        return self.mixture.take(number * self.batch_size, self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """The position for a checkpoint, plain JSON: batches handed out, and what they depend on."""

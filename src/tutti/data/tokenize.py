@@ -1,4 +1,4 @@
-"""Instructions to token ids: a small byte-level BPE, trained on the instructions of the training data."""
+"""Tokenizer of instructions: a small byte-level BPE, fitted on the instructions of the training data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tutti.types import UserError
 
 _PAD = "<pad>"
 _MIN_LENGTH = 8
-MOST_LENGTH = 2**16
+MAX_LENGTH = 2**16
 """Tokens of a padded text at most."""
 
 
@@ -33,7 +33,7 @@ class Tokenizer:
     def __init__(self, bpe: BPETokenizer, text_length: int) -> None:
         self._bpe = bpe
         self.text_length = text_length
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @classmethod
     def fit(cls, instructions: Iterable[str], vocab_size: int = 512, text_length: int | None = None) -> Self:
@@ -85,8 +85,8 @@ class Tokenizer:
         mask = torch.zeros(len(texts), self.text_length, dtype=torch.bool)
         for row, text in enumerate(texts):
             tokens = self._bpe.encode(text).ids if text.strip() else []
-            if len(tokens) > self.text_length and text not in self._told:
-                self._told.add(text)
+            if len(tokens) > self.text_length and text not in self._warned:
+                self._warned.add(text)
                 warnings.warn(
                     f"This instruction has {len(tokens)} tokens and is cut to text_length = "
                     f"{self.text_length}: {text[:120]!r}",
@@ -110,7 +110,7 @@ class Tokenizer:
         """
         data = parse_json(text, "tokenizer", finite=True)
         bpe, length = data.get("bpe"), data.get("text_length")
-        if not isinstance(bpe, dict) or type(length) is not int or not 1 <= length <= MOST_LENGTH:
+        if not isinstance(bpe, dict) or type(length) is not int or not 1 <= length <= MAX_LENGTH:
             raise UserError(f"not a tokenizer of Tutti: text_length is {shown(length)}.")
         model = bpe.get("model")
         parts = {_type(bpe.get(name)) for name in ("normalizer", "pre_tokenizer", "model")}

@@ -98,14 +98,6 @@ class WindowIndex:
         """A number for each window that is equal exactly where the episode is: one past its last window."""
         return self._end[windows]
 
-    def locate(self, window: int) -> tuple[str, int, int]:
-        """(store name, episode index, t) of a window, for messages."""
-        source = int(np.searchsorted(self._offsets, window, side="right")) - 1
-        store, row = self.sources[source].store, window - int(self._offsets[source])
-        starts = np.array([episode.start for episode in store.episodes])
-        episode = store.episodes[int(np.searchsorted(starts, row, side="right")) - 1]
-        return store.name, episode.index, row - episode.start
-
     def gather(self, windows: Int64[np.ndarray, " b"]) -> Batch:
         """The batch of these windows, in this order. Only copies; 64 windows take about a millisecond.
 

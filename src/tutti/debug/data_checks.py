@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from tutti.data.config import DataBundle
+from tutti.data.bundle import DataBundle
 from tutti.data.episodes import Episode
 from tutti.data.windows import Source
 from tutti.debug.remarks import Remark, note, problem

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from tutti.config.run_config import RunConfig
-from tutti.data.config import DataBundle
+from tutti.data.bundle import DataBundle
 from tutti.debug import activation_checks as activity
 from tutti.debug import gradient_checks as gradients
 from tutti.debug.activation_checks import Activity

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Self
 
 from tutti.config.run_config import RunConfig
-from tutti.data.config import DataBundle
+from tutti.data.bundle import DataBundle
 from tutti.debug.remarks import Remark, note, problem
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from tutti.data.config import DataBundle
+from tutti.data.bundle import DataBundle
 from tutti.debug.remarks import Remark, note, problem
 from tutti.evaluation.probes.baselines import states, thumbnails
 from tutti.evaluation.probes.samples import Sample, spread

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tutti.config.run_config import RunConfig, to_yaml
-from tutti.data.config import DataBundle, SourceConfig
+from tutti.data.bundle import DataBundle
+from tutti.data.config import SourceConfig
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
 from tutti.evaluation.closed_loop.starts import DATASET

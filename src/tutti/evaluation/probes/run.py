@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from tutti.data.config import DataBundle
+from tutti.data.bundle import DataBundle
 from tutti.evaluation.probes.baselines import Baseline, Leak, baselines, state_leak
 from tutti.evaluation.probes.chunk_consistency import ChunkConsistency, chunk_consistency
 from tutti.evaluation.probes.findings import Finding, findings

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from tutti.data.config import DataBundle
+from tutti.data.bundle import DataBundle
 from tutti.data.windows import WindowIndex
 from tutti.models.vla import VLA
 from tutti.types import Batch, Observation, UserError

@@ -143,7 +143,7 @@ class MetaWorldTask:
     def now(self) -> SimState:
         """Where the simulation stands."""
         return SimState(
-            state=self.state, privileged=self.privileged, success=self.success, num_steps=self._num_steps
+            state=self.state, privileged=self.privileged, success=self.success, num_steps=self.num_steps
         )
 
     @property
@@ -167,6 +167,11 @@ class MetaWorldTask:
             # It warns of its own large moves.
             warnings.simplefilter("ignore")
             return to_action(self._expert.get_action(self._observation))
+
+    @property
+    def num_steps(self) -> int:
+        """Simulation steps since the last reset."""
+        return self._num_steps
 
     def random_start_action(self, random: np.random.Generator) -> Float32[np.ndarray, " 4"]:
         """A random direction, mostly sideways and up, with the hand open."""
