@@ -33,7 +33,7 @@ from fixtures.gpu_trainings import (
 )
 from fixtures.term_batches import make_batch
 from tutti.config.run_config import RunConfig
-from tutti.data.config import DataBundle
+from tutti.data.bundle import DataBundle
 from tutti.evaluation.open_loop import measure
 from tutti.evaluation.probes.run import run_probes
 from tutti.models.describe import describe
