@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
-from tutti.distributed.world import joined
+from tutti.distributed.world import process_group
 from tutti.evaluation.closed_loop.evaluate import evaluate as play
 from tutti.evaluation.closed_loop.starts import DATASET, RECORDING, TrainingStarts, check_seeds
 from tutti.evaluation.closed_loop.videos import rollout_videos
@@ -75,7 +75,7 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
     training = config.training
     device = decide(training.device, training.threads, training.precision).device
     with (
-        joined(training.parallel.count, device, training.parallel.timeout) as all_ranks,
+        process_group(training.parallel.count, device, training.parallel.timeout) as all_ranks,
         quiet(not all_ranks.first),
     ):
         run = RunFolder(folder or Path("runs") / config.name, redo=redo)

@@ -19,7 +19,7 @@ from fixtures.ranks import on_ranks
 from fixtures.ranks_training import SIZE, Data, train, trainer_of
 from fixtures.vla_training import make_batch
 from tutti.config.run_config import RunConfig
-from tutti.distributed.ranks import present
+from tutti.distributed.ranks import current_ranks
 from tutti.distributed.world import world
 from tutti.training.faults.non_finite import NonFiniteError, load_failure
 from tutti.types import UserError
@@ -186,7 +186,7 @@ def full_on_one(run: str, changes: dict[str, Any]) -> tuple[str, str]:
     write = shards.write
 
     def refuse(folder: Path, *given: Any) -> Any:
-        if present().rank == 1 and "step-000004" in str(folder):
+        if current_ranks().rank == 1 and "step-000004" in str(folder):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(folder, *given)
 
@@ -223,7 +223,7 @@ def train_and_resume(
         run = Path(folder) / form
         settings = {"steps": 4, "checkpoints": {"every": 2, "format": form}, **section}
         first = train(str(run), settings)
-        world().on_first(lambda run=run: shutil.rmtree(run / "checkpoints" / "step-000004"))
+        world().on_rank_zero(lambda run=run: shutil.rmtree(run / "checkpoints" / "step-000004"))
         found[form] = [first, train(str(run), settings)]
     return found
 
@@ -312,10 +312,10 @@ def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path: Path) -> None:
 
 def different() -> str:
     trainer_of(Path("unused"), {}).parallel.check()
-    torch.manual_seed(present().rank)
+    torch.manual_seed(current_ranks().rank)
     with pytest.raises(UserError) as caught:
         trainer = trainer_of(Path("unused"), {})
-        trainer.model.fusion.readout.data += present().rank
+        trainer.model.fusion.readout.data += current_ranks().rank
         trainer.parallel.check()
     return str(caught.value)
 
@@ -342,7 +342,7 @@ def hangs(run: str, changes: dict[str, Any]) -> str:
     trainer = trainer_of(Path(run), changes)
 
     def sleep(step: int, steps: int, latest: dict[str, float]) -> None:
-        if step == 2 and present().rank == 1:
+        if step == 2 and current_ranks().rank == 1:
             time.sleep(8)
 
     trainer.progress = sleep
@@ -362,7 +362,7 @@ def hangs_in_a_save(run: str, changes: dict[str, Any]) -> str:
     taken = Saver.taken
 
     def slow(self: Saver, value: Any, *, copy: bool = False) -> Any:
-        if present().rank == 1 and not asleep:
+        if current_ranks().rank == 1 and not asleep:
             asleep.append(True)
             time.sleep(8)
         return taken(self, value, copy=copy)
@@ -385,7 +385,7 @@ def failing_on_one(run: str, changes: dict[str, Any], what: str) -> str:
     def fail(*given: Any, **named: Any) -> Any:
         if what == "retain":
             raise UserError("the folder is locked")
-        if present().rank == 1:
+        if current_ranks().rank == 1:
             raise MemoryError("no room")
         return write(*given, **named)
 

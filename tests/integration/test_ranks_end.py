@@ -13,7 +13,7 @@ import torch
 
 from fixtures.ranks import PATIENCE
 from fixtures.ranks_training import train
-from tutti.distributed.world import joined
+from tutti.distributed.world import process_group
 
 TASKS = Path("/proc/self/task")
 THREAD = "pt_gloo_runloop"
@@ -29,7 +29,7 @@ def rank_of_its_own(rank: int, port: int, run: str, kind: str, found: Any) -> No
     torch.set_num_threads(1)
     meeting = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in meeting.items()})
-    with joined(2, torch.device("cpu"), 60.0):
+    with process_group(2, torch.device("cpu"), 60.0):
         train(run, {"steps": 3, "parallel": {"kind": kind}})
         inside = threads()
     found.put((inside, threads()))

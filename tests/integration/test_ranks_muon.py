@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from fixtures.ranks import on_ranks
-from tutti.distributed.sharded_tensors import whole
+from tutti.distributed.sharded_tensors import gather
 from tutti.training.optim import muon
 from tutti.training.optim.muon import Muon, orthogonalised
 
@@ -39,7 +39,7 @@ def moved(shared: bool) -> dict[str, Any]:
         for parameter, gradient in zip(parameters, matrices(seed), strict=True):
             parameter.grad = share(gradient, shared)
         optimizer.step()
-    return {"matrices": whole([parameter.detach() for parameter in parameters]), "iterated": iterated}
+    return {"matrices": gather([parameter.detach() for parameter in parameters]), "iterated": iterated}
 
 
 def share(value: Tensor, shared: bool) -> Tensor:

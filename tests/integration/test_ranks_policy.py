@@ -17,7 +17,7 @@ from fixtures.ranks import on_ranks
 from fixtures.ranks_training import OBJECTIVE, SIZE, Stream, trainer_of
 from fixtures.term_batches import as_double
 from fixtures.vla_training import make_batch
-from tutti.distributed.sharded_tensors import whole
+from tutti.distributed.sharded_tensors import gather
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
@@ -91,7 +91,7 @@ def seen_of(trainer: Trainer) -> dict[str, Any]:
     return {
         "records": records,
         "saved": {"tensors": saved.tensors, "optimizer": tensors_of(saved.optimizer)},
-        "weights": whole({"model": trainer.model.state_dict(), "loss": trainer.objective.state_dict()}),
+        "weights": gather({"model": trainer.model.state_dict(), "loss": trainer.objective.state_dict()}),
         "policy": {
             k: v for k, v in trainer.policy.state_dict().items() if k in ("skipped", "rollbacks", "high")
         },
@@ -136,7 +136,7 @@ def forget(run: Path, steps: tuple[int, ...]) -> None:
         for step in steps:
             shutil.rmtree(run / "checkpoints" / f"step-{step:06d}")
 
-    world().on_first(remove)
+    world().on_rank_zero(remove)
 
 
 @pytest.fixture(scope="module")

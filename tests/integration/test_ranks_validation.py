@@ -13,8 +13,8 @@ from fixtures.ranks import on_ranks
 from fixtures.ranks_training import Stream, trainer_of
 from fixtures.term_batches import as_double
 from fixtures.vla_training import MODEL, make_batch
-from tutti.distributed.ranks import ALONE, Ranks, present, sharing
-from tutti.distributed.world import ONE, world
+from tutti.distributed.ranks import ONE_RANK, Ranks, current_ranks, shared_batch
+from tutti.distributed.world import ONE_PROCESS, world
 from tutti.training.data_feed import portion
 from tutti.training.validation import validated
 
@@ -44,14 +44,14 @@ def judged(run: str, parallel: dict[str, Any], batches: int) -> dict[str, Any]:
 
     def watched(batch: Any, *rest: Any) -> Any:
         passes.append(len(batch.window))
-        alone.append(present() == ALONE)
+        alone.append(current_ranks() == ONE_RANK)
         return judge(batch, *rest)
 
     trainer.parallel.judge = watched
     random = torch.get_rng_state()
-    with sharing(world().ranks):
+    with shared_batch(world().ranks):
         divided, own = validated(trainer, data), list(passes)
-        trainer.parallel.world = ONE
+        trainer.parallel.world = ONE_PROCESS
         whole = validated(trainer, data)
     untouched = torch.equal(random, torch.get_rng_state())
     return {
@@ -87,5 +87,5 @@ def test_each_batch_is_judged_once_and_all_ranks_pass_forward_equally_often() ->
         for own in portions:
             for number, batch in own:
                 assert batch is batches[4 if number is None else number]
-    assert [number for number, _ in portion(iter(batches), ALONE)] == [0, 1, 2, 3, 4]
+    assert [number for number, _ in portion(iter(batches), ONE_RANK)] == [0, 1, 2, 3, 4]
     assert list(portion([], Ranks(1, 3))) == []

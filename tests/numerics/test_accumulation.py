@@ -20,7 +20,7 @@ from fixtures.ranks import on_ranks
 from fixtures.ranks_training import trainer_of
 from fixtures.term_batches import as_double
 from fixtures.vla_training import MODEL, SPEC, make_batch
-from tutti.distributed.ranks import MicroBatches, present
+from tutti.distributed.ranks import MicroBatches, current_ranks
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
 from tutti.objectives.objective import Objective
@@ -104,7 +104,7 @@ def uneven(number: int, size: int = PARTS * ROWS) -> Batch:
 def cut(whole: Batch, parts: int) -> list[Batch]:
     """Its rows as so many batches, of which this rank has its share."""
     size = len(whole.window) // parts
-    ranks = present()
+    ranks = current_ranks()
     found: list[Batch] = []
     for part in range(parts):
         rows = ranks.rows(size)

@@ -20,7 +20,7 @@ from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import ActionStats
 from tutti.data.split import split_episodes
-from tutti.distributed.ranks import ALONE
+from tutti.distributed.ranks import ONE_RANK
 from tutti.types import Batch, DataNeeds, UserError
 
 VIEWS = ("observation.images.right", "observation.images.top")
@@ -260,11 +260,11 @@ def test_the_batches_of_an_update_are_made_ahead_at_least(
             return make(number)
 
         monkeypatch.setattr(train, "_maker", lambda: counting)
-        train.share(ALONE, 5)
+        train.share(ONE_RANK, 5)
         next(train)
         assert all(made.acquire(timeout=10) for _ in range(1 + 5))  # without another call
     with build(data_set, tmp_path, prefetch=0).train as train:
-        train.share(ALONE, 5)
+        train.share(ONE_RANK, 5)
         next(train)
         assert train._ahead is None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fixtures.ranks import on_ranks
 from fixtures.term_batches import MODEL, SPEC, as_double, make_batch, make_loss
-from tutti.distributed.ranks import averaged, drawn, gathered, present, shared_mean
+from tutti.distributed.ranks import current_ranks, gathered, mean_over_ranks, sample_whole_batch, shared_mean
 from tutti.models.config import ModelConfig
 from tutti.objectives.objective import Objective
 from tutti.training.backward.term_gradients import averaged_gradients, term_gradients
@@ -55,13 +55,15 @@ def evaluated(action: dict[str, Any], terms: dict[str, dict[str, Any]], dropout:
     batch = as_double(make_batch(b=B))
     if model.action.needs_fit:
         model.action.fit(batch.actions, batch.action_mask)
-    rows = present().rows(B)
+    rows = current_ranks().rows(B)
     own = batch.apply(lambda value: value[rows])
     torch.manual_seed(1)
     found = loss(model(own.observation), own)
     named = dict((*model.named_parameters(), *((f"loss.{n}", p) for n, p in loss.named_parameters())))
     gradients = term_gradients({**found.values, "total": found.total}, list(named.values()))
-    values = {name: averaged(value.detach()) for name, value in {**found.values, **found.metrics}.items()}
+    values = {
+        name: mean_over_ranks(value.detach()) for name, value in {**found.values, **found.metrics}.items()
+    }
     return {
         "values": {name: value.item() for name, value in values.items()},
         "gradients": {
@@ -106,21 +108,21 @@ def test_every_decoder_is_that_of_one_process(kind: str) -> None:
 
 def pieces() -> dict[str, Any]:
     """Hand-worked: rank r of 4 has the rows 2 r and 2 r + 1 of x = 0 ... 7, of which the first 3 count."""
-    rank, count = present().rank, present().count
-    x = torch.arange(8, dtype=torch.float64)[present().rows(8)].requires_grad_()
-    mask = torch.arange(8)[present().rows(8)] < 3
+    rank, count = current_ranks().rank, current_ranks().count
+    x = torch.arange(8, dtype=torch.float64)[current_ranks().rows(8)].requires_grad_()
+    mask = torch.arange(8)[current_ranks().rows(8)] < 3
     mean = masked_mean(x, mask)
     (gradient,) = torch.autograd.grad(mean, x)
     every = gathered(x)
     (back,) = torch.autograd.grad((every * torch.arange(8.0)).sum() * (rank + 1), x)
     torch.manual_seed(3)
     return {
-        "mean": float(averaged(mean.detach())),
+        "mean": float(mean_over_ranks(mean.detach())),
         "gradient": (gradient / count).tolist(),
         "every": every.tolist(),
         "flags": gathered(mask).tolist(),
         "back": (back / sum(range(1, count + 1))).tolist(),
-        "drawn": drawn(lambda rows: torch.rand(3, rows), 8 // count, dim=1),
+        "drawn": sample_whole_batch(lambda rows: torch.rand(3, rows), 8 // count, dim=1),
         "next": torch.rand(1).item(),
         "none": float(shared_mean(torch.zeros(()), torch.zeros((), dtype=torch.int64))),
     }
@@ -141,7 +143,7 @@ def test_the_pieces_by_hand(count: int) -> None:
 
 
 def gradients_of_ranks() -> list[Any]:
-    rank = float(present().rank)
+    rank = float(current_ranks().rank)
     given = {
         "a": [torch.full((2,), rank), None, torch.full((3,), rank, dtype=torch.float64)],
         "b": [None] * 3,
@@ -158,4 +160,4 @@ def test_gradients_of_terms_are_averaged_and_absent_ones_stay_absent() -> None:
 def test_alone_nothing_is_copied() -> None:
     x = torch.ones(3, requires_grad=True)
     given: dict[str, list[Tensor | None]] = {"a": [x]}
-    assert gathered(x) is x and averaged(x) is x and averaged_gradients(given) is given
+    assert gathered(x) is x and mean_over_ranks(x) is x and averaged_gradients(given) is given

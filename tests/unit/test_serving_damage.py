@@ -20,7 +20,7 @@ from test_serving_policy import CONFIG, TOKENIZER, look, model, normalizer, stat
 
 from fixtures.small_model import relist
 from tutti.data.normalize import Normalizer
-from tutti.distributed.world import ONE
+from tutti.distributed.world import ONE_PROCESS
 from tutti.serving.export import export
 from tutti.serving.policy import CheckpointPolicyFactory, Policy
 from tutti.storage.checkpoint import Checkpoint, load, save, save_sharded, verify
@@ -44,7 +44,7 @@ def saved(run: Path, kind: str, **changes: Any) -> Path:
         state={},
         extra={name: (texts / name).read_text() for name in READ},
     )
-    folder = save_sharded(run, checkpoint, ONE) if kind == "sharded" else save(run, checkpoint)
+    folder = save_sharded(run, checkpoint, ONE_PROCESS) if kind == "sharded" else save(run, checkpoint)
     return export(folder, run / "export") if kind == "export" else folder
 
 

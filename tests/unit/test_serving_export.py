@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_serving_policy import look, model, write
 
 from fixtures.small_model import relist
-from tutti.distributed.world import ONE
+from tutti.distributed.world import ONE_PROCESS
 from tutti.serving.export import export, export_command
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, find_checkpoint
 from tutti.storage.checkpoint import Checkpoint, save_sharded
@@ -60,7 +60,7 @@ def test_a_checkpoint_of_shares_is_a_policy_and_exports_one_file(
     texts = ("spec.json", "normalizer.json", "tokenizer.json", "config.yaml")
     extra = {name: (old / name).read_text() for name in texts if (old / name).is_file()}
     saved = Checkpoint(step=30, tensors=tensors, optimizer={}, rng={}, state={}, extra=extra)
-    folder = save_sharded(run, saved, ONE)
+    folder = save_sharded(run, saved, ONE_PROCESS)
     before = CheckpointPolicyFactory(run, weights)
     assert before.path == folder == find_checkpoint(run)
     assert (

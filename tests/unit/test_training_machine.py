@@ -93,10 +93,10 @@ def test_every_group_that_waits_for_a_step_has_the_time_out_of_the_config(
     for name, value in (("get_rank", 0), ("get_world_size", 2), ("is_initialized", True)):
         monkeypatch.setattr(distributed.dist, name, lambda value=value: value)
     monkeypatch.setattr(distributed.dist, "new_group", lambda **options: given.append(options))
-    with distributed.joined(2, torch.device("cpu"), 12.0):
+    with distributed.process_group(2, torch.device("cpu"), 12.0):
         pass
     assert [options["timeout"] for options in given[:2]] == [timedelta(seconds=12)] * 2
-    assert {options["timeout"] for options in given[2:]} == {distributed.PATIENCE}
+    assert {options["timeout"] for options in given[2:]} == {distributed.NO_TIMEOUT}
 
 
 def test_the_feeds_thread_is_put_on_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:

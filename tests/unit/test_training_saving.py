@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from fixtures.checkpoints import load_latest
 from fixtures.toy_training import Data, make_trainer
-from tutti.distributed.frame import put_in, taken_out
-from tutti.distributed.world import ONE
+from tutti.distributed.sharded_tensors import restore_tensors, strip_tensors
+from tutti.distributed.world import ONE_PROCESS
 from tutti.nested import merge
 from tutti.storage import shards
 from tutti.storage.checkpoint import Checkpoint, checkpoints, load, save, save_sharded
@@ -79,18 +79,18 @@ def everything(saved: Checkpoint) -> dict[str, Any]:
 def test_a_state_is_taken_apart_and_put_together() -> None:
     state = {"muon": make(1).optimizer["muon"], "pairs": (torch.ones(2), [None, 3])}
     tensors: dict[str, Tensor] = {}
-    frame = taken_out(state, "optimizer", tensors)
+    frame = strip_tensors(state, "optimizer", tensors)
     assert sorted(tensors) == [
         *("optimizer/muon/state/0/momentum", "optimizer/muon/state/0/step"),
         "optimizer/pairs/0",
     ]
     assert not any(isinstance(leaf, Tensor) for leaf in leaves(frame).values())
-    require_same(put_in(frame, tensors), state)
+    require_same(restore_tensors(frame, tensors), state)
 
 
 def test_a_sharded_checkpoint_is_loaded_as_a_whole_one(tmp_path: Path) -> None:
     whole = load(save(tmp_path / "whole", make(7)))
-    folder = save_sharded(tmp_path / "sharded", make(7), ONE)
+    folder = save_sharded(tmp_path / "sharded", make(7), ONE_PROCESS)
     assert sorted(item.name for item in folder.iterdir()) == [
         *("optimizer.pt", "rng.pt", "shards", "spec.json", "state.json")
     ]
@@ -103,7 +103,7 @@ def test_a_sharded_checkpoint_is_loaded_as_a_whole_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rank-00000.safetensors", "index.json"])
 @pytest.mark.parametrize("how", ["shorter", "other", "gone"])
 def test_damage_to_a_shard_is_found(tmp_path: Path, name: str, how: str) -> None:
-    path = save_sharded(tmp_path, make(1), ONE) / "shards" / name
+    path = save_sharded(tmp_path, make(1), ONE_PROCESS) / "shards" / name
     data = path.read_bytes()
     if how == "gone":
         path.unlink()
@@ -274,10 +274,10 @@ def test_a_save_that_is_cut_short_is_no_checkpoint_and_the_next_one_succeeds(
     with monkeypatch.context() as patch:
         patch.setattr("tutti.storage.checkpoint._finish", cut)  # as a kill would, right before the rename
         with pytest.raises(KeyboardInterrupt):
-            save(tmp_path, make(2)) if form == "whole" else save_sharded(tmp_path, make(2), ONE)
+            save(tmp_path, make(2)) if form == "whole" else save_sharded(tmp_path, make(2), ONE_PROCESS)
     assert [item.name for item in home.iterdir()] == [".partial-step-000002"]
     assert checkpoints(tmp_path) == [] and load_latest(tmp_path) is None
-    save(tmp_path, make(2)) if form == "whole" else save_sharded(tmp_path, make(2), ONE)
+    save(tmp_path, make(2)) if form == "whole" else save_sharded(tmp_path, make(2), ONE_PROCESS)
     assert [item.name for item in home.iterdir()] == ["step-000002"]
     assert load(home / "step-000002").step == 2
 
@@ -288,7 +288,7 @@ def test_a_shard_that_does_not_fit_on_the_disk_is_said_and_leaves_nothing(tmp_pa
         file_size_limit(100_000),
         pytest.raises(UserError, match=r"step-000001: cannot write, the disk .*full[\s\S]*free: .* MiB"),
     ):
-        save_sharded(tmp_path, big, ONE)
+        save_sharded(tmp_path, big, ONE_PROCESS)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -321,7 +321,7 @@ def test_shards_that_the_first_process_does_not_see_make_no_checkpoint(
 
     monkeypatch.setattr(shards, "write", elsewhere)
     with pytest.raises(UserError, match=r"rank-00001\.safetensors was written by another process but is not"):
-        save_sharded(tmp_path, make(1), ONE)
+        save_sharded(tmp_path, make(1), ONE_PROCESS)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -334,9 +334,9 @@ def test_a_signal_in_the_midst_of_writing_shards_is_no_error_of_the_disk(
 
     monkeypatch.setattr(shards.os, "fsync", interrupted)
     with pytest.raises(kind):
-        save_sharded(tmp_path, make(1), ONE)
+        save_sharded(tmp_path, make(1), ONE_PROCESS)
     monkeypatch.undo()
-    folder = save_sharded(tmp_path, make(1), ONE)
+    folder = save_sharded(tmp_path, make(1), ONE_PROCESS)
     monkeypatch.setattr(shards, "safe_open", interrupted)
     with pytest.raises(kind):
         load(folder)

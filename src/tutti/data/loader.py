@@ -15,7 +15,7 @@ import torch
 from tutti.data.augment import ColourChange, ColourJitter, NoAugmentation
 from tutti.data.mixture import Mixture
 from tutti.data.windows import WindowIndex
-from tutti.distributed.ranks import ALONE, Ranks
+from tutti.distributed.ranks import ONE_RANK, Ranks
 from tutti.types import Batch, Observation, UserError
 
 
@@ -47,7 +47,7 @@ class Loader:
         self._augmentation = augmentation or NoAugmentation()
         self._identity = identity
         self._consumed = 0
-        self._ranks, self._at_once = ALONE, 1
+        self._ranks, self._at_once = ONE_RANK, 1
         self._ahead: _Ahead | None = None
 
     def share(self, ranks: Ranks, at_once: int = 1) -> None:

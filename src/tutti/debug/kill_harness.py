@@ -23,7 +23,7 @@ from typing import Any
 from tutti.config.run_config import RunConfig
 from tutti.data.loader import Loader
 from tutti.distributed.ranks import Ranks
-from tutti.distributed.world import joined
+from tutti.distributed.world import process_group
 from tutti.runs.build import build_parts, training_threads
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.device import decide
@@ -132,7 +132,7 @@ def train_once(
     training = config.training
     device = decide(training.device, training.threads, training.precision).device
     with (
-        joined(training.parallel.count, device, training.parallel.timeout) as world,
+        process_group(training.parallel.count, device, training.parallel.timeout) as world,
         training_threads(config),
     ):
         own = kill if kill is not None and kill.rank == world.ranks.rank else None

@@ -1,4 +1,4 @@
-"""What the ranks and the micro-batches of one update share: counts, embeddings, random draws.
+"""Means, embeddings and random draws over all ranks and micro-batches of an update.
 
 A training on n ranks is one training: its batch is spread over the ranks by rows, rank r holding the rows
 [r b, (r + 1) b), b = B / n. Each rank computes a loss L_r of which only the mean over the ranks counts, and
@@ -6,10 +6,12 @@ that is to be the loss of the whole batch on one process, term by term and gradi
 
     1/n sum_r L_r = L,    1/n sum_r dL_r / d theta = dL / d theta
 
-Where rows stand alone a mean over all of them needs the count of all (`shared_mean`); where they meet (pairs
-of a contrastive term) every rank takes the rows of all (`gathered`); where random numbers are drawn for rows,
-every rank draws those of the whole batch and keeps its own (`drawn`), so that all have the same random state.
-Alone, which is the default, every function is exactly the plain computation.
+* Per-row losses: `shared_mean`, the global sum divided by the global count.
+* Losses that compare rows (pairs of a contrastive term): `gathered`, the rows of all ranks on every rank.
+* Random numbers for rows: `sample_whole_batch` draws those of the whole batch on every rank and keeps the
+  rank's own, so that all ranks stay in the same random state.
+
+On one rank, which is the default, every function is exactly the plain computation.
 
 The A micro-batches of an update (gradient accumulation) come one after the other. Their mean is to be the
 loss of one batch of all their rows too. So the counts of all of them must be known before the first forward
@@ -32,8 +34,11 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which of how many this process is. `group` carries what is said inside a forward or backward pass: one
-    of its own, so that it cannot mix with what DDP or FSDP say at the same time."""
+    """Rank of this process and number of ranks.
+
+    `group` is a process group of its own for collectives inside a forward or backward pass, so that they
+    cannot mix with those of DDP or FSDP.
+    """
 
     rank: int = 0
     count: int = 1
@@ -41,7 +46,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """True for the rank that writes: 0."""
+        """True for rank 0, the one that writes."""
         return self.rank == 0
 
     def rows(self, size: int) -> slice:
@@ -50,29 +55,32 @@ class Ranks:
         return slice(self.rank * own, (self.rank + 1) * own)
 
 
-ALONE = Ranks()
+ONE_RANK = Ranks()
 
 # A plain global: torch.compile traces it with a guard, where a ContextVar would break the graph, and the
 # threads of a backward pass on a GPU would not see one either.
-_present = ALONE
+_present = ONE_RANK
 _micro_batch: tuple[MicroBatches, int] | None = None
 
 Counted = Callable[[Any], Tensor]
-"""What a mean counts in a batch: its mask or its weights, from the batch alone. A method or a named function:
-the counts of an update are kept by it."""
+"""Gives the mask or weights of a mean from a batch. A method or a named function, not a lambda: it is the key
+under which the counts of an update are cached."""
 
 
 class MicroBatches:
-    """The batches of one update, which count as one. Inside `use(m)` the forward pass is that of batch m."""
+    """The micro-batches of one update, which count as one batch. `use(m)` wraps the forward pass of batch m.
+
+    `unknown` is True once a mean with a gradient has not told what it counts.
+    """
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = batches
-        self.unknown = False  # whether a mean with a gradient has not said what it counts
+        self.unknown = False
         self._counts: dict[Counted, Shaped[Tensor, " m"]] = {}
 
     @contextmanager
     def use(self, number: int) -> Iterator[None]:
-        """Inside the block, the rows are those of micro-batch `number` (from 0)."""
+        """Inside the block, the forward pass is that of micro-batch `number` (from 0)."""
         global _micro_batch  # noqa: PLW0603 (as below)
         before, _micro_batch = _micro_batch, (self, number) if len(self.batches) > 1 else None
         try:
@@ -91,14 +99,14 @@ class MicroBatches:
         return self._counts[counted]
 
 
-def present() -> Ranks:
-    """The ranks that share a batch here and now; `ALONE` outside of `sharing`."""
+def current_ranks() -> Ranks:
+    """The ranks that share the batch at present; `ONE_RANK` outside of `shared_batch`."""
     return _present
 
 
 @contextmanager
-def sharing(ranks: Ranks) -> Iterator[None]:
-    """Inside the block, batches are this rank's rows of a batch that these ranks share."""
+def shared_batch(ranks: Ranks) -> Iterator[None]:
+    """Inside the block, each batch holds this rank's rows of one batch that `ranks` share."""
     global _present  # noqa: PLW0603 (see above)
     before, _present = _present, ranks
     try:
@@ -108,8 +116,8 @@ def sharing(ranks: Ranks) -> Iterator[None]:
 
 
 @torch.no_grad()
-def averaged(x: Tensor) -> Tensor:
-    """The mean of `x` over the ranks, without a gradient; alone `x` itself."""
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of `x` over the ranks, without gradient; `x` itself on one rank."""
     ranks = _present
     if ranks.count == 1:
         return x
@@ -119,13 +127,13 @@ def averaged(x: Tensor) -> Tensor:
 
 
 def shared_mean(total: Tensor, count: Tensor, of: Counted | None = None, *, repeats: int = 1) -> Tensor:
-    """total / count of all rows of the update, 0 if nothing counts, as the part of this rank and micro-batch:
+    """Global sum / global count over all rows of the update, as this rank's and micro-batch's part of it:
 
     n A total_rm / sum_sk count_sk,    n ranks r, s and A micro-batches m, k.
 
-    The mean over ranks and micro-batches is the mean over all rows, and its gradient likewise. Alone it is
-    that itself. `count` is the sum of `of(batch)`, times `repeats`. Without `of` the counts of the other
-    micro-batches are not known: the sum is then over the ranks alone, and A is 1.
+    The mean of these parts over ranks and micro-batches is the mean over all rows, and its gradient likewise;
+    0 if nothing counts. `count` is the sum of `of(batch)`, times `repeats`. Without `of` the counts of the
+    other micro-batches are not known: the sum is then over the ranks alone, and A is 1.
     """
     ranks, parts = _present, _present.count
     if _micro_batch is not None and of is not None:
@@ -141,7 +149,7 @@ def shared_mean(total: Tensor, count: Tensor, of: Counted | None = None, *, repe
 
 
 def micro_part(value: Tensor, of: Counted) -> Tensor:
-    """value A count_m / sum_k count_k, for a value of micro-batch m alone; itself if an update is one batch.
+    """Weights the loss of micro-batch m: value A count_m / sum_k count_k. Itself if an update is one batch.
 
     For a loss that compares the rows of a batch with one another: those of another micro-batch cannot be had,
     so its mean over the update is the mean of the micro-batches' losses, weighted by the rows that take part.
@@ -153,7 +161,7 @@ def micro_part(value: Tensor, of: Counted) -> Tensor:
 
 
 def gathered(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "m ..."]:
-    """The rows of all ranks in the order of the ranks, m = n b, with gradient; alone `x` itself.
+    """The rows of all ranks in the order of the ranks, m = n b, with gradient; `x` itself on one rank.
 
     The gradient of a row is the sum of what all ranks want of it: with every rank computing the same L of all
     rows, that is n dL/dx, and the mean over the ranks' gradients makes it dL/dx.
@@ -166,8 +174,8 @@ def gathered(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "m ..."]:
     return _all_rows(x, ranks)
 
 
-def drawn(sample: Callable[[int], Tensor], size: int, dim: int = 0) -> Tensor:
-    """Random numbers for this rank's `size` rows: its own among those of the whole batch.
+def sample_whole_batch(sample: Callable[[int], Tensor], size: int, dim: int = 0) -> Tensor:
+    """Random numbers for this rank's `size` rows, taken from those of the whole batch.
 
     `sample(m)` draws for m rows, which lie along `dim`. All ranks draw the same, so n ranks use up the same
     random numbers as one process with the whole batch, and go on from the same state.

@@ -1,4 +1,4 @@
-"""Shares of tensors and whole ones: what a rank holds under FSDP, and what a checkpoint holds."""
+"""Sharded tensors (DTensor): gather, shard, norms and clipping; nested states without their tensors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+MARK = "tutti.tensor"
+"""The key of the one-entry mapping that stands where a tensor was."""
 
-def whole(value: Any, *, keep: bool = True, copy: bool = False) -> Any:
-    """Nested values with every share (a DTensor) gathered to the whole tensor on the CPU.
 
-    All ranks must call it with the same structure. Those that do not `keep` get None for each of them, so
-    that only one of them holds the whole of a large model. What is no DTensor stays what it is, or becomes a
-    `copy` on the CPU.
+def gather(value: Any, *, keep: bool = True, copy: bool = False) -> Any:
+    """Gathers every DTensor in nested values to the whole tensor on the CPU.
+
+    All ranks must call it with the same structure. A rank that does not `keep` gets None for each of them, so
+    that only one rank holds the whole of a large model. Plain tensors stay as they are; with `copy` they are
+    copied to the CPU.
     """
     if isinstance(value, DTensor):
         full: Tensor = value.detach().full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
@@ -23,39 +26,42 @@ def whole(value: Any, *, keep: bool = True, copy: bool = False) -> Any:
     if isinstance(value, Tensor) and copy:
         return value.detach().to("cpu", copy=True) if keep else None
     if isinstance(value, Mapping):
-        return {key: whole(item, keep=keep, copy=copy) for key, item in value.items()}
+        return {key: gather(item, keep=keep, copy=copy) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(item, keep=keep, copy=copy) for item in value)
+        return type(value)(gather(item, keep=keep, copy=copy) for item in value)
     return value
 
 
-def like(value: Tensor, model: Tensor) -> Tensor:
-    """`value`, which every rank has whole, in the form of `model`: this rank's share of it, or itself."""
+def shard_like(value: Tensor, model: Tensor) -> Tensor:
+    """Shards `value`, which every rank has whole, as `model` is sharded; itself if that is a plain tensor."""
     if not isinstance(model, DTensor) or isinstance(value, DTensor):
         return value
     there = value.to(device=model.device, dtype=value.dtype)
     return distribute_tensor(there, model.device_mesh, model.placements, src_data_rank=None)
 
 
-def like_all(values: Mapping[str, Tensor], models: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each of `values` in the form of the one of that name; a name that is not there stays as it is."""
-    return {name: like(value, models[name]) if name in models else value for name, value in values.items()}
+def shard_like_all(values: Mapping[str, Tensor], models: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shards each value as the model of its name; a value without a model stays as it is."""
+    return {
+        name: shard_like(value, models[name]) if name in models else value for name, value in values.items()
+    }
 
 
-def like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """The optimiser's state, just loaded, in the form of the parameters it is for: shares where they are
-    shares, and laid out in memory as they are. Fused optimisers pair the numbers of a parameter and its
-    moments as they lie there, so contiguous moments of a channels-last weight would be another's."""
+def shard_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Gives an optimiser's state, just loaded, the sharding and the memory layout of its parameters.
+
+    Fused optimisers pair the numbers of a parameter and of its moments as they lie in memory, so contiguous
+    moments of a channels-last weight would be paired wrongly.
+    """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:
                 placed = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
-                state[name] = placed.copy_(like(value, parameter))
+                state[name] = placed.copy_(shard_like(value, parameter))
 
 
-def apart(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Places of the shares, and places of the others: torch's fused functions take only one kind at a
-    time."""
+def split_by_sharding(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Splits positions into those of plain tensors and of DTensors: torch's fused functions take one kind."""
     kinds: list[list[int]] = [[], []]
     for place, tensor in enumerate(tensors):
         kinds[isinstance(tensor, DTensor)].append(place)
@@ -63,15 +69,48 @@ def apart(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all of them as one vector, shares and others; 0 of nothing."""
-    parts = [torch.nn.utils.get_total_norm([tensors[n] for n in places]) for places in apart(tensors)]
-    found = [part.full_tensor() if isinstance(part, DTensor) else part for part in parts]
-    if len(found) < 2:
-        return found[0] if found else torch.nn.utils.get_total_norm([])
-    return torch.linalg.vector_norm(torch.stack(found))
+    """The Euclidean norm of all tensors as one vector, sharded or not; 0 of none."""
+    groups = [[tensors[n] for n in places] for places in split_by_sharding(tensors)]
+    parts = [torch.nn.utils.get_total_norm(group) for group in groups]
+    norms = [part.full_tensor() if isinstance(part, DTensor) else part for part in parts]
+    if len(norms) < 2:
+        return norms[0] if norms else torch.nn.utils.get_total_norm([])
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def clip_to(parameters: Sequence[Tensor], limit: float, norm: Tensor) -> None:
-    """Scales `.grad` of all by min(1, limit / norm)."""
-    for places in apart(parameters):
+    """Scales every `.grad` by min(1, limit / norm)."""
+    for places in split_by_sharding(parameters):
         torch.nn.utils.clip_grads_with_norm_([parameters[n] for n in places], limit, norm)
+
+
+def strip_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Moves each tensor of a nested value to `tensors`, named by its path of keys, and leaves a mark.
+
+    {"state": {0: {"momentum": T}}} under the name "muon" becomes {"state": {0: {"momentum": {MARK:
+    "muon/state/0/momentum"}}}} and T.
+    """
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {MARK: name}
+    if isinstance(value, Mapping):
+        return {key: strip_tensors(item, f"{name}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(
+            strip_tensors(item, f"{name}/{place}", tensors) for place, item in enumerate(value)
+        )
+    return value
+
+
+def restore_tensors(frame: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Puts the tensors back: the inverse of `strip_tensors`.
+
+    Raises: KeyError if a tensor is missing.
+    """
+    if isinstance(frame, Mapping):
+        if list(frame) == [MARK]:
+            return tensors[frame[MARK]]
+        return {key: restore_tensors(item, tensors) for key, item in frame.items()}
+    if isinstance(frame, list | tuple):
+        return type(frame)(restore_tensors(item, tensors) for item in frame)
+    return frame

@@ -1,4 +1,4 @@
-"""The processes of one training: who they are, what they agree on, and that only the first one writes."""
+"""Process groups of a training: collectives on the CPU, work of rank 0 alone, time-outs that name ranks."""
 
 from __future__ import annotations
 
@@ -17,71 +17,71 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from tutti.distributed.ranks import ALONE, Ranks
+from tutti.distributed.ranks import ONE_RANK, Ranks
 from tutti.errors import UserError
 
 log = logging.getLogger("tutti.training")
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=7)
-"""How long the other ranks wait for the first one's work (decoding pictures, saving). If it dies they
-hear."""
+NO_TIMEOUT = timedelta(days=7)
+"""Timeout of collectives that wait for rank 0 (decoding images, saving). A dead rank raises at once."""
 
-LATE = "tutti/late/"
-AFTER = 3.0
-"""Seconds after a time-out in which the other waiting ranks come to theirs."""
+WAITED = "tutti/waited/"
+"""Prefix of the store's keys under which ranks report that they have waited in vain."""
+GRACE_SECONDS = 3.0
+"""Seconds after a time-out within which the other waiting ranks run into theirs."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """All processes of a training, or this one alone.
+    """The processes of a training, with their process groups; by default this process alone.
 
-    `ranks` is what `tutti.distributed.ranks` needs to know. `control` carries agreements about numbers on the
-    CPU, whatever the device, so that no GPU synchronises; `waiting` is the same without a time-out worth the
-    name, and `saving` another such one, for the thread that writes checkpoints.
+    `ranks` is what `tutti.distributed.ranks` needs. `control` is a gloo group, so that agreements about plain
+    values never synchronise a GPU. `waiting` is another one without a time-out, and `saving` a third, for the
+    thread that writes checkpoints: collectives of two threads must not share a group.
     """
 
-    ranks: Ranks = ALONE
+    ranks: Ranks = ONE_RANK
     control: Any = None
     waiting: Any = None
     saving: Any = None
 
     @property
     def first(self) -> bool:
-        """True for the one process that writes."""
+        """True for rank 0, the one that writes."""
         return self.ranks.first
 
     @property
-    def patient(self) -> World:
-        """The same processes, which wait for each other as long as it takes."""
+    def without_timeout(self) -> World:
+        """The same processes, whose collectives wait as long as it takes."""
         return replace(self, control=self.waiting)
 
     @property
-    def aside(self) -> World:
-        """The same processes with a line of their own, for another thread."""
+    def for_checkpoint_thread(self) -> World:
+        """The same processes with a process group of their own, for the thread that writes checkpoints."""
         return replace(self, control=self.saving, waiting=self.saving)
 
-    def largest(self, number: int) -> int:
-        """The largest number that any rank has brought; all ranks must call it."""
+    def max(self, number: int) -> int:
+        """The largest `number` of all ranks. All ranks must call it."""
         if self.ranks.count == 1:
             return number
         value = torch.tensor(number)
         dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
         return int(value)
 
-    def together(self, value: T) -> list[T]:
-        """What each rank has brought, in the order of the ranks; all ranks must call it."""
+    def all_gather(self, value: T) -> list[T]:
+        """The values of all ranks, in the order of the ranks. All ranks must call it."""
         if self.ranks.count == 1:
             return [value]
-        found: list[Any] = [None] * self.ranks.count
-        dist.all_gather_object(found, value, group=self.control)
-        return found
+        values: list[Any] = [None] * self.ranks.count
+        dist.all_gather_object(values, value, group=self.control)
+        return values
 
-    def on_first(self, make: Callable[[], T]) -> T:
-        """`make()` on the first rank; the others wait for it and get the same.
+    def on_rank_zero(self, make: Callable[[], T]) -> T:
+        """Calls `make` on rank 0; the other ranks wait for its result and get the same.
 
-        Raises: what it raises, on the first rank; UserError with the same message on the others.
+        Raises: what it raises, on rank 0; UserError with the same message on the others.
         """
         if self.ranks.count == 1:
             return make()
@@ -100,18 +100,18 @@ class World:
         dist.broadcast_object_list([(True, value)], 0, group=self.waiting)
         return value
 
-    def first_then_all(self, make: Callable[[], T]) -> T:
-        """`make()` on the first rank, and when it has written what is to be found on the disk, on the others.
+    def rank_zero_first(self, make: Callable[[], T]) -> T:
+        """Calls `make` on rank 0, which may write a cache, and afterwards on the other ranks, which read it.
 
-        Raises: what it raises; on the others a UserError if it failed on the first.
+        Raises: what it raises; on the other ranks a UserError if it failed on rank 0.
         """
         made: list[T] = []
-        self.on_first(lambda: made.append(make()))
+        self.on_rank_zero(lambda: made.append(make()))
         return made[0] if made else make()
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Inside the block, a rank that does not come to where the others wait for it is named.
+    def name_missing_ranks(self) -> Iterator[None]:
+        """Inside the block, a time-out of a collective becomes an error that names the missing ranks.
 
         Raises: UserError after the time-out of the process group.
         """
@@ -123,12 +123,11 @@ class World:
             raise UserError(self._who_is_missing()) from error
 
     def _who_is_missing(self) -> str:
-        """Each rank that has waited says so in the store that they have met through; who does not is
-        missing."""
+        """The message of a time-out: ranks that have waited say so in the store; the others are missing."""
         store: Any = dist.distributed_c10d._get_default_store()
-        store.set(f"{LATE}{self.ranks.rank}", "1")
-        time.sleep(AFTER)
-        missing = [rank for rank in range(self.ranks.count) if not store.check([f"{LATE}{rank}"])]
+        store.set(f"{WAITED}{self.ranks.rank}", "1")
+        time.sleep(GRACE_SECONDS)
+        missing = [rank for rank in range(self.ranks.count) if not store.check([f"{WAITED}{rank}"])]
         named = (
             f"rank {', '.join(map(str, missing))}"
             if missing
@@ -142,72 +141,71 @@ class World:
         )
 
 
-ONE = World()
-_joined = ONE
+ONE_PROCESS = World()
+_world = ONE_PROCESS
 
 
 def world() -> World:
-    """The processes of the training that this one takes part in."""
-    return _joined
+    """The processes of the training that this process takes part in."""
+    return _world
 
 
-def launched() -> int:
-    """How many processes torchrun (or a like launcher) has started for this training; 0 without a
-    launcher."""
+def launched_world_size() -> int:
+    """Number of processes that torchrun (or a like launcher) has started; 0 without a launcher."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "0"))
 
 
 @contextmanager
-def joined(count: int, device: torch.device, timeout: float) -> Iterator[World]:
-    """Meets the other processes that the launcher has started, `count` in all, and leaves them at the end.
+def process_group(count: int, device: torch.device, timeout: float) -> Iterator[World]:
+    """Initialises the process group of the `count` processes of a training, and destroys it at the end.
 
     Gloo on a CPU, NCCL on CUDA with gloo for agreements. The device is cuda:LOCAL_RANK. A process group that
-    is there already is used, and stays.
+    exists already is used, and stays.
 
-    Raises: UserError if there are more processes on this machine than devices, or they cannot meet.
+    Raises: UserError if this machine has more processes than devices, or they cannot connect.
     """
-    global _joined  # noqa: PLW0603 (a process is in one training at a time)
-    if count == 1 or _joined is not ONE:
-        yield _joined
+    global _world  # noqa: PLW0603 (a process is in one training at a time)
+    if count == 1 or _world is not ONE_PROCESS:
+        yield _world
         return
-    own = not dist.is_initialized()
+    must_initialise = not dist.is_initialized()
     level = log.parent.level if log.parent is not None else logging.NOTSET
-    patience = timedelta(seconds=timeout)
+    limit = timedelta(seconds=timeout)
     try:
-        _meet(own, device, patience)
+        _connect(must_initialise, device, limit)
         # A new group does not take over the time-out of the first one: torch's own 30 minutes would hold.
-        _joined = World(
-            ranks=Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(timeout=patience)),
-            control=dist.new_group(backend="gloo", timeout=patience),
-            waiting=dist.new_group(backend="gloo", timeout=PATIENCE),
-            saving=dist.new_group(backend="gloo", timeout=PATIENCE),
+        _world = World(
+            ranks=Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(timeout=limit)),
+            control=dist.new_group(backend="gloo", timeout=limit),
+            waiting=dist.new_group(backend="gloo", timeout=NO_TIMEOUT),
+            saving=dist.new_group(backend="gloo", timeout=NO_TIMEOUT),
         )
-        if not _joined.first:  # what all would say the first one says
+        if not _world.first:  # a message that all ranks would log is logged by rank 0 alone
             logging.getLogger("tutti").setLevel(logging.ERROR)
-        yield _joined
+        yield _world
     finally:
-        _joined = ONE
+        _world = ONE_PROCESS
         logging.getLogger("tutti").setLevel(level)
-        if own and dist.is_initialized():
+        if must_initialise and dist.is_initialized():
             dist.destroy_process_group()
             # The threads of a gloo group end with the last reference to it, and FSDP's modules hold each
             # other in circles. One that lets go of a tensor while Python shuts down would abort the process.
             gc.collect()
 
 
-def _meet(own: bool, device: torch.device, timeout: timedelta) -> None:
+def _connect(must_initialise: bool, device: torch.device, timeout: timedelta) -> None:
     if device.type == "cuda":
-        place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if place >= there:
+        place, num_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place >= num_devices:
             raise UserError(
-                f"this is process {place} (from 0) of this machine, but torch sees {there} CUDA devices. "
-                f"Start at most {there} processes: torchrun --nproc-per-node {there} ..., or use "
+                f"this is process {place} (from 0) of this machine, but torch sees {num_devices} CUDA devices."
+                f" Start at most {num_devices} processes: torchrun --nproc-per-node {num_devices} ..., or use "
                 "training.device=cpu."
             )
         torch.cuda.set_device(place)
-    if not own:
+    if not must_initialise:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -225,8 +223,8 @@ def _meet(own: bool, device: torch.device, timeout: timedelta) -> None:
         dist.init_process_group(backend, store=own_store, rank=rank, world_size=count, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the {launched()} processes of this training could not meet at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']}: {error}. Check the address and that all of them were started."
+            f"the {launched_world_size()} processes of this training could not connect at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}. Check the address and that all of them were started."
         ) from error
 
 

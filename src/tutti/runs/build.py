@@ -116,7 +116,7 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
         with progress_bar("decoding pictures") as bar:
             return data.build(needs, folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0])
 
-    return world().first_then_all(build)  # of several processes one decodes, and the others find its cache
+    return world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache
 
 
 def policy_files(config: RunConfig, data: DataBundle) -> dict[str, str]:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from tutti.config.paths import require_run
 from tutti.config.run_config import RunConfig, load_run_config, to_yaml
-from tutti.distributed.world import launched, world
+from tutti.distributed.world import launched_world_size, world
 from tutti.nested import changed_keys, indented
 from tutti.plugin import Trust
 from tutti.runs.terminal import print_line
@@ -92,12 +92,12 @@ class RunFolder:
         Raises: UserError, if the stage was begun with other values there and `redo` was not asked for, or
         several processes were started for a stage that runs on one.
         """
-        if launched() > 1 and world().ranks.count == 1:
+        if launched_world_size() > 1 and world().ranks.count == 1:
             raise UserError(
-                f"{launched()} processes were started, but the stage '{stage}' runs on one: only `tutti "
-                "train` is for torchrun. Start it by itself."
+                f"{launched_world_size()} processes were started, but the stage '{stage}' runs on one: only "
+                "`tutti train` is for torchrun. Start it by itself."
             )
-        return world().on_first(lambda: self._begin(stage, config, sections))
+        return world().on_rank_zero(lambda: self._begin(stage, config, sections))
 
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
         asked = config.sections(*sections)

@@ -25,8 +25,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from tutti.distributed.frame import put_in, taken_out
-from tutti.distributed.world import ONE, World
+from tutti.distributed.sharded_tensors import restore_tensors, strip_tensors
+from tutti.distributed.world import ONE_PROCESS, World
 from tutti.errors import UserError
 from tutti.storage import layout, shards
 from tutti.storage.files import begin_folder, commit_folder, disk_error, partial_path
@@ -87,22 +87,24 @@ def save_sharded(run: Path, checkpoint: Checkpoint, world: World) -> Path:
 
     def split() -> tuple[Any, dict[str, Tensor], list[shards.Piece]]:
         tensors = {f"{name}/{key}": t for name, one in checkpoint.tensors.items() for key, t in one.items()}
-        return taken_out(checkpoint.optimizer, OPTIMIZER, tensors), tensors, shards.held(tensors)
+        return strip_tensors(checkpoint.optimizer, OPTIMIZER, tensors), tensors, shards.held(tensors)
 
     with _complete_or_absent(final, world) as temporary:
         if temporary is None:
             return final
         frame, tensors, pieces = _on_all_ranks(split, world)
-        folder, all_pieces, rank = temporary / SHARDS, world.together(pieces), world.ranks.rank
+        folder, all_pieces, rank = temporary / SHARDS, world.all_gather(pieces), world.ranks.rank
         written = _on_all_ranks(lambda: shards.write(folder, tensors, all_pieces, rank), world)
-        sizes = {f"{SHARDS}/{name}": size for one in world.together(written) for name, size in one.items()}
+        sizes = {f"{SHARDS}/{name}": size for one in world.all_gather(written) for name, size in one.items()}
         rest = replace(checkpoint, tensors={}, optimizer=frame)
-        world.on_first(lambda: _finish(temporary, final, rest, {**_write_files(temporary, rest), **sizes}))
+        world.on_rank_zero(
+            lambda: _finish(temporary, final, rest, {**_write_files(temporary, rest), **sizes})
+        )
     return final
 
 
 @contextmanager
-def _complete_or_absent(final: Path, world: World = ONE) -> Iterator[Path | None]:
+def _complete_or_absent(final: Path, world: World = ONE_PROCESS) -> Iterator[Path | None]:
     """A new folder to write into, or None if `final` is complete already; removed if the block fails."""
 
     def begin() -> bool:
@@ -112,7 +114,7 @@ def _complete_or_absent(final: Path, world: World = ONE) -> Iterator[Path | None
         return True
 
     try:
-        yield partial_path(final) if world.on_first(begin) else None
+        yield partial_path(final) if world.on_rank_zero(begin) else None
     except OSError as error:
         if world.first:
             shutil.rmtree(partial_path(final), ignore_errors=True)
@@ -163,7 +165,7 @@ def _on_all_ranks(make: Callable[[], T], world: World) -> T:
     except Exception as error:
         failure = error
     message = "" if failure is None else f"rank {world.ranks.rank}: {failure!r}"
-    messages = world.together((message, failure.errno if isinstance(failure, OSError) else None))
+    messages = world.all_gather((message, failure.errno if isinstance(failure, OSError) else None))
     if failure is not None:
         raise failure
     for text, number in messages:
@@ -224,7 +226,7 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
     if sharded:
         flat = shards.read(folder / SHARDS, forms)
         try:
-            optimizer = put_in(optimizer, flat)
+            optimizer = restore_tensors(optimizer, flat)
         except KeyError as error:
             raise UserError(f"{folder}: damaged, optimizer.pt names {error}; no shard has it.") from error
         for name, tensor in flat.items():

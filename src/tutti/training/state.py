@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from tutti.distributed.sharded_tensors import like_all
+from tutti.distributed.sharded_tensors import shard_like_all
 from tutti.storage.checkpoint import OPTIMIZER, Checkpoint
 from tutti.training.optim.ema import Ema
 from tutti.training.optim.optimizers import OptimizerSet
@@ -111,7 +111,7 @@ class TrainState:
         """
         try:
             for name, module in self.modules.items():
-                module.load_state_dict(like_all(saved.tensors.get(name, {}), module.state_dict()))
+                module.load_state_dict(shard_like_all(saved.tensors.get(name, {}), module.state_dict()))
             for name, average in self.averages.items():
                 average.load(saved.tensors.get(name, {}), saved.state["ema_updates"][name])
         except (RuntimeError, KeyError) as error:

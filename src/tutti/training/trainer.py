@@ -10,7 +10,7 @@ from time import monotonic
 import torch
 from torch import nn
 
-from tutti.distributed.ranks import MicroBatches, sharing
+from tutti.distributed.ranks import MicroBatches, shared_batch
 from tutti.distributed.sharded_tensors import total_norm
 from tutti.distributed.world import world
 from tutti.objectives.objective import Objective
@@ -157,9 +157,9 @@ class Trainer:
             damaged = restore(self.state, self.settings, self.config.fork, self.parallel.world)
             recording = (self.run, self.step, len(self.policy.rollbacks)) if ranks.first else None
             with (
-                sharing(ranks),
+                shared_batch(ranks),
                 self.saver,
-                self.parallel.world.watched(),
+                self.parallel.world.name_missing_ranks(),
                 fed(shared(data, ranks, most), self.machine.device, most) as moved,
                 recorder_of(recording) as recorder,
                 Interruptible(relayed=ranks.count > 1) as interrupt,
@@ -170,7 +170,7 @@ class Trainer:
                     recorder.write(self.step, "event", {"fault/damaged_checkpoints": float(len(damaged))})
                 self._loop(moved, recorder, interrupt)
                 saved = self._save(wait=True)
-                if asked := self.parallel.world.largest(interrupt.asked):
+                if asked := self.parallel.world.max(interrupt.asked):
                     interrupt.leave(self.step, saved, asked)
                 return saved
         finally:
@@ -206,7 +206,7 @@ class Trainer:
                 self._save()
             if self.progress is not None:
                 self.progress(self.step, config.steps, self.counters.latest)
-            if asked := self.parallel.world.largest(max(interrupt.asked, self.saver.failed)):
+            if asked := self.parallel.world.max(max(interrupt.asked, self.saver.failed)):
                 interrupt.leave(self.step, self._save(wait=True), asked)
 
     def _update(self, stream: Iterator[Batch], *, report: bool) -> None:

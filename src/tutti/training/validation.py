@@ -14,8 +14,8 @@ from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import ALONE, averaged, sharing
-from tutti.distributed.world import ONE, World
+from tutti.distributed.ranks import ONE_RANK, mean_over_ranks, shared_batch
+from tutti.distributed.world import ONE_PROCESS, World
 from tutti.objectives.objective import Objective
 from tutti.training.data_feed import portion
 from tutti.training.device import Machine
@@ -58,7 +58,9 @@ def reading(terms: LossTerms) -> Reading:
     scalars = [
         value.detach().to(device, torch.float64).reshape(()) for group in groups for value in group.values()
     ]
-    return Reading(names=tuple(tuple(group) for group in groups), numbers=averaged(torch.stack(scalars)))
+    return Reading(
+        names=tuple(tuple(group) for group in groups), numbers=mean_over_ranks(torch.stack(scalars))
+    )
 
 
 def fetch(readings: Sequence[Reading], *more: Tensor) -> tuple[list[TermValues], list[float]]:
@@ -121,7 +123,7 @@ def validate(
     only: Collection[str] | None = None,
     prefix: str = "valid",
     evaluate: Evaluate | None = None,
-    world: World = ONE,
+    world: World = ONE_PROCESS,
 ) -> dict[str, float]:
     """Means over the held-out windows in evaluation mode: "valid/action", "valid/metric/...", "valid/total".
 
@@ -146,7 +148,7 @@ def validate(
     model.eval()
     objective.eval()
     try:
-        with own_randomness(seed), sharing(ALONE):
+        with own_randomness(seed), shared_batch(ONE_RANK):
             for number, batch in portion(batches, world.ranks):
                 seed_everything(seed + (number or 0))
                 moved = batch.to(machine.device)
@@ -161,7 +163,7 @@ def validate(
             module.training = mode
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
-    for _, windows, found in sorted(chain(*world.together(own)), key=lambda one: one[0]):
+    for _, windows, found in sorted(chain(*world.all_gather(own)), key=lambda one: one[0]):
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value * windows
             weights[name] = weights.get(name, 0) + windows

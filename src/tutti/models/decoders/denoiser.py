@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import drawn
+from tutti.distributed.ranks import sample_whole_batch
 from tutti.models.decoders.trunk import Condition, Trunk, TrunkConfig, shrink
 from tutti.models.layers import activate
 from tutti.types import DataSpec
@@ -74,7 +74,7 @@ def draw_noise(draws: int, like: Float[Tensor, "b t a"]) -> Float[Tensor, "m t a
     def sample(rows: int) -> Tensor:
         return torch.randn(draws, rows, *like.shape[1:], dtype=like.dtype, device=like.device)
 
-    return drawn(sample, len(like), dim=1).flatten(0, 1)
+    return sample_whole_batch(sample, len(like), dim=1).flatten(0, 1)
 
 
 def level_waves(level: Float[Tensor, " b"], width: int) -> Float[Tensor, "b w"]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
-from tutti.distributed.ranks import drawn
+from tutti.distributed.ranks import sample_whole_batch
 from tutti.models.decoders.chunks import present_actions, ranges, require_fitted
 from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig, draw_noise
 from tutti.models.decoders.trunk import Condition, Conditioning
@@ -103,7 +103,7 @@ class DiffusionDecoder(ActionDecoder):
         single, draws = present_actions(batch), self.draws
         actions = single.repeat(draws, 1, 1)
         mask = batch.action_mask.repeat(draws, 1, 1)
-        k = drawn(
+        k = sample_whole_batch(
             lambda rows: torch.randint(1, self.levels + 1, (draws, rows), device=single.device),
             len(single),
             dim=1,

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from tutti.distributed.ranks import drawn
+from tutti.distributed.ranks import sample_whole_batch
 from tutti.models.decoders.chunks import present_actions
 from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig, draw_noise
 from tutti.models.decoders.trunk import Condition, Conditioning
@@ -62,7 +62,7 @@ class FlowDecoder(ActionDecoder):
         single, draws = present_actions(batch), self.draws
         actions = single.repeat(draws, 1, 1)
         mask = batch.action_mask.repeat(draws, 1, 1)
-        levels = drawn(
+        levels = sample_whole_batch(
             lambda rows: draw_levels(draws * rows, single).view(draws, rows), len(single), dim=1
         ).flatten()
         condition = self.conditioning(features).repeat(draws)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import drawn
+from tutti.distributed.ranks import sample_whole_batch
 from tutti.models.layers import Activation, Block, attention_mask, require_divisible
 from tutti.models.sockets import Fusion
 from tutti.types import DataSpec, Tokens
@@ -81,7 +81,10 @@ class JointAttention(Fusion):
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
         b = len(state)
         if self.training and self.state_dropout > 0:
-            kept = drawn(lambda rows: torch.rand(rows, 1, device=state.device), b) >= self.state_dropout
+            kept = (
+                sample_whole_batch(lambda rows: torch.rand(rows, 1, device=state.device), b)
+                >= self.state_dropout
+            )
             state = state * kept.to(state.dtype)
         readout_type, state_type, language_type, vision_type = self.type_embedding.weight.unbind(0)
         x = torch.cat(

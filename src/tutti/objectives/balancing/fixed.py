@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import averaged, present
+from tutti.distributed.ranks import current_ranks, mean_over_ranks
 from tutti.objectives.weight_schedule import WeightSchedule
 
 
@@ -98,9 +98,9 @@ class Balancing(nn.Module, ABC):
 
 def _of_all_ranks(values: dict[str, Float[Tensor, ""]]) -> dict[str, Float[Tensor, ""]]:
     """The values of the whole batch, so that all ranks choose the same lambdas; alone as they are."""
-    if present().count == 1 or not values:
+    if current_ranks().count == 1 or not values:
         return values
-    means = averaged(torch.stack([value.detach().double() for value in values.values()]))
+    means = mean_over_ranks(torch.stack([value.detach().double() for value in values.values()]))
     return {name: mean.to(value.dtype) for (name, value), mean in zip(values.items(), means, strict=True)}
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import averaged, shared_mean
+from tutti.distributed.ranks import mean_over_ranks, shared_mean
 from tutti.objectives.term import BaseTermConfig, Model, Offset, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, DataNeeds, Features, Future, UserError, masked_mean, precise
@@ -120,7 +120,7 @@ class FutureLatentTerm(Term):
         value = masked_mean(1 - (predicted * target).sum(dim=-1), mask, of=self.mask)
         with torch.no_grad():
             deviations = _from_mean(target, mask)
-            spread = averaged(masked_mean(deviations.square().sum(dim=-1), mask)).sqrt()
+            spread = mean_over_ranks(masked_mean(deviations.square().sum(dim=-1), mask)).sqrt()
             metrics = {f"{self.name}/target_std": spread}
             if not self.training:
                 everyone = torch.ones_like(future.mask)
@@ -150,7 +150,7 @@ class FutureLatentTerm(Term):
 def _from_mean(values: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
     """values minus their masked mean over the whole batch, at each place n; 0 where the mask is False."""
     full = mask[..., None].expand_as(values)
-    mean = averaged(shared_mean(torch.where(full, values, 0.0).sum(dim=0), full.sum(dim=0)))
+    mean = mean_over_ranks(shared_mean(torch.where(full, values, 0.0).sum(dim=0), full.sum(dim=0)))
     return (values - mean).masked_fill(~mask[..., None], 0)
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import drawn
+from tutti.distributed.ranks import sample_whole_batch
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.objectives.terms.patches import (
     PatchTermConfig,
@@ -113,7 +113,9 @@ class MaskedPatchesTerm(Term):
         """Which patches are hidden, in the order of the vision tokens: equally many in every view."""
         if self.training:
             patches, device = self.fixed_order.shape[1:], batch.observation.images.device
-            noise = drawn(lambda rows: torch.rand(rows, *patches, device=device), len(batch.window))
+            noise = sample_whole_batch(
+                lambda rows: torch.rand(rows, *patches, device=device), len(batch.window)
+            )
             order = noise.argsort(dim=-1)
         else:
             order = self.fixed_order[batch.window % NUM_FIXED]

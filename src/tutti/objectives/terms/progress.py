@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import averaged
+from tutti.distributed.ranks import mean_over_ranks
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features, UserError, precise
@@ -62,7 +62,7 @@ class ProgressTerm(Term):
         with torch.no_grad():
             metrics = {
                 f"{self.name}/floor": _entropy(target).mean(),
-                f"{self.name}/mean_baseline": _entropy(averaged(target.mean())),
+                f"{self.name}/mean_baseline": _entropy(mean_over_ranks(target.mean())),
                 f"{self.name}/l1": (logits.sigmoid() - target).abs().mean(),
             }
         return TermValue(value=value, metrics=metrics)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import drawn, gathered
+from tutti.distributed.ranks import gathered, sample_whole_batch
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, Features, Tokens, precise
@@ -105,7 +105,7 @@ def without_one_view(tokens: Tokens, image_mask: Bool[Tensor, "b v"]) -> Tokens:
     """The same tokens with those of one present view masked, drawn for each window by itself; where there is
     only one view, all are masked."""
     b, v = image_mask.shape
-    order = drawn(lambda rows: torch.rand(rows, v, device=image_mask.device), b).masked_fill(
+    order = sample_whole_batch(lambda rows: torch.rand(rows, v, device=image_mask.device), b).masked_fill(
         ~image_mask, -1.0
     )
     views = torch.arange(image_mask.shape[1], device=image_mask.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tutti.distributed.ranks import averaged, present
+from tutti.distributed.ranks import current_ranks, mean_over_ranks
 from tutti.types import UserError
 
 PRIMARY = "action"
@@ -49,7 +49,7 @@ def added(one: Gradients, other: Gradients) -> Gradients:
 def averaged_gradients(gradients: Gradients) -> Gradients:
     """The mean over the ranks that share a batch of each term's gradient, in one message for each term and
     type of number; alone the same objects."""
-    if present().count == 1:
+    if current_ranks().count == 1:
         return gradients
     found: Gradients = {}
     for name, own in gradients.items():
@@ -58,7 +58,7 @@ def averaged_gradients(gradients: Gradients) -> Gradients:
         for dtype in dict.fromkeys(g.dtype for g in own if g is not None):
             numbers = [n for n in there if (g := own[n]) is not None and g.dtype == dtype]
             parts = [g for n in numbers if (g := own[n]) is not None]
-            mean = averaged(torch.cat([part.reshape(-1) for part in parts]))
+            mean = mean_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
             split = mean.split([part.numel() for part in parts])
             for n, part, values in zip(numbers, parts, split, strict=True):
                 found[name][n] = values.view_as(part)

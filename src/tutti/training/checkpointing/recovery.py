@@ -34,7 +34,7 @@ def restore(
     Raises: UserError if none is whole, or it is of other settings, another model or another objective; or
     if the next one could not be written, which is better known now than after the first hours.
     """
-    own, damaged = world.on_first(lambda: _newest(settings.run))
+    own, damaged = world.on_rank_zero(lambda: _newest(settings.run))
     source = source_of(fork, settings.run) if own is None and fork != "off" else own
     if source is not None:
         with _of_another_form(source):

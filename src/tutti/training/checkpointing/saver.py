@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from tutti.distributed.sharded_tensors import whole
+from tutti.distributed.sharded_tensors import gather
 from tutti.distributed.world import World
 from tutti.storage.checkpoint import Checkpoint, folder_of, save, save_sharded
 from tutti.storage.files import explain_disk_errors, sync
@@ -58,7 +58,7 @@ class Saver:
         this rank's shares. Copies where they are written later, or where `copy` asks for them."""
         copy = copy or self.background
         if not self.sharded:
-            return whole(value, keep=self.world.first, copy=copy)
+            return gather(value, keep=self.world.first, copy=copy)
         return self._copied(value) if copy else value
 
     def save(self, checkpoint: Checkpoint, *, wait: bool = False) -> Path:
@@ -67,7 +67,7 @@ class Saver:
 
         Raises: UserError on all ranks if it cannot be written.
         """
-        self.world.largest(0)  # all are here: from now on they wait for each other without a time-out
+        self.world.max(0)  # all are here: from now on they wait for each other without a time-out
         if self.background:
             if self.sharded or self.world.first:
                 device = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -76,11 +76,11 @@ class Saver:
                 )
                 self._thread.start()
         elif self.sharded:
-            self.world.on_first(self._sync_records)
-            save_sharded(self.run, checkpoint, self.world.aside)
-            self.world.on_first(self._retain)
+            self.world.on_rank_zero(self._sync_records)
+            save_sharded(self.run, checkpoint, self.world.for_checkpoint_thread)
+            self.world.on_rank_zero(self._retain)
         else:
-            self.world.on_first(lambda: self._write(checkpoint))
+            self.world.on_rank_zero(lambda: self._write(checkpoint))
         if wait:
             self.wait()
         return folder_of(self.run, checkpoint.step)
@@ -90,13 +90,15 @@ class Saver:
 
         Raises: UserError on all ranks if what was being written could not be.
         """
-        self.world.largest(0)  # as above: who hangs is named
+        self.world.max(0)  # as above: who hangs is named
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
         if self.background:
-            told = [text for text in self.world.patient.together(str(error) if error else "") if text]
+            told = [
+                text for text in self.world.without_timeout.all_gather(str(error) if error else "") if text
+            ]
             if told and error is None:
                 raise UserError(told[0])
         if error is not None:
@@ -113,8 +115,10 @@ class Saver:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         if self.sharded:
-            self.world.aside.on_first(self._sync_records)  # where it fails, the others hear of it
-            save_sharded(self.run, checkpoint, self.world.aside)
+            self.world.for_checkpoint_thread.on_rank_zero(
+                self._sync_records
+            )  # where it fails, the others hear of it
+            save_sharded(self.run, checkpoint, self.world.for_checkpoint_thread)
         else:
             self._sync_records()
             save(self.run, checkpoint)

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from tutti.distributed.ranks import present
-from tutti.distributed.sharded_tensors import whole
+from tutti.distributed.ranks import current_ranks
+from tutti.distributed.sharded_tensors import gather
 from tutti.distributed.world import world
 from tutti.objectives.objective import Objective
 from tutti.training.backward.one import Backward
@@ -185,7 +185,7 @@ class Diagnostics:
         self, gradients: Gradients, lambdas: Mapping[str, float], b: int, batches: Sequence[Batch]
     ) -> dict[str, float]:
         """The noise scale, over the parameters that both gradients reach."""
-        ranks = present().count
+        ranks = current_ranks().count
         size, b = ranks * sum(len(batch.window) for batch in batches), ranks * b
         pairs = [
             (own, parameter.grad)
@@ -230,7 +230,7 @@ class Diagnostics:
         weights: Mapping[str, Mapping[str, Tensor]],
     ) -> None:
         """The spike's batches and weights, those of all ranks, by the first one."""
-        every, own = world(), whole(weights, keep=world().first)
+        every, own = world(), gather(weights, keep=world().first)
         saved = rows_of_all(every, batches)
         about["windows"] = [window for batch in saved for window in batch.window.tolist()]
 
@@ -238,7 +238,7 @@ class Diagnostics:
             save_step(folder, "spike.json", about, saved, own)
             keep_newest(folder.parent, self.config.spikes.keep)
 
-        every.on_first(write)
+        every.on_rank_zero(write)
 
 
 def _feature_measures(features: Features, batch: Batch) -> dict[str, float]:

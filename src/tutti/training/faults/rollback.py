@@ -61,7 +61,7 @@ def roll_back(
         for number in later:  # the newest first: what is left after a kill leads to the same roll-back
             remove_folder(folders[number])
 
-    world.on_first(forget)
+    world.on_rank_zero(forget)
     # What the run has consumed stays consumed: the data that led to the divergence are not read again.
     loader = state.parts["loader"]
     position, samples, seconds = loader.state_dict(), counters.samples, counters.seconds

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tutti.distributed.ranks import ALONE, sharing
-from tutti.distributed.sharded_tensors import whole
+from tutti.distributed.ranks import ONE_RANK, shared_batch
+from tutti.distributed.sharded_tensors import gather
 from tutti.distributed.world import World
 from tutti.training.faults.non_finite import NonFiniteError, batch_from_dict, batch_to_dict, fail, non_finite
 from tutti.training.rng import own_randomness
@@ -27,7 +27,7 @@ def failure(trainer: Trainer, term: str, value: float, batches: list[Batch]) -> 
     nowhere alone. What is saved is the batch of all, as one process would have met it.
     """
     world = trainer.parallel.world
-    weights = whole(
+    weights = gather(
         {"model": trainer.model.state_dict(), "objective": trainer.objective.state_dict()}, keep=world.first
     )
     settings: dict[str, Any] = {"term": term, "step": trainer.step + 1, "value": value}
@@ -36,7 +36,7 @@ def failure(trainer: Trainer, term: str, value: float, batches: list[Batch]) -> 
     if world.ranks.count == 1:
         return fail(trainer.run, batches=batches, **settings)
     own = [window for batch in batches for window in batch.window.tolist()]
-    found = world.together((_is_here(trainer, term, batches), own))
+    found = world.all_gather((_is_here(trainer, term, batches), own))
     bad = {rank: windows for rank, (here, windows) in enumerate(found) if here}
     everything = rows_of_all(world, batches)
 
@@ -46,7 +46,7 @@ def failure(trainer: Trainer, term: str, value: float, batches: list[Batch]) -> 
         about = {"term": made.term, "step": made.step, "windows": made.windows, "folder": made.folder}
         return str(made), about
 
-    message, about = world.on_first(save)
+    message, about = world.on_rank_zero(save)
     return NonFiniteError(message, **about)
 
 
@@ -54,7 +54,7 @@ def rows_of_all(world: World, batches: Sequence[Batch]) -> list[Batch]:
     """The whole batches whose rows the ranks hold, on the CPU; all ranks must call it."""
     if world.ranks.count == 1:
         return list(batches)
-    parts = world.together([batch_to_dict(batch.to("cpu")) for batch in batches])
+    parts = world.all_gather([batch_to_dict(batch.to("cpu")) for batch in batches])
     return [batch_from_dict(_joined(same)) for same in zip(*parts, strict=True)]
 
 
@@ -72,7 +72,7 @@ def _is_here(trainer: Trainer, term: str, batches: Sequence[Batch]) -> bool:
     """Whether this rank's rows alone have the fault: a forward pass once more, with no other rank's rows."""
     moment = trainer.strategy.at(trainer.step)
     only = moment.phase.counting(trainer.objective.names)
-    with own_randomness(trainer.config.seed), sharing(ALONE), trainer.machine.autocast():
+    with own_randomness(trainer.config.seed), shared_batch(ONE_RANK), trainer.machine.autocast():
         for batch in batches:
             if term == "gradient" and trainer.parallel.looks:
                 _, terms = trainer.parallel.plain(batch, moment.progress, only)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from tutti.distributed.sharded_tensors import apart, like
+from tutti.distributed.sharded_tensors import shard_like, split_by_sharding
 
 
 def ema_decay(decay: float, updates: int) -> float:
@@ -37,7 +37,7 @@ class Ema:
         present = self.module.state_dict()
         parameters = self.module.named_parameters(remove_duplicate=False)
         moving = [name for name, value in parameters if value.is_floating_point()]
-        for places in apart([present[n] for n in moving]):
+        for places in split_by_sharding([present[n] for n in moving]):
             names = [moving[place] for place in places]
             shadows, values = [self.shadow[n] for n in names], [present[n] for n in names]
             torch._foreach_lerp_(shadows, values, 1.0 - d)  # pyright: ignore[reportPrivateImportUsage]
@@ -58,5 +58,5 @@ class Ema:
     def load(self, shadow: dict[str, Tensor], updates: int) -> None:
         """Take over a saved average."""
         for name, value in self.shadow.items():
-            value.copy_(like(shadow[name], value))
+            value.copy_(shard_like(shadow[name], value))
         self.updates = updates

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
-from tutti.distributed.sharded_tensors import like
+from tutti.distributed.sharded_tensors import shard_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """The quintic of Keller Jordan 2024: singular values in (0, 1] end near 1 (0.7 to 1.2) after 5 rounds."""
@@ -198,7 +198,7 @@ class Muon(torch.optim.Optimizer):
                     rows = len(parameter)
                     moved = direction.mT if rows > parameter.numel() // rows else direction
                     step = moved.reshape(parameter.shape).to(parameter.dtype)
-                    parameter.add_(like(step, parameter), alpha=-rate)
+                    parameter.add_(shard_like(step, parameter), alpha=-rate)
         return loss
 
     def _stacked(self, matrices: list[Tensor]) -> Float[Tensor, "n rows columns"]:

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.parameter import Parameter
 
-from tutti.distributed.sharded_tensors import like_parameters
+from tutti.distributed.sharded_tensors import shard_like_parameters
 from tutti.models.sockets import ActionDecoder
 from tutti.objectives.ownership import check_ownership
 from tutti.training.optim.learning_rates import RatesConfig, part_of
@@ -206,7 +206,7 @@ class OptimizerSet:
             own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             try:
                 optimizer.load_state_dict(state[name])
-                like_parameters(optimizer)
+                shard_like_parameters(optimizer)
             except ValueError as error:
                 raise UserError(
                     f"The checkpoint's {name} state does not fit this model or objective ({error}). "

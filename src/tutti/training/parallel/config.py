@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tutti.distributed.world import World, launched
+from tutti.distributed.world import World, launched_world_size
 from tutti.training.device import Machine
 from tutti.training.parallel.ddp import Alone, Computation, Parallel, Replicated
 from tutti.training.parallel.fsdp import Sharded
@@ -27,7 +27,7 @@ class _Meeting(BaseModel):
     @property
     def count(self) -> int:
         """The number of processes."""
-        return max(1, launched())
+        return max(1, launched_world_size())
 
 
 class SingleConfig(BaseModel):
@@ -45,10 +45,10 @@ class SingleConfig(BaseModel):
     @property
     def count(self) -> int:
         """One process. Raises UserError if a launcher has started several."""
-        if launched() > 1:
+        if launched_world_size() > 1:
             raise UserError(
-                f"training.parallel.kind is single, but {launched()} processes were started: each would "
-                "train the same. Use training.parallel.kind=ddp, or start tutti without torchrun."
+                f"training.parallel.kind is single, but {launched_world_size()} processes were started: each "
+                "would train the same. Use training.parallel.kind=ddp, or start tutti without torchrun."
             )
         return 1
 
@@ -70,12 +70,12 @@ class _Several(_Meeting):
     @property
     def count(self) -> int:
         """The number of processes. Raises UserError if none was started by a launcher."""
-        if launched() == 0:
+        if launched_world_size() == 0:
             raise UserError(
                 f"training.parallel.kind is {self.name}, but this process was started alone. Start it with "
                 f"{HOW}, or use training.parallel.kind=auto."
             )
-        return launched()
+        return launched_world_size()
 
     def reason(self, count: int) -> str:
         """Why it is so, for the log."""
@@ -165,6 +165,6 @@ def _require_met(count: int, world: World) -> None:
     if world.ranks.count != count:
         raise UserError(
             f"{count} processes were started, but this one has met {world.ranks.count}: make the Trainer "
-            "inside `with tutti.distributed.world.joined(count, device, timeout):`, as "
+            "inside `with tutti.distributed.world.process_group(count, device, timeout):`, as "
             "tutti.pipeline.train does."
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tutti.distributed.ranks import averaged
+from tutti.distributed.ranks import mean_over_ranks
 from tutti.distributed.world import World
 from tutti.objectives.objective import Objective
 from tutti.training.backward.one import Backward, OneBackward
@@ -202,7 +202,7 @@ def average_gradients(parameters: Collection[Tensor]) -> None:
     present = [p for p in dict.fromkeys(parameters) if p.grad is not None]
     for dtype in dict.fromkeys(p.dtype for p in present):
         own = [p.grad for p in present if p.dtype == dtype and p.grad is not None]
-        mean = averaged(torch.cat([gradient.reshape(-1) for gradient in own]))
+        mean = mean_over_ranks(torch.cat([gradient.reshape(-1) for gradient in own]))
         for gradient, part in zip(own, mean.split([g.numel() for g in own]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -227,7 +227,7 @@ def require_equal(world: World, modules: dict[str, nn.Module]) -> None:
     """
     states = {f"{root}.{name}": t for root, m in modules.items() for name, t in m.state_dict().items()}
     own = [int(number) for number in torch.stack([_checksum(value) for value in states.values()]).tolist()]
-    found = world.together(own)
+    found = world.all_gather(own)
     for rank, theirs in enumerate(found):
         different = [n for n, a, b in zip(states, theirs, found[0], strict=True) if a != b]
         if different:
