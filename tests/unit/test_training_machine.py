@@ -89,7 +89,7 @@ def test_every_group_that_waits_for_a_step_has_the_time_out_of_the_config(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: list[dict[str, Any]] = []
-    monkeypatch.setattr(distributed, "_meet", lambda *_: None)
+    monkeypatch.setattr(distributed, "_connect", lambda *_: None)
     for name, value in (("get_rank", 0), ("get_world_size", 2), ("is_initialized", True)):
         monkeypatch.setattr(distributed.dist, name, lambda value=value: value)
     monkeypatch.setattr(distributed.dist, "new_group", lambda **options: given.append(options))

@@ -1,5 +1,5 @@
 from .ranks import Ranks, gathered, mean_over_ranks, sample_whole_batch, shared_mean
-from .world import World, process_group, world
+from .world import World, process_group
 
 __all__ = [
     "Ranks",
@@ -9,5 +9,4 @@ __all__ = [
     "process_group",
     "sample_whole_batch",
     "shared_mean",
-    "world",
 ]

@@ -200,9 +200,9 @@ def _connect(must_initialise: bool, device: torch.device, timeout: timedelta) ->
         place, num_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if place >= num_devices:
             raise UserError(
-                f"this is process {place} (from 0) of this machine, but torch sees {num_devices} CUDA devices."
-                f" Start at most {num_devices} processes: torchrun --nproc-per-node {num_devices} ..., or use "
-                "training.device=cpu."
+                f"this is process {place} (from 0) of this machine, but torch sees {num_devices} CUDA "
+                f"devices. Start at most {num_devices} processes: torchrun --nproc-per-node {num_devices} "
+                "..., or use training.device=cpu."
             )
         torch.cuda.set_device(place)
     if not must_initialise:
@@ -224,7 +224,8 @@ def _connect(must_initialise: bool, device: torch.device, timeout: timedelta) ->
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the {launched_world_size()} processes of this training could not connect at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}. Check the address and that all of them were started."
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}. Check the address "
+            "and that all of them were started."
         ) from error
 
 
