@@ -53,7 +53,11 @@ FOREIGN: dict[str, Any] = {
     "evaluation/results.json": {"scores": {"policy": {"tasks": {"a": [1]}, "mean": "x"}}, "verdicts": [1]},
     "evaluation/open_loop.json": {"overall": {"normalised": {"executed": "x"}}, "tasks": 7},
     "videos/index.json": {"videos": [{"task": [], "file": "../../etc/passwd", "seed": {}}, 3]},
-    "probes/probes.json": {"findings": [{"sentence": {}, "outcome": []}], "removals": 3, "baselines": [1]},
+    "probes/probes.json": {
+        "findings": [{"sentence": {}, "severity": [], "cure": []}],
+        "ablations": 3,
+        "baselines": [1],
+    },
     "model.json": {"modules": [{"depth": "x", "parameters": 10**400}], "tokens": [[[[]]]]},
     "data.json": [[[[[[]]]]]],
     "recording.json": {"seeds": "x", "tries": 1e308},

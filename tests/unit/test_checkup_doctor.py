@@ -21,7 +21,7 @@ from tutti.cli.main import app
 from tutti.config.run_config import RunConfig, to_yaml
 from tutti.debug.doctor import Diagnosis, doctor, examine
 from tutti.models.sockets import VisionEncoder
-from tutti.runs.build import build_parts
+from tutti.runs.build import build_training
 from tutti.types import Tokens, UserError
 
 UPDATES = 40
@@ -49,7 +49,7 @@ def command(home: Path, config: RunConfig, name: str) -> tuple[int, str]:
 
 
 def about(found: Diagnosis, word: str) -> list[str]:
-    return [remark.text for remark in found.problems if remark.about == word]
+    return [finding.text for finding in found.problems if finding.kind == word]
 
 
 def test_healthy_run_has_no_problem(healthy: Diagnosis) -> None:
@@ -62,14 +62,14 @@ def test_every_part_is_reached_and_every_share_sums_to_one(healthy: Diagnosis) -
     assert phase == "joint"
     assert {"vision", "language", "fusion", "action"} <= set.union(*(table.reached(t) for t in table.terms))
     for shares in healthy.shares:
-        assert all(sum(own.values()) == pytest.approx(1) for own in shares.shares.values())
+        assert all(sum(by_term.values()) == pytest.approx(1) for by_term in shares.by_part.values())
 
 
 def test_shares_are_read_at_the_training_s_start_and_end(healthy: Diagnosis) -> None:
     start, end = healthy.shares
     assert start.lambdas == pytest.approx({"align": 0.1, "action": 1.0, "recon": 0.1, "state": 0.3})
     assert set(end.lambdas) == {"action", "recon", "state"}, "align has ended"
-    assert f"after {UPDATES} updates" in end.title
+    assert f"after {UPDATES} updates" in end.when
 
 
 def test_healthy_run_ends_with_0(home: Path) -> None:
@@ -94,19 +94,19 @@ class Detached(VisionEncoder):
 
 def test_detached_vision_is_named(home: Path) -> None:
     config = world.config(home / "set")
-    data, model, objective = build_parts(config, home / "run")
-    model.vision = Detached(model.vision)
-    found = examine(config, data, model, objective, updates=0)
+    training = build_training(config, home / "run", output=home / "trial")
+    training.model.vision = Detached(training.model.vision)
+    found = examine(training, updates=0)
     (text,) = about(found, "reach")
-    assert text.startswith("vision gets no gradient from any term")
+    assert text.startswith("Vision gets no gradient from any term")
 
 
 def test_term_that_moves_nothing_is_named(home: Path) -> None:
     config = world.config(home / "set", objective={"align": {"stop_gradient": ["vision", "language"]}})
-    data, model, objective = build_parts(config, home / "run")
-    found = examine(config, data, model, objective, updates=0)
+    training = build_training(config, home / "run", output=home / "trial")
+    found = examine(training, updates=0)
     (text,) = about(found, "reach")
-    assert text.startswith("term 'align' moves only its own head")
+    assert text.startswith("Term 'align' moves only its own head")
 
 
 def shuffled(seed: int) -> list[Any]:
@@ -119,7 +119,7 @@ def test_shuffled_text_is_named(tmp_path: Path) -> None:
     world.write(tmp_path / "set", shuffled(0))
     code, said = command(tmp_path, world.config(tmp_path / "set"), "shuffled")
     assert code == 1
-    assert "! text: no link of instruction and actions was found in" in said
+    assert "! No link of instruction and actions was found in" in said
     assert "Is the text shuffled?" in said
     assert "1 problem, marked with !" in said
 
@@ -127,10 +127,9 @@ def test_shuffled_text_is_named(tmp_path: Path) -> None:
 def test_lambda_a_hundred_times_too_high_is_named_with_a_better_one(home: Path) -> None:
     config = world.config(home / "set", objective={"state": {"weight": 30.0}})
     found = doctor(config, home / "run", updates=UPDATES)
-    (text,) = about(found, "shares")
-    assert text.startswith("'state' supplies 9")
-    assert "objective.state.weight is likely too high" in text
-    advised = float(re.search(r"at ([\d.e-]+) it would", text).group(1))  # pyright: ignore[reportOptionalMemberAccess]
+    (text,) = about(found, "dominates")
+    assert "state supplies 9" in text and "Its weight (30) is likely too high" in text
+    advised = float(re.search(r"objective.state.weight=([\d.e-]+)", text).group(1))  # pyright: ignore[reportOptionalMemberAccess]
     assert advised < 3.0
     assert len(found.problems) == 1
 
@@ -138,19 +137,17 @@ def test_lambda_a_hundred_times_too_high_is_named_with_a_better_one(home: Path) 
 @pytest.mark.parametrize("how", ["all weights 0", "biases below every ReLU"])
 def test_dead_encoder_is_named(home: Path, how: str) -> None:
     config = world.config(home / "set")
-    data, model, objective = build_parts(config, home / "run")
+    training = build_training(config, home / "run", output=home / "trial")
     with torch.no_grad():
-        for name, parameter in model.vision.named_parameters():
+        for name, parameter in training.model.vision.named_parameters():
             if how == "all weights 0":
                 parameter.zero_()
             elif "stem" in name and name.endswith("norm.bias"):
                 parameter.fill_(-100)
-    found = examine(config, data, model, objective, updates=2)
-    texts = about(found, "activity")
-    assert any(
-        text.startswith("at initialisation, 100 % of the vision units do not change") for text in texts
-    )
-    assert any("after 2 updates, 100 % of the vision units" in text for text in texts)
+    found = examine(training, updates=2)
+    texts = about(found, "dead_units")
+    for when in ("At initialisation", "After 2 updates"):
+        assert any(text.startswith(f"{when}: 100 % of the units of the vision tokens are") for text in texts)
 
 
 def test_dead_encoder_of_the_newest_checkpoint_is_named(home: Path) -> None:
@@ -161,7 +158,8 @@ def test_dead_encoder_of_the_newest_checkpoint_is_named(home: Path) -> None:
     save_file(dead, folder / "model.safetensors")
     relist(folder)
     found = doctor(config, home / "trained", updates=0)
-    assert any("in step-000003, 100 % of the vision units" in text for text in about(found, "activity"))
+    texts = about(found, "dead_units")
+    assert any(text.startswith("In step-000003: 100 % of the units of the vision tokens") for text in texts)
 
 
 def leaking() -> list[Any]:
@@ -175,7 +173,7 @@ def test_leak_through_the_state_is_named(tmp_path: Path) -> None:
     world.write(tmp_path / "set", leaking())
     code, said = command(tmp_path, world.config(tmp_path / "set"), "leaking")
     assert code == 1
-    assert "! leak: a linear map from the state gives the next action with R2 1.0000" in said
+    assert "! A linear map from the state gives the next action with R2 1.0000" in said
     assert "the state leaks the action" in said
 
 
@@ -186,13 +184,13 @@ def test_no_data_is_said_with_the_cure(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_part_that_every_phase_freezes_is_a_note(home: Path) -> None:
+def test_part_that_every_phase_freezes_is_a_hint(home: Path) -> None:
     phase = {"name": "only", "share": 1, "learning_rates": {"vision": 0.0}}
     config = world.config(home / "set", strategy={"kind": "phases", "list": [phase]})
     found = doctor(config, home / "run", updates=0)
     assert found.problems == ()
-    assert [r.text for r in found.remarks if r.about == "reach"] == [
-        "vision never learns: the strategy freezes it throughout."
+    assert [finding.text for finding in found.findings if finding.kind == "always_frozen"] == [
+        "Vision never learns: the strategy freezes it throughout."
     ]
 
 
@@ -204,5 +202,5 @@ def test_rate_that_explodes_is_named(home: Path) -> None:
         "schedule": {"kind": "wsd", "warmup": 0},
     }
     found = doctor(world.config(home / "set", training=training), home / "run", updates=5)
-    (text,) = about(found, "first updates")
+    (text,) = about(found, "not_finite")
     assert "is not finite" in text and "training.optimizer.lr" in text

@@ -16,6 +16,8 @@ from tutti import pipeline
 from tutti.cli.main import app
 from tutti.report import write_report
 
+GRAVE = ("fault", "warning")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,11 +52,11 @@ def test_files_say_what_was_probed(run: Path, probes: dict[str, Any]) -> None:
     assert sorted(path.name for path in (run / "probes").iterdir()) == ["occlusion.png", "probes.json"]
 
 
-def test_terminal_says_every_sentence_and_alarms_first(said: str, probes: dict[str, Any]) -> None:
+def test_terminal_says_every_sentence_and_the_problems_first(said: str, probes: dict[str, Any]) -> None:
     places = [said.index(" ".join(one["sentence"].split())) for one in probes["findings"]]
-    alarms = [place for place, one in zip(places, probes["findings"], strict=True) if one["alarm"]]
-    assert alarms, "three steps teach nobody to listen"
-    assert max(alarms) < min(set(places) - set(alarms))
+    problems = [p for p, one in zip(places, probes["findings"], strict=True) if one["severity"] in GRAVE]
+    assert problems, "three steps teach nobody to listen"
+    assert max(problems) < min(set(places) - set(problems))
 
 
 def test_report_shows_the_section_and_the_map(run: Path, said: str) -> None:
@@ -64,12 +66,12 @@ def test_report_shows_the_section_and_the_map(run: Path, said: str) -> None:
     assert "What one input alone would do." in page
 
 
-def test_alarm_stands_at_the_top_of_the_report(run: Path, probes: dict[str, Any]) -> None:
+def test_problem_stands_at_the_top_of_the_report(run: Path, probes: dict[str, Any]) -> None:
     page = page_of(run)
     head = html.unescape(page[: page.index("<nav>")]).replace("\xa0", " ")
-    alarms = [one["sentence"] for one in probes["findings"] if one["alarm"]]
-    assert any("this model ignores the instruction" in one for one in alarms)
-    assert all(one in head for one in alarms)
+    problems = [one["sentence"] for one in probes["findings"] if one["severity"] in GRAVE]
+    assert any("this model ignores the instruction" in one for one in problems)
+    assert [one for one in problems if one not in head] == []
 
 
 def test_report_without_probes_says_how_to_get_them(run: Path, said: str, tmp_path: Path) -> None:
@@ -82,7 +84,9 @@ def test_report_without_probes_says_how_to_get_them(run: Path, said: str, tmp_pa
     assert "<code>tutti probe RUN</code>" in page
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"findings": 3}', '{"findings": [{"alarm": true}, 7]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"findings": 3}', '{"findings": [{"severity": "fault"}, 7]}']
+)
 def test_foreign_probes_never_stop_the_report(run: Path, said: str, content: str) -> None:
     path = run / "probes" / "probes.json"
     kept = path.read_text()

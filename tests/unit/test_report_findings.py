@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tutti.report.findings import diagnostics as lookfindings
-from tutti.report.findings.all import find
-from tutti.report.findings.finding import Finding
+from tutti.findings import AUX_SHARE_TARGET, Finding
+from tutti.report.findings.all import judge_records
 from tutti.report.inputs import Records
 
 STEPS = list(range(50, 1050, 50))  # 20 looks
@@ -35,7 +34,7 @@ def kinds(found: Sequence[Finding]) -> list[str]:
 
 
 def only(columns: Mapping[str, Any], config: dict[str, Any] | None = None) -> Finding:
-    found = find(records(**columns), config or {})
+    found = judge_records(records(**columns), config or {})
     assert len(found) == 1, found
     return found[0]
 
@@ -44,9 +43,9 @@ SOUND = shares("vision", action=0.6, recon=0.2, align=0.2) | shares("fusion", ac
 
 
 def test_sound_records_and_old_records_have_no_finding() -> None:
-    assert find(records(**SOUND), {}) == []
-    assert find(records(**{"loss/action/raw": 0.3}), {}) == []
-    assert find(records(), {}) == []
+    assert judge_records(records(**SOUND), {}) == []
+    assert judge_records(records(**{"loss/action/raw": 0.3}), {}) == []
+    assert judge_records(records(), {}) == []
 
 
 def test_domination_names_term_part_share_and_the_weight_that_mends_it() -> None:
@@ -60,7 +59,7 @@ def test_domination_names_term_part_share_and_the_weight_that_mends_it() -> None
 
 def test_suggested_weight_gives_the_wanted_share() -> None:
     for share in (0.7, 0.85, 0.99):
-        factor = lookfindings.WANTED / (1 - lookfindings.WANTED) * (1 - share) / share
+        factor = AUX_SHARE_TARGET / (1 - AUX_SHARE_TARGET) * (1 - share) / share
         assert factor * share / (factor * share + 1 - share) == pytest.approx(0.2)
 
 
@@ -75,7 +74,7 @@ def test_strong_term_is_a_hint_and_its_schedule_is_scaled_at_both_ends() -> None
 
 def test_two_loud_terms_do_not_hide_each_other() -> None:
     config = {"objective": {"recon": {"weight": 10.0}, "state": {"weight": 5.0}}}
-    found = find(records(**shares("vision", action=0.002, recon=0.5, state=0.49)), config)
+    found = judge_records(records(**shares("vision", action=0.002, recon=0.5, state=0.49)), config)
     assert [(one.kind, one.severity, one.term) for one in found] == [
         ("dominates", "warning", "recon"),
         ("dominates", "warning", "state"),
@@ -83,13 +82,13 @@ def test_two_loud_terms_do_not_hide_each_other() -> None:
     assert "recon supplies 50 % of the gradient of the vision encoder, action 0.20 %" in found[0].sentence
     # w' = 10 x 0.25 x 0.002 / 0.5 = 0.01: 0.0005 beside the action's 0.002 is a fifth of the two
     assert "objective.recon.weight=0.01" in found[0].cure and "what it and action supply" in found[0].cure
-    assert find(records(**shares("vision", action=0.02, recon=0.5, state=0.48)), config) == []
+    assert judge_records(records(**shares("vision", action=0.02, recon=0.5, state=0.48)), config) == []
 
 
 def test_the_action_may_dominate_and_so_may_a_term_where_the_action_does_not_train() -> None:
-    assert find(records(**shares("vision", action=0.97, recon=0.03)), {}) == []
+    assert judge_records(records(**shares("vision", action=0.97, recon=0.03)), {}) == []
     alone = shares("language", align=1.0, action=0.0) | shares("vision", action=0.5, align=0.5)
-    assert kinds(find(records(**alone), {})) == ["no_action_gradient"]
+    assert kinds(judge_records(records(**alone), {})) == ["no_action_gradient"]
 
 
 def test_only_the_second_half_counts_for_domination_because_a_schedule_may_let_a_term_go_first() -> None:
@@ -99,7 +98,7 @@ def test_only_the_second_half_counts_for_domination_because_a_schedule_may_let_a
 
     found = only(run(0.3, 0.95))
     assert "95 % of the gradient of the vision encoder (medians over the second half" in found.sentence
-    assert find(records(**run(0.95, 0.3)), {}) == []
+    assert judge_records(records(**run(0.95, 0.3)), {}) == []
 
 
 def test_idle_term_is_named_with_the_factor_that_would_help() -> None:
@@ -131,7 +130,7 @@ def test_what_the_config_asks_for_is_a_hint_only(config: dict[str, Any], said: s
 
 def test_a_part_frozen_at_the_end_is_no_fault() -> None:
     frozen = {name: [0.5] * 10 for name in shares("vision", action=0.0, recon=0.0)}
-    assert find(records(**shares("fusion", action=0.6, recon=0.4), **frozen), {}) == []
+    assert judge_records(records(**shares("fusion", action=0.6, recon=0.4), **frozen), {}) == []
 
 
 @pytest.mark.parametrize(
@@ -142,37 +141,37 @@ def test_conflict_needs_most_looks_a_clear_mean_and_enough_of_them(
     negative: int, size: float, count: int, expected: list[str]
 ) -> None:
     cosines = [size] * negative + [0.05] * (count - negative)
-    found = find(records(**SOUND, **{"diag/cosine/action~recon/fusion": cosines}), {})
+    found = judge_records(records(**SOUND, **{"diag/cosine/action~recon/fusion": cosines}), {})
     assert kinds(found) == expected
     if expected:
         assert (found[0].term, found[0].part, found[0].severity) == ("recon", "fusion", "warning")
         assert "action and recon conflict in the fusion" in found[0].sentence
-        assert "below 0 in 80 % of 20 looks, on average -0.39" in found[0].sentence
+        assert "below 0 in 80 % of 20 diagnostic steps, on average -0.39" in found[0].sentence
 
 
 def test_conflict_of_a_term_without_weight_is_none() -> None:
     faint = shares("fusion", action=0.98, recon=0.02)
-    assert find(records(**faint, **{"diag/cosine/action~recon/fusion": -0.9}), {}) == []
+    assert judge_records(records(**faint, **{"diag/cosine/action~recon/fusion": -0.9}), {}) == []
 
 
 def test_dead_units_and_collapse_are_faults_with_their_number() -> None:
     dead = only(SOUND | {"diag/dead/vision": 0.63})
     assert (dead.severity, dead.part, dead.number) == ("fault", "vision", pytest.approx(0.63))
     assert dead.sentence.startswith("63 % of the units of the vision tokens are dead")
-    assert find(records(**SOUND, **{"diag/dead/vision": 0.29}), {}) == []
+    assert judge_records(records(**SOUND, **{"diag/dead/vision": 0.29}), {}) == []
     flat = only(SOUND | {"diag/rank/readout": 1.3, "diag/rank_limit/readout": 16})
     assert flat.kind == "collapsed"
     assert flat.sentence.startswith("The effective rank of the readout is 1.3 of 16: it has collapsed")
     for rank, limit in ((1.6, 16), (1.0, 1), (1.3, 4)):  # of few rows no rank says anything
         columns = {"diag/rank/readout": rank, "diag/rank_limit/readout": limit}
-        assert find(records(**SOUND, **columns), {}) == []
+        assert judge_records(records(**SOUND, **columns), {}) == []
 
 
 @pytest.mark.parametrize(
     ("ratio", "word"), [(9e-6, "hardly moves"), (0.11, "jumps"), (1e-3, None), (0.0, None)]
 )
 def test_update_ratio_outside_its_bounds(ratio: float, word: str | None) -> None:
-    found = find(records(**SOUND, **{"diag/update_ratio/fusion": ratio}), {})
+    found = judge_records(records(**SOUND, **{"diag/update_ratio/fusion": ratio}), {})
     assert [finding.sentence.split(":")[0] for finding in found] == ([f"The fusion {word}"] if word else [])
 
 
@@ -181,26 +180,28 @@ def test_update_ratio_outside_its_bounds(ratio: float, word: str | None) -> None
 )
 def test_noise_scale_is_compared_with_the_batch(scale: float, said: str | None) -> None:
     samples = [32.0 * step for step in STEPS]
-    found = find(records(**SOUND, **{"diag/noise_scale": scale, "data/samples": samples}), {})
+    found = judge_records(records(**SOUND, **{"diag/noise_scale": scale, "data/samples": samples}), {})
     assert kinds(found) == (["noise_scale"] if said else [])
     if said:
         assert said in found[0].sentence and "the batch 32" in found[0].sentence
 
 
 def test_spikes_are_a_hint_and_many_are_a_warning() -> None:
-    few = find(records(**SOUND, **{"diag/spikes": [0] * 10 + [1] * 10, "diag/spike/align": [7.0]}), {})
+    few = judge_records(
+        records(**SOUND, **{"diag/spikes": [0] * 10 + [1] * 10, "diag/spike/align": [7.0]}), {}
+    )
     assert [(f.kind, f.severity) for f in few] == [("loss_spikes", "hint")]
     assert few[0].sentence == "1 loss spike in 1,000 steps (last: align at step 50)."
     assert only(SOUND | {"diag/spikes": 3}).severity == "warning"
-    assert find(records(**SOUND, **{"diag/spikes": 0}), {}) == []
+    assert judge_records(records(**SOUND, **{"diag/spikes": 0}), {}) == []
 
 
 def test_always_clipped_names_norm_and_limit() -> None:
     columns = {"optim/clip_share": 0.99, "optim/grad_norm": 6.5}
     found = only(columns, {"training": {"gradients": {"clip_norm": 1.0}}})
     assert found.sentence == "99 % of the steps are clipped (mean gradient norm 6.5, clip_norm 1)."
-    assert find(records(**{"optim/clip_share": [1.0] * 5 + [0.1] * 15}), {}) == []
-    assert find(records(**{"optim/clip_share": [1.0] * 5}), {}) == []  # too short to say
+    assert judge_records(records(**{"optim/clip_share": [1.0] * 5 + [0.1] * 15}), {}) == []
+    assert judge_records(records(**{"optim/clip_share": [1.0] * 5}), {}) == []  # too short to say
 
 
 def test_overfitting_is_a_held_out_rise_against_a_training_fall() -> None:
@@ -209,7 +210,7 @@ def test_overfitting_is_a_held_out_rise_against_a_training_fall() -> None:
 
     def judged(train: list[float], valid: dict[str, tuple[list[int], list[float]]]) -> list[Finding]:
         given = records(**{"loss/align/raw": train})
-        return find(
+        return judge_records(
             Records(columns={**given.columns, **valid}, restarts=(), not_finite=(), broken_lines=0), {}
         )
 
@@ -227,12 +228,12 @@ def test_overfitting_is_a_held_out_rise_against_a_training_fall() -> None:
 )
 def test_term_between_floor_and_chance(value: float, expected: list[str]) -> None:
     columns = {"loss/align/raw": value, "metric/align/floor": 1.0, "metric/align/chance": 3.47}
-    assert kinds(find(records(**columns), {})) == expected
+    assert kinds(judge_records(records(**columns), {})) == expected
 
 
 def test_chance_is_compared_with_the_cross_entropy_where_a_term_reports_one() -> None:
     columns = {"loss/text/raw": 9.0, "metric/text/cross_entropy": 1.0, "metric/text/chance": 3.0}
-    assert find(records(**columns), {}) == []
+    assert judge_records(records(**columns), {}) == []
 
 
 def test_grave_findings_come_first_and_foreign_configs_do_no_harm() -> None:
@@ -241,4 +242,4 @@ def test_grave_findings_come_first_and_foreign_configs_do_no_harm() -> None:
         "diag/update_ratio/fusion": 1.0,
     }
     for config in ({}, {"objective": None}, {"objective": {"state": 3, "action": []}}, {"training": []}):
-        assert [f.severity for f in find(records(**columns), config)] == ["fault", "warning", "hint"]
+        assert [f.severity for f in judge_records(records(**columns), config)] == ["fault", "warning", "hint"]

@@ -13,7 +13,7 @@ import pytest
 from fixtures.report_runs import look_values
 from tutti.report import write_report
 from tutti.report.blocks import Charts, Fold, Note
-from tutti.report.findings.diagnostic_records import listed, read_looks
+from tutti.report.findings.diagnostic_records import listed, read_diagnostics
 from tutti.report.inputs import read_inputs
 from tutti.report.sections.gradients import influence_section, top_notes
 from tutti.report.svg.charts import share_chart
@@ -72,7 +72,7 @@ def test_section_has_every_drawing(tmp_path: Path) -> None:
         "Share of each part's gradient, second half",
         "Who trains the vision encoder",
         "Who trains the fusion",
-        "Looks in which two terms conflict",
+        "Diagnostic steps in which two terms conflict",
         "Cosines in the language encoder",
         "Update-to-weight ratio",
         "Effective rank",
@@ -87,8 +87,8 @@ def test_section_has_every_drawing(tmp_path: Path) -> None:
 
 def test_sound_run_says_so_and_how_it_was_looked_at(tmp_path: Path) -> None:
     section = influence_section(read_inputs(make_run(tmp_path, sound())))
-    assert section.lead.startswith("12 looks at 50 % of the batch, one every 100 steps")
-    assert notes_of(tmp_path) == [("good", "No fault found in 12 looks.")]
+    assert section.lead.startswith("12 diagnostic steps at 50 % of the batch, one every 100 steps")
+    assert notes_of(tmp_path) == [("good", "No fault found in 12 diagnostic steps.")]
     assert top_notes(read_inputs(tmp_path)) == []
 
 
@@ -179,9 +179,9 @@ def test_long_runs_are_thinned_to_means() -> None:
 
 
 def test_last_stretch_is_the_last_quarter_but_at_least_three_looks(tmp_path: Path) -> None:
-    assert read_looks(read_inputs(make_run(tmp_path, sound(20))).records).last == 1600
-    assert read_looks(read_inputs(make_run(tmp_path, sound(5))).records).last == 300
-    assert read_looks(read_inputs(make_run(tmp_path, sound(2))).records).last == 100
+    assert read_diagnostics(read_inputs(make_run(tmp_path, sound(20))).records).last == 1600
+    assert read_diagnostics(read_inputs(make_run(tmp_path, sound(5))).records).last == 300
+    assert read_diagnostics(read_inputs(make_run(tmp_path, sound(2))).records).last == 100
 
 
 def test_words_are_listed_as_people_do() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fixtures.learnable import WEIGHTS, Data, dead_vision, detached_vision, findings_of, make_trainer
-from tutti.report.findings.finding import Finding
+from tutti.findings import Finding
 
 
 def trained(run: Path, **keywords: Any) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""The data themselves: dimensions that never move, clipped commands, copies, pictures that show nothing."""
+"""Checks of recorded data: constant dimensions, clipped actions, duplicates, empty pictures, leaks."""
 
 from __future__ import annotations
 
@@ -11,55 +11,71 @@ from jaxtyping import Float32
 from tutti.data.bundle import DataBundle
 from tutti.data.episodes import Episode
 from tutti.data.windows import Source
-from tutti.debug.remarks import Remark, note, problem
-from tutti.evaluation.probes.baselines import LEAK, Leak, state_leak
+from tutti.evaluation.probes.baselines import Leak, state_leak
 from tutti.evaluation.probes.samples import Sample, held_out, spread, training
+from tutti.findings import (
+    CLIPPED_ACTIONS_MAX,
+    EMPTY_FRAMES_MAX,
+    LEAK_R2_MIN,
+    PICTURE_DEVIATION_MIN,
+    Finding,
+)
 
 PICTURES = 256
-EMPTY = 2.0
-"""A picture whose grey levels deviate by less than this shows one colour: black, or a lens cap."""
-STOPPED = 0.5
-STILL = 1e-6
+"""Frames that are looked at in each view, evenly spread."""
+RELATIVE_RANGE_MIN = 1e-6
+"""A dimension whose range is below this times its size is constant."""
 
 
-def check_recordings(data: DataBundle) -> list[Remark]:
+def check_recordings(data: DataBundle) -> list[Finding]:
     """Everything that needs no model."""
-    remarks: list[Remark] = []
+    findings: list[Finding] = []
     for source in data.windows.sources:
         store, name = source.store, source.store.name
-        remarks += _still("state", store.states, name)
-        remarks += _still("action", store.actions, name)
-        remarks += _stopped(store.actions, name)
-        remarks += _pictures(source)
-    return [*remarks, *_copies(data)]
+        findings += _constant_dimensions("state", store.states, name)
+        findings += _constant_dimensions("action", store.actions, name)
+        findings += _clipped_actions(store.actions, name)
+        findings += _empty_pictures(source)
+    return [*findings, *_duplicates(data)]
 
 
-def check_leak(data: DataBundle, most: int = 2000) -> tuple[Leak, list[Remark]]:
+def check_leak(data: DataBundle, max_windows: int = 2000) -> tuple[Leak, list[Finding]]:
     """Whether the state gives the action away. Without held-out episodes, half the training ones stand in."""
-    seen = training(data, 2 * most)
+    train = training(data, 2 * max_windows)
     if len(data.validation.all_windows):
-        met = held_out(data, most)
+        held = held_out(data, max_windows)
     else:
-        odd = seen.episode % 2 == 1
-        seen, met = _part(seen, ~odd), _part(seen, odd)
-    leak = state_leak(seen, met)
+        odd = train.episode % 2 == 1
+        train, held = _part(train, ~odd), _part(train, odd)
+    leak = state_leak(train, held)
     if leak.leaks:
         later = "" if leak.next is None else f", the action after it with {leak.next:.3f}"
-        text = (
-            f"a linear map from the state gives the next action with R2 {leak.now:.4f}{later}: the state "
-            "leaks the action. A policy need not look then, and fails on the robot, whose state holds no "
-            "command to come. Choose another data.sources.state_key, or take the command out of the state."
-        )
-        return leak, [problem("leak", text)]
-    if leak.now > LEAK:
-        text = (
-            f"a linear map from the state gives the next action with R2 {leak.now:.3f}, as with absolute "
-            "positions; a policy that copies its state will look good offline. Believe rollouts."
-        )
-        return leak, [note("leak", text)]
+        return leak, [
+            Finding(
+                kind="state_leak",
+                severity="fault",
+                sentence=f"A linear map from the state gives the next action with R2 {leak.now:.4f}{later}: "
+                "the state leaks the action. A policy need not look then, and fails on the robot, whose "
+                "state holds no command to come.",
+                number=leak.now,
+                cure="Choose another data.sources.state_key, or take the command out of the state.",
+            )
+        ]
+    if leak.now > LEAK_R2_MIN:
+        return leak, [
+            Finding(
+                kind="state_near_action",
+                severity="hint",
+                sentence=f"A linear map from the state gives the next action with R2 {leak.now:.3f}, as with "
+                "absolute positions: a policy that copies its state will look good offline.",
+                number=leak.now,
+                cure="Trust closed-loop rollouts only.",
+            )
+        ]
     if leak.dimensions:
-        listed = ", ".join(map(str, leak.dimensions))
-        return leak, [note("leak", f"the state alone gives dimension {listed} of the action (R2 > {LEAK}).")]
+        dimensions = ", ".join(map(str, leak.dimensions))
+        text = f"The state alone gives dimension {dimensions} of the action (R2 > {LEAK_R2_MIN})."
+        return leak, [Finding(kind="state_near_action", severity="hint", sentence=text, number=leak.now)]
     return leak, []
 
 
@@ -67,56 +83,79 @@ def _part(sample: Sample, chosen: np.ndarray) -> Sample:
     return spread(sample.index, sample.rows[chosen], len(sample))
 
 
-def _still(what: str, values: Float32[np.ndarray, "n d"], name: str) -> list[Remark]:
+def _constant_dimensions(what: str, values: Float32[np.ndarray, "n d"], name: str) -> list[Finding]:
     span = values.max(0).astype(np.float64) - values.min(0)
-    dead = np.flatnonzero(span <= STILL * np.maximum(1.0, np.abs(values).max(0)))
-    if len(dead) == values.shape[1]:
-        return [problem("data", f"{name}: the {what} never moves in any dimension: is it the right key?")]
-    if len(dead):
-        listed = ", ".join(map(str, dead.tolist()))
-        return [note("data", f"{name}: dimension {listed} of the {what} never moves.")]
-    return []
-
-
-def _stopped(actions: Float32[np.ndarray, "n a"], name: str) -> list[Remark]:
-    """Share of commands exactly at the smallest or largest one; two-valued dimensions are meant to be."""
-    found: list[str] = []
-    for number, column in enumerate(actions.T):
-        share = float(np.mean((column == column.min()) | (column == column.max())))
-        if share > STOPPED and len(np.unique(column)) > 2:
-            found.append(f"{100 * share:.0f} % in dimension {number}")
-    if not found:
+    constant = np.flatnonzero(span <= RELATIVE_RANGE_MIN * np.maximum(1.0, np.abs(values).max(0)))
+    if not len(constant):
         return []
-    text = f"{name}: actions lie at their smallest or largest value in {', '.join(found)}: they are clipped."
-    return [note("data", text)]
+    everything = len(constant) == values.shape[1]
+    dimensions = ", ".join(map(str, constant.tolist()))
+    return [
+        Finding(
+            kind="constant_dimensions",
+            severity="fault" if everything else "hint",
+            sentence=f"{name}: the {what} never moves in any dimension."
+            if everything
+            else f"{name}: dimension {dimensions} of the {what} never moves.",
+            number=len(constant),
+            cure=f"Is data.sources.{what}_key the right key?" if everything else "",
+        )
+    ]
 
 
-def _copies(data: DataBundle) -> list[Remark]:
-    """Episodes with the same states and actions: in training a note, across the split a problem."""
-    seen: dict[str, int] = {}
+def _clipped_actions(actions: Float32[np.ndarray, "n a"], name: str) -> list[Finding]:
+    """Share of actions exactly at the minimum or maximum; two-valued dimensions are meant to be."""
+    shares = {
+        number: float(np.mean((column == column.min()) | (column == column.max())))
+        for number, column in enumerate(actions.T)
+        if len(np.unique(column)) > 2
+    }
+    clipped = {number: share for number, share in shares.items() if share > CLIPPED_ACTIONS_MAX}
+    if not clipped:
+        return []
+    where = ", ".join(f"{100 * share:.0f} % in dimension {number}" for number, share in clipped.items())
+    return [
+        Finding(
+            kind="clipped_actions",
+            severity="hint",
+            sentence=f"{name}: actions lie at their minimum or maximum in {where}: they are clipped.",
+            number=max(clipped.values()),
+        )
+    ]
+
+
+def _duplicates(data: DataBundle) -> list[Finding]:
+    """Episodes with the same states and actions: in training a hint, across the split a fault."""
+    counts: dict[str, int] = {}
     for source, episodes in zip(data.windows.sources, data.training_episodes, strict=True):
-        for key in _keys(source, episodes):
-            seen[key] = seen.get(key, 0) + 1
-    remarks: list[Remark] = []
-    twice = sum(count - 1 for count in seen.values())
+        for key in _hashes(source, episodes):
+            counts[key] = counts.get(key, 0) + 1
+    findings: list[Finding] = []
+    twice = sum(count - 1 for count in counts.values())
     if twice:
-        remarks.append(note("data", f"{twice} training episodes are exact copies of others."))
+        text = f"{twice} training episodes are exact copies of others."
+        findings.append(Finding(kind="duplicates", severity="hint", sentence=text, number=twice))
     held = [
         key
         for source, episodes in zip(data.windows.sources, data.validation_episodes, strict=True)
-        for key in _keys(source, episodes)
+        for key in _hashes(source, episodes)
     ]
-    known = sum(key in seen for key in held)
+    known = sum(key in counts for key in held)
     if known:
-        text = (
-            f"{known} of {len(held)} held-out episodes are exact copies of training ones: the held-out error "
-            "is too good. Remove the copies from the data set."
+        findings.append(
+            Finding(
+                kind="duplicates_across_split",
+                severity="fault",
+                sentence=f"{known} of {len(held)} held-out episodes are exact copies of training ones: the "
+                "held-out error is too good.",
+                number=known,
+                cure="Remove the copies from the data set.",
+            )
         )
-        remarks.append(problem("data", text))
-    return remarks
+    return findings
 
 
-def _keys(source: Source, episodes: Sequence[Episode]) -> list[str]:
+def _hashes(source: Source, episodes: Sequence[Episode]) -> list[str]:
     store = source.store
     return [
         hashlib.sha256(
@@ -126,27 +165,30 @@ def _keys(source: Source, episodes: Sequence[Episode]) -> list[str]:
     ]
 
 
-def _pictures(source: Source) -> list[Remark]:
+def _empty_pictures(source: Source) -> list[Finding]:
     """Of `PICTURES` frames, evenly spread, in each view."""
     frames, name = source.frames, source.store.name
     rows = np.linspace(0, len(frames) - 1, min(PICTURES, len(frames))).round().astype(np.int64)
-    remarks: list[Remark] = []
+    findings: list[Finding] = []
     for number, view in enumerate(source.store.spec.views):
         pictures = frames[rows, number].astype(np.float32)
-        empty = float(np.mean(pictures.std((1, 2, 3)) < EMPTY))
-        if empty > 0.5:
-            share = f"{100 * empty:.0f} % of the frames looked at"
-            text = (
-                f"{name}: {view} is one colour in {share}: black, or covered. Leave it out (sources.views)."
-            )
-            remarks.append(problem("data", text))
+        empty = float(np.mean(pictures.std((1, 2, 3)) < PICTURE_DEVIATION_MIN))
+        if empty > EMPTY_FRAMES_MAX:
+            text = f"{view} is one colour in {100 * empty:.0f} % of the frames looked at: black, or covered."
         elif empty > 0:
-            text = f"{name}: {view} is one colour in {100 * empty:.1f} % of the frames looked at."
-            remarks.append(note("data", text))
-        elif float((pictures.max(0) - pictures.min(0)).max()) <= EMPTY:
-            text = (
-                f"{name}: {view} shows the same picture in every frame looked at: a frozen camera. Leave it "
-                "out (data.sources.views)."
+            text = f"{view} is one colour in {100 * empty:.1f} % of the frames looked at."
+        elif float((pictures.max(0) - pictures.min(0)).max()) <= PICTURE_DEVIATION_MIN:
+            text = f"{view} shows the same picture in every frame looked at: a frozen camera."
+        else:
+            continue
+        useless = not 0 < empty <= EMPTY_FRAMES_MAX
+        findings.append(
+            Finding(
+                kind="empty_pictures",
+                severity="fault" if useless else "hint",
+                sentence=f"{name}: {text}",
+                number=empty,
+                cure="Leave the view out (data.sources.views)." if useless else "",
             )
-            remarks.append(problem("data", text))
-    return remarks
+        )
+    return findings

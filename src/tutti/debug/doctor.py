@@ -1,10 +1,9 @@
-"""`tutti doctor CONFIG`: what a training would begin with is built and examined, before it costs time."""
+"""`tutti doctor CONFIG`: checks data, model, gradients and the first updates before a training is started."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from rich import box
@@ -12,19 +11,25 @@ from rich.table import Table
 
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
-from tutti.debug import activation_checks as activity
-from tutti.debug import gradient_checks as gradients
-from tutti.debug.activation_checks import Activity
+from tutti.debug.activation_checks import check_features
 from tutti.debug.data_checks import check_leak, check_recordings
-from tutti.debug.gradient_checks import Rehearsal, ShareTable, phase_tables
-from tutti.debug.remarks import Remark, note
+from tutti.debug.gradient_checks import (
+    GradientShares,
+    at,
+    first_updates,
+    gradient_shares,
+    judge_shares,
+    phase_tables,
+)
 from tutti.debug.text_test import TextTest, check_text
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.evaluation.probes.baselines import Leak
+from tutti.findings import Finding
 from tutti.models.vla import VLA
-from tutti.objectives.unified import UnifiedLoss
-from tutti.runs.build import build_parts, training_threads
-from tutti.runs.terminal import console, print_line, progress_bar
+from tutti.report.findings.diagnostic_records import single_step
+from tutti.report.findings.diagnostics import FEATURES, unhealthy_features
+from tutti.runs.build import Training, training_threads, trial_training
+from tutti.runs.terminal import console, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.training.diagnostics.reach import ReachTable
 from tutti.types import Batch, UserError
@@ -37,19 +42,19 @@ PARTS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """The tables and every remark. `activity` is by the model looked at."""
+    """Every table and finding of the doctor. `features` are the feature measures by the model examined."""
 
     reach: Sequence[tuple[str, ReachTable]]
-    shares: Sequence[ShareTable]
-    activity: Sequence[tuple[str, Sequence[Activity]]]
+    shares: Sequence[GradientShares]
+    features: Mapping[str, Mapping[str, float]]
     text: TextTest | None
     leak: Leak
-    remarks: Sequence[Remark]
+    findings: Sequence[Finding]
 
     @property
-    def problems(self) -> tuple[Remark, ...]:
-        """What must be mended; empty if nothing is wrong."""
-        return tuple(remark for remark in self.remarks if remark.problem)
+    def problems(self) -> tuple[Finding, ...]:
+        """The faults and warnings, which make the exit code 1; empty if nothing is wrong."""
+        return tuple(finding for finding in self.findings if finding.is_problem)
 
 
 def doctor(config: RunConfig, folder: Path | None = None, *, updates: int = UPDATES) -> Diagnosis:
@@ -65,116 +70,108 @@ def doctor(config: RunConfig, folder: Path | None = None, *, updates: int = UPDA
             f"{folder / DATASET}: there are no data to look at yet. Record first (tutti record CONFIG), or "
             "name data sets in data.sources."
         )
-    with training_threads(config):
-        data, model, objective = build_parts(config, folder)
-        return examine(config, data, model, objective, updates=updates, checkpoint=_newest(folder))
+    with training_threads(config), trial_training(config, folder) as training:
+        return examine(training, updates=updates, checkpoint=_newest(folder))
 
 
-def examine(
-    config: RunConfig,
-    data: DataBundle,
-    model: VLA,
-    objective: UnifiedLoss,
-    *,
-    updates: int = UPDATES,
-    checkpoint: Path | None = None,
-) -> Diagnosis:
-    """All that is looked at. `model` and `objective` are used up: `updates` updates are made with them."""
-    remarks: list[Remark] = []
+def examine(training: Training, *, updates: int = UPDATES, checkpoint: Path | None = None) -> Diagnosis:
+    """Runs every check. `training` is used up: `updates` updates are made with it."""
+    config, data, model = training.config, training.data, training.model
+    updates = min(updates, config.training.steps)
+    findings: list[Finding] = []
     with progress_bar("examining") as bar:
-        remarks += check_recordings(data)
-        leak, found = check_leak(data)
-        remarks += found
+        findings += check_recordings(data)
+        leak, leak_findings = check_leak(data)
         bar(1, PARTS)
-        text, found = check_text(data, config.seed)
-        remarks += found
+        text, text_findings = check_text(data, config.seed)
+        findings += leak_findings + text_findings
         bar(2, PARTS)
-        with Rehearsal(config, data, model, objective) as rehearsal:
-            device = rehearsal.trainer.machine.device
-            batches = [data.train.batch_at(number).to(device) for number in range(BATCHES)]
-            samples = _enough(batches, data)
-            tables, found = phase_tables(config, model, objective, batches)
-            remarks += found
-            bar(3, PARTS)
-            looks = [("at initialisation", activity.activity(model, samples))]
-            start = rehearsal.shares(batches, at_end=False)
-            found = rehearsal.run(updates)
-            remarks += found
-            bar(4, PARTS)
-            if rehearsal.updates and not found:
-                looks.append((f"after {rehearsal.updates} updates", activity.activity(model, samples)))
-            shares = [start]
-            if not found:
-                shares.append(rehearsal.shares(batches, at_end=True))
-                remarks += gradients.judge(config, *shares)
+        device = training.trainer.machine.device
+        batches = [data.train.batch_at(number).to(device) for number in range(BATCHES)]
+        samples = _enough(batches, data)
+        tables, reach_findings = phase_tables(training, batches)
+        findings += reach_findings
+        bar(3, PARTS)
+        when = "at initialisation"
+        features = {when: check_features(model, samples)}
+        shares = [gradient_shares(training, batches, when, at_end=False)]
+        failures = first_updates(training, updates)
+        findings += failures
+        bar(4, PARTS)
+        if not failures:
+            when = f"after {updates} updates" if updates else when
+            features[when] = check_features(model, samples)
+            shares.append(gradient_shares(training, batches, when, at_end=True))
+            findings += judge_shares(config, *shares)
         bar(5, PARTS)
         if checkpoint is not None:
-            remarks += _look_at_checkpoint(checkpoint, config, data, samples, looks)
-        for when, rows in looks:
-            remarks += activity.judge(when, rows)
+            trained = _load_same_data(checkpoint, config, data)
+            if isinstance(trained, Finding):
+                findings.append(trained)
+            else:
+                on_cpu = [batch.to("cpu") for batch in samples]
+                features[f"in {checkpoint.name}"] = check_features(trained, on_cpu)
+        for when, measures in features.items():
+            findings += [at(when, one) for one in unhealthy_features(single_step(measures))]
         bar(6, PARTS)
     return Diagnosis(
         reach=tables,
         shares=tuple(shares),
-        activity=tuple(looks),
+        features=features,
         text=text,
         leak=leak,
-        remarks=tuple(remarks),
+        findings=tuple(findings),
     )
 
 
-def print_diagnosis(found: Diagnosis) -> None:
-    """The tables, the notes, and last the problems or that there are none."""
-    for phase, table in found.reach:
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """The tables, the hints, and last the problems or that there are none."""
+    for phase, table in diagnosis.reach:
         _print(f"Reach, phase '{phase}': norm of each raw term's gradient (. none)", table.rows())
-    for shares in found.shares:
+    for shares in diagnosis.shares:
         head = ("part", *(f"{term} x {shares.lambdas[term]:g}" for term in shares.terms))
         rows = [
-            (part, *(f"{100 * own.get(term, 0):.1f} %" for term in shares.terms))
-            for part, own in shares.shares.items()
+            (part, *(f"{100 * by_term.get(term, 0):.1f} %" for term in shares.terms))
+            for part, by_term in shares.by_part.items()
         ]
-        _print(shares.title, [head, *rows])
+        _print(f"Gradient shares {shares.when}", [head, *rows])
     rows = [
-        (row.features, when, f"{100 * row.dead:.0f} %", "" if row.rank is None else f"{row.rank:.1f}")
-        for when, looked in found.activity
-        for row in looked
+        (name, when, f"{100 * measures[f'dead/{name}']:.0f} %", _rank(measures.get(f"rank/{name}")))
+        for when, measures in diagnosis.features.items()
+        for name in FEATURES
+        if f"dead/{name}" in measures
     ]
     _print("Features", [("features", "model", "dead units", "effective rank"), *rows])
-    if found.text is not None:
-        print_line(
-            f"Text: {found.text.texts} instructions over {found.text.episodes} episodes; independent of the "
-            f"episode p = {found.text.dependence_p:.2g}; R2 of the action from state and pictures "
-            f"{found.text.without_text:.2f}, and with the text {found.text.with_text:.2f}."
-        )
-    print_line(f"State: R2 {found.leak.now:.3f} of a linear map to the next action.")
-    for remark in found.remarks:
-        if not remark.problem:
-            print_line(f"- {remark.about}: {remark.text}")
-    for remark in found.problems:
-        print_line(f"! {remark.about}: {remark.text}")
-    count = len(found.problems)
-    notes = len(found.remarks) - count
-    weaker = f" The {notes} note{'s' if notes > 1 else ''} above may be meant so." if notes else ""
+    if diagnosis.text is not None:
+        print_line(diagnosis.text.summary)
+    print_line(f"State: R2 {diagnosis.leak.now:.3f} of a linear map to the next action.")
+    hints = [finding for finding in diagnosis.findings if not finding.is_problem]
+    for finding in hints:
+        print_line(f"- {finding.text}")
+    for finding in diagnosis.problems:
+        print_line(f"! {finding.text}")
+    count = len(diagnosis.problems)
+    weaker = f" The {len(hints)} hint{'s' if len(hints) > 1 else ''} above may be meant so." if hints else ""
     problems = f"{count} problem{'s' if count > 1 else ''}, marked with !."
     print_line(f"{problems if count else 'Nothing is wrong.'}{weaker}")
 
 
-def _look_at_checkpoint(
-    checkpoint: Path,
-    config: RunConfig,
-    data: DataBundle,
-    samples: Sequence[Batch],
-    looks: list[tuple[str, tuple[Activity, ...]]],
-) -> list[Remark]:
-    """Adds the checkpoint's features to `looks`; a note where it is of other data or cannot be read."""
+def _load_same_data(checkpoint: Path, config: RunConfig, data: DataBundle) -> VLA | Finding:
+    """The checkpoint's model; a hint where it is of other data or cannot be read."""
     try:
         model = Policy.load(checkpoint, "raw", trust_code=config.classes).model
     except UserError as error:
-        return [note("checkpoint", f"{checkpoint.name} was not looked at: {str(error).splitlines()[0]}")]
-    if model.spec != data.spec:
-        return [note("checkpoint", f"{checkpoint.name} was not looked at: it was trained on other data.")]
-    looks.append((f"in {checkpoint.name}", activity.activity(model, [batch.to("cpu") for batch in samples])))
-    return []
+        reason = str(error).splitlines()[0]
+    else:
+        if model.spec == data.spec:
+            return model
+        reason = "it was trained on other data."
+    text = f"{checkpoint.name} was not examined: {reason}"
+    return Finding(kind="checkpoint_skipped", severity="hint", sentence=text)
+
+
+def _rank(rank: float | None) -> str:
+    return "" if rank is None else f"{rank:.1f}"
 
 
 def _newest(folder: Path) -> Path | None:
@@ -186,16 +183,13 @@ def _newest(folder: Path) -> Path | None:
 
 def _enough(batches: Sequence[Batch], data: DataBundle) -> list[Batch]:
     """Batches with `SAMPLES` windows at least, so that a small batch size does not look like a collapse."""
-    found: list[Batch] = []
-    device = batches[0].window.device
-    more: Iterator[Batch] = (
-        data.train.batch_at(number).to(device) for number in range(len(batches), SAMPLES + 1)
-    )
-    for batch in chain(batches, more):
-        found.append(batch)
-        if sum(len(one.window) for one in found) >= SAMPLES:
+    samples: list[Batch] = []
+    for number in range(SAMPLES):
+        known = number < len(batches)
+        samples.append(batches[number] if known else data.train.batch_at(number).to(batches[0].window.device))
+        if sum(len(batch.window) for batch in samples) >= SAMPLES:
             break
-    return found
+    return samples
 
 
 def _print(title: str, rows: Sequence[tuple[str, ...]]) -> None:

@@ -1,21 +1,17 @@
-"""Who moves what: the reach table of every phase, and each term's share of the gradient in each part."""
+"""Gradient checks: which term reaches which part in each phase, and each term's share of the gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Self
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tutti.config.run_config import RunConfig
-from tutti.data.bundle import DataBundle
-from tutti.debug.remarks import Remark, note, problem
-from tutti.models.vla import VLA
-from tutti.objectives.unified import UnifiedLoss
+from tutti.findings import Finding
 from tutti.objectives.weight_schedule import schedule_of
-from tutti.report.findings.diagnostics import DROWNED, LOUD
+from tutti.report.findings.diagnostic_records import PRIMARY, single_step
+from tutti.report.findings.diagnostics import dominating_terms
+from tutti.report.formatting import capitalised
+from tutti.runs.build import Training
 from tutti.training.backward.routing import OBJECTIVE
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.diagnostics.measures import gradient_measures
@@ -23,25 +19,20 @@ from tutti.training.diagnostics.reach import ReachTable, problems, reach
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.optim.optimizers import part_of
 from tutti.training.rng import own_randomness
-from tutti.training.strategy import Strategy
-from tutti.training.trainer import Trainer
 from tutti.types import Batch
 
-PRIMARY = "action"
-LARGE, TOO_LARGE = 0.7, 0.9
-"""Shares of a part's gradient: above the first a term is named, above the second it is a problem, if the term
-keeps its weight to the end. The action is what the robot does; the rest serves it."""
 TRIES = 4
-"""Batches after which a term that reaches nothing is believed to: one batch may be masked by chance."""
+"""Batches after which a term that reaches nothing is reported: one batch may be masked by chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShareTable:
-    """`shares[part][term]` = |lambda_i g_i| / sum_j |lambda_j g_j| over the part's parameters, the norms
-    being means over a few batches. `lambdas` are the weights in it; `title` says when and with which."""
+class GradientShares:
+    """`norm/TERM/PART` = |lambda_i g_i| over the part's parameters, the mean over a few batches, and
+    `share/TERM/PART` = norm_i / sum_j norm_j, as in the records. `lambdas` are the weights in it, `when` says
+    at which weights of the model and of the terms."""
 
-    title: str
-    shares: Mapping[str, Mapping[str, float]]
+    when: str
+    measures: Mapping[str, float]
     lambdas: Mapping[str, float]
 
     @property
@@ -49,41 +40,52 @@ class ShareTable:
         """The terms, in the order of the sum."""
         return tuple(self.lambdas)
 
+    @property
+    def by_part(self) -> dict[str, dict[str, float]]:
+        """`by_part[part][term]`: the share."""
+        table: dict[str, dict[str, float]] = {}
+        for name, share in self.measures.items():
+            kind, term, part = name.split("/")
+            if kind == "share":
+                table.setdefault(part, {})[term] = share
+        return table
+
 
 def phase_tables(
-    config: RunConfig, model: VLA, objective: UnifiedLoss, batches: Sequence[Batch]
-) -> tuple[list[tuple[str, ReachTable]], list[Remark]]:
+    training: Training, batches: Sequence[Batch]
+) -> tuple[list[tuple[str, ReachTable]], list[Finding]]:
     """The reach table at the start of each phase, and at its end where other terms count by then.
 
     What one batch seems to lack must be lacking in all of `batches` to be a problem.
     """
-    strategy = _strategy(config, objective)
-    tables = list(_tables(config, strategy, model, objective, batches[0]))
+    tables = list(_tables(training, batches[0]))
     wrong = problems([table for _, table in tables])
     for batch in batches[1:TRIES]:
         if wrong:
-            again = problems([table for _, table in _tables(config, strategy, model, objective, batch)])
+            again = problems([table for _, table in _tables(training, batch)])
             wrong = [sentence for sentence in wrong if sentence in again]
-    remarks = [problem("reach", sentence) for sentence in wrong]
-    still = set.intersection(*({*table.frozen} for _, table in tables))
-    remarks += [note("reach", f"{part} never learns: the strategy freezes it throughout.") for part in still]
-    return tables, remarks
+    findings = [Finding(kind="reach", severity="fault", sentence=capitalised(text)) for text in wrong]
+    frozen = set.intersection(*({*table.frozen} for _, table in tables))
+    for part in sorted(frozen):
+        text = f"{capitalised(part)} never learns: the strategy freezes it throughout."
+        findings.append(Finding(kind="always_frozen", severity="hint", sentence=text, part=part))
+    return tables, findings
 
 
-def _tables(
-    config: RunConfig, strategy: Strategy, model: VLA, objective: UnifiedLoss, batch: Batch
-) -> Iterator[tuple[str, ReachTable]]:
+def _tables(training: Training, batch: Batch) -> Iterator[tuple[str, ReachTable]]:
+    strategy, objective = training.trainer.strategy, training.objective
+    moves = training.config.backward.moves
     for number, phase in enumerate(strategy.phases):
         first = strategy.ends[number - 1] if number else 0
         before: set[str] = set()
         for moment in (strategy.at(first), strategy.at(strategy.ends[number] - 1)):
             table = reach(
-                model,
+                training.model,
                 objective,
                 batch,
                 only=phase.counting(objective.names),
                 frozen=phase.frozen,
-                mask={t: parts for t, parts in config.backward.moves.items() if t in objective.names},
+                mask={term: parts for term, parts in moves.items() if term in objective.names},
                 progress=moment.progress,
             )
             if set(table.terms) - before:
@@ -91,152 +93,87 @@ def _tables(
             before |= set(table.terms)
 
 
-class Rehearsal:
-    """The first updates of the training that `config` describes, for measurements; nothing is kept of it.
+def first_updates(training: Training, updates: int) -> list[Finding]:
+    """Makes the first updates, with the schedules of the training's start; a non-finite one ends it."""
+    try:
+        training.run_updates(range(updates))
+    except NonFiniteError as error:
+        what = "the gradient" if error.term == "gradient" else f"'{error.term}'"
+        windows = ", ".join(map(str, error.windows[:8]))
+        return [
+            Finding(
+                kind="not_finite",
+                severity="fault",
+                sentence=f"Update {error.step}: {what} is not finite.",
+                number=error.step,
+                cure=f"Look for extreme values in windows {windows}; else lower training.optimizer.lr or "
+                "lengthen training.schedule.warmup.",
+            )
+        ]
+    return []
 
-    What a trainer writes when something goes wrong lies in a folder that lasts as long as the `with` block.
+
+def gradient_shares(
+    training: Training, batches: Sequence[Batch], when: str, *, at_end: bool
+) -> GradientShares:
+    """Shares at the present weights of the model, with the lambdas of the training's start or of its end.
+
+    The terms are those of the phase (the first; the last in which the action counts), and what the backward
+    forbids a term is not in them.
     """
-
-    def __init__(self, config: RunConfig, data: DataBundle, model: VLA, objective: UnifiedLoss) -> None:
-        self.config, self.data, self.objective = config, data, objective
-        self.model = model
-        self._folder = TemporaryDirectory()
-        self.trainer = Trainer(
-            config.training,
-            model,
-            objective,
-            Path(self._folder.name),
-            strategy=config.strategy,
-            backward=config.backward,
-        )
-        self.updates = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
-
-    def run(self, updates: int) -> list[Remark]:
-        """Makes the updates, with the schedules of the training's start. A non-finite one ends it."""
-        stream = map(self.data.train.batch_at, count())
-        self.model.train()
-        self.objective.train()
-        for number in range(min(updates, self.config.training.steps)):
-            try:
-                self.trainer.rehearse(stream, number)
-            except NonFiniteError as error:
-                what = "the gradient" if error.term == "gradient" else f"'{error.term}'"
-                text = (
-                    f"update {error.step}: {what} is not finite. Look for extreme values in windows "
-                    f"{', '.join(map(str, error.windows[:8]))}; else lower training.optimizer.lr or "
-                    "lengthen training.schedule.warmup."
-                )
-                return [problem("first updates", text)]
-            self.updates += 1
-        return []
-
-    def shares(self, batches: Sequence[Batch], *, at_end: bool) -> ShareTable:
-        """Shares at the present weights, with the lambdas of the training's start or of its end.
-
-        The terms are those of the phase (the first; the last in which the action counts), and what the
-        backward forbids a term is not in them.
-        """
-        strategy, names = self.trainer.strategy, self.objective.names
-        phases = [phase for phase in strategy.phases if PRIMARY in phase.counting(names)]
-        phase = phases[-1] if at_end and phases else strategy.phases[0]
-        moment = strategy.at(strategy.steps - 1 if at_end else 0)
-        progress = 1.0 if at_end else moment.progress
-        parameters = self.trainer.parameters
-        parts: dict[str, list[int]] = {}
-        for number, (name, parameter) in enumerate(parameters.items()):
-            parameter.requires_grad_(part_of(name) not in phase.frozen)
-            if part_of(name) != OBJECTIVE:
-                parts.setdefault(part_of(name), []).append(number)
-        norms: dict[str, dict[str, float]] = {part: {} for part in parts}
-        lambdas: dict[str, float] = {}
-        with own_randomness(self.config.seed):
-            for batch in batches:
-                features = self.model(batch.observation)
-                terms = self.objective(features, batch, progress, phase.counting(names))
-                gradients = self.trainer.backward.routed(
-                    term_gradients(terms.values, list(parameters.values()))
-                )
-                lambdas = {name: float(value) for name, value in terms.lambdas.items()}
-                for key, value in gradient_measures(gradients, lambdas, parts).items():
-                    kind, _, rest = key.partition("/")
-                    if kind == "norm":
-                        term, _, part = rest.rpartition("/")
-                        norms[part][term] = norms[part].get(term, 0.0) + value / len(batches)
-        when = f"after {self.updates} updates" if self.updates else "at initialisation"
-        return ShareTable(
-            title=f"Gradient shares {when}, weights as at the training's {'end' if at_end else 'start'}",
-            shares={
-                part: {term: value / max(sum(own.values()), 1e-300) for term, value in own.items()}
-                for part, own in norms.items()
-                if sum(own.values()) > 0
-            },
-            lambdas=lambdas,
-        )
+    trainer, names = training.trainer, training.objective.names
+    strategy, parameters = trainer.strategy, trainer.parameters
+    phases = [phase for phase in strategy.phases if PRIMARY in phase.counting(names)]
+    phase = phases[-1] if at_end and phases else strategy.phases[0]
+    progress = 1.0 if at_end else strategy.at(0).progress
+    parts: dict[str, list[int]] = {}
+    for number, (name, parameter) in enumerate(parameters.items()):
+        parameter.requires_grad_(part_of(name) not in phase.frozen)
+        if part_of(name) != OBJECTIVE:
+            parts.setdefault(part_of(name), []).append(number)
+    norms: dict[str, float] = {}
+    lambdas: dict[str, float] = {}
+    with own_randomness(training.config.seed):
+        for batch in batches:
+            features = training.model(batch.observation)
+            terms = training.objective(features, batch, progress, phase.counting(names))
+            gradients = trainer.backward.routed(term_gradients(terms.values, list(parameters.values())))
+            lambdas = {name: float(value) for name, value in terms.lambdas.items()}
+            for name, value in gradient_measures(gradients, lambdas, parts).items():
+                if name.startswith("norm/"):
+                    norms[name] = norms.get(name, 0.0) + value / len(batches)
+    totals = {part: sum(norms[f"norm/{term}/{part}"] for term in lambdas) for part in parts}
+    shares = {
+        f"share/{term}/{part}": norms[f"norm/{term}/{part}"] / total
+        for part, total in totals.items()
+        for term in lambdas
+        if total > 0
+    }
+    when = f"{when}, lambdas as at the training's {'end' if at_end else 'start'}"
+    return GradientShares(when=when, measures=norms | shares, lambdas=lambdas)
 
 
-def judge(config: RunConfig, start: ShareTable, end: ShareTable) -> list[Remark]:
+def judge_shares(config: RunConfig, start: GradientShares, end: GradientShares) -> list[Finding]:
     """Terms other than the action's that supply most of the gradient in a part that the action moves too.
 
-    A weight that falls is a curriculum, so it is a note: the demo's state term begins with 92 % of the vision
-    encoder's gradient, at a weight that was chosen by rollouts, and has about half at its last weight. What a
-    term keeps to the end competes with the action to the end.
+    A weight that falls is a curriculum, so what dominates only at the start is a hint: the demo's state term
+    begins with 92 % of the vision encoder's gradient, at a weight that was chosen by rollouts, and has about
+    half at its last weight. What a term keeps to the end competes with the action to the end.
     """
-    remarks: list[Remark] = []
-    for term, found in _dominating(end, LARGE).items():
-        part, share = max(found.items(), key=lambda pair: pair[1])
-        weight = end.lambdas[term]
-        even = weight * (1 - share) / share
-        rest = [end.shares[p].get(PRIMARY, 0.0) for p in found]
-        when = end.title.partition(",")[0].removeprefix("Gradient shares ")
-        text = (
-            f"'{term}' supplies {_listed(found)} ({when}) at the weight {weight:g} that it has at the end of "
-            f"the training, the action term {100 * min(rest):.1f} %. objective.{term}.weight is likely too "
-            f"high: at {even:.1g} it would supply half of the {part} gradient."
-        )
-        remarks.append(problem("shares", text) if share > TOO_LARGE else note("shares", text))
-    drowned = {part for part, own in start.shares.items() if 0 < own.get(PRIMARY, 0.0) < DROWNED}
-    for term, found in _dominating(start, LARGE, drowned).items():
-        if not any(f"'{term}'" in remark.text for remark in remarks):
-            schedule = schedule_of(config.objective.weights()[term])
-            falls = f", which falls to {schedule.at(1.0):g}" if schedule.at(1.0) < schedule.at(0.0) else ""
-            text = (
-                f"at initialisation '{term}' supplies {_listed(found)} at its weight {start.lambdas[term]:g}"
+    settings = config.model_dump(mode="json")
+    findings = [at(end.when, one) for one in dominating_terms(single_step(end.measures), settings)]
+    named = {finding.term for finding in findings}
+    for finding in dominating_terms(single_step(start.measures), settings):
+        if finding.term not in named:
+            schedule = schedule_of(config.objective.weights()[finding.term])
+            cure = (
+                f"Its weight goes from {schedule.at(0.0):g} to {schedule.at(1.0):g}: nothing to do if it is "
+                "meant to lead at first."
             )
-            rest = [start.shares[part][PRIMARY] for part in found if part in drowned]
-            action = f"; the action term has {100 * min(rest):.1f} %" if rest else ""
-            remarks.append(note("shares", f"{text}{falls}{action}."))
-    return remarks
+            findings.append(at(start.when, replace(finding, severity="hint", cure=cure)))
+    return findings
 
 
-def _dominating(
-    table: ShareTable, bound: float, drowned: Collection[str] = ()
-) -> dict[str, dict[str, float]]:
-    """term -> {part: share} where it is above `bound`, or above `LOUD` in the parts in which the action is
-    `drowned`; in parts that the action term moves."""
-    found: dict[str, dict[str, float]] = {}
-    for part, own in table.shares.items():
-        for term, share in own.items():
-            if term != PRIMARY and own.get(PRIMARY, 0.0) > 0 and share > (LOUD if part in drowned else bound):
-                found.setdefault(term, {})[part] = share
-    return found
-
-
-def _listed(found: Mapping[str, float]) -> str:
-    shares = [f"{100 * share:.0f} % of the {part} gradient" for part, share in found.items()]
-    return " and ".join([", ".join(shares[:-1]), *shares[-1:]] if shares[1:] else shares)
-
-
-def _strategy(config: RunConfig, objective: UnifiedLoss) -> Strategy:
-    training = config.training
-    return Strategy(
-        config.strategy.phases(),
-        steps=training.steps,
-        warmup=training.schedule.warmup,
-        terms=objective.names,
-    )
+def at(when: str, finding: Finding) -> Finding:
+    """The same finding, its sentence beginning with the moment that it is about."""
+    return replace(finding, sentence=f"{capitalised(when)}: {finding.sentence}")

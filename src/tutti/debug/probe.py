@@ -54,7 +54,7 @@ def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
 
 
 def print_probes(found: ProbeResult, folder: Path) -> None:
-    """The tables of ablations and baselines, then every sentence, the alarms first."""
+    """The tables of ablations and baselines, then every finding, the problems first."""
     table = _table("Without an input", "taken away", "actions move (x error)", "error grows (%)")
     for row in found.ablations.rows:
         table.add_row(row.name, between(row.action_shift), between(row.increase, 100, 0))
@@ -68,8 +68,8 @@ def print_probes(found: ProbeResult, folder: Path) -> None:
     for row in found.probes:
         table.add_row(row.features, row.target, between(row.trained), between(row.untrained))
     console.print(table)
-    for finding in sorted(found.findings, key=lambda one: not one.alarm):
-        print_line(f"{'! ' if finding.alarm else '- '}{finding.sentence}")
+    for finding in sorted(found.findings, key=lambda one: not one.is_problem):
+        print_line(f"{'! ' if finding.is_problem else '- '}{finding.text}")
     print_line(
         f"{found.windows} windows of {found.episodes} held-out episodes; 95 % intervals, over episodes. "
         "Probes do not replace rollouts."

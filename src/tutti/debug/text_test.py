@@ -18,12 +18,10 @@ import torch
 from jaxtyping import Float64, Int64
 
 from tutti.data.bundle import DataBundle
-from tutti.debug.remarks import Remark, note, problem
 from tutti.evaluation.probes.baselines import states, thumbnails
 from tutti.evaluation.probes.samples import Sample, spread
+from tutti.findings import TEXT_EPISODES_MIN, TEXT_P_MAX, Finding
 
-LEVEL = 0.01
-LEAST_EPISODES = 16
 EPISODES, WINDOWS = 400, 300
 PERMUTATIONS, REGRESSIONS = 999, 99
 STRENGTHS = (0.1, 1.0)
@@ -48,17 +46,26 @@ class TextTest:
     without_text: float
 
     @property
+    def summary(self) -> str:
+        """One line for the terminal."""
+        return (
+            f"Text: {self.texts} instructions over {self.episodes} episodes; independent of the episode "
+            f"p = {self.dependence_p:.2g}; R2 of the action from state and pictures {self.without_text:.2f}, "
+            f"and with the text {self.with_text:.2f}."
+        )
+
+    @property
     def helps(self) -> bool:
         """Whether the text helps to predict the action beside state and pictures, by more than chance."""
-        return self.gain_p <= LEVEL and self.with_text > self.without_text
+        return self.gain_p <= TEXT_P_MAX and self.with_text > self.without_text
 
     @property
     def says_nothing(self) -> bool:
         """Whether neither test sees a tie between the text and its episodes."""
-        return self.dependence_p > LEVEL and self.gain_p > LEVEL
+        return self.dependence_p > TEXT_P_MAX and self.gain_p > TEXT_P_MAX
 
 
-def check_text(data: DataBundle, seed: int = 0) -> tuple[TextTest | None, list[Remark]]:
+def check_text(data: DataBundle, seed: int = 0) -> tuple[TextTest | None, list[Finding]]:
     """Both tests over all episodes, or `EPISODES` of them evenly spread; None where they cannot be asked."""
     texts = data.windows.instructions
     rows = [
@@ -68,13 +75,14 @@ def check_text(data: DataBundle, seed: int = 0) -> tuple[TextTest | None, list[R
     first, last = _ends(data, np.concatenate(rows))
     ids = _instructions(first)
     if len(set(ids.tolist())) < 2:
-        return None, [note("text", "there is one instruction: the text cannot say anything, here or later.")]
-    if len(first) < LEAST_EPISODES:
+        text = "There is one instruction: the text cannot say anything, here or later."
+        return None, [Finding(kind="one_instruction", severity="hint", sentence=text)]
+    if len(first) < TEXT_EPISODES_MIN:
         text = (
-            f"{len(first)} episodes are too few to ask whether the text says anything; {LEAST_EPISODES} are "
-            "needed."
+            f"{len(first)} episodes are too few to test whether the text says anything; {TEXT_EPISODES_MIN} "
+            "are needed."
         )
-        return None, [note("text", text)]
+        return None, [Finding(kind="few_episodes", severity="hint", sentence=text, number=len(first))]
     similar = text_kernel(texts)
     random = np.random.default_rng([seed, 6])
     dependence = independence_p(episode_kernel(first, last), similar[np.ix_(ids, ids)], random)
@@ -91,23 +99,28 @@ def check_text(data: DataBundle, seed: int = 0) -> tuple[TextTest | None, list[R
     return found, _judge(found)
 
 
-def _judge(found: TextTest) -> list[Remark]:
+def _judge(found: TextTest) -> list[Finding]:
     scores = f"R2 {found.with_text:.2f} with it, {found.without_text:.2f} without"
     if found.says_nothing:
-        text = (
-            f"no link of instruction and actions was found in {found.episodes} episodes: neither does what "
-            f"is seen and done in an episode go with its own text (p = {found.dependence_p:.2g}), nor does "
-            f"the text help to predict the action from state and pictures (p = {found.gain_p:.2g}; "
-            f"{scores}). Is the text shuffled? Compare the instruction of some episodes with their pictures."
-        )
-        return [problem("text", text)]
+        return [
+            Finding(
+                kind="unrelated_text",
+                severity="fault",
+                sentence=f"No link of instruction and actions was found in {found.episodes} episodes: "
+                "neither does what is seen and done in an episode go with its own text (p = "
+                f"{found.dependence_p:.2g}), nor does the text help to predict the action from state and "
+                f"pictures (p = {found.gain_p:.2g}; {scores}). Is the text shuffled?",
+                number=found.dependence_p,
+                cure="Compare the instruction of some episodes with their pictures.",
+            )
+        ]
     if not found.helps:
         text = (
-            f"the text belongs to its episodes (p = {found.dependence_p:.2g}), but is not shown to help a "
+            f"The text belongs to its episodes (p = {found.dependence_p:.2g}), but is not shown to help a "
             f"regression from state and pictures to the action (p = {found.gain_p:.2g}; {scores}): the scene "
             "may give the task away."
         )
-        return [note("text", text)]
+        return [Finding(kind="text_adds_nothing", severity="hint", sentence=text, number=found.gain_p)]
     return []
 
 

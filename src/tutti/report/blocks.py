@@ -74,6 +74,10 @@ class Picture:
     kind: ClassVar[str] = "picture"
 
 
+MOODS = {"fault": "bad", "warning": "warn", "hint": "hint", "ok": "good"}
+"""The mood of a note for each severity of a finding."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
     """A paragraph; `mood` "good", "bad" or "" colours its edge."""

@@ -53,6 +53,11 @@ def count(value: Number) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else plain(value)
 
 
+def capitalised(text: str) -> str:
+    """The text with a capital letter first."""
+    return text[:1].upper() + text[1:]
+
+
 def anything(value: object) -> str:
     """A JSON value in one line: numbers short, lists with commas, yes and no for booleans."""
     match value:

@@ -123,6 +123,13 @@ def config_of(inputs: Inputs, section: str | None = None) -> Json:
     return values if isinstance(values, dict) else {}
 
 
+def config_value(config: Any, *keys: str) -> Any:
+    """The value at a path of a config; None where there is none."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
 @functools.lru_cache(maxsize=8)
 def _parsed(text: str) -> Any:
     try:

@@ -10,12 +10,11 @@ from typing import TypeVar
 
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.report.blocks import Note, Section
-from tutti.report.findings.finding import capital
-from tutti.report.formatting import count, duration, percent
+from tutti.report.formatting import capitalised, count, duration, percent
 from tutti.report.inputs import Inputs, config_of, read_inputs
 from tutti.report.render import Page, Tile, render
 from tutti.report.sections.gradients import influence_section, top_notes
-from tutti.report.sections.probes import alarms, probes_section
+from tutti.report.sections.probes import probe_problems, probes_section
 from tutti.report.sections.run import (
     batch_section,
     data_section,
@@ -148,7 +147,7 @@ def tiles(inputs: Inputs, evaluation: Evaluation) -> list[Tile]:
 
 def warnings(inputs: Inputs, evaluation: Evaluation) -> list[str]:
     """What a reader must know before believing the numbers above."""
-    found = [*alarms(inputs), *inputs.failures, *weak_tasks(evaluation)]
+    found = [*probe_problems(inputs), *inputs.failures, *weak_tasks(evaluation)]
     records = inputs.records
     if records.not_finite:
         found.append(f"Values that are not finite were recorded in {', '.join(records.not_finite)}.")
@@ -163,7 +162,7 @@ def warnings(inputs: Inputs, evaluation: Evaluation) -> list[str]:
         )
     unknown = evaluation.protocol.get("starts_not_known")
     if isinstance(unknown, list) and unknown:
-        found.append(capital(TrainingStarts(unknown=tuple(map(str, unknown))).warning))
+        found.append(capitalised(TrainingStarts(unknown=tuple(map(str, unknown))).warning))
     if evaluation.resumed:
         found.append(
             f"The evaluation was resumed: {evaluation.resumed} of its rollouts come from an interrupted run."

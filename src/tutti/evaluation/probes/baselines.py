@@ -19,6 +19,7 @@ from tutti.evaluation.probes.input_ablation import ErrorSums
 from tutti.evaluation.probes.ridge import STILL, fit_steps, fourier_features, one_hot, predict_steps
 from tutti.evaluation.probes.samples import Sample
 from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
+from tutti.findings import LEAK_NEXT_STEP_RATIO, LEAK_R2_MIN
 
 MEAN, TASK, STATE, PREVIOUS, VISION = (
     "mean action",
@@ -29,8 +30,6 @@ MEAN, TASK, STATE, PREVIOUS, VISION = (
 )
 CELLS = 8
 """Pictures are averaged over CELLS x CELLS areas before a regression sees them."""
-LEAK = 0.98
-LEAD = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +46,10 @@ class Leak:
     """How well a linear map from the state gives the recorded action, on held-out windows.
 
     `now` is R2 of a_t from s_t and `next` that of a_{t+1} from s_t (None with a horizon of 1), over all
-    moving dimensions together; `dimensions` lists those whose own R2 is above `LEAK`. `leaks` where `now` is
-    above `LEAK` and leaves `LEAD` times less unexplained than `next`: the state then holds the command
-    itself. A state that merely is close to the command (absolute positions) also gives a high R2, but one
-    step later it is nearly as good.
+    moving dimensions together; `dimensions` lists those whose own R2 is above `LEAK_R2_MIN`. `leaks` where
+    `now` is above `LEAK_R2_MIN` and leaves `LEAK_NEXT_STEP_RATIO` times less unexplained than `next`: the
+    state then holds the command itself. A state that merely is close to the command (absolute positions)
+    also gives a high R2, but one step later it is nearly as good.
     """
 
     now: float
@@ -60,8 +59,8 @@ class Leak:
     @property
     def leaks(self) -> bool:
         """Whether the state holds the answer."""
-        ahead = self.next is None or (1 - self.next) > LEAD * (1 - self.now)
-        return self.now > LEAK and ahead
+        ahead = self.next is None or (1 - self.next) > LEAK_NEXT_STEP_RATIO * (1 - self.now)
+        return self.now > LEAK_R2_MIN and ahead
 
 
 def baselines(
@@ -112,7 +111,7 @@ def state_leak(training: Sample, held_out: Sample) -> Leak:
         return Leak(now=0.0, next=None, dimensions=())
     r2 = [1 - float(left[k][moving[0]].sum() / max(spread[k][moving[0]].sum(), STILL)) for k in range(steps)]
     own = 1 - left[0] / np.maximum(spread[0], STILL)
-    alone = np.flatnonzero(moving[0] & (own > LEAK))
+    alone = np.flatnonzero(moving[0] & (own > LEAK_R2_MIN))
     return Leak(now=r2[0], next=r2[1] if steps > 1 else None, dimensions=tuple(alone.tolist()))
 
 

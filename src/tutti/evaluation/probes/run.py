@@ -23,11 +23,12 @@ from jaxtyping import Float64
 from tutti.data.bundle import DataBundle
 from tutti.evaluation.probes.baselines import Baseline, Leak, baselines, state_leak
 from tutti.evaluation.probes.chunk_consistency import ChunkConsistency, chunk_consistency
-from tutti.evaluation.probes.findings import Finding, findings
+from tutti.evaluation.probes.findings import findings
 from tutti.evaluation.probes.input_ablation import InputAblations, ablate, input_changes
 from tutti.evaluation.probes.linear_probe import Probe, linear_probes
 from tutti.evaluation.probes.occlusion import Maps, Occlusion, occlude
 from tutti.evaluation.probes.samples import held_out, training
+from tutti.findings import Finding
 from tutti.models.vla import VLA
 
 HELD_OUT, TRAINING = 2000, 4000
@@ -53,9 +54,9 @@ class ProbeResult:
     findings: tuple[Finding, ...]
 
     @property
-    def alarms(self) -> tuple[Finding, ...]:
-        """The findings for the top of a report."""
-        return tuple(finding for finding in self.findings if finding.alarm)
+    def problems(self) -> tuple[Finding, ...]:
+        """The faults and warnings, which the report also shows at its top."""
+        return tuple(finding for finding in self.findings if finding.is_problem)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -6,28 +6,22 @@ import math
 from collections.abc import Iterator
 from statistics import fmean
 
-from tutti.report.findings.diagnostic_records import LAST_STRETCH
-from tutti.report.findings.finding import Finding, at
+from tutti.findings import (
+    CHANCE_SHARE_MIN,
+    CLIPPED_RECORDS_MIN,
+    CLIPPED_SHARE_MAX,
+    FLOOR_SHARE_MAX,
+    OVERFIT_RISE_MAX,
+    OVERFIT_VALIDATIONS_MIN,
+    SPIKES_PER_STEP_MAX,
+    Finding,
+)
+from tutti.report.findings.diagnostic_records import LAST_FRACTION
 from tutti.report.formatting import percent, plain
-from tutti.report.inputs import Json, Records
-
-SPIKES_PER_STEP = 1 / 500
-"""More spikes than this are no accident of single batches."""
-CLIPPED = 0.95
-"""Share of clipped steps at which clipping is no safeguard any more but sets the length of every step."""
-CLIP_RECORDS = 10
-"""Records that it takes to say so: the first steps of a run are often clipped."""
-OVERFIT_RISE = 0.1
-"""Rise of a held-out term above its least value that is more than the scatter of a validation ..."""
-OVERFIT_SINCE = 2
-"""... if it lies this many validations back, and the training value has fallen meanwhile."""
-AT_CHANCE = 0.97
-"""Share of the way from floor to chance at which a term has learned nothing yet."""
-AT_FLOOR = 0.02
-"""Share of that way at which it has nothing left to teach."""
+from tutti.report.inputs import Json, Records, config_value
 
 
-def curve_findings(records: Records, config: Json) -> Iterator[Finding]:
+def judge_curves(records: Records, config: Json) -> Iterator[Finding]:
     """Everything that losses and optimizer show, in no order."""
     yield from spikes(records)
     yield from clipping(records, config)
@@ -49,7 +43,7 @@ def spikes(records: Records) -> Iterator[Finding]:
     last = [f"{term} at step {records.get(f'diag/spike/{term}')[0][-1]:,}" for term in terms]
     yield Finding(
         kind="loss_spikes",
-        severity="warning" if count > steps * SPIKES_PER_STEP else "hint",
+        severity="warning" if count > steps * SPIKES_PER_STEP_MAX else "hint",
         sentence=f"{plain(count)} loss spike{'s' if count > 1 else ''} in {steps:,} steps"
         + (f" (last: {', '.join(last)})." if last else "."),
         number=count,
@@ -61,10 +55,10 @@ def spikes(records: Records) -> Iterator[Finding]:
 def clipping(records: Records, config: Json) -> Iterator[Finding]:
     """A clip norm that nearly every gradient exceeds."""
     values = [v for v in records.get("optim/clip_share")[1] if math.isfinite(v)]
-    if len(values) < CLIP_RECORDS or fmean(values) < CLIPPED:
+    if len(values) < CLIPPED_RECORDS_MIN or fmean(values) < CLIPPED_SHARE_MAX:
         return
     share, norm = fmean(values), records.mean("optim/grad_norm")
-    limit = at(config, "training", "gradients", "clip_norm")
+    limit = config_value(config, "training", "gradients", "clip_norm")
     yield Finding(
         kind="always_clipped",
         severity="hint",
@@ -90,7 +84,7 @@ def skips(records: Records) -> Iterator[Finding]:
         return
     yield Finding(
         kind="skipped_updates",
-        severity="warning" if count > steps * SPIKES_PER_STEP else "hint",
+        severity="warning" if count > steps * SPIKES_PER_STEP_MAX else "hint",
         sentence=f"{plain(count)} of {steps:,} updates {'was' if count == 1 else 'were'} left out: a term or "
         "the gradient was not finite.",
         number=count,
@@ -121,16 +115,16 @@ def overfitting(records: Records, term: str) -> Iterator[Finding]:
     """A term that rises on held-out episodes while it falls in training."""
     steps, held = records.get(f"valid/{term}")
     points = [(s, v) for s, v in zip(steps, held, strict=True) if math.isfinite(v)]
-    if len(points) <= OVERFIT_SINCE + 1:
+    if len(points) <= OVERFIT_VALIDATIONS_MIN + 1:
         return
     best = min(range(len(points)), key=lambda n: points[n][1])
     (at_best, least), (at_end, end) = points[best], points[-1]
     before = _mean_between(records, term, points[best - 1][0] if best else 0, at_best)
     after = _mean_between(records, term, points[-2][0], at_end)
-    if len(points) - 1 - best < OVERFIT_SINCE or least <= 0 or before is None or after is None:
+    if len(points) - 1 - best < OVERFIT_VALIDATIONS_MIN or least <= 0 or before is None or after is None:
         return
     rise = end / least - 1
-    if rise >= OVERFIT_RISE and after < before:
+    if rise >= OVERFIT_RISE_MAX and after < before:
         yield Finding(
             kind="overfit",
             severity="warning",
@@ -155,7 +149,7 @@ def chance(records: Records, term: str) -> Iterator[Finding]:
     if value is None or guess is None or guess <= (floor or 0.0):
         return
     share = (value - (floor or 0.0)) / (guess - (floor or 0.0))
-    if share >= AT_CHANCE:
+    if share >= CHANCE_SHARE_MIN:
         yield Finding(
             kind="at_chance",
             severity="warning",
@@ -165,7 +159,7 @@ def chance(records: Records, term: str) -> Iterator[Finding]:
             "within a batch.",
             term=term,
         )
-    elif floor is not None and share <= AT_FLOOR:
+    elif floor is not None and share <= FLOOR_SHARE_MAX:
         yield Finding(
             kind="at_floor",
             severity="hint",
@@ -180,7 +174,7 @@ def chance(records: Records, term: str) -> Iterator[Finding]:
 def _end(records: Records, name: str) -> float | None:
     """The mean of the finite values in the last quarter of the column."""
     values = [v for v in records.get(name)[1] if math.isfinite(v)]
-    return fmean(values[-math.ceil(len(values) / LAST_STRETCH) :]) if values else None
+    return fmean(values[-math.ceil(len(values) / LAST_FRACTION) :]) if values else None
 
 
 def _mean_between(records: Records, term: str, after: int, until: int) -> float | None:

@@ -1,18 +1,18 @@
-"""The diagnostics of a run, read from its records: terms and parts, medians, the last stretch."""
+"""The diagnostic steps of a run, read from its records: terms, parts, medians, the last quarter."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
 from tutti.report.inputs import Records
 
-LAST_STRETCH = 4
+LAST_FRACTION = 4
 """What is said of the end of a run is said of its last quarter ..."""
-LEAST_LOOKS = 3
-"""... but of at least three looks, because a single one is noise."""
+DIAGNOSTIC_STEPS_MIN = 3
+"""... but of at least three diagnostic steps, because a single one is noise."""
 PARTS = ("vision", "language", "fusion", "action")
 PRIMARY = "action"
 """The term that the others are there to help."""
@@ -30,7 +30,7 @@ def part_words(part: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Looks:
+class DiagnosticRecords:
     """The columns of the kind `diagnostics`, by what they are about. Empty `steps`: nothing was recorded."""
 
     records: Records
@@ -40,8 +40,8 @@ class Looks:
 
     @property
     def last(self) -> int:
-        """The first step of the last stretch."""
-        count = max(LEAST_LOOKS, math.ceil(len(self.steps) / LAST_STRETCH))
+        """The first step of the last quarter."""
+        count = max(DIAGNOSTIC_STEPS_MIN, math.ceil(len(self.steps) / LAST_FRACTION))
         return self.steps[max(0, len(self.steps) - count)] if self.steps else 0
 
     @property
@@ -54,8 +54,8 @@ class Looks:
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """The pairs of terms that have a cosine somewhere."""
-        found = dict.fromkeys(name.split("/")[2] for name in self.records.columns if _is(name, "cosine"))
-        pairs = [tuple(pair.split("~")) for pair in found if pair.count("~") == 1]
+        names = dict.fromkeys(name.split("/")[2] for name in self.records.columns if _is(name, "cosine"))
+        pairs = [tuple(pair.split("~")) for pair in names if pair.count("~") == 1]
         return [(a, b) for a, b in pairs]
 
     def values(self, name: str, since: int = 0, until: int | None = None) -> list[float]:
@@ -82,30 +82,36 @@ class Looks:
         return not any(self.values(f"norm/{term}/{part}", since, until) for term in self.terms)
 
     def reaches(self, term: str, part: str) -> bool | None:
-        """Whether the term had a gradient in the part in the last stretch; None if it was not computed."""
+        """Whether the term had a gradient in the part in the last quarter; None if it was not computed."""
         norms = self.values(f"norm/{term}/{part}", self.last)
         return any(norm > 0 for norm in norms) if norms else None
 
-    def against(self, a: str, b: str, part: str) -> tuple[float, float, int] | None:
-        """Share of the looks with a cosine below 0, the mean cosine, and the number of looks."""
+    def conflict(self, a: str, b: str, part: str) -> tuple[float, float, int] | None:
+        """Share of the diagnostic steps with a cosine below 0, the mean cosine, and their number."""
         cosines = self.values(f"cosine/{a}~{b}/{part}")
         if not cosines:
             return None
         return sum(cosine < 0 for cosine in cosines) / len(cosines), fmean(cosines), len(cosines)
 
 
-def read_looks(records: Records) -> Looks:
+def read_diagnostics(records: Records) -> DiagnosticRecords:
     """What the records hold of the kind `diagnostics`."""
     norms = [name for name in records.columns if _is(name, "norm")]
     steps = sorted({step for name in norms for step in records.get(name)[0]})
     terms = dict.fromkeys(name.split("/")[2] for name in norms)
     parts = dict.fromkeys(name.split("/")[3] for name in norms)
-    return Looks(
+    return DiagnosticRecords(
         records=records,
         steps=tuple(steps),
         terms=tuple(sorted(terms, key=lambda term: term != PRIMARY)),
         parts=tuple(sorted(parts, key=_place)),
     )
+
+
+def single_step(values: Mapping[str, float]) -> DiagnosticRecords:
+    """One diagnostic step that was never written: `values` by their names in the records without "diag/"."""
+    columns = {f"diag/{name}": ([1], [value]) for name, value in values.items()}
+    return read_diagnostics(Records(columns=columns, restarts=(), not_finite=(), broken_lines=0))
 
 
 def batch_size(records: Records) -> float | None:

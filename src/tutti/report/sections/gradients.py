@@ -6,11 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from tutti.report.blocks import Block, Charts, Fold, Note, Section
-from tutti.report.findings.all import find
-from tutti.report.findings.diagnostic_records import Looks, batch_size, part_words, read_looks
-from tutti.report.findings.diagnostics import DEAD
-from tutti.report.findings.finding import Finding
+from tutti.findings import DEAD_UNITS_MAX, Finding
+from tutti.report.blocks import MOODS, Block, Charts, Fold, Note, Section
+from tutti.report.findings.all import judge_records
+from tutti.report.findings.diagnostic_records import (
+    DiagnosticRecords,
+    batch_size,
+    part_words,
+    read_diagnostics,
+)
 from tutti.report.formatting import Number, percent, plain
 from tutti.report.inputs import Inputs, Records, config_of
 from tutti.report.sections.training import term_colours
@@ -20,7 +24,6 @@ from tutti.report.svg.elements import Chart
 from tutti.report.svg.rows import heat_map
 from tutti.training.metrics import describe_metric
 
-MOODS = {"fault": "bad", "warning": "warn", "hint": "hint"}
 AT_TOP = 4
 ID, TITLE = "what-trains-what", "What trains what"
 PART_COLOURS = {"vision": "c1", "language": "c2", "fusion": "c3", "action": "c4"}
@@ -33,36 +36,41 @@ MIN_TO_SMOOTH = 30
 def influence_section(inputs: Inputs) -> Section:
     """Everything of the kind `diagnostics`, and all findings."""
     section = partial(Section, id=ID, title=TITLE)
-    looks = read_looks(inputs.records)
-    found = find(inputs.records, config_of(inputs))
-    notes: list[Block] = [finding_note(finding) for finding in found]
-    if not looks.steps:
+    diagnostics = read_diagnostics(inputs.records)
+    findings = judge_records(inputs.records, config_of(inputs))
+    notes: list[Block] = [finding_note(finding) for finding in findings]
+    if not diagnostics.steps:
         missing = (
-            "Not recorded: this run is older than the diagnostics, shorter than one look, or "
+            "Not recorded: this run is older than the diagnostics, shorter than one diagnostic step, or "
             "`training.diagnostics.every` is 0."
         )
         return section(missing=missing, blocks=notes)
-    if not any(finding.severity != "hint" for finding in found):
-        notes.insert(0, Note(text=f"No fault found in {len(looks.steps):,} looks.", mood="good"))
-    colours = term_colours(looks.terms)
+    if not any(finding.is_problem for finding in findings):
+        notes.insert(
+            0, Note(text=f"No fault found in {len(diagnostics.steps):,} diagnostic steps.", mood="good")
+        )
+    colours = term_colours(diagnostics.terms)
     blocks: list[Block] = [
         *notes,
-        Charts(charts=[*_matrices(looks), *_areas(looks, colours)]),
-        *_conflicts(looks),
-        Charts(charts=_health(looks)),
-        Fold(title="Norm of each term's weighted gradient", blocks=[Charts(charts=_norms(looks, colours))]),
+        Charts(charts=[*_matrices(diagnostics), *_areas(diagnostics, colours)]),
+        *_conflicts(diagnostics),
+        Charts(charts=_health(diagnostics)),
+        Fold(
+            title="Norm of each term's weighted gradient",
+            blocks=[Charts(charts=_norms(diagnostics, colours))],
+        ),
     ]
-    return section(lead=_lead(inputs, looks), blocks=blocks)
+    return section(lead=_lead(inputs, diagnostics), blocks=blocks)
 
 
 def finding_note(finding: Finding) -> Note:
     """A finding as a note: what is, and what to do."""
-    return Note(text=f"{finding.sentence} {finding.cure}", mood=MOODS[finding.severity])
+    return Note(text=finding.text, mood=MOODS[finding.severity])
 
 
 def top_notes(inputs: Inputs) -> list[Note]:
     """The faults and warnings for the top of the page, the gravest first."""
-    grave = [f for f in find(inputs.records, config_of(inputs)) if f.severity != "hint"]
+    grave = [f for f in judge_records(inputs.records, config_of(inputs)) if f.is_problem]
     notes = [finding_note(finding) for finding in grave[:AT_TOP]]
     if len(grave) > AT_TOP:
         notes.append(
@@ -71,87 +79,96 @@ def top_notes(inputs: Inputs) -> list[Note]:
     return notes
 
 
-def _lead(inputs: Inputs, looks: Looks) -> str:
+def _lead(inputs: Inputs, diagnostics: DiagnosticRecords) -> str:
     training = config_of(inputs, "training").get("diagnostics")
     own = training if isinstance(training, Mapping) else {}
     share, every = own.get("share"), own.get("every")
     how = f" at {percent(share)} of the batch" if isinstance(share, int | float) else ""
     often = f", one every {plain(every)} steps" if isinstance(every, int | float) else ""
     return (
-        f"{len(looks.steps):,} looks{how}{often}: the gradient of each term by itself, in each part of the "
-        "model. A term's share is the norm of its weighted gradient over the sum of all terms' norms."
+        f"{len(diagnostics.steps):,} diagnostic steps{how}{often}: the gradient of each term by itself, in "
+        "each part of the model. A term's share is the norm of its weighted gradient over the sum of all "
+        "terms' norms."
     )
 
 
-def _matrices(looks: Looks) -> list[Chart]:
+def _matrices(diagnostics: DiagnosticRecords) -> list[Chart]:
     """Shares of every term in every part, in the first half of the run and in the second."""
     charts = []
-    for half, (since, until) in zip(("first", "second"), looks.halves, strict=True):
+    for half, (since, until) in zip(("first", "second"), diagnostics.halves, strict=True):
         values: dict[tuple[str, str], float] = {}
         tips: dict[tuple[str, str], str] = {}
-        for term in looks.terms:
-            for part in looks.parts:
-                share = looks.median(f"share/{term}/{part}", since, until)
-                norm = looks.median(f"norm/{term}/{part}", since, until)
+        for term in diagnostics.terms:
+            for part in diagnostics.parts:
+                share = diagnostics.median(f"share/{term}/{part}", since, until)
+                norm = diagnostics.median(f"norm/{term}/{part}", since, until)
                 if share is not None:
                     values[term, part] = share
                     said = "" if norm is None else f", norm {plain(norm)}"
                     tips[term, part] = f"{term} in {part}: {percent(share, 1)}{said} (medians)"
         help = (
-            f"{describe_metric('diag/share/action/vision')} Median over the looks of steps {since:,} to "
-            f"{until:,}. A dash: the term was not computed, or nothing reached the part. Frozen: the part "
+            f"{describe_metric('diag/share/action/vision')} Median over the diagnostic steps from {since:,} "
+            f"to {until:,}. A dash: the term was not computed, or nothing reached the part. Frozen: the part "
             "did not learn, so it had no gradient."
         )
-        words = {part: "frozen" for part in looks.parts if looks.is_frozen(part, since, until)}
+        words = {part: "frozen" for part in diagnostics.parts if diagnostics.is_frozen(part, since, until)}
         title = f"Share of each part's gradient, {half} half"
-        charts.append(heat_map(title, looks.terms, looks.parts, values, help=help, tips=tips, words=words))
+        charts.append(
+            heat_map(title, diagnostics.terms, diagnostics.parts, values, help=help, tips=tips, words=words)
+        )
     return charts
 
 
-def _areas(looks: Looks, colours: Mapping[str, str]) -> list[Chart]:
+def _areas(diagnostics: DiagnosticRecords, colours: Mapping[str, str]) -> list[Chart]:
     charts = []
-    for part in looks.parts:
-        shares = {term: _by_step(looks.records, f"diag/share/{term}/{part}") for term in looks.terms}
+    for part in diagnostics.parts:
+        shares = {
+            term: _by_step(diagnostics.records, f"diag/share/{term}/{part}") for term in diagnostics.terms
+        }
         if sum(any(own.values()) for own in shares.values()) > 1:  # one term alone has all of it
             title = f"Who trains {part_words(part)}"
             help = describe_metric(f"diag/share/action/{part}") or ""
-            charts.append(share_chart(title, looks.steps, shares, colours, help))
+            charts.append(share_chart(title, diagnostics.steps, shares, colours, help))
     return charts
 
 
-def _conflicts(looks: Looks) -> list[Block]:
+def _conflicts(diagnostics: DiagnosticRecords) -> list[Block]:
     """How often two terms pull a part in opposite directions, and their cosines over time."""
-    pairs = looks.pairs
+    pairs = diagnostics.pairs
     if not pairs:
         return []
     names = {pair: f"{pair[0]}, {pair[1]}" for pair in pairs}
     values: dict[tuple[str, str], float] = {}
     tips: dict[tuple[str, str], str] = {}
     for pair in pairs:
-        for part in looks.parts:
-            against = looks.against(*pair, part)
-            if against is not None:
-                share, cosine, count = against
+        for part in diagnostics.parts:
+            conflict = diagnostics.conflict(*pair, part)
+            if conflict is not None:
+                share, cosine, count = conflict
                 values[names[pair], part] = share
                 tips[names[pair], part] = (
-                    f"{names[pair]} in {part}: cosine below 0 in {percent(share)} of {count} looks, "
-                    f"mean {cosine:.2f}"
+                    f"{names[pair]} in {part}: cosine below 0 in {percent(share)} of {count} diagnostic "
+                    f"steps, mean {cosine:.2f}"
                 )
-    parts = [part for part in looks.parts if any(column == part for _, column in values)]
+    parts = [part for part in diagnostics.parts if any(column == part for _, column in values)]
     help = (
-        "Share of the looks in which the two terms' gradients point against each other. Half is chance: "
-        "unrelated gradients have a cosine around 0. A dash: at most one of the terms reaches the part."
+        "Share of the diagnostic steps in which the two terms' gradients point against each other. Half is "
+        "chance: unrelated gradients have a cosine around 0. A dash: at most one of the terms reaches the "
+        "part."
     )
-    title = "Looks in which two terms conflict"
+    title = "Diagnostic steps in which two terms conflict"
     charts = [heat_map(title, list(names.values()), parts, values, help=help, colour="c2", tips=tips)]
     for part in parts:
         series = [
             _line(
-                looks.records, f"diag/cosine/{a}~{b}/{part}", names[a, b], PAIR_COLOURS[n % len(PAIR_COLOURS)]
+                diagnostics.records,
+                f"diag/cosine/{a}~{b}/{part}",
+                names[a, b],
+                PAIR_COLOURS[n % len(PAIR_COLOURS)],
             )
             for n, (a, b) in enumerate(pairs)
         ]
-        zero = _level(looks, 0.0, "unrelated", "grey")
+        zero = _level(diagnostics, 0.0, "unrelated", "grey")
         help = describe_metric(f"diag/cosine/a~b/{part}") or ""
         charts.append(
             line_chart(
@@ -165,26 +182,29 @@ def _conflicts(looks: Looks) -> list[Block]:
     return [Charts(charts=charts)]
 
 
-def _health(looks: Looks) -> list[Chart]:
-    records = looks.records
-    others = [part for part in looks.parts if part not in PART_COLOURS]
+def _health(diagnostics: DiagnosticRecords) -> list[Chart]:
+    records = diagnostics.records
+    others = [part for part in diagnostics.parts if part not in PART_COLOURS]
     colours = PART_COLOURS | dict(zip(others, SPARE, strict=False))
     ratios = [
-        _line(records, f"diag/update_ratio/{part}", part, colours.get(part, "grey")) for part in looks.parts
+        _line(records, f"diag/update_ratio/{part}", part, colours.get(part, "grey"))
+        for part in diagnostics.parts
     ]
     ranks, dead = [], []
     for name, colour in FEATURE_COLOURS.items():
         ranks.append(_line(records, f"diag/rank/{name}", name, colour))
-        limit = looks.median(f"rank_limit/{name}")
+        limit = diagnostics.median(f"rank_limit/{name}")
         if limit is not None:
-            ranks.append(_level(looks, limit, f"most for {name}", colour))
+            ranks.append(_level(diagnostics, limit, f"most for {name}", colour))
         dead.append(_line(records, f"diag/dead/{name}", name, colour, factor=100))
     if any(dead):
-        dead.append(_level(looks, 100 * DEAD, f"fault from {percent(DEAD)} on", "grey"))
+        dead.append(
+            _level(diagnostics, 100 * DEAD_UNITS_MAX, f"fault from {percent(DEAD_UNITS_MAX)} on", "grey")
+        )
     scale = [_line(records, "diag/noise_scale", "noise scale", "c1")]
     batch = batch_size(records)
     if batch is not None and any(scale):
-        scale.append(_level(looks, batch, f"batch {plain(batch)}", "c2"))
+        scale.append(_level(diagnostics, batch, f"batch {plain(batch)}", "c2"))
     spikes = _spikes(records)
     kinds = (
         ("Update-to-weight ratio", ratios, "ratio", "diag/update_ratio/vision", True),
@@ -213,12 +233,13 @@ def _spikes(records: Records) -> list[Series | None]:
     ]
 
 
-def _norms(looks: Looks, colours: Mapping[str, str]) -> list[Chart]:
+def _norms(diagnostics: DiagnosticRecords, colours: Mapping[str, str]) -> list[Chart]:
     help = describe_metric("diag/norm/action/vision") or ""
     charts = []
-    for part in looks.parts:
+    for part in diagnostics.parts:
         series = [
-            _line(looks.records, f"diag/norm/{term}/{part}", term, colours[term]) for term in looks.terms
+            _line(diagnostics.records, f"diag/norm/{term}/{part}", term, colours[term])
+            for term in diagnostics.terms
         ]
         # A norm of 0 (the term does not reach the part) has no place on a log scale.
         kept = [s for s in _present(series) if any(y > 0 for y in s.ys)]
@@ -234,8 +255,8 @@ def _line(records: Records, name: str, label: str, colour: str, factor: Number =
     return Series(name=label, xs=steps, ys=ys, colour=colour)
 
 
-def _level(looks: Looks, value: Number, label: str, colour: str) -> Series:
-    ends = [looks.steps[0], looks.steps[-1]]
+def _level(diagnostics: DiagnosticRecords, value: Number, label: str, colour: str) -> Series:
+    ends = [diagnostics.steps[0], diagnostics.steps[-1]]
     return Series(name=label, xs=ends, ys=[value, value], colour=colour, kind="reference")
 
 

@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from tutti.report.blocks import Block, Cell, Fold, Note, Picture, Section, Table
+from tutti.report.blocks import MOODS, Block, Cell, Fold, Note, Picture, Section, Table
 from tutti.report.formatting import NOTHING, Number, anything
 from tutti.report.inputs import Inputs, Json
 from tutti.report.json_tables import blocks_of
 
 MISSING = "Not run yet: `tutti probe RUN` asks the checkpoint, without a simulator, within minutes."
-MOODS = {"uses": "good", "beats": "good"}
 CAPTION = (
     "Illustrative: where the executed actions come from, and which tokens they are read from. It shows that "
     "a patch moves the action, not that it should."
 )
 
 
-def alarms(inputs: Inputs) -> list[str]:
-    """The sentences that belong at the top of the page: what the model ignores or may be copying."""
-    return [str(found["sentence"]) for found in _findings(inputs.probes) if found.get("alarm")]
+def probe_problems(inputs: Inputs) -> list[str]:
+    """The faults and warnings for the top of the page: what the model ignores or may be copying."""
+    return [_text(one) for one in _findings(inputs.probes) if one["severity"] in ("fault", "warning")]
 
 
 def probes_section(inputs: Inputs) -> Section:
@@ -31,8 +30,8 @@ def probes_section(inputs: Inputs) -> Section:
     section = partial(Section, id="probes", title="Does it look and listen?")
     if not probes:
         return section(missing=MISSING)
-    found = _findings(probes)
-    if not found:
+    findings = _findings(probes)
+    if not findings:
         return section(blocks=blocks_of(probes))
     name, windows, episodes = (anything(probes.get(key)) for key in ("checkpoint", "windows", "episodes"))
     lead = (
@@ -41,10 +40,7 @@ def probes_section(inputs: Inputs) -> Section:
         "rollouts."
     )
     blocks: list[Block] = [
-        Note(
-            text=str(one["sentence"]), mood="bad" if one.get("alarm") else MOODS.get(str(one["outcome"]), "")
-        )
-        for one in found
+        Note(text=_text(one), mood=MOODS.get(str(one["severity"]), "")) for one in findings
     ]
     tables = [_ablations(probes), _baselines(probes), _linear(probes)]
     blocks.append(Fold(title="The figures", blocks=[table for table in tables if table is not None]))
@@ -55,9 +51,13 @@ def probes_section(inputs: Inputs) -> Section:
 
 
 def _findings(probes: Json | None) -> list[Json]:
-    found = (probes or {}).get("findings")
-    kept = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-    return [one for one in kept if {"sentence", "outcome"} <= set(one)]
+    rows = _rows(probes, "findings")
+    return [one for one in rows if {"sentence", "severity"} <= set(one)]
+
+
+def _text(finding: Json) -> str:
+    """The sentence and the cure of a finding in probes.json."""
+    return f"{finding['sentence']} {finding.get('cure') or ''}".rstrip()
 
 
 def _ablations(probes: Json) -> Table | None:

@@ -7,10 +7,11 @@ from itertools import combinations
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from tutti.training.backward.term_gradients import Gradients
+from tutti.types import Features, Tokens
 
 DEAD_DEVIATION = 1e-3
 """A unit that never moves further than this from its mean over the batch is dead: it tells samples apart no
@@ -124,3 +125,28 @@ def update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | N
     moved = [new.detach() - old for new, old in zip(after, before, strict=True)]
     size = float(torch.nn.utils.get_total_norm(before))
     return float(torch.nn.utils.get_total_norm(moved)) / size if size > 0 else None
+
+
+def feature_measures(features: Features, instruction_ids: Int64[Tensor, " b"]) -> dict[str, float]:
+    """Effective rank of the fused vision tokens and the readout, with the most it can be here; dead units."""
+    readout = Tokens(
+        values=features.readout.detach()[:, None],
+        mask=torch.ones(len(features.readout), 1, dtype=torch.bool, device=features.readout.device),
+    )
+    found: dict[str, float] = {}
+    for name, tokens in (("fused", features.fused_vision), ("readout", readout)):
+        rows = tokens.values.detach()[tokens.mask]
+        if len(rows) and bool(torch.isfinite(rows).all()):
+            found[f"rank/{name}"] = effective_rank(rows)
+            found[f"rank_limit/{name}"] = float(min(rows.shape))
+    told_apart = len(set(instruction_ids.tolist())) > 1  # else the language must be the same for all
+    for name, tokens in (
+        ("vision", features.vision),
+        ("language", features.language if told_apart else None),
+        ("fused", features.fused_vision),
+        ("readout", readout),
+    ):
+        dead = dead_share(tokens.values, tokens.mask) if tokens is not None else None
+        if dead is not None:
+            found[f"dead/{name}"] = dead
+    return found

@@ -23,8 +23,7 @@ from tutti.training.backward.term_gradients import Gradients, term_gradients
 from tutti.training.device import Machine
 from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig, keep_newest
 from tutti.training.diagnostics.measures import (
-    dead_share,
-    effective_rank,
+    feature_measures,
     gradient_measures,
     update_ratio,
     weighted_sum,
@@ -34,7 +33,7 @@ from tutti.training.faults.non_finite import save_step
 from tutti.training.faults.trouble import rows_of_all
 from tutti.training.optim.optimizers import part_of
 from tutti.training.rng import own_randomness
-from tutti.types import Batch, Features, Tokens
+from tutti.types import Batch
 
 log = logging.getLogger("tutti.training")
 
@@ -160,7 +159,7 @@ class Diagnostics:
             gradients = self.backward.routed(term_gradients(terms.values, self.parameters))
         lambdas = {name: float(value.detach()) for name, value in terms.lambdas.items()}
         self._found |= gradient_measures(gradients, lambdas, self._trainable())
-        self._found |= _feature_measures(features, batch)
+        self._found |= feature_measures(features, batch.instruction_id)
         if self.backward.is_sum:
             self._found |= self._noise(gradients, lambdas, len(batch.window), batches)
 
@@ -239,28 +238,3 @@ class Diagnostics:
             keep_newest(folder.parent, self.config.spikes.keep)
 
         every.on_rank_zero(write)
-
-
-def _feature_measures(features: Features, batch: Batch) -> dict[str, float]:
-    """Effective rank of the fused vision tokens and the readout, with the most it can be here; dead units."""
-    readout = Tokens(
-        values=features.readout.detach()[:, None],
-        mask=torch.ones(len(features.readout), 1, dtype=torch.bool, device=features.readout.device),
-    )
-    found: dict[str, float] = {}
-    for name, tokens in (("fused", features.fused_vision), ("readout", readout)):
-        rows = tokens.values.detach()[tokens.mask]
-        if len(rows) and bool(torch.isfinite(rows).all()):
-            found[f"rank/{name}"] = effective_rank(rows)
-            found[f"rank_limit/{name}"] = float(min(rows.shape))
-    told_apart = len(set(batch.instruction_id.tolist())) > 1  # else the language must be the same for all
-    for name, tokens in (
-        ("vision", features.vision),
-        ("language", features.language if told_apart else None),
-        ("fused", features.fused_vision),
-        ("readout", readout),
-    ):
-        dead = dead_share(tokens.values, tokens.mask) if tokens is not None else None
-        if dead is not None:
-            found[f"dead/{name}"] = dead
-    return found
