@@ -29,7 +29,7 @@ from tutti.models.vla import VLA
 from tutti.report.findings.diagnostic_records import single_step
 from tutti.report.findings.diagnostics import FEATURES, unhealthy_features
 from tutti.runs.build import Training, training_threads, trial_training
-from tutti.runs.terminal import console, progress_bar
+from tutti.runs.terminal import console, print_line, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.training.diagnostics.reach import ReachTable
 from tutti.types import Batch, UserError
