@@ -9,9 +9,8 @@ from itertools import pairwise
 from pydantic import TypeAdapter, ValidationError
 
 from tutti.report.blocks import Block, Charts, Fold, Note, Section
-from tutti.report.findings.finding import at
 from tutti.report.formatting import Number, percent, plain
-from tutti.report.inputs import Inputs, Records, config_of
+from tutti.report.inputs import Inputs, Records, config_of, config_value
 from tutti.report.svg.axes import smooth
 from tutti.report.svg.charts import Series, line_chart
 from tutti.report.svg.elements import Chart
@@ -160,7 +159,7 @@ def _accuracy(records: Records, term: str, colours: dict[str, str]) -> Chart:
 
 
 def _clip_norm(inputs: Inputs) -> float | None:
-    norm = at(config_of(inputs), "training", "gradients", "clip_norm")
+    norm = config_value(config_of(inputs), "training", "gradients", "clip_norm")
     return float(norm) if isinstance(norm, int | float) else None
 
 
