@@ -1,4 +1,4 @@
-"""The meta folder of a LeRobotDataset v3.0: info.json, tasks and episodes, read and checked."""
+"""Reads and checks the meta folder of a LeRobotDataset v3.0: info.json, tasks and episodes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
-from tutti.types import UserError
+from tutti.errors import UserError
 
-_COPY_AGAIN = "copy or record the data set again."
+COPY_AGAIN = "copy or record the data set again."
+
+
+def data_error(
+    problem: str, *, expected: object = "", found: object = "", cure: str = COPY_AGAIN
+) -> UserError:
+    """The message for a data set that is wrong, with what was expected and found where the problem lacks it."""
+    lines = {"expected": expected, "found": found, "cure": cure}
+    return UserError(problem + "".join(f"\n  {f'{name}:':9} {text}" for name, text in lines.items() if text))
+
+
+def first_true(wrong: np.ndarray) -> int:
+    """The first row where `wrong` is true, -1 where it nowhere is."""
+    return int(np.argmax(wrong)) if wrong.any() else -1
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -24,10 +37,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
     names = file.schema_arrow.names
     for column in columns or ():
         if column not in names:
-            raise UserError(
-                f"{path}: the column {column!r} is missing.\n  expected: {columns}\n  found:    {names}\n"
-                f"  cure:     {_COPY_AGAIN}"
-            )
+            raise data_error(f"{path}: the column {column!r} is missing.", expected=columns, found=names)
     try:
         return file.read(columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -37,9 +47,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
 def open_parquet(path: Path) -> pq.ParquetFile:
     """An open Parquet file; UserError where it is missing or damaged."""
     if not path.is_file():
-        raise UserError(
-            f"{path} is missing.\n  expected: a Parquet file of the data set\n  cure:     {_COPY_AGAIN}"
-        )
+        raise data_error(f"{path} is missing.", expected="a Parquet file of the data set")
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -48,10 +56,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0]
-    return UserError(
-        f"{path} cannot be read as Parquet.\n  expected: a complete file; found: {reason}\n"
-        f"  It is truncated or damaged. cure: {_COPY_AGAIN}"
-    )
+    problem = f"{path} cannot be read as Parquet: it is truncated or damaged."
+    return data_error(problem, expected="a complete file", found=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +122,18 @@ def read_meta(folder: Path) -> LeRobotMeta:
 def _read_info(folder: Path) -> dict[str, Any]:
     path = folder / "meta" / "info.json"
     if not path.is_file():
-        raise UserError(
-            f"{folder} is no LeRobot data set: meta/info.json is missing.\n"
-            "  cure: give the folder that contains meta/ and data/ (sources.path), or record one first."
-        )
+        cure = "give the folder that contains meta/ and data/ (sources.path), or record one first."
+        raise data_error(f"{folder} is no LeRobot data set: meta/info.json is missing.", cure=cure)
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no valid JSON: {error}.\n  cure: {_COPY_AGAIN}") from error
+        raise data_error(f"{path} is no valid JSON: {error}.") from error
     if not isinstance(info, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(info).__name__}.")
     version = str(info.get("codebase_version"))
     if version.startswith(("v2", "v1", "2", "1")):
-        raise UserError(
-            f"{path}: codebase_version is {version!r}; expected 'v3.x'.\n"
-            "  cure: convert the data set with LeRobot's script convert_dataset_v21_to_v30."
-        )
+        cure = "convert the data set with LeRobot's script convert_dataset_v21_to_v30."
+        raise data_error(f"{path}: codebase_version is {version!r}; expected 'v3.x'.", cure=cure)
     if not version.removeprefix("v").startswith("3."):
         raise UserError(f"{path}: codebase_version is {version!r}; expected 'v3.0' or another 'v3.x'.")
     kinds: dict[str, Any] = {"fps": (int, float), "features": dict}
@@ -139,10 +141,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(info.get(key), kind) or (key == "fps" and not info[key] > 0):
             wanted = "a positive number" if key == "fps" else kind.__name__
-            raise UserError(
-                f"{path}: the key {key!r} is {info.get(key, 'missing')!r}; expected {wanted}.\n"
-                f"  cure: {_COPY_AGAIN}"
-            )
+            raise data_error(f"{path}: the key {key!r} is {info.get(key, 'missing')!r}; expected {wanted}.")
     for key, feature in info["features"].items():
         shape = feature.get("shape") if isinstance(feature, dict) else None
         if (
@@ -161,22 +160,17 @@ def _read_tasks(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
     # pandas calls an index without a name __index_level_0__.
     text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if text is None or "task_index" not in table.column_names:
-        raise UserError(
-            f"{path}: expected the columns task_index and task, found {table.column_names}.\n"
-            f"  cure: {_COPY_AGAIN}"
-        )
+        raise data_error(f"{path}: expected the columns task_index and task, found {table.column_names}.")
     order = table["task_index"].to_pylist()
     if order != list(range(len(order))):
-        raise UserError(
+        raise data_error(
             f"{path}: row i must be task i, but task_index reads {order[:8]}.\n"
-            "  Readers that take the row and readers that take the index would disagree on instructions.\n"
-            "  cure: sort the table by task_index; then check some episodes' instructions by eye."
+            "  Readers that take the row and readers that take the index would disagree on instructions.",
+            cure="sort the table by task_index; then check some episodes' instructions by eye.",
         )
     if len(order) != info["total_tasks"]:
-        raise UserError(
-            f"{path} has {len(order)} tasks, but meta/info.json says total_tasks = {info['total_tasks']}.\n"
-            f"  cure: {_COPY_AGAIN}"
-        )
+        total = info["total_tasks"]
+        raise data_error(f"{path} has {len(order)} tasks, but meta/info.json says total_tasks = {total}.")
     return tuple(str(task) for task in table[text].to_pylist())
 
 
@@ -185,7 +179,7 @@ def _read_episodes(folder: Path, video_keys: list[str]) -> tuple[dict[str, np.nd
     source = folder / "meta" / "episodes"
     files = sorted(source.glob("*/*.parquet"))
     if not files:
-        raise UserError(f"{source} holds no Parquet file; expected the episode table.\n  cure: {_COPY_AGAIN}")
+        raise data_error(f"{source} holds no Parquet file; expected the episode table.")
     needed = ["episode_index", "dataset_from_index", "dataset_to_index"]
     for key in video_keys:
         needed += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
@@ -200,43 +194,33 @@ def _check_episodes(
     table: dict[str, np.ndarray], source: Path, info: dict[str, Any]
 ) -> tuple[Int64[np.ndarray, " e"], Int64[np.ndarray, " e"]]:
     index = table["episode_index"]
-    if len(index) != info["total_episodes"]:
-        raise UserError(
-            f"{source} has {len(index)} episodes, but meta/info.json says total_episodes = "
-            f"{info['total_episodes']}.\n  cure: {_COPY_AGAIN}"
-        )
-    if not np.array_equal(index, np.arange(len(index))):
-        row = int(np.argmax(index != np.arange(len(index))))
-        raise UserError(
-            f"{source}: row {row} has episode_index {index[row]}; row i must be episode i.\n"
-            f"  cure: {_COPY_AGAIN}"
-        )
+    count, total = len(index), info["total_episodes"]
+    if count != total:
+        raise data_error(f"{source} has {count} episodes, but meta/info.json says total_episodes = {total}.")
+    if (row := first_true(index != np.arange(count))) >= 0:
+        raise data_error(f"{source}: row {row} has episode_index {index[row]}; row i must be episode i.")
     starts = table["dataset_from_index"].astype(np.int64)
     ends = table["dataset_to_index"].astype(np.int64)
     expected = np.concatenate([[0], ends[:-1]])
-    if (starts != expected).any():
-        row = int(np.argmax(starts != expected))
-        raise UserError(
+    if (row := first_true(starts != expected)) >= 0:
+        raise data_error(
             f"{source}: episode {row} has dataset_from_index {starts[row]}; expected {expected[row]}, where "
-            f"the one before ends.\n  cure: {_COPY_AGAIN}"
+            "the one before ends."
         )
     lengths = ends - starts
-    if (lengths < 2).any():
-        row = int(np.argmax(lengths < 2))
-        raise UserError(
-            f"{source}: episode {row} has {lengths[row]} frames; expected at least 2.\n"
-            "  cure: remove this episode from the data set (LeRobot: lerobot-edit-dataset)."
-        )
-    if "length" in table and (table["length"] != lengths).any():
-        row = int(np.argmax(table["length"] != lengths))
-        raise UserError(
+    if (row := first_true(lengths < 2)) >= 0:
+        cure = "remove this episode from the data set (LeRobot: lerobot-edit-dataset)."
+        problem = f"{source}: episode {row} has {lengths[row]} frames; expected at least 2."
+        raise data_error(problem, cure=cure)
+    if "length" in table and (row := first_true(table["length"] != lengths)) >= 0:
+        raise data_error(
             f"{source}: episode {row} has length {table['length'][row]}, but dataset_from_index and "
-            f"dataset_to_index span {lengths[row]} frames.\n  cure: {_COPY_AGAIN}"
+            f"dataset_to_index span {lengths[row]} frames."
         )
     if int(lengths.sum()) != info["total_frames"]:
-        raise UserError(
+        raise data_error(
             f"{source}: the episodes have {int(lengths.sum())} frames in all, but meta/info.json says "
-            f"total_frames = {info['total_frames']}.\n  cure: {_COPY_AGAIN}"
+            f"total_frames = {info['total_frames']}."
         )
     return starts, lengths
 
@@ -259,7 +243,7 @@ def _data_files(folder: Path, info: dict[str, Any], table: dict[str, np.ndarray]
             path = _format(folder, info, "data_path", chunk_index=chunk, file_index=file)
             open_parquet(path)
     if not files:
-        raise UserError(f"{folder / 'data'} holds no Parquet file.\n  cure: {_COPY_AGAIN}")
+        raise data_error(f"{folder / 'data'} holds no Parquet file.")
     return tuple(files)
 
 
@@ -269,9 +253,6 @@ def _video_table(folder: Path, info: dict[str, Any], table: dict[str, np.ndarray
     for episode, (chunk, file) in enumerate(zip(chunks, files, strict=True)):
         path = _format(folder, info, "video_path", video_key=key, chunk_index=chunk, file_index=file)
         if not path.is_file():
-            raise UserError(
-                f"{path} is missing: the video of view {key!r} from episode {episode} on.\n"
-                f"  cure: {_COPY_AGAIN}"
-            )
+            raise data_error(f"{path} is missing: the video of view {key!r} from episode {episode} on.")
         paths.append(path)
     return VideoTable(tuple(paths), table[f"videos/{key}/from_timestamp"].astype(np.float64))

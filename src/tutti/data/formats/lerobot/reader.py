@@ -1,4 +1,4 @@
-"""Reads LeRobotDataset v3.0 folders: numbers at once and checked, pictures from PNG columns or videos."""
+"""Reads LeRobotDataset v3.0 folders: numbers at once, checked; pictures on request from PNG or video."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
-from tutti.data.formats.lerobot.metadata import LeRobotMeta, open_parquet, read_meta, read_parquet
+from tutti.data.formats.lerobot.metadata import (
+    LeRobotMeta,
+    data_error,
+    first_true,
+    open_parquet,
+    read_meta,
+    read_parquet,
+)
 from tutti.data.formats.lerobot.video import VideoReader
+from tutti.errors import UserError
 from tutti.storage.reading import shown
-from tutti.types import UserError
 
 PICTURES = ("PNG", "JPEG", "WEBP")
 _REPAIR = "repair or remove the episode, or record the data set again."
@@ -81,9 +88,10 @@ class LeRobotStore(EpisodeStore):
         for place, picture in zip(order.tolist(), pictures, strict=True):
             if picture.shape != shape:
                 episode = int(self._episode_of[rows[place]])
-                raise UserError(
+                raise data_error(
                     f"{self.name}: the picture of {view} in frame row {rows[place]} (episode {episode}) is "
-                    f"{picture.shape}; meta/info.json says {shape}.\n  cure: {_REPAIR}"
+                    f"{picture.shape}; meta/info.json says {shape}.",
+                    cure=_REPAIR,
                 )
             out[place] = picture
         return out
@@ -106,9 +114,8 @@ def _choose_views(
     cameras = tuple(key for key, feature in features.items() if feature["dtype"] in ("image", "video"))
     for view in views or ():
         if view not in cameras:
-            raise UserError(
-                f"views: {view!r} is no camera of {info}.\n  found: {cameras}\n  cure: choose among these."
-            )
+            problem = f"views: {view!r} is no camera of {info}."
+            raise data_error(problem, found=cameras, cure="choose among these.")
     if not (views or cameras):
         raise UserError(f"{info}: expected at least one feature of dtype image or video, found none.")
     return views or cameras
@@ -116,10 +123,8 @@ def _choose_views(
 
 def _vector_dim(info: Path, features: dict[str, dict[str, Any]], key: str, setting: str) -> int:
     if key not in features:
-        raise UserError(
-            f"{info}: the feature {key!r} is missing.\n  found: {tuple(features)}\n"
-            f"  cure: name the right feature by sources.{setting}."
-        )
+        cure = f"name the right feature by sources.{setting}."
+        raise data_error(f"{info}: the feature {key!r} is missing.", found=tuple(features), cure=cure)
     shape = features[key]["shape"]
     if len(shape) != 1 or shape[0] < 1:
         raise UserError(f"{info}: features[{key!r}].shape is {shape}; expected one positive number.")
@@ -149,9 +154,9 @@ class _FrameTable:
         rows = [open_parquet(path).metadata.num_rows for path in meta.data_files]
         if sum(rows) != count:
             listed = ", ".join(f"{p.name}: {n}" for p, n in zip(meta.data_files[:6], rows, strict=False))
-            raise UserError(
+            raise data_error(
                 f"{meta.folder / 'data'} has {sum(rows)} frame rows ({listed}), but meta/info.json says "
-                f"total_frames = {count}.\n  cure: copy or record the data set again."
+                f"total_frames = {count}."
             )
         start = 0
         for path, length in zip(meta.data_files, rows, strict=True):
@@ -171,19 +176,16 @@ class _FrameTable:
             expected["index"] = np.arange(start, end)
         for key, wanted in expected.items():
             found = table[key].to_numpy()
-            if not np.array_equal(found, wanted):
-                row = int(np.argmax(found != wanted))
-                raise UserError(
+            if (row := first_true(found != wanted)) >= 0:
+                raise data_error(
                     f"{path}: {key} of row {row} is {found[row]}; meta says {wanted[row]}.\n"
-                    "  Episodes must lie one after the other, in order.\n"
-                    "  cure: copy or record the data set again."
+                    "  Episodes must lie one after the other, in order."
                 )
         tasks = table["task_index"].to_numpy()
-        if (tasks < 0).any() or (tasks >= len(self._meta.tasks)).any():
-            row = int(np.argmax((tasks < 0) | (tasks >= len(self._meta.tasks))))
-            raise UserError(
-                f"{path}: task_index of row {row} is {tasks[row]}; meta/tasks.parquet has "
-                f"{len(self._meta.tasks)} tasks.\n  cure: copy or record the data set again."
+        count = len(self._meta.tasks)
+        if (row := first_true((tasks < 0) | (tasks >= count))) >= 0:
+            raise data_error(
+                f"{path}: task_index of row {row} is {tasks[row]}; meta/tasks.parquet has {count} tasks."
             )
         self.task_index[start:end] = tasks
         if "timestamp" in optional:
@@ -197,11 +199,12 @@ class _FrameTable:
         if len(wrong):
             row, dimension = wrong[0].tolist()
             episode = int(self.episode_of[row])
-            raise UserError(
+            raise data_error(
                 f"{self._meta.folder}: {key} is {self.vectors[key][row, dimension]} in episode {episode}, "
                 f"row {row - int(self._meta.starts[episode])} of it (frame row {row}), dimension "
-                f"{dimension}; {len(wrong)} such values in all.\n  expected: finite numbers\n"
-                f"  cure:     {_REPAIR}"
+                f"{dimension}; {len(wrong)} such values in all.",
+                expected="finite numbers",
+                cure=_REPAIR,
             )
 
 
@@ -219,10 +222,11 @@ def _vector_column(column: pa.ChunkedArray, key: str, dim: int, path: Path) -> F
     number = pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)
     if not fits or array.null_count or not number:
         nulls = f", {array.null_count} rows without value" if array.null_count else ""
-        raise UserError(
-            f"{path}: the column {key!r} does not fit meta/info.json.\n"
-            f"  expected: {dim} numbers in each row\n  found:    {found}{nulls}\n"
-            "  cure:     correct the shape in meta/info.json, or record the data set again."
+        raise data_error(
+            f"{path}: the column {key!r} does not fit meta/info.json.",
+            expected=f"{dim} numbers in each row",
+            found=f"{found}{nulls}",
+            cure="correct the shape in meta/info.json, or record the data set again.",
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is named later
         return flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32)
@@ -271,9 +275,10 @@ class _ImageColumns:
                     raise OSError("the picture has no bytes")
                 picture = decode_picture(content, shape)
             except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
-                raise UserError(
+                raise data_error(
                     f"{self._groups[group][0]}: the picture of {view} in frame row {row} cannot be read: "
-                    f"{shown(str(error), 300, quoted=False)}.\n  cure: {_REPAIR}"
+                    f"{shown(str(error), 300, quoted=False)}.",
+                    cure=_REPAIR,
                 ) from error
             yield picture
 
@@ -291,9 +296,7 @@ class _ImageColumns:
                 column = table[view].combine_chunks()
                 encoded = column.field("bytes") if pa.types.is_struct(column.type) else column
             except (pa.ArrowException, OSError, KeyError) as error:
-                raise UserError(
-                    f"{path}: the pictures of {view} cannot be read: {error}.\n"
-                    "  expected: a column struct<bytes, path>\n  cure:     copy the data set again."
-                ) from error
+                problem = f"{path}: the pictures of {view} cannot be read: {error}."
+                raise data_error(problem, expected="a column struct<bytes, path>") from error
             self._cached[view] = (group, encoded)
         return self._cached[view][1]

@@ -1,4 +1,4 @@
-"""The statistics that LeRobotDataset v3.0 stores for each feature, of one episode or of all."""
+"""Computes the statistics that LeRobotDataset v3.0 stores for each feature, of one episode or of all."""
 
 from __future__ import annotations
 

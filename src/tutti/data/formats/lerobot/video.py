@@ -1,4 +1,4 @@
-"""Videos of a LeRobotDataset: one mp4 per camera and file number, written and read with PyAV."""
+"""Writes and reads the videos of a LeRobotDataset with PyAV: one mp4 per camera and file number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from jaxtyping import Float64, UInt8
 
-from tutti.types import UserError
+from tutti.data.formats.lerobot.metadata import data_error
 
 CODEC = "libsvtav1"
 OPTIONS = {"crf": "30", "preset": "12", "svtav1-params": "fast-decode=0"}
@@ -44,10 +44,8 @@ class VideoWriter:
         """The `info` entry of the feature."""
         height, width, channels = shape
         if height % 2 or width % 2:
-            raise UserError(
-                f"{self._view}: pictures of {height}x{width} pixels cannot be stored as yuv420p video.\n"
-                "  cure: record with even sizes, or use storage='image'."
-            )
+            problem = f"{self._view}: pictures of {height}x{width} pixels cannot be stored as yuv420p video."
+            raise data_error(problem, cure="record with even sizes, or use storage='image'.")
         return {
             "video.height": height,
             "video.width": width,
@@ -137,10 +135,10 @@ class VideoReader:
                 yield self._frame(decoder, path, time)
         except (av.error.FFmpegError, IndexError) as error:
             self._open.pop(path, None)
-            raise UserError(
-                f"{path} cannot be decoded: {error}.\n"
-                "  expected: a complete mp4 file; found: one that is truncated, damaged or without video.\n"
-                "  cure:     copy or record the data set again."
+            raise data_error(
+                f"{path} cannot be decoded: {error}.",
+                expected="a complete mp4 file",
+                found="one that is truncated, damaged or without video",
             ) from error
 
     def _decoder(self, path: Path) -> _Decoder:
@@ -174,9 +172,9 @@ class VideoReader:
             decoder.time, decoder.last = -np.inf, None
         if decoder.last is None or abs(decoder.time - time) > self._tolerance:
             found = f"the next frame is at {decoder.time:.4f} s" if decoder.last is not None else "the end"
-            raise UserError(
-                f"{path} has no frame at {time:.4f} s (within {self._tolerance:.4f} s); {found}.\n"
-                "  expected: the frame that timestamp and from_timestamp of the data set name.\n"
-                "  cure:     copy or convert the data set again; video and meta do not belong together."
+            raise data_error(
+                f"{path} has no frame at {time:.4f} s (within {self._tolerance:.4f} s); {found}.",
+                expected="the frame that timestamp and from_timestamp of the data set name",
+                cure="copy or convert the data set again; video and meta do not belong together.",
             )
         return decoder.last

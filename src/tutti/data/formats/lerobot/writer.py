@@ -20,8 +20,8 @@ from PIL import Image
 from tutti.data.episodes import Progress
 from tutti.data.formats.lerobot.statistics import StatsAccumulator
 from tutti.data.formats.lerobot.video import FILE_BYTES, FILES_PER_CHUNK, VideoWriter
+from tutti.errors import UserError
 from tutti.storage.files import explain_full_disk, megabytes, partial_path, write_folder
-from tutti.types import UserError
 
 DATA_FILE_BYTES = 100 * 2**20
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
