@@ -21,9 +21,10 @@ COPY_AGAIN = "copy or record the data set again."
 def data_error(
     problem: str, *, expected: object = "", found: object = "", cure: str = COPY_AGAIN
 ) -> UserError:
-    """The message for a data set that is wrong, with what was expected and found where the problem lacks it."""
+    """The message for a data set that is wrong; `expected` and `found` where `problem` does not say them."""
     lines = {"expected": expected, "found": found, "cure": cure}
-    return UserError(problem + "".join(f"\n  {f'{name}:':9} {text}" for name, text in lines.items() if text))
+    texts = [f"\n  {name + ':':9} {text}" for name, text in lines.items() if text]
+    return UserError(problem + "".join(texts))
 
 
 def first_true(wrong: np.ndarray) -> int:
