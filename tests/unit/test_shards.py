@@ -84,7 +84,7 @@ def on_each(spread: str, make: Callable[[int, dict[str, Tensor]], Any]) -> list[
 
 
 def write(folder: Path, spread: str = "one") -> Path:
-    everywhere = on_each(spread, lambda rank, own: shards.held(own))
+    everywhere = on_each(spread, lambda rank, own: shards.local_pieces(own))
     on_each(spread, lambda rank, own: shards.write(folder, own, everywhere, rank))
     return folder
 
@@ -134,7 +134,7 @@ def test_names_that_do_not_begin_so_are_not_read(tmp_path: Path) -> None:
 
 def test_what_all_hold_is_written_once_and_the_work_is_divided(tmp_path: Path) -> None:
     own = {f"w{number}": torch.randn(100, number + 1) for number in range(9)}
-    everywhere = [shards.held(own)] * 3
+    everywhere = [shards.local_pieces(own)] * 3
     sizes = [shards.write(tmp_path, own, everywhere, rank) for rank in range(3)]
     written = [load_file(path) for path in sorted(tmp_path.glob("*.safetensors"))]
     assert sorted(name for one in written for name in one) == sorted(own)
@@ -158,7 +158,7 @@ def test_processes_that_hold_different_tensors_write_no_index(tmp_path: Path) ->
 
 def test_numbers_that_the_format_does_not_know_are_refused_with_the_cure() -> None:
     with pytest.raises(UserError, match=r"complex128 cannot be saved in shards.*checkpoints\.format=whole"):
-        shards.held({"w": torch.zeros(2, dtype=torch.complex128)})
+        shards.local_pieces({"w": torch.zeros(2, dtype=torch.complex128)})
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

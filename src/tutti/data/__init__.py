@@ -1,1 +1,5 @@
-"""Recorded robot episodes become batches: formats, frame cache, windows, normalisation, text, loading."""
+"""Recorded episodes become training batches: formats, cache, windows, normalisation, mixture, loader."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -130,11 +130,11 @@ def check_compatible(stores: Sequence[EpisodeStore]) -> None:
     first = stores[0]
     for store in stores[1:]:
         for key in ("embodiment", "views", "state_dim", "action_dim", "fps"):
-            expected, found = getattr(first.spec, key), getattr(store.spec, key)
-            if expected != found:
+            expected, value = getattr(first.spec, key), getattr(store.spec, key)
+            if expected != value:
                 raise UserError(
                     f"data.sources: {store.name} and {first.name} differ in {key}.\n"
-                    f"  expected: {expected}\n  found:    {found}\n"
+                    f"  expected: {expected}\n  found:    {value}\n"
                     "  cure: mix data sets of one embodiment; choose the same cameras by sources.views."
                 )
 

@@ -1,4 +1,4 @@
-"""Decoded, resized frames in one memory-mapped file, so that a batch costs a copy and no decoding."""
+"""The frame cache: decoded, resized frames in one memory-mapped file, so that a batch costs a copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every format reader gives: a store of episodes with their arrays, and pictures on request."""
+"""EpisodeStore, what every format reader gives: episodes with their arrays, pictures on request."""
 
 from __future__ import annotations
 

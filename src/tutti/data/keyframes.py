@@ -1,4 +1,4 @@
-"""Key frames: where the gripper's command changes, and where an episode ends.
+"""Key frames of an episode: where the gripper's command changes, and its end.
 
 Between two of them the hand travels; at each of them something happens to an object. So the next key frame's
 state says where the next object, or the goal, is (the heuristic of ARM, 2105.14829, and PerAct, 2209.05451,

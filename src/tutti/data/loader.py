@@ -1,4 +1,4 @@
-"""The stream of training batches: same seed, same order; made ahead by a thread; resumed exactly."""
+"""The loader of training batches: same seed, same order; prefetched by a thread; resumed exactly."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Loader:
         self._identity = identity
         self._consumed = 0
         self._ranks, self._at_once = ONE_RANK, 1
-        self._ahead: _Ahead | None = None
+        self._prefetcher: _Prefetcher | None = None
 
     def share(self, ranks: Ranks, at_once: int = 1) -> None:
         """From now on this rank's rows of each batch, of which `at_once` are taken for each update.
@@ -71,13 +71,13 @@ class Loader:
         if self.prefetch == 0:
             batch = self.batch_at(self._consumed)
         else:
-            if self._ahead is None:
+            if self._prefetcher is None:
                 depth = max(self.prefetch, self._at_once)
-                self._ahead = _Ahead(self._maker(), self._consumed, depth)
+                self._prefetcher = _Prefetcher(self._maker(), self._consumed, depth)
                 # Ends the thread also when the loader is just forgotten.
-                weakref.finalize(self, self._ahead.stop)
+                weakref.finalize(self, self._prefetcher.stop)
             try:
-                batch = self._ahead.take()
+                batch = self._prefetcher.take()
             except BaseException:
                 self.close()  # the next call tries again, rather than wait for a thread that has ended
                 raise
@@ -110,9 +110,9 @@ class Loader:
 
     def close(self) -> None:
         """Stops the thread; the next batch starts it again at the same position."""
-        if self._ahead is not None:
-            self._ahead.stop()
-            self._ahead = None
+        if self._prefetcher is not None:
+            self._prefetcher.stop()
+            self._prefetcher = None
 
     def __enter__(self) -> Self:
         return self
@@ -163,14 +163,14 @@ def check_divides(ranks: Ranks, size: int) -> None:
         )
 
 
-class _Ahead:
+class _Prefetcher:
     """A thread that makes batches in order and waits when `depth` of them are ready."""
 
     def __init__(self, make: Callable[[int], Batch], start: int, depth: int) -> None:
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
         self._stopped = threading.Event()
         self._thread = threading.Thread(
-            target=_work, args=(make, start, self._queue, self._stopped), name="tutti-loader", daemon=True
+            target=_prefetch, args=(make, start, self._queue, self._stopped), name="tutti-loader", daemon=True
         )
         self._thread.start()
 
@@ -191,7 +191,7 @@ class _Ahead:
                 self._thread.join(timeout=0.01)
 
 
-def _work(
+def _prefetch(
     make: Callable[[int], Batch],
     number: int,
     ready: queue.Queue[Batch | BaseException],

@@ -1,4 +1,4 @@
-"""Which window comes when: a fixed order over one or several sources, computed from a seed alone."""
+"""The order of training windows over one or several weighted sources, computed from a seed alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Actions and states to comparable numbers and back: statistics per embodiment, saved with the model."""
+"""Normalises actions and states and inverts it: statistics per embodiment, saved with the model."""
 
 from __future__ import annotations
 

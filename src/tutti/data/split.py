@@ -1,4 +1,4 @@
-"""Which episodes are held out, and how many of the rest are learned from: whole episodes, group by group."""
+"""Splits episodes into training and held-out ones, stratified by task."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def split_sources(
     training: Parts = []
     validation: Parts = []
     for number, episodes in enumerate(sources):
-        own, held = split_episodes(episodes, fraction, seed + number, group_of)
+        used, held_out = split_episodes(episodes, fraction, seed + number, group_of)
         if episodes_per_task != "all":
-            own = first_episodes(own, episodes_per_task, seed + number, group_of)
-        training.append(own)
-        validation.append(held)
+            used = first_episodes(used, episodes_per_task, seed + number, group_of)
+        training.append(used)
+        validation.append(held_out)
     return training, validation

@@ -140,5 +140,5 @@ def _type(part: Any) -> str | None:
 
 
 def _list(part: Any, key: str) -> list[Any]:
-    found = part.get(key) if isinstance(part, dict) else None
-    return found if isinstance(found, list) else [None]
+    items = part.get(key) if isinstance(part, dict) else None
+    return items if isinstance(items, list) else [None]

@@ -1,4 +1,4 @@
-"""Every (episode, t) as a training example: observation at t, actions from t on, observation at t + k."""
+"""Windows: each (episode, t) as a training example of observation at t, actions from t on, later labels."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class WindowIndex:
             needs.grippers, self._actions.shape[1], "gripper.dimension of the objective"
         )
         for source, store in enumerate(stores):
-            own = slice(int(self._offsets[source]), int(self._offsets[source + 1]))
+            rows = slice(int(self._offsets[source]), int(self._offsets[source + 1]))
             if grippers:
-                check_grippers(self._actions[own], self._end[own], grippers, store.name)
+                check_grippers(self._actions[rows], self._end[rows], grippers, store.name)
         self._next_key = next_keyframes(self._actions, self._end, grippers)
         self._text, self._text_mask = tokenizer.encode(self.instructions)
 

@@ -87,7 +87,7 @@ def save_sharded(run: Path, checkpoint: Checkpoint, world: World) -> Path:
 
     def split() -> tuple[Any, dict[str, Tensor], list[shards.Piece]]:
         tensors = {f"{name}/{key}": t for name, one in checkpoint.tensors.items() for key, t in one.items()}
-        return strip_tensors(checkpoint.optimizer, OPTIMIZER, tensors), tensors, shards.held(tensors)
+        return strip_tensors(checkpoint.optimizer, OPTIMIZER, tensors), tensors, shards.local_pieces(tensors)
 
     with _complete_or_absent(final, world) as temporary:
         if temporary is None:

@@ -88,10 +88,10 @@ def remove_folder(folder: Path) -> None:
 
     Raises: UserError if it cannot be renamed.
     """
-    doomed = partial_path(folder)
+    renamed = partial_path(folder)
     with explain_disk_errors(folder):
-        os.replace(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(folder, renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
 def lock_file(folder: Path) -> io.FileIO:

@@ -106,8 +106,8 @@ def kept_weights(manifest: Manifest, weights: Weights) -> Weights:
         return weights if WEIGHTS[weights] in manifest.files else "raw"
     manifest.check(f"{SHARDS}/{SHARD_INDEX}")
     start = f"{Path(WEIGHTS[weights]).stem}/"
-    there = any(name.startswith(start) for name in shards.index_of(manifest.folder / SHARDS))
-    return weights if there else "raw"
+    saved = any(name.startswith(start) for name in shards.index_of(manifest.folder / SHARDS))
+    return weights if saved else "raw"
 
 
 def read_weights(manifest: Manifest, weights: Weights) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint or an export: its files with sizes and checksums, checked when they are read.
+"""The manifest of a checkpoint or an export: its files with sizes and checksums, verified when read.
 
 state.json (of a checkpoint) and export.json (of an export) hold a table `files`: name -> {"bytes", "crc32"}
 or {"bytes", "sha256"}. A file is found by its name in that table and never by looking into the folder. It
@@ -160,12 +160,12 @@ class Manifest:
             raise _lacks(self.folder, self.name, name) from error
         except OSError as error:
             raise _unreadable(self.folder, self.name, name, error) from error
-        found = os.fstat(file.fileno()).st_size
-        if found != expected:
+        size = os.fstat(file.fileno()).st_size
+        if size != expected:
             file.close()
             raise UserError(
-                f"{self.folder / name}: {'truncated' if found < expected else 'damaged'}, {expected} bytes "
-                f"expected, {found} found. {_cure(self.folder, self.name)}"
+                f"{self.folder / name}: {'truncated' if size < expected else 'damaged'}, {expected} bytes "
+                f"expected, {size} found. {_cure(self.folder, self.name)}"
             )
         return file
 
@@ -177,8 +177,8 @@ class Manifest:
             while piece := self._piece(file, name):
                 digest.update(piece)
                 yield piece
-        found = digest.value if isinstance(digest, Crc32) else digest.hexdigest()
-        if found not in (expected.get("crc32"), expected.get("sha256")):
+        checksum = digest.value if isinstance(digest, Crc32) else digest.hexdigest()
+        if checksum not in (expected.get("crc32"), expected.get("sha256")):
             raise UserError(
                 f"{self.folder / name}: damaged, its checksum differs. {_cure(self.folder, self.name)}"
             )

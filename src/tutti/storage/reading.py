@@ -1,4 +1,4 @@
-"""JSON and YAML of folders that anybody may have made, read within bounds; an error names the file."""
+"""Reads JSON and YAML files that anybody may have written, within bounds; an error names the file."""
 
 from __future__ import annotations
 

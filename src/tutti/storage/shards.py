@@ -1,4 +1,4 @@
-"""A folder of tensors that many processes have written and any number can read.
+"""Sharded checkpoints: a folder of tensors that many processes write and any number can read.
 
     rank-00000.safetensors ...    the pieces that each process has written, each under its tensor's name
     index.json                    {"format": 1, "files": [name, ...], "tensors": {name: {"dtype": "F32",
@@ -75,7 +75,7 @@ class Entry(NamedTuple):
     pieces: tuple[tuple[str, Numbers, Numbers], ...]
 
 
-def held(tensors: Mapping[str, Tensor]) -> list[Piece]:
+def local_pieces(tensors: Mapping[str, Tensor]) -> list[Piece]:
     """What this process holds of each tensor: of a DTensor its share, any other one whole.
 
     Raises: UserError for a type of numbers that safetensors does not know.
@@ -92,33 +92,33 @@ def held(tensors: Mapping[str, Tensor]) -> list[Piece]:
 
 
 def write(
-    folder: Path, tensors: Mapping[str, Tensor], everywhere: Sequence[Sequence[Piece]], rank: int
+    folder: Path, tensors: Mapping[str, Tensor], all_pieces: Sequence[Sequence[Piece]], rank: int
 ) -> dict[str, Size]:
     """Writes this process's part of the work into `folder`, to the disk itself; the first one also the index.
 
-    `everywhere` is what each process has `held`, in the order of the ranks. Nothing is gathered, no process
+    `all_pieces` is what each process gives as `local_pieces`, in the order of the ranks. Nothing is gathered, no process
     waits for another. Gives size and checksum of each file written, by its name.
 
     Raises: OSError if it cannot be written; ValueError if the processes hold different tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    writers = _divided(everywhere)
+    writers = _assign_writers(all_pieces)
     sizes: dict[str, Size] = {}
-    own = [piece for piece, writer in writers.items() if writer == rank]
-    if own:
+    mine = [piece for piece, writer in writers.items() if writer == rank]
+    if mine:
         # Large numbers first: all lie at multiples of their own size, as safetensors has them.
-        own.sort(key=lambda piece: (-_DTYPES[piece.dtype].itemsize, piece.name))
+        mine.sort(key=lambda piece: (-_DTYPES[piece.dtype].itemsize, piece.name))
         header: dict[str, Any] = {}
         end = 0
-        for piece in own:
+        for piece in mine:
             place = [end, end := end + piece.bytes]
             header[piece.name] = {"dtype": piece.dtype, "shape": piece.lengths, "data_offsets": place}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        content = (_bytes(tensors[piece.name]) for piece in own)
+        content = (_bytes(tensors[piece.name]) for piece in mine)
         sizes[_file(rank)] = _write(folder / _file(rank), [len(text).to_bytes(8, "little"), text], content)
     if rank == 0:
-        index = _index(everywhere, writers)
+        index = _index(all_pieces, writers)
         _entries(index)
         text = json.dumps(index, separators=(",", ":")).encode()
         sizes[SHARD_INDEX] = _write(folder / SHARD_INDEX, [text])
@@ -141,14 +141,14 @@ def read(
     Raises: UserError if the folder is missing or damaged, and what `check` raises.
     """
     check(SHARD_INDEX)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     with ExitStack() as stack:
         files = _Files(folder, check, stack)
         for name, entry in index_of(folder).items():
             if name.startswith(below):
                 form = (forms or {}).get(name, (forms or {}).get(name.rpartition("/")[0]))
-                found[name] = _read(files, name, entry, form)
-    return found
+                tensors[name] = _read(files, name, entry, form)
+    return tensors
 
 
 def index_of(folder: Path) -> dict[str, Entry]:
@@ -184,14 +184,14 @@ def _region(tensor: Tensor, shape: Numbers) -> tuple[Numbers, Numbers]:
     return tuple(offset), tuple(lengths)
 
 
-def _divided(everywhere: Sequence[Sequence[Piece]]) -> dict[Piece, int]:
+def _assign_writers(all_pieces: Sequence[Sequence[Piece]]) -> dict[Piece, int]:
     """The rank that writes each piece: the one with the least to write so far of those that hold it."""
     holders: dict[Piece, list[int]] = {}
-    for rank, pieces in enumerate(everywhere):
+    for rank, pieces in enumerate(all_pieces):
         for piece in pieces:
             if piece.bytes:
                 holders.setdefault(piece, []).append(rank)
-    written = [0] * len(everywhere)
+    written = [0] * len(all_pieces)
     writers: dict[Piece, int] = {}
     for piece in sorted(holders, key=lambda one: (-one.bytes, one)):
         writers[piece] = rank = min(holders[piece], key=lambda one: written[one])
@@ -199,10 +199,10 @@ def _divided(everywhere: Sequence[Sequence[Piece]]) -> dict[Piece, int]:
     return writers
 
 
-def _index(everywhere: Sequence[Sequence[Piece]], writers: Mapping[Piece, int]) -> dict[str, Any]:
+def _index(all_pieces: Sequence[Sequence[Piece]], writers: Mapping[Piece, int]) -> dict[str, Any]:
     ranks = sorted(set(writers.values()))
     tensors: dict[str, dict[str, Any]] = {}
-    for piece in (piece for pieces in everywhere for piece in pieces):
+    for piece in (piece for pieces in all_pieces for piece in pieces):
         tensors.setdefault(piece.name, {"dtype": piece.dtype, "shape": piece.shape, "pieces": []})
     for piece, rank in sorted(writers.items()):
         tensors[piece.name]["pieces"].append([ranks.index(rank), piece.offset, piece.lengths])
@@ -261,7 +261,7 @@ def _entry(name: str, given: Any, files: Sequence[str]) -> Entry:
             raise ValueError(f"{name:.80}: a piece is not of this tensor")
         pieces.append((files[place], start, size))
     blocks = [tuple(zip(start, size, strict=True)) for _, start, size in pieces]
-    if not (_cover(shape, blocks) if math.prod(shape) else not blocks):
+    if not (_covers_once(shape, blocks) if math.prod(shape) else not blocks):
         raise ValueError(f"{name:.80}: its pieces do not cover it exactly once")
     return Entry(dtype, shape, tuple(pieces))
 
@@ -272,14 +272,14 @@ def _numbers(given: Any) -> Numbers:
     return tuple(given)
 
 
-def _cover(shape: Numbers, blocks: Sequence[tuple[tuple[int, int], ...]]) -> bool:
+def _covers_once(shape: Numbers, blocks: Sequence[tuple[tuple[int, int], ...]]) -> bool:
     """Whether the blocks, (start, length) of each dimension, cover the shape exactly once: cut into slices
     along the first dimension, each slice cut along the others."""
     if not shape:
         return len(blocks) == 1
     end = 0
     for (start, length), group in groupby(sorted(blocks), key=lambda block: block[0]):
-        if start != end or length < 1 or not _cover(shape[1:], [block[1:] for block in group]):
+        if start != end or length < 1 or not _covers_once(shape[1:], [block[1:] for block in group]):
             return False
         end += length
     return end == shape[0]
@@ -304,13 +304,13 @@ class _Files:
                 open_inside(self.folder, file).close()
                 self.opened[file] = self.stack.enter_context(safe_open(path, framework="pt"))
             block = self.opened[file].get_slice(name)
-            found = (block.get_dtype(), tuple(block.get_shape()))
+            form = (block.get_dtype(), tuple(block.get_shape()))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path}: cannot be read, missing or damaged ({error}).") from error
-        if found != (_NAMES[entry.dtype], lengths):
+        if form != (_NAMES[entry.dtype], lengths):
             raise UserError(
                 f"{path}: damaged: {name} is {_NAMES[entry.dtype]} {lengths} by the index, "
-                f"{found[0]} {found[1]} in the file."
+                f"{form[0]} {form[1]} in the file."
             )
         return block
 
@@ -332,8 +332,8 @@ def _read(files: _Files, name: str, entry: Entry, form: Tensor | None) -> Tensor
         local = torch.empty(entry.shape, dtype=entry.dtype)
     else:
         local = torch.empty_like(share.to_local().detach(), dtype=entry.dtype)
-    for block, there, here in blocks:
-        local[here].copy_(block[there or ...])
+    for block, source, target in blocks:
+        local[target].copy_(block[source or ...])
     if share is None:
         return local
     as_it = {"shape": share.shape, "stride": share.stride()}

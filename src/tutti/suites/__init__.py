@@ -1,1 +1,5 @@
-"""Simulators behind one protocol: environments, the tasks of a suite, worker processes."""
+"""Simulators behind one protocol: suites of tasks with their cameras, experts and instructions."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
-"""One file a storage format; each gives an `EpisodeStore`."""
+"""Formats of data sets on disk; each has a reader that gives an EpisodeStore."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

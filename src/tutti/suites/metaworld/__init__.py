@@ -1,1 +1,1 @@
-"""Meta-World: its tasks, cameras, rendering, scripted experts and instructions."""
+"""Meta-World: tasks, rendering, instructions and the suite that joins them."""

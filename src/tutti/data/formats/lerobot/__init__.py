@@ -1,1 +1,1 @@
-"""LeRobot v3.0 data sets: reader and writer."""
+"""LeRobotDataset v3.0: reader, writer, metadata, statistics and videos."""

@@ -35,7 +35,7 @@ class StatsAccumulator:
         return cls(wanted, None, np.stack(levels))
 
     def merge(self, other: StatsAccumulator) -> None:
-        """Takes in what `other` has seen."""
+        """Takes in what `other` has counted."""
         self._count += other._count
         if self._values is not None and other._values is not None:
             self._values.extend(other._values)
@@ -45,21 +45,21 @@ class StatsAccumulator:
     def summary(self) -> dict[str, Any]:
         """The statistics as nested lists, in the shapes and order that LeRobot writes."""
         if self._histogram is not None:
-            found = _of_histogram(self._histogram)
-            stats: dict[str, Any] = {key: value[:, None, None].tolist() for key, value in found.items()}
+            statistics = _of_histogram(self._histogram)
+            stats: dict[str, Any] = {key: value[:, None, None].tolist() for key, value in statistics.items()}
         else:
             assert self._values is not None
-            found = _of_values(np.concatenate(self._values))
-            stats = {key: value.tolist() for key, value in found.items()}
+            statistics = _of_values(np.concatenate(self._values))
+            stats = {key: value.tolist() for key, value in statistics.items()}
         return {**{k: stats[k] for k in ("min", "max", "mean", "std")}, "count": [self._count]} | {
             k: stats[k] for k in QUANTILES
         }
 
 
 def _of_values(values: np.ndarray) -> dict[str, np.ndarray]:
-    found = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+    statistics = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
     levels = np.quantile(values, list(QUANTILES.values()), axis=0)
-    return found | dict(zip(QUANTILES, levels, strict=True))
+    return statistics | dict(zip(QUANTILES, levels, strict=True))
 
 
 def _of_histogram(histogram: np.ndarray) -> dict[str, np.ndarray]:
@@ -68,10 +68,10 @@ def _of_histogram(histogram: np.ndarray) -> dict[str, np.ndarray]:
     share = histogram / histogram.sum(1, keepdims=True)
     mean = share @ level
     deviation = np.sqrt(np.maximum(share @ level**2 - mean**2, 0.0))
-    seen = histogram > 0
-    found = {"min": level[seen.argmax(1)], "max": level[255 - seen[:, ::-1].argmax(1)]}
-    found |= {"mean": mean, "std": deviation}
+    counted = histogram > 0
+    statistics = {"min": level[counted.argmax(1)], "max": level[255 - counted[:, ::-1].argmax(1)]}
+    statistics |= {"mean": mean, "std": deviation}
     cumulative = np.cumsum(share, axis=1)
     for name, quantile in QUANTILES.items():
-        found[name] = level[(cumulative >= quantile - 1e-12).argmax(1)]
-    return found
+        statistics[name] = level[(cumulative >= quantile - 1e-12).argmax(1)]
+    return statistics

@@ -1,0 +1,32 @@
+from .augment import ColourJitter, NoAugmentation
+from .bundle import DataBundle, ValidationSet
+from .cache import FrameCache
+from .config import DataConfig, SourceConfig
+from .episodes import Episode, EpisodeStore, StoreSpec
+from .loader import Loader
+from .mixture import Mixture
+from .normalize import ActionStats, Normalizer
+from .split import split_episodes
+from .tokenize import Tokenizer
+from .windows import Source, WindowIndex
+
+__all__ = [
+    "ActionStats",
+    "ColourJitter",
+    "DataBundle",
+    "DataConfig",
+    "Episode",
+    "EpisodeStore",
+    "FrameCache",
+    "Loader",
+    "Mixture",
+    "NoAugmentation",
+    "Normalizer",
+    "Source",
+    "SourceConfig",
+    "StoreSpec",
+    "Tokenizer",
+    "ValidationSet",
+    "WindowIndex",
+    "split_episodes",
+]
