@@ -96,8 +96,8 @@ def write(
 ) -> dict[str, Size]:
     """Writes this process's part of the work into `folder`, to the disk itself; the first one also the index.
 
-    `all_pieces` is what each process gives as `local_pieces`, in the order of the ranks. Nothing is gathered, no process
-    waits for another. Gives size and checksum of each file written, by its name.
+    `all_pieces` are the `local_pieces` of each process, in the order of the ranks. Nothing is gathered, no
+    process waits for another. Gives size and checksum of each file written, by its name.
 
     Raises: OSError if it cannot be written; ValueError if the processes hold different tensors.
     """
