@@ -266,7 +266,7 @@ def test_the_batches_of_an_update_are_made_ahead_at_least(
     with build(data_set, tmp_path, prefetch=0).train as train:
         train.share(ONE_RANK, 5)
         next(train)
-        assert train._ahead is None
+        assert train._prefetcher is None
 
 
 def test_a_position_of_another_order_is_refused(data_set: Path, tmp_path: Path) -> None:
