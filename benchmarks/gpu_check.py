@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import torch
 from frame import DEMO
 from recorded import synthetic_run
-from tables import circumstances
 from throughput import found_of, measure, peak_of, release
 from timing import build_trainer, shortened, with_training
 from torch import Tensor
@@ -34,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tutti.config.run_config import RunConfig, load_config
 from tutti.models.layers import Block
+from tutti.runs.provenance import circumstances
 from tutti.training.data_feed import fed
 
 CUDA = torch.cuda.is_available()

@@ -21,7 +21,7 @@ from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
-from tutti.runs.summary import commit
+from tutti.runs.provenance import commit
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.storage.files import write_atomically
 from tutti.suites.registry import fit_suite

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from rich import box
-from rich.table import Table as RichTable
-
-from tutti.runs.summary import commit, machine, versions
-from tutti.runs.terminal import console, print_line
-from tutti.storage.files import write_atomically
+from tutti.runs.terminal import print_line, print_table
+from tutti.storage.files import write_atomically, write_json
 from tutti.types import UserError
 
 P = ParamSpec("P")
@@ -55,23 +47,7 @@ class Table:
 
     def show(self) -> None:
         """The table on the terminal."""
-        table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for place, head in enumerate(self.heads):
-            table.add_column(head, justify="right" if place else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
-
-
-def circumstances() -> dict[str, Any]:
-    """Where, with what and how a result was made; `load` is the machine's before the measurement."""
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
-        "load": os.getloadavg()[0],
-    }
+        print_table(self.title, self.heads, self.rows)
 
 
 def publish(
@@ -85,7 +61,7 @@ def publish(
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join([f"# {title}", *(table.markdown() for table in tables), *notes])
     write_atomically(path.with_suffix(".md"), f"{text}\n")
-    write_atomically(path.with_suffix(".json"), f"{json.dumps(result, indent=1)}\n")
+    write_json(path.with_suffix(".json"), result)
     print_line(f"Written: {path.with_suffix('.md')}, {path.with_suffix('.json')}")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import frame
 import torch
-from tables import Table, circumstances, made_with, publish
+from tables import Table, made_with, publish
 from timing import (
     ARMS,
     MATMUL,
@@ -32,6 +32,7 @@ from timing import (
 
 from tutti.config.run_config import RunConfig
 from tutti.runs.build import build_training
+from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.training.clock import PARTS
 from tutti.training.records import read_records

@@ -23,7 +23,7 @@ from tutti.config.run_config import RunConfig
 from tutti.models.config import ModelConfig
 from tutti.nested import merge
 from tutti.objectives.unified import ObjectiveConfig
-from tutti.runs.summary import machine
+from tutti.runs.provenance import machine
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 

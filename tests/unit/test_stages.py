@@ -159,12 +159,12 @@ def test_seconds_add_up_over_interruptions_but_not_over_repetitions(tmp_path: Pa
 
 
 def test_seconds_are_saved_while_a_stage_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(stages, "SAVE_SECONDS", 0.01)
     run = RunFolder(tmp_path)
     run.begin("train", CONFIG, "training")
     with run.stage("train"):
         time.sleep(0.1)
-        assert RunFolder(tmp_path)._book["train"]["seconds"] > 0.0
+        assert RunFolder(tmp_path)._manifest["train"]["seconds"] > 0.0
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -1,15 +1,12 @@
-"""A run's folder and its book: which stages are finished, made with which config, and how long they took.
+"""A run's folder and its manifest: which stages are finished, with which config, and how long they took.
 
-The book is `stages.json`, replaced atomically. A stage whose config has not changed is kept if it is finished
-and continued if it was interrupted; if its config has changed, that is an error until the user says --redo.
-Seconds add up over interruptions.
+The manifest is `stages.json`, replaced atomically. A stage whose config has not changed is kept if it is
+finished and continued if it was interrupted. If its config has changed, that is an error unless the user adds
+--redo. Seconds add up over interruptions.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
 import shutil
 import threading
@@ -27,7 +24,7 @@ from tutti.distributed.world import launched_world_size, world
 from tutti.nested import changed_keys, indented
 from tutti.plugin import Trust
 from tutti.runs.terminal import print_line
-from tutti.storage.files import explain_full_disk, lock_file, write_atomically
+from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
 from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
@@ -49,21 +46,23 @@ WITHOUT_EFFECT = ("workers", "prefetch", "parallel", "diagnostics", "checkpoints
 """Keys that may change at any time, because no result depends on them."""
 
 ENTRY = {"finished": bool, "seconds": int | float, "inputs": dict}
-"""What the book keeps of a stage."""
-BOOK_CURE = "Tutti alone writes this file; delete it to begin anew."
-HEARTBEAT = 2.0
+"""What the manifest holds for each stage."""
+MANIFEST = "stages.json"
+MANIFEST_CURE = "Only Tutti writes this file; delete it to start again."
+SAVE_SECONDS = 2.0
+"""How often the time of a running stage is saved: a kill loses no more of it."""
 
 
 class RunFolder:
-    """Where a run lies, and the book of its stages."""
+    """The folder of a run, with the manifest of its stages."""
 
     def __init__(
         self, path: Path, *, redo: bool = False, new: bool = True, trust_code: Trust = False
     ) -> None:
-        """`redo`: a changed config may throw away what the old one made. `new`: the folder may be made.
+        """`redo`: results of another config may be deleted. `new`: the folder may be made.
         `trust_code`: which classes that its config.yaml names may be imported.
 
-        Raises: UserError, if the folder is absent, cannot be made, or its book cannot be read.
+        Raises: UserError, if the folder does not exist, cannot be made, or its manifest cannot be read.
         """
         self.path, self.redo, self.trust_code = path, redo, trust_code
         self._lock = threading.Lock()
@@ -72,24 +71,24 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{path}: cannot be a run's folder: {error.strerror}.") from error
-        self._book = _read(path / "stages.json")
+            raise UserError(f"{path}: cannot be the folder of a run: {error.strerror}.") from error
+        self._manifest = _read_manifest(path / MANIFEST)
 
     @property
     def seconds(self) -> dict[str, float]:
         """Wall time of each stage so far, interrupted tries included."""
-        return {name: round(entry["seconds"], 1) for name, entry in self._book.items()}
+        return {name: round(entry["seconds"], 1) for name, entry in self._manifest.items()}
 
     def config(self) -> RunConfig:
         """The config that the run's stages were made with."""
         return load_run_config(self.path / "config.yaml", self.trust_code)
 
     def begin(self, stage: str, config: RunConfig, *sections: str) -> bool:
-        """True if there is something to do for `stage`, which depends on these sections of `config`.
+        """True if `stage`, which depends on these sections of `config`, has to run or to continue.
 
-        On several processes the first one finds out, and writes.
+        Of several processes rank 0 decides, and writes.
 
-        Raises: UserError, if the stage was begun with other values there and `redo` was not asked for, or
+        Raises: UserError, if the stage was started with other values and `redo` is not set, or
         several processes were started for a stage that runs on one.
         """
         if launched_world_size() > 1 and world().ranks.count == 1:
@@ -100,10 +99,11 @@ class RunFolder:
         return world().on_rank_zero(lambda: self._begin(stage, config, sections))
 
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
-        asked = config.sections(*sections)
-        inputs = with_effect(asked)
-        entry = self._book.get(stage)
-        changes = changed_keys(with_effect(_present(entry["inputs"], asked)), inputs) if entry else []
+        values = config.sections(*sections)
+        inputs = with_effect(values)
+        entry = self._manifest.get(stage)
+        before = with_effect(_in_todays_keys(entry["inputs"], values)) if entry else inputs
+        changes = changed_keys(before, inputs)
         if entry and changes and not self.redo:
             raise UserError(self._refusal(stage, changes))
         if entry and not changes:
@@ -112,124 +112,116 @@ class RunFolder:
             print_line(f"{stage}: {how} {entry['seconds']:.0f} s, {'kept' if done else 'continues'}")
             return not done
         if changes:
-            print_line(f"{stage}: the config has changed, doing it again ({'; '.join(changes[:3])})")
-        with self._alone(), self._full_disk(stage):
-            self._forget(stage)  # nothing that was made otherwise may be taken for this stage's
-            self._note_config(config, sections)
-            self._book[stage] = {"finished": False, "seconds": 0.0, "hash": _hash(inputs), "inputs": inputs}
-            self._write()
+            print_line(f"{stage}: the config has changed, starting again ({'; '.join(changes[:3])})")
+        with self._writing(stage):
+            self._delete_from(stage)  # results of another config must not be mistaken for this stage's
+            self._write_config(config, sections)
+            self._manifest[stage] = {"finished": False, "seconds": 0.0, "inputs": inputs}
+            self._save()
         return True
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[None]:
-        """Times the block, and notes the stage as finished when it ends well.
+        """Times the block, and marks the stage as finished when the block succeeds.
 
-        A full disk becomes a UserError. A stage that ends with one before it has made anything is forgotten:
-        the config was at fault, and the mended one must not be refused as another. On several processes only
-        the first one keeps the book.
+        A full disk becomes a UserError. A stage that fails with a UserError before it has made anything is
+        forgotten: its config was wrong, and the corrected one must not be refused as another. Of several
+        processes only rank 0 writes the manifest.
         """
         if not world().first:
             yield
             return
-        entry = self._book.setdefault(stage, {"finished": False, "seconds": 0.0, "hash": "", "inputs": {}})
-        if entry["finished"]:  # asked for once more
+        entry = self._manifest.setdefault(stage, {"finished": False, "seconds": 0.0, "inputs": {}})
+        if entry["finished"]:  # it runs once more
             entry.update(finished=False, seconds=0.0)
-        with self._alone(), self._full_disk(stage):
-            self._write()
+        with self._writing(stage):
+            self._save()
             try:
-                with self._clock(entry):
+                with self._timed(entry):
                     yield
             except UserError:
-                made = WORK.get(stage, STAGES[stage])
-                if not any((self.path / name).exists() for name in made):
-                    del self._book[stage]
-                    self._write()
+                outputs = WORK.get(stage, STAGES[stage])
+                if not any((self.path / name).exists() for name in outputs):
+                    del self._manifest[stage]
+                    self._save()
                 raise
             entry["finished"] = True
-            self._write()
+            self._save()
 
     def require(self, stage: str, cure: str) -> None:
         """Raises: UserError with the cure, if `stage` is not finished."""
-        if not self._book.get(stage, {}).get("finished"):
-            state = "was interrupted" if stage in self._book else "has not run"
+        if not self._manifest.get(stage, {}).get("finished"):
+            state = "was interrupted" if stage in self._manifest else "has not run"
             raise UserError(f"{self.path}: the stage '{stage}' {state}. {cure}")
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a file of the run atomically, on the first of several processes."""
+        """Writes a file of the run atomically, on rank 0 only."""
         if not world().first:
             return
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(value, indent=1) + "\n")
+        write_json(self.path / name, value)
 
     def discard(self, name: str) -> None:
-        """Removes a file or a folder of the run, if it is there."""
+        """Deletes a file or a folder of the run, if it exists."""
         path = self.path / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
-    def _forget(self, stage: str) -> None:
-        """Unmakes a stage and all later ones; killed at any point, none of them counts as finished."""
-        names = tuple(STAGES)
-        doomed = names[names.index(stage) :]
-        for name in doomed:
-            self._book.get(name, {})["finished"] = False
-        self._write()
-        for name in doomed:
+    def _delete_from(self, stage: str) -> None:
+        """Deletes the outputs of this stage and all later ones; after a kill none of them is finished."""
+        for name in _stages_from(stage):
+            self._manifest.get(name, {})["finished"] = False
+        self._save()
+        for name in _stages_from(stage):
             for output in STAGES[name]:
                 self.discard(output)
-            self._book.pop(name, None)
-        self._write()
+            self._manifest.pop(name, None)
+        self._save()
 
-    def _note_config(self, config: RunConfig, sections: tuple[str, ...]) -> None:
+    def _write_config(self, config: RunConfig, sections: tuple[str, ...]) -> None:
         """Writes config.yaml: these sections as given, the others as the stages that read them were made."""
         path = self.path / "config.yaml"
-        if path.exists() and self._book:
+        if path.exists() and self._manifest:
             given = {name: getattr(config, name) for name in ("name", "seed", *sections)}
             config = self.config().model_copy(update=given)
         write_atomically(path, to_yaml(config))
 
     def _refusal(self, stage: str, changes: list[str]) -> str:
-        names = tuple(STAGES)
-        lost = ", ".join(name for name in names[names.index(stage) :] if name in self._book)
+        lost = ", ".join(name for name in _stages_from(stage) if name in self._manifest)
         fork = ""
         if stage == "train" and all(line.startswith("training.") for line in changes):
             fork = f"\nAnother run may go on from a checkpoint of this one: training.fork.run={self.path}"
         return (
-            f"{self.path}: the stage '{stage}' was made with another config (then -> now):\n"
+            f"{self.path}: the stage '{stage}' was made with another config (saved -> now):\n"
             f"{indented(changes)}\n"
             f"Give this run another name (name=...), or add --redo to throw away and repeat: {lost}.{fork}"
         )
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other processes from working on this run; the system lifts the lock if this one is killed."""
-        with lock_file(self.path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.path}: another process is at work on this run. Wait for it, or give this run "
-                    "another name (name=...)."
-                ) from None
+    def _writing(self, stage: str) -> Iterator[None]:
+        """Locks the run for this process, and explains a full disk."""
+        busy = (
+            f"{self.path}: another process is working on this run. Wait for it, or give this run another "
+            "name (name=...)."
+        )
+        with exclusive_lock(self.path, busy), explain_full_disk(self.path, f"the stage '{stage}'"):
             yield
 
     @contextmanager
-    def _clock(self, entry: dict[str, Any]) -> Iterator[None]:
-        """Counts wall time into the entry, saved every two seconds so that a kill loses no more than that."""
+    def _timed(self, entry: dict[str, Any]) -> Iterator[None]:
+        """Adds the wall time of the block to the entry, and saves it every SAVE_SECONDS."""
         before, started, stop = entry["seconds"], time.monotonic(), threading.Event()
 
-        def beat() -> None:
-            while not stop.wait(HEARTBEAT):
+        def save_elapsed() -> None:
+            while not stop.wait(SAVE_SECONDS):
                 entry["seconds"] = before + time.monotonic() - started
                 try:
-                    self._write()
+                    self._save()
                 except UserError:
-                    return  # a full disk is the stage's to report
+                    return  # the stage itself will report the full disk
 
-        ticker = threading.Thread(target=beat, name="tutti-clock", daemon=True)
+        ticker = threading.Thread(target=save_elapsed, name="tutti-clock", daemon=True)
         ticker.start()
         try:
             yield
@@ -238,55 +230,55 @@ class RunFolder:
             ticker.join()
             entry["seconds"] = before + time.monotonic() - started
 
-    def _write(self) -> None:
+    def _save(self) -> None:
         with self._lock:
-            write_atomically(self.path / "stages.json", json.dumps(self._book, indent=1) + "\n")
-
-    @contextmanager
-    def _full_disk(self, stage: str) -> Iterator[None]:
-        with explain_full_disk(self.path, f"the stage '{stage}'"):
-            yield
+            write_json(self.path / MANIFEST, self._manifest)
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _stages_from(stage: str) -> tuple[str, ...]:
+    names = tuple(STAGES)
+    return names[names.index(stage) :]
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     if not os.path.lexists(path):
         return {}
-    book = read_json(path, finite=True, cure=BOOK_CURE)
-    for stage, entry in book.items():
+    manifest = read_json(path, finite=True, cure=MANIFEST_CURE)
+    for stage, entry in manifest.items():
         for key, kinds in ENTRY.items():
             value = entry.get(key) if isinstance(entry, dict) else None
             if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-                raise UserError(f"{path}: {shown(stage)}: {key} is {shown(value)}. {BOOK_CURE}")
-    return book
+                raise UserError(f"{path}: {shown(stage)}: {key} is {shown(value)}. {MANIFEST_CURE}")
+    return manifest
 
 
-def _present(inputs: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
-    """What a stage was made with, under the keys of today: those that are younger than its book have their
-    defaults, as they had then. Values that are not valid any more are given as they are.
+def _in_todays_keys(inputs: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a stage with the keys of today: a key younger than its manifest has its default, as it
+    had then. Inputs that are no longer valid are returned as they are.
 
-    The book lacks the keys that have no effect, of which others may demand a value: they are as `asked`.
+    The manifest lacks the keys without effect, and other keys may require one of them: they are taken from
+    `values`, the sections of today's config.
     """
     try:
-        return RunConfig.model_validate(_with_the_rest(inputs, asked)).sections(*asked)
+        return RunConfig.model_validate(_with_ineffective_keys(inputs, values)).sections(*values)
     except ValidationError:
         return inputs
 
 
-def _with_the_rest(inputs: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """`inputs`, with the keys that have no effect from `asked`, at any depth."""
-    made = {**inputs, **{key: value for key, value in asked.items() if key in WITHOUT_EFFECT}}
-    for key, value in made.items():
-        other = asked.get(key)
+def _with_ineffective_keys(inputs: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`inputs` with the keys without effect of `values`, at any depth."""
+    complete = {**inputs, **{key: value for key, value in values.items() if key in WITHOUT_EFFECT}}
+    for key, value in complete.items():
+        other = values.get(key)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
-            made[key] = _with_the_rest(value, other)
-    return made
+            complete[key] = _with_ineffective_keys(value, other)
+    return complete
 
 
 def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the keys that no result depends on, at any depth; as it looks after a trip through JSON."""
-    kept = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
-    return {key: with_effect(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
-
-
-def _hash(inputs: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+    """`values` without the keys that no result depends on, at any depth."""
+    return {
+        key: with_effect(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if key not in WITHOUT_EFFECT
+    }

@@ -1,31 +1,24 @@
-"""What there is to tell: summary.json for machines (docs/summary.md), the closing tables for people."""
+"""The summary of a run: summary.json (docs/summary.md), and the tables printed at the end."""
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
-from tutti.distributed.cores import usable_cores
 from tutti.evaluation.closed_loop.results import EvaluationResult
 from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.models.describe import Description
+from tutti.report.formatting import duration
 from tutti.runs.folder import RunFolder
-from tutti.runs.terminal import console, print_line
+from tutti.runs.provenance import commit, machine, versions
+from tutti.runs.terminal import print_line, print_table
 from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
-PACKAGES = ("tutti-vla", "torch", "numpy", "pyarrow", "av", "tokenizers", "metaworld", "mujoco")
-
 
 def write_summary(run: RunFolder) -> dict[str, Any]:
-    """Writes summary.json from what the run's folder holds, and gives it back."""
+    """Collects the results of a run, writes them to summary.json, and returns them."""
     try:
         config = run.config().model_dump(mode="json")
     except UserError as error:
@@ -47,91 +40,47 @@ def write_summary(run: RunFolder) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any], run: Path) -> None:
-    """Success per task with its interval and controls, where the time went, and where the report is."""
-    controls = summary["controls"]
-    if summary["success"]:
-        table = _table(f"Success in the simulator: {summary['name']}")
-        table.add_column("task", no_wrap=True)
-        for head in ("success", "95 %", *(name.replace("_", " ") for name in controls)):
-            table.add_column(head, justify="right")
-        for task, (successes, episodes) in summary["success"].items():
-            others = (_fraction(counts.get(task)) for counts in controls.values())
-            bounds = wilson(successes, episodes).percent()
-            table.add_row(task, f"{successes}/{episodes}", bounds, *others)
-        table.add_section()
+    """Prints success per task with intervals and controls, the time of each stage, and the report's path."""
+    controls, success = summary["controls"], summary["success"]
+    if success:
         mean = {**summary["mean"]}
         rate = mean.pop("rate")
         means = (f"{100 * _mean(counts):.0f} %" for counts in controls.values())
-        table.add_row("task mean", f"{100 * rate:.1f} %", Interval(**mean).percent(), *means)
-        console.print(table)
-    times = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
-    print_line(f"Time: {_duration(summary['seconds'])} ({times})")
+        print_table(
+            f"Success in the simulator: {summary['name']}",
+            ("task", "success", "95 %", *(name.replace("_", " ") for name in controls)),
+            (
+                (
+                    task,
+                    f"{k}/{n}",
+                    wilson(k, n).percent(),
+                    *(_fraction(c.get(task)) for c in controls.values()),
+                )
+                for task, (k, n) in success.items()
+            ),
+            last=("task mean", f"{100 * rate:.1f} %", Interval(**mean).percent(), *means),
+        )
+    times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
+    print_line(f"Time: {duration(summary['seconds'])} ({times})")
     print_line(f"Report: {run / 'report.html'}")
 
 
 def print_model(description: Description) -> None:
-    """A table of the modules with parameters and FLOPs of one sample forward, and the token sequence."""
-    table = _table("Model")
-    table.add_column("module")
-    for head in ("parameters", "FLOPs per sample", "share"):
-        table.add_column(head, justify="right")
-    for row in description.modules:
-        name = "  " * row.depth + row.name
-        table.add_row(name, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.share:.1f} %")
-    console.print(table)
+    """Prints each module's parameters and forward FLOPs for one sample, and the token sequence."""
+    print_table(
+        "Model",
+        ("module", "parameters", "FLOPs per sample", "share"),
+        (
+            ("  " * row.depth + row.name, f"{row.parameters:,}", f"{row.flops:,}", f"{100 * row.share:.1f} %")
+            for row in description.modules
+        ),
+    )
     parts = " | ".join(f"{row.name} {row.tokens}" for row in description.tokens)
     print_line(f"Tokens of the fusion: {parts} = {sum(row.tokens for row in description.tokens)} tokens")
     print_line(
         "FLOPs are those of one prediction, counted by torch's counter. Where the action decoder predicts in "
         "one pass, a training step costs about three times as much; one that samples counts every pass here."
     )
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that shape a result; those not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """Where it ran: system, processor, and the cores that this process may use."""
-    return {"system": platform.platform(), "processor": _processor(), "cores": usable_cores()}
-
-
-def commit() -> str | None:
-    """The git commit of Tutti's own checkout, "+" added if its files were changed; None outside one."""
-    package = Path(__file__).resolve().parents[1]
-    tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
-    head = _git(package, "rev-parse", "HEAD") if tracked is not None else None
-    return None if head is None else head + ("+" if _git(package, "status", "--porcelain", ".") else "")
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -172,8 +121,3 @@ def _fraction(pair: list[int] | None) -> str:
 
 def _mean(counts: dict[str, list[int]]) -> float:
     return sum(k / n for k, n in counts.values()) / len(counts)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 console = Console(highlight=False)
@@ -35,6 +37,28 @@ QUIET_SECONDS = 30.0
 def print_line(line: str) -> None:
     """Prints one line as it is."""
     console.print(Text(line), soft_wrap=True)
+
+
+def print_table(
+    title: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    last: Sequence[str] = (),
+    narrow: bool = False,
+) -> None:
+    """Prints a table: the first column aligned left, the others right; a line above the row `last`."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    if narrow:  # fits more columns into 80 characters
+        table.padding = (0, 1, 0, 0)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    if last:
+        table.add_section()
+        table.add_row(*last)
+    console.print(table)
 
 
 class _PrintHandler(logging.Handler):

@@ -7,12 +7,14 @@ is then renamed.
 from __future__ import annotations
 
 import errno
-import io
+import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tutti.errors import UserError
 
@@ -46,6 +48,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain data as an indented JSON file, atomically."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager
@@ -94,20 +101,29 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(renamed, ignore_errors=True)
 
 
-def lock_file(folder: Path) -> io.FileIO:
-    """The file `.lock` of a folder, open for a lock. It is not emptied, and a link in its place not followed.
+@contextmanager
+def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
+    """Holds the lock of a folder inside the block; the system releases it when this process is killed.
 
-    Raises: UserError if it cannot be had.
+    The file `.lock` is not emptied, and a link in its place is not followed.
+
+    Raises: UserError with the message `busy` if another process holds it, or if it cannot be a lock.
     """
     path = folder / ".lock"
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        return os.fdopen(handle, "rb", buffering=0)
+        file = os.fdopen(handle, "rb", buffering=0)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be used as a lock ({error.strerror}). A writable folder with no such file, or a "
             "plain one, is expected."
         ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(busy) from None
+        yield
 
 
 def require_writable(folder: Path) -> None:

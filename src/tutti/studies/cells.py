@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from tutti.config.run_config import RunConfig
 from tutti.data.config import SourceConfig
+from tutti.nested import content_hash
 from tutti.runs.build import TRAINED_BY
 from tutti.runs.folder import with_effect
 from tutti.studies.arms import cell_config, cell_name
@@ -18,6 +18,7 @@ from tutti.studies.config import Level, StudyConfig
 
 CELLS = "cells"
 RESULT = "result.json"
+HASH = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ def plan_cells(
                     seed=seed,
                     steps=steps[arm],
                     folder=folder / CELLS / name,
-                    identity=_hash(with_effect(config.sections("evaluation"))),
+                    identity=content_hash(with_effect(config.sections("evaluation")), HASH),
                 )
                 planned[cell] = config
     return planned
@@ -82,13 +83,9 @@ def training_hash(config: RunConfig, fingerprint: str) -> str:
     """A hash of all that a training depends on; the data count by their content, not by their place."""
     sections = with_effect(config.sections("seed", "record", *TRAINED_BY))
     sections["data"]["sources"] = fingerprint
-    return _hash(sections)
+    return content_hash(sections, HASH)
 
 
 def unfinished(cells: Sequence[Cell]) -> list[Cell]:
     """Those without a result, in order."""
     return [cell for cell in cells if cell.result() is None]
-
-
-def _hash(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

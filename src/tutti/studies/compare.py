@@ -9,24 +9,23 @@ runs/studies/NAME/
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tutti.config.run_config import RunConfig
 from tutti.evaluation.closed_loop.starts import check_seeds
+from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line
-from tutti.storage.files import explain_full_disk, lock_file, write_atomically
+from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
 from tutti.studies.arms import arm_config, cell_config, check_same_starts
 from tutti.studies.cells import Cell, plan_cells, unfinished
 from tutti.studies.config import StudyConfig, study_yaml
 from tutti.studies.costs import StepCost, affordable_steps, measure_costs
 from tutti.studies.findings import cautions, headline, notes
-from tutti.studies.page import Findings, circumstances, publish
+from tutti.studies.page import Findings, publish
 from tutti.studies.pool import Command, Failure, number_of_jobs, own_command, run_cells
 from tutti.studies.progress import Board
 from tutti.studies.run_cell import Trained, describe_cell, load_trained
@@ -37,6 +36,10 @@ from tutti.studies.tables import show
 from tutti.types import UserError
 
 PLAN = "plan.json"
+BUSY = (
+    "{folder}: another process is running this study. Wait for it, or look at what is finished with "
+    "--report-only."
+)
 SHOWN = 2
 """Of five kinds of table, those that the terminal shows: success and differences."""
 
@@ -75,7 +78,7 @@ def compare(
         for arm in study.arms:
             arm_config(study, arm)  # every mistake before anything long begins
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder), explain_full_disk(folder, "the study"):
+        with exclusive_lock(folder, BUSY.format(folder=folder)), explain_full_disk(folder, "the study"):
             plan, configs = make_plan(study, folder)
             failures = _finish(study, configs, folder, command)
     page = _report(plan, folder)
@@ -111,7 +114,7 @@ def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunCon
     planned = plan_cells(study, allowed, data.sources, data.fingerprint, folder.resolve())
     plan = Plan(study=study.model_dump(mode="json"), data=data.fingerprint, costs=costs, cells=tuple(planned))
     write_atomically(folder / "study.yaml", study_yaml(study))
-    write_atomically(folder / PLAN, json.dumps(_plain(plan), indent=1) + "\n")
+    write_json(folder / PLAN, _plain(plan))
     return plan, planned
 
 
@@ -197,17 +200,3 @@ def _plain(plan: Plan) -> dict[str, Any]:
     for cell, kept in zip(plan.cells, values["cells"], strict=True):
         kept["folder"] = f"{cell.folder.parent.name}/{cell.folder.name}"
     return values
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from running this study; the system lifts the lock if this one is killed."""
-    with lock_file(folder) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is running this study. Wait for it, or look at what is finished "
-                "with --report-only."
-            ) from None
-        yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tutti.config.run_config import RunConfig
+from tutti.nested import content_hash
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.build import TRAINED_BY, build_training
-from tutti.storage.files import write_atomically
+from tutti.storage.files import write_json
 from tutti.studies.config import BudgetConfig
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.strategy import Strategy
@@ -155,7 +155,7 @@ def measure_costs(
         for arm, cost in _measure({a: configs[a] for a in turns}, baseline, budget, folder, rounds).items():
             if arm in missing:
                 kept[arm] = {"identity": keys[arm], "cost": asdict(cost)}
-        write_atomically(path, json.dumps(kept, indent=1) + "\n")
+        write_json(path, kept)
     return {arm: StepCost(**kept[arm]["cost"]) for arm in configs}
 
 
@@ -228,4 +228,4 @@ def _identity(base: RunConfig, config: RunConfig, budget: BudgetConfig, fingerpr
     for sections in own:
         sections["data"]["sources"] = fingerprint
     described = [*own, budget.kind == "time"]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    return content_hash(described, 16)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +13,7 @@ from tutti.report.formatting import anything
 from tutti.report.render import Page, Tile, render
 from tutti.report.svg.elements import Chart
 from tutti.report.svg.rows import ForestRow, forest_chart
-from tutti.runs.summary import commit, machine, versions
-from tutti.storage.files import write_atomically
+from tutti.storage.files import write_atomically, write_json
 from tutti.studies.cells import Cell
 from tutti.studies.config import Level, StudyConfig, study_yaml
 from tutti.studies.costs import StepCost
@@ -57,22 +52,10 @@ class Findings:
         return [level for level in self.study.levels if self.at(level)]
 
 
-def circumstances() -> dict[str, Any]:
-    """With what command, commit, machine and versions the tables are made, and the machine's load."""
-    name = Path(sys.argv[0]).name
-    return {
-        "command": shlex.join(["tutti" if name in ("tutti", "__main__.py") else name, *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
-        "load": os.getloadavg()[0],
-    }
-
-
 def publish(findings: Findings, folder: Path, made: dict[str, Any]) -> list[Table]:
     """Writes the three files into `folder`, each atomically. Gives the tables, the first ones first."""
     tables = {kind: _tables(findings, kind) for kind in ("success", "difference", "task", "cost", "held_out")}
-    write_atomically(folder / "results.json", json.dumps(as_json(findings, made), indent=1) + "\n")
+    write_json(folder / "results.json", as_json(findings, made))
     flat = [table for kind in tables.values() for table in kind]
     write_atomically(folder / "results.md", as_markdown(findings, flat, made))
     write_atomically(folder / "report.html", render(_page(findings, tables, made)))

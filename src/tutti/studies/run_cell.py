@@ -23,7 +23,7 @@ import torch
 
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config, to_yaml
-from tutti.runs.summary import commit, machine, versions
+from tutti.runs.provenance import commit, machine, versions
 from tutti.runs.terminal import print_line, show_logs
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.storage.files import write_atomically

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich import box
-from rich.table import Table as RichTable
-
 from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.report.blocks import Cell, Table
 from tutti.report.formatting import NOTHING, count, duration, plain
-from tutti.runs.terminal import console
+from tutti.runs.terminal import print_table
 from tutti.studies.config import Level
 from tutti.studies.costs import StepCost
 from tutti.studies.scores import ArmScore, resolution
@@ -169,13 +166,12 @@ def markdown(table: Table) -> str:
 
 def show(table: Table) -> None:
     """The table on the terminal, without the columns in WIDE."""
-    shown = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    kept = [place for place, (head, _) in enumerate(table.heads) if head not in WIDE]
-    for place in kept:
-        shown.add_column(table.heads[place][0], justify="right" if place else "left", no_wrap=not place)
-    for row in table.rows:
-        shown.add_row(*(f"{row[place].text} {row[place].small}".strip() for place in kept))
-    console.print(shown)
+    columns = [number for number, (head, _) in enumerate(table.heads) if head not in WIDE]
+    print_table(
+        table.caption,
+        [table.heads[number][0] for number in columns],
+        ([f"{row[number].text} {row[number].small}".strip() for number in columns] for row in table.rows),
+    )
 
 
 def _interval(interval: Interval | None, *, signed: bool = False) -> str:

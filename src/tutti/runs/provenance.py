@@ -1,0 +1,72 @@
+"""Where and with what a result was made: command, commit, machine, and versions of packages."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tutti.distributed.cores import usable_cores
+
+PACKAGES = ("tutti-vla", "torch", "numpy", "pyarrow", "av", "tokenizers", "metaworld", "mujoco")
+
+
+def circumstances() -> dict[str, Any]:
+    """Command, commit, machine, versions, and the load of the machine now."""
+    tutti = Path(sys.argv[0]).name in ("tutti", "__main__.py")
+    return {
+        "command": shlex.join([*(["tutti"] if tutti else ["python", sys.argv[0]]), *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that shape a result; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran: system, processor, and the cores that this process may use."""
+
+    return {"system": platform.platform(), "processor": _processor(), "cores": usable_cores()}
+
+
+def commit() -> str | None:
+    """The git commit of Tutti's own checkout, "+" added if its files were changed; None outside one."""
+    package = Path(__file__).resolve().parents[1]
+    tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py")
+    head = _git(package, "rev-parse", "HEAD") if tracked is not None else None
+    return None if head is None else head + ("+" if _git(package, "status", "--porcelain", ".") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
