@@ -1,11 +1,19 @@
 """Tutti pre-trains vision-language-action robot models end to end, under one unified loss.
 
-`import tutti` costs nothing: the names below load their module when they are first used.
+`import tutti` is fast: each name loads its module when it is first used. A run is a config, and the functions
+`record`, `train`, `evaluate` and `report` (or `demo` for all four) do its stages:
 
-    import tutti
-    config = tutti.load_config("configs/demo.yaml", ["training.steps=500"])
-    run = tutti.train(config)
-    policy = tutti.Policy.load(run / "checkpoints" / "last")
+    >>> import tutti
+    >>> config = tutti.load_config("configs/demo.yaml", ["name=short", "training.steps=500"])
+    >>> config.training.steps
+    500
+    >>> [row.name for row in tutti.describe_model(config).modules if row.depth == 1]
+    ['vision', 'language', 'fusion', 'action']
+    >>> checkpoint = tutti.train(config)  # doctest: +SKIP
+    >>> policy = tutti.Policy.load(checkpoint)  # doctest: +SKIP
+
+Subclass `Term`, `Balancing` or `ActionDecoder` to add a loss, a balancing or a decoder; a config names the
+class as `kind: my_module:MyTerm`.
 """
 
 import os

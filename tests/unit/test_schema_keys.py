@@ -10,6 +10,7 @@ import yaml
 
 from tutti.config.run_config import json_schema, load_config, to_yaml
 from tutti.config.schema_keys import shipped_schema, unknown_keys
+from tutti.studies.config import StudyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,3 +49,16 @@ def test_keys_that_no_form_has_are_found(text: str, keys: list[str]) -> None:
 def test_no_key_of_a_whole_config_is_unknown(path: Path) -> None:
     assert unknown_keys(yaml.safe_load(path.read_text()), shipped_schema()) == []
     assert unknown_keys(yaml.safe_load(to_yaml(load_config(path))), shipped_schema()) == []
+
+
+@pytest.mark.xfail(reason="sections still get their descriptions", strict=False)
+def test_every_key_of_a_run_and_of_a_study_has_a_description() -> None:
+    """A `kind` says which class it chooses, whose own keys are described."""
+    undescribed = [
+        f"{name}.{key}"
+        for schema in (shipped_schema(), StudyConfig.model_json_schema())
+        for name, definition in {"": schema, **schema["$defs"]}.items()
+        for key, value in definition.get("properties", {}).items()
+        if key != "kind" and "description" not in value
+    ]
+    assert undescribed == []

@@ -20,15 +20,14 @@ from typer.testing import CliRunner
 
 from fixtures.studies import base, cell, make_study, write_data
 from tutti.cli import main as cli
-from tutti.studies import compare as compare_module
+from tutti.storage.files import exclusive_lock
 from tutti.studies import pool as runner
-from tutti.studies import progress as board_module
+from tutti.studies import progress as progress_module
 from tutti.studies.cells import Cell
 from tutti.studies.compare import compare, read_plan
 from tutti.studies.pool import ONE_THREAD, number_of_jobs, own_command, run_cells
-from tutti.studies.progress import Board
+from tutti.studies.progress import StudyProgress, Work
 from tutti.studies.run_cell import held_out_values, load_trained
-from tutti.studies.standing import Standing, Work, standing, work_of
 from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.types import UserError
 
@@ -50,8 +49,8 @@ def fake(one: Cell, mode: str = "well", seconds: float = 0.0) -> list[str]:
     return [sys.executable, str(FAKE), str(one.folder), mode, str(seconds)]
 
 
-def board(cells: list[Cell]) -> Board:
-    return Board(dict.fromkeys(cells, WORK), 0)
+def board(cells: list[Cell]) -> StudyProgress:
+    return StudyProgress(dict.fromkeys(cells, WORK), 0)
 
 
 def starts(one: Cell) -> int:
@@ -106,8 +105,8 @@ def test_no_more_cells_than_jobs_run_at_once(tmp_path: Path) -> None:
     cells = cells_in(tmp_path, *["other"] * 5)
     seen: list[int] = []
 
-    class Watching(Board):
-        def tick(self, running: Any) -> None:
+    class Watching(StudyProgress):
+        def show(self, running: Any) -> None:
             seen.append(len(running))
 
     watching = Watching(dict.fromkeys(cells, WORK), 0)
@@ -199,14 +198,14 @@ def test_a_cells_process_has_one_thread_and_hangs_on_its_study() -> None:
 
 
 def test_standing_is_read_from_records_and_rollouts(tmp_path: Path) -> None:
-    assert standing(tmp_path / "nothing", WORK).text == "training 0/20"
+    assert WORK.text(WORK.done_in(tmp_path / "nothing")) == "training 0/20"
     (tmp_path / "records.jsonl").write_text('{"step": 10, "kind": "train"}\n{"step": 15, "kind": "tr')
-    assert standing(tmp_path, WORK).text == "training 10/20"
+    assert WORK.text(WORK.done_in(tmp_path)) == "training 10/20"
     rollouts = tmp_path / "evaluation" / "policy" / "reach"
     rollouts.mkdir(parents=True)
     (rollouts / "1000.json").write_text("{}")
-    now = standing(tmp_path, WORK)
-    assert (now.text, now.units) == ("evaluating 1/8", 22.0)
+    now = WORK.done_in(tmp_path)
+    assert (WORK.text(now), now.units) == ("evaluating 1/8", 22.0)
 
 
 def test_work_counts_steps_and_the_rollouts_of_every_task() -> None:
@@ -214,7 +213,7 @@ def test_work_counts_steps_and_the_rollouts_of_every_task() -> None:
 
     def work(**evaluation: Any) -> Work:
         study = make_study(evaluation=evaluation)
-        return work_of(cell_config(study, "end_to_end", level="base", seed=0, steps=20, sources=()))
+        return Work.of(cell_config(study, "end_to_end", level="base", seed=0, steps=20, sources=()))
 
     assert work(episodes=3) == Work(steps=20, rollouts=6)
     assert work(episodes=3, tasks="suite") == Work(steps=20, rollouts=24)
@@ -223,34 +222,34 @@ def test_work_counts_steps_and_the_rollouts_of_every_task() -> None:
 def test_board_estimates_the_rest_from_the_pace_of_this_session(tmp_path: Path) -> None:
     moment = [0.0]
     cells = cells_in(tmp_path, "end_to_end", "action_only", "other")
-    shown = Board(dict.fromkeys(cells, WORK), 1, clock=lambda: moment[0])
-    assert shown.seconds_left([]) is None
-    shown.begin(cells[0])
-    shown.begin(cells[1])
+    shown = StudyProgress(dict.fromkeys(cells, WORK), 1, clock=lambda: moment[0])
+    assert shown.seconds_left({}) is None
+    shown.start(cells[0])
+    shown.start(cells[1])
     moment[0] = 36.0
     shown.end(cells[0])
-    assert shown.seconds_left([(cells[1], Standing(step=0, rollouts=0, work=WORK))]) == pytest.approx(72.0)
-    half = Standing(step=18, rollouts=0, work=WORK)
-    assert shown.seconds_left([(cells[1], half)]) == pytest.approx((18 + 36) * 36 / 54)
-    assert shown.totals([(cells[1], half)]) == "2 of 4 done, 1 running, 36 s left"
+    assert shown.seconds_left({cells[1]: Work(steps=0, rollouts=0)}) == pytest.approx(72.0)
+    half = Work(steps=18, rollouts=0)
+    assert shown.seconds_left({cells[1]: half}) == pytest.approx((18 + 36) * 36 / 54)
+    assert shown.totals({cells[1]: half}) == "2 of 4 done, 1 running, 36 s left"
     shown.end(cells[1], "broken")
-    assert shown.totals([]) == "2 of 4 done, 1 failed, 36 s left"
+    assert shown.totals({}) == "2 of 4 done, 1 failed, 36 s left"
 
 
 def test_terminal_shows_a_bar_for_each_running_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = StringIO()
     console = Console(file=written, force_terminal=True, width=100, highlight=False)
-    monkeypatch.setattr(board_module, "console", console)
+    monkeypatch.setattr(progress_module, "console", console)
     cells = cells_in(tmp_path, "end_to_end", "action_only")
     moment = [0.0]
-    with Board(dict.fromkeys(cells, WORK), 3, clock=lambda: moment[0]) as shown:
-        shown.begin(cells[0])
+    with StudyProgress(dict.fromkeys(cells, WORK), 3, clock=lambda: moment[0]) as shown:
+        shown.start(cells[0])
         (cells[0].folder / "records.jsonl").write_text('{"step": 18, "kind": "train"}\n')
         moment[0] = 60.0
-        shown.tick([cells[0]])
+        shown.show([cells[0]])
     said = written.getvalue()
-    assert "end_to_end, seed 0" in said and "training 18/20" in said and "1 min left" in said
-    assert "3 of 5 done, 1 running, 3 min left" in said
+    assert "end_to_end, seed 0" in said and "training 18/20" in said and "1 min 00 s left" in said
+    assert "3 of 5 done, 1 running, 3 min 00 s left" in said
 
 
 def test_without_a_terminal_a_line_a_minute_says_where_each_cell_is(
@@ -258,11 +257,11 @@ def test_without_a_terminal_a_line_a_minute_says_where_each_cell_is(
 ) -> None:
     cells = cells_in(tmp_path, "end_to_end")
     moment = [0.0]
-    shown = Board(dict.fromkeys(cells, WORK), 0, clock=lambda: moment[0])
-    shown.begin(cells[0])
+    shown = StudyProgress(dict.fromkeys(cells, WORK), 0, clock=lambda: moment[0])
+    shown.start(cells[0])
     for now in (30.0, 61.0, 90.0):
         moment[0] = now
-        shown.tick(cells)
+        shown.show(cells)
     assert capsys.readouterr().out.count("end_to_end, seed 0: training 0/20") == 1
 
 
@@ -341,7 +340,7 @@ def test_study_that_was_moved_is_found_whole(study: Any, tmp_path: Path) -> None
 
 def test_a_study_is_run_by_one_process_at_a_time(study: Any, tmp_path: Path) -> None:
     home = tmp_path / "study"
-    with compare_module._alone(_made(home)), pytest.raises(UserError, match="another process is running"):
+    with exclusive_lock(_made(home), ""), pytest.raises(UserError, match="another process is running"):
         compare(study, home, command=fake)
 
 

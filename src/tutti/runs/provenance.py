@@ -41,7 +41,6 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Where it ran: system, processor, and the cores that this process may use."""
-
     return {"system": platform.platform(), "processor": _processor(), "cores": usable_cores()}
 
 

@@ -27,11 +27,10 @@ from tutti.studies.costs import StepCost, affordable_steps, measure_costs
 from tutti.studies.findings import cautions, headline, notes
 from tutti.studies.page import Findings, publish
 from tutti.studies.pool import Command, Failure, number_of_jobs, own_command, run_cells
-from tutti.studies.progress import Board
+from tutti.studies.progress import StudyProgress, Work
 from tutti.studies.run_cell import Trained, describe_cell, load_trained
 from tutti.studies.scores import score_study
 from tutti.studies.shared_data import SharedData, decode, link_cache, share_data
-from tutti.studies.standing import work_of
 from tutti.studies.tables import show
 from tutti.types import UserError
 
@@ -166,8 +165,8 @@ def _finish(
     for cell in missing:
         describe_cell(cell, configs[cell])
         link_cache(folder, cell.folder)
-    with Board({cell: work_of(configs[cell]) for cell in missing}, found) as board:
-        return run_cells(missing, jobs, board, command=command)
+    with StudyProgress({cell: Work.of(configs[cell]) for cell in missing}, found) as progress:
+        return run_cells(missing, jobs, progress, command=command)
 
 
 def _report(plan: Plan, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Runs cells side by side, each in a process of its own; one that fails does not stop the others."""
+"""Runs the cells of a study in parallel, each in its own process; a failed one does not stop the others."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from typing import Any, Literal
 from tutti.distributed.cores import usable_cores
 from tutti.runs.terminal import print_line
 from tutti.studies.cells import Cell
-from tutti.studies.progress import Board
+from tutti.studies.progress import StudyProgress
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 LOG = "output.log"
 LAST_LINES = 12
 POLL, GRACE = 0.5, 60.0
-"""Seconds between looks at the processes, and for which an interrupted one may take to save."""
+"""Seconds between polls of the processes, and seconds that an interrupted one may take to save."""
 
 Command = Callable[[Cell], list[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A cell that ended without a result, and the end of what it said."""
+    """A cell that ended without a result, and the end of its log."""
 
     cell: Cell
     code: int
@@ -38,13 +38,13 @@ class Failure:
 
     @property
     def text(self) -> str:
-        """For people: which cell, how it ended, its last words."""
+        """A message: which cell, how it ended, the end of its log."""
         how = f"killed by signal {-self.code}" if self.code < 0 else f"exit {self.code}"
         return f"{self.cell.name} ({how}); the end of {self.cell.folder / LOG}:\n{self.log_end}"
 
 
 def own_command(cell: Cell) -> list[str]:
-    """What runs a cell."""
+    """The command that runs a cell in its own process."""
     return [sys.executable, "-m", "tutti.studies.run_cell", str(cell.folder), "--attached"]
 
 
@@ -56,13 +56,13 @@ def number_of_jobs(jobs: int | Literal["auto"], cells: int) -> int:
 def run_cells(
     cells: Sequence[Cell],
     jobs: int,
-    board: Board,
+    progress: StudyProgress,
     *,
     command: Command = own_command,
     poll: float = POLL,
     grace: float = GRACE,
 ) -> list[Failure]:
-    """Runs the cells in order, `jobs` at a time. Gives those that failed, after all others were tried.
+    """Runs the cells in order, `jobs` at a time. Returns those that failed, after all others were tried.
 
     Ctrl-C interrupts the running ones, waits until they have saved, and is raised again; a second one kills
     them. Should this process die, theirs end with it.
@@ -74,8 +74,8 @@ def run_cells(
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
-                board.begin(cell)
-                with _uninterrupted():  # a process that runs must be among those that are stopped
+                progress.start(cell)
+                with _defer_interrupt():  # a process that runs must be among those that are stopped
                     running[cell] = _start(cell, command(cell))
             for cell, process in list(running.items()):
                 code = process.poll()
@@ -84,9 +84,9 @@ def run_cells(
                 del running[cell]
                 _close(process)
                 failure = None if code == 0 and cell.result() else _failure(cell, code)
-                board.end(cell, failure.text if failure else "")
+                progress.end(cell, failure.text if failure else "")
                 failures += [failure] if failure else []
-            board.tick(list(running))
+            progress.show(list(running))
             if running:
                 time.sleep(poll)
     finally:
@@ -95,8 +95,8 @@ def run_cells(
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C is answered behind the block, not within it. Python gives it to the main thread alone."""
+def _defer_interrupt() -> Iterator[None]:
+    """Delays Ctrl-C until the end of the block. Python delivers it to the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -111,7 +111,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _start(cell: Cell, command: list[str]) -> subprocess.Popen[Any]:
-    """In a session of its own, so that Ctrl-C reaches it through us alone; its output in the cell's log."""
+    """Starts a process in its own session: Ctrl-C reaches it only through `_stop`. It writes a log."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with (cell.folder / LOG).open("ab") as log:
         return subprocess.Popen(
