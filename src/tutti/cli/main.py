@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -20,12 +20,12 @@ from tutti.cli.options import Version
 from tutti.errors import UserError
 from tutti.runs.terminal import show_logs
 
-P = ParamSpec("P")
+Command = Callable[..., None]
 
 INTERRUPTED = 130
 MISTAKE = 2
 
-COMMANDS: tuple[Callable[..., None], ...] = (
+COMMANDS: tuple[Command, ...] = (
     run_commands.demo,
     run_commands.record,
     run_commands.train,
@@ -52,11 +52,11 @@ app = typer.Typer(
 )
 
 
-def guarded(command: Callable[P, None]) -> Callable[P, None]:
+def guarded(command: Command) -> Command:
     """Shows a mistake of the user as a message instead of a traceback, and after Ctrl-C how to continue."""
 
     @functools.wraps(command)
-    def run(*arguments: P.args, **options: P.kwargs) -> None:
+    def run(*arguments: Any, **options: Any) -> None:
         errors = Console(stderr=True, highlight=False)
         try:
             show_logs()
@@ -79,8 +79,8 @@ def options(_: Version = False) -> None:
     """Options of `tutti` itself; the help text is HELP."""
 
 
-for command in COMMANDS:
-    app.command()(guarded(command))
+for one in COMMANDS:
+    app.command()(guarded(one))
 
 
 def main() -> None:
