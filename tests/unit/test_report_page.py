@@ -174,7 +174,7 @@ def test_non_finite_record_and_failure_are_warned_of(copied: Path) -> None:
     failure.mkdir(parents=True)
     write_json(failure / "failure.json", {"step": 3021, "term": "align", "value": "nan"})
     text = Page(write_report(copied).read_text()).text
-    assert "not finite were recorded in loss/align/raw" in text
+    assert "Non-finite values were recorded in loss/align/raw" in text
     assert "Training stopped before step 3021: align was nan." in text
 
 
@@ -199,7 +199,7 @@ def test_videos_play_muted_in_a_loop_with_controls(page: Page) -> None:
 
 def test_videos_over_the_budget_are_named_and_every_task_keeps_one(run: Path) -> None:
     inputs = read_inputs(run)
-    size = 4 * (run / "videos" / inputs.videos[0]["file"]).stat().st_size // 3 + 64
+    size = 4 * (run / "videos" / inputs.videos[0].file).stat().st_size // 3 + 64
     section = videos_section(inputs, 9 * size)
     groups = section.blocks[0].groups  # pyright: ignore[reportAttributeAccessIssue]
     embedded = {task: [video for video in videos if video.source] for task, videos in groups}

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from fixtures.studies import cell, found, make_study, trained
-from tutti.report.blocks import Cell, Table
 from tutti.report.svg.rows import ForestRow, forest_chart
+from tutti.report.tables import Cell, Table, markdown
 from tutti.studies.costs import StepCost
 from tutti.studies.page import Findings, as_json, publish
 from tutti.studies.scores import score_study
-from tutti.studies.tables import difference_table, markdown, show, success_table
+from tutti.studies.tables import difference_table, show, success_table
 
 HALF, NONE, ALL = [1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]
 HOSTILE = "training.seed0=<script>alert('x')</script>"

@@ -1,20 +1,18 @@
-"""`tutti probe RUN`: the newest checkpoint is asked whether it looks, listens, or copies."""
+"""`tutti probe RUN`: which inputs the newest checkpoint uses, on held-out episodes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
 from tutti.evaluation.open_loop import tasks_of
-from tutti.evaluation.probes.findings import between
 from tutti.evaluation.probes.occlusion import draw_maps
 from tutti.evaluation.probes.run import ProbeResult, run_probes
 from tutti.plugin import Trust
+from tutti.report.sections.probes import probe_tables
+from tutti.report.tables import texts
 from tutti.runs.build import build_data, suite_of, training_threads
 from tutti.runs.folder import RunFolder
-from tutti.runs.terminal import console, print_line, progress_bar
+from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.storage.files import write_atomically
 from tutti.training.rng import own_randomness
@@ -55,19 +53,8 @@ def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
 
 def print_probes(found: ProbeResult, folder: Path) -> None:
     """The tables of ablations and baselines, then every finding, the problems first."""
-    table = _table("Without an input", "taken away", "actions move (x error)", "error grows (%)")
-    for row in found.ablations.rows:
-        table.add_row(row.name, between(row.action_shift), between(row.increase, 100, 0))
-    console.print(table)
-    table = _table("One input alone", "regression from", "error", "x the model's")
-    for row in found.baselines:
-        table.add_row(row.name, between(row.error, digits=3), between(row.ratio))
-    table.add_row("the model", between(found.ablations.error, digits=3), "1")
-    console.print(table)
-    table = _table("A linear map from frozen features", "features", "target", "trained", "untrained")
-    for row in found.probes:
-        table.add_row(row.features, row.target, between(row.trained), between(row.untrained))
-    console.print(table)
+    for table in probe_tables(found):
+        print_table(table.caption, *texts(table))
     for finding in sorted(found.findings, key=lambda one: not one.is_problem):
         print_line(f"{'! ' if finding.is_problem else '- '}{finding.text}")
     print_line(
@@ -75,10 +62,3 @@ def print_probes(found: ProbeResult, folder: Path) -> None:
         "Probes do not replace rollouts."
     )
     print_line(f"Probes: {folder / FOLDER / 'probes.json'}, {folder / FOLDER / 'occlusion.png'}")
-
-
-def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in heads:
-        table.add_column(head, justify="left" if head == heads[0] else "right")
-    return table

@@ -1,12 +1,19 @@
-"""What a section of the report is made of; the page template draws each block by its `kind`."""
+"""Blocks of a section of the report: charts, facts, videos, notes; the template draws each by its `kind`."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tutti.report.svg.elements import Chart
+from tutti.report.tables import Table
+
+
+def data_address(kind: str, content: bytes) -> str:
+    """The content of a file as an address that needs no file."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,26 +22,6 @@ class Charts:
 
     charts: Sequence[Chart]
     kind: ClassVar[str] = "charts"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """A table cell: its text, a smaller second text, and a word for its colour ("good", "bad", "quiet")."""
-
-    text: str
-    small: str = ""
-    mood: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Rows under heads; a head has an explanation (may be empty). The first column is the row's name."""
-
-    heads: Sequence[tuple[str, str]]
-    rows: Sequence[Sequence[Cell]]
-    caption: str = ""
-    last_is_total: bool = False
-    kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +54,16 @@ class Videos:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A PNG as data address, with what it shows."""
+    """A PNG, with what it shows."""
 
-    source: str
+    png: bytes
     caption: str
     kind: ClassVar[str] = "picture"
+
+    @property
+    def source(self) -> str:
+        """The picture as a data address."""
+        return data_address("image/png", self.png)
 
 
 MOODS = {"fault": "bad", "warning": "warn", "hint": "hint", "ok": "good"}

@@ -1,15 +1,24 @@
-"""What a run has left in its folder, read so that a missing, torn or foreign file never stops the report."""
+"""The files of a run's folder, read so that a missing, torn or foreign file never stops the report.
+
+Each file is read by the class that wrote it, so the sections of the report know its form.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from tutti.evaluation.closed_loop.results import EvaluationResult
+from tutti.evaluation.open_loop import OpenLoopResult
+from tutti.evaluation.probes.run import ProbeResult
+from tutti.models.describe import Description
 from tutti.storage.reading import (
     MAX_BYTES,
     YAML_BYTES,
@@ -18,6 +27,7 @@ from tutti.storage.reading import (
     parse_yaml,
     read_bytes,
     read_lines,
+    shown,
 )
 from tutti.types import UserError
 
@@ -26,6 +36,7 @@ MAX_PICTURE = 2**23
 MAX_STEP = 2**53
 """Steps beyond this are no steps."""
 Json = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,56 +70,115 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """An entry of stages.json."""
+
+    seconds: float
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The part of summary.json that the run's other files do not say."""
+
+    name: str = ""
+    seconds: float = 0.0
+    versions: Json = field(default_factory=dict)
+    machine: Json = field(default_factory=dict)
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """recording.json: for each task the starts that the expert tried and those in which it succeeded."""
+
+    seeds: tuple[int, int]
+    tries: dict[str, int]
+    successes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoEntry:
+    """A rollout's entry of videos/index.json."""
+
+    file: str
+    task: str
+    success: bool = False
+    seed: int | None = None
+    decisions: int | None = None
+    instruction: str = ""
+    condition: str = "policy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoIndex:
+    """videos/index.json."""
+
+    videos: tuple[VideoEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probed:
+    """probes/probes.json: what was probed, and its results."""
+
+    checkpoint: str
+    result: ProbeResult
+
+    @classmethod
+    def from_dict(cls, values: Json) -> Self:
+        """The content of the file."""
+        return cls(
+            checkpoint=str(values["checkpoint"]), result=TypeAdapter(ProbeResult).validate_python(values)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What the page is made of. An absent file is None (or empty); `problems` says what could not be read."""
+    """The files of a run. An absent file is None (or empty); `problems` says what could not be read."""
 
     folder: Path
     records: Records
-    results: Json | None
-    open_loop: Json | None
-    summary: Json | None
-    stages: Json | None
+    evaluation: EvaluationResult | None
+    open_loop: OpenLoopResult | None
+    summary: Summary
+    stages: Mapping[str, Stage]
     config_text: str | None
-    model: Json | None
+    model: Description | None
     data: Json | None
-    recording: Json | None
-    videos: tuple[Json, ...]
+    recording: Recording | None
+    videos: tuple[VideoEntry, ...]
     first_batch: bytes | None
-    probes: Json | None
+    probes: Probed | None
     occlusion: bytes | None
     failures: tuple[str, ...]
     problems: tuple[str, ...]
 
 
 def read_inputs(folder: Path) -> Inputs:
-    """Read the run's folder. Raises nothing but FileNotFoundError, where the folder itself is absent."""
+    """Reads a run's folder. Raises nothing but FileNotFoundError, if the folder itself is absent."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a run folder: it does not exist. `tutti train` makes one.")
     problems: list[str] = []
-    records = read_records(folder / "records.jsonl", problems)
-    videos = _json(folder / "videos" / "index.json", problems)
-    videos = videos.get("videos") if isinstance(videos, dict) else videos
+
+    def read(name: str, parse: Callable[[Json], T]) -> T | None:
+        return _parsed(folder, name, parse, problems)
+
     config = _bytes(folder / "config.yaml", problems, YAML_BYTES)
-    results = _object(folder / "evaluation" / "results.json", problems)
-    summary = _object(folder / "summary.json", problems)
-    open_loop = _object(folder / "evaluation" / "open_loop.json", problems)
-    for source in (results, summary):
-        inner = (source or {}).get("open_loop")
-        open_loop = inner if open_loop is None and isinstance(inner, dict) else open_loop
+    videos = read("videos/index.json", TypeAdapter(VideoIndex).validate_python)
     return Inputs(
         folder=folder,
-        records=records,
-        results=results,
-        open_loop=open_loop,
-        summary=summary,
-        stages=_object(folder / "stages.json", problems),
+        records=read_records(folder / "records.jsonl", problems),
+        evaluation=read("evaluation/results.json", EvaluationResult.from_dict),
+        open_loop=read("evaluation/open_loop.json", TypeAdapter(OpenLoopResult).validate_python),
+        summary=read("summary.json", TypeAdapter(Summary).validate_python) or Summary(),
+        stages=read("stages.json", TypeAdapter(dict[str, Stage]).validate_python) or {},
         config_text=None if config is None else config.decode("utf-8", errors="replace"),
-        model=_object(folder / "model.json", problems),
-        data=_object(folder / "data.json", problems),
-        recording=_object(folder / "recording.json", problems),
-        videos=tuple(v for v in videos if isinstance(v, dict)) if isinstance(videos, list) else (),
+        model=read("model.json", TypeAdapter(Description).validate_python),
+        data=read("data.json", dict),
+        recording=read("recording.json", TypeAdapter(Recording).validate_python),
+        videos=videos.videos if videos is not None else (),
         first_batch=_picture(folder, "first_batch.png", problems),
-        probes=_object(folder / "probes" / "probes.json", problems),
+        probes=read("probes/probes.json", Probed.from_dict),
         occlusion=_picture(folder, "probes/occlusion.png", problems),
         failures=tuple(_failures(folder, problems)),
         problems=tuple(problems),
@@ -117,7 +187,7 @@ def read_inputs(folder: Path) -> Inputs:
 
 def config_of(inputs: Inputs, section: str | None = None) -> Json:
     """The config, or a section of it, as plain values; empty where there is none or it is not YAML."""
-    values = _parsed(inputs.config_text or "")
+    values = _yaml(inputs.config_text or "")
     if section is not None:
         values = values.get(section) if isinstance(values, dict) else None
     return values if isinstance(values, dict) else {}
@@ -131,24 +201,23 @@ def config_value(config: Any, *keys: str) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _parsed(text: str) -> Any:
+def _yaml(text: str) -> Any:
     try:
         return parse_yaml(text, "config.yaml")
     except UserError:
         return None
 
 
-def _failures(folder: Path, problems: list[str]) -> list[str]:
-    """One sentence for each step that stopped, or was left out, on a value that is not finite."""
-    found: list[str] = []
+def _failures(folder: Path, problems: list[str]) -> Iterator[str]:
+    """One sentence for each update that stopped the training, or was skipped, on a non-finite value."""
     for path in sorted((folder / "failures").glob("step-*/failure.json")):
-        about = _object(path, problems) or {}
-        what = "Left out was" if about.get("skipped") else "Training stopped before"
-        found.append(
-            f"{what} step {about.get('step', '?')}: {about.get('term', 'a value')} was "
-            f"{about.get('value', 'not finite')}. Batch and weights are in failures/{path.parent.name}."
+        about = _parsed(folder, str(path.relative_to(folder)), dict, problems) or {}
+        step = about.get("step", "?")
+        yield (
+            (f"Step {step} was skipped" if about.get("skipped") else f"Training stopped before step {step}")
+            + f": {about.get('term', 'a value')} was {about.get('value', 'not finite')}. "
+            f"Batch and weights are in failures/{path.parent.name}."
         )
-    return found
 
 
 def read_records(path: Path, problems: list[str]) -> Records:
@@ -178,18 +247,18 @@ def read_records(path: Path, problems: list[str]) -> Records:
 
 
 def _numbers(fields: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    numbers: list[tuple[str, float]] = []
     for name, value in fields.items():
         if name == "step":
             continue
         if isinstance(value, Mapping):
             # {"step": 3, "metrics": {"loss/total": ...}} and the flat form mean the same.
-            found += _numbers(value, "" if name in ("metrics", "values") else f"{prefix}{name}/")
+            numbers += _numbers(value, "" if name in ("metrics", "values") else f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((prefix + name, float(value) if math.isfinite(float(value)) else math.nan))
+            numbers.append((prefix + name, float(value) if math.isfinite(float(value)) else math.nan))
         elif value is None or value in ("NaN", "Infinity", "-Infinity", "nan", "inf", "-inf"):
-            found.append((prefix + name, math.nan))
-    return found
+            numbers.append((prefix + name, math.nan))
+    return numbers
 
 
 def _lines(path: Path, problems: list[str]) -> Iterator[str | None]:
@@ -222,24 +291,19 @@ def is_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def _json(path: Path, problems: list[str]) -> Any:
-    content = _bytes(path, problems)
-    if content is None:
-        return None
+def _parsed(folder: Path, name: str, parse: Callable[[Json], T], problems: list[str]) -> T | None:
+    """The content of a JSON file; a problem and None if it cannot be read or has another form."""
+    path = folder / name
     try:
-        return parse_value(content.decode("utf-8"), path.name)
-    except UnicodeDecodeError:
-        problems.append(f"{path.name} is not UTF-8 text. Its part of this page is left out")
+        content = _bytes(path, problems)
+        value = None if content is None else parse_value(content.decode("utf-8"), path.name)
+        return None if value is None else parse(value)
     except UserError as error:
-        problems.append(f"{error} Its part of this page is left out")
-    return None
-
-
-def _object(path: Path, problems: list[str]) -> Json | None:
-    value = _json(path, problems)
-    if isinstance(value, dict) or value is None:
-        return value
-    if isinstance(value, list):
-        return {"rows": value}
-    problems.append(f"{path.name} holds a {type(value).__name__} where an object was expected")
+        reason = str(error)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = f"{path.name}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        reason = f"{path.name}: {type(error).__name__}: {error}"
+    problems.append(f"{shown(reason.rstrip('.'), 300, quoted=False)}. Its part of this page is left out")
     return None

@@ -1,12 +1,13 @@
-"""Free-form JSON as tables and lists of facts, for the parts whose content the writer decides."""
+"""Tables and facts from JSON of any form, for files whose content the writer decides."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tutti.report.blocks import Block, Cell, Facts, Table
-from tutti.report.formatting import NOTHING, anything, duration
+from tutti.report.blocks import Block, Facts
+from tutti.report.formatting import anything, duration
+from tutti.report.tables import ABSENT, Cell, Column, Table, table
 
 MAX_DEPTH = 4
 WORDS = {
@@ -66,15 +67,11 @@ def _like(values: Sequence[Any]) -> bool:
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Any]]], title: str, *, named: bool) -> Table:
     keys = list(dict.fromkeys(key for _, row in rows for key in row))
-    heads = ([(title, "")] if named else []) + [(words(key), "") for key in keys]
-    cells = [
-        ([Cell(text=name)] if named else [])
-        + [
-            Cell(text=anything(row[key]), mood="" if isinstance(row[key], int | float) else "text")
-            if key in row
-            else Cell(text=NOTHING, mood="quiet")
-            for key in keys
-        ]
-        for name, row in rows
-    ]
-    return Table(heads=heads, rows=cells, caption="" if named else title)
+    name: list[Column[tuple[str, Mapping[str, Any]]]] = [(title, "", lambda row: row[0])] if named else []
+    columns = [*name, *((words(key), "", lambda row, key=key: _cell(row[1], key)) for key in keys)]
+    return table(rows, columns, "" if named else title)
+
+
+def _cell(row: Mapping[str, Any], key: str) -> Cell:
+    mood = "" if isinstance(row.get(key), int | float) else "text"
+    return Cell(text=anything(row[key]), mood=mood) if key in row else ABSENT

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tutti.evaluation.statistics.intervals import Interval
-from tutti.report.blocks import Block, Charts, Code, Facts, Note, Section, Table
+from tutti.report.blocks import Block, Charts, Code, Facts, Note, Section
 from tutti.report.formatting import anything
 from tutti.report.render import Page, Tile, render
 from tutti.report.svg.elements import Chart
 from tutti.report.svg.rows import ForestRow, forest_chart
+from tutti.report.tables import Table, markdown
 from tutti.storage.files import write_atomically, write_json
 from tutti.studies.cells import Cell
 from tutti.studies.config import Level, StudyConfig, study_yaml
@@ -25,7 +26,6 @@ from tutti.studies.tables import (
     difference_table,
     held_out_table,
     level_words,
-    markdown,
     success_table,
     task_table,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tutti.evaluation.statistics.intervals import Interval, wilson
-from tutti.report.blocks import Cell, Table
 from tutti.report.formatting import NOTHING, count, duration, plain
+from tutti.report.tables import Cell, Table, texts
 from tutti.runs.terminal import print_table
 from tutti.studies.config import Level
 from tutti.studies.costs import StepCost
@@ -156,22 +156,9 @@ def held_out_table(scores: Sequence[ArmScore], level: Level) -> Table:
     return Table(heads=heads, rows=rows, caption=caption)
 
 
-def markdown(table: Table) -> str:
-    """The table as Markdown, its caption above."""
-    rule = ["---", *["---:"] * (len(table.heads) - 1)]
-    lines = [[head for head, _ in table.heads], rule]
-    lines += [[f"{cell.text} {cell.small}".strip().replace("|", "\\|") for cell in row] for row in table.rows]
-    return "\n".join([f"**{table.caption}**", "", *(f"| {' | '.join(line)} |" for line in lines)])
-
-
 def show(table: Table) -> None:
     """The table on the terminal, without the columns in WIDE."""
-    columns = [number for number, (head, _) in enumerate(table.heads) if head not in WIDE]
-    print_table(
-        table.caption,
-        [table.heads[number][0] for number in columns],
-        ([f"{row[number].text} {row[number].small}".strip() for number in columns] for row in table.rows),
-    )
+    print_table(table.caption, *texts(table, without=WIDE))
 
 
 def _interval(interval: Interval | None, *, signed: bool = False) -> str:

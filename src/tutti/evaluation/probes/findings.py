@@ -48,13 +48,7 @@ def findings(
 
 def between(estimate: Estimate, scale: int | float = 1, digits: int = 2) -> str:
     """ "0.31 [0.25, 0.38]"."""
-
-    def text(value: float) -> str:
-        return f"{round(scale * value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0"
-
-    if estimate.interval is None:
-        return f"{text(estimate.value)} [one episode, no interval]"
-    return f"{text(estimate.value)} [{text(estimate.interval.low)}, {text(estimate.interval.high)}]"
+    return " ".join(estimate.texts(scale, digits))
 
 
 def _use(row: InputAblation) -> Use:

@@ -55,6 +55,13 @@ class Estimate:
         interval = Interval(low=ends[0], high=ends[1], rule=self.interval.rule)
         return Estimate(value=scale * self.value + shift, interval=interval)
 
+    def texts(self, scale: int | float = 1, digits: int = 2) -> tuple[str, str]:
+        """The number and its interval as ("0.31", "[0.25, 0.38]"): how every place shows an estimate."""
+        bounds = (self.interval.low, self.interval.high) if self.interval is not None else ()
+        rounded = (round(scale * value, digits) + 0.0 for value in (self.value, *bounds))  # + 0.0: no "-0"
+        value, *ends = (f"{value:.{digits}f}" for value in rounded)
+        return value, f"[{', '.join(ends)}]" if ends else "[one episode, no interval]"
+
     def below(self, bound: float) -> bool:
         """Whether the whole interval lies below `bound`; False without an interval."""
         return self.interval is not None and self.interval.high < bound

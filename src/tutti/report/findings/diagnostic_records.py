@@ -45,6 +45,11 @@ class DiagnosticRecords:
         return self.steps[max(0, len(self.steps) - count)] if self.steps else 0
 
     @property
+    def span(self) -> tuple[int, int]:
+        """The first step and the last one."""
+        return self.steps[0], self.steps[-1]
+
+    @property
     def halves(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """The first and last step of the first half and of the second, which has the middle one."""
         steps = self.steps or (0,)

@@ -1,214 +1,125 @@
-"""What was measured in the simulator: the headline, success per task with its controls."""
+"""Success in the simulator: the headline, the success rate of each task, and the controls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilson
-from tutti.report.blocks import Block, Cell, Charts, Note, Section, Table
-from tutti.report.formatting import NOTHING, percent
-from tutti.report.inputs import Inputs, Json, config_of
+from tutti.evaluation.closed_loop.results import EvaluationResult, Score, TaskScore
+from tutti.report.blocks import Charts, Note, Section
+from tutti.report.formatting import percent
+from tutti.report.inputs import Inputs, config_of
 from tutti.report.svg.rows import Estimate, SuccessRow, success_chart
+from tutti.report.tables import ABSENT, Cell, Column, table
 
 CONDITIONS = {
-    "policy": ("policy", "The policy with the task's own, held-out instruction, on starts it was not shown."),
-    "expert": (
-        "expert",
-        "The scripted expert that made the demonstrations, on the same starts: the ceiling.",
-    ),
-    "noop": ("no-op", "Zero actions on the same starts: what physics gives for nothing, the chance level."),
-    "wrong_instruction": (
-        "wrong instruction",
-        "The policy on the same starts, told another task's instruction.",
-    ),
+    "policy": ("policy", "With a held-out instruction of the task, on starts outside the training data."),
+    "expert": ("expert", "The script that made the demonstrations, on the same starts: the ceiling."),
+    "noop": ("no-op", "Zero actions on the same starts: the chance level."),
+    "wrong_instruction": ("wrong instruction", "The policy with another task's text, on the same starts."),
     "no_image": ("no image", "The policy on the same starts with the vision tokens removed."),
 }
-LEAST = 0.5  # a task below this rate gets a warning
-RUN_EVALUATE = "Not run yet: `tutti evaluate` plays the policy in the simulator."
-NOT_PLAYED = "Not played: evaluation.suite is none, so only the open-loop error was measured."
-
-Count = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """results.json as the report needs it: (k, n) per condition and task, verdicts, protocol, seconds.
-
-    `missing` is what is said where there is none.
-    """
-
-    counts: Mapping[str, Mapping[str, Count]]
-    verdicts: tuple[Json, ...]
-    protocol: Json
-    seconds: float | None
-    resumed: int
-    missing: str = RUN_EVALUATE
-
-    @property
-    def policy(self) -> Mapping[str, Count]:
-        """The score of the policy itself."""
-        return self.counts.get("policy", {})
-
-    def mean(self, condition: str = "policy") -> tuple[float, Interval, int] | None:
-        """(task mean, its 95 % interval, rollouts), or None if the condition did not run."""
-        counts = list(self.counts.get(condition, {}).values())
-        if not counts:
-            return None
-        mean = sum(k / n for k, n in counts) / len(counts)
-        return mean, mean_of_rates(counts), sum(n for _, n in counts)
+MIN_RATE = 0.5  # a task below this rate gets a warning
+RUN_EVALUATE = "Not run yet: `tutti evaluate` runs the policy in the simulator."
+NOT_PLAYED = "Not run: evaluation.suite is none, so only the open-loop error was measured."
+MEAN = "task mean"
 
 
-def read_evaluation(inputs: Inputs) -> Evaluation:
-    """From results.json, or from summary.json's `success` where there is no such file."""
-    results = inputs.results or {}
-    scores = results.get("scores")
-    counts = {str(c): read_counts(v) for c, v in scores.items()} if isinstance(scores, dict) else {}
-    counts = {condition: tasks for condition, tasks in counts.items() if tasks}
-    summary = inputs.summary or {}
-    if not counts.get("policy") and read_counts(summary.get("success")):
-        controls = summary.get("controls")
-        counts = {"policy": read_counts(summary["success"])} | {
-            str(c): read_counts(v) for c, v in (controls.items() if isinstance(controls, dict) else ())
-        }
-    verdicts = results.get("verdicts")
-    protocol = results.get("protocol")
-    seconds = results.get("seconds")
-    resumed = results.get("resumed")
-    return Evaluation(
-        counts=counts,
-        verdicts=tuple(v for v in verdicts if isinstance(v, dict)) if isinstance(verdicts, list) else (),
-        protocol=protocol if isinstance(protocol, dict) else {},
-        seconds=float(seconds) if isinstance(seconds, int | float) else None,
-        resumed=resumed if isinstance(resumed, int) else 0,
-        missing=NOT_PLAYED if config_of(inputs, "evaluation").get("suite") == "none" else RUN_EVALUATE,
-    )
+def not_evaluated(inputs: Inputs) -> str:
+    """Why there are no success rates."""
+    return NOT_PLAYED if config_of(inputs, "evaluation").get("suite") == "none" else RUN_EVALUATE
 
 
-def read_counts(score: Any) -> dict[str, Count]:
-    """{task: (k, n)} of a score: `{"tasks": {...}}` or the mapping itself; values [k, n] or TaskScores."""
-    if isinstance(score, dict) and isinstance(score.get("tasks"), dict | list):
-        score = score["tasks"]
-    if isinstance(score, list):
-        score = {str(row.get("task")): row for row in score if isinstance(row, dict)}
-    found: dict[str, Count] = {}
-    for task, value in score.items() if isinstance(score, dict) else ():
-        pair = [value.get(key) for key in ("successes", "episodes")] if isinstance(value, dict) else value
-        match pair:
-            case [int(k), int(n)] if 0 <= k <= n and n > 0:
-                found[str(task)] = (k, n)
-    return found
-
-
-def estimate(k: int, n: int) -> Estimate:
-    """The rate with its Wilson 95 % interval."""
-    interval = wilson(k, n)
-    return Estimate(
-        rate=k / n,
-        low=interval.low,
-        high=interval.high,
-        label=f"{k}/{n}  [{interval.percent()}]",
-    )
-
-
-def sentences(evaluation: Evaluation) -> tuple[str, list[Note]]:
-    """The sentence of the result, and one for each control, in plain words."""
-    mean = evaluation.mean()
-    if mean is None:
-        return evaluation.missing, []
-    rate, interval, rollouts = mean
+def headline(inputs: Inputs) -> tuple[str, list[Note]]:
+    """The result in one sentence, and a note for each control."""
+    result = inputs.evaluation
+    if result is None:
+        return not_evaluated(inputs), []
+    interval, rollouts = result.policy.interval, rollouts_of(result.policy)
     head = (
-        f"The policy succeeds in {percent(rate, 1)} of the rollouts, mean of {len(evaluation.policy)} tasks "
-        f"(95 % interval {interval.percent()}: {interval.rule}; {rollouts} rollouts on "
-        "starts it was not shown)."
+        f"The policy succeeds in {percent(result.policy.mean, 1)} of the rollouts, mean of "
+        f"{len(result.policy.tasks)} tasks (95 % interval {interval.percent()}: {interval.rule}; {rollouts} "
+        "rollouts on starts outside the training data)."
     )
     moods = {"falls to chance": "good", "does not fall": "bad"}
-    notes = [
-        Note(text=str(v.get("sentence")), mood=moods.get(str(v.get("outcome")), ""))
-        for v in evaluation.verdicts
-        if v.get("sentence")
-    ]
-    if not any(v.get("control") == "wrong_instruction" for v in evaluation.verdicts):
+    notes = [Note(text=one.sentence, mood=moods.get(one.outcome, "")) for one in result.verdicts]
+    if not any(one.control == "wrong_instruction" for one in result.verdicts):
         notes.append(
             Note(text="The wrong-instruction control was not run: nothing here shows that the text is used.")
         )
     return head, notes
 
 
-def weak_tasks(evaluation: Evaluation) -> list[str]:
+def rollouts_of(score: Score) -> int:
+    """The number of rollouts of a condition."""
+    return sum(task.episodes for task in score.tasks)
+
+
+def weak_tasks(result: EvaluationResult) -> list[str]:
     """A warning for each task under 50 %."""
     return [
-        f"{task} succeeds in {k}/{n} rollouts ({percent(k / n)}), under 50 %."
-        for task, (k, n) in evaluation.policy.items()
-        if k / n < LEAST
+        f"{one.task} succeeds in {one.successes}/{one.episodes} rollouts ({percent(one.rate)}), under 50 %."
+        for one in result.policy.tasks
+        if one.rate < MIN_RATE
     ]
 
 
-def success_section(evaluation: Evaluation) -> Section:
-    """A chart and a table of k/n with Wilson intervals, every control beside the score."""
-    tasks = list(evaluation.policy)
-    if not tasks:
-        return Section(id="success", title="Success per task", missing=evaluation.missing)
-    wrong, expert = evaluation.counts.get("wrong_instruction", {}), evaluation.counts.get("expert", {})
+def success_section(inputs: Inputs) -> Section:
+    """A chart and a table of k/n with Wilson intervals, every control beside the policy."""
+    result = inputs.evaluation
+    if result is None:
+        return Section(id="success", title="Success per task", missing=not_evaluated(inputs))
+    policy = result.policy
+    wrong, expert = (
+        {task.task: task for task in result.scores[condition].tasks} if condition in result.scores else {}
+        for condition in ("wrong_instruction", "expert")
+    )
     rows = [
         SuccessRow(
-            task=task,
-            policy=estimate(*evaluation.policy[task]),
-            wrong=estimate(*wrong[task]) if task in wrong else None,
-            expert=expert[task][0] / expert[task][1] if task in expert else None,
+            task=task.task,
+            policy=_estimate(task),
+            wrong=_estimate(wrong[task.task]) if task.task in wrong else None,
+            expert=expert[task.task].rate if task.task in expert else None,
         )
-        for task in tasks
+        for task in policy.tasks
     ]
-    mean = evaluation.mean()
-    if mean is not None and len(tasks) > 1:
-        rate, interval, _ = mean
-        label = f"{percent(rate, 1)}  [{interval.percent()}]"
-        rows.append(
-            SuccessRow(
-                task="task mean",
-                policy=Estimate(rate=rate, low=interval.low, high=interval.high, label=label),
-                strong=True,
-            )
-        )
-    rule = "" if mean is None else f" (task mean: {mean[1].rule})"
-    help = f"Points are success rates, bars their Wilson 95 % intervals{rule}."
-    blocks: list[Block] = [
-        Charts(charts=[success_chart("Success rate", rows, help)]),
-        _table(evaluation, tasks),
-    ]
+    low, high = policy.interval.low, policy.interval.high
+    label = f"{percent(policy.mean, 1)}  [{policy.interval.percent()}]"
+    mean = Estimate(rate=policy.mean, low=low, high=high, label=label)
+    several = len(rows) > 1
+    help = f"Points are success rates, bars their Wilson 95 % intervals ({MEAN}: {policy.interval.rule})."
+    names = [*CONDITIONS, *(name for name in result.scores if name not in CONDITIONS)]
+    scores = {name: score for name in names if (score := result.scores.get(name)) is not None}
+    columns: list[Column[str]] = [("task", "", str)]
+    for condition, score in scores.items():
+        cells = _cells(score, len(rows))
+        columns.append((*CONDITIONS[condition], lambda task, cells=cells: cells.get(task, ABSENT)))
+    rules = " or ".join(dict.fromkeys(score.interval.rule for score in scores.values()))
+    caption = (
+        f"k/n successes, with the Wilson 95 % interval; {MEAN} with a 95 % interval by {rules}. "
+        "A dash: this control was not run on the task."
+    )
+    tasks = [row.task for row in rows]
+    if several:
+        rows.append(SuccessRow(task=MEAN, policy=mean, strong=True))
+        tasks.append(MEAN)
+    chart = success_chart("Success rate", rows, help)
+    blocks = [Charts(charts=[chart]), table(tasks, columns, caption, last_is_total=several)]
     return Section(id="success", title="Success per task", lead=help, blocks=blocks)
 
 
-def _table(evaluation: Evaluation, tasks: Sequence[str]) -> Table:
-    ran = [c for c in CONDITIONS if evaluation.counts.get(c)]
-    ran += [c for c in evaluation.counts if c not in CONDITIONS and evaluation.counts[c]]
-    heads = [("task", "")] + [CONDITIONS.get(c, (c.replace("_", " "), "")) for c in ran]
-    rows = [
-        [Cell(text=task), *(_rate_cell(evaluation.counts[c].get(task), c) for c in ran)] for task in tasks
-    ]
-    if len(tasks) > 1:
-        rows.append([Cell(text="task mean"), *(_mean_cell(evaluation, c, len(tasks)) for c in ran)])
-    rules = " or ".join(dict.fromkeys(m[1].rule for c in ran if (m := evaluation.mean(c)) is not None))
-    caption = (
-        f"k/n successes, with the Wilson 95 % interval; task mean with a 95 % interval by {rules}. "
-        "A dash: this control was not run on the task."
-    )
-    return Table(heads=heads, rows=rows, caption=caption, last_is_total=len(tasks) > 1)
+def _estimate(task: TaskScore) -> Estimate:
+    label = f"{task.successes}/{task.episodes}  [{task.interval.percent()}]"
+    return Estimate(rate=task.rate, low=task.interval.low, high=task.interval.high, label=label)
 
 
-def _rate_cell(pair: Count | None, condition: str) -> Cell:
-    if pair is None:
-        return Cell(text=NOTHING, mood="quiet")
-    interval = wilson(*pair)
-    mood = "bad" if condition == "policy" and pair[0] / pair[1] < LEAST else ""
-    return Cell(text=f"{pair[0]}/{pair[1]}", small=f"[{interval.percent()}]", mood=mood)
-
-
-def _mean_cell(evaluation: Evaluation, condition: str, tasks: int) -> Cell:
-    mean = evaluation.mean(condition)
-    if mean is None:
-        return Cell(text=NOTHING, mood="quiet")
-    ran = len(evaluation.counts[condition])
-    over = "" if ran == tasks else f" of {ran} task{'s' if ran > 1 else ''}"
-    return Cell(text=percent(mean[0], 1), small=f"[{mean[1].percent()}]{over}")
+def _cells(score: Score, num_tasks: int) -> dict[str, Cell]:
+    """What a condition's column has for each task and for their mean."""
+    cells = {
+        task.task: Cell(
+            text=f"{task.successes}/{task.episodes}",
+            small=f"[{task.interval.percent()}]",
+            mood="bad" if score.condition == "policy" and task.rate < MIN_RATE else "",
+        )
+        for task in score.tasks
+    }
+    ran = len(score.tasks)
+    over = "" if ran == num_tasks else f" of {ran} task{'s' if ran > 1 else ''}"
+    return cells | {MEAN: Cell(text=percent(score.mean, 1), small=f"[{score.interval.percent()}]{over}")}

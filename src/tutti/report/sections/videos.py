@@ -1,13 +1,11 @@
-"""The section of rollouts: which videos are put into the page, and how they are labelled."""
+"""Videos of rollouts: which of them the page embeds, and how they are labelled."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
 from pathlib import Path
 
-from tutti.report.blocks import Section, Video, Videos
-from tutti.report.inputs import Inputs, Json, is_inside
+from tutti.report.blocks import Section, Video, Videos, data_address
+from tutti.report.inputs import Inputs, VideoEntry, is_inside
 from tutti.report.sections.success import CONDITIONS
 
 MISSING = "No videos yet: `tutti evaluate` records some of each task (evaluation.videos_per_task)."
@@ -17,46 +15,37 @@ def videos_section(inputs: Inputs, budget: int) -> Section:
     """Each task's videos, as many as fit in `budget` bytes of page, one of each task first."""
     if not inputs.videos:
         return Section(id="videos", title="Rollouts", missing=MISSING)
-    ordered = sorted(range(len(inputs.videos)), key=lambda i: _turn(inputs.videos, i))
-    sources: dict[int, tuple[str, str]] = {}
-    for index in ordered:
-        source, why = _embed(inputs.folder / "videos", str(inputs.videos[index].get("file", "")), budget)
+    tasks: dict[str, list[VideoEntry]] = {}
+    for entry in inputs.videos:
+        tasks.setdefault(entry.task, []).append(entry)
+    longest = max(map(len, tasks.values()))
+    turns = [entries[turn] for turn in range(longest) for entries in tasks.values() if turn < len(entries)]
+    videos: dict[int, Video] = {}
+    for entry in turns:
+        source, why = _embed(inputs.folder / "videos", entry.file, budget)
         budget -= len(source)
-        sources[index] = (source, why)
-    groups: dict[str, list[Video]] = {}
-    for index, entry in enumerate(inputs.videos):
-        source, why = sources[index]
-        video = Video(
-            success=bool(entry.get("success")),
-            label=_label(entry),
-            instruction=str(entry.get("instruction") or ""),
-            source=source,
-            why=why,
+        videos[id(entry)] = Video(
+            success=entry.success, label=_label(entry), instruction=entry.instruction, source=source, why=why
         )
-        groups.setdefault(str(entry.get("task", "no task named")), []).append(video)
-    shown = [(task, sorted(videos, key=lambda v: v.success)) for task, videos in groups.items()]
-    wins = sum(v.success for _, videos in shown for v in videos)
-    losses = len(inputs.videos) - wins
+    groups = [
+        (task, sorted((videos[id(entry)] for entry in entries), key=lambda video: video.success))
+        for task, entries in tasks.items()
+    ]
+    wins = sum(entry.success for entry in inputs.videos)
     lead = (
-        f"{wins} of the evaluation's rollouts that succeed and {losses} that fail, chosen to show both: not "
-        "a sample to read a rate from. A video plays while it is in sight."
+        f"{wins} of the evaluation's rollouts that succeed and {len(inputs.videos) - wins} that fail, chosen "
+        "to show both: not a sample to read a rate from. A video plays while it is visible."
     )
-    return Section(id="videos", title="Rollouts", lead=lead, blocks=[Videos(groups=shown)])
+    return Section(id="videos", title="Rollouts", lead=lead, blocks=[Videos(groups=groups)])
 
 
-def _turn(videos: Sequence[Json], index: int) -> tuple[int, int]:
-    """How many videos of the same task come before it: every task's first is embedded before any second."""
-    task = videos[index].get("task")
-    return sum(video.get("task") == task for video in videos[:index]), index
-
-
-def _label(entry: Json) -> str:
-    parts = [f"seed {entry['seed']}"] if "seed" in entry else []
-    if isinstance(entry.get("decisions"), int):
-        parts.append(f"{entry['decisions']} decisions")
-    if entry.get("condition") not in (None, "policy"):
-        parts.append(CONDITIONS.get(str(entry["condition"]), (str(entry["condition"]), ""))[0])
-    return ", ".join(parts)
+def _label(entry: VideoEntry) -> str:
+    parts = [
+        f"seed {entry.seed}" if entry.seed is not None else "",
+        f"{entry.decisions} control steps" if entry.decisions is not None else "",
+        CONDITIONS.get(entry.condition, (entry.condition, ""))[0] if entry.condition != "policy" else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _embed(folder: Path, file: str, budget: int) -> tuple[str, str]:
@@ -66,7 +55,6 @@ def _embed(folder: Path, file: str, budget: int) -> tuple[str, str]:
         return "", f"{file or 'the file'} is missing"
     if not is_inside(path, folder):
         return "", f"videos/{path.name} is a link that leads out of the run's folder"
-    size = path.stat().st_size
-    if 4 * size / 3 + 64 > budget:
+    if 4 * path.stat().st_size / 3 + 64 > budget:
         return "", f"not embedded, the page would be too large: see videos/{path.name}"
-    return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode("ascii"), ""
+    return data_address("video/mp4", path.read_bytes()), ""

@@ -159,12 +159,13 @@ def heat_map(
         parts.append(text("name middle", x + width / 2, HEAT_TOP - 9, column))
         if column in words:
             parts.append(text("tick middle", x + width / 2, middle + 4, words[column]))
-            continue
-        for number, row in enumerate(rows):
-            cell = _heat_cell(values.get((row, column)), x, HEAT_TOP + HEAT_ROW * number, width, colour)
-            parts.append(hover(tips.get((row, column), f"{row}, {column}"), cell))
     for number, row in enumerate(rows):
-        parts.append(text("name end", HEAT_LABELS - 12, HEAT_TOP + HEAT_ROW * (number + 0.5) + 4, row))
+        y = HEAT_TOP + HEAT_ROW * number
+        parts.append(text("name end", HEAT_LABELS - 12, y + HEAT_ROW / 2 + 4, row))
+        for place, column in enumerate(columns):
+            if column not in words:
+                cell = _heat_cell(values.get((row, column)), HEAT_LABELS + width * place, y, width, colour)
+                parts.append(hover(tips.get((row, column), f"{row}, {column}"), cell))
     said = "; ".join(
         f"{row} in {column} {percent(value)}"
         for (row, column), value in values.items()
