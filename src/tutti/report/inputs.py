@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from tutti.evaluation.closed_loop.results import EvaluationResult
+from tutti.evaluation.closed_loop.rollouts import Condition
 from tutti.evaluation.open_loop import OpenLoopResult
 from tutti.evaluation.probes.run import ProbeResult
 from tutti.models.describe import Description
@@ -107,7 +108,7 @@ class VideoEntry:
     seed: int | None = None
     decisions: int | None = None
     instruction: str = ""
-    condition: str = "policy"
+    condition: Condition = "policy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from tutti.evaluation.closed_loop.results import EvaluationResult, Score, TaskScore
+from tutti.evaluation.closed_loop.rollouts import Condition
 from tutti.report.blocks import Charts, Note, Section
 from tutti.report.formatting import percent
 from tutti.report.inputs import Inputs, config_of
 from tutti.report.svg.rows import Estimate, SuccessRow, success_chart
 from tutti.report.tables import ABSENT, Cell, Column, table
 
-CONDITIONS = {
+CONDITIONS: dict[Condition, tuple[str, str]] = {
     "policy": ("policy", "With a held-out instruction of the task, on starts outside the training data."),
     "expert": ("expert", "The script that made the demonstrations, on the same starts: the ceiling."),
     "noop": ("no-op", "Zero actions on the same starts: the chance level."),
@@ -85,8 +86,7 @@ def success_section(inputs: Inputs) -> Section:
     mean = Estimate(rate=policy.mean, low=low, high=high, label=label)
     several = len(rows) > 1
     help = f"Points are success rates, bars their Wilson 95 % intervals ({MEAN}: {policy.interval.rule})."
-    names = [*CONDITIONS, *(name for name in result.scores if name not in CONDITIONS)]
-    scores = {name: score for name in names if (score := result.scores.get(name)) is not None}
+    scores = {name: result.scores[name] for name in CONDITIONS if name in result.scores}
     columns: list[Column[str]] = [("task", "", str)]
     for condition, score in scores.items():
         cells = _cells(score, len(rows))

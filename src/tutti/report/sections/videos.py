@@ -43,7 +43,7 @@ def _label(entry: VideoEntry) -> str:
     parts = [
         f"seed {entry.seed}" if entry.seed is not None else "",
         f"{entry.decisions} control steps" if entry.decisions is not None else "",
-        CONDITIONS.get(entry.condition, (entry.condition, ""))[0] if entry.condition != "policy" else "",
+        CONDITIONS[entry.condition][0] if entry.condition != "policy" else "",
     ]
     return ", ".join(part for part in parts if part)
 
