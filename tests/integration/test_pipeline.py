@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fixtures.processes import Command
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config
 from tutti.data.formats.lerobot.reader import LeRobotStore
@@ -57,40 +57,13 @@ def losses(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 
-def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100", **variables}
-    command = [
-        sys.executable,
-        "-m",
-        "tutti",
-        "demo",
-        "--config",
-        str(SMOKE),
-        "--run",
-        str(folder),
-        *arguments,
-    ]
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=folder.parent,
-    )
+def start(folder: Path) -> Command:
+    return Command(folder.parent, "demo", "--config", str(SMOKE), "--run", str(folder))
 
 
 def stop_at(folder: Path, pattern: str, how: signal.Signals) -> tuple[int, str]:
     """Runs the demo until a file of this pattern appears, then sends the signal."""
-    process = start(folder)
-    end = time.monotonic() + LIMIT
-    while not any(folder.glob(pattern)):
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < end, f"{pattern} did not appear"
-        time.sleep(0.002)
-    process.send_signal(how)
-    output, _ = process.communicate(timeout=LIMIT)
-    return process.returncode, output
+    return start(folder).stop_at(folder, pattern, how, LIMIT)
 
 
 def test_every_stage_leaves_what_it_promises(run: Path) -> None:
@@ -186,9 +159,8 @@ def test_kills_in_every_stage_change_nothing(run: Path, tmp_path: Path) -> None:
     code, said = stop_at(folder, "checkpoints/step-000010", signal.SIGINT)
     assert (code, "run the same command again to continue" in said) == (130, True), said
     assert stop_at(folder, "evaluation/*/*/*.json", signal.SIGKILL)[0] == -signal.SIGKILL
-    last = start(folder)
-    said, _ = last.communicate(timeout=LIMIT)
-    assert last.returncode == 0, said
+    code, said = start(folder).finish(LIMIT)
+    assert code == 0, said
     assert "record: done before" in said
     assert "evaluate: was interrupted" in said
     assert hashes(folder / "dataset") == hashes(run / "dataset")
@@ -210,9 +182,14 @@ def test_kills_in_every_stage_change_nothing(run: Path, tmp_path: Path) -> None:
 
 
 def test_no_egl_is_a_one_screen_error_with_the_cure(tmp_path: Path) -> None:
-    process = start(tmp_path / "run", __EGL_VENDOR_LIBRARY_DIRS=str(tmp_path))
-    said, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 2, said
+    """As a user starts it: in a process of its own from the beginning."""
+    command = [sys.executable, "-m", "tutti", "demo", "--config", str(SMOKE), "--run", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "__EGL_VENDOR_LIBRARY_DIRS": str(tmp_path)}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
     assert "libegl1 libgl1-mesa-dri" in said
     assert "Traceback" not in said
     assert len(said.splitlines()) < 24

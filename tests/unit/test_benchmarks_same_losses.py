@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import same_losses
 import torch
 from safetensors.torch import save_file
 
@@ -16,9 +14,6 @@ from tutti.training.records import Recorder
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-same_losses: Any = importlib.import_module("same_losses")
 
 
 def run(folder: Path, losses: list[float], weight: float = 1.0, **more: float) -> Path:
