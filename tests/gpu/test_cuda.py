@@ -215,7 +215,7 @@ def run_alone(*command: str) -> str:
 
 
 def test_compiled_blocks_and_model_have_the_eager_losses() -> None:
-    found = json.loads(run_alone(sys.executable, str(TESTS / "fixtures" / "compiled_losses.py"), "cuda"))
+    found = json.loads(run_alone(sys.executable, str(TESTS / "fixtures" / "compiled_losses.py")))
     for mode in ("blocks", "model"):
         assert found[mode]["totals"] == pytest.approx(found["off"]["totals"], rel=1e-3)
         assert found[mode]["norm"] == pytest.approx(found["off"]["norm"], rel=1e-2)

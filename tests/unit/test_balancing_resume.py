@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from fixtures.balanced_training import SCHEDULES, STEPS, interrupt, resumes, trainer
+from fixtures.balanced_training import SCHEDULES, STEPS, compiled_and_eager, interrupt, resumes, trainer
+from fixtures.ranks import on_ranks
 from fixtures.toy_training import Data
 from tutti.objectives.balancing.fixed import FixedBalancing
 from tutti.objectives.balancing.gradient_share import GradientShareBalancing
@@ -23,8 +22,6 @@ from tutti.training.parallel.fsdp import Sharded
 from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-WORLD = Path(__file__).parents[1] / "fixtures" / "balanced_training.py"
-SOURCE = Path(__file__).parents[2] / "src"
 BALANCINGS: dict[str, dict[str, Any]] = {
     "fixed": {},
     "gradient_share": {"start": 2, "steps": 5},  # the cut lies within
@@ -141,8 +138,4 @@ def test_gradient_share_measures_what_the_mask_lets_through(tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["one", "k_gradients"])
 def test_gradient_share_and_k_gradients_work_on_a_compiled_model(kind: str, tmp_path: Path) -> None:
     """In a process without the shape checks of the tests, which torch.compile cannot follow."""
-    command = [sys.executable, str(WORLD), str(tmp_path), kind]
-    environment = {"PYTHONPATH": f"{SOURCE}:{WORLD.parents[1]}", "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout.split()[-1]) < 2e-5
+    assert on_ranks(1, compiled_and_eager, tmp_path, kind)[0] < 2e-5

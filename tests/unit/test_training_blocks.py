@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +10,37 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.compiled_losses import every_way, one_block
+from fixtures.ranks import on_ranks
 from fixtures.vla_training import Data, make_batch, make_trainer, modules
 from tutti.models.layers import TransformerBlock, blocks_of
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parents[2]
 END_TO_END = {"kind": "end_to_end"}
 
 
-@functools.cache
-def world(what: str) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "tests" / "fixtures" / "compiled_losses.py"), what]
-    environment = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}", "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def regression() -> dict[str, dict[str, Any]]:
+    return on_ranks(1, every_way, "regression", ("off", "blocks", "model"))[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["regression", "flow"])
-def test_compiled_blocks_have_no_graph_break_and_the_eager_losses(decoder: str) -> None:
-    eager, blocks = world(f"eager:{decoder}"), world(f"blocks:{decoder}")
-    assert blocks["breaks"] == 0
-    assert blocks["graphs"] > 0
+def test_compiled_blocks_have_no_graph_break_and_the_eager_losses(decoder: str, regression: Any) -> None:
+    """Seven blocks (vision 1, language 2, fusion 3 in `regression`; 2 more in `flow`), fewer graphs."""
+    found = regression if decoder == "regression" else on_ranks(1, every_way, decoder, ("off", "blocks"))[0]
+    eager, blocks = found["off"], found["blocks"]
+    assert blocks["breaks"] == 0 and 0 < blocks["graphs"] <= 4 + (decoder == "flow")
     assert blocks["names"]
     assert blocks["totals"] == pytest.approx(eager["totals"], rel=1e-6)
     assert blocks["norm"] == pytest.approx(eager["norm"], rel=1e-6)
 
 
 @pytest.mark.slow
-def test_blocks_of_the_same_sizes_share_their_graph() -> None:
-    """Seven blocks (vision 1, language 2, fusion 3 in `regression`; 2 more in `flow`), fewer graphs."""
-    assert world("blocks:regression")["graphs"] <= 4
-
-
-@pytest.mark.slow
-def test_the_whole_model_compiles_to_one_graph_with_the_eager_losses() -> None:
-    eager, model = world("eager:regression"), world("model:regression")
+def test_the_whole_model_compiles_to_one_graph_with_the_eager_losses(regression: Any) -> None:
+    eager, model = regression["off"], regression["model"]
     assert (model["breaks"], model["graphs"]) == (0, 1)
     assert model["totals"] == pytest.approx(eager["totals"], rel=1e-6)
     assert model["norm"] == pytest.approx(eager["norm"], rel=1e-5)
@@ -62,7 +49,8 @@ def test_the_whole_model_compiles_to_one_graph_with_the_eager_losses() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_blocks_compile_with_inductor() -> None:
-    assert world("inductor")["totals"] == pytest.approx(world("eager:regression")["totals"], rel=1e-4)
+    ((eager, compiled),) = on_ranks(1, one_block, "inductor")
+    assert compiled == pytest.approx(eager, rel=1e-4)
 
 
 @pytest.mark.parametrize(
