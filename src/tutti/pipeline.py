@@ -1,17 +1,17 @@
 """The guided tour: record, train, evaluate, report. Start reading here.
 
-Each function is a stage, and a run is a folder whose book (stages.py) remembers them: run again, finished
-stages are kept and interrupted ones continue.
+Each function is a stage of a run. The run's folder has a manifest (runs/folder.py): a stage that is run again
+is kept if it is finished, and continues if it was interrupted.
 
     runs/demo/
-      config.yaml      everything it was made with        stages.json     what is finished, and its time
-      dataset/         demonstrations, LeRobot v3.0       recording.json  how many tries, which seeds
-      cache/           their pictures, decoded            checkpoints/    the model, all that a resume needs
-      records.jsonl    losses, step by step               tensorboard/    the same for TensorBoard
-      first_batch.png  what the model saw first           model.json, data.json  what it is, what it saw
+      config.yaml      the resolved config                stages.json     finished stages and their time
+      dataset/         demonstrations, LeRobot v3.0       recording.json  tries, successes and seeds
+      cache/           decoded pictures                   checkpoints/    all that a resume needs
+      records.jsonl    losses of each logged step         tensorboard/    the same for TensorBoard
+      first_batch.png  pictures of the first batch        model.json, data.json  sizes of model and data
       evaluation/      every rollout, and the scores      videos/         rollouts that succeed and that fail
-      probes/          does it look, listen, or copy?     occlusion.png   in it: where the actions come from
-      report.html      all of it on one page              summary.json    all of it for machines
+      probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
+      report.html      all results on one page            summary.json    the same for programs
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.distributed.world import process_group
-from tutti.evaluation.closed_loop.evaluate import evaluate as play
+from tutti.evaluation.closed_loop.evaluate import evaluate as evaluate_closed_loop
 from tutti.evaluation.closed_loop.starts import DATASET, RECORDING, TrainingStarts, check_seeds
 from tutti.evaluation.closed_loop.videos import rollout_videos
 from tutti.evaluation.config import NO_SUITE, EvaluationConfig
@@ -44,13 +44,14 @@ from tutti.suites.environment import Suite
 from tutti.suites.registry import fit_suite
 from tutti.training.device import decide
 
-WORK = "recording"
+EPISODES = "recording"
+"""Folder of the recorded episodes until they are in the data set."""
 VIEW = "observation.images."
 
 
 def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
-    """The whole of Tutti: demonstrations in, a policy that acts and its report out. Gives the folder."""
-    config.record.spec.check_rendering()  # before anything long begins
+    """Runs all four stages: demonstrations in, a policy and its report out. Returns the run's folder."""
+    config.record.spec.check_rendering()  # before anything slow
     folder = folder or Path("runs") / config.name
     record(config, folder, redo=redo)
     train(config, folder, redo=redo)
@@ -60,18 +61,18 @@ def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -
 
 
 def record(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
-    """The simulator's scripted experts -> demonstrations, a LeRobotDataset v3.0. Gives its folder."""
+    """Records demonstrations of the simulator's scripted experts. Returns the folder of the data set."""
     run = RunFolder(folder or Path("runs") / config.name, redo=redo)
     if run.begin("record", config, "record"):
         config.record.spec.check_rendering()
         with run.stage("record"):
             _record(config.record, run)
-    run.discard(WORK)  # the data set holds all that the work files held
+    run.discard(EPISODES)  # the data set has them all
     return run.path / DATASET
 
 
 def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
-    """Demonstrations -> a model, all its modules trained at once. Gives the folder of the last checkpoint."""
+    """Trains every module of a model at once on demonstrations. Returns the folder of the last checkpoint."""
     training = config.training
     device = decide(training.device, training.threads, training.precision).device
     with (
@@ -95,52 +96,57 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
 def evaluate(
     folder: Path, config: EvaluationConfig | None = None, *, redo: bool = False, trust_code: Trust = False
 ) -> Path:
-    """A trained run -> success in the simulator, with intervals and controls. Gives the folder `evaluation/`.
+    """Measures success in the simulator, with intervals and controls. Returns the folder `evaluation/`.
 
-    The error on held-out episodes comes first, since it needs no simulator. `config` is the run's own section
-    `evaluation` unless given. `trust_code`: classes of the user's own that the run names are imported.
+    The error on held-out episodes comes first: it needs no simulator. `config` replaces the run's own section
+    `evaluation`. `trust_code`: which of the user's own classes that the run names may be imported.
     """
     run = RunFolder(folder, redo=redo, new=False, trust_code=trust_code)
     run.require("train", "Train first: tutti train CONFIG.")
-    whole = run.config()
+    run_config = run.config()
     if config is not None:
-        whole = whole.model_copy(update={"evaluation": config})
-    if run.begin("evaluate", whole, "evaluation"):
+        run_config = run_config.model_copy(update={"evaluation": config})
+    if run.begin("evaluate", run_config, "evaluation"):
         with run.stage("evaluate"):
-            _evaluate(whole, run)
+            _evaluate(run_config, run)
     return run.path / "evaluation"
 
 
 def report(folder: Path) -> Path:
-    """What is known about a run -> report.html, summary.json and the closing table. Gives the page."""
+    """Writes report.html and summary.json of a run, and prints the summary. Returns the path of the page."""
     run = RunFolder(folder, new=False)
     run.require("train", "There is nothing to report before: tutti train CONFIG.")
     with run.stage("report"):
         write_summary(run)  # the page shows it
         write_report(run.path)
-    print_summary(write_summary(run), run.path)  # once more, now that the report's own time is known
+    print_summary(write_summary(run), run.path)  # again: the time of the report itself is now known
     return run.path / "report.html"
 
 
 def _record(config: RecordConfig, run: RunFolder) -> None:
-    """Episodes into work files in parallel, then all of them, in a fixed order, into the data set."""
+    """Records episodes in parallel into files, then writes them in a fixed order into the data set."""
     with progress_bar("recording") as bar:
-        made = recorder.record(config, run.path / WORK, bar)
-    total = sum(made.successes.values())
-    seeds = [config.first_seed, config.first_seed + max(made.tries.values()) - 1]
-    told = {"suite": config.suite, "seeds": seeds, "tries": made.tries, "successes": made.successes}
-    if not (run.path / DATASET).exists():  # it appears whole, so if it is there it is finished
+        recorded = recorder.record(config, run.path / EPISODES, bar)
+    total = sum(recorded.successes.values())
+    seeds = [config.first_seed, config.first_seed + max(recorded.tries.values()) - 1]
+    summary = {
+        "suite": config.suite,
+        "seeds": seeds,
+        "tries": recorded.tries,
+        "successes": recorded.successes,
+    }
+    if not (run.path / DATASET).exists():  # it is renamed into place when complete
         with progress_bar("writing the data set") as bar:
             write_lerobot(
                 run.path / DATASET,
-                map(_as_record, load_recorded(run.path / WORK)),
+                map(_as_record, load_recorded(run.path / EPISODES)),
                 fps=config.spec.fps,
                 views=tuple(VIEW + view for view in config.spec.views),
                 robot_type=ROBOT,
-                beside={RECORDING: json.dumps(told, indent=1) + "\n"},
+                beside={RECORDING: json.dumps(summary, indent=1) + "\n"},
                 progress=lambda done, _: bar(done, total),
             )
-    run.write_json(RECORDING, told)
+    run.write_json(RECORDING, summary)
 
 
 def _as_record(episode: RecordedEpisode) -> EpisodeRecord:
@@ -154,7 +160,7 @@ def _as_record(episode: RecordedEpisode) -> EpisodeRecord:
 
 
 def _train(config: RunConfig, run: RunFolder) -> None:
-    """Data, model, objective, trainer: the main path of the package."""
+    """Builds data, model, objective and trainer, and trains: the main path of the package."""
     data, model, objective = build_parts(config, run.path)
     run.write_json("model.json", asdict(describe(model)))  # before the trainer shards or compiles it
     starts = training_starts(config, run.path)
@@ -169,10 +175,10 @@ def _loss(latest: dict[str, float]) -> str:
 
 
 def _evaluate(config: RunConfig, run: RunFolder) -> None:
-    """Open loop, closed loop with controls, videos; each rollout is saved as it ends and found again."""
+    """Open-loop error, closed-loop success with controls, videos. Finished rollouts are kept."""
     settings = config.evaluation
     trained = TrainingStarts() if settings.suite == NO_SUITE else starts_of_run(run.path, config)
-    check_seeds(settings, trained)  # before anything long begins
+    check_seeds(settings, trained)  # before anything slow
     if trained.unknown:
         print_line(trained.warning)
     checkpoint = find_checkpoint(run.path, settings.checkpoint)
@@ -180,12 +186,12 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
     suite = suite_of(config)
     _measure_open_loop(config, run, policy, suite)
     if settings.suite == NO_SUITE:
-        print_line("evaluation.suite is none: open-loop error only, nothing was played in a simulator")
+        print_line("evaluation.suite is none: open-loop error only, no rollouts in a simulator")
         return
     suite.check_rendering()
     suite = fit_suite(suite, policy.spec, suite.image_size)
     with progress_bar("evaluating") as bar:
-        result = play(
+        result = evaluate_closed_loop(
             CheckpointPolicyFactory(checkpoint, settings.weights, trust_code=run.trust_code),
             settings,
             suite,
@@ -201,7 +207,7 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
 
 
 def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite: Suite) -> None:
-    """The error on held-out episodes, with as many threads as in training, for the same last digits."""
+    """The action error on held-out episodes."""
     data = build_data(config, run.path)
     if len(data.validation) == 0:
         return

@@ -316,7 +316,7 @@ def test_report_only_runs_nothing_and_says_what_is_missing(
     study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "study"
-    with pytest.raises(UserError, match="nothing of this study has run"):
+    with pytest.raises(UserError, match="this study was never started"):
         compare(study, home, report_only=True)
     with pytest.raises(UserError):
         compare(study, home, command=lambda one: fake(one, "fail"))

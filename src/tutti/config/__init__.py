@@ -1,4 +1,4 @@
-"""The config of a run: YAML, overrides, and errors that name the key. The names load at first use."""
+"""The config of a run: YAML files, overrides, checks, and error messages that name the key."""
 
 import lazy_loader
 

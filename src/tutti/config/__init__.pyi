@@ -1,3 +1,18 @@
-from .run_config import RunConfig, load_config
+from .paths import config_file, require_run, shipped_configs
+from .run_config import RunConfig, build_config, json_schema, load_config, load_run_config, to_yaml
+from .yaml_reader import check_keys, parse_overrides, read_yaml
 
-__all__ = ["RunConfig", "load_config"]
+__all__ = [
+    "RunConfig",
+    "build_config",
+    "check_keys",
+    "config_file",
+    "json_schema",
+    "load_config",
+    "load_run_config",
+    "parse_overrides",
+    "read_yaml",
+    "require_run",
+    "shipped_configs",
+    "to_yaml",
+]

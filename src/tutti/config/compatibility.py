@@ -1,4 +1,4 @@
-"""Sections of a config that are fine by themselves and make no sense together: refused, with the reason."""
+"""Checks across sections of a config: combinations that make no sense are refused with the reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def check_combination(
 
 
 def _check_signs(balancing: BalancingConfig, terms: Mapping[str, TermConfig]) -> None:
-    """A term that is known to fall below 0 would stop the run in the middle."""
+    """Refuses a negative term where the balancing takes its logarithm: the run would stop in the middle."""
     for name, term in terms.items():
         counts = not schedule_of(term.weight).is_zero
         if not isinstance(term, RecoverableLanguageConfig) or not counts:
@@ -73,7 +73,7 @@ def _check_signs(balancing: BalancingConfig, terms: Mapping[str, TermConfig]) ->
 
 
 def _check_sharded(balancing: BalancingConfig, backward: BackwardConfig, training: TrainingConfig) -> None:
-    """FSDP averages gradients as they reach `.grad`: the gradient of a single term cannot be had."""
+    """Refuses what needs the gradient of a single term: FSDP averages gradients as they reach `.grad`."""
     wants = {
         f"backward.kind {backward.kind}": not isinstance(backward, OneBackwardConfig),
         f"balancing.kind {balancing.kind}": isinstance(balancing, GradientShareBalancingConfig),
@@ -95,7 +95,7 @@ def _check_sharded(balancing: BalancingConfig, backward: BackwardConfig, trainin
 def _check_calibration(
     balancing: GradientShareBalancingConfig, strategy: StrategyConfig, training: TrainingConfig
 ) -> None:
-    """The norms are to be measured within the run, after its warm-up, where action counts."""
+    """Requires that the norms are measured within the run, after its warm-up, while action counts."""
     last = balancing.start + balancing.steps - 1
     if last >= training.steps:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Overrides: `key.sub=value` texts that change plain config values, whatever their order."""
+"""Overrides: `key.sub=value` texts that change config values; their order does not matter."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Override:
         return ".".join(self.path)
 
     def touches(self, path: Sequence[str]) -> bool:
-        """True if it sets `path`, by itself or in a mapping, or something in it."""
+        """True if it sets `path`, alone or within a mapping, or a key below `path`."""
         if self.path[: len(path)] == tuple(path):
             return True
         if not self.covers(path):
@@ -40,12 +40,12 @@ class Override:
         return True
 
     def covers(self, path: Sequence[str]) -> bool:
-        """True if it sets what lies at `path`, or what that lies in."""
+        """True if it sets `path` or a mapping around it."""
         return self.path == tuple(path[: len(self.path)])
 
 
 def check_no_contradiction(overrides: Sequence[Override]) -> None:
-    """Raises: UserError if two of them say different things of one key."""
+    """Raises: UserError if two overrides give one key different values."""
     for number, one in enumerate(overrides):
         for other in overrides[:number]:
             outer, inner = sorted((one, other), key=lambda override: len(override.path))
@@ -67,7 +67,7 @@ def _contradiction(outer: Override, inner: Override) -> str:
 
 
 def combine_overrides(*layers: Sequence[Override]) -> list[Override]:
-    """All of them as one set, in which a later layer wins over what an earlier one says of the same key."""
+    """All layers as one set of overrides, in which a later layer wins over an earlier one."""
     kept: list[Override] = []
     for layer in layers:
         kept = [one for one in kept if not any(new.covers(one.path) for new in layer)] + list(layer)
@@ -77,11 +77,10 @@ def combine_overrides(*layers: Sequence[Override]) -> list[Override]:
 def apply_overrides(values: dict[str, Any], overrides: Iterable[Override], defaults: Any) -> None:
     """Sets each override's value in `values`: outer keys before inner ones, a `kind` before its neighbours.
 
-    So the result does not depend on their order: a `kind` drops the keys that `values` had for another kind,
-    never those of an override. `defaults` are the config's own, mappings or models, which say what kind there
-    is where `values` say nothing.
+    So their order does not matter: a `kind` drops the keys that `values` had for another kind, never those of
+    an override. `defaults` (mappings or models) tell the kind where `values` have none.
 
-    Raises: UserError where a value on the way has no keys, or a list no such entry.
+    Raises: UserError where a value on the path has no keys, or a list no such entry.
     """
     ordered = sorted(overrides, key=lambda one: (len(one.path), one.path[-1] != KIND))
     for number, one in enumerate(ordered):
@@ -96,7 +95,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[Override], defau
 
 
 def _holder(values: dict[str, Any], override: Override) -> dict[str, Any] | list[Any]:
-    """The mapping or list that holds what `override` sets; mappings that are not there are made."""
+    """The mapping or list that holds the last key of `override`; missing mappings are created."""
     place: Any = values
     for depth, part in enumerate(override.path[:-1]):
         if isinstance(place, list):
@@ -118,9 +117,9 @@ def _position(items: list[Any], part: str, before: Sequence[str]) -> int:
 
 
 def _drops(place: Mapping[str, Any], kind: Any, default: Any) -> bool:
-    """True if `kind` makes another thing of `place`, whose keys are then of no use.
+    """True if `kind` chooses another class than that of `place`, so that the keys there must go.
 
-    A `kind` that one class can have several values of is a key like any other.
+    Where several kinds share one class, `kind` is a key like any other.
     """
     if isinstance(default, BaseModel) and len(get_args(type(default).model_fields[KIND].annotation)) > 1:
         return False

@@ -1,4 +1,4 @@
-"""Paths that a user gives: checked first, before an import of torch makes a misspelt name cost seconds."""
+"""Finds the config files and run folders that a user names, without importing torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tutti.errors import UserError
 
 
 def shipped_configs() -> Path:
-    """The configs that come with Tutti: in an installed package, or at the root of a checkout."""
+    """The folder of the shipped configs: in an installed package, or at the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parents[1] / "configs"
 
 
 def config_file(path: Path) -> Path:
-    """What `path` names: itself, or the shipped config of that name, with or without "configs/".
+    """The file at `path`, or the shipped config of that name, with or without "configs/".
 
     Raises: UserError if there is neither, with the nearest name.
     """

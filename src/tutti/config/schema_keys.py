@@ -1,4 +1,4 @@
-"""The keys of a config, read off its JSON schema: which there are, which are wrong, the nearest known one.
+"""The keys of a config by its JSON schema: lists them, finds unknown ones and the nearest known one.
 
 Needs neither torch nor the config's classes, so a misspelt key is answered in a fraction of a second.
 `schema.json` beside this file is what `tutti schema` prints; a test compares them.
@@ -25,10 +25,10 @@ def shipped_schema() -> dict[str, Any]:
 
 
 def unknown_keys(values: Any, schema: Schema) -> list[str]:
-    """Every key in `values` that no form of its place in the schema has, as `training.stepz`.
+    """Every key in `values` that the schema does not have at its place, such as `training.stepz`.
 
-    Where `kind` chooses between forms the chosen one counts, or all of them where it is absent; behind a
-    `kind` that is not known, and in mappings that are open, nothing is judged.
+    A `kind` chooses one form of a mapping; without it all forms count. Below an unknown `kind`, and in open
+    mappings, every key is accepted.
     """
     return [".".join(path) for path in _unknown(values, list(_forms(schema, schema)), schema, ())]
 

@@ -1,4 +1,4 @@
-"""Which data a training reads, and so which starts of the simulator: of a fork, those of both runs."""
+"""The simulator starts (seeds) that a policy was trained on; for a forked run, those of both runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tutti.types import UserError
 
 
 def with_data_of_fork(config: RunConfig) -> RunConfig:
-    """A fork that names no data goes on with what the other run has recorded."""
+    """A fork that names no data continues on the recorded data set of the other run."""
     fork = config.training.fork
     if fork == "off" or config.data.sources or not (recorded := Path(fork.run) / DATASET).is_dir():
         return config
@@ -22,9 +22,9 @@ def with_data_of_fork(config: RunConfig) -> RunConfig:
 
 
 def training_starts(config: RunConfig, folder: Path, forked: tuple[Path, ...] = ()) -> TrainingStarts:
-    """The starts of all that was trained on: the run's data, and those of the run that it was forked off.
+    """The starts in the run's data, and those of the run that it was forked from.
 
-    `forked` are the runs that have led to this one, so that no circle of forks is followed twice.
+    `forked` lists the runs followed so far, so that a circle of forks ends.
     """
     folders = [source.path for source in config.data.sources] or [folder / DATASET]
     parts = [TrainingStarts.of_data(source) for source in folders]
@@ -37,7 +37,7 @@ def training_starts(config: RunConfig, folder: Path, forked: tuple[Path, ...] = 
 def starts_of_run(
     folder: Path, config: RunConfig | None = None, forked: tuple[Path, ...] = ()
 ) -> TrainingStarts:
-    """As its training noted them in data.json; an older run, which did not, is asked for its data sets."""
+    """The starts in data.json of a run; of an older run, which has none there, those of its data sets."""
     path = folder / "data.json"
     if path.is_file():
         noted = read_json(path, cure="`tutti train` writes it.")

@@ -1,4 +1,4 @@
-"""From a study to the config of one cell: base, overrides, the arm, and what the study itself decides."""
+"""Builds the config of one cell: the base, the overrides, the arm, and what the study decides itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tutti.studies.config import Level, StudyConfig
 from tutti.training.strategy import Strategy
 from tutti.types import UserError
 
-OWNED = {
+DECIDED_BY = {
     "name": "name",
     "seed": "seeds",
     "data.seed": "seeds",
@@ -24,31 +24,31 @@ OWNED = {
     "data.episodes_per_task": "episodes_per_task",
     "data.sources": "data_from, or base.data.sources",
 }
-"""Keys of a run that no arm may change, each with the key of the study that decides it."""
+"""Keys of a run that no arm may change, each with the key of the study that sets it."""
 
-SAME_STARTS = ("suite", "tasks", "episodes", "first_seed", "split", "max_decisions")
+SAME_EVALUATION = ("suite", "tasks", "episodes", "first_seed", "split", "max_decisions")
 """Keys of `evaluation` in which all arms must agree: pairs need the same starts and limits."""
 
 CHECKPOINT_EVERY = 200
 
 
 def arm_config(study: StudyConfig, arm: str) -> RunConfig:
-    """The arm as its overrides make it of the base, before anything is said of seeds, data and steps.
+    """The base with the overrides of the study and of the arm, before seeds, data and steps are set.
 
-    Those of the study and of the arm count as one set, in which the arm's win over the study's.
+    Both count as one set of overrides, in which the arm's win over the study's.
 
     Raises: UserError that names the arm and the key.
     """
     values = copy.deepcopy(study.base)
     source = f"study '{study.name}', arm '{arm}'"
     try:
-        shared, own = parse_overrides(study.overrides), parse_overrides(study.arms[arm])
-        for key, owner in OWNED.items():
-            if any(one.touches(key.split(".")) for one in own):
+        of_study, of_arm = parse_overrides(study.overrides), parse_overrides(study.arms[arm])
+        for key, owner in DECIDED_BY.items():
+            if any(one.touches(key.split(".")) for one in of_arm):
                 raise UserError(f"{key} is not an arm's to change: the study decides it by {owner}.")
-        given = combine_overrides(shared, own)
-        apply_overrides(values, given, RunConfig())
-        config = build_config(values, "the base", given)
+        overrides = combine_overrides(of_study, of_arm)
+        apply_overrides(values, overrides, RunConfig())
+        config = build_config(values, "the base", overrides)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     if config.evaluation.suite == NO_SUITE:
@@ -68,10 +68,10 @@ def cell_config(
     steps: int,
     sources: tuple[SourceConfig, ...],
 ) -> RunConfig:
-    """What one cell trains and is judged by: one thread, one worker, no controls, no videos.
+    """The config of one cell: one thread, one worker, no controls, no videos.
 
-    The validation at the end, the last checkpoint and the evaluation are those of any run. Raises: UserError
-    that names the arm and the key, also where a phase of its strategy has no room for its warm-up.
+    Validation, last checkpoint and evaluation are as in any run. Raises: UserError that names the arm and
+    the key, also where a phase of its strategy is shorter than its warm-up.
     """
     values = arm_config(study, arm).model_dump(mode="json")
     values |= {"name": cell_name(arm, level, seed), "seed": seed}
@@ -89,15 +89,15 @@ def cell_config(
 
 
 def no_controls() -> dict[str, int]:
-    """Every count of `evaluation.controls` at 0."""
+    """`evaluation.controls` with every count at 0."""
     return {name: 0 for name, field in ControlsConfig.model_fields.items() if field.annotation is int}
 
 
 def check_same_starts(study: StudyConfig, configs: Mapping[str, RunConfig]) -> None:
-    """Raises: UserError if arms would be judged on different starts, or under different limits."""
+    """Raises: UserError if arms would be evaluated on different starts, or with different limits."""
     base = configs[study.baseline].evaluation
     for arm, config in configs.items():
-        for key in SAME_STARTS:
+        for key in SAME_EVALUATION:
             expected, found = getattr(base, key), getattr(config.evaluation, key)
             if expected != found:
                 raise UserError(
@@ -108,7 +108,7 @@ def check_same_starts(study: StudyConfig, configs: Mapping[str, RunConfig]) -> N
 
 
 def cell_name(arm: str, level: Level, seed: int) -> str:
-    """A name that tells which cell it is, and can be a folder's."""
+    """The name of a cell, also of its folder."""
     words = {"all": "-all", "base": ""}
     return f"{arm}{words.get(str(level), f'-{level}demos')}-seed{seed}"
 

@@ -1,4 +1,4 @@
-"""The cells of a study: a run for each arm, level and seed, in a folder named by what it depends on."""
+"""The cells of a study: one run for each arm, level and seed, in a folder named by a hash of its config."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ HASH = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One run of the study. `identity` is a hash of how it is judged; its folder's name has one of how it is
-    trained, so a changed evaluation plays again but does not train again."""
+    """One run of the study.
+
+    `identity` is a hash of its evaluation config; the folder's name has a hash of its training config, so a
+    changed evaluation runs again without a new training.
+    """
 
     arm: str
     level: Level
@@ -35,19 +38,19 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people: "action_only, 10 demonstrations, seed 2"."""
+        """As in "action_only, 10 demonstrations, seed 2"."""
         level = {"base": "", "all": ", all demonstrations"}.get(
             str(self.level), f", {self.level} demonstrations"
         )
         return f"{self.arm}{level}, seed {self.seed}"
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished cell has left, or None: not finished, or judged otherwise."""
+        """The content of result.json; None if the cell is not finished, or its evaluation has changed."""
         try:
-            found = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+            result = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        return found if isinstance(found, dict) and found.get("identity") == self.identity else None
+        return result if isinstance(result, dict) and result.get("identity") == self.identity else None
 
 
 def plan_cells(
@@ -57,7 +60,7 @@ def plan_cells(
     fingerprint: str,
     folder: Path,
 ) -> dict[Cell, RunConfig]:
-    """Every cell with its config, by seed first, so that what is finished early compares every arm.
+    """Every cell with its config, seed by seed: the first finished ones already compare every arm.
 
     Raises: UserError that names the arm and the key.
     """
@@ -80,7 +83,7 @@ def plan_cells(
 
 
 def training_hash(config: RunConfig, fingerprint: str) -> str:
-    """A hash of all that a training depends on; the data count by their content, not by their place."""
+    """A hash of all that a training depends on; of the data by their content, not by their path."""
     sections = with_effect(config.sections("seed", "record", *TRAINED_BY))
     sections["data"]["sources"] = fingerprint
     return content_hash(sections, HASH)

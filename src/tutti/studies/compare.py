@@ -1,19 +1,20 @@
-"""A study from beginning to end: data, costs, cells, scores, tables. Start reading the studies here.
+"""Runs a study from start to end: data, costs, cells, scores, tables. Start reading the studies here.
 
 runs/studies/NAME/
-  study.yaml      what it is, its base spelled out        plan.json       every cell, every arm's steps
+  study.yaml      the study with its whole base           plan.json       every cell, every arm's steps
   costs.json      FLOPs and time of a step of each arm    cells/          a run for each arm, level, seed
-  recorded/       demonstrations, if it recorded its own  cache/          their pictures, decoded
+  recorded/       demonstrations, if it recorded its own  cache/          decoded pictures
   results.json    every start of every cell, the scores   results.md, report.html   for people
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from tutti.config.run_config import RunConfig
 from tutti.evaluation.closed_loop.starts import check_seeds
@@ -21,7 +22,7 @@ from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line
 from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
 from tutti.studies.arms import arm_config, cell_config, check_same_starts
-from tutti.studies.cells import Cell, plan_cells, unfinished
+from tutti.studies.cells import CELLS, Cell, plan_cells, unfinished
 from tutti.studies.config import StudyConfig, study_yaml
 from tutti.studies.costs import StepCost, affordable_steps, measure_costs
 from tutti.studies.findings import cautions, headline, notes
@@ -40,17 +41,20 @@ BUSY = (
     "--report-only."
 )
 SHOWN = 2
-"""Of five kinds of table, those that the terminal shows: success and differences."""
+"""How many of the five kinds of table the terminal shows: success and differences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What was decided before the first cell ran."""
+    """The decisions before the first cell runs: data, costs and cells."""
 
     study: dict[str, Any]
     data: str
     costs: dict[str, StepCost]
     cells: tuple[Cell, ...]
+
+
+PLANS = TypeAdapter(Plan)
 
 
 def compare(
@@ -60,41 +64,43 @@ def compare(
     report_only: bool = False,
     command: Command = own_command,
 ) -> Path:
-    """Runs what is missing of the study and makes its tables. Gives the page.
+    """Runs the cells that have no result yet, and makes the tables. Returns the path of the page.
 
-    Run again, it finds what is finished and goes on with what was interrupted. `report_only` makes the tables
-    of what is finished, also while another process is running the rest.
+    Run again, it keeps finished cells and continues interrupted ones. `report_only` makes the tables of the
+    finished cells, also while another process runs the rest.
 
-    Raises: UserError, for a mistake in the study, or, after all others were tried, if cells failed.
+    Raises: UserError, for a mistake in the study, or, after all others have run, if cells failed.
     """
     folder = folder or Path("runs/studies") / study.name
     failures: list[Failure] = []
     if report_only:
         plan = read_plan(folder)
         if plan.study != study.model_dump(mode="json"):
-            print_line(f"the study's file has changed since {folder / PLAN}: the tables are of what was run")
+            print_line(
+                f"the study's file has changed since {folder / PLAN}: the tables show the study as it was run"
+            )
     else:
         for arm in study.arms:
-            arm_config(study, arm)  # every mistake before anything long begins
+            arm_config(study, arm)  # finds every mistake before anything slow
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(folder, BUSY.format(folder=folder)), explain_full_disk(folder, "the study"):
             plan, configs = make_plan(study, folder)
             failures = _finish(study, configs, folder, command)
     page = _report(plan, folder)
     if failures:
-        told = "\n\n".join(failure.text for failure in failures)
+        texts = "\n\n".join(failure.text for failure in failures)
         raise UserError(
-            f"{len(failures)} of {len(plan.cells)} cells failed:\n\n{told}\n\n"
+            f"{len(failures)} of {len(plan.cells)} cells failed:\n\n{texts}\n\n"
             "Run the same command again: what is finished is kept."
         )
     return page
 
 
 def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunConfig]]:
-    """Data, the cost of a step of each arm, and from the budget the steps of every cell.
+    """Prepares the data, measures the cost of each arm's step, and derives the steps of every cell.
 
-    Costs are measured with the base's own number of demonstrations, which a step does not depend on, and the
-    first seed.
+    Costs are measured at the base's own number of demonstrations, on which a step does not depend, and with
+    the first seed.
     """
     base = arm_config(study, study.baseline)
     steps = base.training.steps if study.budget.steps == "base" else study.budget.steps
@@ -113,33 +119,27 @@ def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunCon
     planned = plan_cells(study, allowed, data.sources, data.fingerprint, folder.resolve())
     plan = Plan(study=study.model_dump(mode="json"), data=data.fingerprint, costs=costs, cells=tuple(planned))
     write_atomically(folder / "study.yaml", study_yaml(study))
-    write_json(folder / PLAN, _plain(plan))
+    cells = tuple(replace(cell, folder=Path(CELLS) / cell.folder.name) for cell in plan.cells)
+    write_json(
+        folder / PLAN, PLANS.dump_python(replace(plan, cells=cells), mode="json")
+    )  # the study may move
     return plan, planned
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan of a study that was begun.
+    """The plan of a study that was started.
 
     Raises: UserError if there is none, or it cannot be read.
     """
     path = folder / PLAN
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such file, so nothing of this study has run. Run it without --report-only."
-        )
+        raise UserError(f"{path}: no such file: this study was never started. Run it without --report-only.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Plan(
-            study=found["study"],
-            data=found["data"],
-            costs={arm: StepCost(**cost) for arm, cost in found["costs"].items()},
-            cells=tuple(
-                Cell(**{**cell, "folder": folder.resolve() / cell["folder"]}) for cell in found["cells"]
-            ),
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        plan = PLANS.validate_json(path.read_bytes())
+        return replace(plan, cells=tuple(replace(c, folder=folder.resolve() / c.folder) for c in plan.cells))
+    except ValidationError as error:
         raise UserError(
-            f"{path}: cannot be read ({error}). Run the study again without --report-only."
+            f"{path}: cannot be read ({error.errors()[0]['msg']}). Run the study again without --report-only."
         ) from None
 
 
@@ -191,11 +191,3 @@ def _report(plan: Plan, folder: Path) -> Path:
     print_line(headline(study, findings.scores))
     print_line(f"Report: {folder / 'report.html'}")
     return folder / "report.html"
-
-
-def _plain(plan: Plan) -> dict[str, Any]:
-    """For JSON; folders relative to the study's, so that it may be moved."""
-    values = asdict(plan)
-    for cell, kept in zip(plan.cells, values["cells"], strict=True):
-        kept["folder"] = f"{cell.folder.parent.name}/{cell.folder.name}"
-    return values

@@ -1,4 +1,4 @@
-"""StudyConfig: a base run, the arms that change it, and the budget that they share. One YAML file a study."""
+"""StudyConfig: a base run, the arms that change it, and the budget that they share, in one YAML file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Level = int | Literal["all", "base"]
 
 
 class BudgetConfig(BaseModel):
-    """What every arm may spend, fixed by what the baseline spends in `steps` steps.
+    """The budget of every arm: what the baseline spends in `steps` steps.
 
     | kind | an arm's steps |
     |---|---|
@@ -137,20 +137,20 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     base = values.get("base")
     if isinstance(base, str):
         values["base"] = read_yaml(_base_file(path, base))
-    given = parse_overrides([text for text in overrides if text.partition("=")[0].strip() != "base"])
-    apply_overrides(values, given, {"base": RunConfig(), "budget": BudgetConfig()})
+    others = parse_overrides([text for text in overrides if text.partition("=")[0].strip() != "base"])
+    apply_overrides(values, others, {"base": RunConfig(), "budget": BudgetConfig()})
     try:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
         schema = StudyConfig.model_json_schema()
-        raise UserError(explain(error, values, str(path), schema, [*bases, *given])) from None
-    _check_reach(given, study)
+        raise UserError(explain(error, values, str(path), schema, [*bases, *others])) from None
+    _check_reach(others, study)
     return study
 
 
-def _check_reach(given: Sequence[Override], study: StudyConfig) -> None:
-    """Raises: UserError where the study's own overrides would undo what is given for the base."""
-    for one in given:
+def _check_reach(overrides: Sequence[Override], study: StudyConfig) -> None:
+    """Raises: UserError where the study's own overrides would undo an override of the base."""
+    for one in overrides:
         for other in parse_overrides(study.overrides) if one.path[0] == "base" else []:
             if one.path[1:] and other.touches(one.path[1:]):
                 raise UserError(

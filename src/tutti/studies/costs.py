@@ -1,4 +1,4 @@
-"""What a step of each arm costs in FLOPs and time, phase by phase, and the steps that a budget gives it."""
+"""Measures FLOPs and time of a step of each arm, and derives the steps that a budget allows."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.strategy import Strategy
 
 ROUNDS, TURN = 20, 3
-"""The time is taken in so many rounds, in each of which every arm makes so many steps of each stretch."""
+"""Rounds of timing, and the steps of each stretch that every arm makes in a round."""
 
 BATCHES = 4
-"""First batches of the run over which the FLOPs of a step are averaged."""
+"""Batches over which the FLOPs of a step are averaged: the first of the run."""
 
 NO_DIAGNOSTICS = DiagnosticsConfig.model_validate({"every": 0, "spikes": {"z_threshold": "off"}})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stretch:
-    """`steps` steps of a run that compute the same; step `at` is one of them."""
+    """`steps` steps of a run with the same computation; step `at` is one of them."""
 
     at: int
     steps: int
@@ -56,8 +56,8 @@ class StepCost:
 
 
 def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
-    """The run's steps, grouped by phase, by the terms that are computed, and by whether gradients are taken
-    one by one."""
+    """The run's steps, grouped by phase, by the terms that are computed, and by whether the balancing needs
+    each term's gradient."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for step in range(strategy.steps):
         moment = strategy.at(step)
@@ -85,12 +85,12 @@ class StepMeter:
 
     @property
     def parameters(self) -> int:
-        """How many numbers training moves."""
+        """The number of trained parameters."""
         return sum(parameter.numel() for parameter in self.training.trainer.parameters.values())
 
     @property
     def samples(self) -> int:
-        """Windows in a step."""
+        """Windows of a step."""
         return self.training.data.train.batch_size * self.training.config.training.accumulation
 
     def flops(self, batches: int = BATCHES) -> float:
@@ -127,7 +127,7 @@ class StepMeter:
         return 1000 * (clock() - started) / steps
 
     def _reset(self) -> None:
-        """A balancing that learns is as it was at first: it may not see more steps than a run has."""
+        """Restores the initial state of a balancing that learns: it may not see more steps than a run has."""
         self.training.objective.load_state_dict(self._initial)
 
 
@@ -140,9 +140,9 @@ def measure_costs(
     folder: Path,
     rounds: int = ROUNDS,
 ) -> dict[str, StepCost]:
-    """The cost of each arm's step, measured once and kept in `folder`/costs.json.
+    """The cost of each arm's step, measured once and saved in `folder`/costs.json.
 
-    What was measured before stays as it is, so that a further arm does not change the steps of the others.
+    Earlier measurements are kept, so that a new arm does not change the steps of the others.
     Times are taken on one thread with the arms in turns (A, B, C, A, B, C, ...), after one uncounted turn,
     and compared within a round: a drift of the machine hits all alike. The ratio is the rounds' median.
     """
@@ -223,7 +223,7 @@ def ratio_of(times: Sequence[float], base: Sequence[float]) -> float:
 
 
 def _identity(base: RunConfig, config: RunConfig, budget: BudgetConfig, fingerprint: str) -> str:
-    """A hash of all that an arm's cost was measured with, but not of where the data lie."""
+    """A hash of everything that an arm's cost depends on; of the data by their content."""
     own = [c.sections(*TRAINED_BY) for c in (base, config)]
     for sections in own:
         sections["data"]["sources"] = fingerprint

@@ -1,4 +1,4 @@
-"""What a study has found, in sentences: the headline, one for each resolved comparison, and the cautions."""
+"""The findings of a study in sentences: the headline, one for each comparison, and the cautions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tutti.studies.config import StudyConfig
 from tutti.studies.scores import ArmScore, mcnemar_statement, resolution
 from tutti.studies.tables import MOODS, level_words
 
-WANTED_SEEDS = 3
+MIN_SEEDS = 3
 
 
 def headline(study: StudyConfig, scores: Sequence[ArmScore]) -> str:
-    """How the comparisons came out, counted."""
+    """Counts the verdicts of all comparisons."""
     verdicts = Counter(score.against.verdict for score in scores if score.against is not None)
     total = sum(verdicts.values())
     budget = {"steps": "steps", "samples": "samples", "flops": "FLOPs", "time": "time"}[study.budget.kind]
@@ -50,7 +50,7 @@ def notes(study: StudyConfig, scores: Sequence[ArmScore]) -> list[Note]:
 
 
 def cautions(study: StudyConfig, scores: Sequence[ArmScore], missing: Sequence[Cell]) -> list[str]:
-    """What a reader must know before believing the tables."""
+    """Limits of the study that a reader must know."""
     found: list[str] = []
     if missing:
         names = "; ".join(cell.name for cell in missing[:6])
@@ -58,7 +58,7 @@ def cautions(study: StudyConfig, scores: Sequence[ArmScore], missing: Sequence[C
         whole = len(study.arms) * len(study.levels) * len(study.seed_list)
         found.append(f"{len(missing)} of {whole} cells are missing: {names}{more}.")
     fewest = min((len(score.seeds) for score in scores), default=0)
-    if scores and fewest < WANTED_SEEDS:
+    if scores and fewest < MIN_SEEDS:
         found.append(
             "Some arms have 1 training seed: nothing is known about other trainings, so every verdict on "
             "them is unresolved."
@@ -76,7 +76,7 @@ def cautions(study: StudyConfig, scores: Sequence[ArmScore], missing: Sequence[C
 
 
 def basis(study: StudyConfig, scores: Sequence[ArmScore]) -> list[str]:
-    """What the tables rest on."""
+    """The assumptions of the tables."""
     compared = sum(score.against is not None for score in scores)
     comparisons = "comparison" if compared == 1 else f"{compared} comparisons"
     played = next((sum(map(len, one.bits)) for score in scores for one in score.trained), 0)

@@ -1,4 +1,4 @@
-"""A study's scores -> report.html, results.md and results.json."""
+"""Writes the scores of a study to report.html, results.md and results.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tutti.studies.tables import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """Everything that is known about a study when its tables are made."""
+    """Everything that the tables of a study are made from."""
 
     study: StudyConfig
     data: str
@@ -53,7 +53,7 @@ class Findings:
 
 
 def publish(findings: Findings, folder: Path, made: dict[str, Any]) -> list[Table]:
-    """Writes the three files into `folder`, each atomically. Gives the tables, the first ones first."""
+    """Writes the three files into `folder`, each atomically. Returns the tables in their order."""
     tables = {kind: _tables(findings, kind) for kind in ("success", "difference", "task", "cost", "held_out")}
     write_json(folder / "results.json", as_json(findings, made))
     flat = [table for kind in tables.values() for table in kind]
@@ -82,7 +82,7 @@ def as_json(findings: Findings, made: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_markdown(findings: Findings, tables: Sequence[Table], made: dict[str, Any]) -> str:
-    """Headline, tables, notes."""
+    """The study as Markdown: headline, tables, notes."""
     study, scores = findings.study, findings.scores
     where, software = made["machine"], made["versions"]
     parts = [

@@ -1,7 +1,7 @@
-"""One cell of a study in a process of its own: it trains, is judged, and leaves result.json.
+"""Runs one cell of a study in its own process: trains, evaluates, and writes result.json.
 
 python -m tutti.studies.run_cell FOLDER runs the cell that `compare` has described in FOLDER; run again, it
-goes on where it was. With --attached it ends when its standard input does, so that it never outlives it.
+continues. With --attached it ends when its standard input ends, so that it never outlives the study.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Trained:
 
 
 def describe_cell(cell: Cell, config: RunConfig) -> None:
-    """Writes into the cell's folder what its process needs."""
+    """Writes the files that the cell's process reads."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(cell.folder / CONFIG, to_yaml(config))
     known = {"arm": cell.arm, "level": cell.level, "seed": cell.seed, "identity": cell.identity}
@@ -84,7 +84,7 @@ def describe_cell(cell: Cell, config: RunConfig) -> None:
 
 
 def load_trained(cell: Cell) -> Trained | None:
-    """The result of a cell, None if it is not finished.
+    """The result of a cell; None if it is not finished.
 
     Raises: UserError if result.json is of another version of Tutti.
     """
@@ -98,10 +98,10 @@ def load_trained(cell: Cell) -> Trained | None:
 
 
 def run_cell(folder: Path) -> None:
-    """Trains and judges the cell in this process; what an interrupted try has finished is kept."""
+    """Trains and evaluates the cell in this process, continuing an interrupted try."""
     config = load_config(folder / CONFIG)
     torch.set_num_threads(1)
-    # The folder's name is a hash of all that matters: what differs can only be where the data lie.
+    # The folder's name is a hash of all that matters: only the path of the data can differ.
     pipeline.train(config, folder, redo=True)
     pipeline.evaluate(folder, config.evaluation, redo=True, trust_code=config.classes)
     policy = Policy.load(find_checkpoint(folder), config.evaluation.weights, trust_code=config.classes)
@@ -134,7 +134,7 @@ def run_cell(folder: Path) -> None:
 
 
 def held_out_values(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The last validation's value of each term; one that no longer counts keeps that of when it did."""
+    """Each term at its last validation in which it counted."""
     values: dict[str, float] = {}
     for record in records:
         if record["kind"] == "validation":
@@ -172,7 +172,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _end_with_the_study() -> None:
-    """Waits for the end of standard input, which comes when the study's process ends, however it ends."""
+    """Ends this process at the end of standard input, which comes when the study's process ends."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(1)  # at any moment: what is on the disk is whole

@@ -1,4 +1,4 @@
-"""From finished cells to scores: each arm at each level with its intervals, and held against the baseline."""
+"""Scores of finished cells: each arm at each level with its intervals, compared with the baseline."""
 
 from __future__ import annotations
 
@@ -101,8 +101,11 @@ def _score(arm: str, level: Level, trained: tuple[Trained, ...], base: Sequence[
 
 
 def mcnemar_statement(score: ArmScore, baseline: str) -> str:
-    """What the exact tests of the seeds say together. They are counted and not pooled: each compares two
-    trainings, and starts of several trainings are no independent trials of a method."""
+    """Counts the exact tests of the seeds.
+
+    They are not pooled: each compares two trainings, and the starts of several trainings are no independent
+    trials of a method.
+    """
     assert score.against is not None
     won = lost = 0
     for p, (b, c) in zip(score.against.mcnemar, score.against.discordant, strict=True):
@@ -118,7 +121,7 @@ def mcnemar_statement(score: ArmScore, baseline: str) -> str:
 
 
 def resolution(score: ArmScore) -> str:
-    """What it would take to resolve an unresolved difference of the size seen; empty if it is resolved."""
+    """The starts or seeds that would resolve a difference of this size; empty if it is resolved."""
     against = score.against
     if against is None or against.verdict != "unresolved":
         return ""

@@ -1,4 +1,4 @@
-"""The data that all cells of a study share: recorded once, or a run's own, which is only read."""
+"""The data that all cells of a study share: recorded once, or those of a run, which is only read."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
 
 
 def decode(configs: Iterable[RunConfig], folder: Path) -> None:
-    """Decodes the pictures once for every size in use, before runs side by side would each do it."""
+    """Decodes the pictures once for every size in use, before parallel runs would each do it."""
     for config in {config.data.image_size: config for config in configs}.values():
         build_data(config, folder)
 
 
 def link_cache(folder: Path, cell: Path) -> None:
-    """Lets a cell find the study's decoded pictures instead of decoding its own."""
+    """Links the study's decoded pictures into a cell's folder."""
     _link(cell / CACHE, folder / CACHE)
 
 
 def _link_caches(home: Path, cache: Path) -> None:
-    """Links what the run has decoded, picture size by picture size; what it lacks is decoded beside them."""
+    """Links the pictures that the run has decoded, one folder for each size."""
     for marker in sorted((home / CACHE).glob("*/complete.json")):
         _link(cache / marker.parent.name, marker.parent)
 

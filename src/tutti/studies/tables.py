@@ -1,4 +1,4 @@
-"""A study's tables: made once as the report's own blocks, shown as HTML, as Markdown and on the terminal."""
+"""The tables of a study as blocks of a report page, as Markdown, and on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tutti.studies.costs import StepCost
 from tutti.studies.scores import ArmScore, resolution
 
 WIDE = ("p", "McNemar, each seed", "to resolve")
-"""Heads that a terminal has no room for; the notes below the tables say the same."""
+"""Columns left out on the terminal; the notes below the tables have the same numbers."""
 MOODS = {"better": "good", "worse": "bad", "unresolved": "quiet"}
 
 
