@@ -16,13 +16,14 @@ from torch import Tensor
 from fixtures import squares_data as world
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
-from tutti.evaluation.probes.baselines import MEAN, PREVIOUS, STATE, TASK, state_leak
+from tutti.data.checks.leak import state_leak
+from tutti.data.checks.ridge import PENALTIES, Ridge
+from tutti.data.samples import held_out, spread, training
+from tutti.evaluation.probes.baselines import MEAN, PREVIOUS, STATE, TASK
 from tutti.evaluation.probes.chunk_consistency import chunk_consistency
 from tutti.evaluation.probes.input_ablation import NO_STATE, NO_TEXT, NO_VISION, SWAP, ablate, input_changes
 from tutti.evaluation.probes.occlusion import TILE, draw_maps, occlude, overlay
-from tutti.evaluation.probes.ridge import PENALTIES, Ridge
 from tutti.evaluation.probes.run import ProbeResult, run_probes
-from tutti.evaluation.probes.samples import held_out, spread, training
 from tutti.evaluation.statistics.intervals import ratio_of_sums
 from tutti.models.vla import VLA
 from tutti.runs.build import build_data

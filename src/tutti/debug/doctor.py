@@ -11,8 +11,9 @@ from rich.table import Table
 
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
+from tutti.data.checks.leak import Leak, leak_findings, measure_leak
+from tutti.data.checks.recordings import check_recordings
 from tutti.debug.activation_checks import check_features
-from tutti.debug.data_checks import check_leak, check_recordings
 from tutti.debug.gradient_checks import (
     GradientShares,
     at,
@@ -23,7 +24,6 @@ from tutti.debug.gradient_checks import (
 )
 from tutti.debug.text_test import TextTest, check_text
 from tutti.evaluation.closed_loop.starts import DATASET
-from tutti.evaluation.probes.baselines import Leak
 from tutti.findings import Finding
 from tutti.models.vla import VLA
 from tutti.report.findings.diagnostic_records import single_step
@@ -81,10 +81,10 @@ def examine(training: Training, *, updates: int = UPDATES, checkpoint: Path | No
     findings: list[Finding] = []
     with progress_bar("examining") as bar:
         findings += check_recordings(data)
-        leak, leak_findings = check_leak(data)
+        leak = measure_leak(data)
         bar(1, PARTS)
         text, text_findings = check_text(data, config.seed)
-        findings += leak_findings + text_findings
+        findings += leak_findings(leak) + text_findings
         bar(2, PARTS)
         device = training.trainer.machine.device
         batches = [data.train.batch_at(number).to(device) for number in range(BATCHES)]

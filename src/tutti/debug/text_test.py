@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float64, Int64
 
 from tutti.data.bundle import DataBundle
-from tutti.evaluation.probes.baselines import states, thumbnails
-from tutti.evaluation.probes.samples import Sample, spread
+from tutti.data.samples import Sample, spread, states
+from tutti.evaluation.probes.baselines import thumbnails
 from tutti.findings import TEXT_EPISODES_MIN, TEXT_P_MAX, Finding
 
 EPISODES, WINDOWS = 400, 300

@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float64, Int64
 
+from tutti.data.checks.ridge import fit_steps, fourier_features, one_hot, predict_steps
+from tutti.data.samples import Sample, states
 from tutti.evaluation.probes.input_ablation import ErrorSums
-from tutti.evaluation.probes.ridge import STILL, fit_steps, fourier_features, one_hot, predict_steps
-from tutti.evaluation.probes.samples import Sample
 from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
-from tutti.findings import LEAK_NEXT_STEP_RATIO, LEAK_R2_MIN
 
 MEAN, TASK, STATE, PREVIOUS, VISION = (
     "mean action",
@@ -39,28 +38,6 @@ class Baseline:
     name: str
     error: Estimate
     ratio: Estimate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leak:
-    """How well a linear map from the state gives the recorded action, on held-out windows.
-
-    `now` is R2 of a_t from s_t and `next` that of a_{t+1} from s_t (None with a horizon of 1), over all
-    moving dimensions together; `dimensions` lists those whose own R2 is above `LEAK_R2_MIN`. `leaks` where
-    `now` is above `LEAK_R2_MIN` and leaves `LEAK_NEXT_STEP_RATIO` times less unexplained than `next`: the
-    state then holds the command itself. A state that merely is close to the command (absolute positions)
-    also gives a high R2, but one step later it is nearly as good.
-    """
-
-    now: float
-    next: float | None
-    dimensions: tuple[int, ...]
-
-    @property
-    def leaks(self) -> bool:
-        """Whether the state holds the answer."""
-        ahead = self.next is None or (1 - self.next) > LEAK_NEXT_STEP_RATIO * (1 - self.now)
-        return self.now > LEAK_R2_MIN and ahead
 
 
 def baselines(
@@ -93,31 +70,6 @@ def baselines(
             )
         )
     return tuple(rows)
-
-
-def state_leak(training: Sample, held_out: Sample) -> Leak:
-    """Ridge from the normalised state to the recorded action at t and t + 1."""
-    steps = min(2, training.index.horizon)
-    targets, mask = training.actions(steps)
-    truth, present = held_out.actions(steps)
-    models = fit_steps(states(training), targets, mask, training.episode)
-    predicted = predict_steps(models, states(held_out))
-    left = np.where(present, np.square(predicted - truth), 0.0).sum(0)
-    count = np.maximum(present.sum(0), 1)
-    middle = np.where(present, truth, 0.0).sum(0) / count
-    spread = np.where(present, np.square(truth - middle), 0.0).sum(0)
-    moving = spread / count > STILL
-    if not moving[0].any():
-        return Leak(now=0.0, next=None, dimensions=())
-    r2 = [1 - float(left[k][moving[0]].sum() / max(spread[k][moving[0]].sum(), STILL)) for k in range(steps)]
-    own = 1 - left[0] / np.maximum(spread[0], STILL)
-    alone = np.flatnonzero(moving[0] & (own > LEAK_R2_MIN))
-    return Leak(now=r2[0], next=r2[1] if steps > 1 else None, dimensions=tuple(alone.tolist()))
-
-
-def states(sample: Sample) -> Float64[np.ndarray, "n s"]:
-    """The normalised states."""
-    return np.concatenate([batch.observation.state.double().numpy() for batch in sample.batches()])
 
 
 def task_numbers(sample: Sample, groups: Sequence[str]) -> Int64[np.ndarray, " n"]:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from tutti.evaluation.probes.samples import Sample, masked_sums, predict, spread
+from tutti.data.samples import Sample, spread
+from tutti.evaluation.probes.predictions import masked_sums, predict
 from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
 from tutti.models.vla import VLA
 

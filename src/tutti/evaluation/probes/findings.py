@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from tutti.data.checks.leak import Leak, leak_findings
 from tutti.evaluation.probes.baselines import STATE as STATE_ALONE
-from tutti.evaluation.probes.baselines import Baseline, Leak
+from tutti.evaluation.probes.baselines import Baseline
 from tutti.evaluation.probes.chunk_consistency import DEAD_BAND, ChunkConsistency
 from tutti.evaluation.probes.input_ablation import (
     NO_STATE,
@@ -38,7 +39,7 @@ def findings(
         _instruction(ablations, probes),
         _pictures(ablations),
         _copying(ablations, baselines),
-        *_leak(leak),
+        *(leak_findings(leak) if leak.leaks else ()),
         *_beaten(baselines),
         *_features(probes),
         *([] if chunks is None else [_chunks(chunks)]),
@@ -150,23 +151,6 @@ def _copying(ablations: InputAblations, baselines: Sequence[Baseline]) -> Findin
     return Finding(
         kind=kind, severity=severity, sentence=f"{text}: {ending}", number=alone.ratio.value, cure=cure
     )
-
-
-def _leak(leak: Leak) -> list[Finding]:
-    if not leak.leaks:
-        return []
-    later = "" if leak.next is None else f" (the action after it: {leak.next:.3f})"
-    return [
-        Finding(
-            kind="state_leak",
-            severity="fault",
-            sentence=f"A linear map from the state gives the recorded action with R2 {leak.now:.4f}{later}: "
-            "the state leaks the action. A model needs to look at nothing else, and what the state holds in "
-            "the data it will not hold on the robot.",
-            number=leak.now,
-            cure="Take the command out of the state.",
-        )
-    ]
 
 
 def _beaten(baselines: Sequence[Baseline]) -> list[Finding]:

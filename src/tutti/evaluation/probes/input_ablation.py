@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from tutti.data.samples import Sample
 from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.open_loop import swapped_texts
-from tutti.evaluation.probes.samples import Sample, masked_sums, predict
+from tutti.evaluation.probes.predictions import masked_sums, predict
 from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
 from tutti.models.vla import VLA
 from tutti.types import Batch, Observation

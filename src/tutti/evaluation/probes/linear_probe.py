@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from tutti.data.checks.ridge import STILL, Ridge, one_hot
+from tutti.data.samples import Sample
 from tutti.evaluation.probes.baselines import task_numbers
-from tutti.evaluation.probes.ridge import STILL, Ridge, one_hot
-from tutti.evaluation.probes.samples import Sample
 from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
 from tutti.models.vla import VLA
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tutti.evaluation.probes.samples import Sample, spread
+from tutti.data.samples import Sample, spread
 from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
 from tutti.models.vla import VLA
 from tutti.types import Batch, Features, Tokens

@@ -21,13 +21,14 @@ import numpy as np
 from jaxtyping import Float64
 
 from tutti.data.bundle import DataBundle
-from tutti.evaluation.probes.baselines import Baseline, Leak, baselines, state_leak
+from tutti.data.checks.leak import Leak, state_leak
+from tutti.data.samples import held_out, training
+from tutti.evaluation.probes.baselines import Baseline, baselines
 from tutti.evaluation.probes.chunk_consistency import ChunkConsistency, chunk_consistency
 from tutti.evaluation.probes.findings import findings
 from tutti.evaluation.probes.input_ablation import InputAblations, ablate, input_changes
 from tutti.evaluation.probes.linear_probe import Probe, linear_probes
 from tutti.evaluation.probes.occlusion import Maps, Occlusion, occlude
-from tutti.evaluation.probes.samples import held_out, training
 from tutti.findings import Finding
 from tutti.models.vla import VLA
 

@@ -1,4 +1,4 @@
-"""Checks of recorded data: constant dimensions, clipped actions, duplicates, empty pictures, leaks."""
+"""Checks of recorded data: constant dimensions, clipped actions, duplicates, empty pictures."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from tutti.data.bundle import DataBundle
+from tutti.data.bundle import DataBundle, evenly_spread
 from tutti.data.episodes import Episode
 from tutti.data.windows import Source
-from tutti.evaluation.probes.baselines import Leak, state_leak
-from tutti.evaluation.probes.samples import Sample, held_out, spread, training
 from tutti.findings import (
     CLIPPED_ACTIONS_MAX,
     EMPTY_FRAMES_MAX,
-    LEAK_R2_MIN,
     PICTURE_DEVIATION_MIN,
     Finding,
 )
@@ -28,7 +25,7 @@ RELATIVE_RANGE_MIN = 1e-6
 
 
 def check_recordings(data: DataBundle) -> list[Finding]:
-    """Everything that needs no model."""
+    """Findings about all sources."""
     findings: list[Finding] = []
     for source in data.windows.sources:
         store, name = source.store, source.store.name
@@ -37,50 +34,6 @@ def check_recordings(data: DataBundle) -> list[Finding]:
         findings += _clipped_actions(store.actions, name)
         findings += _empty_pictures(source)
     return [*findings, *_duplicates(data)]
-
-
-def check_leak(data: DataBundle, max_windows: int = 2000) -> tuple[Leak, list[Finding]]:
-    """Whether the state gives the action away. Without held-out episodes, half the training ones stand in."""
-    train = training(data, 2 * max_windows)
-    if len(data.validation.all_windows):
-        held = held_out(data, max_windows)
-    else:
-        odd = train.episode % 2 == 1
-        train, held = _part(train, ~odd), _part(train, odd)
-    leak = state_leak(train, held)
-    if leak.leaks:
-        later = "" if leak.next is None else f", the action after it with {leak.next:.3f}"
-        return leak, [
-            Finding(
-                kind="state_leak",
-                severity="fault",
-                sentence=f"A linear map from the state gives the next action with R2 {leak.now:.4f}{later}: "
-                "the state leaks the action. A policy need not look then, and fails on the robot, whose "
-                "state holds no command to come.",
-                number=leak.now,
-                cure="Choose another data.sources.state_key, or take the command out of the state.",
-            )
-        ]
-    if leak.now > LEAK_R2_MIN:
-        return leak, [
-            Finding(
-                kind="state_near_action",
-                severity="hint",
-                sentence=f"A linear map from the state gives the next action with R2 {leak.now:.3f}, as with "
-                "absolute positions: a policy that copies its state will look good offline.",
-                number=leak.now,
-                cure="Trust closed-loop rollouts only.",
-            )
-        ]
-    if leak.dimensions:
-        dimensions = ", ".join(map(str, leak.dimensions))
-        text = f"The state alone gives dimension {dimensions} of the action (R2 > {LEAK_R2_MIN})."
-        return leak, [Finding(kind="state_near_action", severity="hint", sentence=text, number=leak.now)]
-    return leak, []
-
-
-def _part(sample: Sample, chosen: np.ndarray) -> Sample:
-    return spread(sample.index, sample.rows[chosen], len(sample))
 
 
 def _constant_dimensions(what: str, values: Float32[np.ndarray, "n d"], name: str) -> list[Finding]:
@@ -135,20 +88,20 @@ def _duplicates(data: DataBundle) -> list[Finding]:
     if twice:
         text = f"{twice} training episodes are exact copies of others."
         findings.append(Finding(kind="duplicates", severity="hint", sentence=text, number=twice))
-    held = [
+    held_out = [
         key
         for source, episodes in zip(data.windows.sources, data.validation_episodes, strict=True)
         for key in _hashes(source, episodes)
     ]
-    known = sum(key in counts for key in held)
-    if known:
+    copies = sum(key in counts for key in held_out)
+    if copies:
         findings.append(
             Finding(
                 kind="duplicates_across_split",
                 severity="fault",
-                sentence=f"{known} of {len(held)} held-out episodes are exact copies of training ones: the "
-                "held-out error is too good.",
-                number=known,
+                sentence=f"{copies} of {len(held_out)} held-out episodes are exact copies of training ones: "
+                "the held-out error is too good.",
+                number=copies,
                 cure="Remove the copies from the data set.",
             )
         )
@@ -168,7 +121,7 @@ def _hashes(source: Source, episodes: Sequence[Episode]) -> list[str]:
 def _empty_pictures(source: Source) -> list[Finding]:
     """Of `PICTURES` frames, evenly spread, in each view."""
     frames, name = source.frames, source.store.name
-    rows = np.linspace(0, len(frames) - 1, min(PICTURES, len(frames))).round().astype(np.int64)
+    rows = evenly_spread(np.arange(len(frames)), PICTURES)
     findings: list[Finding] = []
     for number, view in enumerate(source.store.spec.views):
         pictures = frames[rows, number].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which windows the probes look at, and what a model makes of them: whole batches, sums per window."""
+"""Samples of held-out or training windows, evenly spread, for checks of the data and probes of a model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float64, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float64, Int64
 
-from tutti.data.bundle import DataBundle
+from tutti.data.bundle import DataBundle, evenly_spread
 from tutti.data.windows import WindowIndex
-from tutti.models.vla import VLA
-from tutti.types import Batch, Observation, UserError
+from tutti.errors import UserError
+from tutti.types import Batch
 
 BATCH = 128
 
@@ -54,9 +52,7 @@ class Sample:
 
 def spread(index: WindowIndex, rows: Int64[np.ndarray, " n"], most: int) -> Sample:
     """At most `most` of `rows`, evenly spread over them in rising order."""
-    chosen = np.sort(rows)
-    if len(chosen) > most:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, most).round().astype(np.int64)]
+    chosen = evenly_spread(np.sort(rows), most)
     episode = np.unique(index.episodes_of(chosen), return_inverse=True)[1].astype(np.int64)
     return Sample(index=index, rows=chosen, episode=episode)
 
@@ -76,20 +72,9 @@ def held_out(data: DataBundle, most: int) -> Sample:
 
 def training(data: DataBundle, most: int) -> Sample:
     """Windows of training episodes."""
-    rows = [data.windows.rows_of(number, part) for number, part in enumerate(data.training_episodes)]
-    return spread(data.windows, np.concatenate(rows), most)
+    return spread(data.windows, data.training_rows, most)
 
 
-@torch.no_grad()
-def predict(model: VLA, observation: Observation) -> Float[Tensor, "b t a"]:
-    """The normalised chunk, on the CPU; `observation` may lie anywhere."""
-    device = next(model.parameters()).device
-    return model.predict(observation.to(device)).float().cpu()
-
-
-def masked_sums(
-    values: Float[Tensor, "b t a"], mask: Bool[Tensor, "b t a"], steps: int
-) -> Float64[np.ndarray, " b"]:
-    """sum m |x| of each window over its first `steps` actions."""
-    kept = torch.where(mask, values.abs(), torch.zeros(()))
-    return kept[:, :steps].double().sum((1, 2)).numpy()
+def states(sample: Sample) -> Float64[np.ndarray, "n s"]:
+    """The normalised states."""
+    return np.concatenate([batch.observation.state.double().numpy() for batch in sample.batches()])
