@@ -37,7 +37,8 @@ class Scripted(VLA):
         self, config: RunConfig, data: DataBundle, act: Callable[[DataBundle, Observation], Tensor]
     ) -> None:
         torch.manual_seed(1)
-        super().__init__(config.model, data.spec)
+        fresh = config.model.build(data.spec)
+        super().__init__(fresh.spec, fresh.vision, fresh.language, fresh.fusion, fresh.action)
         self.act, self.data = act, data
 
     def predict(self, observation: Observation) -> Tensor:
