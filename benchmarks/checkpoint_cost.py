@@ -43,7 +43,7 @@ class SavingTimer:
         trainer = self._timer.trainer
         self._timer(steps)
         started = time.perf_counter()
-        trainer._save()
+        trainer.save()
         held = time.perf_counter()
         thread = trainer.saver._thread
         while thread is not None and thread.is_alive():

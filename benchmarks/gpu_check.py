@@ -32,9 +32,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tutti.config.run_config import RunConfig, load_config
+from tutti.distributed.ranks import ONE_RANK
 from tutti.models.layers import Block
 from tutti.runs.provenance import circumstances
-from tutti.training.data_feed import fed
+from tutti.training.data_feed import feed
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -293,15 +294,15 @@ def profile(cell: Cell, data_from: Path, scratch: Path) -> None:
     trainer.objective.train()
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     try:
-        with fed(data, trainer.machine.device) as moved:
+        with feed(data, ONE_RANK, trainer.machine.device) as moved:
             stream = iter(moved.train)
             for _ in range(4):
-                trainer._update(stream, report=False)
+                trainer.update(stream)
             torch.cuda.synchronize()
             with torch.profiler.profile(activities=activities) as seen:
                 started = time.perf_counter()
                 for _ in range(3):
-                    trainer._update(stream, report=False)
+                    trainer.update(stream)
                 torch.cuda.synchronize()
                 wall = 1000 * (time.perf_counter() - started) / 3
     finally:

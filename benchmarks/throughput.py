@@ -22,12 +22,13 @@ from tables import RESULTS, Table, made_with, prints_user_errors, publish
 from timing import matmul_rates, shortened, with_training, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
+from tutti.distributed.ranks import ONE_RANK
 from tutti.planning.devices import device_of_card, measured_device
 from tutti.planning.footprint import count_flops
 from tutti.runs.build import build_data, build_training
 from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line
-from tutti.training.data_feed import fed
+from tutti.training.data_feed import feed
 from tutti.training.device import decide
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -79,10 +80,10 @@ def measure(
     device = trainer.machine.device
     _, now = work_clock(device.type, torch.get_num_threads())
     try:
-        with fed(data, device, config.training.accumulation) as moved:
+        with feed(data, ONE_RANK, device, config.training.accumulation) as moved:
             stream = iter(moved.train)
             training.run_updates(range(warmup), stream)
-            trainer.clock.take(0)
+            trainer.timer.take(0)
             if device.type == "cuda":
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
@@ -90,8 +91,7 @@ def measure(
                 forget_peak()
             started = now()
             for step in range(warmup, warmup + steps):
-                with trainer.clock.step():
-                    training.run_updates((step,), stream)
+                training.run_updates((step,), stream)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = now() - started
@@ -100,7 +100,7 @@ def measure(
         return {
             "samples_per_second": samples / seconds,
             "peak_memory": float(peak),
-            "data_share": trainer.clock.take(samples)["time/data_share"],
+            "data_share": trainer.timer.take(samples)["time/data_share"],
         }
     finally:
         data.train.close()

@@ -34,8 +34,7 @@ from tutti.config.run_config import RunConfig
 from tutti.runs.build import build_training
 from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line, progress_bar
-from tutti.training.clock import PARTS
-from tutti.training.records import read_records
+from tutti.training.records import PARTS, read_records
 from tutti.types import UserError
 
 LABELS = {

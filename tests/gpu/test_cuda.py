@@ -103,7 +103,7 @@ def test_the_host_waits_once_in_an_update(sections: dict[str, Any], tmp_path: Pa
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            trainer._update(iter(arrived), report=False)
+            trainer.update(iter(arrived))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert waits == ["tolist"], waits

@@ -21,7 +21,8 @@ from fixtures.vla_training import make_batch
 from tutti.config.run_config import RunConfig
 from tutti.distributed.ranks import current_ranks
 from tutti.distributed.world import world
-from tutti.training.faults.non_finite import NonFiniteError, load_failure
+from tutti.training.faults.non_finite import NonFiniteError
+from tutti.training.faults.saved_steps import load_failure
 from tutti.types import UserError
 
 TOLERANCE = 1e-9
@@ -359,16 +360,16 @@ def hangs_in_a_save(run: str, changes: dict[str, Any]) -> str:
 
     from tutti.training.checkpointing.saver import Saver
 
-    taken = Saver.taken
+    collect = Saver.collect
 
     def slow(self: Saver, value: Any, *, copy: bool = False) -> Any:
         if current_ranks().rank == 1 and not asleep:
             asleep.append(True)
             time.sleep(8)
-        return taken(self, value, copy=copy)
+        return collect(self, value, copy=copy)
 
     asleep: list[bool] = []
-    Saver.taken = slow
+    Saver.collect = slow
     return said(lambda: train(run, changes))
 
 

@@ -16,7 +16,6 @@ from fixtures.vla_training import MODEL, make_batch
 from tutti.distributed.ranks import ONE_RANK, Ranks, current_ranks, shared_batch
 from tutti.distributed.world import ONE_PROCESS, world
 from tutti.training.data_feed import portion
-from tutti.training.validation import validated
 
 SIZES = (6, 6, 4, 2, 5)
 OBJECTIVE = {
@@ -50,9 +49,9 @@ def judged(run: str, parallel: dict[str, Any], batches: int) -> dict[str, Any]:
     trainer.parallel.judge = watched
     random = torch.get_rng_state()
     with shared_batch(world().ranks):
-        divided, own = validated(trainer, data), list(passes)
+        divided, own = trainer.validate(data), list(passes)
         trainer.parallel.world = ONE_PROCESS
-        whole = validated(trainer, data)
+        whole = trainer.validate(data)
     untouched = torch.equal(random, torch.get_rng_state())
     return {
         "divided": divided,

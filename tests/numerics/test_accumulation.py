@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -29,10 +29,12 @@ from tutti.objectives.terms.contrastive import takes_part
 from tutti.objectives.terms.union import TermConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
 from tutti.plugin import CUSTOM
-from tutti.training import first_step
 from tutti.training.device import decide
+from tutti.training.diagnostics import first_batch
+from tutti.training.feedback import reevaluate
 from tutti.training.rng import rng_state
-from tutti.training.second_look import look_again
+from tutti.training.strategy import EndToEndConfig, Strategy
+from tutti.training.update import Update
 from tutti.types import Batch, Features, LossTerms, masked_mean
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -196,11 +198,13 @@ def test_a_second_look_at_the_micro_batches_is_that_of_the_large_batch() -> None
     machine = decide("cpu", 1, "fp32")
 
     def means(batches: list[Batch]) -> dict[str, float]:
-        random = rng_state()
-        found = look_again(
-            lambda one: loss(model(one.observation), one), MicroBatches(batches), machine, random
-        )
-        return {name: sum(one[name] for one in found) / len(found) for name in found[0]}
+        def evaluate(batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+            features = model(batch.observation)
+            return features, loss(features, batch, progress, only)
+
+        point = Strategy(EndToEndConfig().phases(), steps=1).at(0)
+        update = Update(step=0, point=point, counting=loss.names, batches=batches)
+        return reevaluate(update, evaluate, machine, rng_state())
 
     assert means(cut(uneven(1), PARTS)) == pytest.approx(means([uneven(1)]), rel=1e-12)
 
@@ -245,7 +249,7 @@ def trained(folder: str, accumulation: int, name: str, parallel: dict[str, Any])
     records: list[dict[str, float]] = []
     stream: Iterator[Batch] = (batch for n in range(UPDATES) for batch in cut(uneven(n), accumulation))
     for _ in range(UPDATES):
-        trainer._update(stream, report=False)
+        trainer.update(stream)
         records.append(trainer.meter.take())
     weights = [p.detach().clone() for p in trainer.parameters.values()]
     return {"records": records, "gradients": gradients, "weights": weights}
@@ -299,12 +303,12 @@ def test_a_mean_that_does_not_say_what_it_counts_is_told_once(
 ) -> None:
     def warned(accumulation: int, objective: dict[str, Any]) -> list[str]:
         caplog.clear()
-        first_step._tell_alone.cache_clear()
+        first_batch._warn_of_lone_mean.cache_clear()
         trainer = trainer_of(tmp_path / "run", {"accumulation": accumulation}, objective=objective)
         with caplog.at_level(logging.WARNING, logger="tutti.training"):
             stream = iter([batch for n in range(2) for batch in cut(uneven(n), accumulation)])
             for _ in range(2):
-                trainer._update(stream, report=False)
+                trainer.update(stream)
         return [one.message for one in caplog.records if "masked_mean" in one.message]
 
     own = OBJECTIVE | {"extra": {"kind": f"{__name__}:Unknown"}}

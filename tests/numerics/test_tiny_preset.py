@@ -146,7 +146,7 @@ def check_gradient(trainer: Trainer, step: int, parts: Mapping[str, set[str]] | 
     """The identity in update `step`, in float64. `parts`: what a masked term may move of the model."""
     trainer.model.double()
     trainer.objective.double()
-    moment = trainer._enter(trainer.strategy.at(step))
+    moment = trainer.strategy.enter(step, trainer.parameters)
     counting = moment.phase.counting(trainer.objective.names)
     batch = as_double(make_batch(3, WINDOWS))
     terms = trainer.objective(trainer.model(batch.observation), batch, moment.progress, counting)

@@ -50,7 +50,7 @@ def test_it_moves_the_weights_and_its_state_is_in_the_checkpoint(tmp_path: Path)
     for run, batches in zip((quarter, whole), stream, strict=True):
         torch.manual_seed(1)
         run.optimizer.zero_grad = lambda: None  # keeps the gradient to look at
-        run._update(batches, report=False)
+        run.update(batches)
     for name, parameter in quarter.parameters.items():
         other = whole.parameters[name].grad
         assert parameter.grad is not None and other is not None

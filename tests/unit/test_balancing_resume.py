@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,6 @@ from fixtures.toy_training import Data
 from tutti.objectives.balancing.fixed import FixedBalancing
 from tutti.objectives.balancing.gradient_share import GradientShareBalancing
 from tutti.objectives.unified import UnifiedLoss
-from tutti.training.parallel.ddp import Alone
 from tutti.training.parallel.fsdp import Sharded
 from tutti.types import UserError
 
@@ -39,7 +39,7 @@ def test_every_balancing_trains_and_resumes(kind: str, tmp_path: Path, monkeypat
     monkeypatch.delitem(sys.modules, "own_balancing", raising=False)
     options = {"options": BALANCINGS[kind]} if ":" in kind else BALANCINGS[kind]
     found = resumes(tmp_path, {"kind": kind, **options}, {"kind": "one"})
-    lambdas = {name: value for name, value in found.latest.items() if name.startswith("lambda/")}
+    lambdas = {name: value for name, value in found.counters.latest.items() if name.startswith("lambda/")}
     assert lambdas["lambda/action"] > 0
     if kind != "fixed":
         assert lambdas["lambda/align"] != pytest.approx(0.3, rel=1e-6)
@@ -104,15 +104,10 @@ def test_the_second_look_sees_the_update_and_leaves_the_training_alone(tmp_path:
     assert all(torch.equal(value, expected[name]) for name, value in one.model.state_dict().items())
 
 
-class Sharing(Alone):
-    """One process that has as much of a single term's gradient as FSDP: nothing."""
-
-    single_terms = Sharded.single_terms
-
-
 def test_a_balancing_that_observes_gradients_is_refused_where_there_are_none(tmp_path: Path) -> None:
+    """One process that has as much of a single term's gradient as FSDP: nothing."""
     run = trainer(tmp_path, {"kind": "gradient_share", "start": 2, "steps": 3}, {"kind": "one"})
-    run.parallel = Sharing(run.parallel.computation)
+    run.parallel.single_terms = partial(Sharded.single_terms, run.parallel)
     with pytest.raises(UserError, match=r"fsdp with a balancing that observes .*\.kind=ddp"):
         run.fit(Data())
     assert run.step == 2

@@ -17,7 +17,7 @@ from tutti.debug.replay_report import run_replay
 from tutti.debug.replay_saved import replay_saved
 from tutti.runs.build import build_parts
 from tutti.storage.checkpoint import checkpoints, load
-from tutti.training.faults.non_finite import save_step
+from tutti.training.faults.saved_steps import save_step
 from tutti.training.records import read_records
 from tutti.types import UserError
 

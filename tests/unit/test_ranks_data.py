@@ -14,7 +14,7 @@ from test_data_loading import build, write_set
 from fixtures.vla_training import make_batch
 from tutti.distributed.cores import usable_cores
 from tutti.distributed.ranks import Ranks
-from tutti.training.data_feed import shared
+from tutti.training.data_feed import feed
 from tutti.training.device import decide
 from tutti.training.signals import Interruptible
 from tutti.types import Batch, UserError
@@ -96,11 +96,10 @@ class Whole:
 
 def test_a_loader_that_knows_no_ranks_is_cut() -> None:
     data = Whole()
-    assert shared(data, Ranks()) is data
-    own = shared(data, Ranks(1, 2))
-    batch = next(iter(own.train))
-    assert torch.equal(batch.window, make_batch(1, 4).window[2:])
-    assert own.train.state_dict() == {"position": 1}
+    with feed(data, Ranks(1, 2), torch.device("cpu")) as own:
+        batch = next(iter(own.train))
+        assert torch.equal(batch.window, make_batch(1, 4).window[2:])
+        assert own.train.state_dict() == {"position": 1}
 
 
 def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,8 @@ def test_a_training_with_recomputation_ends_at_the_same_bits(kind: str, tmp_path
     found: list[dict[str, Tensor]] = []
     for number, choice in enumerate(("off", "block")):
         trainer = make_trainer(tmp_path / str(number), END_TO_END, steps=4, activation_checkpointing=choice)
-        trainer.backward = _backward(kind).build(trainer.parameters, trainer.objective.names)
+        backward = _backward(kind).build(trainer.parameters, trainer.objective.names)
+        trainer.backward = trainer.state.backward = backward
         trainer.fit(Data())
         found.append(weights(trainer))
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

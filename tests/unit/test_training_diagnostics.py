@@ -16,10 +16,11 @@ from fixtures import learnable, toy_training
 from tutti.training.backward.k_gradients import KGradientsConfig
 from tutti.training.backward.masked import KnowledgeInsulationConfig
 from tutti.training.config import TrainingConfig
-from tutti.training.faults.non_finite import load_failure
+from tutti.training.faults.saved_steps import load_failure
 from tutti.training.metrics import describe_metric
 from tutti.training.records import read_records
 from tutti.training.strategy import PhasesConfig, TwoStageConfig
+from tutti.training.update import Update, read_scalars, to_host
 from tutti.types import Batch, LossTerms
 
 OFF = {"every": 0, "spikes": {"z_threshold": "off"}}
@@ -96,8 +97,9 @@ def test_a_look_leaves_the_gradients_and_random_states_alone(tmp_path: Path) -> 
     terms.total.backward()
     before = {name: p.grad.clone() for name, p in trainer.parameters.items() if p.grad is not None}
     random = torch.get_rng_state()
-    values = {name: float(value.detach()) for name, value in terms.values.items()}
-    trainer.diagnostics.before(0, [batch], values, 0.0, trainer.objective.names)
+    update = Update(step=0, point=trainer.strategy.at(0), counting=trainer.objective.names, batches=[batch])
+    update.terms, _ = to_host([read_scalars(terms)])
+    trainer.diagnostics.before_step(update)
     assert torch.equal(random, torch.get_rng_state())
     after = {name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)

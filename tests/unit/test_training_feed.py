@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from fixtures.vla_training import Data, make_batch
-from tutti.training.data_feed import FedData, Feed, PlainData, fed
+from tutti.distributed.ranks import ONE_RANK, Ranks, current_ranks
+from tutti.training import data_feed
+from tutti.training.data_feed import DevicePrefetcher, feed
 from tutti.types import Batch
 
 
@@ -45,9 +47,9 @@ def at_once(batch: Batch) -> Callable[[], Batch]:
 
 
 def test_every_batch_comes_once_and_in_order() -> None:
-    feed = Feed(Counting(), at_once)
-    assert [number(next(feed)) for _ in range(5)] == [0, 1, 2, 3, 4]
-    feed.close()
+    prefetcher = DevicePrefetcher(Counting(), at_once)
+    assert [number(next(prefetcher)) for _ in range(5)] == [0, 1, 2, 3, 4]
+    prefetcher.close()
 
 
 def test_the_next_batch_moves_while_the_present_one_is_used() -> None:
@@ -57,11 +59,11 @@ def test_the_next_batch_moves_while_the_present_one_is_used() -> None:
         started[number(batch)].set()
         return lambda: batch
 
-    feed = Feed(Counting(), move)
-    assert number(next(feed)) == 0
+    prefetcher = DevicePrefetcher(Counting(), move)
+    assert number(next(prefetcher)) == 0
     assert started[1].wait(timeout=10)  # without another call
     assert not started[2].wait(timeout=0.05)  # one batch ahead, not two
-    feed.close()
+    prefetcher.close()
 
 
 def test_as_many_move_ahead_as_an_update_takes_at_once() -> None:
@@ -71,14 +73,14 @@ def test_as_many_move_ahead_as_an_update_takes_at_once() -> None:
         started[number(batch)].set()
         return lambda: batch
 
-    feed = Feed(Counting(), move, depth=3)
-    assert [number(next(feed)) for _ in range(3)] == [0, 1, 2]
+    prefetcher = DevicePrefetcher(Counting(), move, depth=3)
+    assert [number(next(prefetcher)) for _ in range(3)] == [0, 1, 2]
     assert all(started[ahead].wait(timeout=10) for ahead in (3, 4, 5))
     assert not started[6].wait(timeout=0.05)
-    assert feed.state_dict() == {"position": 3}
-    feed.close()
-    assert [number(next(feed)) for _ in range(2)] == [3, 4]
-    feed.close()
+    assert prefetcher.state_dict() == {"position": 3}
+    prefetcher.close()
+    assert [number(next(prefetcher)) for _ in range(2)] == [3, 4]
+    prefetcher.close()
 
 
 def test_what_waits_for_the_arrival_is_called_when_the_batch_is_handed_out() -> None:
@@ -87,21 +89,21 @@ def test_what_waits_for_the_arrival_is_called_when_the_batch_is_handed_out() -> 
     def move(batch: Batch) -> Callable[[], Batch]:
         return lambda: arrived.append(number(batch)) or batch
 
-    feed = Feed(Counting(), move)
-    next(feed)
+    prefetcher = DevicePrefetcher(Counting(), move)
+    next(prefetcher)
     assert arrived == [0]
-    feed.close()
+    prefetcher.close()
 
 
 def test_the_batch_ahead_does_not_count_in_the_state() -> None:
-    feed = Feed(Counting(), at_once)
-    assert feed.state_dict() == {"position": 0}
+    prefetcher = DevicePrefetcher(Counting(), at_once)
+    assert prefetcher.state_dict() == {"position": 0}
     for handed_out in (1, 2, 3):
-        next(feed)
-        assert feed.state_dict() == {"position": handed_out}
-    saved = feed.state_dict()
-    feed.close()
-    resumed = Feed(Counting(), at_once)
+        next(prefetcher)
+        assert prefetcher.state_dict() == {"position": handed_out}
+    saved = prefetcher.state_dict()
+    prefetcher.close()
+    resumed = DevicePrefetcher(Counting(), at_once)
     resumed.load_state_dict(saved)
     assert number(next(resumed)) == 3
     resumed.close()
@@ -109,25 +111,38 @@ def test_the_batch_ahead_does_not_count_in_the_state() -> None:
 
 def test_closing_puts_the_loader_behind_what_was_handed_out() -> None:
     loader = Counting()
-    with FedData(Data(), at_once) as data:
-        data.train = feed = Feed(loader, at_once)
-        next(feed)
-        next(feed)
+    prefetcher = DevicePrefetcher(loader, at_once)
+    next(prefetcher)
+    next(prefetcher)
+    prefetcher.close()
     assert loader.position == 2
-    assert number(next(feed)) == 2  # it goes on
-    feed.close()
+    assert number(next(prefetcher)) == 2  # it goes on
+    prefetcher.close()
 
 
 def test_a_loader_that_fails_is_heard_when_its_batch_is_due() -> None:
-    feed = Feed(Counting(fails_at=1), at_once)
-    assert number(next(feed)) == 0
+    prefetcher = DevicePrefetcher(Counting(fails_at=1), at_once)
+    assert number(next(prefetcher)) == 0
     with pytest.raises(OSError, match="the disk is gone"):
-        next(feed)
-    feed.close()
+        next(prefetcher)
+    prefetcher.close()
 
 
 def test_on_a_cpu_the_data_are_as_they_are() -> None:
     given = Data()
-    with fed(given, torch.device("cpu")) as data:
-        assert isinstance(data, PlainData)
+    with feed(given, ONE_RANK, torch.device("cpu")) as data:
         assert data.train is given.train and data.validation is given.validation
+
+
+def test_on_a_gpu_batches_are_ahead_and_the_thread_ends_with_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data_feed, "CudaMove", lambda device: at_once)
+    given = Data()
+    given.train = loader = Counting()
+    with feed(given, Ranks(1, 2), torch.device("cuda"), 2) as data:
+        assert current_ranks() == Ranks(1, 2)
+        first = next(iter(data.train))
+        assert len(first.window) == len(make_batch(0).window) // 2
+        assert data.train.state_dict() == {"position": 1}
+    assert loader.position == 1 and current_ranks() == ONE_RANK

@@ -19,8 +19,9 @@ from tutti.report.findings.curves import judge_curves
 from tutti.report.inputs import read_records as read_columns
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.faults.config import GradientsConfig
-from tutti.training.faults.non_finite import NonFiniteError, load_failure
+from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.faults.policy import FaultPolicy
+from tutti.training.faults.saved_steps import load_failure
 from tutti.training.optim.clipping import Clipper, NormHistory, ZClipConfig
 from tutti.types import Batch, UserError
 
@@ -255,12 +256,12 @@ def test_high_totals_do_not_become_the_level_and_a_phase_has_its_own() -> None:
     )
     policy = FaultPolicy(settings, parameters(a=[1.0]))
     for total in (1.0, 1.1, 0.9, 5.0):
-        policy.see(total, 0)
+        policy.observe(total, 0)
     assert policy.high == 1 and policy.level.mean == pytest.approx(1.0)
-    policy.see(1.0, 0)
+    policy.observe(1.0, 0)
     assert policy.high == 0
     for phase, total in ((0, 5.0), (1, 50.0), (1, 50.0)):
-        policy.see(total, phase)
+        policy.observe(total, phase)
     assert not policy.diverged and policy.level.mean == 50.0
 
 

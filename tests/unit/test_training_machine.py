@@ -17,7 +17,7 @@ from tutti.distributed import world as distributed
 from tutti.storage.checkpoint import deserialize, load, serialize
 from tutti.training import data_feed as feed
 from tutti.training.device import Machine
-from tutti.training.faults.non_finite import load_failure, save_step
+from tutti.training.faults.saved_steps import load_failure, save_step
 from tutti.training.optim.muon import newton_schulz
 from tutti.types import Batch
 
@@ -80,7 +80,8 @@ def test_a_run_that_goes_on_on_another_device_says_so(
     make_trainer(tmp_path, steps=6).fit(Data())
     assert "computed on" not in caplog.text
     trainer = make_trainer(tmp_path, steps=8)
-    trainer.machine = replace(trainer.machine, precision="bf16")
+    machine = replace(trainer.machine, precision="bf16")
+    trainer.settings = replace(trainer.settings, machine=machine)
     trainer.fit(Data())
     assert "computed on cpu in fp32, the run goes on on cpu in bf16: other bits" in caplog.text
 

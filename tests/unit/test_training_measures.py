@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fixtures.learnable import make_batch
-from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig, keep_newest
+from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig
 from tutti.training.diagnostics.measures import (
     DEAD_DEVIATION,
     dead_share,
@@ -19,6 +19,7 @@ from tutti.training.diagnostics.measures import (
     weighted_sum,
 )
 from tutti.training.diagnostics.noise_scale import KEEP, NoiseScale
+from tutti.training.faults.saved_steps import keep_newest
 
 
 def vector(*values: float) -> torch.Tensor:

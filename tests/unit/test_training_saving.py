@@ -212,7 +212,7 @@ def test_memory_that_is_kept_for_copies_is_not_overwritten_while_it_is_written(
         write(self, checkpoint)
 
     monkeypatch.setattr(Saver, "_write", slow)
-    monkeypatch.setattr(Saver, "_copied", lambda self, value: stager.stage(value))
+    monkeypatch.setattr(Saver, "_copy_to_cpu", lambda self, value: stager.stage(value))
     make_trainer(tmp_path / "run", **merge(settings, mode("sharded", True))).fit(Data())
     for one, other in zip(*(checkpoints(tmp_path / name) for name in ("plain", "run")), strict=True):
         require_same(everything(load(one)), everything(load(other)))
@@ -256,7 +256,7 @@ def test_no_rank_waits_for_the_first_one_whose_records_cannot_be_synced(
 
 def test_copies_in_memory_do_not_outlive_the_writing(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, **mode("sharded", True))
-    copies = trainer.saver.taken({"a": torch.ones(3)})
+    copies = trainer.saver.collect({"a": torch.ones(3)})
     storage = weakref.ref(copies["a"])
     del copies
     assert storage() is None

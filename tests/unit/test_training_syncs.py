@@ -103,7 +103,7 @@ def test_a_look_at_a_number_is_found(
 
 def test_what_is_recorded_is_what_was_fetched_micro_batch_by_micro_batch(tmp_path: Path) -> None:
     whole = make_trainer(tmp_path / "a", END_TO_END, accumulation=2)
-    whole._update(iter(NumberedLoader(make_batch)), report=False)
+    whole.update(iter(NumberedLoader(make_batch)))
     single = make_trainer(tmp_path / "b", END_TO_END)
     losses: list[float] = []
     for number in (1, 2):
@@ -123,7 +123,7 @@ def test_nothing_moves_where_a_micro_batch_is_not_finite(bad: int, tmp_path: Pat
             yield spoiled(batch) if number == bad else batch
 
     with pytest.raises(NonFiniteError) as raised:
-        trainer._update(stream(), report=False)
+        trainer.update(stream())
     assert raised.value.windows == [int(w) for n in range(1, bad + 1) for w in make_batch(n).window]
     assert raised.value.term == "action"
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())

@@ -21,7 +21,8 @@ from tutti.distributed.cores import usable_cores
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.config import TrainingConfig
 from tutti.training.device import decide
-from tutti.training.faults.non_finite import NonFiniteError, load_failure
+from tutti.training.faults.non_finite import NonFiniteError
+from tutti.training.faults.saved_steps import load_failure
 from tutti.training.metrics import describe_metric
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
@@ -88,7 +89,7 @@ def test_accumulated_batches_equal_one_big_batch(tmp_path: Path) -> None:
         )
         stream = iter(batches)
         for _ in range(3):
-            trainer._update(stream, report=False)
+            trainer.update(stream)
         return trainer
 
     def double(batch: Batch) -> Batch:

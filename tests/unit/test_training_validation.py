@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fixtures.toy_training import BATCH, Data, make_batch, make_trainer
+from tutti.distributed.world import ONE_PROCESS
 from tutti.objectives.objective import Objective
 from tutti.training.device import decide
+from tutti.training.parallel.ddp import Computation, Parallel
 from tutti.training.records import read_records
 from tutti.training.rng import seed_everything
-from tutti.training.validation import fetch, reading, term_values, validate, validated
+from tutti.training.update import TermValues, read_scalars, to_host
+from tutti.training.validation import validate
 from tutti.types import Batch, Features, LossTerms, Observation, Tokens
 
 MACHINE = decide("cpu", 1, "fp32")
@@ -74,7 +77,13 @@ def batches() -> list[Batch]:
 def run(**changes: Any) -> tuple[dict[str, float], Look, Told]:
     model, objective = Look(), Told()
     given: dict[str, Any] = {"progress": 0.25, "seed": 5, **changes}
-    return validate(model, objective, batches(), MACHINE, **given), model, objective
+    return validate(alone(model, objective), MACHINE, batches(), **given), model, objective
+
+
+def alone(model: Look, objective: Told) -> Parallel:
+    return Parallel(
+        Computation(model=model, objective=objective, forward=model, world=ONE_PROCESS),
+    )
 
 
 def test_batches_are_weighted_by_their_windows() -> None:
@@ -118,8 +127,10 @@ def test_modes_are_restored_after_a_failure() -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("stop")
 
+    parallel = alone(model, objective)
+    parallel.judge = fail
     with pytest.raises(RuntimeError, match="stop"):
-        validate(model, objective, batches(), MACHINE, progress=0.5, seed=0, evaluate=fail)
+        validate(parallel, MACHINE, batches(), progress=0.5, seed=0)
     assert model.training and objective.training and not model.frozen.training
 
 
@@ -148,10 +159,12 @@ def test_readings_are_fetched_in_their_own_order() -> None:
             metrics={"m": -a, "n": torch.tensor(math.inf)},
         )
 
-    expected = ({"a": 1.0, "b": 2.0}, {"a": 10.0, "b": 20.0}, {"m": -1.0}, 300.0)
-    assert term_values(terms(0.0)) == expected
-    found, more = fetch([reading(terms(0.0)), reading(terms(1.0))], torch.tensor(7.0), torch.tensor([8.0]))
-    assert found[0] == expected and found[1][0] == {"a": 2.0, "b": 3.0} and found[1][3] == 500.0
+    expected = TermValues(
+        values={"a": 1.0, "b": 2.0}, lambdas={"a": 10.0, "b": 20.0}, metrics={"m": -1.0}, total=300.0
+    )
+    scalars = [read_scalars(terms(shift)) for shift in (0.0, 1.0)]
+    (first, second), more = to_host(scalars, torch.tensor(7.0), torch.tensor([8.0]))
+    assert first == expected and second.values == {"a": 2.0, "b": 3.0} and second.total == 500.0
     assert more == [7.0, 8.0]
 
 
@@ -184,7 +197,7 @@ def test_the_served_weights_are_judged_and_those_in_training_beside_them(tmp_pat
     served = by_hand(trainer, data, 1.0)
     for name, average in trainer.averages.items():
         average.module.load_state_dict(trained[name])
-    values = validated(trainer, data)  # pyright: ignore[reportArgumentType]
+    values = trainer.validate(data)  # pyright: ignore[reportArgumentType]
     for name in ("action", "recon", "total"):
         assert values[f"valid/{name}"] == pytest.approx(served[name], rel=1e-5)
         assert values[f"valid_raw/{name}"] == pytest.approx(raw[name], rel=1e-5)

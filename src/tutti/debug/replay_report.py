@@ -16,7 +16,7 @@ from tutti.debug.replay_saved import SavedReplay, describe_culprits, replay_save
 from tutti.plugin import Trust
 from tutti.runs.terminal import console, print_line
 from tutti.storage.files import write_atomically
-from tutti.training.first_batch import save_pictures
+from tutti.training.diagnostics.first_batch import save_pictures
 from tutti.types import UserError
 
 FOLDER = "replays"

@@ -21,7 +21,7 @@ from tutti.runs.terminal import print_line
 from tutti.storage.checkpoint import step_folders, step_of
 from tutti.storage.reading import read_json, shown
 from tutti.training.backward.term_gradients import term_gradients
-from tutti.training.faults.non_finite import load_failure
+from tutti.training.faults.saved_steps import load_failure
 from tutti.training.rng import own_randomness
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, LossTerms, UserError

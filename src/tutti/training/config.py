@@ -7,12 +7,13 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tutti.training.checkpointing.config import CheckpointsConfig, ForkConfig
-from tutti.training.compilation import CompileMode
+from tutti.training.device import Machine, decide
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.faults.config import GradientsConfig
 from tutti.training.optim.batch_ramp import BatchRampConfig
 from tutti.training.optim.optimizers import AdamWConfig, OptimizerConfig
 from tutti.training.optim.schedules import ScheduleConfig, WsdConfig
+from tutti.training.parallel.compilation import CompileMode
 from tutti.training.parallel.config import AutoParallelConfig, ParallelConfig
 from tutti.training.validation import ValidationConfig
 
@@ -104,6 +105,13 @@ class TrainingConfig(BaseModel):
             )
         self.checkpoints.check_keeping(self.validation.every)
         return self
+
+    def machine(self) -> Machine:
+        """Device, threads and precision, decided.
+
+        Raises: UserError if CUDA is asked for and there is none.
+        """
+        return decide(self.device, self.threads, self.precision)
 
     def accumulation_at(self, step: int) -> int:
         """The micro-batches of update `step` (0-based)."""

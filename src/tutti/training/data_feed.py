@@ -1,10 +1,11 @@
-"""What the trainer needs of its data, and how the next batch reaches a GPU while the present one computes."""
+"""Feeds the trainer: each rank its rows of a batch, prefetched to the GPU while the previous one computes."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tutti.data.loader import check_divides
-from tutti.distributed.ranks import Ranks
+from tutti.distributed.ranks import Ranks, shared_batch
 from tutti.types import Batch
 
 
@@ -47,7 +48,7 @@ class _Ahead:
     batch: Future[Callable[[], Batch]]
 
 
-class Feed:
+class DevicePrefetcher:
     """A loader whose next batches are on their way to the device while the present ones compute.
 
     So many of look-ahead as an update takes at once, `depth`: when a batch is handed out, a thread takes a
@@ -128,22 +129,32 @@ class OwnRows:
 
 
 @dataclass(frozen=True, slots=True)
-class SharedData:
-    """Training data of which each rank is given its rows; held-out data stay whole."""
-
+class _Fed:
     train: TrainLoader
     validation: Iterable[Batch]
 
 
-def shared(data: TrainingData, ranks: Ranks, at_once: int = 1) -> TrainingData:
-    """The data as this rank of `ranks` sees them; alone the same object. An update takes `at_once` batches.
+@contextmanager
+def feed(data: TrainingData, ranks: Ranks, device: torch.device, at_once: int = 1) -> Iterator[TrainingData]:
+    """The data as this rank of a training on `device` is given them; an update takes `at_once` batches.
+
+    Each rank has its rows of the training batches, held-out batches stay whole. On CUDA so many training
+    batches are on their way to the device while the present ones compute. Inside the block the ranks share
+    batches (`tutti.distributed.ranks`); a thread that moves them ends with it.
 
     Raises: UserError unless the ranks divide the batch.
     """
-    if isinstance(data.train, Shareable):
-        data.train.share(ranks, at_once)
-        return data
-    return data if ranks.count == 1 else SharedData(OwnRows(data.train, ranks), data.validation)
+    loader = data.train
+    if isinstance(loader, Shareable):
+        loader.share(ranks, at_once)
+    elif ranks.count > 1:
+        loader = OwnRows(loader, ranks)
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            loader = DevicePrefetcher(loader, CudaMove(device), at_once)
+            stack.callback(loader.close)
+        stack.enter_context(shared_batch(ranks))
+        yield _Fed(loader, data.validation)
 
 
 def portion(batches: Iterable[Batch], ranks: Ranks) -> Iterator[tuple[int | None, Batch]]:
@@ -160,39 +171,6 @@ def portion(batches: Iterable[Batch], ranks: Ranks) -> Iterator[tuple[int | None
     for start in range(0, len(chosen), ranks.count):
         number = start + ranks.rank
         yield (number, chosen[number]) if number < len(chosen) else (None, chosen[-1])
-
-
-class FedData:
-    """Training data whose batches arrive through a `Feed`. Use it as a context: its thread ends with it."""
-
-    def __init__(self, data: TrainingData, move: Move, depth: int = 1) -> None:
-        self.train = Feed(data.train, move, depth)
-        self.validation = data.validation
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.train.close()
-
-
-class PlainData:
-    """Training data as they are, in the same context."""
-
-    def __init__(self, data: TrainingData) -> None:
-        self.train, self.validation = data.train, data.validation
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is to be ended."""
-
-
-def fed(data: TrainingData, device: torch.device, at_once: int = 1) -> FedData | PlainData:
-    """The data for a training on `device` whose updates take `at_once` batches: on CUDA with so many of
-    look-ahead, else as they are."""
-    return FedData(data, CudaMove(device), at_once) if device.type == "cuda" else PlainData(data)
 
 
 class CudaMove:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from tutti.distributed.cores import usable_cores
+from tutti.training.rng import seed_everything
 from tutti.types import UserError
 
 
@@ -32,6 +34,17 @@ class Machine:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    @contextmanager
+    def computing(self, seed: int) -> Iterator[None]:
+        """Inside the block torch has these threads, and all random numbers come from `seed` on."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            seed_everything(seed)
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def settle(self, *, deterministic: bool) -> None:
         """How CUDA computes, in this process from now on; on a CPU nothing changes.

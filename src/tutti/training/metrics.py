@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from tutti.training.optim.optimizers import OptimizerSet
-
 METRICS: dict[str, str] = {
     "loss/total": "L_total = sum_i lambda_i L_i, mean over the steps since the last record.",
     "loss/*/raw": "The term L_i before its lambda, mean over the steps since the last record.",
@@ -63,7 +61,7 @@ METRICS: dict[str, str] = {
     "time/forward_share": "Share of that time in model and objective; on a GPU, in queueing them.",
     "time/backward_share": "Share of that time in the backward pass.",
     "time/optimizer_share": "Share of that time in clipping, the optimiser's step and the moving average.",
-    "time/diagnostics_share": "Share of that time in the diagnostics.",
+    "time/diagnostics_share": "Share of that time in diagnostics and in terms computed again (FAMO).",
     "valid/*": "The term (or total) on held-out episodes with the averaged weights (raw ones if EMA is off).",
     "valid/metric/*": "What a term reports besides, on held-out episodes.",
     "valid_raw/*": "The term (or total) on held-out episodes with the raw weights.",
@@ -104,12 +102,3 @@ def term_metrics(
         | {f"lambda/{name}": value for name, value in lambdas.items()}
         | {f"metric/{name}": value for name, value in metrics.items()}
     )
-
-
-def rate_metrics(optimizer: OptimizerSet, factor: float) -> dict[str, float]:
-    """What is recorded of the learning rates; `factor` is the schedule's."""
-    rates = optimizer.learning_rates
-    values = {"optim/lr": next(iter(rates.values()), 0.0), "optim/lr_factor": factor}
-    if "muon" in rates and "adamw" in rates:
-        values["optim/lr_adamw"] = rates["adamw"]
-    return values

@@ -1,4 +1,4 @@
-"""Records of a run: one JSON object a line in records.jsonl, and the same values for TensorBoard."""
+"""Records of a run: one JSON object a line in records.jsonl, the same for TensorBoard; the step timer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import time
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
@@ -32,31 +33,36 @@ class Recorder:
     Raises: UserError if the disk is full; ValueError for a metric that METRICS does not describe.
     """
 
-    def __init__(self, run: Path, after_step: int = 0, *, rollbacks: int = 0) -> None:
-        self.path = run / "records.jsonl"
-        require_writable(run)
+    def __init__(self, run: Path, after_step: int = 0, *, rollbacks: int = 0, silent: bool = False) -> None:
+        """`silent`: records nothing, on all ranks but rank 0, which records the means over all."""
+        self.path, self._silent = run / "records.jsonl", silent
         self._wall = 0.0
-        self._open(after_step, rollbacks)
+        if not silent:
+            require_writable(run)
+            self._open(after_step, rollbacks)
 
     def _open(self, after_step: int, rollbacks: int) -> None:
         run = self.path.parent
-        kept = [
+        records = [
             record
             for record in read_records(run)
             if record["step"] <= after_step
             and ("optim/rollback_from" not in record or record["optim/rollbacks"] <= rollbacks)
         ]
-        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in records))
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
 
     def rewind(self, after_step: int, *, rollbacks: int) -> None:
         """Drop the records of later steps: the run goes on from `after_step` again."""
-        self.close()
-        self._open(after_step, rollbacks)
+        if not self._silent:
+            self.close()
+            self._open(after_step, rollbacks)
 
     def write(self, step: int, kind: Kind, values: dict[str, float]) -> None:
         """Record the values after `step` updates."""
+        if self._silent:
+            return
         unknown = [name for name in values if describe_metric(name) is None]
         if unknown:
             raise ValueError(f"{unknown} have no line in tutti.training.metrics.METRICS; add one for each.")
@@ -69,6 +75,8 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close all files."""
+        if self._silent:
+            return
         with explain_disk_errors(self.path):
             self._file.close()
             self._board.close()
@@ -83,33 +91,6 @@ class Recorder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def recorder_of(recording: tuple[Path, int, int] | None) -> Recorder:
-    """The recorder of a run, the step it goes on from and its number of roll-backs; None: one that is silent.
-
-    Raises: UserError if the disk is full.
-    """
-    if recording is None:
-        return NoRecorder()
-    run, step, rollbacks = recording
-    return Recorder(run, step, rollbacks=rollbacks)
-
-
-class NoRecorder(Recorder):
-    """What the other ranks of a training record: nothing, since the first one records the means over all."""
-
-    def __init__(self) -> None:
-        """Opens nothing."""
-
-    def write(self, step: int, kind: Kind, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def rewind(self, after_step: int, *, rollbacks: int) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:
@@ -165,3 +146,42 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+
+
+PARTS: tuple[str, ...] = ("data", "forward", "backward", "optimizer", "diagnostics")
+
+
+class StepTimer:
+    """Times steps and their parts, by a clock that never runs backwards.
+
+    On a GPU the host waits once in a step, for the loss terms and the gradient norm behind the backward pass.
+    "forward" is then the time to queue the forward pass, and "backward" holds the work of both.
+    """
+
+    def __init__(self) -> None:
+        self._started = self._lap = monotonic()
+        self._since = 0.0
+        self._parts = dict.fromkeys(PARTS, 0.0)
+
+    def start(self) -> None:
+        """Begin a step."""
+        self._started = self._lap = monotonic()
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap as that of one of PARTS."""
+        now = monotonic()
+        self._parts[part] += now - self._lap
+        self._lap = now
+
+    def stop(self) -> float:
+        """End a step. Gives its seconds."""
+        elapsed = monotonic() - self._started
+        self._since += elapsed
+        return elapsed
+
+    def take(self, samples: int) -> dict[str, float]:
+        """Rate and shares since the last call, in which `samples` windows were consumed; then start anew."""
+        since = max(self._since, 1e-9)
+        shares = {f"time/{name}_share": spent / since for name, spent in self._parts.items()}
+        self._since, self._parts = 0.0, dict.fromkeys(PARTS, 0.0)
+        return {"time/samples_per_second": samples / since, **shares}

@@ -1,4 +1,4 @@
-"""Random states of Python, numpy and torch: seed them, save them, keep them apart."""
+"""Random number generators of Python, numpy and torch: seed them, save and load their states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that wait for the end of a step, so that what is saved is a whole step."""
+"""Delays Ctrl-C and SIGTERM to the end of a step, so that a whole step is saved."""
 
 from __future__ import annotations
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
+from torch.nn.parameter import Parameter
 
 from tutti.distributed.sharded_tensors import shard_like_all
+from tutti.objectives.objective import Objective
 from tutti.storage.checkpoint import OPTIMIZER, Checkpoint
+from tutti.training.backward.one import Backward
+from tutti.training.backward.union import BackwardConfig
 from tutti.training.optim.ema import Ema
-from tutti.training.optim.optimizers import OptimizerSet
+from tutti.training.optim.optimizers import OptimizerConfig, OptimizerSet, trainable
 from tutti.training.rng import load_rng_state, rng_state
 from tutti.types import UserError
+
+log = logging.getLogger("tutti.training")
 
 BACKWARD = "backward"
 """Where the backward's state lies in a checkpoint's optimizer.pt."""
@@ -29,8 +36,8 @@ class Stateful(Protocol):
 
 
 @runtime_checkable
-class Copy(Protocol):
-    """Brings nested tensors into the form in which a checkpoint writes them (`Saver.taken`)."""
+class Collect(Protocol):
+    """Brings nested tensors into the form in which a checkpoint writes them (`Saver.collect`)."""
 
     def __call__(self, value: Any, *, copy: bool = False) -> Any: ...
 
@@ -59,36 +66,70 @@ class Counters:
 class TrainState:
     """Everything that the rest of a run depends on, to the last bit.
 
-    `averages` are the moving averages by the name of their file (ema, objective_ema). `parts` are further
-    parts with a plain state, by the name that they have in state.json: the loader, the meter, and so on.
+    `parameters` are those that learn, by name. `averages` are the moving averages by the name of their file
+    (ema, objective_ema). `parts` are further parts with a plain state, by the name that they have in
+    state.json: the loader, the meter, and so on.
     """
 
     model: nn.Module
-    objective: nn.Module
+    objective: Objective
+    parameters: dict[str, Parameter]
     optimizer: OptimizerSet
-    backward: Stateful
+    backward: Backward
     averages: dict[str, Ema]
-    parts: dict[str, Stateful]
+    parts: dict[str, Stateful] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        optimizer: OptimizerConfig,
+        backward: BackwardConfig,
+        ema: float | Literal["off"],
+    ) -> Self:
+        """The state of a new training of these modules, at step 0.
+
+        Raises: UserError if the configuration names parts or terms that are not there.
+        """
+        optimizers = optimizer.build(model, objective)
+        parameters = trainable(model, objective)
+        moved = {id(parameter) for parameter in optimizers.parameters}
+        for name, parameter in parameters.items():
+            if id(parameter) not in moved:
+                log.warning("parameter %s is moved by no optimiser", name)
+        averaged = {"ema": model, "objective_ema": objective} if ema != "off" else {}
+        return cls(
+            model=model,
+            objective=objective,
+            parameters=parameters,
+            optimizer=optimizers,
+            backward=backward.build(parameters, objective.names),
+            averages={name: Ema(module, float(ema)) for name, module in averaged.items()},
+        )
 
     @property
     def modules(self) -> dict[str, nn.Module]:
         """Model and objective by the name of their file."""
         return {"model": self.model, "objective": self.objective}
 
-    def checkpoint(self, copy: Copy, settings: Mapping[str, Any], texts: Mapping[str, str]) -> Checkpoint:
+    def checkpoint(
+        self, collect: Collect, settings: Mapping[str, Any], texts: Mapping[str, str]
+    ) -> Checkpoint:
         """The state as a checkpoint, however many ranks hold it. `settings` and `texts` are kept beside it.
 
-        All ranks must call it. Tensors are as `copy` gives them: of a whole checkpoint rank 0 gets all and
+        All ranks must call it. Tensors are as `collect` gives them: of a whole checkpoint rank 0 gets all and
         the others none, of a sharded one each gets its share.
         """
         # A schedule-free optimiser saves the weights that are served, which lie in the model only inside the
         # block: these must be copied even where everything else is written straight from the live tensors.
         with self.optimizer.averaged():
             states = {name: module.state_dict() for name, module in self.modules.items()}
-            tensors = copy(states, copy=self.optimizer.averages)
-        tensors |= copy({name: average.shadow for name, average in self.averages.items()})
-        optimizer = copy({**self.optimizer.state_dict(), BACKWARD: self.backward.state_dict()})
+            tensors = collect(states, copy=self.optimizer.averages)
+        tensors |= collect({name: average.shadow for name, average in self.averages.items()})
+        optimizer = collect({**self.optimizer.state_dict(), BACKWARD: self.backward.state_dict()})
         plain = {
             **self.counters.state_dict(),
             "ema_updates": {name: average.updates for name, average in self.averages.items()},

@@ -6,14 +6,19 @@ it at an equal budget: science has results both ways (docs/strategies.md).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch.nn.parameter import Parameter
 
+from tutti.training.optim.learning_rates import part_of
 from tutti.types import UserError
+
+log = logging.getLogger("tutti.training")
 
 Part = Literal["vision", "language", "fusion", "action"]
 PARTS: tuple[Part, ...] = ("vision", "language", "fusion", "action")
@@ -53,10 +58,12 @@ class Phase(BaseModel):
         )
 
 
-class EndToEndConfig(BaseModel):
-    """`kind: end_to_end`: every part learns from every term, from the first step to the last."""
-
+class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EndToEndConfig(_Config):
+    """`kind: end_to_end`: every part learns from every term, from the first step to the last."""
 
     kind: Literal["end_to_end"] = "end_to_end"
 
@@ -65,10 +72,8 @@ class EndToEndConfig(BaseModel):
         return (Phase(name="joint", share=1),)
 
 
-class ActionOnlyConfig(BaseModel):
+class ActionOnlyConfig(_Config):
     """`kind: action_only`: end to end from the action term alone, the control for every auxiliary term."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["action_only"] = "action_only"
 
@@ -77,63 +82,46 @@ class ActionOnlyConfig(BaseModel):
         return (Phase(name="action", share=1, terms=("action",)),)
 
 
-class TwoStageConfig(BaseModel):
-    """`kind: two_stage`: first every term but the action, then the action alone; all parts learn in both."""
+class _TwoStages(_Config):
+    """A stage for the representation, then one for the action, each with schedules of its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["two_stage"] = "two_stage"
+    learning_rates: ClassVar[dict[Part, float]] = {}
     first_share: Share = Field(default=0.5, description="Share of the steps that the first stage takes.")
 
     def phases(self) -> tuple[Phase, ...]:
-        """Two phases, each with schedules of its own."""
+        """Two phases; `learning_rates` are those of the second."""
+        share, rates = self.first_share, self.learning_rates
         return (
-            Phase(
-                name="representation",
-                share=self.first_share,
-                exclude_terms=("action",),
-                restart_schedules=True,
-            ),
-            Phase(name="action", share=1 - self.first_share, terms=("action",), restart_schedules=True),
-        )
-
-
-class TwoStageFrozenConfig(BaseModel):
-    """`kind: two_stage_frozen`: as `two_stage`, but both encoders are frozen in the second stage."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["two_stage_frozen"] = "two_stage_frozen"
-    first_share: Share = Field(default=0.5, description="Share of the steps that the first stage takes.")
-
-    def phases(self) -> tuple[Phase, ...]:
-        """Two phases, each with schedules of its own."""
-        still: dict[Part, float] = {"vision": 0.0, "language": 0.0}
-        return (
-            Phase(
-                name="representation",
-                share=self.first_share,
-                exclude_terms=("action",),
-                restart_schedules=True,
-            ),
+            Phase(name="representation", share=share, exclude_terms=("action",), restart_schedules=True),
             Phase(
                 name="action",
-                share=1 - self.first_share,
-                learning_rates=still,
+                share=1 - share,
+                learning_rates=rates,
                 terms=("action",),
                 restart_schedules=True,
             ),
         )
 
 
-class ProgressiveConfig(BaseModel):
+class TwoStageConfig(_TwoStages):
+    """`kind: two_stage`: first every term but the action, then the action alone; all parts learn in both."""
+
+    kind: Literal["two_stage"] = "two_stage"
+
+
+class TwoStageFrozenConfig(_TwoStages):
+    """`kind: two_stage_frozen`: as `two_stage`, but both encoders are frozen in the second stage."""
+
+    learning_rates: ClassVar[dict[Part, float]] = {"vision": 0.0, "language": 0.0}
+    kind: Literal["two_stage_frozen"] = "two_stage_frozen"
+
+
+class ProgressiveConfig(_Config):
     """`kind: progressive`: parts join one group after another, and stay; all terms count throughout.
 
     The default order starts with the encoders, which suits training from scratch; `[[action], [fusion],
     [language], [vision]]` is gradual unfreezing from the top (ULMFiT, 1801.06146), for pre-trained ones.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["progressive"] = "progressive"
     order: tuple[tuple[Part, ...], ...] = Field(
@@ -155,19 +143,17 @@ class ProgressiveConfig(BaseModel):
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase for each group."""
-        found: list[Phase] = []
+        phases: list[Phase] = []
         for number, share in enumerate(self.shares):
             later: dict[Part, float] = {part: 0.0 for group in self.order[number + 1 :] for part in group}
             name = "joint" if not later else "+".join(self.order[number])
-            found.append(Phase(name=name, share=share, learning_rates=later))
-        return tuple(found)
+            phases.append(Phase(name=name, share=share, learning_rates=later))
+        return tuple(phases)
 
 
-class WarmupThenJointConfig(BaseModel):
+class WarmupThenJointConfig(_Config):
     """`kind: warmup_then_joint`: encoders frozen at first, so that a fresh fusion and decoder cannot harm
     pre-trained ones (2505.23705); then everything, the encoders at `encoder_factor` of the learning rate."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["warmup_then_joint"] = "warmup_then_joint"
     first_share: Share = Field(default=0.1, description="Share of the steps with frozen encoders.")
@@ -185,10 +171,8 @@ class WarmupThenJointConfig(BaseModel):
         )
 
 
-class PhasesConfig(BaseModel):
+class PhasesConfig(_Config):
     """`kind: phases`: your own list."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["phases"] = "phases"
     list: tuple[Phase, ...] = Field(min_length=1, description="The phases in their order.")
@@ -218,7 +202,7 @@ StrategyConfig = Annotated[
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
+class SchedulePoint:
     """Where a step lies: its phase, and the step and length that schedules are read at.
 
     `progress` = `step` / `steps`; both are the phase's own where it restarts the schedules, else the run's.
@@ -247,6 +231,7 @@ class Strategy:
     ) -> None:
         self.phases = tuple(phases)
         self.steps = steps
+        self._entered: int | None = None
         total = sum(phase.share for phase in self.phases)
         shares = accumulate(phase.share / total for phase in self.phases)
         self.ends = (*[round(steps * share) for share in shares][:-1], steps)
@@ -264,14 +249,28 @@ class Strategy:
             if terms is not None:
                 _check_terms(phase, terms)
 
-    def at(self, step: int) -> Moment:
-        """The moment of update `step` (0-based); the last phase goes on after the end."""
+    def at(self, step: int) -> SchedulePoint:
+        """The point of update `step` (0-based); the last phase goes on after the end."""
         index = next((number for number, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
         phase = self.phases[index]
         start = self.ends[index - 1] if index else 0
         if phase.restart_schedules:
-            return Moment(index=index, phase=phase, step=step - start, steps=self.ends[index] - start)
-        return Moment(index=index, phase=phase, step=step, steps=self.steps)
+            return SchedulePoint(index=index, phase=phase, step=step - start, steps=self.ends[index] - start)
+        return SchedulePoint(index=index, phase=phase, step=step, steps=self.steps)
+
+    def enter(self, step: int, parameters: Mapping[str, Parameter]) -> SchedulePoint:
+        """The point of update `step`. At the start of a phase, parts that it freezes leave the backward pass.
+
+        The optimiser keeps their moments: it skips what has no gradient.
+        """
+        point = self.at(step)
+        if point.index != self._entered:
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(part_of(name) not in point.phase.frozen)
+            if len(self.phases) > 1:
+                log.info("phase '%s' from step %d on", point.phase.name, step + 1)
+            self._entered = point.index
+        return point
 
 
 def _check_terms(phase: Phase, terms: Collection[str]) -> None:

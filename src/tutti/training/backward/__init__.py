@@ -1,1 +1,5 @@
 """How K losses become one gradient: one backward pass, K gradients, masks, aggregators."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

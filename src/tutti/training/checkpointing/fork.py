@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -16,7 +16,7 @@ from tutti.storage.reading import parse_json, parse_yaml
 from tutti.training.checkpointing.config import ForkConfig
 from tutti.training.checkpointing.resume import RunSettings
 from tutti.training.optim.schedules import ScheduleConfig
-from tutti.training.records import Recorder, read_records
+from tutti.training.records import read_records
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
@@ -40,7 +40,7 @@ def source_of(fork: ForkConfig, run: Path) -> Path:
     there = [step_of(folder) for folder in checkpoints(source)]
     if not there:
         raise UserError(f"training.fork.run: there is no checkpoint of a run in {source}.")
-    begun = [int(record[STEP]) for record in read_records(run) if STEP in record]
+    begun = begun_at(run)
     step = begun[0] if begun else max(there) if fork.step == "latest" else fork.step
     if step not in there:
         raise UserError(
@@ -49,6 +49,11 @@ def source_of(fork: ForkConfig, run: Path) -> Path:
             "(training.checkpoints.keep, training.checkpoints.keep_every)."
         )
     return folder_of(source, step)
+
+
+def begun_at(run: Path) -> list[int]:
+    """The step of the other run that `run` has begun at, by its records; none if it has not begun."""
+    return [int(record[STEP]) for record in read_records(run) if STEP in record]
 
 
 def check_fork(saved: Checkpoint, settings: RunSettings) -> None:
@@ -86,13 +91,6 @@ def check_fork(saved: Checkpoint, settings: RunSettings) -> None:
             saved.step,
             saved.step,
         )
-
-
-def note_fork(fork: ForkConfig | Literal["off"], run: Path, step: int, recorder: Recorder) -> None:
-    """Makes the fork the first record of a run that has none yet."""
-    if fork != "off" and not read_records(run):
-        recorder.write(step, "event", {STEP: float(step)})
-        log.info("forked off %s after step %d", fork.run, step)
 
 
 def _factor(training: Mapping[str, Any], step: int) -> float:

@@ -14,7 +14,8 @@ from tutti.distributed.world import World
 from tutti.storage.checkpoint import checkpoints, load, verify
 from tutti.storage.files import PARTIAL, explain_disk_errors, require_writable
 from tutti.storage.reading import shown
-from tutti.training.checkpointing.fork import ForkConfig, check_fork, source_of
+from tutti.training.checkpointing.config import ForkConfig
+from tutti.training.checkpointing.fork import STEP, begun_at, check_fork, source_of
 from tutti.training.checkpointing.resume import RunSettings, check_settings
 from tutti.training.state import TrainState
 from tutti.types import UserError
@@ -26,26 +27,26 @@ DAMAGED = "damaged-"
 
 def restore(
     state: TrainState, settings: RunSettings, fork: ForkConfig | Literal["off"], world: World
-) -> tuple[str, ...]:
+) -> dict[str, float]:
     """Continues from the newest whole checkpoint of the run, if there is one, else from that of `fork`.
 
-    Gives the names of the damaged checkpoints that were passed over.
+    Gives what is to be recorded of it: that the run is a fork, or that damaged checkpoints were passed over.
 
     Raises: UserError if none is whole, or it is of other settings, another model or another objective; or
     if the next one could not be written, which is better known now than after the first hours.
     """
     own, damaged = world.on_rank_zero(lambda: _newest(settings.run))
     source = source_of(fork, settings.run) if own is None and fork != "off" else own
-    if source is not None:
-        with _of_another_form(source):
-            saved = load(source, state.layouts(), verified=source is own)
-            if own is None:
-                check_fork(saved, settings)
-            else:
-                check_settings(saved, settings)
-            state.load(saved)
-        log.info("resuming after step %d, from %s", saved.step, source)
-    return damaged
+    if source is None:
+        return {}
+    with _of_another_form(source):
+        saved = load(source, state.layouts(), verified=source is own)
+        (check_fork if own is None else check_settings)(saved, settings)
+        state.load(saved)
+    log.info("resuming after step %d, from %s", saved.step, source)
+    if own is None and not begun_at(settings.run):
+        return {STEP: float(saved.step)}
+    return {"fault/damaged_checkpoints": float(len(damaged))} if damaged else {}
 
 
 @contextmanager

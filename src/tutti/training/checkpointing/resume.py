@@ -1,4 +1,4 @@
-"""May this checkpoint be continued under this configuration?"""
+"""Checks that a run may be resumed: the configuration must be that of its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
 
+SECTIONS = ("training", "strategy", "backward")
+"""Sections of the config that a checkpoint keeps."""
 FIXED = ("optimizer", "schedule", "gradients", "accumulation", "batch_ramp", "ema", "seed", "precision")
 """Keys of the training section that a resumed run may not change; the others only say how often and where."""
 
@@ -35,9 +37,7 @@ class RunSettings:
     def to_dict(self) -> dict[str, Any]:
         """As a checkpoint's state.json keeps it, plain values."""
         return {
-            "training": self.training.model_dump(mode="json"),
-            "strategy": self.strategy.model_dump(mode="json"),
-            "backward": self.backward.model_dump(mode="json"),
+            **{name: getattr(self, name).model_dump(mode="json") for name in SECTIONS},
             "threads": self.machine.threads,
             "machine": self.machine.kind,
         }

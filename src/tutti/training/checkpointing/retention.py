@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, every so many steps, and the best by a metric of the records."""
+"""Deletes old checkpoints, except the newest, every so many steps, and the best by a validation metric."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ def retain(run: Path, config: CheckpointsConfig) -> None:
 
     Raises: UserError if best.json cannot be written, or a checkpoint not be deleted.
     """
-    there = checkpoints(run)
-    kept = set(there[-config.keep :])
+    folders = checkpoints(run)
+    retained = set(folders[-config.keep :])
     if config.keep_every:
-        kept |= {folder for folder in there if step_of(folder) % config.keep_every == 0}
-    if config.keep_best != "off" and (step := _mark_best(run, there, config.keep_best)) is not None:
-        kept.add(folder_of(run, step))
-    for old in there:
-        if old not in kept:
-            remove_folder(old)
+        retained |= {folder for folder in folders if step_of(folder) % config.keep_every == 0}
+    if config.keep_best != "off" and (step := _mark_best(run, folders, config.keep_best)) is not None:
+        retained.add(folder_of(run, step))
+    for folder in folders:
+        if folder not in retained:
+            remove_folder(folder)
 
 
-def _mark_best(run: Path, there: list[Path], best: KeepBestConfig) -> int | None:
+def _mark_best(run: Path, folders: list[Path], best: KeepBestConfig) -> int | None:
     """Writes best.json if it changes. Gives the step of the best; None while no checkpoint has a value."""
     validations = {record["step"]: record for record in read_records(run) if record["kind"] == "validation"}
     sign = 1 if best.mode == "min" else -1
     values = {
         step: sign * validations[step].get(best.metric, math.nan)
-        for step in map(step_of, there)
+        for step in map(step_of, folders)
         if step in validations
     }
-    if there and best.metric not in validations.get(step_of(there[-1]), {best.metric: 0}):
-        log.warning("keep_best: the validation after step %d has no '%s'", step_of(there[-1]), best.metric)
-    found = [(value, step) for step, value in values.items() if math.isfinite(value)]
-    if not found:
+    if folders and best.metric not in validations.get(step_of(folders[-1]), {best.metric: 0}):
+        log.warning("keep_best: the validation after step %d has no '%s'", step_of(folders[-1]), best.metric)
+    finite = [(value, step) for step, value in values.items() if math.isfinite(value)]
+    if not finite:
         return None
-    value, step = min(found)
+    value, step = min(finite)
     marked = {"step": step, "metric": best.metric, "mode": best.mode, "value": sign * value}
     path, text = run / "checkpoints" / BEST_MARK, json.dumps(marked, indent=1) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -1,4 +1,4 @@
-"""Checkpoints while the training goes on: taken at once, written in a thread, failures told to all ranks."""
+"""Writes checkpoints in a background thread while the training goes on; all ranks get the errors."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tutti.types import UserError
 log = logging.getLogger("tutti.training")
 
 FAILED = 1000
-"""What a rank that could not write brings to the agreement at the end of a step; no signal is so large."""
+"""The number by which a rank that could not write ends the step; larger than any signal's."""
 GRACE = 60.0
-"""Seconds that a training which fails waits for the checkpoint that is being written."""
+"""Seconds that a failing training waits for the checkpoint that is being written."""
 
 
 class Saver:
     """Writes the checkpoints of a run, and deletes those that need not stay.
 
-    With `background` the training waits only until its state is copied to the CPU's memory; a
-    thread writes the copy. At most one checkpoint is being written at a time: the next one waits for it. With
-    `format: sharded` each rank writes what it holds. Either way a folder has its name when it is
-    complete and on the disk, and not before.
+    With `background` the training waits only until its state is copied to the CPU's memory; a thread writes
+    the copy. At most one checkpoint is being written at a time: the next one waits for it. With `format:
+    sharded` each rank writes the tensors that it holds. Either way a folder has its name when it is complete
+    and on the disk, and not before.
 
     As a context manager around the training: what is still being written when it fails gets some seconds.
     """
@@ -41,9 +41,9 @@ class Saver:
     def __init__(self, run: Path, config: CheckpointsConfig, world: World) -> None:
         self.run = run
         self.world = world
+        self.config = config
         self.sharded = config.format == "sharded"
         self.background = config.background
-        self.config = config
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._stager: DefaultStager | None = None
@@ -53,13 +53,13 @@ class Saver:
         """FAILED if the last checkpoint could not be written, 0 as far as is known."""
         return FAILED if self._error is not None else 0
 
-    def taken(self, value: Any, *, copy: bool = False) -> Any:
-        """Nested tensors as they go into a checkpoint: whole (on the first rank; None on the others) or as
-        this rank's shares. Copies where they are written later, or where `copy` asks for them."""
+    def collect(self, value: Any, *, copy: bool = False) -> Any:
+        """Nested tensors in the form that a checkpoint writes: whole on rank 0 and None on the others, or
+        this rank's shards. Copies in the CPU's memory where a thread writes them later, or `copy` asks."""
         copy = copy or self.background
         if not self.sharded:
             return gather(value, keep=self.world.first, copy=copy)
-        return self._copied(value) if copy else value
+        return self._copy_to_cpu(value) if copy else value
 
     def save(self, checkpoint: Checkpoint, *, wait: bool = False) -> Path:
         """Writes the checkpoint, or begins to unless it is to `wait`. All ranks must call it, behind `wait`,
@@ -76,9 +76,7 @@ class Saver:
                 )
                 self._thread.start()
         elif self.sharded:
-            self.world.on_rank_zero(self._sync_records)
-            save_sharded(self.run, checkpoint, self.world.for_checkpoint_thread)
-            self.world.on_rank_zero(self._retain)
+            self._write(checkpoint)
         else:
             self.world.on_rank_zero(lambda: self._write(checkpoint))
         if wait:
@@ -96,11 +94,11 @@ class Saver:
             self._thread = None
         error, self._error = self._error, None
         if self.background:
-            told = [
+            messages = [
                 text for text in self.world.without_timeout.all_gather(str(error) if error else "") if text
             ]
-            if told and error is None:
-                raise UserError(told[0])
+            if messages and error is None:
+                raise UserError(messages[0])
         if error is not None:
             raise error
 
@@ -115,15 +113,16 @@ class Saver:
 
     def _write(self, checkpoint: Checkpoint) -> None:
         if self.sharded:
-            self.world.for_checkpoint_thread.on_rank_zero(
-                self._sync_records
-            )  # where it fails, the others hear of it
-            save_sharded(self.run, checkpoint, self.world.for_checkpoint_thread)
+            # A process group of its own: in a thread these calls must not mix with those of the training.
+            # Where rank 0 fails, the others get its error.
+            world = self.world.for_checkpoint_thread
+            world.on_rank_zero(self._sync_records)
+            save_sharded(self.run, checkpoint, world)
+            world.on_rank_zero(lambda: retain(self.run, self.config))
         else:
             self._sync_records()
             save(self.run, checkpoint)
-        if self.world.first:
-            self._retain()
+            retain(self.run, self.config)
 
     def _sync_records(self) -> None:
         """Before a checkpoint counts, the records up to it are on the disk: the run goes on behind them."""
@@ -132,12 +131,9 @@ class Saver:
             if path.exists():
                 sync(path)
 
-    def _retain(self) -> None:
-        retain(self.run, self.config)
-
-    def _copied(self, value: Any) -> Any:
-        """Shares and tensors in the CPU's memory. That of a GPU is copied into page-locked memory, which is
-        kept for the next checkpoint; on a CPU the copy lives only until it is written."""
+    def _copy_to_cpu(self, value: Any) -> Any:
+        """Shards and tensors of a GPU go into page-locked memory, which is kept for the next checkpoint; on a
+        CPU the copy lives only until it is written."""
         cuda = torch.cuda.is_available()
         if self._stager is None:
             self._stager = DefaultStager(

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from tutti.storage.checkpoint import step_of
 
 LEAST_SPREAD = 1e-3
 """The standard deviation counts as at least this share of the mean: on a loss that hardly moves at all, a
@@ -90,10 +86,3 @@ class SpikeDetector:
         """Continues from `state`."""
         self.count = state["count"]
         self.levels = {term: Level(**level) for term, level in state["levels"].items()}
-
-
-def keep_newest(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` of the saved spikes in `folder`."""
-    saved = sorted(folder.glob("step-*"), key=step_of)
-    for old in saved[: len(saved) - keep]:
-        shutil.rmtree(old, ignore_errors=True)

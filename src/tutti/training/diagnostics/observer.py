@@ -11,17 +11,14 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
-from torch.nn.parameter import Parameter
+from torch import Tensor
 
 from tutti.distributed.ranks import current_ranks
 from tutti.distributed.sharded_tensors import gather
 from tutti.distributed.world import world
-from tutti.objectives.objective import Objective
-from tutti.training.backward.one import Backward
 from tutti.training.backward.term_gradients import Gradients, term_gradients
 from tutti.training.device import Machine
-from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig, keep_newest
+from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig
 from tutti.training.diagnostics.measures import (
     feature_measures,
     gradient_measures,
@@ -29,10 +26,12 @@ from tutti.training.diagnostics.measures import (
     weighted_sum,
 )
 from tutti.training.diagnostics.noise_scale import NoiseScale
-from tutti.training.faults.non_finite import save_step
-from tutti.training.faults.trouble import rows_of_all
+from tutti.training.faults.saved_steps import keep_newest, rows_of_all, save_step
 from tutti.training.optim.optimizers import part_of
+from tutti.training.parallel.ddp import Parallel
 from tutti.training.rng import own_randomness
+from tutti.training.state import TrainState
+from tutti.training.update import Observer, Update
 from tutti.types import Batch
 
 log = logging.getLogger("tutti.training")
@@ -52,7 +51,7 @@ class DiagnosticsConfig(BaseModel):
     spikes: SpikesConfig = Field(default_factory=SpikesConfig, description="The search for loss spikes.")
 
 
-class Diagnostics:
+class Diagnostics(Observer):
     """Every `every` updates one look: the gradient of each term by itself, on the first windows of the batch.
 
     A look has a forward pass, features and random numbers of its own, in training mode, at the weights that
@@ -67,53 +66,43 @@ class Diagnostics:
     def __init__(
         self,
         config: DiagnosticsConfig,
-        model: nn.Module,
-        objective: Objective,
-        parameters: Mapping[str, Parameter],
-        *,
-        backward: Backward,
+        state: TrainState,
+        parallel: Parallel,
         machine: Machine,
+        *,
         seed: int,
         run: Path,
     ) -> None:
         self.config = config
-        self.model = model
-        self.objective = objective
-        self.backward = backward
+        self.every = config.every if parallel.looks else 0
+        if self.every != config.every:
+            log.info("diagnostics.every is off: FSDP has no gradients of single terms to look at")
+        self.model = state.model
+        self.objective = state.objective
+        self.backward = state.backward
         self.machine = machine
         self.seed = seed
         self.run = run
-        self.parameters = list(parameters.values())
+        self.parameters = list(state.parameters.values())
         self.noise = NoiseScale()
         self.spikes = SpikeDetector(config.spikes)
         self._numbers: dict[str, list[int]] = {}
-        for number, name in enumerate(parameters):
+        for number, name in enumerate(state.parameters):
             if part_of(name) not in ("model", "objective"):
                 self._numbers.setdefault(part_of(name), []).append(number)
         self._found: dict[str, float] = {}
         self._before: dict[str, list[Tensor]] = {}
 
-    def before(
-        self,
-        step: int,
-        batches: Sequence[Batch],
-        values: Mapping[str, float],
-        progress: float,
-        only: Collection[str],
-    ) -> None:
-        """Called in update `step` (0-based) when `.grad` is complete and nothing has moved.
-
-        `values` are the raw terms, means over the micro-batches; `progress` and `only` are the objective's.
-        """
-        self._watch(step + 1, batches, values)
-        if self.config.every and (step + 1) % self.config.every == 0:
-            self._look(step, batches, progress, only)
+    def before_step(self, update: Update) -> None:
+        self._watch(update.step + 1, update.batches, update.means)
+        if self.every and (update.step + 1) % self.every == 0:
+            self._look(update.step, update.batches, update.point.progress, update.counting)
             self._found["spikes"] = float(self.spikes.count)
             parts = self._learning().items()
             self._before = {part: [p.detach().clone() for p in own] for part, own in parts}
 
-    def after(self) -> None:
-        """Called when the optimiser has moved the weights: how far did each part go?"""
+    def after_step(self, update: Update) -> None:
+        """How far did each part go?"""
         for part, before in self._before.items():
             ratio = update_ratio(before, self._learning()[part])
             if ratio is not None:

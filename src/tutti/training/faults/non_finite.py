@@ -1,21 +1,33 @@
-"""Watching for trouble: non-finite values stop the run before the optimiser moves, and can be replayed."""
+"""Values that are not finite: a guard that stops or skips the update before the optimiser moves."""
 
 from __future__ import annotations
 
-import json
+import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 from torch.nn.parameter import Parameter
 
-from tutti.storage.checkpoint import deserialize, serialize
-from tutti.storage.files import explain_disk_errors, write_folder
-from tutti.types import Batch, Future, LaterStates, Observation, UserError
+from tutti.distributed.ranks import ONE_RANK, shared_batch
+from tutti.distributed.sharded_tensors import gather
+from tutti.training.backward.one import Backward
+from tutti.training.device import Machine
+from tutti.training.faults.policy import FaultPolicy
+from tutti.training.faults.saved_steps import rows_of_all, save_step
+from tutti.training.parallel.ddp import Parallel
+from tutti.training.rng import own_randomness
+from tutti.training.state import TrainState
+from tutti.training.update import Observer, Update, to_host
+from tutti.types import Batch, Features, LossTerms, UserError
+
+GRADIENT = "gradient"
+MAX_WINDOWS = 16
+"""Windows that a message lists."""
 
 
 class NonFiniteError(UserError):
@@ -32,148 +44,149 @@ class NonFiniteError(UserError):
         self.folder = folder
 
 
-def non_finite(values: Mapping[str, float]) -> list[str]:
-    """The names whose value is NaN or infinite."""
-    return [name for name, value in values.items() if not math.isfinite(value)]
+class NonFiniteGuard(Observer):
+    """Stops or skips an update with a NaN or infinity, and saves its batches and weights for a replay.
+
+    Terms are checked with the gradient's norm when the backward pass is complete, which costs no further
+    synchronisation; before it only where an observer or the backward looks at single gradients.
+    """
+
+    def __init__(
+        self, run: Path, state: TrainState, policy: FaultPolicy, parallel: Parallel, machine: Machine
+    ) -> None:
+        self.run, self.state, self.policy = run, state, policy
+        self.parallel, self.machine = parallel, machine
+
+    @contextmanager
+    def skipping(self) -> Iterator[None]:
+        """Leaves out an update inside the block that is not finite: nothing moves, but the data go on.
+
+        Raises: NonFiniteError where the policy (`training.gradients`) is to stop.
+        """
+        before = _Before(self.state.backward, *(self.state.modules.values() if self.policy.may_skip else ()))
+        try:
+            yield
+        except NonFiniteError as error:
+            if not self.policy.skip(error.step, error.term, error.folder):
+                raise
+            before.restore()
+            self.parallel.drop()
+            self.state.optimizer.zero_grad()
+
+    def after_forward(self, update: Update, features: Features, terms: LossTerms) -> None:
+        if update.shows_gradients or not self.state.backward.is_sum:
+            update.terms, _ = to_host(update.scalars)
+            self._check(update)
+
+    def before_step(self, update: Update) -> None:
+        self._check(update)
+        if not math.isfinite(update.size):
+            raise self._error(update, GRADIENT, update.size, update.batches)
+        self.policy.observe(update.total, update.point.index)
+
+    def _check(self, update: Update) -> None:
+        """Stops at the first micro-batch with a term that is not finite."""
+        for number, one in enumerate(update.terms, start=1):
+            for name, value in {**one.values, "total": one.total}.items():
+                if not math.isfinite(value):
+                    raise self._error(update, name, value, update.batches[:number])
+
+    def _error(self, update: Update, term: str, value: float, batches: list[Batch]) -> NonFiniteError:
+        """The error for a term (or "total", or "gradient"), when batch and weights are saved.
+
+        On several ranks the value is the mean over them, so all come here together. Each checks its own rows
+        by themselves; the message names the ranks where the fault lies and their windows, or all of them if
+        it shows nowhere alone. What is saved is the batch of all, as one process would have met it.
+        """
+        world, step = self.parallel.world, update.step + 1
+        weights = gather(
+            {n: module.state_dict() for n, module in self.state.modules.items()}, keep=world.first
+        )
+        where = _modules_of(self.state.parameters) if term == GRADIENT and self.parallel.looks else ""
+        windows, named = _windows(batches), ""
+        if world.ranks.count > 1:
+            of_rank = dict(enumerate(world.all_gather((self._is_here(update, term, batches), windows))))
+            bad = {rank: own for rank, (here, own) in of_rank.items() if here}
+            bad = bad or {rank: own for rank, (_, own) in of_rank.items()}
+            named = f" on rank {', '.join(map(str, bad))}"
+            windows = [window for own in bad.values() for window in own]
+        folder = self.run / "failures" / f"step-{step:06d}"
+        listed = ", ".join(map(str, windows[:MAX_WINDOWS])) + (", ..." if len(windows) > MAX_WINDOWS else "")
+        subject = f"the {term}" if term in (GRADIENT, "total") else f"the loss term '{term}'"
+        message = (
+            f"Step {step}: {subject} is {value}{where}{named}. Training stopped before the optimiser moved.\n"
+            f"Windows of the batch{named}: {listed}.\n"
+            f"Batch and weights are saved in {folder}; look at them: tutti replay {folder}\n"
+            "Look for non-finite or extreme values in these windows; else lower training.optimizer.lr, "
+            "lengthen training.schedule.warmup, or lower training.gradients.clip_norm."
+        )
+        about: dict[str, Any] = {"step": step, "term": term, "value": str(value), "windows": windows}
+        about |= {"message": message} | ({"skipped": True} if self.policy.may_skip else {})
+        saved = rows_of_all(world, batches)
+        world.on_rank_zero(lambda: save_step(folder, "failure.json", about, saved, weights))
+        return NonFiniteError(message, term=term, step=step, windows=windows, folder=folder)
+
+    def _is_here(self, update: Update, term: str, batches: Sequence[Batch]) -> bool:
+        """Whether this rank's rows alone have the fault: a forward pass without other ranks' rows."""
+        gradient = term == GRADIENT and self.parallel.looks
+        with (
+            own_randomness(0),
+            shared_batch(ONE_RANK),
+            self.machine.autocast(),
+            torch.set_grad_enabled(gradient),
+        ):
+            for batch in batches:
+                _, terms = self.parallel.plain(batch, update.point.progress, update.counting)
+                if gradient:
+                    learning = [p for p in self.state.parameters.values() if p.requires_grad]
+                    values = torch.autograd.grad(terms.total, learning, allow_unused=True)
+                else:
+                    named = {**terms.values, "total": terms.total}
+                    values = [v for name, v in named.items() if term in (name, GRADIENT)]
+                if not all(bool(value.isfinite().all()) for value in values if value is not None):
+                    return True
+        return False
 
 
-def _modules_of(parameters: Mapping[str, Parameter], bad: Sequence[str]) -> str:
-    """The modules of the parameters `bad`, at two levels ("model.vision"), with the number in each."""
+class _Before:
+    """What an update moves before it is known whether it is left out: every buffer (a batch norm's moves in
+    the forward pass), and what the backward keeps of the updates so far. Nothing without modules."""
+
+    def __init__(self, backward: Backward, *roots: nn.Module) -> None:
+        self._backward = backward
+        self._state = copy.deepcopy(backward.state_dict()) if roots else None
+        self._buffers = [
+            (module, name, buffer, buffer.detach().clone())
+            for root in roots
+            for module in root.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """All of it is as it was, and the backward has no part of the update left."""
+        self._backward.drop()
+        if self._state is not None:
+            self._backward.load_state_dict(self._state)
+        for module, name, buffer, saved in self._buffers:
+            buffer.copy_(saved)
+            setattr(module, name, buffer)
+
+
+def _windows(batches: Sequence[Batch]) -> list[int]:
+    return [window for batch in batches for window in batch.window.tolist()]
+
+
+def _modules_of(parameters: Mapping[str, Parameter]) -> str:
+    """Where gradients are not finite: modules at two levels ("model.vision"), with the number in each."""
     depth = 2
     totals: dict[str, int] = {}
     counts: dict[str, int] = {}
-    for name in parameters:
+    for name, parameter in parameters.items():
         module = ".".join(name.split(".")[:depth])
         totals[module] = totals.get(module, 0) + 1
-        counts[module] = counts.get(module, 0) + (name in bad)
-    return ", ".join(f"{module} ({n} of {totals[module]})" for module, n in counts.items() if n)
-
-
-def non_finite_gradients(parameters: Mapping[str, Parameter]) -> list[str]:
-    """The names of the parameters whose gradient has a NaN or infinity."""
-    return [
-        name
-        for name, parameter in parameters.items()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
-    ]
-
-
-def fail(
-    run: Path,
-    *,
-    term: str,
-    step: int,
-    value: float,
-    batches: Sequence[Batch],
-    weights: Mapping[str, Mapping[str, Tensor]],
-    parameters: Mapping[str, Parameter] | None = None,
-    skipped: bool = False,
-    ranks: Mapping[int, list[int]] | None = None,
-) -> NonFiniteError:
-    """Save what a replay needs under run/failures/step-XXXXXX/ and make the error that says so.
-
-    `weights` are named state dicts; `parameters` are given when the gradient is at fault.
-    `skipped`: the update is left out, and training goes on. `ranks`: of several, those at fault, with the
-    windows of each.
-    """
-    windows = [window for batch in batches for window in batch.window.tolist()]
-    where = named = ""
-    if ranks:
-        named = f" on rank {', '.join(map(str, ranks))}"
-        windows = [window for own in ranks.values() for window in own]
-    if parameters is not None:
-        bad = non_finite_gradients(parameters)
-        where = f" in {_modules_of(parameters, bad)}" if bad else " (its norm overflows)"
-    folder = run / "failures" / f"step-{step:06d}"
-    shown = ", ".join(str(window) for window in windows[:16]) + (", ..." if len(windows) > 16 else "")
-    thing = f"the {term}" if term in ("gradient", "total") else f"the loss term '{term}'"
-    message = (
-        f"Step {step}: {thing} is {value}{where}{named}. Training stopped before the optimiser moved.\n"
-        f"Windows of the batch{named}: {shown}.\n"
-        f"Batch and weights are saved in {folder}; look at them: tutti replay {folder}\n"
-        "Look for non-finite or extreme values in these windows; else lower training.optimizer.lr, lengthen "
-        "training.schedule.warmup, or lower training.gradients.clip_norm."
-    )
-    about = {"step": step, "term": term, "value": str(value), "windows": windows, "message": message}
-    if skipped:
-        about["skipped"] = True
-    save_step(folder, "failure.json", about, batches, weights)
-    return NonFiniteError(message, term=term, step=step, windows=windows, folder=folder)
-
-
-def save_step(
-    folder: Path,
-    name: str,
-    about: Mapping[str, Any],
-    batches: Sequence[Batch],
-    weights: Mapping[str, Mapping[str, Tensor]],
-) -> None:
-    """Save a step for replay, whole or not at all: its batches, its weights, and `about` it in file `name`.
-
-    Raises: UserError if the disk is full.
-    """
-    with explain_disk_errors(folder), write_folder(folder) as temporary:
-        (temporary / name).write_text(json.dumps(about, indent=1))
-        saved = [batch_to_dict(batch) for batch in batches]
-        (temporary / "batches.pt").write_bytes(serialize(saved))
-        own = {name: dict(tensors) for name, tensors in weights.items()}
-        (temporary / "weights.pt").write_bytes(serialize(own))
-
-
-def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
-    """The batches of a saved step (failures/, spikes/), and the weights ("model", "objective") it met, on
-    the CPU.
-
-    Raises: UserError if they are of another form.
-    """
-    saved, weights = deserialize(folder / "batches.pt"), deserialize(folder / "weights.pt")
-    try:
-        batches = [batch_from_dict(item) for item in saved]
-        named = {name: dict(own) for name, own in weights.items()}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        said = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UserError(f"{folder}: batches.pt or weights.pt is of another form ({said}).") from error
-    return batches, named
-
-
-def batch_to_dict(value: Any) -> dict[str, Any]:
-    """A batch (or a part of one) as nested dicts of tensors and plain values, as it is saved."""
-
-    def plain(item: Any) -> Any:
-        if is_dataclass(item):
-            return batch_to_dict(item)
-        return {key: plain(entry) for key, entry in item.items()} if isinstance(item, Mapping) else item
-
-    return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
-
-
-def batch_from_dict(saved: dict[str, Any]) -> Batch:
-    """The inverse of `batch_to_dict`."""
-    states = saved["later_states"]
-    parts = {
-        "observation": Observation(**saved["observation"]),
-        "futures": {
-            offset: Future(observation=Observation(**future["observation"]), mask=future["mask"])
-            for offset, future in saved["futures"].items()
-        },
-        "later_states": None if states is None else LaterStates(**states),
-    }
-    return Batch(**{**saved, **parts})
-
-
-def gradient_warnings(parameters: Mapping[str, Parameter]) -> list[str]:
-    """One sentence for each parameter that the first backward pass did not reach, one for all whose gradient
-    was exactly 0."""
-    warnings: list[str] = []
-    zero: list[str] = []
-    for name, parameter in parameters.items():
-        if parameter.grad is None:
-            warnings.append(f"parameter {name} gets no gradient after the first step: no term depends on it")
-        elif not bool(parameter.grad.any()):
-            zero.append(name)
-    if zero:
-        warnings.append(
-            f"{len(zero)} parameters, such as {zero[0]}, get a gradient of exactly 0 at first: right "
-            "behind a layer that starts at zero, else a sign of dead units"
-        )
-    return warnings
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            counts[module] = counts.get(module, 0) + 1
+    if not counts:
+        return " (its norm overflows)"
+    return " in " + ", ".join(f"{module} ({n} of {totals[module]})" for module, n in counts.items())

@@ -1,32 +1,29 @@
-"""What is done about bad gradients: clip, skip updates that are not finite, roll back what diverges."""
+"""The policy for bad gradients: clip them, skip non-finite updates, roll back a run that diverges."""
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from torch.nn.parameter import Parameter
 
-from tutti.training.backward.one import Backward
-from tutti.training.diagnostics.loss_spikes import Level, keep_newest
+from tutti.training.diagnostics.loss_spikes import Level
 from tutti.training.faults.config import GradientsConfig
-from tutti.training.faults.non_finite import NonFiniteError
+from tutti.training.faults.saved_steps import keep_newest
 from tutti.training.optim.clipping import Clipper
 
 log = logging.getLogger("tutti.training")
 
-KEPT = 3
-"""Skipped updates whose batches and weights are kept in failures/, the newest ones."""
+MAX_KEPT = 3
+"""The number of newest skipped updates whose batches and weights stay in failures/."""
 
 
 class FaultPolicy:
-    """The policy at work, with its counts: one object serves a whole run.
+    """Decides on each update, and counts what it has decided: one object serves a whole run.
 
     `skipped`: updates left out so far. `rollbacks`: of each roll-back the update that it left and the one
     that it went back to. `diverged`: True if the run must be rolled back now.
@@ -49,28 +46,28 @@ class FaultPolicy:
         """True if an update that is not finite would be left out now."""
         return self.config.non_finite == "skip" and self.in_a_row < self.config.max_skips
 
-    def skip(self, error: NonFiniteError) -> None:
-        """Leaves out the update in which `error` arose, or raises it again where the policy is to stop."""
+    def skip(self, step: int, term: str, saved: Path) -> bool:
+        """Whether update `step` is left out, or ends in a roll-back, since `term` is not finite; else it must
+        end the run. It lies in the folder `saved`."""
         if self.config.non_finite == "stop":
-            raise error
+            return False
         if not self.may_skip:
             log.warning("%d updates in a row were skipped, the most that is allowed", self.in_a_row)
-            if self.config.rollback == "off":
-                raise error
-            self.diverged, self.last = True, math.inf
-            return
+            self.diverged, self.last = self.config.rollback != "off", math.inf
+            return self.diverged
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        keep_newest(error.folder.parent, KEPT)
+        keep_newest(saved.parent, MAX_KEPT)
         log.warning(
             "step %d: %s is not finite, update skipped (%d in a row, %d in all); saved in %s",
-            error.step,
-            error.term,
+            step,
+            term,
             self.in_a_row,
             self.skipped,
-            error.folder,
+            saved,
         )
+        return True
 
-    def see(self, total: float, phase: int) -> None:
+    def observe(self, total: float, phase: int) -> None:
         """Takes in the total loss of a finite update, before it moves, and the number of its phase."""
         self.in_a_row = 0
         rollback = self.config.rollback
@@ -119,28 +116,3 @@ class FaultPolicy:
         self.rollbacks = [(left, to) for left, to in state["rollbacks"]]
         self.level, self.high, self._phase = Level(**state["level"]), state["high"], state["phase"]
         self.diverged = False
-
-
-class KeptState:
-    """What an update moves before it is known whether it is left out: every buffer (a batch norm's moves in
-    the forward pass), and what the backward keeps of the updates so far. Nothing without modules."""
-
-    def __init__(self, backward: Backward, *roots: nn.Module) -> None:
-        self._backward = backward
-        self._state = copy.deepcopy(backward.state_dict()) if roots else None
-        self._kept = [
-            (module, name, buffer, buffer.detach().clone())
-            for root in roots
-            for module in root.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """All of it is as it was, and the backward has no part of the update left."""
-        self._backward.drop()
-        if self._state is not None:
-            self._backward.load_state_dict(self._state)
-        for module, name, buffer, saved in self._kept:
-            buffer.copy_(saved)
-            setattr(module, name, buffer)

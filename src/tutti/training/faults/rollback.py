@@ -1,4 +1,4 @@
-"""The roll-back: an older checkpoint's weights, the data that come next, and records without the detour."""
+"""Rolls a diverged run back: an older checkpoint's weights, the data that come next, no later records."""
 
 from __future__ import annotations
 

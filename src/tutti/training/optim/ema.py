@@ -30,6 +30,11 @@ class Ema:
             name: value.detach().clone() for name, value in module.state_dict().items()
         }
 
+    @property
+    def last_decay(self) -> float:
+        """d of the last update."""
+        return ema_decay(self.decay, self.updates - 1)
+
     @torch.no_grad()
     def update(self) -> None:
         """Follow the module after an optimiser step."""

@@ -156,6 +156,14 @@ class OptimizerSet:
         """The present learning rate of each optimiser, before the factors of parts and layers."""
         return {name: self._factor * optimizer.defaults["lr"] for name, optimizer in self.optimizers.items()}
 
+    def metrics(self) -> dict[str, float]:
+        """What a record says of the learning rates."""
+        rates = self.learning_rates
+        values = {"optim/lr": next(iter(rates.values()), 0.0), "optim/lr_factor": self._factor}
+        if "muon" in rates and "adamw" in rates:
+            values["optim/lr_adamw"] = rates["adamw"]
+        return values
+
     def set_factor(self, factor: float, parts: Mapping[str, float] | None = None) -> None:
         """lr <- factor * parts[part of the model] * base_lr, for every group; a part not named counts 1."""
         self._factor = factor

@@ -6,17 +6,18 @@ import logging
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tutti.distributed.ranks import mean_over_ranks
-from tutti.distributed.world import World
+from tutti.distributed.world import World, world
+from tutti.models.layers import blocks_of
 from tutti.objectives.objective import Objective
 from tutti.training.backward.one import Backward, OneBackward
-from tutti.training.diagnostics.observer import DiagnosticsConfig
+from tutti.training.parallel.compilation import compiled
 from tutti.types import Batch, Features, LossTerms, UserError
 
 log = logging.getLogger("tutti.training")
@@ -30,6 +31,21 @@ class Computation:
     objective: Objective
     forward: Callable[..., Features]
     world: World
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        mode: Literal["off", "model", "blocks"],
+        recompute: bool,
+    ) -> Self:
+        """That of all processes of this training, compiled in this `mode`; `recompute`: a block's activations
+        are computed again in the backward pass. Weights keep their names."""
+        for block in blocks_of(model, objective):
+            block.recompute = recompute
+        return cls(model=model, objective=objective, forward=compiled(model, mode), world=world())
 
     def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
         """Features and terms of a batch, on this process alone."""
@@ -102,13 +118,6 @@ class Parallel:
         """The same of a held-out batch, by the plain modules."""
         features = self.model(batch.observation)
         return features, self.objective(features, batch, progress, only)
-
-    def looking(self, config: DiagnosticsConfig) -> DiagnosticsConfig:
-        """The diagnostics as far as they are possible here."""
-        if self.looks or not config.every:
-            return config
-        log.info("diagnostics.every is off: FSDP has no gradients of single terms to look at")
-        return config.model_copy(update={"every": 0})
 
     def drop(self) -> None:
         """Called where an update is left out, perhaps between a forward and its backward pass."""

@@ -1,11 +1,13 @@
-"""What the first batch looked like: its pictures with their instructions, and a tree of all shapes."""
+"""The first update: its batch as pictures, a tree of all shapes, and parameters that no gradient reaches."""
 
 from __future__ import annotations
 
 import io
+import logging
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,75 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tutti.storage.files import write_atomically
-from tutti.types import Batch
+from tutti.training.parallel.ddp import Parallel
+from tutti.training.state import TrainState
+from tutti.training.update import Observer, Update
+from tutti.types import Batch, Features, LossTerms
+
+log = logging.getLogger("tutti.training")
 
 TILE = 128
 LINE = 12
 COLUMNS = 4
+
+
+class FirstBatch(Observer):
+    """Shows the first update of a run, once `enabled`: pictures and shapes in the folder `run`, warnings in
+    the log. `texts` gives the instructions of a batch.
+
+    Raises: UserError if the disk is full.
+    """
+
+    def __init__(
+        self, run: Path, state: TrainState, parallel: Parallel, texts: Callable[[Batch], list[str]] | None
+    ) -> None:
+        self.run, self.state, self.parallel, self.texts = run, state, parallel, texts
+        self.enabled = False
+
+    def after_forward(self, update: Update, features: Features, terms: LossTerms) -> None:
+        if not (self.enabled and self.parallel.world.first and update.step == update.number == 0):
+            return
+        batch = update.batches[0]
+        tree = shapes_tree({"batch": batch, "features": features, "terms": terms})
+        write_atomically(self.run / "shapes.txt", tree)
+        save_pictures(batch, self.run / "first_batch.png", self.texts(batch) if self.texts else None)
+
+    def before_step(self, update: Update) -> None:
+        if update.micro_batches.unknown:
+            _warn_of_lone_mean()
+        if self.enabled and self.parallel.looks and update.step == 0:
+            self._warn_unreached(update.counting)
+
+    def _warn_unreached(self, counting: Collection[str]) -> None:
+        """Warns of what should have a gradient and has none: not of frozen parts, nor of the heads (and the
+        decoder) of terms that do not count."""
+        out = [name for name in self.state.objective.names if name not in counting]
+        silent = tuple("model.action." if name == "action" else f"objective.terms.{name}." for name in out)
+        learning = {
+            name: parameter
+            for name, parameter in self.state.parameters.items()
+            if parameter.requires_grad and not name.startswith(silent)
+        }
+        for name, parameter in learning.items():
+            if parameter.grad is None:
+                log.warning("parameter %s gets no gradient after the first step: no term depends on it", name)
+        zero = [n for n, p in learning.items() if p.grad is not None and not bool(p.grad.any())]
+        if zero:
+            log.warning(
+                "%d parameters, such as %s, get a gradient of exactly 0 at first: right behind a layer that "
+                "starts at zero, else a sign of dead units",
+                len(zero),
+                zero[0],
+            )
+
+
+@cache  # once in a process
+def _warn_of_lone_mean() -> None:
+    log.warning(
+        "training.accumulation: a term of your own takes a masked_mean of each micro-batch alone: the lone "
+        "row of one counts as much as the many of another. Give masked_mean its mask as a function of the "
+        "batch too, `of=` (docs/terms.md)"
+    )
 
 
 def to_bytes(

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 from torch import nn
 
 from tutti.models.layers import blocks_of
-
-if TYPE_CHECKING:
-    from tutti.training.config import TrainingConfig
-    from tutti.types import Features
 
 
 def _mode(value: Any) -> Any:
@@ -25,13 +21,6 @@ CompileMode = Annotated[Literal["off", "model", "blocks"], BeforeValidator(_mode
 VARIANTS = 64
 """Versions of a block that may be compiled. They share one function, and each width, mask and mode (learning,
 judging) is a version of its own: more than torch's default of 8, behind which it would stop to compile."""
-
-
-def prepared(model: nn.Module, objective: nn.Module, config: TrainingConfig) -> Callable[..., Features]:
-    """The model's forward pass in training, its blocks as `config` wants them. Weights keep their names."""
-    for block in blocks_of(model, objective):
-        block.recompute = config.activation_checkpointing == "block"
-    return compiled(model, config.compile)
 
 
 def compiled(model: nn.Module, mode: Literal["off", "model", "blocks"], **options: Any) -> Callable[..., Any]:

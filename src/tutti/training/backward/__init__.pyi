@@ -1,0 +1,4 @@
+from .one import Backward, OneBackwardConfig
+from .union import BackwardConfig
+
+__all__ = ["Backward", "BackwardConfig", "OneBackwardConfig"]

@@ -1,0 +1,4 @@
+from .first_batch import FirstBatch
+from .observer import Diagnostics, DiagnosticsConfig
+
+__all__ = ["Diagnostics", "DiagnosticsConfig", "FirstBatch"]

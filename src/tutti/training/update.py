@@ -1,0 +1,136 @@
+"""One update of the parameters: its batches, what was computed from them, and the observers that watch it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from tutti.distributed.ranks import MicroBatches, mean_over_ranks
+from tutti.distributed.sharded_tensors import total_norm
+from tutti.training.metrics import term_metrics
+from tutti.training.strategy import SchedulePoint
+from tutti.types import Batch, Features, LossTerms
+
+Evaluate = Callable[[Batch, float, Collection[str]], tuple[Features, LossTerms]]
+"""A forward pass: batch, progress of the schedules and the names of the terms that count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermValues:
+    """Raw values, lambdas, metrics and total of one batch, as numbers."""
+
+    values: dict[str, float]
+    lambdas: dict[str, float]
+    metrics: dict[str, float]
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceScalars:
+    """The scalars of one batch's terms as they are now, still on the device and without their graph."""
+
+    names: tuple[tuple[str, ...], ...]
+    numbers: Float64[Tensor, " n"]
+
+
+def read_scalars(terms: LossTerms) -> DeviceScalars:
+    """A copy of raw values, lambdas, metrics and total, means over the ranks, without a synchronisation."""
+    groups = (terms.values, terms.lambdas, terms.metrics, {"total": terms.total})
+    device = terms.total.device
+    scalars = [
+        value.detach().to(device, torch.float64).reshape(()) for group in groups for value in group.values()
+    ]
+    return DeviceScalars(
+        names=tuple(tuple(group) for group in groups), numbers=mean_over_ranks(torch.stack(scalars))
+    )
+
+
+def to_host(scalars: Sequence[DeviceScalars], *more: Tensor) -> tuple[list[TermValues], list[float]]:
+    """The numbers of several batches' terms, and `more` scalars, in one transfer: the host waits once.
+
+    A metric that is not finite (nothing to measure in this batch) is left out.
+    """
+    vectors = [one.numbers for one in scalars]
+    extra = [value.detach().to(vectors[0]).reshape(1) for value in more]
+    numbers = iter(torch.cat([*vectors, *extra]).tolist())
+    terms: list[TermValues] = []
+    for one in scalars:
+        values, lambdas, metrics, total = [{name: next(numbers) for name in group} for group in one.names]
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        terms.append(TermValues(values=values, lambdas=lambdas, metrics=metrics, total=total["total"]))
+    return terms, list(numbers)
+
+
+@dataclass(slots=True, kw_only=True)
+class Update:
+    """An update while it is made: `step` (0-based), its point in the schedules, the terms that count.
+
+    All `batches` are there before the first forward pass, since a mean is over the rows of all of them. Each
+    forward pass adds its `scalars`. `terms`, `grad_norm` and its number `size` come when the backward pass is
+    complete.
+    """
+
+    step: int
+    point: SchedulePoint
+    counting: tuple[str, ...]
+    batches: list[Batch] = field(default_factory=list)
+    scalars: list[DeviceScalars] = field(default_factory=list)
+    terms: list[TermValues] = field(default_factory=list)
+    grad_norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    size: float = 0.0
+    micro_batches: MicroBatches = field(init=False)
+    shows_gradients: bool = False
+    """True if an observer looks at the gradients of single terms, which must not be shown a NaN."""
+
+    def __post_init__(self) -> None:
+        self.micro_batches = MicroBatches(self.batches)
+
+    @property
+    def number(self) -> int:
+        """The micro-batch that has last gone through the forward pass, from 0."""
+        return len(self.scalars) - 1
+
+    def read(self, parameters: Iterable[Tensor]) -> None:
+        """Fetches terms and gradient norm: the one time in an update that the host waits for the device."""
+        self.grad_norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        self.terms, (self.size,) = to_host(self.scalars, self.grad_norm)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The raw terms, means over the micro-batches."""
+        return mean_terms(self.terms)
+
+    def metrics(self) -> list[dict[str, float]]:
+        """What is recorded of each micro-batch."""
+        return [term_metrics(t.values, t.lambdas, t.metrics, t.total) for t in self.terms]
+
+    @property
+    def total(self) -> float:
+        """The total, mean over the micro-batches."""
+        return sum(one.total for one in self.terms) / len(self.terms)
+
+
+def mean_terms(terms: Sequence[TermValues]) -> dict[str, float]:
+    """The mean of each raw term over the micro-batches."""
+    return {name: sum(one.values[name] for one in terms) / len(terms) for name in terms[0].values}
+
+
+class Observer:
+    """Watches updates. Every method may stay as it is."""
+
+    def before_batches(self, update: Update) -> None:
+        """Called before the batches of the update are drawn."""
+
+    def after_forward(self, update: Update, features: Features, terms: LossTerms) -> None:
+        """Called between the forward and the backward pass of micro-batch `update.number`."""
+
+    def before_step(self, update: Update) -> None:
+        """Called when `.grad` is complete and nothing has moved."""
+
+    def after_step(self, update: Update) -> None:
+        """Called when the optimiser has moved the weights."""
