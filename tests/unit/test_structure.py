@@ -34,6 +34,12 @@ TOUR = ("types.py", "pipeline.py", "models/vla.py", "objectives/unified.py", "tr
 """What one reads to know Tutti."""
 MAX_TOUR_LINES = 1000
 FORBIDDEN = {"utils.py", "helpers.py", "common.py", "base.py"}
+ROOMS_OF_TRAINING = (
+    *("rng", "signals", "metrics", "data_feed", "optim", "strategy", "device", "records"),
+    *("backward", "parallel", "update", "state", "checkpointing", "validation", "feedback"),
+    *("faults", "diagnostics", "config", "trainer"),
+)
+"""Files and folders of tutti.training, each of which imports only those before it."""
 KNOW_THE_TRAINER = ("training/trainer.py", "pipeline.py", "runs/", "debug/", "studies/", "planning/")
 UNUSED = {
     "tutti.training.optim.muon: newton_schulz",  # only tests: to go
@@ -110,6 +116,17 @@ def graph_edges() -> list[tuple[str, str]]:
 def test_only_the_version_is_imported_from_the_root() -> None:
     asked = {(module, name) for module in MODULES for target, name in imports(module) if target == "tutti"}
     assert {name for _, name in asked} <= {"__version__"}
+
+
+def test_rooms_of_training_import_only_rooms_below() -> None:
+    rooms = [
+        tuple(name.split(".")[2] for name in edge)
+        for edge in graph_edges()
+        if all(name.startswith("tutti.training.") for name in edge)
+    ]
+    assert {room for edge in rooms for room in edge} == set(ROOMS_OF_TRAINING)
+    height = ROOMS_OF_TRAINING.index
+    assert [(a, b) for a, b in sorted(set(rooms)) if a != b and height(b) > height(a)] == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
