@@ -149,9 +149,10 @@ def test_a_nan_in_the_data_is_named_with_its_window_and_the_module_it_reaches_fi
     folder = spoiled(run, "step-000004", "data")
     found = replay_saved(folder)
     window = found.batches[0].window.tolist()[1]
-    assert found.inputs == (f"batch.actions[1, 2, 0] is nan, in window {window}; 1 such",)
-    assert found.culprits == ("action",) and not found.weights and not found.finite
-    assert found.module == "model.action (RegressionDecoder), output (4, 4, 3)" and found.gradient == ""
+    assert found.non_finite.inputs == (f"batch.actions[1, 2, 0] is nan, in window {window}; 1 such",)
+    assert found.non_finite.terms == ("action",) and not found.non_finite.weights and not found.succeeded
+    assert found.non_finite.module == "model.action (RegressionDecoder), output (4, 4, 3)"
+    assert found.non_finite.gradient == ""
     assert not run_replay(run, None, failure=True, pdb=False, shell=False)
     assert f"not finite in the data: batch.actions[1, 2, 0] is nan, in window {window}" in (
         capsys.readouterr().out
@@ -160,7 +161,7 @@ def test_a_nan_in_the_data_is_named_with_its_window_and_the_module_it_reaches_fi
 
 def test_weights_that_are_not_finite_name_the_module_behind_them(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
-    found = replay_saved(spoiled(run, "step-000005", "weights"))
+    found = replay_saved(spoiled(run, "step-000005", "weights")).non_finite
     assert len(found.weights) == 1 and found.weights[0].startswith("model.fusion")
     assert found.module.startswith(found.weights[0].rsplit(".", 1)[0]) and not found.inputs
 

@@ -1,11 +1,11 @@
-"""Two runs compared to the last bit: every tensor, every number, every record, and the first that differs."""
+"""Compares two runs bit by bit: every tensor, number and record, and the first value that differs."""
 
 from __future__ import annotations
 
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple):
         for place, item in enumerate(value):
             yield from leaves(item, f"{name}/{place}" if name else str(place))
+    elif is_dataclass(value):
+        yield from leaves({entry.name: getattr(value, entry.name) for entry in fields(value)}, name)
     else:
         yield name, value
 

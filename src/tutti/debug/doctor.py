@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich import box
-from rich.table import Table
-
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
 from tutti.data.checks.leak import Leak, leak_findings, measure_leak
@@ -29,7 +26,7 @@ from tutti.models.vla import VLA
 from tutti.report.findings.diagnostic_records import single_step
 from tutti.report.findings.diagnostics import FEATURES, unhealthy_features
 from tutti.runs.build import Training, training_threads, trial_training
-from tutti.runs.terminal import console, print_line, progress_bar
+from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.training.diagnostics.reach import ReachTable
 from tutti.types import Batch, UserError
@@ -127,21 +124,24 @@ def examine(training: Training, *, updates: int = UPDATES, checkpoint: Path | No
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The tables, the hints, and last the problems or that there are none."""
     for phase, table in diagnosis.reach:
-        _print(f"Reach, phase '{phase}': norm of each raw term's gradient (. none)", table.rows())
+        heads, *rows = table.rows()
+        print_table(
+            f"Reach, phase '{phase}': norm of each raw term's gradient (. none)", heads, rows, narrow=True
+        )
     for shares in diagnosis.shares:
-        head = ("part", *(f"{term} x {shares.lambdas[term]:g}" for term in shares.terms))
+        heads = ("part", *(f"{term} x {shares.lambdas[term]:g}" for term in shares.terms))
         rows = [
             (part, *(f"{100 * by_term.get(term, 0):.1f} %" for term in shares.terms))
             for part, by_term in shares.by_part.items()
         ]
-        _print(f"Gradient shares {shares.when}", [head, *rows])
+        print_table(f"Gradient shares {shares.when}", heads, rows, narrow=True)
     rows = [
         (name, when, f"{100 * measures[f'dead/{name}']:.0f} %", _rank(measures.get(f"rank/{name}")))
         for when, measures in diagnosis.features.items()
         for name in FEATURES
         if f"dead/{name}" in measures
     ]
-    _print("Features", [("features", "model", "dead units", "effective rank"), *rows])
+    print_table("Features", ("features", "model", "dead units", "effective rank"), rows, narrow=True)
     if diagnosis.text is not None:
         print_line(diagnosis.text.summary)
     print_line(f"State: R2 {diagnosis.leak.now:.3f} of a linear map to the next action.")
@@ -190,13 +190,3 @@ def _enough(batches: Sequence[Batch], data: DataBundle) -> list[Batch]:
         if sum(len(batch.window) for batch in samples) >= SAMPLES:
             break
     return samples
-
-
-def _print(title: str, rows: Sequence[tuple[str, ...]]) -> None:
-    layout = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # narrow enough for 80
-    table = Table(title=title, title_justify="left", **layout)
-    for number, head in enumerate(rows[0]):
-        table.add_column(head, justify="right" if number else "left")
-    for row in rows[1:]:
-        table.add_row(*row)
-    console.print(table)

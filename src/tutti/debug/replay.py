@@ -1,12 +1,12 @@
-"""A step of a run made once more, to the same bits, with everything about it in sight.
+"""`tutti replay RUN --step N`: repeats one training step bit for bit and shows its terms and gradients.
 
-`replay` makes a training's own step again from the newest checkpoint before it; `replay_saved` (culprits.py)
-takes a batch and weights that a failure or a loss spike has saved.
+The training goes on from the newest checkpoint before the step. `replay_saved.py` repeats a step that a
+failure or a loss spike has saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 from tutti.config.run_config import RunConfig
 from tutti.debug.compare_runs import Comparison, untimed
 from tutti.plugin import Trust
-from tutti.runs.build import build_parts, training_threads
+from tutti.runs.build import build_training, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.checkpoint import checkpoints, step_of
@@ -49,9 +49,9 @@ class Scope:
     @property
     def names(self) -> dict[str, Any]:
         """The names that a debugger finds."""
-        own = {name: getattr(self, name) for name in ("step", "batch", "features", "terms", "gradients")}
+        names = {name: getattr(self, name) for name in ("step", "batch", "features", "terms", "gradients")}
         trainer = self.trainer
-        return own | {"model": trainer.model, "objective": trainer.objective, "trainer": trainer}
+        return names | {"model": trainer.model, "objective": trainer.objective, "trainer": trainer}
 
 
 Debugger = Callable[[Scope], None]
@@ -62,115 +62,121 @@ def no_debugger(scope: Scope) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NonFinite:
+    """Where the values of a step first become non-finite; everything is empty where all are finite.
+
+    `weights` and `inputs` are the non-finite entries there were to begin with; `module` the first whose
+    output is not finite, with its shape; `gradient` the first parameter, in the order of the backward pass,
+    whose gradient is not; `terms` those whose value or gradient is not.
+    """
+
+    weights: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    module: str = ""
+    gradient: str = ""
+    terms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """One step, made again.
+    """One repeated step: of the run as it was trained, or saved in failures/ or spikes/.
 
     `start` is the step of the checkpoint it began from (0: none). `batches` are its micro-batches with their
-    `texts`; `terms[term]` is (raw, lambda) as means over them, `metrics` likewise. `norms[part][term]` is
-    |lambda_i g_i| of the whole step, `gradient[part]` the norm of what the optimiser got, after clipping; it
-    is empty if the step failed. `recorded` and `replayed` are the record of this step as it is in the run and
-    as it came out now, without times: empty where none was written; `differences` compares them bit by bit.
-    `failure` is what stopped the step, empty if nothing did.
+    `texts`; `terms[term]` is (raw, lambda), `metrics` what the terms report, `norms[part][term]`
+    |lambda_i g_i|: of the whole step (means over the micro-batches), or of the one micro-batch that a saved
+    step shows. `gradient[part]` is the norm of what the optimiser got, after clipping; empty if the step
+    failed. `recorded` and `replayed` are the record of this step as it is in the run and as it came out now,
+    without times: empty where none was written; `differences` compares them bit by bit. `failure` is what
+    stopped the step, empty if nothing did. `about` is what was noted when the step was saved.
     """
 
     step: int
-    start: int
     batches: tuple[Batch, ...]
     texts: tuple[tuple[str, ...], ...]
     terms: Mapping[str, tuple[float, float]]
-    metrics: Mapping[str, float]
     norms: Mapping[str, Mapping[str, float]]
-    gradient: Mapping[str, float]
-    recorded: Mapping[str, Any]
-    replayed: Mapping[str, Any]
-    differences: Comparison
-    failure: str
+    start: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    gradient: Mapping[str, float] = field(default_factory=dict)
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    replayed: Mapping[str, Any] = field(default_factory=dict)
+    differences: Comparison = field(default_factory=Comparison)
+    failure: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    non_finite: NonFinite = field(default_factory=NonFinite)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the step is finite and equal to its record."""
+        return not self.failure and not self.differences.num_differing and self.non_finite == NonFinite()
 
 
-class _Reached(Exception):
-    """The step is done; the training need not go on."""
+class StepTable:
+    """Terms and gradient norms of a step, gathered over its micro-batches."""
 
+    def __init__(self, trainer: Trainer, step: int, debugger: Debugger, micro_batches: int = 1) -> None:
+        self.trainer, self.step, self.debugger, self.micro_batches = trainer, step, debugger, micro_batches
+        self.batches: list[Batch] = []
+        self._terms: list[LossTerms] = []
+        self._sums: dict[str, dict[str, Tensor]] = {}
 
-@dataclass(slots=True)
-class _Watch:
-    """Collects what the objective and the optimisers of a trainer see in one step."""
+    @property
+    def is_full(self) -> bool:
+        """Whether every micro-batch is there."""
+        return len(self.batches) == self.micro_batches
 
-    trainer: Trainer
-    step: int
-    debugger: Debugger
-    batches: list[Batch] = field(default_factory=list)
-    readings: list[LossTerms] = field(default_factory=list)
-    sums: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    gradient: dict[str, float] = field(default_factory=dict)
-
-    def forward(self, module: Any, given: tuple[Any, ...], terms: LossTerms) -> None:
-        """After the objective's forward pass: the gradient of each term, on the graph that training uses."""
-        micro_batches = self.trainer.config.accumulation_at(self.step - 1)
-        if self.trainer.step != self.step - 1 or len(self.batches) == micro_batches:
-            return  # another step, or the diagnostics' own look at this one
-        features, batch = given[0], given[1]
-        self.batches.append(batch)
-        self.readings.append(terms)
-        names = list(self.trainer.parameters)
-        found = term_gradients(terms.values, list(self.trainer.parameters.values()))
-        found = self.trainer.backward.routed(found)
+    def add(self, batch: Batch, features: Features, terms: LossTerms) -> Scope:
+        """Computes the gradient of each term on the graph that training uses; at the last micro-batch the
+        debugger is called."""
+        trainer, names = self.trainer, list(self.trainer.parameters)
+        by_term = trainer.backward.routed(term_gradients(terms.values, list(trainer.parameters.values())))
         gradients = {
-            term: {name: g for name, g in zip(names, own, strict=True) if g is not None}
-            for term, own in found.items()
+            term: {name: g for name, g in zip(names, row, strict=True) if g is not None}
+            for term, row in by_term.items()
         }
-        for term, own in gradients.items():
-            sums = self.sums.setdefault(term, {})
-            factor = terms.lambdas[term].detach() / micro_batches
-            for name, value in own.items():
+        self.batches.append(batch)
+        self._terms.append(terms)
+        for term, named in gradients.items():
+            sums = self._sums.setdefault(term, {})
+            factor = terms.lambdas[term].detach() / self.micro_batches
+            for name, value in named.items():
                 sums[name] = sums[name] + factor * value if name in sums else factor * value
-        if len(self.batches) == micro_batches:
-            trainer = self.trainer
-            self.debugger(
-                Scope(
-                    step=self.step,
-                    batch=batch,
-                    features=features,
-                    terms=terms,
-                    gradients=gradients,
-                    trainer=trainer,
-                )
-            )
-
-    def before_optimizer(self, *_: Any) -> None:
-        """Before the first optimiser moves anything: the norm of the whole gradient by part."""
-        if self.trainer.step == self.step - 1 and not self.gradient:
-            own = {n: p.grad for n, p in self.trainer.parameters.items() if p.grad is not None}
-            self.gradient |= norms_by_part(own)
-
-    def progress(self, step: int, steps: int, metrics: dict[str, float]) -> None:
-        """Ends the training after the step."""
-        if step >= self.step:
-            raise _Reached
+        scope = Scope(
+            step=self.step,
+            batch=batch,
+            features=features,
+            terms=terms,
+            gradients=gradients,
+            trainer=trainer,
+        )
+        if self.is_full:
+            self.debugger(scope)
+        return scope
 
     @property
     def terms(self) -> dict[str, tuple[float, float]]:
         """Raw value and lambda of each term, means over the micro-batches."""
         return {
             name: (
-                _mean([terms.values[name] for terms in self.readings]),
-                _mean([terms.lambdas[name] for terms in self.readings]),
+                _mean([terms.values[name] for terms in self._terms]),
+                _mean([terms.lambdas[name] for terms in self._terms]),
             )
-            for name in self.readings[0].values
+            for name in self._terms[0].values
         }
 
     @property
     def metrics(self) -> dict[str, float]:
         """What the terms report, means over the micro-batches."""
         return {
-            name: _mean([terms.metrics[name] for terms in self.readings]) for name in self.readings[0].metrics
+            name: _mean([terms.metrics[name] for terms in self._terms]) for name in self._terms[0].metrics
         }
 
     @property
     def norms(self) -> dict[str, dict[str, float]]:
         """|lambda_i g_i| by part and term."""
-        by_term = {term: norms_by_part(own) for term, own in self.sums.items()}
-        parts = dict.fromkeys(part for own in by_term.values() for part in own)
-        return {part: {term: own.get(part, 0.0) for term, own in by_term.items()} for part in parts}
+        by_term = {term: norms_by_part(sums) for term, sums in self._sums.items()}
+        parts = dict.fromkeys(part for norms in by_term.values() for part in norms)
+        return {part: {term: norms.get(part, 0.0) for term, norms in by_term.items()} for part in parts}
 
 
 def norms_by_part(gradients: Mapping[str, Tensor]) -> dict[str, float]:
@@ -178,17 +184,17 @@ def norms_by_part(gradients: Mapping[str, Tensor]) -> dict[str, float]:
     by_part: dict[str, list[Tensor]] = {}
     for name, gradient in gradients.items():
         by_part.setdefault(part_of(name), []).append(gradient)
-    return {part: float(torch.nn.utils.get_total_norm(own)) for part, own in by_part.items()}
+    return {part: float(torch.nn.utils.get_total_norm(group)) for part, group in by_part.items()}
 
 
-def _mean(values: list[Tensor]) -> float:
+def _mean(values: Sequence[Tensor]) -> float:
     return sum(float(value.detach()) for value in values) / len(values)
 
 
 def replay(
     folder: Path | str, step: int, debugger: Debugger = no_debugger, *, trust_code: Trust = False
 ) -> Replay:
-    """Makes update number `step` (from 1) of the run in `folder` again, exactly as its training made it.
+    """Repeats update number `step` (from 1) of the run in `folder`, exactly as its training made it.
 
     It goes on from the newest kept checkpoint before the step, or, where there is none, from the start, in a
     temporary folder: nothing of the run changes. `debugger` is called when the step's last forward pass is
@@ -200,8 +206,9 @@ def replay(
     config = run.config()
     if not 1 <= step <= config.training.steps:
         raise UserError(f"--step is {step}; the run has steps 1 to {config.training.steps}.")
-    linked = [path for path in checkpoints(run.path) if step_of(path) < step]
-    _announce(run.path, step, linked)
+    before = [path for path in checkpoints(run.path) if step_of(path) < step]
+    start = step_of(before[-1]) if before else 0
+    _announce(run.path, step, start)
     with (
         training_threads(config),
         TemporaryDirectory(prefix="tutti-replay-") as name,
@@ -209,102 +216,106 @@ def replay(
     ):
         scratch = Path(name)
         (scratch / "checkpoints").mkdir()
-        for path in linked:
+        for path in before:
             (scratch / "checkpoints" / path.name).symlink_to(path.resolve())
-        data, model, objective = build_parts(config, run.path)
-        trainer = Trainer(
-            quiet(config),
-            model,
-            objective,
-            scratch,
-            strategy=config.strategy,
-            backward=config.backward,
-        )
-        with _watching(trainer, step, debugger) as watch:
-            first: list[int] = []
+        training = build_training(without_checkpoints(config), run.path, output=scratch)
+        table = StepTable(training.trainer, step, debugger, config.training.accumulation_at(step - 1))
+        first: list[int] = []
 
-            def progress(now: int, steps: int, metrics: dict[str, float]) -> None:
-                first.append(now)
-                bar(now - first[0] + 1, step - first[0] + 1)
-                watch.progress(now, steps, metrics)
+        def progress(now: int, steps: int, metrics: dict[str, float]) -> None:
+            first.append(now)
+            bar(now - first[0] + 1, step - first[0] + 1)
+            if now >= step:
+                raise _Done
 
-            trainer.progress = progress
-            failure = ""
+        failure = ""
+        with _watching(table) as gradient:
             try:
-                trainer.fit(data)
-            except _Reached:
+                training.fit(progress)
+            except _Done:
                 pass
             except NonFiniteError as error:
                 failure = str(error).splitlines()[0]
             finally:
-                data.train.close()
-            if not watch.batches:
-                raise UserError(f"{run.path}: the replay ended before step {step}. {failure}".rstrip())
-        recorded, replayed, compared = _compare(run.path, scratch, step)
+                training.data.train.close()
+        if not table.batches:
+            raise UserError(f"{run.path}: the replay ended before step {step}. {failure}".rstrip())
+        recorded, replayed = (_record(path, step) for path in (run.path, scratch))
+        differences = Comparison()
+        if recorded and replayed:
+            differences.add(f"record of step {step}", recorded, replayed)
         return Replay(
             step=step,
-            start=first[0] - 1 if first else trainer.step,
-            batches=tuple(watch.batches),
-            texts=tuple(tuple(data.texts(batch)) for batch in watch.batches),
-            terms=watch.terms,
-            metrics=watch.metrics,
-            norms=watch.norms,
-            gradient=dict(watch.gradient),
+            start=first[0] - 1 if first else training.trainer.step,
+            batches=tuple(table.batches),
+            texts=tuple(tuple(training.data.texts(batch)) for batch in table.batches),
+            terms=table.terms,
+            metrics=table.metrics,
+            norms=table.norms,
+            gradient=gradient,
             recorded=recorded,
             replayed=replayed,
-            differences=compared,
+            differences=differences,
             failure=failure,
         )
 
 
-def quiet(config: RunConfig) -> Any:
-    """The training section without validations and checkpoints, on which no step depends; the latter stay
-    where a rollback goes back to them."""
-    values = config.training.model_dump(mode="json")
-    values["validation"]["every"] = 0
-    values["checkpoints"] |= {"keep_every": 0, "keep_best": "off"}
-    if config.training.gradients.rollback == "off":
-        values["checkpoints"]["every"] = 0
-    return config.training.model_validate(values)
+class _Done(Exception):
+    """The step is done; the training need not go on."""
 
 
 @contextmanager
-def _watching(trainer: Trainer, step: int, debugger: Debugger) -> Iterator[_Watch]:
-    watch = _Watch(trainer, step, debugger)
-    handles = [trainer.objective.register_forward_hook(watch.forward)]
-    handles += [
-        optimizer.register_step_pre_hook(watch.before_optimizer)
-        for optimizer in trainer.optimizer.optimizers.values()
-    ]
+def _watching(table: StepTable) -> Iterator[dict[str, float]]:
+    """Fills `table` in its step; gives the norm of the whole gradient by part, before an optimiser moves."""
+    trainer = table.trainer
+    whole: dict[str, float] = {}
+
+    def forward(module: Any, inputs: tuple[Any, ...], terms: LossTerms) -> None:
+        # Once full, a further forward pass of this step is the diagnostics' own.
+        if trainer.step == table.step - 1 and not table.is_full:
+            table.add(inputs[1], inputs[0], terms)
+
+    def before_optimizer(*_: Any) -> None:
+        if trainer.step == table.step - 1 and not whole:
+            gradients = {n: p.grad for n, p in trainer.parameters.items() if p.grad is not None}
+            whole.update(norms_by_part(gradients))
+
+    handles = [trainer.objective.register_forward_hook(forward)]
+    for optimizer in trainer.optimizer.optimizers.values():
+        handles.append(optimizer.register_step_pre_hook(before_optimizer))
     try:
-        yield watch
+        yield whole
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _announce(run: Path, step: int, linked: list[Path]) -> None:
+def without_checkpoints(config: RunConfig) -> RunConfig:
+    """The config without validations and checkpoints, on which no step depends; the latter stay where a
+    rollback goes back to them."""
+    values = config.training.model_dump(mode="json")
+    values["validation"]["every"] = 0
+    values["checkpoints"] |= {"keep_every": 0, "keep_best": "off"}
+    if config.training.gradients.rollback == "off":
+        values["checkpoints"]["every"] = 0
+    return config.model_copy(update={"training": config.training.model_validate(values)})
+
+
+def _announce(run: Path, step: int, start: int) -> None:
     """Says from where, and by the run's own records about how long it takes."""
-    start = step_of(linked[-1]) if linked else 0
     times = [(r["time/seconds"], r["step"]) for r in read_records(run) if "time/seconds" in r]
     about = f", about {(step - start) * times[-1][0] / times[-1][1]:.0f} s by its records" if times else ""
-    where = f"from {linked[-1].name}" if linked else "from the start, as no checkpoint before it is kept"
+    where = f"from step-{start:06d}" if start else "from the start, as no checkpoint before it is kept"
     print_line(f"step {step}: replayed {where}: {step - start} updates{about}")
     kept = [step_of(path) for path in checkpoints(run)]
-    if not linked and kept:
+    if not start and kept:
         print_line(
             f"Steps {kept[0] + 1} and later begin at a kept checkpoint (of {', '.join(map(str, kept))}); "
             "training.checkpoints.keep_every keeps more of them."
         )
 
 
-def _compare(run: Path, scratch: Path, step: int) -> tuple[dict[str, Any], dict[str, Any], Comparison]:
-    """The train record of the step in both folders, and what differs."""
-    found = [
-        next((untimed(r) for r in read_records(path) if (r["step"], r["kind"]) == (step, "train")), {})
-        for path in (run, scratch)
-    ]
-    compared = Comparison()
-    if all(found):
-        compared.add(f"record of step {step}", *found)
-    return *(found), compared  # pyright: ignore[reportReturnType]
+def _record(run: Path, step: int) -> dict[str, Any]:
+    """The train record of the step; empty if none was written."""
+    records = (untimed(r) for r in read_records(run) if (r["step"], r["kind"]) == (step, "train"))
+    return next(records, {})

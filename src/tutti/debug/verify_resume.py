@@ -1,4 +1,6 @@
-"""`tutti verify-resume CONFIG`: is a run that was killed and resumed the same to the last bit? Proved, here.
+"""`tutti verify-resume CONFIG`: proves that a killed and resumed run equals an undisturbed one bit for bit.
+
+It ships with its kill harness because users run it: on their own config, data and machine.
 
 The config's own training is run twice for a few steps in a temporary folder: undisturbed, and killed with
 SIGKILL at pseudo-random moments and resumed each time. Then every value of the two is compared.
@@ -16,15 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
-from rich import box
-from rich.table import Table
 
 from tutti.config.run_config import RunConfig
 from tutti.debug.compare_runs import Comparison, compare_checkpoints, compare_records, windows_of
 from tutti.debug.kill_harness import WINDOWS, Kill
 from tutti.debug.kill_harness_ranks import train_through
 from tutti.evaluation.closed_loop.starts import DATASET
-from tutti.runs.terminal import console, print_line, progress_bar
+from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.types import UserError
 
@@ -186,13 +186,8 @@ def print_verification(verification: Verification) -> None:
     found = verification.found
     changed = ", ".join(f"{key}={value}" for key, value in verification.shortened.items())
     print_line(f"Shortened for this check: {changed or 'nothing'}.")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("compared")
-    table.add_column("values", justify="right")
-    table.add_column("differ", justify="right")
-    for section, count in found.values.items():
-        table.add_row(section, f"{count:,}", f"{found.differing[section]:,}")
-    console.print(table)
+    rows = [(name, f"{count:,}", f"{found.differing[name]:,}") for name, count in found.values.items()]
+    print_table("", ("compared", "values", "differ"), rows)
     at = ", ".join(str(step) for step in verification.kill_steps)
     print_line(
         f"{verification.steps} steps undisturbed, and with {verification.kills} x SIGKILL soon after step "
