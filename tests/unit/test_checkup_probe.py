@@ -62,7 +62,7 @@ def test_terminal_says_every_sentence_and_the_problems_first(said: str, probes: 
 def test_report_shows_the_section_and_the_map(run: Path, said: str) -> None:
     page = page_of(run)
     assert "Does it look and listen?" in page
-    assert "Illustrative: where the executed actions come from" in page
+    assert "Illustrative: which image patches the executed actions come from" in page
     assert "What one input alone would do." in page
 
 
