@@ -27,7 +27,7 @@ from tutti.evaluation.closed_loop.evaluate import evaluate as evaluate_closed_lo
 from tutti.evaluation.closed_loop.starts import DATASET, RECORDING, TrainingStarts, check_seeds
 from tutti.evaluation.closed_loop.videos import rollout_videos
 from tutti.evaluation.config import NO_SUITE, EvaluationConfig
-from tutti.evaluation.open_loop import measure, tasks_of
+from tutti.evaluation.open_loop import measure_open_loop, tasks_of
 from tutti.models.describe import describe
 from tutti.plugin import Trust
 from tutti.recording import recorder
@@ -213,7 +213,7 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
         return
     instructions = data.windows.instructions
     with training_threads(config):
-        errors = measure(
+        errors = measure_open_loop(
             policy.model,
             data.validation,
             data.normalizer,

@@ -34,7 +34,7 @@ from fixtures.gpu_trainings import (
 from fixtures.term_batches import make_batch
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
-from tutti.evaluation.open_loop import measure
+from tutti.evaluation.open_loop import measure_open_loop
 from tutti.evaluation.probes.run import run_probes
 from tutti.models.describe import describe
 from tutti.nested import merge
@@ -176,7 +176,7 @@ def test_probes_open_loop_and_policy(squares: tuple[RunConfig, DataBundle]) -> N
     judged: dict[str, Any] = {"groups": texts, "actions_per_query": 2}
     held_out = [data.validation[0]]
     found, _ = run_probes(model, fresh, data, **given, most_held_out=6, most_training=8)
-    opened = measure(model, held_out, data.normalizer, data.tokenizer, texts, **judged)
+    opened = measure_open_loop(model, held_out, data.normalizer, data.tokenizer, texts, **judged)
     policy = Policy(model, data.normalizer, data.tokenizer, device="cuda")
     pictures = np.zeros((len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)
     chunk = policy.predict(pictures, np.zeros(spec.state_dim, np.float32), texts[0])

@@ -18,7 +18,7 @@ from fixtures.hostile import (
     put,
 )
 from tutti import pipeline
-from tutti.serving.export import export
+from tutti.serving.export import export_policy
 
 MODEL = {
     "vision": {"stem": {"channels": [8, 8], "strides": [2, 2]}, "width": 8, "heads": 1},
@@ -45,7 +45,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run = home / "run"
     pipeline.train(config, run)
-    export(run, home / "export")
+    export_policy(run, home / "export")
     shutil.rmtree(run / "checkpoints" / "step-000004")
     shutil.rmtree(run / "tensorboard")
     last = run / "checkpoints" / STEP

@@ -10,7 +10,7 @@ import torch
 
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.evaluation.open_loop import measure, tasks_of
+from tutti.evaluation.open_loop import measure_open_loop, tasks_of
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
 from tutti.suites.registry import find_suite
@@ -38,12 +38,9 @@ class TextModel(VLA):
     def __init__(self, gain: float) -> None:
         vision = {"stem": {"channels": (8, 8, 8)}, "width": 8, "depth": 0, "heads": 1}
         small = {"width": 8, "depth": 1, "heads": 1}
-        super().__init__(
-            ModelConfig.model_validate(
-                {"vision": vision, "language": small, "fusion": small, "action": {"hidden": 8}}
-            ),
-            SPEC,
-        )
+        sizes = {"vision": vision, "language": small, "fusion": small, "action": {"hidden": 8}}
+        built = ModelConfig.model_validate(sizes).build(SPEC)
+        super().__init__(built.spec, built.vision, built.language, built.fusion, built.action)
         self.gain = gain
 
     def predict(self, observation: Observation) -> torch.Tensor:
@@ -84,7 +81,7 @@ def test_errors_are_masked_means_of_each_part() -> None:
     actions, mask = full(1, 0.0)
     actions[0, :, 0] = torch.tensor([1.0, 2.0, 3.0, 100.0])
     mask[0, 3] = False
-    found = measure(
+    found = measure_open_loop(
         TextModel(0.0), [batch([0], actions, mask)], normalizer(), TOKENIZER, TEXTS, actions_per_query=2
     )
     error = found.overall.normalised
@@ -95,7 +92,7 @@ def test_errors_are_masked_means_of_each_part() -> None:
 
 def test_parts_sum_over_batches_by_windows_not_by_batches() -> None:
     one, two = batch([0], *full(1, 1.0)), batch([0, 0, 0], *full(3, 5.0))
-    found = measure(TextModel(0.0), [one, two], normalizer(), TOKENIZER, TEXTS)
+    found = measure_open_loop(TextModel(0.0), [one, two], normalizer(), TOKENIZER, TEXTS)
     assert found.overall.normalised.chunk == pytest.approx(4.0)
     assert found.overall.windows == 4
 
@@ -103,7 +100,7 @@ def test_parts_sum_over_batches_by_windows_not_by_batches() -> None:
 def test_groups_are_tasks_with_their_own_errors() -> None:
     actions, mask = full(3, 0.0)
     actions[1:] = 2.0
-    found = measure(
+    found = measure_open_loop(
         TextModel(0.0), [batch([0, 1, 2], actions, mask)], normalizer(), TOKENIZER, TEXTS, groups=GROUPS
     )
     assert [(g.name, g.windows, g.normalised.chunk) for g in found.groups] == [
@@ -114,8 +111,8 @@ def test_groups_are_tasks_with_their_own_errors() -> None:
 
 def test_a_deaf_model_has_swap_zero_and_a_listening_one_has_not() -> None:
     held = [batch([0, 1, 2], *full(3, 1.0))]
-    deaf = measure(TextModel(0.0), held, normalizer(), TOKENIZER, TEXTS, groups=GROUPS)
-    hears = measure(TextModel(0.01), held, normalizer(), TOKENIZER, TEXTS, groups=GROUPS)
+    deaf = measure_open_loop(TextModel(0.0), held, normalizer(), TOKENIZER, TEXTS, groups=GROUPS)
+    hears = measure_open_loop(TextModel(0.01), held, normalizer(), TOKENIZER, TEXTS, groups=GROUPS)
     assert deaf.overall.swap == 0.0
     assert hears.overall.swap is not None
     assert hears.overall.swap > 0.01
@@ -133,26 +130,28 @@ def test_swap_never_takes_a_paraphrase_of_the_same_task() -> None:
             known = TOKENIZER.encode(TEXTS)[0]
             return [int((known == row).all(1).nonzero()[0, 0]) for row in observation.text]
 
-    measure(Spy(0.0), [batch([0, 1, 2], *full(3, 1.0))], normalizer(), TOKENIZER, TEXTS, groups=GROUPS)
+    measure_open_loop(
+        Spy(0.0), [batch([0, 1, 2], *full(3, 1.0))], normalizer(), TOKENIZER, TEXTS, groups=GROUPS
+    )
     assert told == [*TEXTS, "open it", "close it", "close it"]
 
 
 def test_one_group_has_no_swap_and_no_window_is_an_error() -> None:
-    found = measure(
+    found = measure_open_loop(
         TextModel(0.1), [batch([1, 2], *full(2, 1.0))], normalizer(), TOKENIZER, TEXTS, groups=("x",) * 3
     )
     assert found.overall.swap is None
     with pytest.raises(UserError, match="validation_fraction"):
-        measure(TextModel(0.1), [], normalizer(), TOKENIZER, TEXTS)
+        measure_open_loop(TextModel(0.1), [], normalizer(), TOKENIZER, TEXTS)
     with pytest.raises(UserError, match="instruction_id 2 has no text"):
-        measure(TextModel(0.1), [batch([2], *full(1, 1.0))], normalizer(), TOKENIZER, TEXTS[:2])
+        measure_open_loop(TextModel(0.1), [batch([2], *full(1, 1.0))], normalizer(), TOKENIZER, TEXTS[:2])
 
 
 @pytest.mark.parametrize("gain", [torch.nan, torch.inf])
 def test_a_prediction_that_is_not_finite_is_no_error_but_refused(gain: float) -> None:
     hidden = torch.zeros(2, 4, 2, dtype=torch.bool)  # also where the mask would hide it
     with pytest.raises(UserError, match="predicts NaN or infinity for a held-out window"):
-        measure(
+        measure_open_loop(
             TextModel(gain), [batch([0, 1], torch.zeros(2, 4, 2), hidden)], normalizer(), TOKENIZER, TEXTS
         )
 
@@ -160,7 +159,7 @@ def test_a_prediction_that_is_not_finite_is_no_error_but_refused(gain: float) ->
 def test_training_mode_is_restored() -> None:
     model = TextModel(0.0)
     model.train()
-    measure(model, [batch([0], *full(1, 1.0))], normalizer(), TOKENIZER, TEXTS)
+    measure_open_loop(model, [batch([0], *full(1, 1.0))], normalizer(), TOKENIZER, TEXTS)
     assert model.training
 
 

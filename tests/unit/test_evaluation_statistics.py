@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from tutti.evaluation.statistics import comparison
 from tutti.evaluation.statistics import intervals as st
 
 
@@ -211,3 +214,9 @@ def test_impossible_counts_are_refused(k: int, n: int) -> None:
 def test_unequal_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="same starts"):
         st.mcnemar([1, 0], [1, 0, 1])
+
+
+def test_examples_in_the_docstrings_run() -> None:
+    for module in (st, comparison):
+        result = doctest.testmod(module)
+        assert result.attempted >= 1 and result.failed == 0

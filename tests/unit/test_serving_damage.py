@@ -21,7 +21,7 @@ from test_serving_policy import CONFIG, TOKENIZER, look, model, normalizer, stat
 from fixtures.small_model import relist
 from tutti.data.normalize import Normalizer
 from tutti.distributed.world import ONE_PROCESS
-from tutti.serving.export import export
+from tutti.serving.export import export_policy
 from tutti.serving.policy import CheckpointPolicyFactory, Policy
 from tutti.storage.checkpoint import Checkpoint, load, save, save_sharded, verify
 from tutti.storage.layout import EXPORT, STATE
@@ -45,7 +45,7 @@ def saved(run: Path, kind: str, **changes: Any) -> Path:
         extra={name: (texts / name).read_text() for name in READ},
     )
     folder = save_sharded(run, checkpoint, ONE_PROCESS) if kind == "sharded" else save(run, checkpoint)
-    return export(folder, run / "export") if kind == "export" else folder
+    return export_policy(folder, run / "export") if kind == "export" else folder
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def every_reader(folder: Path) -> dict[str, Callable[[], Any]]:
         "raw": lambda: Policy.load(folder, "raw"),
         "the run": lambda: Policy.load(folder.parent.parent),
         "factory": lambda: CheckpointPolicyFactory(folder),
-        "export": lambda: export(folder, to),
+        "export": lambda: export_policy(folder, to),
         "resume": lambda: load(folder),
         "verify": lambda: verify(folder),
         "newest": lambda: newest_whole(folder.parent.parent),
@@ -328,7 +328,7 @@ def test_weights_that_are_not_finite_are_neither_served_nor_exported(
     bad["action.out.weight" if "action.out.weight" in bad else sorted(bad)[0]].view(-1)[-1] = number
     (name,) = [key for key, value in bad.items() if not torch.isfinite(value).all()]
     folder = saved(tmp_path, kind, ema=bad)
-    for make in (lambda: Policy.load(folder), lambda: export(folder, tmp_path / "to")):
+    for make in (lambda: Policy.load(folder), lambda: export_policy(folder, tmp_path / "to")):
         with pytest.raises(
             UserError, match=rf"NaN or infinity in 1 of \d+ tensors, such as {re.escape(name)}"
         ):

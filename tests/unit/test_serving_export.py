@@ -13,7 +13,7 @@ from test_serving_policy import look, model, write
 
 from fixtures.small_model import relist
 from tutti.distributed.world import ONE_PROCESS
-from tutti.serving.export import export, export_command
+from tutti.serving.export import export_command, export_policy
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, find_checkpoint
 from tutti.storage.checkpoint import Checkpoint, save_sharded
 from tutti.types import UserError
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_shares_is_a_policy_and_exports_one_file(
     policy = before()
     expected = Policy(model(seed), policy.normalizer, policy.tokenizer).predict(images, state, "open it")
     np.testing.assert_array_equal(policy.predict(images, state, "open it"), expected)
-    to = export(run, tmp_path / "policy", weights)
+    to = export_policy(run, tmp_path / "policy", weights)
     np.testing.assert_array_equal(Policy.load(to).predict(images, state, "open it"), expected)
     assert json.loads((to / "export.json").read_text())["weights"] == weights
     index = folder / "shards" / "index.json"
@@ -83,7 +83,7 @@ def test_without_an_average_the_raw_weights_are_exported_and_it_is_noted(run: Pa
     folder = run / "checkpoints" / "step-000020"
     (folder / "ema.safetensors").unlink()
     relist(folder)  # as training leaves it without an average
-    assert json.loads((export(run, tmp_path / "to") / "export.json").read_text())["weights"] == "raw"
+    assert json.loads((export_policy(run, tmp_path / "to") / "export.json").read_text())["weights"] == "raw"
 
 
 @pytest.mark.parametrize("name", ["ema.safetensors", "spec.json", "tokenizer.json", "config.yaml"])
@@ -91,13 +91,13 @@ def test_of_a_damaged_checkpoint_nothing_is_exported(run: Path, tmp_path: Path, 
     path = run / "checkpoints" / "step-000020" / name
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(UserError):
-        export(run, tmp_path / "to")
+        export_policy(run, tmp_path / "to")
     assert [item.name for item in tmp_path.iterdir()] == ["run"]
 
 
 def test_an_existing_folder_and_unknown_choices_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"exists\. Give --to"):
-        export(run, run)
+        export_policy(run, run)
     with pytest.raises(UserError, match="--weights: expected ema or raw, found 'best'"):
         export_command(run, tmp_path / "to", "best", "latest")
     with pytest.raises(UserError, match="--checkpoint: expected latest, best or the number"):

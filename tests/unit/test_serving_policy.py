@@ -19,7 +19,7 @@ from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.closed_loop.rollouts import PolicyFactory, RolloutPolicy
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
-from tutti.serving.export import export
+from tutti.serving.export import export_policy
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.types import DataSpec, Observation, UserError
 
@@ -129,7 +129,7 @@ def test_actions_stay_within_those_of_the_data(tmp_path: Path) -> None:
         Policy(wild, normalizer(), TOKENIZER),
         Policy.load(folder),
         CheckpointPolicyFactory(folder)(),
-        Policy.load(export(folder, tmp_path / "to")),
+        Policy.load(export_policy(folder, tmp_path / "to")),
     ):
         clipped = policy.predict(images, state, "open the tap")
         np.testing.assert_array_equal(clipped, np.clip(free, low, high))

@@ -1,5 +1,4 @@
-"""Open loop: the error of predicted actions on held-out episodes, and whether the text moves them. No
-simulator.
+"""Open-loop error: predicted against recorded actions on held-out episodes, and the effect of the text.
 
 Validation error is a poor judge of policies (SIMPLER, arXiv 2405.05941: r = .46 with real success, rollouts
 .98); it finds broken training fast, and the part that is executed is the part that counts.
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from tutti.data.normalize import Normalizer
@@ -27,9 +26,7 @@ PARTS = ("first", "executed", "chunk")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionError:
-    """Masked mean absolute error sum m |a^ - a*| / sum m: of the first action, of the executed part, of the
-    chunk.
-    """
+    """Masked mean error sum m |a^ - a*| / sum m of the first action, the executed part, the chunk."""
 
     first: float
     executed: float
@@ -55,7 +52,7 @@ class GroupError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLoopResult:
-    """`overall` over all windows, `groups` by task (or instruction) in the order of their names."""
+    """Open-loop errors over all windows, and by task (or instruction) in the order of their names."""
 
     overall: GroupError
     groups: tuple[GroupError, ...]
@@ -79,7 +76,7 @@ def tasks_of(instructions: Sequence[str], suite: EnvironmentFactory) -> tuple[st
 
 
 @torch.no_grad()
-def measure(
+def measure_open_loop(
     model: VLA,
     batches: Iterable[Batch],
     normalizer: Normalizer,
@@ -98,114 +95,87 @@ def measure(
 
     Raises UserError where there is no batch, an instruction_id has no text, or a prediction is not finite.
     """
-    if groups is None:
-        groups = instructions
-    if len(groups) != len(instructions):
+    names = tuple(instructions if groups is None else groups)
+    if len(names) != len(instructions):
         raise UserError(
-            f"groups: expected one for each of {len(instructions)} instructions, got {len(groups)}."
+            f"groups: expected one for each of {len(instructions)} instructions, got {len(names)}."
         )
-    names = tuple(groups)
+    device = next(model.parameters()).device
+    texts, text_mask = (part.to(device) for part in tokenizer.encode(list(instructions)))
     swapped = swapped_texts(names, partners or {})
-    encoded = tokenizer.encode(list(instructions))
-    added = _Sums(
-        model,
-        names,
-        swapped=swapped,
-        encoded=encoded,
-        scale=_scales(model, normalizer),
-        executed=actions_per_query,
-    )
+    swap = None if swapped is None else (texts[swapped], text_mask[swapped])
+    scales = _scales(model, normalizer).to(device)
+    sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            added.add(batch)
+            ids = batch.instruction_id.tolist()
+            if max(ids) >= len(names):
+                raise UserError(
+                    f"open loop: instruction_id {max(ids)} has no text; only {len(names)} were given."
+                )
+            rows = _row_sums(model, batch.to(device), swap, scales, executed=actions_per_query)
+            for group in dict.fromkeys(names[i] for i in ids):
+                members = torch.tensor([names[i] == group for i in ids])
+                for key, values in rows.items():
+                    sums[group][key] += float(values[members].sum())
     finally:
         model.train(was_training)
-    sums = added.groups
     if not sums:
         raise UserError("open loop: there is no held-out window. Raise data.validation_fraction.")
-    everything: dict[str, float] = defaultdict(float)
-    for found in sums.values():
-        for key, value in found.items():
-            everything[key] += value
+    total: dict[str, float] = defaultdict(float)
+    for group_sums in sums.values():
+        for key, value in group_sums.items():
+            total[key] += value
     return OpenLoopResult(
-        overall=_group("all", everything, swapped is not None),
-        groups=tuple(_group(name, sums[name], swapped is not None) for name in sorted(sums)),
+        overall=_group("all", total),
+        groups=tuple(_group(name, sums[name]) for name in sorted(sums)),
         executed=min(actions_per_query, model.spec.horizon),
         chunk=model.spec.horizon,
     )
 
 
-class _Sums:
-    """Sums of absolute errors and their counts, per group."""
+def _row_sums(
+    model: VLA,
+    batch: Batch,
+    swap: tuple[Tensor, Tensor] | None,
+    scales: Float[Tensor, "e a"],
+    *,
+    executed: int,
+) -> dict[str, Float64[Tensor, " b"]]:
+    """Of each window, the sums of its absolute errors and their counts, by what they are about.
 
-    def __init__(
-        self,
-        model: VLA,
-        names: tuple[str, ...],
-        *,
-        swapped: Int[Tensor, " i"] | None,
-        encoded: tuple[Tensor, Tensor],
-        scale: Float[Tensor, "e a"],
-        executed: int,
-    ) -> None:
-        self.model, self.names, self.swapped, self.encoded = model, names, swapped, encoded
-        self.scale, self.executed = scale, executed
-        self.groups: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-
-    def add(self, batch: Batch) -> None:
-        """Predicts the batch, with its own texts and with the swapped ones."""
-        device = next(self.model.parameters()).device
-        batch = batch.to(device)
-        ids = batch.instruction_id.cpu()
-        if int(ids.max()) >= len(self.names):
-            raise UserError(
-                f"open loop: instruction_id {int(ids.max())} has no text; only {len(self.names)} were given."
-            )
-        predicted = self._predict(batch.observation)
-        mask = batch.action_mask
-        errors = {"error": predicted - batch.actions}
-        if self.swapped is not None:
-            other = self.swapped[ids]
-            told = replace(
-                batch.observation,
-                text=self.encoded[0][other].to(device),
-                text_mask=self.encoded[1][other].to(device),
-            )
-            errors["moved"] = predicted - self._predict(told)
-        row_scale = self.scale.to(device)[batch.embodiment][:, None, :]
-        rows: dict[str, Tensor] = {"windows": torch.ones(len(ids))}
-        for name, error in errors.items():
-            size = torch.where(mask, error.abs(), 0.0)
-            rows |= {f"{name}/{key}": value for key, value in _parts(size, self.executed).items()}
-            rows |= {
-                f"{name}/data/{key}": value for key, value in _parts(size * row_scale, self.executed).items()
-            }
-        rows |= {f"count/{key}": value for key, value in _parts(mask.double(), self.executed).items()}
-        table = {key: value.double().cpu() for key, value in rows.items()}
-        for group in {self.names[i] for i in ids.tolist()}:
-            here = torch.tensor([self.names[i] == group for i in ids.tolist()])
-            for key, value in table.items():
-                self.groups[group][key] += float(value[here].sum())
-
-    def _predict(self, observation: Observation) -> Float[Tensor, "b t a"]:
-        predicted = self.model.predict(observation)
-        if not bool(torch.isfinite(predicted).all()):
-            raise UserError(
-                "open loop: the model predicts NaN or infinity for a held-out window. Look for weights that "
-                "have diverged (in the records of the training) and for extreme states."
-            )
-        return predicted
+    `swap` has the ids and the mask of each instruction's replacement.
+    """
+    predicted = _predict(model, batch.observation)
+    size = torch.where(batch.action_mask, (predicted - batch.actions).abs(), 0.0)
+    values = {"error": size, "error/data": size * scales[batch.embodiment][:, None, :]}
+    if swap is not None:
+        text, text_mask = (part[batch.instruction_id] for part in swap)
+        other = _predict(model, replace(batch.observation, text=text, text_mask=text_mask))
+        values["moved"] = torch.where(batch.action_mask, (predicted - other).abs(), 0.0)
+    values["count"] = batch.action_mask.double()
+    lengths = {"first": 1, "executed": executed, "chunk": predicted.shape[1]}
+    rows = {
+        f"{name}/{part}": value[:, :length].double().sum((1, 2)).cpu()
+        for name, value in values.items()
+        for part, length in lengths.items()
+    }
+    return rows | {"windows": torch.ones(len(predicted), dtype=torch.float64)}
 
 
-def _parts(values: Float[Tensor, "b t a"], executed: int) -> dict[str, Float[Tensor, " b"]]:
-    """Sums over the first action, the executed part and the chunk of each window."""
-    lengths = {"first": 1, "executed": executed, "chunk": values.shape[1]}
-    return {name: values[:, :length].double().sum((1, 2)) for name, length in lengths.items()}
+def _predict(model: VLA, observation: Observation) -> Float[Tensor, "b t a"]:
+    predicted = model.predict(observation)
+    if not bool(torch.isfinite(predicted).all()):
+        raise UserError(
+            "open loop: the model predicts NaN or infinity for a held-out window. Look for weights that "
+            "have diverged (in the records of the training) and for extreme states."
+        )
+    return predicted
 
 
-def _group(name: str, sums: Mapping[str, float], with_swap: bool) -> GroupError:
+def _group(name: str, sums: Mapping[str, float]) -> GroupError:
     def error(prefix: str) -> ActionError:
         means = {part: sums[f"{prefix}/{part}"] / max(1.0, sums[f"count/{part}"]) for part in PARTS}
         return ActionError(**means)
@@ -216,7 +186,7 @@ def _group(name: str, sums: Mapping[str, float], with_swap: bool) -> GroupError:
         windows=int(sums["windows"]),
         normalised=error("error"),
         data=error("error/data"),
-        swap=sums["moved/chunk"] / distance if with_swap and distance > 0 else None,
+        swap=sums["moved/chunk"] / distance if "moved/chunk" in sums and distance > 0 else None,
     )
 
 

@@ -1,5 +1,5 @@
-"""A run's records as one self-contained HTML page."""
+"""The report of a run: its records as one self-contained HTML page."""
 
-from tutti.report.page import write_report
+import lazy_loader
 
-__all__ = ["write_report"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say, as objects: believed only within bounds, so that no absurd size is built."""
+"""Reads the files of a checkpoint within bounds, so that a damaged file cannot build an absurd model."""
 
 from __future__ import annotations
 

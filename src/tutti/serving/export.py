@@ -1,4 +1,4 @@
-"""A checkpoint without what only training needs: one file of weights, and what a policy reads beside it."""
+"""Exports a policy: a checkpoint's weights and the files that inference needs, without the training state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tutti.storage.manifest import sha256_of
 from tutti.types import UserError
 
 
-def export(
+def export_policy(
     run: Path | str,
     to: Path | str,
     weights: Weights = "ema",
@@ -62,12 +62,12 @@ def export(
 def export_command(run: Path, to: Path, weights: str, checkpoint: str, *, trust_code: bool = False) -> Path:
     """`tutti export`: the options as text, checked.
 
-    Raises: UserError for a value that is none of the choices, and what `export` raises.
+    Raises: UserError for a value that is none of the choices, and what `export_policy` raises.
     """
     if weights not in WEIGHTS:
         raise UserError(f"--weights: expected {' or '.join(WEIGHTS)}, found '{weights}'.")
     if checkpoint.isdecimal():
-        return export(run, to, weights, int(checkpoint), trust_code=trust_code)
+        return export_policy(run, to, weights, int(checkpoint), trust_code=trust_code)
     if checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest, best or the number of a step, found '{checkpoint}'.")
-    return export(run, to, weights, checkpoint, trust_code=trust_code)
+    return export_policy(run, to, weights, checkpoint, trust_code=trust_code)

@@ -1,4 +1,4 @@
-"""Policy: a checkpoint folder as a function from what a robot sees, is told and feels to its next actions."""
+"""Policy: a trained checkpoint that predicts a chunk of actions from images, state and instruction."""
 
 from __future__ import annotations
 
@@ -113,9 +113,9 @@ class Policy:
         with torch.inference_mode():
             mask = torch.full((1, len(self.spec.views)), use_images, device=self.device)
             vision = self.model.vision(self.model.prepare(pictures), mask)
-            state_input = torch.from_numpy(normalised)[None].to(self.device)
+            state_tensor = torch.from_numpy(normalised)[None].to(self.device)
             language = self._language(instruction)
-            readout, fused = self.model.fusion(vision, language, state_input)
+            readout, fused = self.model.fusion(vision, language, state_tensor)
             features = Features(vision=vision, language=language, readout=readout, fused_vision=fused)
             chunk = self.model.action.predict(features)[0].float().cpu().numpy()
         actions = self.normalizer.undo_action(chunk, self.embodiment)

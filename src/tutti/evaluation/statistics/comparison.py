@@ -1,4 +1,4 @@
-"""One arm against another over several training seeds: the difference, the verdict, what more it would take.
+"""Paired comparison of two arms over training seeds: difference, verdict, and the sample size it would take.
 
 Both arms have the same training seeds and met the same starts. Arguments named `base` and `other` are
 [training seed][task] -> one 0/1 per start; every difference is `other` minus `base`, of task means.
@@ -37,7 +37,7 @@ MAX_SEEDS = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needed:
-    """What would resolve a difference as large as the one seen, with a power of 80 % at 5 %.
+    """Sample sizes that would resolve a difference as large as the observed one, with a power of 80 % at 5 %.
 
     `starts`: paired starts between two trainings that scatter as these do; `seeds`: training seeds of both
     arms, each with the starts of now. None where no number is enough or nothing is known. `seeds_dominate`:
@@ -68,9 +68,17 @@ class Comparison:
 
 
 def compare_arms(base: Arm, other: Arm, draws: int = DRAWS) -> Comparison:
-    """Holds `other` against `base`, seed by seed and start by start.
+    """Compares `other` with `base`, seed by seed and start by start.
 
     Raises: ValueError where the arms do not have the same seeds, tasks and starts.
+
+    >>> base = [[[0, 0, 1, 1, 0, 1]], [[0, 1, 1, 0, 0, 1]], [[0, 0, 1, 0, 1, 1]]]
+    >>> other = [[[1, 0, 1, 1, 1, 1]], [[1, 1, 1, 0, 1, 1]], [[1, 0, 1, 1, 1, 0]]]
+    >>> result = compare_arms(base, other)
+    >>> f"{result.difference.value:+.2f}, bootstrap {result.difference.interval.percent()}"
+    '+0.28, bootstrap -11-67 %'
+    >>> result.over_seeds.percent(), result.verdict
+    ('4-52 %', 'unresolved')
     """
     difference = paired_difference(base, other, draws=draws)
     deltas = seed_differences(base, other)

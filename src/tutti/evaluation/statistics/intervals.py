@@ -1,4 +1,4 @@
-"""Intervals and tests for success rates: what k successes of n rollouts do and do not say.
+"""Confidence intervals and tests for success rates and paired scores.
 
 Every rate is a fraction in [0, 1]. Every interval is two-sided. Everything that draws random numbers is a
 function of its `seed`. A number to remember: 10 of 10 is 72-100 % (Wilson).
@@ -208,6 +208,9 @@ def mean_of_rates(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -
     [0, 1]. It keeps a width where every task is at 0 or n, and at 95 % covers 94 % or more at high success
     too, where combined Wilson bounds cover 87 to 90 %. Source: Price and Bonett, An improved confidence
     interval for a linear function of binomial proportions (Comp. Stat. Data Analysis 45 (2004)).
+
+    >>> mean_of_rates([(18, 20), (14, 20), (20, 20)]).percent()
+    '76-93 %'
     """
     if not counts:
         raise ValueError("the mean of rates needs at least one task")
