@@ -12,11 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fixtures.checkpoints import load_latest
 from fixtures.ranks import on_ranks
-from fixtures.ranks_training import SIZE, Data, train, trainer_of
+from fixtures.ranks_training import (
+    SIZE,
+    TOLERANCE,
+    Data,
+    furthest,
+    require_same_records,
+    tensors_of,
+    train,
+    trainer_of,
+)
 from fixtures.vla_training import make_batch
 from tutti.config.run_config import RunConfig
 from tutti.distributed.ranks import current_ranks
@@ -24,9 +32,6 @@ from tutti.distributed.world import world
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.faults.saved_steps import load_failure
 from tutti.types import UserError
-
-TOLERANCE = 1e-9
-"""In float64; sums are taken in another order, and Adam divides by what may be small."""
 
 TWO_PHASES = {
     "strategy": {
@@ -84,22 +89,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[di
         return on_ranks(count, train_cases, str(tmp_path_factory.mktemp(kind)), section, cases)
 
     return on
-
-
-def furthest(one: dict[str, dict[str, Tensor]], other: dict[str, dict[str, Tensor]]) -> float:
-    assert {name: set(own) for name, own in one.items()} == {name: set(own) for name, own in other.items()}
-    return max(
-        float((value.double() - other[name][key].double()).abs().max())
-        for name, own in one.items()
-        for key, value in own.items()
-    )
-
-
-def require_same_records(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    assert [record.keys() for record in one] == [record.keys() for record in other]
-    for a, b in zip(map(dict, one), map(dict, other), strict=True):
-        assert (a.pop("kind"), a["step"]) == (b.pop("kind"), b["step"])
-        assert b == pytest.approx(a, abs=TOLERANCE, rel=1e-9)
 
 
 PAIRS = [(case, kind) for case, given in CASES.items() for kind in given[2]]
@@ -239,20 +228,9 @@ def test_a_resumed_training_ends_with_the_same_bytes(
     for first, again in on_ranks(count, train_and_resume, str(tmp_path), section, forms, size)[0].values():
         assert again["records"] == first["records"]
         assert furthest(first["tensors"], again["tensors"]) == 0
-        moments, others = states(first["optimizer"]), states(again["optimizer"])
+        moments, others = tensors_of(first["optimizer"]), tensors_of(again["optimizer"])
         assert moments.keys() == others.keys()
         assert all(torch.equal(value, others[key]) for key, value in moments.items())
-
-
-def states(optimizer: dict[str, Any]) -> dict[tuple[str, int, str], Tensor]:
-    return {
-        (name, number, key): value
-        for name, own in optimizer.items()
-        if "state" in own
-        for number, state in own["state"].items()
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
 
 
 def fault(run: str, changes: dict[str, Any], poison: tuple[int, int], sections: Any = None) -> dict[str, Any]:

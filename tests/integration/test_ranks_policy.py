@@ -10,21 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fixtures.checkpoints import load_latest
 from fixtures.ranks import on_ranks
-from fixtures.ranks_training import OBJECTIVE, SIZE, Stream, trainer_of
+from fixtures.ranks_training import (
+    OBJECTIVE,
+    SIZE,
+    TOLERANCE,
+    Stream,
+    furthest,
+    require_same_records,
+    tensors_of,
+    trainer_of,
+)
+from fixtures.run_equality import records
 from fixtures.term_batches import as_double
 from fixtures.vla_training import make_batch
 from tutti.distributed.sharded_tensors import gather
 from tutti.objectives.term import Model, Term, TermValue
-from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features
 
-TOLERANCE = 1e-9
-"""In float64; sums are taken in another order, and Adam divides by what may be small."""
 KINDS = ("ddp", "fsdp")
 
 BAD_WINDOW = 200 + SIZE - 1
@@ -87,9 +93,8 @@ def seen_of(trainer: Trainer) -> dict[str, Any]:
     """What this rank itself has at the end, and what it reads."""
     saved = load_latest(trainer.run)
     assert saved is not None
-    records = [{k: v for k, v in r.items() if not k.startswith("time/")} for r in read_records(trainer.run)]
     return {
-        "records": records,
+        "records": records(trainer.run),
         "saved": {"tensors": saved.tensors, "optimizer": tensors_of(saved.optimizer)},
         "weights": gather({"model": trainer.model.state_dict(), "loss": trainer.objective.state_dict()}),
         "policy": {
@@ -98,12 +103,6 @@ def seen_of(trainer: Trainer) -> dict[str, Any]:
         "counts": (trainer.step, trainer.counters.samples),
         "random": torch.get_rng_state(),
     }
-
-
-def tensors_of(value: Any, name: str = "") -> dict[str, Tensor]:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = {k: v for key, item in pairs for k, v in tensors_of(item, f"{name}/{key}").items()}
-    return found | ({name: value} if isinstance(value, Tensor) else {})
 
 
 def trained_in(run: Path, changes: dict[str, Any], data: Data, **sections: Any) -> dict[str, Any]:
@@ -150,19 +149,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[di
         return on_ranks(count, train_all, folder, parallel, timeout=180.0)
 
     return on
-
-
-def furthest(one: dict[str, Any], other: dict[str, Any]) -> float:
-    a, b = tensors_of(one), tensors_of(other)
-    assert a.keys() == b.keys()
-    return max(float((value.double() - b[key].double()).abs().max()) for key, value in a.items())
-
-
-def require_same_records(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    assert [record.keys() for record in one] == [record.keys() for record in other]
-    for a, b in zip(map(dict, one), map(dict, other), strict=True):
-        assert (a.pop("kind"), a["step"]) == (b.pop("kind"), b["step"])
-        assert b == pytest.approx(a, abs=TOLERANCE, rel=1e-9)
 
 
 CASES = ("skip a loss", "skip a gradient", "roll back", "fork", "straight", "resumed")

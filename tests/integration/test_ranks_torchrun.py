@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import recorded
 
+from fixtures.run_equality import records
 from tutti.config.run_config import load_config
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.training.records import read_records
@@ -88,8 +89,4 @@ def test_a_killed_rank_is_started_anew_and_the_bytes_are_the_same(tmp_path: Path
         for key, value in own.items():
             assert value.equal(other.tensors[name][key]), (name, key)
     assert one.state["loader"] == other.state["loader"]
-    kept = [
-        [{k: v for k, v in r.items() if not k.startswith("time/")} for r in read_records(run)]
-        for run in (straight, killed)
-    ]
-    assert kept[0] == kept[1]
+    assert records(straight) == records(killed)

@@ -13,7 +13,7 @@ import torch
 from fixtures.vla_training import MODEL, SPEC
 from tutti.config.run_config import RunConfig, build_config
 from tutti.models.config import ModelConfig
-from tutti.planning import command
+from tutti.planning import command, devices
 from tutti.planning import plan as planning
 from tutti.planning.blank import blank_batch
 from tutti.planning.command import plan_run
@@ -209,6 +209,7 @@ def test_a_cpu_holds_what_was_measured_a_gpu_nothing_and_both_what_is_given(
 ) -> None:
     monkeypatch.setattr(command, "expected_spec", lambda given: SPEC)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "product_rate", lambda *given: 1e11)  # large products take seconds
     low = config(training=SMALL["training"] | {"precision": "bf16"})
     measured = [plan_run(one, gpus=1, device="measured")[1].process for one in (config(), low)]
     assert measured == [CPU_PROCESS["fp32"], CPU_PROCESS["bf16"]]

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fixtures.balanced_training import STEPS, leaves, trainer
+from fixtures.balanced_training import STEPS, trainer
+from fixtures.run_equality import equal, leaves, records
 from fixtures.toy_training import Data
-from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch
 
@@ -59,9 +58,6 @@ def states(run: Path, balancing: dict[str, Any], backward: dict[str, Any], *, by
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    def equal(a: Any, b: Any) -> bool:
-        return torch.equal(a.nan_to_num(-1), b.nan_to_num(-1)) if isinstance(a, torch.Tensor) else a == b
-
     return one.keys() == other.keys() and all(equal(value, other[name]) for name, value in one.items())
 
 
@@ -106,8 +102,3 @@ def test_a_calibration_with_skipped_updates_resumes_exactly(tmp_path: Path) -> N
             trainer(run, SHARE, {"kind": "one"}, stop, **settings).fit(spoiled(5, 7))
         trainer(run, SHARE, {"kind": "one"}, **settings).fit(spoiled(5, 7))
         assert records(run) == straight and straight[-1]["step"] == STEPS
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    """What was recorded, without times."""
-    return [{k: v for k, v in one.items() if not k.startswith("time/")} for one in read_records(run)]
