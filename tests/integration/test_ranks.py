@@ -30,7 +30,7 @@ from tutti.config.run_config import RunConfig
 from tutti.distributed.ranks import current_ranks
 from tutti.distributed.world import world
 from tutti.training.faults.non_finite import NonFiniteError
-from tutti.training.faults.saved_steps import load_failure
+from tutti.training.faults.saved_steps import load_step
 from tutti.types import UserError
 
 TWO_PHASES = {
@@ -248,7 +248,7 @@ def test_a_nan_on_one_rank_stops_all_and_names_it(kind: str, tmp_path: Path) -> 
         assert one == found[0]
         assert one["message"].startswith("Step 3: the loss term 'action' is nan on rank 1.")
         assert one["windows"] == batch.window[SIZE // 2 :].tolist() and one["step"] == 3
-    (saved,), weights = load_failure(tmp_path / "failures" / "step-000003")
+    (saved,), weights = load_step(tmp_path / "failures" / "step-000003")
     assert saved.window.tolist() == batch.window.tolist()  # the batch of all, for a replay on one process
     assert saved.actions[-1].isnan().all() and saved.actions[:-1].isfinite().all()
     assert all(value.isfinite().all() for own in weights.values() for value in own.values())

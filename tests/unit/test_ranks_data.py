@@ -114,7 +114,7 @@ def test_a_signal_that_a_launcher_passes_on_does_not_count_twice() -> None:
     with Interruptible(relayed=True) as interrupt:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.asked == signal.SIGTERM
+        assert interrupt.received == signal.SIGTERM
         with pytest.raises(SystemExit) as left:
             interrupt.leave(1, Path("saved"), int(signal.SIGTERM))
         assert left.value.code == 0

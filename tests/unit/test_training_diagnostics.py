@@ -16,7 +16,7 @@ from fixtures import learnable, toy_training
 from tutti.training.backward.k_gradients import KGradientsConfig
 from tutti.training.backward.masked import KnowledgeInsulationConfig
 from tutti.training.config import TrainingConfig
-from tutti.training.faults.saved_steps import load_failure
+from tutti.training.faults.saved_steps import load_step
 from tutti.training.metrics import describe_metric
 from tutti.training.records import read_records
 from tutti.training.strategy import PhasesConfig, TwoStageConfig
@@ -263,7 +263,7 @@ def test_a_loss_spike_is_counted_recorded_said_and_saved(
     about = json.loads((folder / "spike.json").read_text())
     assert about["step"] == 15 and about["windows"] == [14000, 14001, 14002, 14003]
     # A replay of the saved batch on the saved weights gives the value that was a spike (up to dropout).
-    batches, kept = load_failure(folder)
+    batches, kept = load_step(folder)
     model = toy_training.Model(dropout=0.0)
     model.load_state_dict(kept["model"])
     replayed = toy_training.TwoTerms(model)(model(batches[0].observation), batches[0]).values["action"]

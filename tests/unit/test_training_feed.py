@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fixtures import toy_training
 from fixtures.vla_training import Data, make_batch
 from tutti.distributed.ranks import ONE_RANK, Ranks, current_ranks
-from tutti.training import data_feed
+from tutti.storage.checkpoint import load
+from tutti.training import data_feed, trainer
 from tutti.training.data_feed import DevicePrefetcher, feed
 from tutti.types import Batch
 
@@ -146,3 +149,17 @@ def test_on_a_gpu_batches_are_ahead_and_the_thread_ends_with_the_block(
         assert len(first.window) == len(make_batch(0).window) // 2
         assert data.train.state_dict() == {"position": 1}
     assert loader.position == 1 and current_ranks() == ONE_RANK
+
+
+def test_the_last_checkpoint_counts_no_batch_that_is_still_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU batches are ahead when the training ends; with more steps it must go on at the next one."""
+    monkeypatch.setattr(data_feed, "CudaMove", lambda device: at_once)
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(trainer, "feed", lambda data, ranks, device, depth: feed(data, ranks, cuda, depth))
+    for steps in (4, 6):
+        saved = load(
+            toy_training.make_trainer(tmp_path, steps=steps, accumulation=2).fit(toy_training.Data())
+        )
+        assert saved.state["loader"] == {"position": 2 * steps}

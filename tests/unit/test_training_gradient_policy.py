@@ -21,7 +21,7 @@ from tutti.storage.checkpoint import checkpoints
 from tutti.training.faults.config import GradientsConfig
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.faults.policy import FaultPolicy
-from tutti.training.faults.saved_steps import load_failure
+from tutti.training.faults.saved_steps import load_step
 from tutti.training.optim.clipping import Clipper, NormHistory, ZClipConfig
 from tutti.types import Batch, UserError
 
@@ -146,7 +146,7 @@ def test_a_skipped_update_moves_nothing_and_the_data_go_on(tmp_path: Path) -> No
     assert (trainer.step, data.train.position, trainer.counters.samples) == (4, 8, 8 * BATCH)
     last = records(tmp_path)[-1]
     assert last["optim/skipped"] == 1.0 and "loss/total" not in last
-    batches, _ = load_failure(tmp_path / "failures" / "step-000004")
+    batches, _ = load_step(tmp_path / "failures" / "step-000004")
     assert batches[0].window[0] == 6000
 
 

@@ -17,7 +17,7 @@ from tutti.distributed import world as distributed
 from tutti.storage.checkpoint import deserialize, load, serialize
 from tutti.training import data_feed as feed
 from tutti.training.device import Machine
-from tutti.training.faults.saved_steps import load_failure, save_step
+from tutti.training.faults.saved_steps import load_step, save_step
 from tutti.training.optim.muon import newton_schulz
 from tutti.types import Batch
 
@@ -60,7 +60,7 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch
     with pytest.raises(RuntimeError, match="CUDA"):
         torch.load(tmp_path / "file.pt", weights_only=True)
     assert torch.equal(deserialize(tmp_path / "file.pt")["model"]["weight"], torch.arange(3.0))
-    (batch,), found = load_failure(tmp_path / "step-1")
+    (batch,), found = load_step(tmp_path / "step-1")
     assert torch.equal(batch.actions, make_batch(1).actions)
     assert torch.equal(found["model"]["weight"], torch.arange(3.0))
 

@@ -22,7 +22,7 @@ from tutti.storage.checkpoint import checkpoints
 from tutti.training.config import TrainingConfig
 from tutti.training.device import decide
 from tutti.training.faults.non_finite import NonFiniteError
-from tutti.training.faults.saved_steps import load_failure
+from tutti.training.faults.saved_steps import load_step
 from tutti.training.metrics import describe_metric
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
@@ -130,7 +130,7 @@ def test_a_non_finite_term_stops_before_the_optimizer_and_can_be_replayed(tmp_pa
     saved = load_latest(tmp_path)
     assert saved is not None and saved.step == 4
     assert all(torch.equal(saved.tensors["model"][n], v) for n, v in trainer.model.state_dict().items())
-    batches, kept = load_failure(tmp_path / "failures" / "step-000005")
+    batches, kept = load_step(tmp_path / "failures" / "step-000005")
     assert torch.isnan(batches[0].actions[1, 0, 0]) and batches[0].window.tolist() == caught.value.windows
     replayed = Model()
     replayed.load_state_dict(kept["model"])

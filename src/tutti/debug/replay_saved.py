@@ -26,7 +26,7 @@ from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line
 from tutti.storage.checkpoint import step_folders, step_of
 from tutti.storage.reading import read_json, shown
-from tutti.training.faults.saved_steps import load_failure
+from tutti.training.faults.saved_steps import load_step
 from tutti.training.rng import own_randomness
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, UserError
@@ -51,7 +51,7 @@ def replay_saved(
     about = _about(folder)
     run = RunFolder(folder.parent.parent, new=False, trust_code=trust_code)
     config, step = run.config(), about["step"]
-    batches, weights = load_failure(folder)
+    batches, weights = load_step(folder)
     with training_threads(config), trial_training(without_checkpoints(config), run.path) as training:
         _load(training.trainer, weights, folder)
         try:

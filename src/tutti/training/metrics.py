@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 METRICS: dict[str, str] = {
@@ -89,16 +88,3 @@ def describe_metric(name: str) -> str | None:
         return METRICS[name]
     fitting = [pattern for pattern in METRICS if fnmatchcase(name, pattern)]
     return METRICS[max(fitting, key=len)] if fitting else None
-
-
-def term_metrics(
-    values: Mapping[str, float], lambdas: Mapping[str, float], metrics: Mapping[str, float], total: float
-) -> dict[str, float]:
-    """What is recorded of a batch: the total, each term raw and weighted, lambdas, the terms' metrics."""
-    return (
-        {"loss/total": total}
-        | {f"loss/{name}/raw": value for name, value in values.items()}
-        | {f"loss/{name}/weighted": lambdas[name] * value for name, value in values.items()}
-        | {f"lambda/{name}": value for name, value in lambdas.items()}
-        | {f"metric/{name}": value for name, value in metrics.items()}
-    )

@@ -44,7 +44,7 @@ class Interruptible:
         self._active = threading.current_thread() is threading.main_thread()
 
     @property
-    def asked(self) -> int:
+    def received(self) -> int:
         """The number of the signal that has come; 0 for none."""
         return int(self.number) if self.requested else 0
 
@@ -55,8 +55,8 @@ class Interruptible:
         Raises: KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM.
         """
         number = number or self.number
-        asked = "interrupted" if number == signal.SIGINT else "SIGTERM: ended"
-        log.warning("%s after step %d; saved in %s; the same command goes on from there", asked, step, saved)
+        event = "interrupted" if number == signal.SIGINT else "SIGTERM: ended"
+        log.warning("%s after step %d; saved in %s; the same command goes on from there", event, step, saved)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise Terminated

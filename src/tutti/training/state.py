@@ -177,8 +177,8 @@ class TrainState:
         """
         states = {name: module.state_dict() for name, module in self.modules.items()}
         states |= {name: average.shadow for name, average in self.averages.items()}
-        found = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+        layouts = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
         for name, optimizer in self.optimizer.optimizers.items():
             members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            found |= {f"{OPTIMIZER}/{name}/state/{place}": one for place, one in enumerate(members)}
-        return found
+            layouts |= {f"{OPTIMIZER}/{name}/state/{place}": one for place, one in enumerate(members)}
+        return layouts

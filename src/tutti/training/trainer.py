@@ -141,8 +141,8 @@ class Trainer:
                 self.first_batch.enabled = True
                 self._loop(fed, recorder, interrupt)
                 saved = self.save(wait=True)
-                if asked := world.max(interrupt.asked):
-                    interrupt.leave(self.step, saved, asked)
+                if number := world.max(interrupt.received):
+                    interrupt.leave(self.step, saved, number)
                 return saved
 
     def _loop(self, data: TrainingData, recorder: Recorder, interrupt: Interruptible) -> None:
@@ -169,8 +169,8 @@ class Trainer:
             if self.progress is not None:
                 self.progress(self.step, config.steps, self.counters.latest)
             # One agreement a step: what one rank was told, or could not write, ends the training on all.
-            if asked := world.max(max(interrupt.asked, self.saver.failed)):
-                interrupt.leave(self.step, self.save(wait=True), asked)
+            if number := world.max(max(interrupt.received, self.saver.failed)):
+                interrupt.leave(self.step, self.save(wait=True), number)
 
     def rehearse(self, stream: Iterator[Batch], step: int) -> None:
         """One update as it is made at `step` (0-based), which no record keeps: to measure what it costs."""
@@ -217,7 +217,7 @@ class Trainer:
             observer.before_step(update)
         lap("diagnostics")
         clipped = self.policy.clipper.clip(update.grad_norm, update.size)
-        for values in (*update.metrics(), combined, clipped):
+        for values in (*(terms.to_record() for terms in update.terms), combined, clipped):
             self.meter.add(values)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tutti.distributed.ranks import MicroBatches, mean_over_ranks
 from tutti.distributed.sharded_tensors import total_norm
-from tutti.training.metrics import term_metrics
 from tutti.training.strategy import SchedulePoint
 from tutti.types import Batch, Features, LossTerms
 
@@ -28,6 +27,16 @@ class TermValues:
     lambdas: dict[str, float]
     metrics: dict[str, float]
     total: float
+
+    def to_record(self) -> dict[str, float]:
+        """What is recorded of a batch: the total, each term raw and weighted, lambdas, the terms' metrics."""
+        return (
+            {"loss/total": self.total}
+            | {f"loss/{name}/raw": value for name, value in self.values.items()}
+            | {f"loss/{name}/weighted": self.lambdas[name] * value for name, value in self.values.items()}
+            | {f"lambda/{name}": value for name, value in self.lambdas.items()}
+            | {f"metric/{name}": value for name, value in self.metrics.items()}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +113,6 @@ class Update:
     def means(self) -> dict[str, float]:
         """The raw terms, means over the micro-batches."""
         return mean_terms(self.terms)
-
-    def metrics(self) -> list[dict[str, float]]:
-        """What is recorded of each micro-batch."""
-        return [term_metrics(t.values, t.lambdas, t.metrics, t.total) for t in self.terms]
 
     @property
     def total(self) -> float:

@@ -37,15 +37,15 @@ def source_of(fork: ForkConfig, run: Path) -> Path:
     Raises: UserError if there is no such checkpoint; the other run is never changed.
     """
     source = Path(fork.run)
-    there = [step_of(folder) for folder in checkpoints(source)]
-    if not there:
+    steps = [step_of(folder) for folder in checkpoints(source)]
+    if not steps:
         raise UserError(f"training.fork.run: there is no checkpoint of a run in {source}.")
     begun = begun_at(run)
-    step = begun[0] if begun else max(there) if fork.step == "latest" else fork.step
-    if step not in there:
+    step = begun[0] if begun else max(steps) if fork.step == "latest" else fork.step
+    if step not in steps:
         raise UserError(
             f"training.fork.step: {source} has no checkpoint of step {step}; it has those of "
-            f"{', '.join(map(str, there))}. Name one of them, or let a run keep more of them "
+            f"{', '.join(map(str, steps))}. Name one of them, or let a run keep more of them "
             "(training.checkpoints.keep, training.checkpoints.keep_every)."
         )
     return folder_of(source, step)

@@ -39,7 +39,7 @@ def restore(
     source = source_of(fork, settings.run) if own is None and fork != "off" else own
     if source is None:
         return {}
-    with _of_another_form(source):
+    with _explain_other_form(source):
         saved = load(source, state.layouts(), verified=source is own)
         (check_fork if own is None else check_settings)(saved, settings)
         state.load(saved)
@@ -50,16 +50,16 @@ def restore(
 
 
 @contextmanager
-def _of_another_form(folder: Path) -> Iterator[None]:
-    """A state that lacks a key, or has a value of another type, leads anywhere: the error then says whose."""
+def _explain_other_form(folder: Path) -> Iterator[None]:
+    """Names the folder in an error about a state that lacks a key, or has a value of another type."""
     try:
         yield
     except UserError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
-        said = shown(str(error), 300, quoted=False)
+        reason = shown(str(error), 300, quoted=False)
         raise UserError(
-            f"{folder}: its state cannot be taken over ({type(error).__name__}: {said}). It is of another "
+            f"{folder}: its state cannot be taken over ({type(error).__name__}: {reason}). It is of another "
             "version of Tutti, or was changed: go on from another checkpoint, or train from the start."
         ) from error
 

@@ -26,7 +26,7 @@ from tutti.training.diagnostics.measures import (
     weighted_sum,
 )
 from tutti.training.diagnostics.noise_scale import NoiseScale
-from tutti.training.faults.saved_steps import keep_newest, rows_of_all, save_step
+from tutti.training.faults.saved_steps import gather_batches, keep_newest, save_step
 from tutti.training.optim.optimizers import part_of
 from tutti.training.parallel.ddp import Parallel
 from tutti.training.rng import own_randomness
@@ -219,7 +219,7 @@ class Diagnostics(Observer):
     ) -> None:
         """The spike's batches and weights, those of all ranks, by the first one."""
         every, own = world(), gather(weights, keep=world().first)
-        saved = rows_of_all(every, batches)
+        saved = gather_batches(every, batches)
         about["windows"] = [window for batch in saved for window in batch.window.tolist()]
 
         def write() -> None:

@@ -1,6 +1,6 @@
 from .non_finite import NonFiniteError, NonFiniteGuard
 from .policy import FaultPolicy
 from .rollback import roll_back
-from .saved_steps import load_failure, save_step
+from .saved_steps import load_step, save_step
 
-__all__ = ["FaultPolicy", "NonFiniteError", "NonFiniteGuard", "load_failure", "roll_back", "save_step"]
+__all__ = ["FaultPolicy", "NonFiniteError", "NonFiniteGuard", "load_step", "roll_back", "save_step"]

@@ -18,7 +18,7 @@ from tutti.distributed.sharded_tensors import gather
 from tutti.training.backward.one import Backward
 from tutti.training.device import Machine
 from tutti.training.faults.policy import FaultPolicy
-from tutti.training.faults.saved_steps import rows_of_all, save_step
+from tutti.training.faults.saved_steps import gather_batches, save_step
 from tutti.training.parallel.ddp import Parallel
 from tutti.training.rng import own_randomness
 from tutti.training.state import TrainState
@@ -122,7 +122,7 @@ class NonFiniteGuard(Observer):
         )
         about: dict[str, Any] = {"step": step, "term": term, "value": str(value), "windows": windows}
         about |= {"message": message} | ({"skipped": True} if self.policy.may_skip else {})
-        saved = rows_of_all(world, batches)
+        saved = gather_batches(world, batches)
         world.on_rank_zero(lambda: save_step(folder, "failure.json", about, saved, weights))
         return NonFiniteError(message, term=term, step=step, windows=windows, folder=folder)
 

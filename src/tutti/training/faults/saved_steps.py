@@ -33,23 +33,22 @@ def save_step(
         (temporary / name).write_text(json.dumps(about, indent=1))
         saved = [batch_to_dict(batch) for batch in batches]
         (temporary / "batches.pt").write_bytes(serialize(saved))
-        own = {name: dict(tensors) for name, tensors in weights.items()}
-        (temporary / "weights.pt").write_bytes(serialize(own))
+        plain = {name: dict(tensors) for name, tensors in weights.items()}
+        (temporary / "weights.pt").write_bytes(serialize(plain))
 
 
-def load_failure(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
-    """The batches of a saved step (failures/, spikes/), and the weights ("model", "objective") it met, on
-    the CPU.
+def load_step(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
+    """The batches of a saved step (failures/, spikes/) and its weights ("model", "objective"), on the CPU.
 
     Raises: UserError if they are of another form.
     """
     saved, weights = deserialize(folder / "batches.pt"), deserialize(folder / "weights.pt")
     try:
         batches = [batch_from_dict(item) for item in saved]
-        named = {name: dict(own) for name, own in weights.items()}
+        named = {name: dict(tensors) for name, tensors in weights.items()}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        said = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UserError(f"{folder}: batches.pt or weights.pt is of another form ({said}).") from error
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UserError(f"{folder}: batches.pt or weights.pt is of another form ({reason}).") from error
     return batches, named
 
 
@@ -85,19 +84,19 @@ def keep_newest(folder: Path, keep: int) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def rows_of_all(world: World, batches: Sequence[Batch]) -> list[Batch]:
+def gather_batches(world: World, batches: Sequence[Batch]) -> list[Batch]:
     """The whole batches whose rows the ranks hold, on the CPU; all ranks must call it."""
     if world.ranks.count == 1:
         return list(batches)
     parts = world.all_gather([batch_to_dict(batch.to("cpu")) for batch in batches])
-    return [batch_from_dict(_joined(same)) for same in zip(*parts, strict=True)]
+    return [batch_from_dict(_concatenate(same)) for same in zip(*parts, strict=True)]
 
 
-def _joined(parts: Sequence[Any]) -> Any:
-    """Equal structures with their tensors one behind the other."""
+def _concatenate(parts: Sequence[Any]) -> Any:
+    """Structures of the same form as one, their tensors concatenated along the rows."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(list(parts))
     if isinstance(first, Mapping):
-        return {key: _joined([part[key] for part in parts]) for key in first}
+        return {key: _concatenate([part[key] for part in parts]) for key in first}
     return first
