@@ -1,4 +1,4 @@
-"""Numbers as people read them: seconds, counts, rates, always with their unit."""
+"""Formats of numbers: seconds, counts, rates and values of JSON, with their unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page's parts -> HTML that holds styles, script and drawings itself and asks the network for nothing."""
+"""Renders a page as one HTML file with its styles, script and drawings; it loads nothing from the network."""
 
 from __future__ import annotations
 

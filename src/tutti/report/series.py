@@ -1,4 +1,4 @@
-"""Series of the charts over steps, out of the records of a run."""
+"""Series of the charts over steps, from the records of a run."""
 
 from __future__ import annotations
 

@@ -210,8 +210,8 @@ def _header_shapes(file: BinaryIO, path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _depths(values: Any) -> int:
-    """The blocks that a config asks for."""
+    """The number of blocks in a config."""
     if not isinstance(values, Mapping):
         return 0
-    own = values.get("depth", 0)
-    return (own if isinstance(own, int) else 0) + sum(map(_depths, values.values()))
+    depth = values.get("depth", 0)
+    return (depth if isinstance(depth, int) else 0) + sum(map(_depths, values.values()))

@@ -22,5 +22,5 @@ def masked_sums(
     values: Float[Tensor, "b t a"], mask: Bool[Tensor, "b t a"], steps: int
 ) -> Float64[np.ndarray, " b"]:
     """sum m |x| of each window over its first `steps` actions."""
-    kept = torch.where(mask, values.abs(), torch.zeros(()))
-    return kept[:, :steps].double().sum((1, 2)).numpy()
+    sizes = torch.where(mask, values.abs(), torch.zeros(()))
+    return sizes[:, :steps].double().sum((1, 2)).numpy()

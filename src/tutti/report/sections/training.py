@@ -66,11 +66,11 @@ def training_section(inputs: Inputs) -> Section:
 def phase_marks(inputs: Inputs) -> Marks:
     """The step at which each phase but the first begins, with its name; nothing where there is one phase."""
     steps, numbers = inputs.records.get("strategy/phase")
-    found: list[tuple[Number, str]] = []
+    marks: list[tuple[Number, str]] = []
     for (last, before), (_, number) in pairwise(zip(steps, numbers, strict=True)):
         if number > before:  # it begins right behind a record, or between two
-            found.append((last, _phase_name(inputs, int(number))))
-    return found
+            marks.append((last, _phase_name(inputs, int(number))))
+    return marks
 
 
 def _phase_name(inputs: Inputs, number: int) -> str:
