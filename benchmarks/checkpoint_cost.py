@@ -16,11 +16,11 @@ from pathlib import Path
 
 from frame import DEMO
 from recorded import synthetic_run
-from tables import RESULTS, Table, made_with, prints_user_errors, publish
+from tables import RESULTS, Table, prints_user_errors, publish
 from timing import Spread, StepTimer, spread, with_training
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 
 MODES: dict[str, dict[str, object]] = {
     "whole, at once": {"format": "whole", "background": False},

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tables import RESULTS, Table, made_with, prints_user_errors, publish
+from tables import RESULTS, Table, prints_user_errors, publish
 from timing import Spread, interleave, spread
 
 from tutti.config.run_config import RunConfig, load_config
@@ -22,7 +22,7 @@ from tutti.models.decoders.fast import FastDecoder
 from tutti.models.describe import blank_observation, describe
 from tutti.models.vla import VLA
 from tutti.runs.build import ROBOT
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import DataSpec, Features
 

@@ -17,10 +17,10 @@ from joint_cell import load, make_cell
 from joint_scores import BASE, Trained
 from joint_training import finish
 from recorded import check_recorded, require_unchanged, snapshot
-from tables import RESULTS, Table, made_with, prints_user_errors, publish
+from tables import RESULTS, Table, prints_user_errors, publish
 
 from tutti.config.run_config import load_config
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 
 
 def table(trained: list[Trained]) -> Table:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import frame
 import torch
-from tables import Table, made_with, publish
+from tables import Table, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.diagnostics.loss_spikes import SpikeDetector
 from tutti.training.diagnostics.observer import DiagnosticsConfig

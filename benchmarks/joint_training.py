@@ -32,11 +32,11 @@ from joint_scores import (
     task_table,
 )
 from recorded import check_recorded, require_unchanged, snapshot
-from tables import RESULTS, made_with, prints_user_errors, publish
+from tables import RESULTS, prints_user_errors, publish
 from timing import ratios, spread, step_times
 
 from tutti.config.run_config import RunConfig, load_config, to_yaml
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
 from tutti.types import UserError

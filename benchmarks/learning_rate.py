@@ -24,12 +24,12 @@ import torch
 from joint_cell import link_cache
 from joint_training import ONE_THREAD
 from recorded import check_recorded, require_unchanged, snapshot
-from tables import RESULTS, Table, made_with, prints_user_errors, publish
+from tables import RESULTS, Table, prints_user_errors, publish
 
 from tutti.config.run_config import RunConfig, build_config, load_config, to_yaml
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.runs.build import build_training
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
 from tutti.training.records import read_records

@@ -20,14 +20,14 @@ from pathlib import Path
 
 from frame import DEMO
 from memory_cell import ENVIRONMENT, Cell, Measured
-from tables import RESULTS, Table, made_with, prints_user_errors, publish
+from tables import RESULTS, Table, prints_user_errors, publish
 from throughput import GPU_ROWS
 
 from tutti.planning.devices import CPU_PROCESS, Precision
 from tutti.planning.footprint import imagined
 from tutti.planning.plan import memory_on, sizes_near
 from tutti.runs.build import expected_spec
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.types import UserError
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import frame
 import torch
-from tables import Table, made_with, publish
+from tables import Table, publish
 from timing import Spread, StepTimer, interleave, ratios, shortened, spread, with_training
 
 from tutti.config.run_config import RunConfig
 from tutti.distributed.ranks import MicroBatches
 from tutti.runs.build import build_data
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.rng import seed_everything
 from tutti.types import UserError

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from frame import DEMO
 from memory import BASE
-from tables import RESULTS, Table, made_with, prints_user_errors, publish
+from tables import RESULTS, Table, prints_user_errors, publish
 from timing import Spread, interleave, matmul_rates, spread, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
 from tutti.planning.footprint import Flops, Rehearsed, count_flops
 from tutti.runs.build import expected_spec
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.device import decide
 

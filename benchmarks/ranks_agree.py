@@ -19,11 +19,11 @@ from typing import Any
 
 from recorded import synthetic_run
 from safetensors.torch import load_file
-from tables import RESULTS, Table, made_with, prints_user_errors, publish
+from tables import RESULTS, Table, prints_user_errors, publish
 
 from tutti.config.run_config import RunConfig, load_config
 from tutti.evaluation.closed_loop.starts import DATASET
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.records import read_records
 from tutti.types import UserError

@@ -17,9 +17,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tables import RESULTS, Table, made_with, publish
+from tables import RESULTS, Table, publish
 
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -63,13 +63,3 @@ def publish(
     write_atomically(path.with_suffix(".md"), f"{text}\n")
     write_json(path.with_suffix(".json"), result)
     print_line(f"Written: {path.with_suffix('.md')}, {path.with_suffix('.json')}")
-
-
-def made_with(found: dict[str, Any]) -> str:
-    """The circumstances as one sentence."""
-    where, software = found["machine"], found["versions"]
-    return (
-        f"Command: `{found['command']}`. Commit {found['commit']}; {where['processor']}, "
-        f"{where['cores']} cores, load {found['load']:.1f} before the start; "
-        f"Python {software['python']}, torch {software['torch']}."
-    )

@@ -15,11 +15,11 @@ from typing import Any
 
 import frame
 import torch
-from tables import Table, made_with, publish
+from tables import Table, publish
 from timing import StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig, build_config
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.backward.term_gradients import PRIMARY, norm, term_gradients
 

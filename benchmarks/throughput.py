@@ -18,7 +18,7 @@ import torch
 from frame import DEMO
 from memory_cell import forget_peak, resident_peak
 from recorded import synthetic_run
-from tables import RESULTS, Table, made_with, prints_user_errors, publish
+from tables import RESULTS, Table, prints_user_errors, publish
 from timing import matmul_rates, shortened, with_training, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
@@ -26,7 +26,7 @@ from tutti.distributed.ranks import ONE_RANK
 from tutti.planning.devices import device_of_card, measured_device
 from tutti.planning.footprint import count_flops
 from tutti.runs.build import build_data, build_training
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.data_feed import feed
 from tutti.training.device import decide

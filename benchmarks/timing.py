@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tutti.config.run_config import RunConfig
 from tutti.nested import merge
 from tutti.runs.build import build_training
+from tutti.studies.costs import in_turns
 from tutti.training.trainer import Trainer
 from tutti.types import Batch
 
@@ -109,13 +111,7 @@ def interleave(
 
     One uncounted turn of each comes first.
     """
-    for timer in timers.values():
-        timer(steps)
-    times: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(rounds):
-        for name, timer in timers.items():
-            times[name].append(timer(steps))
-    return times
+    return in_turns({name: functools.partial(timer, steps) for name, timer in timers.items()}, rounds)
 
 
 def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, Spread]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import frame
 import torch
-from tables import Table, made_with, publish
+from tables import Table, publish
 from timing import (
     ARMS,
     MATMUL,
@@ -32,7 +32,7 @@ from timing import (
 
 from tutti.config.run_config import RunConfig
 from tutti.runs.build import build_training
-from tutti.runs.provenance import circumstances
+from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.training.records import PARTS, read_records
 from tutti.types import UserError

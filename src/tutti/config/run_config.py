@@ -48,7 +48,9 @@ class RunConfig(BaseModel):
     )
     seed: int = Field(default=0, ge=0, description="The seed of every section that does not name its own.")
     record: RecordConfig = Field(default_factory=RecordConfig, description="Demonstrations to record.")
-    data: DataConfig = Field(default_factory=DataConfig, description="Data sets and how they become batches.")
+    data: DataConfig = Field(
+        default_factory=DataConfig, description="Data sets, how they are split, sampled and batched."
+    )
     model: ModelConfig = Field(default_factory=ModelConfig, description="Encoders, fusion, action decoder.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The terms of the loss.")  # pyright: ignore
     balancing: BalancingConfig = Field(

@@ -154,25 +154,24 @@ def describe_model(config: RunConfig) -> Description:
 def expected_spec(config: RunConfig) -> DataSpec:
     """The sizes of the data: of the first data set, or else of what the config would record."""
     suite, data = config.record.spec, config.data
-    texts = [text for task in suite.tasks for text in suite.instructions(task)]
-    views, state_dim, action_dim, fps = suite.views, suite.state_dim, suite.action_dim, suite.fps
-    embodiment = ROBOT
     if data.sources:
-        store = data.sources[0].open().spec
+        sizes = data.sources[0].open().spec
+        embodiment = sizes.embodiment
         texts = sorted(data.training_texts(lambda text: tasks_of((text,), suite)[0]))
-        views, state_dim, action_dim, fps = store.views, store.state_dim, store.action_dim, store.fps
-        embodiment = store.embodiment
+    else:
+        sizes, embodiment = suite, ROBOT
+        texts = [text for task in suite.tasks for text in suite.instructions(task)]
     tokenizer = Tokenizer.fit(
         texts, data.vocab_size, None if data.text_length == "auto" else data.text_length
     )
     return DataSpec(
-        views=views,
+        views=sizes.views,
         image_size=data.image_size,
-        state_dim=state_dim,
-        action_dim=action_dim,
+        state_dim=sizes.state_dim,
+        action_dim=sizes.action_dim,
         horizon=data.horizon,
         vocab_size=tokenizer.vocab_size,
         text_length=tokenizer.text_length,
         embodiments=(embodiment,),
-        fps=fps,
+        fps=sizes.fps,
     )

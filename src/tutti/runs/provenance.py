@@ -28,6 +28,16 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def made_with(made: dict[str, Any]) -> str:
+    """The circumstances in one paragraph."""
+    where, software = made["machine"], made["versions"]
+    return (
+        f"Command: `{made['command']}`. Commit {made['commit']}; {where['processor']}, "
+        f"{where['cores']} cores, load {made['load']:.1f} before the start; "
+        f"Python {software['python']}, torch {software['torch']}."
+    )
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that shape a result; those not installed are left out."""
     found = {"python": platform.python_version()}

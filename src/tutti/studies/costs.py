@@ -54,6 +54,13 @@ class StepCost:
     time_ratio: float | None = None
     milliseconds: float | None = None
 
+    def spent(self, kind: str) -> int | float:
+        """What a step spends of a budget of this kind."""
+        values = {"steps": 1.0, "samples": self.samples, "flops": self.flops, "time": self.time_ratio}
+        value = values[kind]
+        assert value is not None
+        return value
+
 
 def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
     """The run's steps, grouped by phase, by the terms that are computed, and by whether the balancing needs
@@ -163,20 +170,8 @@ def affordable_steps(
     budget: BudgetConfig, steps: int, costs: Mapping[str, StepCost], baseline: str
 ) -> dict[str, int]:
     """The steps of each arm where the baseline makes `steps`, rounded, at least 1."""
-    base = costs[baseline]
-    ratios: dict[str, float] = {}
-    for arm, cost in costs.items():
-        match budget.kind:
-            case "steps":
-                ratios[arm] = 1.0
-            case "samples":
-                ratios[arm] = cost.samples / base.samples
-            case "flops":
-                ratios[arm] = cost.flops / base.flops
-            case "time":
-                assert cost.time_ratio is not None
-                ratios[arm] = cost.time_ratio
-    return {arm: max(1, round(steps / ratio)) for arm, ratio in ratios.items()}
+    spent = {arm: cost.spent(budget.kind) for arm, cost in costs.items()}
+    return {arm: max(1, round(steps / (own / spent[baseline]))) for arm, own in spent.items()}
 
 
 def _measure(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tutti.report.render import Page, Tile, render
 from tutti.report.svg.elements import Chart
 from tutti.report.svg.rows import ForestRow, forest_chart
 from tutti.report.tables import Table, markdown
+from tutti.runs.provenance import made_with
 from tutti.storage.files import write_atomically, write_json
 from tutti.studies.cells import Cell
 from tutti.studies.config import Level, StudyConfig, study_yaml
@@ -54,7 +55,7 @@ class Findings:
 
 def publish(findings: Findings, folder: Path, made: dict[str, Any]) -> list[Table]:
     """Writes the three files into `folder`, each atomically. Returns the tables in their order."""
-    tables = {kind: _tables(findings, kind) for kind in ("success", "difference", "task", "cost", "held_out")}
+    tables = _tables(findings)
     write_json(folder / "results.json", as_json(findings, made))
     flat = [table for kind in tables.values() for table in kind]
     write_atomically(folder / "results.md", as_markdown(findings, flat, made))
@@ -84,7 +85,6 @@ def as_json(findings: Findings, made: dict[str, Any]) -> dict[str, Any]:
 def as_markdown(findings: Findings, tables: Sequence[Table], made: dict[str, Any]) -> str:
     """The study as Markdown: headline, tables, notes."""
     study, scores = findings.study, findings.scores
-    where, software = made["machine"], made["versions"]
     parts = [
         f"# Study {study.name}",
         headline(study, scores),
@@ -92,29 +92,26 @@ def as_markdown(findings: Findings, tables: Sequence[Table], made: dict[str, Any
         *(markdown(table) for table in tables),
         *(note.text for note in notes(study, scores)),
         *basis(study, scores),
-        f"Command: `{made['command']}`. Commit {made['commit']}; {where['processor']}, "
-        f"{where['cores']} cores; Python {software['python']}, torch {software['torch']}. "
-        f"Data {findings.data}.",
+        f"{made_with(made)} Data {findings.data}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _tables(findings: Findings, kind: str) -> list[Table]:
-    made: list[Table] = []
-    for level in findings.finished_levels:
-        scores = findings.at(level)
-        match kind:
-            case "success":
-                made.append(success_table(scores, level))
-            case "difference":
-                made.append(difference_table(scores, findings.study.baseline, level))
-            case "task":
-                made.append(task_table(scores, level))
-            case "cost":
-                made.append(cost_table(scores, findings.costs, level))
-            case _:
-                made.append(held_out_table(scores, level))
-    return [table for table in made if table.rows]
+def _tables(findings: Findings) -> dict[str, list[Table]]:
+    """The tables of each kind, one for each finished level."""
+    baseline, costs = findings.study.baseline, findings.costs
+    makers: dict[str, Callable[[list[ArmScore], Level], Table]] = {
+        "success": success_table,
+        "difference": lambda scores, level: difference_table(scores, baseline, level),
+        "task": task_table,
+        "cost": lambda scores, level: cost_table(scores, costs, level),
+        "held_out": held_out_table,
+    }
+    tables = {
+        kind: [make(findings.at(level), level) for level in findings.finished_levels]
+        for kind, make in makers.items()
+    }
+    return {kind: [table for table in several if table.rows] for kind, several in tables.items()}
 
 
 def _page(findings: Findings, tables: Mapping[str, Sequence[Table]], made: dict[str, Any]) -> Page:

@@ -27,6 +27,7 @@ from tutti.runs.provenance import commit, machine, versions
 from tutti.runs.terminal import print_line, show_logs
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.storage.files import write_atomically
+from tutti.storage.reading import read_json
 from tutti.studies.cells import RESULT, Cell
 from tutti.training.records import read_records
 from tutti.types import UserError
@@ -105,7 +106,7 @@ def run_cell(folder: Path) -> None:
     pipeline.train(config, folder, redo=True)
     pipeline.evaluate(folder, config.evaluation, redo=True, trust_code=config.classes)
     policy = Policy.load(find_checkpoint(folder), config.evaluation.weights, trust_code=config.classes)
-    results = _json(folder / "evaluation" / "results.json")
+    results = read_json(folder / "evaluation" / "results.json")
     successes: dict[str, list[int]] = {}
     starts: dict[str, list[int]] = {}
     for rollout in results["rollouts"]:
@@ -115,7 +116,7 @@ def run_cell(folder: Path) -> None:
     records = read_records(folder)
     last = next(record for record in reversed(records) if record["kind"] == "train")
     result = {
-        **_json(folder / DESCRIPTION),
+        **read_json(folder / DESCRIPTION),
         "steps": config.training.steps,
         "samples": round(last["data/samples"]),
         "seconds": last["time/seconds"],
@@ -164,11 +165,7 @@ def prediction_time(policy: Policy, repeats: int = PREDICTIONS) -> float:
 def _open_loop(path: Path) -> float | None:
     if not path.is_file():
         return None
-    return float(_json(path)["overall"]["normalised"]["executed"])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return float(read_json(path)["overall"]["normalised"]["executed"])
 
 
 def _end_with_the_study() -> None:
