@@ -1,0 +1,33 @@
+"""The pages: every file and every part of the code that they point at exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HISTORY = ROOT / "docs" / "log.md"  # speaks of files as they were
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"} - {HISTORY})
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_every_python_file_that_a_page_names_exists() -> None:
+    """`training/trainer.py` is looked for below src/tutti, `benchmarks/x.py` below the root."""
+    homes = (ROOT, ROOT / "src" / "tutti")
+    missing = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        for name in re.findall(r"`((?:\w+/)+\w+\.(?:py|pyi|json|toml|yaml))`", page.read_text(encoding="utf-8"))
+        if not any((home / name).exists() for home in homes)
+        if not name.startswith(("runs/", "checkpoints/", "evaluation/", "path/"))  # of a run, not of Tutti
+    ]
+    assert missing == []
