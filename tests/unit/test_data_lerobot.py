@@ -240,7 +240,10 @@ def column(path: Path, name: str, values: list[int]) -> Callable[[Path], None]:
 
 BAD_INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, r"meta/info\.json is missing[\s\S]*cure"),
-    "info not JSON": (lambda f: (f / "meta/info.json").write_text("{"), r"info\.json is no valid JSON"),
+    "info not JSON": (
+        lambda f: (f / "meta/info.json").write_text("{"),
+        r"info\.json: not valid JSON",
+    ),
     "v2.1": (
         lambda f: edit_info(f, lambda i: i.update(codebase_version="v2.1")),
         r"info\.json: codebase_version is 'v2\.1'; expected 'v3\.x'[\s\S]*convert_dataset_v21_to_v30",

@@ -69,7 +69,7 @@ def test_the_faucet_sentences_can_be_told_apart(split: str) -> None:
 
 
 def test_an_unknown_task_has_no_sentences() -> None:
-    with pytest.raises(UserError, match=r"'juggle'.*instructions\.py"):
+    with pytest.raises(UserError, match=r"'juggle'.*instructions\.toml"):
         instructions("juggle")
 
 

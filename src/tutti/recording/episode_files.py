@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,11 +127,6 @@ def find_tries(folder: Path, task: str) -> dict[int, bool]:
         elif path.suffix == ".npz" and path.stem.isdigit() and zipfile.is_zipfile(path):
             tries[int(path.stem)] = True
     return tries
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as readable JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_work(path: Path) -> Any:

@@ -24,10 +24,9 @@ from tutti.recording.episode_files import (
     find_tries,
     read_work,
     save_episode,
-    write_json,
 )
 from tutti.recording.seed_queue import SeedQueue
-from tutti.storage.files import write_atomically
+from tutti.storage.files import write_atomically, write_json
 from tutti.suites.environment import RecordableEnvironment, Suite
 from tutti.suites.registry import find_suite
 from tutti.suites.workers import Workers

@@ -74,6 +74,18 @@ def open_inside(folder: Path, name: str) -> BinaryIO:
     raise UserError(f"{folder / name}: expected a regular file, found a folder, a pipe or a device.")
 
 
+def read_inside(folder: Path, name: str, most: int) -> bytes:
+    """The content of a regular file of the folder.
+
+    Raises: as `open_inside`; ValueError if it is larger than `most` bytes.
+    """
+    with open_inside(folder, name) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"larger than {most} bytes")
+    return content
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """`table` is all of the JSON file `name` in `folder`; `files` are the files that it lists."""
@@ -90,10 +102,7 @@ class Manifest:
         Raises: UserError if it is missing, is no such table, or lists a name that is not a plain one.
         """
         try:
-            with open_inside(folder, name) as file:
-                text = file.read(MAX_TEXT + 1)
-            if len(text) > MAX_TEXT:
-                raise ValueError(f"larger than {MAX_TEXT} bytes")
+            text = read_inside(folder, name, MAX_TEXT)
             if count_values(text) > MAX_VALUES:
                 raise ValueError(f"more than {MAX_VALUES} values")
             table = json.loads(text)

@@ -28,7 +28,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from tutti.errors import UserError
 from tutti.storage.layout import SHARD_FILE, SHARD_INDEX
-from tutti.storage.manifest import Crc32, Size, open_inside
+from tutti.storage.manifest import Crc32, Size, open_inside, read_inside
 
 FORMAT = 1
 MAX_INDEX = 1 << 28
@@ -157,11 +157,7 @@ def index_of(folder: Path) -> dict[str, Entry]:
     Raises: UserError if the index is missing or damaged, or its pieces do not cover a tensor exactly once.
     """
     try:
-        with open_inside(folder, SHARD_INDEX) as file:
-            text = file.read(MAX_INDEX + 1)
-        if len(text) > MAX_INDEX:
-            raise ValueError(f"larger than {MAX_INDEX} bytes")
-        return _entries(json.loads(text))
+        return _entries(json.loads(read_inside(folder, SHARD_INDEX, MAX_INDEX)))
     except FileNotFoundError as error:
         if os.path.lexists(folder / _PICKLED):
             raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -82,6 +82,10 @@ class Suite(EnvironmentFactory, Protocol):
     those whose versions the recorded bytes depend on.
     """
 
+    state_dim: ClassVar[int]
+    noise: ClassVar[tuple[float, ...]]
+    packages: ClassVar[tuple[str, ...]]
+
     @property
     def name(self) -> str: ...
     @property
@@ -94,12 +98,6 @@ class Suite(EnvironmentFactory, Protocol):
     def max_decisions(self) -> int: ...
     @property
     def fps(self) -> float: ...
-    @property
-    def state_dim(self) -> int: ...
-    @property
-    def noise(self) -> tuple[float, ...]: ...
-    @property
-    def packages(self) -> tuple[str, ...]: ...
     def with_changes(self, **values: Any) -> Self: ...
     def make(self, task: str, image_size: int | None = None, samples: int = 0) -> RecordableEnvironment: ...
     def check_rendering(self) -> None: ...

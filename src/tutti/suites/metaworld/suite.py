@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from importlib import metadata
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,7 +14,6 @@ from tutti.suites.metaworld.instructions import instructions
 from tutti.suites.metaworld.rendering import check_rendering, find_views
 from tutti.suites.metaworld.task import ACTION_DIM, CONTROL_RATE, STATE_DIM, STEP_LIMIT, MetaWorldTask
 
-PACKAGES = ("metaworld", "mujoco")
 # Another task's text over the same start. The faucet pair shares its scene (0.3 % of the first pixels
 # differ), so only the text tells the two apart; in the other pairs the scene gives the task away.
 PARTNERS = {
@@ -37,6 +36,10 @@ class MetaWorldSuite(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state_dim: ClassVar[int] = STATE_DIM
+    noise: ClassVar[tuple[float, ...]] = (0.0, 0.1, 0.15, 0.2)
+    packages: ClassVar[tuple[str, ...]] = ("metaworld", "mujoco")
 
     name: str
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -81,24 +84,12 @@ class MetaWorldSuite(BaseModel):
         return ACTION_DIM
 
     @property
-    def state_dim(self) -> int:
-        return STATE_DIM
-
-    @property
     def partners(self) -> dict[str, str]:
         return PARTNERS
 
     @property
     def same_scene(self) -> tuple[str, ...]:
         return ("faucet-open", "faucet-close")
-
-    @property
-    def noise(self) -> tuple[float, ...]:
-        return (0.0, 0.1, 0.15, 0.2)
-
-    @property
-    def packages(self) -> tuple[str, ...]:
-        return PACKAGES
 
     def with_changes(self, **values: Any) -> Self:
         """The suite with other values of these fields, checked."""
@@ -126,7 +117,7 @@ class MetaWorldSuite(BaseModel):
 
 @functools.cache
 def _versions() -> tuple[str, ...]:
-    return tuple(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    return tuple(f"{name} {metadata.version(name)}" for name in MetaWorldSuite.packages)
 
 
 METAWORLD_8 = MetaWorldSuite(

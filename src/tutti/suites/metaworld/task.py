@@ -8,7 +8,6 @@ frame and observation after a reset are stale; experts return actions up to 24 w
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -23,22 +22,6 @@ STEP_LIMIT = 500
 STATE_DIM = 4
 ACTION_DIM = 4
 PRIVILEGED_DIM = 39
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimState:
-    """Where the simulation stands.
-
-    `state` is what the robot may know: hand x, y, z in metres and the gripper's opening in [0, 1].
-    `privileged` is everything: hand, opening and object poses now and one simulation step ago, and the goal;
-    never to be shown to a policy that is judged. `success` is True from the first success on.
-    `num_steps` counts simulation steps since the reset.
-    """
-
-    state: Float32[np.ndarray, " 4"]
-    privileged: Float32[np.ndarray, " 39"]
-    success: bool
-    num_steps: int
 
 
 def to_action(action: np.ndarray) -> Float32[np.ndarray, " 4"]:
@@ -96,7 +79,7 @@ class MetaWorldTask:
         self._num_steps = STEP_LIMIT  # Nothing can be done before the first reset.
         self._success = False
 
-    def reset(self, seed: int) -> SimState:
+    def reset(self, seed: int) -> Self:
         """Starts the episode that `seed` draws."""
         env = self._env
         with warnings.catch_warnings():
@@ -114,9 +97,9 @@ class MetaWorldTask:
         self._observation = observation
         self._num_steps = 0
         self._success = False
-        return self.now
+        return self
 
-    def step(self, action: np.ndarray) -> SimState:
+    def step(self, action: np.ndarray) -> Self:
         """One decision: `action`, clipped, for `action_repeat` simulation steps.
 
         Ends early at the first success and at step 500. After a success the simulation may be stepped on;
@@ -137,23 +120,16 @@ class MetaWorldTask:
             self._success |= first
             if first or self._num_steps >= STEP_LIMIT:
                 break
-        return self.now
-
-    @property
-    def now(self) -> SimState:
-        """Where the simulation stands."""
-        return SimState(
-            state=self.state, privileged=self.privileged, success=self.success, num_steps=self.num_steps
-        )
+        return self
 
     @property
     def state(self) -> Float32[np.ndarray, " 4"]:
-        """Hand x, y, z in metres, and the gripper's opening."""
+        """What the robot may know: hand x, y, z in metres, and the gripper's opening in [0, 1]."""
         return self._observation[:STATE_DIM].astype(np.float32)
 
     @property
     def privileged(self) -> Float32[np.ndarray, " 39"]:
-        """Everything the simulator knows, see `SimState`."""
+        """Everything: hand, opening and object poses now and one simulation step ago, and the goal."""
         return self._observation.astype(np.float32)
 
     @property

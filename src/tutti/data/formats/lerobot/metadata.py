@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
 from tutti.errors import UserError
+from tutti.storage.reading import read_json
 
 COPY_AGAIN = "copy or record the data set again."
 
@@ -125,12 +125,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         cure = "give the folder that contains meta/ and data/ (sources.path), or record one first."
         raise data_error(f"{folder} is no LeRobot data set: meta/info.json is missing.", cure=cure)
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise data_error(f"{path} is no valid JSON: {error}.") from error
-    if not isinstance(info, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(info).__name__}.")
+    info = read_json(path, cure=f"Cure: {COPY_AGAIN}")
     version = str(info.get("codebase_version"))
     if version.startswith(("v2", "v1", "2", "1")):
         cure = "convert the data set with LeRobot's script convert_dataset_v21_to_v30."
