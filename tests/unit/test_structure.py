@@ -9,6 +9,8 @@ import sys
 import tomllib
 from collections import Counter
 
+import mutants
+
 from fixtures.source_tree import (
     FILES,
     MODULES,
@@ -166,3 +168,12 @@ def test_metrics_and_their_docs_name_the_same() -> None:
 def test_importing_tutti_and_asking_for_help_load_no_torch() -> None:
     code = "import sys, tutti, tutti.cli.main; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", check=False).returncode == 0
+
+
+def test_every_mutant_names_a_line_and_tests_that_are_there() -> None:
+    """Whether the tests notice them is what benchmarks/mutants.py finds out, in minutes."""
+    for mutant in mutants.read():
+        mutant.apply((PACKAGE / mutant.file).read_text(encoding="utf-8"))
+        for test in mutant.tests:
+            file, _, name = test.partition("::")
+            assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8"), test
