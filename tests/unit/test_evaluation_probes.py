@@ -120,7 +120,7 @@ def kinds(found: ProbeResult) -> set[str]:
 
 def test_model_that_looks_and_listens_has_no_problem(listener: ProbeResult) -> None:
     assert listener.problems == ()
-    assert {"instruction_used", "pictures_used", "state_beaten", "baselines_beaten"} <= kinds(listener)
+    assert {"instruction_used", "images_used", "state_beaten", "baselines_beaten"} <= kinds(listener)
     increases = {row.name: row.increase for row in listener.ablations.rows}
     assert all(increases[name].above(0.0) for name in (SWAP, NO_TEXT, NO_VISION, NO_STATE))
 
@@ -129,15 +129,15 @@ def test_only_the_view_that_is_read_matters(listener: ProbeResult) -> None:
     rows = {row.name: row.action_shift.value for row in listener.ablations.rows}
     assert rows["no mirror view"] == 0
     assert rows["no front view"] == rows[NO_VISION] > 1
-    sentence = next(one.sentence for one in listener.findings if one.kind == "pictures_used")
+    sentence = next(one.sentence for one in listener.findings if one.kind == "images_used")
     assert "Taking away one view changes next to nothing: no mirror view" in sentence
 
 
 def test_model_of_the_state_alone_is_named_three_times(deaf: ProbeResult) -> None:
-    assert {"instruction_ignored", "pictures_ignored", "state_copied"} <= kinds(deaf)
+    assert {"instruction_ignored", "images_ignored", "state_copied"} <= kinds(deaf)
     sentences = " ".join(one.sentence for one in deaf.problems)
     assert "this model ignores the instruction" in sentences
-    assert "this model ignores the pictures" in sentences
+    assert "this model ignores the images" in sentences
     assert "this model could be copying its own state" in sentences
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutti.models.sockets import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
-from tutti.types import DataSpec, Features, Observation
+from tutti.types import DataSpec, Features, Observation, Tokens
 
 
 class VLA(nn.Module):
@@ -29,11 +29,18 @@ class VLA(nn.Module):
         self.action = action
 
     def forward(self, observation: Observation) -> Features:
-        """Everything a loss term or the action decoder may read. Bytes become x / 127.5 - 1 here."""
-        images = self.prepare(observation.images)
-        vision = self.vision(images, observation.image_mask)
-        language = self.language(observation.text, observation.text_mask)
-        readout, fused_vision = self.fusion(vision, language, observation.state)
+        """Everything a loss term or the action decoder may read."""
+        vision, language = self.encode(observation)
+        return self.fuse(vision, language, observation.state)
+
+    def encode(self, observation: Observation) -> tuple[Tokens, Tokens]:
+        """Vision and language tokens before the fusion. Bytes become x / 127.5 - 1 here."""
+        vision = self.vision(self.prepare(observation.images), observation.image_mask)
+        return vision, self.language(observation.text, observation.text_mask)
+
+    def fuse(self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]) -> Features:
+        """The features of already encoded images and texts, with the state."""
+        readout, fused_vision = self.fusion(vision, language, state)
         return Features(vision=vision, language=language, readout=readout, fused_vision=fused_vision)
 
     def __call__(self, observation: Observation) -> Features:

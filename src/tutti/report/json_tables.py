@@ -17,7 +17,7 @@ WORDS = {
     "vocab_size": "vocabulary, tokens",
     "text_length": "text length, tokens",
     "normalization": "normalisation",
-    "stored_image_shapes": "stored pictures, pixels",
+    "stored_image_shapes": "stored images, pixels",
 }
 
 

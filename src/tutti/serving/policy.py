@@ -28,7 +28,7 @@ from tutti.serving.contents import (
 from tutti.storage.find_checkpoint import check_finite, find_checkpoint, listed, read_weights
 from tutti.storage.layout import DATA_FILES, Weights
 from tutti.storage.manifest import Manifest
-from tutti.types import DataSpec, Features, Tokens, UserError
+from tutti.types import DataSpec, Tokens, UserError
 
 T = TypeVar("T")
 MAX_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
@@ -100,23 +100,22 @@ class Policy:
     ) -> Float32[np.ndarray, "t a"]:
         """The next `horizon` actions in data units.
 
-        `images` holds one picture per view, in the order of `spec.views`, 0 to 255; another size than
+        `images` holds one image per view, in the order of `spec.views`, 0 to 255; another size than
         `spec.image_size` is resized as in training. `state` is in data units. `use_images=False` removes
         all vision tokens; `images` may then be None.
 
         Raises UserError where an argument has another shape or type than the model was trained on, or an
         action is not finite.
         """
-        pictures = self._pictures(images, use_images)
+        resized = self._images(images, use_images)
         self._check_state(state)
         normalised = self.normalizer.apply_state(np.asarray(state, np.float32), self.embodiment)
         with torch.inference_mode():
             mask = torch.full((1, len(self.spec.views)), use_images, device=self.device)
-            vision = self.model.vision(self.model.prepare(pictures), mask)
+            vision = self.model.vision(self.model.prepare(resized), mask)
             state_tensor = torch.from_numpy(normalised)[None].to(self.device)
             language = self._language(instruction)
-            readout, fused = self.model.fusion(vision, language, state_tensor)
-            features = Features(vision=vision, language=language, readout=readout, fused_vision=fused)
+            features = self.model.fuse(vision, language, state_tensor)
             chunk = self.model.action.predict(features)[0].float().cpu().numpy()
         actions = self.normalizer.undo_action(chunk, self.embodiment)
         if not np.isfinite(actions).all():
@@ -149,7 +148,7 @@ class Policy:
             self._encoded[instruction] = self.model.language(ids.to(self.device), mask.to(self.device))
         return self._encoded[instruction]
 
-    def _pictures(self, images: np.ndarray | None, use_images: bool) -> torch.Tensor:
+    def _images(self, images: np.ndarray | None, use_images: bool) -> torch.Tensor:
         """Bytes (1, v, 3, size, size)."""
         count, size = len(self.spec.views), self.spec.image_size
         if not use_images:
@@ -162,7 +161,7 @@ class Policy:
         ):
             found = "None" if images is None else f"{images.dtype} {tuple(images.shape)}"
             raise UserError(
-                f"images: expected uint8 ({count}, height, width, 3), one picture for each view "
+                f"images: expected uint8 ({count}, height, width, 3), one image for each view "
                 f"({', '.join(self.spec.views)}), got {found}."
             )
         return torch.from_numpy(resize_images(images, size))[None].to(self.device)

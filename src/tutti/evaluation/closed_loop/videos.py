@@ -129,10 +129,10 @@ def make_video(job: Job) -> None:
 
 
 def replay(job: Job) -> tuple[UInt8[np.ndarray, "t v h w 3"], int]:
-    """The pictures of the first start, of every `stride`-th decision after it, and of the last; and the
+    """The images of the first start, of every `stride`-th decision after it, and of the last; and the
     stride.
 
-    A larger picture with smooth edges takes 20 ms, so a long rollout is shown at half the rate.
+    A larger image with smooth edges takes 20 ms, so a long rollout is shown at half the rate.
     """
     suite, actions = job.suite, job.rollout.actions
     stride = math.ceil(len(actions) / MAX_FRAMES)
@@ -160,8 +160,8 @@ def encode(frames: UInt8[np.ndarray, "t v h w 3"], fps: int) -> bytes:
             stream = container.add_stream("libx264", rate=fps, options=options)
             stream.width, stream.height, stream.pix_fmt = views * width, height, "yuv420p"
             stream.codec_context.thread_count = 1  # the same bytes on any number of cores
-            for picture in (*wide, *[wide[-1]] * (fps // 2)):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            for image in (*wide, *[wide[-1]] * (fps // 2)):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         return path.read_bytes()

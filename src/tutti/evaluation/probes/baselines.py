@@ -1,7 +1,7 @@
 """Baselines without the model: ridge regressions of the actions from one input alone.
 
 A policy that does not beat one of these may do no more. The copycat problem (1905.11979, 2010.14876):
-the state, or the action before, tells the next action so well that pictures and text look unnecessary
+the state, or the action before, tells the next action so well that images and text look unnecessary
 offline, until the robot acts and its own mistakes are in the state.
 """
 
@@ -25,10 +25,10 @@ MEAN, TASK, STATE, PREVIOUS, VISION = (
     "task alone",
     "state alone",
     "action before alone",
-    "pictures alone",
+    "images alone",
 )
 CELLS = 8
-"""Pictures are averaged over CELLS x CELLS areas before a regression sees them."""
+"""Images are averaged over CELLS x CELLS areas before a regression sees them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def baselines(
     """Each baseline fitted on `training` and scored on `held_out`, next to the model's own error there.
 
     Ridge regressions of a^ on: nothing; the task's one-hot; the state and 256 random Fourier features of it;
-    the action before; the pictures averaged over 8 x 8 areas. They minimise the squared error and are scored
+    the action before; the images averaged over 8 x 8 areas. They minimise the squared error and are scored
     by the absolute one, as the model is, which favours a model trained on the absolute error by a little.
     """
     targets, mask = training.actions(executed)

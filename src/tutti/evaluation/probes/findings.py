@@ -1,4 +1,4 @@
-"""Findings of the probes in plain words: does the model use instruction, pictures and state, or copy?"""
+"""Findings of the probes in plain words: does the model use instruction, images and state, or copy?"""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def findings(
     """Every sentence, in the order of the table in docs/probes.md."""
     return (
         _instruction(ablations, probes),
-        _pictures(ablations),
+        _images(ablations),
         _copying(ablations, baselines),
         *(leak_findings(leak) if leak.leaks else ()),
         *_beaten(baselines),
@@ -82,7 +82,7 @@ def _instruction(ablations: InputAblations, probes: Sequence[Probe]) -> Finding:
     scene = ""
     if shown is not None:
         scene = (
-            f" A linear map from the pictures names the task in {100 * shown.trained.value:.0f} % of the "
+            f" A linear map from the images names the task in {100 * shown.trained.value:.0f} % of the "
             "windows: the nearer to 100 %, the less these data need the text. Whether scenes overlap where "
             "the robot will act cannot be seen offline."
         )
@@ -99,7 +99,7 @@ def _instruction(ablations: InputAblations, probes: Sequence[Probe]) -> Finding:
     )
 
 
-def _pictures(ablations: InputAblations) -> Finding:
+def _images(ablations: InputAblations) -> Finding:
     row = ablations.find(NO_VISION)
     assert row is not None
     use = _use(row)
@@ -108,14 +108,14 @@ def _pictures(ablations: InputAblations) -> Finding:
         f"the error changes by {between(row.increase, 100, 0)} %"
     )
     endings: dict[Use, str] = {
-        "ignored": "this model ignores the pictures.",
-        "used": "the pictures matter.",
+        "ignored": "this model ignores the images.",
+        "used": "the images matter.",
         "unresolved": "too few episodes to say whether they matter.",
     }
     unused = [view.name for view in ablations.rows if view.name.endswith(" view") and _use(view) == "ignored"]
     more = f" Taking away one view changes next to nothing: {', '.join(unused)}." if unused else ""
     return Finding(
-        kind=f"pictures_{use}",
+        kind=f"images_{use}",
         severity=SEVERITY_OF_USE[use],
         sentence=f"{moved}: {endings[use]}{more}",
         number=row.action_shift.value,
@@ -209,16 +209,16 @@ def _occlusion(occlusion: Occlusion) -> list[Finding]:
     pixels, tokens = occlusion.pixels, occlusion.tokens
     even = pixels.top_patches / pixels.patches
     views = ", ".join(f"{view.rsplit('.', 1)[-1]} {100 * share:.0f} %" for view, share in pixels.views)
-    in_picture = (
+    in_image = (
         f"With one patch at a time replaced by its average, {between(pixels.top_share, 100, 0)} % of what "
         f"moves the action lies in the most sensitive tenth of the patches ({100 * even:.0f} % if all "
         f"mattered alike); by view: {views}."
     )
     in_tokens = (
         f"With one token at a time removed, it is {between(tokens.top_share, 100, 0)} % in a tenth of the "
-        "tokens: which tokens the fusion reads, not where in the picture their content comes from."
+        "tokens: which tokens the fusion reads, not where in the image their content comes from."
     )
     return [
         Finding(kind="patches", severity="hint", sentence=text, number=share.value)
-        for text, share in ((in_picture, pixels.top_share), (in_tokens, tokens.top_share))
+        for text, share in ((in_image, pixels.top_share), (in_tokens, tokens.top_share))
     ]

@@ -23,7 +23,7 @@ from tutti.models.vla import VLA
 from tutti.types import Batch, Observation
 
 Change = Callable[[Batch], Observation]
-SWAP, NO_TEXT, NO_VISION, NO_STATE = "instruction swapped", "no instruction", "no pictures", "no state"
+SWAP, NO_TEXT, NO_VISION, NO_STATE = "instruction swapped", "no instruction", "no images", "no state"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tutti.data.samples import Sample, spread
 from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
 from tutti.models.vla import VLA
-from tutti.types import Batch, Features, Tokens
+from tutti.types import Batch, Tokens
 
 FRAMES = 64
 TOP = 0.1
@@ -88,22 +88,22 @@ def occlude(
 ) -> tuple[Occlusion, Maps]:
     """Removes every patch of `frames` windows of `sample`, evenly spread, one at a time."""
     chosen = spread(sample.index, sample.rows, frames)
-    images, captions = [], []
+    parts, captions = [], []
     for batch in chosen.batches():
-        images.append(batch.observation.images.numpy())
+        parts.append(batch.observation.images.numpy())
         captions += [texts[number] for number in batch.instruction_id.tolist()]
-    pictures = np.concatenate(images)
-    average = torch.from_numpy(pictures.mean(0).round().astype(np.uint8))
+    images = np.concatenate(parts)
+    average = torch.from_numpy(images.mean(0).round().astype(np.uint8))
     pixels = [_by_pixels(model, batch, executed, average) for batch in chosen.batches()]
     tokens = [_by_tokens(model, batch, executed) for batch in chosen.batches()]
     maps = Maps(
-        images=pictures,
+        images=images,
         pixels=np.concatenate(pixels),
         tokens=np.concatenate(tokens),
         captions=tuple(captions),
     )
     return Occlusion(
-        frames=len(pictures),
+        frames=len(images),
         pixels=_summary(maps.pixels, chosen.episode, model.spec.views, seed),
         tokens=_summary(maps.tokens, chosen.episode, model.spec.views, seed),
     ), maps
@@ -178,15 +178,12 @@ def _moved(
 @torch.no_grad()
 def _encode(model: VLA, batch: Batch) -> tuple[Tokens, Tokens, Float[Tensor, "b s"]]:
     observation = batch.observation.to(next(model.parameters()).device)
-    vision = model.vision(model.prepare(observation.images), observation.image_mask)
-    return vision, model.language(observation.text, observation.text_mask), observation.state
+    return *model.encode(observation), observation.state
 
 
 @torch.no_grad()
 def _act(model: VLA, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]) -> Float[Tensor, "b t a"]:
-    readout, fused = model.fusion(vision, language, state)
-    features = Features(vision=vision, language=language, readout=readout, fused_vision=fused)
-    return model.action.predict(features).float().cpu()
+    return model.action.predict(model.fuse(vision, language, state)).float().cpu()
 
 
 def _predict(model: VLA, batch: Batch) -> Float[Tensor, "b t a"]:
