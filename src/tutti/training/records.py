@@ -7,7 +7,6 @@ import math
 import time
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -84,12 +83,7 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

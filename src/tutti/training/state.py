@@ -161,6 +161,7 @@ class TrainState:
                 f"{str(error)[:600]}\n"
                 "Resume with the same model and objective, or give the new run another name."
             ) from error
+        # The backward's state shares a file with the optimiser's: both hold tensors that may be sharded.
         optimizers = dict(saved.optimizer)
         self.backward.load_state_dict(optimizers.pop(BACKWARD, {}))
         self.optimizer.load_state_dict(optimizers)

@@ -81,6 +81,7 @@ def check_fork(saved: Checkpoint, settings: RunSettings) -> None:
             f"training.steps is {new['steps']}, but the fork begins at step {saved.step} of the other run, "
             "which count. Raise training.steps."
         )
+    # Legal, but mostly an oversight: a cool-down is to begin at the rate that the other run had.
     before, after = (_factor(values, saved.step) for values in (old, new))
     if abs(before - after) > 0.05:
         log.warning(

@@ -36,6 +36,7 @@ def restore(
     if the next one could not be written, which is better known now than after the first hours.
     """
     own, damaged = world.on_rank_zero(lambda: _newest(settings.run))
+    # A fork that has a checkpoint of its own is a run like any other.
     source = source_of(fork, settings.run) if own is None and fork != "off" else own
     if source is None:
         return {}
@@ -67,6 +68,7 @@ def _explain_other_form(folder: Path) -> Iterator[None]:
 def _newest(run: Path) -> tuple[Path | None, tuple[str, ...]]:
     """The newest whole checkpoint, and the damaged ones; what a kill has left half-written goes."""
     require_writable(run / "checkpoints")
+    # Only rank 0 comes here, and no other process writes into this run: what is half-written is a kill's.
     for torn in (run / "checkpoints").glob(f"{PARTIAL}step-*"):
         shutil.rmtree(torn, ignore_errors=True)
     return newest_whole(run)
@@ -88,6 +90,7 @@ def newest_whole(run: Path) -> tuple[Path | None, tuple[str, ...]]:
         except UserError as error:
             wrong.append((folder, error))
             continue
+        # Renamed only now: while no older one is known to be whole, the damaged ones are all that there is.
         for bad, error in wrong:
             aside = _set_aside(bad)
             first = str(error).splitlines()[0].split(" Delete the folder", maxsplit=1)[0]

@@ -60,6 +60,7 @@ def check_settings(saved: Checkpoint, settings: RunSettings) -> None:
     old = {**saved.state, "training": settings.with_present_keys(saved.state["training"])}
     check_resumable({"training": _fixed(old["training"])}, {"training": _fixed(new["training"])}, "training")
     check_resumable(old, new, "strategy", "backward")
+    # `steps` may change: a run that is made longer is the usual reason to resume one that has ended.
     steps_before, steps = old["training"]["steps"], new["training"]["steps"]
     if saved.step > steps:
         raise UserError(

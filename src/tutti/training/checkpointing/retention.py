@@ -32,6 +32,7 @@ def retain(run: Path, config: CheckpointsConfig) -> None:
         retained |= {folder for folder in folders if step_of(folder) % config.keep_every == 0}
     if config.keep_best != "off" and (step := _mark_best(run, folders, config.keep_best)) is not None:
         retained.add(folder_of(run, step))
+    # The best is marked before anything goes: a kill in between leaves a checkpoint too many, never too few.
     for folder in folders:
         if folder not in retained:
             remove_folder(folder)
@@ -48,6 +49,7 @@ def _mark_best(run: Path, folders: list[Path], best: KeepBestConfig) -> int | No
     }
     if folders and best.metric not in validations.get(step_of(folders[-1]), {best.metric: 0}):
         log.warning("keep_best: the validation after step %d has no '%s'", step_of(folders[-1]), best.metric)
+    # min() of (value, step): of equal values the earliest step, so that a resumed run marks the same one.
     finite = [(value, step) for step, value in values.items() if math.isfinite(value)]
     if not finite:
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -153,9 +152,8 @@ class Saver:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # Ctrl-C and SIGTERM (no Exception) have saved already, or are to end the process at once.
         if self._thread is not None and isinstance(error, Exception):
             self._thread.join(GRACE)
         self._thread, self._error = None, None
