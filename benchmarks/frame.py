@@ -13,7 +13,7 @@ from tables import RESULTS, prints_user_errors
 from timing import with_training
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.training.device import decide
+from tutti.training.device import resolve_machine
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 Benchmark = Callable[[argparse.Namespace, RunConfig, Path, Path], bool]
@@ -51,5 +51,5 @@ def run(arguments: argparse.Namespace, benchmark: Benchmark) -> int:
 def on_cpu(config: RunConfig, threads: int | None) -> RunConfig:
     """The config as it trains on the CPU with so many threads (its own if not given); torch gets them now."""
     count = threads or config.training.threads
-    torch.set_num_threads(decide("cpu", count, "fp32").threads)
+    torch.set_num_threads(resolve_machine("cpu", count, "fp32").threads)
     return with_training(config, device="cpu", threads=count)

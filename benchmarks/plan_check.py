@@ -23,7 +23,7 @@ from tutti.planning.footprint import Flops, Rehearsed, count_flops
 from tutti.runs.build import expected_spec
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
-from tutti.training.device import decide
+from tutti.training.device import resolve_machine
 
 MOST_ERROR = 0.20
 CALIBRATION = (("tiny", 16), ("tiny", 64))
@@ -174,7 +174,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """0 if every prediction is within 20 %, 1 if not, 2 for a mistake of the user."""
     arguments = parse(given)
-    torch.set_num_threads(decide("cpu", arguments.threads, "fp32").threads)
+    torch.set_num_threads(resolve_machine("cpu", arguments.threads, "fp32").threads)
     return 0 if benchmark(arguments) else 1
 
 

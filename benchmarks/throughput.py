@@ -29,7 +29,7 @@ from tutti.runs.build import build_data, build_training
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.data_feed import feed
-from tutti.training.device import decide
+from tutti.training.device import resolve_machine
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "fp32": ("training.precision=fp32",),
@@ -235,7 +235,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """0, or 2 for a mistake of the user."""
     arguments = parse(given)
-    torch.set_num_threads(decide("auto", arguments.threads, "fp32").threads)
+    torch.set_num_threads(resolve_machine("auto", arguments.threads, "fp32").threads)
     with tempfile.TemporaryDirectory(prefix="tutti-benchmark-") as name:
         benchmark(arguments, Path(name))
     return 0

@@ -42,7 +42,6 @@ from tutti.runs.training_starts import starts_of_run, training_starts, with_data
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.suites.environment import Suite
 from tutti.suites.registry import fit_suite
-from tutti.training.device import decide
 
 EPISODES = "recording"
 """Folder of the recorded episodes until they are in the data set."""
@@ -74,7 +73,7 @@ def record(config: RunConfig, folder: Path | None = None, *, redo: bool = False)
 def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
     """Trains every module of a model at once on demonstrations. Returns the folder of the last checkpoint."""
     training = config.training
-    device = decide(training.device, training.threads, training.precision).device
+    device = training.machine().device
     with (
         process_group(training.parallel.count, device, training.parallel.timeout) as all_ranks,
         quiet(not all_ranks.first),

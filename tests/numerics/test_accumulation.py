@@ -29,7 +29,7 @@ from tutti.objectives.terms.contrastive import takes_part
 from tutti.objectives.terms.union import TermConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
 from tutti.plugin import CUSTOM
-from tutti.training.device import decide
+from tutti.training.device import resolve_machine
 from tutti.training.diagnostics import first_batch
 from tutti.training.feedback import reevaluate
 from tutti.training.rng import rng_state
@@ -195,7 +195,7 @@ def test_what_compares_rows_counts_by_the_rows_that_take_part(kind: str) -> None
 
 def test_a_second_look_at_the_micro_batches_is_that_of_the_large_batch() -> None:
     model, loss = built("future_states", EXACT["future_states"])
-    machine = decide("cpu", 1, "fp32")
+    machine = resolve_machine("cpu", 1, "fp32")
 
     def means(batches: list[Batch]) -> dict[str, float]:
         def evaluate(batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:

@@ -15,7 +15,7 @@ from fixtures.vla_training import make_batch
 from tutti.distributed.cores import usable_cores
 from tutti.distributed.ranks import Ranks
 from tutti.training.data_feed import feed
-from tutti.training.device import decide
+from tutti.training.device import resolve_machine
 from tutti.training.signals import Interruptible
 from tutti.types import Batch, UserError
 
@@ -103,11 +103,11 @@ def test_a_loader_that_knows_no_ranks_is_cut() -> None:
 
 
 def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = decide("cpu", "auto", "fp32")
+    alone = resolve_machine("cpu", "auto", "fp32")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    both = decide("cpu", "auto", "fp32")
+    both = resolve_machine("cpu", "auto", "fp32")
     assert alone.threads == usable_cores() and both.threads == max(1, usable_cores() // 2)
-    assert "each of 2 processes" in both.reasons[1] and decide("cpu", 7, "fp32").threads == 7
+    assert "each of 2 processes" in both.reasons[1] and resolve_machine("cpu", 7, "fp32").threads == 7
 
 
 def test_a_signal_that_a_launcher_passes_on_does_not_count_twice() -> None:

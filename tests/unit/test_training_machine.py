@@ -34,7 +34,7 @@ def settings() -> Iterator[None]:
 
 def settled(device: str, *, deterministic: bool) -> tuple[bool, bool]:
     machine = Machine(device=torch.device(device), threads=1, precision="fp32", reasons=())
-    machine.settle(deterministic=deterministic)
+    machine.set_determinism(deterministic=deterministic)
     return torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32
 
 

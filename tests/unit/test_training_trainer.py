@@ -20,7 +20,7 @@ from fixtures.toy_training import Data, Model, TwoTerms, config, make_batch, mak
 from tutti.distributed.cores import usable_cores
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.config import TrainingConfig
-from tutti.training.device import decide
+from tutti.training.device import resolve_machine
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.faults.saved_steps import load_step
 from tutti.training.metrics import describe_metric
@@ -242,7 +242,7 @@ def test_defaults_are_valid_and_survive_json() -> None:
 
 
 def test_auto_precision_is_float32_on_a_cpu_and_says_why(tmp_path: Path) -> None:
-    machine = decide("cpu", 1, "auto")
+    machine = resolve_machine("cpu", 1, "auto")
     assert machine.precision == "fp32" and "bfloat16 is hundreds of times slower" in machine.reasons[2]
     quota = tmp_path / "cpu.max"
     quota.write_text("100000 100000\n")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fixtures.toy_training import BATCH, Data, make_batch, make_trainer
 from tutti.distributed.world import ONE_PROCESS
 from tutti.objectives.objective import Objective
-from tutti.training.device import decide
+from tutti.training.device import resolve_machine
 from tutti.training.parallel.ddp import Computation, Parallel
 from tutti.training.records import read_records
 from tutti.training.rng import seed_everything
@@ -22,7 +22,7 @@ from tutti.training.update import TermValues, read_scalars, to_host
 from tutti.training.validation import validate
 from tutti.types import Batch, Features, LossTerms, Observation, Tokens
 
-MACHINE = decide("cpu", 1, "fp32")
+MACHINE = resolve_machine("cpu", 1, "fp32")
 SIZES = (4, 2, 1)
 
 

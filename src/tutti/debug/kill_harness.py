@@ -26,7 +26,6 @@ from tutti.distributed.ranks import Ranks
 from tutti.distributed.world import process_group
 from tutti.runs.build import build_parts, training_threads
 from tutti.storage.checkpoint import checkpoints
-from tutti.training.device import decide
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, UserError
 
@@ -130,7 +129,7 @@ def train_once(
     """
     run.mkdir(parents=True, exist_ok=True)
     training = config.training
-    device = decide(training.device, training.threads, training.precision).device
+    device = training.machine().device
     with (
         process_group(training.parallel.count, device, training.parallel.timeout) as world,
         training_threads(config),

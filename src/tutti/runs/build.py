@@ -28,7 +28,6 @@ from tutti.storage.layout import CONFIG, NORMALIZER, SPEC, TOKENIZER
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
 from tutti.training.data_feed import TrainingData
-from tutti.training.device import decide
 from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, DataNeeds, DataSpec
@@ -133,7 +132,7 @@ def policy_files(config: RunConfig, data: DataBundle) -> dict[str, str]:
 def training_threads(config: RunConfig) -> Iterator[None]:
     """Inside the block torch uses as many threads as in training, so that sums have the same last digits."""
     before, training = torch.get_num_threads(), config.training
-    torch.set_num_threads(decide(training.device, training.threads, training.precision).threads)
+    torch.set_num_threads(training.machine().threads)
     try:
         yield
     finally:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tutti.training.checkpointing.config import CheckpointsConfig, ForkConfig
-from tutti.training.device import Machine, decide
+from tutti.training.device import Machine, resolve_machine
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.faults.config import GradientsConfig
 from tutti.training.optim.batch_ramp import BatchRampConfig
@@ -111,7 +111,7 @@ class TrainingConfig(BaseModel):
 
         Raises: UserError if CUDA is asked for and there is none.
         """
-        return decide(self.device, self.threads, self.precision)
+        return resolve_machine(self.device, self.threads, self.precision)
 
     def accumulation_at(self, step: int) -> int:
         """The micro-batches of update `step` (0-based)."""

@@ -36,6 +36,9 @@ class TrainingData(Protocol):
     def validation(self) -> Iterable[Batch]: ...
 
 
+BatchStream = Iterator[Batch]
+Texts = Callable[[Batch], list[str]]
+"""Gives the instructions of a batch as texts."""
 Move = Callable[[Batch], Callable[[], Batch]]
 """Starts to move a batch; what it gives, called where the batch is used, waits until it is there."""
 

@@ -1,4 +1,4 @@
-"""What `auto` means on this machine: device, threads and precision, each with its reason."""
+"""Resolves `auto` for device, threads and precision on this machine, each with its reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tutti.types import UserError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The decided settings; `reasons` has one sentence for each."""
+    """The resolved settings; `reasons` has one sentence for each."""
 
     device: torch.device
     threads: int
@@ -46,7 +46,7 @@ class Machine:
         finally:
             torch.set_num_threads(threads)
 
-    def settle(self, *, deterministic: bool) -> None:
+    def set_determinism(self, *, deterministic: bool) -> None:
         """How CUDA computes, in this process from now on; on a CPU nothing changes.
 
         `deterministic`: the same sums in the same order each time, also where atomic additions would be
@@ -70,7 +70,7 @@ def _share_of_cores() -> tuple[int, str]:
     return max(1, cores // beside), f"a share of {cores} cores for each of {beside} processes"
 
 
-def decide(
+def resolve_machine(
     device: Literal["auto", "cpu", "cuda"],
     threads: int | Literal["auto"],
     precision: Literal["auto", "fp32", "bf16"],

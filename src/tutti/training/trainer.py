@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
@@ -13,7 +13,7 @@ from tutti.objectives.objective import Objective
 from tutti.training.backward import BackwardConfig, OneBackwardConfig
 from tutti.training.checkpointing import RunSettings, Saver, restore
 from tutti.training.config import TrainingConfig
-from tutti.training.data_feed import TrainingData, feed
+from tutti.training.data_feed import BatchStream, Texts, TrainingData, feed
 from tutti.training.diagnostics import Diagnostics, FirstBatch
 from tutti.training.faults import FaultPolicy, NonFiniteGuard, roll_back
 from tutti.training.feedback import GradientCalibration, Reevaluation
@@ -24,7 +24,6 @@ from tutti.training.state import TrainState
 from tutti.training.strategy import EndToEndConfig, Strategy, StrategyConfig
 from tutti.training.update import Observer, Update, read_scalars
 from tutti.training.validation import validate_served
-from tutti.types import Batch
 
 log = logging.getLogger("tutti.training")
 
@@ -49,13 +48,13 @@ class Trainer:
         strategy: StrategyConfig | None = None,
         backward: BackwardConfig | None = None,
         extra: dict[str, str] | None = None,
-        texts: Callable[[Batch], list[str]] | None = None,
+        texts: Texts | None = None,
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
     ) -> None:
         self.config, self.run, self.progress = config, run, progress
         strategy, backward = strategy or EndToEndConfig(), backward or OneBackwardConfig()
         self.machine = config.machine()
-        self.machine.settle(deterministic=config.deterministic)
+        self.machine.set_determinism(deterministic=config.deterministic)
         self.model, self.objective = model.to(self.machine.device), objective.to(self.machine.device)
         computation = Computation.of(
             self.model,
@@ -89,7 +88,7 @@ class Trainer:
         self.observers = self._build_observers(texts)
         self.state.parts |= {"meter": self.meter, "diagnostics": self.diagnostics, "policy": self.policy}
 
-    def _build_observers(self, texts: Callable[[Batch], list[str]] | None) -> tuple[Observer, ...]:
+    def _build_observers(self, texts: Texts | None) -> tuple[Observer, ...]:
         """What watches an update, in the order of the calls: the guard first, so that no other sees a NaN."""
         config, run, state, parallel, machine = self.config, self.run, self.state, self.parallel, self.machine
         self.guard = NonFiniteGuard(run, state, self.policy, parallel, machine)
@@ -172,12 +171,12 @@ class Trainer:
             if number := world.max(max(interrupt.received, self.saver.failed)):
                 interrupt.leave(self.step, self.save(wait=True), number)
 
-    def rehearse(self, stream: Iterator[Batch], step: int) -> None:
+    def rehearse(self, stream: BatchStream, step: int) -> None:
         """One update as it is made at `step` (0-based), which no record keeps: to measure what it costs."""
         self.counters.step = step
         self.update(stream)
 
-    def update(self, stream: Iterator[Batch]) -> None:
+    def update(self, stream: BatchStream) -> None:
         """One step of the run on the next batches: an update, unless a value is not finite and the policy
         leaves it out."""
         self.timer.start()
@@ -189,7 +188,7 @@ class Trainer:
         self.counters.samples += sum(len(b.window) for b in update.batches) * self.parallel.world.ranks.count
         self.counters.seconds += self.timer.stop()
 
-    def _update(self, update: Update, stream: Iterator[Batch]) -> None:
+    def _update(self, update: Update, stream: BatchStream) -> None:
         """theta <- theta - alpha * d / d theta sum_i lambda_i L_i, on batches that count as one."""
         lap, num_batches = self.timer.lap, self.config.accumulation_at(update.step)
         self.optimizer.set_factor(self._factor(update), {**update.point.phase.learning_rates})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import textwrap
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tutti.storage.files import write_atomically
+from tutti.training.data_feed import Texts
 from tutti.training.parallel.ddp import Parallel
 from tutti.training.state import TrainState
 from tutti.training.update import Observer, Update
@@ -37,9 +38,7 @@ class FirstBatch(Observer):
     Raises: UserError if the disk is full.
     """
 
-    def __init__(
-        self, run: Path, state: TrainState, parallel: Parallel, texts: Callable[[Batch], list[str]] | None
-    ) -> None:
+    def __init__(self, run: Path, state: TrainState, parallel: Parallel, texts: Texts | None) -> None:
         self.run, self.state, self.parallel, self.texts = run, state, parallel, texts
         self.enabled = False
 
