@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 Activation = Literal["relu", "gelu"]
+Heads = Annotated[PositiveInt, Field(description="Attention heads; they must divide the width.")]
+MlpRatio = Annotated[float, Field(gt=0, description="Hidden width of each MLP over the width of the tokens.")]
+MlpActivation = Annotated[Activation, Field(description="Activation function of the MLPs.")]
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

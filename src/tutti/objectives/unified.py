@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from tutti.objectives.balancing.fixed import Balancing, FixedBalancingConfig
@@ -41,10 +41,19 @@ class ObjectiveConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, TermConfig | None]  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    align: TermConfig | None = ContrastiveConfig()
-    action: TermConfig = ChunkConfig()
-    recon: TermConfig | None = FuturePatchesConfig()
-    state: TermConfig | None = FutureStatesConfig()
+    align: TermConfig | None = Field(
+        default=ContrastiveConfig(),
+        description="Aligns pictures and text; contrastive unless `kind` says otherwise.",
+    )
+    action: TermConfig = Field(
+        default=ChunkConfig(), description="The error of the predicted action chunk: the loss of the policy."
+    )
+    recon: TermConfig | None = Field(
+        default=FuturePatchesConfig(), description="Predicts what changes in the pictures some steps later."
+    )
+    state: TermConfig | None = Field(
+        default=FutureStatesConfig(), description="Predicts later states from pictures and text."
+    )
 
     @model_validator(mode="before")
     @classmethod

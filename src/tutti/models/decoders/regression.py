@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tutti.models.decoders.chunks import present_actions
 from tutti.models.decoders.gripper import Gripper, GripperConfig
-from tutti.models.layers import Activation, activate
+from tutti.models.layers import Activation, MlpActivation, activate
 from tutti.models.sockets import ActionDecoder
 from tutti.types import Batch, DataSpec, Features
 
@@ -26,7 +26,7 @@ class RegressionConfig(BaseModel):
 
     kind: Literal["regression"] = "regression"
     hidden: PositiveInt = Field(default=256, description="width of the hidden layer")
-    activation: Activation = "relu"
+    activation: MlpActivation = "relu"
     loss: Literal["l1", "smooth_l1"] = Field(default="l1", description="the error of an action")
     beta: float = Field(default=1.0, gt=0, description="smooth_l1 is quadratic below this error")
     gripper: GripperConfig | Literal["off"] = Field(

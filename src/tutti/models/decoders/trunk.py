@@ -16,7 +16,16 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.models.layers import Activation, TransformerBlock, activate, attention_mask, require_divisible
+from tutti.models.layers import (
+    Activation,
+    Heads,
+    MlpActivation,
+    MlpRatio,
+    TransformerBlock,
+    activate,
+    attention_mask,
+    require_divisible,
+)
 from tutti.types import Features
 
 
@@ -27,9 +36,9 @@ class TrunkConfig(BaseModel):
 
     width: PositiveInt = Field(default=96, description="width of the decoder's tokens")
     depth: PositiveInt = Field(default=2, description="blocks")
-    heads: PositiveInt = 4
-    mlp_ratio: float = Field(default=2.0, gt=0)
-    activation: Activation = "relu"
+    heads: Heads = 4
+    mlp_ratio: MlpRatio = 2.0
+    activation: MlpActivation = "relu"
     cross_attention: bool = Field(
         default=False, description="also attend to the fused vision tokens, not only read the readout"
     )

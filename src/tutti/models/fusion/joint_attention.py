@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import sample_whole_batch
-from tutti.models.layers import Activation, Block, attention_mask, require_divisible
+from tutti.models.layers import Block, Heads, MlpActivation, MlpRatio, attention_mask, require_divisible
 from tutti.models.sockets import Fusion
 from tutti.types import DataSpec, Tokens
 
@@ -24,11 +24,11 @@ class JointAttentionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["joint_attention"] = "joint_attention"
-    width: PositiveInt = 128
-    depth: PositiveInt = 4
-    heads: PositiveInt = 4
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    activation: Activation = "relu"
+    width: PositiveInt = Field(default=128, description="Width of the fused tokens.")
+    depth: PositiveInt = Field(default=4, description="Transformer blocks over all tokens together.")
+    heads: Heads = 4
+    mlp_ratio: MlpRatio = 4.0
+    activation: MlpActivation = "relu"
     state_dropout: float = Field(
         default=0.0,
         ge=0.0,

@@ -10,7 +10,15 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.models.layers import Activation, Block, attention_mask, readable, require_divisible
+from tutti.models.layers import (
+    Block,
+    Heads,
+    MlpActivation,
+    MlpRatio,
+    attention_mask,
+    readable,
+    require_divisible,
+)
 from tutti.models.sockets import LanguageEncoder
 from tutti.types import DataSpec, Tokens
 
@@ -21,11 +29,11 @@ class TextTransformerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["transformer"] = "transformer"
-    width: PositiveInt = 128
-    depth: int = Field(default=2, ge=0)
-    heads: PositiveInt = 4
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    activation: Activation = "relu"
+    width: PositiveInt = Field(default=128, description="Width of the text tokens.")
+    depth: int = Field(default=2, ge=0, description="Transformer blocks.")
+    heads: Heads = 4
+    mlp_ratio: MlpRatio = 4.0
+    activation: MlpActivation = "relu"
     num_tokens: int = Field(
         default=2, ge=0, description="learned queries that the text is pooled to; 0 keeps every token"
     )

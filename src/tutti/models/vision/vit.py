@@ -10,7 +10,16 @@ from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.models.layers import Activation, Block, ConvLayer, all_present, require_divisible, space_to_depth
+from tutti.models.layers import (
+    Block,
+    ConvLayer,
+    Heads,
+    MlpActivation,
+    MlpRatio,
+    all_present,
+    require_divisible,
+    space_to_depth,
+)
 from tutti.models.sockets import VisionEncoder
 from tutti.types import DataSpec, Tokens, UserError
 
@@ -23,8 +32,12 @@ class StemConfig(BaseModel):
     unshuffle: PositiveInt = Field(
         default=4, description="pixels of an unshuffle x unshuffle cell become channels"
     )
-    channels: tuple[PositiveInt, ...] = Field(default=(64, 128, 128), min_length=1)
-    strides: tuple[PositiveInt, ...] = Field(default=(1, 2, 2), min_length=1)
+    channels: tuple[PositiveInt, ...] = Field(
+        default=(64, 128, 128), min_length=1, description="Output channels of each convolution."
+    )
+    strides: tuple[PositiveInt, ...] = Field(
+        default=(1, 2, 2), min_length=1, description="Stride of each convolution."
+    )
 
     @property
     def total_stride(self) -> int:
@@ -46,14 +59,14 @@ class VisionTransformerConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["vit"] = "vit"
-    stem: StemConfig = StemConfig()
-    width: PositiveInt = 128
+    stem: StemConfig = Field(default=StemConfig(), description="The convolutions that make the tokens.")
+    width: PositiveInt = Field(default=128, description="Width of the vision tokens.")
     depth: int = Field(
         default=1, ge=0, description="transformer blocks on each view alone; 0 leaves it to the fusion"
     )
-    heads: PositiveInt = 4
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    activation: Activation = "relu"
+    heads: Heads = 4
+    mlp_ratio: MlpRatio = 4.0
+    activation: MlpActivation = "relu"
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

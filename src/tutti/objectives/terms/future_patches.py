@@ -55,7 +55,9 @@ class ChangedPatchesConfig(FuturePatchesConfig):
     """
 
     kind: Literal["changed_patches"] = "changed_patches"  # pyright: ignore[reportIncompatibleVariableOverride]
-    weighting: Literal["changed"] = "changed"  # pyright: ignore[reportIncompatibleVariableOverride]
+    weighting: Literal["changed"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="changed", description="changed: patches that change count more; the only value of this kind"
+    )
     floor: float = Field(
         default=0.01, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
     )

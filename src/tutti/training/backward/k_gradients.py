@@ -33,7 +33,9 @@ class KGradientsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["k_gradients"] = "k_gradients"
-    aggregator: AggregatorConfig = CosineGateAggregatorConfig()
+    aggregator: AggregatorConfig = Field(
+        default=CosineGateAggregatorConfig(), description="How the K gradients become one."
+    )
     scope: Literal["all", "part"] = Field(
         default="all", description="One Gramian for all shared parameters, or one for each part of the model."
     )
