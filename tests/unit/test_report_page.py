@@ -231,6 +231,8 @@ def test_absent_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*JSON_FILES, "records.jsonl", "config.yaml", "first_batch.png", "videos"])
 def test_any_one_input_may_be_missing(copied: Path, name: str) -> None:
+    lines = (copied / "records.jsonl").read_text().splitlines(keepends=True)
+    (copied / "records.jsonl").write_text("".join(lines[::10]))  # a whole training takes seconds to draw
     path = copied / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert Page(write_report(copied).read_text()).mistakes == []
