@@ -73,7 +73,8 @@ class PlainLoop:
         micro_batches = MicroBatches(batches)
         for number, batch in enumerate(batches):
             with micro_batches.use(number):
-                terms = self.objective(self.model(batch.observation), batch, done / training.steps)
+                features = self.model(batch.observation)
+                terms = self.objective(features, batch, self.model, done / training.steps)
             (terms.total / training.accumulation).backward()
             total += terms.total.item() / training.accumulation
         if training.gradients.clip_norm != "off":

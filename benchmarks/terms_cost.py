@@ -71,7 +71,7 @@ def loudness(timer: StepTimer, batches: int) -> Loudness:
     norms = {TERM: 0.0, PRIMARY: 0.0}
     for number in range(batches):
         batch = loader.batch_at(number)
-        terms = trainer.objective(trainer.model(batch.observation), batch)
+        terms = trainer.objective(trainer.model(batch.observation), batch, trainer.model)
         for name, found in term_gradients(terms.values, parameters).items():
             norms[name] += float(terms.lambdas[name] * norm(found))
     heads = sum(parameter.numel() for parameter in trainer.objective.parameters())

@@ -145,7 +145,7 @@ def count_flops(trainer: Trainer, batches: Sequence[Batch]) -> StepFlops:
     with sdpa_kernel(SDPBackend.MATH):
         for batch in batches:
             with FlopCounterMode(display=False) as counter:
-                terms = trainer.objective(trainer.model(batch.observation), batch, 0.0)
+                terms = trainer.objective(trainer.model(batch.observation), batch, trainer.model, 0.0)
             forward += counter.get_total_flops()
             with FlopCounterMode(display=False) as counter:
                 terms.total.backward()

@@ -20,7 +20,7 @@ class StateChange(Term):
     def needs(cls, *, offset: int = 4) -> DataNeeds:
         return DataNeeds(futures=(offset,))
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         change = self.future(batch, self.offset).observation.state - batch.observation.state
         return TermValue(value=self.mean((self.head(features.readout) - change).square(), batch))
 

@@ -64,7 +64,7 @@ class Steep(Term):
     def __init__(self, model: Model, **term: Any) -> None:
         super().__init__(**term)
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Any) -> TermValue:
         flat = features.readout[batch.window == BAD_WINDOW].sum() * 0
         value = flat.sqrt() if bool((batch.window == BAD_WINDOW).any()) else flat
         return TermValue(value=value, metrics={})

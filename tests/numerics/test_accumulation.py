@@ -135,7 +135,7 @@ def evaluated(
     gradient = [torch.zeros_like(p) for p in parameters]
     for number, batch in enumerate(batches):
         with (update if known else MicroBatches([batch])).use(number):
-            terms = loss(model(batch.observation), batch)
+            terms = loss(model(batch.observation), batch, model)
         for name, value in {**terms.values, **terms.metrics}.items():
             means[name] = means.get(name, 0.0) + value.item() / len(batches)
         found = torch.autograd.grad(
@@ -200,7 +200,7 @@ def test_a_second_look_at_the_micro_batches_is_that_of_the_large_batch() -> None
     def means(batches: list[Batch]) -> dict[str, float]:
         def evaluate(batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
             features = model(batch.observation)
-            return features, loss(features, batch, progress, only)
+            return features, loss(features, batch, model, progress, only)
 
         point = Strategy(EndToEndConfig().phases(), steps=1).at(0)
         update = Update(step=0, point=point, counting=loss.names, batches=batches)
@@ -293,7 +293,7 @@ class Unknown(Term):
         super().__init__(**term)
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Any) -> TermValue:
         error = (self.scale * features.readout.mean(dim=1)).square()
         return TermValue(value=masked_mean(error, batch.action_mask[:, 0, 0]), metrics={})
 
@@ -322,7 +322,7 @@ def test_terms_are_those_of_one_batch_outside_of_an_update() -> None:
     update = MicroBatches(cut(uneven(1), PARTS))
 
     def action() -> LossTerms:
-        return loss(model(batch.observation), batch)
+        return loss(model(batch.observation), batch, model)
 
     with update.use(3):
         within = float(action().values["action"].detach())

@@ -149,7 +149,8 @@ def check_gradient(trainer: Trainer, step: int, parts: Mapping[str, set[str]] | 
     moment = trainer.strategy.enter(step, trainer.parameters)
     counting = moment.phase.counting(trainer.objective.names)
     batch = as_double(make_batch(3, WINDOWS))
-    terms = trainer.objective(trainer.model(batch.observation), batch, moment.progress, counting)
+    model = trainer.model
+    terms = trainer.objective(model(batch.observation), batch, model, moment.progress, counting)
     assert set(terms.values) == set(counting) and terms.total.dtype == torch.float64
     assert not any(weight.requires_grad for weight in terms.lambdas.values())
     total = sum(terms.lambdas[name].item() * value.item() for name, value in terms.values.items())

@@ -78,7 +78,7 @@ def batch(b: int = 6) -> Batch:
 
 def evaluate(model: VLA, loss: UnifiedLoss, progress: float = 0.0) -> LossTerms:
     given = batch()
-    return loss(model(given.observation), given, progress)
+    return loss(model(given.observation), given, model, progress)
 
 
 def parts(model: VLA, loss: UnifiedLoss) -> dict[str, nn.Module]:
@@ -194,7 +194,7 @@ def test_a_term_that_has_ended_costs_nothing_and_is_absent() -> None:
     assert late.total.item() == expected.item()
     assert config(recon=recon).needs().futures == (4,)
     bare = replace(batch(), futures={})
-    loss(model(bare.observation), bare, 0.5)
+    loss(model(bare.observation), bare, model, 0.5)
 
 
 def test_a_weight_of_zero_is_the_same_as_no_term() -> None:
@@ -223,10 +223,11 @@ def test_first_l1_is_the_error_of_the_first_action_alone() -> None:
     features = model(given.observation)
     error = (model.action.predict(features)[:, 0] - given.actions[:, 0]).abs()
     expected = error[mask[:, 0]].mean()
-    assert "action/first_l1" not in loss(features, given).metrics, (
+    assert "action/first_l1" not in loss(features, given, model).metrics, (
         "in training a generative decoder would sample"
     )
-    torch.testing.assert_close(loss.eval()(features, given).metrics["action/first_l1"], expected.detach())
+    metrics = loss.eval()(features, given, model).metrics
+    torch.testing.assert_close(metrics["action/first_l1"], expected.detach())
 
 
 def test_float32_follows_float64() -> None:
@@ -241,6 +242,6 @@ def test_float32_follows_float64() -> None:
         actions=given.actions.float(),
         observation=replace(given.observation, state=given.observation.state.float()),
     )
-    terms = loss(model(rough.observation), rough)
+    terms = loss(model(rough.observation), rough, model)
     for name, value in terms.values.items():
         assert value.item() == pytest.approx(exact.values[name].item(), rel=1e-4)

@@ -124,7 +124,7 @@ def test_equal_weights_are_the_plain_sum_on_the_small_model(aggregator: str, sco
     found: list[dict[str, Tensor]] = []
     for backward in (OneBackward(), build(aggregator, named, loss.names, scope=scope)):
         for batch in batches:
-            backward.add(loss(model(batch.observation), batch), 2)
+            backward.add(loss(model(batch.observation), batch, model), 2)
         backward.finish()
         found.append(gradients_of(named))
         for parameter in named.values():

@@ -58,7 +58,7 @@ def test_a_mask_that_forbids_nothing_is_the_plain_sum_to_the_last_bit() -> None:
         build(named, loss.names, kind="masked", moves=dict.fromkeys(loss.names, everything)),
     ):
         for batch in batches:
-            backward.add(loss(model(batch.observation), batch), len(batches))
+            backward.add(loss(model(batch.observation), batch, model), len(batches))
         backward.finish()
         found.append({name: p.grad for name, p in named.items()})
         for parameter in named.values():
@@ -71,7 +71,7 @@ def test_a_mask_that_forbids_nothing_is_the_plain_sum_to_the_last_bit() -> None:
 def test_knowledge_insulation_keeps_action_from_the_encoders_alone() -> None:
     model, loss, named = small_model()
     batch = small_batch()
-    values = loss(model(batch.observation), batch)
+    values = loss(model(batch.observation), batch, model)
     names = list(named)
     without = sum(values.lambdas[n] * v for n, v in values.values.items() if n != "action")
     whole = torch.autograd.grad(values.total, list(named.values()), retain_graph=True)
@@ -108,7 +108,7 @@ def test_terms_with_one_mask_share_a_pass_and_it_ends_where_they_may_not_move(
     features = model(batch.observation)
     crossed: list[int] = []
     features.vision.values.register_hook(lambda gradient: crossed.append(1))
-    build(named, loss.names, **settings).add(loss(features, batch), 1)
+    build(named, loss.names, **settings).add(loss(features, batch, model), 1)
     assert len(crossed) == passes
 
 

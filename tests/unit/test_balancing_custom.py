@@ -75,8 +75,8 @@ def learn(balancing: Balancing, step: int = 100) -> None:
     if balancing.wants_gradients(step):
         for _ in range(100):
             balancing.observe_gradients({"action": 1.0, "recon": 0.5, "align": 3.0})
-    if balancing.looks_again:
-        balancing.look_again(before, after)
+    if balancing.needs_losses_after_step:
+        balancing.reevaluate(before, after)
     balancing.after_step(before)
 
 

@@ -73,10 +73,10 @@ class Twice(FixedBalancing):
         self.told: list[tuple[dict[str, float], dict[str, float]]] = []
 
     @property
-    def looks_again(self) -> bool:
+    def needs_losses_after_step(self) -> bool:
         return True
 
-    def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    def reevaluate(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
         self.told.append((dict(before), dict(after)))
 
 

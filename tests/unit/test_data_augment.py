@@ -109,5 +109,5 @@ def test_nothing_changes_in_a_still_scene(tmp_path: Path) -> None:
     model = ModelConfig.model_validate(MODEL).build(spec)
     terms = {"recon": {"kind": "future_patches", "weight": 1.0, "offset": 4}, "align": None, "state": None}
     objective = ObjectiveConfig.model_validate(terms).build(model)
-    found = objective(model(batch.observation), batch).metrics
+    found = objective(model(batch.observation), batch, model).metrics
     assert float(found["recon/changed_share"]) == 0

@@ -69,7 +69,7 @@ def test_every_kind_of_the_union_is_tested_here() -> None:
 def test_one_batch_is_learned(name: str, bounds: tuple[int, float]) -> None:
     kind, options = KINDS[name]
     model, given = narrow_model(kind, **options), batch(8)
-    term = ChunkTerm(model.action)
+    term = ChunkTerm(name="action")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), fused=True)
 
     def mean_loss() -> float:
@@ -84,7 +84,7 @@ def test_one_batch_is_learned(name: str, bounds: tuple[int, float]) -> None:
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
         optimizer.zero_grad()
-        term(model(given.observation), given).value.backward()
+        term(model(given.observation), given, model).value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert mean_loss() < 0.05 * first

@@ -22,6 +22,7 @@ from fixtures.small_decoders import (
     holes,
     narrow_model,
 )
+from fixtures.term_batches import only_decoder
 from tutti.config.run_config import load_config
 from tutti.models.describe import describe
 from tutti.models.sockets import ActionDecoder
@@ -46,12 +47,12 @@ def laplace(**options: object) -> ActionDecoder:
 def test_the_example_is_short_and_learns_one_batch_as_part_of_a_model() -> None:
     assert len((EXAMPLES / "own_decoder.py").read_text().rstrip().splitlines()) <= 30
     model, given = narrow_model(LAPLACE, options={"hidden": 64}), batch(8)
-    term = ChunkTerm(model.action)
+    term = ChunkTerm(name="action")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    first = term(model(given.observation), given).value.item()
+    first = term(model(given.observation), given, model).value.item()
     for _ in range(120):
         optimizer.zero_grad()
-        value = term(model(given.observation), given).value
+        value = term(model(given.observation), given, model).value
         value.backward()
         optimizer.step()
     assert value.item() < 0.1 * first
@@ -66,7 +67,7 @@ def test_its_error_is_the_likelihood_and_its_gradient_heeds_the_mask() -> None:
     log_likelihood = torch.distributions.Laplace(out[:, 0], spread).log_prob(given.actions)
     error = decoder(seen, given)
     torch.testing.assert_close(error, -log_likelihood - math.log(2 * 0.1))
-    value = ChunkTerm(decoder)(seen, given).value
+    value = ChunkTerm(name="action")(seen, given, only_decoder(decoder)).value
     formula = (error * given.action_mask).sum() / given.action_mask.sum()
     for mine, theirs in zip(gradients(decoder, value), gradients(decoder, formula), strict=True):
         torch.testing.assert_close(mine, theirs)

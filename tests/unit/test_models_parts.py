@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fixtures.small_model import SPEC, batch_of, observation
+from fixtures.term_batches import only_decoder
 from tutti.models.config import ModelConfig
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
@@ -157,10 +158,10 @@ def test_the_chunks_loss_is_the_masked_l1() -> None:
     mask[0, 2:] = False
     mask[1, :, 1] = False
     expected = ((decoder.predict(features) - actions).abs() * mask).sum() / mask.sum()
-    term = ChunkTerm(decoder)
-    torch.testing.assert_close(term(features, batch_of(actions, mask)).value, expected)
+    term, model = ChunkTerm(name="action"), only_decoder(decoder)
+    torch.testing.assert_close(term(features, batch_of(actions, mask), model).value, expected)
     lost = torch.where(mask, actions, torch.tensor(float("nan")))
-    torch.testing.assert_close(term(features, batch_of(lost, mask)).value, expected)
+    torch.testing.assert_close(term(features, batch_of(lost, mask), model).value, expected)
 
 
 def test_a_size_that_does_not_fit_the_stem_names_key_and_cure() -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fixtures.term_batches import NO_MODEL
 from tutti.objectives.term import TermValue
 from tutti.objectives.terms.contrastive import ContrastiveConfig, ContrastiveTerm, contrast
 from tutti.types import Batch, Features, Observation, Tokens
@@ -62,7 +63,7 @@ def term_of(width: int = 6, temperature: float = 0.07, identity: bool = False) -
 def run(
     term: ContrastiveTerm, vision: Tensor, language: Tensor, ids: Tensor, mask: Tensor | None = None
 ) -> TermValue:
-    return term(features_of(vision, language, mask), batch_of(ids))
+    return term(features_of(vision, language, mask), batch_of(ids), NO_MODEL)
 
 
 def random_pair(b: int, width: int = 6) -> tuple[Tensor, Tensor]:
@@ -185,7 +186,7 @@ def test_gradients_of_the_heads_are_right() -> None:
     names, weights = zip(*term.named_parameters(), strict=True)
 
     def value(*given: Tensor) -> Tensor:
-        arguments = (features_of(vision, language), batch_of(torch.tensor([0, 1, 0, 2, 1])))
+        arguments = (features_of(vision, language), batch_of(torch.tensor([0, 1, 0, 2, 1])), NO_MODEL)
         return torch.func.functional_call(term, dict(zip(names, given, strict=True)), arguments).value
 
     copies = tuple(w.detach().clone().requires_grad_() for w in weights)

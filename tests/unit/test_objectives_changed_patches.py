@@ -25,7 +25,7 @@ def test_it_is_future_patches_weighted_by_change_to_the_last_bit() -> None:
     ):
         model = make_model()
         loss = make_loss(model, recon=recon)
-        terms = loss(model(batch.observation), batch)
+        terms = loss(model(batch.observation), batch, model)
         terms.total.backward()
         gradients = {n: p.grad for m in (model, loss) for n, p in m.named_parameters() if p.grad is not None}
         needs = ObjectiveConfig.model_validate({"state": None, "recon": recon}).needs()
@@ -53,7 +53,7 @@ def test_its_own_floor_leaves_little_to_what_stands_still(kind: str, floor: floa
     with torch.no_grad():
         term.out.weight.zero_()
         term.out.bias.zero_()
-    result = term(model(batch.observation), batch)
+    result = term(model(batch.observation), batch, model)
     assert result.metrics["recon/changed_share"].item() == pytest.approx(0.25)
     assert result.value.item() == pytest.approx((1 + floor) * 0.25 / (floor + 0.25), rel=1e-5)
 

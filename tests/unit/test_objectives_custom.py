@@ -54,7 +54,7 @@ def test_the_example_is_short_and_trains_like_a_built_in_term(model: VLA) -> Non
     loss = config.build(model)
     assert config.needs().futures == (3,)
     given = batch()
-    terms = loss(model(given.observation), given)
+    terms = loss(model(given.observation), given, model)
     torch.testing.assert_close(terms.total, terms.values["action"] + 0.5 * terms.values["state_change"])
     terms.values["state_change"].backward()
     head = dict(loss.named_parameters())["terms.state_change.head.weight"]
@@ -71,14 +71,14 @@ def test_the_example_masks_what_lies_past_the_episode(model: VLA) -> None:
     changed = replace(future, observation=replace(future.observation, state=state))
     other = replace(given, futures={4: changed})
     features = model(given.observation)
-    assert loss(features, given).total == loss(features, other).total
+    assert loss(features, given, model).total == loss(features, other, model).total
 
 
 def test_stop_gradient_works_for_custom_terms(model: VLA) -> None:
     mine = {"kind": "own_term:StateChange", "stop_gradient": ["fused"]}
     loss = ObjectiveConfig.model_validate({"state": None, "mine": mine}).build(model)
     given = batch()
-    loss(model(given.observation), given).values["mine"].backward()
+    loss(model(given.observation), given, model).values["mine"].backward()
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -70,10 +70,11 @@ def steps(model: VLA, loss: UnifiedLoss, optimizer: Any, batches: list[Batch]) -
     """Updates as the trainer makes them; gives the totals."""
     totals: list[Tensor] = []
     for batch in batches:
-        terms = loss(model(batch.observation), batch)
+        terms = loss(model(batch.observation), batch, model)
         terms.total.backward()
         optimizer.step()
         optimizer.zero_grad()
+        loss.update_targets(model)
         loss.after_step({name: value.item() for name, value in terms.values.items()})
         totals.append(terms.total.detach())
     return totals
@@ -107,7 +108,7 @@ def test_the_gradient_of_the_total_is_the_weighted_sum(kind: str) -> None:
     model, loss = build(kind)
     model, loss = model.double(), loss.double()
     batch = as_double(make_batch())
-    terms = loss(model(batch.observation), batch)
+    terms = loss(model(batch.observation), batch, model)
     assert list(terms.values) == ["action", "extra"] and terms.total.dtype == torch.float64
     parameters = [p for module in (model, loss) for p in module.parameters() if p.requires_grad]
 
@@ -157,7 +158,7 @@ def test_it_is_evaluated_with_averaged_weights_and_leaves_no_trace(kind: str) ->
     before = copy.deepcopy(state(model, loss))
     batch = make_batch(5)
     with averages[0].applied(), averages[1].applied(), torch.no_grad():
-        terms = loss.eval()(model.eval()(batch.observation), batch)
+        terms = loss.eval()(model.eval()(batch.observation), batch, model)
         assert terms.total.isfinite()
     assert all(torch.equal(value, before[key]) for key, value in state(model, loss).items())
 
@@ -170,7 +171,7 @@ def test_its_metrics_are_scalars_with_a_line_of_their_own(kind: str) -> None:
     loss = make_loss(model, **{name: {"kind": kind, **KINDS[kind]}})
     batch = make_batch()
     features = model(batch.observation)
-    found = {**loss(features, batch).metrics, **loss.eval()(features, batch).metrics}
+    found = {**loss(features, batch, model).metrics, **loss.eval()(features, batch, model).metrics}
     assert all(value.ndim == 0 and not value.requires_grad for value in found.values())
     bare = [metric for metric in found if describe_metric(f"metric/{metric}") == METRICS["metric/*"]]
     assert bare == [], f"training/metrics.py and docs/metrics.md need a line metric/*/... for {bare}"

@@ -65,7 +65,7 @@ def test_value_is_one_minus_the_cosine_over_the_tokens_that_count() -> None:
     kept = [losses[i, n] for i in range(6) for n in range(2 * CELLS) if i != 4 and (i != 5 or n < CELLS)]
     assert len(kept) == 4 * 8 + 4
     expected = torch.stack(kept).mean()
-    assert term(features, batch).value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert term(features, batch, model).value.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_a_predictor_that_knows_the_future_attains_zero_and_its_opposite_two() -> None:
@@ -75,7 +75,7 @@ def test_a_predictor_that_knows_the_future_attains_zero_and_its_opposite_two() -
     term.predictor = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     for factor, expected in ((3.0, 0.0), (-0.5, 2.0)):
         told = replace(features, fused_vision=replace(features.fused_vision, values=factor * target))
-        assert term(told, batch).value.item() == pytest.approx(expected, abs=1e-12)
+        assert term(told, batch, model).value.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_target_follows_exactly() -> None:
@@ -83,7 +83,7 @@ def test_the_target_follows_exactly() -> None:
     expected = {name: value.numpy().copy() for name, value in model.vision.state_dict().items()}
     for step in range(5):
         disturb(model, step)
-        term.after_step()
+        term.update_targets(model)
         for name, value in model.vision.state_dict().items():
             expected[name] = RHO * expected[name] + (1 - RHO) * value.numpy()
     for name, value in term.target.state_dict().items():
@@ -96,7 +96,7 @@ def test_a_decay_of_one_freezes_the_target_and_of_zero_copies(decay: float, move
     term = FutureLatentConfig(decay=decay).build(model, "latent")
     start = copy.deepcopy(model.vision.state_dict())
     disturb(model)
-    term.after_step()
+    term.update_targets(model)
     wanted = model.vision.state_dict() if moves else start
     assert all(torch.equal(value, wanted[name]) for name, value in term.target.state_dict().items())
 
@@ -108,7 +108,7 @@ def test_buffers_are_copied() -> None:
     term = FutureLatentConfig().build(model, "latent")
     model.vision.get_buffer("count").fill_(7)
     model.vision.get_buffer("mean").fill_(0.5)
-    term.after_step()
+    term.update_targets(model)
     assert term.target.get_buffer("count").item() == 7
     assert term.target.get_buffer("mean").tolist() == [0.5, 0.5]
 
@@ -117,7 +117,7 @@ def test_the_target_is_in_the_checkpoint_and_goes_on_from_there() -> None:
     model, term = build()
     for step in range(3):
         disturb(model, step)
-        term.after_step()
+        term.update_targets(model)
     other, resumed = build()
     other.load_state_dict(model.state_dict())
     resumed.load_state_dict(term.state_dict())
@@ -125,11 +125,11 @@ def test_the_target_is_in_the_checkpoint_and_goes_on_from_there() -> None:
     for step in range(3, 5):
         for one, follower in ((model, term), (other, resumed)):
             disturb(one, step)
-            follower.after_step()
+            follower.update_targets(one)
     for name, value in term.target.state_dict().items():
         assert torch.equal(value, resumed.target.state_dict()[name])
     features, batch = scene(model)
-    assert resumed(features, batch).value.item() == term(features, batch).value.item()
+    assert resumed(features, batch, model).value.item() == term(features, batch, model).value.item()
 
 
 def test_no_gradient_and_no_optimizer_reaches_the_target() -> None:
@@ -138,7 +138,7 @@ def test_no_gradient_and_no_optimizer_reaches_the_target() -> None:
     term = loss.terms["latent"]
     assert isinstance(term, FutureLatentTerm)
     batch = make_batch()
-    loss(model(batch.observation), batch).total.backward()
+    loss(model(batch.observation), batch, model).total.backward()
     frozen = list(term.target.parameters())
     assert frozen and all(p.grad is None and not p.requires_grad for p in frozen)
     for config in (AdamWConfig(), MuonConfig()):
@@ -163,12 +163,12 @@ def test_it_moves_all_but_the_action_decoder() -> None:
     assert reached(model, stopped, batch) == {"head"}
 
 
-def test_it_follows_the_model_it_was_copied_with() -> None:
+def test_a_copy_follows_the_model_that_it_is_given() -> None:
     model, term = build()
     other, copied = copy.deepcopy((model, term))
     disturb(other)
-    copied.after_step()
-    term.after_step()
+    copied.update_targets(other)
+    term.update_targets(model)
     start = make_model().double().vision.state_dict()
     assert any(not torch.equal(v, start[n]) for n, v in copied.target.state_dict().items())
     assert all(torch.allclose(v, start[n], atol=1e-15) for n, v in term.target.state_dict().items())
@@ -179,14 +179,14 @@ def test_averaging_the_objective_averages_the_target_and_gives_it_back() -> None
     model, term = build()
     average = Ema(term, 0.5)
     disturb(model)
-    term.after_step()
+    term.update_targets(model)
     own = copy.deepcopy(term.state_dict())
     average.update()
     features, batch = scene(model)
-    before = term(features, batch).value.item()
+    before = term(features, batch, model).value.item()
     with average.applied():
-        assert term(features, batch).value.item() != before
-    assert term(features, batch).value.item() == before
+        assert term(features, batch, model).value.item() != before
+    assert term(features, batch, model).value.item() == before
     assert all(torch.equal(value, own[name]) for name, value in term.state_dict().items())
 
 
@@ -204,7 +204,7 @@ def test_the_target_stays_in_evaluation_mode() -> None:
 def test_what_is_masked_does_not_count_even_if_it_is_nan() -> None:
     model, term = build()
     features, batch = scene(model)
-    clean = term(features, batch)
+    clean = term(features, batch, model)
     images = batch.futures[K].observation.images.double() / 127.5 - 1
     images[5, 1] = images[4] = float("nan")  # an absent view; past the end
     fused = features.fused_vision.values.detach().clone()
@@ -214,6 +214,7 @@ def test_what_is_masked_does_not_count_even_if_it_is_nan() -> None:
     dirty = term(
         replace(features, fused_vision=Tokens(values=fused, mask=features.fused_vision.mask)),
         with_future(batch, observation=observation),
+        model,
     )
     assert dirty.value.item() == pytest.approx(clean.value.item(), rel=1e-12)
     torch.testing.assert_close(dirty.metrics, clean.metrics, rtol=1e-9, atol=0)
@@ -233,8 +234,9 @@ def test_a_view_that_is_absent_now_or_then_does_not_count() -> None:
     mask = features.fused_vision.mask.clone()
     mask[0, CELLS:] = False
     now = replace(features, fused_vision=replace(features.fused_vision, mask=mask))
-    assert term(features, then).value.item() == pytest.approx(term(now, batch).value.item(), rel=1e-12)
-    assert term(features, then).value != term(features, batch).value
+    expected = term(now, batch, model).value.item()
+    assert term(features, then, model).value.item() == pytest.approx(expected, rel=1e-12)
+    assert term(features, then, model).value != term(features, batch, model).value
 
 
 def test_nothing_left_gives_zero_with_zero_gradient() -> None:
@@ -242,7 +244,7 @@ def test_nothing_left_gives_zero_with_zero_gradient() -> None:
     features, batch = scene(model)
     nothing = with_future(batch, mask=torch.zeros(6, dtype=torch.bool))
     for mode in (True, False):
-        result = term.train(mode)(features, nothing)
+        result = term.train(mode)(features, nothing, model)
         assert result.value == 0 and all(metric == 0 for metric in result.metrics.values())
     result.value.backward()
     assert all(p.grad is None or not p.grad.any() for p in [*model.parameters(), *term.parameters()])
@@ -258,17 +260,17 @@ def test_the_copy_baseline_is_the_loss_of_a_scene_that_stands_still() -> None:
     )
     losses = 1 - (now * then).sum(-1)
     kept = torch.tensor([[i != 4 and (i != 5 or n < CELLS) for n in range(8)] for i in range(6)])
-    found = term(features, batch).metrics["latent/copy_baseline"].item()
+    found = term(features, batch, model).metrics["latent/copy_baseline"].item()
     assert found == pytest.approx(losses[kept].mean().item(), rel=1e-12)
     still = replace(batch, futures={K: Future(observation=batch.observation, mask=batch.futures[K].mask)})
-    assert term(features, still).metrics["latent/copy_baseline"].item() == pytest.approx(0, abs=1e-12)
-    assert "latent/copy_baseline" not in term.train()(features, batch).metrics
+    assert term(features, still, model).metrics["latent/copy_baseline"].item() == pytest.approx(0, abs=1e-12)
+    assert "latent/copy_baseline" not in term.train()(features, batch, model).metrics
 
 
 def test_spread_and_rank_of_the_targets() -> None:
     model, term = build()
     features, batch = scene(model)
-    metrics = term.eval()(features, batch).metrics
+    metrics = term.eval()(features, batch, model).metrics
     target = unit_latents(term.target, batch.futures[K].observation.images).numpy()
     kept = np.array([[i != 4 and (i != 5 or n < CELLS) for n in range(8)] for i in range(6)])
     rows = [target[i, n] - target[kept[:, n], n].mean(0) for i in range(6) for n in range(8) if kept[i, n]]
@@ -285,7 +287,7 @@ def test_an_encoder_that_sees_nothing_shows_as_collapsed() -> None:
     with torch.no_grad():
         term.target.get_parameter("embed.weight").zero_()  # only its position embedding is left
     features, batch = scene(model)
-    metrics = term.eval()(features, batch).metrics
+    metrics = term.eval()(features, batch, model).metrics
     assert metrics["latent/target_std"] < 1e-7 and metrics["latent/copy_baseline"] < 1e-12
 
 
@@ -298,7 +300,9 @@ def test_gradients_are_right() -> None:
     def value(fused: Tensor, *given: Tensor) -> Tensor:
         tokens = replace(features.fused_vision, values=fused)
         own = dict(zip(names, given, strict=True))
-        return torch.func.functional_call(term, own, (replace(features, fused_vision=tokens), batch)).value
+        return torch.func.functional_call(
+            term, own, (replace(features, fused_vision=tokens), batch, model)
+        ).value
 
     inputs = [features.fused_vision.values, *(parameters[name] for name in names)]
     given = tuple(x.detach().clone().requires_grad_() for x in inputs)
@@ -312,4 +316,4 @@ def test_it_asks_for_its_future_and_refuses_one_beyond_the_chunk() -> None:
         FutureLatentConfig(offset=6).build(model, "latent")
     features, batch = scene(model)
     with pytest.raises(UserError, match="needs the observation 4 actions later"):
-        term(features, replace(batch, futures={}))
+        term(features, replace(batch, futures={}), model)

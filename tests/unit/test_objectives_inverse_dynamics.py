@@ -48,7 +48,7 @@ def test_the_value_worked_out_by_hand() -> None:
     mask = torch.ones(6, 5, 3, dtype=torch.bool)
     mask[:, 1, 2] = False
     given = replace(batch, actions=actions, action_mask=mask)
-    result = term(model(batch.observation), given)
+    result = term(model(batch.observation), given, model)
     errors = [0.5, 1.0, 2.0, 0.5, 2.0]
     assert result.value.item() == pytest.approx(sum(errors) / 5, rel=1e-12)
     baseline = [1.0, 1.0, 1.0, 0.0, 2.0]
@@ -58,7 +58,7 @@ def test_the_value_worked_out_by_hand() -> None:
 def test_each_of_k_actions_has_a_prediction_of_its_own() -> None:
     model, term, batch = real(offset=4)
     features = model(batch.observation)
-    predicted = term.predict(features.vision, term.look(batch.futures[4]))
+    predicted = term.predict(features.vision, term.encode_later(batch.futures[4], model))
     assert predicted.shape == (6, 4, SPEC.action_dim)
     assert not torch.allclose(predicted[:, 0], predicted[:, 1])
     assert term.config.needs("inverse") == DataNeeds(futures=(4,))
@@ -66,7 +66,7 @@ def test_each_of_k_actions_has_a_prediction_of_its_own() -> None:
 
 def test_order_of_time_matters() -> None:
     model, term, batch = real()
-    now, later = model(batch.observation).vision, term.look(batch.futures[2])
+    now, later = model(batch.observation).vision, term.encode_later(batch.futures[2], model)
     assert not torch.allclose(term.predict(now, later), term.predict(later, now))
 
 
@@ -80,9 +80,10 @@ def test_what_lies_past_the_end_does_not_count_even_if_it_is_nan() -> None:
     images = model.prepare(batch.futures[2].observation.images).clone()
     images[~ended] = float("nan")
     dirty = with_future(replace(batch, actions=actions), mask=ended, images=images)
-    result = term(features, dirty)
-    torch.testing.assert_close(result.value, term(features, clean).value, rtol=1e-12, atol=0)
-    assert result.metrics["inverse/zero_baseline"] == term(features, clean).metrics["inverse/zero_baseline"]
+    result = term(features, dirty, model)
+    torch.testing.assert_close(result.value, term(features, clean, model).value, rtol=1e-12, atol=0)
+    baseline = term(features, clean, model).metrics["inverse/zero_baseline"]
+    assert result.metrics["inverse/zero_baseline"] == baseline
     result.value.backward()
     gradients = [p.grad for module in (model, term) for p in module.parameters() if p.grad is not None]
     assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
@@ -95,23 +96,23 @@ def test_an_absent_view_says_nothing_and_a_window_without_any_does_not_count() -
     present[0] = torch.tensor([False, True])
     images = batch.futures[2].observation.images.clone()
     images[0, 0] = 255 - images[0, 0]
-    first = term(features, with_future(batch, image_mask=present))
-    assert term(features, with_future(batch, image_mask=present, images=images)).value == first.value
+    first = term(features, with_future(batch, image_mask=present), model)
+    assert term(features, with_future(batch, image_mask=present, images=images), model).value == first.value
 
     present[0] = False  # no view later: the window's actions do not matter any more
     actions = batch.actions.clone()
     actions[0] += 5
     blind = with_future(batch, image_mask=present)
-    assert term(features, replace(blind, actions=actions)).value == term(features, blind).value
+    assert term(features, replace(blind, actions=actions), model).value == term(features, blind, model).value
     gone = torch.zeros_like(features.vision.mask[:1]).expand(1, -1)
     mask = torch.cat([gone, features.vision.mask[1:]])
     unseen = replace(features, vision=replace(features.vision, mask=mask))  # no view now
-    assert term(unseen, replace(batch, actions=actions)).value == term(unseen, batch).value
+    assert term(unseen, replace(batch, actions=actions), model).value == term(unseen, batch, model).value
 
 
 def test_a_token_absent_in_either_look_never_enters_the_head() -> None:
     model, term, batch = real()
-    now, later = model(batch.observation).vision, term.look(batch.futures[2])
+    now, later = model(batch.observation).vision, term.encode_later(batch.futures[2], model)
     now_mask, later_mask = now.mask.clone(), later.mask.clone()
     now_mask[1, :4] = False
     later_mask[2, 4:] = False
@@ -132,12 +133,12 @@ def test_masked_actions_do_not_count() -> None:
     actions = batch.actions.clone()
     actions[2, 1] = float("nan")
     given = replace(batch, action_mask=mask)
-    assert term(features, replace(given, actions=actions)).value == term(features, given).value
+    assert term(features, replace(given, actions=actions), model).value == term(features, given, model).value
 
 
 def test_nothing_left_gives_zero_with_zero_gradient() -> None:
     model, term, batch = real()
-    result = term(model(batch.observation), with_future(batch, mask=torch.zeros(6, dtype=torch.bool)))
+    result = term(model(batch.observation), with_future(batch, mask=torch.zeros(6, dtype=torch.bool)), model)
     result.value.backward()
     assert result.value == 0
     assert all(p.grad is None or not p.grad.any() for m in (model, term) for p in m.parameters())
@@ -146,7 +147,7 @@ def test_nothing_left_gives_zero_with_zero_gradient() -> None:
 def gradient(**config: Any) -> tuple[float, dict[str, Tensor]]:
     """The value, and the gradient of every parameter of the model that gets one."""
     model, term, batch = real(**config)
-    value = term(model(batch.observation), batch).value
+    value = term(model(batch.observation), batch, model).value
     value.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     return value.item(), found
@@ -159,7 +160,7 @@ def test_vision_learns_from_both_looks_and_nothing_else_does() -> None:
     model, term, batch = real()
     vision = model(batch.observation).vision
     still = replace(vision, values=vision.values.detach())
-    later_only = term.compute(replace(model(batch.observation), vision=still), batch).value
+    later_only = term.compute(replace(model(batch.observation), vision=still), batch, model).value
     later_only.backward()
     assert value == now_value == later_only.item()
     for name, parameter in model.named_parameters():
@@ -204,7 +205,9 @@ def test_gradients_are_right() -> None:
     def value(first: Tensor, second: Tensor, *given: Tensor) -> Tensor:
         later.values = second
         seen = replace(features, vision=replace(now, values=first))
-        return torch.func.functional_call(term, dict(zip(names, given, strict=True)), (seen, batch)).value
+        return torch.func.functional_call(
+            term, dict(zip(names, given, strict=True)), (seen, batch, model)
+        ).value
 
     inputs = [now.values, later.values, *(dict(term.named_parameters())[name] for name in names)]
     copies = tuple(x.detach().clone().requires_grad_() for x in inputs)
@@ -251,7 +254,7 @@ def test_it_sees_what_the_robot_did() -> None:
     )
     optimizer = torch.optim.Adam([*model.vision.parameters(), *term.parameters()], lr=3e-3)
     for _ in range(60):
-        result = term(model(batch.observation), batch)
+        result = term(model(batch.observation), batch, model)
         optimizer.zero_grad()
         result.value.backward()
         optimizer.step()
@@ -263,7 +266,7 @@ def test_sizes_that_clash_name_the_key_and_the_cure() -> None:
     with pytest.raises(UserError, match=r"inverse\.offset is 6, but must lie in 1\.\.5.*raise data\.horizon"):
         InverseDynamicsConfig(offset=6).build(model, "inverse")
     with pytest.raises(UserError, match="needs the observation 2 actions later"):
-        term(model(batch.observation), replace(batch, futures={}))
+        term(model(batch.observation), replace(batch, futures={}), model)
 
 
 def test_the_encoder_stays_the_models() -> None:

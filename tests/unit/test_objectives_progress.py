@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fixtures.term_batches import make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
 from tutti.objectives.terms.progress import ProgressConfig, ProgressTerm
 from tutti.types import Batch, Features, UserError
 
@@ -42,7 +42,7 @@ def entropy(y: float) -> float:
 
 
 def test_three_windows_by_hand() -> None:
-    result = saying(log(3))(*scene())  # y^ = 3/4
+    result = saying(log(3))(*scene(), NO_MODEL)  # y^ = 3/4
     expected = (-log(1 / 4) + (-0.25 * log(3 / 4) - 0.75 * log(1 / 4)) - log(3 / 4)) / 3
     assert result.value.item() == pytest.approx(expected, rel=1e-12)
     assert result.metrics["progress/l1"].item() == pytest.approx((0.75 + 0.5 + 0.25) / 3, rel=1e-12)
@@ -51,7 +51,7 @@ def test_three_windows_by_hand() -> None:
 
 def test_the_baseline_is_the_loss_of_the_mean() -> None:
     mean = 1.25 / 3
-    result = saying(log(mean / (1 - mean)))(*scene())
+    result = saying(log(mean / (1 - mean)))(*scene(), NO_MODEL)
     assert result.metrics["progress/mean_baseline"].item() == pytest.approx(entropy(mean), rel=1e-12)
     assert result.value.item() == pytest.approx(entropy(mean), rel=1e-12)
 
@@ -62,9 +62,9 @@ def test_it_learns_down_to_its_floor() -> None:
     optimizer = torch.optim.Adam(term.parameters(), lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
-        term(features, batch).value.backward()
+        term(features, batch, NO_MODEL).value.backward()
         optimizer.step()
-    result = term(features, batch)
+    result = term(features, batch, NO_MODEL)
     assert result.value.item() == pytest.approx(result.metrics["progress/floor"].item(), abs=0.01)
     assert result.metrics["progress/l1"] < 0.01
 
@@ -72,7 +72,7 @@ def test_it_learns_down_to_its_floor() -> None:
 def test_a_confident_mistake_still_has_a_gradient() -> None:
     term = saying(-40.0)
     features, batch = scene()
-    term(features, batch).value.backward()
+    term(features, batch, NO_MODEL).value.backward()
     bias = term.head[2].bias
     assert isinstance(bias, Tensor) and bias.grad is not None
     assert bias.grad.item() == pytest.approx(-PROGRESS.mean().item(), rel=1e-9)
@@ -83,7 +83,7 @@ def test_gradients_are_right() -> None:
     features, batch = scene()
 
     def value(readout: Tensor, weight: Tensor) -> Tensor:
-        arguments = (replace(features, readout=readout), batch)
+        arguments = (replace(features, readout=readout), batch, NO_MODEL)
         return torch.func.functional_call(term, {"head.0.weight": weight}, arguments).value
 
     weight = dict(term.named_parameters())["head.0.weight"].detach()
@@ -95,7 +95,7 @@ def test_gradients_are_right() -> None:
 def test_a_batch_without_progress_is_refused_with_the_cure() -> None:
     features, batch = scene()
     with pytest.raises(UserError, match=r"objective\.progress needs batch\.progress.*WindowIndex"):
-        term_of()(features, replace(batch, progress=None))
+        term_of()(features, replace(batch, progress=None), NO_MODEL)
 
 
 def test_it_moves_what_leads_to_the_readout() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.term_batches import NO_MODEL
 from tutti.objectives.term import Model
 from tutti.objectives.terms.future_patches import FuturePatchesConfig, FuturePatchesTerm, normalise_patches
 from tutti.types import Batch, DataSpec, Features, Future, Observation, Tokens, UserError
@@ -126,7 +127,7 @@ def test_uniform_is_the_mean_over_patches_that_count() -> None:
     batch = with_future(batch, mask=there)
     target = normalise_patches(term.patches(future_of(batch).images, torch.float64))
     expected = (term.predict(features.fused_vision.values) - target)[there].square().mean()
-    torch.testing.assert_close(term(features, batch).value, expected)
+    torch.testing.assert_close(term(features, batch, NO_MODEL).value, expected)
 
 
 def test_changed_patches_weigh_floor_plus_one() -> None:
@@ -139,7 +140,7 @@ def test_changed_patches_weigh_floor_plus_one() -> None:
     weight[:, 6] = 1.25
     target = normalise_patches(term.patches(images, torch.float64))
     errors = (term.predict(features.fused_vision.values) - target).square().mean(dim=-1)
-    result = term(features, batch)
+    result = term(features, batch, NO_MODEL)
     torch.testing.assert_close(result.value, (weight * errors).sum() / weight.sum())
     assert result.metrics["recon/changed_share"].item() == pytest.approx(1 / 8)
 
@@ -149,9 +150,9 @@ def test_the_copy_baseline_is_the_loss_of_the_present_picture() -> None:
     features, batch = scene()
     now, future = (term.patches(o.images, torch.float64) for o in (batch.observation, future_of(batch)))
     expected = (normalise_patches(now) - normalise_patches(future)).square().mean()
-    torch.testing.assert_close(term(features, batch).metrics["recon/copy_baseline"], expected)
+    torch.testing.assert_close(term(features, batch, NO_MODEL).metrics["recon/copy_baseline"], expected)
     still = with_future(batch, batch.observation)
-    assert term(features, still).metrics["recon/copy_baseline"] == 0
+    assert term(features, still, NO_MODEL).metrics["recon/copy_baseline"] == 0
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "changed"])
@@ -166,8 +167,8 @@ def test_what_is_masked_does_not_count(weighting: str) -> None:
     images = future.images.clone()
     images[1, 1], images[2] = 255 - images[1, 1], 255 - images[2]
     other = with_future(batch, replace(future_of(batch), images=images))
-    assert term(features, batch).value == term(features, other).value
-    assert term(features, batch).metrics == term(features, other).metrics
+    assert term(features, batch, NO_MODEL).value == term(features, other, NO_MODEL).value
+    assert term(features, batch, NO_MODEL).metrics == term(features, other, NO_MODEL).metrics
 
 
 def test_a_view_absent_now_does_not_count_even_if_it_is_there_later() -> None:
@@ -179,8 +180,8 @@ def test_a_view_absent_now_does_not_count_even_if_it_is_there_later() -> None:
     values[0, 4:] += 10
     absent = replace(features, fused_vision=replace(features.fused_vision, mask=mask))
     other = replace(features, fused_vision=Tokens(values=values, mask=mask))
-    assert term(absent, batch).value == term(other, batch).value
-    assert term(absent, batch).value != term(features, batch).value
+    assert term(absent, batch, NO_MODEL).value == term(other, batch, NO_MODEL).value
+    assert term(absent, batch, NO_MODEL).value != term(features, batch, NO_MODEL).value
 
 
 def test_masked_nan_stays_out_of_value_and_gradient() -> None:
@@ -189,7 +190,7 @@ def test_masked_nan_stays_out_of_value_and_gradient() -> None:
     images = future_of(batch).images.double() / 127.5 - 1
     images[2] = float("nan")
     future = replace(future_of(batch), images=images)
-    result = term(features, with_future(batch, future, torch.tensor([True, True, False])))
+    result = term(features, with_future(batch, future, torch.tensor([True, True, False])), NO_MODEL)
     result.value.backward()
     assert result.value.isfinite()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in term.parameters())
@@ -198,7 +199,7 @@ def test_masked_nan_stays_out_of_value_and_gradient() -> None:
 def test_nothing_left_gives_zero_with_zero_gradient() -> None:
     term = term_of()
     features, batch = scene()
-    result = term(features, with_future(batch, mask=torch.zeros(3, dtype=torch.bool)))
+    result = term(features, with_future(batch, mask=torch.zeros(3, dtype=torch.bool)), NO_MODEL)
     result.value.backward()
     assert result.value == 0
     assert all(p.grad is None or not p.grad.any() for p in term.parameters())
@@ -214,7 +215,7 @@ def test_gradients_are_right() -> None:
     def value(fused: Tensor, *given: Tensor) -> Tensor:
         tokens = replace(features.fused_vision, values=fused)
         parameters = {names[i]: tensor for i, tensor in zip(chosen, given, strict=True)}
-        arguments = (replace(features, fused_vision=tokens), batch)
+        arguments = (replace(features, fused_vision=tokens), batch, NO_MODEL)
         return torch.func.functional_call(term, parameters, arguments).value
 
     inputs = [features.fused_vision.values, *(weights[i] for i in chosen)]
@@ -231,4 +232,4 @@ def test_sizes_that_clash_name_the_key_and_the_cure() -> None:
         FuturePatchesConfig().build(model_of(tokens=5), "recon")
     features, batch = scene()
     with pytest.raises(UserError, match="needs the observation 4 actions later"):
-        term_of()(features, replace(batch, futures={}))
+        term_of()(features, replace(batch, futures={}), NO_MODEL)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fixtures.term_batches import make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
 from tutti.models.vla import VLA
 from tutti.objectives.terms.recoverable_language import (
     RecoverableLanguageConfig,
@@ -65,7 +65,7 @@ def test_two_windows_by_hand() -> None:
     words = torch.zeros(2, 1, WIDTH, dtype=torch.float64)
     words[0, 0, 0] = 1.0
     given = plain_features(features.vision.values[:2], words, features.readout[:2])
-    result = term(given, plain_batch(IDS[:2], actions=batch.actions[:2]))
+    result = term(given, plain_batch(IDS[:2], actions=batch.actions[:2]), NO_MODEL)
     # p(l | v, a) is (e, 1) / (e + 1) for both windows, p(l | v) is 1/2
     expected = (log(1 + exp(-1)) + log(1 + exp(1))) / 2 - log(2)
     assert result.value.item() == pytest.approx(expected, rel=1e-9)
@@ -77,7 +77,7 @@ def test_the_value_is_what_the_action_adds() -> None:
     features, batch = scene()
     term = term_of()
     joint, alone = cross_entropies(term, features, batch, list(range(6)))
-    result = term(features, batch)
+    result = term(features, batch, NO_MODEL)
     metrics = {name.removeprefix("words/"): metric.item() for name, metric in result.metrics.items()}
     assert result.value.item() == pytest.approx((joint - alone).item(), rel=1e-9)
     assert metrics["cross_entropy"] == pytest.approx(joint.item(), rel=1e-12)
@@ -95,7 +95,7 @@ def test_the_model_learns_from_the_joint_part_and_the_vision_head_from_its_own()
     term = term_of()
     names, parameters = zip(*term.named_parameters(), strict=True)
     joint, alone = cross_entropies(term, features, batch, list(range(6)))
-    found = torch.autograd.grad(term(features, batch).value, [vision, language, *parameters])
+    found = torch.autograd.grad(term(features, batch, NO_MODEL).value, [vision, language, *parameters])
     wanted = list(torch.autograd.grad(joint, [vision, language], retain_graph=True))
     # In the term an instruction is read off its first window; by hand too, so the gradients lie in one place.
     for got, expected in zip(found[:2], wanted, strict=True):
@@ -119,9 +119,9 @@ def test_it_tells_whether_the_picture_betrays_the_instruction(betrayed: bool) ->
     optimizer = torch.optim.Adam(term.parameters(), lr=0.05)
     for _ in range(150):
         optimizer.zero_grad()
-        term(features, batch).value.backward()
+        term(features, batch, NO_MODEL).value.backward()
         optimizer.step()
-    result = term(features, batch)
+    result = term(features, batch, NO_MODEL)
     prior = -(3 * log(3 / 6) + 2 * log(2 / 6) + log(1 / 6)) / 6  # entropy of the batch's instructions
     assert result.value.item() == pytest.approx(0 if betrayed else -prior, abs=0.02)
     assert result.metrics["words/accuracy"] == 1
@@ -132,9 +132,9 @@ def test_the_readout_may_stand_for_the_action() -> None:
     features, batch = scene()
     term = term_of(action="readout")
     other = replace(batch, actions=batch.actions + 1)
-    assert term(features, batch).value == term(features, other).value
+    assert term(features, batch, NO_MODEL).value == term(features, other, NO_MODEL).value
     moved = replace(features, readout=features.readout + torch.randn(6, 32).double())
-    assert term(moved, batch).value != term(features, batch).value
+    assert term(moved, batch, NO_MODEL).value != term(features, batch, NO_MODEL).value
 
 
 def test_masked_steps_of_the_chunk_do_not_count_even_if_they_are_nan() -> None:
@@ -144,9 +144,9 @@ def test_masked_steps_of_the_chunk_do_not_count_even_if_they_are_nan() -> None:
     actions = batch.actions.clone()
     actions[0, 3:] = 0
     term = term_of()
-    clean = term(features, replace(batch, actions=actions, action_mask=mask)).value
+    clean = term(features, replace(batch, actions=actions, action_mask=mask), NO_MODEL).value
     actions[0, 3:] = float("nan")
-    dirty = term(features, replace(batch, actions=actions, action_mask=mask)).value
+    dirty = term(features, replace(batch, actions=actions, action_mask=mask), NO_MODEL).value
     assert dirty.item() == clean.item()
     dirty.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in term.parameters())
@@ -167,7 +167,7 @@ def test_absent_windows_and_padding_do_not_count_even_if_they_are_nan() -> None:
     )
     term = term_of()
     joint, alone = cross_entropies(term, given, batch, [1, 2, 3, 4])
-    result = term(given, batch)
+    result = term(given, batch, NO_MODEL)
     assert result.value.item() == pytest.approx((joint - alone).item(), rel=1e-9)
     result.value.backward()
     assert vision.grad is not None and vision.grad.isfinite().all() and not vision.grad[0].any()
@@ -181,7 +181,7 @@ def test_below_two_instructions_there_is_no_loss_and_no_gradient(rows: list[int]
     mask[rows] = True
     vision = features.vision.values.clone().requires_grad_()
     term = term_of()
-    result = term(replace(features, vision=Tokens(values=vision, mask=mask)), batch)
+    result = term(replace(features, vision=Tokens(values=vision, mask=mask)), batch, NO_MODEL)
     result.value.backward()
     assert result.value == 0 and result.metrics["words/skipped"] == 1
     assert vision.grad is not None and not vision.grad.any()
@@ -204,7 +204,9 @@ def test_gradients_are_right() -> None:
 
     def value(actions: Tensor, *given: Tensor) -> Tensor:
         own = dict(zip(names, given, strict=True))
-        return torch.func.functional_call(term, own, (features, replace(batch, actions=actions))).value
+        return torch.func.functional_call(
+            term, own, (features, replace(batch, actions=actions), NO_MODEL)
+        ).value
 
     inputs = [batch.actions, *(parameters[name] for name in names)]
     assert torch.autograd.gradcheck(value, tuple(x.detach().clone().requires_grad_() for x in inputs))

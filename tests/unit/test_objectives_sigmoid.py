@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from fixtures.term_batches import make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
 from tutti.objectives.term import TermValue
 from tutti.objectives.terms.sigmoid import SigmoidConfig, SigmoidTerm
 from tutti.objectives.terms.union import TermConfig
@@ -38,7 +38,7 @@ def run(
     term: SigmoidTerm, vision: Tensor, language: Tensor, ids: Tensor = SIX, mask: Tensor | None = None
 ) -> TermValue:
     one = None if mask is None else mask[:, None]
-    return term(plain_features(vision[:, None], language[:, None], mask=one), plain_batch(ids))
+    return term(plain_features(vision[:, None], language[:, None], mask=one), plain_batch(ids), NO_MODEL)
 
 
 def random_pair(b: int = 6, width: int = 6) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def test_a_given_bias_is_not_replaced() -> None:
     assert isinstance(config, SigmoidConfig)
     term = config.build(make_model(), "align")
     batch = make_batch()
-    assert term(make_model()(batch.observation), batch).metrics["align/bias"].item() == -10.0
+    assert term(make_model()(batch.observation), batch, NO_MODEL).metrics["align/bias"].item() == -10.0
 
 
 def test_an_evaluated_batch_and_one_that_is_skipped_do_not_set_the_bias() -> None:
@@ -164,7 +164,9 @@ def test_a_window_without_text_does_not_count() -> None:
     features = replace(features, language=Tokens(values=language[:, None] * 9, mask=mask))
     term = term_of(bias=-1.0)
     expected = run(term, vision[:4], language[:4] * 9, SIX[:4])
-    assert term(features, plain_batch(SIX)).value.item() == pytest.approx(expected.value.item(), rel=1e-12)
+    assert term(features, plain_batch(SIX), NO_MODEL).value.item() == pytest.approx(
+        expected.value.item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("present", [[True] * 6, [True] + [False] * 5, [False] * 6])
@@ -199,7 +201,7 @@ def test_gradients_are_right() -> None:
     def value(vision: Tensor, language: Tensor, *given: Tensor) -> Tensor:
         features = plain_features(vision[:, None], language[:, None])
         own = dict(zip(names, given, strict=True))
-        return torch.func.functional_call(term.eval(), own, (features, plain_batch(SIX))).value
+        return torch.func.functional_call(term.eval(), own, (features, plain_batch(SIX), NO_MODEL)).value
 
     inputs = [*random_pair(), *(parameters[name] for name in names)]
     assert torch.autograd.gradcheck(value, tuple(x.detach().clone().requires_grad_() for x in inputs))

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from fixtures.term_batches import make_batch, make_loss, make_model
+from fixtures.term_batches import NO_MODEL, make_batch, make_loss, make_model
 from tutti.gripper import gripper_dimensions
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.objectives.terms.future_states import FutureStatesConfig, FutureStatesTerm
@@ -122,7 +122,9 @@ def test_without_a_gripper_every_offset_counts() -> None:
     )
     errors = (term.predict(features.readout) - later.values[:, :3]).abs()
     kept = [errors[b, o] for b in range(3) for o in range(3) if later.mask[b, o]]
-    assert term.compute(features, batch).value.item() == pytest.approx(torch.stack(kept).mean().item())
+    assert term.compute(features, batch, NO_MODEL).value.item() == pytest.approx(
+        torch.stack(kept).mean().item()
+    )
 
 
 def test_without_a_gripper_there_is_no_part_of_key_frames() -> None:
@@ -171,7 +173,7 @@ class Wanting(Term):
     def needs(cls, *, grippers: tuple[int, ...]) -> DataNeeds:
         return DataNeeds(states=("next_key",), grippers=grippers)
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         raise AssertionError("never computed")
 
 
@@ -195,7 +197,7 @@ def test_value_is_the_masked_mean_of_absolute_errors() -> None:
     errors = (term.predict(features.readout) - later.values).abs().detach().numpy()
     kept = errors[:, :3][later.mask.numpy()[:, :3]]
     expected = float(np.mean(kept) + np.mean(errors[:, 3]))
-    result = term(features, batch)
+    result = term(features, batch, NO_MODEL)
     assert result.value.item() == pytest.approx(expected, rel=1e-12)
     assert result.metrics["state/key_l1"].item() == pytest.approx(float(np.mean(errors[:, 3])), rel=1e-12)
 
@@ -206,7 +208,10 @@ def test_masked_offsets_never_count_even_if_they_are_nan() -> None:
     spoiled = states_of(batch).values.clone()
     spoiled[1:, 1] = float("nan")
     later = replace(states_of(batch), values=spoiled)
-    clean, dirty = term(features, batch), term(features, replace(batch, later_states=later))
+    clean, dirty = (
+        term(features, batch, NO_MODEL),
+        term(features, replace(batch, later_states=later), NO_MODEL),
+    )
     assert dirty.value.item() == clean.value.item()
     dirty.value.backward()
     assert all(torch.isfinite(p.grad).all() for p in term.parameters() if p.grad is not None)
@@ -215,9 +220,11 @@ def test_masked_offsets_never_count_even_if_they_are_nan() -> None:
 def test_the_baseline_is_the_loss_of_a_hand_that_stays() -> None:
     features, batch = scene()
     held = batch.observation.state[:, None].expand(-1, 4, -1).contiguous()
-    metrics = term_of()(features, replace(batch, later_states=replace(states_of(batch), values=held))).metrics
+    metrics = term_of()(
+        features, replace(batch, later_states=replace(states_of(batch), values=held)), NO_MODEL
+    ).metrics
     assert metrics["state/hold_baseline"].item() == 0
-    assert term_of()(features, batch).metrics["state/hold_baseline"].item() > 0
+    assert term_of()(features, batch, NO_MODEL).metrics["state/hold_baseline"].item() > 0
 
 
 def test_it_finds_its_states_among_those_of_other_terms() -> None:
@@ -232,13 +239,16 @@ def test_it_finds_its_states_among_those_of_other_terms() -> None:
             [later.mask[:, [3, 2, 0]], torch.ones(3, 1, dtype=torch.bool), later.mask[:, [1]]], dim=1
         ),
     )
-    assert term(features, replace(batch, later_states=more)).value == term(features, batch).value
+    assert (
+        term(features, replace(batch, later_states=more), NO_MODEL).value
+        == term(features, batch, NO_MODEL).value
+    )
 
 
 def test_a_batch_without_states_is_refused_with_the_cure() -> None:
     features, batch = scene()
     with pytest.raises(UserError, match="needs the states at"):
-        term_of()(features, replace(batch, later_states=None))
+        term_of()(features, replace(batch, later_states=None), NO_MODEL)
 
 
 def test_offsets_must_rise() -> None:
@@ -262,7 +272,7 @@ def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
     assert needs.states == (1, 2, 4, 5, "last", "next_key") and needs.futures == (2, 3)
     given = make_batch()
     features = model(given.observation)
-    found = loss(features, given)
+    found = loss(features, given, model)
     wanted: dict[str, tuple[StateLabel, ...]] = {
         "state": (1, 4, "last", "next_key"),
         "soon": (2,),
@@ -272,7 +282,7 @@ def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
         term = cast("FutureStatesTerm", loss.terms[name])
         alone = replace(given, later_states=states_of(given).at(labels), futures={})
         assert term.labels == labels
-        assert torch.equal(found.values[name], term(features, alone).value)
+        assert torch.equal(found.values[name], term(features, alone, model).value)
         assert f"{name}/hold_baseline" in found.metrics
         assert (f"{name}/key_l1" in found.metrics) == ("next_key" in labels)
     assert len({value.item() for value in found.values.values()}) == len(found.values)

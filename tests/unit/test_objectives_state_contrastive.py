@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from fixtures.term_batches import make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
 from tutti.objectives.terms.state_contrastive import (
     StateContrastiveConfig,
     StateContrastiveTerm,
@@ -86,7 +86,7 @@ def test_equals_the_formula_from_the_readout() -> None:
     term = term_of(temperature=0.4, state_scale=0.7)
     z = F.normalize(term.head(features.readout), dim=1)
     loss, floor = by_hand(z, batch.observation.state, [0] * 6, 0.7, 0.4)
-    result = term(features, batch)
+    result = term(features, batch, NO_MODEL)
     assert result.value.item() == pytest.approx(loss, rel=1e-12)
     assert result.metrics["state_contrastive/floor"].item() == pytest.approx(floor, rel=1e-12)
     assert result.metrics["state_contrastive/above_floor"].item() == pytest.approx(loss - floor, rel=1e-9)
@@ -98,7 +98,7 @@ def test_only_windows_of_one_robot_are_compared() -> None:
     term = term_of()
     z = F.normalize(term.head(features.readout), dim=1)
     loss, floor = by_hand(z, batch.observation.state, robots, 0.5, 0.2)
-    result = term(features, replace(batch, embodiment=torch.tensor(robots)))
+    result = term(features, replace(batch, embodiment=torch.tensor(robots)), NO_MODEL)
     assert result.value.item() == pytest.approx(loss, rel=1e-12)
     assert result.metrics["state_contrastive/floor"].item() == pytest.approx(floor, rel=1e-12)
     assert result.metrics["state_contrastive/chance"].item() == pytest.approx(log(2), rel=1e-12)
@@ -114,7 +114,7 @@ def test_the_view_cut_off_doubles_the_windows(monkeypatch: pytest.MonkeyPatch) -
     z = F.normalize(term.head(torch.cat([tokens.mean(1), twin])), dim=1)
     states = batch.observation.state.repeat(2, 1)
     loss, floor = by_hand(z, states, [0] * 12, 0.5, 0.2)
-    result = term(features, batch)
+    result = term(features, batch, NO_MODEL)
     assert result.value.item() == pytest.approx(loss, rel=1e-12)
     assert result.metrics["state_contrastive/floor"].item() == pytest.approx(floor, rel=1e-12)
 
@@ -124,7 +124,7 @@ def test_without_the_cut_off_each_window_stands_once() -> None:
     term = term_of(read="vision", view_cutoff=False)
     z = F.normalize(term.head(features.vision.values.mean(1)), dim=1)
     loss, _ = by_hand(z, batch.observation.state, [0] * 6, 0.5, 0.2)
-    assert term(features, batch).value.item() == pytest.approx(loss, rel=1e-12)
+    assert term(features, batch, NO_MODEL).value.item() == pytest.approx(loss, rel=1e-12)
 
 
 def test_one_present_view_is_dropped_and_never_the_only_one() -> None:
@@ -144,7 +144,8 @@ def test_one_present_view_is_dropped_and_never_the_only_one() -> None:
 def test_a_single_camera_has_no_twins_and_still_trains() -> None:
     features, batch = scene(views=1)
     cut, plain = (
-        term_of(read="vision", view_cutoff=cut)(features, batch).value.item() for cut in (True, False)
+        term_of(read="vision", view_cutoff=cut)(features, batch, NO_MODEL).value.item()
+        for cut in (True, False)
     )
     assert cut == pytest.approx(plain, rel=1e-12)
 
@@ -155,7 +156,7 @@ def test_the_draw_comes_from_the_seed() -> None:
     values = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        values.append(term(features, batch).value.item())
+        values.append(term(features, batch, NO_MODEL).value.item())
     assert values[0] == values[1] != values[2]
 
 
@@ -169,7 +170,7 @@ def test_absent_windows_do_not_count_even_if_they_are_nan() -> None:
     term = term_of(read="vision", view_cutoff=False)
     z = F.normalize(term.head(features.vision.values[:4].mean(1)), dim=1)
     loss, _ = by_hand(z, batch.observation.state[:4], [0] * 4, 0.5, 0.2)
-    result = term(replace(features, vision=Tokens(values=vision, mask=mask)), batch)
+    result = term(replace(features, vision=Tokens(values=vision, mask=mask)), batch, NO_MODEL)
     assert result.value.item() == pytest.approx(loss, rel=1e-12)
     result.value.backward()
     assert vision.grad is not None and vision.grad.isfinite().all() and not vision.grad[4:].any()
@@ -186,7 +187,9 @@ def test_an_absent_view_does_not_count() -> None:
     term, found = term_of(read="vision"), []
     for tokens in (features.vision.values, values):
         torch.manual_seed(0)
-        found.append(term(replace(features, vision=Tokens(values=tokens, mask=mask)), batch).value.item())
+        found.append(
+            term(replace(features, vision=Tokens(values=tokens, mask=mask)), batch, NO_MODEL).value.item()
+        )
     assert found[0] == found[1]
 
 
@@ -195,7 +198,9 @@ def test_with_fewer_than_two_others_there_is_no_loss_and_no_gradient(robots: lis
     features, batch = scene()
     readout = features.readout.clone().requires_grad_()
     term = term_of()
-    result = term(replace(features, readout=readout), replace(batch, embodiment=torch.tensor(robots)))
+    result = term(
+        replace(features, readout=readout), replace(batch, embodiment=torch.tensor(robots)), NO_MODEL
+    )
     result.value.backward()
     assert result.value == 0 and result.metrics["state_contrastive/skipped"] == 1
     assert readout.grad is not None and not readout.grad.any()
@@ -205,7 +210,7 @@ def test_with_fewer_than_two_others_there_is_no_loss_and_no_gradient(robots: lis
 def test_equal_states_give_a_finite_loss() -> None:
     features, batch = scene()
     still = replace(batch, observation=replace(batch.observation, state=torch.zeros(6, 3).double()))
-    result = term_of()(features, still)
+    result = term_of()(features, still, NO_MODEL)
     assert result.value.isfinite()
     assert result.metrics["state_contrastive/floor"].item() == pytest.approx(log(5), rel=1e-12)
 
@@ -216,7 +221,7 @@ def test_gradients_are_right() -> None:
     batch = replace(batch, embodiment=torch.tensor([0, 0, 0, 0, 1, 2]))
 
     def value(readout: Tensor, weight: Tensor) -> Tensor:
-        arguments = (replace(features, readout=readout), batch)
+        arguments = (replace(features, readout=readout), batch, NO_MODEL)
         return torch.func.functional_call(term, {"head.2.weight": weight}, arguments).value
 
     weight = dict(term.named_parameters())["head.2.weight"]

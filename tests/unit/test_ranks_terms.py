@@ -58,7 +58,7 @@ def evaluated(action: dict[str, Any], terms: dict[str, dict[str, Any]], dropout:
     rows = current_ranks().rows(B)
     own = batch.apply(lambda value: value[rows])
     torch.manual_seed(1)
-    found = loss(model(own.observation), own)
+    found = loss(model(own.observation), own, model)
     named = dict((*model.named_parameters(), *((f"loss.{n}", p) for n, p in loss.named_parameters())))
     gradients = term_gradients({**found.values, "total": found.total}, list(named.values()))
     values = {

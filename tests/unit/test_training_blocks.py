@@ -86,7 +86,7 @@ def kept_bytes(on: bool) -> tuple[int, dict[str, Tensor], dict[str, list[Tensor 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        terms = objective(model(batch.observation), batch)
+        terms = objective(model(batch.observation), batch, model)
     found = term_gradients(terms.values, [*model.parameters(), *objective.parameters()])
     return sum(kept.values()), terms.values, found
 

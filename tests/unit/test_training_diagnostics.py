@@ -57,8 +57,8 @@ def test_looking_changes_no_bit_of_the_training(tmp_path: Path, accumulation: in
     """With dropout, Muon, the moving average, validation and a buffer that every forward pass moves."""
 
     class Counting(toy_training.TwoTerms):
-        def __init__(self, model: toy_training.Model) -> None:
-            super().__init__(model)
+        def __init__(self) -> None:
+            super().__init__()
             self.register_buffer("seen", torch.zeros(()))
 
         def forward(self, *arguments: Any, **keywords: Any) -> LossTerms:
@@ -73,7 +73,7 @@ def test_looking_changes_no_bit_of_the_training(tmp_path: Path, accumulation: in
         settings = toy_training.config(
             optimizer={"kind": "muon"}, accumulation=accumulation, diagnostics=diagnostics
         )
-        trainer = toy_training.Trainer(settings, model, Counting(model), tmp_path / name)
+        trainer = toy_training.Trainer(settings, model, Counting(), tmp_path / name)
         trainer.fit(toy_training.Data())
         latest = {k: v for k, v in trainer.counters.latest.items() if not k.startswith("time/")}
         ends.append((weights(trainer.model), weights(trainer.objective), latest))
@@ -93,7 +93,7 @@ def test_looking_at_the_real_model_changes_no_bit(tmp_path: Path, run: Path) -> 
 def test_a_look_leaves_the_gradients_and_random_states_alone(tmp_path: Path) -> None:
     trainer = toy_training.make_trainer(tmp_path, diagnostics={"every": 1})
     batch = toy_training.make_batch(0)
-    terms = trainer.objective(trainer.model(batch.observation), batch)
+    terms = trainer.objective(trainer.model(batch.observation), batch, trainer.model)
     terms.total.backward()
     before = {name: p.grad.clone() for name, p in trainer.parameters.items() if p.grad is not None}
     random = torch.get_rng_state()
@@ -137,7 +137,7 @@ def test_norm_of_the_whole_batch_is_that_of_the_real_gradient(tmp_path: Path) ->
     """At share 1 and without dropout the look sees the step's own batch: sum lambda g is its gradient."""
     torch.manual_seed(0)
     model = toy_training.Model(dropout=0.0)
-    objective = toy_training.TwoTerms(model, recon_weight=0.0)
+    objective = toy_training.TwoTerms(recon_weight=0.0)
     settings = toy_training.config(
         steps=6, gradients={"clip_norm": "off"}, diagnostics={"every": 1, "share": 1.0}, log_every=1
     )
@@ -266,7 +266,7 @@ def test_a_loss_spike_is_counted_recorded_said_and_saved(
     batches, kept = load_step(folder)
     model = toy_training.Model(dropout=0.0)
     model.load_state_dict(kept["model"])
-    replayed = toy_training.TwoTerms(model)(model(batches[0].observation), batches[0]).values["action"]
+    replayed = toy_training.TwoTerms()(model(batches[0].observation), batches[0], model).values["action"]
     assert float(replayed.detach()) == pytest.approx(about["terms"]["action"]["value"], rel=0.01)
 
 

@@ -18,26 +18,26 @@ from tutti.types import UserError
 
 def test_muon_takes_the_trunk_matrices_and_adamw_the_rest() -> None:
     model = Model()
-    groups = group_parameters(model, TwoTerms(model))
+    groups = group_parameters(model, TwoTerms())
     assert set(groups.matrix) == {"model.stem.weight", "model.state.weight", "model.action.hidden.weight"}
     assert set(groups.head) == {"model.action.out.weight", "objective.head.weight"}
     assert {"model.token.weight", "model.position", "model.norm.weight", "objective.scale"} < set(
         groups.plain
     )
     total = len(groups.matrix) + len(groups.head) + len(groups.plain)
-    assert total == len(list(model.parameters())) + len(list(TwoTerms(model).parameters()))
+    assert total == len(list(model.parameters())) + len(list(TwoTerms().parameters()))
 
 
 def test_named_modules_go_to_adamw_and_an_unknown_name_is_refused() -> None:
     model = Model()
-    assert "model.state.weight" in group_parameters(model, TwoTerms(model), ("state",)).head
+    assert "model.state.weight" in group_parameters(model, TwoTerms(), ("state",)).head
     with pytest.raises(UserError, match="'statte', which is no submodule"):
-        group_parameters(model, TwoTerms(model), ("statte",))
+        group_parameters(model, TwoTerms(), ("statte",))
 
 
 def test_adamw_decays_matrices_only() -> None:
     model = Model()
-    optimizer = AdamWConfig(weight_decay=0.1).build(model, TwoTerms(model)).optimizers["adamw"]
+    optimizer = AdamWConfig(weight_decay=0.1).build(model, TwoTerms()).optimizers["adamw"]
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     assert decays == {"matrix": 0.1, "plain": 0.0}
     matrices = [p for group in optimizer.param_groups if group["name"] == "matrix" for p in group["params"]]
@@ -48,13 +48,13 @@ def test_adamw_decays_matrices_only() -> None:
 def test_every_parameter_is_moved_by_both_choices() -> None:
     for config in (AdamWConfig(), MuonConfig()):
         model = Model(dropout=0.0)
-        objective = TwoTerms(model)
+        objective = TwoTerms()
         before = {
             n: p.detach().clone() for n, p in [*model.named_parameters(), *objective.named_parameters()]
         }
         optimizer = config.build(model, objective)
         batch = make_batch(0)
-        objective(model(batch.observation), batch, 0.0).total.backward()
+        objective(model(batch.observation), batch, model, 0.0).total.backward()
         optimizer.step()
         after = dict([*model.named_parameters(), *objective.named_parameters()])
         assert [n for n in before if torch.equal(before[n], after[n])] == []
@@ -138,9 +138,9 @@ def test_muon_refuses_vectors() -> None:
 
 def test_optimizer_state_of_another_kind_is_refused() -> None:
     model = Model()
-    saved = AdamWConfig().build(model, TwoTerms(model)).state_dict()
+    saved = AdamWConfig().build(model, TwoTerms()).state_dict()
     with pytest.raises(UserError, match=r"is for \['adamw'\], this run uses \['adamw', 'muon'\]"):
-        MuonConfig().build(model, TwoTerms(model)).load_state_dict(saved)
+        MuonConfig().build(model, TwoTerms()).load_state_dict(saved)
 
 
 def test_wsd_warms_up_stays_and_decays() -> None:
@@ -162,7 +162,7 @@ def test_cosine_goes_from_one_to_its_final_factor() -> None:
 
 def test_schedule_scales_every_group_from_its_own_base() -> None:
     model = Model()
-    optimizer = MuonConfig(lr=0.02, adamw_lr=0.001).build(model, TwoTerms(model))
+    optimizer = MuonConfig(lr=0.02, adamw_lr=0.001).build(model, TwoTerms())
     optimizer.set_factor(0.5)
     optimizer.set_factor(0.25)
     assert optimizer.learning_rates == {"muon": 0.005, "adamw": 0.00025}

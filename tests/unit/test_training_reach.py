@@ -56,7 +56,7 @@ def test_an_entry_is_the_norm_of_the_raw_terms_gradient() -> None:
     model, loss = world.build()
     table = reach(model, loss, world.batch())
     given = world.batch()
-    value = loss(model(given.observation), given).values["recon"]
+    value = loss(model(given.observation), given, model).values["recon"]
     for part, module in world.parts(model, loss).items():
         found = torch.autograd.grad(value, list(module.parameters()), allow_unused=True, retain_graph=True)
         present = [gradient.flatten() for gradient in found if gradient is not None]

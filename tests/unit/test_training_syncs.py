@@ -108,7 +108,9 @@ def test_what_is_recorded_is_what_was_fetched_micro_batch_by_micro_batch(tmp_pat
     losses: list[float] = []
     for number in (1, 2):
         batch = make_batch(number)
-        losses.append(single.objective(single.model(batch.observation), batch, 0.0).total.item())
+        losses.append(
+            single.objective(single.model(batch.observation), batch, single.model, 0.0).total.item()
+        )
     assert whole.meter.take()["loss/total"] == sum(losses) / 2
 
 

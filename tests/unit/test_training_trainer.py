@@ -83,7 +83,7 @@ def test_accumulated_batches_equal_one_big_batch(tmp_path: Path) -> None:
     def trained(folder: Path, accumulation: int, batches: list[Batch]) -> Trainer:
         torch.manual_seed(0)
         model = Model(dropout=0.0).double()
-        objective = TwoTerms(model).double()
+        objective = TwoTerms().double()
         trainer = Trainer(
             config(accumulation=accumulation, validation={"every": 0}), model, objective, folder
         )
@@ -152,7 +152,7 @@ def test_parameters_without_gradient_are_reported(tmp_path: Path, caplog: pytest
     torch.manual_seed(0)
     model = Model()
     model.forgotten = nn.Linear(2, 2)
-    trainer = Trainer(config(steps=4), model, TwoTerms(model), tmp_path)
+    trainer = Trainer(config(steps=4), model, TwoTerms(), tmp_path)
     with caplog.at_level(logging.WARNING, "tutti.training"):
         trainer.fit(Data())
     told = [record.getMessage() for record in caplog.records]
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     model = Model()
     model.extra_layer = nn.Linear(2, 2)
     with pytest.raises(UserError, match="does not fit this model or objective"):
-        Trainer(config(), model, TwoTerms(model), tmp_path).fit(Data())
+        Trainer(config(), model, TwoTerms(), tmp_path).fit(Data())
 
 
 @pytest.mark.parametrize(

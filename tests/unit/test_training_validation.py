@@ -54,7 +54,12 @@ class Told(Objective):
         return ("size", "random", "state")
 
     def forward(
-        self, features: Features, batch: Batch, progress: float = 0.0, only: Collection[str] | None = None
+        self,
+        features: Features,
+        batch: Batch,
+        model: nn.Module,
+        progress: float = 0.0,
+        only: Collection[str] | None = None,
     ) -> LossTerms:
         self.asked.append((progress, only, self.training, torch.is_grad_enabled()))
         values: dict[str, Tensor] = {
@@ -175,7 +180,7 @@ def by_hand(trainer: Any, data: Data, progress: float) -> dict[str, float]:
     windows = sum(len(batch.window) for batch in data.validation)
     with torch.no_grad():
         for batch in data.validation:
-            terms = trainer.objective(trainer.model(batch.observation), batch, progress)
+            terms = trainer.objective(trainer.model(batch.observation), batch, trainer.model, progress)
             for name, value in {**terms.values, "total": terms.total}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(batch.window) / windows
     trainer.model.train()

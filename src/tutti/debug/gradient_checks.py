@@ -136,7 +136,7 @@ def gradient_shares(
     with own_randomness(training.config.seed):
         for batch in batches:
             features = training.model(batch.observation)
-            terms = training.objective(features, batch, progress, phase.counting(names))
+            terms = training.objective(features, batch, training.model, progress, phase.counting(names))
             gradients = trainer.backward.routed(term_gradients(terms.values, list(parameters.values())))
             lambdas = {name: float(value) for name, value in terms.lambdas.items()}
             for name, value in gradient_measures(gradients, lambdas, parts).items():

@@ -130,7 +130,7 @@ def _repeat(
             with trainer.machine.autocast():
                 features = trainer.model(moved.observation)
                 counting = moment.phase.counting(trainer.objective.names)
-                terms = trainer.objective(features, moved, moment.progress, counting)
+                terms = trainer.objective(features, moved, trainer.model, moment.progress, counting)
             scope = table.add(moved, features, terms)
             gradient = _first_bad_gradient(trainer, terms.total)
         bad_terms = tuple(

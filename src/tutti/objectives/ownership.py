@@ -34,6 +34,6 @@ def _refusal(place: str, part: str) -> UserError:
         "owns already. Registered here too it would be saved twice, counted twice in the gradient's norm and "
         "clipped twice.\n"
         "  expected: a term owns its head, and uses the model without registering it\n"
-        "  cure: keep the model in a tuple, self._model = (model,), and reach the part from there: "
-        "self._model[0].vision. For weights of its own, take a copy.deepcopy of the part."
+        "  cure: take the part from the argument `model` of `compute`: model.vision. For weights of its own, "
+        "a term may register a copy.deepcopy of the part."
     )

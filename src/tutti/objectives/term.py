@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -128,8 +128,8 @@ class Term(nn.Module, ABC):
     Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
     `no_decay` names parameters of the term that weight decay must leave alone. A custom term that reads more
     than the window itself also writes `needs`.
-    Metrics are named `<name>/...`: the same class may serve under two names. The model is used but never
-    registered as a submodule: keep it in a tuple, `self._model = (model,)`.
+    Metrics are named `<name>/...`: the same class may serve under two names. The model comes as an argument:
+    a term may use its parts, but not register them.
     """
 
     no_decay: frozenset[str] = frozenset()
@@ -149,18 +149,21 @@ class Term(nn.Module, ABC):
         return DataNeeds()
 
     @abstractmethod
-    def compute(self, features: Features, batch: Batch) -> TermValue:
-        """The raw value and metrics; formula, shapes and reduction belong into the docstring."""
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
+        """The raw value and metrics; formula, shapes and reduction belong into the docstring.
 
-    def forward(self, features: Features, batch: Batch) -> TermValue:
+        `model` made the features: for a term that looks at other pictures, or asks the action decoder.
+        """
+
+    def forward(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """`compute` on features that are detached at the boundaries in `stop_gradient`."""
-        return self.compute(stopped(features, self.stop_gradient), batch)
+        return self.compute(stopped(features, self.stop_gradient), batch, model)
 
-    def __call__(self, features: Features, batch: Batch) -> TermValue:
-        return super().__call__(features, batch)
+    if TYPE_CHECKING:
+        __call__ = forward
 
-    def after_step(self) -> None:
-        """Called after each optimizer step; a term with a slowly following target moves it here."""
+    def update_targets(self, model: Model) -> None:
+        """Called after each update of the weights of `model`, for a target that follows them slowly."""
 
     def compared(self, found: TermValue, rows: Counted) -> TermValue:
         """A loss that compares the rows of a batch, as the part of a micro-batch in its update: its value and

@@ -137,7 +137,12 @@ class UnifiedLoss(Objective):
         return tuple(self.terms)
 
     def forward(
-        self, features: Features, batch: Batch, progress: float = 0.0, only: Collection[str] | None = None
+        self,
+        features: Features,
+        batch: Batch,
+        model: nn.Module,
+        progress: float = 0.0,
+        only: Collection[str] | None = None,
     ) -> LossTerms:
         """Every active term at `progress` in [0, 1] of the run, its lambda, the total and the metrics."""
         values: dict[str, Tensor] = {}
@@ -145,7 +150,7 @@ class UnifiedLoss(Objective):
         for name, term in self.terms.items():
             if not self.balancing.is_active(name, progress) or (only is not None and name not in only):
                 continue
-            result = term(features, batch)
+            result = term(features, batch, model)
             values[name] = precise(result.value)
             metrics.update({key: metric.detach() for key, metric in result.metrics.items()})
         lambdas = self.balancing(values, progress)
@@ -164,13 +169,15 @@ class UnifiedLoss(Objective):
         self.balancing.observe_gradients(norms)
 
     @property
-    def looks_again(self) -> bool:
-        return self.balancing.looks_again
+    def needs_losses_after_step(self) -> bool:
+        return self.balancing.needs_losses_after_step
 
-    def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-        self.balancing.look_again(before, after)
+    def reevaluate(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        self.balancing.reevaluate(before, after)
 
     def after_step(self, values: Mapping[str, float]) -> None:
-        for term in self.terms.values():
-            term.after_step()  # pyright: ignore[reportCallIssue]
         self.balancing.after_step(values)
+
+    def update_targets(self, model: nn.Module) -> None:
+        for term in self.terms.values():
+            term.update_targets(model)  # pyright: ignore[reportCallIssue]

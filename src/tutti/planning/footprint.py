@@ -123,7 +123,7 @@ class Rehearsed:
     def forward(self, batch: Batch) -> LossTerms:
         """Model and loss at the start of a run."""
         with self.autocast():
-            return self.objective(self.model(batch.observation), batch, 0.0)
+            return self.objective(self.model(batch.observation), batch, self.model)
 
     def backward(self, terms: LossTerms) -> None:
         """The backward pass. Terms whose gradients are taken one by one hold all K."""

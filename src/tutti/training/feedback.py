@@ -56,13 +56,13 @@ class Reevaluation(Observer):
         self._random: dict[str, Any] = {}
 
     def before_batches(self, update: Update) -> None:
-        if self.objective.looks_again:
+        if self.objective.needs_losses_after_step:
             self._random = rng_state()
 
     def after_step(self, update: Update) -> None:
-        if self.objective.looks_again:
+        if self.objective.needs_losses_after_step:
             after = reevaluate(update, self.evaluate, self.machine, self._random)
-            self.objective.look_again(update.means, after)
+            self.objective.reevaluate(update.means, after)
 
 
 @torch.no_grad()

@@ -224,6 +224,7 @@ class Trainer:
         for observer in self.observers:
             observer.after_step(update)
         lap("diagnostics")
+        self.objective.update_targets(self.model)
         self.objective.after_step(update.means)
         for average in self.averages.values():
             average.update()

@@ -92,11 +92,11 @@ class FamoBalancing(Balancing):
         return dict(zip(values, len(values) * ratios / total, strict=True))
 
     @property
-    def looks_again(self) -> bool:
+    def needs_losses_after_step(self) -> bool:
         return True
 
     @torch.no_grad()
-    def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    def reevaluate(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
         """Moves w. Raises: UserError if a term is below its lower bound."""
         for name, bound in self.least.items():
             value = min(before.get(name, bound), after.get(name, bound))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,15 +13,16 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import current_ranks, mean_over_ranks
+from tutti.objectives.hooks import UpdateHooks
 from tutti.objectives.weight_schedule import WeightSchedule
 
 
-class Balancing(nn.Module, ABC):
+class Balancing(UpdateHooks, nn.Module, ABC):
     """lambda_i = w_i(progress) * b_i: the config's weight or schedule w_i times what the method says, b_i.
 
-    A method writes `factors`, and learns in the moments below; `forward` changes nothing, since validation
-    calls it too. All its state is in buffers (and so in the checkpoint), in the order of `names`. Where the
-    scale of b is free it is chosen so that the b of the K computed terms sum to K: equal b are the plain sum.
+    A method writes `factors`, and learns in the hooks around an update; `forward` changes nothing, since
+    validation calls it too. All its state is in buffers (and so in the checkpoint), in the order of `names`.
+    Where the scale of b is free the b of the K computed terms sum to K: equal b are the plain sum.
     """
 
     def __init__(self, schedules: Mapping[str, WeightSchedule]) -> None:
@@ -49,29 +50,8 @@ class Balancing(nn.Module, ABC):
             )
         return lambdas
 
-    def __call__(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
-        return super().__call__(values, progress)
-
-    def before_step(self, step: int) -> None:
-        """Called before each update of a run (0-based), whether it is made then or left out."""
-
-    def wants_gradients(self, step: int) -> bool:
-        """True if `observe_gradients` must be called at this update (0-based)."""
-        return False
-
-    def observe_gradients(self, norms: Mapping[str, float]) -> None:
-        """Norms of the raw terms' gradients, over the parameters that the action term moves too."""
-
-    @property
-    def looks_again(self) -> bool:
-        """True if `look_again` must be called after each update, which costs one more forward pass."""
-        return False
-
-    def look_again(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-        """The raw terms of the same batches before and after the update."""
-
-    def after_step(self, values: Mapping[str, float]) -> None:
-        """The raw terms of an update that has just been made."""
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def in_order(self, values: Mapping[str, float], like: Tensor) -> Float[Tensor, " k"]:
         """Numbers by term as a vector in the order of `names`, NaN where there is none, in the precision and

@@ -65,7 +65,7 @@ class ContrastiveTerm(Term):
         self.language_head = nn.Linear(language_width, config.width)
         self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
         with torch.no_grad():  # clamped in place, as CLIP does: a clamp in the graph would lose its gradient
             self.log_scale.clamp_(max=log(MAX_SCALE))

@@ -52,9 +52,6 @@ class FutureLatentTerm(Term):
     collapsing is the pair of predictor and slow target, as in BYOL (2006.07733), and the other terms. The
     metrics `target_std` and, on held-out data, `target_rank` would show a collapse.
 
-    The model is used here but is no submodule; copy model and objective together (in one `deepcopy`), or the
-    copied term follows an encoder of its own.
-
     Differs: FLARE adds learned future tokens to a diffusion transformer, reads them inside it and predicts a
     compact, pre-trained embedding of picture and text at the end of the chunk; here the tokens that are there
     predict the encoder's own tokens, trained from scratch.
@@ -69,19 +66,13 @@ class FutureLatentTerm(Term):
                 "what comes after the chunk is not the policy's. Lower it or raise data.horizon."
             )
         self.config = config
-        self._model = (model,)  # in a tuple, so that torch does not register it
+        self.tokens_per_view = model.vision.tokens_per_view
         self.predictor = nn.Sequential(
             nn.Linear(model.fusion.width, config.hidden),
             nn.GELU(),
             nn.Linear(config.hidden, model.vision.width),
         )
-        self.target = deepcopy(self._online()).requires_grad_(False).eval()
-
-    def _online(self) -> nn.Module:
-        """The model's own vision encoder."""
-        encoder = self._model[0].vision
-        assert isinstance(encoder, nn.Module), encoder
-        return encoder
+        self.target = deepcopy(_encoder_of(model)).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
         """As any module's, but the target stays in evaluation mode: no dropout in what is predicted."""
@@ -90,9 +81,9 @@ class FutureLatentTerm(Term):
         return self
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def update_targets(self, model: Model) -> None:
         """xi <- rho xi + (1 - rho) theta; buffers, and parameters that are no floats, are copied."""
-        online = self._online()
+        online = _encoder_of(model)
         ours, theirs = dict(self.target.named_parameters()), dict(online.named_parameters())
         moving = [name for name, value in ours.items() if value.is_floating_point()]
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
@@ -103,7 +94,7 @@ class FutureLatentTerm(Term):
         for buffer, source in zip(self.target.buffers(), online.buffers(), strict=True):
             buffer.copy_(source)
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The masked mean over tokens. Metrics: `target_std`, the root mean squared distance of the unit
         targets from their mean over the batch at the same cell, in [0, 1]; 0: collapsed. In evaluation mode
         only, since they cost: `target_rank`, the effective rank exp(-sum p log p) of these deviations, p the
@@ -111,7 +102,7 @@ class FutureLatentTerm(Term):
         e_xi(o_{t+k})), the loss of predicting that nothing changes."""
         future = self.future(batch, self.config.offset)
         fused = features.fused_vision
-        target, there = self._latents(future)
+        target, there = self._latents(future, model)
         mask = fused.mask & there
         # What does not count is blanked before it enters, so that a NaN there cannot come back in a gradient.
         predicted = F.normalize(
@@ -124,7 +115,7 @@ class FutureLatentTerm(Term):
             metrics = {f"{self.name}/target_std": spread}
             if not self.training:
                 everyone = torch.ones_like(future.mask)
-                present, here = self._latents(Future(observation=batch.observation, mask=everyone))
+                present, here = self._latents(Future(observation=batch.observation, mask=everyone), model)
                 unchanged = (present * target).sum(dim=-1)
                 metrics |= {
                     f"{self.name}/target_rank": _effective_rank(deviations.flatten(0, 1)),
@@ -136,15 +127,21 @@ class FutureLatentTerm(Term):
         """m, by the batch: the tokens of views that are there now and then."""
         future = self.future(batch, self.config.offset)
         there = batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
-        return there.repeat_interleave(self._model[0].vision.tokens_per_view, dim=1)
+        return there.repeat_interleave(self.tokens_per_view, dim=1)
 
     @torch.no_grad()
-    def _latents(self, at: Future) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
+    def _latents(self, at: Future, model: Model) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:
         """The target encoder's tokens of an observation, of unit length, and which of them exist."""
         shown = at.observation.image_mask & at.mask[:, None]
-        tokens = self.target(self._model[0].prepare(at.observation.images), shown)
+        tokens = self.target(model.prepare(at.observation.images), shown)
         values = precise(tokens.values).masked_fill(~tokens.mask[..., None], 0)
         return F.normalize(values, dim=-1), tokens.mask
+
+
+def _encoder_of(model: Model) -> nn.Module:
+    """The model's own vision encoder."""
+    assert isinstance(model.vision, nn.Module), model.vision
+    return model.vision
 
 
 def _from_mean(values: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:

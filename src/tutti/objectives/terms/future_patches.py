@@ -95,7 +95,7 @@ class FuturePatchesTerm(Term):
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, numbers)
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The weighted loss; metrics `changed_share` and `copy_baseline`, the loss of the
         present picture as the prediction, below which something was learned about the future."""
         tokens = features.fused_vision

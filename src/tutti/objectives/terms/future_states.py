@@ -112,7 +112,7 @@ class FutureStatesTerm(Term):
             nn.Linear(config.hidden, len(self.labels) * self.state_dim),
         )
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The sum of both means; metrics `hold_baseline`, the value of predicting that the hand stays,
         and `key_l1`, the part of the next key frame."""
         later = self.later_states(batch, self.labels)

@@ -62,7 +62,6 @@ class InverseDynamicsTerm(Term):
                 f"horizon: a batch holds no later actions. Lower it or raise data.horizon."
             )
         self.config = config
-        self._model = (model,)  # in a tuple, so that torch does not register the encoder a second time
         places = len(spec.views) * model.vision.tokens_per_view
         self.num_actions, self.action_dim = config.offset, spec.action_dim
         # Every place is kept. In pictures of a bar that moves by the first action, learned queries attending
@@ -74,12 +73,12 @@ class InverseDynamicsTerm(Term):
             nn.Linear(config.hidden, config.offset * spec.action_dim),
         )
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The masked mean of absolute errors; metric `zero_baseline`, its value if every action were
         predicted as 0 in normalised units, below which something was seen."""
         k = self.config.offset
         future = self.future(batch, k)
-        now, later = features.vision, self.look(future)
+        now, later = features.vision, self.encode_later(future, model)
         predicted = self.predict(now, later)
         seen = (now.mask & later.mask).any(dim=1)
         target, mask = batch.actions[:, :k], self.mask(batch) & seen[:, None, None]
@@ -93,9 +92,8 @@ class InverseDynamicsTerm(Term):
         both = batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
         return batch.action_mask[:, : self.num_actions] & both.any(dim=1)[:, None, None]
 
-    def look(self, future: Future) -> Tokens:
+    def encode_later(self, future: Future, model: Model) -> Tokens:
         """The vision encoder's tokens of the later pictures; past the episode's end all are masked."""
-        (model,) = self._model
         there = future.observation.image_mask & future.mask[:, None]
         stopped = self.config.stop_future or "vision" in self.stop_gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and not stopped):

@@ -76,7 +76,6 @@ class MaskedPatchesTerm(Term):
                 f"between {1 / tokens:.2g} and {1 - 1 / tokens:.2g}, or a finer vision encoder."
             )
         self.config = config
-        self._model = (model,)  # in a tuple, so that torch does not register the encoder a second time
         self.embed = nn.Linear(model.vision.width, config.width)
         self.language = nn.Linear(model.language.width, config.width)
         self.mask_token = nn.Parameter(torch.randn(config.width) * 0.02)
@@ -87,12 +86,12 @@ class MaskedPatchesTerm(Term):
         noise = torch.rand(NUM_FIXED, views, tokens, generator=torch.Generator().manual_seed(0))
         self.register_buffer("fixed_order", noise.argsort(dim=-1), persistent=False)
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over hidden patches. Metrics: `blind_baseline`, its value if every patch were predicted as
         its mean (0), below which something was learned; in evaluation mode also `text_gain`, by how much the
         value would rise without the instruction."""
         hidden = self.hidden(batch)
-        tokens = self.look(batch, hidden)
+        tokens = self.encode_visible(batch, hidden, model)
         language = features.language.mean()
         predicted = self.predict(tokens, hidden, language)
         count = hidden & tokens.mask
@@ -121,9 +120,8 @@ class MaskedPatchesTerm(Term):
             order = self.fixed_order[batch.window % NUM_FIXED]
         return (order >= self.num_visible).flatten(1)
 
-    def look(self, batch: Batch, hidden: Bool[Tensor, "b n"]) -> Tokens:
+    def encode_visible(self, batch: Batch, hidden: Bool[Tensor, "b n"], model: Model) -> Tokens:
         """The vision encoder's tokens of the pictures in which hidden patches are mid-grey."""
-        (model,) = self._model
         images = model.prepare(batch.observation.images)
         b, v, _, height, width = images.shape
         grid = self.grid

@@ -44,7 +44,7 @@ class ProgressTerm(Term):
         super().__init__(name=name, stop_gradient=config.stop_gradient)
         self.head = nn.Sequential(nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1))
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The mean over the batch; metrics `floor`, `mean_baseline` (the value of answering the batch's mean
         progress each time) and `l1`, the mean |y^ - y|.
 

@@ -72,7 +72,7 @@ class RecoverableLanguageTerm(Term):
         self.vision_only = _network(vision, width)
         self.vision_only_language = nn.Linear(language, width, bias=False)
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The value and gradient above; metrics `floor`, `chance`, `cross_entropy`, `accuracy` and
         `skipped`, and of the picture alone `vision_only_cross_entropy` and `vision_only_accuracy`."""
         vision, language = features.vision.mean(), features.language.mean()

@@ -83,7 +83,7 @@ class SigmoidTerm(Term):
         self.register_buffer("bias_start", torch.tensor(given))
         self.register_buffer("start_known", torch.tensor(isinstance(config.bias, float)))
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; metrics `chance`, `accuracy`, `temperature`, `bias` and
         `skipped`."""
         with torch.no_grad():  # clamped in place: a clamp in the graph would lose its gradient

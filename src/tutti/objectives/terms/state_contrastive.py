@@ -74,7 +74,7 @@ class StateContrastiveTerm(Term):
             nn.Linear(width, config.width), nn.ReLU(), nn.Linear(config.width, config.width)
         )
 
-    def compute(self, features: Features, batch: Batch) -> TermValue:
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; metrics `floor`, `above_floor`, `chance` and `skipped`."""
         states, embodiment = batch.observation.state, batch.embodiment
         if self.config.read == "readout":

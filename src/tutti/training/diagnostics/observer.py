@@ -144,7 +144,7 @@ class Diagnostics(Observer):
         with own_randomness(self.seed + step), self._buffers_kept():
             with self.machine.autocast():
                 features = self.model(batch.observation)
-                terms = self.objective(features, batch, progress, only)
+                terms = self.objective(features, batch, self.model, progress, only)
             gradients = self.backward.routed(term_gradients(terms.values, self.parameters))
         lambdas = {name: float(value.detach()) for name, value in terms.lambdas.items()}
         self._found |= gradient_measures(gradients, lambdas, self._trainable())

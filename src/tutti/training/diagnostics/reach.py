@@ -90,7 +90,7 @@ def reach(
         for part in frozen:
             for parameter in sections[part]:
                 parameter.requires_grad_(False)
-        values = objective(model(batch.observation), batch, progress, only).values
+        values = objective(model(batch.observation), batch, model, progress, only).values
         own = {term: list(objective.terms[term].parameters()) for term in values}
         heads = {term: f"{term} head" for term, parameters in own.items() if parameters}
         sections |= {head: own[term] for term, head in heads.items()}

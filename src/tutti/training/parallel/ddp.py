@@ -50,7 +50,7 @@ class Computation:
     def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
         """Features and terms of a batch, on this process alone."""
         features = self.forward(batch.observation)
-        return features, self.objective(features, batch, progress, only)
+        return features, self.objective(features, batch, self.model, progress, only)
 
 
 class Box:
@@ -117,7 +117,7 @@ class Parallel:
     ) -> tuple[Features, LossTerms]:
         """The same of a held-out batch, by the plain modules."""
         features = self.model(batch.observation)
-        return features, self.objective(features, batch, progress, only)
+        return features, self.objective(features, batch, self.model, progress, only)
 
     def drop(self) -> None:
         """Called where an update is left out, perhaps between a forward and its backward pass."""
