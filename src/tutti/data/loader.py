@@ -137,6 +137,7 @@ class Loader:
             batch = windows.gather(mixture.take(number * size, size)[rows])
             if isinstance(augmentation, NoAugmentation):
                 return batch
+            # By the batch's number: the same pictures after a resume and on any number of ranks.
             random = np.random.default_rng([mixture.seed, 3, number])
             change = augmentation.draw(batch.observation.images.numpy(), random, rows.start, size)
             futures = {
@@ -184,6 +185,7 @@ class _Prefetcher:
     def stop(self) -> None:
         """Ends the thread and forgets what it had ready."""
         self._stopped.set()
+        # The thread may be waiting to put a batch: make room for it until it sees that it is to stop.
         while self._thread.is_alive():
             try:
                 self._queue.get_nowait()

@@ -57,6 +57,7 @@ class Mixture:
             before = self._before(epoch)
             counts = self._counts(epoch, before)
             sources = np.repeat(np.arange(len(self.windows)), counts)
+            # Shuffled apart from the sources' own windows: another weight leaves their order as it is.
             if len(self.windows) > 1:
                 sources = np.random.default_rng([self.seed, 1, epoch]).permutation(sources)
             entries = np.empty(self.epoch_length, dtype=np.int64)
@@ -78,6 +79,7 @@ class Mixture:
     def _counts(self, epoch: int, before: tuple[int, ...]) -> list[int]:
         """The entries of each source in this epoch: what it is owed, rounded down, and one more for those
         that this leaves furthest behind."""
+        # In whole numbers: shares in floats would drift over the epochs.
         total, length = sum(self._shares), self.epoch_length
         owed = [
             length * (epoch + 1) * share - total * had
@@ -95,6 +97,7 @@ class Mixture:
         windows, parts = self.windows[source], [np.empty(0, dtype=np.int64)]
         while count > 0:
             number, place = divmod(start, len(windows))
+            # Keyed by the pass, not drawn from a running generator: any entry is computed without those before.
             random = np.random.default_rng([self.seed, 0, source, number])
             part = windows[random.permutation(len(windows))][place : place + count]
             parts.append(part)

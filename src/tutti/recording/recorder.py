@@ -192,20 +192,19 @@ def _record_in_parallel(
 ) -> None:
     task_of: dict[int, str] = {}
     with Workers(_record_block, count) as workers:
-        while True:
-            for worker in workers.idle:
-                # A worker keeps its task while it can: building another simulation takes longer than a seed.
-                active = [task_of[other] for other in task_of if other not in workers.idle]
-                block = queue.take(_BLOCK, prefer=task_of.get(worker), avoid=active)
-                if block is None:
-                    break
-                task_of[worker] = block[0]
-                workers.start(worker, job(*block))
-            if not workers.busy:
-                return
-            for worker, results in workers.finished():
-                queue.report(task_of[worker], results)
-                report(task_of[worker])
+
+        def next_job(worker: int) -> _Job | None:
+            # A worker keeps its task while it can: building another simulation takes longer than a seed.
+            active = [task_of[other] for other in task_of if other not in workers.idle]
+            block = queue.take(_BLOCK, prefer=task_of.get(worker), avoid=active)
+            if block is None:
+                return None
+            task_of[worker] = block[0]
+            return job(*block)
+
+        for worker, results in workers.run(next_job):
+            queue.report(task_of[worker], results)
+            report(task_of[worker])
 
 
 def _worker_count(config: RecordConfig, queue: SeedQueue) -> int:

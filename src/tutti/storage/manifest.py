@@ -107,16 +107,13 @@ class Manifest:
                 raise ValueError(f"more than {MAX_VALUES} values")
             table = json.loads(text)
             return cls(folder, name, table, _checked(table))
-        except FileNotFoundError as error:
-            raise _lacks(folder, name, name) from error
         except OSError as error:
-            raise _unreadable(folder, name, name, error) from error
+            raise _error(folder, name, name, error) from error
         except UserError:
             raise
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{folder / name}: not readable as {_what(name)} ({error}). {_cure(folder, name)}"
-            ) from error
+            what = "an export's manifest" if name == EXPORT else "a checkpoint's state"
+            raise _error(folder, name, name, f"not readable as {what} ({error}).") from error
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """The content of a listed file of at most `most` bytes, which has the size and the checksum listed.
@@ -125,10 +122,7 @@ class Manifest:
         """
         size = self._entry(name)["bytes"]
         if most is not None and size > most:
-            raise UserError(
-                f"{self.folder / name}: expected at most {most} bytes, found {size}. "
-                f"{_cure(self.folder, self.name)}"
-            )
+            raise self._error(name, f"expected at most {most} bytes, found {size}.")
         return b"".join(self._pieces(name))
 
     def text(self, name: str) -> str:
@@ -139,9 +133,7 @@ class Manifest:
         try:
             return self.read(name, MAX_TEXT).decode()
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self.folder / name}: not a text in UTF-8 ({error}). {_cure(self.folder, self.name)}"
-            ) from error
+            raise self._error(name, f"not a text in UTF-8 ({error}).") from error
 
     def check(self, name: str) -> None:
         """As `read`, but the content is not kept."""
@@ -155,27 +147,24 @@ class Manifest:
 
     def _entry(self, name: str) -> Size:
         if name not in self.files:
-            raise UserError(
-                f"{self.folder / self.name}: lists no file {name}. {_cure(self.folder, self.name)}"
-            )
+            raise self._error(self.name, f"lists no file {name}.")
         return self.files[name]
+
+    def _error(self, name: str, problem: str | OSError) -> UserError:
+        return _error(self.folder, self.name, name, problem)
 
     def opened(self, name: str) -> BinaryIO:
         """A listed file, found to have the size listed. Raises: UserError if not."""
         expected = self._entry(name)["bytes"]
         try:
             file = open_inside(self.folder, name)
-        except FileNotFoundError as error:
-            raise _lacks(self.folder, self.name, name) from error
         except OSError as error:
-            raise _unreadable(self.folder, self.name, name, error) from error
+            raise self._error(name, error) from error
         size = os.fstat(file.fileno()).st_size
         if size != expected:
             file.close()
-            raise UserError(
-                f"{self.folder / name}: {'truncated' if size < expected else 'damaged'}, {expected} bytes "
-                f"expected, {size} found. {_cure(self.folder, self.name)}"
-            )
+            damage = "truncated" if size < expected else "damaged"
+            raise self._error(name, f"{damage}, {expected} bytes expected, {size} found.")
         return file
 
     def _pieces(self, name: str) -> Iterator[bytes]:
@@ -188,15 +177,13 @@ class Manifest:
                 yield piece
         checksum = digest.value if isinstance(digest, Crc32) else digest.hexdigest()
         if checksum not in (expected.get("crc32"), expected.get("sha256")):
-            raise UserError(
-                f"{self.folder / name}: damaged, its checksum differs. {_cure(self.folder, self.name)}"
-            )
+            raise self._error(name, "damaged, its checksum differs.")
 
     def _piece(self, file: BinaryIO, name: str) -> bytes:
         try:
             return file.read(PIECE)
         except OSError as error:
-            raise _unreadable(self.folder, self.name, name, error) from error
+            raise self._error(name, error) from error
 
 
 def _checked(table: Any) -> dict[str, Size]:
@@ -216,24 +203,16 @@ def _checked(table: Any) -> dict[str, Size]:
     return files
 
 
-def _what(manifest: str) -> str:
-    return "an export's manifest" if manifest == EXPORT else "a checkpoint's state"
-
-
-def _lacks(folder: Path, manifest: str, name: str) -> UserError:
-    kind = "export" if manifest == EXPORT else "checkpoint"
-    return UserError(f"{folder / name}: the {kind} lacks this file. {_cure(folder, manifest)}")
-
-
-def _unreadable(folder: Path, manifest: str, name: str, error: OSError) -> UserError:
-    return UserError(
-        f"{folder / name}: cannot be read ({error.strerror or error}). {_cure(folder, manifest)}"
-    )
-
-
-def _cure(folder: Path, manifest: str) -> str:
+def _error(folder: Path, manifest: str, name: str, problem: str | OSError) -> UserError:
+    """The message about the file `name` of a folder, with the cure."""
+    if isinstance(problem, FileNotFoundError):
+        problem = f"the {'export' if manifest == EXPORT else 'checkpoint'} lacks this file."
+    elif isinstance(problem, OSError):
+        problem = f"cannot be read ({problem.strerror or problem})."
     if not folder.exists():
-        return "Its run has removed it meanwhile (training.checkpoints.keep): take a newer one."
-    if manifest == EXPORT:
-        return "Export again: tutti export RUN --to FOLDER."
-    return f"Delete the folder {folder} to continue from the checkpoint before it."
+        cure = "Its run has removed it meanwhile (training.checkpoints.keep): take a newer one."
+    elif manifest == EXPORT:
+        cure = "Export again: tutti export RUN --to FOLDER."
+    else:
+        cure = f"Delete the folder {folder} to continue from the checkpoint before it."
+    return UserError(f"{folder / name}: {problem} {cure}")

@@ -57,11 +57,6 @@ class Workers:
         """The numbers of the workers without a job."""
         return tuple(worker for worker in range(len(self._pipes)) if worker not in self._busy)
 
-    @property
-    def busy(self) -> int:
-        """How many workers have a job."""
-        return len(self._busy)
-
     def start(self, worker: int, job: Any) -> None:
         """Gives an idle worker a job."""
         assert worker not in self._busy
@@ -90,6 +85,20 @@ class Workers:
                 raise WorkerError(f"A worker process failed:\n{value}")
             self._busy.discard(worker)
             yield worker, value
+
+    def run(self, next_job: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
+        """Gives each idle worker `next_job(worker)` until that is None and all are done.
+
+        Yields (worker, result) as jobs end. Raises: as `finished`.
+        """
+        while True:
+            for worker in self.idle:
+                if (job := next_job(worker)) is None:
+                    break
+                self.start(worker, job)
+            if not self._busy:
+                return
+            yield from self.finished()
 
     def close(self, *, kill: bool = False) -> None:
         """Ends all workers: when they are done with their jobs, or now."""

@@ -121,17 +121,19 @@ def _play(spec: RolloutSpec, missing: Sequence[RolloutBlock], count: int) -> Ite
         return
     left = list(missing)
     last: dict[int, str] = {}
+
+    def next_block(worker: int) -> RolloutBlock | None:
+        if not left:
+            return None
+        block = _next(left, worker, last)
+        last[worker] = block.task
+        return block
+
     with _worker_variables():
         workers = Workers(RolloutWorker(spec), count)
     with workers:
-        while left or workers.busy:
-            for worker in workers.idle:
-                if left:
-                    block = _next(left, worker, last)
-                    last[worker] = block.task
-                    workers.start(worker, block)
-            for _, played in workers.finished():
-                yield played
+        for _, played in workers.run(next_block):
+            yield played
 
 
 def _next(left: list[RolloutBlock], worker: int, last: dict[int, str]) -> RolloutBlock:

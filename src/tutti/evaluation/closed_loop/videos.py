@@ -98,12 +98,8 @@ def _make(left: list[Job], count: int) -> Iterator[None]:
             yield
         return
     with Workers(make_video, count) as pool:
-        while left or pool.busy:
-            for worker in pool.idle:
-                if left:
-                    pool.start(worker, left.pop(0))
-            for _ in pool.finished():
-                yield
+        for _ in pool.run(lambda _: left.pop(0) if left else None):
+            yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
