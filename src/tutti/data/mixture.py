@@ -97,7 +97,7 @@ class Mixture:
         windows, parts = self.windows[source], [np.empty(0, dtype=np.int64)]
         while count > 0:
             number, place = divmod(start, len(windows))
-            # Keyed by the pass, not drawn from a running generator: any entry is computed without those before.
+            # Keyed by the pass: any entry of the stream is computed without those before it.
             random = np.random.default_rng([self.seed, 0, source, number])
             part = windows[random.permutation(len(windows))][place : place + count]
             parts.append(part)
