@@ -24,7 +24,7 @@ from tables import RESULTS, Table, prints_user_errors, publish
 from throughput import GPU_ROWS
 
 from tutti.planning.devices import CPU_PROCESS, Precision
-from tutti.planning.footprint import imagined
+from tutti.planning.footprint import fake_update
 from tutti.planning.plan import memory_on, sizes_near
 from tutti.runs.build import expected_spec
 from tutti.runs.provenance import circumstances, made_with
@@ -91,10 +91,10 @@ def planned(cell: Cell) -> float:
     """Peak bytes of the tensors, by the steps of `tutti plan` for one device."""
     config = cell.load()
     accumulation = config.training.accumulation
-    with imagined(config, expected_spec(config)) as (rehearsed, memory):
+    with fake_update(config, expected_spec(config)) as (trial, memory):
         sizes = sizes_near(config.data.batch_size * accumulation, 1)
-        first, second = (rehearsed.peaks(memory, size, accumulation) for size in sizes)
-        parts = rehearsed.parts()
+        first, second = (trial.peaks(memory, size, accumulation) for size in sizes)
+        parts = trial.parts()
     return memory_on("single", 1, parts, (first, second), config).at(cell.rows)
 
 

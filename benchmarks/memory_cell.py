@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.planning.footprint import Rehearsed
-from tutti.planning.live_memory import LiveMemory
+from tutti.planning.footprint import TrialUpdate
+from tutti.planning.memory import LiveMemory
 from tutti.runs.build import expected_spec
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -48,7 +48,7 @@ def measure(cell: Cell) -> Measured:
     _warm_up()
     before = _resident("VmRSS")
     with LiveMemory() as memory:
-        one = Rehearsed(config, expected_spec(config))
+        one = TrialUpdate(config, expected_spec(config))
         accumulation = config.training.accumulation
         one.peaks(memory, cell.rows, accumulation)  # the optimiser's state, and what libraries keep
         forget_peak()

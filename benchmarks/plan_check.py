@@ -1,6 +1,6 @@
 """The time that `tutti plan` predicts against measured updates on this CPU; memory.py does so for memory.
 
-python benchmarks/plan_check.py calibrates --mfu and --overhead on two small runs, predicts another batch and
+python benchmarks/plan_check.py calibrates --mfu and an overhead on two small runs, predicts another batch and
 another preset from them, and measures all in turns. benchmarks/README.md says what each column means.
 """
 
@@ -19,7 +19,7 @@ from tables import RESULTS, Table, prints_user_errors, publish
 from timing import Spread, interleave, matmul_rates, spread, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.planning.footprint import Flops, Rehearsed, count_flops
+from tutti.planning.footprint import Flops, TrialUpdate, count_flops
 from tutti.runs.build import expected_spec
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
@@ -40,7 +40,7 @@ class Updates:
         again = config.training.activation_checkpointing == "block"
         flops: Flops = count_flops(config, spec)[again]
         self.work = flops.hardware * rows + flops.optimizer
-        self._one = Rehearsed(config, spec)
+        self._one = TrialUpdate(config, spec)
         self._batch = self._one.batch(rows)
 
     def __call__(self, steps: int) -> float:
@@ -133,9 +133,9 @@ def benchmark(arguments: argparse.Namespace) -> bool:
     typical = (spread(times[base[0]]).median, spread(times[base[1]]).median)
     per_ms, overhead = calibrated((work[base[0]], work[base[1]]), typical)
     notes = [
-        f"Calibrated on {base[0]} and {base[1]}: --mfu {1000 * per_ms / rate:.2f} of the matmul, --overhead "
-        f"{overhead:.0f}. Predicted / measured - 1 in the same round; wanted within {100 * MOST_ERROR:.0f} "
-        f"%: {'PASS' if passed else 'FAIL'}.",
+        f"Calibrated on {base[0]} and {base[1]}: --mfu {1000 * per_ms / rate:.2f} of the matmul, overhead "
+        f"{overhead:.0f} ms. Predicted / measured - 1 in the same round; wanted within "
+        f"{100 * MOST_ERROR:.0f} %: {'PASS' if passed else 'FAIL'}.",
         f"Matmul float32 {SIZE}^3: {rate / 1e9:.1f} GFLOP/s; {torch.get_num_threads()} thread(s); ms are "
         f"{work_clock('cpu', torch.get_num_threads())[0]}. "
         f"{made_with(found_in)}",

@@ -15,11 +15,10 @@ from tutti.config.run_config import RunConfig, build_config
 from tutti.models.config import ModelConfig
 from tutti.planning import command, devices
 from tutti.planning import plan as planning
-from tutti.planning.blank import blank_batch
 from tutti.planning.command import plan_run
 from tutti.planning.devices import CPU_PROCESS, DEVICES, device_of_card, find_device
-from tutti.planning.footprint import Flops, Parts, Peaks, Rehearsed, count_flops, imagined, recompute
-from tutti.planning.live_memory import LiveMemory
+from tutti.planning.footprint import Flops, Parts, Peaks, TrialUpdate, count_flops, fake_update, recompute
+from tutti.planning.memory import LiveMemory, dummy_batch
 from tutti.planning.plan import Memory, Request, exposed_seconds, make_plan, memory_on, sent_bytes
 from tutti.planning.report import DAY, duration, plain, print_plan, size_in_bytes
 from tutti.runs import terminal
@@ -73,10 +72,10 @@ def test_a_storage_counts_once_while_it_lives() -> None:
 def test_fake_tensors_predict_the_peak_of_real_ones(optimizer: str, again: str) -> None:
     training = SMALL["training"] | {"optimizer": {"kind": optimizer}, "activation_checkpointing": again}
     own = config(training=training)
-    with imagined(own, SPEC) as (rehearsed, memory):
-        predicted, parts = rehearsed.peaks(memory, 6), rehearsed.parts()
+    with fake_update(own, SPEC) as (trial, memory):
+        predicted, parts = trial.peaks(memory, 6), trial.parts()
     with LiveMemory() as memory:
-        real = Rehearsed(own, SPEC)
+        real = TrialUpdate(own, SPEC)
         measured = real.peaks(memory, 6)
     assert predicted.passes == pytest.approx(measured.passes, rel=0.1)
     assert predicted.step == pytest.approx(measured.step, rel=0.01)
@@ -84,23 +83,23 @@ def test_fake_tensors_predict_the_peak_of_real_ones(optimizer: str, again: str) 
 
 
 def test_parts_are_those_of_the_model_and_the_optimizer() -> None:
-    with imagined(config(), SPEC) as (rehearsed, memory):
-        rehearsed.peaks(memory, 2)
-        parts = rehearsed.parts()
+    with fake_update(config(), SPEC) as (trial, memory):
+        trial.peaks(memory, 2)
+        parts = trial.parts()
     assert parts.weights == 4 * parts.total  # the default objective has no buffers of its own
     assert parts.gradients == 4 * parts.trainable == 4 * parts.total
     assert parts.ema == parts.weights
-    number = sum(1 for _ in Rehearsed(config(), SPEC).parameters)
+    number = sum(1 for _ in TrialUpdate(config(), SPEC).parameters)
     assert parts.optimizer == 8 * parts.total + 4 * number  # two moments each, and AdamW's count of steps
     assert parts.block + parts.outside < parts.total
 
 
 def test_more_samples_and_no_recomputation_need_more() -> None:
     deep = config(model=MODEL | {"fusion": {"width": 32, "depth": 3}})
-    with imagined(deep, SPEC) as (rehearsed, memory):
-        few, many = rehearsed.peaks(memory, 4), rehearsed.peaks(memory, 16)
-        recompute(rehearsed, True)
-        less = rehearsed.peaks(memory, 16)
+    with fake_update(deep, SPEC) as (trial, memory):
+        few, many = trial.peaks(memory, 4), trial.peaks(memory, 16)
+        recompute(trial, True)
+        less = trial.peaks(memory, 16)
     assert few.passes < less.passes < many.passes
     assert few.step < many.step == less.step  # the batch itself lives through the step
 
@@ -330,24 +329,18 @@ def test_devices_are_found_by_name_and_by_what_cuda_calls_them() -> None:
 
 
 @pytest.mark.usefixtures("by_hand")
-def test_the_budget_is_samples_or_episodes_but_not_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_samples_are_episodes_times_frames_or_those_of_the_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(command, "expected_spec", lambda given: SPEC)
-    told = plan_run(
-        config(), gpus=1, episodes=10.0, frames=100.0, epochs=2.0, memory=40.0, tflops=100.0, bandwidth=9.0
-    )[1]
-    assert (told.samples, told.memory, told.bandwidth) == (2000, 40e9, 9e9)
-    assert told.device.bf16 == 1e14
+    told = plan_run(config(), gpus=1, episodes=10.0, frames=200.0, memory=40.0, mfu=0.3)[1]
+    assert (told.samples, told.memory, told.bandwidth, told.mfu) == (2000, 40e9, 450e9, 0.3)
     steps = plan_run(config(), gpus=16)[1]
     assert (steps.samples, steps.memory, steps.bandwidth, steps.mfu) == (800, 80e9, 50e9, 0.4)
-    for wrong in (-1.0, 0.0, math.inf):
-        with pytest.raises(UserError, match="--tflops is"):
-            plan_run(config(), gpus=1, tflops=wrong)
-    with pytest.raises(UserError, match="give one of them"):
-        plan_run(config(), gpus=1, samples=5.0, episodes=5.0)
 
 
-def test_no_two_texts_of_a_blank_batch_are_the_same() -> None:
-    batch = blank_batch(SPEC, 50, DataNeeds(futures=(4,), states=(1, "last")))
+def test_no_two_texts_of_a_dummy_batch_are_the_same() -> None:
+    batch = dummy_batch(SPEC, 50, DataNeeds(futures=(4,), states=(1, "last")))
     assert len(torch.unique(batch.observation.text, dim=0)) == 50
     assert batch.later_states is not None and batch.later_states.values.shape == (50, 2, SPEC.state_dim)
 

@@ -31,20 +31,13 @@ def plan(
     gpus: Annotated[int, typer.Option(help="GPUs in all.")] = 1,
     device: Annotated[str, typer.Option(help="h100, h200, ..., or measured: this machine.")] = "h100",
     memory: Annotated[float | None, typer.Option(help="GB on each GPU.", show_default="device's")] = None,
-    tflops: Annotated[float | None, typer.Option(help="Its peak.", show_default="device's")] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option(help="GB/s between GPUs.", show_default="device's")
-    ] = None,
     mfu: Annotated[
         float | None, typer.Option(help="Share of the peak reached.", show_default="assumed")
     ] = None,
-    samples: Annotated[
-        float | None, typer.Option(help="Samples to see.", show_default="training.steps")
+    episodes: Annotated[
+        float | None, typer.Option(help="Episodes to train on.", show_default="training.steps")
     ] = None,
-    episodes: Annotated[float | None, typer.Option(help="Episodes to see, instead of samples.")] = None,
     frames: Annotated[float, typer.Option(help="Frames of an episode; each is a sample.")] = 150.0,
-    epochs: Annotated[float, typer.Option(help="Times that every episode is seen.")] = 1.0,
-    overhead: Annotated[float, typer.Option(help="ms of a micro-batch that no FLOP takes.")] = 0.0,
     process: Annotated[
         float | None, typer.Option(help="MB beside the tensors.", show_default="device's")
     ] = None,
@@ -58,9 +51,7 @@ def plan(
     from tutti.planning.command import plan_run
     from tutti.planning.report import print_plan
 
-    given = {"memory": memory, "tflops": tflops, "bandwidth": bandwidth, "mfu": mfu, "samples": samples}
-    given |= {"episodes": episodes, "process": process}
-    known: dict[str, float] = {name: value for name, value in given.items() if value is not None}
-    known |= {"overhead": overhead}
-    lasts = {"frames": frames, "epochs": epochs}
-    print_plan(*plan_run(config_given, gpus=gpus, device=device, **lasts, **known), as_json=as_json)
+    options = {"memory": memory, "mfu": mfu, "episodes": episodes, "process": process}
+    given = {name: value for name, value in options.items() if value is not None}
+    plan_made, request = plan_run(config_given, gpus=gpus, device=device, frames=frames, **given)
+    print_plan(plan_made, request, as_json=as_json)

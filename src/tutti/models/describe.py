@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,16 +60,25 @@ class Description:
         return self.modules[0].flops
 
 
-def describe(model: VLA) -> Description:
-    """Runs one blank sample through `model`, on its device, and counts matrix products and convolutions.
+@contextmanager
+def flop_counter() -> Iterator[FlopCounterMode]:
+    """Counts the FLOPs of matrix products and convolutions in the block, two for each multiply-add.
 
-    Counted by `torch.utils.flop_counter`: elementwise work is not in it. The text counts as one distinct
+    Elementwise work is not in it.
+    """
+    # The fused attention of CPUs has no entry in the counter; the plain form is matrix products, and has.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
+def describe(model: VLA) -> Description:
+    """Runs one blank sample through `model`, on its device, and counts its FLOPs.
+
+    The text counts as one distinct
     instruction; in training the windows of a batch share theirs, so it costs less there.
     """
     device = next(model.parameters()).device
-    counter = FlopCounterMode(display=False)
-    # The fused attention of CPUs has no entry in the counter; the plain form is matrix products, and has.
-    with counter, sdpa_kernel(SDPBackend.MATH):
+    with flop_counter() as counter:
         model.predict(blank_observation(model.spec, device))
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     total = flops["Global"]

@@ -1,16 +1,13 @@
-"""`tutti plan`: from a config and a few numbers to the plan."""
+"""`tutti plan`: the plan of a training from its config, a device and the number of GPUs."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import Literal
 
 from tutti.config.run_config import RunConfig
 from tutti.planning.devices import Device, Precision, find_device
 from tutti.planning.plan import GPUS_PER_MACHINE, Plan, Request, make_plan
 from tutti.runs.build import expected_spec
-from tutti.types import UserError
 
 ASSUMED_MFU = {"gpu": 0.40, "measured": 0.45}
 """Where --mfu is not given: of a GPU's peak, a middling figure of large transformer trainings; of this
@@ -23,48 +20,30 @@ def plan_run(
     gpus: int,
     device: str = "h100",
     memory: float | Literal["device"] = "device",
-    tflops: float | Literal["device"] = "device",
-    bandwidth: float | Literal["device"] = "device",
     mfu: float | Literal["assumed"] = "assumed",
-    samples: float | Literal["config"] = "config",
     episodes: float | Literal["config"] = "config",
     frames: float = 150.0,
-    epochs: float = 1.0,
-    overhead: float = 0.0,
     process: float | Literal["device"] = "device",
 ) -> tuple[Plan, Request]:
-    """The plan and what it was made for. `memory` in GB, `tflops` in TFLOP/s, `bandwidth` in GB/s,
-    `overhead` in ms, `process` in MB.
+    """The plan and what it was made for. `memory` in GB, `process` in MB.
 
-    The samples are `samples`; else `episodes` * `frames` * `epochs`, each frame being a window; else
-    `training.steps` updates of the config's batch.
+    The samples are `episodes` * `frames`, each frame being a window; else `training.steps` updates of the
+    config's batch.
 
-    Raises: UserError for an unknown device, both samples and episodes, or numbers out of range.
+    Raises: UserError for an unknown device, or numbers out of range.
     """
     precision = precision_on(config, device)
-    found: Device = find_device(device, precision)
+    target: Device = find_device(device, precision)
     global_batch = config.data.batch_size * config.training.accumulation
-    if samples != "config" and episodes != "config":
-        raise UserError("--samples and --episodes both say how long the training is; give one of them.")
-    if samples == "config":
-        frames_in_all = config.training.steps * global_batch if episodes == "config" else episodes * frames
-        samples = float(frames_in_all) * (1.0 if episodes == "config" else epochs)
-    if tflops != "device":
-        if not 0 < tflops < math.inf:
-            raise UserError(f"--tflops is {tflops:g}; give a number above 0.")
-        own = {"bf16": tflops * 1e12, "fp32": tflops * 1e12, "name": f"{found.name} at {tflops:g} TFLOP/s"}
-        found = replace(found, **own)
-    between = found.link if gpus <= GPUS_PER_MACHINE else found.network
-    kind = "measured" if device == "measured" else "gpu"
+    is_measured = device == "measured"
     request = Request(
         gpus=gpus,
-        memory=found.memory if memory == "device" else memory * 1e9,
-        device=found,
-        mfu=ASSUMED_MFU[kind] if mfu == "assumed" else mfu,
-        bandwidth=between if bandwidth == "device" else bandwidth * 1e9,
-        samples=samples,
-        overhead=overhead / 1000,
-        process=found.process if process == "device" else process * 1e6,
+        memory=target.memory if memory == "device" else memory * 1e9,
+        device=target,
+        mfu=ASSUMED_MFU["measured" if is_measured else "gpu"] if mfu == "assumed" else mfu,
+        bandwidth=target.link if gpus <= GPUS_PER_MACHINE else target.network,
+        samples=float(config.training.steps * global_batch) if episodes == "config" else episodes * frames,
+        process=target.process if process == "device" else process * 1e6,
     )
     return make_plan(config, expected_spec(config), request, precision), request
 

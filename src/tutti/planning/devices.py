@@ -80,7 +80,7 @@ def find_device(name: str, precision: Precision) -> Device:
     if name not in DEVICES:
         raise UserError(
             f"--device {name}: unknown. Known are {', '.join(DEVICES)} and measured (this machine); for "
-            "another give the nearest, and --tflops, --memory and --bandwidth."
+            "another give the nearest, its --memory, and as --mfu the share of that one's peak."
         )
     return DEVICES[name]
 

@@ -1,4 +1,4 @@
-"""Bytes and FLOPs of one update, from a model of fake tensors: no memory is used and nothing is computed."""
+"""Memory and FLOPs of one update, from a model of fake tensors: nothing is allocated or computed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from tutti.config.run_config import RunConfig
+from tutti.models.describe import flop_counter
 from tutti.models.layers import blocks_of
 from tutti.objectives.unified import UnifiedLoss
-from tutti.planning.blank import blank_batch
-from tutti.planning.live_memory import LiveMemory, own_bytes, state_tensors
+from tutti.planning.memory import LiveMemory, dummy_batch, own_bytes, state_tensors
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.optim.ema import Ema
 from tutti.training.optim.muon import Muon
@@ -89,8 +87,8 @@ class Flops:
         return self.model + self.recomputed
 
 
-class Rehearsed:
-    """A model, its loss and its optimiser whose updates can be measured. On real tensors or fake ones."""
+class TrialUpdate:
+    """A model, its loss and its optimiser without data; its updates are measured on real or fake tensors."""
 
     def __init__(self, config: RunConfig, spec: DataSpec) -> None:
         self.config, self.spec = config, spec
@@ -112,8 +110,8 @@ class Rehearsed:
         return [p for root in (self.model, self.objective) for p in root.parameters() if p.requires_grad]
 
     def batch(self, size: int) -> Batch:
-        """A blank batch of `size` with what the terms ask for."""
-        return blank_batch(self.spec, size, self.config.objective.needs())
+        """A dummy batch of `size` with what the terms ask for."""
+        return dummy_batch(self.spec, size, self.config.objective.needs())
 
     def autocast(self) -> AbstractContextManager[object]:
         """That of training. A CPU stands for any device: it casts the same products."""
@@ -181,9 +179,9 @@ class Rehearsed:
         )
 
 
-def recompute(rehearsed: Rehearsed, on: bool) -> None:
+def recompute(trial: TrialUpdate, on: bool) -> None:
     """Switch activation checkpointing on or off."""
-    for block in blocks_of(rehearsed.model, rehearsed.objective):
+    for block in blocks_of(trial.model, trial.objective):
         block.recompute = on
 
 
@@ -192,41 +190,41 @@ def _count(module: nn.Module) -> int:
 
 
 @contextmanager
-def imagined(config: RunConfig, spec: DataSpec) -> Iterator[tuple[Rehearsed, LiveMemory]]:
-    """A model of fake tensors and the counter of the bytes that it would take. Fake code runs inside.
+def fake_update(config: RunConfig, spec: DataSpec) -> Iterator[tuple[TrialUpdate, LiveMemory]]:
+    """A model of fake tensors and the counter of the bytes that it would take; inside, nothing is allocated.
 
     The device is a CPU's stand-in for any: its fused attention keeps what the fused ones of GPUs keep.
     """
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode())
         memory = stack.enter_context(LiveMemory())
-        yield Rehearsed(config, spec), memory
+        yield TrialUpdate(config, spec), memory
 
 
 def count_flops(config: RunConfig, spec: DataSpec, size: int = 8, *, gpu: bool = False) -> dict[bool, Flops]:
-    """The FLOPs of an update over a blank batch, without and with recomputed blocks, from fake tensors.
+    """The FLOPs of an update over a dummy batch, without and with recomputed blocks, from fake tensors.
 
-    By `torch.utils.flop_counter`, attention as plain matrix products: elementwise work is not in it. On a
-    `gpu` Muon iterates in bfloat16, which takes more of them.
+    On a `gpu` Muon iterates in bfloat16, which takes more of them.
     """
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
-        one = Rehearsed(config, spec)
-        for optimizer in one.optimizer.optimizers.values():
+    with FakeTensorMode():
+        trial = TrialUpdate(config, spec)
+        for optimizer in trial.optimizer.optimizers.values():
             if isinstance(optimizer, Muon) and gpu:
                 optimizer.iterates = torch.bfloat16
-        batch = one.batch(size)
-        counters = [FlopCounterMode(display=False) for _ in range(4)]
-        recompute(one, False)
-        with counters[0]:
-            losses = one.forward(batch)
-        with counters[1]:
-            one.backward(losses)
-        recompute(one, True)
-        losses = one.forward(batch)
-        with counters[2]:
-            one.backward(losses)
-        with counters[3]:
-            one.optimizer.step()
+        batch = trial.batch(size)
+        recompute(trial, False)
+        with flop_counter() as in_forward:
+            losses = trial.forward(batch)
+        with flop_counter() as in_backward:
+            trial.backward(losses)
+        recompute(trial, True)
+        with flop_counter():
+            losses = trial.forward(batch)
+        with flop_counter() as in_both:
+            trial.backward(losses)
+        with flop_counter() as in_step:
+            trial.optimizer.step()
+    counters = (in_forward, in_backward, in_both, in_step)
     forward, backward, again, optimizer = (float(counter.get_total_flops()) for counter in counters)
     return {
         recomputed: Flops(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tutti.config.run_config import RunConfig
 from tutti.planning.devices import Device, Precision
-from tutti.planning.footprint import Flops, Parts, Peaks, count_flops, imagined, recompute
+from tutti.planning.footprint import Flops, Parts, Peaks, count_flops, fake_update, recompute
 from tutti.types import DataSpec, UserError
 
 RESERVE = 0.92
@@ -23,8 +23,7 @@ Kind = Literal["single", "ddp", "fsdp"]
 class Request:
     """What to plan for: GPUs, bytes of memory on each, the device, the share of its peak that the products of
     a training reach (MFU), bytes per second between GPUs, and the samples that the training is to see.
-    `overhead` are seconds of a micro-batch that no FLOP takes: launching operations, small ones. `process`
-    are bytes that a process holds on the device beside its tensors."""
+    `process` are bytes that a process holds on the device beside its tensors."""
 
     gpus: int
     memory: float
@@ -32,7 +31,6 @@ class Request:
     mfu: float
     bandwidth: float
     samples: float
-    overhead: float = 0.0
     process: float = 0.0
 
     def __post_init__(self) -> None:
@@ -40,9 +38,7 @@ class Request:
             "--gpus": (self.gpus, 1, math.inf),
             "--memory": (self.memory / 1e9, 1e-6, math.inf),
             "--mfu": (self.mfu, 1e-6, 1),
-            "--bandwidth": (self.bandwidth / 1e9, 1e-6, math.inf),
             "the number of samples": (self.samples, 1, math.inf),
-            "--overhead": (self.overhead * 1000, 0, math.inf),
             "--process": (self.process / 1e6, 0, math.inf),
         }
         for name, (value, least, most) in limits.items():
@@ -178,14 +174,14 @@ def _measured(
     """What lives through the training; the peaks at both sizes without and with recomputation; the tokens."""
     peaks: dict[bool, tuple[Peaks, Peaks]] = {}
     accumulation = config.training.accumulation
-    with imagined(config, spec) as (rehearsed, memory):
+    with fake_update(config, spec) as (trial, memory):
         for again in (False, True):
-            recompute(rehearsed, again)
-            first, second = (rehearsed.peaks(memory, size, accumulation) for size in sizes)
+            recompute(trial, again)
+            first, second = (trial.peaks(memory, size, accumulation) for size in sizes)
             peaks[again] = (first, second)
-        model = rehearsed.model
+        model = trial.model
         tokens = 2 + model.language.num_tokens + len(spec.views) * model.vision.tokens_per_view
-        return rehearsed.parts(), peaks, tokens
+        return trial.parts(), peaks, tokens
 
 
 def line(first: Peaks, second: Peaks) -> tuple[float, float]:
@@ -278,7 +274,7 @@ def _way(
     sent = sent_bytes(kind, gpus, parts, width=gathered_width(config), micro_batches=micro_batches)
     share = gpus if kind == "fsdp" else 1  # of the optimizer's work; Muon's matrices are divided, too
     work = flops.hardware * rows * micro_batches + flops.optimizer / share
-    computing = work / (request.device.peak(precision) * request.mfu) + request.overhead * micro_batches
+    computing = work / (request.device.peak(precision) * request.mfu)
     computing += _optimizer_bytes(parts) / share / request.device.memory_bandwidth
     seconds = computing + exposed_seconds(kind, sent / request.bandwidth, computing)
     if why_not:

@@ -1,4 +1,4 @@
-"""The plan as tables for people and as plain values for machines."""
+"""Prints a plan as tables, or gives it as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
 from tutti.planning.plan import GPUS_PER_MACHINE, RESERVE, Plan, Request, Way
-from tutti.runs.terminal import console, print_line
+from tutti.runs.terminal import print_line, print_table
 
 
 def plain(plan: Plan, request: Request) -> dict[str, Any]:
@@ -59,28 +56,26 @@ def print_plan(plan: Plan, request: Request, *, as_json: bool = False) -> None:
         print(json.dumps(plain(plan, request), indent=1))
         return
     parts, flops = plan.parts, plan.flops
-    table = _table("What it is", ("what", "value"))
-    for name, count in parts.parameters.items():
-        table.add_row(f"parameters: {name}", f"{count:,}")
-    table.add_row("parameters", f"{parts.total:,}")
+    rows = [(f"parameters: {name}", f"{count:,}") for name, count in parts.parameters.items()]
+    rows.append(("parameters", f"{parts.total:,}"))
     for name in ("weights", "gradients", "optimizer", "ema"):
-        table.add_row(f"bytes: {name}", size_in_bytes(float(getattr(parts, name))))
+        rows.append((f"bytes: {name}", size_in_bytes(float(getattr(parts, name)))))
     for way in plan.ways:
         if way.kind == "single":
             again = ", recomputed" if way.recompute else ""
-            table.add_row(f"bytes: a sample's activations{again}", size_in_bytes(way.memory.sample))
-    table.add_row("bytes: the process beside its tensors", size_in_bytes(request.process))
-    table.add_row("tokens in the fusion", f"{plan.tokens:,}")
-    table.add_row("FLOPs of a sample, forward", _flops(flops.forward))
-    table.add_row("FLOPs of a sample, backward", _flops(flops.backward))
-    table.add_row("FLOPs that checkpointing adds", _flops(flops.recomputed))
-    table.add_row("FLOPs of the optimizer, per update", _flops(flops.optimizer))
-    console.print(table)
+            rows.append((f"bytes: a sample's activations{again}", size_in_bytes(way.memory.sample)))
+    rows += [
+        ("bytes: the process beside its tensors", size_in_bytes(request.process)),
+        ("tokens in the fusion", f"{plan.tokens:,}"),
+        ("FLOPs of a sample, forward", _flops(flops.forward)),
+        ("FLOPs of a sample, backward", _flops(flops.backward)),
+        ("FLOPs that checkpointing adds", _flops(flops.recomputed)),
+        ("FLOPs of the optimizer, per update", _flops(flops.optimizer)),
+    ]
+    print_table("Model, memory and FLOPs", ("what", "value"), rows, narrow=True)
     heads = ("way", "GPUs", "largest", "batch", "memory", "sent", "update", "in all")
-    table = _table(f"{plan.steps:,} updates of {plan.global_batch:,} samples", heads)
-    for way in plan.ways:
-        table.add_row(*_row(way))
-    console.print(table)
+    title = f"{plan.steps:,} updates of {plan.global_batch:,} samples"
+    print_table(title, heads, [_row(way) for way in plan.ways], narrow=True)
     for way in plan.ways:
         if way.why_not:
             print_line(f"{way.name} on {way.gpus}: {way.why_not}.")
@@ -100,15 +95,6 @@ def _row(way: Way) -> tuple[str, ...]:
         duration(way.step_seconds),
         duration(way.days * DAY),
     )
-
-
-def _table(title: str, heads: tuple[str, ...]) -> Table:
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="right" if place else "left", no_wrap=True)
-    return table
 
 
 DAY = 86_400.0

@@ -11,10 +11,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from tutti.config.run_config import RunConfig
+from tutti.models.describe import flop_counter
 from tutti.nested import content_hash
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.build import TRAINED_BY, build_training
@@ -121,8 +120,7 @@ class StepMeter:
 
     def _count(self, step: int, batches: int) -> float:
         self._reset()
-        # The fused attention of CPUs has no entry in the counter; the plain form is matrix products, and has.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             self.training.run_updates([step] * batches)  # the same batches for every stretch and arm
         return counter.get_total_flops() / batches
 
