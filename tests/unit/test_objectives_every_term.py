@@ -1,4 +1,4 @@
-"""Every kind of term: it trains beside the action, its gradient adds up, its state and metrics are whole.
+"""Every kind of term: it trains beside the action, resumes to the same bits, its metrics are documented.
 
 A new kind needs one line in KINDS; without it the first test fails.
 """
@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from fixtures.term_batches import as_double, make_batch, make_loss, make_model
+from fixtures.term_batches import make_batch, make_loss, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.terms.union import TermConfig
 from tutti.objectives.unified import DEFAULT_KINDS, ObjectiveConfig, UnifiedLoss
@@ -101,28 +101,6 @@ def test_it_trains_beside_the_action(kind: str) -> None:
     trained = {f"0.{name}" for name, _ in model.named_parameters()}
     trained |= {f"1.{name}" for name, value in loss.named_parameters() if value.requires_grad}
     assert trained <= moved, f"never moved: {sorted(trained - moved)}"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_the_total_is_the_weighted_sum(kind: str) -> None:
-    model, loss = build(kind)
-    model, loss = model.double(), loss.double()
-    batch = as_double(make_batch())
-    terms = loss(model(batch.observation), batch, model)
-    assert list(terms.values) == ["action", "extra"] and terms.total.dtype == torch.float64
-    parameters = [p for module in (model, loss) for p in module.parameters() if p.requires_grad]
-
-    def gradient(value: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-
-    total = gradient(terms.total)
-    single = {name: gradient(value) for name, value in terms.values.items()}
-    for number, found in enumerate(total):
-        expected = sum(weight * single[name][number] for name, weight in terms.lambdas.items())
-        assert (found - expected).abs().max() <= 1e-12
-    in_model = len(list(model.parameters()))
-    assert any(g.any() for g in single["extra"][:in_model]), "the term does not reach the model"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -30,7 +30,7 @@ LONGER: dict[str, int] = {}
 """Files with more lines than that, since each replaces two that shared private names: file and limit."""
 CROWDED: set[str] = set()
 """Folders that still hold more than MAX_FILES."""
-MAX_CODE_LINES = 23_700
+MAX_CODE_LINES = 23_300
 """Lines of code of the package, without blank lines, comments and docstrings. It goes down."""
 TOUR = ("types.py", "pipeline.py", "models/vla.py", "objectives/unified.py", "training/trainer.py")
 """What one reads to know Tutti."""
@@ -44,7 +44,7 @@ ROOMS_OF_TRAINING = (
 """Files and folders of tutti.training, each of which imports only those before it."""
 KNOW_THE_TRAINER = ("training/trainer.py", "pipeline.py", "runs/", "debug/", "studies/", "planning/")
 UNUSED = {
-    "tutti.training.optim.muon: newton_schulz",  # only tests: to go
+    "tutti.training.optim.muon: newton_schulz",  # the iteration on one stack, as its source writes it
 }
 """Public names that nothing uses, each with the reason why it may stay."""
 
@@ -157,7 +157,7 @@ def test_nobody_below_the_trainer_knows_it() -> None:
 
 def test_every_public_name_is_used() -> None:
     """By the package, the benchmarks, the examples, or exported in an `__init__.pyi`; tests do not count."""
-    assert set(unused_names()) <= UNUSED
+    assert set(unused_names()) == UNUSED
 
 
 def test_metrics_and_their_docs_name_the_same() -> None:
