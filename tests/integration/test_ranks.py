@@ -43,7 +43,7 @@ TWO_PHASES = {
     }
 }
 K_GRADIENTS = {"backward": {"kind": "k_gradients", "aggregator": {"kind": "mgda"}}}
-MASKED = {"backward": {"kind": "masked", "moves": {"recon": ["vision"], "action": ["fusion", "action"]}}}
+MASKED = {"backward": {"kind": "masked", "may_train": {"recon": ["vision"], "action": ["fusion", "action"]}}}
 SHARES = {"balancing": {"kind": "gradient_share", "start": 2, "steps": 1}}
 FAMO = {"balancing": {"kind": "famo", "bounds": {"align": -1.0}}}
 MUON = {"optimizer": {"kind": "muon"}}

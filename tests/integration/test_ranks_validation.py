@@ -39,14 +39,14 @@ def judged(run: str, parallel: dict[str, Any], batches: int) -> dict[str, Any]:
     trainer = trainer_of(Path(run), SETTINGS | parallel, objective=OBJECTIVE, model=MODEL_OF_NOISE)
     data = Data(batches)
     trainer.fit(data)
-    judge, passes, alone = trainer.parallel.judge, [], []
+    judge, passes, alone = trainer.parallel.evaluate_held_out, [], []
 
     def watched(batch: Any, *rest: Any) -> Any:
         passes.append(len(batch.window))
         alone.append(current_ranks() == ONE_RANK)
         return judge(batch, *rest)
 
-    trainer.parallel.judge = watched
+    trainer.parallel.evaluate_held_out = watched
     random = torch.get_rng_state()
     with shared_batch(world().ranks):
         divided, own = trainer.validate(data), list(passes)

@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "muon": {"training": {"optimizer": {"kind": "muon"}}},
     "two_stage": {"strategy": {"kind": "two_stage"}},
     "k_gradients": {"backward": {"kind": "k_gradients", "aggregator": {"kind": "cosine_gate"}}},
-    "masked_routing": {"backward": {"kind": "masked", "moves": MOVES}},
+    "masked_routing": {"backward": {"kind": "masked", "may_train": MOVES}},
     "gradient_share": {"balancing": {"kind": "gradient_share", "start": 2, "steps": 5}},
     "flow_decoder": {"model": {"action": {"kind": "flow"}}},
     "accumulation": {"training": {"accumulation": 3}},

@@ -210,7 +210,7 @@ def test_a_second_look_at_the_micro_batches_is_that_of_the_large_batch() -> None
 
 
 SHARES = {"balancing": {"kind": "gradient_share", "start": 1, "steps": 1}}
-MASKED = {"backward": {"kind": "masked", "moves": {"recon": ["vision"], "action": ["fusion", "action"]}}}
+MASKED = {"backward": {"kind": "masked", "may_train": {"recon": ["vision"], "action": ["fusion", "action"]}}}
 SECTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "k_gradients": {"backward": {"kind": "k_gradients"}},

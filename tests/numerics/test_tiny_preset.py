@@ -25,7 +25,7 @@ from tutti.objectives.balancing.union import BalancingConfig
 from tutti.objectives.terms.union import TermConfig
 from tutti.plugin import CUSTOM
 from tutti.training.backward.aggregators import AggregatorConfig
-from tutti.training.backward.routing import OBJECTIVE
+from tutti.training.backward.gradient_mask import OBJECTIVE
 from tutti.training.backward.term_gradients import Gradients, term_gradients
 from tutti.training.backward.union import BackwardConfig
 from tutti.training.records import read_records
@@ -67,10 +67,10 @@ AGGREGATORS = (
 )
 BACKWARDS: dict[str, dict[str, Any]] = {
     "one": {"kind": "one"},
-    "masked": {"kind": "masked", "moves": {"recon": ["vision"], "action": ["fusion", "action"]}},
+    "masked": {"kind": "masked", "may_train": {"recon": ["vision"], "action": ["fusion", "action"]}},
     "knowledge_insulation": {"kind": "knowledge_insulation"},
     **{f"k_gradients {kind}": {"kind": "k_gradients", "aggregator": {"kind": kind}} for kind in AGGREGATORS},
-    "k_gradients by part": {"kind": "k_gradients", "scope": "part", "moves": {"state": ["fusion"]}},
+    "k_gradients by part": {"kind": "k_gradients", "scope": "part", "may_train": {"state": ["fusion"]}},
 }
 STRATEGIES: dict[str, dict[str, Any]] = {
     **{kind: {} for kind in ("end_to_end", "action_only", "two_stage", "two_stage_frozen", "progressive")},
@@ -235,7 +235,7 @@ def test_every_balancing(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", BACKWARDS)
 def test_every_backward(kind: str, tmp_path: Path) -> None:
-    moves = BACKWARDS[kind].get("moves", {})
+    moves = BACKWARDS[kind].get("may_train", {})
     if kind == "knowledge_insulation":
         moves = {"action": ["fusion", "action"]}
     trainer = trained(tmp_path, backward=BACKWARDS[kind])

@@ -34,11 +34,11 @@ from tutti.training.backward.k_gradients import (
     KGradientsConfig,
     cosines,
     gramian_of,
-    own_draws,
 )
 from tutti.training.backward.one import OneBackward
 from tutti.training.backward.union import BackwardConfig
 from tutti.training.metrics import describe_metric
+from tutti.training.rng import own_randomness
 from tutti.types import UserError
 
 PROJECTOR = QuadprogProjector(norm_eps=0.0, reg_eps=1e-6)
@@ -92,7 +92,7 @@ def test_shared_parameters_get_what_torchjd_makes_of_the_jacobian_and_all_else_t
     backward = build(kind, given, seed=4)
     for number in range(3):
         drawn = conflicting(rows(10 + number))
-        with own_draws(4, number, zlib.crc32(b"all")):
+        with own_randomness(4, number, zlib.crc32(b"all")):
             expected = factor * theirs(jacobian(drawn))
         update(backward, given, drawn)
         found = gradients_of(given)
@@ -232,7 +232,7 @@ def test_without_action_or_alone_it_is_the_plain_sum() -> None:
 
 def test_a_mask_comes_before_the_gramian() -> None:
     given, drawn = parameters(), rows(0)
-    metrics = update(build("sum", given, moves={"action": ["fusion", "action"]}), given, drawn)
+    metrics = update(build("sum", given, may_train={"action": ["fusion", "action"]}), given, drawn)
     assert set(metrics) == {
         "backward/weight/action",
         "backward/weight/recon",

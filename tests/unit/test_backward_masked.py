@@ -31,7 +31,7 @@ def gradients(given: dict[str, Parameter]) -> dict[str, Tensor | None]:
 
 def test_a_term_moves_only_the_parts_that_are_named_and_its_own_head() -> None:
     given, first = parameters(), rows(0)
-    backward = build(given, kind="masked", moves={"action": ["fusion"], "recon": []})
+    backward = build(given, kind="masked", may_train={"action": ["fusion"], "recon": []})
     backward.add(terms(given, first), 1)
     assert backward.finish() == {}
     expected = {
@@ -55,7 +55,7 @@ def test_a_mask_that_forbids_nothing_is_the_plain_sum_to_the_last_bit() -> None:
     everything = ["vision", "language", "fusion", "action"]
     for backward in (
         OneBackward(),
-        build(named, loss.names, kind="masked", moves=dict.fromkeys(loss.names, everything)),
+        build(named, loss.names, kind="masked", may_train=dict.fromkeys(loss.names, everything)),
     ):
         for batch in batches:
             backward.add(loss(model(batch.observation), batch, model), len(batches))
@@ -94,9 +94,9 @@ def test_knowledge_insulation_keeps_action_from_the_encoders_alone() -> None:
     ("settings", "passes"),
     [
         ({"kind": "knowledge_insulation"}, 1),
-        ({"kind": "masked", "moves": {"action": ["fusion", "action", "language"]}}, 1),
-        ({"kind": "masked", "moves": {"action": ["vision", "action"]}}, 2),
-        ({"kind": "masked", "moves": {"action": ["vision"], "recon": ["vision"]}}, 2),
+        ({"kind": "masked", "may_train": {"action": ["fusion", "action", "language"]}}, 1),
+        ({"kind": "masked", "may_train": {"action": ["vision", "action"]}}, 2),
+        ({"kind": "masked", "may_train": {"action": ["vision"], "recon": ["vision"]}}, 2),
     ],
 )
 def test_terms_with_one_mask_share_a_pass_and_it_ends_where_they_may_not_move(
@@ -115,7 +115,7 @@ def test_terms_with_one_mask_share_a_pass_and_it_ends_where_they_may_not_move(
 def test_micro_batches_add_up_and_frozen_parts_stay_still() -> None:
     given = parameters()
     given["model.vision.a"].requires_grad_(False)
-    backward = build(given, kind="masked", moves={"recon": ["vision", "fusion"]})
+    backward = build(given, kind="masked", may_train={"recon": ["vision", "fusion"]})
     for seed in (0, 1):
         backward.add(terms(given, rows(seed)), 2)
     backward.finish()
@@ -130,7 +130,7 @@ def test_micro_batches_add_up_and_frozen_parts_stay_still() -> None:
 def test_a_parameter_under_two_names_is_moved_once() -> None:
     given, first = parameters(), rows(0)
     twice = {**given, "model.fusion.again": given["model.fusion.a"]}
-    for settings in ({"kind": "masked", "moves": {"align": ["vision"]}}, {"kind": "k_gradients"}):
+    for settings in ({"kind": "masked", "may_train": {"align": ["vision"]}}, {"kind": "k_gradients"}):
         backward = build(twice, **settings)
         backward.add(terms(given, first), 1)
         backward.finish()
@@ -149,7 +149,7 @@ def test_what_reaches_nothing_is_no_error() -> None:
     given, first = parameters(), {"action": rows(0)["action"]}
     for parameter in given.values():
         parameter.requires_grad_(False)
-    for settings in ({"kind": "masked", "moves": {"align": []}}, {"kind": "k_gradients"}):
+    for settings in ({"kind": "masked", "may_train": {"align": []}}, {"kind": "k_gradients"}):
         backward = build(given, **settings)
         backward.add(terms(given, first), 1)
         assert backward.finish() == {}
@@ -159,9 +159,9 @@ def test_what_reaches_nothing_is_no_error() -> None:
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     given = parameters()
     with pytest.raises(UserError, match=r"names the term actoin; there are align, action, recon\."):
-        build(given, kind="masked", moves={"actoin": ["fusion"]})
+        build(given, kind="masked", may_train={"actoin": ["fusion"]})
     with pytest.raises(UserError, match=r"names the part encoder; there are vision, fusion, action\."):
-        build(given, kind="k_gradients", moves={"action": ["fusion", "encoder"]})
+        build(given, kind="k_gradients", may_train={"action": ["fusion", "encoder"]})
 
 
 def test_gradients_are_in_the_parameters_own_layout_so_that_clipping_may_scale_them() -> None:
@@ -170,7 +170,7 @@ def test_gradients_are_in_the_parameters_own_layout_so_that_clipping_may_scale_t
     loss = terms(parameters(), {"action": rows(0)["action"]})
     total = weight.sum()
     values = type(loss)(values={"action": total}, lambdas={"action": torch.ones(())}, total=total, metrics={})
-    for settings in ({"kind": "masked", "moves": {"recon": []}}, {"kind": "k_gradients"}):
+    for settings in ({"kind": "masked", "may_train": {"recon": []}}, {"kind": "k_gradients"}):
         weight.grad = None
         backward = build({"model.fusion.a": weight}, **settings)
         backward.add(values, 1)

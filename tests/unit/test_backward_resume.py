@@ -18,8 +18,8 @@ AGGREGATORS: list[dict[str, Any]] = [
 ]
 BACKWARDS: dict[str, dict[str, Any]] = {
     "one": {"kind": "one"},
-    "masked": {"kind": "masked", "moves": {"action": ["action", "norm"], "recon": ["stem"]}},
-    "masked k": {"kind": "k_gradients", "moves": {"action": ["action", "norm", "stem"]}},
+    "masked": {"kind": "masked", "may_train": {"action": ["action", "norm"], "recon": ["stem"]}},
+    "masked k": {"kind": "k_gradients", "may_train": {"action": ["action", "norm", "stem"]}},
     **{f"k {found['kind']}": {"kind": "k_gradients", "aggregator": found} for found in AGGREGATORS},
     **{
         f"k by part {found['kind']}": {"kind": "k_gradients", "aggregator": found, "scope": "part"}

@@ -18,7 +18,7 @@ from fixtures.toy_training import Data
 from tutti.objectives.balancing.fixed import FixedBalancing
 from tutti.objectives.balancing.gradient_share import GradientShareBalancing
 from tutti.objectives.unified import UnifiedLoss
-from tutti.training.parallel.fsdp import Sharded
+from tutti.training.parallel.fsdp import Fsdp
 from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -107,7 +107,7 @@ def test_the_second_look_sees_the_update_and_leaves_the_training_alone(tmp_path:
 def test_a_balancing_that_observes_gradients_is_refused_where_there_are_none(tmp_path: Path) -> None:
     """One process that has as much of a single term's gradient as FSDP: nothing."""
     run = trainer(tmp_path, {"kind": "gradient_share", "start": 2, "steps": 3}, {"kind": "one"})
-    run.parallel.single_terms = partial(Sharded.single_terms, run.parallel)
+    run.parallel.require_term_gradients = partial(Fsdp.require_term_gradients, run.parallel)
     with pytest.raises(UserError, match=r"fsdp with a balancing that observes .*\.kind=ddp"):
         run.fit(Data())
     assert run.step == 2

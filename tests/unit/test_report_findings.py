@@ -120,7 +120,7 @@ def test_part_without_any_gradient_and_part_without_the_actions() -> None:
     [
         ({"objective": {"action": {"stop_gradient": ["fused"]}}}, "stop_gradient is fused"),
         ({"backward": {"kind": "knowledge_insulation"}}, "backward.kind is knowledge_insulation"),
-        ({"backward": {"kind": "masked", "moves": {"action": ["fusion"]}}}, "backward.kind is masked"),
+        ({"backward": {"kind": "masked", "may_train": {"action": ["fusion"]}}}, "backward.kind is masked"),
     ],
 )
 def test_what_the_config_asks_for_is_a_hint_only(config: dict[str, Any], said: str) -> None:

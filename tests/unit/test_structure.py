@@ -43,9 +43,7 @@ ROOMS_OF_TRAINING = (
 )
 """Files and folders of tutti.training, each of which imports only those before it."""
 KNOW_THE_TRAINER = ("training/trainer.py", "pipeline.py", "runs/", "debug/", "studies/", "planning/")
-UNUSED = {
-    "tutti.training.optim.muon: newton_schulz",  # the iteration on one stack, as its source writes it
-}
+UNUSED: set[str] = set()
 """Public names that nothing uses, each with the reason why it may stay."""
 
 

@@ -38,7 +38,10 @@ def aggregator(kind: str) -> list[str]:
             ["balancing.kind=famo", "objective.words={kind: recoverable_language}"],
             r"Set balancing\.bounds\.words well below",
         ),
-        (["backward={kind: masked, moves: {recno: [fusion]}}"], r"names the term recno; the objective has"),
+        (
+            ["backward={kind: masked, may_train: {recno: [fusion]}}"],
+            r"names the term recno; the objective has",
+        ),
         (
             [
                 "backward.kind=knowledge_insulation",
@@ -65,7 +68,7 @@ def test_refused_with_the_reason(overrides: list[str], message: str) -> None:
         ["balancing.kind=uncertainty", "objective.words={kind: recoverable_language, weight: 0}"],
         ["balancing.kind=uncertainty", *aggregator("pcgrad")],
         ["balancing.kind=rlw", "backward.kind=knowledge_insulation"],
-        ["backward={kind: masked, moves: {recon: [fusion]}}"],
+        ["backward={kind: masked, may_train: {recon: [fusion]}}"],
     ],
 )
 def test_let_through(overrides: list[str]) -> None:

@@ -22,7 +22,7 @@ from tutti.training.faults.config import GradientsConfig
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.faults.policy import FaultPolicy
 from tutti.training.faults.saved_steps import load_step
-from tutti.training.optim.clipping import Clipper, NormHistory, ZClipConfig
+from tutti.training.optim.clipping import Clipper, NormMoments, ZClipConfig
 from tutti.types import Batch, UserError
 
 
@@ -35,7 +35,7 @@ def parameters(**gradients: list[float]) -> dict[str, Parameter]:
 
 def test_zclip_by_hand() -> None:
     """Norms 1 and 3 give m = 2, s = 1; then 8 has z = 6 and k = 2.5: it is clipped to 2 + 6.25 / 6."""
-    settings, history = ZClipConfig(warmup=2, decay=0.5), NormHistory()
+    settings, history = ZClipConfig(warmup=2, decay=0.5), NormMoments()
     assert [history.limit(size, settings) for size in (1.0, 3.0)] == [math.inf] * 2
     assert (history.mean, history.variance) == (2.0, 1.0)
     limit = history.limit(8.0, settings)
@@ -49,7 +49,7 @@ def test_zclip_by_hand() -> None:
 
 
 def test_the_history_of_norms_moves_by_one_minus_its_decay() -> None:
-    settings, history = ZClipConfig(warmup=2, decay=0.9), NormHistory()
+    settings, history = ZClipConfig(warmup=2, decay=0.9), NormMoments()
     for size in (1.0, 3.0, 3.0):
         history.limit(size, settings)
     assert history.mean == pytest.approx(0.9 * 2 + 0.1 * 3)
@@ -60,7 +60,7 @@ def test_the_smaller_of_the_fixed_and_the_adaptive_limit_clips() -> None:
     for norm, expected in ((1.5, 1.5), (100.0, 2 + 6.25 / 6)):
         made = parameters(a=[8.0])
         clipper = Clipper(made, norm=norm, by="global", zclip=ZClipConfig(warmup=2))
-        clipper.histories["all"] = NormHistory(mean=2.0, variance=1.0, ready=True)
+        clipper.histories["all"] = NormMoments(mean=2.0, variance=1.0, count=2)
         values = clipper.clip(torch.tensor(8.0), 8.0)
         (parameter,) = made.values()
         assert parameter.grad is not None
@@ -69,7 +69,7 @@ def test_the_smaller_of_the_fixed_and_the_adaptive_limit_clips() -> None:
 
 
 def test_equal_norms_are_no_division_by_zero_and_an_outlier_after_them_is_clipped() -> None:
-    settings, history = ZClipConfig(warmup=3), NormHistory()
+    settings, history = ZClipConfig(warmup=3), NormMoments()
     assert {history.limit(1.0, settings) for _ in range(5)} == {math.inf}
     assert 1.0 < history.limit(50.0, settings) < 1.01
 
@@ -109,7 +109,7 @@ def test_adaptive_clipping_acts_is_recorded_and_resumed_to_the_same_bits(tmp_pat
     killed_and_resumed(tmp_path / "killed", (3, 8), **ADAPTIVE)
     assert differing(tmp_path / "straight", tmp_path / "killed") == []
     found = records(tmp_path / "straight")
-    assert "optim/usual_norm/action" not in found[0] and found[-1]["optim/usual_norm/action"] > 0
+    assert "optim/grad_norm_mean/action" not in found[0] and found[-1]["optim/grad_norm_mean/action"] > 0
     assert any(0 < record["optim/clip_share/action"] <= 1 for record in found)
 
 

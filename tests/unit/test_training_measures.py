@@ -154,7 +154,7 @@ def test_single_estimates_are_unbiased_though_the_small_batch_is_part_of_the_lar
 
 def feed(detector: SpikeDetector, values: list[float], term: str = "action") -> list[float]:
     """The z of the spikes."""
-    return [z for value in values for z in detector.see({term: value}).values()]
+    return [z for value in values for z in detector.detect({term: value}).values()]
 
 
 def wave(count: int) -> list[float]:
@@ -187,7 +187,7 @@ def test_terms_have_levels_of_their_own_and_warm_up_when_they_appear() -> None:
     detector = SpikeDetector(SpikesConfig(warmup=10))
     feed(detector, wave(30))
     assert feed(detector, [50.0] * 3, term="align") == []
-    assert set(detector.see({"action": 9.0, "align": 50.0})) == {"action"}
+    assert set(detector.detect({"action": 9.0, "align": 50.0})) == {"action"}
 
 
 def test_falling_loss_and_constant_loss_have_no_spike() -> None:
@@ -198,7 +198,7 @@ def test_falling_loss_and_constant_loss_have_no_spike() -> None:
 
 def test_search_can_be_switched_off() -> None:
     detector = SpikeDetector(SpikesConfig(z_threshold="off", warmup=1))
-    assert feed(detector, [*wave(9), 99.0]) == [] and detector.levels == {}
+    assert feed(detector, [*wave(9), 99.0]) == [] and detector.moments == {}
 
 
 def test_state_of_the_detector_continues_to_the_same_digits() -> None:

@@ -215,7 +215,7 @@ def test_a_mask_forbids_parts_but_never_the_own_head() -> None:
     assert table.reached("action") == world.REACH["action"]
     (problem,) = table.problems()
     assert problem.startswith("term 'align' moves only its own head")
-    assert "backward.moves.align lets it move no part of the model" in problem
+    assert "backward.may_train.align lets it move no part of the model" in problem
     cells = dict(zip(table.rows()[0], table.rows()[3], strict=True))
     assert cells["term"] == "recon" and cells["vision"] == "masked" and cells["fusion"] not in ("masked", ".")
 
@@ -224,7 +224,7 @@ def test_a_part_that_the_mask_takes_from_all_terms_is_named() -> None:
     allowed = ("language", "fusion", "action")
     (problem,) = table_of({"mask": dict.fromkeys(world.REACH, allowed)}).problems()
     assert problem.startswith("vision gets no gradient from any term")
-    assert "backward.moves forbids it to align, action, recon, state" in problem
+    assert "backward.may_train forbids it to align, action, recon, state" in problem
 
 
 def test_only_the_named_terms_count() -> None:

@@ -133,7 +133,7 @@ def test_modes_are_restored_after_a_failure() -> None:
         raise RuntimeError("stop")
 
     parallel = alone(model, objective)
-    parallel.judge = fail
+    parallel.evaluate_held_out = fail
     with pytest.raises(RuntimeError, match="stop"):
         validate(parallel, MACHINE, batches(), progress=0.5, seed=0)
     assert model.training and objective.training and not model.frozen.training

@@ -137,10 +137,10 @@ def _check_aggregator(balancing: str, aggregator: str) -> None:
 
 
 def _check_moves(backward: BackwardConfig, weights: Mapping[str, Weight]) -> None:
-    unknown = [term for term in backward.moves if term not in weights]
+    unknown = [term for term in backward.may_train if term not in weights]
     if unknown:
         raise ValueError(
-            f"backward.moves names the term {', '.join(unknown)}; the objective has {', '.join(weights)}."
+            f"backward.may_train names the term {', '.join(unknown)}; the objective has {', '.join(weights)}."
         )
     free = [term for term, weight in weights.items() if not schedule_of(weight).is_zero]
     if backward.kind == "knowledge_insulation" and free == [PRIMARY]:

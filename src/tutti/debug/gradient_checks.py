@@ -12,7 +12,7 @@ from tutti.report.findings.diagnostic_records import PRIMARY, single_step
 from tutti.report.findings.diagnostics import dominating_terms
 from tutti.report.formatting import capitalised
 from tutti.runs.build import Training
-from tutti.training.backward.routing import OBJECTIVE
+from tutti.training.backward.gradient_mask import OBJECTIVE
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.diagnostics.measures import gradient_measures
 from tutti.training.diagnostics.reach import ReachTable, problems, reach
@@ -74,7 +74,7 @@ def phase_tables(
 
 def _tables(training: Training, batch: Batch) -> Iterator[tuple[str, ReachTable]]:
     strategy, objective = training.trainer.strategy, training.objective
-    moves = training.config.backward.moves
+    may_train = training.config.backward.may_train
     for number, phase in enumerate(strategy.phases):
         first = strategy.ends[number - 1] if number else 0
         before: set[str] = set()
@@ -85,7 +85,7 @@ def _tables(training: Training, batch: Batch) -> Iterator[tuple[str, ReachTable]
                 batch,
                 only=phase.counting(objective.names),
                 frozen=phase.frozen,
-                mask={term: parts for term, parts in moves.items() if term in objective.names},
+                mask={term: parts for term, parts in may_train.items() if term in objective.names},
                 progress=moment.progress,
             )
             if set(table.terms) - before:
@@ -137,7 +137,7 @@ def gradient_shares(
         for batch in batches:
             features = training.model(batch.observation)
             terms = training.objective(features, batch, training.model, progress, phase.counting(names))
-            gradients = trainer.backward.routed(term_gradients(terms.values, list(parameters.values())))
+            gradients = trainer.backward.masked(term_gradients(terms.values, list(parameters.values())))
             lambdas = {name: float(value) for name, value in terms.lambdas.items()}
             for name, value in gradient_measures(gradients, lambdas, parts).items():
                 if name.startswith("norm/"):

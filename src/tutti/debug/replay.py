@@ -129,7 +129,7 @@ class StepTable:
         """Computes the gradient of each term on the graph that training uses; at the last micro-batch the
         debugger is called."""
         trainer, names = self.trainer, list(self.trainer.parameters)
-        by_term = trainer.backward.routed(term_gradients(terms.values, list(trainer.parameters.values())))
+        by_term = trainer.backward.masked(term_gradients(terms.values, list(trainer.parameters.values())))
         gradients = {
             term: {name: g for name, g in zip(names, row, strict=True) if g is not None}
             for term, row in by_term.items()

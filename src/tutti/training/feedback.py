@@ -39,9 +39,9 @@ class GradientCalibration(Observer):
         """Adds the micro-batch to the gradients of the update, and shows them after the last."""
         if not self.objective.wants_gradients(update.step):
             return
-        self.parallel.single_terms("a balancing that observes gradients")
+        self.parallel.require_term_gradients("a balancing that observes gradients")
         parts = {name: value / len(update.batches) for name, value in terms.values.items()}
-        gradients = self.backward.routed(term_gradients(parts, self.parameters))
+        gradients = self.backward.masked(term_gradients(parts, self.parameters))
         self._gradients = added(self._gradients, gradients) if update.number else gradients
         if update.number == len(update.batches) - 1:
             self.objective.observe_gradients(shared_norms(self._gradients))

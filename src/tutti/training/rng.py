@@ -42,10 +42,14 @@ def load_rng_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """Inside the block random numbers come from `seed`; afterwards they go on as if it had not happened."""
+def own_randomness(*seed: int) -> Iterator[None]:
+    """Inside the block random numbers come from `seed`; afterwards they go on as if it had not happened.
+
+    Several numbers are mixed into one seed, so that (1, 2) and (2, 1) are unrelated.
+    """
     outside = rng_state()
-    seed_everything(seed)
+    mixed = numpy.random.SeedSequence(seed).generate_state(1, numpy.uint64)[0]
+    seed_everything(seed[0] if len(seed) == 1 else int(mixed))
     try:
         yield
     finally:

@@ -84,7 +84,7 @@ def validate(
             for number, batch in portion(batches, world.ranks):
                 seed_everything(seed + (number or 0))
                 with machine.autocast():
-                    _, terms = parallel.judge(batch.to(machine.device), progress, only)
+                    _, terms = parallel.evaluate_held_out(batch.to(machine.device), progress, only)
                 ((read,), _) = to_host([read_scalars(terms)])
                 metrics = {f"metric/{name}": value for name, value in read.metrics.items()}
                 if number is not None:

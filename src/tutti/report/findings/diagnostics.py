@@ -82,9 +82,9 @@ def _asked_for(config: Json, part: str) -> str:
     )
     if stops:
         return f" The config asks for it: objective.{PRIMARY}.stop_gradient is {anything(stops)}."
-    moves = config_value(config, "backward", "moves", PRIMARY)
+    may_train = config_value(config, "backward", "may_train", PRIMARY)
     insulated = backward == "knowledge_insulation" and part in ("vision", "language")
-    if insulated or (isinstance(moves, list | tuple) and part not in moves):
+    if insulated or (isinstance(may_train, list | tuple) and part not in may_train):
         return f" The config asks for it: backward.kind is {backward}."
     return ""
 

@@ -1,25 +1,48 @@
-"""The union of all aggregators: what `backward.aggregator` may be, told apart by `kind`.
+"""Aggregators, which combine K gradients into one: the union of all kinds of `backward.aggregator`.
 
-torchjd 0.18 gives all but `cosine_gate`. Of its methods those are here whose weights follow from the Gramian
-of the gradients of one batch. Not here: ConFIG, GradDrop, NashMTL and TrimmedMean have no such weights;
+torchjd 0.18 gives all but `cosine_gate`. Its methods are here whose weights follow from the Gramian of
+the gradients of one batch. Not here: ConFIG, GradDrop, NashMTL and TrimmedMean have no such weights;
 ExcessMTL keeps K numbers for each parameter; MoDo and SDMGrad need two or three batches for each update; Krum
 is for many rows of which some are hostile.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from tutti.training.backward.weightings import CosineGate, StatefulWeigher, StatelessWeigher, Total, Weigher
+from tutti.training.backward.weightings import (
+    CosineGate,
+    StatefulWeighting,
+    StatelessWeighting,
+    Total,
+    Weighting,
+)
 from tutti.types import UserError
 
 
-class _Aggregator(BaseModel):
+class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Aggregator(_Config):
+    """A weighting of torchjd without a state; a subclass makes it."""
+
+    @abstractmethod
+    def _module(self) -> nn.Module: ...
+
+    def _scale(self) -> tuple[Total, float]:
+        """`total` and `power` of its `StatelessWeighting`."""
+        return "mean", 0.0
+
+    def build(self, rescaled: bool) -> Weighting:
+        """The weighting of a run. Raises UserError if a solver that it needs is not installed."""
+        total, power = self._scale()
+        return StatelessWeighting(self._module(), total=total, power=power, rescaled=rescaled)
 
 
 class PlainAggregatorConfig(_Aggregator):
@@ -32,17 +55,12 @@ class PlainAggregatorConfig(_Aggregator):
 
     kind: Literal["sum", "mean", "random", "pcgrad", "imtl_g"]
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher."""
-        names = {
-            "sum": "Sum",
-            "mean": "Mean",
-            "random": "Random",
-            "pcgrad": "PCGrad",
-            "imtl_g": "IMTLG",
-        }
-        total: Total = "sum" if self.kind in ("sum", "pcgrad") else "mean"
-        return StatelessWeigher(_weighting(names[self.kind]), total=total, rescaled=rescaled)
+    def _scale(self) -> tuple[Total, float]:
+        return "sum" if self.kind in ("sum", "pcgrad") else "mean", 0.0
+
+    def _module(self) -> nn.Module:
+        names = {"sum": "Sum", "mean": "Mean", "random": "Random", "pcgrad": "PCGrad", "imtl_g": "IMTLG"}
+        return _torchjd(names[self.kind])
 
 
 class ProjectionAggregatorConfig(_Aggregator):
@@ -56,9 +74,7 @@ class ProjectionAggregatorConfig(_Aggregator):
     kind: Literal["upgrad", "dualproj"]
     regularization: float = Field(default=1e-6, gt=0, description="Of the quadratic programme.")
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher. Raises UserError if the solver is not installed."""
-
+    def _module(self) -> nn.Module:
         def make(aggregation: Any) -> nn.Module:
             from torchjd.linalg import QuadprogProjector
 
@@ -66,7 +82,7 @@ class ProjectionAggregatorConfig(_Aggregator):
             name = "UPGradWeighting" if self.kind == "upgrad" else "DualProjWeighting"
             return getattr(aggregation, name)(projector=projector)
 
-        return StatelessWeigher(_made(self.kind, make), total="mean", rescaled=rescaled)
+        return _make(self.kind, make)
 
 
 class CAGradAggregatorConfig(_Aggregator):
@@ -76,10 +92,8 @@ class CAGradAggregatorConfig(_Aggregator):
     kind: Literal["cagrad"] = "cagrad"
     c: float = Field(default=0.4, ge=0, description="Radius around the mean gradient, of its length.")
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher. Raises UserError if the solver is not installed."""
-        weighting = _made("cagrad", lambda aggregation: aggregation.CAGradWeighting(c=self.c))
-        return StatelessWeigher(weighting, total="mean", rescaled=rescaled)
+    def _module(self) -> nn.Module:
+        return _make("cagrad", lambda aggregation: aggregation.CAGradWeighting(c=self.c))
 
 
 class MgdaAggregatorConfig(_Aggregator):
@@ -90,10 +104,8 @@ class MgdaAggregatorConfig(_Aggregator):
     epsilon: float = Field(default=1e-3, gt=0, description="Step size at which it stops.")
     iterations: int = Field(default=100, ge=1, description="Most iterations.")
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher."""
-        weighting = _weighting("MGDA", epsilon=self.epsilon, max_iters=self.iterations)
-        return StatelessWeigher(weighting, total="mean", rescaled=rescaled)
+    def _module(self) -> nn.Module:
+        return _torchjd("MGDA", epsilon=self.epsilon, max_iters=self.iterations)
 
 
 class AlignedMtlAggregatorConfig(_Aggregator):
@@ -103,10 +115,8 @@ class AlignedMtlAggregatorConfig(_Aggregator):
     kind: Literal["aligned_mtl"] = "aligned_mtl"
     scale: Literal["min", "median", "rmse"] = Field(default="min", description="The value they get.")
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher."""
-        weighting = _weighting("AlignedMTL", scale_mode=self.scale)
-        return StatelessWeigher(weighting, total="mean", rescaled=rescaled)
+    def _module(self) -> nn.Module:
+        return _torchjd("AlignedMTL", scale_mode=self.scale)
 
 
 class FairGradAggregatorConfig(_Aggregator):
@@ -116,26 +126,25 @@ class FairGradAggregatorConfig(_Aggregator):
     kind: Literal["fairgrad"] = "fairgrad"
     alpha: float = Field(default=1.0, gt=0, description="1: proportional fairness; large: max-min.")
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher."""
-        weighting = _weighting("FairGrad", alpha=self.alpha)
-        power = self.alpha / (1 + self.alpha)
-        return StatelessWeigher(weighting, total="free", power=power, rescaled=rescaled)
+    def _scale(self) -> tuple[Total, float]:
+        return "free", self.alpha / (1 + self.alpha)
+
+    def _module(self) -> nn.Module:
+        return _torchjd("FairGrad", alpha=self.alpha)
 
 
-class GradVacAggregatorConfig(_Aggregator):
+class GradVacAggregatorConfig(_Config):
     """`gradvac` (2010.05874): as PCGrad, but towards a running mean of each pair's cosine instead of 0."""
 
     kind: Literal["gradvac"] = "gradvac"
     decay: float = Field(default=0.5, ge=0, le=1, description="Weight of the present cosine in the mean.")
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher; its weights add up to K already."""
-        weighting = _weighting("GradVac", beta=self.decay)
-        return StatefulWeigher(weighting, ("_phi_t",), keyed_by_precision=True)
+    def build(self, rescaled: bool) -> Weighting:
+        """The weighting of a run; its weights add up to K already."""
+        return StatefulWeighting(_torchjd("GradVac", beta=self.decay), ("_phi_t",), keyed_by_precision=True)
 
 
-class PcdAggregatorConfig(_Aggregator):
+class PcdAggregatorConfig(_Config):
     """`pcd` (2606.29521): the action gradient, moved as little as gives every other term the share `tau` of
     the progress that its own normalised gradient would give; then as long as the action gradient.
 
@@ -147,20 +156,20 @@ class PcdAggregatorConfig(_Aggregator):
     tau: float = Field(default=0.02, ge=0, le=1, description="Share of progress for the other terms.")
     decay: float = Field(default=0.999, ge=0, lt=1, description="Of the mean of the squared norms.")
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher; the length is that of the action gradient either way."""
-        weighting = _weighting("PCD", tau=self.tau, beta=self.decay)
-        return StatefulWeigher(weighting, ("_sq_norm_ema", "_n_steps"), keyed_by_precision=False)
+    def build(self, rescaled: bool) -> Weighting:
+        """The weighting of a run; the length is that of the action gradient either way."""
+        module = _torchjd("PCD", tau=self.tau, beta=self.decay)
+        return StatefulWeighting(module, ("_sq_norm_ema", "_n_steps"), keyed_by_precision=False)
 
 
-class CosineGateAggregatorConfig(_Aggregator):
+class CosineGateAggregatorConfig(_Config):
     """`cosine_gate` (1812.02224): g_action + sum over the others of max(0, cos(g_action, g_i)) g_i."""
 
     kind: Literal["cosine_gate"] = "cosine_gate"
     smoothing: float = Field(default=0.9, ge=0, lt=1, description="Decay of the running mean of the cosine.")
 
-    def build(self, rescaled: bool) -> Weigher:
-        """Its weigher; it has no scale to choose."""
+    def build(self, rescaled: bool) -> Weighting:
+        """The weighting of a run; it has no scale to choose."""
         return CosineGate(self.smoothing)
 
 
@@ -181,12 +190,12 @@ DECIDES_ALONE = ("imtl_g", "fairgrad", "pcd")
 """Aggregators that undo what a balancing does, since they normalise the gradients."""
 
 
-def _weighting(name: str, **options: Any) -> nn.Module:
-    return _made(name, lambda aggregation: getattr(aggregation, f"{name}Weighting")(**options))
+def _torchjd(name: str, **options: Any) -> nn.Module:
+    return _make(name, lambda aggregation: getattr(aggregation, f"{name}Weighting")(**options))
 
 
-def _made(name: str, make: Callable[[Any], nn.Module]) -> nn.Module:
-    """What `make` makes of the module `torchjd.aggregation`.
+def _make(name: str, make: Callable[[Any], nn.Module]) -> nn.Module:
+    """Calls `make` with the module `torchjd.aggregation`.
 
     Raises: UserError if a solver that it needs is not installed.
     """

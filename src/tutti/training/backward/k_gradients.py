@@ -1,14 +1,12 @@
-"""K gradients, combined by weights that follow from their Gramian: conflicts are seen, not summed over."""
+"""K gradients, one for each term, combined by weights that follow from their Gramian matrix."""
 
 from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import numpy
 import torch
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,10 +14,11 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from tutti.training.backward.aggregators import AggregatorConfig, CosineGateAggregatorConfig
+from tutti.training.backward.gradient_mask import GradientMask
 from tutti.training.backward.one import Backward
-from tutti.training.backward.routing import Routing
 from tutti.training.backward.term_gradients import PRIMARY, Gradients, averaged_gradients, shared_numbers
-from tutti.training.backward.weightings import Weigher
+from tutti.training.backward.weightings import Weighting
+from tutti.training.rng import own_randomness
 from tutti.types import LossTerms
 
 log = logging.getLogger("tutti.training")
@@ -44,8 +43,8 @@ class KGradientsConfig(BaseModel):
         description="sum: weights without a conflict add up to K, so that they compare with the plain sum; "
         "none: as published, mostly to 1.",
     )
-    moves: dict[str, tuple[str, ...]] = Field(
-        default={}, description="Parts that a term may move; a term that is not named moves everything."
+    may_train: dict[str, tuple[str, ...]] = Field(
+        default={}, description="Parts that a term may train; a term that is not named trains every part."
     )
     seed: int = Field(default=0, ge=0, description="Seed of random draws; the run's unless given.")
 
@@ -76,27 +75,27 @@ class KGradientsBackward(Backward):
         self, config: KGradientsConfig, parameters: Mapping[str, Parameter], terms: Collection[str] = ()
     ) -> None:
         self.config = config
-        self.routing = Routing(config.moves, parameters, terms)
+        self.mask = GradientMask(config.may_train, parameters, terms)
         self.updates = 0
-        self._weighers: dict[str, Weigher] = {}
-        self._new_weigher()  # a solver that is missing is missed now, not in the first update
+        self._weightings: dict[str, Weighting] = {}
+        self._new_weighting()  # a missing solver is an error now, not in the first update
         self._sums: Gradients = {}
         self._told = False
 
-    def routed(self, gradients: Gradients) -> Gradients:
-        return self.routing.apply(gradients)
+    def masked(self, gradients: Gradients) -> Gradients:
+        return self.mask.apply(gradients)
 
     def add(self, terms: LossTerms, accumulation: int) -> None:
         weighted = {name: terms.lambdas[name] * value / accumulation for name, value in terms.values.items()}
         passes = {
             name: numbers
             for name, value in weighted.items()
-            if value.requires_grad and (numbers := self.routing.numbers(name))
+            if value.requires_grad and (numbers := self.mask.numbers(name))
         }
         for name in weighted:
-            self._sums.setdefault(name, [None] * len(self.routing.parameters))
+            self._sums.setdefault(name, [None] * len(self.mask.parameters))
         for place, (name, numbers) in enumerate(passes.items()):
-            own = [self.routing.parameters[number] for number in numbers]
+            own = [self.mask.parameters[number] for number in numbers]
             keep = place < len(passes) - 1
             found = torch.autograd.grad(weighted[name], own, retain_graph=keep, allow_unused=True)
             sums = self._sums[name]
@@ -111,12 +110,12 @@ class KGradientsBackward(Backward):
         self._sums = averaged_gradients(self._sums)
         weights: dict[int, dict[str, float]] = {}
         for scope, numbers in self._scopes().items():
-            found, measured = self._weigh(scope, numbers)
+            found, measured = self._weights(scope, numbers)
             weights |= dict.fromkeys(numbers, found)
             where = "" if scope == ALL else f"{scope}/"
             metrics |= {f"backward/weight/{where}{term}": weight for term, weight in found.items()}
             metrics |= {f"backward/cosine/{where}{pair}": cosine for pair, cosine in measured.items()}
-        for number, parameter in enumerate(self.routing.parameters):
+        for number, parameter in enumerate(self.mask.parameters):
             own = weights.get(number, {})
             moved = {name: g for name, sums in self._sums.items() if (g := sums[number]) is not None}
             if moved:
@@ -132,16 +131,16 @@ class KGradientsBackward(Backward):
         self._sums = {}
 
     def state_dict(self) -> dict[str, Any]:
-        states = {scope: weigher.state_dict() for scope, weigher in self._weighers.items()}
-        return {"updates": self.updates, "weighers": states}
+        states = {scope: weighting.state_dict() for scope, weighting in self._weightings.items()}
+        return {"updates": self.updates, "weightings": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates, self._weighers = state["updates"], {}
-        for scope, saved in state["weighers"].items():
-            self._weighers[scope] = self._new_weigher()
-            self._weighers[scope].load_state_dict(saved)
+        self.updates, self._weightings = state["updates"], {}
+        for scope, saved in state["weightings"].items():
+            self._weightings[scope] = self._new_weighting()
+            self._weightings[scope].load_state_dict(saved)
 
-    def _new_weigher(self) -> Weigher:
+    def _new_weighting(self) -> Weighting:
         return self.config.aggregator.build(rescaled=self.config.rescale == "sum")
 
     def _scopes(self) -> dict[str, list[int]]:
@@ -154,10 +153,10 @@ class KGradientsBackward(Backward):
             return {ALL: shared} if shared else {}
         parts: dict[str, list[int]] = {}
         for number in shared:
-            parts.setdefault(self.routing.parts[number], []).append(number)
+            parts.setdefault(self.mask.parts[number], []).append(number)
         return parts
 
-    def _weigh(self, scope: str, numbers: Sequence[int]) -> tuple[dict[str, float], dict[str, float]]:
+    def _weights(self, scope: str, numbers: Sequence[int]) -> tuple[dict[str, float], dict[str, float]]:
         """The weights of the terms that move these parameters, and the cosines of their pairs."""
         order = [PRIMARY, *(name for name in self._sums if name != PRIMARY)]
         terms = [name for name in order if any(self._sums[name][number] is not None for number in numbers)]
@@ -165,14 +164,14 @@ class KGradientsBackward(Backward):
         plain = dict.fromkeys(terms, 1.0)
         if not bool(gramian.isfinite().all()):
             return plain, {}  # the trainer stops at a gradient that is not finite, and says where it is
-        if scope not in self._weighers:
-            self._weighers[scope] = self._new_weigher()
-        weigher = self._weighers[scope]
-        moving = [place for place in range(len(terms)) if weigher.keeps_zeros or gramian[place, place] > 0]
+        if scope not in self._weightings:
+            self._weightings[scope] = self._new_weighting()
+        weighting = self._weightings[scope]
+        moving = [place for place in range(len(terms)) if weighting.keeps_zeros or gramian[place, place] > 0]
         chosen = [terms[place] for place in moving]
         if len(chosen) > 1:
-            with own_draws(self.config.seed, self.updates, zlib.crc32(scope.encode())):
-                found = weigher.weigh(gramian[moving][:, moving], chosen)
+            with own_randomness(self.config.seed, self.updates, zlib.crc32(scope.encode())):
+                found = weighting.weights(gramian[moving][:, moving], chosen)
             plain |= dict(zip(chosen, found.tolist(), strict=True))
         return plain, cosines(gramian, terms)
 
@@ -206,15 +205,3 @@ def cosines(gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> dict[str, 
         for j in range(i + 1, len(terms))
         if norms[i] * norms[j] > 0
     }
-
-
-@contextmanager
-def own_draws(*seed: int) -> Iterator[None]:
-    """Inside the block the CPU's random numbers come from `seed`; afterwards they go on as before."""
-    outside = torch.get_rng_state()
-    first = numpy.random.SeedSequence(seed).generate_state(1, numpy.uint64)[0]
-    torch.default_generator.manual_seed(int(first))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(outside)

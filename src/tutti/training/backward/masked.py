@@ -1,4 +1,4 @@
-"""The plain sum with a loss x part mask: which term may move which part of the model."""
+"""The plain sum of the terms under a loss x part mask: which term may train which part of the model."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from tutti.training.backward.gradient_mask import GradientMask
 from tutti.training.backward.one import Backward
-from tutti.training.backward.routing import Routing
 from tutti.training.backward.term_gradients import Gradients
 from tutti.types import LossTerms
 
 
 class MaskedBackwardConfig(BaseModel):
-    """`kind: masked`: `moves: {recon: [vision, fusion]}` lets recon move these two and its own head."""
+    """`kind: masked`: `may_train: {recon: [vision, fusion]}` lets recon train these and its head."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["masked"] = "masked"
-    moves: dict[str, tuple[str, ...]] = Field(
-        min_length=1, description="Parts that a term may move; a term that is not named moves everything."
+    may_train: dict[str, tuple[str, ...]] = Field(
+        min_length=1, description="Parts that a term may train; a term that is not named trains every part."
     )
 
     def build(self, parameters: Mapping[str, Parameter], terms: Collection[str] = ()) -> MaskedBackward:
         """The backward of a run that moves these parameters. Raises UserError for an unknown name."""
-        return MaskedBackward(self.moves, parameters, terms)
+        return MaskedBackward(self.may_train, parameters, terms)
 
 
 class KnowledgeInsulationConfig(BaseModel):
-    """`kind: knowledge_insulation`: action moves fusion and action decoder, the encoders learn from the rest.
+    """`kind: knowledge_insulation`: action trains fusion and decoder, the encoders learn from the rest.
 
     `stop_gradient: [vision, language]` on the action term would not do it: it reads what the fusion has made
     of the encoders' tokens, and the gradient goes back through the fusion.
@@ -46,49 +46,48 @@ class KnowledgeInsulationConfig(BaseModel):
     kind: Literal["knowledge_insulation"] = "knowledge_insulation"
 
     @property
-    def moves(self) -> dict[str, tuple[str, ...]]:
+    def may_train(self) -> dict[str, tuple[str, ...]]:
         """The mask."""
         return {"action": ("fusion", "action")}
 
     def build(self, parameters: Mapping[str, Parameter], terms: Collection[str] = ()) -> MaskedBackward:
         """The backward of a run that moves these parameters. Raises UserError if a part is missing."""
-        return MaskedBackward(self.moves, parameters, terms)
+        return MaskedBackward(self.may_train, parameters, terms)
 
 
 class MaskedBackward(Backward):
-    """grad_p = sum over the terms i that may move p of d (lambda_i L_i) / d p.
+    """grad_p = sum over the terms i that may train p of d (lambda_i L_i) / d p.
 
-    Terms with the same mask share one pass, over just the parameters that they may move: the pass stops where
-    they end, so that knowledge insulation costs less than two full passes. What no term may move keeps no
-    gradient and stays where it is.
+    Terms with the same mask share one pass, over just the parameters that they may train: the pass stops
+    where they end, so that knowledge insulation costs less than two full passes. A parameter that no term
+    may train keeps no gradient and does not change.
     """
 
     is_sum: ClassVar[bool] = True
 
     def __init__(
         self,
-        moves: Mapping[str, Collection[str]],
+        may_train: Mapping[str, Collection[str]],
         parameters: Mapping[str, Parameter],
         terms: Collection[str] = (),
     ) -> None:
-        self.routing = Routing(moves, parameters, terms)
+        self.mask = GradientMask(may_train, parameters, terms)
 
-    def routed(self, gradients: Gradients) -> Gradients:
-        return self.routing.apply(gradients)
+    def masked(self, gradients: Gradients) -> Gradients:
+        return self.mask.apply(gradients)
 
     def add(self, terms: LossTerms, accumulation: int) -> None:
         passes: list[tuple[Tensor, list[int]]] = []
-        for group in self.routing.groups(terms.values):
+        for group in self.mask.groups(terms.values):
             total = sum(terms.lambdas[name] * terms.values[name] for name in group)
-            numbers = self.routing.numbers(group[0])
+            numbers = self.mask.numbers(group[0])
             if isinstance(total, Tensor) and total.requires_grad and numbers:
                 passes.append((total / accumulation, numbers))
         for place, (total, numbers) in enumerate(passes):
-            own = [self.routing.parameters[number] for number in numbers]
-            last = place == len(passes) - 1
-            for parameter, gradient in zip(
-                own, torch.autograd.grad(total, own, retain_graph=not last, allow_unused=True), strict=True
-            ):
+            parameters = [self.mask.parameters[number] for number in numbers]
+            last = place == len(passes) - 1  # the last pass frees the graph
+            gradients = torch.autograd.grad(total, parameters, retain_graph=not last, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is None:
                     continue
                 if parameter.grad is None:

@@ -1,4 +1,4 @@
-"""How K losses become one gradient: what every backward is, and `one`, the plain sum in one pass."""
+"""The interface of a backward (how K losses become one gradient), and `one`: the plain sum in one pass."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tutti.types import LossTerms
 
 
 class Backward(ABC):
-    """Turns the terms of one update into `.grad` of every parameter. One object serves a whole run.
+    """Computes `.grad` of every parameter from the terms of one update. One object serves a whole run.
 
-    `is_sum`: what it makes of them is sum_i lambda_i g_i, with g_i as `routed` leaves it. `averages_ranks`:
-    on several ranks it averages the gradient of each term over them before it combines them, which one that
-    makes something else than the sum must do (`tutti.training.backward.term_gradients.averaged_gradients`).
+    `is_sum`: the result is sum_i lambda_i g_i, with g_i as `masked` leaves it. `averages_ranks`: on several
+    ranks it averages the gradient of each term over them before it combines them, which every backward must
+    do that makes something else than the sum (`tutti.training.backward.term_gradients.averaged_gradients`).
     """
 
     is_sum: ClassVar[bool] = False
@@ -26,7 +26,7 @@ class Backward(ABC):
 
     @abstractmethod
     def add(self, terms: LossTerms, accumulation: int) -> None:
-        """Takes in one micro-batch of `accumulation`; the mean of their losses is that of the update."""
+        """Adds one micro-batch of `accumulation`; the loss of the update is the mean over them."""
 
     def finish(self) -> dict[str, float]:
         """Called after the update's last micro-batch, when `.grad` must be complete. Gives metrics."""
@@ -35,8 +35,8 @@ class Backward(ABC):
     def drop(self) -> None:  # noqa: B027 (most keep nothing)
         """Forgets the micro-batches since the last `finish`: the update does not happen."""
 
-    def routed(self, gradients: Gradients) -> Gradients:
-        """Gradients of raw terms over all parameters, as far as this backward lets the terms move them."""
+    def masked(self, gradients: Gradients) -> Gradients:
+        """Gradients of raw terms, None where this backward does not let the term train the parameter."""
         return gradients
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class OneBackward(Backward):
     is_sum: ClassVar[bool] = True
 
     def add(self, terms: LossTerms, accumulation: int) -> None:
-        """The backward pass; a total that depends on no parameter that learns moves nothing."""
+        """One backward pass; none where the total depends on no parameter that learns."""
         if terms.total.requires_grad:
             (terms.total / accumulation).backward()
 
@@ -66,8 +66,8 @@ class OneBackwardConfig(BaseModel):
     kind: Literal["one"] = "one"
 
     @property
-    def moves(self) -> dict[str, tuple[str, ...]]:
-        """The loss x part mask, as of every backward's config: the parts that a term may move; here none."""
+    def may_train(self) -> dict[str, tuple[str, ...]]:
+        """The loss x part mask: the parts that a term may train. Empty: every term trains every part."""
         return {}
 
     def build(self, parameters: Mapping[str, Parameter], terms: Collection[str] = ()) -> OneBackward:

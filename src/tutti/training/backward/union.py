@@ -1,7 +1,4 @@
-"""The union of all ways to go backward: what `backward` may be in a config, told apart by `kind`.
-
-A further one is one file beside this one and two lines here: its import and its place in the union.
-"""
+"""The union of all kinds of `backward`. To add one: a file beside this one, its import and its line here."""
 
 from __future__ import annotations
 
@@ -25,8 +22,8 @@ class CustomBackwardConfig(CustomConfig[Backward]):
     base, key = Backward, "backward.kind"
 
     @property
-    def moves(self) -> dict[str, tuple[str, ...]]:
-        """The mask, as far as it is known here: none."""
+    def may_train(self) -> dict[str, tuple[str, ...]]:
+        """A custom class masks nothing that Tutti knows of."""
         return {}
 
 

@@ -1,4 +1,4 @@
-"""From the Gramian of K gradients to K weights: torchjd's weightings, and the cosine gate."""
+"""Weights of K gradients from their Gramian matrix: torchjd's weightings, and the cosine gate."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 Total = Literal["sum", "mean", "free"]
-"""What a method's weights add up to where no two gradients conflict: K, 1, or something else."""
+"""The sum of a method's weights where no two gradients conflict: K, 1, or something else."""
 
 
-class Weigher(ABC):
+class Weighting(ABC):
     """Weights w of K gradients g_i, from G_ij = g_i . g_j alone; the combined gradient is sum_i w_i g_i.
 
     The first row is the primary term's. One object serves one set of parameters for a whole run.
-    `keeps_zeros`: rows that are zero are handed over too, so that a state by row stays in place.
+    `keeps_zeros`: rows of zeros are passed too, so that a state by row stays in place.
     """
 
     keeps_zeros = False
 
     @abstractmethod
-    def weigh(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
-        """The weights of `terms`, for an update of this run."""
+    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
+        """The weights of `terms` in one update."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep, plain values and tensors."""
@@ -35,7 +35,7 @@ class Weigher(ABC):
         """Continues from a saved state."""
 
 
-class StatelessWeigher(Weigher):
+class StatelessWeighting(Weighting):
     """A weighting of torchjd that depends on nothing but the Gramian (and random draws).
 
     The Gramian is divided by its trace, since torchjd has absolute thresholds: without that UPGrad and CAGrad
@@ -46,20 +46,20 @@ class StatelessWeigher(Weigher):
     def __init__(
         self, weighting: nn.Module, *, total: Total, power: float = 0.0, rescaled: bool = True
     ) -> None:
-        self.weighting = weighting
+        self.module = weighting
         self.total: Total = total
         self.power = power
         self.rescaled = rescaled
 
-    def weigh(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
+    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
         trace = gramian.trace()
-        weights = self.weighting(gramian / trace) * trace**-self.power
+        weights = self.module(gramian / trace) * trace**-self.power
         if not self.rescaled or self.total == "sum":
             return weights
         return len(terms) * (weights if self.total == "mean" else weights / weights.sum())
 
 
-class StatefulWeigher(Weigher):
+class StatefulWeighting(Weighting):
     """A weighting of torchjd that keeps `buffers` from update to update, by row.
 
     torchjd makes its buffers anew at the first call, and a strict load of its state_dict refuses them; here
@@ -69,31 +69,31 @@ class StatefulWeigher(Weigher):
     keeps_zeros = True
 
     def __init__(self, weighting: nn.Module, buffers: Sequence[str], *, keyed_by_precision: bool) -> None:
-        self.weighting = weighting
+        self.module = weighting
         self.buffers = tuple(buffers)
         self.keyed_by_precision = keyed_by_precision
         self.terms: list[str] = []
 
-    def weigh(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
+    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
         if list(terms) != self.terms:
-            self.weighting.reset()  # pyright: ignore[reportCallIssue]
+            self.module.reset()  # pyright: ignore[reportCallIssue]
             self.terms = list(terms)
-        return self.weighting(gramian)
+        return self.module(gramian)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: getattr(self.weighting, name) for name in self.buffers}
+        state = {name: getattr(self.module, name) for name in self.buffers}
         return {"terms": list(self.terms), **{name: t.clone() for name, t in state.items() if t is not None}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.terms = list(state["terms"])
         for name in self.buffers:
-            setattr(self.weighting, name, state[name].clone() if name in state else None)
+            setattr(self.module, name, state[name].clone() if name in state else None)
         size = len(self.terms)
         key = (size, torch.float64) if self.keyed_by_precision else size
-        self.weighting._state_key = key if self.terms else None  # pyright: ignore[reportArgumentType]
+        self.module._state_key = key if self.terms else None  # pyright: ignore[reportArgumentType]
 
 
-class CosineGate(Weigher):
+class CosineGate(Weighting):
     """w_i = max(0, c_i), c_i the cosine of g_i and the primary term's gradient, whose own weight is 1.
 
     c_i is a running mean of the cosines so far, c <- smoothing c + (1 - smoothing) cos, freed of its bias
@@ -110,7 +110,7 @@ class CosineGate(Weigher):
         self.means: dict[str, float] = {}
         self.counts: dict[str, int] = {}
 
-    def weigh(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
+    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
         weights = [1.0]
         for number, term in enumerate(terms[1:], start=1):
             size = float((gramian[0, 0] * gramian[number, number]).sqrt())

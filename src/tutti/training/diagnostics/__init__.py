@@ -1,4 +1,4 @@
-"""Measurements during training: gradients per term and module, noise scale, dead units."""
+"""Diagnostics during training: gradients by term and part, noise scale, loss spikes, dead units."""
 
 import lazy_loader
 

@@ -53,7 +53,7 @@ class FirstBatch(Observer):
     def before_step(self, update: Update) -> None:
         if update.micro_batches.unknown:
             _warn_of_lone_mean()
-        if self.enabled and self.parallel.looks and update.step == 0:
+        if self.enabled and self.parallel.gives_term_gradients and update.step == 0:
             self._warn_unreached(update.counting)
 
     def _warn_unreached(self, counting: Collection[str]) -> None:

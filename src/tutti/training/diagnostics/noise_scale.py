@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 KEEP = 0.9
-"""Decay of the averages, for each look: single estimates scatter by more than their own size."""
+"""Decay of the averages, each diagnostic step: single estimates scatter by more than their own size."""
 
 
 class NoiseScale:
@@ -26,16 +26,16 @@ class NoiseScale:
         self.trace = 0.0
 
     def add(self, small: float, large: float, b: int, B: int) -> dict[str, float]:
-        """Takes in |G_b|^2 = `small` and |G_B|^2 = `large`. Gives both estimates of this look, and the ratio
-        of the averages where both are positive."""
+        """Adds |G_b|^2 = `small` and |G_B|^2 = `large`. Gives both estimates, and the ratio of the
+        averages where both are positive."""
         signal = (B * large - b * small) / (B - b)
         trace = (small - large) / (1 / b - 1 / B)
         self.signal = KEEP * self.signal + (1 - KEEP) * signal
         self.trace = KEEP * self.trace + (1 - KEEP) * trace
-        found = {"signal": signal, "noise_trace": trace}
+        estimates = {"signal": signal, "noise_trace": trace}
         if self.signal > 0 and self.trace > 0:
-            found["noise_scale"] = self.trace / self.signal
-        return found
+            estimates["noise_scale"] = self.trace / self.signal
+        return estimates
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep."""

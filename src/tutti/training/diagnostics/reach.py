@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.unified import UnifiedLoss
 from tutti.training.backward.term_gradients import term_gradients
+from tutti.training.diagnostics.side_effects import without_side_effects
 from tutti.training.rng import own_randomness
 from tutti.types import Batch, UserError
 
@@ -86,7 +86,9 @@ def reach(
     sections = {name: list(part.parameters()) for name, part in model.named_children()}
     _check_names("term", {*(only or ()), *allowed}, objective.names)
     _check_names("part", {*frozen, *(part for parts in allowed.values() for part in parts)}, sections)
-    with _untouched(model, objective), torch.enable_grad():
+    with without_side_effects(model, objective), own_randomness(0), torch.enable_grad():
+        model.train()
+        objective.train()
         for part in frozen:
             for parameter in sections[part]:
                 parameter.requires_grad_(False)
@@ -159,7 +161,7 @@ def _unreached_part(part: str, tables: Sequence[ReachTable]) -> str:
             f"one of them, or freeze {part} in the strategy. (Else it is detached.)"
         )
     if masked:
-        return f"{start}backward.moves forbids it to {', '.join(masked)}. Allow it to one of them."
+        return f"{start}backward.may_train forbids it to {', '.join(masked)}. Allow it to one of them."
     if part == "action":
         return f"{start}does the action term count (its weight, the phase's terms), and use this decoder?"
     if any(table.norms[term].get(part) == 0 for table in tables for term in table.terms):
@@ -190,7 +192,7 @@ def _useless_term(term: str, tables: Sequence[ReachTable], *, head: bool) -> str
     if any(_is_masked(table, term, part) for table in tables for part, _ in of_model if part in table.parts):
         parts = ", ".join(_names(table.allowed[term] for table in tables if term in table.allowed))
         only = f"only {parts}" if parts else "no part of the model"
-        return f"{start}backward.moves.{term} lets it move {only}. Allow it another part."
+        return f"{start}backward.may_train.{term} lets it move {only}. Allow it another part."
     if stops:
         return (
             f"{start}stop_gradient of objective.{term} is {', '.join(stops)}. Take a boundary out of it, or "
@@ -231,27 +233,6 @@ def _norm(gradients: Sequence[Tensor | None]) -> float | None:
             inner = 0.0 if largest == 0 else float(torch.linalg.vector_norm(gradient / largest))
             norms.append(float(largest) * inner)
     return math.hypot(*norms) if norms else None
-
-
-@contextmanager
-def _untouched(*modules: nn.Module) -> Iterator[None]:
-    """Training mode inside the block, on random numbers of its own; afterwards all is as it was."""
-    modes = [(module, module.training) for root in modules for module in root.modules()]
-    learning = [(parameter, parameter.requires_grad) for root in modules for parameter in root.parameters()]
-    buffers = [(buffer, buffer.clone()) for root in modules for buffer in root.buffers()]
-    try:
-        for root in modules:
-            root.train()
-        with own_randomness(0):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, learns in learning:
-            parameter.requires_grad_(learns)
-        with torch.no_grad():
-            for buffer, kept in buffers:
-                buffer.copy_(kept)
 
 
 def _check_names(what: str, named: Collection[str], known: Collection[str]) -> None:

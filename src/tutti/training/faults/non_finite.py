@@ -102,7 +102,11 @@ class NonFiniteGuard(Observer):
         weights = gather(
             {n: module.state_dict() for n, module in self.state.modules.items()}, keep=world.first
         )
-        where = _modules_of(self.state.parameters) if term == GRADIENT and self.parallel.looks else ""
+        where = (
+            _modules_of(self.state.parameters)
+            if term == GRADIENT and self.parallel.gives_term_gradients
+            else ""
+        )
         windows, named = _windows(batches), ""
         if world.ranks.count > 1:
             of_rank = dict(enumerate(world.all_gather((self._is_here(update, term, batches), windows))))
@@ -128,7 +132,7 @@ class NonFiniteGuard(Observer):
 
     def _is_here(self, update: Update, term: str, batches: Sequence[Batch]) -> bool:
         """Whether this rank's rows alone have the fault: a forward pass without other ranks' rows."""
-        gradient = term == GRADIENT and self.parallel.looks
+        gradient = term == GRADIENT and self.parallel.gives_term_gradients
         with (
             own_randomness(0),
             shared_batch(ONE_RANK),

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch.nn.parameter import Parameter
 
-from tutti.training.diagnostics.loss_spikes import Level
 from tutti.training.faults.config import GradientsConfig
 from tutti.training.faults.saved_steps import keep_newest
 from tutti.training.optim.clipping import Clipper
+from tutti.training.optim.running_moments import RunningMoments
 
 log = logging.getLogger("tutti.training")
 
@@ -36,7 +36,7 @@ class FaultPolicy:
         self.in_a_row = 0
         self.rollbacks: list[tuple[int, int]] = []
         self.diverged = False
-        self.level = Level()
+        self.level = RunningMoments()
         self.high = 0
         self.last = 0.0
         self._phase = 0
@@ -74,7 +74,7 @@ class FaultPolicy:
         if rollback == "off":
             return
         if phase != self._phase:  # other terms, another total
-            self._phase, self.level, self.high = phase, Level(), 0
+            self._phase, self.level, self.high = phase, RunningMoments(), 0
         self.last = total
         if self.level.count >= rollback.warmup and self.level.z(total) > rollback.z_threshold:
             self.high += 1
@@ -114,5 +114,5 @@ class FaultPolicy:
         self.clipper.load_state_dict(state["clipping"])
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self.rollbacks = [(left, to) for left, to in state["rollbacks"]]
-        self.level, self.high, self._phase = Level(**state["level"]), state["high"], state["phase"]
+        self.level, self.high, self._phase = RunningMoments(**state["level"]), state["high"], state["phase"]
         self.diverged = False

@@ -1,4 +1,4 @@
-"""Clipping: the whole gradient or each part's, at a fixed norm or one that follows the norm's history."""
+"""Gradient clipping: whole or by part, at a fixed norm or relative to recent norms (ZClip)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn.parameter import Parameter
 
 from tutti.distributed.sharded_tensors import clip_to, total_norm
 from tutti.training.optim.learning_rates import part_of
+from tutti.training.optim.running_moments import RunningMoments
 
 WHOLE = "all"
 
@@ -43,29 +44,32 @@ class ZClipConfig(BaseModel):
 
 
 @dataclass(slots=True)
-class NormHistory:
-    """Mean and variance of one gradient's norm; `first` holds the norms of the warm-up."""
+class NormMoments(RunningMoments):
+    """Mean and variance of a gradient's norm; `first` are the norms of the warm-up, until it is over."""
 
-    mean: float = 0.0
-    variance: float = 0.0
-    ready: bool = False
     first: list[float] = field(default_factory=list)
 
+    @property
+    def ready(self) -> bool:
+        """True once the warm-up is over."""
+        return self.count > 0 and not self.first
+
     def limit(self, size: float, config: ZClipConfig) -> float:
-        """Takes in the norm of this update. Gives what to clip it to; infinity if it is no outlier."""
+        """Adds the norm of an update. Gives the norm to clip it to; infinity if it is no outlier."""
         if not self.ready:
             self.first.append(size)
-            if len(self.first) == config.warmup:
+            self.count += 1
+            if self.count == config.warmup:
                 self.mean = sum(self.first) / len(self.first)
                 self.variance = sum((one - self.mean) ** 2 for one in self.first) / len(self.first)
-                self.ready, self.first = True, []
+                self.first = []
             return math.inf
-        deviation = max(math.sqrt(self.variance), 1e-3 * self.mean, 1e-12)
-        z = (size - self.mean) / deviation
+        z, deviation = self.z(size), self.deviation
         limit = self.mean + config.z_threshold**2 / z * deviation if z > config.z_threshold else math.inf
-        kept = min(size, limit)
-        self.mean = config.decay * self.mean + (1 - config.decay) * kept
-        self.variance = config.decay * self.variance + (1 - config.decay) * (kept - self.mean) ** 2
+        clipped = min(size, limit)
+        self.count += 1
+        self.mean = config.decay * self.mean + (1 - config.decay) * clipped
+        self.variance = config.decay * self.variance + (1 - config.decay) * (clipped - self.mean) ** 2
         return limit
 
 
@@ -86,7 +90,7 @@ class Clipper:
         self.groups: dict[str, list[Parameter]] = {}
         for name, parameter in parameters.items():
             self.groups.setdefault(part_of(name) if by == "part" else WHOLE, []).append(parameter)
-        self.histories: dict[str, NormHistory] = {}
+        self.histories: dict[str, NormMoments] = {}
 
     def clip(self, norm: Tensor, size: float) -> dict[str, float]:
         """Clips `.grad`, whose global norm is `norm` (`size` as a number). Gives metrics."""
@@ -99,7 +103,7 @@ class Clipper:
         for (name, own), length in zip(norms.items(), sizes, strict=True):
             members, limit = self.groups[name], self.norm
             if isinstance(self.zclip, ZClipConfig) and length > 0:
-                history = self.histories.setdefault(name, NormHistory())
+                history = self.histories.setdefault(name, NormMoments())
                 limit = min(limit, history.limit(length, self.zclip))
             if length > limit:
                 clip_to(members, limit, own)
@@ -111,7 +115,7 @@ class Clipper:
         if self.zclip != "off":
             for name, history in self.histories.items():
                 if history.ready:
-                    values["optim/usual_norm" + ("" if name == WHOLE else f"/{name}")] = history.mean
+                    values["optim/grad_norm_mean" + ("" if name == WHOLE else f"/{name}")] = history.mean
         return values
 
     def state_dict(self) -> dict[str, Any]:
@@ -121,5 +125,5 @@ class Clipper:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state`."""
         self.histories = {
-            name: NormHistory(**history) for name, history in state.items() if name in self.groups
+            name: NormMoments(**history) for name, history in state.items() if name in self.groups
         }

@@ -18,34 +18,22 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """The quintic of Keller Jordan 2024: singular values in (0, 1] end near 1 (0.7 to 1.2) after 5 rounds."""
 
 
-def newton_schulz(
-    matrices: Float[Tensor, "n rows columns"], rounds: int = 5
-) -> Float[Tensor, "n rows columns"]:
-    """About U V^T of each matrix G = U S V^T, by `rounds` of a quintic Newton-Schulz iteration.
+def orthogonalised(
+    stacks: Sequence[Float[Tensor, "_ rows _"]], rounds: int
+) -> list[Float[Tensor, "_ rows _"]]:
+    """About U V^T of each wide matrix G = U S V^T, by `rounds` of a quintic Newton-Schulz iteration.
 
-    X_0 = G / |G|_F;  A = X X^T;  X <- M X with M = a I + b A + c A^2, (a, b, c) = `COEFFICIENTS`. All n
-    matrices go through the same batched products. A zero matrix gives zero.
+    X_0 = G / |G|_F;  A = X X^T;  X <- M X with M = a I + b A + c A^2, (a, b, c) = `COEFFICIENTS`. A zero
+    matrix gives zero. The stacks have equally many rows, but their own columns.
 
     A matrix with columns > 2 rows collects P <- M P and A <- M A M instead (M and A commute) and applies
-    P to X_0 once at the end: the same in exact arithmetic, and 40 to 60 % fewer FLOPs.
+    P to X_0 once at the end: the same in exact arithmetic, and 40 to 60 % fewer FLOPs. These products have
+    rows x rows numbers, whatever the columns: one batch for all stacks, which keeps every core busy.
 
     Source: Keller Jordan 2024, "Muon: an optimizer for hidden layers in neural networks".
     Differs: keeps the dtype it is given, because bfloat16 products are hundreds of times slower on a CPU
     without bfloat16 units. In bfloat16, which `Muon` gives on CUDA, P is not collected: the error of A would
     grow with every round.
-    """
-    tall = matrices.shape[1] > matrices.shape[2]
-    (result,) = orthogonalised([matrices.mT if tall else matrices], rounds)
-    return result.mT if tall else result
-
-
-def orthogonalised(
-    stacks: Sequence[Float[Tensor, "_ rows _"]], rounds: int
-) -> list[Float[Tensor, "_ rows _"]]:
-    """`newton_schulz` of stacks of wide matrices that have equally many rows, but their own columns.
-
-    The products of those that collect P have rows x rows numbers, whatever the columns: one batch for all,
-    which keeps every core busy where a stack of three would leave one idle.
     """
     scaled = [x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7) for x in stacks]
     collects = [rounds > 0 and _is_long(x) for x in stacks]
@@ -61,7 +49,7 @@ def orthogonalised(
 
 
 def _is_long(x: Float[Tensor, "n rows columns"]) -> bool:
-    """Whether a stack collects P."""
+    """True if a stack collects P."""
     return x.shape[2] > 2 * x.shape[1] and x.dtype != torch.bfloat16
 
 
@@ -91,8 +79,10 @@ def _collected(gram: Float[Tensor, "n rows rows"], rounds: int) -> Float[Tensor,
 def divided(
     stacks: Sequence[Float[Tensor, "_ rows _"]], rounds: int, group: dist.ProcessGroup, first: int = 0
 ) -> list[Float[Tensor, "_ rows _"]]:
-    """`orthogonalised` on every rank of `group`, which all hold the same: matrix k, counted over all stacks
-    from `first` on, is iterated by rank k mod n, and the results travel in one message."""
+    """`orthogonalised`, with the work divided over the ranks of `group`, which all hold the same matrices.
+
+    Rank k mod n iterates matrix k, counted over all stacks from `first` on; one all-gather sends the results.
+    """
     rank, count = dist.get_rank(group), dist.get_world_size(group)
     begins = [first + sum(map(len, stacks[:place])) for place in range(len(stacks))]
     portions = [
@@ -119,13 +109,13 @@ _Move = tuple[Tensor, Tensor, float]
 
 
 def _group_of(stacks: Iterable[Sequence[_Move]]) -> dist.ProcessGroup | None:
-    """The ranks that share the parameters of these moves; None where each is whole."""
+    """The process group that shards the parameters of these moves; None where they are not sharded."""
     parameters = (parameter for members in stacks for parameter, _, _ in members)
     return next((p.device_mesh.get_group() for p in parameters if isinstance(p, DTensor)), None)
 
 
 def _whole(update: Tensor) -> Tensor:
-    """All of a matrix of which a rank holds a share, on its own device."""
+    """The whole of a sharded matrix, on the rank's own device."""
     return update.full_tensor() if isinstance(update, DTensor) else update
 
 
@@ -150,8 +140,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     iterates: torch.dtype | None = None
-    """In which type; None: bfloat16 on CUDA, where float32 would leave the tensor cores idle and nearly
-    double a step, elsewhere that of the parameters."""
+    """dtype of the iteration; None: bfloat16 on CUDA, where float32 would leave the tensor cores idle and
+    nearly double a step, elsewhere that of the parameters."""
 
     def __init__(
         self,
@@ -202,7 +192,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _stacked(self, matrices: list[Tensor]) -> Float[Tensor, "n rows columns"]:
-        """In the type in which they are iterated."""
+        """One batch, in the dtype of the iteration."""
         stack = torch.stack(matrices)
         return stack.to(self.iterates or (torch.bfloat16 if stack.is_cuda else stack.dtype))
 

@@ -1,4 +1,12 @@
 from .config import ParallelConfig
-from .ddp import Computation, Parallel
+from .ddp import Computation, Ddp, Parallel, SingleProcess
+from .fsdp import Fsdp
 
-__all__ = ["Computation", "Parallel", "ParallelConfig"]
+__all__ = [
+    "Computation",
+    "Ddp",
+    "Fsdp",
+    "Parallel",
+    "ParallelConfig",
+    "SingleProcess",
+]

@@ -1,4 +1,4 @@
-"""One training on several processes, as the trainer sees it; alone, and with a whole model on each (DDP)."""
+"""The interface of parallel training; one process (SingleProcess) and DistributedDataParallel (Ddp)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("tutti.training")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Computation:
-    """What is to be spread: model, objective, the model's forward pass (compiled or not), the processes."""
+    """What is to be distributed: model, objective, the model's forward pass (compiled or not), processes."""
 
     model: nn.Module
     objective: Objective
@@ -53,39 +53,39 @@ class Computation:
         return features, self.objective(features, batch, self.model, progress, only)
 
 
-class Box:
-    """Features and terms of a batch, out of reach for those who search an output for tensors.
+class Opaque:
+    """Hides features and terms of a batch from DDP and FSDP, which search an output for tensors.
 
-    DDP follows every tensor that a forward pass gives back to the parameters behind it, and then waits for
-    their gradients. Only the total may lead there: what it does not depend on gets no gradient.
+    DDP follows every tensor that a forward pass returns to the parameters behind it, and then waits for their
+    gradients. Only the total may lead there: what it does not depend on gets no gradient.
     """
 
     def __init__(self, features: Features, terms: LossTerms) -> None:
         self.features, self.terms = features, terms
 
 
-class Joint(nn.Module):
-    """Model and objective as one module, whose output is the total loss, and all else in a box."""
+class LossModule(nn.Module):
+    """Model and objective as one module that returns the total loss, and all else as `Opaque`."""
 
     def __init__(self, computation: Computation) -> None:
         super().__init__()
         self.model, self.objective = computation.model, computation.objective
         self._computation = computation
 
-    def forward(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Tensor, Box]:
-        """The total of the batch; features and terms in the box."""
+    def forward(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Tensor, Opaque]:
+        """The total of the batch; features and terms hidden."""
         features, terms = self._computation.plain(batch, progress, only)
-        return terms.total, Box(features, terms)
+        return terms.total, Opaque(features, terms)
 
 
 class Parallel:
-    """How the forward and backward passes of an update are spread. One object serves a whole run.
+    """How forward and backward passes are distributed over processes. One object serves a whole run.
 
-    `looks` says whether the gradient of a single term can be asked for (`autograd.grad`), which diagnostics,
-    K gradients, masks and the calibration of gradient shares do.
+    `gives_term_gradients`: the gradient of a single term can be computed (`autograd.grad`), which
+    diagnostics, K gradients, masks and the calibration of gradient shares need.
     """
 
-    looks: ClassVar[bool] = True
+    gives_term_gradients: ClassVar[bool] = True
 
     def __init__(self, computation: Computation) -> None:
         self.computation = computation
@@ -95,13 +95,13 @@ class Parallel:
     def start(self, backward: Backward) -> None:
         """Called once, when all parameters and the backward are known.
 
-        Raises: UserError if model and backward cannot be spread in this way.
+        Raises: UserError if model or backward cannot be distributed in this way.
         """
 
-    def single_terms(self, asked: str) -> None:
-        """Called before the gradient of a single term is asked for, with the words for what asks.
+    def require_term_gradients(self, asked: str) -> None:
+        """Called before `asked` (words for a message) computes the gradient of a single term.
 
-        Raises: UserError where it cannot be had.
+        Raises: UserError where it cannot be computed.
         """
 
     def evaluate(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
@@ -109,35 +109,35 @@ class Parallel:
         return self.plain(batch, progress, only)
 
     def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
-        """The same, with no gradient averaged on the way back."""
+        """The same, without averaging gradients over the ranks in the backward pass."""
         return self.computation.plain(batch, progress, only)
 
-    def judge(
+    def evaluate_held_out(
         self, batch: Batch, progress: float, only: Collection[str] | None
     ) -> tuple[Features, LossTerms]:
-        """The same of a held-out batch, by the plain modules."""
+        """Features and terms of a held-out batch, by the plain modules."""
         features = self.model(batch.observation)
         return features, self.objective(features, batch, self.model, progress, only)
 
     def drop(self) -> None:
-        """Called where an update is left out, perhaps between a forward and its backward pass."""
+        """Called where an update is skipped, perhaps between a forward and its backward pass."""
 
     def micro_batch(self, *, last: bool) -> None:
         """Called before the forward pass of each micro-batch of an update."""
 
     def finish(self) -> None:
-        """Called when the backward is finished: now `.grad` must be that of the mean over the ranks."""
+        """Called after the backward passes: from here on `.grad` must be the mean over the ranks."""
 
     def check(self) -> None:
         """Raises: UserError if what must be equal on all ranks is not."""
 
 
-class Alone(Parallel):
+class SingleProcess(Parallel):
     """One process: the plain computation."""
 
 
-class Replicated(Parallel):
-    """DistributedDataParallel: each rank has the whole model and the rows of its own; gradients are averaged.
+class Ddp(Parallel):
+    """DistributedDataParallel: whole model and own rows on each rank, averaged gradients.
 
     A backward that is one pass through the total goes through DDP, which averages while it computes. One that
     asks for gradients by itself (masks) has its sum averaged at the end; K gradients average each term's.
@@ -174,7 +174,7 @@ class Replicated(Parallel):
             # torch 2.13 renames broadcast_buffers, 2.9 lacks the new name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
-                Joint(self.computation),
+                LossModule(self.computation),
                 bucket_cap_mb=self._bucket_mb,
                 find_unused_parameters=True,
                 broadcast_buffers=False,
@@ -207,17 +207,20 @@ class Replicated(Parallel):
 
 @torch.no_grad()
 def average_gradients(parameters: Collection[Tensor]) -> None:
-    """`.grad` <- its mean over the ranks, all in one message for each type of number."""
-    present = [p for p in dict.fromkeys(parameters) if p.grad is not None]
-    for dtype in dict.fromkeys(p.dtype for p in present):
-        own = [p.grad for p in present if p.dtype == dtype and p.grad is not None]
-        mean = mean_over_ranks(torch.cat([gradient.reshape(-1) for gradient in own]))
-        for gradient, part in zip(own, mean.split([g.numel() for g in own]), strict=True):
+    """Averages `.grad` over the ranks, in one message for each dtype."""
+    trained = [p for p in dict.fromkeys(parameters) if p.grad is not None]
+    for dtype in dict.fromkeys(p.dtype for p in trained):
+        gradients = [p.grad for p in trained if p.dtype == dtype and p.grad is not None]
+        mean = mean_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
 def require_no_batch_norm(*modules: nn.Module) -> None:
-    """Raises: UserError if a batch norm would take the statistics of each rank's own rows."""
+    """Refuses a batch norm, whose statistics would be those of each rank's own rows.
+
+    Raises: UserError that names the module.
+    """
     for root in modules:
         for name, module in root.named_modules():
             norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -230,15 +233,15 @@ def require_no_batch_norm(*modules: nn.Module) -> None:
 
 
 def require_equal(world: World, modules: dict[str, nn.Module]) -> None:
-    """Compares a checksum of each parameter and buffer, to the last bit.
+    """Compares a checksum of each parameter and buffer over the ranks, to the last bit.
 
     Raises: UserError naming the first one that differs between the ranks.
     """
     states = {f"{root}.{name}": t for root, m in modules.items() for name, t in m.state_dict().items()}
-    own = [int(number) for number in torch.stack([_checksum(value) for value in states.values()]).tolist()]
-    found = world.all_gather(own)
-    for rank, theirs in enumerate(found):
-        different = [n for n, a, b in zip(states, theirs, found[0], strict=True) if a != b]
+    checksums = torch.stack([_checksum(value) for value in states.values()]).tolist()
+    gathered = world.all_gather([int(number) for number in checksums])
+    for rank, theirs in enumerate(gathered):
+        different = [n for n, a, b in zip(states, theirs, gathered[0], strict=True) if a != b]
         if different:
             raise UserError(
                 f"the ranks do not have the same weights: {len(different)} of {len(states)} tensors, such as "
@@ -249,7 +252,7 @@ def require_equal(world: World, modules: dict[str, nn.Module]) -> None:
 
 
 def _checksum(tensor: Tensor) -> Tensor:
-    """A sum over the bits."""
+    """A sum of the bits as integers, each times its place, so that a permutation differs too."""
     flat = tensor.detach().reshape(-1)
     if not flat.numel():
         return torch.zeros((), dtype=torch.int64, device=flat.device)

@@ -1,4 +1,4 @@
-"""One training whose weights are spread over the processes: FSDP2."""
+"""FSDP2: one training whose weights, gradients and optimiser state are sharded over the processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tutti.models.layers import blocks_of
 from tutti.training.backward.one import Backward, OneBackward
 from tutti.training.parallel.ddp import (
     Computation,
-    Joint,
+    LossModule,
     Parallel,
     average_gradients,
     require_equal,
@@ -28,7 +28,7 @@ from tutti.types import Batch, Features, LossTerms, UserError
 log = logging.getLogger("tutti.training")
 
 
-class Sharded(Parallel):
+class Fsdp(Parallel):
     """`fully_shard` on each transformer block, then on model and objective together.
 
     A parameter without a dimension (a temperature) cannot be shared out: each rank has it, and its gradient
@@ -36,7 +36,7 @@ class Sharded(Parallel):
     root, which gathers what belongs to no block.
     """
 
-    looks: ClassVar[bool] = False
+    gives_term_gradients: ClassVar[bool] = False
 
     def __init__(self, computation: Computation, device: torch.device, *, low: bool, reshard: bool) -> None:
         super().__init__(computation)
@@ -50,7 +50,7 @@ class Sharded(Parallel):
             reduce_dtype=torch.float32 if low else None,
             cast_forward_inputs=False,
         )
-        joint = Joint(computation)
+        joint = LossModule(computation)
         self._scalars = [parameter for parameter in joint.parameters() if parameter.ndim == 0]
         for parameter in joint.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP shares out rows; kernels are channels-last
@@ -64,9 +64,9 @@ class Sharded(Parallel):
 
     def start(self, backward: Backward) -> None:
         if not isinstance(backward, OneBackward):
-            self.single_terms(f"the backward {type(backward).__name__}")
+            self.require_term_gradients(f"the backward {type(backward).__name__}")
 
-    def single_terms(self, asked: str) -> None:
+    def require_term_gradients(self, asked: str) -> None:
         raise UserError(
             f"training.parallel.kind fsdp with {asked}: FSDP averages gradients as they reach .grad in one "
             "backward pass of the total, so the gradient of a single term cannot be had. Use "
@@ -83,7 +83,7 @@ class Sharded(Parallel):
     def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
         return self.evaluate(batch, progress, only)
 
-    def judge(
+    def evaluate_held_out(
         self, batch: Batch, progress: float, only: Collection[str] | None
     ) -> tuple[Features, LossTerms]:
         return self.evaluate(batch, progress, only if only is not None else self.objective.names)

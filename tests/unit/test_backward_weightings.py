@@ -1,4 +1,4 @@
-"""Weighers by themselves: parity with torchjd on random Gramians, the smoothed gate by hand."""
+"""Weightings by themselves: parity with torchjd on random Gramians, the smoothed gate by hand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torchjd import aggregation
 from torchjd.linalg import QuadprogProjector
 
 from tutti.training.backward.aggregators import AggregatorConfig
-from tutti.training.backward.k_gradients import own_draws
-from tutti.training.backward.weightings import Weigher
+from tutti.training.backward.weightings import Weighting
+from tutti.training.rng import own_randomness
 
 PROJECTOR = QuadprogProjector(norm_eps=0.0, reg_eps=1e-4)
 THEIRS: dict[str, tuple[dict[str, Any], Any]] = {
@@ -34,7 +34,7 @@ THEIRS: dict[str, tuple[dict[str, Any], Any]] = {
 TERMS = ("action", "align", "recon", "state")
 
 
-def build(kind: str, rescaled: bool = False, **options: Any) -> Weigher:
+def build(kind: str, rescaled: bool = False, **options: Any) -> Weighting:
     return TypeAdapter(AggregatorConfig).validate_python({"kind": kind, **options}).build(rescaled=rescaled)
 
 
@@ -49,10 +49,10 @@ def test_unscaled_weights_are_torchjds_over_several_updates(kind: str) -> None:
     ours = build(kind, **options)
     for seed in range(6):
         for k in (2, 3, 4):  # the number of rows may change: a state by row starts anew
-            with own_draws(seed, k):
+            with own_randomness(seed, k):
                 expected = theirs(gramian(seed, k))
-            with own_draws(seed, k):
-                found = ours.weigh(gramian(seed, k), TERMS[:k])
+            with own_randomness(seed, k):
+                found = ours.weights(gramian(seed, k), TERMS[:k])
             loose = kind in ("fairgrad", "cagrad")  # solvers that stop at a tolerance
             torch.testing.assert_close(found, expected, rtol=1e-4 if loose else 1e-9, atol=1e-7)
 
@@ -61,7 +61,7 @@ def test_unscaled_weights_are_torchjds_over_several_updates(kind: str) -> None:
 def test_without_a_conflict_rescaled_weights_are_those_of_the_sum(kind: str) -> None:
     """Orthogonal gradients of one length: every method but CAGrad (which lengthens), PCD (which only helps as
     much as tau asks) and the gate (whose cosine is 0) has weights 1."""
-    weights = build(kind, rescaled=True).weigh(2.5 * torch.eye(3, dtype=torch.float64), TERMS[:3])
+    weights = build(kind, rescaled=True).weights(2.5 * torch.eye(3, dtype=torch.float64), TERMS[:3])
     if kind == "cagrad":
         assert weights.tolist() == pytest.approx([1.4] * 3, rel=1e-3)
     elif kind == "pcd":
@@ -83,8 +83,8 @@ def test_scale_of_the_gradients_changes_no_weight_of_the_scale_free() -> None:
         large = 1.0 if kind == "fairgrad" else 1e6
         found: list[Tensor] = []
         for factor in (small, 1.0, large):
-            with own_draws(0):
-                found.append(build(kind, **options).weigh(factor * gramian(0), TERMS))
+            with own_randomness(0):
+                found.append(build(kind, **options).weights(factor * gramian(0), TERMS))
         torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found[2], found[1], rtol=1e-5, atol=1e-6)
 
@@ -96,7 +96,7 @@ def two(cosine: float) -> Tensor:
 
 def test_the_gate_is_the_cosine_or_nothing() -> None:
     gate = build("cosine_gate", smoothing=0.0)
-    assert [gate.weigh(two(c), TERMS[:2]).tolist() for c in (0.5, -0.5, 1.0)] == [
+    assert [gate.weights(two(c), TERMS[:2]).tolist() for c in (0.5, -0.5, 1.0)] == [
         pytest.approx([1.0, 0.5]),
         [1.0, 0.0],
         pytest.approx([1.0, 1.0]),
@@ -106,10 +106,12 @@ def test_the_gate_is_the_cosine_or_nothing() -> None:
 def test_the_smoothed_gate_is_a_running_mean_without_the_bias_of_its_start() -> None:
     """Smoothing 1/2: 0.8; then (0.8/4 + (-0.2)/2) / (3/4) = 2/15; a zero gradient counts for nothing."""
     gate = build("cosine_gate", smoothing=0.5)
-    assert gate.weigh(two(0.8), TERMS[:2])[1].item() == pytest.approx(0.8)
-    assert gate.weigh(two(-0.2), TERMS[:2])[1].item() == pytest.approx(2 / 15)
+    assert gate.weights(two(0.8), TERMS[:2])[1].item() == pytest.approx(0.8)
+    assert gate.weights(two(-0.2), TERMS[:2])[1].item() == pytest.approx(2 / 15)
     still = torch.tensor([[4.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
-    assert gate.weigh(still, TERMS[:2])[1].item() == pytest.approx(2 / 15)
-    assert gate.weigh(two(-0.9), ("action", "align"))[1].item() == 0.0
-    assert gate.weigh(two(0.4), ("action", "late"))[1].item() == pytest.approx(0.4)  # a memory for each term
-    assert build("cosine_gate").weigh(still, TERMS[:2]).tolist() == [1.0, 0.0]
+    assert gate.weights(still, TERMS[:2])[1].item() == pytest.approx(2 / 15)
+    assert gate.weights(two(-0.9), ("action", "align"))[1].item() == 0.0
+    assert gate.weights(two(0.4), ("action", "late"))[1].item() == pytest.approx(
+        0.4
+    )  # a memory for each term
+    assert build("cosine_gate").weights(still, TERMS[:2]).tolist() == [1.0, 0.0]

@@ -1,4 +1,4 @@
-"""Which term may move which part of the model: the loss x part mask of a backward."""
+"""The loss x part mask of a backward pass: which term may train which part of the model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ OBJECTIVE = "objective"
 """The part of all terms' own heads, which no mask can forbid."""
 
 
-class Routing:
-    """`moves[term]` are the parts that a term may move; a term not named there moves everything.
+class GradientMask:
+    """`may_train[term]` are the parts that a term may train; a term not named there trains every part.
 
     The heads of the terms (objective.*) always learn, each from its own term. `parameters` are the trainable
-    ones of a run, by name; the numbers are their places. One that is there twice is moved in its first place.
+    parameters of a run, by name; a number is a place in their order. A shared parameter counts in its first
+    place only.
 
-    Raises: UserError if `moves` names a term or part that does not exist.
+    Raises: UserError if `may_train` names a term or part that does not exist.
     """
 
     def __init__(
         self,
-        moves: Mapping[str, Collection[str]],
+        may_train: Mapping[str, Collection[str]],
         parameters: Mapping[str, Parameter],
         terms: Collection[str],
     ) -> None:
@@ -33,14 +34,14 @@ class Routing:
         self.parts = [part_of(name) for name in parameters]
         places = {id(parameter): place for place, parameter in reversed(list(enumerate(self.parameters)))}
         self.first = frozenset(places.values())
-        self.moves = {term: frozenset(parts) for term, parts in moves.items()}
+        self.may_train = {term: frozenset(parts) for term, parts in may_train.items()}
         known = [part for part in dict.fromkeys(self.parts) if part != OBJECTIVE]
-        _check("term", self.moves, terms)
-        _check("part", [part for parts in self.moves.values() for part in sorted(parts)], known)
+        _check("term", self.may_train, terms)
+        _check("part", [part for parts in self.may_train.values() for part in sorted(parts)], known)
 
     def numbers(self, term: str) -> list[int]:
-        """Numbers of the parameters that the term may move and that learn at present."""
-        allowed = self.moves.get(term)
+        """Numbers of the parameters that the term may train and that learn at present."""
+        allowed = self.may_train.get(term)
         return [
             number
             for number, (part, parameter) in enumerate(zip(self.parts, self.parameters, strict=True))
@@ -50,19 +51,19 @@ class Routing:
         ]
 
     def apply(self, gradients: Gradients) -> Gradients:
-        """The same gradients of all parameters, None where the term may not move the parameter."""
-        found: Gradients = {}
-        for term, own in gradients.items():
-            allowed = set(self.numbers(term))
-            found[term] = [g if number in allowed else None for number, g in enumerate(own)]
-        return found
+        """Replaces gradients by None where the term may not train the parameter."""
+        allowed = {term: set(self.numbers(term)) for term in gradients}
+        return {
+            term: [g if number in allowed[term] else None for number, g in enumerate(of_term)]
+            for term, of_term in gradients.items()
+        }
 
     def groups(self, terms: Iterable[str]) -> list[list[str]]:
-        """The terms with the same mask together, in their order."""
-        found: dict[frozenset[str] | None, list[str]] = {}
+        """Groups the terms that have the same mask, in their order: one backward pass serves a group."""
+        groups: dict[frozenset[str] | None, list[str]] = {}
         for term in terms:
-            found.setdefault(self.moves.get(term), []).append(term)
-        return list(found.values())
+            groups.setdefault(self.may_train.get(term), []).append(term)
+        return list(groups.values())
 
 
 def _check(what: str, named: Iterable[str], known: Collection[str]) -> None:
@@ -70,6 +71,6 @@ def _check(what: str, named: Iterable[str], known: Collection[str]) -> None:
     if unknown:
         have: Sequence[str] = list(known)
         raise UserError(
-            f"backward.moves names the {what} {', '.join(unknown)}; there {'are' if have else 'is'} "
+            f"backward.may_train names the {what} {', '.join(unknown)}; there {'are' if have else 'is'} "
             f"{', '.join(have) or 'none'}."
         )
