@@ -18,7 +18,9 @@ from fixtures.report_runs import HOSTILE, RATES, evaluation, make_run, write_jso
 from tutti.evaluation.statistics.intervals import mean_of_rates, wilson
 from tutti.report import write_report
 from tutti.report.inputs import read_inputs
+from tutti.report.sections.run import data_section
 from tutti.report.sections.videos import videos_section
+from tutti.report.tables import Table
 from tutti.runs.folder import RunFolder
 from tutti.runs.summary import print_summary, write_summary
 
@@ -243,6 +245,17 @@ def test_broken_json_is_named_and_the_rest_is_shown(copied: Path) -> None:
     text = Page(write_report(copied).read_text()).text
     assert "model.json: not valid JSON" in text
     assert "14/20" in text
+
+
+def test_several_sources_are_rows_of_a_table(copied: Path) -> None:
+    path = copied / "data.json"
+    data = json.loads(path.read_text())
+    data["sources"].append(data["sources"][0] | {"name": "runs/other/dataset", "frames": 7})
+    write_json(path, data)
+    blocks = data_section(read_inputs(copied)).blocks
+    (sources,) = [block for block in blocks if isinstance(block, Table) and block.caption == "sources"]
+    assert [row[0].text for row in sources.rows] == ["runs/demo/dataset", "runs/other/dataset"]
+    assert sources.rows[1][[head for head, _ in sources.heads].index("frames")].text == "7"
 
 
 ODD: tuple[Any, ...] = (

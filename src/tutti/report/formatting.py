@@ -10,6 +10,22 @@ Number = int | float
 NOTHING = "\u2013"  # this number does not exist
 
 
+WORDS = {
+    "seconds": "robot time",
+    "shortest": "shortest episode, frames",
+    "longest": "longest episode, frames",
+    "vocab_size": "vocabulary, tokens",
+    "text_length": "text length, tokens",
+    "normalization": "normalisation",
+    "stored_image_shapes": "stored images, pixels",
+}
+
+
+def words(name: str) -> str:
+    """A key as words: "open_loop_error" is "open loop error"."""
+    return WORDS.get(name, name.replace("_", " "))
+
+
 def plain(value: Number, digits: int = 3) -> str:
     """`value` with `digits` significant digits, without an exponent where it can be read without one."""
     if not math.isfinite(value):

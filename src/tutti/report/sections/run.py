@@ -7,12 +7,11 @@ from functools import partial
 
 from tutti.evaluation.open_loop import PARTS, GroupError
 from tutti.report.blocks import Block, Charts, Code, Facts, Note, Picture, Section
-from tutti.report.formatting import NOTHING, anything, count, duration, percent, plain
-from tutti.report.inputs import Inputs, config_of
-from tutti.report.json_tables import blocks_of, words
+from tutti.report.formatting import NOTHING, anything, count, duration, percent, plain, words
+from tutti.report.inputs import Inputs, Json, config_of
 from tutti.report.sections.success import not_evaluated
 from tutti.report.svg.rows import seconds_chart
-from tutti.report.tables import Column, table
+from tutti.report.tables import Cell, Column, table
 
 PROTOCOL_WORDS = {
     "suite": "task suite",
@@ -106,7 +105,7 @@ def batch_section(inputs: Inputs) -> Section:
 def data_section(inputs: Inputs) -> Section:
     """The training data, and how they were recorded."""
     section = partial(Section, id="data", title="Data")
-    blocks = blocks_of(inputs.data) if inputs.data else []
+    blocks = _data(inputs.data) if inputs.data else []
     if (recording := inputs.recording) is not None:
         first, last = recording.seeds
         columns: list[Column[str]] = [
@@ -127,6 +126,36 @@ def data_section(inputs: Inputs) -> Section:
     if not blocks:
         return section(missing="No data.json yet: `tutti train` describes its data there.")
     return section(blocks=blocks)
+
+
+def _data(data: Json) -> list[Block]:
+    """What `DataBundle.describe` says, in all and of each source."""
+    nested = {name: value for name, value in data.items() if isinstance(value, dict)}
+    sources: list[Json] = data["sources"]
+    totals = {name: value for name, value in data.items() if name not in nested and name != "sources"}
+    blocks: list[Block] = [_facts(totals)]
+    if len(sources) > 1:
+        columns = [(words(key), "", lambda row, key=key: _data_cell(key, row.get(key))) for key in sources[0]]
+        blocks.append(table(sources, columns, "sources"))
+    else:
+        blocks += [_facts(source, "sources") for source in sources]
+    return [*blocks, *(_facts(value, words(name)) for name, value in nested.items())]
+
+
+def _facts(values: Json, title: str = "") -> Facts:
+    return Facts(
+        pairs=[(words(name), _data_value(name, value)) for name, value in values.items()], title=title
+    )
+
+
+def _data_cell(key: str, value: object) -> Cell:
+    return Cell(text=_data_value(key, value), mood="" if isinstance(value, int | float) else "text")
+
+
+def _data_value(key: str, value: object) -> str:
+    if key == "seconds" and isinstance(value, int | float):
+        return duration(value)
+    return anything(value).replace(VIEW, "")
 
 
 def protocol_section(inputs: Inputs) -> Section:
