@@ -86,12 +86,12 @@ def success_section(inputs: Inputs) -> Section:
     mean = Estimate(rate=policy.mean, low=low, high=high, label=label)
     several = len(rows) > 1
     help = f"Points are success rates, bars their Wilson 95 % intervals ({MEAN}: {policy.interval.rule})."
-    scores = {name: result.scores[name] for name in CONDITIONS if name in result.scores}
+    ran = [condition for condition in CONDITIONS if condition in result.scores]
     columns: list[Column[str]] = [("task", "", str)]
-    for condition, score in scores.items():
-        cells = _cells(score, len(rows))
+    for condition in ran:
+        cells = _cells(result.scores[condition], len(rows))
         columns.append((*CONDITIONS[condition], lambda task, cells=cells: cells.get(task, ABSENT)))
-    rules = " or ".join(dict.fromkeys(score.interval.rule for score in scores.values()))
+    rules = " or ".join(dict.fromkeys(result.scores[condition].interval.rule for condition in ran))
     caption = (
         f"k/n successes, with the Wilson 95 % interval; {MEAN} with a 95 % interval by {rules}. "
         "A dash: this control was not run on the task."
