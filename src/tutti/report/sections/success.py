@@ -86,7 +86,7 @@ def success_section(inputs: Inputs) -> Section:
     mean = Estimate(rate=policy.mean, low=low, high=high, label=label)
     several = len(rows) > 1
     help = f"Points are success rates, bars their Wilson 95 % intervals ({MEAN}: {policy.interval.rule})."
-    ran = [condition for condition in CONDITIONS if condition in result.scores]
+    ran: list[Condition] = [condition for condition in CONDITIONS if condition in result.scores]
     columns: list[Column[str]] = [("task", "", str)]
     for condition in ran:
         cells = _cells(result.scores[condition], len(rows))
