@@ -184,7 +184,7 @@ def test_the_reach_table_notices_a_silent_detach(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_term_that_has_ended_costs_nothing_and_is_absent() -> None:
-    recon = {"weight": {"start": 0.2, "end": 0.0, "schedule": "linear", "finish": 0.5}}
+    recon = {"weight": {"start": 0.2, "end": 0.0, "schedule": "linear", "end_at": 0.5}}
     model, loss = build(recon=recon)
     early, late = evaluate(model, loss, 0.25), evaluate(model, loss, 0.5)
     assert early.lambdas["recon"].item() == pytest.approx(0.1)

@@ -13,7 +13,7 @@ from tutti.objectives.weight_schedule import Weight, WeightSchedule, schedule_of
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_ends_are_exact_and_held(kind: str) -> None:
     schedule = WeightSchedule.model_validate(
-        {"start": 0.3, "end": 0.1, "schedule": kind, "begin": 0.2, "finish": 0.7}
+        {"start": 0.3, "end": 0.1, "schedule": kind, "start_at": 0.2, "end_at": 0.7}
     )
     assert [schedule.at(p) for p in (-1.0, 0.0, 0.2)] == [0.3, 0.3, 0.3]
     assert [schedule.at(p) for p in (0.7, 0.9, 1.0, 2.0)] == [0.1, 0.1, 0.1, 0.1]
@@ -29,12 +29,12 @@ def test_formulas() -> None:
 
 
 def test_start_below_end_is_a_warm_up() -> None:
-    rising = WeightSchedule(start=0.0, end=0.4, schedule="linear", finish=0.5)
+    rising = WeightSchedule(start=0.0, end=0.4, schedule="linear", end_at=0.5)
     assert [rising.at(p) for p in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.2, 0.4, 0.4]
 
 
 def test_warmup_rises_before_the_schedule_falls() -> None:
-    schedule = WeightSchedule(start=0.4, end=0.0, schedule="linear", begin=0.5, warmup=0.25)
+    schedule = WeightSchedule(start=0.4, end=0.0, schedule="linear", start_at=0.5, warmup=0.25)
     assert [schedule.at(p) for p in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)] == [0.0, 0.2, 0.4, 0.4, 0.2, 0.0]
     steady = WeightSchedule(start=0.4, schedule="constant", warmup=0.25)
     assert [steady.at(p) for p in (0.0, 0.125, 0.25, 1.0)] == [0.0, 0.2, 0.4, 0.4]
@@ -60,14 +60,14 @@ def test_zero_is_known_in_advance() -> None:
     "bad",
     [
         {"start": -0.1},
-        {"start": 0.1, "begin": 0.5, "finish": 0.5},
+        {"start": 0.1, "start_at": 0.5, "end_at": 0.5},
         {"start": 0.1, "end": 0.2, "schedule": "constant"},
         {"start": float("nan")},
         {"start": 0.1, "schedule": "cosin"},
         {"start": 0.1, "stop": 0.2},
-        {"start": 0.1, "finish": 0.3, "warmup": 0.3},
+        {"start": 0.1, "end_at": 0.3, "warmup": 0.3},
     ],
 )
 def test_what_makes_no_sense_is_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"start|begin|constant|cosin|stop"):
+    with pytest.raises(ValueError, match=r"start|start_at|constant|cosin|stop"):
         TypeAdapter(Weight).validate_python(bad)

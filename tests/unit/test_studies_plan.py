@@ -97,7 +97,7 @@ def test_run_of_one_phase_whose_terms_stay_is_one_stretch(data: Path, folder: Pa
 
 
 def test_stretches_end_with_phases_with_terms_and_with_calibration(data: Path, folder: Path) -> None:
-    weight = "objective.align.weight={start: 1, end: 0, schedule: linear, finish: 0.5}"
+    weight = "objective.align.weight={start: 1, end: 0, schedule: linear, end_at: 0.5}"
     balancing = ("balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=3")
     own = meter(
         data, folder, weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first_share=0.1"

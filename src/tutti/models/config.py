@@ -16,6 +16,7 @@ from tutti.models.language.transformer import TextTransformerConfig
 from tutti.models.sockets import ActionDecoder
 from tutti.models.vision.vit import VisionTransformerConfig
 from tutti.models.vla import VLA
+from tutti.nested import merge
 from tutti.plugin import CUSTOM, CustomConfig, tag_of
 from tutti.types import DataSpec
 
@@ -103,7 +104,7 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
         if not isinstance(given, dict):
             return given
         preset = PRESETS.get(given.get("size", "tiny"))
-        return given if preset is None else _merge(preset, given)
+        return given if preset is None else merge(preset, given)
 
     @classmethod
     def preset(cls, size: Size) -> Self:
@@ -116,16 +117,3 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
         language = self.language.build(spec)
         fusion = self.fusion.build(spec, vision.width, language.width)
         return VLA(spec, vision, language, fusion, self.action.build(spec, fusion.width))
-
-
-def _merge(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over `preset`, into nested mappings; another `kind` takes nothing from the preset."""
-    merged = dict(preset)
-    for key, value in given.items():
-        below = preset.get(key)
-        if isinstance(value, dict) and isinstance(below, dict):
-            same_kind = value.get("kind", below.get("kind")) == below.get("kind")
-            merged[key] = _merge(below, value) if same_kind else value
-        else:
-            merged[key] = value
-    return merged

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -137,8 +137,8 @@ class ConvLayer(nn.Module):
         normed = self.norm(self.conv(x).permute(0, 2, 3, 1))
         return activate(normed, "relu").permute(0, 3, 1, 2)
 
-    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e p q"]:
-        return super().__call__(x)
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def space_to_depth(x: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b e p q"]:

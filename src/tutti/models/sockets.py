@@ -1,12 +1,13 @@
-"""The sockets: what a vision encoder, a language encoder, a fusion and an action decoder must be.
+"""Abstract base classes of the parts of a model: vision encoder, language encoder, fusion, action decoder.
 
-A part is replaced by writing a class that fits one of these sockets and a config with `build()`; the
+A part is replaced by writing a subclass of one of these and a config with `build()`; the
 assembly (`vla.py`) and every loss term only ever use what is written here.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ class VisionEncoder(nn.Module, ABC):
     def forward(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
         """Images in [-1, 1] to (b, v * tokens_per_view, d); an absent view's tokens are masked."""
 
-    def __call__(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
-        return super().__call__(images, image_mask)
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class LanguageEncoder(nn.Module, ABC):
@@ -38,8 +39,8 @@ class LanguageEncoder(nn.Module, ABC):
     def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
         """Token ids to (b, num_tokens, d); a sample with no text at all has all its tokens masked."""
 
-    def __call__(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
-        return super().__call__(text, text_mask)
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class Fusion(nn.Module, ABC):
@@ -53,10 +54,8 @@ class Fusion(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "b d"], Tokens]:
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
 
-    def __call__(
-        self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]
-    ) -> tuple[Float[Tensor, "b d"], Tokens]:
-        return super().__call__(vision, language, state)
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class ActionDecoder(nn.Module, ABC):
@@ -84,5 +83,5 @@ class ActionDecoder(nn.Module, ABC):
         """The predicted chunk, normalised. A function of `features` alone: where it samples, the noise is
         always the same."""
 
-    def __call__(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
-        return super().__call__(features, batch)
+    if TYPE_CHECKING:
+        __call__ = forward

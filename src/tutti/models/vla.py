@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -43,8 +45,8 @@ class VLA(nn.Module):
         readout, fused_vision = self.fusion(vision, language, state)
         return Features(vision=vision, language=language, readout=readout, fused_vision=fused_vision)
 
-    def __call__(self, observation: Observation) -> Features:
-        return super().__call__(observation)
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def prepare(self, images: Tensor) -> Float[Tensor, "b v 3 h w"]:
         """Bytes in [0, 255] to x / 127.5 - 1 in the model's own precision; floats are taken as prepared."""

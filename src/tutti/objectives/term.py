@@ -130,6 +130,12 @@ class Term(nn.Module, ABC):
     than the window itself also writes `needs`.
     Metrics are named `<name>/...`: the same class may serve under two names. The model comes as an argument:
     a term may use its parts, but not register them.
+
+    >>> class SmallReadout(Term):
+    ...     def compute(self, features, batch, model):
+    ...         return TermValue(value=self.mean(features.readout.square(), batch))
+    >>> SmallReadout(name="small").needs()
+    DataNeeds(futures=(), states=(), grippers=())
     """
 
     no_decay: frozenset[str] = frozenset()

@@ -86,6 +86,11 @@ class ObjectiveConfig(BaseModel):
     def needs(self) -> DataNeeds:
         """What the terms that ever count ask of the data, from the keys of the config alone.
 
+        >>> ObjectiveConfig().needs().futures
+        (4,)
+        >>> ObjectiveConfig.model_validate({"recon": None}).needs().futures
+        ()
+
         Raises: UserError if a term needs key frames and names no gripper, or two terms name different ones.
         """
         needs = {

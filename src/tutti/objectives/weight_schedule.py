@@ -1,4 +1,4 @@
-"""How a lambda moves over a run: a number, or a schedule from start to end."""
+"""Weight of a term over a run: a number, or a schedule from start to end."""
 
 from __future__ import annotations
 
@@ -12,38 +12,45 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class WeightSchedule(BaseModel):
-    """lambda at a progress in [0, 1] of the run; with u = (progress - begin) / (finish - begin) in [0, 1]:
+    """lambda at a progress in [0, 1]; with u = (progress - start_at) / (end_at - start_at) in [0, 1]:
 
     constant: start.  linear: end + (start - end)(1 - u).  cosine: end + (start - end)(1 + cos(pi u)) / 2.
 
-    Before `begin` it is start; from `finish` on it is exactly end. A term whose lambda is 0 costs nothing.
+    Before `start_at` it is start; from `end_at` on it is exactly end. A term whose lambda is 0 costs nothing.
     A lambda that only rises is one with start < end. With `warmup` all of that is multiplied by
     min(1, progress / warmup), so that a term may rise first and fall later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    start: NonNegative
-    end: NonNegative = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    begin: Share = 0.0
-    finish: Share = 1.0
+    start: NonNegative = Field(description="lambda at the start")
+    end: NonNegative = Field(default=0.0, description="lambda at the end")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="how lambda goes from start to end"
+    )
+    start_at: Share = Field(default=0.0, description="share of the run after which lambda leaves start")
+    end_at: Share = Field(default=1.0, description="share of the run after which lambda is end")
     warmup: Share = Field(default=0.0, description="share of the run in which lambda rises from 0")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.begin >= self.finish:
-            raise ValueError(f"begin {self.begin} must come before finish {self.finish}")
+        if self.start_at >= self.end_at:
+            raise ValueError(f"start_at {self.start_at} must come before end_at {self.end_at}")
         if self.schedule == "constant" and "end" in self.model_fields_set and self.end != self.start:
             raise ValueError(
                 f"a constant schedule never reaches end {self.end}; leave it out, or use linear or cosine"
             )
-        if self.schedule != "constant" and self.warmup >= self.finish:
-            raise ValueError(f"warmup {self.warmup} must end before finish {self.finish}")
+        if self.schedule != "constant" and self.warmup >= self.end_at:
+            raise ValueError(f"warmup {self.warmup} must end before end_at {self.end_at}")
         return self
 
     def at(self, progress: float) -> float:
-        """lambda at `progress`, which is clamped to [0, 1]."""
+        """lambda at `progress`, which is clamped to [0, 1].
+
+        >>> falling = WeightSchedule(start=0.2, end=0.0, schedule="linear", end_at=0.5)
+        >>> [falling.at(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
+        [0.2, 0.1, 0.0, 0.0]
+        """
         progress = min(1.0, max(0.0, progress))
         rise = progress / self.warmup if progress < self.warmup else 1.0
         return rise * self._without_warmup(progress)
@@ -51,7 +58,7 @@ class WeightSchedule(BaseModel):
     def _without_warmup(self, progress: float) -> float:
         if self.schedule == "constant":
             return self.start
-        u = min(1.0, max(0.0, (progress - self.begin) / (self.finish - self.begin)))
+        u = min(1.0, max(0.0, (progress - self.start_at) / (self.end_at - self.start_at)))
         left = 1 - u if self.schedule == "linear" else (1 + cos(pi * u)) / 2
         # The ends are exact, so that a finished schedule is 0 and not nearly 0.
         return self.start if left == 1 else self.end + (self.start - self.end) * left

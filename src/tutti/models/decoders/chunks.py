@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from weakref import WeakSet
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tutti.types import Batch, UserError
-
-_fitted: WeakSet[nn.Module] = WeakSet()
-"""The decoders that are known to have seen their data."""
 
 
 def present_actions(batch: Batch) -> Float[Tensor, "b t a"]:
@@ -33,7 +28,7 @@ def require_fitted(decoder: nn.Module, kind: str) -> None:
 
     Raises: UserError unless `fit` has been called, or the weights of a fitted decoder were loaded.
     """
-    if decoder in _fitted:
+    if getattr(decoder, "_is_fitted", False):
         return
     if not bool(decoder.fitted):
         raise UserError(
@@ -41,7 +36,7 @@ def require_fitted(decoder: nn.Module, kind: str) -> None:
             "seen none: call model.action.fit(*data.training_chunks(20_000)) first, as `tutti train` does, "
             "or load a checkpoint."
         )
-    _fitted.add(decoder)
+    decoder._is_fitted = True  # pyright: ignore[reportArgumentType] (a plain flag on any module)
 
 
 def require_finite(actions: Float[Tensor, "n t a"], mask: Bool[Tensor, "n t a"]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -62,10 +63,8 @@ class Denoiser(nn.Module):
         at_level = condition.plus(self.level_out(activate(self.level_in(waves), "relu")))
         return self.out(self.trunk(self.chunk_in(chunk), at_level))
 
-    def __call__(
-        self, chunk: Float[Tensor, "b t a"], level: Float[Tensor, " b"], condition: Condition
-    ) -> Float[Tensor, "b t a"]:
-        return super().__call__(chunk, level, condition)
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def draw_noise(draws: int, like: Float[Tensor, "b t a"]) -> Float[Tensor, "m t a"]:

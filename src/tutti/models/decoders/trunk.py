@@ -8,7 +8,7 @@ however many steps its generation takes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
@@ -110,8 +110,8 @@ class Conditioning(nn.Module):
             memories.append(Memory(keys=keys, values=values, mask=mask))
         return Condition(vector=vector, memories=tuple(memories))
 
-    def __call__(self, features: Features) -> Condition:
-        return super().__call__(features)
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class Cache:
@@ -213,14 +213,8 @@ class Trunk(nn.Module):
             x = block(x, condition.vector, memory, None if caches is None else caches[number])
         return self.norm(x)
 
-    def __call__(
-        self,
-        x: Float[Tensor, "b n w"],
-        condition: Condition,
-        caches: list[Cache] | None = None,
-        first: int = 0,
-    ) -> Float[Tensor, "b n w"]:
-        return super().__call__(x, condition, caches, first)
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def shrink(linear: nn.Linear, scale: float = 0.1) -> nn.Linear:

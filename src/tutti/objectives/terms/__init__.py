@@ -1,1 +1,5 @@
 """The terms L_i of the unified loss, one file a term; each term owns its head."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,7 +21,7 @@ class FutureLatentConfig(BaseTermConfig):
     """`kind: future_latent`."""
 
     kind: Literal["future_latent"] = "future_latent"
-    weight: Weight = WeightSchedule(start=0.2, end=0.0, schedule="cosine", begin=0.6)
+    weight: Weight = WeightSchedule(start=0.2, end=0.0, schedule="cosine", start_at=0.6)
     offset: Offset = 4
     decay: float = Field(
         default=0.995, ge=0, le=1, description="rho: how much of the target encoder stays at each step"

@@ -61,13 +61,13 @@ class ProgressTerm(Term):
         value = F.binary_cross_entropy_with_logits(logits, target)
         with torch.no_grad():
             metrics = {
-                f"{self.name}/floor": _entropy(target).mean(),
-                f"{self.name}/mean_baseline": _entropy(mean_over_ranks(target.mean())),
+                f"{self.name}/floor": binary_entropy(target).mean(),
+                f"{self.name}/mean_baseline": binary_entropy(mean_over_ranks(target.mean())),
                 f"{self.name}/l1": (logits.sigmoid() - target).abs().mean(),
             }
         return TermValue(value=value, metrics=metrics)
 
 
-def _entropy(share: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def binary_entropy(share: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """-y log y - (1 - y) log(1 - y), in nats; 0 log 0 is 0."""
     return torch.special.entr(share) + torch.special.entr(1 - share)

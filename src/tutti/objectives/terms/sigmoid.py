@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tutti.distributed.ranks import gathered
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.terms.contrastive import MAX_SCALE, match_accuracy, takes_part
+from tutti.objectives.terms.progress import binary_entropy
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features
 
@@ -107,7 +108,7 @@ class SigmoidTerm(Term):
         value = torch.where(enough, total, torch.zeros_like(total))
         with torch.no_grad():
             metrics = {
-                "chance": torch.where(enough, count * _entropy(share), 0.0),
+                "chance": torch.where(enough, count * binary_entropy(share), 0.0),
                 "accuracy": match_accuracy(scores, same, present),
                 "temperature": (-self.log_scale).exp(),
                 "bias": offset.detach(),
@@ -125,8 +126,3 @@ class SigmoidTerm(Term):
             self.bias_start.copy_(start)
             self.start_known.logical_or_(enough)
         return start
-
-
-def _entropy(share: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """-p log p - (1 - p) log(1 - p), in nats; 0 log 0 is 0."""
-    return torch.special.entr(share) + torch.special.entr(1 - share)
