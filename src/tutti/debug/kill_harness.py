@@ -24,9 +24,8 @@ from tutti.config.run_config import RunConfig
 from tutti.data.loader import Loader
 from tutti.distributed.ranks import Ranks
 from tutti.distributed.world import process_group
-from tutti.runs.build import build_parts, training_threads
+from tutti.runs.build import build_training, training_threads
 from tutti.storage.checkpoint import checkpoints
-from tutti.training.trainer import Trainer
 from tutti.types import Batch, UserError
 
 WINDOWS = "windows-{rank}.jsonl"
@@ -139,18 +138,10 @@ def train_once(
 
 
 def _train(config: RunConfig, data_from: Path, run: Path, progress: _Killer, windows: str) -> None:
-    """A function of its own, so that nothing of the training is left when the processes part."""
-    data, model, objective = build_parts(config, data_from)
-    trainer = Trainer(
-        config.training,
-        model,
-        objective,
-        run,
-        strategy=config.strategy,
-        backward=config.backward,
-        progress=progress,
-    )
-    trainer.fit(_NotedData(NotedLoader(data.train, run / windows), data.validation))
+    """A function of its own, so that the training is freed before the process group ends."""
+    training = build_training(config, data_from, output=run)
+    noted = NotedLoader(training.data.train, run / windows)
+    training.fit(progress, _NotedData(noted, training.data.validation))
     progress.finish()
 
 

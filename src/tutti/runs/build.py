@@ -64,7 +64,7 @@ class Training:
     def fit(self, progress: Progress | None = None, data: TrainingData | None = None) -> Path:
         """Trains to the last step, from the newest checkpoint if there is one. Gives the last checkpoint."""
         self.trainer.progress = progress
-        return self.trainer.fit(data or self.data)
+        return self.trainer.fit(self.data if data is None else data)
 
     def run_updates(self, steps: Iterable[int], batches: Iterator[Batch] | None = None) -> None:
         """Makes the updates of these steps (0-based) without records, to measure what they do or cost.
