@@ -51,7 +51,6 @@ def test_no_key_of_a_whole_config_is_unknown(path: Path) -> None:
     assert unknown_keys(yaml.safe_load(to_yaml(load_config(path))), shipped_schema()) == []
 
 
-@pytest.mark.xfail(reason="sections still get their descriptions", strict=False)
 def test_every_key_of_a_run_and_of_a_study_has_a_description() -> None:
     """A `kind` says which class it chooses, whose own keys are described."""
     undescribed = [
