@@ -16,7 +16,7 @@ from tutti.config.run_config import RunConfig, build_config
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.debug import kill_harness as killable
 from tutti.debug.kill_harness import Kill
-from tutti.debug.verify_resume import kill_plan, print_verification, shorten, verify_resume
+from tutti.debug.verify_resume import kill_plan, print_verification, prove_resume, shorten
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.types import Batch, Features, UserError
 
@@ -78,7 +78,7 @@ def test_a_run_with_threads_accumulation_and_phases_resumes_exactly(
         training={"accumulation": 2, "optimizer": {"kind": "muon"}, "ema": 0.9},
         strategy={"kind": "two_stage"},
     )
-    found = verify_resume(run, tmp_path / "run", kills=2)
+    found = prove_resume(run, tmp_path / "run", kills=2)
     assert found.exact and found.kills == 2 and found.found.num_values > 20_000
     assert {"model", "ema", "optimizer", "random states", "loader", "records.jsonl"} <= set(
         found.found.values
@@ -96,7 +96,7 @@ def test_state_that_no_checkpoint_keeps_is_found_and_named(
     term = {"kind": f"{__name__}:Forgetful", "weight": 0.5}
     run = config(dataset, objective={"align": None, "forgetful": term}, data={"prefetch": 0})
     assert __name__ in sys.modules
-    found = verify_resume(run, tmp_path / "run", steps=6, kills=1)
+    found = prove_resume(run, tmp_path / "run", steps=6, kills=1)
     assert not found.exact and found.found.first is not None
     assert found.found.differing["model"] > 0 and found.found.differing["windows of each batch"] == 0
     assert found.found.first.name.startswith("model/") and found.found.first.count > 0
@@ -107,14 +107,14 @@ def test_state_that_no_checkpoint_keeps_is_found_and_named(
 def test_a_training_that_fails_is_said_and_not_taken_for_a_kill(dataset: Path, tmp_path: Path) -> None:
     impossible = config(dataset, data={"horizon": 99})
     with pytest.raises(UserError, match=r"The training failed: data\.horizon is 99"):
-        verify_resume(impossible, tmp_path / "run", steps=4, kills=1)
+        prove_resume(impossible, tmp_path / "run", steps=4, kills=1)
 
 
 @pytest.mark.slow
 def test_a_rank_killed_at_a_time_and_all_of_them_resume_exactly(dataset: Path, tmp_path: Path) -> None:
     """The first kill is survived by torchrun's own restart, after the second the command is started anew."""
     run = config(dataset, training={"parallel": {"kind": "fsdp"}, "ema": 0.9})
-    found = verify_resume(run, tmp_path / "run", steps=6, kills=2, processes=2)
+    found = prove_resume(run, tmp_path / "run", steps=6, kills=2, processes=2)
     assert found.exact and found.kills == 2
     assert found.found.values["windows of each batch"] == 6 * 2  # half of a batch of 4 each
     assert found.found.values["windows of each batch, rank 1"] == 6 * 2
@@ -126,7 +126,7 @@ def test_a_training_on_two_processes_that_fails_is_said_and_not_taken_for_a_kill
 ) -> None:
     impossible = config(dataset, data={"horizon": 99}, training={"parallel": {"kind": "ddp"}})
     with pytest.raises(UserError, match=r"on 2 processes failed: (rank 0: )?data\.horizon is 99"):
-        verify_resume(impossible, tmp_path / "run", steps=4, kills=1, processes=2)
+        prove_resume(impossible, tmp_path / "run", steps=4, kills=1, processes=2)
 
 
 def test_kills_come_at_different_steps_from_the_seed() -> None:
@@ -198,9 +198,9 @@ def test_what_is_shortened_is_said_and_the_rest_stays(dataset: Path) -> None:
 
 def test_what_cannot_be_checked_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="fewer kills than steps"):
-        verify_resume(config(dataset), tmp_path, steps=3, kills=3)
+        prove_resume(config(dataset), tmp_path, steps=3, kills=3)
     with pytest.raises(UserError, match="there are no data to train on yet"):
-        verify_resume(config(dataset, data={"sources": []}), tmp_path / "run")
+        prove_resume(config(dataset, data={"sources": []}), tmp_path / "run")
 
 
 def test_the_benchmark_in_short(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ def doctor(config: Config, overrides: Overrides = None, run: Folder = None, upda
     Data are read as `tutti train` would read them. Nothing is trained for good; docs/probes.md tells more.
     """
     loaded = load(config, overrides)
-    from tutti.debug.doctor import doctor, print_diagnosis
+    from tutti.debug.doctor import print_diagnosis, run_doctor
 
-    found = doctor(loaded, run, updates=updates)
+    found = run_doctor(loaded, run, updates=updates)
     print_diagnosis(found)
     if found.problems:
         raise typer.Exit(WRONG)
@@ -34,9 +34,9 @@ def probe(run: Run, trust_code: TrustCode = False) -> None:
     Needs no simulator. Writes RUN/probes/; `tutti report` then shows it.
     """
     require_run(run)
-    from tutti.debug.probe import print_probes, probe
+    from tutti.debug.probe import print_probes, probe_checkpoint
 
-    print_probes(probe(run, trust_code=trust_code), run)
+    print_probes(probe_checkpoint(run, trust_code=trust_code), run)
 
 
 def verify_resume(
@@ -53,9 +53,9 @@ def verify_resume(
     Data are read as `tutti train` would read them; all else lies in a temporary folder. See docs/training.md.
     """
     loaded = load(config, overrides)
-    from tutti.debug.verify_resume import print_verification, verify_resume
+    from tutti.debug.verify_resume import print_verification, prove_resume
 
-    found = verify_resume(loaded, run, steps=steps, kills=kills, processes=processes)
+    found = prove_resume(loaded, run, steps=steps, kills=kills, processes=processes)
     print_verification(found)
     if not found.exact:
         raise typer.Exit(WRONG)

@@ -54,7 +54,7 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.is_problem)
 
 
-def doctor(config: RunConfig, folder: Path | None = None, *, updates: int = UPDATES) -> Diagnosis:
+def run_doctor(config: RunConfig, folder: Path | None = None, *, updates: int = UPDATES) -> Diagnosis:
     """Builds data, model and objective as `tutti train` would and examines them, and the newest checkpoint.
 
     Nothing is written into the run's folder but the cache of decoded pictures, which the training will use.

@@ -1,7 +1,7 @@
-"""A training in a process of its own, which kills itself with SIGKILL in the middle of a step.
+"""Trains in a process that kills itself with SIGKILL mid-step; ships because `tutti verify-resume` uses it.
 
 Processes are forked from a server that has imported the package and done nothing else, so that each starts
-at once and none inherits threads. Trainings on several processes are in killable_ranks.py.
+at once and none inherits threads. Trainings on several processes are in kill_harness_ranks.py.
 """
 
 from __future__ import annotations

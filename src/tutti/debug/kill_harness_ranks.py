@@ -1,4 +1,4 @@
-"""A training on several processes under torchrun, one of which kills itself, started again each time.
+"""Trains on several processes under torchrun, one of which kills itself; ships for `tutti verify-resume`.
 
 After every other kill torchrun itself starts all processes anew (`--max-restarts`); after the next one it
 gives up, and the command is started again.

@@ -20,7 +20,7 @@ from tutti.training.rng import own_randomness
 FOLDER = "probes"
 
 
-def probe(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
+def probe_checkpoint(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
     """Writes `folder`/probes/probes.json and occlusion.png, each atomically. Needs no simulator.
     `trust_code`: classes of the user's own that the run names are imported.
 

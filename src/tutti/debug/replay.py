@@ -191,7 +191,7 @@ def _mean(values: Sequence[Tensor]) -> float:
     return sum(float(value.detach()) for value in values) / len(values)
 
 
-def replay(
+def replay_step(
     folder: Path | str, step: int, debugger: Debugger = no_debugger, *, trust_code: Trust = False
 ) -> Replay:
     """Repeats update number `step` (from 1) of the run in `folder`, exactly as its training made it.

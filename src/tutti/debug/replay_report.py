@@ -7,8 +7,8 @@ import json
 import pdb as debugger_of_python
 from pathlib import Path
 
-from tutti.debug.replay import Replay, Scope, no_debugger, replay
-from tutti.debug.replay_saved import print_non_finite, replay_saved, saved_steps
+from tutti.debug.replay import Replay, Scope, no_debugger, replay_step
+from tutti.debug.replay_saved import print_non_finite, replay_saved_step, saved_steps
 from tutti.plugin import Trust
 from tutti.runs.terminal import print_line, print_table
 from tutti.storage.files import write_atomically
@@ -33,7 +33,7 @@ def run_replay(
             "in the run's failures/ or spikes/."
         )
     if step is not None:
-        repeated = replay(path, step, debugger, trust_code=trust_code)
+        repeated = replay_step(path, step, debugger, trust_code=trust_code)
         print_replay(repeated, path / FOLDER / f"step-{step:06d}")
         return repeated.succeeded
     if failure:
@@ -41,7 +41,7 @@ def run_replay(
         if not saved:
             raise UserError(f"{path}: nothing is saved in failures/ or spikes/. Give --step N.")
         path = saved[-1]
-    repeated = replay_saved(path, debugger, trust_code=trust_code)
+    repeated = replay_saved_step(path, debugger, trust_code=trust_code)
     print_replay(repeated, path.parent.parent / FOLDER / f"step-{repeated.step:06d}-saved")
     return repeated.succeeded
 

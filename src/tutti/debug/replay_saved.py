@@ -36,7 +36,7 @@ MAX_LISTED = 4
 MAX_STEP = 2**53
 
 
-def replay_saved(
+def replay_saved_step(
     folder: Path | str, debugger: Debugger = no_debugger, *, trust_code: Trust = False
 ) -> Replay:
     """Repeats a step saved in RUN/failures/step-N or RUN/spikes/step-N, from its batches and weights.

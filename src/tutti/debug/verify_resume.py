@@ -49,7 +49,7 @@ class Verification:
         return self.found.num_differing == 0
 
 
-def verify_resume(
+def prove_resume(
     config: RunConfig,
     folder: Path | None = None,
     *,

@@ -12,9 +12,9 @@ import torch
 from fixtures.squares_data import config, episodes, write
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config
-from tutti.debug.replay import Scope, replay
+from tutti.debug.replay import Scope, replay_step
 from tutti.debug.replay_report import run_replay
-from tutti.debug.replay_saved import replay_saved
+from tutti.debug.replay_saved import replay_saved_step
 from tutti.runs.build import build_parts
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.training.faults.saved_steps import save_step
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("step", "start"), [(6, 3), (8, 6), (2, 0)])
 def test_a_recorded_step_comes_out_as_it_was_recorded(trained: Path, step: int, start: int) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
-    found = replay(trained, step)
+    found = replay_step(trained, step)
     assert found.start == start and not found.failure
     assert found.differences.num_values > 20 and found.differences.num_differing == 0
     assert found.recorded["loss/total"] == found.replayed["loss/total"]
@@ -68,7 +68,7 @@ def test_a_recorded_step_comes_out_as_it_was_recorded(trained: Path, step: int, 
 def test_a_step_before_every_kept_checkpoint_names_those_that_begin_at_one(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    replay(trained, 2)
+    replay_step(trained, 2)
     said = " ".join(capsys.readouterr().out.split())
     assert "from the start, as no checkpoint before it is kept: 2 updates" in said
     assert "Steps 4 and later begin at a kept checkpoint (of 3, 6, 9)" in said
@@ -76,7 +76,7 @@ def test_a_step_before_every_kept_checkpoint_names_those_that_begin_at_one(
 
 def test_the_norms_are_those_of_the_step(trained: Path) -> None:
     """With the plain sum the action decoder gets the gradient of the action term alone, clipped."""
-    found = replay(trained, 1)
+    found = replay_step(trained, 1)
     limit = 1.0
     whole = sum(value**2 for value in found.gradient.values()) ** 0.5
     assert whole <= limit * (1 + 1e-5)
@@ -91,7 +91,7 @@ def test_the_norms_are_those_of_the_step(trained: Path) -> None:
 
 
 def test_a_step_between_records_has_nothing_to_compare_with(trained: Path) -> None:
-    found = replay(trained, 5)
+    found = replay_step(trained, 5)
     assert found.recorded == {} and found.differences.num_values == 0 and found.terms
 
 
@@ -100,7 +100,7 @@ def test_a_changed_record_is_found(trained: Path, tmp_path: Path) -> None:
     text = (run / "records.jsonl").read_text()
     value = next(r for r in read_records(run) if r["step"] == 8 and r["kind"] == "train")["lambda/align"]
     (run / "records.jsonl").write_text(text.replace(f'"lambda/align": {value}', '"lambda/align": 0.5'))
-    found = replay(run, 8)
+    found = replay_step(run, 8)
     assert found.differences.num_differing == 1
     assert "lambda/align" in str(found.differences.first)
     assert not run_replay(run, 8, failure=False, pdb=False, shell=False)
@@ -115,7 +115,7 @@ def test_the_debugger_sees_the_step_before_its_backward_pass(trained: Path) -> N
         scope.terms.total.backward(retain_graph=True)  # the graph is alive
         scope.trainer.optimizer.zero_grad()
 
-    found = replay(trained, 4, look)
+    found = replay_step(trained, 4, look)
     (scope,) = seen
     assert scope.step == 4 and scope.batch.window.tolist() == found.batches[1].window.tolist()
     names = scope.names
@@ -147,7 +147,7 @@ def test_a_nan_in_the_data_is_named_with_its_window_and_the_module_it_reaches_fi
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     folder = spoiled(run, "step-000004", "data")
-    found = replay_saved(folder)
+    found = replay_saved_step(folder)
     window = found.batches[0].window.tolist()[1]
     assert found.non_finite.inputs == (f"batch.actions[1, 2, 0] is nan, in window {window}; 1 such",)
     assert found.non_finite.terms == ("action",) and not found.non_finite.weights and not found.succeeded
@@ -161,7 +161,7 @@ def test_a_nan_in_the_data_is_named_with_its_window_and_the_module_it_reaches_fi
 
 def test_weights_that_are_not_finite_name_the_module_behind_them(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
-    found = replay_saved(spoiled(run, "step-000005", "weights")).non_finite
+    found = replay_saved_step(spoiled(run, "step-000005", "weights")).non_finite
     assert len(found.weights) == 1 and found.weights[0].startswith("model.fusion")
     assert found.module.startswith(found.weights[0].rsplit(".", 1)[0]) and not found.inputs
 
@@ -174,8 +174,8 @@ def test_which_step_must_be_said_once(trained: Path, step: int | None, failure: 
 
 def test_what_is_not_there_is_named(trained: Path) -> None:
     with pytest.raises(UserError, match=rf"--step is 10; the run has steps 1 to {STEPS}"):
-        replay(trained, 10)
+        replay_step(trained, 10)
     with pytest.raises(UserError, match="nothing is saved in failures"):
         run_replay(trained, None, failure=True, pdb=False, shell=False)
     with pytest.raises(UserError, match=r"step-000077: no saved step here"):
-        replay_saved(trained / "failures" / "step-000077")
+        replay_saved_step(trained / "failures" / "step-000077")

@@ -19,7 +19,7 @@ from fixtures.small_model import relist
 from tutti import pipeline
 from tutti.cli.main import app
 from tutti.config.run_config import RunConfig, to_yaml
-from tutti.debug.doctor import Diagnosis, doctor, examine
+from tutti.debug.doctor import Diagnosis, examine, run_doctor
 from tutti.models.sockets import VisionEncoder
 from tutti.runs.build import build_training
 from tutti.types import Tokens, UserError
@@ -37,7 +37,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def healthy(home: Path) -> Diagnosis:
-    return doctor(world.config(home / "set"), home / "run", updates=UPDATES)
+    return run_doctor(world.config(home / "set"), home / "run", updates=UPDATES)
 
 
 def command(home: Path, config: RunConfig, name: str) -> tuple[int, str]:
@@ -126,7 +126,7 @@ def test_shuffled_text_is_named(tmp_path: Path) -> None:
 
 def test_lambda_a_hundred_times_too_high_is_named_with_a_better_one(home: Path) -> None:
     config = world.config(home / "set", objective={"state": {"weight": 30.0}})
-    found = doctor(config, home / "run", updates=UPDATES)
+    found = run_doctor(config, home / "run", updates=UPDATES)
     (text,) = about(found, "dominates")
     assert "state supplies 9" in text and "Its weight (30) is likely too high" in text
     advised = float(re.search(r"objective.state.weight=([\d.e-]+)", text).group(1))  # pyright: ignore[reportOptionalMemberAccess]
@@ -157,7 +157,7 @@ def test_dead_encoder_of_the_newest_checkpoint_is_named(home: Path) -> None:
     dead = {name: value - 100 * ("stem" in name and "norm.bias" in name) for name, value in tensors.items()}
     save_file(dead, folder / "model.safetensors")
     relist(folder)
-    found = doctor(config, home / "trained", updates=0)
+    found = run_doctor(config, home / "trained", updates=0)
     texts = about(found, "dead_units")
     assert any(text.startswith("In step-000003: 100 % of the units of the vision tokens") for text in texts)
 
@@ -180,14 +180,14 @@ def test_leak_through_the_state_is_named(tmp_path: Path) -> None:
 def test_no_data_is_said_with_the_cure(tmp_path: Path) -> None:
     config = world.config(tmp_path / "nothing", data={"sources": []})
     with pytest.raises(UserError, match="Record first"):
-        doctor(config, tmp_path / "run")
+        run_doctor(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_part_that_every_phase_freezes_is_a_hint(home: Path) -> None:
     phase = {"name": "only", "share": 1, "learning_rates": {"vision": 0.0}}
     config = world.config(home / "set", strategy={"kind": "phases", "list": [phase]})
-    found = doctor(config, home / "run", updates=0)
+    found = run_doctor(config, home / "run", updates=0)
     assert found.problems == ()
     assert [finding.text for finding in found.findings if finding.kind == "always_frozen"] == [
         "Vision never learns: the strategy freezes it throughout."
@@ -201,6 +201,6 @@ def test_rate_that_explodes_is_named(home: Path) -> None:
         "gradients": {"clip_norm": "off"},
         "schedule": {"kind": "wsd", "warmup": 0},
     }
-    found = doctor(world.config(home / "set", training=training), home / "run", updates=5)
+    found = run_doctor(world.config(home / "set", training=training), home / "run", updates=5)
     (text,) = about(found, "not_finite")
     assert "is not finite" in text and "training.optimizer.lr" in text
