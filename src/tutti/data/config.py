@@ -52,7 +52,7 @@ class SourceConfig(BaseModel):
     state_key: str = Field(default="observation.state", description="The feature that is the state.")
     action_key: str = Field(default="action", description="The feature that is the action.")
 
-    def open(self) -> LeRobotStore:
+    def open(self) -> EpisodeStore:
         """Opens and checks the data set."""
         views = None if self.views == "auto" else self.views
         return LeRobotStore(self.path, views, self.state_key, self.action_key)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
+from tutti.errors import UserError
 from tutti.gripper import MAX_AWAY, share_away
-from tutti.types import UserError
 
 CHANGE = 0.15
 """A change of the command from one frame to the next that counts, as a share of its range over the data."""

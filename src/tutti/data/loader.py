@@ -16,7 +16,8 @@ from tutti.data.augment import ColourChange, ColourJitter, NoAugmentation
 from tutti.data.mixture import Mixture
 from tutti.data.windows import WindowIndex
 from tutti.distributed.ranks import ONE_RANK, Ranks
-from tutti.types import Batch, Observation, UserError
+from tutti.errors import UserError
+from tutti.types import Batch, Observation
 
 
 class Loader:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from tutti.types import UserError
+from tutti.errors import UserError
 
 NormalizationKind = Literal["quantile", "standard"]
 _Numbers = TypeVar("_Numbers", np.ndarray, Tensor)

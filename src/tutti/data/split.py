@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from tutti.data.episodes import Episode
-from tutti.types import UserError
+from tutti.errors import UserError
 
 GroupOf = Callable[[str], str]
 """The group (a task) that an instruction belongs to."""

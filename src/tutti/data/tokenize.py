@@ -14,8 +14,8 @@ from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from tutti.errors import UserError
 from tutti.storage.reading import parse_json, shown
-from tutti.types import UserError
 
 _PAD = "<pad>"
 _MIN_LENGTH = 8

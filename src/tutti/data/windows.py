@@ -14,8 +14,9 @@ from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
+from tutti.errors import UserError
 from tutti.gripper import gripper_dimensions
-from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation, StateLabel, UserError
+from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation, StateLabel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

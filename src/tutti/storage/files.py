@@ -1,4 +1,4 @@
-"""Writes files and folders so that a kill leaves the old or the new, and explains a full disk.
+"""Writes files atomically, folders complete or not at all, and explains a full disk.
 
 Whatever is written grows under a hidden name beside its final place (`.partial-NAME`), reaches the disk, and
 is then renamed.
