@@ -1,7 +1,8 @@
 """The time that `tutti plan` predicts against measured updates on this CPU; memory.py does so for memory.
 
-python benchmarks/plan_check.py calibrates --mfu and an overhead on two small runs, predicts another batch and
-another preset from them, and measures all in turns. benchmarks/README.md says what each column means.
+python benchmarks/plan_check.py calibrates --mfu and what an update takes besides on two small runs,
+predicts another batch and another preset from them, and measures all in turns. benchmarks/README.md says
+what each column means.
 """
 
 from __future__ import annotations

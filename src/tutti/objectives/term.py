@@ -126,8 +126,7 @@ class Term(nn.Module, ABC):
     """One L_i of the unified loss.
 
     Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
-    `no_decay` names parameters of the term that weight decay must leave alone. A custom term that reads more
-    than the window itself also writes `needs`.
+    A custom term that reads more than the window itself also writes `needs`.
     Metrics are named `<name>/...`: the same class may serve under two names. The model comes as an argument:
     a term may use its parts, but not register them.
 
@@ -137,8 +136,6 @@ class Term(nn.Module, ABC):
     >>> SmallReadout(name="small").needs()
     DataNeeds(futures=(), states=(), grippers=())
     """
-
-    no_decay: frozenset[str] = frozenset()
 
     def __init__(
         self, *, name: str, stop_gradient: Collection[Boundary] = (), needed: DataNeeds = DataNeeds()

@@ -50,8 +50,6 @@ class ContrastiveTerm(Term):
     part.
     """
 
-    no_decay = frozenset({"log_scale"})
-
     def __init__(
         self,
         config: ContrastiveConfig,

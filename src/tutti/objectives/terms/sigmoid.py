@@ -63,7 +63,6 @@ class SigmoidTerm(Term):
     own share and stores nothing.
     """
 
-    no_decay = frozenset({"log_scale", "bias"})
     bias_start: Tensor
     start_known: Tensor
 
