@@ -26,7 +26,7 @@ import torch
 from frame import DEMO
 from recorded import synthetic_run
 from throughput import found_of, measure, peak_of, release
-from timing import build_trainer, shortened, with_training
+from timing import shortened, with_training
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tutti.config.run_config import RunConfig, load_config
 from tutti.distributed.ranks import ONE_RANK
 from tutti.models.layers import Block
+from tutti.runs.build import build_training
 from tutti.runs.provenance import circumstances
 from tutti.training.data_feed import feed
 
@@ -289,24 +290,20 @@ def throughput(cell: Cell, data_from: Path, scratch: Path) -> None:
 
 def profile(cell: Cell, data_from: Path, scratch: Path) -> None:
     """Three updates under torch's profiler: how busy the GPU is, and with which kinds of kernels."""
-    trainer, data = build_trainer(shortened(cell.config(), 1_000_000), data_from, scratch)
-    trainer.model.train()
-    trainer.objective.train()
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+    training = build_training(shortened(cell.config(), 1_000_000), data_from, output=scratch)
     try:
-        with feed(data, ONE_RANK, trainer.machine.device) as moved:
+        with feed(training.data, ONE_RANK, training.trainer.machine.device) as moved:
             stream = iter(moved.train)
-            for _ in range(4):
-                trainer.update(stream)
+            training.run_updates(range(4), stream)
             torch.cuda.synchronize()
             with torch.profiler.profile(activities=activities) as seen:
                 started = time.perf_counter()
-                for _ in range(3):
-                    trainer.update(stream)
+                training.run_updates(range(4, 7), stream)
                 torch.cuda.synchronize()
                 wall = 1000 * (time.perf_counter() - started) / 3
     finally:
-        data.train.close()
+        training.data.train.close()
     kernels = [event for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     by_kind = dict.fromkeys(KERNELS, 0.0)
     for event in kernels:

@@ -118,7 +118,9 @@ def test_gradient_share_measures_what_the_mask_lets_through(tmp_path: Path) -> N
     share = {"kind": "gradient_share", "start": 2, "steps": 3}
     free = trainer(tmp_path / "a", share, {"kind": "one"})
     masked = trainer(
-        tmp_path / "b", share, {"kind": "masked", "moves": {"action": ["action", "norm", "state", "token"]}}
+        tmp_path / "b",
+        share,
+        {"kind": "masked", "may_train": {"action": ["action", "norm", "state", "token"]}},
     )
     found: list[dict[str, float]] = []
     for run in (free, masked):
