@@ -44,7 +44,7 @@ def search_ms(config: RunConfig, steps: int = 20_000) -> float:
     values = dict.fromkeys(config.objective.weights(), 1.0)
     started = time.perf_counter()
     for _ in range(steps):
-        detector.see(values)
+        detector.detect(values)
     return 1000 * (time.perf_counter() - started) / steps
 
 
