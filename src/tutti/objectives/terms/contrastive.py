@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from math import log
 from typing import Annotated, Literal
 
@@ -20,22 +21,59 @@ MAX_SCALE = 100.0
 """The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
 
 
-class ContrastiveConfig(BaseTermConfig):
+Temperature = Annotated[float, Field(ge=1 / MAX_SCALE, le=10, description="exp(-g) at the start")]
+
+
+class EmbeddingTermConfig(BaseTermConfig, ABC):
+    """What the kinds that compare vision with language have in common."""
+
+    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
+    temperature: Temperature
+
+
+class ContrastiveConfig(EmbeddingTermConfig):
     """`kind: contrastive`."""
 
     kind: Literal["contrastive"] = "contrastive"
     weight: Weight = 0.1
-    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
-    temperature: Annotated[float, Field(ge=1 / MAX_SCALE, le=10)] = Field(
-        default=0.07, description="exp(-g) at the start"
-    )
+    temperature: Temperature = 0.07
 
     def build(self, model: Model, name: str) -> ContrastiveTerm:
         """The term for encoders as wide as those of `model`."""
         return ContrastiveTerm(self, model.vision.width, model.language.width, name=name)
 
 
-class ContrastiveTerm(Term):
+class EmbeddingTerm(Term):
+    """What compares vision with language: a linear head for each, and a learned scale of the similarities."""
+
+    def __init__(
+        self,
+        config: EmbeddingTermConfig,
+        vision_width: int,
+        language_width: int,
+        *,
+        name: str = "align",
+    ) -> None:
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        self.vision_head = nn.Linear(vision_width, config.width)
+        self.language_head = nn.Linear(language_width, config.width)
+        self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
+
+    def embedded(
+        self, features: Features, batch: Batch
+    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b w"], Bool[Tensor, "b b"], Bool[Tensor, " b"]]:
+        """Vision and language embedded, of the windows of all ranks (the masked means of the tokens, through
+        the heads, L2-normalised); which windows share an instruction; which have a picture and text."""
+        with torch.no_grad():  # clamped in place, as CLIP does: a clamp in the graph would lose its gradient
+            self.log_scale.clamp_(max=log(MAX_SCALE))
+        vision = gathered(F.normalize(self.vision_head(features.vision.mean()), dim=-1))
+        language = gathered(F.normalize(self.language_head(features.language.mean()), dim=-1))
+        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
+        instruction = gathered(batch.instruction_id)
+        return vision, language, instruction[:, None] == instruction[None, :], present
+
+
+class ContrastiveTerm(EmbeddingTerm):
     """Multi-positive InfoNCE: windows with the same instruction are positives (after SupCon, 2004.11362).
 
     z_i and w_j are the masked means of the vision and language tokens, each through a linear head and
@@ -50,28 +88,9 @@ class ContrastiveTerm(Term):
     part.
     """
 
-    def __init__(
-        self,
-        config: ContrastiveConfig,
-        vision_width: int,
-        language_width: int,
-        *,
-        name: str = "align",
-    ) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
-        self.vision_head = nn.Linear(vision_width, config.width)
-        self.language_head = nn.Linear(language_width, config.width)
-        self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
-
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
-        with torch.no_grad():  # clamped in place, as CLIP does: a clamp in the graph would lose its gradient
-            self.log_scale.clamp_(max=log(MAX_SCALE))
-        vision = gathered(F.normalize(self.vision_head(features.vision.mean()), dim=-1))
-        language = gathered(F.normalize(self.language_head(features.language.mean()), dim=-1))
-        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
-        instruction = gathered(batch.instruction_id)
-        same = instruction[:, None] == instruction[None, :]
+        vision, language, same, present = self.embedded(features, batch)
         scores = precise(self.log_scale.exp() * vision @ language.T)
         return self.compared(contrast(scores, same, present, self.log_scale), takes_part)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from math import log
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import gathered
-from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
-from tutti.objectives.terms.contrastive import MAX_SCALE, match_accuracy, takes_part
+from tutti.objectives.term import Model, TermValue
+from tutti.objectives.terms.contrastive import (
+    EmbeddingTerm,
+    EmbeddingTermConfig,
+    Temperature,
+    match_accuracy,
+    takes_part,
+)
 from tutti.objectives.terms.progress import binary_entropy
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features
@@ -21,15 +25,12 @@ from tutti.types import Batch, Features
 POSITIVE_SHARE = "positive_share"
 
 
-class SigmoidConfig(BaseTermConfig):
+class SigmoidConfig(EmbeddingTermConfig):
     """`kind: sigmoid`."""
 
     kind: Literal["sigmoid"] = "sigmoid"
     weight: Weight = 0.02
-    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
-    temperature: Annotated[float, Field(ge=1 / MAX_SCALE, le=10)] = Field(
-        default=0.1, description="exp(-g) at the start"
-    )
+    temperature: Temperature = 0.1
     bias: Annotated[float, Field(allow_inf_nan=False)] | Literal["positive_share"] = Field(
         default=POSITIVE_SHARE,
         description="b at the start: a number (-10 in the paper), or the logit of the share of positive "
@@ -41,7 +42,7 @@ class SigmoidConfig(BaseTermConfig):
         return SigmoidTerm(self, model.vision.width, model.language.width, name=name)
 
 
-class SigmoidTerm(Term):
+class SigmoidTerm(EmbeddingTerm):
     """Multi-positive sigmoid loss (SigLIP, 2303.15343): no softmax, so a pair does not depend on the others.
 
     z_i and w_j are the masked means of the vision and language tokens, each through a linear head and
@@ -74,10 +75,7 @@ class SigmoidTerm(Term):
         *,
         name: str = "align",
     ) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
-        self.vision_head = nn.Linear(vision_width, config.width)
-        self.language_head = nn.Linear(language_width, config.width)
-        self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
+        super().__init__(config, vision_width, language_width, name=name)
         self.bias = nn.Parameter(torch.tensor(0.0))
         given = config.bias if isinstance(config.bias, float) else 0.0
         self.register_buffer("bias_start", torch.tensor(given))
@@ -86,13 +84,7 @@ class SigmoidTerm(Term):
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; metrics `chance`, `accuracy`, `temperature`, `bias` and
         `skipped`."""
-        with torch.no_grad():  # clamped in place: a clamp in the graph would lose its gradient
-            self.log_scale.clamp_(max=log(MAX_SCALE))
-        vision = gathered(F.normalize(self.vision_head(features.vision.mean()), dim=-1))
-        language = gathered(F.normalize(self.language_head(features.language.mean()), dim=-1))
-        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
-        instruction = gathered(batch.instruction_id)
-        same = instruction[:, None] == instruction[None, :]
+        vision, language, same, present = self.embedded(features, batch)
         pairs = present[:, None] & present[None, :]
         enough = (pairs & ~same).any()
         positive = (same & pairs).to(self.bias.dtype)
