@@ -98,7 +98,9 @@ def seen_of(trainer: Trainer) -> dict[str, Any]:
         "saved": {"tensors": saved.tensors, "optimizer": tensors_of(saved.optimizer)},
         "weights": gather({"model": trainer.model.state_dict(), "loss": trainer.objective.state_dict()}),
         "policy": {
-            k: v for k, v in trainer.policy.state_dict().items() if k in ("skipped", "rollbacks", "high")
+            k: v
+            for k, v in trainer.fault_policy.state_dict().items()
+            if k in ("skipped", "rollbacks", "high")
         },
         "counts": (trainer.step, trainer.counters.samples),
         "random": torch.get_rng_state(),

@@ -42,13 +42,13 @@ def extra(**data: Any) -> dict[str, str]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with checkpoints of steps 4, 8 and 12."""
     run = tmp_path_factory.mktemp("source")
-    make_trainer(run, extra=extra(), **SETTINGS).fit(Data())
+    make_trainer(run, files=extra(), **SETTINGS).fit(Data())
     assert [folder.name for folder in checkpoints(run)] == [f"step-{s:06d}" for s in (4, 8, 12)]
     return run
 
 
 def forked(source: Path, step: int | str = "latest", **changes: Any) -> dict[str, Any]:
-    return {"extra": extra(), **SETTINGS, "fork": {"run": str(source), "step": step}, **changes}
+    return {"files": extra(), **SETTINGS, "fork": {"run": str(source), "step": step}, **changes}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -117,8 +117,8 @@ def test_a_jump_of_the_rate_is_said_with_the_cure(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"extra": extra(horizon=9)}, r"data\.horizon: 5 -> 9"),
-        ({"extra": extra() | {"spec.json": json.dumps({"views": ["left"]})}}, r'spec\.views: \["front'),
+        ({"files": extra(horizon=9)}, r"data\.horizon: 5 -> 9"),
+        ({"files": extra() | {"spec.json": json.dumps({"views": ["left"]})}}, r'spec\.views: \["front'),
         ({"optimizer": {"kind": "muon"}}, r'training\.optimizer\.kind: "adamw" -> "muon"'),
         ({"ema": "off"}, r'training\.ema: 0\.999 -> "off"'),
         ({"seed": 7}, r"training\.seed: 0 -> 7"),
@@ -152,7 +152,7 @@ def test_without_data_of_its_own_it_reads_what_the_other_run_has_recorded(tmp_pa
 
 def test_data_elsewhere_and_other_lengths_are_no_difference(tmp_path: Path, source: Path) -> None:
     moved = extra(sources=["b"], workers=3)
-    make_trainer(tmp_path, **forked(source, 8, steps=9, extra=moved, accumulation=2)).fit(Data())
+    make_trainer(tmp_path, **forked(source, 8, steps=9, files=moved, accumulation=2)).fit(Data())
     assert [r["step"] for r in records(tmp_path) if r["kind"] == "train"] == [9]
 
 

@@ -205,7 +205,7 @@ def test_a_divergence_goes_back_past_the_data_and_is_said(
     trainer = make_trainer(tmp_path, **ROLL)
     with caplog.at_level(logging.WARNING, "tutti.training"):
         trainer.fit(data)
-    assert trainer.policy.rollbacks == [(13, 8)]
+    assert trainer.fault_policy.rollbacks == [(13, 8)]
     assert data.train.position == 13 + 12 and trainer.counters.samples == 25 * BATCH
     assert any("the run diverges. Rolled back to step 8 (1 of 1)" in r.getMessage() for r in caplog.records)
     found = records(tmp_path)
@@ -240,7 +240,7 @@ def test_with_a_roll_back_too_many_skips_lead_to_it(tmp_path: Path, at: tuple[in
     settings = {**ROLL, "gradients": ROLL["gradients"] | {"non_finite": "skip", "max_skips": 2}}
     trainer = make_trainer(tmp_path / "straight", **settings)
     trainer.fit(spoil(10, 11, 12)())
-    assert trainer.policy.rollbacks == [(13, 8)] and trainer.policy.skipped == 2
+    assert trainer.fault_policy.rollbacks == [(13, 8)] and trainer.fault_policy.skipped == 2
     killed_and_resumed(tmp_path / "killed", at, spoil(10, 11, 12), **settings)
     assert differing(tmp_path / "straight", tmp_path / "killed") == []
 

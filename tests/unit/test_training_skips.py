@@ -53,7 +53,7 @@ def states(run: Path, balancing: dict[str, Any], backward: dict[str, Any], *, by
         head = one.parameters["objective.terms.recon.head.weight"]
         head.register_hook(lambda gradient: gradient * (float("nan") if one.step + 1 == BAD else 1.0))
     one.fit(Data() if by_gradient else spoiled(BAD))
-    assert one.policy.skipped == 1
+    assert one.fault_policy.skipped == 1
     return found
 
 

@@ -46,7 +46,7 @@ def test_training_lowers_the_loss_and_writes_everything(tmp_path: Path) -> None:
         tmp_path,
         steps=100,
         optimizer={"kind": "muon", "lr": 0.03, "adamw_lr": 0.01},
-        extra={"spec.json": "{}"},
+        files={"spec.json": "{}"},
         texts=lambda batch: ["open the drawer " * 9] * len(batch.window),
         progress=lambda step, steps, metrics: calls.append((step, steps)),
     )

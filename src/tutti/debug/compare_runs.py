@@ -18,7 +18,7 @@ from tutti.training.records import read_records
 TIMES = "time/"
 """Metrics that begin so say how long something took: no two runs agree on them, and nothing hangs on them."""
 
-STATE = ("loader", "step", "samples", "ema_updates", "meter", "diagnostics", "policy", "metrics")
+STATE = ("loader", "step", "samples", "ema_updates", "meter", "diagnostics", "fault_policy", "metrics")
 """What is compared of a checkpoint's state.json; the rest is the config, versions, seconds and checksums."""
 
 ABSENT = "(absent)"

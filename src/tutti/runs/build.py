@@ -57,7 +57,7 @@ class Training:
             folder,
             strategy=config.strategy,
             backward=config.backward,
-            extra=policy_files(config, data),
+            files=policy_files(config, data),
             texts=data.texts,
         )
 

@@ -33,7 +33,7 @@ class Trainer:
 
     `strategy` says which parts learn from which terms when, `backward` how the terms become one gradient.
     Everything it writes is under `run`: checkpoints/, records.jsonl, tensorboard/, first_batch.png,
-    shapes.txt and, if it comes to that, failures/ and spikes/. `extra` are texts by file name that go into
+    shapes.txt and, if it comes to that, failures/ and spikes/. `files` are texts by file name that go into
     every checkpoint. `texts` gives the instructions of a batch, for its pictures. `progress` is called after
     each step with (step, steps, latest metrics).
     """
@@ -47,7 +47,7 @@ class Trainer:
         *,
         strategy: StrategyConfig | None = None,
         backward: BackwardConfig | None = None,
-        extra: dict[str, str] | None = None,
+        files: dict[str, str] | None = None,
         texts: Texts | None = None,
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
     ) -> None:
@@ -80,18 +80,22 @@ class Trainer:
             strategy=strategy,
             backward=backward,
             machine=self.machine,
-            texts=extra or {},
+            texts=files or {},
         )
         self.saver = Saver(run, config.checkpoints, self.parallel.world)
-        self.policy = FaultPolicy(config.gradients, self.parameters)
+        self.fault_policy = FaultPolicy(config.gradients, self.parameters)
         self.meter, self.timer = Meter(), StepTimer()
         self.observers = self._build_observers(texts)
-        self.state.parts |= {"meter": self.meter, "diagnostics": self.diagnostics, "policy": self.policy}
+        self.state.parts |= {
+            "meter": self.meter,
+            "diagnostics": self.diagnostics,
+            "fault_policy": self.fault_policy,
+        }
 
     def _build_observers(self, texts: Texts | None) -> tuple[Observer, ...]:
         """What watches an update, in the order of the calls: the guard first, so that no other sees a NaN."""
         config, run, state, parallel, machine = self.config, self.run, self.state, self.parallel, self.machine
-        self.guard = NonFiniteGuard(run, state, self.policy, parallel, machine)
+        self.guard = NonFiniteGuard(run, state, self.fault_policy, parallel, machine)
         self.first_batch = FirstBatch(run, state, parallel, texts)
         self.diagnostics = Diagnostics(
             config.diagnostics, state, parallel, machine, seed=config.seed, run=run
@@ -129,7 +133,7 @@ class Trainer:
                 world.name_missing_ranks(),
                 feed(data, world.ranks, self.machine.device, self.config.accumulation) as fed,
                 Recorder(
-                    self.run, self.step, rollbacks=len(self.policy.rollbacks), silent=not world.first
+                    self.run, self.step, rollbacks=len(self.fault_policy.rollbacks), silent=not world.first
                 ) as recorder,
                 Interruptible(relayed=world.ranks.count > 1) as interrupt,
             ):
@@ -152,9 +156,9 @@ class Trainer:
         while self.step < config.steps:
             self.objective.before_step(self.step)
             self.update(stream)
-            if self.policy.diverged:
+            if self.fault_policy.diverged:
                 self.saver.wait()  # the newest checkpoint may be the one to go back to
-                roll_back(self.state, self.settings, self.policy, recorder, world)
+                roll_back(self.state, self.settings, self.fault_policy, recorder, world)
                 continue
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:
@@ -215,7 +219,7 @@ class Trainer:
         for observer in self.observers:
             observer.before_step(update)
         lap("diagnostics")
-        clipped = self.policy.clipper.clip(update.grad_norm, update.size)
+        clipped = self.fault_policy.clipper.clip(update.grad_norm, update.size)
         for values in (*(terms.to_record() for terms in update.terms), combined, clipped):
             self.meter.add(values)
         self.optimizer.step()
@@ -238,7 +242,7 @@ class Trainer:
     def _record(self, recorder: Recorder) -> None:
         """Write the means since the last record, with the time shares."""
         counters = self.counters
-        values = self.meter.take() | self.optimizer.metrics() | self.policy.metrics()
+        values = self.meter.take() | self.optimizer.metrics() | self.fault_policy.metrics()
         if self.config.batch_ramp != "off":
             values["optim/accumulation"] = float(self.config.accumulation_at(self.step - 1))
         if len(self.strategy.phases) > 1:
