@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from fixtures.ranks_training import (
     SIZE,
     TOLERANCE,
     Stream,
+    forget,
     furthest,
     require_same_records,
     tensors_of,
@@ -125,19 +125,9 @@ def train_all(folder: str, parallel: dict[str, Any]) -> dict[str, dict[str, Any]
     found["fork"] = trained_in(root / "fork", fork | parallel, Data())
     free = root / "free"
     found["straight"] = trained_in(free, SCHEDULE_FREE | parallel, Data())
-    forget(free, (4, 6))
+    forget(free, 4, 6)
     found["resumed"] = trained_in(free, SCHEDULE_FREE | parallel, Data())
     return found
-
-
-def forget(run: Path, steps: tuple[int, ...]) -> None:
-    from tutti.distributed.world import world
-
-    def remove() -> None:
-        for step in steps:
-            shutil.rmtree(run / "checkpoints" / f"step-{step:06d}")
-
-    world().on_rank_zero(remove)
 
 
 @pytest.fixture(scope="module")
