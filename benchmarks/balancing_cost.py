@@ -25,10 +25,10 @@ from tables import Table, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig, load_config, to_yaml
-from tutti.objectives.balancing.union import BalancingConfig
+from tutti.objectives.balancing.kinds import BalancingConfig
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
-from tutti.training.backward.union import BackwardConfig
+from tutti.training.backward.kinds import BackwardConfig
 from tutti.types import UserError
 
 PLAIN = "plain sum"

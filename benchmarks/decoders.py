@@ -21,7 +21,6 @@ from tutti.config.run_config import RunConfig, load_config
 from tutti.models.decoders.fast import FastDecoder
 from tutti.models.describe import blank_observation, describe
 from tutti.models.vla import VLA
-from tutti.runs.build import ROBOT
 from tutti.runs.provenance import circumstances, made_with
 from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import DataSpec, Features
@@ -51,7 +50,7 @@ def data_spec(config: RunConfig) -> DataSpec:
         horizon=data.horizon,
         vocab_size=data.vocab_size,
         text_length=16,
-        embodiments=(ROBOT,),
+        embodiments=(suite.robot,),
         fps=suite.fps,
     )
 

@@ -22,7 +22,7 @@ from tables import RESULTS, Table, prints_user_errors, publish
 from tutti.config.run_config import RunConfig, build_config
 from tutti.debug.kill_harness_ranks import processes_of, train_through
 from tutti.debug.verify_resume import compare_runs, kill_plan
-from tutti.nested import merge
+from tutti.nested_dicts import merge
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically

@@ -12,7 +12,6 @@ from tutti.data.config import SourceConfig
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.pipeline import VIEW
-from tutti.runs.build import ROBOT
 from tutti.runs.folder import RunFolder
 from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import UserError
@@ -87,6 +86,6 @@ def synthetic_run(folder: Path, config: RunConfig, per_task: int = 4, length: in
         [episode(task, number) for task in suite.tasks for number in range(per_task)],
         fps=suite.fps,
         views=tuple(VIEW + view for view in suite.views),
-        robot_type=ROBOT,
+        robot_type=suite.robot,
     )
     return folder

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tutti.config.run_config import RunConfig
-from tutti.nested import merge
+from tutti.nested_dicts import merge
 from tutti.runs.build import build_training
 from tutti.studies.costs import in_turns
 from tutti.training.trainer import Trainer

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tutti.objectives.balancing.fixed import Balancing
+from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.weight_schedule import WeightSchedule
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tutti.models.sockets import ActionDecoder
+from tutti.models.interfaces import ActionDecoder
 from tutti.types import Batch, DataSpec, Features
 
 

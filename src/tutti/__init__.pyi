@@ -1,9 +1,9 @@
 from . import pipeline
 from .config.run_config import RunConfig, load_config
 from .errors import UserError
-from .models.sockets import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
+from .models.interfaces import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
 from .models.vla import VLA
-from .objectives.balancing.fixed import Balancing
+from .objectives.balancing.interface import Balancing
 from .objectives.objective import Objective
 from .objectives.term import Term, TermValue
 from .objectives.weight_schedule import WeightSchedule

@@ -34,11 +34,18 @@ from tutti.recording import recorder
 from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig
 from tutti.report import write_report
-from tutti.runs.build import ROBOT, TRAINED_BY, Training, build_data, build_parts, suite_of, training_threads
+from tutti.runs.build import (
+    TRAIN_SECTIONS,
+    BuiltTraining,
+    build_data,
+    build_parts,
+    suite_of,
+    training_threads,
+)
 from tutti.runs.folder import RunFolder
 from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import print_line, progress_bar, quiet
-from tutti.runs.training_starts import starts_of_run, training_starts, with_data_of_fork
+from tutti.runs.training_starts import starts_of_run, training_starts, with_parent_data
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.suites.environment import Suite
 from tutti.suites.registry import fit_suite
@@ -79,14 +86,14 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
         quiet(not all_ranks.first),
     ):
         run = RunFolder(folder or Path("runs") / config.name, redo=redo)
-        config = with_data_of_fork(config)
+        config = with_parent_data(config)
         if not config.data.sources:
             run.require(
                 "record",
                 "Record first (tutti record CONFIG), or name data: "
                 "'data.sources=[{path: runs/demo/dataset}]'.",
             )
-        if run.begin("train", config, *TRAINED_BY):
+        if run.begin("train", config, *TRAIN_SECTIONS):
             with run.stage("train"):
                 _train(config, run)
         return find_checkpoint(run.path)
@@ -141,7 +148,7 @@ def _record(config: RecordConfig, run: RunFolder) -> None:
                 map(_as_record, load_recorded(run.path / EPISODES)),
                 fps=config.spec.fps,
                 views=tuple(VIEW + view for view in config.spec.views),
-                robot_type=ROBOT,
+                robot_type=config.spec.robot,
                 beside={RECORDING: json.dumps(summary, indent=1) + "\n"},
                 progress=lambda done, _: bar(done, total),
             )
@@ -165,7 +172,7 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     starts = training_starts(config, run.path)
     run.write_json("data.json", data.describe() | {"starts": starts.to_dict()})
     with progress_bar("training") as bar:
-        training = Training(config, data, model, objective, run.path)
+        training = BuiltTraining(config, data, model, objective, run.path)
         training.fit(lambda step, steps, latest: bar(step, steps, _loss(latest)))
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from tutti.errors import UserError
+from tutti.frozen_config import FrozenConfig
 from tutti.storage.reading import shown
 
 T = TypeVar("T")
@@ -44,14 +45,12 @@ class Origin:
         return self.trust if isinstance(self.trust, bool) else kind in self.trust
 
 
-class CustomConfig(BaseModel, Generic[T]):
+class CustomConfig(FrozenConfig, Generic[T]):
     """Config of a custom class: `build(*arguments)` calls `Class(*arguments, **options)`.
 
     A union of kinds takes one by a subclass that says which `base` the class must have, and at which `key`
     of the config it stands.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: ClassVar[type]
     key: ClassVar[str]

@@ -37,7 +37,7 @@ from tutti.data.bundle import DataBundle
 from tutti.evaluation.open_loop import measure_open_loop
 from tutti.evaluation.probes.run import run_probes
 from tutti.models.describe import describe
-from tutti.nested import merge
+from tutti.nested_dicts import merge
 from tutti.runs.build import build_data
 from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import load

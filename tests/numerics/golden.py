@@ -21,7 +21,7 @@ import torch
 from fixtures.vla_training import MODEL, SPEC, Data
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ModelConfig
-from tutti.nested import merge
+from tutti.nested_dicts import merge
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.runs.provenance import machine
 from tutti.training.records import read_records

@@ -26,12 +26,12 @@ from tutti.models.vla import VLA
 from tutti.objectives.objective import Objective
 from tutti.objectives.term import Term, TermValue
 from tutti.objectives.terms.contrastive import takes_part
-from tutti.objectives.terms.union import TermConfig
+from tutti.objectives.terms.kinds import TermConfig
 from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
 from tutti.plugin import CUSTOM
+from tutti.training.balancing_feedback import reevaluate
 from tutti.training.device import resolve_machine
 from tutti.training.diagnostics import first_batch
-from tutti.training.feedback import reevaluate
 from tutti.training.rng import rng_state
 from tutti.training.strategy import EndToEndConfig, Strategy
 from tutti.training.update import Update

@@ -21,13 +21,13 @@ from fixtures.small_model import NumberedLoader
 from fixtures.term_batches import SPEC, as_double, make_batch
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ActionDecoderConfig
-from tutti.objectives.balancing.union import BalancingConfig
-from tutti.objectives.terms.union import TermConfig
+from tutti.objectives.balancing.kinds import BalancingConfig
+from tutti.objectives.terms.kinds import TermConfig
 from tutti.plugin import CUSTOM
 from tutti.training.backward.aggregators import AggregatorConfig
 from tutti.training.backward.gradient_mask import OBJECTIVE
+from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.backward.term_gradients import Gradients, term_gradients
-from tutti.training.backward.union import BackwardConfig
 from tutti.training.records import read_records
 from tutti.training.strategy import StrategyConfig
 from tutti.training.trainer import Trainer

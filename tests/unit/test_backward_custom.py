@@ -12,7 +12,7 @@ from fixtures.toy_training import Data
 from tutti.types import UserError
 
 OWN = '''
-from tutti.training.backward.one import Backward
+from tutti.training.backward.interface import Backward
 
 class Half(Backward):
     """The plain sum times `factor`, and how often it was made."""

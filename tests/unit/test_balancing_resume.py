@@ -15,8 +15,8 @@ from torch import nn
 from fixtures.balanced_training import SCHEDULES, STEPS, compiled_and_eager, interrupt, resumes, trainer
 from fixtures.ranks import on_ranks
 from fixtures.toy_training import Data
-from tutti.objectives.balancing.fixed import FixedBalancing
 from tutti.objectives.balancing.gradient_share import GradientShareBalancing
+from tutti.objectives.balancing.interface import FixedBalancing
 from tutti.objectives.unified import UnifiedLoss
 from tutti.training.parallel.fsdp import Fsdp
 from tutti.types import UserError

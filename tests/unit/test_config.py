@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tutti.config.run_config import RunConfig, json_schema, load_config, to_yaml
-from tutti.nested import changed_keys
+from tutti.nested_dicts import changed_keys
 from tutti.types import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

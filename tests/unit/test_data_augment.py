@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_data_loading import VIEWS, build, write_set
-from test_objectives_every_term import KINDS
+from test_terms_every import KINDS
 
 from fixtures.small_model import MODEL
 from tutti.data.augment import ColourJitter

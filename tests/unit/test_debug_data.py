@@ -13,7 +13,7 @@ import pytest
 from fixtures import squares_data as world
 from tutti.data.checks.recordings import check_recordings
 from tutti.debug.gradient_checks import GradientShares, judge_shares
-from tutti.debug.text_test import _left_out_r2, check_text, independence_p, text_kernel
+from tutti.debug.text_dependence import _left_out_r2, check_text, independence_p, text_kernel
 from tutti.findings import Finding
 from tutti.runs.build import build_data
 

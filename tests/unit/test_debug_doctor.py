@@ -20,7 +20,7 @@ from tutti import pipeline
 from tutti.cli.main import app
 from tutti.config.run_config import RunConfig, to_yaml
 from tutti.debug.doctor import Diagnosis, examine, run_doctor
-from tutti.models.sockets import VisionEncoder
+from tutti.models.interfaces import VisionEncoder
 from tutti.runs.build import build_training
 from tutti.types import Tokens, UserError
 

@@ -25,7 +25,7 @@ from fixtures.small_decoders import (
 from fixtures.term_batches import only_decoder
 from tutti.config.run_config import load_config
 from tutti.models.describe import describe
-from tutti.models.sockets import ActionDecoder
+from tutti.models.interfaces import ActionDecoder
 from tutti.objectives.terms.action import ChunkTerm
 from tutti.types import UserError
 

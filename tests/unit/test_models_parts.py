@@ -1,4 +1,4 @@
-"""The sockets' promises: shapes, masks that remove, texts encoded once, kernels that agree."""
+"""What each part of a model promises: shapes, masks that remove, texts encoded once, kernels that agree."""
 
 from __future__ import annotations
 

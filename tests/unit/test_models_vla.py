@@ -58,7 +58,7 @@ def test_a_preset_is_filled_in_key_by_key_and_round_trips() -> None:
         ModelConfig.model_validate({"fusoin": {}})
 
 
-def test_adapters_join_sockets_of_different_widths() -> None:
+def test_adapters_join_parts_of_different_widths() -> None:
     config = ModelConfig.model_validate({"vision": {"width": 64}, "language": {"width": 32}})
     model = config.build(SPEC)
     features = model(observation())
@@ -127,12 +127,12 @@ def test_the_description_adds_up() -> None:
     torch.manual_seed(0)
     model: VLA = ModelConfig().build(METAWORLD)
     description = describe(model)
-    sockets = [row for row in description.modules if row.depth == 1]
-    assert [row.name for row in sockets] == ["vision", "language", "fusion", "action"]
-    assert sum(row.parameters for row in sockets) == description.parameters
-    assert sum(row.flops for row in sockets) == description.flops
+    parts = [row for row in description.modules if row.depth == 1]
+    assert [row.name for row in parts] == ["vision", "language", "fusion", "action"]
+    assert sum(row.parameters for row in parts) == description.parameters
+    assert sum(row.flops for row in parts) == description.flops
     assert description.parameters == sum(p.numel() for p in model.parameters())
-    assert sum(row.share for row in sockets) == pytest.approx(1)
+    assert sum(row.share for row in parts) == pytest.approx(1)
     assert [row.tokens for row in description.tokens] == [1, 1, 1, 16, 16]
     # Worked by hand: 2 blocks of 35 tokens, 12 d^2 multiply-adds in the matrices and 2 n d in the attention.
     blocks = next(row for row in description.modules if row.name == "fusion.blocks")

@@ -23,7 +23,7 @@ from fixtures.source_tree import (
     tree,
     unused_names,
 )
-from tutti.training.metrics import METRICS
+from tutti.training.metric_names import METRICS
 
 MAX_LINES, MAX_STATEMENTS, MAX_FILES = 350, 50, 13
 LONGER: dict[str, int] = {}
@@ -37,8 +37,8 @@ TOUR = ("types.py", "pipeline.py", "models/vla.py", "objectives/unified.py", "tr
 MAX_TOUR_LINES = 1000
 FORBIDDEN = {"utils.py", "helpers.py", "common.py", "base.py"}
 ROOMS_OF_TRAINING = (
-    *("rng", "signals", "metrics", "data_feed", "optim", "strategy", "device", "records"),
-    *("backward", "parallel", "update", "state", "checkpointing", "validation", "feedback"),
+    *("rng", "signals", "metric_names", "data_feed", "optim", "strategy", "device", "records"),
+    *("backward", "parallel", "update", "state", "checkpointing", "validation", "balancing_feedback"),
     *("faults", "diagnostics", "config", "trainer"),
 )
 """Files and folders of tutti.training, each of which imports only those before it."""

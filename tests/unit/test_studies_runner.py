@@ -26,8 +26,8 @@ from tutti.studies import progress as progress_module
 from tutti.studies.cells import Cell
 from tutti.studies.compare import compare, read_plan
 from tutti.studies.pool import ONE_THREAD, number_of_jobs, own_command, run_cells
-from tutti.studies.progress import StudyProgress, Work
 from tutti.studies.run_cell import held_out_values, load_trained
+from tutti.studies.status import StudyProgress, Work
 from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.types import UserError
 

@@ -142,8 +142,8 @@ def test_a_training_with_recomputation_ends_at_the_same_bits(kind: str, tmp_path
 
 
 def _backward(kind: str) -> Any:
+    from tutti.training.backward.interface import OneBackwardConfig
     from tutti.training.backward.k_gradients import KGradientsConfig
-    from tutti.training.backward.one import OneBackwardConfig
 
     return OneBackwardConfig() if kind == "one" else KGradientsConfig()
 

@@ -15,7 +15,7 @@ from fixtures.checkpoints import load_latest
 from tutti.storage.checkpoint import Checkpoint, checkpoints, load, save, verify
 from tutti.storage.files import remove_folder
 from tutti.training.checkpointing.resume import check_resumable
-from tutti.training.metrics import METRICS, describe_metric
+from tutti.training.metric_names import METRICS, describe_metric
 from tutti.training.records import Meter, Recorder, read_records
 from tutti.training.rng import load_rng_state, own_randomness, rng_state, seed_everything
 from tutti.types import UserError

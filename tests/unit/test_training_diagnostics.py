@@ -17,7 +17,7 @@ from tutti.training.backward.k_gradients import KGradientsConfig
 from tutti.training.backward.masked import KnowledgeInsulationConfig
 from tutti.training.config import TrainingConfig
 from tutti.training.faults.saved_steps import load_step
-from tutti.training.metrics import describe_metric
+from tutti.training.metric_names import describe_metric
 from tutti.training.records import read_records
 from tutti.training.strategy import PhasesConfig, TwoStageConfig
 from tutti.training.update import Update, read_scalars, to_host

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fixtures.run_equality import content, differing, killed_and_resumed, records
 from fixtures.toy_training import Data, config, make_trainer
 from tutti.config.run_config import load_config
-from tutti.runs.training_starts import with_data_of_fork
+from tutti.runs.training_starts import with_parent_data
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.checkpointing.fork import ForkConfig, source_of
 from tutti.training.records import Recorder
@@ -143,11 +143,11 @@ def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(tmp_path: P
 def test_without_data_of_its_own_it_reads_what_the_other_run_has_recorded(tmp_path: Path) -> None:
     (tmp_path / "a" / "dataset").mkdir(parents=True)
     key = f"training.fork.run={tmp_path / 'a'}"
-    found = with_data_of_fork(load_config(None, [key]))
+    found = with_parent_data(load_config(None, [key]))
     assert [source.path for source in found.data.sources] == [tmp_path / "a" / "dataset"]
     named = load_config(None, [key, "data.sources=[{path: mine}]"])
-    assert with_data_of_fork(named) == named
-    assert with_data_of_fork(load_config()) == load_config()
+    assert with_parent_data(named) == named
+    assert with_parent_data(load_config()) == load_config()
 
 
 def test_data_elsewhere_and_other_lengths_are_no_difference(tmp_path: Path, source: Path) -> None:

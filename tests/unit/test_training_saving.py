@@ -21,7 +21,7 @@ from fixtures.checkpoints import load_latest
 from fixtures.toy_training import Data, make_trainer
 from tutti.distributed.sharded_tensors import restore_tensors, strip_tensors
 from tutti.distributed.world import ONE_PROCESS
-from tutti.nested import merge
+from tutti.nested_dicts import merge
 from tutti.storage import shards
 from tutti.storage.checkpoint import Checkpoint, checkpoints, load, save, save_sharded
 from tutti.training.checkpointing import saver as saving

@@ -23,7 +23,7 @@ from tutti.training.config import TrainingConfig
 from tutti.training.device import resolve_machine
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.faults.saved_steps import load_step
-from tutti.training.metrics import describe_metric
+from tutti.training.metric_names import describe_metric
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, UserError

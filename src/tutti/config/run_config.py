@@ -13,23 +13,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from tutti.config.compatibility import check_combination
+from tutti.config.combinations import check_combination
 from tutti.config.messages import explain
 from tutti.config.overrides import Override, apply_overrides
 from tutti.config.yaml_reader import parse_overrides, read_yaml
 from tutti.data.config import DataConfig
 from tutti.evaluation.closed_loop.evaluate import EvaluationConfig
+from tutti.frozen_config import FrozenConfig
 from tutti.models.config import ModelConfig
-from tutti.nested import merge
-from tutti.objectives.balancing.fixed import FixedBalancingConfig
-from tutti.objectives.balancing.union import BalancingConfig
+from tutti.nested_dicts import merge
+from tutti.objectives.balancing.interface import FixedBalancingConfig
+from tutti.objectives.balancing.kinds import BalancingConfig
 from tutti.objectives.unified import ObjectiveConfig
 from tutti.plugin import Origin, Trust, classes_in
 from tutti.recording.recorder import RecordConfig
-from tutti.training.backward.one import OneBackwardConfig
-from tutti.training.backward.union import BackwardConfig
+from tutti.training.backward.interface import OneBackwardConfig
+from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.config import TrainingConfig
 from tutti.training.strategy import EndToEndConfig, StrategyConfig
 from tutti.types import UserError
@@ -38,10 +39,8 @@ SEEDED = ("record", "data", "training", "evaluation")
 SEEDED_KINDS = {"balancing": "rlw", "backward": "k_gradients"}
 
 
-class RunConfig(BaseModel):
+class RunConfig(FrozenConfig):
     """One run: what is recorded, read, built, minimised, trained and judged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(
         default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's folder under runs/."

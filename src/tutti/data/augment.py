@@ -14,7 +14,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from tutti.frozen_config import FrozenConfig
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32).reshape(3, 1, 1)
 
@@ -40,18 +42,14 @@ class ColourChange:
         return np.clip(np.rint(x), 0, 255).astype(np.uint8)
 
 
-class NoAugmentation(BaseModel):
+class NoAugmentation(FrozenConfig):
     """Pictures as they are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["none"] = Field(default="none", description="No augmentation.")
 
 
-class ColourJitter(BaseModel):
+class ColourJitter(FrozenConfig):
     """Each strength r draws a factor uniformly from [1 - r, 1 + r], for each sample and view alone."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["colour"] = Field(default="colour", description="Colour jitter.")
     brightness: float = Field(default=0.2, ge=0, le=1, description="Factors lie in 1 - r to 1 + r.")

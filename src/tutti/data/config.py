@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from tutti.data.augment import ColourJitter, NoAugmentation
 from tutti.data.bundle import (
@@ -29,15 +29,14 @@ from tutti.data.split import GroupOf, Parts, split_sources
 from tutti.data.tokenize import MAX_LENGTH, Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.errors import UserError
+from tutti.frozen_config import FrozenConfig
 from tutti.types import DataNeeds, DataSpec
 
 Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kind")]
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(FrozenConfig):
     """One data set: a LeRobotDataset v3.0 folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: Path = Field(description="The folder that contains meta/ and data/.")
     weight: float = Field(
@@ -58,10 +57,8 @@ class SourceConfig(BaseModel):
         return LeRobotStore(self.path, views, self.state_key, self.action_key)
 
 
-class DataConfig(BaseModel):
+class DataConfig(FrozenConfig):
     """Data sets and how they become batches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="Data sets of one embodiment; empty: the one that this run records."

@@ -15,7 +15,7 @@ from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.errors import UserError
-from tutti.gripper import gripper_dimensions
+from tutti.gripper_dims import gripper_dimensions
 from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation, StateLabel
 
 

@@ -19,13 +19,13 @@ from tutti.debug.gradient_checks import (
     judge_shares,
     phase_tables,
 )
-from tutti.debug.text_test import TextTest, check_text
+from tutti.debug.text_dependence import TextTest, check_text
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.findings import Finding
 from tutti.models.vla import VLA
 from tutti.report.findings.diagnostic_records import single_step
 from tutti.report.findings.diagnostics import FEATURES, unhealthy_features
-from tutti.runs.build import Training, training_threads, trial_training
+from tutti.runs.build import BuiltTraining, training_threads, trial_training
 from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.training.diagnostics.reach import ReachTable
@@ -71,7 +71,7 @@ def run_doctor(config: RunConfig, folder: Path | None = None, *, updates: int = 
         return examine(training, updates=updates, checkpoint=_newest(folder))
 
 
-def examine(training: Training, *, updates: int = UPDATES, checkpoint: Path | None = None) -> Diagnosis:
+def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path | None = None) -> Diagnosis:
     """Runs every check. `training` is used up: `updates` updates are made with it."""
     config, data, model = training.config, training.data, training.model
     updates = min(updates, config.training.steps)

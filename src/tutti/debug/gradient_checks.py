@@ -11,7 +11,7 @@ from tutti.objectives.weight_schedule import schedule_of
 from tutti.report.findings.diagnostic_records import PRIMARY, single_step
 from tutti.report.findings.diagnostics import dominating_terms
 from tutti.report.formatting import capitalised
-from tutti.runs.build import Training
+from tutti.runs.build import BuiltTraining
 from tutti.training.backward.gradient_mask import OBJECTIVE
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.diagnostics.measures import gradient_measures
@@ -52,7 +52,7 @@ class GradientShares:
 
 
 def phase_tables(
-    training: Training, batches: Sequence[Batch]
+    training: BuiltTraining, batches: Sequence[Batch]
 ) -> tuple[list[tuple[str, ReachTable]], list[Finding]]:
     """The reach table at the start of each phase, and at its end where other terms count by then.
 
@@ -72,7 +72,7 @@ def phase_tables(
     return tables, findings
 
 
-def _tables(training: Training, batch: Batch) -> Iterator[tuple[str, ReachTable]]:
+def _tables(training: BuiltTraining, batch: Batch) -> Iterator[tuple[str, ReachTable]]:
     strategy, objective = training.trainer.strategy, training.objective
     may_train = training.config.backward.may_train
     for number, phase in enumerate(strategy.phases):
@@ -93,7 +93,7 @@ def _tables(training: Training, batch: Batch) -> Iterator[tuple[str, ReachTable]
             before |= set(table.terms)
 
 
-def first_updates(training: Training, updates: int) -> list[Finding]:
+def first_updates(training: BuiltTraining, updates: int) -> list[Finding]:
     """Makes the first updates, with the schedules of the training's start; a non-finite one ends it."""
     try:
         training.run_updates(range(updates))
@@ -114,7 +114,7 @@ def first_updates(training: Training, updates: int) -> list[Finding]:
 
 
 def gradient_shares(
-    training: Training, batches: Sequence[Batch], when: str, *, at_end: bool
+    training: BuiltTraining, batches: Sequence[Batch], when: str, *, at_end: bool
 ) -> GradientShares:
     """Shares at the present weights of the model, with the lambdas of the training's start or of its end.
 

@@ -21,7 +21,7 @@ from tutti.debug.replay import (
     without_checkpoints,
 )
 from tutti.plugin import Trust
-from tutti.runs.build import Training, training_threads, trial_training
+from tutti.runs.build import BuiltTraining, training_threads, trial_training
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line
 from tutti.storage.checkpoint import step_folders, step_of
@@ -107,7 +107,7 @@ def _load(trainer: Trainer, weights: Mapping[str, Mapping[str, Tensor]], folder:
 
 
 def _repeat(
-    training: Training, batches: list[Batch], step: int, debugger: Debugger
+    training: BuiltTraining, batches: list[Batch], step: int, debugger: Debugger
 ) -> tuple[StepTable, NonFinite]:
     """The micro-batches in turn, until one gives a value that is not finite; what is known of the last."""
     trainer = training.trainer

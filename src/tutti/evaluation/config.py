@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from tutti.frozen_config import FrozenConfig
 from tutti.suites.environment import EnvironmentFactory
 
 Count = Annotated[int, Field(ge=1)]
 Rollouts = Annotated[int, Field(ge=0)]
 
 
-class ControlsConfig(BaseModel):
+class ControlsConfig(FrozenConfig):
     """Rollouts per task of each control; 0 leaves it out. A count above `episodes` is cut to it.
 
     Controls use the first starts of the policy's rollouts, so they compare pair by pair. The no-op runs at
     least as often as the wrong instruction on the latter's tasks, because it is the chance level that the
     latter is compared with.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     expert: Rollouts = Field(default=20, description="rollouts per task of the scripted expert, the ceiling")
     noop: Rollouts = Field(default=10, description="rollouts per task of zero actions, the chance level")
@@ -55,7 +54,7 @@ NO_SUITE = "none"
 """The `suite` of an evaluation without a simulator: data of a robot that none of ours can play."""
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(FrozenConfig):
     """Closed-loop evaluation of one policy.
 
     Start i of a task is the simulator's start of seed `first_seed + i`; demonstrations begin at 10000, and an
@@ -63,8 +62,6 @@ class EvaluationConfig(BaseModel):
     `actions_per_query` of them are executed, then it is queried again. A rollout ends at the first success or
     after `max_decisions` control steps (each lasts the suite's action repeat).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     suite: str = Field(
         default="metaworld-8", description="the simulator's tasks; 'none': the open-loop error alone"

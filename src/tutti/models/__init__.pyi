@@ -1,6 +1,6 @@
 from .config import ModelConfig
 from .describe import Description
-from .sockets import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
+from .interfaces import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
 from .vla import VLA
 
 __all__ = [

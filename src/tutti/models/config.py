@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from tutti.frozen_config import FrozenConfig
 from tutti.models.decoders.bins import BinsConfig
 from tutti.models.decoders.diffusion import DiffusionConfig
 from tutti.models.decoders.fast import FastConfig
 from tutti.models.decoders.flow import FlowConfig
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
+from tutti.models.interfaces import ActionDecoder
 from tutti.models.language.transformer import TextTransformerConfig
-from tutti.models.sockets import ActionDecoder
 from tutti.models.vision.vit import VisionTransformerConfig
 from tutti.models.vla import VLA
-from tutti.nested import merge
+from tutti.nested_dicts import merge
 from tutti.plugin import CUSTOM, CustomConfig, tag_of
 from tutti.types import DataSpec
 
@@ -86,7 +87,7 @@ PRESETS: dict[Size, dict[str, dict[str, Any]]] = {
 }
 
 
-class ModelConfig(BaseModel, frozen=True, extra="forbid"):
+class ModelConfig(FrozenConfig):
     """The four parts of the model. Whatever is not given comes from the preset called `size`, key by key.
 
     `{size: small, fusion: {depth: 4}}` is `small` with a shallower fusion.

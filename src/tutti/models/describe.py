@@ -19,8 +19,9 @@ from tutti.types import DataSpec, Observation
 class ModuleRow:
     """One module: its parameters, forward FLOPs for one sample, and its share of the model's FLOPs.
 
-    `depth` is 0 for the whole model, 1 for a socket, 2 for a part of it; a row contains those below it.
-    A socket's own parameters that sit in none of its parts (positions, say) are in its row only.
+    `depth` is 0 for the whole model, 1 for a part of it, 2 for a module inside a part; a row contains
+    those below it.
+    A part's own parameters that sit in none of its modules (positions, say) are in its row only.
     """
 
     name: str
@@ -83,15 +84,15 @@ def describe(model: VLA) -> Description:
     flops = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     total = flops["Global"]
     root = type(model).__name__
-    sockets = {name: _flops_below(flops, f"{root}.{name}", socket) for name, socket in model.named_children()}
+    parts = {name: _flops_below(flops, f"{root}.{name}", part) for name, part in model.named_children()}
     # The action decoder is not called but predicts: what it computes outside its parts is what is left.
-    sockets["action"] += total - sum(sockets.values())
+    parts["action"] += total - sum(parts.values())
     rows = [_row("model", model, 0, total, total)]
-    for name, socket in model.named_children():
-        rows.append(_row(name, socket, 1, sockets[name], total))
-        for part_name, part in socket.named_children():
-            path = f"{name}.{part_name}"
-            rows.append(_row(path, part, 2, _flops_below(flops, f"{root}.{path}", part), total))
+    for name, part in model.named_children():
+        rows.append(_row(name, part, 1, parts[name], total))
+        for child_name, child in part.named_children():
+            path = f"{name}.{child_name}"
+            rows.append(_row(path, child, 2, _flops_below(flops, f"{root}.{path}", child), total))
     return Description(modules=tuple(rows), tokens=_token_sequence(model))
 
 

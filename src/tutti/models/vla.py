@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tutti.models.sockets import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
+from tutti.models.interfaces import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
 from tutti.types import DataSpec, Features, Observation, Tokens
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_che
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import Counted, micro_part
+from tutti.frozen_config import FrozenConfig
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import (
     Batch,
@@ -98,10 +99,8 @@ class TermValue:
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
 
-class BaseTermConfig(BaseModel, ABC):
+class BaseTermConfig(FrozenConfig, ABC):
     """The keys and methods that the configs of all terms have."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Any  # a literal in each subclass
     weight: Weight = 1.0

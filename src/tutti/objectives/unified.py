@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from tutti.objectives.balancing.fixed import Balancing, FixedBalancingConfig
-from tutti.objectives.balancing.union import BalancingConfig
+from tutti.objectives.balancing.interface import Balancing, FixedBalancingConfig
+from tutti.objectives.balancing.kinds import BalancingConfig
 from tutti.objectives.objective import Objective
 from tutti.objectives.ownership import check_ownership
 from tutti.objectives.term import Model, Term
@@ -18,7 +18,7 @@ from tutti.objectives.terms.action import ChunkConfig
 from tutti.objectives.terms.contrastive import ContrastiveConfig
 from tutti.objectives.terms.future_patches import FuturePatchesConfig
 from tutti.objectives.terms.future_states import FutureStatesConfig
-from tutti.objectives.terms.union import TermConfig
+from tutti.objectives.terms.kinds import TermConfig
 from tutti.objectives.weight_schedule import Weight, schedule_of
 from tutti.types import Batch, DataNeeds, Features, LossTerms, UserError, precise
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from math import cos, pi
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tutti.frozen_config import FrozenConfig
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class WeightSchedule(BaseModel):
+class WeightSchedule(FrozenConfig):
     """lambda at a progress in [0, 1]; with u = (progress - start_at) / (end_at - start_at) in [0, 1]:
 
     constant: start.  linear: end + (start - end)(1 - u).  cosine: end + (start - end)(1 + cos(pi u)) / 2.
@@ -20,8 +22,6 @@ class WeightSchedule(BaseModel):
     A lambda that only rises is one with start < end. With `warmup` all of that is multiplied by
     min(1, progress / warmup), so that a term may rise first and fall later.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     start: NonNegative = Field(description="lambda at the start")
     end: NonNegative = Field(default=0.0, description="lambda at the end")

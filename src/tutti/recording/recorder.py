@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tutti.distributed.cores import usable_cores
 from tutti.errors import UserError
+from tutti.frozen_config import FrozenConfig
 from tutti.recording.episode_files import (
     DONE_FILE,
     SETTINGS_FILE,
@@ -38,7 +39,7 @@ _BLOCK = 4  # Seeds in one job: about a second of work.
 _KEPT_SIMULATIONS = 2  # In each worker; one holds about 90 MB.
 
 
-class RecordConfig(BaseModel):
+class RecordConfig(FrozenConfig):
     """What to record. A field that is "suite" takes the suite's own value.
 
     Each task gets `episodes_per_task` episodes: those of the first seeds from `first_seed` on whose expert
@@ -51,8 +52,6 @@ class RecordConfig(BaseModel):
     the second decision on the hand's own place tells where the expert is heading: a policy then reads its
     state and never looks for the object (the copycat problem, 1905.11979; docs/log.md has the figures).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     suite: str = Field(default="metaworld-8", description="the tasks, by the name of their suite")
     tasks: tuple[str, ...] | Literal["suite"] = Field(

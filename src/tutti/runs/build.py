@@ -32,9 +32,8 @@ from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, DataNeeds, DataSpec
 
-TRAINED_BY = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
+TRAIN_SECTIONS = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
 """The sections of a config that decide what a training gives."""
-ROBOT = "sawyer"
 FIT_CHUNKS = 20_000
 """Windows whose actions an action decoder is fitted to, where it must be (bin edges, a vocabulary)."""
 
@@ -42,7 +41,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each step with (step, steps, latest metrics)."""
 
 
-class Training:
+class BuiltTraining:
     """A run that is ready to train: data, a model with fresh weights, the objective and the trainer."""
 
     def __init__(
@@ -78,13 +77,13 @@ class Training:
             self.trainer.rehearse(batches, step)
 
 
-def build_training(config: RunConfig, folder: Path, *, output: Path | None = None) -> Training:
+def build_training(config: RunConfig, folder: Path, *, output: Path | None = None) -> BuiltTraining:
     """Builds the training of `config` on the data of the run in `folder`; it writes there or to `output`."""
-    return Training(config, *build_parts(config, folder), output or folder)
+    return BuiltTraining(config, *build_parts(config, folder), output or folder)
 
 
 @contextmanager
-def trial_training(config: RunConfig, folder: Path) -> Iterator[Training]:
+def trial_training(config: RunConfig, folder: Path) -> Iterator[BuiltTraining]:
     """A training for measurements: what it writes lies in a temporary folder and goes with the block."""
     with TemporaryDirectory(prefix="tutti-trial-") as output:
         training = build_training(config, folder, output=Path(output))
@@ -158,7 +157,7 @@ def expected_spec(config: RunConfig) -> DataSpec:
         embodiment = sizes.embodiment
         texts = sorted(data.training_texts(lambda text: tasks_of((text,), suite)[0]))
     else:
-        sizes, embodiment = suite, ROBOT
+        sizes, embodiment = suite, suite.robot
         texts = [text for task in suite.tasks for text in suite.instructions(task)]
     tokenizer = Tokenizer.fit(
         texts, data.vocab_size, None if data.text_length == "auto" else data.text_length

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from tutti.config.paths import require_run
 from tutti.config.run_config import RunConfig, load_run_config, to_yaml
 from tutti.distributed.world import launched_world_size, world
-from tutti.nested import changed_keys, indented
+from tutti.nested_dicts import changed_keys, indented
 from tutti.plugin import Trust
 from tutti.runs.terminal import print_line
 from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json

@@ -12,7 +12,7 @@ from tutti.storage.reading import read_json
 from tutti.types import UserError
 
 
-def with_data_of_fork(config: RunConfig) -> RunConfig:
+def with_parent_data(config: RunConfig) -> RunConfig:
     """A fork that names no data continues on the recorded data set of the other run."""
     fork = config.training.fork
     if fork == "off" or config.data.sources or not (recorded := Path(fork.run) / DATASET).is_dir():
@@ -49,4 +49,4 @@ def starts_of_run(
     if config is None and not (folder / "config.yaml").is_file():
         return TrainingStarts(unknown=(str(folder),))  # a fork of a run that has moved
     config = config or RunFolder(folder, new=False).config()
-    return training_starts(with_data_of_fork(config), folder, forked)
+    return training_starts(with_parent_data(config), folder, forked)

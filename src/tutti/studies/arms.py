@@ -10,7 +10,7 @@ from tutti.config.run_config import RunConfig, build_config
 from tutti.config.yaml_reader import parse_overrides
 from tutti.data.config import SourceConfig
 from tutti.evaluation.config import NO_SUITE, ControlsConfig
-from tutti.nested import merge
+from tutti.nested_dicts import merge
 from tutti.studies.config import Level, StudyConfig
 from tutti.training.strategy import Strategy
 from tutti.types import UserError

@@ -10,8 +10,8 @@ from typing import Any
 
 from tutti.config.run_config import RunConfig
 from tutti.data.config import SourceConfig
-from tutti.nested import content_hash
-from tutti.runs.build import TRAINED_BY
+from tutti.nested_dicts import content_hash
+from tutti.runs.build import TRAIN_SECTIONS
 from tutti.runs.folder import with_effect
 from tutti.studies.arms import cell_config, cell_name
 from tutti.studies.config import Level, StudyConfig
@@ -84,7 +84,7 @@ def plan_cells(
 
 def training_hash(config: RunConfig, fingerprint: str) -> str:
     """A hash of all that a training depends on; of the data by their content, not by their path."""
-    sections = with_effect(config.sections("seed", "record", *TRAINED_BY))
+    sections = with_effect(config.sections("seed", "record", *TRAIN_SECTIONS))
     sections["data"]["sources"] = fingerprint
     return content_hash(sections, HASH)
 

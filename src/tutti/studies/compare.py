@@ -28,10 +28,10 @@ from tutti.studies.costs import StepCost, affordable_steps, measure_costs
 from tutti.studies.findings import cautions, headline, notes
 from tutti.studies.page import Findings, publish
 from tutti.studies.pool import Command, Failure, number_of_jobs, own_command, run_cells
-from tutti.studies.progress import StudyProgress, Work
 from tutti.studies.run_cell import Trained, describe_cell, load_trained
 from tutti.studies.scores import score_study
 from tutti.studies.shared_data import SharedData, decode, link_cache, share_data
+from tutti.studies.status import StudyProgress, Work
 from tutti.studies.tables import show
 from tutti.types import UserError
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tutti.config.messages import explain
 from tutti.config.overrides import Override, apply_overrides
 from tutti.config.run_config import RunConfig
 from tutti.config.yaml_reader import parse_overrides, read_yaml
+from tutti.frozen_config import FrozenConfig
 from tutti.types import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -24,7 +25,7 @@ Level = int | Literal["all", "base"]
 """How many demonstrations a task has; "base": as the base config says."""
 
 
-class BudgetConfig(BaseModel):
+class BudgetConfig(FrozenConfig):
     """The budget of every arm: what the baseline spends in `steps` steps.
 
     | kind | an arm's steps |
@@ -38,18 +39,14 @@ class BudgetConfig(BaseModel):
     charged what it costs. Diagnostics, validation and checkpoints are not charged.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["steps", "samples", "flops", "time"] = "steps"
     steps: Annotated[int, Field(ge=1)] | Literal["base"] = Field(
         default="base", description="Optimiser steps of the baseline; base: its training.steps."
     )
 
 
-class StudyConfig(BaseModel):
+class StudyConfig(FrozenConfig):
     """Arms x demonstrations x seeds: each a run of its own, all on the same data and the same starts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=NAME, description="The study's folder under runs/studies/.")
     base: dict[str, Any] = Field(

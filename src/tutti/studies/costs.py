@@ -14,9 +14,9 @@ import torch
 
 from tutti.config.run_config import RunConfig
 from tutti.models.describe import flop_counter
-from tutti.nested import content_hash
+from tutti.nested_dicts import content_hash
 from tutti.objectives.unified import UnifiedLoss
-from tutti.runs.build import TRAINED_BY, build_training
+from tutti.runs.build import TRAIN_SECTIONS, build_training
 from tutti.storage.files import write_json
 from tutti.studies.config import BudgetConfig
 from tutti.training.diagnostics.observer import DiagnosticsConfig
@@ -217,7 +217,7 @@ def ratio_of(times: Sequence[float], base: Sequence[float]) -> float:
 
 def _identity(base: RunConfig, config: RunConfig, budget: BudgetConfig, fingerprint: str) -> str:
     """A hash of everything that an arm's cost depends on; of the data by their content."""
-    own = [c.sections(*TRAINED_BY) for c in (base, config)]
+    own = [c.sections(*TRAIN_SECTIONS) for c in (base, config)]
     for sections in own:
         sections["data"]["sources"] = fingerprint
     described = [*own, budget.kind == "time"]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tutti.distributed.cores import usable_cores
 from tutti.runs.terminal import print_line
 from tutti.studies.cells import Cell
-from tutti.studies.progress import StudyProgress
+from tutti.studies.status import StudyProgress
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 LOG = "output.log"

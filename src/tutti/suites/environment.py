@@ -78,10 +78,11 @@ class EnvironmentFactory(Protocol):
 class Suite(EnvironmentFactory, Protocol):
     """A named set of tasks with the cameras, picture size, control rate and expert that they are run with.
 
-    `noise` are the standard deviations that recording adds to the expert's actions by default; `packages`
-    those whose versions the recorded bytes depend on.
+    `robot` goes into the data sets; `noise` are the standard deviations that recording adds to the expert's
+    actions by default; `packages` those whose versions the recorded bytes depend on.
     """
 
+    robot: ClassVar[str]
     state_dim: ClassVar[int]
     noise: ClassVar[tuple[float, ...]]
     packages: ClassVar[tuple[str, ...]]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from tutti.frozen_config import FrozenConfig
 from tutti.training.checkpointing.config import CheckpointsConfig, ForkConfig
 from tutti.training.device import Machine, resolve_machine
 from tutti.training.diagnostics.observer import DiagnosticsConfig
@@ -18,10 +19,8 @@ from tutti.training.parallel.config import AutoParallelConfig, ParallelConfig
 from tutti.training.validation import ValidationConfig
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(FrozenConfig):
     """How long, how fast and how carefully to train. `auto` is resolved at the start and logged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(default=2000, ge=1, description="Optimiser steps in all.")
     seed: int = Field(default=0, ge=0, description="Seed of everything random in training.")

@@ -13,7 +13,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from tutti.storage.files import explain_disk_errors, require_writable, write_atomically
 from tutti.storage.reading import parse_json, read_lines
-from tutti.training.metrics import describe_metric
+from tutti.training.metric_names import describe_metric
 from tutti.types import UserError
 
 DELETE = "Delete this line."
@@ -64,7 +64,7 @@ class Recorder:
             return
         unknown = [name for name in values if describe_metric(name) is None]
         if unknown:
-            raise ValueError(f"{unknown} have no line in tutti.training.metrics.METRICS; add one for each.")
+            raise ValueError(f"{unknown} are not in tutti.training.metric_names.METRICS; add them.")
         with explain_disk_errors(self.path):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch.nn.parameter import Parameter
 
+from tutti.frozen_config import FrozenConfig
 from tutti.training.optim.learning_rates import part_of
 from tutti.types import UserError
 
@@ -26,10 +27,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Phase(BaseModel):
+class Phase(FrozenConfig):
     """A stretch of the training. A term's own head learns whenever its term counts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, description="The phase's name in logs and reports.")
     share: float = Field(gt=0, description="Share of the steps, relative to the other phases.")
@@ -58,11 +57,7 @@ class Phase(BaseModel):
         )
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EndToEndConfig(_Config):
+class EndToEndConfig(FrozenConfig):
     """`kind: end_to_end`: every part learns from every term, from the first step to the last."""
 
     kind: Literal["end_to_end"] = "end_to_end"
@@ -72,7 +67,7 @@ class EndToEndConfig(_Config):
         return (Phase(name="joint", share=1),)
 
 
-class ActionOnlyConfig(_Config):
+class ActionOnlyConfig(FrozenConfig):
     """`kind: action_only`: end to end from the action term alone, the control for every auxiliary term."""
 
     kind: Literal["action_only"] = "action_only"
@@ -82,7 +77,7 @@ class ActionOnlyConfig(_Config):
         return (Phase(name="action", share=1, terms=("action",)),)
 
 
-class _TwoStages(_Config):
+class _TwoStages(FrozenConfig):
     """A stage for the representation, then one for the action, each with schedules of its own."""
 
     learning_rates: ClassVar[dict[Part, float]] = {}
@@ -116,7 +111,7 @@ class TwoStageFrozenConfig(_TwoStages):
     kind: Literal["two_stage_frozen"] = "two_stage_frozen"
 
 
-class ProgressiveConfig(_Config):
+class ProgressiveConfig(FrozenConfig):
     """`kind: progressive`: parts join one group after another, and stay; all terms count throughout.
 
     The default order starts with the encoders, which suits training from scratch; `[[action], [fusion],
@@ -151,7 +146,7 @@ class ProgressiveConfig(_Config):
         return tuple(phases)
 
 
-class WarmupThenJointConfig(_Config):
+class WarmupThenJointConfig(FrozenConfig):
     """`kind: warmup_then_joint`: encoders frozen at first, so that a fresh fusion and decoder cannot harm
     pre-trained ones (2505.23705); then everything, the encoders at `encoder_factor` of the learning rate."""
 
@@ -171,7 +166,7 @@ class WarmupThenJointConfig(_Config):
         )
 
 
-class PhasesConfig(_Config):
+class PhasesConfig(FrozenConfig):
     """`kind: phases`: your own list."""
 
     kind: Literal["phases"] = "phases"

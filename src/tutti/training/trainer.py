@@ -11,12 +11,12 @@ from torch import nn
 
 from tutti.objectives.objective import Objective
 from tutti.training.backward import BackwardConfig, OneBackwardConfig
+from tutti.training.balancing_feedback import GradientCalibration, Reevaluation
 from tutti.training.checkpointing import RunSettings, Saver, restore
 from tutti.training.config import TrainingConfig
 from tutti.training.data_feed import BatchStream, Texts, TrainingData, feed
-from tutti.training.diagnostics import Diagnostics, FirstBatch
+from tutti.training.diagnostics import DiagnosticsObserver, FirstBatch
 from tutti.training.faults import FaultPolicy, NonFiniteGuard, roll_back
-from tutti.training.feedback import GradientCalibration, Reevaluation
 from tutti.training.parallel import Computation
 from tutti.training.records import Meter, Recorder, StepTimer
 from tutti.training.signals import Interruptible
@@ -97,7 +97,7 @@ class Trainer:
         config, run, state, parallel, machine = self.config, self.run, self.state, self.parallel, self.machine
         self.guard = NonFiniteGuard(run, state, self.fault_policy, parallel, machine)
         self.first_batch = FirstBatch(run, state, parallel, texts)
-        self.diagnostics = Diagnostics(
+        self.diagnostics = DiagnosticsObserver(
             config.diagnostics, state, parallel, machine, seed=config.seed, run=run
         )
         calibration = GradientCalibration(state, parallel)

@@ -8,9 +8,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from tutti.distributed.ranks import ONE_RANK, shared_batch
+from tutti.frozen_config import FrozenConfig
 from tutti.training.data_feed import portion
 from tutti.training.device import Machine
 from tutti.training.parallel.ddp import Parallel
@@ -20,10 +21,8 @@ from tutti.training.update import read_scalars, to_host
 from tutti.types import Batch
 
 
-class ValidationConfig(BaseModel):
+class ValidationConfig(FrozenConfig):
     """How often the loss terms are measured on held-out episodes, and with which weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int = Field(default=200, ge=0, description="Steps between validations; 0: never.")
     raw: bool = Field(default=False, description="Also validate the raw weights, not only their average.")

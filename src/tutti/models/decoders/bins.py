@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tutti.models.decoders.chunks import present_actions, ranges, require_fitted
 from tutti.models.decoders.trunk import Conditioning, Trunk, TrunkConfig, shrink
-from tutti.models.sockets import ActionDecoder
+from tutti.models.interfaces import ActionDecoder
 from tutti.types import Batch, DataSpec, Features, precise
 
 _QUANTILES = (0.01, 0.99)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tutti.models.decoders.chunks import hold_last, require_finite, require_fitted
 from tutti.models.decoders.fast_tokens import PAD, ChunkTokens, TokenReport
 from tutti.models.decoders.trunk import Cache, Condition, Conditioning, Trunk, TrunkConfig, shrink
+from tutti.models.interfaces import ActionDecoder
 from tutti.models.layers import all_present
-from tutti.models.sockets import ActionDecoder
 from tutti.types import Batch, DataSpec, Features, precise
 
 log = logging.getLogger("tutti.models")

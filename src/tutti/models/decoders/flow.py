@@ -13,7 +13,7 @@ from tutti.distributed.ranks import sample_whole_batch
 from tutti.models.decoders.chunks import present_actions
 from tutti.models.decoders.denoiser import Denoiser, DenoiserConfig, draw_noise
 from tutti.models.decoders.trunk import Condition, Conditioning
-from tutti.models.sockets import ActionDecoder
+from tutti.models.interfaces import ActionDecoder
 from tutti.types import Batch, DataSpec, Features
 
 LATEST = 0.999

@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from tutti.gripper import MAX_AWAY, gripper_dimensions, share_away
+from tutti.frozen_config import FrozenConfig
+from tutti.gripper_dims import MAX_AWAY, gripper_dimensions, share_away
 from tutti.models.decoders.chunks import ranges, require_fitted
 from tutti.types import DataSpec, UserError, precise
 
 
-class GripperConfig(BaseModel):
+class GripperConfig(FrozenConfig):
     """Which dimension of the action is the gripper, and how much its error counts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dimension: int = Field(default=-1, description="place in the action; -1 is the last")
     weight: float = Field(default=1.0, gt=0, description="of its cross-entropy, beside the L1 of the others")

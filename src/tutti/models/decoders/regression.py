@@ -7,22 +7,21 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from tutti.frozen_config import FrozenConfig
 from tutti.models.decoders.chunks import present_actions
 from tutti.models.decoders.gripper import Gripper, GripperConfig
+from tutti.models.interfaces import ActionDecoder
 from tutti.models.layers import Activation, MlpActivation, activate
-from tutti.models.sockets import ActionDecoder
 from tutti.types import Batch, DataSpec, Features
 
 _LAST_LAYER_SCALE = 0.1
 
 
-class RegressionConfig(BaseModel):
+class RegressionConfig(FrozenConfig):
     """`kind: regression`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["regression"] = "regression"
     hidden: PositiveInt = Field(default=256, description="width of the hidden layer")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Self
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from tutti.frozen_config import FrozenConfig
 from tutti.models.layers import (
     Activation,
     Heads,
@@ -29,10 +30,8 @@ from tutti.models.layers import (
 from tutti.types import Features
 
 
-class TrunkConfig(BaseModel):
+class TrunkConfig(FrozenConfig):
     """The keys that every decoder with this network has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     width: PositiveInt = Field(default=96, description="width of the decoder's tokens")
     depth: PositiveInt = Field(default=2, description="blocks")

@@ -6,22 +6,21 @@ from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import sample_whole_batch
+from tutti.frozen_config import FrozenConfig
+from tutti.models.interfaces import Fusion
 from tutti.models.layers import Block, Heads, MlpActivation, MlpRatio, attention_mask, require_divisible
-from tutti.models.sockets import Fusion
 from tutti.types import DataSpec, Tokens
 
 SEGMENTS = ("readout", "state", "language", "vision")
 """The order of the sequence; also the index of each segment's type embedding."""
 
 
-class JointAttentionConfig(BaseModel):
+class JointAttentionConfig(FrozenConfig):
     """`kind: joint_attention`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["joint_attention"] = "joint_attention"
     width: PositiveInt = Field(default=128, description="Width of the fused tokens.")

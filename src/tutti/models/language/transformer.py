@@ -7,9 +7,11 @@ from typing import Literal, Self
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from tutti.frozen_config import FrozenConfig
+from tutti.models.interfaces import LanguageEncoder
 from tutti.models.layers import (
     Block,
     Heads,
@@ -19,14 +21,11 @@ from tutti.models.layers import (
     readable,
     require_divisible,
 )
-from tutti.models.sockets import LanguageEncoder
 from tutti.types import DataSpec, Tokens
 
 
-class TextTransformerConfig(BaseModel):
+class TextTransformerConfig(FrozenConfig):
     """`kind: transformer`, trained from scratch on token ids."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["transformer"] = "transformer"
     width: PositiveInt = Field(default=128, description="Width of the text tokens.")

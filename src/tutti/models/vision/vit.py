@@ -7,9 +7,11 @@ from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from tutti.frozen_config import FrozenConfig
+from tutti.models.interfaces import VisionEncoder
 from tutti.models.layers import (
     Block,
     ConvLayer,
@@ -20,14 +22,11 @@ from tutti.models.layers import (
     require_divisible,
     space_to_depth,
 )
-from tutti.models.sockets import VisionEncoder
 from tutti.types import DataSpec, Tokens, UserError
 
 
-class StemConfig(BaseModel):
+class StemConfig(FrozenConfig):
     """Space-to-depth by `unshuffle`, then one 3 x 3 convolution for each entry of `channels`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     unshuffle: PositiveInt = Field(
         default=4, description="pixels of an unshuffle x unshuffle cell become channels"
@@ -53,10 +52,8 @@ class StemConfig(BaseModel):
         return self
 
 
-class VisionTransformerConfig(BaseModel):
+class VisionTransformerConfig(FrozenConfig):
     """`kind: vit`, a vision transformer with a convolutional stem (2106.14881) instead of patches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["vit"] = "vit"
     stem: StemConfig = Field(default=StemConfig(), description="The convolutions that make the tokens.")

@@ -1,10 +1,10 @@
 from .dwa import DwaBalancing, DwaBalancingConfig
 from .famo import FamoBalancing, FamoBalancingConfig
-from .fixed import Balancing, FixedBalancing, FixedBalancingConfig
 from .gradient_share import GradientShareBalancing, GradientShareBalancingConfig
+from .interface import Balancing, FixedBalancing, FixedBalancingConfig
+from .kinds import BalancingConfig, CustomBalancingConfig
 from .random_weights import RandomWeightsBalancing, RandomWeightsBalancingConfig
 from .uncertainty import UncertaintyBalancing, UncertaintyBalancingConfig
-from .union import BalancingConfig, CustomBalancingConfig
 
 __all__ = [
     "Balancing",

@@ -7,17 +7,16 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from tutti.objectives.balancing.fixed import Balancing
+from tutti.frozen_config import FrozenConfig
+from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.weight_schedule import WeightSchedule
 
 
-class DwaBalancingConfig(BaseModel):
+class DwaBalancingConfig(FrozenConfig):
     """`kind: dwa`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["dwa"] = "dwa"
     temperature: float = Field(default=2.0, gt=0, description="The higher, the nearer to equal weights.")

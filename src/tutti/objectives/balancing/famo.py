@@ -7,10 +7,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from tutti.objectives.balancing.fixed import Balancing
+from tutti.frozen_config import FrozenConfig
+from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.balancing.vector_adam import VectorAdam
 from tutti.objectives.weight_schedule import WeightSchedule
 from tutti.types import UserError
@@ -18,10 +19,8 @@ from tutti.types import UserError
 EPSILON = 1e-8
 
 
-class FamoBalancingConfig(BaseModel):
+class FamoBalancingConfig(FrozenConfig):
     """`kind: famo`. Terms must stay above their lower bound."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["famo"] = "famo"
     learning_rate: float = Field(default=0.025, gt=0, description="Adam's, of the logits.")

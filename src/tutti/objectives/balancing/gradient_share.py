@@ -8,10 +8,11 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from tutti.objectives.balancing.fixed import Balancing
+from tutti.frozen_config import FrozenConfig
+from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.weight_schedule import WeightSchedule
 from tutti.types import UserError
 
@@ -20,14 +21,12 @@ log = logging.getLogger("tutti.objectives")
 PRIMARY = "action"
 
 
-class GradientShareBalancingConfig(BaseModel):
+class GradientShareBalancingConfig(FrozenConfig):
     """`kind: gradient_share`. The `weight` of a term is then its share relative to action, not its lambda.
 
     `objective: {action: {weight: 1}, recon: {weight: 0.1}}` asks that recon moves what it shares with action
     a tenth as much as action does; schedules work as always.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["gradient_share"] = "gradient_share"
     start: int = Field(

@@ -8,17 +8,16 @@ from typing import Any, Literal
 import numpy
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from tutti.objectives.balancing.fixed import Balancing
+from tutti.frozen_config import FrozenConfig
+from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.weight_schedule import WeightSchedule
 
 
-class RandomWeightsBalancingConfig(BaseModel):
+class RandomWeightsBalancingConfig(FrozenConfig):
     """`kind: rlw`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["rlw"] = "rlw"
     seed: int = Field(default=0, ge=0, description="Seed of the draws; the run's unless given.")

@@ -7,19 +7,18 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
-from tutti.objectives.balancing.fixed import Balancing
+from tutti.frozen_config import FrozenConfig
+from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.balancing.vector_adam import VectorAdam
 from tutti.objectives.weight_schedule import WeightSchedule
 from tutti.types import UserError
 
 
-class UncertaintyBalancingConfig(BaseModel):
+class UncertaintyBalancingConfig(FrozenConfig):
     """`kind: uncertainty`. Terms must not be negative."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["uncertainty"] = "uncertainty"
     learning_rate: float = Field(default=1e-3, gt=0, description="Adam's, of the log-variances; no decay.")

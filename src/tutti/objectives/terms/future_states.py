@@ -6,16 +6,17 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.gripper import gripper_dimensions
+from tutti.frozen_config import FrozenConfig
+from tutti.gripper_dims import gripper_dimensions
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, DataNeeds, Features, StateLabel, masked_mean, precise
 
 
-class GripperConfig(BaseModel, frozen=True, extra="forbid"):
+class GripperConfig(FrozenConfig):
     """Which dimensions of the action open and close a hand."""
 
     dimension: int | Annotated[tuple[int, ...], Field(min_length=1)] = Field(

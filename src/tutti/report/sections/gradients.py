@@ -22,7 +22,7 @@ from tutti.report.series import MIN_TO_SMOOTH, level, series, term_colours
 from tutti.report.svg.charts import Series, line_chart, share_chart
 from tutti.report.svg.elements import Chart
 from tutti.report.svg.rows import heat_map
-from tutti.training.metrics import describe_metric
+from tutti.training.metric_names import describe_metric
 
 AT_TOP = 4
 ID, TITLE = "what-trains-what", "What trains what"

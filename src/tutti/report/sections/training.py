@@ -14,7 +14,7 @@ from tutti.report.inputs import Inputs, Records, config_of, config_value
 from tutti.report.series import level, series, smoothed, term_colours
 from tutti.report.svg.charts import Series, line_chart
 from tutti.report.svg.elements import Chart
-from tutti.training.metrics import describe_metric
+from tutti.training.metric_names import describe_metric
 from tutti.training.strategy import StrategyConfig
 
 Marks = Sequence[tuple[Number, str]]

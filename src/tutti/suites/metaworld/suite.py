@@ -6,9 +6,10 @@ import functools
 from importlib import metadata
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tutti.errors import UserError
+from tutti.frozen_config import FrozenConfig
 from tutti.suites.environment import Split
 from tutti.suites.metaworld.instructions import instructions
 from tutti.suites.metaworld.rendering import check_rendering, find_views
@@ -28,15 +29,14 @@ PARTNERS = {
 }
 
 
-class MetaWorldSuite(BaseModel):
+class MetaWorldSuite(FrozenConfig):
     """Everything that recording and evaluation must agree on; makes the environment of each task.
 
     `image_size` is the edge of the square pictures in pixels. One decision lasts `action_repeat`
     simulation steps of 1/80 s; an episode ends at success or after `max_decisions`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+    robot: ClassVar[str] = "sawyer"
     state_dim: ClassVar[int] = STATE_DIM
     noise: ClassVar[tuple[float, ...]] = (0.0, 0.1, 0.15, 0.2)
     packages: ClassVar[tuple[str, ...]] = ("metaworld", "mujoco")

@@ -1,9 +1,9 @@
 from .gradient_mask import GradientMask
+from .interface import Backward, OneBackward, OneBackwardConfig
 from .k_gradients import KGradientsBackward
+from .kinds import BackwardConfig
 from .masked import MaskedBackward
-from .one import Backward, OneBackward, OneBackwardConfig
 from .term_gradients import Gradients, averaged_gradients, term_gradients
-from .union import BackwardConfig
 from .weightings import Weighting
 
 __all__ = [

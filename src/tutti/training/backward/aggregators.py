@@ -12,9 +12,10 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
+from tutti.frozen_config import FrozenConfig
 from tutti.training.backward.weightings import (
     CosineGate,
     StatefulWeighting,
@@ -25,11 +26,7 @@ from tutti.training.backward.weightings import (
 from tutti.types import UserError
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Aggregator(_Config):
+class _Aggregator(FrozenConfig):
     """A weighting of torchjd without a state; a subclass makes it."""
 
     @abstractmethod
@@ -133,7 +130,7 @@ class FairGradAggregatorConfig(_Aggregator):
         return _torchjd("FairGrad", alpha=self.alpha)
 
 
-class GradVacAggregatorConfig(_Config):
+class GradVacAggregatorConfig(FrozenConfig):
     """`gradvac` (2010.05874): as PCGrad, but towards a running mean of each pair's cosine instead of 0."""
 
     kind: Literal["gradvac"] = "gradvac"
@@ -144,7 +141,7 @@ class GradVacAggregatorConfig(_Config):
         return StatefulWeighting(_torchjd("GradVac", beta=self.decay), ("_phi_t",), keyed_by_precision=True)
 
 
-class PcdAggregatorConfig(_Config):
+class PcdAggregatorConfig(FrozenConfig):
     """`pcd` (2606.29521): the action gradient, moved as little as gives every other term the share `tau` of
     the progress that its own normalised gradient would give; then as long as the action gradient.
 
@@ -162,7 +159,7 @@ class PcdAggregatorConfig(_Config):
         return StatefulWeighting(module, ("_sq_norm_ema", "_n_steps"), keyed_by_precision=False)
 
 
-class CosineGateAggregatorConfig(_Config):
+class CosineGateAggregatorConfig(FrozenConfig):
     """`cosine_gate` (1812.02224): g_action + sum over the others of max(0, cos(g_action, g_i)) g_i."""
 
     kind: Literal["cosine_gate"] = "cosine_gate"

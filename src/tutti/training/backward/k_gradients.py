@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from tutti.frozen_config import FrozenConfig
 from tutti.training.backward.aggregators import AggregatorConfig, CosineGateAggregatorConfig
 from tutti.training.backward.gradient_mask import GradientMask
-from tutti.training.backward.one import Backward
+from tutti.training.backward.interface import Backward
 from tutti.training.backward.term_gradients import PRIMARY, Gradients, averaged_gradients, shared_numbers
 from tutti.training.backward.weightings import Weighting
 from tutti.training.rng import own_randomness
@@ -26,10 +27,8 @@ log = logging.getLogger("tutti.training")
 ALL = "all"
 
 
-class KGradientsConfig(BaseModel):
+class KGradientsConfig(FrozenConfig):
     """`kind: k_gradients`: one gradient for each term, and an aggregator that combines them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["k_gradients"] = "k_gradients"
     aggregator: AggregatorConfig = Field(

@@ -6,20 +6,19 @@ from collections.abc import Collection, Mapping
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
+from tutti.frozen_config import FrozenConfig
 from tutti.training.backward.gradient_mask import GradientMask
-from tutti.training.backward.one import Backward
+from tutti.training.backward.interface import Backward
 from tutti.training.backward.term_gradients import Gradients
 from tutti.types import LossTerms
 
 
-class MaskedBackwardConfig(BaseModel):
+class MaskedBackwardConfig(FrozenConfig):
     """`kind: masked`: `may_train: {recon: [vision, fusion]}` lets recon train these and its head."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["masked"] = "masked"
     may_train: dict[str, tuple[str, ...]] = Field(
@@ -31,7 +30,7 @@ class MaskedBackwardConfig(BaseModel):
         return MaskedBackward(self.may_train, parameters, terms)
 
 
-class KnowledgeInsulationConfig(BaseModel):
+class KnowledgeInsulationConfig(FrozenConfig):
     """`kind: knowledge_insulation`: action trains fusion and decoder, the encoders learn from the rest.
 
     `stop_gradient: [vision, language]` on the action term would not do it: it reads what the fusion has made
@@ -40,8 +39,6 @@ class KnowledgeInsulationConfig(BaseModel):
     Source: 2505.23705, which insulates a pre-trained backbone from a new action expert. Differs: there the
     expert alone is moved; here the fusion, which has no pre-training of its own, learns from the action too.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["knowledge_insulation"] = "knowledge_insulation"
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from tutti.training.metrics import describe_metric
+from tutti.frozen_config import FrozenConfig
+from tutti.training.metric_names import describe_metric
 
 
-class KeepBestConfig(BaseModel):
+class KeepBestConfig(FrozenConfig):
     """Mark the checkpoint with the best value of a validation metric, and never delete it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: str = Field(
         default="valid/total", description="Name of a validation metric, such as valid/action."
@@ -32,10 +31,8 @@ class KeepBestConfig(BaseModel):
         return metric
 
 
-class CheckpointsConfig(BaseModel):
+class CheckpointsConfig(FrozenConfig):
     """How often checkpoints are written, in which format, and which of them stay on the disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int = Field(default=200, ge=0, description="Steps between checkpoints; 0: only at the end.")
     format: Literal["whole", "sharded"] = Field(
@@ -71,15 +68,13 @@ class CheckpointsConfig(BaseModel):
             )
 
 
-class ForkConfig(BaseModel):
+class ForkConfig(FrozenConfig):
     """The checkpoint that a run starts from: weights, average, optimiser, data position and random states.
 
     Steps, samples and seconds count on from it, so `training.steps` includes those of the other run, which
     is only read. Schedule, steps, learning rates, lambdas, clipping and batch ramp are the new run's own.
     With the same settings it ends with the same bits as the other run without a break.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: str = Field(min_length=1, description="Folder of the other run, such as runs/a.")
     step: Annotated[int, Field(ge=1)] | Literal["latest"] = Field(

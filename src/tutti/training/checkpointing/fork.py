@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tutti.nested import changed_keys, indented
+from tutti.nested_dicts import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, checkpoints, folder_of, step_of
 from tutti.storage.layout import CONFIG, DATA_FILES
 from tutti.storage.reading import parse_json, parse_yaml

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from tutti.nested import changed_keys, indented
+from tutti.nested_dicts import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, versions
 from tutti.training.device import Machine
 from tutti.types import UserError

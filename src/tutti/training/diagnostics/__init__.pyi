@@ -2,12 +2,12 @@ from .first_batch import FirstBatch
 from .loss_spikes import SpikeDetector, SpikesConfig
 from .measures import effective_rank, gradient_measures
 from .noise_scale import NoiseScale
-from .observer import Diagnostics, DiagnosticsConfig
+from .observer import DiagnosticsConfig, DiagnosticsObserver
 from .reach import ReachTable
 
 __all__ = [
-    "Diagnostics",
     "DiagnosticsConfig",
+    "DiagnosticsObserver",
     "FirstBatch",
     "NoiseScale",
     "ReachTable",

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from tutti.frozen_config import FrozenConfig
 from tutti.training.optim.running_moments import RunningMoments
 
 
-class SpikesConfig(BaseModel):
+class SpikesConfig(FrozenConfig):
     """When a term counts as a spike, and how many of their batches are kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     z_threshold: float | Literal["off"] = Field(
         default=6.0,

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from tutti.distributed.ranks import current_ranks
 from tutti.distributed.sharded_tensors import gather
 from tutti.distributed.world import world
+from tutti.frozen_config import FrozenConfig
 from tutti.training.backward.term_gradients import Gradients, term_gradients
 from tutti.training.device import Machine
 from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig
@@ -39,10 +40,8 @@ log = logging.getLogger("tutti.training")
 SPIKES = "spikes"
 
 
-class DiagnosticsConfig(BaseModel):
+class DiagnosticsConfig(FrozenConfig):
     """How often a diagnostic step is made, on how much of the batch, and what counts as a loss spike."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     every: int = Field(
         default=50, ge=0, description="Updates between diagnostic steps; 0: none (spikes stay on)."
@@ -56,7 +55,7 @@ class DiagnosticsConfig(BaseModel):
     spikes: SpikesConfig = Field(default_factory=SpikesConfig, description="The search for loss spikes.")
 
 
-class Diagnostics(Observer):
+class DiagnosticsObserver(Observer):
     """Every `every` updates a diagnostic step: the gradient of each term, on the first windows of the batch.
 
     It has a forward pass, features and random numbers of its own, in training mode, at the weights that the

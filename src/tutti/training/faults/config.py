@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from tutti.frozen_config import FrozenConfig
 from tutti.training.optim.clipping import ZClipConfig
 
 
-class RollbackConfig(BaseModel):
+class RollbackConfig(FrozenConfig):
     """Where the total loss stays high, go back to an older checkpoint and skip the data read since.
 
     The total of an update is high if (total - mean) / deviation > `z_threshold`, with the exponential mean
@@ -18,8 +19,6 @@ class RollbackConfig(BaseModel):
     old, and goes on with the data that come next: what was read since is not read again (PaLM, 2204.02311,
     section 5.1). After `max_rollbacks` rollbacks the next divergence stops the run.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     z_threshold: float = Field(
         default=6.0, gt=0, description="Standard deviations above the mean at which a total loss is high."
@@ -42,10 +41,8 @@ class RollbackConfig(BaseModel):
         return self
 
 
-class GradientsConfig(BaseModel):
+class GradientsConfig(FrozenConfig):
     """How gradients are clipped, and what follows a non-finite value or a divergence."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     clip_norm: float | Literal["off"] = Field(
         default=1.0, description="Largest gradient norm; larger gradients are scaled down to it."

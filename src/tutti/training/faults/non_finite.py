@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter
 
 from tutti.distributed.ranks import ONE_RANK, shared_batch
 from tutti.distributed.sharded_tensors import gather
-from tutti.training.backward.one import Backward
+from tutti.training.backward.interface import Backward
 from tutti.training.device import Machine
 from tutti.training.faults.policy import FaultPolicy
 from tutti.training.faults.saved_steps import gather_batches, save_step

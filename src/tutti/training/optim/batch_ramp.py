@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tutti.frozen_config import FrozenConfig
 
 
-class Stage(BaseModel):
+class Stage(FrozenConfig):
     """A first stretch of the training with fewer micro-batches per update."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     until: float = Field(gt=0, lt=1, description="Share of the run at which the stage ends.")
     accumulation: int = Field(ge=1, description="Micro-batches per update until then.")
 
 
-class BatchRampConfig(BaseModel):
+class BatchRampConfig(FrozenConfig):
     """Stages of growing accumulation, before the run's own `training.accumulation` holds to the end.
 
     The loader's batch, and so the order of the data, stay as they are: update k consumes the next
@@ -34,8 +34,6 @@ class BatchRampConfig(BaseModel):
     Source: a growing batch in place of a falling learning rate, 1711.00489; the batch that a gradient is
     worth grows during training, 1812.06162 (`diag/noise_scale` tells).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stages: tuple[Stage, ...] = Field(description="In order; the batch grows from each to the next.")
     by: Literal["steps", "samples"] = Field(default="samples", description="What `until` is a share of.")

@@ -8,18 +8,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from tutti.distributed.sharded_tensors import clip_to, total_norm
+from tutti.frozen_config import FrozenConfig
 from tutti.training.optim.learning_rates import part_of
 from tutti.training.optim.running_moments import RunningMoments
 
 WHOLE = "all"
 
 
-class ZClipConfig(BaseModel):
+class ZClipConfig(FrozenConfig):
     """Clip what lies far above the gradient norm's own recent values (2504.02507).
 
     With mean m and deviation s of the norms so far, z = (|g| - m) / s and the threshold k:
@@ -33,8 +34,6 @@ class ZClipConfig(BaseModel):
 
     Differs from the authors' code: s counts as at least 0.1 % of m, so that equal norms are no division by 0.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     z_threshold: float = Field(
         default=2.5, gt=0, description="k: standard deviations above the mean from which on to clip."

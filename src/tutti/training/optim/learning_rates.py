@@ -7,9 +7,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
+from tutti.frozen_config import FrozenConfig
 from tutti.types import UserError
 
 DECODER = "action"
@@ -27,7 +28,7 @@ def part_of(name: str) -> str:
     return path[0] if root == "model" and len(path) > 1 else root
 
 
-class RatesConfig(BaseModel):
+class RatesConfig(FrozenConfig):
     """Factors on the base learning rate: factor(parameter) = rate of its part * decay of its layer.
 
     A part of L blocks with layer decay d (BEiT, 2106.08254):
@@ -39,8 +40,6 @@ class RatesConfig(BaseModel):
     A plain number holds for every part that has blocks, each by its own depth, except the action decoder; a
     mapping holds for the parts that it names. A strategy's factors multiply on top.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     learning_rates: dict[str, Rate] = Field(
         default={}, description="Factor on the learning rate of a part; a part not named learns at 1."

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parameter import Parameter
 
 from tutti.distributed.sharded_tensors import shard_like_parameters
-from tutti.models.sockets import ActionDecoder
+from tutti.models.interfaces import ActionDecoder
 from tutti.objectives.ownership import check_ownership
 from tutti.training.optim.learning_rates import RatesConfig, part_of
 from tutti.training.optim.muon import Muon

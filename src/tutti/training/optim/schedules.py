@@ -6,7 +6,9 @@ import math
 from abc import abstractmethod
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from tutti.frozen_config import FrozenConfig
 
 
 def warm_up_factor(step: int, warmup: int) -> float:
@@ -19,9 +21,7 @@ def _after_warm_up(step: int, warmup: int, steps: int) -> float:
     return min(1.0, (step - warmup) / max(1, steps - warmup))
 
 
-class _Schedule(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Schedule(FrozenConfig):
     warmup: int = Field(default=100, ge=0, description="Steps of linear warm-up.")
 
     @abstractmethod

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from tutti.distributed.world import launched_world_size
+from tutti.frozen_config import FrozenConfig
 from tutti.training.device import Machine
 from tutti.training.parallel.ddp import Computation, Ddp, Parallel, SingleProcess
 from tutti.training.parallel.fsdp import Fsdp
@@ -16,9 +17,7 @@ from tutti.types import UserError
 HOW = "torchrun --nproc-per-node N -m -- tutti train CONFIG"
 
 
-class _Parallel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _Parallel(FrozenConfig):
     @property
     @abstractmethod
     def count(self) -> int:

@@ -16,7 +16,7 @@ from tutti.distributed.ranks import mean_over_ranks
 from tutti.distributed.world import World, world
 from tutti.models.layers import blocks_of
 from tutti.objectives.objective import Objective
-from tutti.training.backward.one import Backward, OneBackward
+from tutti.training.backward.interface import Backward, OneBackward
 from tutti.training.parallel.compilation import compiled
 from tutti.types import Batch, Features, LossTerms, UserError
 

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parameter import Parameter
 
 from tutti.models.layers import blocks_of
-from tutti.training.backward.one import Backward, OneBackward
+from tutti.training.backward.interface import Backward, OneBackward
 from tutti.training.parallel.ddp import (
     Computation,
     LossModule,

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
 from tutti.objectives.term import TermValue
+from tutti.objectives.terms.kinds import TermConfig
 from tutti.objectives.terms.sigmoid import SigmoidConfig, SigmoidTerm
-from tutti.objectives.terms.union import TermConfig
 from tutti.types import Tokens
 
 SIX = torch.tensor([0, 1, 0, 2, 0, 1])

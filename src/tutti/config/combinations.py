@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from tutti.objectives.balancing.dwa import DwaBalancingConfig
 from tutti.objectives.balancing.famo import FamoBalancingConfig
 from tutti.objectives.balancing.gradient_share import PRIMARY, GradientShareBalancingConfig
-from tutti.objectives.balancing.union import BalancingConfig
+from tutti.objectives.balancing.kinds import BalancingConfig
+from tutti.objectives.terms.kinds import TermConfig
 from tutti.objectives.terms.recoverable_language import RecoverableLanguageConfig
-from tutti.objectives.terms.union import TermConfig
 from tutti.objectives.weight_schedule import Weight, schedule_of
 from tutti.training.backward.aggregators import DECIDES_ALONE
+from tutti.training.backward.interface import OneBackwardConfig
 from tutti.training.backward.k_gradients import KGradientsConfig
-from tutti.training.backward.one import OneBackwardConfig
-from tutti.training.backward.union import BackwardConfig
+from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.config import TrainingConfig
 from tutti.training.optim.learning_rates import unknown_parts
 from tutti.training.strategy import PARTS, Strategy, StrategyConfig

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
 from torch.nn.parameter import Parameter
 
+from tutti.frozen_config import FrozenConfig
 from tutti.training.backward.term_gradients import Gradients
 from tutti.types import LossTerms
 
@@ -58,10 +58,8 @@ class OneBackward(Backward):
             (terms.total / accumulation).backward()
 
 
-class OneBackwardConfig(BaseModel):
+class OneBackwardConfig(FrozenConfig):
     """`kind: one`: the plain sum."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["one"] = "one"
 

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Discriminator, Tag
 
 from tutti.plugin import CUSTOM, CustomConfig, tag_of
+from tutti.training.backward.interface import Backward, OneBackwardConfig
 from tutti.training.backward.k_gradients import KGradientsConfig
 from tutti.training.backward.masked import KnowledgeInsulationConfig, MaskedBackwardConfig
-from tutti.training.backward.one import Backward, OneBackwardConfig
 
 
 class CustomBackwardConfig(CustomConfig[Backward]):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from fixtures.term_batches import NO_MODEL, make_batch, make_loss, make_model
-from tutti.gripper import gripper_dimensions
+from tutti.gripper_dims import gripper_dimensions
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.objectives.terms.future_states import FutureStatesConfig, FutureStatesTerm
 from tutti.objectives.unified import ObjectiveConfig

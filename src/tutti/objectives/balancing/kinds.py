@@ -11,8 +11,8 @@ from pydantic import Discriminator, Tag
 
 from tutti.objectives.balancing.dwa import DwaBalancingConfig
 from tutti.objectives.balancing.famo import FamoBalancingConfig
-from tutti.objectives.balancing.fixed import Balancing, FixedBalancingConfig
 from tutti.objectives.balancing.gradient_share import GradientShareBalancingConfig
+from tutti.objectives.balancing.interface import Balancing, FixedBalancingConfig
 from tutti.objectives.balancing.random_weights import RandomWeightsBalancingConfig
 from tutti.objectives.balancing.uncertainty import UncertaintyBalancingConfig
 from tutti.plugin import CUSTOM, CustomConfig, tag_of

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import current_ranks, mean_over_ranks
+from tutti.frozen_config import FrozenConfig
 from tutti.objectives.hooks import UpdateHooks
 from tutti.objectives.weight_schedule import WeightSchedule
 
@@ -91,10 +91,8 @@ class FixedBalancing(Balancing):
         return dict.fromkeys(values, 1.0)
 
 
-class FixedBalancingConfig(BaseModel):
+class FixedBalancingConfig(FrozenConfig):
     """`kind: fixed`: no balancing method reliably beats tuned fixed lambdas (2201.04122, 2209.11379)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["fixed"] = "fixed"
 

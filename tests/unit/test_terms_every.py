@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fixtures.term_batches import make_batch, make_loss, make_model
 from tutti.models.vla import VLA
-from tutti.objectives.terms.union import TermConfig
+from tutti.objectives.terms.kinds import TermConfig
 from tutti.objectives.unified import DEFAULT_KINDS, ObjectiveConfig, UnifiedLoss
 from tutti.plugin import CUSTOM
-from tutti.training.metrics import METRICS, describe_metric
+from tutti.training.metric_names import METRICS, describe_metric
 from tutti.training.optim.ema import Ema
 from tutti.training.optim.optimizers import AdamWConfig
 from tutti.types import Batch
@@ -152,7 +152,7 @@ def test_its_metrics_are_scalars_with_a_line_of_their_own(kind: str) -> None:
     found = {**loss(features, batch, model).metrics, **loss.eval()(features, batch, model).metrics}
     assert all(value.ndim == 0 and not value.requires_grad for value in found.values())
     bare = [metric for metric in found if describe_metric(f"metric/{metric}") == METRICS["metric/*"]]
-    assert bare == [], f"training/metrics.py and docs/metrics.md need a line metric/*/... for {bare}"
+    assert bare == [], f"training/metric_names.py and docs/metrics.md need a line metric/*/... for {bare}"
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {CUSTOM}))
