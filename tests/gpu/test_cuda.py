@@ -175,7 +175,7 @@ def test_probes_open_loop_and_policy(squares: tuple[RunConfig, DataBundle]) -> N
     given: dict[str, Any] = {"groups": texts, "partners": {}, "actions_per_query": 2}
     judged: dict[str, Any] = {"groups": texts, "actions_per_query": 2}
     held_out = [data.validation[0]]
-    found, _ = run_probes(model, fresh, data, **given, most_held_out=6, most_training=8)
+    found, _ = run_probes(model, fresh, data, **given, max_held_out=6, max_training=8)
     opened = measure_open_loop(model, held_out, data.normalizer, data.tokenizer, texts, **judged)
     policy = Policy(model, data.normalizer, data.tokenizer, device="cuda")
     pictures = np.zeros((len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)

@@ -19,11 +19,19 @@ from tutti.data.bundle import DataBundle
 from tutti.data.checks.leak import state_leak
 from tutti.data.checks.ridge import PENALTIES, Ridge
 from tutti.data.samples import held_out, spread, training
-from tutti.evaluation.probes.baselines import MEAN, PREVIOUS, STATE, TASK
-from tutti.evaluation.probes.chunk_consistency import chunk_consistency
-from tutti.evaluation.probes.input_ablation import NO_STATE, NO_TEXT, NO_VISION, SWAP, ablate, input_changes
+from tutti.evaluation.probes.action_probes import (
+    NO_STATE,
+    NO_TEXT,
+    NO_VISION,
+    SWAP,
+    ChunkConsistency,
+    ablate,
+    chunk_consistency,
+)
 from tutti.evaluation.probes.occlusion import TILE, draw_maps, occlude, overlay
+from tutti.evaluation.probes.ridge_probes import MEAN, PREVIOUS, STATE_ALONE, TASK_ALONE
 from tutti.evaluation.probes.run import ProbeResult, run_probes
+from tutti.evaluation.probes.setup import ProbeSetup
 from tutti.evaluation.statistics.intervals import ratio_of_sums
 from tutti.models.vla import VLA
 from tutti.runs.build import build_data
@@ -98,6 +106,14 @@ def data(folder: Path, config: RunConfig) -> DataBundle:
     return build_data(config, folder)
 
 
+def setup(model: VLA, data: DataBundle, windows: int, executed: int = 2) -> ProbeSetup:
+    """For one probe, on so many held-out windows."""
+    held, texts = held_out(data, windows), data.windows.instructions
+    return ProbeSetup(
+        model=model, data=data, train=held, held=held, groups=texts, partners={}, executed=executed
+    )
+
+
 def probed(config: RunConfig, data: DataBundle, act: Any, **limits: int) -> ProbeResult:
     model = Scripted(config, data, act)
     texts = data.windows.instructions
@@ -156,10 +172,9 @@ def test_movement_is_in_units_of_the_error(config: RunConfig, data: DataBundle) 
     def act(_: DataBundle, o: Observation) -> Tensor:
         return 0.5 * (o.text == ids).all(1, keepdim=True).float().expand(-1, 3)
 
-    sample = held_out(data, 40)
-    model = Scripted(config, data, act)
-    texts = data.windows.instructions
-    found, _ = ablate(model, sample, input_changes(model, data.tokenizer, texts, texts, {}), executed=2)
+    given, texts = setup(Scripted(config, data, act), data, 40), data.windows.instructions
+    found, _ = ablate(given)
+    sample = given.held
     actions, mask = sample.actions(2)
     number = np.concatenate([b.instruction_id.numpy() for b in sample.batches()])
     own = 0.5 * (np.array(texts)[number] == world.TEXTS[0])[:, None, None]
@@ -192,7 +207,7 @@ def test_untrained_model_is_the_control_of_itself(listener: ProbeResult) -> None
 
 def test_baselines_are_regressions_on_other_episodes(listener: ProbeResult) -> None:
     errors = {row.name: row.error.value for row in listener.baselines}
-    for name in (TASK, STATE):
+    for name in (TASK_ALONE, STATE_ALONE):
         assert errors[name] == pytest.approx(errors[MEAN], rel=0.1), "without a target there is no direction"
     assert errors[PREVIOUS] < 0.6 * errors[MEAN], "a hand under way goes on"
     assert listener.ablations.error.value < 0.7 * min(errors.values())
@@ -236,47 +251,31 @@ def test_absolute_positions_are_predictable_but_no_leak(tmp_path: Path) -> None:
     assert leak.now > 0.98 and not leak.leaks
 
 
-def chunk_model(config: RunConfig, data: DataBundle, chunk: np.ndarray) -> VLA:
-    """Always predicts this chunk, given in data units."""
+def consistency(config: RunConfig, data: DataBundle, chunk: np.ndarray, executed: int) -> ChunkConsistency:
+    """Of a model that always predicts this chunk, given in data units."""
     normalised = torch.from_numpy(data.normalizer.apply_action(chunk, "dot")).float()
     model = Scripted(config, data, feels)
     model.predict = lambda observation: normalised.expand(len(observation.state), -1, -1)
-    return model
+    found = chunk_consistency(setup(model, data, 100, executed))
+    assert found is not None and found.chunk_disagreement is not None
+    return found
 
 
 def test_same_action_forever_never_jumps_and_never_turns(config: RunConfig, data: DataBundle) -> None:
-    found = chunk_consistency(
-        chunk_model(config, data, np.full((4, 3), 0.7)),
-        held_out(data, 100),
-        centre=data.normalizer.apply_action(np.zeros(3), "dot"),
-        executed=2,
-    )
-    assert found is not None and found.chunk_disagreement is not None
-    assert (found.chunk_disagreement.value, found.sign_flips.value) == (pytest.approx(0, abs=1e-6), 0)
+    found = consistency(config, data, np.full((4, 3), 0.7), 2)
+    assert found.chunk_disagreement is not None and found.sign_flips.value == 0
+    assert found.chunk_disagreement.value == pytest.approx(0, abs=1e-6)
 
 
 def test_alternating_actions_always_turn_and_jump_by_their_difference(
     config: RunConfig, data: DataBundle
 ) -> None:
     signs = np.array([1.0, -1.0, 1.0, -1.0])[:, None] * np.full(3, 0.8)
-    sample = held_out(data, 100)
-    found = chunk_consistency(
-        chunk_model(config, data, signs),
-        sample,
-        centre=data.normalizer.apply_action(np.zeros(3), "dot"),
-        executed=1,
-    )
-    assert found is not None and found.chunk_disagreement is not None
+    one, two = (consistency(config, data, signs, executed) for executed in (1, 2))
+    assert one.chunk_disagreement is not None and two.chunk_disagreement is not None
     # Replanning after one action: the old chunk says -0.8 where the new one says 0.8.
-    assert found.chunk_disagreement.value > 0
-    assert found.sign_flips.value == 0, "only first actions are executed, and they are all alike"
-    two = chunk_consistency(
-        chunk_model(config, data, signs),
-        sample,
-        centre=data.normalizer.apply_action(np.zeros(3), "dot"),
-        executed=2,
-    )
-    assert two is not None and two.chunk_disagreement is not None
+    assert one.chunk_disagreement.value > 0
+    assert one.sign_flips.value == 0, "only first actions are executed, and they are all alike"
     assert two.sign_flips.value == 1
     assert two.chunk_disagreement.value == pytest.approx(0, abs=1e-6), "in step again after two"
 
@@ -289,7 +288,7 @@ def test_patches_of_equal_pictures_do_not_matter(config: RunConfig, data: DataBu
     same = np.repeat(before[0].frames[:1], len(before[0].frames), axis=0)
     try:
         index.sources = (replace(before[0], frames=same),)
-        found, maps = occlude(model, held_out(data, 30), index.instructions, executed=2, frames=8)
+        found, maps = occlude(setup(model, data, 30), frames=8)
     finally:
         index.sources = before
     assert maps.pixels.max() == 0
@@ -314,13 +313,7 @@ def test_overlay_reddens_its_patch_alone() -> None:
 
 
 def test_occlusion_picture_is_a_png(config: RunConfig, data: DataBundle) -> None:
-    _, maps = occlude(
-        Scripted(config, data, feels),
-        held_out(data, 30),
-        data.windows.instructions,
-        executed=2,
-        frames=4,
-    )
+    _, maps = occlude(setup(Scripted(config, data, feels), data, 30), frames=4)
     assert draw_maps(maps).startswith(b"\x89PNG")
 
 

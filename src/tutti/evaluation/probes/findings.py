@@ -6,23 +6,32 @@ from collections.abc import Sequence
 from typing import Literal
 
 from tutti.data.checks.leak import Leak, leak_findings
-from tutti.evaluation.probes.baselines import STATE as STATE_ALONE
-from tutti.evaluation.probes.baselines import Baseline
-from tutti.evaluation.probes.chunk_consistency import DEAD_BAND, ChunkConsistency
-from tutti.evaluation.probes.input_ablation import (
+from tutti.evaluation.probes.action_probes import (
+    DEAD_BAND,
     NO_STATE,
     NO_TEXT,
     NO_VISION,
     SWAP,
+    ChunkConsistency,
     InputAblation,
     InputAblations,
 )
-from tutti.evaluation.probes.linear_probe import ACTION, READOUT, STATE, TASK, VISION, Probe
 from tutti.evaluation.probes.occlusion import Occlusion
+from tutti.evaluation.probes.ridge_probes import (
+    ACTION,
+    READOUT,
+    STATE,
+    STATE_ALONE,
+    TASK,
+    VISION,
+    Baseline,
+    Probe,
+)
 from tutti.evaluation.statistics.intervals import Estimate
 from tutti.findings import BASELINE_RATIO_MAX, INPUT_EFFECT_MIN, Finding, Severity
 
 Use = Literal["used", "ignored", "unresolved"]
+SEVERITY_OF_USE: dict[Use, Severity] = {"used": "ok", "ignored": "warning", "unresolved": "hint"}
 
 
 def findings(
@@ -31,18 +40,19 @@ def findings(
     baselines: Sequence[Baseline],
     leak: Leak,
     probes: Sequence[Probe],
-    chunks: ChunkConsistency | None,
+    chunk_consistency: ChunkConsistency | None,
     occlusion: Occlusion,
 ) -> tuple[Finding, ...]:
     """Every sentence, in the order of the table in docs/probes.md."""
+    of = {(probe.features, probe.target): probe for probe in probes}
     return (
-        _instruction(ablations, probes),
+        _instruction(ablations, of.get((VISION, TASK))),
         _images(ablations),
         _copying(ablations, baselines),
         *(leak_findings(leak) if leak.leaks else ()),
         *_beaten(baselines),
-        *_features(probes),
-        *([] if chunks is None else [_chunks(chunks)]),
+        *(_features(of[key]) for key in ((VISION, STATE), (VISION, ACTION), (READOUT, ACTION)) if key in of),
+        *([] if chunk_consistency is None else [_chunks(chunk_consistency)]),
         *_occlusion(occlusion),
     )
 
@@ -59,10 +69,18 @@ def _use(row: InputAblation) -> Use:
     return "used" if row.action_shift.above(INPUT_EFFECT_MIN) else "unresolved"
 
 
-SEVERITY_OF_USE: dict[Use, Severity] = {"used": "ok", "ignored": "warning", "unresolved": "hint"}
+def _by_use(what: str, row: InputAblation, moved: str, more: str = "", **endings: str) -> Finding:
+    """How far an input moves the actions, what follows, and what else there is to say."""
+    use = _use(row)
+    return Finding(
+        kind=f"{what}_{use}",
+        severity=SEVERITY_OF_USE[use],
+        sentence=f"{moved}: {endings[use]}{more}",
+        number=row.action_shift.value,
+    )
 
 
-def _instruction(ablations: InputAblations, probes: Sequence[Probe]) -> Finding:
+def _instruction(ablations: InputAblations, shown: Probe | None) -> Finding:
     swap, blank = ablations.find(SWAP), ablations.find(NO_TEXT)
     if swap is None:
         return Finding(
@@ -71,14 +89,10 @@ def _instruction(ablations: InputAblations, probes: Sequence[Probe]) -> Finding:
             sentence="The data has one task, so no other instruction can be swapped in: whether the model "
             "uses the instruction cannot be tested.",
         )
-    use = _use(swap)
-    moved = (
-        f"Another task's instruction moves the executed actions by {between(swap.action_shift)} times their "
-        "error"
-    )
+    moved = "Another task's instruction moves the executed actions by "
+    moved += f"{between(swap.action_shift)} times their error"
     if blank is not None:
         moved += f", no instruction by {between(blank.action_shift)} times"
-    shown = next((p for p in probes if (p.features, p.target) == (VISION, TASK)), None)
     scene = ""
     if shown is not None:
         scene = (
@@ -86,39 +100,30 @@ def _instruction(ablations: InputAblations, probes: Sequence[Probe]) -> Finding:
             "windows: the nearer to 100 %, the less these data need the text. Whether scenes overlap where "
             "the robot will act cannot be seen offline."
         )
-    endings: dict[Use, str] = {
-        "ignored": "this model ignores the instruction.",
-        "used": f"the text matters (the error grows by {between(swap.increase, 100, 0)} %).",
-        "unresolved": "too few episodes to say whether the text matters.",
-    }
-    return Finding(
-        kind=f"instruction_{use}",
-        severity=SEVERITY_OF_USE[use],
-        sentence=f"{moved}: {endings[use]}{scene}",
-        number=swap.action_shift.value,
+    return _by_use(
+        "instruction",
+        swap,
+        moved,
+        ignored="this model ignores the instruction.",
+        used=f"the text matters (the error grows by {between(swap.increase, 100, 0)} %).",
+        unresolved="too few episodes to say whether the text matters.",
+        more=scene,
     )
 
 
 def _images(ablations: InputAblations) -> Finding:
     row = ablations.find(NO_VISION)
     assert row is not None
-    use = _use(row)
-    moved = (
-        f"Without the images the executed actions move by {between(row.action_shift)} times their error, and "
-        f"the error changes by {between(row.increase, 100, 0)} %"
-    )
-    endings: dict[Use, str] = {
-        "ignored": "this model ignores the images.",
-        "used": "the images matter.",
-        "unresolved": "too few episodes to say whether they matter.",
-    }
     unused = [view.name for view in ablations.rows if view.name.endswith(" view") and _use(view) == "ignored"]
-    more = f" Taking away one view changes next to nothing: {', '.join(unused)}." if unused else ""
-    return Finding(
-        kind=f"images_{use}",
-        severity=SEVERITY_OF_USE[use],
-        sentence=f"{moved}: {endings[use]}{more}",
-        number=row.action_shift.value,
+    return _by_use(
+        "images",
+        row,
+        f"Without the images the executed actions move by {between(row.action_shift)} times their error, and "
+        f"the error changes by {between(row.increase, 100, 0)} %",
+        ignored="this model ignores the images.",
+        used="the images matter.",
+        unresolved="too few episodes to say whether they matter.",
+        more=f" Taking away one view changes next to nothing: {', '.join(unused)}." if unused else "",
     )
 
 
@@ -174,20 +179,14 @@ def _beaten(baselines: Sequence[Baseline]) -> list[Finding]:
     ]
 
 
-def _features(probes: Sequence[Probe]) -> list[Finding]:
-    findings: list[Finding] = []
-    for features, target in ((VISION, STATE), (VISION, ACTION), (READOUT, ACTION)):
-        row = next((p for p in probes if (p.features, p.target) == (features, target)), None)
-        if row is None:
-            continue
-        gained = row.trained.interval is not None and row.trained.interval.low > max(0.0, row.untrained.value)
-        verb = "tells" if gained else "is not shown to tell more of"
-        text = (
-            f"A linear map from the {features} features {verb} the {target}: R2 {between(row.trained)}, from "
-            f"an untrained model's {between(row.untrained)}."
-        )
-        findings.append(Finding(kind="features", severity="hint", sentence=text, number=row.trained.value))
-    return findings
+def _features(row: Probe) -> Finding:
+    gained = row.trained.interval is not None and row.trained.interval.low > max(0.0, row.untrained.value)
+    verb = "tells" if gained else "is not shown to tell more of"
+    text = (
+        f"A linear map from the {row.features} features {verb} the {row.target}: R2 {between(row.trained)}, "
+        f"from an untrained model's {between(row.untrained)}."
+    )
+    return Finding(kind="features", severity="hint", sentence=text, number=row.trained.value)
 
 
 def _chunks(chunks: ChunkConsistency) -> Finding:

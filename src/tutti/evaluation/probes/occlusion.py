@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil, isqrt
 
@@ -19,9 +19,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tutti.data.samples import Sample, spread
-from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
+from tutti.evaluation.probes.setup import ProbeSetup, joined
+from tutti.evaluation.statistics.intervals import Estimate
 from tutti.models.vla import VLA
-from tutti.types import Batch, Tokens
+from tutti.types import Batch, Observation, Tokens
 
 FRAMES = 64
 TOP = 0.1
@@ -77,42 +78,30 @@ class Maps:
     captions: tuple[str, ...]
 
 
-def occlude(
-    model: VLA,
-    sample: Sample,
-    texts: Sequence[str],
-    *,
-    executed: int,
-    frames: int = FRAMES,
-    seed: int = 0,
-) -> tuple[Occlusion, Maps]:
-    """Removes every patch of `frames` windows of `sample`, evenly spread, one at a time."""
-    chosen = spread(sample.index, sample.rows, frames)
-    parts, captions = [], []
-    for batch in chosen.batches():
-        parts.append(batch.observation.images.numpy())
-        captions += [texts[number] for number in batch.instruction_id.tolist()]
-    images = np.concatenate(parts)
+def occlude(setup: ProbeSetup, frames: int = FRAMES) -> tuple[Occlusion, Maps]:
+    """Removes every patch of `frames` held-out windows, evenly spread, one at a time."""
+    model, texts = setup.model, setup.data.windows.instructions
+    chosen = spread(setup.held.index, setup.held.rows, frames)
+    images = np.concatenate([batch.observation.images.numpy() for batch in chosen.batches()])
     average = torch.from_numpy(images.mean(0).round().astype(np.uint8))
-    pixels = [_by_pixels(model, batch, executed, average) for batch in chosen.batches()]
-    tokens = [_by_tokens(model, batch, executed) for batch in chosen.batches()]
+
+    def measure(batch: Batch) -> dict[str, np.ndarray]:
+        return {
+            "pixels": _moved(_without_pixels(model, batch.observation, average), batch, setup.executed),
+            "tokens": _moved(_without_tokens(model, batch.observation), batch, setup.executed),
+            "text": np.array([texts[number] for number in batch.instruction_id.tolist()]),
+        }
+
+    table = joined(map(measure, chosen.batches()))
     maps = Maps(
-        images=images,
-        pixels=np.concatenate(pixels),
-        tokens=np.concatenate(tokens),
-        captions=tuple(captions),
+        images=images, pixels=table["pixels"], tokens=table["tokens"], captions=tuple(table["text"].tolist())
     )
-    return Occlusion(
-        frames=len(images),
-        pixels=_summary(maps.pixels, chosen.episode, model.spec.views, seed),
-        tokens=_summary(maps.tokens, chosen.episode, model.spec.views, seed),
-    ), maps
+    pixels, tokens = (_summary(setup, table[how], chosen) for how in ("pixels", "tokens"))
+    return Occlusion(frames=len(images), pixels=pixels, tokens=tokens), maps
 
 
-def _summary(
-    sensitivity: Float64[np.ndarray, "f p"], episode: np.ndarray, views: Sequence[str], seed: int
-) -> Sensitivity:
-    patches = sensitivity.shape[1]
+def _summary(setup: ProbeSetup, sensitivity: Float64[np.ndarray, "f p"], chosen: Sample) -> Sensitivity:
+    patches, views = sensitivity.shape[1], setup.model.spec.views
     top = max(1, ceil(TOP * patches))
     best, total = np.sort(sensitivity, axis=1)[:, -top:].sum(1), sensitivity.sum(1)
     by_view = sensitivity.reshape(len(sensitivity), len(views), -1).sum((0, 2))
@@ -120,74 +109,57 @@ def _summary(
     return Sensitivity(
         patches=patches,
         top_patches=top,
-        top_share=ratio_of_sums(best, total, episode, seed=seed),
+        top_share=setup.ratio(best, total, chosen),
         views=tuple((view, float(share) / whole) for view, share in zip(views, by_view, strict=True)),
     )
 
 
-def _by_pixels(
-    model: VLA, batch: Batch, executed: int, average: UInt8[Tensor, "v 3 h w"]
-) -> Float64[np.ndarray, "b p"]:
-    """s_p with the patch's pixels replaced by `average`; patches as the tokens lie, or COARSE x COARSE."""
-    tokens = model.vision.tokens_per_view
-    side = isqrt(tokens) if isqrt(tokens) ** 2 == tokens else COARSE
-    edges = np.linspace(0, model.spec.image_size, side + 1).round().astype(int).tolist()
-    observation = batch.observation
-    columns: list[Callable[[], Tensor]] = []
-
-    def without(view: int, row: int, column: int) -> Tensor:
-        images = observation.images.clone()
-        cell = (slice(edges[row], edges[row + 1]), slice(edges[column], edges[column + 1]))
-        images[(slice(None), view, slice(None), *cell)] = average[(view, slice(None), *cell)]
-        return _predict(model, replace(batch, observation=replace(observation, images=images)))
-
-    for place in np.ndindex(observation.images.shape[1], side, side):
-        columns.append(lambda place=place: without(*place))
-    return _moved(_predict(model, batch), columns, batch, executed)
-
-
-def _by_tokens(model: VLA, batch: Batch, executed: int) -> Float64[np.ndarray, "b n"]:
-    """s_p with the patch's token removed by the mask, behind the vision encoder."""
-    vision, language, state = _encode(model, batch)
-
-    def without(token: int) -> Tensor:
-        mask = vision.mask.clone()
-        mask[:, token] = False
-        return _act(model, replace(vision, mask=mask), language, state)
-
-    columns = [lambda token=token: without(token) for token in range(vision.mask.shape[1])]
-    return _moved(_act(model, vision, language, state), columns, batch, executed)
-
-
-def _moved(
-    unchanged: Float[Tensor, "b t a"],
-    others: Sequence[Callable[[], Tensor]],
-    batch: Batch,
-    executed: int,
-) -> Float64[np.ndarray, "b p"]:
-    """The masked mean distance of each of `others` from `unchanged` over the executed part."""
-    mask = batch.action_mask[:, :executed]
+def _moved(predicted: Iterator[Tensor], batch: Batch, executed: int) -> Float64[np.ndarray, "b p"]:
+    """The masked mean distance of each later prediction from the first over the executed part."""
+    mask, unchanged = batch.action_mask[:, :executed], next(predicted)
     count = mask.sum((1, 2)).clamp(min=1)
     columns = [
-        torch.where(mask, (other() - unchanged)[:, :executed].abs(), 0.0).sum((1, 2)) / count
-        for other in others
+        torch.where(mask, (other - unchanged)[:, :executed].abs(), 0.0).sum((1, 2)) / count
+        for other in predicted
     ]
     return torch.stack(columns, dim=1).double().numpy()
 
 
+def _without_pixels(
+    model: VLA, observation: Observation, average: UInt8[Tensor, "v 3 h w"]
+) -> Iterator[Float[Tensor, "b t a"]]:
+    """The prediction, then that with the pixels of each patch replaced by `average`; patches as the tokens
+    lie, or COARSE x COARSE."""
+    tokens = model.vision.tokens_per_view
+    side = isqrt(tokens) if isqrt(tokens) ** 2 == tokens else COARSE
+    edges = np.linspace(0, model.spec.image_size, side + 1).round().astype(int).tolist()
+    yield _act(model, *_encode(model, observation))
+    for view, row, column in np.ndindex(observation.images.shape[1], side, side):
+        images = observation.images.clone()
+        rows, columns = slice(*edges[row : row + 2]), slice(*edges[column : column + 2])
+        images[:, view, :, rows, columns] = average[view, :, rows, columns]
+        yield _act(model, *_encode(model, replace(observation, images=images)))
+
+
+def _without_tokens(model: VLA, observation: Observation) -> Iterator[Float[Tensor, "b t a"]]:
+    """The prediction, then that with each token removed by the mask, behind the vision encoder."""
+    vision, language, state = _encode(model, observation)
+    yield _act(model, vision, language, state)
+    for token in range(vision.mask.shape[1]):
+        mask = vision.mask.clone()
+        mask[:, token] = False
+        yield _act(model, replace(vision, mask=mask), language, state)
+
+
 @torch.no_grad()
-def _encode(model: VLA, batch: Batch) -> tuple[Tokens, Tokens, Float[Tensor, "b s"]]:
-    observation = batch.observation.to(next(model.parameters()).device)
+def _encode(model: VLA, observation: Observation) -> tuple[Tokens, Tokens, Float[Tensor, "b s"]]:
+    observation = observation.to(next(model.parameters()).device)
     return *model.encode(observation), observation.state
 
 
 @torch.no_grad()
 def _act(model: VLA, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]) -> Float[Tensor, "b t a"]:
     return model.action.predict(model.fuse(vision, language, state)).float().cpu()
-
-
-def _predict(model: VLA, batch: Batch) -> Float[Tensor, "b t a"]:
-    return _act(model, *_encode(model, batch))
 
 
 def draw_maps(maps: Maps, frames: int = SHOWN_FRAMES) -> bytes:
@@ -203,24 +175,19 @@ def draw_maps(maps: Maps, frames: int = SHOWN_FRAMES) -> bytes:
     brush = ImageDraw.Draw(sheet)
     brush.multiline_text((2, 2), TITLE, fill="black", spacing=0)
     for place, row in enumerate(rows.tolist()):
-        left, top = (place % columns) * (width + 2 * GAP), head + (place // columns) * height
-        for half, heat in enumerate((maps.pixels[row], maps.tokens[row])):
-            strip = _strip(maps.images[row], heat)
-            sheet.paste(strip, (left + half * (strip.width + GAP), top))
+        left = corner = (place % columns) * (width + 2 * GAP)
+        top = head + (place // columns) * height
+        for heat in (maps.pixels[row], maps.tokens[row]):
+            strength = (heat / max(float(heat.max()), TINY)).reshape(len(maps.images[row]), -1)
+            for image, part in zip(maps.images[row], strength, strict=True):
+                sheet.paste(overlay(image, part), (left, top))
+                left += TILE
+            left += GAP
         caption = textwrap.wrap(maps.captions[row], max(8, width // 6))[:2]
-        brush.multiline_text((left + 2, top + TILE), "\n".join(caption), fill="black", spacing=0)
+        brush.multiline_text((corner + 2, top + TILE), "\n".join(caption), fill="black", spacing=0)
     png = io.BytesIO()
     sheet.save(png, format="PNG")
     return png.getvalue()
-
-
-def _strip(images: UInt8[np.ndarray, "v 3 h w"], heat: Float64[np.ndarray, " p"]) -> Image.Image:
-    """The views of one frame side by side."""
-    strength = (heat / max(float(heat.max()), TINY)).reshape(len(images), -1)
-    strip = Image.new("RGB", (len(images) * TILE, TILE))
-    for number, (image, part) in enumerate(zip(images, strength, strict=True)):
-        strip.paste(overlay(image, part), (number * TILE, 0))
-    return strip
 
 
 def overlay(image: UInt8[np.ndarray, "3 h w"], strength: Float64[np.ndarray, " p"]) -> Image.Image:

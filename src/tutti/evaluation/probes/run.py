@@ -1,12 +1,12 @@
 """Probes of a checkpoint on held-out episodes, without a simulator: which inputs does the policy use?
 
-| probe | file | question |
+| probe | function | question |
 |---|---|---|
-| input ablation | input_ablation.py | how far the actions depend on the text, each view, the state |
-| baselines | baselines.py | whether a regression from one input alone does as well |
-| linear probes | linear_probe.py | what training put into the features |
-| chunk consistency | chunk_consistency.py | whether successive chunks agree |
-| occlusion | occlusion.py | which image patches move the action |
+| input ablation | `ablate` | how far the actions depend on the text, each view, the state |
+| baselines | `baselines` | whether a regression from one input alone does as well |
+| linear probes | `linear_probes` | what training put into the features |
+| chunk consistency | `chunk_consistency` | whether successive chunks agree |
+| occlusion | `occlude` | which image patches move the action |
 
 They find a model that is broken in a way that the loss does not show. They do not replace rollouts.
 """
@@ -17,18 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float64
-
 from tutti.data.bundle import DataBundle
 from tutti.data.checks.leak import Leak, state_leak
 from tutti.data.samples import held_out, training
-from tutti.evaluation.probes.baselines import Baseline, baselines
-from tutti.evaluation.probes.chunk_consistency import ChunkConsistency, chunk_consistency
+from tutti.evaluation.probes.action_probes import ChunkConsistency, InputAblations, ablate, chunk_consistency
 from tutti.evaluation.probes.findings import findings
-from tutti.evaluation.probes.input_ablation import InputAblations, ablate, input_changes
-from tutti.evaluation.probes.linear_probe import Probe, linear_probes
 from tutti.evaluation.probes.occlusion import Maps, Occlusion, occlude
+from tutti.evaluation.probes.ridge_probes import Baseline, Probe, baselines, linear_probes
+from tutti.evaluation.probes.setup import ProbeSetup
 from tutti.findings import Finding
 from tutti.models.vla import VLA
 
@@ -75,7 +71,7 @@ def run_probes(
     max_held_out: int = HELD_OUT,
     max_training: int = TRAINING,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[ProbeResult, Maps]:
     """All probes of `model` on `data`, and the occlusion maps to draw.
 
@@ -85,56 +81,52 @@ def run_probes(
 
     Raises: UserError if no episode is held out.
     """
-    held, train = held_out(data, max_held_out), training(data, max_training)
-    texts, steps = data.windows.instructions, min(actions_per_query, model.spec.horizon)
+    setup = ProbeSetup(
+        model=model,
+        data=data,
+        train=training(data, max_training),
+        held=held_out(data, max_held_out),
+        groups=groups,
+        partners=partners,
+        executed=min(actions_per_query, model.spec.horizon),
+        seed=seed,
+    )
     modes = model.training, untrained.training
     model.eval()
     untrained.eval()
-
-    def done(part: int) -> None:
-        if progress is not None:
-            progress(part, PARTS)
-
     try:
-        changes = input_changes(model, data.tokenizer, texts, groups, partners)
-        ablations, errors = ablate(model, held, changes, executed=steps, seed=seed)
-        done(1)
-        alone = baselines(train, held, errors, groups=groups, executed=steps, seed=seed)
-        leak = state_leak(train, held)
-        done(2)
-        linear = linear_probes(model, untrained, train, held, groups=groups, seed=seed)
-        done(3)
-        chunks = chunk_consistency(model, held, centre=_centre(data), executed=steps, seed=seed)
-        done(4)
-        patches, maps = occlude(model, held, texts, executed=steps, seed=seed)
-        done(5)
+        ablations, own = ablate(setup)
+        progress(1, PARTS)
+        regressions = baselines(setup, own["error"], own["count"])
+        leak = state_leak(setup.train, setup.held)
+        progress(2, PARTS)
+        linear = linear_probes(setup, untrained)
+        progress(3, PARTS)
+        chunks = chunk_consistency(setup)
+        progress(4, PARTS)
+        patches, maps = occlude(setup)
+        progress(5, PARTS)
     finally:
         model.train(modes[0])
         untrained.train(modes[1])
     return ProbeResult(
-        windows=len(held),
-        episodes=held.num_episodes,
-        training_windows=len(train),
-        executed=steps,
+        windows=len(setup.held),
+        episodes=setup.held.num_episodes,
+        training_windows=len(setup.train),
+        executed=setup.executed,
         seed=seed,
         ablations=ablations,
-        baselines=alone,
+        baselines=regressions,
         leak=leak,
         probes=linear,
         chunk_consistency=chunks,
         occlusion=patches,
         findings=findings(
             ablations=ablations,
-            baselines=alone,
+            baselines=regressions,
             leak=leak,
             probes=linear,
-            chunks=chunks,
+            chunk_consistency=chunks,
             occlusion=patches,
         ),
     ), maps
-
-
-def _centre(data: DataBundle) -> Float64[np.ndarray, " a"]:
-    """A command of 0 in normalised units."""
-    embodiment = data.spec.embodiments[0]
-    return data.normalizer.apply_action(np.zeros(data.spec.action_dim), embodiment)

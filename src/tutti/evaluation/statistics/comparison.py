@@ -16,10 +16,13 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from tutti.evaluation.statistics.intervals import (
+    CONFIDENCE,
     DRAWS,
     OVER_BOTH,
+    POWER,
     Difference,
     Interval,
+    Z,
     discordant,
     mcnemar,
     paired_episodes_needed,
@@ -95,9 +98,7 @@ def compare_arms(base: Arm, other: Arm, draws: int = DRAWS) -> Comparison:
     )
 
 
-def paired_difference(
-    base: Arm, other: Arm, confidence: float = 0.95, draws: int = DRAWS, seed: int = 0
-) -> Difference:
+def paired_difference(base: Arm, other: Arm, draws: int = DRAWS) -> Difference:
     """Difference of the task means (other - base), percentile interval of a bootstrap over seeds and starts.
 
     `resampled_means` of the start-wise differences, so both arms are drawn together. Resampling three seeds
@@ -107,7 +108,7 @@ def paired_difference(
     """
     deltas = _deltas(base, other)
     tables = [np.stack(task) for task in zip(*deltas, strict=True)]
-    interval = percentiles(resampled_means(tables, draws, seed), confidence, f"paired {OVER_BOTH}")
+    interval = percentiles(resampled_means(tables, draws), f"paired {OVER_BOTH}")
     return Difference(value=float(np.mean([table.mean() for table in tables])), interval=interval)
 
 
@@ -155,7 +156,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def needed(base: Arm, other: Arm, power: float = 0.8, confidence: float = 0.95) -> Needed:
+def needed(base: Arm, other: Arm) -> Needed:
     """What it would take to see the difference that was seen, if it is the true one.
 
     `starts` by Miettinen's formula from the observed difference and the share of discordant starts (mean of
@@ -169,18 +170,17 @@ def needed(base: Arm, other: Arm, power: float = 0.8, confidence: float = 0.95) 
     share = float(np.mean([[np.abs(delta).mean() for delta in tasks] for tasks in tables]))
     starts = None
     if difference != 0:
-        starts = paired_episodes_needed(difference, max(share, abs(difference)), power, confidence)
+        starts = paired_episodes_needed(difference, max(share, abs(difference)))
     if len(values) < 2:
         return Needed(starts=starts, seeds=None, seeds_dominate=None)
-    within = [_variance_of_starts(tasks) for tasks in tables]
     dominate = None
-    if all(variance is not None for variance in within):
-        of_starts = float(np.mean([variance for variance in within if variance is not None]))
+    if all(len(delta) > 1 for delta in tables[0]):
+        of_starts = float(np.mean([_variance_of_starts(tasks) for tasks in tables]))
         dominate = float(np.var(values, ddof=1)) > 2 * of_starts
-    return Needed(starts=starts, seeds=seeds_needed(values, power, confidence), seeds_dominate=dominate)
+    return Needed(starts=starts, seeds=seeds_needed(values), seeds_dominate=dominate)
 
 
-def seeds_needed(differences: Sequence[float], power: float = 0.8, confidence: float = 0.95) -> int | None:
+def seeds_needed(differences: Sequence[float]) -> int | None:
     """Training seeds for a t-test to find the mean of these differences, given their standard deviation.
 
     The smallest n whose power under the noncentral t with shift mean/sd * sqrt(n) reaches `power`: mean =
@@ -194,17 +194,17 @@ def seeds_needed(differences: Sequence[float], power: float = 0.8, confidence: f
     if deviation == 0:
         return 2
     effect = mean / deviation
-    rough = (stats.norm.ppf(0.5 + confidence / 2) + stats.norm.ppf(power)) / effect
+    rough = (Z + stats.norm.ppf(POWER)) / effect
     if rough**2 > MAX_SEEDS:
         return None
     count = max(2, math.floor(rough**2))  # the normal approximation: never above what the t-test needs
-    while _t_power(effect, count, confidence) < power:
+    while _t_power(effect, count) < POWER:
         count += 1
     return count
 
 
-def _t_power(effect: float, count: int, confidence: float) -> float:
-    critical = stats.t.ppf(0.5 + confidence / 2, count - 1)
+def _t_power(effect: float, count: int) -> float:
+    critical = stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)
     shift = effect * math.sqrt(count)
     upper = stats.nct.sf(critical, count - 1, shift)
     lower = stats.nct.cdf(-critical, count - 1, shift)
@@ -214,26 +214,20 @@ def _t_power(effect: float, count: int, confidence: float) -> float:
 
 def _deltas(base: Arm, other: Arm) -> list[list[np.ndarray]]:
     """[seed][task] -> other - base of each start."""
-    if len(base) != len(other) or any(len(a) != len(b) for a, b in zip(base, other, strict=False)):
-        raise ValueError("paired arms need the same training seeds, each with the same tasks")
-    deltas = [
-        [_difference(before, after) for before, after in zip(a, b, strict=True)]
-        for a, b in zip(base, other, strict=True)
+    shapes, others = ([[np.shape(task) for task in tasks] for tasks in arm] for arm in (base, other))
+    sizes = {shape for tasks in shapes for shape in tasks}
+    same = shapes == others and all(tasks == shapes[0] for tasks in shapes)
+    if not sizes or not same or any(len(size) != 1 or size[0] == 0 for size in sizes):
+        raise ValueError("paired arms need the same training seeds, each with the same tasks and starts")
+    return [
+        [
+            np.asarray(after, np.float64) - np.asarray(before, np.float64)
+            for before, after in zip(*tasks, strict=True)
+        ]
+        for tasks in zip(base, other, strict=True)
     ]
-    if not deltas or not deltas[0] or len({tuple(len(delta) for delta in tasks) for tasks in deltas}) != 1:
-        raise ValueError("paired arms need at least one training seed, each with the same tasks and starts")
-    return deltas
 
 
-def _difference(before: ArrayLike, after: ArrayLike) -> np.ndarray:
-    one, two = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    if one.shape != two.shape or one.ndim != 1 or len(one) == 0:
-        raise ValueError(f"paired arms need the same starts, not {one.shape} and {two.shape} of them")
-    return two - one
-
-
-def _variance_of_starts(tasks: Sequence[np.ndarray]) -> float | None:
-    """Variance of a seed's task-mean difference that the choice of starts explains; None with one start."""
-    if any(len(delta) < 2 for delta in tasks):
-        return None
+def _variance_of_starts(tasks: Sequence[np.ndarray]) -> float:
+    """Variance of a seed's task-mean difference that the choice of starts explains."""
     return float(sum(delta.var(ddof=1) / len(delta) for delta in tasks) / len(tasks) ** 2)

@@ -1,7 +1,7 @@
 """Confidence intervals and tests for success rates and paired scores.
 
-Every rate is a fraction in [0, 1]. Every interval is two-sided. Everything that draws random numbers is a
-function of its `seed`. A number to remember: 10 of 10 is 72-100 % (Wilson).
+Every rate is a fraction in [0, 1]. Every interval is two-sided, at 95 %. The same arguments give the same
+random draws. A number to remember: 10 of 10 is 72-100 % (Wilson).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from scipy import stats
 
 TASK_MEAN = "Price and Bonett, tasks fixed"
 OVER_BOTH = "bootstrap over training seeds and starts, tasks fixed"
+CONFIDENCE, POWER = 0.95, 0.8
+Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
 DRAWS = 10_000  # bootstrap resamples; the Monte Carlo error of a 95 % bound is then about 1 % of its width
 
 
@@ -71,34 +73,26 @@ class Estimate:
         return self.interval is not None and self.interval.low > bound
 
 
-def _z(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is a fraction between 0 and 1 (such as 0.95), not {confidence}")
-    return float(stats.norm.ppf(0.5 + confidence / 2))
-
-
 def _check(k: int, n: int) -> None:
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"k successes of n rollouts needs n >= 1 and 0 <= k <= n, not k = {k}, n = {n}")
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(k: int, n: int) -> Interval:
     """Wilson's score interval of a rate: ((k + z^2/2) +- z sqrt(k (n - k)/n + z^2/4)) / (n + z^2).
 
     Source: E. B. Wilson, JASA 22 (1927). Mean coverage is close to nominal at small n, also near 0 and 1.
     """
     _check(k, n)
-    z = _z(confidence)
-    centre = k + z * z / 2
-    spread = z * math.sqrt(k * (n - k) / n + z * z / 4)
-    low, high = (centre - spread) / (n + z * z), (centre + spread) / (n + z * z)
-    # At k = 0 and k = n the bound is exactly 0 or 1; rounding must not leave 1e-17.
-    return Interval(low=0.0 if k == 0 else low, high=1.0 if k == n else high, rule="Wilson")
+    found = stats.binomtest(k, n).proportion_ci(CONFIDENCE, "wilson")
+    return Interval(low=float(found.low), high=float(found.high), rule="Wilson")
 
 
 def discordant(first: ArrayLike, second: ArrayLike) -> tuple[int, int]:
     """(b, c) of two arms on the same starts: b only the first succeeded, c only the second."""
-    one, two = _paired(first, second)
+    one, two = _bits(first), _bits(second)
+    if len(one) != len(two):
+        raise ValueError(f"paired arms need the same starts, not {len(one)} and {len(two)} of them")
     return int((one & ~two).sum()), int((~one & two).sum())
 
 
@@ -112,7 +106,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> float:
     return 1.0 if b + c == 0 else float(stats.binomtest(b, b + c, 0.5).pvalue)
 
 
-def paired_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Interval:
+def paired_interval(first: ArrayLike, second: ArrayLike) -> Interval:
     """Interval of the difference of two rates, second - first, on the same n starts.
 
     With b and c as in `discordant`, p = (c + 1)/(n + 2), q = (b + 1)/(n + 2): p - q +- z sqrt((p + q -
@@ -120,18 +114,13 @@ def paired_interval(first: ArrayLike, second: ArrayLike, confidence: float = 0.9
     confidence interval for a difference of binomial proportions based on paired data (JEBS 37 (2012)).
     """
     b, c = discordant(first, second)
-    n = len(_bits(first)) + 2
+    n = len(np.asarray(first)) + 2
     p, q = (c + 1) / n, (b + 1) / n
-    half = _z(confidence) * math.sqrt((p + q - (p - q) ** 2) / n)
+    half = Z * math.sqrt((p + q - (p - q) ** 2) / n)
     return Interval(low=max(-1.0, p - q - half), high=min(1.0, p - q + half), rule="Bonett and Price, paired")
 
 
-def seeds_and_starts(
-    successes: Sequence[Sequence[ArrayLike]],
-    confidence: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Interval:
+def seeds_and_starts(successes: Sequence[Sequence[ArrayLike]], draws: int = DRAWS) -> Interval:
     """Interval of the task mean; `successes[training seed][task]` holds one 0/1 per start, the starts being
     the same for every seed. Tasks stay fixed: the claim is about these tasks.
 
@@ -145,12 +134,12 @@ def seeds_and_starts(
         raise ValueError("successes needs at least one training seed, each with the same tasks and starts")
     tables = [np.stack([_bits(task) for task in each]) for each in zip(*successes, strict=True)]
     if len(successes) == 1:
-        return mean_of_rates([(int(table.sum()), table.size) for table in tables], confidence)
-    return percentiles(resampled_means(tables, draws, seed), confidence, OVER_BOTH)
+        return mean_of_rates([(int(table.sum()), table.size) for table in tables])
+    return percentiles(resampled_means(tables, draws), OVER_BOTH)
 
 
 def resampled_means(
-    tables: Sequence[NDArray[np.float64] | NDArray[np.bool_]], draws: int = DRAWS, seed: int = 0
+    tables: Sequence[NDArray[np.float64] | NDArray[np.bool_]], draws: int = DRAWS
 ) -> NDArray[np.float64]:
     """The task mean in each bootstrap draw; each task's table is [training seed, start], tasks are fixed.
 
@@ -161,7 +150,7 @@ def resampled_means(
 
     Source: Owen, The Pigeonhole Bootstrap (Annals of Applied Statistics 1 (2007)).
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     count = len(tables[0])
     of_seeds = generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
     total = np.zeros(draws)
@@ -172,15 +161,7 @@ def resampled_means(
     return total / len(tables)
 
 
-def ratio_of_sums(
-    top: ArrayLike,
-    bottom: ArrayLike,
-    clusters: ArrayLike,
-    *,
-    confidence: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Estimate:
+def ratio_of_sums(top: ArrayLike, bottom: ArrayLike, clusters: ArrayLike, seed: int = 0) -> Estimate:
     """sum(top) / sum(bottom), with the percentile bootstrap over whole clusters.
 
     Rows of one cluster (the windows of an episode, say) are not independent, so clusters are drawn with
@@ -195,13 +176,13 @@ def ratio_of_sums(
     if count < 2:
         return Estimate(value=value, interval=None)
     generator = np.random.default_rng(seed)
-    times = generator.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
+    times = generator.multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(np.float64)
     drawn = np.einsum("dc,kc->dk", times, sums)
     ratios = drawn[:, 0] / np.maximum(drawn[:, 1], smallest)
-    return Estimate(value=value, interval=percentiles(ratios, confidence, f"bootstrap over {count} episodes"))
+    return Estimate(value=value, interval=percentiles(ratios, f"bootstrap over {count} episodes"))
 
 
-def mean_of_rates(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -> Interval:
+def mean_of_rates(counts: Sequence[tuple[int, int]]) -> Interval:
     """Interval of the mean of the tasks' rates from their (k, n), tasks fixed; of one task, Wilson's.
 
     With T tasks and p = (k + 2/T)/(n + 4/T) of each: mean p +- z sqrt(sum p (1 - p)/(n + 4/T))/T, cut to
@@ -217,16 +198,16 @@ def mean_of_rates(counts: Sequence[tuple[int, int]], confidence: float = 0.95) -
     for k, n in counts:
         _check(k, n)
     if len(counts) == 1:
-        return wilson(*counts[0], confidence)
+        return wilson(*counts[0])
     tasks = len(counts)
     sizes = [n + 4 / tasks for _, n in counts]
     rates = [(k + 2 / tasks) / size for (k, _), size in zip(counts, sizes, strict=True)]
     variance = sum(p * (1 - p) / size for p, size in zip(rates, sizes, strict=True))
-    centre, half = sum(rates) / tasks, _z(confidence) * math.sqrt(variance) / tasks
+    centre, half = sum(rates) / tasks, Z * math.sqrt(variance) / tasks
     return Interval(low=max(0.0, centre - half), high=min(1.0, centre + half), rule=TASK_MEAN)
 
 
-def t_interval(means: Sequence[float], confidence: float = 0.95) -> Interval:
+def t_interval(means: Sequence[float]) -> Interval:
     """mean +- t(1 - a/2; m - 1) s / sqrt(m) of m training seeds' means: the honest one below 5 seeds.
 
     A seed standard deviation of 3 points gives +-7.5 at 3 seeds, +-3.7 at 5. Source: Student (1908).
@@ -234,24 +215,23 @@ def t_interval(means: Sequence[float], confidence: float = 0.95) -> Interval:
     if len(means) < 2:
         raise ValueError(f"a t-interval needs at least 2 training seeds, not {len(means)}")
     values = np.asarray(means, dtype=np.float64)
-    quantile = stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
+    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)
     half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
     centre = float(values.mean())
     return Interval(low=centre - half, high=centre + half, rule="t over training seeds")
 
 
-def paired_episodes_needed(
-    difference: float, discordant_share: float, power: float = 0.8, confidence: float = 0.95
-) -> int:
-    """Shared starts to see a paired `difference` D: ((z_a sqrt(q) + z_b sqrt(q - D^2)) / D)^2, q the share of
-    starts on which the arms disagree (Miettinen, Biometrics 24 (1968)). D .10 at q .30 takes 234.
+def paired_episodes_needed(difference: float, discordant_share: float) -> int:
+    """Shared starts to see a paired `difference` D with a power of 80 %: ((z_a sqrt(q) + z_b sqrt(q - D^2))
+    / D)^2, q the share of starts on which the arms disagree (Miettinen, Biometrics 24 (1968)). D .10 at
+    q .30 takes 234.
     """
     if difference == 0 or abs(difference) > discordant_share:
         raise ValueError(
             f"difference: expected not 0, at most the discordant share {discordant_share}, got {difference}"
         )
-    top = _z(confidence) * math.sqrt(discordant_share)
-    top += float(stats.norm.ppf(power)) * math.sqrt(discordant_share - difference**2)
+    top = Z * math.sqrt(discordant_share)
+    top += float(stats.norm.ppf(POWER)) * math.sqrt(discordant_share - difference**2)
     return math.ceil((top / difference) ** 2)
 
 
@@ -262,15 +242,8 @@ def _bits(values: ArrayLike) -> NDArray[np.bool_]:
     return array.astype(bool)
 
 
-def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    one, two = _bits(first), _bits(second)
-    if len(one) != len(two):
-        raise ValueError(f"paired arms need the same starts, not {len(one)} and {len(two)} of them")
-    return one, two
-
-
-def percentiles(values: NDArray[np.float64], confidence: float, rule: str) -> Interval:
+def percentiles(values: NDArray[np.float64], rule: str) -> Interval:
     """The interval that leaves out the same share of bootstrap draws at both ends."""
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return Interval(low=float(low), high=float(high), rule=rule)
