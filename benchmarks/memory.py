@@ -70,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
-    """Bytes beside the tensors: what a process grew by, and all that it holds (the plan's --process)."""
+    """Bytes beside the tensors: what a process grew by, and all that it holds, as `Device.process` is."""
 
     grown: float
     process: float

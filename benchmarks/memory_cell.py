@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.planning.footprint import TrialUpdate
-from tutti.planning.memory import LiveMemory
+from tutti.planning.footprint import LiveMemory, TrialUpdate
 from tutti.runs.build import expected_spec
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

@@ -20,7 +20,7 @@ from tables import RESULTS, Table, prints_user_errors, publish
 from timing import Spread, interleave, matmul_rates, spread, work_clock
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.planning.footprint import Flops, TrialUpdate, count_flops
+from tutti.planning.footprint import TrialUpdate, count_flops
 from tutti.runs.build import expected_spec
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
@@ -39,8 +39,8 @@ class Updates:
     def __init__(self, config: RunConfig, rows: int) -> None:
         spec = expected_spec(config)
         again = config.training.activation_checkpointing == "block"
-        flops: Flops = count_flops(config, spec)[again]
-        self.work = flops.hardware * rows + flops.optimizer
+        flops = count_flops(config, spec)
+        self.work = flops.hardware(again) * rows + flops.optimizer
         self._one = TrialUpdate(config, spec)
         self._batch = self._one.batch(rows)
 

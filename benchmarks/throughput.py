@@ -191,9 +191,9 @@ def found_of(
     data = build_data(config, data_from)
     data.train.close()
     again = config.training.activation_checkpointing == "block"
-    flops = count_flops(config, data.spec, gpu=torch.cuda.is_available())[again]
+    flops = count_flops(config, data.spec, gpu=torch.cuda.is_available())
     rate, rows = got["samples_per_second"], config.data.batch_size
-    whole = flops.hardware + flops.optimizer / (rows * config.training.accumulation)
+    whole = flops.hardware(again) + flops.optimizer / (rows * config.training.accumulation)
     return Found(
         preset=preset,
         option=option,

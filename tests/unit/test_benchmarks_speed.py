@@ -16,8 +16,8 @@ import throughput
 import timing
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.planning import command
 from tutti.planning.footprint import count_flops
+from tutti.planning.plan import plan_run
 from tutti.runs.build import expected_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,7 +120,7 @@ def test_the_plan_of_a_cell_is_that_of_tutti_plan_with_its_own_option(
     option = "fp32, recompute"
     monkeypatch.setitem(memory.OPTIONS, option, (*memory.OPTIONS[option], *TINY[1:]))
     cell = memory.cell_of("tiny", 4, option)
-    plan = command.plan_run(cell.load(), gpus=1, process=0.0)[0]
+    plan = plan_run(cell.load(), gpus=1)
     (way,) = (one for one in plan.ways if one.recompute)
     assert memory.planned(cell) == way.memory.at(4)
 
@@ -133,10 +133,12 @@ def test_throughput_counts_useful_work_and_all_work_apart(
     assert got["samples_per_second"] > 0 and got["peak_memory"] > 100e6
     got |= {"samples_per_second": 8.0}
     found = throughput.found_of(again, data, preset="tiny", option="fp32, recompute", peak=1e12, got=got)
-    flops = count_flops(again, expected_spec(again))[True]
+    flops = count_flops(again, expected_spec(again))
     assert found.flops_per_sample == flops.model
     assert found.mfu == pytest.approx(8 * flops.model / 1e12)
-    assert found.hardware_share == pytest.approx((8 * flops.hardware + 2 * flops.optimizer) / 1e12)
+    assert found.hardware_share == pytest.approx(
+        (8 * flops.hardware(recompute=True) + 2 * flops.optimizer) / 1e12
+    )
     (line,) = throughput.table_of([found]).rows
     assert line[:4] == ("tiny", "fp32, recompute", "4", "8.0")
 

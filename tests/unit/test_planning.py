@@ -13,20 +13,38 @@ import torch
 from fixtures.vla_training import MODEL, SPEC
 from tutti.config.run_config import RunConfig, build_config
 from tutti.models.config import ModelConfig
-from tutti.planning import command, devices
+from tutti.planning import devices
 from tutti.planning import plan as planning
-from tutti.planning.command import plan_run
 from tutti.planning.devices import CPU_PROCESS, DEVICES, device_of_card, find_device
-from tutti.planning.footprint import Flops, Parts, Peaks, TrialUpdate, count_flops, fake_update, recompute
-from tutti.planning.memory import LiveMemory, dummy_batch
-from tutti.planning.plan import Memory, Request, exposed_seconds, make_plan, memory_on, sent_bytes
-from tutti.planning.report import DAY, duration, plain, print_plan, size_in_bytes
+from tutti.planning.footprint import (
+    Flops,
+    LiveMemory,
+    Parts,
+    Peaks,
+    TrialUpdate,
+    count_flops,
+    dummy_batch,
+    fake_update,
+    recompute,
+)
+from tutti.planning.plan import (
+    DAY,
+    Memory,
+    Request,
+    exposed_seconds,
+    make_plan,
+    memory_on,
+    plan_run,
+    sent_bytes,
+)
+from tutti.planning.report import TIMES, in_bytes, plain, print_plan, scaled
 from tutti.runs import terminal
 from tutti.types import DataNeeds, DataSpec, UserError
 
 SMALL: dict[str, Any] = {
     "model": MODEL,
     "data": {"batch_size": 8},
+    "objective": {"recon": None, "state": None},
     "training": {"steps": 100, "schedule": {"warmup": 5}, "precision": "fp32"},
 }
 
@@ -35,18 +53,11 @@ def config(**changes: Any) -> RunConfig:
     return build_config(SMALL | changes, "a test")
 
 
-def request(**changes: Any) -> Request:
-    given: dict[str, Any] = {
-        **{
-            "gpus": 1,
-            "memory": 80e9,
-            "device": DEVICES["h100"],
-            "mfu": 0.4,
-            "bandwidth": 450e9,
-            "samples": 800.0,
-        }
-    }
-    return Request(**given | changes)
+MUON = SMALL["training"] | {"optimizer": {"kind": "muon"}}
+
+
+def request(gpus: int = 1, *, samples: float = 800.0, mfu: float = 0.4, **device: Any) -> Request:
+    return Request(gpus=gpus, device=replace(DEVICES["h100"], **device), mfu=mfu, samples=samples)
 
 
 def test_a_storage_counts_once_while_it_lives() -> None:
@@ -67,8 +78,7 @@ def test_a_storage_counts_once_while_it_lives() -> None:
         assert memory.peak == 0
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("again", ["off", "block"])
+@pytest.mark.parametrize(("optimizer", "again"), [("adamw", "off"), ("muon", "block")])
 def test_fake_tensors_predict_the_peak_of_real_ones(optimizer: str, again: str) -> None:
     training = SMALL["training"] | {"optimizer": {"kind": optimizer}, "activation_checkpointing": again}
     own = config(training=training)
@@ -80,17 +90,11 @@ def test_fake_tensors_predict_the_peak_of_real_ones(optimizer: str, again: str) 
     assert predicted.passes == pytest.approx(measured.passes, rel=0.1)
     assert predicted.step == pytest.approx(measured.step, rel=0.01)
     assert parts == real.parts()
-
-
-def test_parts_are_those_of_the_model_and_the_optimizer() -> None:
-    with fake_update(config(), SPEC) as (trial, memory):
-        trial.peaks(memory, 2)
-        parts = trial.parts()
     assert parts.weights == 4 * parts.total  # the default objective has no buffers of its own
     assert parts.gradients == 4 * parts.trainable == 4 * parts.total
     assert parts.ema == parts.weights
-    number = sum(1 for _ in TrialUpdate(config(), SPEC).parameters)
-    assert parts.optimizer == 8 * parts.total + 4 * number  # two moments each, and AdamW's count of steps
+    if optimizer == "adamw":  # two moments each, and its count of steps
+        assert parts.optimizer == 8 * parts.total + 4 * len(real.state.parameters)
     assert parts.block + parts.outside < parts.total
 
 
@@ -104,29 +108,36 @@ def test_more_samples_and_no_recomputation_need_more() -> None:
     assert few.step < many.step == less.step  # the batch itself lives through the step
 
 
-def test_muon_takes_more_flops_on_a_gpu_where_it_iterates_in_bfloat16() -> None:
-    muon = config(training=SMALL["training"] | {"optimizer": {"kind": "muon"}})
-    cpu, gpu = (count_flops(muon, SPEC, gpu=one)[False] for one in (False, True))
-    assert gpu.optimizer > 1.05 * cpu.optimizer > 0 and gpu.model == cpu.model
+@pytest.fixture(scope="module")
+def flops() -> Flops:
+    return count_flops(config(), SPEC)
 
 
-def test_fsdp_divides_muons_work() -> None:
-    muon = config(training=SMALL["training"] | {"optimizer": {"kind": "muon"}})
-    ways = {way.name: way for way in make_plan(muon, SPEC, request(gpus=4), "fp32").ways}
-    optimizer = count_flops(muon, SPEC, gpu=True)[False].optimizer / (DEVICES["h100"].fp32 * 0.4)
+@pytest.fixture(scope="module")
+def muon_flops() -> Flops:
+    return count_flops(config(training=MUON), SPEC, gpu=True)
+
+
+def test_muon_takes_more_flops_on_a_gpu_where_it_iterates_in_bfloat16(muon_flops: Flops) -> None:
+    cpu = count_flops(config(training=MUON), SPEC)
+    assert muon_flops.optimizer > 1.05 * cpu.optimizer > 0 and muon_flops.model == cpu.model
+
+
+def test_fsdp_divides_muons_work(muon_flops: Flops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "count_flops", lambda *given, gpu: muon_flops)
+    monkeypatch.setattr(planning, "_measured", lambda *given, **sizes: (PARTS, {False: PEAKS, True: LESS}, 7))
+    ways = {way.name: way for way in make_plan(config(training=MUON), SPEC, request(gpus=4)).ways}
+    optimizer = muon_flops.optimizer / (DEVICES["h100"].fp32 * 0.4)
     saved = ways["ddp"].compute_seconds - ways["fsdp"].compute_seconds
     assert 0.75 * optimizer < saved < 0.75 * optimizer + 1e-4  # and the weights that are read and written
 
 
-def test_flops_of_a_linear_model_are_two_for_each_multiply_add() -> None:
-    found = count_flops(config(), SPEC)
-    plain_flops, again = found[False], found[True]
-    assert again.forward == plain_flops.forward and again.backward == plain_flops.backward
-    assert plain_flops.recomputed == 0 < again.recomputed < plain_flops.forward
-    assert plain_flops.model == plain_flops.hardware < again.hardware
-    assert 1.5 * plain_flops.forward < plain_flops.backward < 2.05 * plain_flops.forward
+def test_flops_of_a_linear_model_are_two_for_each_multiply_add(flops: Flops) -> None:
+    assert 0 < flops.recomputed < flops.forward
+    assert flops.model == flops.hardware(recompute=False) < flops.hardware(recompute=True)
+    assert 1.5 * flops.forward < flops.backward < 2.05 * flops.forward
     wider = config(model=MODEL | {"action": {"hidden": 64}})
-    more = count_flops(wider, SPEC)[False].forward - plain_flops.forward
+    more = count_flops(wider, SPEC).forward - flops.forward
     readout, out = 32, SPEC.horizon * SPEC.action_dim
     assert more == 2 * (readout * 32 + 32 * out)  # 32 hidden units more, by hand
 
@@ -143,10 +154,7 @@ LESS = (Peaks(size=4, passes=2000, step=2100), Peaks(size=8, passes=2400, step=2
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of 100 parameters that takes 1,600 + 200 b bytes (recomputed 100 b), 3 GFLOP a sample."""
-    flops = {
-        again: Flops(forward=1e9, backward=2e9, recomputed=again * 6e8, optimizer=4e8)
-        for again in (False, True)
-    }
+    flops = Flops(forward=1e9, backward=2e9, recomputed=6e8, optimizer=4e8)
     monkeypatch.setattr(planning, "count_flops", lambda *given, gpu: flops)
     monkeypatch.setattr(planning, "_measured", lambda *given, **sizes: (PARTS, {False: PEAKS, True: LESS}, 7))
 
@@ -154,7 +162,6 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ways_that_send_and_hold_by_hand() -> None:
     parts, peaks = PARTS, PEAKS
     assert (parts.total, parts.fixed) == (100, 2000)
-    peaks = (Peaks(size=4, passes=2400, step=2100), Peaks(size=8, passes=3200, step=2100))
     single = memory_on("single", 1, parts, peaks, config())
     assert single == Memory(constant=1600.0, sample=200.0, step=2100.0)
     assert (single.at(1), single.at(10)) == (2100, 3600)
@@ -178,7 +185,7 @@ def test_ways_that_send_and_hold_by_hand() -> None:
 def test_what_a_process_holds_beside_its_tensors_takes_room_from_the_batch() -> None:
     alone = Memory(constant=1600.0, sample=200.0, step=2100.0)
     beside = replace(alone, process=400.0)
-    assert [(one.tensors(10), one.at(10)) for one in (alone, beside)] == [(3600, 3600), (3600, 4000)]
+    assert [one.at(10) for one in (alone, beside)] == [3600, 4000]
     assert (alone.largest(4000.0), beside.largest(4000.0)) == (12, 10)
     assert (beside.largest(2500.0), beside.largest(2499.0)) == (2, 0)  # the step's 2,100 and 400
 
@@ -187,38 +194,33 @@ def test_what_a_process_holds_beside_its_tensors_takes_room_from_the_batch() -> 
 def test_the_plan_shows_what_the_process_holds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = request(memory=4000.0 / 0.92, process=400.0)
-    plan = make_plan(config(), SPEC, given, "fp32")
+    plan = make_plan(config(), SPEC, request(memory=4000.0 / 0.92, process=400.0))
     assert plan.ways[0].memory == Memory(constant=1600.0, sample=200.0, step=2100.0, process=400.0)
     assert plan.ways[0].peak == 1600 + 8 * 200 + 400
     monkeypatch.setattr(terminal.console, "_width", 140)
-    print_plan(plan, replace(given, process=12.5e6))
-    shown = capsys.readouterr().out
-    assert "the process beside its tensors" in shown and "12.5 MB" in shown and "(--process)" in shown
-    assert "malloc" not in shown
-    print_plan(plan, replace(given, device=replace(given.device, process=490e6)))
-    assert "On a CPU malloc may keep freed tensors" in " ".join(capsys.readouterr().out.split())
-    found = plain(plan, given)
-    assert found["request"]["process"] == found["ways"][0]["memory"]["process"] == 400
+    print_plan(replace(plan, request=request(process=12.5e6)))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "12.5 MB of the process" in shown and "On a CPU malloc may keep freed tensors" in shown
+    print_plan(replace(plan, request=request()))
+    assert "malloc" not in capsys.readouterr().out
+    found = plain(plan)
+    assert found["request"]["device"]["process"] == found["ways"][0]["memory"]["process"] == 400
 
 
 @pytest.mark.usefixtures("by_hand")
-def test_a_cpu_holds_what_was_measured_a_gpu_nothing_and_both_what_is_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(command, "expected_spec", lambda given: SPEC)
+def test_a_cpu_holds_what_was_measured_and_a_gpu_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "expected_spec", lambda given: SPEC)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(devices, "product_rate", lambda *given: 1e11)  # large products take seconds
     low = config(training=SMALL["training"] | {"precision": "bf16"})
-    measured = [plan_run(one, gpus=1, device="measured")[1].process for one in (config(), low)]
-    assert measured == [CPU_PROCESS["fp32"], CPU_PROCESS["bf16"]]
-    assert plan_run(low, gpus=1)[1].process == 0
-    assert plan_run(low, gpus=1, process=500.0)[1].process == 500e6
-    assert plan_run(config(), gpus=1, device="measured", process=0.0)[1].process == 0
+    measured = [plan_run(one, gpus=1, device="measured").request.device for one in (config(), low)]
+    assert [one.process for one in measured] == [CPU_PROCESS["fp32"], CPU_PROCESS["bf16"]]
+    assert plan_run(low, gpus=1).request.device.process == 0
 
 
-def test_a_plan_names_what_fits_and_how_long_it_takes() -> None:
-    plan = make_plan(config(), SPEC, request(gpus=4), "fp32")
+def test_a_plan_names_what_fits_and_how_long_it_takes(flops: Flops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "count_flops", lambda *given, gpu: flops)
+    plan = make_plan(config(), SPEC, request(gpus=4))
     names = ["single", "single + recompute", "ddp", "ddp + recompute", "fsdp", "fsdp + recompute"]
     assert [way.name for way in plan.ways] == names
     assert plan.steps == 100 and plan.global_batch == 8
@@ -226,26 +228,24 @@ def test_a_plan_names_what_fits_and_how_long_it_takes() -> None:
         assert way.rows * way.micro_batches * way.gpus == 8
         assert way.days == pytest.approx(100 * way.step_seconds / 86400)
     single = plan.ways[0]
-    flops = count_flops(config(), SPEC)[False]
     least = (8 * flops.model + flops.optimizer) / (DEVICES["h100"].fp32 * 0.4)
     assert least < single.compute_seconds < least + 1e-4
-    assert plan.best is not None and plan.best.gpus == 4
+    assert not any(way.why_not for way in plan.ways)
 
 
 @pytest.mark.usefixtures("by_hand")
 def test_what_does_not_fit_says_why_and_takes_for_ever() -> None:
-    plan = make_plan(config(), SPEC, request(gpus=16, memory=1000.0), "fp32")
-    assert plan.best is None
+    plan = make_plan(config(), SPEC, request(gpus=16, memory=1000.0))
     single, ddp = plan.ways[0], plan.ways[2]
     assert "GB for one sample" in single.why_not and math.isinf(single.days)
     assert "smaller than the number of GPUs" in ddp.why_not
-    found = json.loads(json.dumps(plain(plan, request(gpus=16)), allow_nan=False))
+    found = json.loads(json.dumps(plain(plan), allow_nan=False))
     assert found["ways"][0]["days"] is None and found["ways"][0]["name"] == "single"
 
 
 @pytest.mark.usefixtures("by_hand")
 def test_too_large_a_batch_is_cut_into_micro_batches() -> None:
-    ways = make_plan(config(), SPEC, request(memory=2400.0 / 0.92), "fp32").ways
+    ways = make_plan(config(), SPEC, request(memory=2400.0 / 0.92)).ways
     assert [(way.largest, way.micro_batches, way.rows) for way in ways] == [(4, 2, 4), (8, 1, 8)]
     assert [way.peak for way in ways] == [2400, 2400]
     rate = DEVICES["h100"].fp32 * 0.4
@@ -256,10 +256,10 @@ def test_too_large_a_batch_is_cut_into_micro_batches() -> None:
 
 @pytest.mark.usefixtures("by_hand")
 def test_with_several_micro_batches_fsdp_holds_whole_gradients() -> None:
-    roomy = make_plan(config(), SPEC, request(gpus=2), "fp32").ways[4]
+    roomy = make_plan(config(), SPEC, request(gpus=2)).ways[4]
     assert (roomy.kind, roomy.micro_batches, roomy.rows) == ("fsdp", 1, 4)
     assert roomy.memory.constant == 1600 / 2 + 4 * 50 + 4 * 20
-    tight = make_plan(config(), SPEC, request(gpus=2, memory=1700.0 / 0.92), "fp32").ways[4]
+    tight = make_plan(config(), SPEC, request(gpus=2, memory=1700.0 / 0.92)).ways[4]
     assert tight.memory.constant == roomy.memory.constant + 400 / 2
     assert (tight.largest, tight.micro_batches, tight.rows) == (2, 2, 2)
     assert tight.sent == 0.5 * (2 * 2 * 400 + 400)
@@ -268,7 +268,7 @@ def test_with_several_micro_batches_fsdp_holds_whole_gradients() -> None:
 @pytest.mark.usefixtures("by_hand")
 def test_gpus_that_do_not_divide_the_batch_are_no_way_to_train() -> None:
     """`tutti train` refuses them."""
-    single, _, *several = make_plan(config(), SPEC, request(gpus=3), "fp32").ways
+    single, _, *several = make_plan(config(), SPEC, request(gpus=3)).ways
     assert not single.why_not and all("8 cannot be shared out evenly" in way.why_not for way in several)
 
 
@@ -277,14 +277,14 @@ def test_gpus_that_do_not_divide_the_batch_are_no_way_to_train() -> None:
     [(4.2e-5, "42 us"), (0.0031, "3.1 ms"), (0.51, "510 ms"), (71.9, "1.2 min"), (312 * DAY, "312 days")],
 )
 def test_no_time_is_too_small_for_its_unit(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert scaled(seconds, TIMES) == text
 
 
 @pytest.mark.parametrize(
     ("size", "text"), [(0.0, "0 B"), (8.41e6, "8.41 MB"), (999.9, "1,000 B"), (7.31e10, "73.1 GB")]
 )
 def test_no_size_is_too_small_for_its_unit(size: float, text: str) -> None:
-    assert size_in_bytes(size) == text
+    assert in_bytes(size) == text
 
 
 @pytest.mark.usefixtures("by_hand")
@@ -292,12 +292,12 @@ def test_the_table_and_the_json_hold_every_way(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal.console, "_width", 80)
-    plan = make_plan(config(), SPEC, request(gpus=2), "fp32")
-    print_plan(plan, request(gpus=2))
+    plan = make_plan(config(), SPEC, request(gpus=2))
+    print_plan(plan)
     shown = capsys.readouterr().out
     assert all(way.kind in shown for way in plan.ways) and "…" not in shown
     assert shown.count("  recomputed ") == sum(way.recompute for way in plan.ways)
-    print_plan(plan, request(gpus=2), as_json=True)
+    print_plan(plan, as_json=True)
     assert len(json.loads(capsys.readouterr().out)["ways"]) == 6
 
 
@@ -308,7 +308,6 @@ def test_the_table_and_the_json_hold_every_way(
         ({"mfu": 1.5}, "--mfu is 1.5"),
         ({"memory": 0.0}, "--memory is 0"),
         ({"memory": -5e9}, "--memory is -5; give a number of at least"),
-        ({"process": -1e6}, "--process is -1"),
         ({"samples": math.inf}, "samples is inf"),
         ({"samples": math.nan}, "samples is nan"),
     ],
@@ -332,11 +331,11 @@ def test_devices_are_found_by_name_and_by_what_cuda_calls_them() -> None:
 def test_the_samples_are_episodes_times_frames_or_those_of_the_config(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(command, "expected_spec", lambda given: SPEC)
-    told = plan_run(config(), gpus=1, episodes=10.0, frames=200.0, memory=40.0, mfu=0.3)[1]
-    assert (told.samples, told.memory, told.bandwidth, told.mfu) == (2000, 40e9, 450e9, 0.3)
-    steps = plan_run(config(), gpus=16)[1]
-    assert (steps.samples, steps.memory, steps.bandwidth, steps.mfu) == (800, 80e9, 50e9, 0.4)
+    monkeypatch.setattr(planning, "expected_spec", lambda given: SPEC)
+    told = plan_run(config(), gpus=1, episodes=10.0, frames=200.0, memory=40.0, mfu=0.3).request
+    assert (told.samples, told.device.memory, told.bandwidth, told.mfu) == (2000, 40e9, 450e9, 0.3)
+    steps = plan_run(config(), gpus=16).request
+    assert (steps.samples, steps.device.memory, steps.bandwidth, steps.mfu) == (800, 80e9, 50e9, 0.4)
 
 
 def test_no_two_texts_of_a_dummy_batch_are_the_same() -> None:

@@ -38,20 +38,17 @@ def plan(
         float | None, typer.Option(help="Episodes to train on.", show_default="training.steps")
     ] = None,
     frames: Annotated[float, typer.Option(help="Frames of an episode; each is a sample.")] = 150.0,
-    process: Annotated[
-        float | None, typer.Option(help="MB beside the tensors.", show_default="device's")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Predicts memory, FLOPs, traffic, time and the largest batch of a training. Runs nothing.
 
     docs/scaling.md has the formulas: tutti plan configs/plans/3b.yaml --gpus 1000 --episodes 1e7
     """
-    config_given = load(config, overrides)
-    from tutti.planning.command import plan_run
+    loaded = load(config, overrides)
+    from tutti.planning.plan import plan_run
     from tutti.planning.report import print_plan
 
-    options = {"memory": memory, "mfu": mfu, "episodes": episodes, "process": process}
-    given = {name: value for name, value in options.items() if value is not None}
-    plan_made, request = plan_run(config_given, gpus=gpus, device=device, frames=frames, **given)
-    print_plan(plan_made, request, as_json=as_json)
+    made = plan_run(
+        loaded, gpus=gpus, device=device, memory=memory, mfu=mfu, episodes=episodes, frames=frames
+    )
+    print_plan(made, as_json=as_json)

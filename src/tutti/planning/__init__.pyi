@@ -1,7 +1,6 @@
-from .command import plan_run
 from .devices import DEVICES, Device, find_device
 from .footprint import TrialUpdate, count_flops, fake_update
-from .plan import Plan, Request, make_plan
+from .plan import Plan, Request, make_plan, plan_run
 from .report import print_plan
 
 __all__ = [

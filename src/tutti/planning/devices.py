@@ -37,8 +37,17 @@ class Device:
         return self.bf16 if precision == "bf16" else self.fp32
 
 
-def _device(name: str, *, bf16: float, fp32: float, memory: float, bandwidth: float, link: float) -> Device:
-    return Device(
+_DATA_SHEETS = {  # TFLOP/s in bf16 and fp32, GB, GB/s of the memory and of the link
+    "a100": (312.0, 19.5, 80.0, 2039.0, 300.0),
+    "h100": (989.0, 67.0, 80.0, 3350.0, 450.0),
+    "h100pcie": (756.0, 51.0, 80.0, 2000.0, 64.0),
+    "h200": (989.0, 67.0, 141.0, 4800.0, 450.0),
+    "b200": (2250.0, 75.0, 180.0, 8000.0, 900.0),
+    "l40s": (362.0, 91.6, 48.0, 864.0, 32.0),
+    "rtx4090": (165.0, 82.6, 24.0, 1008.0, 32.0),
+}
+DEVICES: dict[str, Device] = {
+    name: Device(
         name=name,
         bf16=bf16 * T,
         fp32=fp32 * T,
@@ -47,19 +56,7 @@ def _device(name: str, *, bf16: float, fp32: float, memory: float, bandwidth: fl
         link=link * G,
         network=50 * G,
     )
-
-
-DEVICES: dict[str, Device] = {
-    device.name: device
-    for device in (
-        _device("a100", bf16=312.0, fp32=19.5, memory=80.0, bandwidth=2039.0, link=300.0),
-        _device("h100", bf16=989.0, fp32=67.0, memory=80.0, bandwidth=3350.0, link=450.0),
-        _device("h100pcie", bf16=756.0, fp32=51.0, memory=80.0, bandwidth=2000.0, link=64.0),
-        _device("h200", bf16=989.0, fp32=67.0, memory=141.0, bandwidth=4800.0, link=450.0),
-        _device("b200", bf16=2250.0, fp32=75.0, memory=180.0, bandwidth=8000.0, link=900.0),
-        _device("l40s", bf16=362.0, fp32=91.6, memory=48.0, bandwidth=864.0, link=32.0),
-        _device("rtx4090", bf16=165.0, fp32=82.6, memory=24.0, bandwidth=1008.0, link=32.0),
-    )
+    for name, (bf16, fp32, memory, bandwidth, link) in _DATA_SHEETS.items()
 }
 """Data sheets of the SXM cards (PCIe for h100pcie, l40s and rtx4090), without sparsity: bf16 on tensor cores,
 fp32 outside of them, as torch computes unless TF32 is allowed. The network is taken as 400 Gbit/s a card."""
@@ -105,7 +102,8 @@ def measured_device(precision: Precision, size: int = 0, repeats: int = 5) -> De
     source = torch.zeros(copied // 4, device=kind)
     copy = torch.empty_like(source)
     seconds = min(timed(kind, lambda: copy.copy_(source)) for _ in range(repeats))
-    memory = torch.cuda.mem_get_info()[1] if kind == "cuda" else _main_memory()
+    main_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = torch.cuda.mem_get_info()[1] if kind == "cuda" else main_memory
     return Device(
         name=f"measured ({torch.cuda.get_device_name() if kind == 'cuda' else 'CPU'})",
         bf16=rate if precision == "bf16" else math.nan,
@@ -132,8 +130,3 @@ def timed(kind: str, work: Callable[[], object]) -> float:
     if kind == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def _main_memory() -> int:
-    """Bytes of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

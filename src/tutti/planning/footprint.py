@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tutti.config.run_config import RunConfig
 from tutti.models.describe import flop_counter
 from tutti.models.layers import blocks_of
-from tutti.objectives.unified import UnifiedLoss
-from tutti.planning.memory import LiveMemory, dummy_batch, own_bytes, state_tensors
 from tutti.training.backward.term_gradients import term_gradients
-from tutti.training.optim.ema import Ema
 from tutti.training.optim.muon import Muon
-from tutti.training.optim.optimizers import OptimizerSet
-from tutti.types import Batch, DataSpec, LossTerms
+from tutti.training.state import TrainState
+from tutti.types import Batch, DataNeeds, DataSpec, Future, LaterStates, LossTerms, Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +82,46 @@ class Flops:
         """Forward and backward of one sample, nothing computed twice: the FLOPs of the MFU."""
         return self.forward + self.backward
 
-    @property
-    def hardware(self) -> float:
-        """What is really computed for one sample."""
-        return self.model + self.recomputed
+    def hardware(self, recompute: bool) -> float:
+        """What is really computed for one sample, with or without activation checkpointing."""
+        return self.model + (self.recomputed if recompute else 0.0)
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation gives inside the block, until it is freed.
+
+    A view shares its storage, so it counts once. What an operation uses inside and frees before it returns (a
+    convolution's workspace) is not seen. Works on real tensors and, without any memory, on fake ones.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in self._known:
+                continue
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            self._known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, key, size)
+        return found
+
+    def restart(self) -> None:
+        """Forget the peak: it is now what lives."""
+        self.peak = self.live
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
 
 
 class TrialUpdate:
@@ -93,21 +130,21 @@ class TrialUpdate:
     def __init__(self, config: RunConfig, spec: DataSpec) -> None:
         self.config, self.spec = config, spec
         self.model = config.model.build(spec)
-        self.objective: UnifiedLoss = config.objective.build(self.model, config.balancing)
+        self.objective = config.objective.build(self.model, config.balancing)
         for module in self.model.modules():
             if "fitted" in module._buffers:  # a decoder that learns from data before it trains: as if it had
                 module._buffers["fitted"] = torch.tensor(True)
-        self.optimizer: OptimizerSet = config.training.optimizer.build(self.model, self.objective)
-        averaged = (self.model, self.objective) if config.training.ema != "off" else ()
-        self.averages = [Ema(module, float(config.training.ema)) for module in averaged]
+        training = config.training
+        self.state = TrainState.build(
+            self.model,
+            self.objective,
+            optimizer=training.optimizer,
+            backward=config.backward,
+            ema=training.ema,
+        )
         self.model.train()
         self.objective.train()
         recompute(self, config.training.activation_checkpointing == "block")
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Everything that learns."""
-        return [p for root in (self.model, self.objective) for p in root.parameters() if p.requires_grad]
 
     def batch(self, size: int) -> Batch:
         """A dummy batch of `size` with what the terms ask for."""
@@ -128,8 +165,9 @@ class TrialUpdate:
         if self.config.backward.kind in ("one", "masked", "knowledge_insulation"):
             terms.total.backward()
             return
-        found = term_gradients(terms.values, self.parameters)
-        for number, parameter in enumerate(self.parameters):
+        parameters = list(self.state.parameters.values())
+        found = term_gradients(terms.values, parameters)
+        for number, parameter in enumerate(parameters):
             own = [gradients[number] for gradients in found.values()]
             present = [gradient for gradient in own if gradient is not None]
             if present:
@@ -137,14 +175,19 @@ class TrialUpdate:
 
     def step(self) -> None:
         """The optimiser's step and the moving average."""
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        for average in self.averages:
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
+        for average in self.state.averages.values():
             average.update()
+
+    def optimizer_tensors(self) -> list[Tensor]:
+        """Every tensor in the state of the optimisers; none before the first step."""
+        kept = [state for one in self.state.optimizer.optimizers.values() for state in one.state.values()]
+        return [value for state in kept for value in state.values() if isinstance(value, Tensor)]
 
     def peaks(self, memory: LiveMemory, size: int, accumulation: int = 1) -> Peaks:
         """Peak bytes of a second update, when the optimiser has its state. Call it inside `memory`."""
-        if not state_tensors(self.optimizer.optimizers.values()):
+        if not self.optimizer_tensors():
             self.backward(self.forward(self.batch(size)))
             self.step()
         gc.collect()
@@ -163,19 +206,17 @@ class TrialUpdate:
         alone = _count(self.model) - sum(counts.values())
         counts |= {"objective": _count(self.objective)} | ({"model": alone} if alone else {})
         blocks = [_count(block) for block in blocks_of(self.model, self.objective)]
-        shadows = [value for average in self.averages for value in average.shadow.values()]
-        everything = [
-            value for root in (self.model, self.objective) for value in (*root.parameters(), *root.buffers())
-        ]
+        learning = self.state.parameters.values()
+        roots = (self.model, self.objective)
         return Parts(
             parameters=counts,
-            trainable=sum(parameter.numel() for parameter in self.parameters),
+            trainable=sum(parameter.numel() for parameter in learning),
             block=max(blocks, default=0),
             outside=sum(counts.values()) - sum(blocks),
-            weights=own_bytes(everything),
-            gradients=own_bytes(self.parameters),
-            optimizer=own_bytes(state_tensors(self.optimizer.optimizers.values())),
-            ema=own_bytes(shadows),
+            weights=own_bytes(value for root in roots for value in (*root.parameters(), *root.buffers())),
+            gradients=own_bytes(learning),
+            optimizer=own_bytes(self.optimizer_tensors()),
+            ema=own_bytes(v for average in self.state.averages.values() for v in average.shadow.values()),
         )
 
 
@@ -195,20 +236,18 @@ def fake_update(config: RunConfig, spec: DataSpec) -> Iterator[tuple[TrialUpdate
 
     The device is a CPU's stand-in for any: its fused attention keeps what the fused ones of GPUs keep.
     """
-    with ExitStack() as stack:
-        stack.enter_context(FakeTensorMode())
-        memory = stack.enter_context(LiveMemory())
+    with FakeTensorMode(), LiveMemory() as memory:
         yield TrialUpdate(config, spec), memory
 
 
-def count_flops(config: RunConfig, spec: DataSpec, size: int = 8, *, gpu: bool = False) -> dict[bool, Flops]:
-    """The FLOPs of an update over a dummy batch, without and with recomputed blocks, from fake tensors.
+def count_flops(config: RunConfig, spec: DataSpec, size: int = 8, *, gpu: bool = False) -> Flops:
+    """The FLOPs of an update over a dummy batch, from fake tensors.
 
     On a `gpu` Muon iterates in bfloat16, which takes more of them.
     """
     with FakeTensorMode():
         trial = TrialUpdate(config, spec)
-        for optimizer in trial.optimizer.optimizers.values():
+        for optimizer in trial.state.optimizer.optimizers.values():
             if isinstance(optimizer, Muon) and gpu:
                 optimizer.iterates = torch.bfloat16
         batch = trial.batch(size)
@@ -223,15 +262,61 @@ def count_flops(config: RunConfig, spec: DataSpec, size: int = 8, *, gpu: bool =
         with flop_counter() as in_both:
             trial.backward(losses)
         with flop_counter() as in_step:
-            trial.optimizer.step()
+            trial.state.optimizer.step()
     counters = (in_forward, in_backward, in_both, in_step)
     forward, backward, again, optimizer = (float(counter.get_total_flops()) for counter in counters)
-    return {
-        recomputed: Flops(
-            forward=forward / size,
-            backward=backward / size,
-            recomputed=(again - backward) / size if recomputed else 0.0,
-            optimizer=optimizer,
+    return Flops(
+        forward=forward / size,
+        backward=backward / size,
+        recomputed=(again - backward) / size,
+        optimizer=optimizer,
+    )
+
+
+def own_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages of some tensors, shared ones once."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def dummy_batch(spec: DataSpec, size: int, needs: DataNeeds = DataNeeds()) -> Batch:
+    """`size` windows with every view, a text of its own each, noise for the rest, and what terms ask for.
+
+    No two texts are the same, so that a language encoder that encodes each text once has them all to do.
+    """
+    random = torch.Generator().manual_seed(0)
+    numbers = torch.arange(size)
+    places = spec.vocab_size ** torch.arange(spec.text_length).clamp(max=3)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(size, *shape, generator=random)
+
+    def observation() -> Observation:
+        edge, views = spec.image_size, len(spec.views)
+        return Observation(
+            images=torch.randint(0, 256, (size, views, 3, edge, edge), dtype=torch.uint8, generator=random),
+            image_mask=torch.ones(size, views, dtype=torch.bool),
+            text=numbers[:, None] // places % spec.vocab_size,
+            text_mask=torch.ones(size, spec.text_length, dtype=torch.bool),
+            state=noise(spec.state_dim),
         )
-        for recomputed in (False, True)
-    }
+
+    later = LaterStates(
+        labels=needs.states,
+        values=noise(len(needs.states), spec.state_dim),
+        mask=torch.ones(size, len(needs.states), dtype=torch.bool),
+    )
+    return Batch(
+        observation=observation(),
+        actions=noise(spec.horizon, spec.action_dim),
+        action_mask=torch.ones(size, spec.horizon, spec.action_dim, dtype=torch.bool),
+        instruction_id=numbers,
+        embodiment=torch.zeros(size, dtype=torch.int64),
+        window=numbers,
+        futures={
+            k: Future(observation=observation(), mask=torch.ones(size, dtype=torch.bool))
+            for k in needs.futures
+        },
+        later_states=later if needs.states else None,
+        progress=torch.linspace(0, 1, size),
+    )

@@ -7,12 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tutti.config.run_config import RunConfig
-from tutti.planning.devices import Device, Precision
+from tutti.planning.devices import Device, Precision, find_device
 from tutti.planning.footprint import Flops, Parts, Peaks, count_flops, fake_update, recompute
+from tutti.runs.build import expected_spec
 from tutti.types import DataSpec, UserError
 
 RESERVE = 0.92
 """Share of a GPU's memory that tensors may fill: the rest is CUDA's own, libraries' workspaces, fragments."""
+
+ASSUMED_MFU = {"gpu": 0.40, "measured": 0.45}
+"""Where --mfu is not given: of a GPU's peak, a middling figure of large transformer trainings; of this
+machine's own matrix product, about what the demo's step reaches on a CPU (benchmarks/README.md)."""
 
 GPUS_PER_MACHINE = 8
 DAY = 86400.0
@@ -21,30 +26,30 @@ Kind = Literal["single", "ddp", "fsdp"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to plan for: GPUs, bytes of memory on each, the device, the share of its peak that the products of
-    a training reach (MFU), bytes per second between GPUs, and the samples that the training is to see.
-    `process` are bytes that a process holds on the device beside its tensors."""
+    """What to plan for: GPUs, the device, the share of its peak that the products of a training reach (MFU),
+    and the samples that the training is to see."""
 
     gpus: int
-    memory: float
     device: Device
     mfu: float
-    bandwidth: float
     samples: float
-    process: float = 0.0
 
     def __post_init__(self) -> None:
         limits = {
             "--gpus": (self.gpus, 1, math.inf),
-            "--memory": (self.memory / 1e9, 1e-6, math.inf),
+            "--memory": (self.device.memory / 1e9, 1e-6, math.inf),
             "--mfu": (self.mfu, 1e-6, 1),
             "the number of samples": (self.samples, 1, math.inf),
-            "--process": (self.process / 1e6, 0, math.inf),
         }
         for name, (value, least, most) in limits.items():
             if not (least <= value <= most and math.isfinite(value)):
                 upwards = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
                 raise UserError(f"{name} is {value:g}; give a number {upwards}.")
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second between the GPUs: inside a machine, or from one to another."""
+        return self.device.link if self.gpus <= GPUS_PER_MACHINE else self.device.network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +62,9 @@ class Memory:
     step: float
     process: float = 0.0
 
-    def tensors(self, rows: int) -> float:
-        """The peak of the tensors with micro-batches of `rows`."""
-        return max(self.constant + self.sample * rows, self.step)
-
     def at(self, rows: int) -> float:
         """The peak of all with micro-batches of `rows`."""
-        return self.tensors(rows) + self.process
+        return max(self.constant + self.sample * rows, self.step) + self.process
 
     def largest(self, room: float) -> int:
         """The most rows that fit in `room` bytes; 0 if none do."""
@@ -103,8 +104,9 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that was predicted."""
+    """Everything that was predicted, and what for."""
 
+    request: Request
     precision: Precision
     global_batch: int
     steps: int
@@ -113,53 +115,75 @@ class Plan:
     flops: Flops
     ways: tuple[Way, ...]
 
-    @property
-    def best(self) -> Way | None:
-        """The fastest that fits on all GPUs."""
-        most = max(way.gpus for way in self.ways)
-        fitting = [way for way in self.ways if not way.why_not and way.gpus == most]
-        return min(fitting, key=lambda way: way.step_seconds, default=None)
 
+def plan_run(
+    config: RunConfig,
+    *,
+    gpus: int,
+    device: str = "h100",
+    memory: float | None = None,
+    mfu: float | None = None,
+    episodes: float | None = None,
+    frames: float = 150.0,
+) -> Plan:
+    """`tutti plan`; `memory` in GB, the device's where it is not given.
 
-def make_plan(config: RunConfig, spec: DataSpec, request: Request, precision: Precision) -> Plan:
-    """Predicts a training of `config` on data of `spec`, from fake tensors.
+    The samples are `episodes` * `frames`, each frame being a window; else `training.steps` updates of the
+    config's batch.
 
-    Raises: UserError if the request is impossible.
+    Raises: UserError for an unknown device, or numbers out of range.
     """
-    training = config.training.model_copy(update={"precision": precision})
-    config = config.model_copy(update={"training": training})
+    measured = device == "measured"
+    precision = config.training.precision
+    if precision == "auto":  # what it means there: bf16 on GPUs, fp32 on this machine's CPU
+        precision = "fp32" if measured else "bf16"
+    config = config.model_copy(
+        update={"training": config.training.model_copy(update={"precision": precision})}
+    )
+    target = find_device(device, precision)
+    of_config = float(config.training.steps * config.data.batch_size * config.training.accumulation)
+    request = Request(
+        gpus=gpus,
+        device=target if memory is None else replace(target, memory=memory * 1e9),
+        mfu=ASSUMED_MFU["measured" if measured else "gpu"] if mfu is None else mfu,
+        samples=of_config if episodes is None else episodes * frames,
+    )
+    return make_plan(config, expected_spec(config), request)
+
+
+def make_plan(config: RunConfig, spec: DataSpec, request: Request) -> Plan:
+    """Predicts a training of `config`, whose precision is decided on, from fake tensors of `spec`'s sizes."""
     flops = count_flops(config, spec, gpu=not request.device.process)
-    global_batch = config.data.batch_size * training.accumulation
+    global_batch = config.data.batch_size * config.training.accumulation
     parts, peaks, tokens = _measured(config, spec, sizes=sizes_near(global_batch, request.gpus))
-    ways: list[Way] = []
-    for kind in ("single", "ddp", "fsdp"):
-        gpus = 1 if kind == "single" else request.gpus
-        if kind != "single" and request.gpus == 1:
-            continue
-        for again in (False, True):
-            memory = memory_on(kind, gpus, parts, peaks[again], config)
-            memory = replace(memory, process=request.process)
-            ways.append(
-                _way(
-                    kind,
-                    gpus,
-                    memory,
-                    again=again,
-                    flops=flops[again],
-                    parts=parts,
-                    request=request,
-                    config=config,
-                )
-            )
+    kinds: tuple[Kind, ...] = ("single", "ddp", "fsdp") if request.gpus > 1 else ("single",)
     return Plan(
-        precision=precision,
+        request=request,
+        precision=precision_of(config),
         global_batch=global_batch,
         steps=math.ceil(request.samples / global_batch),
         tokens=tokens,
         parts=parts,
-        flops=flops[True],
-        ways=tuple(ways),
+        flops=flops,
+        ways=tuple(
+            _way(
+                kind,
+                peaks[again],
+                again=again,
+                parts=parts,
+                flops=flops,
+                request=request,
+                config=config,
+            )
+            for kind in kinds
+            for again in (False, True)
+        ),
     )
+
+
+def precision_of(config: RunConfig) -> Precision:
+    """That of a config that has been decided on."""
+    return "bf16" if config.training.precision == "bf16" else "fp32"
 
 
 def sizes_near(global_batch: int, gpus: int) -> tuple[int, int]:
@@ -184,12 +208,6 @@ def _measured(
         return trial.parts(), peaks, tokens
 
 
-def line(first: Peaks, second: Peaks) -> tuple[float, float]:
-    """Constant and bytes per sample of the passes' peak, through two sizes."""
-    sample = (second.passes - first.passes) / (second.size - first.size)
-    return first.passes - sample * first.size, sample
-
-
 def memory_on(kind: Kind, gpus: int, parts: Parts, peaks: tuple[Peaks, Peaks], config: RunConfig) -> Memory:
     """Bytes of the tensors on one GPU.
 
@@ -200,13 +218,14 @@ def memory_on(kind: Kind, gpus: int, parts: Parts, peaks: tuple[Peaks, Peaks], c
             in float32 are cast as on one GPU, those gathered in bf16 need no cast. With several micro-batches
             the gradients live whole until the last.
     """
-    constant, sample = line(*peaks)
-    step = float(max(one.step for one in peaks))
+    first, second = peaks
+    sample = (second.passes - first.passes) / (second.size - first.size)
+    constant = first.passes - sample * first.size
+    step = float(max(first.step, second.step))
     if kind == "single":
         return Memory(constant=constant, sample=sample, step=step)
     if kind == "ddp":
-        more = parts.gradients
-        return Memory(constant=constant + more, sample=sample, step=step + more)
+        return Memory(constant=constant + parts.gradients, sample=sample, step=step + parts.gradients)
     width = gathered_width(config)
     gathered = width * (parts.outside + 2 * parts.block) + 4 * parts.block
     casts = 2 * parts.trainable if config.training.precision == "bf16" else 0
@@ -245,22 +264,23 @@ def sent_bytes(kind: Kind, gpus: int, parts: Parts, *, width: int, micro_batches
 
 def _way(
     kind: Kind,
-    gpus: int,
-    memory: Memory,
+    peaks: tuple[Peaks, Peaks],
     *,
     again: bool,
-    flops: Flops,
     parts: Parts,
+    flops: Flops,
     request: Request,
     config: RunConfig,
 ) -> Way:
-    precision: Precision = "bf16" if config.training.precision == "bf16" else "fp32"
+    device = request.device
+    gpus = 1 if kind == "single" else request.gpus
+    memory = replace(memory_on(kind, gpus, parts, peaks, config), process=device.process)
     global_batch = config.data.batch_size * config.training.accumulation
     wanted = global_batch // gpus
-    largest = memory.largest(request.memory * RESERVE)
+    largest = memory.largest(device.memory * RESERVE)
     if kind == "fsdp" and largest < wanted:  # gradients are shared out after the last micro-batch only
         memory = replace(memory, constant=memory.constant + (1 - 1 / gpus) * parts.gradients)
-        largest = memory.largest(request.memory * RESERVE)
+        largest = memory.largest(device.memory * RESERVE)
     why_not = ""
     if wanted == 0:
         why_not = f"the global batch of {global_batch} is smaller than the number of GPUs"
@@ -273,9 +293,11 @@ def _way(
     rows = max(1, math.ceil(wanted / micro_batches))
     sent = sent_bytes(kind, gpus, parts, width=gathered_width(config), micro_batches=micro_batches)
     share = gpus if kind == "fsdp" else 1  # of the optimizer's work; Muon's matrices are divided, too
-    work = flops.hardware * rows * micro_batches + flops.optimizer / share
-    computing = work / (request.device.peak(precision) * request.mfu)
-    computing += _optimizer_bytes(parts) / share / request.device.memory_bandwidth
+    work = flops.hardware(again) * rows * micro_batches + flops.optimizer / share
+    computing = work / (device.peak(precision_of(config)) * request.mfu)
+    # Beside the products the step reads gradients, and reads and writes weights, state and averages.
+    moved = float(parts.gradients) + 2 * (parts.weights + parts.optimizer + parts.ema)
+    computing += moved / share / device.memory_bandwidth
     seconds = computing + exposed_seconds(kind, sent / request.bandwidth, computing)
     if why_not:
         seconds = math.inf
@@ -301,8 +323,3 @@ def exposed_seconds(kind: Kind, sending: float, computing: float) -> float:
     beside all of it."""
     hidden = {"single": 0.0, "ddp": 2 / 3 * computing, "fsdp": computing}[kind]
     return max(0.0, sending - hidden)
-
-
-def _optimizer_bytes(parts: Parts) -> float:
-    """Read and written beside the products: gradients once; weights, optimiser state and averages twice."""
-    return float(parts.gradients) + 2 * (parts.weights + parts.optimizer + parts.ema)

@@ -7,19 +7,22 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from tutti.planning.plan import GPUS_PER_MACHINE, RESERVE, Plan, Request, Way
+from tutti.planning.plan import DAY, GPUS_PER_MACHINE, RESERVE, Plan, Way
 from tutti.runs.terminal import print_line, print_table
 
+SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+TIMES = ((DAY, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
-def plain(plan: Plan, request: Request) -> dict[str, Any]:
+
+def plain(plan: Plan) -> dict[str, Any]:
     """The plan as JSON takes it; an infinite time is null."""
     found = asdict(plan)
     for way, own in zip(plan.ways, found["ways"], strict=True):
         own["name"] = way.name
     found["parts"] |= {"total": plan.parts.total, "fixed": plan.parts.fixed}
-    found["flops"] |= {"model": plan.flops.model, "hardware": plan.flops.hardware}
-    found["request"] = asdict(request)
-    found["assumptions"] = assumptions(plan, request)
+    found["flops"] |= {"model": plan.flops.model, "hardware": plan.flops.hardware(recompute=True)}
+    found["request"]["bandwidth"] = plan.request.bandwidth
+    found["assumptions"] = assumptions(plan)
     return _finite(found)
 
 
@@ -31,9 +34,9 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def assumptions(plan: Plan, request: Request) -> list[str]:
+def assumptions(plan: Plan) -> list[str]:
     """What the prediction rests on, in sentences."""
-    device = request.device
+    request, device = plan.request, plan.request.device
     where = "between machines" if request.gpus > GPUS_PER_MACHINE else "inside the machine"
     kept = [
         "On a CPU malloc may keep freed tensors, up to a third of the rest again, unless "
@@ -42,35 +45,35 @@ def assumptions(plan: Plan, request: Request) -> list[str]:
     return [
         f"{device.name}: {device.peak(plan.precision) / 1e12:.3g} TFLOP/s peak in {plan.precision}, of which "
         f"a training reaches {100 * request.mfu:.0f} % (--mfu); recomputation counts as work.",
-        f"Tensors and {size_in_bytes(request.process)} of the process (--process) fill {100 * RESERVE:.0f} % "
-        f"of {request.memory / 1e9:.4g} GB; no two texts are the same.",
+        f"Tensors and {in_bytes(device.process)} of the process fill {100 * RESERVE:.0f} % "
+        f"of {device.memory / 1e9:.4g} GB (--memory); no two texts are the same.",
         f"{request.bandwidth / 1e9:g} GB/s {where}; DDP hides it behind the backward pass, FSDP behind all.",
         *(kept if device.process else ()),
         f"{request.samples:,.0f} samples in updates of {plan.global_batch:,}; data come as fast as wanted.",
     ]
 
 
-def print_plan(plan: Plan, request: Request, *, as_json: bool = False) -> None:
+def print_plan(plan: Plan, *, as_json: bool = False) -> None:
     """Parameters, bytes and FLOPs, then one line for each way to run it. Or all of it as JSON."""
     if as_json:
-        print(json.dumps(plain(plan, request), indent=1))
+        print(json.dumps(plain(plan), indent=1))
         return
     parts, flops = plan.parts, plan.flops
     rows = [(f"parameters: {name}", f"{count:,}") for name, count in parts.parameters.items()]
     rows.append(("parameters", f"{parts.total:,}"))
     for name in ("weights", "gradients", "optimizer", "ema"):
-        rows.append((f"bytes: {name}", size_in_bytes(float(getattr(parts, name)))))
+        rows.append((f"bytes: {name}", in_bytes(float(getattr(parts, name)))))
     for way in plan.ways:
         if way.kind == "single":
             again = ", recomputed" if way.recompute else ""
-            rows.append((f"bytes: a sample's activations{again}", size_in_bytes(way.memory.sample)))
+            rows.append((f"bytes: a sample's activations{again}", in_bytes(way.memory.sample)))
     rows += [
-        ("bytes: the process beside its tensors", size_in_bytes(request.process)),
+        ("bytes: the process beside its tensors", in_bytes(plan.request.device.process)),
         ("tokens in the fusion", f"{plan.tokens:,}"),
-        ("FLOPs of a sample, forward", _flops(flops.forward)),
-        ("FLOPs of a sample, backward", _flops(flops.backward)),
-        ("FLOPs that checkpointing adds", _flops(flops.recomputed)),
-        ("FLOPs of the optimizer, per update", _flops(flops.optimizer)),
+        ("FLOPs of a sample, forward", scaled(flops.forward).strip()),
+        ("FLOPs of a sample, backward", scaled(flops.backward).strip()),
+        ("FLOPs that checkpointing adds", scaled(flops.recomputed).strip()),
+        ("FLOPs of the optimizer, per update", scaled(flops.optimizer).strip()),
     ]
     print_table("Model, memory and FLOPs", ("what", "value"), rows, narrow=True)
     heads = ("way", "GPUs", "largest", "batch", "memory", "sent", "update", "in all")
@@ -79,42 +82,25 @@ def print_plan(plan: Plan, request: Request, *, as_json: bool = False) -> None:
     for way in plan.ways:
         if way.why_not:
             print_line(f"{way.name} on {way.gpus}: {way.why_not}.")
-    for sentence in assumptions(plan, request):
+    for sentence in assumptions(plan):
         print_line(sentence)
 
 
 def _row(way: Way) -> tuple[str, ...]:
     start = ("  recomputed" if way.recompute else way.kind, f"{way.gpus:,}", f"{way.largest:,}")
     if way.why_not:
-        return (*start, "-", size_in_bytes(way.peak), "-", "-", "-")
-    return (
-        *start,
-        f"{way.micro_batches} x {way.rows}",
-        size_in_bytes(way.peak),
-        size_in_bytes(way.sent),
-        duration(way.step_seconds),
-        duration(way.days * DAY),
-    )
+        return (*start, "-", in_bytes(way.peak), "-", "-", "-")
+    batch = f"{way.micro_batches} x {way.rows}"
+    times = (scaled(seconds, TIMES) for seconds in (way.step_seconds, way.days * DAY))
+    return (*start, batch, in_bytes(way.peak), in_bytes(way.sent), *times)
 
 
-DAY = 86_400.0
-SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
-TIMES = ((DAY, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
+def in_bytes(value: float) -> str:
+    """73.1 GB."""
+    return f"{scaled(value)}B"
 
 
-def size_in_bytes(value: float) -> str:
-    return f"{_scaled(value, SIZES)}B"
-
-
-def duration(seconds: float) -> str:
-    return _scaled(seconds, TIMES)
-
-
-def _flops(value: float) -> str:
-    return _scaled(value, SIZES).strip()
-
-
-def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
+def scaled(value: float, units: tuple[tuple[float, str], ...] = SIZES) -> str:
     """Three significant digits and the largest unit that leaves at least 1, so that no size shows as 0."""
     size, unit = next(((size, unit) for size, unit in units if abs(value) >= size), units[-1])
     number = f"{value / size:.3g}"
