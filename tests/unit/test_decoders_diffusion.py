@@ -21,7 +21,7 @@ from fixtures.small_decoders import (
     gradients,
     holes,
 )
-from tutti.models.decoders.diffusion import (
+from tutti.models.decoders.denoising import (
     DiffusionConfig,
     DiffusionDecoder,
     Prediction,

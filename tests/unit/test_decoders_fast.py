@@ -23,11 +23,9 @@ from fixtures.small_decoders import (
     gradients,
     holes,
 )
-from tutti.models.decoders import bpe
 from tutti.models.decoders import fast_tokens as chunk_tokens
-from tutti.models.decoders.chunks import hold_last
-from tutti.models.decoders.fast import FastDecoder
-from tutti.models.decoders.fast_tokens import PAD, ChunkTokens, cosine_matrix
+from tutti.models.decoders.fast import FastDecoder, hold_last
+from tutti.models.decoders.fast_tokens import PAD, ChunkTokens, cosine_matrix, encode, learn_pairs, spell
 from tutti.types import UserError, masked_mean
 
 NUMBERS = HORIZON * ACTION
@@ -46,7 +44,7 @@ def tokenizer(scale: float = 10.0, vocabulary_size: int = 256, seed: int = 7) ->
 
 
 def naive_bpe(symbols: list[int], pairs: list[tuple[int, int]], first: int) -> list[int]:
-    """Every learned pair in turn, each from the left: what `bpe.encode` must equal."""
+    """Every learned pair in turn, each from the left: what `encode` must equal."""
     for number, pair in enumerate(pairs):
         joined: list[int] = []
         for symbol in symbols:
@@ -58,63 +56,55 @@ def naive_bpe(symbols: list[int], pairs: list[tuple[int, int]], first: int) -> l
     return symbols
 
 
-def learned(sequences: list[list[int]], num_symbols: int, num_tokens: int) -> list[tuple[int, int]]:
-    rows = [row for row, sequence in enumerate(sequences) for _ in sequence]
-    flat = [symbol for sequence in sequences for symbol in sequence]
-    pairs = bpe.learn(torch.tensor(flat), torch.tensor(rows), num_symbols, num_tokens)
-    return [(left, right) for left, right in pairs.tolist()]
+def padded(sequences: list[list[int]]) -> Tensor:
+    longest = max(map(len, sequences))
+    return torch.tensor([[*sequence, *[PAD] * (longest - len(sequence))] for sequence in sequences])
 
 
-def test_pairs_are_learned_by_hand() -> None:
-    # (1, 2) occurs three times, which leaves 3 0 3 0 and 0 0 3: (0, 3) and (3, 0) twice each, the smaller
-    # left one goes first and leaves 3 4 0 and 0 4, where nothing occurs twice.
-    assert learned([[1, 2, 0, 1, 2, 0], [0, 0, 1, 2]], 3, 9) == [(1, 2), (0, 3)]
-    assert learned([[1, 2, 0, 1, 2, 0], [0, 0, 1, 2]], 3, 4) == [(1, 2)]
-    # Equally frequent: the smaller left, then the smaller right symbol goes first.
-    assert learned([[2, 1], [2, 1], [0, 3], [0, 3], [0, 2], [0, 2]], 4, 7) == [(0, 2), (0, 3), (2, 1)]
-    # No pair reaches across the end of a sequence.
-    assert learned([[5], [6], [5], [6]], 7, 9) == []
+@pytest.mark.parametrize(
+    ("sequences", "symbols", "tokens", "pairs"),
+    [
+        # (1, 2) occurs three times, which leaves 3 0 3 0 and 0 0 3: (0, 3) and (3, 0) twice each, the smaller
+        # left one goes first and leaves 3 4 0 and 0 4, where nothing occurs twice.
+        ([[1, 2, 0, 1, 2, 0], [0, 0, 1, 2]], 3, 9, [[1, 2], [0, 3]]),
+        ([[1, 2, 0, 1, 2, 0], [0, 0, 1, 2]], 3, 4, [[1, 2]]),
+        # Equally frequent: the smaller left, then the smaller right symbol goes first.
+        ([[2, 1], [2, 1], [0, 3], [0, 3], [0, 2], [0, 2]], 4, 7, [[0, 2], [0, 3], [2, 1]]),
+        # No pair reaches across the end of a sequence.
+        ([[5], [6], [5], [6]], 7, 9, []),
+    ],
+)
+def test_pairs_are_learned_by_hand(
+    sequences: list[list[int]], symbols: int, tokens: int, pairs: list[list[int]]
+) -> None:
+    assert learn_pairs(padded(sequences), symbols, tokens).tolist() == pairs
 
 
 def test_of_overlapping_pairs_the_left_one_counts() -> None:
-    pairs = torch.full((3, 2), -1)
-    pairs[1] = torch.tensor([0, 0])
-    tokens, rows = bpe.encode(torch.zeros(9, dtype=torch.int64), torch.tensor([0] * 5 + [1] * 4), 2, pairs)
-    assert tokens.tolist() == [1, 1, 0, 1, 1] and rows.tolist() == [0, 0, 0, 1, 1]
+    tokens, lengths = encode(padded([[0] * 5, [0] * 4]), torch.tensor([[-1, -1], [0, 0], [-1, -1]]))
+    assert tokens.tolist() == [[1, 1, 0], [1, 1, PAD]] and lengths.tolist() == [3, 2]
 
 
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_joining_all_rows_at_once_equals_joining_one_pair_after_the_other(seed: int) -> None:
+def test_joining_all_rows_at_once_equals_joining_one_pair_after_the_other(
+    seed: int, on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_device:  # without a look at a value
+        monkeypatch.setattr(chunk_tokens, "readable", lambda tensor: False)
     random = torch.Generator().manual_seed(seed)
-    sequences = torch.randint(0, 4, (40, 30), generator=random).tolist()
-    pairs = learned(sequences[:20], 4, 40)
-    assert len(pairs) == 36
-    table = torch.full((40, 2), -1)
-    table[4:] = torch.tensor(pairs)
-    rows = torch.arange(40).repeat_interleave(30)
-    tokens, rows = bpe.encode(torch.tensor(sequences).flatten(), rows, 40, table)
-    spelled = bpe.spell(table, 40, 30)
-    for row, sequence in enumerate(sequences):
-        mine = tokens[rows == row]
-        assert mine.tolist() == naive_bpe(sequence, pairs, 4)
-        symbols = spelled[mine]
-        assert symbols[symbols != PAD].tolist() == sequence
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_tokens_found_without_a_look_at_a_value_are_the_same(seed: int) -> None:
-    random = torch.Generator().manual_seed(seed)
-    symbols = torch.randint(0, 2 + seed, (40, 12), generator=random)
+    symbols = torch.randint(0, 4, (40, 30), generator=random)
     symbols[0] = 0  # a run of one symbol, joined with itself
-    rows = torch.arange(40).repeat_interleave(12)
-    pairs = torch.full((30, 2), -1)
-    learned = bpe.learn(symbols.flatten(), rows, 6, 30)
-    pairs[6 : 6 + len(learned)] = learned
-    tokens, of_row = bpe.encode(symbols.flatten(), rows, 40, pairs)
-    padded, lengths = bpe.encode_waiting_for_nothing(symbols, pairs)
-    assert len(learned) > 3 and torch.equal(lengths, torch.bincount(of_row, minlength=40))
-    assert torch.equal(padded[padded >= 0], tokens)
-    assert torch.equal(padded >= 0, torch.arange(12) < lengths[:, None])
+    table = torch.full((40, 2), -1)
+    table[4:] = learn_pairs(symbols[:20], 4, 40)
+    tokens, lengths = encode(symbols, table)
+    assert tokens.shape[1] == (30 if on_device else lengths.max())
+    spelled = spell(table, 40, 30)
+    for row, sequence in enumerate(symbols.tolist()):
+        mine = tokens[row, : lengths[row]]
+        assert mine.tolist() == naive_bpe(sequence, [(left, right) for left, right in table[4:].tolist()], 4)
+        assert bool((tokens[row, lengths[row] :] == PAD).all())
+        assert spelled[mine][spelled[mine] != PAD].tolist() == sequence
 
 
 def test_longer_padding_changes_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,9 +164,8 @@ def test_pairs_are_learned_from_a_share_of_many_chunks_and_the_alphabet_from_all
     assert torch.equal(tokens.spread(actions), actions[::4])
     tokens.fit(actions)
     assert tokens.report(actions).clamped == 0
-    coefficients = (10 * cosine_matrix(HORIZON) @ actions[::4]).round().long().flatten()
-    rows = torch.arange(25).repeat_interleave(NUMBERS)
-    pairs = bpe.learn(coefficients - tokens.lowest, rows, int(tokens.num_symbols), 2048)
+    coefficients = (10 * cosine_matrix(HORIZON) @ actions[::4]).round().long().flatten(1)
+    pairs = learn_pairs(coefficients - tokens.lowest, int(tokens.num_symbols), 2048)
     learned_there = tokens.pairs[int(tokens.num_symbols) : int(tokens.num_tokens)]
     assert len(pairs) > 20 and torch.equal(learned_there, pairs)
     lengths = tokens.encode(actions[::4])[1]

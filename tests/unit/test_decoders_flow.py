@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fixtures.small_decoders import ACTION, HORIZON, batch, build, doubled, features, gradients, holes
-from tutti.models.decoders.denoiser import level_waves
-from tutti.models.decoders.flow import FlowDecoder, draw_levels
+from tutti.models.decoders.denoising import FlowDecoder, level_waves
 from tutti.models.decoders.trunk import Condition
 from tutti.types import masked_mean
 
@@ -34,7 +33,7 @@ class Field(nn.Module):
 
 def test_levels_are_those_of_pi0_and_the_noisy_end_is_seen_most() -> None:
     torch.manual_seed(0)
-    u = draw_levels(100_000, torch.empty(0, dtype=torch.float64))
+    u = decoder().draw_levels(100_000, torch.empty(0, dtype=torch.float64))
     assert float(u.min()) >= 0 and float(u.max()) < 0.999
     for at in (0.1, 0.3, 0.6, 0.9):
         cumulated = 1 - (1 - at / 0.999) ** 1.5  # P(b > 1 - at / 0.999) for b ~ Beta(1.5, 1)
@@ -65,7 +64,7 @@ def test_several_draws_are_the_mean_of_single_ones() -> None:
     many = decoder(draws=3).double()
     seen, given = features(dtype=torch.float64), doubled(batch())
     torch.manual_seed(6)
-    levels = draw_levels(12, given.actions)
+    levels = many.draw_levels(12, given.actions)
     noise = torch.randn(12, HORIZON, ACTION, dtype=torch.float64)
     condition = many.conditioning(seen)
     single = [

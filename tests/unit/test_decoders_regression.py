@@ -21,8 +21,12 @@ from fixtures.small_decoders import (
     gradients,
     holes,
 )
-from tutti.models.decoders.gripper import Gripper, GripperConfig
-from tutti.models.decoders.regression import RegressionConfig, RegressionDecoder
+from tutti.models.decoders.regression import (
+    Gripper,
+    GripperConfig,
+    RegressionConfig,
+    RegressionDecoder,
+)
 from tutti.types import UserError, masked_mean
 
 GRIPPER = {"gripper": {"dimension": -1, "weight": 0.5}}

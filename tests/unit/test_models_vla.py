@@ -22,14 +22,14 @@ METAWORLD = replace(SPEC, image_size=64, action_dim=4, horizon=16, vocab_size=51
 )
 def test_presets_have_the_promised_size(size: Size, low: float, high: float) -> None:
     with torch.device("meta"):
-        model = ModelConfig.preset(size).build(METAWORLD)
+        model = ModelConfig(size=size).build(METAWORLD)
     assert low < sum(p.numel() for p in model.parameters()) < high
 
 
 @pytest.mark.parametrize("size", ["small", "base"])
 def test_large_presets_run_from_the_same_code(size: Size) -> None:
     with torch.device("meta"):
-        model = ModelConfig.preset(size).build(METAWORLD)
+        model = ModelConfig(size=size).build(METAWORLD)
     assert model.predict(observation(METAWORLD, b=2).to("meta")).shape == (2, 16, 4)
     assert describe(model).flops > 1e9
 
@@ -42,7 +42,7 @@ def test_large_presets_run_from_the_same_code(size: Size) -> None:
     ],
 )
 def test_tiny_builds_for_any_spec(spec: DataSpec) -> None:
-    model = ModelConfig.preset("tiny").build(spec)
+    model = ModelConfig().build(spec)
     assert model.predict(observation(spec)).shape == (4, spec.horizon, spec.action_dim)
 
 
@@ -53,7 +53,6 @@ def test_a_preset_is_filled_in_key_by_key_and_round_trips() -> None:
     assert (config.fusion.depth, config.fusion.width) == (2, 384)
     assert config.vision.stem.unshuffle == 8 and config.vision.stem.channels == (96, 192, 384)
     assert ModelConfig.model_validate(config.model_dump(mode="json")) == config
-    assert ModelConfig() == ModelConfig.preset("tiny")
     with pytest.raises(ValueError, match="fusoin"):
         ModelConfig.model_validate({"fusoin": {}})
 

@@ -353,5 +353,5 @@ def test_presets_have_the_sizes_that_they_claim(size: Any, millions: float) -> N
         **{"vocab_size": 128, "text_length": 12, "embodiments": ("sawyer",), "fps": 20.0},
     )
     with torch.device("meta"):
-        model = ModelConfig.preset(size).build(spec)
+        model = ModelConfig(size=size).build(spec)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=0.1)

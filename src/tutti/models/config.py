@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from tutti.frozen_config import FrozenConfig
 from tutti.models.decoders.bins import BinsConfig
-from tutti.models.decoders.diffusion import DiffusionConfig
+from tutti.models.decoders.denoising import DiffusionConfig, FlowConfig
 from tutti.models.decoders.fast import FastConfig
-from tutti.models.decoders.flow import FlowConfig
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
 from tutti.models.interfaces import ActionDecoder
@@ -47,43 +46,23 @@ ActionDecoderConfig = Annotated[
     Discriminator(tag_of),
 ]
 
+# About 1, 28, 100 and 500 M parameters; `tiny` learns from scratch on a CPU within minutes.
+_SIZES: dict[Size, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]] = {
+    # stem channels, vision, language, fusion (width, depth, heads; language: tokens), hidden of the action
+    "tiny": ((64, 128, 128), (128, 1, 4), (64, 2, 4, 1), (128, 2, 4), 256),
+    "small": ((96, 192, 384), (384, 6, 6), (256, 3, 4, 4), (384, 8, 6), 768),
+    "base": ((192, 384, 768), (768, 4, 12), (512, 3, 8, 4), (768, 8, 12), 1536),
+    "large": ((320, 640, 1280), (1280, 8, 20), (768, 4, 12, 4), (1280, 15, 20), 2560),
+}
+_KEYS = ("width", "depth", "heads", "num_tokens")
 PRESETS: dict[Size, dict[str, dict[str, Any]]] = {
-    "tiny": {  # about 1.0 M parameters: learns from scratch on a CPU within minutes
-        "vision": {"kind": "vit", "stem": {"channels": (64, 128, 128)}, "width": 128, "depth": 1, "heads": 4},
-        "language": {"kind": "transformer", "width": 64, "depth": 2, "heads": 4, "num_tokens": 1},
-        "fusion": {"kind": "joint_attention", "width": 128, "depth": 2, "heads": 4},
-        "action": {"kind": "regression", "hidden": 256},
-    },
-    "small": {  # about 28 M
-        "vision": {"kind": "vit", "stem": {"channels": (96, 192, 384)}, "width": 384, "depth": 6, "heads": 6},
-        "language": {"kind": "transformer", "width": 256, "depth": 3, "heads": 4, "num_tokens": 4},
-        "fusion": {"kind": "joint_attention", "width": 384, "depth": 8, "heads": 6},
-        "action": {"kind": "regression", "hidden": 768},
-    },
-    "base": {  # about 100 M
-        "vision": {
-            "kind": "vit",
-            "stem": {"channels": (192, 384, 768)},
-            "width": 768,
-            "depth": 4,
-            "heads": 12,
-        },
-        "language": {"kind": "transformer", "width": 512, "depth": 3, "heads": 8, "num_tokens": 4},
-        "fusion": {"kind": "joint_attention", "width": 768, "depth": 8, "heads": 12},
-        "action": {"kind": "regression", "hidden": 1536},
-    },
-    "large": {  # about 500 M
-        "vision": {
-            "kind": "vit",
-            "stem": {"channels": (320, 640, 1280)},
-            "width": 1280,
-            "depth": 8,
-            "heads": 20,
-        },
-        "language": {"kind": "transformer", "width": 768, "depth": 4, "heads": 12, "num_tokens": 4},
-        "fusion": {"kind": "joint_attention", "width": 1280, "depth": 15, "heads": 20},
-        "action": {"kind": "regression", "hidden": 2560},
-    },
+    size: {
+        "vision": {"kind": "vit", "stem": {"channels": channels}, **dict(zip(_KEYS, vision, strict=False))},
+        "language": {"kind": "transformer", **dict(zip(_KEYS, language, strict=True))},
+        "fusion": {"kind": "joint_attention", **dict(zip(_KEYS, fusion, strict=False))},
+        "action": {"kind": "regression", "hidden": hidden},
+    }
+    for size, (channels, vision, language, fusion, hidden) in _SIZES.items()
 }
 
 
@@ -106,11 +85,6 @@ class ModelConfig(FrozenConfig):
             return given
         preset = PRESETS.get(given.get("size", "tiny"))
         return given if preset is None else merge(preset, given)
-
-    @classmethod
-    def preset(cls, size: Size) -> Self:
-        """The preset of this size as it is."""
-        return cls(size=size)
 
     def build(self, spec: DataSpec) -> VLA:
         """The model with fresh weights from torch's global generator. Raises UserError where sizes clash."""

@@ -1,22 +1,21 @@
-"""What every part is built from: a pre-norm transformer block, a convolution for channels-last maps."""
+"""What every part is built from: transformer blocks and their config, attention heads, a convolution."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
+from tutti.frozen_config import FrozenConfig
+
 Activation = Literal["relu", "gelu"]
-Heads = Annotated[PositiveInt, Field(description="Attention heads; they must divide the width.")]
-MlpRatio = Annotated[float, Field(gt=0, description="Hidden width of each MLP over the width of the tokens.")]
-MlpActivation = Annotated[Activation, Field(description="Activation function of the MLPs.")]
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
@@ -26,12 +25,6 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     if activation == "relu":
         return F.relu(x, inplace=not torch.compiler.is_compiling() and not x._is_view())
     return F.gelu(x, approximate="tanh")
-
-
-def require_divisible(width: int, heads: int) -> None:
-    """Raises ValueError unless the heads of an attention divide its width."""
-    if width % heads:
-        raise ValueError(f"width {width} is not divisible by heads {heads}; choose a width that is")
 
 
 def readable(tensor: Tensor) -> bool:
@@ -82,6 +75,44 @@ def blocks_of(*roots: nn.Module) -> list[TransformerBlock]:
     return [module for root in roots for module in root.modules() if isinstance(module, TransformerBlock)]
 
 
+class TransformerConfig(FrozenConfig):
+    """The keys that every part made of transformer blocks has."""
+
+    kind: Any  # a literal in each subclass
+    width: PositiveInt = Field(description="Width of the tokens.")
+    depth: int = Field(ge=0, description="Transformer blocks.")
+    heads: PositiveInt = Field(default=4, description="Attention heads; they must divide the width.")
+    mlp_ratio: float = Field(
+        default=4.0, gt=0, description="Hidden width of each MLP over the width of the tokens."
+    )
+    activation: Activation = Field(default="relu", description="Activation function of the MLPs.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(
+                f"width {self.width} is not divisible by heads {self.heads}; choose a width that is"
+            )
+        return self
+
+    def blocks(self) -> nn.ModuleList:
+        """`depth` fresh blocks."""
+        return nn.ModuleList(
+            Block(self.width, self.heads, self.mlp_ratio, self.activation) for _ in range(self.depth)
+        )
+
+
+def split_heads(joined: Float[Tensor, "b n m"], parts: int, heads: int) -> tuple[Tensor, ...]:
+    """The `parts` tensors (b, heads, n, e) that lie side by side in `joined`: query, key, value."""
+    b, n, m = joined.shape
+    return joined.view(b, n, parts, heads, m // (parts * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_heads(mixed: Float[Tensor, "b k n e"]) -> Float[Tensor, "b n m"]:
+    """What the heads found, side by side again."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
 class Block(TransformerBlock):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)) (2002.04745).
 
@@ -92,7 +123,6 @@ class Block(TransformerBlock):
         self, width: int, heads: int, mlp_ratio: float = 4.0, activation: Activation = "relu"
     ) -> None:
         super().__init__()
-        require_divisible(width, heads)
         hidden = round(width * mlp_ratio)
         self.heads = heads
         self.activation: Activation = activation
@@ -107,11 +137,9 @@ class Block(TransformerBlock):
         self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 1 n"] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Every token looks at every token whose `mask` is True; None means all."""
-        b, n, d = x.shape
-        joined = self.query_key_value(self.attention_norm(x)).view(b, n, 3, self.heads, d // self.heads)
-        query, key, value = joined.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = split_heads(self.query_key_value(self.attention_norm(x)), 3, self.heads)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = x + self.attention_out(mixed.transpose(1, 2).reshape(b, n, d))
+        x = x + self.attention_out(join_heads(mixed))
         return x + self.mlp_out(activate(self.mlp_in(self.mlp_norm(x)), self.activation))
 
     def __call__(

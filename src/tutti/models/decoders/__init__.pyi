@@ -1,7 +1,6 @@
 from .bins import BinsConfig, BinsDecoder
-from .diffusion import DiffusionConfig, DiffusionDecoder
+from .denoising import DiffusionConfig, DiffusionDecoder, FlowConfig, FlowDecoder
 from .fast import FastConfig, FastDecoder
-from .flow import FlowConfig, FlowDecoder
 from .regression import RegressionConfig, RegressionDecoder
 
 __all__ = [

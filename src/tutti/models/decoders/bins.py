@@ -54,16 +54,11 @@ class BinsDecoder(ActionDecoder):
         super().__init__()
         self.num_bins, self.estimate = config.bins, config.estimate
         self.horizon, self.action_dim = spec.horizon, spec.action_dim
-        self.low: Tensor
-        self.high: Tensor
-        self.fitted: Tensor
-        self.register_buffer("low", torch.full((spec.action_dim,), -1.0))
-        self.register_buffer("high", torch.full((spec.action_dim,), 1.0))
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self.low, self.high = (nn.Buffer(torch.full((spec.action_dim,), end)) for end in (-1.0, 1.0))
+        self.fitted = nn.Buffer(torch.tensor(False))
         self.conditioning = Conditioning(config, width)
         self.trunk = Trunk(config, spec.horizon)
         self.out = shrink(nn.Linear(config.width, spec.action_dim * config.bins))
-        self.width = config.width
 
     def fit(self, actions: Float[Tensor, "n t a"], action_mask: Bool[Tensor, "n t a"]) -> None:
         """The range of each dimension that the bins share out.
@@ -109,5 +104,5 @@ class BinsDecoder(ActionDecoder):
     def logits(self, features: Features) -> Float[Tensor, "b t a n"]:
         """One logit for each bin of each number of the chunk."""
         condition = self.conditioning(features)
-        start = features.readout.new_zeros(len(features.readout), self.horizon, self.width)
+        start = torch.zeros_like(condition.vector)[:, None].expand(-1, self.horizon, -1)
         return self.out(self.trunk(start, condition)).unflatten(-1, (self.action_dim, self.num_bins))

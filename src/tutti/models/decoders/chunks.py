@@ -14,15 +14,6 @@ def present_actions(batch: Batch) -> Float[Tensor, "b t a"]:
     return torch.where(batch.action_mask, batch.actions, torch.zeros_like(batch.actions))
 
 
-def hold_last(actions: Float[Tensor, "b t a"], mask: Bool[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
-    """Each masked action becomes the last present one before it in its dimension; 0 where there is none."""
-    steps = torch.arange(actions.shape[1], device=actions.device)[None, :, None]
-    last = torch.where(mask, steps, -1).cummax(dim=1).values
-    kept = torch.where(mask, actions, torch.zeros_like(actions))
-    held = kept.gather(1, last.clamp(min=0))
-    return torch.where(last < 0, torch.zeros_like(held), held)
-
-
 def require_fitted(decoder: nn.Module, kind: str) -> None:
     """Looks at the buffer `fitted` until it is set, and then never again: on a GPU each look waits.
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutti.models.decoders.chunks import hold_last, require_finite, require_fitted
+from tutti.models.decoders.chunks import require_finite, require_fitted
 from tutti.models.decoders.fast_tokens import PAD, ChunkTokens, TokenReport
 from tutti.models.decoders.trunk import Cache, Condition, Conditioning, Trunk, TrunkConfig, shrink
 from tutti.models.interfaces import ActionDecoder
@@ -36,7 +36,7 @@ class FastConfig(TrunkConfig):
 
 
 class FastDecoder(ActionDecoder):
-    """Next-token prediction on FAST tokens (2501.09747; `chunk_tokens.py`).
+    """Next-token prediction on FAST tokens (2501.09747; `fast_tokens.py`).
 
     The sequence begins with a linear map of the readout; token i is predicted from it and tokens 0 ... i - 1:
 
@@ -61,8 +61,7 @@ class FastDecoder(ActionDecoder):
 
     def __init__(self, config: FastConfig, spec: DataSpec, width: int) -> None:
         super().__init__()
-        self.fitted: Tensor
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self.fitted = nn.Buffer(torch.tensor(False))
         self.tokens = ChunkTokens(spec.horizon, spec.action_dim, config.vocabulary_size, config.scale)
         self.conditioning = Conditioning(config, width)
         self.embedding = nn.Embedding(config.vocabulary_size, config.width)
@@ -129,7 +128,9 @@ class FastDecoder(ActionDecoder):
         spelled = self.tokens.lengths()
         lacking = torch.full((len(x),), self.tokens.num_numbers, device=x.device)
         written: list[Tensor] = []
-        for place in range(self._longest()):
+        # On the meta device, where no value can be read, as many tokens as there are numbers.
+        longest = self.tokens.num_numbers if x.device.type == "meta" else int(self.tokens.longest)
+        for place in range(longest):
             logits = self.out(self.trunk(x, condition, caches, first=place))[:, 0]
             token = logits.masked_fill(spelled > lacking[:, None], float("-inf")).argmax(-1)
             written.append(torch.where(lacking > 0, token, PAD))
@@ -139,7 +140,11 @@ class FastDecoder(ActionDecoder):
             x = self.embedding(token)[:, None]
         return torch.stack(written, dim=1)
 
-    def _longest(self) -> int:
-        """Tokens to write at most; on the meta device, where no value can be read, as many as numbers."""
-        longest = self.tokens.longest
-        return self.tokens.num_numbers if longest.device.type == "meta" else int(longest)
+
+def hold_last(actions: Float[Tensor, "b t a"], mask: Bool[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
+    """Each masked action becomes the last present one before it in its dimension; 0 where there is none."""
+    steps = torch.arange(actions.shape[1], device=actions.device)[None, :, None]
+    last = torch.where(mask, steps, -1).cummax(dim=1).values
+    kept = torch.where(mask, actions, torch.zeros_like(actions))
+    held = kept.gather(1, last.clamp(min=0))
+    return torch.where(last < 0, torch.zeros_like(held), held)

@@ -1,4 +1,8 @@
-"""FAST tokens: a chunk of actions as a short sequence of integers, by cosine transform, rounding and BPE."""
+"""FAST tokens: a chunk of actions as a short sequence of integers, by cosine transform, rounding and BPE.
+
+The byte-pair encoding works on the integers themselves, many sequences at once: a row each, padded with -1.
+On a device nothing is read back, which a text library's would need. Nothing depends on an order of hashing.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tutti.models.decoders import bpe
 from tutti.models.layers import readable
 from tutti.types import UserError
 
@@ -21,6 +25,7 @@ MOST_CLAMPED = 0.005
 ALPHABET_SHARE = 0.9
 """Share of the vocabulary that may be symbols."""
 PAD = -1
+_NEVER = torch.iinfo(torch.int32).max
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +58,8 @@ class ChunkTokens(nn.Module):
     alphabet's lowest integer, how many symbols and tokens there are, and the longest sequence of the chunks
     that pairs were learned from. Before `fit` every token is one symbol, with the alphabet around 0.
 
-    Differs: FAST writes the integers as characters and trains the BPE of a text library; here it is our own,
-    on the integers themselves. An integer that the alphabet lacks becomes the nearest that it has.
+    Differs: FAST writes the integers as characters and trains the BPE of a text library; ours is below. An
+    integer that the alphabet lacks becomes the nearest that it has.
     """
 
     def __init__(self, horizon: int, action_dim: int, vocabulary_size: int, scale: float) -> None:
@@ -62,25 +67,15 @@ class ChunkTokens(nn.Module):
         self.horizon, self.action_dim, self.scale = horizon, action_dim, scale
         self.num_numbers = horizon * action_dim
         self.vocabulary_size = vocabulary_size
-        self.cosines: Tensor
-        self.pairs: Tensor
-        self.spelling: Tensor
-        self.lowest: Tensor
-        self.num_symbols: Tensor
-        self.num_tokens: Tensor
-        self.longest: Tensor
         spelling = torch.full((vocabulary_size, self.num_numbers), PAD, dtype=torch.int64)
         spelling[:, 0] = torch.arange(vocabulary_size)
-        self.register_buffer("cosines", cosine_matrix(horizon), persistent=False)
-        self.register_buffer("pairs", torch.full((vocabulary_size, 2), -1, dtype=torch.int64))
-        self.register_buffer("spelling", spelling)
-        for name, value in (
-            ("lowest", -(vocabulary_size // 2)),
-            ("num_symbols", vocabulary_size),
-            ("num_tokens", vocabulary_size),
-            ("longest", self.num_numbers),
-        ):
-            self.register_buffer(name, torch.full((), value, dtype=torch.int64))
+        self.cosines = nn.Buffer(cosine_matrix(horizon), persistent=False)
+        self.pairs = nn.Buffer(torch.full((vocabulary_size, 2), -1, dtype=torch.int64))
+        self.spelling = nn.Buffer(spelling)
+        self.lowest = nn.Buffer(torch.tensor(-(vocabulary_size // 2)))
+        self.num_symbols = nn.Buffer(torch.tensor(vocabulary_size))
+        self.num_tokens = nn.Buffer(torch.tensor(vocabulary_size))
+        self.longest = nn.Buffer(torch.tensor(self.num_numbers))
 
     @torch.no_grad()
     def fit(self, actions: Float[Tensor, "n t a"]) -> None:
@@ -93,13 +88,12 @@ class ChunkTokens(nn.Module):
         self.lowest.fill_(lowest)
         self.num_symbols.fill_(count)
         some = self.spread(self._symbols(integers))
-        rows = torch.arange(len(some), device=some.device).repeat_interleave(self.num_numbers)
-        learned = bpe.learn(some.flatten(), rows, count, self.vocabulary_size)
+        learned = learn_pairs(some, count, self.vocabulary_size)
         self.pairs.fill_(-1)
         self.pairs[count : count + len(learned)] = learned.to(self.pairs.device)
         self.num_tokens.fill_(count + len(learned))
-        self.spelling.copy_(bpe.spell(self.pairs.cpu(), count + len(learned), self.num_numbers))
-        self.longest.fill_(int(self._encode_symbols(some)[1].max()))
+        self.spelling.copy_(spell(self.pairs.cpu(), count + len(learned), self.num_numbers))
+        self.longest.fill_(int(encode(some, self.pairs)[1].max()))
 
     def spread(self, chunks: Tensor) -> Tensor:
         """Chunks evenly spread over the given ones, with FIT_NUMBERS numbers at most."""
@@ -108,7 +102,7 @@ class ChunkTokens(nn.Module):
     def encode(self, actions: Float[Tensor, "b t a"]) -> tuple[Int[Tensor, "b n"], Int[Tensor, " b"]]:
         """Tokens of each chunk, padded with -1, and their numbers. Padded to the longest of them; where to
         look for it would make the host wait (on a GPU), to as many as a chunk has numbers."""
-        return self._encode_symbols(self._symbols(self._integers(actions)))
+        return encode(self._symbols(self._integers(actions)), self.pairs)
 
     def decode(self, tokens: Int[Tensor, "b n"]) -> Float[Tensor, "b t a"]:
         """The chunk that the tokens spell; -1 spells nothing.
@@ -154,18 +148,6 @@ class ChunkTokens(nn.Module):
         # Against tensors, not numbers read from them, so that a device is not waited for.
         return (integers - self.lowest).clamp(min=0).minimum(self.num_symbols - 1)
 
-    def _encode_symbols(self, symbols: Int[Tensor, "b n"]) -> tuple[Int[Tensor, "b m"], Int[Tensor, " b"]]:
-        if not readable(symbols):
-            return bpe.encode_waiting_for_nothing(symbols, self.pairs)
-        b = len(symbols)
-        rows = torch.arange(b, device=symbols.device).repeat_interleave(self.num_numbers)
-        tokens, rows = bpe.encode(symbols.flatten(), rows, b, self.pairs)
-        lengths = torch.bincount(rows, minlength=b)
-        first = lengths.cumsum(0) - lengths
-        padded = tokens.new_full((b, int(lengths.max())), PAD)
-        padded[rows, torch.arange(len(rows), device=rows.device) - first[rows]] = tokens
-        return padded, lengths
-
     def _alphabet(self, integers: Int[Tensor, "n m"]) -> tuple[int, int]:
         """The lowest integer, and how many from it on: all that occur, or the stretch with most of them."""
         lowest, highest = int(integers.min()), int(integers.max())
@@ -200,3 +182,84 @@ def cosine_matrix(length: int) -> Float[Tensor, "t t"]:
     matrix = torch.cos(math.pi / length * places[:, None] * (places + 0.5)) * math.sqrt(2 / length)
     matrix[0] /= math.sqrt(2)
     return matrix.float()
+
+
+def learn_pairs(symbols: Int[Tensor, "b n"], num_symbols: int, num_tokens: int) -> Int[Tensor, "m 2"]:
+    """The pairs to join, most frequent first after the earlier ones were joined (1508.07909).
+
+    Token num_symbols + i stands for pair i. At most num_tokens - num_symbols pairs; fewer if no pair occurs
+    twice any more. Overlaps count: 0 0 0 holds the pair (0, 0) twice. Of pairs equally frequent the one with
+    the smaller left, then smaller right number goes first.
+    """
+    pairs: list[tuple[int, int]] = []
+    tokens = symbols.clone()
+    for number in range(num_symbols, num_tokens):
+        left, right = tokens[:, :-1], tokens[:, 1:]
+        codes = (left * num_tokens + right)[right != PAD]
+        counts = torch.bincount(codes, minlength=1)
+        best = int(counts.argmax())
+        if counts[best] < 2:
+            break
+        pair = divmod(best, num_tokens)
+        hit = (left == pair[0]) & (right == pair[1])
+        rows = hit.any(1)
+        tokens[rows] = join(tokens[rows], hit[rows], tokens.new_tensor(number))
+        pairs.append(pair)
+    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+
+
+def encode(
+    symbols: Int[Tensor, "b n"], pairs: Int[Tensor, "v 2"]
+) -> tuple[Int[Tensor, "b m"], Int[Tensor, " b"]]:
+    """Joins, in every row at once, the pair learned first, until none is left. Gives tokens and lengths.
+
+    `pairs[i]` is what token i stands for; (-1, -1) for a symbol or an unused number. A round joins at least
+    one pair in every row that has one left, and the pair that a row joins is always a later one than before:
+    hence as many rounds as can be needed, whatever the values, so that on a device the host never waits.
+    """
+    joined = joined_token(pairs)
+    tokens = symbols
+    for _ in range(min(symbols.shape[1], len(pairs)) - 1):
+        left, right = tokens[:, :-1], tokens[:, 1:]
+        new = joined[left.clamp(min=0), right.clamp(min=0)].masked_fill(right == PAD, _NEVER)
+        hit = (new < _NEVER) & (new == new.amin(dim=1, keepdim=True))
+        if readable(hit) and not bool(hit.any()):
+            break
+        tokens = join(tokens, hit, new.to(tokens.dtype))
+    lengths = (tokens != PAD).sum(1)
+    return tokens[:, : int(lengths.max())] if readable(tokens) else tokens, lengths
+
+
+def join(tokens: Int[Tensor, "b n"], hit: Bool[Tensor, "b p"], new: Int[Tensor, "*p"]) -> Int[Tensor, "b n"]:
+    """Tokens i and i + 1 of a row become new[i] wherever hit[i]."""
+    # Hits overlap only in a run of one token paired with itself; from the left, every second one counts.
+    spots = torch.arange(hit.shape[1], device=hit.device)
+    begins = hit & ~F.pad(hit[:, :-1], (1, 0))
+    run = torch.where(begins, spots, -1).cummax(-1).values
+    hit = hit & ((spots - run) % 2 == 0)
+    made = torch.cat([torch.where(hit, new, tokens[:, :-1]), tokens[:, -1:]], dim=1)
+    kept = F.pad(~hit, (1, 0), value=True) & (tokens != PAD)
+    b, n = tokens.shape
+    places = torch.where(kept, kept.cumsum(1) - 1, n)
+    # The largest at each place, not a plain scatter, which would sort on a GPU to be deterministic.
+    return tokens.new_full((b, n + 1), PAD).scatter_reduce(1, places, made, "amax")[:, :n]
+
+
+def joined_token(pairs: Int[Tensor, "v 2"]) -> Int[Tensor, "v v"]:
+    """The number of the token that joins (left, right), or a number beyond all of them."""
+    v = len(pairs)
+    places = pairs[:, 0] * v + pairs[:, 1]
+    places = torch.where(pairs[:, 0] >= 0, places, v * v)  # what is no pair goes to a place behind
+    numbers = torch.arange(v, dtype=torch.int32, device=pairs.device)
+    table = torch.full((v * v + 1,), _NEVER, dtype=torch.int32, device=pairs.device)
+    return table.scatter_reduce(0, places, numbers, "amin")[:-1].view(v, v)
+
+
+def spell(pairs: Int[Tensor, "v 2"], num_tokens: int, longest: int) -> Int[Tensor, "v n"]:
+    """The symbols that each of the first `num_tokens` tokens stands for, padded with -1 to `longest`."""
+    spelled: list[list[int]] = []
+    table = torch.full((len(pairs), longest), PAD, dtype=torch.int64)
+    for number, (left, right) in enumerate(pairs[:num_tokens].tolist()):
+        spelled.append([number] if left < 0 else spelled[left] + spelled[right])
+        table[number, : len(spelled[number])] = torch.tensor(spelled[number])
+    return table

@@ -7,45 +7,38 @@ however many steps its generation takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.frozen_config import FrozenConfig
 from tutti.models.layers import (
     Activation,
-    Heads,
-    MlpActivation,
-    MlpRatio,
     TransformerBlock,
+    TransformerConfig,
     activate,
     attention_mask,
-    require_divisible,
+    join_heads,
+    split_heads,
 )
 from tutti.types import Features
 
 
-class TrunkConfig(FrozenConfig):
+class TrunkConfig(TransformerConfig):
     """The keys that every decoder with this network has."""
 
     width: PositiveInt = Field(default=96, description="width of the decoder's tokens")
     depth: PositiveInt = Field(default=2, description="blocks")
-    heads: Heads = 4
-    mlp_ratio: MlpRatio = 2.0
-    activation: MlpActivation = "relu"
+    mlp_ratio: float = Field(
+        default=2.0, gt=0, description="Hidden width of each MLP over the width of the tokens."
+    )
     cross_attention: bool = Field(
         default=False, description="also attend to the fused vision tokens, not only read the readout"
     )
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        require_divisible(self.width, self.heads)
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +70,6 @@ class Condition:
         memories = tuple(None if memory is None else memory.repeat(times) for memory in self.memories)
         return Condition(vector=self.vector.repeat(times, 1), memories=memories)
 
-    def plus(self, vector: Float[Tensor, "b w"]) -> Condition:
-        """The same with something added to the vector: how far a generation has come."""
-        return replace(self, vector=self.vector + vector)
-
 
 class Conditioning(nn.Module):
     """Features to the condition: a linear map of the readout and, with cross-attention, keys and values.
@@ -105,7 +94,7 @@ class Conditioning(nn.Module):
         mask = attention_mask(torch.cat([always, features.fused_vision.mask], dim=1))
         memories: list[Memory] = []
         for linear in self.keys_values:
-            keys, values = _heads(linear(tokens), 2, self.heads)
+            keys, values = split_heads(linear(tokens), 2, self.heads)
             memories.append(Memory(keys=keys, values=values, mask=mask))
         return Condition(vector=vector, memories=tuple(memories))
 
@@ -166,15 +155,15 @@ class ModulatedBlock(TransformerBlock):
         modulation = self.modulation(F.silu(vector))[:, None].chunk(6, dim=-1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
         normed = self.attention_norm(x) * (1 + scale) + shift
-        query, key, value = _heads(self.query_key_value(normed), 3, self.heads)
+        query, key, value = split_heads(self.query_key_value(normed), 3, self.heads)
         if cache is not None:
             key, value = cache.extend(key, value)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal and cache is None)
-        x = x + gate * self.attention_out(_joined(mixed))
+        x = x + gate * self.attention_out(join_heads(mixed))
         if memory is not None:
-            (query,) = _heads(self.memory_query(self.memory_norm(x)), 1, self.heads)
+            (query,) = split_heads(self.memory_query(self.memory_norm(x)), 1, self.heads)
             mixed = F.scaled_dot_product_attention(query, memory.keys, memory.values, attn_mask=memory.mask)
-            x = x + self.memory_out(_joined(mixed))
+            x = x + self.memory_out(join_heads(mixed))
         normed = self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift
         return x + mlp_gate * self.mlp_out(activate(self.mlp_in(normed), self.activation))
 
@@ -222,12 +211,3 @@ def shrink(linear: nn.Linear, scale: float = 0.1) -> nn.Linear:
         linear.weight.mul_(scale)
         linear.bias.zero_()
     return linear
-
-
-def _heads(joined: Float[Tensor, "b n m"], parts: int, heads: int) -> tuple[Float[Tensor, "b k n e"], ...]:
-    b, n, m = joined.shape
-    return joined.view(b, n, parts, heads, m // (parts * heads)).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _joined(mixed: Float[Tensor, "b k n e"]) -> Float[Tensor, "b n w"]:
-    return mixed.transpose(1, 2).flatten(2)

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import sample_whole_batch
-from tutti.frozen_config import FrozenConfig
 from tutti.models.interfaces import Fusion
-from tutti.models.layers import Block, Heads, MlpActivation, MlpRatio, attention_mask, require_divisible
+from tutti.models.layers import TransformerConfig, attention_mask
 from tutti.types import DataSpec, Tokens
 
 SEGMENTS = ("readout", "state", "language", "vision")
 """The order of the sequence; also the index of each segment's type embedding."""
 
 
-class JointAttentionConfig(FrozenConfig):
+class JointAttentionConfig(TransformerConfig):
     """`kind: joint_attention`."""
 
     kind: Literal["joint_attention"] = "joint_attention"
     width: PositiveInt = Field(default=128, description="Width of the fused tokens.")
     depth: PositiveInt = Field(default=4, description="Transformer blocks over all tokens together.")
-    heads: Heads = 4
-    mlp_ratio: MlpRatio = 4.0
-    activation: MlpActivation = "relu"
     state_dropout: float = Field(
         default=0.0,
         ge=0.0,
         lt=1.0,
         description="share of training samples whose state is withheld (0 in normalised units)",
     )
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        require_divisible(self.width, self.heads)
-        return self
 
     def build(self, spec: DataSpec, vision_width: int, language_width: int) -> JointAttention:
         """The fusion of encoders with these widths and the state of `spec`."""
@@ -63,15 +54,15 @@ class JointAttention(Fusion):
         width = config.width
         self.width = width
         self.state_dropout = config.state_dropout
-        self.vision_adapter = _adapter(vision_width, width)
-        self.language_adapter = _adapter(language_width, width)
+        self.vision_adapter, self.language_adapter = (
+            nn.Identity() if given == width else nn.Linear(given, width)
+            for given in (vision_width, language_width)
+        )
         self.state = nn.Linear(spec.state_dim, width)
         self.readout = nn.Parameter(torch.randn(width) * 0.02)
         self.type_embedding = nn.Embedding(len(SEGMENTS), width)
         nn.init.normal_(self.type_embedding.weight, std=0.02)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, config.activation) for _ in range(config.depth)
-        )
+        self.blocks = config.blocks()
         self.norm = nn.LayerNorm(width)
 
     def forward(
@@ -80,11 +71,9 @@ class JointAttention(Fusion):
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
         b = len(state)
         if self.training and self.state_dropout > 0:
-            kept = (
-                sample_whole_batch(lambda rows: torch.rand(rows, 1, device=state.device), b)
-                >= self.state_dropout
-            )
-            state = state * kept.to(state.dtype)
+            # Drawn for the whole batch on every rank, so that a run on more ranks withholds the same states.
+            draw = sample_whole_batch(lambda rows: torch.rand(rows, 1, device=state.device), b)
+            state = state * (draw >= self.state_dropout).to(state.dtype)
         readout_type, state_type, language_type, vision_type = self.type_embedding.weight.unbind(0)
         x = torch.cat(
             [
@@ -95,14 +84,12 @@ class JointAttention(Fusion):
             ],
             dim=1,
         )
+        # Readout and state are always there, so that no softmax is over nothing where all else is absent.
         always = language.mask.new_ones(b, 2)
         mask = attention_mask(torch.cat([always, language.mask, vision.mask], dim=1))
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
+        # Vision stands last: counted from the end, its place does not depend on the length of the text.
         first = x.shape[1] - vision.values.shape[1]
         return x[:, 0], Tokens(values=x[:, first:], mask=vision.mask)
-
-
-def _adapter(width_in: int, width_out: int) -> nn.Module:
-    return nn.Identity() if width_in == width_out else nn.Linear(width_in, width_out)

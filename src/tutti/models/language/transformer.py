@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.frozen_config import FrozenConfig
 from tutti.models.interfaces import LanguageEncoder
-from tutti.models.layers import (
-    Block,
-    Heads,
-    MlpActivation,
-    MlpRatio,
-    attention_mask,
-    readable,
-    require_divisible,
-)
+from tutti.models.layers import TransformerConfig, attention_mask, join_heads, readable, split_heads
 from tutti.types import DataSpec, Tokens
 
 
-class TextTransformerConfig(FrozenConfig):
+class TextTransformerConfig(TransformerConfig):
     """`kind: transformer`, trained from scratch on token ids."""
 
     kind: Literal["transformer"] = "transformer"
     width: PositiveInt = Field(default=128, description="Width of the text tokens.")
     depth: int = Field(default=2, ge=0, description="Transformer blocks.")
-    heads: Heads = 4
-    mlp_ratio: MlpRatio = 4.0
-    activation: MlpActivation = "relu"
     num_tokens: int = Field(
         default=2, ge=0, description="learned queries that the text is pooled to; 0 keeps every token"
     )
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        require_divisible(self.width, self.heads)
-        return self
 
     def build(self, spec: DataSpec) -> TextTransformer:
         """The encoder for texts of `spec.text_length` tokens out of `spec.vocab_size`."""
@@ -62,12 +45,10 @@ class AttentionPooling(nn.Module):
         self, x: Float[Tensor, "b l d"], mask: Bool[Tensor, "b 1 1 l"] | None
     ) -> Float[Tensor, "b n d"]:
         """Attention of the queries over x where `mask` is True."""
-        b, length, d = x.shape
-        split = (self.heads, d // self.heads)
-        key, value = self.key_value(self.norm(x)).view(b, length, 2, *split).permute(2, 0, 3, 1, 4).unbind(0)
-        query = self.queries.view(1, -1, *split).transpose(1, 2).expand(b, -1, -1, -1)
+        key, value = split_heads(self.key_value(self.norm(x)), 2, self.heads)
+        (query,) = split_heads(self.queries.expand(len(x), -1, -1), 1, self.heads)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).reshape(b, -1, d))
+        return self.out(join_heads(mixed))
 
 
 class TextTransformer(LanguageEncoder):
@@ -85,10 +66,7 @@ class TextTransformer(LanguageEncoder):
         self.token = nn.Embedding(spec.vocab_size, config.width)
         nn.init.normal_(self.token.weight, std=config.width**-0.5)
         self.position = nn.Parameter(torch.randn(spec.text_length, config.width) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, config.activation)
-            for _ in range(config.depth)
-        )
+        self.blocks = config.blocks()
         self.pool = (
             AttentionPooling(config.width, config.heads, config.num_tokens) if config.num_tokens else None
         )

@@ -12,16 +12,7 @@ from torch import Tensor, nn
 
 from tutti.frozen_config import FrozenConfig
 from tutti.models.interfaces import VisionEncoder
-from tutti.models.layers import (
-    Block,
-    ConvLayer,
-    Heads,
-    MlpActivation,
-    MlpRatio,
-    all_present,
-    require_divisible,
-    space_to_depth,
-)
+from tutti.models.layers import ConvLayer, TransformerConfig, all_present, space_to_depth
 from tutti.types import DataSpec, Tokens, UserError
 
 
@@ -52,7 +43,7 @@ class StemConfig(FrozenConfig):
         return self
 
 
-class VisionTransformerConfig(FrozenConfig):
+class VisionTransformerConfig(TransformerConfig):
     """`kind: vit`, a vision transformer with a convolutional stem (2106.14881) instead of patches."""
 
     kind: Literal["vit"] = "vit"
@@ -61,14 +52,6 @@ class VisionTransformerConfig(FrozenConfig):
     depth: int = Field(
         default=1, ge=0, description="transformer blocks on each view alone; 0 leaves it to the fusion"
     )
-    heads: Heads = 4
-    mlp_ratio: MlpRatio = 4.0
-    activation: MlpActivation = "relu"
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        require_divisible(self.width, self.heads)
-        return self
 
     def build(self, spec: DataSpec) -> VisionTransformer:
         """The encoder for pictures of `spec`. Raises UserError if their size does not fit the stem."""
@@ -101,10 +84,7 @@ class VisionTransformer(VisionEncoder):
         )
         self.embed = nn.Linear(channels[-1], config.width)
         self.position = nn.Parameter(torch.randn(len(spec.views), self.tokens_per_view, config.width) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio, config.activation)
-            for _ in range(config.depth)
-        )
+        self.blocks = config.blocks()
 
     def forward(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
         """Pictures in [-1, 1] to (b, v * tokens_per_view, width); an absent view's tokens are masked."""
