@@ -182,8 +182,8 @@ def test_one_worker_restores_the_threads() -> None:
 def test_workers_keep_their_task_and_take_a_free_one_first() -> None:
     left = [RolloutBlock(task=task, condition="policy", starts=()) for task in ("a", "a", "b", "b")]
     last = {0: "a"}
-    assert closed_loop._next(left, 1, last).task == "b"
-    assert closed_loop._next(left, 0, last).task == "a"
+    assert closed_loop._next(last, left, 1).task == "b"
+    assert closed_loop._next(last, left, 0).task == "a"
     assert [block.task for block in left] == ["a", "b"]
 
 

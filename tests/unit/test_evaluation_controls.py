@@ -107,21 +107,16 @@ def test_pairs_decide_and_not_the_counts() -> None:
     assert found.above_chance.high == pytest.approx(1.96 * (16 / 42 / 42) ** 0.5, abs=1e-4)
 
 
-def test_only_shared_starts_and_named_tasks_count() -> None:
-    played = (
-        rollouts("policy", 20)
-        + rollouts("wrong_instruction", 0, 10)
-        + rollouts("noop", 0, 10)
-        + rollouts("policy", 20, task="reach")
-        + rollouts("wrong_instruction", 10, 10, task="reach")
-    )
-    found = verdict("wrong_instruction", played, tasks=("faucet-open",))
+def test_only_shared_starts_count_and_those_of_the_tasks_are_pooled() -> None:
+    played = rollouts("policy", 20) + rollouts("wrong_instruction", 0, 10) + rollouts("noop", 0, 10)
+    found = verdict("wrong_instruction", played)
     assert found is not None
     assert (found.normal, found.altered, found.chance) == ((10, 10), (0, 10), (0, 10))
-    assert found.tasks == ("faucet-open",)
+    assert found.tasks == ("faucet-open",) and "success on faucet-open goes" in found.sentence
+    played += rollouts("policy", 20, task="reach") + rollouts("wrong_instruction", 10, 10, task="reach")
     both = verdict("wrong_instruction", played)
     assert both is not None
-    assert both.altered == (10, 20)
+    assert both.altered == (10, 20) and "success on faucet-open and reach goes" in both.sentence
 
 
 def test_without_a_noop_it_never_says_chance() -> None:

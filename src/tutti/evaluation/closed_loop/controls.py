@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,30 +75,32 @@ def plan(config: EvaluationConfig, environments: EnvironmentFactory) -> dict[Con
     controls = config.controls
     named = controls.wrong_instruction_tasks
     listed = {"all": tasks, "suite": environments.same_scene}[named] if isinstance(named, str) else named
-    swapped = tuple(task for task in tasks if task in listed)
+    swapped = [task for task in tasks if task in listed]
     partners = controls.partners_of(environments)
+    for task in swapped if controls.wrong_instruction else ():
+        if task not in partners:
+            raise UserError(
+                f"evaluation.controls.partners has no entry for {task!r}: the control lacks a text. "
+                f"Add one (evaluation.controls.partners: {{{task}: another-task}}) or take the task out of "
+                "evaluation.controls.wrong_instruction_tasks."
+            )
+    idle = dict.fromkeys(tasks, controls.noop)
+    idle |= dict.fromkeys(swapped, controls.noop and max(controls.noop, controls.wrong_instruction))
     counts: dict[Condition, dict[str, int]] = {
         "policy": dict.fromkeys(tasks, config.episodes),
         "wrong_instruction": dict.fromkeys(swapped, controls.wrong_instruction),
         "no_image": dict.fromkeys(tasks, controls.no_image),
-        "noop": {
-            task: max(controls.noop, controls.wrong_instruction if task in swapped else 0)
-            if controls.noop
-            else 0
-            for task in tasks
-        },
+        "noop": idle,
         "expert": dict.fromkeys(tasks, controls.expert),
     }
     planned: dict[Condition, Starts] = {}
     for condition in CONDITIONS:
-        starts: Starts = {}
         for task, count in counts[condition].items():
-            if count:
-                instructed = _partner(partners, task) if condition == "wrong_instruction" else task
-                texts = environments.instructions(instructed, config.split)
-                starts[task] = tuple((seed, texts[seed % len(texts)]) for seed in config.seeds[:count])
-        if starts:
-            planned[condition] = starts
+            instructed = partners[task] if condition == "wrong_instruction" and count else task
+            texts = environments.instructions(instructed, config.split)
+            starts = tuple((seed, texts[seed % len(texts)]) for seed in config.seeds[:count])
+            if starts:
+                planned.setdefault(condition, {})[task] = starts
     return planned
 
 
@@ -114,9 +116,7 @@ def rollout_blocks(planned: dict[Condition, Starts], size: int = 4) -> list[Roll
     ]
 
 
-def verdict(
-    control: Condition, rollouts: Sequence[Rollout], tasks: Sequence[str] | None = None
-) -> Verdict | None:
+def verdict(control: Condition, rollouts: Sequence[Rollout]) -> Verdict | None:
     """Compares `wrong_instruction` or `no_image` with the policy and the no-op, on the same starts.
 
     | outcome | what is shown |
@@ -131,24 +131,22 @@ def verdict(
     Below and above: exact McNemar, p < .05. Less than `MARGIN`: the whole interval of `paired_interval`. The
     starts of the tasks are pooled; each task has the same number. None if the control did not run.
     """
-    success: dict[tuple[str, str, int], bool] = {(r.condition, r.task, r.seed): r.success for r in rollouts}
-    keys = [
-        (r.task, r.seed) for r in rollouts if r.condition == control and (tasks is None or r.task in tasks)
-    ]
+    success = {(r.condition, r.task, r.seed): r.success for r in rollouts}
+    keys = [(r.task, r.seed) for r in rollouts if r.condition == control]
     keys = [key for key in keys if ("policy", *key) in success]
     if not keys:
         return None
 
-    def bits(condition: str, starts: Sequence[tuple[str, int]]) -> np.ndarray:
-        return np.array([success[condition, task, seed] for task, seed in starts], dtype=bool)
+    def pair(first: Condition, second: Condition, starts: Sequence[tuple[str, int]]) -> _Pair:
+        return _Pair(*(np.array([success[one, *start] for start in starts]) for one in (first, second)))
 
     idle = [key for key in keys if ("noop", *key) in success]
     return _judge(
         control,
         tuple(dict.fromkeys(task for task, _ in keys)),
-        _Pair(bits("policy", keys), bits(control, keys)),
-        _Pair(bits("noop", idle), bits(control, idle)) if idle else None,
-        _Pair(bits("noop", idle), bits("policy", idle)) if idle else None,
+        pair("policy", control, keys),
+        pair("noop", control, idle) if idle else None,
+        pair("noop", "policy", idle) if idle else None,
     )
 
 
@@ -195,7 +193,9 @@ def _judge(
         ending = f"not resolved, since no fall is shown and one of {_points(-fall.interval.low)} is not "
         ending += f"ruled out ({starts}): {no_evidence}."
     chance = "" if left is None else f" (doing nothing: {_rate(left.first)})"
-    head = f"With {cause}, success on {_names(tasks)} goes from {_rate(fall.first)} to {_rate(fall.second)}"
+    names = " and ".join(filter(None, (", ".join(tasks[:-1]), tasks[-1])))
+    names = f"{len(tasks)} tasks" if len(tasks) > 3 else names
+    head = f"With {cause}, success on {names} goes from {_rate(fall.first)} to {_rate(fall.second)}"
     return Verdict(
         control=control,
         tasks=tasks,
@@ -219,23 +219,6 @@ def _count(bits: np.ndarray) -> tuple[int, int]:
     return int(bits.sum()), len(bits)
 
 
-def _names(tasks: tuple[str, ...]) -> str:
-    if len(tasks) > 3:
-        return f"{len(tasks)} tasks"
-    return " and ".join([", ".join(tasks[:-1]), *tasks[-1:]] if tasks[1:] else tasks)
-
-
 def _rate(bits: np.ndarray) -> str:
     k, n = _count(bits)
     return f"{k}/{n} [{wilson(k, n).percent()}]"
-
-
-def _partner(partners: Mapping[str, str], task: str) -> str:
-    try:
-        return partners[task]
-    except KeyError:
-        raise UserError(
-            f"evaluation.controls.partners has no entry for {task!r}: the control lacks a text. "
-            f"Add one (evaluation.controls.partners: {{{task}: another-task}}) or take the task out of "
-            "evaluation.controls.wrong_instruction_tasks."
-        ) from None

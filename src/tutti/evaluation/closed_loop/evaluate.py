@@ -6,19 +6,19 @@ and any interruption.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from tutti.distributed.cores import usable_cores
-from tutti.evaluation.closed_loop.controls import Starts, plan, rollout_blocks, verdict
-from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult, score
+from tutti.evaluation.closed_loop.controls import plan, rollout_blocks
+from tutti.evaluation.closed_loop.parallel import in_parallel
+from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult
 from tutti.evaluation.closed_loop.rollouts import (
-    Condition,
     PolicyFactory,
     Rollout,
     RolloutBlock,
@@ -28,13 +28,7 @@ from tutti.evaluation.closed_loop.rollouts import (
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.evaluation.config import EvaluationConfig
 from tutti.suites.environment import EnvironmentFactory
-from tutti.suites.workers import Workers
 from tutti.types import UserError
-
-Progress = Callable[[int, int], None]
-"""Called with (finished rollouts, all rollouts), first with those of an earlier, interrupted run."""
-
-MAX_WORKERS = 8
 
 
 def evaluate(
@@ -44,13 +38,14 @@ def evaluate(
     *,
     folder: Path | None = None,
     trained: TrainingStarts | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> EvaluationResult:
     """Plays every planned rollout that `folder` does not hold yet, and scores all of them.
 
     `folder` receives one JSON record per rollout, `<condition>/<task>/<seed>.json`, as it ends; a record of
     another policy or protocol is replaced. None keeps everything in memory. `trained` are the starts of the
-    demonstrations; None skips that check.
+    demonstrations; None skips that check. `progress` is called with (finished rollouts, all rollouts), first
+    with those of an earlier, interrupted run.
 
     Raises UserError: the evaluation's seeds overlap the demonstrations'; `max_decisions` exceeds what the
     simulator allows; the policy gave non-finite actions; the disk is full.
@@ -74,16 +69,34 @@ def evaluate(
     )
     rollouts, missing = _split(spec, rollout_blocks(planned))
     resumed, total = len(rollouts), len(rollouts) + sum(len(block.starts) for block in missing)
-    with _one_torch_thread():
-        _report(progress, resumed, total)
-        for played in _play(spec, missing, _workers(config, missing)):
+    progress(resumed, total)
+    with one_torch_thread(), closing(RolloutWorker(spec)) as worker:
+        for played in in_parallel(worker, missing, config.workers, partial(_next, {})):
             rollouts += played
-            _report(progress, len(rollouts), total)
-    return _result(
-        *(config, environments, trained, planned, rollouts),
-        resumed=resumed,
-        seconds=time.perf_counter() - began,
+            progress(len(rollouts), total)
+    by_key = {(r.condition, r.task, r.seed): r for r in rollouts}
+    ordered = [
+        by_key[condition, task, seed]
+        for condition, starts in planned.items()
+        for task, pairs in starts.items()
+        for seed, _ in pairs
+    ]
+    own = [rollout for rollout in ordered if rollout.condition == "policy"]
+    chunk = max(rollout.chunk for rollout in own)
+    protocol = EvaluationProtocol(
+        suite=config.suite,
+        split=config.split,
+        seed_first=config.seeds[0],
+        seed_last=config.seeds[-1],
+        chunk=chunk,
+        executed=min(config.actions_per_query, chunk),
+        max_decisions=config.max_decisions,
+        distinct_starts=len({(rollout.task, rollout.start) for rollout in own}),
+        environment=environments.fingerprint,
+        trained_seeds=tuple(f"{one[0]} to {one[-1]}" for one in trained.seeds),
+        starts_not_known=trained.unknown,
     )
+    return EvaluationResult.of(ordered, protocol, resumed=resumed, seconds=time.perf_counter() - began)
 
 
 def _split(spec: RolloutSpec, planned: Sequence[RolloutBlock]) -> tuple[list[Rollout], list[RolloutBlock]]:
@@ -91,128 +104,29 @@ def _split(spec: RolloutSpec, planned: Sequence[RolloutBlock]) -> tuple[list[Rol
     saved: list[Rollout] = []
     missing: list[RolloutBlock] = []
     for block in planned:
-        left: list[tuple[int, str]] = []
-        for seed, instruction in block.starts:
-            record = spec.find(block.task, block.condition, seed, instruction)
-            if record is None:
-                left.append((seed, instruction))
-            else:
-                saved.append(record)
-        if left:
-            missing.append(RolloutBlock(task=block.task, condition=block.condition, starts=tuple(left)))
+        found = {start: spec.find(block.task, block.condition, *start) for start in block.starts}
+        saved += [rollout for rollout in found.values() if rollout is not None]
+        left = tuple(start for start, rollout in found.items() if rollout is None)
+        missing += [replace(block, starts=left)] if left else []
     return saved, missing
 
 
-def _workers(config: EvaluationConfig, missing: Sequence[RolloutBlock]) -> int:
-    """ "auto" is one worker per core that this process may use, at most 8 (each takes about 0.7 GB)."""
-    wanted = min(usable_cores(), MAX_WORKERS) if config.workers == "auto" else config.workers
-    return max(1, min(wanted, len(missing)))
-
-
-def _play(spec: RolloutSpec, missing: Sequence[RolloutBlock], count: int) -> Iterator[list[Rollout]]:
-    """The rollouts of each block as it ends. One worker plays in this process, several are spawned."""
-    if count == 1:
-        worker = RolloutWorker(spec)
-        try:
-            for block in missing:
-                yield worker(block)
-        finally:
-            worker.close()
-        return
-    left = list(missing)
-    last: dict[int, str] = {}
-
-    def next_block(worker: int) -> RolloutBlock | None:
-        if not left:
-            return None
-        block = _next(left, worker, last)
-        last[worker] = block.task
-        return block
-
-    with _worker_variables():
-        workers = Workers(RolloutWorker(spec), count)
-    with workers:
-        for _, played in workers.run(next_block):
-            yield played
-
-
-def _next(left: list[RolloutBlock], worker: int, last: dict[int, str]) -> RolloutBlock:
+def _next(last: dict[int, str], left: list[RolloutBlock], worker: int) -> RolloutBlock:
     """Takes a block off the list: of the worker's last task, else of a task that nobody plays, else any."""
     taken = set(last.values())
     same = (i for i, block in enumerate(left) if block.task == last.get(worker))
     free = (i for i, block in enumerate(left) if block.task not in taken)
-    return left.pop(next(same, next(free, 0)))
+    block = left.pop(next(same, next(free, 0)))
+    last[worker] = block.task
+    return block
 
 
 @contextmanager
-def _worker_variables() -> Iterator[None]:
-    """Environment variables of starting workers: their libraries read them at import."""
-    wanted = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    before = {key: os.environ.get(key) for key in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """One torch thread in this process as in the workers: the same bits for any number of workers."""
+def one_torch_thread() -> Iterator[None]:
+    """One torch thread inside the block, as in spawned workers: the same bits for any number of them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _report(progress: Progress | None, done: int, total: int) -> None:
-    if progress is not None:
-        progress(done, total)
-
-
-def _result(
-    config: EvaluationConfig,
-    environments: EnvironmentFactory,
-    trained: TrainingStarts,
-    planned: dict[Condition, Starts],
-    rollouts: list[Rollout],
-    *,
-    resumed: int,
-    seconds: float,
-) -> EvaluationResult:
-    """Puts the rollouts in the plan's order and scores each condition."""
-    by_key = {(r.condition, r.task, r.seed): r for r in rollouts}
-    ordered = tuple(
-        by_key[condition, task, seed]
-        for condition, starts in planned.items()
-        for task, pairs in starts.items()
-        for seed, _ in pairs
-    )
-    chunks = {r.chunk for r in ordered if r.condition == "policy"}
-    verdicts = (verdict(control, ordered) for control in ("wrong_instruction", "no_image"))
-    return EvaluationResult(
-        scores={c: score(c, [r for r in ordered if r.condition == c]) for c in planned},
-        verdicts=tuple(one for one in verdicts if one is not None),
-        protocol=EvaluationProtocol(
-            suite=config.suite,
-            split=config.split,
-            seed_first=config.seeds[0],
-            seed_last=config.seeds[-1],
-            chunk=max(chunks),
-            executed=min(config.actions_per_query, max(chunks)),
-            max_decisions=config.max_decisions,
-            distinct_starts=len({(r.task, r.start) for r in ordered if r.condition == "policy"}),
-            environment=environments.fingerprint,
-            trained_seeds=tuple(f"{one[0]} to {one[-1]}" for one in trained.seeds),
-            starts_not_known=trained.unknown,
-        ),
-        rollouts=ordered,
-        resumed=resumed,
-        seconds=seconds,
-    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from tutti.evaluation.closed_loop.controls import Verdict
+from tutti.evaluation.closed_loop.controls import Verdict, verdict
 from tutti.evaluation.closed_loop.rollouts import Condition, Rollout
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilson
@@ -90,6 +89,22 @@ class EvaluationResult:
     resumed: int
     seconds: float
 
+    @classmethod
+    def of(
+        cls, rollouts: Sequence[Rollout], protocol: EvaluationProtocol, *, resumed: int, seconds: float
+    ) -> Self:
+        """Scores every condition that was played, and judges the controls."""
+        conditions = dict.fromkeys(rollout.condition for rollout in rollouts)
+        verdicts = (verdict(control, rollouts) for control in ("wrong_instruction", "no_image"))
+        return cls(
+            scores={c: score(c, [r for r in rollouts if r.condition == c]) for c in conditions},
+            verdicts=tuple(one for one in verdicts if one is not None),
+            protocol=protocol,
+            rollouts=tuple(rollouts),
+            resumed=resumed,
+            seconds=seconds,
+        )
+
     @property
     def policy(self) -> Score:
         """The score of the policy itself."""
@@ -117,15 +132,11 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the executed actions, which lie in the rollouts' own records."""
-        slim = [
-            {k: v for k, v in json.loads(r.to_json()).items() if not k.startswith("action")}
-            for r in self.rollouts
-        ]
         return {
             "scores": {condition: asdict(score) for condition, score in self.scores.items()},
             "verdicts": [asdict(verdict) for verdict in self.verdicts],
             "protocol": asdict(self.protocol),
-            "rollouts": slim,
+            "rollouts": [rollout.about() for rollout in self.rollouts],
             "notes": self.notes(),
             "resumed": self.resumed,
             "seconds": self.seconds,
@@ -154,24 +165,22 @@ class EvaluationResult:
 
 def score(condition: Condition, rollouts: Sequence[Rollout]) -> Score:
     """Scores the rollouts of one condition, tasks in the order of their first rollout."""
-    tasks: dict[str, list[Rollout]] = {}
-    for rollout in rollouts:
-        tasks.setdefault(rollout.task, []).append(rollout)
-    scored = tuple(_task_score(task, played) for task, played in tasks.items())
+    tasks: list[TaskScore] = []
+    for name in dict.fromkeys(rollout.task for rollout in rollouts):
+        played = [rollout for rollout in rollouts if rollout.task == name]
+        solved = [rollout.decisions for rollout in played if rollout.success]
+        tasks.append(
+            TaskScore(
+                task=name,
+                successes=len(solved),
+                episodes=len(played),
+                interval=wilson(len(solved), len(played)),
+                decisions=sum(solved) / len(solved) if solved else None,
+            )
+        )
     return Score(
         condition=condition,
-        tasks=scored,
-        mean=sum(task.rate for task in scored) / len(scored),
-        interval=mean_of_rates([(task.successes, task.episodes) for task in scored]),
-    )
-
-
-def _task_score(task: str, played: Sequence[Rollout]) -> TaskScore:
-    solved = [r.decisions for r in played if r.success]
-    return TaskScore(
-        task=task,
-        successes=len(solved),
-        episodes=len(played),
-        interval=wilson(len(solved), len(played)),
-        decisions=sum(solved) / len(solved) if solved else None,
+        tasks=tuple(tasks),
+        mean=sum(task.rate for task in tasks) / len(tasks),
+        interval=mean_of_rates([(task.successes, task.episodes) for task in tasks]),
     )

@@ -80,10 +80,14 @@ class Rollout:
     identity: str
     actions: Float32[np.ndarray, "decisions a"]
 
+    def about(self) -> dict[str, Any]:
+        """Every field but the actions, as plain data."""
+        return {key: value for key, value in asdict(self).items() if key != "actions"}
+
     def to_json(self) -> str:
         """One line of JSON; float32 survives exactly."""
-        fields = {key: value for key, value in asdict(self).items() if key != "actions"}
-        return json.dumps(fields | {"action_dim": self.actions.shape[1], "actions": self.actions.tolist()})
+        actions = {"action_dim": self.actions.shape[1], "actions": self.actions.tolist()}
+        return json.dumps(self.about() | actions)
 
     @staticmethod
     def from_json(text: str) -> Rollout:
@@ -115,20 +119,13 @@ class RolloutSpec:
         """The saved record of this rollout; None if there is none, or only another policy's or protocol's."""
         if self.folder is None:
             return None
-        path = record_path(self.folder, condition, task, seed)
         try:
-            rollout = Rollout.from_json(read_text(path))
+            rollout = Rollout.from_json(read_text(record_path(self.folder, condition, task, seed)))
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # none, or not a record of ours: the rollout is played and the file replaced
         if rollout.identity != self.identity(task, condition, seed, instruction):
             return None
         return replace(rollout, instruction=instruction)  # for expert and no-op the text is only a label
-
-    def save(self, rollout: Rollout) -> None:
-        """Writes the record atomically; does nothing without a folder."""
-        if self.folder is not None:
-            path = record_path(self.folder, rollout.condition, rollout.task, rollout.seed)
-            write_atomically(path, rollout.to_json())
 
 
 def record_path(folder: Path, condition: str, task: str, seed: int) -> Path:
@@ -153,11 +150,13 @@ class RolloutWorker:
         One torch thread: then the sums of a forward pass never depend on the machine's load or core count.
         """
         torch.set_num_threads(1)
-        environment = self._environment(block.task)
+        environment, folder = self._environment(block.task), self.spec.folder
         rollouts: list[Rollout] = []
         for seed, instruction in block.starts:
             rollouts.append(self._rollout(environment, block, seed, instruction))
-            self.spec.save(rollouts[-1])
+            if folder is not None:
+                path = record_path(folder, block.condition, block.task, seed)
+                write_atomically(path, rollouts[-1].to_json())
         return rollouts
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ class TrainingStarts:
 
 def check_seeds(config: EvaluationConfig, trained: TrainingStarts) -> None:
     """Raises UserError if the evaluation's starts overlap those of the training data."""
-    overlaps = [one for one in trained.seeds if _meet(config.seeds, one)]
+    overlaps = [one for one in trained.seeds if config.seeds[0] <= one[-1] and one[0] <= config.seeds[-1]]
     if not overlaps:
         return
     shared = ", ".join(f"{one[0]} to {one[-1]}" for one in overlaps)
@@ -87,10 +87,6 @@ def check_seeds(config: EvaluationConfig, trained: TrainingStarts) -> None:
         f"Set evaluation.first_seed to {max(one[-1] for one in trained.seeds) + 1} or more"
         + (f", or to at most {below}." if below >= 0 else ".")
     )
-
-
-def _meet(one: range, other: range) -> bool:
-    return one[0] <= other[-1] and other[0] <= one[-1]
 
 
 def _seeds(path: Path) -> range:

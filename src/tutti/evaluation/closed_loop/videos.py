@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import av
 import numpy as np
 from jaxtyping import UInt8
 
-from tutti.distributed.cores import usable_cores
+from tutti.evaluation.closed_loop.parallel import in_parallel
 from tutti.evaluation.closed_loop.rollouts import Rollout
 from tutti.storage.files import write_atomically
 from tutti.suites.environment import Suite
-from tutti.suites.workers import Workers
 
 IMAGE_SIZE = 240  # even, as yuv420p needs
-MAX_WORKERS = 8
 MAX_FRAMES = 50
 QUALITY = 30  # x264's constant rate factor
 
@@ -50,7 +48,7 @@ def rollout_videos(
     per_task: int = 2,
     image_size: int = IMAGE_SIZE,
     workers: int | Literal["auto"] = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[Path]:
     """An MP4 (H.264, plays while loading) of each chosen rollout, the views side by side, in real time.
 
@@ -60,56 +58,18 @@ def rollout_videos(
 
     Raises UserError: no OpenGL context can be opened, or the disk is full.
     """
-    jobs = [
-        Job(rollout=r, suite=suite, path=folder / file_name(r), size=image_size)
-        for r in choose(rollouts, per_task)
-    ]
-    left = [job for job in jobs if not job.path.is_file()]
-    left.sort(key=lambda job: -job.rollout.decisions)  # the longest first, so that no worker ends late
-    done = len(jobs) - len(left)
-    if progress is not None:
-        progress(done, len(jobs))
-    wanted = min(usable_cores(), MAX_WORKERS) if workers == "auto" else workers
-    for _ in _make(left, min(wanted, len(left))):
+    chosen = choose(rollouts, per_task)
+    left = [rollout for rollout in chosen if not (folder / file_name(rollout)).is_file()]
+    left.sort(key=lambda rollout: -rollout.decisions)  # the longest first, so that no worker ends late
+    done = len(chosen) - len(left)
+    progress(done, len(chosen))
+    for _ in in_parallel(partial(make_video, suite, folder, image_size), left, workers):
         done += 1
-        if progress is not None:
-            progress(done, len(jobs))
-    index: list[dict[str, Any]] = [
-        {
-            "file": job.path.name,
-            "task": job.rollout.task,
-            "seed": job.rollout.seed,
-            "instruction": job.rollout.instruction,
-            "success": job.rollout.success,
-            "decisions": job.rollout.decisions,
-            "condition": job.rollout.condition,
-        }
-        for job in jobs
-    ]
+        progress(done, len(chosen))
+    told = ("task", "seed", "instruction", "success", "decisions", "condition")
+    index = [{"file": file_name(r)} | {name: getattr(r, name) for name in told} for r in chosen]
     write_atomically(folder / "index.json", json.dumps({"videos": index}, indent=1))
-    return [job.path for job in jobs]
-
-
-def _make(left: list[Job], count: int) -> Iterator[None]:
-    """Makes the videos, in this process or in several spawned ones; yields as each is done."""
-    if count <= 1:
-        for job in left:
-            make_video(job)
-            yield
-        return
-    with Workers(make_video, count) as pool:
-        for _ in pool.run(lambda _: left.pop(0) if left else None):
-            yield
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One video to make."""
-
-    rollout: Rollout
-    suite: Suite
-    path: Path
-    size: int
+    return [folder / file_name(rollout) for rollout in chosen]
 
 
 def file_name(rollout: Rollout) -> str:
@@ -118,22 +78,22 @@ def file_name(rollout: Rollout) -> str:
     return f"{rollout.task}-{outcome}-{rollout.seed}-{rollout.identity[:8]}.mp4"
 
 
-def make_video(job: Job) -> None:
+def make_video(suite: Suite, folder: Path, image_size: int, rollout: Rollout) -> None:
     """Replays and encodes one rollout and puts the file in its place."""
-    frames, stride = replay(job)
-    write_atomically(job.path, encode(frames, round(job.suite.fps / stride)))
+    frames, stride = replay(suite, image_size, rollout)
+    write_atomically(folder / file_name(rollout), encode(frames, round(suite.fps / stride)))
 
 
-def replay(job: Job) -> tuple[UInt8[np.ndarray, "t v h w 3"], int]:
+def replay(suite: Suite, image_size: int, rollout: Rollout) -> tuple[UInt8[np.ndarray, "t v h w 3"], int]:
     """The images of the first start, of every `stride`-th decision after it, and of the last; and the
     stride.
 
     A larger image with smooth edges takes 20 ms, so a long rollout is shown at half the rate.
     """
-    suite, actions = job.suite, job.rollout.actions
+    actions = rollout.actions
     stride = math.ceil(len(actions) / MAX_FRAMES)
-    with closing(suite.make(job.rollout.task, job.size, samples=4)) as simulation:
-        simulation.reset(job.rollout.seed)
+    with closing(suite.make(rollout.task, image_size, samples=4)) as simulation:
+        simulation.reset(rollout.seed)
         frames = [simulation.render()]
         for number, action in enumerate(actions, start=1):
             simulation.step(action)
