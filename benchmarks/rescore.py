@@ -18,10 +18,11 @@ from tables import RESULTS
 
 from tutti.storage.files import write_atomically
 from tutti.studies.cells import Cell
+from tutti.studies.cells import Trained as TrainedCell
 from tutti.studies.config import StudyConfig
 from tutti.studies.costs import StepCost
-from tutti.studies.page import Findings, publish
-from tutti.studies.run_cell import Trained as TrainedCell
+from tutti.studies.findings import Findings
+from tutti.studies.page import publish
 from tutti.studies.scores import score_study
 
 

@@ -12,7 +12,7 @@ import yaml
 from fixtures.studies import base, make_study
 from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.data.config import SourceConfig
-from tutti.studies.arms import arm_config, cell_config, cell_name, check_same_starts, no_controls
+from tutti.studies.cells import NO_CONTROLS, arm_config, cell_config, cell_name, check_same_starts
 from tutti.studies.config import StudyConfig, load_study, study_yaml
 from tutti.training.strategy import Strategy
 from tutti.types import UserError
@@ -53,7 +53,7 @@ def cell_of(study: StudyConfig, arm: str, **changes: Any) -> RunConfig:
 def test_base_is_found_beside_the_study_and_spelled_out(tmp_path: Path) -> None:
     study = load_study(written(tmp_path))
     assert study.base == base()
-    assert (study.seed_list, study.levels, study.others) == ((0, 1, 2), ("base",), ("alone",))
+    assert (study.seed_list, study.levels) == ((0, 1, 2), ("base",))
 
 
 def test_base_may_be_written_inline(tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_cell_is_one_thread_with_its_seed_everywhere_and_no_controls() -> None:
     assert (own.training.threads, own.training.steps, own.evaluation.workers) == (1, 20, 1)
     assert own.strategy.kind == "action_only" and own.data.sources == SOURCES
     assert own.evaluation.videos_per_task == 0
-    assert {getattr(own.evaluation.controls, name) for name in no_controls()} == {0}
-    assert set(no_controls()) >= {"expert", "noop", "no_image", "wrong_instruction"}
+    assert {getattr(own.evaluation.controls, name) for name in NO_CONTROLS} == {0}
+    assert set(NO_CONTROLS) >= {"expert", "noop", "no_image", "wrong_instruction"}
 
 
 def test_evaluation_of_the_study_wins_and_leaves_other_controls_out() -> None:

@@ -13,7 +13,8 @@ from fixtures.studies import cell, found, make_study, trained
 from tutti.report.svg.rows import ForestRow, forest_chart
 from tutti.report.tables import Cell, Table, markdown
 from tutti.studies.costs import StepCost
-from tutti.studies.page import Findings, as_json, publish
+from tutti.studies.findings import Findings
+from tutti.studies.page import as_json, publish
 from tutti.studies.scores import score_study
 from tutti.studies.tables import difference_table, show, success_table
 

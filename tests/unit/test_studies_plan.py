@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fixtures.studies import make_study, write_data
+from fixtures.studies import make_study, trained, write_data
 from tutti.config.run_config import RunConfig
 from tutti.data.config import SourceConfig
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.runs.folder import RunFolder
 from tutti.studies import costs as costs_module
-from tutti.studies.arms import cell_config
-from tutti.studies.cells import plan_cells, training_hash, unfinished
+from tutti.studies.cells import cell_config, plan_cells, training_hash
+from tutti.studies.compare import link, share_data
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.costs import (
     StepCost,
@@ -27,7 +28,6 @@ from tutti.studies.costs import (
     measure_costs,
     ratio_of,
 )
-from tutti.studies.shared_data import link_cache, share_data
 from tutti.types import UserError
 
 SOURCES = (SourceConfig(path=Path("/data/set")),)
@@ -219,16 +219,14 @@ def test_other_evaluation_keeps_the_training_and_asks_for_another_result(tmp_pat
     )
     assert few.folder == more.folder and few.identity != more.identity
     few.folder.mkdir(parents=True)
+    kept = trained(few.arm, few.seed, [1], [0], identity=few.identity)
+    (few.folder / "result.json").write_text(json.dumps(asdict(kept)))
+    assert few.result() == kept and more.result() is None
     (few.folder / "result.json").write_text(json.dumps({"identity": few.identity}))
-    assert unfinished([few, more]) == [more]
-
-
-def test_torn_result_counts_as_none(tmp_path: Path) -> None:
-    study = make_study()
-    cell = next(iter(plan_cells(study, dict.fromkeys(study.arms, 20), SOURCES, "d", tmp_path)))
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "result.json").write_text('{"identity": "')
-    assert unfinished([cell]) == [cell]
+    with pytest.raises(UserError, match="of another version"):
+        few.result()
+    (few.folder / "result.json").write_text('{"identity": "')
+    assert few.result() is None, "a torn result counts as none"
 
 
 def test_hash_is_the_same_in_another_process() -> None:
@@ -276,7 +274,7 @@ def test_data_of_another_run_are_only_read(data: Path, tmp_path: Path) -> None:
     assert shared.starts == TrainingStarts(seeds=(range(10000, 10008),))
     assert shared.sources[0].path == run.resolve() / "dataset"
     assert (tmp_path / "study" / "cache" / "abc" / "complete.json").is_file()
-    link_cache(tmp_path / "study", tmp_path / "study" / "cells" / "one")
+    link(tmp_path / "study" / "cells" / "one" / "cache", tmp_path / "study" / "cache")
     assert (tmp_path / "study" / "cells" / "one" / "cache" / "abc" / "complete.json").is_file()
     assert sorted(str(path) for path in run.rglob("*")) == before
 

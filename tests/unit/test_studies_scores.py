@@ -8,7 +8,8 @@ import pytest
 
 from fixtures.studies import cell, found, make_study, trained
 from tutti.evaluation.statistics.intervals import paired_episodes_needed
-from tutti.studies.findings import cautions, headline, notes
+from tutti.studies.cells import Cell
+from tutti.studies.findings import Findings
 from tutti.studies.scores import ArmScore, mcnemar_statement, resolution, score_study
 from tutti.types import UserError
 
@@ -24,6 +25,10 @@ def three(arm: str, *reach: list[int]) -> list:
 def scores(*results: list) -> dict[str, ArmScore]:
     together = [one for group in results for one in group]
     return {score.arm: score for score in score_study(STUDY, found(*together))}
+
+
+def told(scores: list[ArmScore], *missing: Cell) -> Findings:
+    return Findings(study=STUDY, data="d", costs={}, found={}, missing=missing, scores=scores)
 
 
 def test_arm_has_the_task_mean_of_each_seed_and_sums_tasks_over_seeds() -> None:
@@ -129,25 +134,25 @@ def test_cells_that_were_judged_on_other_starts_are_refused() -> None:
 
 def test_nothing_finished_gives_no_scores() -> None:
     assert score_study(STUDY, {}) == []
-    assert headline(STUDY, []).startswith("No arm can be compared yet")
+    assert told([]).headline.startswith("No arm can be compared yet")
 
 
 def test_headline_counts_verdicts_and_notes_name_them() -> None:
     own = list(scores(three("end_to_end", NONE, NONE, NONE), three("action_only", ALL, ALL, ALL)).values())
-    assert headline(STUDY, own) == (
+    assert told(own).headline == (
         "1 comparison with end_to_end at equal steps: 1 better, 0 worse, 0 unresolved."
     )
-    (note,) = notes(STUDY, own)
+    (note,) = told(own).notes
     assert note.mood == "good" and note.text.startswith("action_only: better, +50.0 points")
 
 
 def test_cautions_name_missing_cells_few_seeds_and_several_commits() -> None:
     results = [trained("end_to_end", 0, HALF, HALF), trained("action_only", 0, HALF, HALF)]
     results[1] = replace(results[1], commit="c1", versions={"python": "3.12"})
-    said = cautions(STUDY, score_study(STUDY, found(*results)), [cell("action_only", 1)])
+    said = told(score_study(STUDY, found(*results)), cell("action_only", 1)).cautions
     assert said[0] == "1 of 6 cells are missing: action_only, seed 1."
     assert "Some arms have 1 training seed:" in said[1]
     assert said[2] == "Cells were trained at different commits: c0, c1."
     assert "different versions" in said[3]
     whole = [one for arm in STUDY.arms for one in three(arm, HALF, HALF, HALF)]
-    assert cautions(STUDY, score_study(STUDY, found(*whole)), []) == []
+    assert told(score_study(STUDY, found(*whole))).cautions == []

@@ -1,6 +1,6 @@
+from .cells import Trained
 from .compare import compare, read_plan
 from .config import BudgetConfig, StudyConfig, load_study
-from .run_cell import Trained, load_trained
 from .scores import ArmScore, score_study
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "Trained",
     "compare",
     "load_study",
-    "load_trained",
     "read_plan",
     "score_study",
 ]

@@ -1,24 +1,85 @@
-"""The cells of a study: one run for each arm, level and seed, in a folder named by a hash of its config."""
+"""The cells of a study: one run for each arm, level and seed, with its config, its folder and its result."""
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutti.config.run_config import RunConfig
+import numpy as np
+
+from tutti.config.overrides import apply_overrides, combine_overrides
+from tutti.config.run_config import RunConfig, build_config
+from tutti.config.yaml_reader import parse_overrides
 from tutti.data.config import SourceConfig
-from tutti.nested_dicts import content_hash
+from tutti.evaluation.config import NO_SUITE, ControlsConfig
+from tutti.nested_dicts import content_hash, merge
 from tutti.runs.build import TRAIN_SECTIONS
 from tutti.runs.folder import with_effect
-from tutti.studies.arms import cell_config, cell_name
 from tutti.studies.config import Level, StudyConfig
+from tutti.training.strategy import Strategy
+from tutti.types import UserError
 
 CELLS = "cells"
 RESULT = "result.json"
 HASH = 10
+CHECKPOINT_EVERY = 200
+DECIDED_BY = {
+    "name": "name",
+    "seed": "seeds",
+    "data.seed": "seeds",
+    "training.seed": "seeds",
+    "training.steps": "budget.steps",
+    "data.episodes_per_task": "episodes_per_task",
+    "data.sources": "data_from, or base.data.sources",
+}
+"""Keys of a run that no arm may change, each with the key of the study that sets it."""
+SAME_EVALUATION = ("suite", "tasks", "episodes", "first_seed", "split", "max_decisions")
+"""Keys of `evaluation` in which all arms must agree: pairs need the same starts and limits."""
+NO_CONTROLS = {name: 0 for name, field in ControlsConfig.model_fields.items() if field.annotation is int}
+"""`evaluation.controls` with every count at 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The result of a finished cell: `successes[task]` holds 0 or 1 for each of `starts[task]`.
+
+    `seconds` are those of the training's steps, `samples` its windows. `held_out` has each term's value on
+    held-out episodes when it last counted, `open_loop` the error of the executed actions there (normalised
+    units; None without such episodes). `milliseconds` is a prediction's, batch 1, one thread.
+    """
+
+    arm: str
+    level: int | str
+    seed: int
+    steps: int
+    samples: int
+    seconds: float
+    parameters: int
+    milliseconds: float
+    held_out: dict[str, float]
+    open_loop: float | None
+    successes: dict[str, list[int]]
+    starts: dict[str, list[int]]
+    protocol: dict[str, Any]
+    commit: str | None
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    identity: str
+
+    @property
+    def bits(self) -> list[list[int]]:
+        """The successes, task by task."""
+        return list(self.successes.values())
+
+    @property
+    def mean(self) -> float:
+        """The mean of the tasks' rates."""
+        return float(np.mean([np.mean(bits) for bits in self.bits]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +100,37 @@ class Cell:
     @property
     def name(self) -> str:
         """As in "action_only, 10 demonstrations, seed 2"."""
-        level = {"base": "", "all": ", all demonstrations"}.get(
-            str(self.level), f", {self.level} demonstrations"
-        )
-        return f"{self.arm}{level}, seed {self.seed}"
+        return f"{self.arm}{level_words(self.level, '')}, seed {self.seed}"
 
-    def result(self) -> dict[str, Any] | None:
-        """The content of result.json; None if the cell is not finished, or its evaluation has changed."""
+    def result(self) -> Trained | None:
+        """The content of result.json; None if the cell is not finished, or its evaluation has changed.
+
+        Raises: UserError if result.json is of another version of Tutti.
+        """
+        path = self.folder / RESULT
         try:
-            result = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
+            result = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        return result if isinstance(result, dict) and result.get("identity") == self.identity else None
+        if not isinstance(result, dict) or result.get("identity") != self.identity:
+            return None
+        try:
+            return Trained(**result)
+        except TypeError as error:
+            raise UserError(f"{path}: of another version ({error}). Delete it.") from None
+
+
+def level_words(level: Level, per: str = " a task") -> str:
+    """As a title's end: ", 10 demonstrations a task"; nothing where a study has no levels."""
+    if level == "base":
+        return ""
+    return ", all demonstrations" if level == "all" else f", {level} demonstrations{per}"
+
+
+def cell_name(arm: str, level: Level, seed: int) -> str:
+    """The beginning of the name of a cell's folder, and the name of its run."""
+    words = {"all": "-all", "base": ""}
+    return f"{arm}{words.get(str(level), f'-{level}demos')}-seed{seed}"
 
 
 def plan_cells(
@@ -89,6 +169,79 @@ def training_hash(config: RunConfig, fingerprint: str) -> str:
     return content_hash(sections, HASH)
 
 
-def unfinished(cells: Sequence[Cell]) -> list[Cell]:
-    """Those without a result, in order."""
-    return [cell for cell in cells if cell.result() is None]
+@contextmanager
+def _naming(study: StudyConfig, arm: str) -> Iterator[None]:
+    """Puts the study and the arm before the message of a mistake."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"study '{study.name}', arm '{arm}': {error}") from None
+
+
+def arm_config(study: StudyConfig, arm: str) -> RunConfig:
+    """The base with the overrides of the study and of the arm, before seeds, data and steps are set.
+
+    Both count as one set of overrides, in which the arm's win over the study's.
+
+    Raises: UserError that names the arm and the key.
+    """
+    values = copy.deepcopy(study.base)
+    with _naming(study, arm):
+        of_study, of_arm = parse_overrides(study.overrides), parse_overrides(study.arms[arm])
+        for key, owner in DECIDED_BY.items():
+            if any(one.touches(key.split(".")) for one in of_arm):
+                raise UserError(f"{key} is not an arm's to change: the study decides it by {owner}.")
+        overrides = combine_overrides(of_study, of_arm)
+        apply_overrides(values, overrides, RunConfig())
+        config = build_config(values, "the base", overrides)
+        if config.evaluation.suite == NO_SUITE:
+            raise UserError(
+                f"evaluation.suite is '{NO_SUITE}', but arms are compared by their success in the simulator. "
+                "Name a suite."
+            )
+    return config
+
+
+def cell_config(
+    study: StudyConfig,
+    arm: str,
+    *,
+    level: Level,
+    seed: int,
+    steps: int,
+    sources: tuple[SourceConfig, ...],
+) -> RunConfig:
+    """The config of one cell: one thread, one worker, no controls, no videos.
+
+    Validation, last checkpoint and evaluation are as in any run. Raises: UserError that names the arm and
+    the key, also where a phase of its strategy is shorter than its warm-up.
+    """
+    values = arm_config(study, arm).model_dump(mode="json")
+    values |= {"name": cell_name(arm, level, seed), "seed": seed}
+    values["data"] |= {"seed": seed, "sources": [source.model_dump(mode="json") for source in sources]}
+    if level != "base":
+        values["data"]["episodes_per_task"] = level
+    every = values["training"]["checkpoints"]["every"] or CHECKPOINT_EVERY
+    values["training"] |= {"seed": seed, "steps": steps, "threads": 1}
+    values["training"]["checkpoints"] |= {"keep": 1, "every": min(every, CHECKPOINT_EVERY)}
+    quiet = {"workers": 1, "videos_per_task": 0, "controls": NO_CONTROLS}
+    values["evaluation"] = merge(values["evaluation"], merge(quiet, study.evaluation))
+    with _naming(study, arm):
+        config = build_config(values, "its config")
+        warmup, terms = config.training.schedule.warmup, tuple(config.objective.terms())
+        Strategy(config.strategy.phases(), steps=steps, warmup=warmup, terms=terms)
+    return config
+
+
+def check_same_starts(study: StudyConfig, configs: Mapping[str, RunConfig]) -> None:
+    """Raises: UserError if arms would be evaluated on different starts, or with different limits."""
+    base = configs[study.baseline].evaluation
+    for arm, config in configs.items():
+        for key in SAME_EVALUATION:
+            expected, found = getattr(base, key), getattr(config.evaluation, key)
+            if expected != found:
+                raise UserError(
+                    f"study '{study.name}', arm '{arm}': evaluation.{key} is {found}, but {expected} in "
+                    f"'{study.baseline}': arms are compared on the same starts. Change it for the whole "
+                    "study, under `evaluation`."
+                )

@@ -9,6 +9,8 @@ runs/studies/NAME/
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,30 +18,28 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from tutti import pipeline
 from tutti.config.run_config import RunConfig
-from tutti.evaluation.closed_loop.starts import check_seeds
+from tutti.data.config import SourceConfig
+from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts, check_seeds
+from tutti.runs.build import build_data
+from tutti.runs.folder import RunFolder
 from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line
 from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
-from tutti.studies.arms import arm_config, cell_config, check_same_starts
-from tutti.studies.cells import CELLS, Cell, plan_cells, unfinished
+from tutti.studies.cells import CELLS, Cell, arm_config, cell_config, check_same_starts, plan_cells
 from tutti.studies.config import StudyConfig, study_yaml
 from tutti.studies.costs import StepCost, affordable_steps, measure_costs
-from tutti.studies.findings import cautions, headline, notes
-from tutti.studies.page import Findings, publish
-from tutti.studies.pool import Command, Failure, number_of_jobs, own_command, run_cells
-from tutti.studies.run_cell import Trained, describe_cell, load_trained
+from tutti.studies.findings import Findings
+from tutti.studies.page import publish
+from tutti.studies.pool import Command, StudyProgress, Work, number_of_jobs, own_command, run_cells
+from tutti.studies.run_cell import describe_cell
 from tutti.studies.scores import score_study
-from tutti.studies.shared_data import SharedData, decode, link_cache, share_data
-from tutti.studies.status import StudyProgress, Work
 from tutti.studies.tables import show
 from tutti.types import UserError
 
-PLAN = "plan.json"
-BUSY = (
-    "{folder}: another process is running this study. Wait for it, or look at what is finished with "
-    "--report-only."
-)
+PLAN, CACHE, RECORDED = "plan.json", "cache", "recorded"
+AGAIN = "Run the same command again: what is finished is kept."
 SHOWN = 2
 """How many of the five kinds of table the terminal shows: success and differences."""
 
@@ -53,8 +53,23 @@ class Plan:
     costs: dict[str, StepCost]
     cells: tuple[Cell, ...]
 
+    def moved(self, folder: Path) -> Plan:
+        """With the folders of the cells in `folder`."""
+        return replace(
+            self, cells=tuple(replace(c, folder=folder / CELLS / c.folder.name) for c in self.cells)
+        )
+
 
 PLANS = TypeAdapter(Plan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedData:
+    """`fingerprint` is a hash of the data sets' contents; `starts` are those of the demonstrations."""
+
+    sources: tuple[SourceConfig, ...]
+    fingerprint: str
+    starts: TrainingStarts
 
 
 def compare(
@@ -72,7 +87,7 @@ def compare(
     Raises: UserError, for a mistake in the study, or, after all others have run, if cells failed.
     """
     folder = folder or Path("runs/studies") / study.name
-    failures: list[Failure] = []
+    failures: list[str] = []
     if report_only:
         plan = read_plan(folder)
         if plan.study != study.model_dump(mode="json"):
@@ -83,15 +98,17 @@ def compare(
         for arm in study.arms:
             arm_config(study, arm)  # finds every mistake before anything slow
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder, BUSY.format(folder=folder)), explain_full_disk(folder, "the study"):
+        busy = (
+            f"{folder}: another process is running this study. Wait for it, or look at what is finished with "
+            "--report-only."
+        )
+        with exclusive_lock(folder, busy), explain_full_disk(folder, "the study"):
             plan, configs = make_plan(study, folder)
             failures = _finish(study, configs, folder, command)
     page = _report(plan, folder)
     if failures:
-        texts = "\n\n".join(failure.text for failure in failures)
         raise UserError(
-            f"{len(failures)} of {len(plan.cells)} cells failed:\n\n{texts}\n\n"
-            "Run the same command again: what is finished is kept."
+            "\n\n".join([f"{len(failures)} of {len(plan.cells)} cells failed:", *failures, AGAIN])
         )
     return page
 
@@ -114,15 +131,16 @@ def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunCon
     check_seeds(configs[study.baseline].evaluation, data.starts)
     if data.starts.unknown:
         print_line(data.starts.warning)
-    costs = _costs(study, configs, data, folder)
+    for config in {config.data.image_size: config for config in configs.values()}.values():
+        build_data(config, folder)  # decodes every size once, before parallel runs would each do it
+    what = "FLOPs and time" if study.budget.kind == "time" else "FLOPs"
+    print_line(f"measuring {what} of a step of each arm, if not known yet ...")
+    costs = measure_costs(configs, study.baseline, study.budget, fingerprint=data.fingerprint, folder=folder)
     allowed = affordable_steps(study.budget, steps, costs, study.baseline)
     planned = plan_cells(study, allowed, data.sources, data.fingerprint, folder.resolve())
     plan = Plan(study=study.model_dump(mode="json"), data=data.fingerprint, costs=costs, cells=tuple(planned))
     write_atomically(folder / "study.yaml", study_yaml(study))
-    cells = tuple(replace(cell, folder=Path(CELLS) / cell.folder.name) for cell in plan.cells)
-    write_json(
-        folder / PLAN, PLANS.dump_python(replace(plan, cells=cells), mode="json")
-    )  # the study may move
+    write_json(folder / PLAN, PLANS.dump_python(plan.moved(Path()), mode="json"))  # the study may move
     return plan, planned
 
 
@@ -135,59 +153,78 @@ def read_plan(folder: Path) -> Plan:
     if not path.is_file():
         raise UserError(f"{path}: no such file: this study was never started. Run it without --report-only.")
     try:
-        plan = PLANS.validate_json(path.read_bytes())
-        return replace(plan, cells=tuple(replace(c, folder=folder.resolve() / c.folder) for c in plan.cells))
+        return PLANS.validate_json(path.read_bytes()).moved(folder.resolve())
     except ValidationError as error:
         raise UserError(
             f"{path}: cannot be read ({error.errors()[0]['msg']}). Run the study again without --report-only."
         ) from None
 
 
-def _costs(
-    study: StudyConfig, configs: Mapping[str, RunConfig], data: SharedData, folder: Path
-) -> dict[str, StepCost]:
-    decode(configs.values(), folder)
-    what = "FLOPs and time" if study.budget.kind == "time" else "FLOPs"
-    print_line(f"measuring {what} of a step of each arm, if not known yet ...")
-    costs = measure_costs(configs, study.baseline, study.budget, fingerprint=data.fingerprint, folder=folder)
-    return costs
+def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedData:
+    """Finds the data of `study.data_from`, or records them into `folder`. `config` is the baseline's.
+
+    Raises: UserError, if the run there has recorded nothing, or a data set cannot be opened.
+    """
+    if study.data_from == "base" and config.data.sources:
+        sources = tuple(s.model_copy(update={"path": s.path.resolve()}) for s in config.data.sources)
+    else:
+        home = (folder / RECORDED if study.data_from == "base" else study.data_from).resolve()
+        if study.data_from == "base":
+            pipeline.record(config, home)
+        else:
+            RunFolder(home, new=False).require("record", "Make it first: tutti record CONFIG.")
+        sources = (SourceConfig(path=home / DATASET),)
+        for marker in sorted((home / CACHE).glob("*/complete.json")):  # one folder for each size of pictures
+            link(folder / CACHE / marker.parent.name, marker.parent)
+    contents = json.dumps([source.open().fingerprint for source in sources])
+    return SharedData(
+        sources=sources,
+        fingerprint=hashlib.sha256(contents.encode()).hexdigest()[:16],
+        starts=TrainingStarts.union(TrainingStarts.of_data(source.path) for source in sources),
+    )
+
+
+def link(place: Path, target: Path) -> None:
+    """Makes `place` a link to the folder `target`; one that leads nowhere is replaced."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_symlink() and not place.exists():
+        place.unlink()  # what it led to has moved
+    if not place.exists():
+        place.symlink_to(target.resolve(), target_is_directory=True)
 
 
 def _finish(
     study: StudyConfig, configs: Mapping[Cell, RunConfig], folder: Path, command: Command
-) -> list[Failure]:
-    missing = unfinished(list(configs))
-    jobs = number_of_jobs(study.jobs, len(missing))
-    found = len(configs) - len(missing)
+) -> list[str]:
+    missing = [cell for cell in configs if cell.result() is None]
+    jobs, found = number_of_jobs(study.jobs, len(missing)), len(configs) - len(missing)
     print_line(
         f"{len(configs)} cells, {found} found, {len(missing)} to do, {jobs} at a time, one thread each"
     )
     for cell in missing:
         describe_cell(cell, configs[cell])
-        link_cache(folder, cell.folder)
+        link(cell.folder / CACHE, folder / CACHE)
     with StudyProgress({cell: Work.of(configs[cell]) for cell in missing}, found) as progress:
         return run_cells(missing, jobs, progress, command=command)
 
 
 def _report(plan: Plan, folder: Path) -> Path:
-    results = {cell: load_trained(cell) for cell in plan.cells}
-    found: dict[Cell, Trained] = {cell: one for cell, one in results.items() if one is not None}
+    results = {cell: cell.result() for cell in plan.cells}
+    found = {cell: one for cell, one in results.items() if one is not None}
     study = StudyConfig.model_validate(plan.study)
     findings = Findings(
         study=study,
         data=plan.data,
         costs=plan.costs,
         found=found,
-        missing=[cell for cell, one in results.items() if one is None],
+        missing=[cell for cell in results if cell not in found],
         scores=score_study(study, found),
     )
     tables = publish(findings, folder, circumstances())
     for table in tables[: SHOWN * len(findings.finished_levels)]:
         show(table)
-    for note in notes(study, findings.scores):
-        print_line(note.text)
-    for caution in cautions(study, findings.scores, findings.missing):
-        print_line(f"warning: {caution}")
-    print_line(headline(study, findings.scores))
-    print_line(f"Report: {folder / 'report.html'}")
+    cautions = [f"warning: {caution}" for caution in findings.cautions]
+    notes = [note.text for note in findings.notes]
+    for line in (*notes, *cautions, findings.headline, f"Report: {folder / 'report.html'}"):
+        print_line(line)
     return folder / "report.html"

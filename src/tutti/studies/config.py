@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tutti.config.messages import explain
-from tutti.config.overrides import Override, apply_overrides
+from tutti.config.overrides import apply_overrides
 from tutti.config.run_config import RunConfig
 from tutti.config.yaml_reader import parse_overrides, read_yaml
 from tutti.frozen_config import FrozenConfig
@@ -89,11 +89,6 @@ class StudyConfig(FrozenConfig):
         """The data levels, at least one."""
         return self.episodes_per_task or ("base",)
 
-    @property
-    def others(self) -> tuple[str, ...]:
-        """The arms but the baseline."""
-        return tuple(arm for arm in self.arms if arm != self.baseline)
-
     @field_validator("seeds", "episodes_per_task")
     @classmethod
     def _differ(cls, value: Any) -> Any:
@@ -129,39 +124,32 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     Raises: UserError, naming the file, the key, what was expected and found, and the nearest known key.
     """
     values = read_yaml(path)
-    bases = parse_overrides([text for text in overrides if text.partition("=")[0].strip() == "base"])
+    bases, others = (
+        parse_overrides([text for text in overrides if (text.partition("=")[0].strip() == "base") is whole])
+        for whole in (True, False)
+    )
     apply_overrides(values, bases, {})
     base = values.get("base")
     if isinstance(base, str):
-        values["base"] = read_yaml(_base_file(path, base))
-    others = parse_overrides([text for text in overrides if text.partition("=")[0].strip() != "base"])
+        beside = path.parent / base
+        values["base"] = read_yaml(beside if beside.is_file() or not Path(base).is_file() else Path(base))
     apply_overrides(values, others, {"base": RunConfig(), "budget": BudgetConfig()})
     try:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
         schema = StudyConfig.model_json_schema()
         raise UserError(explain(error, values, str(path), schema, [*bases, *others])) from None
-    _check_reach(others, study)
-    return study
-
-
-def _check_reach(overrides: Sequence[Override], study: StudyConfig) -> None:
-    """Raises: UserError where the study's own overrides would undo an override of the base."""
-    for one in overrides:
+    for one in others:
         for other in parse_overrides(study.overrides) if one.path[0] == "base" else []:
             if one.path[1:] and other.touches(one.path[1:]):
                 raise UserError(
                     f"'{one.text}' changes nothing: the study's own overrides say '{other.text}' for every "
                     "arm. Give other `overrides`, such as overrides=[...], instead."
                 )
+    return study
 
 
 def study_yaml(study: StudyConfig) -> str:
     """The study as `load_study` reads it, the base spelled out."""
     text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, width=110)
     return f"# The study '{study.name}' as it was run.\n{text}"
-
-
-def _base_file(study: Path, base: str) -> Path:
-    beside = study.parent / base
-    return beside if beside.is_file() or not Path(base).is_file() else Path(base)

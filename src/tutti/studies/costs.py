@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from tutti.config.run_config import RunConfig
+from tutti.evaluation.closed_loop.evaluate import one_torch_thread
 from tutti.models.describe import flop_counter
 from tutti.nested_dicts import content_hash
 from tutti.objectives.unified import UnifiedLoss
@@ -52,13 +52,6 @@ class StepCost:
     parameters: int
     time_ratio: float | None = None
     milliseconds: float | None = None
-
-    def spent(self, kind: str) -> int | float:
-        """What a step spends of a budget of this kind."""
-        values = {"steps": 1.0, "samples": self.samples, "flops": self.flops, "time": self.time_ratio}
-        value = values[kind]
-        assert value is not None
-        return value
 
 
 def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
@@ -153,7 +146,15 @@ def measure_costs(
     """
     path = folder / "costs.json"
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    keys = {arm: _identity(configs[baseline], config, budget, fingerprint) for arm, config in configs.items()}
+
+    def described(config: RunConfig) -> dict[str, Any]:
+        """All of a config that a cost depends on; the data by their content."""
+        sections = config.sections(*TRAIN_SECTIONS)
+        sections["data"]["sources"] = fingerprint
+        return sections
+
+    base, timed = described(configs[baseline]), budget.kind == "time"
+    keys = {arm: content_hash([base, described(config), timed], 16) for arm, config in configs.items()}
     missing = [arm for arm in configs if kept.get(arm, {}).get("identity") != keys[arm]]
     if missing:
         turns = dict.fromkeys([baseline, *missing])
@@ -168,17 +169,16 @@ def affordable_steps(
     budget: BudgetConfig, steps: int, costs: Mapping[str, StepCost], baseline: str
 ) -> dict[str, int]:
     """The steps of each arm where the baseline makes `steps`, rounded, at least 1."""
-    spent = {arm: cost.spent(budget.kind) for arm, cost in costs.items()}
+    field = {"samples": "samples", "flops": "flops", "time": "time_ratio"}.get(budget.kind)
+    spent = {arm: 1.0 if field is None else getattr(cost, field) for arm, cost in costs.items()}
     return {arm: max(1, round(steps / (own / spent[baseline]))) for arm, own in spent.items()}
 
 
 def _measure(
     configs: Mapping[str, RunConfig], baseline: str, budget: BudgetConfig, folder: Path, rounds: int
 ) -> dict[str, StepCost]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    meters = {arm: StepMeter(config, folder) for arm, config in configs.items()}
-    try:
+    with one_torch_thread(), ExitStack() as stack:
+        meters = {arm: stack.enter_context(closing(StepMeter(c, folder))) for arm, c in configs.items()}
         flops = {arm: meter.flops() for arm, meter in meters.items()}
         times: dict[str, list[float]] = {}
         if budget.kind == "time":
@@ -193,10 +193,6 @@ def _measure(
             )
             for arm, meter in meters.items()
         }
-    finally:
-        for meter in meters.values():
-            meter.close()
-        torch.set_num_threads(before)
 
 
 def in_turns(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -213,12 +209,3 @@ def in_turns(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
 def ratio_of(times: Sequence[float], base: Sequence[float]) -> float:
     """The median over the rounds of a time over the base's in the same round."""
     return median(own / under for own, under in zip(times, base, strict=True))
-
-
-def _identity(base: RunConfig, config: RunConfig, budget: BudgetConfig, fingerprint: str) -> str:
-    """A hash of everything that an arm's cost depends on; of the data by their content."""
-    own = [c.sections(*TRAIN_SECTIONS) for c in (base, config)]
-    for sections in own:
-        sections["data"]["sources"] = fingerprint
-    described = [*own, budget.kind == "time"]
-    return content_hash(described, 16)

@@ -6,14 +6,12 @@ continues. With --attached it ends when its standard input ends, so that it neve
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,9 +24,9 @@ from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.runs.provenance import commit, machine, versions
 from tutti.runs.terminal import print_line, show_logs
 from tutti.serving.policy import Policy, find_checkpoint
-from tutti.storage.files import write_atomically
+from tutti.storage.files import write_atomically, write_json
 from tutti.storage.reading import read_json
-from tutti.studies.cells import RESULT, Cell
+from tutti.studies.cells import RESULT, Cell, Trained
 from tutti.training.records import read_records
 from tutti.types import UserError
 
@@ -38,64 +36,12 @@ MISTAKE, INTERRUPTED = 2, 130
 NICE = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trained:
-    """The result of a finished cell: `successes[task]` holds 0 or 1 for each of `starts[task]`.
-
-    `seconds` are those of the training's steps, `samples` its windows. `held_out` has each term's value on
-    held-out episodes when it last counted, `open_loop` the error of the executed actions there (normalised
-    units; None without such episodes). `milliseconds` is a prediction's, batch 1, one thread.
-    """
-
-    arm: str
-    level: int | str
-    seed: int
-    steps: int
-    samples: int
-    seconds: float
-    parameters: int
-    milliseconds: float
-    held_out: dict[str, float]
-    open_loop: float | None
-    successes: dict[str, list[int]]
-    starts: dict[str, list[int]]
-    protocol: dict[str, Any]
-    commit: str | None
-    versions: dict[str, str]
-    machine: dict[str, Any]
-    identity: str
-
-    @property
-    def bits(self) -> list[list[int]]:
-        """The successes, task by task."""
-        return list(self.successes.values())
-
-    @property
-    def mean(self) -> float:
-        """The mean of the tasks' rates."""
-        return float(np.mean([np.mean(bits) for bits in self.successes.values()]))
-
-
 def describe_cell(cell: Cell, config: RunConfig) -> None:
     """Writes the files that the cell's process reads."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(cell.folder / CONFIG, to_yaml(config))
     known = {"arm": cell.arm, "level": cell.level, "seed": cell.seed, "identity": cell.identity}
-    write_atomically(cell.folder / DESCRIPTION, json.dumps(known))
-
-
-def load_trained(cell: Cell) -> Trained | None:
-    """The result of a cell; None if it is not finished.
-
-    Raises: UserError if result.json is of another version of Tutti.
-    """
-    found = cell.result()
-    if found is None:
-        return None
-    try:
-        return Trained(**found)
-    except TypeError as error:
-        raise UserError(f"{cell.folder / RESULT}: of another version ({error}). Delete it.") from None
+    write_json(cell.folder / DESCRIPTION, known)
 
 
 def run_cell(folder: Path) -> None:
@@ -115,35 +61,35 @@ def run_cell(folder: Path) -> None:
             starts.setdefault(rollout["task"], []).append(rollout["seed"])
     records = read_records(folder)
     last = next(record for record in reversed(records) if record["kind"] == "train")
-    result = {
+    open_loop = folder / "evaluation" / "open_loop.json"
+    result = Trained(
         **read_json(folder / DESCRIPTION),
-        "steps": config.training.steps,
-        "samples": round(last["data/samples"]),
-        "seconds": last["time/seconds"],
-        "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
-        "milliseconds": prediction_time(policy),
-        "held_out": held_out_values(records),
-        "open_loop": _open_loop(folder / "evaluation" / "open_loop.json"),
-        "successes": successes,
-        "starts": starts,
-        "protocol": results["protocol"],
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine(),
-    }
-    write_atomically(folder / RESULT, json.dumps(result))
+        steps=config.training.steps,
+        samples=round(last["data/samples"]),
+        seconds=last["time/seconds"],
+        parameters=sum(parameter.numel() for parameter in policy.model.parameters()),
+        milliseconds=prediction_time(policy),
+        held_out=held_out_values(records),
+        open_loop=read_json(open_loop)["overall"]["normalised"]["executed"] if open_loop.is_file() else None,
+        successes=successes,
+        starts=starts,
+        protocol=results["protocol"],
+        commit=commit(),
+        versions=versions(),
+        machine=machine(),
+    )
+    write_json(folder / RESULT, asdict(result))
 
 
 def held_out_values(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Each term at its last validation in which it counted."""
-    values: dict[str, float] = {}
-    for record in records:
-        if record["kind"] == "validation":
-            for key, value in record.items():
-                name = key.removeprefix("valid/")
-                if key.startswith("valid/") and "/" not in name and name != "total":
-                    values[name] = value
-    return values
+    return {
+        name: value
+        for record in records
+        if record["kind"] == "validation"
+        for key, value in record.items()
+        if key.startswith("valid/") and "/" not in (name := key.removeprefix("valid/")) and name != "total"
+    }
 
 
 def prediction_time(policy: Policy, repeats: int = PREDICTIONS) -> float:
@@ -162,12 +108,6 @@ def prediction_time(policy: Policy, repeats: int = PREDICTIONS) -> float:
     return median(times[3:])
 
 
-def _open_loop(path: Path) -> float | None:
-    if not path.is_file():
-        return None
-    return float(read_json(path)["overall"]["normalised"]["executed"])
-
-
 def _end_with_the_study() -> None:
     """Ends this process at the end of standard input, which comes when the study's process ends."""
     while os.read(sys.stdin.fileno(), 1):
@@ -175,20 +115,14 @@ def _end_with_the_study() -> None:
     os._exit(1)  # at any moment: what is on the disk is whole
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main(folder: Path, *, attached: bool) -> int:
     """0 if the cell is finished, 2 for a mistake of the user, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--attached", action="store_true")
-    arguments = parser.parse_args(given)
-    if arguments.attached:
+    if attached:
         threading.Thread(target=_end_with_the_study, daemon=True).start()
         os.nice(NICE)
     show_logs()
     try:
-        run_cell(arguments.folder)
+        run_cell(folder)
     except UserError as error:
         print_line(f"error: {error}")
         return MISTAKE
@@ -198,4 +132,4 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Path(sys.argv[1]), attached="--attached" in sys.argv[2:]))

@@ -8,9 +8,8 @@ from statistics import mean
 
 from tutti.evaluation.statistics.comparison import SIGNIFICANT, Comparison, compare_arms, holm
 from tutti.evaluation.statistics.intervals import Interval, seeds_and_starts, t_interval
-from tutti.studies.cells import Cell
+from tutti.studies.cells import Cell, Trained
 from tutti.studies.config import Level, StudyConfig
-from tutti.studies.run_cell import Trained
 from tutti.types import UserError
 
 
@@ -57,10 +56,19 @@ def score_study(study: StudyConfig, found: Mapping[Cell, Trained]) -> list[ArmSc
 
     Raises: UserError if two cells were not judged on the same starts.
     """
-    _check_starts(list(found.items()))
+    cells = list(found.items())
+    for cell, one in cells[1:]:
+        if one.starts != cells[0][1].starts:
+            raise UserError(
+                f"{cell.folder} was judged on other starts than {cells[0][0].folder}: arms are compared on "
+                "the same ones. Delete the folder of the wrong one and run the study again."
+            )
     scores: list[ArmScore] = []
     for level in study.levels:
-        arms = {arm: _of(found, arm, level) for arm in study.arms}
+        arms = {
+            arm: sorted((one for cell, one in cells if (cell.arm, cell.level) == (arm, level)), key=_seed)
+            for arm in study.arms
+        }
         base = arms[study.baseline]
         scores += [
             _score(arm, level, trained, () if arm == study.baseline else base)
@@ -71,29 +79,26 @@ def score_study(study: StudyConfig, found: Mapping[Cell, Trained]) -> list[ArmSc
     return [replace(score, adjusted_p=p) for score, p in zip(scores, adjusted, strict=True)]
 
 
-def _of(found: Mapping[Cell, Trained], arm: str, level: Level) -> tuple[Trained, ...]:
-    own = [one for cell, one in found.items() if (cell.arm, cell.level) == (arm, level)]
-    return tuple(sorted(own, key=lambda one: one.seed))
+def _seed(one: Trained) -> int:
+    return one.seed
 
 
-def _score(arm: str, level: Level, trained: tuple[Trained, ...], base: Sequence[Trained]) -> ArmScore:
+def _score(arm: str, level: Level, trained: Sequence[Trained], base: Sequence[Trained]) -> ArmScore:
     means = tuple(one.mean for one in trained)
     before = {one.seed: one for one in base}
     pairs = [(before[one.seed], one) for one in trained if one.seed in before]
     return ArmScore(
         arm=arm,
         level=level,
-        trained=trained,
+        trained=tuple(trained),
         seed_means=means,
         mean=float(mean(means)),
         over_seeds=t_interval(means) if len(means) > 1 else None,
         bootstrap=seeds_and_starts([one.bits for one in trained]),
         tasks={
-            task: (
-                sum(sum(one.successes[task]) for one in trained),
-                sum(len(one.successes[task]) for one in trained),
-            )
+            task: (sum(sum(bits) for bits in played), sum(map(len, played)))
             for task in trained[0].successes
+            for played in [[one.successes[task] for one in trained]]
         },
         shared_seeds=tuple(one.seed for _, one in pairs),
         against=compare_arms([a.bits for a, _ in pairs], [b.bits for _, b in pairs]) if pairs else None,
@@ -107,16 +112,13 @@ def mcnemar_statement(score: ArmScore, baseline: str) -> str:
     trials of a method.
     """
     assert score.against is not None
-    won = lost = 0
-    for p, (b, c) in zip(score.against.mcnemar, score.against.discordant, strict=True):
-        won += p < SIGNIFICANT and c > b
-        lost += p < SIGNIFICANT and b > c
-    count = len(score.against.mcnemar)
-    open_ = count - won - lost
-    pairs = "1 pair" if count == 1 else f"{count} pairs"
+    tests = list(zip(score.against.mcnemar, score.against.discordant, strict=True))
+    won = sum(p < SIGNIFICANT and c > b for p, (b, c) in tests)
+    lost = sum(p < SIGNIFICANT and b > c for p, (b, c) in tests)
+    pairs = "1 pair" if len(tests) == 1 else f"{len(tests)} pairs"
     return (
         f"of {pairs} of trainings {score.arm} is the better one in {won}, {baseline} in {lost}, "
-        f"and {open_} cannot be told apart (exact McNemar, p < .05)"
+        f"and {len(tests) - won - lost} cannot be told apart (exact McNemar, p < .05)"
     )
 
 
@@ -134,12 +136,3 @@ def resolution(score: ArmScore) -> str:
         return f"more seeds; {starts}"
     seeds = "over 100,000 seeds" if needed.seeds is None else f"{needed.seeds:,} seeds"
     return f"{seeds} (seeds dominate)" if needed.seeds_dominate else f"{starts}, or {seeds}"
-
-
-def _check_starts(found: Sequence[tuple[Cell, Trained]]) -> None:
-    for cell, one in found[1:]:
-        if one.starts != found[0][1].starts:
-            raise UserError(
-                f"{cell.folder} was judged on other starts than {found[0][0].folder}: arms are compared on "
-                "the same ones. Delete the folder of the wrong one and run the study again."
-            )

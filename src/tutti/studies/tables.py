@@ -1,13 +1,15 @@
-"""The tables of a study as blocks of a report page, as Markdown, and on the terminal."""
+"""The tables of a study, one for each data level: on a report page, as Markdown, and on the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tutti.evaluation.statistics.comparison import Comparison
 from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.report.formatting import NOTHING, count, duration, plain
-from tutti.report.tables import Cell, Table, texts
+from tutti.report.tables import Cell, Column, Table, table, texts
 from tutti.runs.terminal import print_table
+from tutti.studies.cells import Trained, level_words
 from tutti.studies.config import Level
 from tutti.studies.costs import StepCost
 from tutti.studies.scores import ArmScore, resolution
@@ -15,145 +17,143 @@ from tutti.studies.scores import ArmScore, resolution
 WIDE = ("p", "McNemar, each seed", "to resolve")
 """Columns left out on the terminal; the notes below the tables have the same numbers."""
 MOODS = {"better": "good", "worse": "bad", "unresolved": "quiet"}
-
-
-def level_words(level: Level) -> str:
-    """As a title's end: ", 10 demonstrations a task"; nothing where a study has no levels."""
-    if level == "base":
-        return ""
-    return ", all demonstrations" if level == "all" else f", {level} demonstrations a task"
+ARM: Column[ArmScore] = ("arm", "", lambda score: score.arm)
 
 
 def success_table(scores: Sequence[ArmScore], level: Level) -> Table:
     """The task mean of each seed, their mean, its two intervals."""
-    heads = [
-        ("arm", ""),
-        ("each seed, %", "Task mean of every training seed, in the order of the seeds."),
-        ("mean, %", "Mean over the training seeds."),
-        ("t over seeds", "95 %: what other seeds would give; wide at three seeds, and honestly so."),
-        ("bootstrap", "95 %: resamples seeds and, for all of them alike, starts. Too narrow at three seeds."),
+    columns: list[Column[ArmScore]] = [
+        ARM,
+        (
+            "each seed, %",
+            "Task mean of every training seed, in the order of the seeds.",
+            lambda score: ", ".join(f"{100 * value:.1f}" for value in score.seed_means),
+        ),
+        ("mean, %", "Mean over the training seeds.", lambda score: f"{100 * score.mean:.1f}"),
+        (
+            "t over seeds",
+            "95 %: what other seeds would give; wide at three seeds, and honestly so.",
+            lambda score: points(score.over_seeds),
+        ),
+        (
+            "bootstrap",
+            "95 %: resamples seeds and, for all of them alike, starts. Too narrow at three seeds.",
+            lambda score: points(score.bootstrap),
+        ),
     ]
-    rows = [
-        [
-            Cell(text=score.arm),
-            Cell(text=", ".join(f"{100 * value:.1f}" for value in score.seed_means)),
-            Cell(text=f"{100 * score.mean:.1f}"),
-            Cell(text=_interval(score.over_seeds)),
-            Cell(text=_interval(score.bootstrap)),
-        ]
-        for score in scores
-    ]
-    return Table(heads=heads, rows=rows, caption=f"Success in the simulator, task mean{level_words(level)}.")
+    return table(scores, columns, f"Success in the simulator, task mean{level_words(level)}.")
 
 
 def difference_table(scores: Sequence[ArmScore], baseline: str, level: Level) -> Table:
     """Each arm minus the baseline, in points of success."""
-    heads = [
-        ("arm", ""),
-        ("points", f"Task mean minus that of {baseline}, over the shared seeds."),
-        ("paired bootstrap", "95 %: resamples seeds and, for all of them alike, starts; both arms together."),
-        ("t over seeds", "95 %: of the seeds' differences."),
-        ("p", "Two-sided t-test of the seeds' differences."),
-        ("p, Holm", "The same, adjusted for all comparisons of the study."),
-        ("McNemar, each seed", "Exact, over the seed's starts. It compares two trainings, not two methods."),
-        ("verdict", "Better or worse only where both intervals lie on one side of 0."),
-        ("to resolve", "What a difference as large as this one would take, with a power of 80 %."),
+    compared = [(score, score.against) for score in scores if score.against is not None]
+    columns: list[Column[tuple[ArmScore, Comparison]]] = [
+        ("arm", "", lambda row: row[0].arm),
+        (
+            "points",
+            f"Task mean minus that of {baseline}, over the shared seeds.",
+            lambda row: f"{100 * row[1].difference.value:+.1f}",
+        ),
+        (
+            "paired bootstrap",
+            "95 %: resamples seeds and, for all of them alike, starts; both arms together.",
+            lambda row: points(row[1].difference.interval, "+"),
+        ),
+        ("t over seeds", "95 %: of the seeds' differences.", lambda row: points(row[1].over_seeds, "+")),
+        ("p", "Two-sided t-test of the seeds' differences.", lambda row: _p(row[1].p)),
+        (
+            "p, Holm",
+            "The same, adjusted for all comparisons of the study.",
+            lambda row: _p(row[0].adjusted_p),
+        ),
+        (
+            "McNemar, each seed",
+            "Exact, over the seed's starts. It compares two trainings, not two methods.",
+            lambda row: ", ".join(map(_p, row[1].mcnemar)),
+        ),
+        (
+            "verdict",
+            "Better or worse only where both intervals lie on one side of 0.",
+            lambda row: Cell(text=row[1].verdict, mood=MOODS[row[1].verdict]),
+        ),
+        (
+            "to resolve",
+            "What a difference as large as this one would take, with a power of 80 %.",
+            lambda row: Cell(text=resolution(row[0]) or NOTHING, mood="quiet"),
+        ),
     ]
-    rows: list[list[Cell]] = []
-    for score in scores:
-        against = score.against
-        if against is None:
-            continue
-        rows.append(
-            [
-                Cell(text=score.arm),
-                Cell(text=f"{100 * against.difference.value:+.1f}"),
-                Cell(text=_interval(against.difference.interval, signed=True)),
-                Cell(text=_interval(against.over_seeds, signed=True)),
-                Cell(text=_p(against.p)),
-                Cell(text=_p(score.adjusted_p)),
-                Cell(text=", ".join(map(_p, against.mcnemar))),
-                Cell(text=against.verdict, mood=MOODS[against.verdict]),
-                Cell(text=resolution(score) or NOTHING, mood="quiet"),
-            ]
-        )
-    return Table(heads=heads, rows=rows, caption=f"Minus {baseline}{level_words(level)}.")
+    return table(compared, columns, f"Minus {baseline}{level_words(level)}.")
 
 
 def task_table(scores: Sequence[ArmScore], level: Level) -> Table:
     """k/n of each task over all seeds, with Wilson's interval."""
-    tasks = list(scores[0].tasks)
-    rows = [
-        [
-            Cell(text=score.arm),
-            *(_fraction(*score.tasks[task]) for task in tasks),
-        ]
-        for score in scores
-    ]
+
+    def column(task: str) -> Column[ArmScore]:
+        def fraction(score: ArmScore) -> Cell:
+            k, n = score.tasks[task]
+            return Cell(text=f"{k}/{n}", small=f"[{wilson(k, n).percent()}]")
+
+        return task, "", fraction
+
     caption = (
         f"Successes of each task, all seeds together{level_words(level)}, with Wilson's 95 % interval: it "
         "takes the starts of several trainings for independent ones, so it is too narrow for a method."
     )
-    return Table(heads=[("arm", ""), *((task, "") for task in tasks)], rows=rows, caption=caption)
+    return table(scores, [ARM, *map(column, scores[0].tasks)], caption)
 
 
 def cost_table(scores: Sequence[ArmScore], costs: Mapping[str, StepCost], level: Level) -> Table:
     """What each arm spent, and what its policy costs to run."""
-    heads = [
-        ("arm", ""),
-        ("steps", "Optimiser steps, all phases together."),
-        ("windows", "Training windows seen."),
-        ("FLOPs a step", "Forward, backward and optimiser; mean over all phases, measured on real steps."),
-        ("FLOPs in all", "Steps times the FLOPs of one."),
-        ("training", "Wall time of the steps, mean over the seeds; runs side by side disturb each other."),
-        ("trained numbers", "Parameters that training moves, the terms' heads included."),
-        ("parameters", "Of the policy that acts."),
-        ("ms a prediction", "Batch 1, one thread, median; mean over the seeds."),
+    rows = [(score, score.trained[0], costs[score.arm]) for score in scores]
+    columns: list[Column[tuple[ArmScore, Trained, StepCost]]] = [
+        ("arm", "", lambda row: row[0].arm),
+        ("steps", "Optimiser steps, all phases together.", lambda row: f"{row[1].steps:,}"),
+        ("windows", "Training windows seen.", lambda row: f"{row[1].samples:,}"),
+        (
+            "FLOPs a step",
+            "Forward, backward and optimiser; mean over all phases, measured on real steps.",
+            lambda row: count(row[2].flops),
+        ),
+        ("FLOPs in all", "Steps times the FLOPs of one.", lambda row: count(row[2].flops * row[1].steps)),
+        (
+            "training",
+            "Wall time of the steps, mean over the seeds; runs side by side disturb each other.",
+            lambda row: duration(row[0].average("seconds") or 0.0),
+        ),
+        (
+            "trained numbers",
+            "Parameters that training moves, the terms' heads included.",
+            lambda row: count(row[2].parameters),
+        ),
+        ("parameters", "Of the policy that acts.", lambda row: count(row[1].parameters)),
+        (
+            "ms a prediction",
+            "Batch 1, one thread, median; mean over the seeds.",
+            lambda row: plain(row[0].average("milliseconds") or 0.0),
+        ),
     ]
-    rows: list[list[Cell]] = []
-    for score in scores:
-        one, cost = score.trained[0], costs[score.arm]
-        rows.append(
-            [
-                Cell(text=score.arm),
-                Cell(text=f"{one.steps:,}"),
-                Cell(text=f"{one.samples:,}"),
-                Cell(text=count(cost.flops)),
-                Cell(text=count(cost.flops * one.steps)),
-                Cell(text=duration(score.average("seconds") or 0.0)),
-                Cell(text=count(cost.parameters)),
-                Cell(text=count(one.parameters)),
-                Cell(text=plain(score.average("milliseconds") or 0.0)),
-            ]
-        )
-    return Table(heads=heads, rows=rows, caption=f"What it cost{level_words(level)}.")
+    return table(rows, columns, f"What it cost{level_words(level)}.")
 
 
 def held_out_table(scores: Sequence[ArmScore], level: Level) -> Table:
     """Each term on held-out episodes, when it last counted, and the error of the executed actions."""
-    terms = list(dict.fromkeys(term for score in scores for one in score.trained for term in one.held_out))
-    heads = [
-        ("arm", ""),
-        (
-            "executed actions",
-            "Mean absolute error of the executed actions on held-out episodes, normalised units. The same "
-            "quantity for every decoder, but no evidence of success.",
-        ),
-        *((term, "On held-out episodes at its last validation, mean over the seeds.") for term in terms),
-    ]
-    rows = [
-        [
-            Cell(text=score.arm),
-            Cell(text=_number(score.average("open_loop"))),
-            *(Cell(text=_number(score.held_out(term))) for term in terms),
-        ]
-        for score in scores
-    ]
+
+    def column(term: str) -> Column[ArmScore]:
+        help = "On held-out episodes at its last validation, mean over the seeds."
+        return term, help, lambda score: _number(score.held_out(term))
+
+    executed: Column[ArmScore] = (
+        "executed actions",
+        "Mean absolute error of the executed actions on held-out episodes, normalised units. The same "
+        "quantity for every decoder, but no evidence of success.",
+        lambda score: _number(score.average("open_loop")),
+    )
+    terms = dict.fromkeys(term for score in scores for one in score.trained for term in one.held_out)
     caption = (
         f"Held-out losses{level_words(level)}. Of arms whose decoders differ, or of other numbers of "
         "demonstrations (which scale the actions), they are no comparison."
     )
-    return Table(heads=heads, rows=rows, caption=caption)
+    return table(scores, [ARM, executed, *map(column, terms)], caption)
 
 
 def show(table: Table) -> None:
@@ -161,15 +161,11 @@ def show(table: Table) -> None:
     print_table(table.caption, *texts(table, without=WIDE))
 
 
-def _interval(interval: Interval | None, *, signed: bool = False) -> str:
+def points(interval: Interval | None, sign: str = "") -> str:
+    """The bounds in points, as "12.5 to 40.0"; with the sign "+" of positive ones too."""
     if interval is None:
         return NOTHING
-    sign = "+" if signed else ""
     return f"{100 * interval.low:{sign}.1f} to {100 * interval.high:{sign}.1f}"
-
-
-def _fraction(successes: int, episodes: int) -> Cell:
-    return Cell(text=f"{successes}/{episodes}", small=f"[{wilson(successes, episodes).percent()}]")
 
 
 def _p(value: float | None) -> str:
