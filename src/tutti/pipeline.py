@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tutti.config.run_config import RunConfig
+from tutti.data.formats.lerobot import VIEW
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.distributed.world import process_group
 from tutti.evaluation.closed_loop.evaluate import evaluate as evaluate_closed_loop
@@ -52,7 +53,6 @@ from tutti.suites.registry import fit_suite
 
 EPISODES = "recording"
 """Folder of the recorded episodes until they are in the data set."""
-VIEW = "observation.images."
 
 
 def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:

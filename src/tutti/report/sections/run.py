@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 
+from tutti.data.formats.lerobot import VIEW
 from tutti.evaluation.open_loop import PARTS, GroupError
 from tutti.report.blocks import Block, Charts, Code, Facts, Note, Picture, Section
 from tutti.report.formatting import NOTHING, anything, count, duration, percent, plain, words
@@ -27,7 +28,6 @@ VALUE_WORDS = {
     ("weights", "ema"): "averaged weights (EMA)",
     ("weights", "raw"): "raw weights",
 }
-VIEW = "observation.images."
 
 
 def open_loop_section(inputs: Inputs) -> Section:

@@ -1,1 +1,5 @@
-"""LeRobotDataset v3.0: reader, writer, metadata, statistics and videos."""
+"""LeRobotDataset v3.0: reader, writer, metadata and videos; here the names that its features go by."""
+
+VIEW = "observation.images."
+"""What a camera's name begins with."""
+STATE, ACTION = "observation.state", "action"

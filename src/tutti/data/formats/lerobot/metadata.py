@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tutti.errors import UserError
-from tutti.storage.reading import read_json
+from tutti.storage.reading import read_json, shown
 
 COPY_AGAIN = "copy or record the data set again."
 
@@ -27,38 +30,74 @@ def data_error(
     return UserError(problem + "".join(texts))
 
 
-def first_true(wrong: np.ndarray) -> int:
-    """The first row where `wrong` is true, -1 where it nowhere is."""
-    return int(np.argmax(wrong)) if wrong.any() else -1
+def check_column(
+    where: Path, key: str, found: np.ndarray, expected: np.ndarray, why: str = "", *, cure: str = COPY_AGAIN
+) -> None:
+    """Raises: UserError naming the first row in which a column is not what it must be."""
+    wrong = found != expected
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        text = f"{where}: {key} of row {row} is {found[row]}; expected {expected[row]}{why}."
+        raise data_error(text, cure=cure)
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    """A whole Parquet file, or some columns; UserError where it is missing, damaged or lacks a column."""
-    file = open_parquet(path)
-    names = file.schema_arrow.names
-    for column in columns or ():
-        if column not in names:
-            raise data_error(f"{path}: the column {column!r} is missing.", expected=columns, found=names)
-    try:
-        return file.read(columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """An open Parquet file; UserError where it is missing or damaged."""
+@contextmanager
+def explain_damage(path: Path) -> Iterator[None]:
+    """Turns what Arrow raises for a damaged Parquet file, and a column it lacks, into a UserError."""
     if not path.is_file():
         raise data_error(f"{path} is missing.", expected="a Parquet file of the data set")
     try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
+        yield
+    except (pa.ArrowException, OSError, KeyError) as error:
+        problem = f"{path} cannot be read as Parquet: it is truncated or damaged."
+        raise data_error(problem, expected="a complete file", found=str(error).splitlines()[0]) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0]
-    problem = f"{path} cannot be read as Parquet: it is truncated or damaged."
-    return data_error(problem, expected="a complete file", found=reason)
+def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
+    """Columns of a Parquet file, of the `optional` ones those that are there.
+
+    Raises: UserError if the file is missing or damaged, or lacks a needed column.
+    """
+    with explain_damage(path):
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        for column in needed:
+            if column not in names:
+                raise data_error(f"{path}: the column {column!r} is missing.", expected=needed, found=names)
+        chosen = [*needed, *(name for name in optional if name in names)]
+        return file.read(columns=chosen, use_threads=False)
+
+
+class Feature(BaseModel):
+    """One feature of info.json. `names` are those of the dimensions."""
+
+    model_config = ConfigDict(strict=True)
+
+    dtype: str
+    shape: list[int]
+    names: Any = None
+
+
+class Info(BaseModel):
+    """What is read of info.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    fps: float = Field(gt=0, allow_inf_nan=False)
+    robot_type: str | None = None
+    total_episodes: int
+    total_frames: int
+    total_tasks: int
+    data_path: str | None = None
+    video_path: str | None = None
+    features: dict[str, Feature]
+
+    def check_total(self, key: str, found: int, where: Path) -> None:
+        """Raises: UserError if what was counted in the tables is not the `total_` of this key."""
+        if found != (total := getattr(self, f"total_{key}")):
+            raise data_error(
+                f"{where} has {found} {key} in all, but meta/info.json says total_{key} = {total}."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +110,15 @@ class VideoTable:
 
 @dataclass(frozen=True, slots=True)
 class LeRobotMeta:
-    """The checked content of `meta/`."""
+    """The checked content of `meta/`. `starts` and `lengths` of the episodes are in frame rows."""
 
     folder: Path
-    fps: float
-    embodiment: str
-    features: dict[str, dict[str, Any]]
+    info: Info
     tasks: tuple[str, ...]
     starts: Int64[np.ndarray, " e"]
     lengths: Int64[np.ndarray, " e"]
     data_files: tuple[Path, ...]
     videos: dict[str, VideoTable]
-
-    @property
-    def num_frames(self) -> int:
-        """All frames of all episodes."""
-        return int(self.lengths.sum())
 
     def fingerprint(self) -> str:
         """A hash of everything in meta/ and of the name and size of every data and video file."""
@@ -104,151 +136,102 @@ class LeRobotMeta:
 def read_meta(folder: Path) -> LeRobotMeta:
     """Reads and checks `folder/meta`; every fault is a UserError that names file, key and cure."""
     info = _read_info(folder)
-    features: dict[str, dict[str, Any]] = info["features"]
     tasks = _read_tasks(folder / "meta" / "tasks.parquet", info)
-    table, source = _read_episodes(folder, [k for k, f in features.items() if f["dtype"] == "video"])
-    starts, lengths = _check_episodes(table, source, info)
-    data_files = _data_files(folder, info, table)
+    views = [key for key, feature in info.features.items() if feature.dtype == "video"]
+    table = _read_episodes(folder / "meta" / "episodes", views)
+    starts, lengths = _check_episodes(table, folder / "meta" / "episodes", info)
+    if "data/chunk_index" in table and "data/file_index" in table:
+        _named_files(folder, "data_path", info.data_path, table, "data")
+    data_files = tuple(sorted((folder / "data").glob("*/*.parquet")))
+    if not data_files:
+        raise data_error(f"{folder / 'data'} holds no Parquet file.")
     videos = {
-        key: _video_table(folder, info, table, key)
-        for key, feature in features.items()
-        if feature["dtype"] == "video"
+        view: VideoTable(
+            _named_files(folder, "video_path", info.video_path, table, f"videos/{view}", video_key=view),
+            table[f"videos/{view}/from_timestamp"].astype(np.float64),
+        )
+        for view in views
     }
-    embodiment = str(info.get("robot_type") or "unknown")
-    return LeRobotMeta(
-        folder, float(info["fps"]), embodiment, features, tasks, starts, lengths, data_files, videos
-    )
+    return LeRobotMeta(folder, info, tasks, starts, lengths, data_files, videos)
 
 
-def _read_info(folder: Path) -> dict[str, Any]:
+def _read_info(folder: Path) -> Info:
     path = folder / "meta" / "info.json"
     if not path.is_file():
         cure = "give the folder that contains meta/ and data/ (sources.path), or record one first."
         raise data_error(f"{folder} is no LeRobot data set: meta/info.json is missing.", cure=cure)
-    info = read_json(path, cure=f"Cure: {COPY_AGAIN}")
-    version = str(info.get("codebase_version"))
-    if version.startswith(("v2", "v1", "2", "1")):
-        cure = "convert the data set with LeRobot's script convert_dataset_v21_to_v30."
-        raise data_error(f"{path}: codebase_version is {version!r}; expected 'v3.x'.", cure=cure)
+    values = read_json(path, cure=f"Cure: {COPY_AGAIN}")
+    version = str(values.get("codebase_version"))
     if not version.removeprefix("v").startswith("3."):
-        raise UserError(f"{path}: codebase_version is {version!r}; expected 'v3.0' or another 'v3.x'.")
-    kinds: dict[str, Any] = {"fps": (int, float), "features": dict}
-    kinds |= {"total_episodes": int, "total_frames": int, "total_tasks": int}
-    for key, kind in kinds.items():
-        if not isinstance(info.get(key), kind) or (key == "fps" and not info[key] > 0):
-            wanted = "a positive number" if key == "fps" else kind.__name__
-            raise data_error(f"{path}: the key {key!r} is {info.get(key, 'missing')!r}; expected {wanted}.")
-    for key, feature in info["features"].items():
-        shape = feature.get("shape") if isinstance(feature, dict) else None
-        if (
-            not isinstance(shape, list)
-            or not all(isinstance(n, int) for n in shape)
-            or "dtype" not in feature
-        ):
-            raise UserError(
-                f"{path}: features[{key!r}] is {feature!r}; expected an object with dtype and shape."
-            )
-    return info
+        cure = "convert an older data set with LeRobot's script convert_dataset_v21_to_v30."
+        problem = f"{path}: codebase_version is {version!r:.40}; expected 'v3.x'."
+        raise data_error(problem, cure=cure)
+    try:
+        return Info.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{path}: {shown('.'.join(map(str, first['loc'])), quoted=False)} is wrong."
+        raise data_error(problem, expected=first["msg"], found=shown(first["input"])) from None
 
 
-def _read_tasks(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
-    table = read_parquet(path)
+def _read_tasks(path: Path, info: Info) -> tuple[str, ...]:
     # pandas calls an index without a name __index_level_0__.
-    text = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
-    if text is None or "task_index" not in table.column_names:
+    table = read_parquet(path, ["task_index"], ["task", "__index_level_0__"])
+    if len(table.column_names) < 2:
         raise data_error(f"{path}: expected the columns task_index and task, found {table.column_names}.")
-    order = table["task_index"].to_pylist()
-    if order != list(range(len(order))):
-        raise data_error(
-            f"{path}: row i must be task i, but task_index reads {order[:8]}.\n"
-            "  Readers that take the row and readers that take the index would disagree on instructions.",
-            cure="sort the table by task_index; then check some episodes' instructions by eye.",
-        )
-    if len(order) != info["total_tasks"]:
-        total = info["total_tasks"]
-        raise data_error(f"{path} has {len(order)} tasks, but meta/info.json says total_tasks = {total}.")
-    return tuple(str(task) for task in table[text].to_pylist())
+    why = ": readers that take the row and readers that take the index would disagree on instructions"
+    cure = "sort the table by task_index; then check some episodes' instructions by eye."
+    check_column(path, "task_index", table["task_index"].to_numpy(), np.arange(len(table)), why, cure=cure)
+    info.check_total("tasks", len(table), path)
+    return tuple(str(task) for task in table[table.column_names[1]].to_pylist())
 
 
-def _read_episodes(folder: Path, video_keys: list[str]) -> tuple[dict[str, np.ndarray], Path]:
-    """The needed columns of the episode table, all files joined in path order, and its folder."""
-    source = folder / "meta" / "episodes"
-    files = sorted(source.glob("*/*.parquet"))
+def _read_episodes(folder: Path, views: Sequence[str]) -> dict[str, np.ndarray]:
+    """The needed columns of the episode table, all files joined in path order."""
+    files = sorted(folder.glob("*/*.parquet"))
     if not files:
-        raise data_error(f"{source} holds no Parquet file; expected the episode table.")
+        raise data_error(f"{folder} holds no Parquet file; expected the episode table.")
     needed = ["episode_index", "dataset_from_index", "dataset_to_index"]
-    for key in video_keys:
-        needed += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-    optional = ["length", "data/chunk_index", "data/file_index"]
-    present = set(open_parquet(files[0]).schema_arrow.names)
-    columns = needed + [name for name in optional if name in present]
-    parts = [read_parquet(path, columns) for path in files]
-    return {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in columns}, source
+    for view in views:
+        needed += [f"videos/{view}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    first = read_parquet(files[0], needed, ["length", "data/chunk_index", "data/file_index"])
+    parts = [first, *(read_parquet(path, first.column_names) for path in files[1:])]
+    return {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in first.column_names}
 
 
 def _check_episodes(
-    table: dict[str, np.ndarray], source: Path, info: dict[str, Any]
+    table: dict[str, np.ndarray], folder: Path, info: Info
 ) -> tuple[Int64[np.ndarray, " e"], Int64[np.ndarray, " e"]]:
-    index = table["episode_index"]
-    count, total = len(index), info["total_episodes"]
-    if count != total:
-        raise data_error(f"{source} has {count} episodes, but meta/info.json says total_episodes = {total}.")
-    if (row := first_true(index != np.arange(count))) >= 0:
-        raise data_error(f"{source}: row {row} has episode_index {index[row]}; row i must be episode i.")
+    count = len(table["episode_index"])
+    info.check_total("episodes", count, folder)
+    check_column(folder, "episode_index", table["episode_index"], np.arange(count))
     starts = table["dataset_from_index"].astype(np.int64)
     ends = table["dataset_to_index"].astype(np.int64)
-    expected = np.concatenate([[0], ends[:-1]])
-    if (row := first_true(starts != expected)) >= 0:
-        raise data_error(
-            f"{source}: episode {row} has dataset_from_index {starts[row]}; expected {expected[row]}, where "
-            "the one before ends."
-        )
+    before = np.concatenate([[0], ends[:-1]])
+    check_column(folder, "dataset_from_index", starts, before, ", where the episode before ends")
     lengths = ends - starts
-    if (row := first_true(lengths < 2)) >= 0:
-        cure = "remove this episode from the data set (LeRobot: lerobot-edit-dataset)."
-        problem = f"{source}: episode {row} has {lengths[row]} frames; expected at least 2."
-        raise data_error(problem, cure=cure)
-    if "length" in table and (row := first_true(table["length"] != lengths)) >= 0:
-        raise data_error(
-            f"{source}: episode {row} has length {table['length'][row]}, but dataset_from_index and "
-            f"dataset_to_index span {lengths[row]} frames."
-        )
-    if int(lengths.sum()) != info["total_frames"]:
-        raise data_error(
-            f"{source}: the episodes have {int(lengths.sum())} frames in all, but meta/info.json says "
-            f"total_frames = {info['total_frames']}."
-        )
+    cure = "remove this episode from the data set (LeRobot: lerobot-edit-dataset)."
+    check_column(folder, "dataset_to_index", ends, starts + np.maximum(lengths, 2), " or more", cure=cure)
+    if "length" in table:
+        check_column(folder, "length", table["length"], lengths, ", by dataset_from_index and _to_index")
+    info.check_total("frames", int(lengths.sum()), folder)
     return starts, lengths
 
 
-def _format(folder: Path, info: dict[str, Any], key: str, **values: Any) -> Path:
-    pattern = info.get(key)
-    try:
-        return folder / str(pattern).format(**values)
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'meta' / 'info.json'}: {key} is {pattern!r}; expected a pattern of {tuple(values)}."
-        ) from error
-
-
-def _data_files(folder: Path, info: dict[str, Any], table: dict[str, np.ndarray]) -> tuple[Path, ...]:
-    files = sorted((folder / "data").glob("*/*.parquet"))
-    if "data/chunk_index" in table and "data/file_index" in table:
-        pairs = zip(table["data/chunk_index"].tolist(), table["data/file_index"].tolist(), strict=True)
-        for chunk, file in sorted(set(pairs)):
-            path = _format(folder, info, "data_path", chunk_index=chunk, file_index=file)
-            open_parquet(path)
-    if not files:
-        raise data_error(f"{folder / 'data'} holds no Parquet file.")
-    return tuple(files)
-
-
-def _video_table(folder: Path, info: dict[str, Any], table: dict[str, np.ndarray], key: str) -> VideoTable:
-    paths = []
-    chunks, files = (table[f"videos/{key}/{name}_index"].tolist() for name in ("chunk", "file"))
-    for episode, (chunk, file) in enumerate(zip(chunks, files, strict=True)):
-        path = _format(folder, info, "video_path", video_key=key, chunk_index=chunk, file_index=file)
+def _named_files(
+    folder: Path, key: str, pattern: str | None, table: dict[str, np.ndarray], columns: str, **names: str
+) -> tuple[Path, ...]:
+    """The file of each episode by a pattern of info.json; each must be there."""
+    pairs = [table[f"{columns}/{name}_index"].tolist() for name in ("chunk", "file")]
+    found: dict[tuple[int, int], Path] = {}
+    for chunk, file in dict.fromkeys(zip(*pairs, strict=True)):
+        values = {**names, "chunk_index": chunk, "file_index": file}
+        try:
+            found[chunk, file] = path = folder / str(pattern).format(**values)
+        except (KeyError, IndexError, ValueError) as error:
+            where = folder / "meta" / "info.json"
+            problem = f"{where}: {key} is {pattern!r:.200}; expected a pattern of {tuple(values)}."
+            raise data_error(problem) from error
         if not path.is_file():
-            raise data_error(f"{path} is missing: the video of view {key!r} from episode {episode} on.")
-        paths.append(path)
-    return VideoTable(tuple(paths), table[f"videos/{key}/from_timestamp"].astype(np.float64))
+            raise data_error(f"{path} is missing; meta/episodes names it.")
+    return tuple(found[pair] for pair in zip(*pairs, strict=True))

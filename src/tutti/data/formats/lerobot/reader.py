@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
+from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.metadata import (
     LeRobotMeta,
+    check_column,
     data_error,
-    first_true,
-    open_parquet,
+    explain_damage,
     read_meta,
     read_parquet,
 )
 from tutti.data.formats.lerobot.video import VideoReader
-from tutti.errors import UserError
 from tutti.storage.reading import shown
 
 PICTURES = ("PNG", "JPEG", "WEBP")
@@ -44,188 +45,138 @@ class LeRobotStore(EpisodeStore):
         self,
         folder: Path,
         views: tuple[str, ...] | None = None,
-        state_key: str = "observation.state",
-        action_key: str = "action",
+        state_key: str = STATE,
+        action_key: str = ACTION,
     ) -> None:
-        self._meta = read_meta(folder)
-        self.name = str(folder)
-        info = folder / "meta" / "info.json"
-        chosen = _choose_views(info, self._meta.features, views)
-        state_dim = _vector_dim(info, self._meta.features, state_key, "state_key")
-        action_dim = _vector_dim(info, self._meta.features, action_key, "action_key")
+        self._meta = meta = read_meta(folder)
+        self.name, self.fingerprint = str(folder), meta.fingerprint()
+        cameras = tuple(key for key, one in meta.info.features.items() if one.dtype in ("image", "video"))
+        for view in views or cameras or ("(any)",):
+            if view not in cameras:
+                problem = f"views: {view!r} is no camera of {folder / 'meta' / 'info.json'}."
+                raise data_error(problem, found=cameras, cure="choose among these by sources.views.")
+        dims = {state_key: _vector_dim(meta, state_key, "state_key")}
+        dims[action_key] = _vector_dim(meta, action_key, "action_key")
         self.spec = StoreSpec(
-            views=chosen,
-            image_shapes=tuple(_image_shape(info, view, self._meta.features[view]) for view in chosen),
-            state_dim=state_dim,
-            action_dim=action_dim,
-            fps=self._meta.fps,
-            num_frames=self._meta.num_frames,
-            embodiment=self._meta.embodiment,
+            views=views or cameras,
+            image_shapes=tuple(_image_shape(meta, view) for view in views or cameras),
+            state_dim=dims[state_key],
+            action_dim=dims[action_key],
+            fps=meta.info.fps,
+            num_frames=meta.info.total_frames,
+            embodiment=meta.info.robot_type or "unknown",
         )
-        table = _FrameTable(self._meta, {state_key: state_dim, action_key: action_dim})
-        self.states, self.actions = table.vectors[state_key], table.vectors[action_key]
-        self.instructions, self.instruction_of = self._meta.tasks, table.task_index
-        self._episode_of, self._times = table.episode_of, table.times
+        self._columns, self._videos = _PictureColumns(meta), VideoReader(meta.info.fps)
+        self._episode_of = np.repeat(np.arange(len(meta.lengths)), meta.lengths)
+        numbers = _read_numbers(meta, dims, self._episode_of)
+        self.states, self.actions = numbers[state_key], numbers[action_key]
+        self._times, self.instruction_of = numbers["timestamp"], numbers["task_index"]
+        self.instructions = meta.tasks
+        spans = zip(meta.starts.tolist(), meta.lengths.tolist(), strict=True)
         self.episodes = tuple(
-            Episode(index, start, length, self.instructions[self.instruction_of[start]])
-            for index, (start, length) in enumerate(
-                zip(self._meta.starts.tolist(), self._meta.lengths.tolist(), strict=True)
-            )
+            Episode(index, start, length, meta.tasks[self.instruction_of[start]])
+            for index, (start, length) in enumerate(spans)
         )
-        self.fingerprint = self._meta.fingerprint()
-        self._columns = _ImageColumns(self._meta)
-        self._videos = VideoReader(self._meta.fps)
 
     def frames(self, view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
         """The pictures of `view` at the global frame rows, in the order asked; sorted rows are fast."""
         shape = (*self.spec.image_shapes[self.spec.views.index(view)], 3)
         out = np.empty((len(rows), *shape), dtype=np.uint8)
         order = np.argsort(rows, kind="stable")
-        is_video = view in self._meta.videos
-        pictures = (
-            self._video(view, rows[order]) if is_video else self._columns.read(view, rows[order], shape)
-        )
-        for place, picture in zip(order.tolist(), pictures, strict=True):
-            if picture.shape != shape:
-                episode = int(self._episode_of[rows[place]])
-                raise data_error(
-                    f"{self.name}: the picture of {view} in frame row {rows[place]} (episode {episode}) is "
-                    f"{picture.shape}; meta/info.json says {shape}.",
-                    cure=_REPAIR,
-                )
+        read = self._video if view in self._meta.videos else self._columns.read
+        for place, picture in zip(order.tolist(), read(view, rows[order], shape), strict=True):
             out[place] = picture
         return out
 
-    def _video(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        table = self._meta.videos[view]
-        episodes = self._episode_of[rows]
+    def _video(
+        self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        table, episodes = self._meta.videos[view], self._episode_of[rows]
         times = table.from_timestamp[episodes] + self._times[rows]
         begin = 0
         for end in range(1, len(rows) + 1):
             here = table.paths[episodes[begin]]
             if end == len(rows) or table.paths[episodes[end]] != here:
-                yield from self._videos.read(here, times[begin:end])
+                for picture in self._videos.read(here, times[begin:end]):
+                    if picture.shape != shape:
+                        problem = f"{here}: a picture of {view} is {picture.shape}; info.json says {shape}."
+                        raise data_error(problem, cure=_REPAIR)
+                    yield picture
                 begin = end
 
 
-def _choose_views(
-    info: Path, features: dict[str, dict[str, Any]], views: tuple[str, ...] | None
-) -> tuple[str, ...]:
-    cameras = tuple(key for key, feature in features.items() if feature["dtype"] in ("image", "video"))
-    for view in views or ():
-        if view not in cameras:
-            problem = f"views: {view!r} is no camera of {info}."
-            raise data_error(problem, found=cameras, cure="choose among these.")
-    if not (views or cameras):
-        raise UserError(f"{info}: expected at least one feature of dtype image or video, found none.")
-    return views or cameras
-
-
-def _vector_dim(info: Path, features: dict[str, dict[str, Any]], key: str, setting: str) -> int:
+def _vector_dim(meta: LeRobotMeta, key: str, setting: str) -> int:
+    info, features = meta.folder / "meta" / "info.json", meta.info.features
     if key not in features:
         cure = f"name the right feature by sources.{setting}."
         raise data_error(f"{info}: the feature {key!r} is missing.", found=tuple(features), cure=cure)
-    shape = features[key]["shape"]
+    shape = features[key].shape
     if len(shape) != 1 or shape[0] < 1:
-        raise UserError(f"{info}: features[{key!r}].shape is {shape}; expected one positive number.")
-    return int(shape[0])
+        raise data_error(f"{info}: features[{key!r}].shape is {shape}; expected one positive number.")
+    return shape[0]
 
 
-def _image_shape(info: Path, view: str, feature: dict[str, Any]) -> tuple[int, int]:
-    shape, names = feature["shape"], feature.get("names") or ("height", "width", "channels")
+def _image_shape(meta: LeRobotMeta, view: str) -> tuple[int, int]:
+    shape, names = meta.info.features[view].shape, meta.info.features[view].names or ("height",)
     channels_first = str(names[0]).startswith("channel")
     if len(shape) != 3 or shape[0 if channels_first else 2] != 3:
-        raise UserError(
-            f"{info}: features[{view!r}].shape is {shape} with names {names}; expected [height, width, 3]."
+        raise data_error(
+            f"{meta.folder / 'meta' / 'info.json'}: features[{view!r}].shape is {shape} with names {names}; "
+            "expected [height, width, 3]."
         )
     return (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
 
 
-class _FrameTable:
+def _read_numbers(
+    meta: LeRobotMeta, dims: dict[str, int], episode_of: Int64[np.ndarray, " n"]
+) -> dict[str, np.ndarray]:
     """The numeric columns of all data files, joined in path order and checked against meta."""
-
-    def __init__(self, meta: LeRobotMeta, dims: dict[str, int]) -> None:
-        self._meta = meta
-        count = meta.num_frames
-        self.vectors = {key: np.empty((count, dim), dtype=np.float32) for key, dim in dims.items()}
-        self.task_index = np.empty(count, dtype=np.int64)
-        self.times = np.empty(count, dtype=np.float64)
-        self.episode_of = np.repeat(np.arange(len(meta.lengths)), meta.lengths)
-        rows = [open_parquet(path).metadata.num_rows for path in meta.data_files]
-        if sum(rows) != count:
-            listed = ", ".join(f"{p.name}: {n}" for p, n in zip(meta.data_files[:6], rows, strict=False))
-            raise data_error(
-                f"{meta.folder / 'data'} has {sum(rows)} frame rows ({listed}), but meta/info.json says "
-                f"total_frames = {count}."
-            )
-        start = 0
-        for path, length in zip(meta.data_files, rows, strict=True):
-            self._read(path, start, start + length)
-            start += length
-        for key in dims:
-            self._check_finite(key)
-
-    def _read(self, path: Path, start: int, end: int) -> None:
-        names = open_parquet(path).schema_arrow.names
-        optional = [key for key in ("index", "timestamp", "frame_index") if key in names]
-        table = read_parquet(path, [*self.vectors, "episode_index", "task_index", *optional])
-        for key, values in self.vectors.items():
-            values[start:end] = _vector_column(table[key], key, values.shape[1], path)
-        expected = {"episode_index": self.episode_of[start:end]}
-        if "index" in optional:
-            expected["index"] = np.arange(start, end)
-        for key, wanted in expected.items():
-            found = table[key].to_numpy()
-            if (row := first_true(found != wanted)) >= 0:
-                raise data_error(
-                    f"{path}: {key} of row {row} is {found[row]}; meta says {wanted[row]}.\n"
-                    "  Episodes must lie one after the other, in order."
-                )
-        tasks = table["task_index"].to_numpy()
-        count = len(self._meta.tasks)
-        if (row := first_true((tasks < 0) | (tasks >= count))) >= 0:
-            raise data_error(
-                f"{path}: task_index of row {row} is {tasks[row]}; meta/tasks.parquet has {count} tasks."
-            )
-        self.task_index[start:end] = tasks
-        if "timestamp" in optional:
-            self.times[start:end] = table["timestamp"].to_numpy()
-        else:
-            first = self._meta.starts[self.episode_of[start:end]]
-            self.times[start:end] = (np.arange(start, end) - first) / self._meta.fps
-
-    def _check_finite(self, key: str) -> None:
-        wrong = np.argwhere(~np.isfinite(self.vectors[key]))
+    rows = np.arange(len(episode_of))
+    found: dict[str, np.ndarray] = {key: np.empty((len(rows), n), np.float32) for key, n in dims.items()}
+    found["task_index"] = np.empty(len(rows), np.int64)
+    found["timestamp"] = (rows - meta.starts[episode_of]) / meta.info.fps
+    end, tasks = 0, len(meta.tasks)
+    for path in meta.data_files:
+        table = read_parquet(path, [*dims, "episode_index", "task_index"], ["index", "timestamp"])
+        here = slice(end, end := end + len(table))
+        for key, dim in dims.items():
+            found[key][here] = _vector_column(table[key], key, dim, path)
+        plain = {k: table[k].to_numpy() for k in table.column_names if k not in dims}
+        for key, wanted in (("episode_index", episode_of), ("index", rows)):
+            why = ": episodes must lie one after the other, in order"
+            check_column(path, key, plain.pop(key, wanted[here]), wanted[here], why)
+        allowed = plain["task_index"].clip(0, tasks - 1)
+        check_column(path, "task_index", plain["task_index"], allowed, f" of {tasks} in meta/tasks.parquet")
+        for key, values in plain.items():
+            found[key][here] = values
+    for key in dims:
+        wrong = np.argwhere(~np.isfinite(found[key]))
         if len(wrong):
             row, dimension = wrong[0].tolist()
-            episode = int(self.episode_of[row])
+            episode = int(episode_of[row])
             raise data_error(
-                f"{self._meta.folder}: {key} is {self.vectors[key][row, dimension]} in episode {episode}, "
-                f"row {row - int(self._meta.starts[episode])} of it (frame row {row}), dimension "
-                f"{dimension}; {len(wrong)} such values in all.",
+                f"{meta.folder}: {key} is {found[key][row, dimension]} in episode {episode}, row "
+                f"{row - int(meta.starts[episode])} of it (frame row {row}), dimension {dimension}; "
+                f"{len(wrong)} such values in all.",
                 expected="finite numbers",
                 cure=_REPAIR,
             )
+    return found
 
 
 def _vector_column(column: pa.ChunkedArray, key: str, dim: int, path: Path) -> Float32[np.ndarray, "n d"]:
     """list<T>, fixed_size_list<T>[dim] or, where dim is 1, plain T, to float32 (n, dim)."""
-    array = column.combine_chunks()
-    flat: Any = array
-    found = f"1 value a row ({array.type})"
-    fits = dim == 1
-    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        widths = set(array.value_lengths().unique().to_pylist())
-        flat, fits, found = array.flatten(), widths == {dim}, f"{array.type} with lengths {widths}"
-    elif pa.types.is_fixed_size_list(array.type):
-        flat, fits, found = array.flatten(), array.type.list_size == dim, str(array.type)
+    array: Any = column.combine_chunks()
+    kind = array.type
+    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    flat = array.flatten() if nested else array
+    lengths = set(pc.list_value_length(array).unique().to_pylist()) if nested else {1}
     number = pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)
-    if not fits or array.null_count or not number:
-        nulls = f", {array.null_count} rows without value" if array.null_count else ""
+    if lengths != {dim} or array.null_count or not number:
         raise data_error(
             f"{path}: the column {key!r} does not fit meta/info.json.",
             expected=f"{dim} numbers in each row",
-            found=f"{found}{nulls}",
+            found=f"{kind}, {array.null_count} rows without value",
             cure="correct the shape in meta/info.json, or record the data set again.",
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is named later
@@ -248,28 +199,30 @@ def decode_picture(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
         return np.asarray(image.convert("RGB"))
 
 
-class _ImageColumns:
-    """PNG (or other) pictures inside the data files; keeps the row group it read last."""
+class _PictureColumns:
+    """PNG (or other) pictures inside the data files; keeps the row group it read last of each view."""
 
     def __init__(self, meta: LeRobotMeta) -> None:
-        self._meta = meta
-        self._files: dict[Path, pq.ParquetFile] = {}
         self._groups: list[tuple[Path, int]] = []
-        self._group_starts: list[int] = [0]
+        starts = [0]
         for path in meta.data_files:
-            metadata = open_parquet(path).metadata
+            with explain_damage(path):
+                metadata = pq.ParquetFile(path).metadata
             for group in range(metadata.num_row_groups):
                 self._groups.append((path, group))
-                self._group_starts.append(self._group_starts[-1] + metadata.row_group(group).num_rows)
-        self._cached: dict[str, tuple[int, pa.Array]] = {}
+                starts.append(starts[-1] + metadata.row_group(group).num_rows)
+        meta.info.check_total("frames", starts[-1], meta.folder / "data")
+        self._starts = starts
+        self._files: dict[Path, pq.ParquetFile] = {}
+        self._last: dict[str, tuple[int, pa.Array]] = {}
 
     def read(
         self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The pictures at ascending `rows`. One of another size than `shape` (h, w, 3) is not decoded."""
-        groups = np.searchsorted(np.asarray(self._group_starts), rows, side="right") - 1
+        groups = np.searchsorted(np.asarray(self._starts), rows, side="right") - 1
         for row, group in zip(rows.tolist(), groups.tolist(), strict=True):
-            content = self._column(view, group)[row - self._group_starts[group]].as_py()
+            content = self._encoded(view, group)[row - self._starts[group]].as_py()
             try:
                 if content is None:
                     raise OSError("the picture has no bytes")
@@ -282,21 +235,15 @@ class _ImageColumns:
                 ) from error
             yield picture
 
-    def _column(self, view: str, group: int) -> pa.Array:
+    def _encoded(self, view: str, group: int) -> pa.Array:
         """The encoded pictures of a row group."""
-        if self._cached.get(view, (-1, None))[0] != group:
+        if self._last.get(view, (-1, None))[0] != group:
             path, number = self._groups[group]
-            if path not in self._files:
-                self._files[path] = open_parquet(path)
-            names = self._files[path].schema_arrow.names
-            try:
-                if view not in names:
-                    raise KeyError(f"the column {view!r} is missing; found {names}")
+            with explain_damage(path):
+                if path not in self._files:
+                    self._files[path] = pq.ParquetFile(path)
                 table = self._files[path].read_row_group(number, columns=[view], use_threads=False)
                 column = table[view].combine_chunks()
                 encoded = column.field("bytes") if pa.types.is_struct(column.type) else column
-            except (pa.ArrowException, OSError, KeyError) as error:
-                problem = f"{path}: the pictures of {view} cannot be read: {error}."
-                raise data_error(problem, expected="a column struct<bytes, path>") from error
-            self._cached[view] = (group, encoded)
-        return self._cached[view][1]
+            self._last[view] = (group, encoded)
+        return self._last[view][1]

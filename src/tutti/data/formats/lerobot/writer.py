@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from tutti.data.episodes import Progress
-from tutti.data.formats.lerobot.statistics import StatsAccumulator
+from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.video import FILE_BYTES, FILES_PER_CHUNK, VideoWriter
 from tutti.errors import UserError
 from tutti.storage.files import explain_full_disk, megabytes, partial_path, write_folder
@@ -27,14 +27,17 @@ DATA_FILE_BYTES = 100 * 2**20
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
-STATE = "observation.state"
-ACTION = "action"
 Storage = Literal["image", "video"]
 
 _SCALARS = {"timestamp": "float32"} | dict.fromkeys(
     ("frame_index", "episode_index", "index", "task_index"), "int64"
 )
-_ARROW: dict[str, Any] = {"float32": pa.float32(), "int64": pa.int64()}
+_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+_BIG_PICTURE = 300
+_FEWEST_FRAMES = 100
+
+_Counted = tuple[int, np.ndarray]
+"""Of an episode: the number of frames looked at, and its numbers (t, k) or counts of bytes (c, 256)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,32 +80,22 @@ def write_lerobot(
             f"{folder} exists already and is not overwritten.\n"
             "  cure: choose another folder, or delete this one first."
         )
-    total = len(episodes) if isinstance(episodes, list | tuple) else 0
     written = 0
 
     def needed() -> str:
-        return _space_needed(partial_path(folder), written, total)
+        used = sum(path.stat().st_size for path in partial_path(folder).rglob("*") if path.is_file())
+        return f"about {megabytes(used / max(1, written))} an episode; {written} were written before"
 
     with write_folder(folder) as partial, explain_full_disk(folder, "a LeRobot data set", needed):
         with closing(_DatasetWriter(partial, fps, views, robot_type, storage)) as writer:
             for written, episode in enumerate(episodes):
                 writer.add(episode)
                 if progress is not None:
-                    progress(written + 1, total)
+                    progress(written + 1, 0)
             writer.finish()
         for name, text in (beside or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
     return folder
-
-
-def _space_needed(partial: Path, written: int, total: int) -> str:
-    used = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    each = used / max(1, written)
-    if total and written:
-        return f"about {megabytes(each * total)} in all ({total} episodes of {megabytes(each)})"
-    if written:
-        return f"about {megabytes(each)} an episode; {written} were written when it was full"
-    return f"more than the {megabytes(used)} that one episode took so far"
 
 
 class _DatasetWriter:
@@ -124,57 +117,47 @@ class _DatasetWriter:
         self.views, self.robot_type, self.storage = views, robot_type, storage
         self.features: dict[str, dict[str, Any]] = {}
         self.tasks: dict[str, int] = {}
-        self.stats: dict[str, StatsAccumulator] = {}
+        self.counted: dict[str, list[_Counted]] = {}
         self.rows: list[dict[str, Any]] = []
         self.num_frames = 0
-        self._stack = ExitStack()
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(max_workers=2))
+        self._pool = ThreadPoolExecutor(max_workers=2)
         self._videos: dict[str, VideoWriter] = {}
         self._parquet: pq.ParquetWriter | None = None
         self._data_file, self._data_bytes = -1, 0
 
     def close(self) -> None:
         """Closes what is open, finished or not."""
-        if self._parquet is not None:
-            self._parquet.close()
-            self._parquet = None
-        for video in self._videos.values():
-            video.close()
-        self._stack.close()
+        with ExitStack() as stack:
+            stack.callback(self._pool.shutdown)
+            for open_file in (*self._videos.values(), self._parquet):
+                if open_file is not None:
+                    stack.callback(open_file.close)
 
     def add(self, episode: EpisodeRecord) -> None:
         """Appends one episode to the data file, the videos, the statistics and the episode table."""
-        self._check(episode)
+        vectors: dict[str, np.ndarray] = {STATE: episode.states, ACTION: episode.actions, **episode.extra}
+        self._check(episode, vectors)
         length, number = len(episode.actions), len(self.rows)
         task = self.tasks.setdefault(episode.instruction, len(self.tasks))
         frame = np.arange(length, dtype=np.int64)
-        columns: dict[str, np.ndarray] = {STATE: episode.states, ACTION: episode.actions, **episode.extra}
-        columns["timestamp"] = (frame / self.fps).astype(np.float32)
-        columns |= {"frame_index": frame, "index": self.num_frames + frame}
-        columns |= {"episode_index": np.full(length, number), "task_index": np.full(length, task)}
-        row: dict[str, Any] = {
-            "episode_index": number,
-            "tasks": [episode.instruction],
-            "length": length,
-            "dataset_from_index": self.num_frames,
-            "dataset_to_index": self.num_frames + length,
-        }
-        for view in self.views if self.storage == "video" else ():
-            chunk, file, start, end = self._videos[view].add(episode.images[view])
-            row |= {f"videos/{view}/chunk_index": chunk, f"videos/{view}/file_index": file}
-            row |= {f"videos/{view}/from_timestamp": start, f"videos/{view}/to_timestamp": end}
-        file = self._write_rows(columns, episode)
+        columns = {view: episode.images[view] for view in self.views} | vectors
+        columns |= {"timestamp": (frame / self.fps).astype(np.float32), "frame_index": frame}
+        columns |= {"episode_index": np.full(length, number), "index": self.num_frames + frame}
+        columns["task_index"] = np.full(length, task)
+        row: dict[str, Any] = {"episode_index": number, "tasks": [episode.instruction], "length": length}
+        row["dataset_from_index"] = self.num_frames
+        row["dataset_to_index"] = self.num_frames = self.num_frames + length
+        for view, video in self._videos.items():
+            values = video.add(columns[view])
+            names = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+            row |= {f"videos/{view}/{name}": value for name, value in zip(names, values, strict=True)}
+        file = self._write_rows({k: v for k, v in columns.items() if k not in self._videos})
         row |= {"data/chunk_index": file // FILES_PER_CHUNK, "data/file_index": file % FILES_PER_CHUNK}
-        for key in self.features:
-            values = episode.images[key] if key in self.views else columns[key]
-            of_episode = StatsAccumulator.of(values)
-            row |= {f"stats/{key}/{name}": value for name, value in of_episode.summary().items()}
-            if key in self.stats:
-                self.stats[key].merge(of_episode)
-            else:
-                self.stats[key] = of_episode
+        for key, values in columns.items():
+            counted = _count_values(values)
+            self.counted.setdefault(key, []).append(counted)
+            row |= {f"stats/{key}/{name}": value for name, value in _summarize([counted]).items()}
         self.rows.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
-        self.num_frames += length
 
     def finish(self) -> None:
         """Writes the tables of tasks and episodes, the statistics and info.json."""
@@ -183,14 +166,10 @@ class _DatasetWriter:
         self.close()
         meta = self.folder / "meta"
         (self.folder / EPISODES_PATH).parent.mkdir(parents=True)
-        _write_table(pa.Table.from_pylist(self.rows), self.folder / EPISODES_PATH, row_group_size=10)
-        _write_table(tasks_table(tuple(self.tasks)), meta / "tasks.parquet")
-        stats = {key: accumulator.summary() for key, accumulator in self.stats.items()}
-        (meta / "stats.json").write_text(json.dumps(stats, indent=4), encoding="utf-8")
-        (meta / "info.json").write_text(json.dumps(self._info(), indent=4), encoding="utf-8")
-
-    def _info(self) -> dict[str, Any]:
-        return {
+        table = pa.Table.from_pylist(self.rows)
+        pq.write_table(table, self.folder / EPISODES_PATH, compression="snappy", row_group_size=10)
+        pq.write_table(_tasks_table(tuple(self.tasks)), meta / "tasks.parquet", compression="snappy")
+        info = {
             "codebase_version": "v3.0",
             "robot_type": self.robot_type,
             "total_episodes": len(self.rows),
@@ -205,11 +184,13 @@ class _DatasetWriter:
             "video_path": VIDEO_PATH if self.storage == "video" else None,
             "features": self.features,
         }
+        stats = {key: _summarize(counted) for key, counted in self.counted.items()}
+        for name, value in (("stats", stats), ("info", info)):
+            (meta / f"{name}.json").write_text(json.dumps(value, indent=4), encoding="utf-8")
 
-    def _check(self, episode: EpisodeRecord) -> None:
+    def _check(self, episode: EpisodeRecord, vectors: dict[str, np.ndarray]) -> None:
         """Fixes the features by the first episode and holds every later one to them."""
         name = f"Episode {len(self.rows)} ({episode.instruction!r})"
-        vectors: dict[str, np.ndarray] = {STATE: episode.states, ACTION: episode.actions, **episode.extra}
         if set(episode.images) != set(self.views):
             raise UserError(f"{name}: expected the views {self.views}, found {tuple(episode.images)}.")
         lengths = {key: len(value) for key, value in {**episode.images, **vectors}.items()}
@@ -228,28 +209,21 @@ class _DatasetWriter:
             raise UserError(f"{name} differs from the first.\n  expected: {known}\n  found:    {shapes}")
 
     def _declare(self, shapes: dict[str, list[int]]) -> None:
-        for key, shape in shapes.items():
-            if key in self.views:
-                names: list[str] | None = ["height", "width", "channels"]
-                self.features[key] = {"dtype": self.storage, "shape": shape, "names": names}
-            else:
-                self.features[key] = {"dtype": "float32", "shape": shape, "names": None}
-        for key, dtype in _SCALARS.items():
-            self.features[key] = {"dtype": dtype, "shape": [1], "names": None}
+        kinds = dict.fromkeys(shapes, "float32") | dict.fromkeys(self.views, self.storage) | _SCALARS
+        for key, dtype in kinds.items():
+            names = ["height", "width", "channels"] if key in self.views else None
+            self.features[key] = {"dtype": dtype, "shape": shapes.get(key, [1]), "names": names}
         for view in self.views if self.storage == "video" else ():
-            writer = VideoWriter(self.folder, view, VIDEO_PATH, self.fps)
-            self._videos[view] = writer
-            self.features[view]["info"] = writer.describe(shapes[view])
+            self._videos[view] = VideoWriter(self.folder, view, VIDEO_PATH, self.fps)
+            self.features[view]["info"] = self._videos[view].describe(shapes[view])
 
-    def _write_rows(self, columns: dict[str, np.ndarray], episode: EpisodeRecord) -> int:
+    def _write_rows(self, columns: dict[str, np.ndarray]) -> int:
         """Writes one row group, in a new data file where the old one is full; gives the file's number."""
-        arrays, fields = [], []
-        for key, feature in self.features.items():
-            if feature["dtype"] == "video":
-                continue
-            array = self._png_column(episode.images[key]) if key in self.views else _vectors(columns[key])
-            arrays.append(array)
-            fields.append(pa.field(key, array.type))
+        arrays = [
+            self._png_column(values) if key in self.views else _vectors(values)
+            for key, values in columns.items()
+        ]
+        fields = [pa.field(key, array.type) for key, array in zip(columns, arrays, strict=True)]
         table = pa.table(arrays, schema=pa.schema(fields, metadata=_hugging_face(self.features)))
         if self._parquet is None or self._data_bytes + table.nbytes >= DATA_FILE_BYTES:
             if self._parquet is not None:
@@ -280,7 +254,7 @@ def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 def _vectors(values: np.ndarray) -> pa.Array:
     """(t, k) to fixed_size_list<T>[k]; (t,) or (t, 1) to plain numbers."""
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1), type=_ARROW[str(values.dtype)])
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     width = values.shape[1] if values.ndim > 1 else 1
     return flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
 
@@ -299,7 +273,7 @@ def _hugging_face(features: dict[str, dict[str, Any]]) -> dict[bytes, bytes]:
     return {b"huggingface": json.dumps({"info": {"features": described}}).encode()}
 
 
-def tasks_table(tasks: tuple[str, ...]) -> pa.Table:
+def _tasks_table(tasks: tuple[str, ...]) -> pa.Table:
     """The table of instructions, row i being task i, with the pandas metadata that makes `task` its index."""
     kinds = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
     columns = [
@@ -313,5 +287,39 @@ def tasks_table(tasks: tuple[str, ...]) -> pa.Table:
     return pa.table([list(range(len(tasks))), list(tasks)], schema=schema)
 
 
-def _write_table(table: pa.Table, path: Path, row_group_size: int | None = None) -> None:
-    pq.write_table(table, path, compression="snappy", row_group_size=row_group_size)
+def _count_values(values: np.ndarray) -> _Counted:
+    """Of (t, k) or (t,) numbers, or of (t, h, w, c) pictures as bytes.
+
+    Of pictures, max(100, n^0.75) frames are looked at, strided from 300 pixels.
+    """
+    if values.ndim != 4:
+        return len(values), values.reshape(len(values), -1).astype(np.float64)
+    wanted = min(len(values), max(_FEWEST_FRAMES, int(len(values) ** 0.75)))
+    rows = np.linspace(0, len(values) - 1, wanted).round().astype(np.int64)
+    stride = max(1, min(values.shape[1:3]) // 150) if max(values.shape[1:3]) >= _BIG_PICTURE else 1
+    sample = values[rows, ::stride, ::stride]
+    levels = [np.bincount(sample[..., c].ravel(), minlength=256) for c in range(values.shape[-1])]
+    return wanted, np.stack(levels)
+
+
+def _summarize(episodes: Sequence[_Counted]) -> dict[str, list[Any]]:
+    """min, max, mean, std, count and quantiles as nested lists, in the shapes and order that LeRobot writes.
+
+    Those of pictures are (C, 1, 1) in [0, 1]. LeRobot 0.6.1 stores the mean of the episodes' quantiles for a
+    data set; these are the true quantiles of all values.
+    """
+    count, parts = sum(frames for frames, _ in episodes), [part for _, part in episodes]
+    found: dict[str, Any] = {}
+    if parts[0].dtype == np.float64:
+        values, shape = np.concatenate(parts), (-1,)
+        found |= {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
+        quantiles = dict(zip(_QUANTILES, np.quantile(values, [*_QUANTILES.values()], axis=0), strict=True))
+    else:
+        histogram, level, shape = np.sum(parts, axis=0), np.arange(256) / 255.0, (-1, 1, 1)
+        share = histogram / histogram.sum(1, keepdims=True)
+        mean, counted, cumulative = share @ level, histogram > 0, np.cumsum(share, axis=1)
+        found |= {"min": level[counted.argmax(1)], "max": level[255 - counted[:, ::-1].argmax(1)]}
+        found |= {"mean": mean, "std": np.sqrt(np.maximum(share @ level**2 - mean**2, 0.0))}
+        quantiles = {k: level[(cumulative >= q - 1e-12).argmax(1)] for k, q in _QUANTILES.items()}
+    found |= {"count": None, **quantiles}
+    return {k: [count] if k == "count" else v.reshape(shape).tolist() for k, v in found.items()}
