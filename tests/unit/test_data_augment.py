@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_what_a_term_sees_later_is_changed_as_what_it_sees_now(kind: str, tmp_pa
     offsets = needs(kind)
     data = build(write_set(tmp_path / "set"), tmp_path, DataNeeds(futures=offsets), augmentation=STRONG)
     number = 4
-    with data.train as train:
+    with closing(data.train) as train:
         batch = train.batch_at(number)
     clean = data.replay(batch.window)
     present = clean.observation.images.numpy()
@@ -97,7 +98,7 @@ def still_batch(folder: Path, needs: DataNeeds) -> tuple[Batch, Any]:
     ]
     write_lerobot(folder / "set", episodes, fps=20, views=VIEWS, robot_type="sawyer")
     data = build(folder / "set", folder, needs, augmentation=STRONG, image_size=32, validation_fraction=0)
-    with data.train as train:
+    with closing(data.train) as train:
         return next(train), data.spec
 
 

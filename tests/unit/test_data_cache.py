@@ -11,7 +11,7 @@ import pytest
 from jaxtyping import Int64, UInt8
 
 from tutti.data import cache as cache_module
-from tutti.data.cache import FrameCache, resize_images
+from tutti.data.cache import cached_frames, resize_images
 from tutti.data.episodes import EpisodeStore, StoreSpec
 from tutti.types import UserError
 
@@ -41,7 +41,7 @@ class MemoryStore(EpisodeStore):
 
 def test_pictures_of_the_right_size_are_cached_byte_for_byte(tmp_path: Path) -> None:
     store = MemoryStore(20, 8)
-    frames = FrameCache.open_or_build(store, tmp_path, 8).frames
+    frames = cached_frames(store, tmp_path, 8)
     np.testing.assert_array_equal(frames, store.pictures.transpose(1, 0, 4, 2, 3))
     with pytest.raises(ValueError, match="read-only"):
         frames[0] = 0
@@ -51,26 +51,25 @@ def test_an_interrupted_cache_goes_on_and_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module, "_SHARD_BYTES", 4 * 2 * 3 * 8 * 8)  # four rows
-    expected = FrameCache.open_or_build(MemoryStore(30, 8), tmp_path / "whole", 8).frames
+    expected = cached_frames(MemoryStore(30, 8), tmp_path / "whole", 8)
     with pytest.raises(KeyboardInterrupt):
-        FrameCache.open_or_build(MemoryStore(30, 8, fatal_row=17), tmp_path / "cut", 8)
+        cached_frames(MemoryStore(30, 8, fatal_row=17), tmp_path / "cut", 8)
     asked: list[int] = []
-    frames = FrameCache.open_or_build(
+    frames = cached_frames(
         MemoryStore(30, 8, fatal_row=3), tmp_path / "cut", 8, lambda done, _: asked.append(done)
-    ).frames
+    )
     assert asked == [20, 24, 28, 30]  # rows 0 to 15 were kept: row 3 would have been fatal
     np.testing.assert_array_equal(frames, expected)
-    assert (
-        FrameCache.open_or_build(MemoryStore(30, 8, fatal_row=0), tmp_path / "cut", 8).frames.shape[0] == 30
-    )
+    assert len(cached_frames(MemoryStore(30, 8, fatal_row=0), tmp_path / "cut", 8)) == 30
 
 
 def test_a_changed_data_set_or_size_gets_its_own_cache(tmp_path: Path) -> None:
     store = MemoryStore(20, 8)
-    paths = {FrameCache.open_or_build(store, tmp_path, size).path for size in (8, 16)}
+    for size in (8, 16):
+        assert cached_frames(store, tmp_path, size).shape[-1] == size
     store.fingerprint = "changed"
-    paths.add(FrameCache.open_or_build(store, tmp_path, 8).path)
-    assert len(paths) == 3
+    cached_frames(store, tmp_path, 8)
+    assert len(list(tmp_path.glob("*/frames.u8"))) == 3
 
 
 def test_a_full_disk_is_found_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +79,7 @@ def test_a_full_disk_is_found_before_decoding(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(os, "posix_fallocate", full)
     store = MemoryStore(1000, 8, fatal_row=0)
     with pytest.raises(UserError, match=r"frame cache, the disk is full[\s\S]*needed: 0\.4 MiB[\s\S]*cure"):
-        FrameCache.open_or_build(store, tmp_path, 8)
+        cached_frames(store, tmp_path, 8)
 
 
 def test_resizing_averages_and_keeps_the_whole_picture() -> None:

@@ -59,33 +59,20 @@ def indices(episodes: tuple[Episode, ...]) -> list[int]:
     return [episode.index for episode in episodes]
 
 
-def test_every_task_gives_as_many_in_their_first_order() -> None:
-    chosen = first_episodes(EPISODES, 3, 0, task_of)
-    assert sorted(map(task_of, (e.instruction for e in chosen))) == ["open"] * 3 + ["shut"] * 3
-    assert indices(chosen) == sorted(indices(chosen))
-
-
-def test_the_seed_decides_which_and_a_level_is_a_part_of_the_next() -> None:
-    few, more = (set(indices(first_episodes(EPISODES, n, 0, task_of))) for n in (4, 9))
-    assert few < more
-    assert few == set(indices(first_episodes(EPISODES, 4, 0, task_of)))
-    assert few != set(indices(first_episodes(EPISODES, 4, 1, task_of)))
-
-
-def test_other_tasks_do_not_change_which_of_a_task_are_taken() -> None:
+def test_every_task_gives_the_first_of_its_seeded_order() -> None:
+    few, more, other = (first_episodes(EPISODES, n, seed, task_of) for n, seed in ((4, 0), (9, 0), (4, 1)))
+    assert sorted(task_of(e.instruction) for e in few) == ["open"] * 4 + ["shut"] * 4
+    assert indices(few) == sorted(indices(few))
+    assert set(few) < set(more) and few != other == first_episodes(EPISODES, 4, 1, task_of)
+    # Other tasks do not change which of a task are taken.
     alone = tuple(e for e in EPISODES if task_of(e.instruction) == "open")
-    chosen = first_episodes(EPISODES, 4, 0, task_of)
-    expected = [e.index for e in chosen if task_of(e.instruction) == "open"]
-    assert indices(first_episodes(alone, 4, 0, task_of)) == expected
+    assert first_episodes(alone, 4, 0, task_of) == tuple(e for e in few if e in alone)
 
 
 def test_wordings_are_tasks_where_no_task_is_named() -> None:
     assert len(first_episodes(EPISODES, 1, 0)) == 40
     with pytest.raises(UserError, match="of 'open wording 0' only 1 episodes"):
         first_episodes(EPISODES, 2, 0)
-
-
-def test_more_than_there_are_is_refused_with_the_task_and_its_number() -> None:
     with pytest.raises(UserError, match=r"episodes_per_task is 21, but of 'open' only 20.*Lower it"):
         first_episodes(EPISODES, 21, 0, task_of)
 
@@ -99,7 +86,7 @@ def test_what_is_no_number_of_episodes_is_refused(wrong: object) -> None:
 def test_validation_is_the_same_at_every_level(data_set: Path) -> None:
     whole, few = build(data_set, "all"), build(data_set, 2)
     assert whole.validation_episodes == few.validation_episodes
-    assert np.array_equal(whole.validation.chosen, few.validation.chosen)
+    assert np.array_equal(whole.validation.rows, few.validation.rows)
     assert len(whole.training_episodes[0]) == 2 * (PER_TASK - 2) and len(few.training_episodes[0]) == 4
     assert not set(indices(few.training_episodes[0])) & set(indices(few.validation_episodes[0]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tutti.data.keyframes import check_grippers, next_keyframes
+from tutti.data.windows import check_grippers, next_keyframes
 from tutti.types import UserError
 
 
@@ -13,20 +13,19 @@ def actions(command: list[float]) -> np.ndarray:
     return np.stack([np.zeros(len(command)), np.array(command)], axis=1).astype(np.float32)
 
 
-def test_the_next_change_of_the_gripper_or_the_end() -> None:
-    ends = np.array([5] * 5 + [8] * 3)
-    found = next_keyframes(actions([0, 0, 1, 1, 1, 0, 0, 1]), ends, (1,))
-    # Row 2 closes; rows 2 and 3 look ahead to the end; row 5 opens anew but begins an episode.
-    assert found.tolist() == [2, 2, 4, 4, 4, 7, 7, 7]
-
-
-def test_small_changes_do_not_count() -> None:
-    found = next_keyframes(actions([0, 0.1, 0.05, 1.0, 0.9]), np.full(5, 5), (1,))
-    assert found.tolist() == [3, 3, 3, 4, 4]
-
-
-def test_a_gripper_that_never_moves_leaves_the_ends() -> None:
-    assert next_keyframes(actions([1, 1, 1]), np.full(3, 3), (1,)).tolist() == [2, 2, 2]
+@pytest.mark.parametrize(
+    ("command", "ends", "expected"),
+    [
+        # Row 2 closes; rows 2 and 3 look ahead to the end; row 5 opens anew but begins an episode.
+        ([0, 0, 1, 1, 1, 0, 0, 1], [5] * 5 + [8] * 3, [2, 2, 4, 4, 4, 7, 7, 7]),
+        ([0, 0.1, 0.05, 1.0, 0.9], [5] * 5, [3, 3, 3, 4, 4]),  # small changes do not count
+        ([1, 1, 1], [3] * 3, [2, 2, 2]),  # it never moves
+    ],
+)
+def test_the_next_change_of_the_gripper_or_the_end(
+    command: list[float], ends: list[int], expected: list[int]
+) -> None:
+    assert next_keyframes(actions(command), np.array(ends), (1,)).tolist() == expected
 
 
 def test_the_key_frame_is_never_before_its_row_nor_past_the_end() -> None:
@@ -47,15 +46,11 @@ def two_arms() -> tuple[np.ndarray, np.ndarray]:
     return joints, np.repeat([150, 300], 150)
 
 
-def test_without_a_gripper_the_ends_alone_are_key_frames() -> None:
-    joints, ends = two_arms()
-    assert np.unique(next_keyframes(joints, ends)).tolist() == [149, 299]
-
-
 def test_each_hand_makes_key_frames() -> None:
     joints, ends = two_arms()
     one, other, both = (set(next_keyframes(joints, ends, named).tolist()) for named in ((3,), (7,), (3, 7)))
     assert one | other == both and one != both != other
+    assert np.unique(next_keyframes(joints, ends)).tolist() == [149, 299]  # without one, the ends alone
     assert both == {61, 91, 120, 149, 180, 241, 299}
 
 

@@ -7,10 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from tutti.data.config import DataConfig
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import ActionStats, EmbodimentStats, Normalizer
-from tutti.data.split import split_episodes, split_sources
+from tutti.data.split import split_episodes
 from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.types import DataNeeds, StateLabel
@@ -66,14 +67,14 @@ def index() -> WindowIndex:
     for number, store in enumerate(STORES):
         frames = np.zeros((store.spec.num_frames, 1, 3, 2, 2), np.uint8)
         frames += (np.arange(len(frames), dtype=np.uint8) + 100 * number)[:, None, None, None, None]
-        sources.append(Source(store=store, frames=frames))
+        sources.append(Source(store, frames))
     stats = {store.name: EmbodimentStats(state=unit(1), action=unit(2)) for store in STORES}
     return WindowIndex(
         sources,
         horizon=HORIZON,
         normalizer=Normalizer("standard", stats),
         tokenizer=Tokenizer.fit(TEXTS),
-        needs=DataNeeds(futures=(FUTURE,), states=STATES, grippers=(1,)),
+        needs=DataNeeds(futures=(1, FUTURE), states=STATES, grippers=(1,)),
     )
 
 
@@ -88,6 +89,7 @@ def key_frame(store: Store, episode: Episode, row: int) -> int:
 def test_every_window_holds_what_a_loop_over_its_episode_finds(index: WindowIndex) -> None:
     batch = index.gather(np.arange(len(index)))
     assert batch.later_states is not None and batch.progress is not None
+    assert batch.later_states.labels == STATES and set(batch.futures) == {1, FUTURE}
     window = 0
     for number, store in enumerate(STORES):
         for episode in store.episodes:
@@ -97,10 +99,12 @@ def test_every_window_holds_what_a_loop_over_its_episode_finds(index: WindowInde
                 for step, there in enumerate(inside):
                     expected = store.actions[row + step].tolist() if there else [0, 0]
                     assert batch.actions[window, step].tolist() == expected
-                future, last = batch.futures[FUTURE], episode.end - 1
-                assert bool(future.mask[window]) == (row + FUTURE <= last)
-                shown = min(row + FUTURE, last) + 100 * number
-                assert int(future.observation.images[window, 0, 0, 0, 0]) == shown
+                last = episode.end - 1
+                for offset, future in batch.futures.items():
+                    assert bool(future.mask[window]) == (row + offset <= last)
+                    shown = min(row + offset, last)
+                    assert int(future.observation.images[window, 0, 0, 0, 0]) == shown + 100 * number
+                    assert future.observation.state[window].tolist() == store.states[shown].tolist()
                 assert int(batch.observation.images[window, 0, 0, 0, 0]) == row + 100 * number
                 assert batch.observation.state[window].tolist() == store.states[row].tolist()
                 places = [row + 1, row + 3, last, key_frame(store, episode, row)]
@@ -151,13 +155,6 @@ def test_a_source_goes_on_from_epoch_to_epoch_and_each_pass_has_its_own_order() 
     assert len(set(orders)) == 6, "every epoch mixes its sources anew"
 
 
-def test_any_stretch_of_the_stream_is_the_same_whoever_asks() -> None:
-    whole = Mixture(ranges(5, 8), (2.0, 1.0), seed=1).take(0, 60)
-    for start, count in ((0, 1), (12, 3), (13, 13), (25, 30)):
-        part = Mixture(ranges(5, 8), (2.0, 1.0), seed=1).take(start, count)
-        assert part.tolist() == whole[start : start + count].tolist()
-
-
 def episodes(*sizes: int) -> list[Episode]:
     texts = [f"task {number}" for number, size in enumerate(sizes) for _ in range(size)]
     return [Episode(i, 10 * i, 10, text) for i, text in enumerate(texts)]
@@ -181,17 +178,17 @@ def test_each_group_gives_its_rounded_share(fraction: float, sizes: tuple[int, .
 
 def test_every_source_is_split_by_a_seed_of_its_own() -> None:
     """Source i with seed + i, for what is held out and for which demonstrations are taken."""
-    same = [episodes(20, 20)] * 3
-    training, validation = split_sources(same, 0.2, 5, seed=7)
+
+    def split(sources: int, seed: int, held_out: float = 0.2) -> tuple[list, list]:
+        config = DataConfig(validation_fraction=held_out, episodes_per_task=5, seed=seed)
+        return config.split([episodes(20, 20)] * sources)
+
+    training, validation = split(3, seed=7)
     for number in range(3):
-        alone = split_sources(same[:1], 0.2, 5, seed=7 + number)
-        assert (training[number], validation[number]) == (alone[0][0], alone[1][0])
+        assert ([training[number]], [validation[number]]) == split(1, seed=7 + number)
     assert len(set(validation)) == 3 and len(set(training)) == 3
     by_text = [[e.index for e in one if e.instruction == "task 0"] for one in training]
     assert len({tuple(one) for one in by_text}) == 3
-
-
-def test_the_demonstrations_that_are_taken_depend_on_the_seed_alone_and_not_on_the_split() -> None:
-    kept, _ = split_sources([episodes(20)], 0, 5, seed=1)
-    other, _ = split_sources([episodes(20)], 0, 5, seed=2)
-    assert kept != other and len(kept[0]) == len(other[0]) == 5
+    # Nothing held out: which demonstrations are taken depends on the seed alone.
+    (kept,), (other,) = split(1, 1, 0.0)[0], split(1, 2, 0.0)[0]
+    assert kept != other and len(kept) == len(other) == 10

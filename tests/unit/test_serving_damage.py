@@ -379,14 +379,14 @@ def changes() -> Iterator[tuple[str, Callable[[dict[str, Any]], Any], str]]:
         yield (
             f"{what} all short",
             lambda t, w=what: [numbers.pop() for numbers in t["stats"]["arm"][w].values()],
-            rf"the {what} of embodiment 'arm' has \d dimensions, the model \d",
+            rf"The {what} of embodiment 'arm' has \d dimensions in the statistics; found \d",
         )
     yield "kind", lambda t: t.update(kind="other"), "kind: expected quantile or standard, found 'other'"
     yield "no kind", lambda t: t.pop("kind"), "normalizer.json: cannot be used"
     yield (
         "embodiment",
         lambda t: t["stats"].update(leg=t["stats"].pop("arm")),
-        "'arm' has no statistics; found leg",
+        r"'arm' has no statistics; expected one of \('leg',\)",
     )
 
 

@@ -1,6 +1,5 @@
 from .augment import ColourJitter, NoAugmentation
-from .bundle import DataBundle, ValidationSet
-from .cache import FrameCache
+from .bundle import Batches, DataBundle
 from .config import DataConfig, SourceConfig
 from .episodes import Episode, EpisodeStore, StoreSpec
 from .loader import Loader
@@ -12,12 +11,12 @@ from .windows import Source, WindowIndex
 
 __all__ = [
     "ActionStats",
+    "Batches",
     "ColourJitter",
     "DataBundle",
     "DataConfig",
     "Episode",
     "EpisodeStore",
-    "FrameCache",
     "Loader",
     "Mixture",
     "NoAugmentation",
@@ -26,7 +25,6 @@ __all__ = [
     "SourceConfig",
     "StoreSpec",
     "Tokenizer",
-    "ValidationSet",
     "WindowIndex",
     "split_episodes",
 ]

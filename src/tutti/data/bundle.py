@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,55 +14,50 @@ from torch import Tensor
 
 from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.loader import Loader
-from tutti.data.normalize import EmbodimentStats, NormalizationKind, Normalizer
+from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import Source, WindowIndex
-from tutti.errors import UserError
 from tutti.types import Batch, DataSpec
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationSet(Sequence[Batch]):
-    """Batches of held-out episodes, always the same, in one shuffled order.
-
-    `chosen` are the windows in use, `all_windows` every held-out one. The last batch may be smaller.
-    """
+class Batches(Sequence[Batch]):
+    """Batches of the windows `rows`, in this order, always the same. The last one may be smaller."""
 
     windows: WindowIndex
-    chosen: Int64[np.ndarray, " c"]
+    rows: Int64[np.ndarray, " n"]
     batch_size: int
-    all_windows: Int64[np.ndarray, " _"]
 
     def __getitem__(self, number: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
-        start = range(0, len(self.chosen), self.batch_size)[number]
-        return self.windows.gather(self.chosen[start : start + self.batch_size])
+        start = range(0, len(self.rows), self.batch_size)[number]
+        return self.windows.gather(self.rows[start : start + self.batch_size])
 
     def __len__(self) -> int:
-        return math.ceil(len(self.chosen) / self.batch_size)
+        return math.ceil(len(self.rows) / self.batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataBundle:
-    """The data of a training: loader, validation set, and what a model must know. Episodes are per source."""
+    """The data of a training: loader, validation set, and what a model must know. Episodes are per source.
+
+    `training_rows` are the windows of all training episodes, in order, `held_out_rows` those of all others;
+    `validation` has some of these, shuffled.
+    """
 
     train: Loader
-    validation: ValidationSet
+    validation: Batches
     spec: DataSpec
     normalizer: Normalizer
     tokenizer: Tokenizer
     windows: WindowIndex
     training_episodes: tuple[tuple[Episode, ...], ...]
     validation_episodes: tuple[tuple[Episode, ...], ...]
+    training_rows: Int64[np.ndarray, " n"]
+    held_out_rows: Int64[np.ndarray, " m"]
 
     def replay(self, windows: Sequence[int] | Int64[Tensor, " b"]) -> Batch:
         """The batch of these window numbers (`batch.window` of a saved bad batch), without augmentation."""
         return self.windows.gather(torch.as_tensor(windows, dtype=torch.int64).cpu().numpy())
-
-    @property
-    def training_rows(self) -> Int64[np.ndarray, " _"]:
-        """The windows of all training episodes, in order."""
-        parts = [self.windows.rows_of(number, part) for number, part in enumerate(self.training_episodes)]
-        return np.concatenate(parts)
 
     def training_chunks(self, count: int) -> tuple[Float[Tensor, "n t a"], Bool[Tensor, "n t a"]]:
         """Normalised actions and masks of at most `count` training windows, evenly spread, in order."""
@@ -83,7 +76,7 @@ class DataBundle:
         return {
             **totals,
             "training_windows": self.train.mixture.epoch_length,
-            "validation_windows": len(self.validation.chosen),
+            "validation_windows": len(self.validation.rows),
             "batches_per_epoch": self.train.batches_per_epoch,
             "instructions": len(self.windows.instructions),
             "vocab_size": self.tokenizer.vocab_size,
@@ -110,50 +103,15 @@ def _describe_source(
         "seconds": spec.num_frames / spec.fps,
         "shortest": min(lengths),
         "longest": max(lengths),
-        "instructions": len(set(_texts(source.store, episodes))),
+        "instructions": len(texts_of(source.store, episodes)),
         "views": list(spec.views),
         "stored_image_shapes": [list(shape) for shape in spec.image_shapes],
     }
 
 
-def _texts(store: EpisodeStore, episodes: Sequence[Episode]) -> set[str]:
+def texts_of(store: EpisodeStore, episodes: Sequence[Episode]) -> set[str]:
     used = {int(i) for e in episodes for i in np.unique(store.instruction_of[e.start : e.end])}
     return {store.instructions[i] for i in used}
-
-
-def texts_of(stores: Sequence[EpisodeStore], parts: Sequence[Sequence[Episode]]) -> set[str]:
-    return {text for store, part in zip(stores, parts, strict=True) for text in _texts(store, part)}
-
-
-def check_compatible(stores: Sequence[EpisodeStore]) -> None:
-    """One embodiment, and the same sizes, in all sources."""
-    first = stores[0]
-    for store in stores[1:]:
-        for key in ("embodiment", "views", "state_dim", "action_dim", "fps"):
-            expected, value = getattr(first.spec, key), getattr(store.spec, key)
-            if expected != value:
-                raise UserError(
-                    f"data.sources: {store.name} and {first.name} differ in {key}.\n"
-                    f"  expected: {expected}\n  found:    {value}\n"
-                    "  cure: mix data sets of one embodiment; choose the same cameras by sources.views."
-                )
-
-
-def fit_normalizer(
-    kind: NormalizationKind, stores: Sequence[EpisodeStore], training: Sequence[Sequence[Episode]]
-) -> Normalizer:
-    """Statistics of each embodiment over its training frames, every frame counting once."""
-    stats: dict[str, EmbodimentStats] = {}
-    for embodiment in dict.fromkeys(store.spec.embodiment for store in stores):
-        states, actions = [], []
-        for store, episodes in zip(stores, training, strict=True):
-            if store.spec.embodiment == embodiment:
-                rows = np.concatenate([np.arange(e.start, e.end) for e in episodes])
-                states.append(store.states[rows])
-                actions.append(store.actions[rows])
-        fitted = Normalizer.fit(kind, embodiment, np.concatenate(states), np.concatenate(actions))
-        stats |= fitted.stats
-    return Normalizer(kind, stats)
 
 
 def evenly_spread(rows: Int64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " _"]:
@@ -161,11 +119,3 @@ def evenly_spread(rows: Int64[np.ndarray, " n"], count: int) -> Int64[np.ndarray
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
-
-
-def content_hash(stores: Sequence[EpisodeStore], parts: Sequence[np.ndarray]) -> str:
-    """A hash of the data sets and of what is trained on, which a resume must find unchanged."""
-    digest = hashlib.sha256(json.dumps([store.fingerprint for store in stores]).encode())
-    for part in parts:
-        digest.update(part.tobytes())
-    return digest.hexdigest()[:16]

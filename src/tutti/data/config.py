@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,22 +12,15 @@ import numpy as np
 from pydantic import Field
 
 from tutti.data.augment import ColourJitter, NoAugmentation
-from tutti.data.bundle import (
-    DataBundle,
-    ValidationSet,
-    check_compatible,
-    content_hash,
-    evenly_spread,
-    fit_normalizer,
-    texts_of,
-)
-from tutti.data.cache import FrameCache
-from tutti.data.episodes import EpisodeStore, Progress
+from tutti.data.bundle import Batches, DataBundle, evenly_spread, texts_of
+from tutti.data.cache import cached_frames
+from tutti.data.episodes import Episode, EpisodeStore, Progress
+from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.data.loader import Loader
 from tutti.data.mixture import Mixture
-from tutti.data.normalize import NormalizationKind
-from tutti.data.split import GroupOf, Parts, split_sources
+from tutti.data.normalize import NormalizationKind, Normalizer
+from tutti.data.split import GroupOf, first_episodes, split_episodes
 from tutti.data.tokenize import MAX_LENGTH, Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.errors import UserError
@@ -48,8 +43,8 @@ class SourceConfig(FrozenConfig):
     views: tuple[str, ...] | Literal["auto"] = Field(
         default="auto", description="The camera features to use, in order; auto: all of them."
     )
-    state_key: str = Field(default="observation.state", description="The feature that is the state.")
-    action_key: str = Field(default="action", description="The feature that is the action.")
+    state_key: str = Field(default=STATE, description="The feature that is the state.")
+    action_key: str = Field(default=ACTION, description="The feature that is the action.")
 
     def open(self) -> EpisodeStore:
         """Opens and checks the data set."""
@@ -107,40 +102,47 @@ class DataConfig(FrozenConfig):
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <LeRobot folder>}.")
         stores = [source.open() for source in self.sources]
-        check_compatible(stores)
+        _check_compatible(stores)
         self._check_lengths(stores, needs)
-        training, validation = self._split(stores, group_of)
-        normalizer = fit_normalizer(self.normalization, stores, training)
+        training, validation = self.split([store.episodes for store in stores], group_of)
+        first = stores[0].spec
+        rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]
+        states, actions = (
+            np.concatenate([getattr(store, name)[part] for store, part in zip(stores, rows, strict=True)])
+            for name in ("states", "actions")
+        )
+        normalizer = Normalizer.fit(self.normalization, first.embodiment, states, actions)
         length = None if self.text_length == "auto" else self.text_length
-        tokenizer = Tokenizer.fit(texts_of(stores, training), self.vocab_size, length)
-        sources = [
-            Source(
-                store=store,
-                frames=FrameCache.open_or_build(store, cache_folder, self.image_size, progress).frames,
-                weight=config.weight,
-            )
-            for store, config in zip(stores, self.sources, strict=True)
-        ]
+        texts = set[str]().union(*map(texts_of, stores, training))
+        tokenizer = Tokenizer.fit(texts, self.vocab_size, length)
+        frames = [cached_frames(store, cache_folder, self.image_size, progress) for store in stores]
         windows = WindowIndex(
-            sources, horizon=self.horizon, normalizer=normalizer, tokenizer=tokenizer, needs=needs
+            list(map(Source, stores, frames, (source.weight for source in self.sources))),
+            horizon=self.horizon,
+            normalizer=normalizer,
+            tokenizer=tokenizer,
+            needs=needs,
         )
         parts = tuple(windows.rows_of(number, part) for number, part in enumerate(training))
+        # A resume must find the data sets, and what of them is trained on, unchanged.
+        digest = hashlib.sha256(json.dumps([store.fingerprint for store in stores]).encode())
+        for part in parts:
+            digest.update(part.tobytes())
         train = Loader(
             windows,
             Mixture(parts, tuple(source.weight for source in self.sources), self.seed),
             batch_size=self.batch_size,
             augmentation=self.augmentation,
             prefetch=self.prefetch,
-            identity=content_hash(stores, parts),
+            identity=digest.hexdigest()[:16],
         )
         held_out = np.concatenate([windows.rows_of(number, part) for number, part in enumerate(validation)])
         # Shuffled once, so that every batch of the validation mixes instructions.
         order = np.random.default_rng([self.seed, 4])
         chosen = order.permutation(evenly_spread(held_out, self.validation_windows))
-        first = stores[0].spec
         return DataBundle(
             train=train,
-            validation=ValidationSet(windows, chosen, self.batch_size, held_out),
+            validation=Batches(windows, chosen, self.batch_size),
             spec=DataSpec(
                 views=first.views,
                 image_size=self.image_size,
@@ -157,18 +159,32 @@ class DataConfig(FrozenConfig):
             windows=windows,
             training_episodes=tuple(training),
             validation_episodes=tuple(validation),
+            training_rows=np.concatenate(parts),
+            held_out_rows=held_out,
         )
 
     def training_texts(self, group_of: GroupOf | None = None) -> set[str]:
         """The instructions that `build` would fit the text on, without decoding a picture."""
         stores = [source.open() for source in self.sources]
-        return texts_of(stores, self._split(stores, group_of)[0])
+        training, _ = self.split([store.episodes for store in stores], group_of)
+        return set[str]().union(*map(texts_of, stores, training))
 
-    def _split(self, stores: Sequence[EpisodeStore], group_of: GroupOf | None) -> tuple[Parts, Parts]:
-        episodes = [store.episodes for store in stores]
-        return split_sources(
-            episodes, self.validation_fraction, self.episodes_per_task, self.seed, group_of=group_of
-        )
+    def split(
+        self, sources: Sequence[Sequence[Episode]], group_of: GroupOf | None = None
+    ) -> tuple[list[tuple[Episode, ...]], list[tuple[Episode, ...]]]:
+        """(training, validation) episodes of each source; to train on, the first ones of each group.
+
+        Source number i is split with `seed` + i, and held-out episodes are the same however many are trained
+        on.
+        """
+        training, validation = [], []
+        for seed, episodes in enumerate(sources, self.seed):
+            used, held_out = split_episodes(episodes, self.validation_fraction, seed, group_of)
+            if self.episodes_per_task != "all":
+                used = first_episodes(used, self.episodes_per_task, seed, group_of)
+            training.append(used)
+            validation.append(held_out)
+        return training, validation
 
     def _check_lengths(self, stores: Sequence[EpisodeStore], needs: DataNeeds) -> None:
         for store in stores:
@@ -180,4 +196,18 @@ class DataConfig(FrozenConfig):
                     f"{name} is {value}, but the longest episode of {store.name} has {longest} frames.\n"
                     "  Episodes shorter than the horizon are masked at the end, but one must reach it.\n"
                     f"  cure: set data.horizon to at most {longest} and the future offset below it."
+                )
+
+
+def _check_compatible(stores: Sequence[EpisodeStore]) -> None:
+    """One embodiment, and the same sizes, in all sources."""
+    first = stores[0]
+    for store in stores[1:]:
+        for key in ("embodiment", "views", "state_dim", "action_dim", "fps"):
+            expected, value = getattr(first.spec, key), getattr(store.spec, key)
+            if expected != value:
+                raise UserError(
+                    f"data.sources: {store.name} and {first.name} differ in {key}.\n"
+                    f"  expected: {expected}\n  found:    {value}\n"
+                    "  cure: mix data sets of one embodiment; choose the same cameras by sources.views."
                 )

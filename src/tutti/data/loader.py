@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class Loader:
         self._identity = identity
         self._consumed = 0
         self._ranks, self._at_once = ONE_RANK, 1
-        self._prefetcher: _Prefetcher | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._ahead: deque[Future[Batch]] = deque()
 
     def share(self, ranks: Ranks, at_once: int = 1) -> None:
         """From now on this rank's rows of each batch, of which `at_once` are taken for each update.
@@ -72,18 +73,26 @@ class Loader:
         if self.prefetch == 0:
             batch = self.batch_at(self._consumed)
         else:
-            if self._prefetcher is None:
-                depth = max(self.prefetch, self._at_once)
-                self._prefetcher = _Prefetcher(self._maker(), self._consumed, depth)
-                # Ends the thread also when the loader is just forgotten.
-                weakref.finalize(self, self._prefetcher.stop)
             try:
-                batch = self._prefetcher.take()
+                batch = self._prefetched()
             except BaseException:
-                self.close()  # the next call tries again, rather than wait for a thread that has ended
+                self.close()  # the next call makes the batch again, and those after it
                 raise
         self._consumed += 1
         return batch
+
+    def _prefetched(self) -> Batch:
+        """The next batch, once as many as wanted are on their way behind it.
+
+        The thread computes nothing by torch, which would start a second pool of threads in it.
+        """
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="tutti-loader")
+            # Ends the thread also when the loader is just forgotten.
+            weakref.finalize(self, self._thread.shutdown, cancel_futures=True)
+        while len(self._ahead) <= max(self.prefetch, self._at_once):
+            self._ahead.append(self._thread.submit(self._maker(), self._consumed + len(self._ahead)))
+        return self._ahead.popleft().result()
 
     def batch_at(self, number: int) -> Batch:
         """Batch `number` of the stream (from 0), or this rank's rows of it; the same bytes each time."""
@@ -111,15 +120,10 @@ class Loader:
 
     def close(self) -> None:
         """Stops the thread; the next batch starts it again at the same position."""
-        if self._prefetcher is not None:
-            self._prefetcher.stop()
-            self._prefetcher = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
+            self._ahead.clear()
 
     def _conditions(self) -> dict[str, Any]:
         return {
@@ -163,48 +167,3 @@ def check_divides(ranks: Ranks, size: int) -> None:
             f"cannot be shared out evenly. Set data.batch_size to {' or '.join(map(str, near))}, or start "
             "another number of processes."
         )
-
-
-class _Prefetcher:
-    """A thread that makes batches in order and waits when `depth` of them are ready."""
-
-    def __init__(self, make: Callable[[int], Batch], start: int, depth: int) -> None:
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(
-            target=_prefetch, args=(make, start, self._queue, self._stopped), name="tutti-loader", daemon=True
-        )
-        self._thread.start()
-
-    def take(self) -> Batch:
-        """The next batch; raises what the thread raised."""
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def stop(self) -> None:
-        """Ends the thread and forgets what it had ready."""
-        self._stopped.set()
-        # The thread may be waiting to put a batch: make room for it until it sees that it is to stop.
-        while self._thread.is_alive():
-            try:
-                self._queue.get_nowait()
-            except queue.Empty:
-                self._thread.join(timeout=0.01)
-
-
-def _prefetch(
-    make: Callable[[int], Batch],
-    number: int,
-    ready: queue.Queue[Batch | BaseException],
-    stopped: threading.Event,
-) -> None:
-    """The thread: no torch computation here, which would start a second pool of threads."""
-    while not stopped.is_set():
-        try:
-            ready.put(make(number))
-        except BaseException as error:  # handed to the consumer, who raises it
-            ready.put(error)
-            return
-        number += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
@@ -15,7 +15,6 @@ from tutti.errors import UserError
 NormalizationKind = Literal["quantile", "standard"]
 _Numbers = TypeVar("_Numbers", np.ndarray, Tensor)
 _FLOOR = 1e-5
-_NAMES = ("q01", "q99", "mean", "std", "min", "max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,7 @@ class ActionStats:
 
     def to_dict(self) -> dict[str, list[float]]:
         """Plain numbers for JSON; `from_dict` gives the same statistics back to the last bit."""
-        return {name: getattr(self, name).tolist() for name in _NAMES}
+        return {name: values.tolist() for name, values in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -69,13 +68,13 @@ class ActionStats:
 
         Raises: UserError naming the dimension, for numbers that no data can have.
         """
-        numbers = {name: np.asarray(data[name], dtype=np.float64) for name in _NAMES}
+        numbers = {name: np.asarray(data[name], dtype=np.float64) for name in cls.__slots__}
         shapes = {name: value.shape for name, value in numbers.items()}
         if len(set(shapes.values())) > 1 or numbers["min"].ndim != 1:
             raise UserError(f"expected as many numbers of each kind as there are dimensions, found {shapes}")
         stats = cls(**numbers)
         moves = stats.max - stats.min > _FLOOR * np.maximum(1.0, np.abs(stats.mean))
-        wrong = {f"{name} is not finite": ~np.isfinite(getattr(stats, name)) for name in _NAMES} | {
+        wrong = {f"{name} is not finite": ~np.isfinite(value) for name, value in numbers.items()} | {
             "min is above max": stats.min > stats.max,
             "q01 is above q99": stats.q01 > stats.q99,
             "std is below 0": stats.std < 0,
@@ -125,11 +124,13 @@ class Normalizer:
 
     def apply_action(self, actions: _Numbers, embodiment: str | None = None) -> _Numbers:
         """Data units to normalised."""
-        return self._apply(actions, "action", embodiment)
+        center, scale = self._map(actions, "action", embodiment)
+        return (actions - center) / scale
 
     def apply_state(self, states: _Numbers, embodiment: str | None = None) -> _Numbers:
         """Data units to normalised."""
-        return self._apply(states, "state", embodiment)
+        center, scale = self._map(states, "state", embodiment)
+        return (states - center) / scale
 
     def undo_action(self, actions: _Numbers, embodiment: str | None = None) -> _Numbers:
         """Normalised to data units: the inverse of `apply_action`."""
@@ -164,26 +165,11 @@ class Normalizer:
 
     def check(self, embodiment: str, state_dim: int, action_dim: int) -> None:
         """Raises: UserError unless it has statistics of these numbers of dimensions for the embodiment."""
-        if embodiment not in self.stats:
-            raise UserError(
-                f"embodiment {embodiment!r} has no statistics; found {', '.join(self.stats) or 'none'}."
-            )
-        for what, expected in (("state", state_dim), ("action", action_dim)):
-            found = len(getattr(self.stats[embodiment], what).mean)
-            if found != expected:
-                raise UserError(
-                    f"normaliser: the {what} of embodiment {embodiment!r} has {found} dimensions, the model "
-                    f"{expected}. The files are of different trainings."
-                )
-
-    def _apply(self, values: _Numbers, what: str, embodiment: str | None) -> _Numbers:
-        center, scale = self._map(values, what, embodiment)
-        return (values - center) / scale
+        self._map(np.empty(state_dim), "state", embodiment)
+        self._map(np.empty(action_dim), "action", embodiment)
 
     def _map(self, values: _Numbers, what: str, embodiment: str | None) -> tuple[_Numbers, _Numbers]:
-        name = embodiment
-        if name is None and len(self.stats) == 1:
-            name = next(iter(self.stats))
+        name = next(iter(self.stats)) if embodiment is None and len(self.stats) == 1 else embodiment
         if name is None or name not in self.stats:
             raise UserError(
                 f"embodiment {embodiment!r} has no statistics; expected one of {tuple(self.stats)}."
@@ -191,8 +177,8 @@ class Normalizer:
         center, scale = self._maps[name, what]
         if values.shape[-1] != len(center):
             raise UserError(
-                f"The {what} of embodiment {name!r} has {len(center)} dimensions; found an array of shape "
-                f"{tuple(values.shape)}."
+                f"The {what} of embodiment {name!r} has {len(center)} dimensions in the statistics; found "
+                f"{values.shape[-1]}."
             )
         if isinstance(values, Tensor):
             like = {"dtype": values.dtype, "device": values.device}

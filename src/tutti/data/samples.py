@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from tutti.data.bundle import DataBundle, evenly_spread
+from tutti.data.bundle import Batches, DataBundle, evenly_spread
 from tutti.data.windows import WindowIndex
 from tutti.errors import UserError
-from tutti.types import Batch
 
 BATCH = 128
 
@@ -32,10 +30,9 @@ class Sample:
         """How many episodes they come from."""
         return int(self.episode.max()) + 1
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Batches:
         """The windows in order, `BATCH` at a time."""
-        for start in range(0, len(self.rows), BATCH):
-            yield self.index.gather(self.rows[start : start + BATCH])
+        return Batches(self.index, self.rows, BATCH)
 
     def actions(self, steps: int) -> tuple[Float64[np.ndarray, "n t a"], Bool[np.ndarray, "n t a"]]:
         """The first `steps` normalised actions of each window and their mask."""
@@ -62,12 +59,12 @@ def held_out(data: DataBundle, most: int) -> Sample:
 
     Raises: UserError if there is none.
     """
-    if len(data.validation.all_windows) == 0:
+    if len(data.held_out_rows) == 0:
         raise UserError(
             "probes: there is no held-out window, and probing what was trained on says little. "
             "Set data.validation_fraction (0.05, say) and train again."
         )
-    return spread(data.windows, data.validation.all_windows, most)
+    return spread(data.windows, data.held_out_rows, most)
 
 
 def training(data: DataBundle, most: int) -> Sample:

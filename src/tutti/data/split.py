@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -13,15 +12,13 @@ from tutti.errors import UserError
 
 GroupOf = Callable[[str], str]
 """The group (a task) that an instruction belongs to."""
-Parts = list[tuple[Episode, ...]]
-"""Episodes of each source."""
 
 
 def split_episodes(
     episodes: Sequence[Episode],
     fraction: int | float,
     seed: int,
-    group_of: Callable[[str], str] | None = None,
+    group_of: GroupOf | None = None,
 ) -> tuple[tuple[Episode, ...], tuple[Episode, ...]]:
     """(training, validation) episodes, each in their first order; the same arguments give the same split.
 
@@ -49,7 +46,7 @@ def split_episodes(
 
 
 def first_episodes(
-    training: Sequence[Episode], count: int, seed: int, group_of: Callable[[str], str] | None = None
+    training: Sequence[Episode], count: int, seed: int, group_of: GroupOf | None = None
 ) -> tuple[Episode, ...]:
     """`count` of the training episodes of each group, in their first order.
 
@@ -71,32 +68,9 @@ def first_episodes(
     return tuple(episode for episode in training if episode.index in chosen)
 
 
-def _grouped(episodes: Sequence[Episode], group_of: Callable[[str], str] | None) -> dict[str, list[Episode]]:
+def _grouped(episodes: Sequence[Episode], group_of: GroupOf | None) -> dict[str, list[Episode]]:
     groups: dict[str, list[Episode]] = {}
     for episode in episodes:
         text = episode.instruction
         groups.setdefault(group_of(text) if group_of else text, []).append(episode)
     return groups
-
-
-def split_sources(
-    sources: Sequence[Sequence[Episode]],
-    fraction: int | float,
-    episodes_per_task: int | Literal["all"],
-    seed: int,
-    *,
-    group_of: GroupOf | None = None,
-) -> tuple[Parts, Parts]:
-    """(training, validation) episodes of each source; to train on, the first `episodes_per_task` of a group.
-
-    Source number i is split with `seed` + i, and held-out episodes are the same however many are trained on.
-    """
-    training: Parts = []
-    validation: Parts = []
-    for number, episodes in enumerate(sources):
-        used, held_out = split_episodes(episodes, fraction, seed + number, group_of)
-        if episodes_per_task != "all":
-            used = first_episodes(used, episodes_per_task, seed + number, group_of)
-        training.append(used)
-        validation.append(held_out)
-    return training, validation

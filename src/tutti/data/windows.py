@@ -7,19 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from tutti.data.episodes import Episode, EpisodeStore
-from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.errors import UserError
-from tutti.gripper_dims import gripper_dimensions
-from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation, StateLabel
+from tutti.gripper_dims import MAX_AWAY, gripper_dimensions, share_away
+from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation
+
+CHANGE = 0.15
+"""A change of the command from one frame to the next that counts, as a share of its range over the data."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One data set, opened: its store, its decoded frames (N, v, 3, s, s) and its weight in the mixture."""
 
@@ -38,7 +40,7 @@ class WindowIndex:
     repeated. `futures[k]` is the observation at t + k of the same episode for k in `needs.futures`; where
     that lies past the end it is masked and the last frame stands in. `later_states` are those of
     `needs.states`, masked past the end: at t + k, the episode's `last`, or that at the `next_key` frame
-    (keyframes.py), where one of `needs.grippers` opens or closes.
+    (`next_keyframes`), where one of `needs.grippers` opens or closes.
 
     Raises: UserError if one of these is no gripper.
     """
@@ -106,11 +108,11 @@ class WindowIndex:
         """
         if len(windows) == 0 or windows.min() < 0 or windows.max() >= len(self):
             raise UserError(f"windows: expected numbers in [0, {len(self)}), found {windows.tolist()[:8]}.")
-        actions, mask = self._chunks(windows)
+        actions, mask = self.chunks(windows)
         return Batch(
             observation=self._observation(windows),
-            actions=torch.from_numpy(actions),
-            action_mask=torch.from_numpy(mask),
+            actions=actions,
+            action_mask=mask,
             instruction_id=torch.from_numpy(self._instruction[windows]),
             embodiment=torch.from_numpy(self._embodiment[windows]),
             window=torch.from_numpy(windows.astype(np.int64)),
@@ -123,15 +125,12 @@ class WindowIndex:
         self, windows: Int64[np.ndarray, " n"]
     ) -> tuple[Float[Tensor, "n t a"], Bool[Tensor, "n t a"]]:
         """The normalised actions and masks of these windows alone, without their pictures."""
-        actions, mask = self._chunks(windows)
-        return torch.from_numpy(actions), torch.from_numpy(mask)
-
-    def _chunks(self, windows: Int64[np.ndarray, " b"]) -> tuple[np.ndarray, np.ndarray]:
         end = self._end[windows]
         steps = windows[:, None] + np.arange(self.horizon)
         inside = steps < end[:, None]
         actions = self._actions[np.minimum(steps, end[:, None] - 1)] * inside[..., None]
-        return actions, np.broadcast_to(inside[..., None], actions.shape).copy()
+        mask = np.broadcast_to(inside[..., None], actions.shape).copy()
+        return torch.from_numpy(actions), torch.from_numpy(mask)
 
     def _future(self, windows: Int64[np.ndarray, " b"], offset: int) -> Future:
         later, end = windows + offset, self._end[windows]
@@ -141,40 +140,25 @@ class WindowIndex:
 
     def _later_states(self, windows: Int64[np.ndarray, " b"]) -> LaterStates:
         end = self._end[windows][:, None]
-        at = np.stack([self._row_of(label, windows) for label in self.needs.states], axis=1)
+        named = {"last": self._end[windows] - 1, "next_key": self._next_key[windows]}
+        rows = [windows + k if isinstance(k, int) else named[k] for k in self.needs.states]
+        at = np.stack(rows, axis=1)
         return LaterStates(
             labels=self.needs.states,
             values=torch.from_numpy(self._states[np.minimum(at, end - 1)]),
             mask=torch.from_numpy(at < end),
         )
 
-    def _row_of(self, label: StateLabel, windows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
-        match label:
-            case "last":
-                return self._end[windows] - 1
-            case "next_key":
-                return self._next_key[windows]
-            case int():
-                return windows + label
-
     def _observation(self, rows: Int64[np.ndarray, " b"]) -> Observation:
-        text, text_mask = self._words(self._instruction[rows])
-        images = self._pictures(rows)
+        ids, images = self._instruction[rows], self._pictures(rows)
         return Observation(
             images=torch.from_numpy(images),
             image_mask=torch.ones(images.shape[:2], dtype=torch.bool),
-            text=text,
-            text_mask=text_mask,
-            state=torch.from_numpy(self._states_at(rows)),
+            # By numpy: torch's own indexing would start a pool of threads in the loader's thread.
+            text=torch.from_numpy(self._text.numpy()[ids]),
+            text_mask=torch.from_numpy(self._text_mask.numpy()[ids]),
+            state=torch.from_numpy(self._states[rows]),
         )
-
-    def _words(self, ids: Int64[np.ndarray, " b"]) -> tuple[Int64[Tensor, "b l"], Bool[Tensor, "b l"]]:
-        # By numpy: torch's own indexing would start a pool of threads in the loader's thread.
-        text, mask = self._text.numpy()[ids], self._text_mask.numpy()[ids]
-        return torch.from_numpy(text), torch.from_numpy(mask)
-
-    def _states_at(self, rows: Int64[np.ndarray, " b"]) -> Float32[np.ndarray, "b s"]:
-        return self._states[rows]
 
     def _pictures(self, rows: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b v 3 s s"]:
         if len(self.sources) == 1:
@@ -185,3 +169,62 @@ class WindowIndex:
             here = (local >= 0) & (local < len(source.frames))
             out[here] = source.frames[local[here]]
         return out
+
+
+def next_keyframes(
+    actions: Float[np.ndarray, "n a"], ends: Int64[np.ndarray, " n"], grippers: Sequence[int] = ()
+) -> Int64[np.ndarray, " n"]:
+    """For each row the first key frame after it in its episode; the last row of an episode is its own.
+
+    Between two of them the hand travels; at each of them something happens to an object. So the next key
+    frame's state says where the next object, or the goal, is (the heuristic of ARM, 2105.14829, and PerAct,
+    2209.05451, which also count standstills; ours does not, because scripted hands slow down in the air).
+
+    `ends` is the exclusive end of each row's episode, `grippers` the dimensions of the action that open and
+    close a hand. Row r is a key frame if the command of one of them differs from that of row r - 1 of the
+    same episode by more than `CHANGE` times its range, or if r is the episode's last row. A command that
+    never changes leaves only the ends.
+    """
+    rows = np.arange(len(actions))
+    commands = actions[:, list(grippers)].astype(np.float64)
+    span = np.ptp(commands, axis=0) if len(commands) else 0.0
+    last = rows == ends - 1
+    changes = np.zeros(len(rows), dtype=bool)
+    changes[1:] = (np.abs(np.diff(commands, axis=0)) > CHANGE * span).any(axis=1) & ~last[:-1]
+    keys = np.flatnonzero(changes | last)
+    following = keys[np.minimum(np.searchsorted(keys, rows, side="right"), len(keys) - 1)]
+    return np.where(last, rows, following).astype(np.int64)
+
+
+def check_grippers(
+    actions: Float[np.ndarray, "n a"], ends: Int64[np.ndarray, " n"], grippers: Sequence[int], name: str
+) -> None:
+    """Checks that in an episode the command of each gripper has two values at most: open and closed.
+
+    From task to task they may be others. `name` is that of the data set.
+
+    Raises: UserError if over 2 % of a command's values lie elsewhere, naming the dimensions that would do.
+    """
+    away = [_between(actions[:, dimension], ends) for dimension in range(actions.shape[1])]
+    for dimension in grippers:
+        if away[dimension] > MAX_AWAY:
+            others = [str(place) for place, share in enumerate(away) if share <= MAX_AWAY]
+            raise UserError(
+                f"gripper.dimension {dimension} of the objective is no gripper in {name}.\n"
+                "  expected: an action dimension that in an episode has two values, open and closed\n"
+                f"  found:    {100 * away[dimension]:.1f} % of its values lie between an episode's smallest "
+                f"and largest (allowed: {100 * MAX_AWAY:g} %)\n"
+                f"  cure: name another one ({', '.join(others) or 'none'} would do), such as "
+                "objective.state.gripper.dimension=N, or set objective.state.gripper=off."
+            )
+
+
+def _between(command: Float[np.ndarray, " n"], ends: Int64[np.ndarray, " n"]) -> float:
+    """The share of a command's values that are neither the smallest nor the largest of their episode."""
+    starts = np.flatnonzero(np.diff(ends, prepend=-1))
+    lengths = np.diff(starts, append=len(ends))
+    low, high = (
+        torch.from_numpy(np.repeat(extreme.reduceat(command, starts), lengths))
+        for extreme in (np.minimum, np.maximum)
+    )
+    return share_away(torch.from_numpy(command), low, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from tutti.data.bundle import DataBundle
 from tutti.data.checks.ridge import STILL, fit_steps, predict_steps
 from tutti.data.samples import Sample, held_out, spread, states, training
 from tutti.findings import LEAK_NEXT_STEP_RATIO, LEAK_R2_MIN, Finding
+
+WINDOWS = 2000
+"""Held-out windows that `measure_leak` looks at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,43 +58,36 @@ def state_leak(training: Sample, held_out: Sample) -> Leak:
     return Leak(now=r2[0], next=r2[1] if steps > 1 else None, dimensions=tuple(alone.tolist()))
 
 
-def measure_leak(data: DataBundle, max_windows: int = 2000) -> Leak:
+def measure_leak(data: DataBundle) -> Leak:
     """`state_leak` of a data set. Without held-out episodes, half of the training ones stand in."""
-    train = training(data, 2 * max_windows)
-    if len(data.validation.all_windows):
-        return state_leak(train, held_out(data, max_windows))
+    train = training(data, 2 * WINDOWS)
+    if len(data.held_out_rows):
+        return state_leak(train, held_out(data, WINDOWS))
     odd = train.episode % 2 == 1
     return state_leak(*(spread(train.index, train.rows[part], len(train)) for part in (~odd, odd)))
 
 
 def leak_findings(leak: Leak) -> list[Finding]:
     """A fault if the state holds the command, a hint if it nearly gives it away."""
+    hint = partial(Finding, kind="state_near_action", severity="hint", number=leak.now)
     if leak.leaks:
         later = "" if leak.next is None else f", the action after it with {leak.next:.3f}"
-        return [
-            Finding(
-                kind="state_leak",
-                severity="fault",
-                sentence=f"A linear map from the state gives the next action with R2 {leak.now:.4f}{later}: "
-                "the state leaks the action. A policy need not look then, and fails on the robot, whose "
-                "state holds no command to come.",
-                number=leak.now,
-                cure="Choose another data.sources.state_key, or take the command out of the state.",
-            )
-        ]
+        text = (
+            f"A linear map from the state gives the next action with R2 {leak.now:.4f}{later}: the state "
+            "leaks the action. A policy need not look then, and fails on the robot, whose state holds no "
+            "command to come."
+        )
+        cure = "Choose another data.sources.state_key, or take the command out of the state."
+        return [Finding(kind="state_leak", severity="fault", sentence=text, number=leak.now, cure=cure)]
     if leak.now > LEAK_R2_MIN:
-        return [
-            Finding(
-                kind="state_near_action",
-                severity="hint",
-                sentence=f"A linear map from the state gives the next action with R2 {leak.now:.3f}, as with "
-                "absolute positions: a policy that copies its state will look good offline.",
-                number=leak.now,
-                cure="Trust closed-loop rollouts only.",
-            )
-        ]
+        text = (
+            f"A linear map from the state gives the next action with R2 {leak.now:.3f}, as with absolute "
+            "positions: a policy that copies its state will look good offline."
+        )
+        return [hint(sentence=text, cure="Trust closed-loop rollouts only.")]
     if leak.dimensions:
         dimensions = ", ".join(map(str, leak.dimensions))
-        text = f"The state alone gives dimension {dimensions} of the action (R2 > {LEAK_R2_MIN})."
-        return [Finding(kind="state_near_action", severity="hint", sentence=text, number=leak.now)]
+        return [
+            hint(sentence=f"The state alone gives dimension {dimensions} of the action (R2 > {LEAK_R2_MIN}).")
+        ]
     return []
