@@ -170,7 +170,7 @@ def _vector_column(column: pa.ChunkedArray, key: str, dim: int, path: Path) -> F
     kind = array.type
     nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     flat = array.flatten() if nested else array
-    lengths = set(pc.list_value_length(array).unique().to_pylist()) if nested else {1}
+    lengths = set(pc.call_function("list_value_length", [array]).unique().to_pylist()) if nested else {1}
     number = pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)
     if lengths != {dim} or array.null_count or not number:
         raise data_error(

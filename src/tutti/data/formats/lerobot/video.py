@@ -35,7 +35,7 @@ class VideoWriter:
         self._rate = Fraction(fps).limit_denominator(1000)
         self._container: Any = None
         self._stream: Any = None
-        self._number, self._frames, self._bytes = -1, 0, 0
+        self._number, self._frames, self._bytes = -1, 0, FILE_BYTES  # none is open
 
     def describe(self, shape: list[int]) -> dict[str, Any]:
         """The `info` entry of the feature."""
@@ -50,7 +50,7 @@ class VideoWriter:
 
     def add(self, images: UInt8[np.ndarray, "t h w 3"]) -> tuple[int, int, float, float]:
         """Encodes one episode; gives (chunk index, file index, from, to) with times in seconds."""
-        if self._container is None or self._bytes >= FILE_BYTES:
+        if self._bytes >= FILE_BYTES:
             self._open(images.shape[1], images.shape[2])
         start = self._frames
         for image in images:
