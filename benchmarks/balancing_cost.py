@@ -25,7 +25,7 @@ from tables import Table, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig, load_config, to_yaml
-from tutti.objectives.balancing.kinds import BalancingConfig
+from tutti.objectives.config import BalancingConfig
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.backward.kinds import BackwardConfig

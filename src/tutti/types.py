@@ -20,7 +20,7 @@ from tutti.distributed.ranks import Counted, shared_mean
 from tutti.errors import UserError  # noqa: F401 (what lies above takes it from here)
 
 
-class _Movable:
+class Movable:
     """Gives a dataclass of tensors (nested or optional) the methods `apply`, `to` and `first`."""
 
     __slots__ = ()
@@ -32,7 +32,7 @@ class _Movable:
             value = getattr(self, entry.name)
             if isinstance(value, Tensor):
                 changed[entry.name] = function(value)
-            elif isinstance(value, _Movable):
+            elif isinstance(value, Movable):
                 changed[entry.name] = value.apply(function)
             elif isinstance(value, Mapping):
                 changed[entry.name] = {key: item.apply(function) for key, item in value.items()}
@@ -48,7 +48,7 @@ class _Movable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observation(_Movable):
+class Observation(Movable):
     """What the robot sees, is told and feels at one moment, for a batch.
 
     `images` are bytes in [0, 255], or floats in [-1, 1] once prepared. A view whose `image_mask` is
@@ -63,7 +63,7 @@ class Observation(_Movable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Future(_Movable):
+class Future(Movable):
     """The observation k steps after each window's own. Where t + k lies past the episode's end, `mask` is
     False and the episode's last frame stands in."""
 
@@ -76,7 +76,7 @@ StateLabel = int | Literal["last", "next_key"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaterStates(_Movable):
+class LaterStates(Movable):
     """The normalised states that `labels` name, one column each. Past the episode's end `mask` is False."""
 
     labels: tuple[StateLabel, ...]
@@ -126,7 +126,7 @@ class DataNeeds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch(_Movable):
+class Batch(Movable):
     """Training windows: an observation at time t, the actions from t on, the instruction's identity.
 
     `actions` are normalised; steps past the episode's end are False in `action_mask` and never count.
@@ -148,7 +148,7 @@ class Batch(_Movable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens(_Movable):
+class Tokens(Movable):
     """A sequence of vectors with the mask that says which of them exist; never one without the other."""
 
     values: Float[Tensor, "b n d"]
@@ -160,7 +160,7 @@ class Tokens(_Movable):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Features(_Movable):
+class Features(Movable):
     """What the encoders and the fusion make of an observation.
 
     `vision` and `language` are the encoders' own tokens, before either has seen the other. `readout` is
@@ -233,3 +233,18 @@ def masked_mean(
     if dim is None:
         return shared_mean(kept.sum(), full.sum(), of, repeats=values.numel() // max(1, mask.numel()))
     return kept.sum(dim) / full.sum(dim).clamp(min=1)
+
+
+def effective_rank(rows: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """exp(-sum_k p_k log p_k), p_k = s_k / sum_l s_l, s the singular values of `rows`: from 1 (all rows point
+    one way) to min(n, d) (Roy & Vetterli 2007). The rows are not centred, so a constant has rank 1. All
+    zeros: 0.
+
+    From the eigenvalues of the smaller Gram matrix in float64, which is exact to about 1e-6 and cheap.
+    """
+    x = rows.detach().double()
+    gram = x @ x.mT if x.shape[0] < x.shape[1] else x.mT @ x
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    total = singular.sum()
+    shares = singular / torch.where(total > 0, total, 1)
+    return torch.where(total > 0, torch.special.entr(shares).sum().exp(), 0.0)

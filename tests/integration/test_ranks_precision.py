@@ -13,7 +13,7 @@ from fixtures.ranks import on_ranks
 from fixtures.vla_training import MODEL, SPEC, make_batch
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ModelConfig
-from tutti.objectives.unified import ObjectiveConfig
+from tutti.objectives.config import ObjectiveConfig
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 

@@ -22,7 +22,7 @@ from fixtures.vla_training import MODEL, SPEC, Data
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ModelConfig
 from tutti.nested_dicts import merge
-from tutti.objectives.unified import ObjectiveConfig
+from tutti.objectives.config import ObjectiveConfig
 from tutti.runs.provenance import machine
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer

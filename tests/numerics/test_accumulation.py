@@ -23,11 +23,11 @@ from fixtures.vla_training import MODEL, SPEC, make_batch
 from tutti.distributed.ranks import MicroBatches, current_ranks
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
+from tutti.objectives.config import ObjectiveConfig, TermConfig
 from tutti.objectives.objective import Objective
 from tutti.objectives.term import Term, TermValue
-from tutti.objectives.terms.contrastive import takes_part
-from tutti.objectives.terms.kinds import TermConfig
-from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
+from tutti.objectives.terms.alignment import takes_part
+from tutti.objectives.unified import UnifiedLoss
 from tutti.plugin import CUSTOM
 from tutti.training.balancing_feedback import reevaluate
 from tutti.training.device import resolve_machine
@@ -53,7 +53,7 @@ EXACT: dict[str, dict[str, Any]] = {
 PER_MICRO_BATCH: dict[str, dict[str, Any]] = {
     "contrastive": {"width": 16},
     "sigmoid": {"width": 16, "bias": -2.0},
-    "state_contrastive": {"width": 16, "read": "vision", "view_cutoff": False},
+    "state_contrastive": {"width": 16, "read": "vision", "drop_one_view": False},
     "recoverable_language": {"width": 16},
 }
 EQUAL_ROWS = {"progress"}

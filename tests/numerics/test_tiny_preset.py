@@ -21,8 +21,7 @@ from fixtures.small_model import NumberedLoader
 from fixtures.term_batches import SPEC, as_double, make_batch
 from tutti.config.run_config import RunConfig
 from tutti.models.config import ActionDecoderConfig
-from tutti.objectives.balancing.kinds import BalancingConfig
-from tutti.objectives.terms.kinds import TermConfig
+from tutti.objectives.config import BalancingConfig, TermConfig
 from tutti.plugin import CUSTOM
 from tutti.training.backward.aggregators import AggregatorConfig
 from tutti.training.backward.gradient_mask import OBJECTIVE

@@ -13,7 +13,8 @@ from fixtures import small_model
 from fixtures.small_model import SPEC
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
-from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
+from tutti.objectives.config import ObjectiveConfig
+from tutti.objectives.unified import UnifiedLoss
 from tutti.types import Batch, DataNeeds, Future, LaterStates, LossTerms, Observation
 
 MODEL = {**small_model.MODEL, "fusion": {"width": 32, "depth": 2}}

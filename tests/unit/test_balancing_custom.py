@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutti.config.run_config import load_config
 from tutti.objectives.balancing.interface import Balancing
-from tutti.objectives.balancing.kinds import BalancingConfig
+from tutti.objectives.config import BalancingConfig
 from tutti.objectives.weight_schedule import WeightSchedule, schedule_of
 from tutti.types import UserError
 

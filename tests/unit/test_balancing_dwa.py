@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchjd.scalarization import DWA
 
-from tutti.objectives.balancing.dwa import DwaBalancing, DwaBalancingConfig
+from tutti.objectives.balancing.softmax import DwaBalancing, DwaBalancingConfig
 from tutti.objectives.weight_schedule import schedule_of
 
 NAMES = ("action", "align", "recon")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchjd.scalarization import FAMO
 
-from tutti.objectives.balancing.famo import FamoBalancing, FamoBalancingConfig
+from tutti.objectives.balancing.learned import FamoBalancing, FamoBalancingConfig
 from tutti.objectives.weight_schedule import schedule_of
 from tutti.types import UserError
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutti.config.run_config import load_config
-from tutti.objectives.balancing.random_weights import RandomWeightsBalancing, RandomWeightsBalancingConfig
+from tutti.objectives.balancing.softmax import RandomWeightsBalancing, RandomWeightsBalancingConfig
 from tutti.objectives.weight_schedule import schedule_of
 
 NAMES = ("action", "align", "recon")

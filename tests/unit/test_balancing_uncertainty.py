@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchjd.scalarization import UW
 
-from tutti.objectives.balancing.uncertainty import UncertaintyBalancing, UncertaintyBalancingConfig
+from tutti.objectives.balancing.learned import UncertaintyBalancing, UncertaintyBalancingConfig
 from tutti.objectives.weight_schedule import schedule_of
 from tutti.types import UserError
 

@@ -14,7 +14,7 @@ import terms_cost
 import timing
 
 from tutti.config.run_config import RunConfig, load_config
-from tutti.objectives.terms.kinds import TermConfig
+from tutti.objectives.config import TermConfig
 from tutti.plugin import CUSTOM
 from tutti.training.backward.aggregators import AggregatorConfig
 

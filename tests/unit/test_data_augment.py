@@ -17,7 +17,7 @@ from fixtures.small_model import MODEL
 from tutti.data.augment import ColourJitter
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.models.config import ModelConfig
-from tutti.objectives.unified import ObjectiveConfig
+from tutti.objectives.config import ObjectiveConfig
 from tutti.plugin import CUSTOM
 from tutti.types import Batch, DataNeeds
 

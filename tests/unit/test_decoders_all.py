@@ -31,7 +31,7 @@ from tutti.cli.main import app
 from tutti.config.run_config import json_schema, load_config
 from tutti.models.config import ActionDecoderConfig, CustomDecoderConfig, ModelConfig
 from tutti.models.describe import describe
-from tutti.objectives.terms.action import ChunkTerm
+from tutti.objectives.terms.actions import ChunkTerm
 from tutti.training.optim.ema import Ema
 from tutti.training.optim.optimizers import output_heads
 from tutti.types import Tokens, UserError, masked_mean

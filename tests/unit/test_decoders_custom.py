@@ -26,7 +26,7 @@ from fixtures.term_batches import only_decoder
 from tutti.config.run_config import load_config
 from tutti.models.describe import describe
 from tutti.models.interfaces import ActionDecoder
-from tutti.objectives.terms.action import ChunkTerm
+from tutti.objectives.terms.actions import ChunkTerm
 from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

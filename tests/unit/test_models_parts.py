@@ -18,7 +18,7 @@ from tutti.models.language.transformer import TextTransformer, TextTransformerCo
 from tutti.models.layers import Block, activate, attention_mask, space_to_depth
 from tutti.models.vision.vit import StemConfig, VisionTransformerConfig
 from tutti.models.vla import VLA
-from tutti.objectives.terms.action import ChunkTerm
+from tutti.objectives.terms.actions import ChunkTerm
 from tutti.types import Features, Tokens, UserError
 
 

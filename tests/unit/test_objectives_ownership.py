@@ -14,8 +14,9 @@ from torch.nn.parameter import Parameter
 from fixtures.term_batches import make_batch, make_loss, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.balancing.interface import FixedBalancing
+from tutti.objectives.config import ObjectiveConfig
 from tutti.objectives.term import Model, Term, TermValue
-from tutti.objectives.unified import ObjectiveConfig, UnifiedLoss
+from tutti.objectives.unified import UnifiedLoss
 from tutti.objectives.weight_schedule import schedule_of
 from tutti.training.config import TrainingConfig
 from tutti.training.optim.optimizers import OptimizerSet, trainable

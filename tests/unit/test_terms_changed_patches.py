@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from fixtures.term_batches import make_batch, make_loss, make_model
-from tutti.objectives.terms.future_patches import ChangedPatchesConfig, FuturePatchesConfig
-from tutti.objectives.unified import ObjectiveConfig
+from tutti.objectives.config import ObjectiveConfig
+from tutti.objectives.terms.patches import ChangedPatchesConfig, FuturePatchesConfig
 from tutti.types import UserError
 
 SMALL = {"width": 16, "heads": 2, "offset": 3}

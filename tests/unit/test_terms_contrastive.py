@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fixtures.term_batches import NO_MODEL
 from tutti.objectives.term import TermValue
-from tutti.objectives.terms.contrastive import ContrastiveConfig, ContrastiveTerm, contrast
+from tutti.objectives.terms.alignment import ContrastiveConfig, ContrastiveTerm, contrast
 from tutti.types import Batch, Features, Observation, Tokens
 
 
@@ -51,7 +51,7 @@ def batch_of(ids: Tensor) -> Batch:
 def term_of(width: int = 6, temperature: float = 0.07, identity: bool = False) -> ContrastiveTerm:
     torch.manual_seed(0)
     config = ContrastiveConfig(width=width, temperature=temperature)
-    term = ContrastiveTerm(config, width, width)
+    term = ContrastiveTerm(config, width, width, "align")
     if identity:
         with torch.no_grad():
             for head in (term.vision_head, term.language_head):

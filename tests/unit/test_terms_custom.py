@@ -12,7 +12,7 @@ import torch
 from fixtures.small_model import SPEC, observation
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
-from tutti.objectives.unified import ObjectiveConfig
+from tutti.objectives.config import ObjectiveConfig
 from tutti.types import Batch, Future, UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fixtures.term_batches import make_batch, make_loss, make_model
 from tutti.models.vla import VLA
-from tutti.objectives.terms.kinds import TermConfig
-from tutti.objectives.unified import DEFAULT_KINDS, ObjectiveConfig, UnifiedLoss
+from tutti.objectives.config import DEFAULT_KINDS, ObjectiveConfig, TermConfig
+from tutti.objectives.unified import UnifiedLoss
 from tutti.plugin import CUSTOM
 from tutti.training.metric_names import METRICS, describe_metric
 from tutti.training.optim.ema import Ema
@@ -75,7 +75,7 @@ def steps(model: VLA, loss: UnifiedLoss, optimizer: Any, batches: list[Batch]) -
         optimizer.step()
         optimizer.zero_grad()
         loss.update_targets(model)
-        loss.after_step({name: value.item() for name, value in terms.values.items()})
+        loss.hooks.after_step({name: value.item() for name, value in terms.values.items()})
         totals.append(terms.total.detach())
     return totals
 

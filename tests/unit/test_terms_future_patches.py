@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fixtures.term_batches import NO_MODEL
 from tutti.objectives.term import Model
-from tutti.objectives.terms.future_patches import FuturePatchesConfig, FuturePatchesTerm, normalise_patches
+from tutti.objectives.terms.patches import FuturePatchesConfig, FuturePatchesTerm, normalise_patches
 from tutti.types import Batch, DataSpec, Features, Future, Observation, Tokens, UserError
 
 SPEC = DataSpec(

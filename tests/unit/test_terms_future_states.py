@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fixtures.term_batches import NO_MODEL, make_batch, make_loss, make_model
 from tutti.gripper_dims import gripper_dimensions
+from tutti.objectives.config import ObjectiveConfig
 from tutti.objectives.term import Model, Term, TermValue
-from tutti.objectives.terms.future_states import FutureStatesConfig, FutureStatesTerm
-from tutti.objectives.unified import ObjectiveConfig
+from tutti.objectives.terms.states import FutureStatesConfig, FutureStatesTerm
 from tutti.types import (
     Batch,
     DataNeeds,

@@ -13,7 +13,7 @@ from torch import Tensor
 from fixtures.term_batches import SPEC, as_double, make_batch, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.term import Model
-from tutti.objectives.terms.inverse_dynamics import InverseDynamicsConfig, InverseDynamicsTerm
+from tutti.objectives.terms.actions import InverseDynamicsConfig, InverseDynamicsTerm
 from tutti.types import Batch, DataNeeds, Future, Tokens, UserError
 
 

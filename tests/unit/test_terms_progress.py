@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
-from tutti.objectives.terms.progress import ProgressConfig, ProgressTerm
+from tutti.objectives.terms.states import ProgressConfig, ProgressTerm
 from tutti.types import Batch, Features, UserError
 
 PROGRESS = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
@@ -18,7 +18,7 @@ PROGRESS = torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64)
 
 def term_of() -> ProgressTerm:
     torch.manual_seed(0)
-    return ProgressTerm(ProgressConfig(hidden=8), 5).double()
+    return ProgressTerm(ProgressConfig(hidden=8), 5, "progress").double()
 
 
 def scene() -> tuple[Features, Batch]:

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
+from tutti.objectives.config import TermConfig
 from tutti.objectives.term import TermValue
-from tutti.objectives.terms.kinds import TermConfig
-from tutti.objectives.terms.sigmoid import SigmoidConfig, SigmoidTerm
+from tutti.objectives.terms.alignment import SigmoidConfig, SigmoidTerm
 from tutti.types import Tokens
 
 SIX = torch.tensor([0, 1, 0, 2, 0, 1])
@@ -25,7 +25,7 @@ SHARE = (9 + 4 + 1) / 36
 
 def term_of(width: int = 6, identity: bool = False, **config: Any) -> SigmoidTerm:
     torch.manual_seed(0)
-    term = SigmoidTerm(SigmoidConfig(width=width, **config), width, width)
+    term = SigmoidTerm(SigmoidConfig(width=width, **config), width, width, "align")
     if identity:
         with torch.no_grad():
             for head in (term.vision_head, term.language_head):

@@ -24,7 +24,9 @@ from tutti.types import Batch, Features, Tokens
 
 def term_of(width: int = 5, **config: Any) -> StateContrastiveTerm:
     torch.manual_seed(0)
-    return StateContrastiveTerm(StateContrastiveConfig(width=7, **config), width).double()
+    return StateContrastiveTerm(
+        StateContrastiveConfig(width=7, **config), width, "state_contrastive"
+    ).double()
 
 
 def scene(b: int = 6, views: int = 2, per_view: int = 2) -> tuple[Features, Batch]:
@@ -121,7 +123,7 @@ def test_the_view_cut_off_doubles_the_windows(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_the_cut_off_each_window_stands_once() -> None:
     features, batch = scene()
-    term = term_of(read="vision", view_cutoff=False)
+    term = term_of(read="vision", drop_one_view=False)
     z = F.normalize(term.head(features.vision.values.mean(1)), dim=1)
     loss, _ = by_hand(z, batch.observation.state, [0] * 6, 0.5, 0.2)
     assert term(features, batch, NO_MODEL).value.item() == pytest.approx(loss, rel=1e-12)
@@ -144,7 +146,7 @@ def test_one_present_view_is_dropped_and_never_the_only_one() -> None:
 def test_a_single_camera_has_no_twins_and_still_trains() -> None:
     features, batch = scene(views=1)
     cut, plain = (
-        term_of(read="vision", view_cutoff=cut)(features, batch, NO_MODEL).value.item()
+        term_of(read="vision", drop_one_view=cut)(features, batch, NO_MODEL).value.item()
         for cut in (True, False)
     )
     assert cut == pytest.approx(plain, rel=1e-12)
@@ -167,7 +169,7 @@ def test_absent_windows_do_not_count_even_if_they_are_nan() -> None:
     vision.requires_grad_()
     mask = torch.ones(6, 4, dtype=torch.bool)
     mask[4:] = False
-    term = term_of(read="vision", view_cutoff=False)
+    term = term_of(read="vision", drop_one_view=False)
     z = F.normalize(term.head(features.vision.values[:4].mean(1)), dim=1)
     loss, _ = by_hand(z, batch.observation.state[:4], [0] * 4, 0.5, 0.2)
     result = term(replace(features, vision=Tokens(values=vision, mask=mask)), batch, NO_MODEL)

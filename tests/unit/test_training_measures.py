@@ -1,4 +1,4 @@
-"""Shares, cosines, effective rank, dead units, noise scale and spikes, on numbers worked by hand."""
+"""Shares, cosines, dead units, noise scale and spikes, on numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from tutti.training.diagnostics.loss_spikes import SpikeDetector, SpikesConfig
 from tutti.training.diagnostics.measures import (
     DEAD_DEVIATION,
     dead_share,
-    effective_rank,
     gradient_measures,
     update_ratio,
     weighted_sum,
@@ -73,23 +72,6 @@ def test_weighted_sum_is_the_gradient_of_the_total() -> None:
     assert [None if t is None else t.tolist() for t in total] == [[4.5, 8.0], [0.0], [4.0]]
     assert weighted_sum({"a": [None]}, {"a": 1.0}) == [None]
     assert GRADIENTS["action"][0].tolist() == [3.0, 4.0]  # what went in is as it was
-
-
-def test_effective_rank_of_known_spectra() -> None:
-    assert effective_rank(torch.eye(5, dtype=torch.float64)) == pytest.approx(5.0)
-    assert effective_rank(torch.ones(9, 4)) == pytest.approx(1.0, abs=1e-5)
-    assert effective_rank(torch.zeros(3, 4)) == 0.0
-    # p = (3/4, 1/4): exp(0.75 log(4/3) + 0.25 log 4) = 1.7548
-    two = torch.diag(vector(3.0, 1.0))
-    assert effective_rank(two) == pytest.approx(math.exp(0.75 * math.log(4 / 3) + 0.25 * math.log(4)))
-    assert effective_rank(torch.cat([two, torch.zeros(5, 2)])) == pytest.approx(effective_rank(two))
-    assert effective_rank(two.repeat(1, 3)) == pytest.approx(effective_rank(two))  # wide as well as tall
-
-
-def test_effective_rank_follows_the_singular_values() -> None:
-    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    p = torch.linalg.svdvals(x) / torch.linalg.svdvals(x).sum()
-    assert effective_rank(x) == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-9)
 
 
 def test_a_unit_that_only_knows_its_token_is_dead() -> None:

@@ -16,8 +16,8 @@ from fixtures.vla_training import make_batch, make_trainer
 from tutti.models import layers
 from tutti.models.decoders import fast_tokens as chunk_tokens
 from tutti.models.language import transformer as language
-from tutti.objectives.terms.contrastive import ContrastiveTerm
-from tutti.objectives.terms.kinds import TermConfig
+from tutti.objectives.config import TermConfig
+from tutti.objectives.terms.alignment import ContrastiveTerm
 from tutti.plugin import CUSTOM
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.types import Batch

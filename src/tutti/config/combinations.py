@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tutti.objectives.balancing.dwa import DwaBalancingConfig
-from tutti.objectives.balancing.famo import FamoBalancingConfig
 from tutti.objectives.balancing.gradient_share import PRIMARY, GradientShareBalancingConfig
-from tutti.objectives.balancing.kinds import BalancingConfig
-from tutti.objectives.terms.kinds import TermConfig
+from tutti.objectives.balancing.learned import FamoBalancingConfig
+from tutti.objectives.balancing.softmax import DwaBalancingConfig
+from tutti.objectives.config import BalancingConfig, TermConfig
 from tutti.objectives.terms.recoverable_language import RecoverableLanguageConfig
 from tutti.objectives.weight_schedule import Weight, schedule_of
 from tutti.training.backward.aggregators import DECIDES_ALONE

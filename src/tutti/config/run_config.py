@@ -25,8 +25,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.models.config import ModelConfig
 from tutti.nested_dicts import merge
 from tutti.objectives.balancing.interface import FixedBalancingConfig
-from tutti.objectives.balancing.kinds import BalancingConfig
-from tutti.objectives.unified import ObjectiveConfig
+from tutti.objectives.config import BalancingConfig, ObjectiveConfig
 from tutti.plugin import Origin, Trust, classes_in
 from tutti.recording.recorder import RecordConfig
 from tutti.training.backward.interface import OneBackwardConfig

@@ -1,24 +1,55 @@
-"""Objective: what the trainer asks of a loss: the terms of a batch, and hooks around an update."""
+"""Objective: what the trainer asks of a loss: the terms of a batch, hooks around an update."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
-from tutti.objectives.hooks import UpdateHooks
-from tutti.types import Batch, Features, LossTerms
+from tutti.types import Batch, Features, LossTerms, UserError
 
 
-class Objective(UpdateHooks, nn.Module, ABC):
+class UpdateHooks:
+    """Methods that the trainer calls around each update. All may stay as they are."""
+
+    def before_step(self, step: int) -> None:
+        """Called before each update of a run (0-based), whether it is made or skipped."""
+
+    def wants_gradients(self, step: int) -> bool:
+        """True if `observe_gradients` must be called in this update (0-based), before its last backward
+        pass."""
+        return False
+
+    def observe_gradients(self, norms: Mapping[str, float]) -> None:
+        """Norm of d L_i / d theta of each raw term, a mean over the update's micro-batches, over the
+        parameters that the action term moves too."""
+
+    @property
+    def needs_losses_after_step(self) -> bool:
+        """True if `reevaluate` must be called after each update, which costs one more forward pass."""
+        return False
+
+    def reevaluate(self, before: Mapping[str, float], after: Mapping[str, float]) -> None:
+        """The raw terms of the same batches before and after the update."""
+
+    def after_step(self, values: Mapping[str, float]) -> None:
+        """Called after each update with its raw terms, means over the micro-batches."""
+
+
+class Objective(nn.Module, ABC):
     """Features and a batch to `LossTerms`. Only `names` and `forward` must be written."""
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The terms, in the order of the sum."""
+
+    @property
+    def hooks(self) -> UpdateHooks:
+        """What is called around each update; a balancing, where there is one."""
+        return UpdateHooks()
 
     @abstractmethod
     def forward(
@@ -39,3 +70,35 @@ class Objective(UpdateHooks, nn.Module, ABC):
 
     def update_targets(self, model: nn.Module) -> None:
         """Called after each update of the weights of `model`, for targets that follow them."""
+
+
+def check_ownership(model: nn.Module, objective: nn.Module) -> None:
+    """Raises: UserError if a term or the balancing has registered a part of the model as its own.
+
+    It would be saved in both, its gradient would count twice in the norm and be clipped twice.
+    """
+    parts = {id(module): name for name, module in model.named_modules() if _tensors(module)}
+    for name, module in objective.named_modules():
+        if id(module) in parts:
+            raise _refusal(name, parts[id(module)])
+    owned = {id(value): name for name, value in _tensors(model)}
+    for name, value in _tensors(objective):
+        if id(value) in owned:
+            raise _refusal(name, owned[id(value)])
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
+def _refusal(place: str, part: str) -> UserError:
+    holder, _, attribute = place.removeprefix("terms.").rpartition(".")
+    what = f"model.{part}" if part else "the model itself"
+    return UserError(
+        f"objective{f'.{holder}' if holder else ''}: the attribute `{attribute}` is {what}, which the model "
+        "owns already. Registered here too it would be saved twice, counted twice in the gradient's norm and "
+        "clipped twice.\n"
+        "  expected: a term owns its head, and uses the model without registering it\n"
+        "  cure: take the part from the argument `model` of `compute`: model.vision. For weights of its own, "
+        "a term may register a copy.deepcopy of the part."
+    )

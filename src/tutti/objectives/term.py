@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,32 +31,23 @@ from tutti.types import (
 Boundary = Literal["vision", "language", "fused"]
 """Where a gradient may be stopped. `fused` is both the readout and the fused vision tokens."""
 
-Offset = Annotated[PositiveInt, Field(description="k: how many actions later the observation lies.")]
-"""A key of several terms."""
-
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A part of the model as a term's head needs to know it."""
+    """A part of the model as a term's head needs to know it: `width` is the d of what it gives."""
 
-    @property
-    def width(self) -> int:
-        """The d of what it gives."""
-        ...
+    width: int
 
 
 @runtime_checkable
 class ViewEncoder(Encoder, Protocol):
-    """The vision encoder as a term needs to know it."""
+    """The vision encoder as a term needs to know it: the `tokens_per_view` cover each picture as a square
+    grid, row by row."""
 
-    @property
-    def tokens_per_view(self) -> int:
-        """Its tokens for each view; they cover the picture as a square grid, row by row."""
-        ...
+    tokens_per_view: int
 
     def __call__(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
         """Prepared pictures to tokens, for a term that must look at other pictures than the present ones."""
-        ...
 
 
 @runtime_checkable
@@ -65,11 +56,9 @@ class ChunkDecoder(Protocol):
 
     def __call__(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
         """The training error of each action, unreduced."""
-        ...
 
     def predict(self, features: Features) -> Float[Tensor, "b t a"]:
         """The chunk of normalised actions."""
-        ...
 
 
 @runtime_checkable
@@ -88,7 +77,6 @@ class Model(Protocol):
     def action(self) -> ChunkDecoder: ...
     def prepare(self, images: Tensor) -> Float[Tensor, "b v 3 h w"]:
         """Bytes to what the vision encoder takes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +103,29 @@ class BaseTermConfig(FrozenConfig, ABC):
     @abstractmethod
     def build(self, model: Model, name: str) -> Term:
         """The term called `name`, for sizes as those of `model`. Raises UserError where sizes clash."""
+
+
+class OffsetTermConfig(BaseTermConfig):
+    """The key of every term that looks at the observation k actions later."""
+
+    offset: PositiveInt = Field(default=4, description="k: how many actions later the observation lies.")
+
+    def needs(self, name: str) -> DataNeeds:
+        """The observation k actions later."""
+        return DataNeeds(futures=(self.offset,))
+
+    def require_in_chunk(self, model: Model, name: str) -> None:
+        """Raises: UserError if the offset is beyond the horizon."""
+        if self.offset > model.spec.horizon:
+            raise UserError(
+                f"objective.{name}.offset is {self.offset}, but must lie in 1..{model.spec.horizon}, the "
+                "horizon: what comes after the chunk is not the policy's. Lower it or raise data.horizon."
+            )
+
+
+def two_layers(width_in: int, hidden: int, width_out: int) -> nn.Sequential:
+    """The head of several terms: linear, ReLU, linear."""
+    return nn.Sequential(nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, width_out))
 
 
 OF_NO_ROW = frozenset({"temperature", "bias", "skipped"})
@@ -189,7 +200,8 @@ class Term(nn.Module, ABC):
 
     def mean(self, errors: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, ""]:
         """The mean of the errors over everything in the `rows` that count, of all micro-batches and ranks."""
-        return masked_mean(errors, _beside(self.rows(batch), errors), of=self.rows)
+        rows = self.rows(batch)
+        return masked_mean(errors, rows.view(-1, *(1,) * (errors.ndim - 1)), of=self.rows)
 
     def future(self, batch: Batch, offset: int) -> Future:
         """The observation `offset` actions later.
@@ -204,6 +216,11 @@ class Term(nn.Module, ABC):
             )
         return batch.futures[offset]
 
+    def views_in_both(self, batch: Batch, offset: int) -> Bool[Tensor, "b v"]:
+        """The views that are there now and `offset` actions later; none if that is past the episode's end."""
+        future = self.future(batch, offset)
+        return batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
+
     def later_states(self, batch: Batch, labels: Sequence[StateLabel]) -> LaterStates:
         """The later states of these labels, in that order.
 
@@ -217,10 +234,6 @@ class Term(nn.Module, ABC):
                 "`needs` ask for them."
             )
         return batch.later_states.at(labels)
-
-
-def _beside(rows: Bool[Tensor, " b"], values: Tensor) -> Tensor:
-    return rows.view(-1, *(1,) * (values.ndim - 1))
 
 
 def stopped(features: Features, boundaries: Collection[Boundary]) -> Features:

@@ -53,15 +53,12 @@ class WeightSchedule(FrozenConfig):
         """
         progress = min(1.0, max(0.0, progress))
         rise = progress / self.warmup if progress < self.warmup else 1.0
-        return rise * self._without_warmup(progress)
-
-    def _without_warmup(self, progress: float) -> float:
         if self.schedule == "constant":
-            return self.start
+            return rise * self.start
         u = min(1.0, max(0.0, (progress - self.start_at) / (self.end_at - self.start_at)))
         left = 1 - u if self.schedule == "linear" else (1 + cos(pi * u)) / 2
         # The ends are exact, so that a finished schedule is 0 and not nearly 0.
-        return self.start if left == 1 else self.end + (self.start - self.end) * left
+        return rise * (self.start if left == 1 else self.end + (self.start - self.end) * left)
 
     @property
     def is_zero(self) -> bool:

@@ -65,7 +65,7 @@ def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
             for name in moment.phase.counting(objective.names)
             if objective.balancing.is_active(name, moment.progress)
         )
-        key = (moment.index, computed, objective.wants_gradients(step))
+        key = (moment.index, computed, objective.hooks.wants_gradients(step))
         groups.setdefault(key, []).append(step)
     return [Stretch(at=steps[len(steps) // 2], steps=len(steps)) for steps in groups.values()]
 

@@ -33,18 +33,18 @@ class GradientCalibration(Observer):
         self._gradients: Gradients = {}
 
     def before_batches(self, update: Update) -> None:
-        update.shows_gradients |= self.objective.wants_gradients(update.step)
+        update.shows_gradients |= self.objective.hooks.wants_gradients(update.step)
 
     def after_forward(self, update: Update, features: Features, terms: LossTerms) -> None:
         """Adds the micro-batch to the gradients of the update, and shows them after the last."""
-        if not self.objective.wants_gradients(update.step):
+        if not self.objective.hooks.wants_gradients(update.step):
             return
         self.parallel.require_term_gradients("a balancing that observes gradients")
         parts = {name: value / len(update.batches) for name, value in terms.values.items()}
         gradients = self.backward.masked(term_gradients(parts, self.parameters))
         self._gradients = added(self._gradients, gradients) if update.number else gradients
         if update.number == len(update.batches) - 1:
-            self.objective.observe_gradients(shared_norms(self._gradients))
+            self.objective.hooks.observe_gradients(shared_norms(self._gradients))
             self._gradients = {}
 
 
@@ -56,13 +56,13 @@ class Reevaluation(Observer):
         self._random: dict[str, Any] = {}
 
     def before_batches(self, update: Update) -> None:
-        if self.objective.needs_losses_after_step:
+        if self.objective.hooks.needs_losses_after_step:
             self._random = rng_state()
 
     def after_step(self, update: Update) -> None:
-        if self.objective.needs_losses_after_step:
+        if self.objective.hooks.needs_losses_after_step:
             after = reevaluate(update, self.evaluate, self.machine, self._random)
-            self.objective.reevaluate(update.means, after)
+            self.objective.hooks.reevaluate(update.means, after)
 
 
 @torch.no_grad()

@@ -154,7 +154,7 @@ class Trainer:
         self.model.train()
         self.objective.train()
         while self.step < config.steps:
-            self.objective.before_step(self.step)
+            self.objective.hooks.before_step(self.step)
             self.update(stream)
             if self.fault_policy.diverged:
                 self.saver.wait()  # the newest checkpoint may be the one to go back to
@@ -229,7 +229,7 @@ class Trainer:
             observer.after_step(update)
         lap("diagnostics")
         self.objective.update_targets(self.model)
-        self.objective.after_step(update.means)
+        self.objective.hooks.after_step(update.means)
         for average in self.averages.values():
             average.update()
         lap("optimizer")

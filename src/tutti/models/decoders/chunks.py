@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -53,18 +54,9 @@ def ranges(
     Raises: UserError if an action that counts is not finite.
     """
     require_finite(actions, mask)
-    low, high = [], []
-    for dimension in range(actions.shape[2]):
-        values = actions[..., dimension][mask[..., dimension]].double().sort().values
-        ends = [_quantile(values, share) for share in quantiles] if len(values) else [-1.0, 1.0]
-        low.append(ends[0])
-        high.append(ends[1])
+    seen = np.where(mask.cpu(), actions.cpu().double(), np.nan)
+    absent = np.isnan(seen).all(axis=(0, 1))
+    seen[..., absent] = 0.0
+    low, high = np.nanquantile(seen, quantiles, axis=(0, 1))
+    low[absent], high[absent] = -1.0, 1.0
     return torch.tensor(low, dtype=actions.dtype), torch.tensor(high, dtype=actions.dtype)
-
-
-def _quantile(ordered: Float[Tensor, " n"], share: float) -> float:
-    """Of any number of sorted values; `torch.quantile` takes 16 million at most."""
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return float(ordered[below] + (place - below) * (ordered[above] - ordered[below]))

@@ -25,7 +25,7 @@ from tutti.models.layers import (
     join_heads,
     split_heads,
 )
-from tutti.types import Features
+from tutti.types import Features, Movable
 
 
 class TrunkConfig(TransformerConfig):
@@ -42,18 +42,12 @@ class TrunkConfig(TransformerConfig):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class Memory(Movable):
     """Keys and values of the readout and the fused vision tokens, for one block."""
 
     keys: Float[Tensor, "b k n e"]
     values: Float[Tensor, "b k n e"]
     mask: Bool[Tensor, "b 1 1 n"] | None
-
-    def repeat(self, times: int) -> Memory:
-        """`times` copies of the batch, one behind the other."""
-        mask = None if self.mask is None else self.mask.repeat(times, 1, 1, 1)
-        keys, values = self.keys.repeat(times, 1, 1, 1), self.values.repeat(times, 1, 1, 1)
-        return Memory(keys=keys, values=values, mask=mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +61,12 @@ class Condition:
         """`times` copies of the batch, one behind the other."""
         if times == 1:
             return self
-        memories = tuple(None if memory is None else memory.repeat(times) for memory in self.memories)
-        return Condition(vector=self.vector.repeat(times, 1), memories=memories)
+
+        def repeated(value: Tensor) -> Tensor:
+            return value.repeat(times, *(1,) * (value.ndim - 1))
+
+        memories = tuple(None if memory is None else memory.apply(repeated) for memory in self.memories)
+        return Condition(vector=repeated(self.vector), memories=memories)
 
 
 class Conditioning(nn.Module):

@@ -1,15 +1,20 @@
-from .dwa import DwaBalancing, DwaBalancingConfig
-from .famo import FamoBalancing, FamoBalancingConfig
 from .gradient_share import GradientShareBalancing, GradientShareBalancingConfig
 from .interface import Balancing, FixedBalancing, FixedBalancingConfig
-from .kinds import BalancingConfig, CustomBalancingConfig
-from .random_weights import RandomWeightsBalancing, RandomWeightsBalancingConfig
-from .uncertainty import UncertaintyBalancing, UncertaintyBalancingConfig
+from .learned import (
+    FamoBalancing,
+    FamoBalancingConfig,
+    UncertaintyBalancing,
+    UncertaintyBalancingConfig,
+)
+from .softmax import (
+    DwaBalancing,
+    DwaBalancingConfig,
+    RandomWeightsBalancing,
+    RandomWeightsBalancingConfig,
+)
 
 __all__ = [
     "Balancing",
-    "BalancingConfig",
-    "CustomBalancingConfig",
     "DwaBalancing",
     "DwaBalancingConfig",
     "FamoBalancing",

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutti.frozen_config import FrozenConfig
 from tutti.objectives.balancing.interface import Balancing
@@ -36,7 +36,7 @@ class GradientShareBalancingConfig(FrozenConfig):
 
     def build(self, schedules: Mapping[str, WeightSchedule]) -> GradientShareBalancing:
         """The balancing of terms with these schedules. Raises UserError if there is no action term."""
-        return GradientShareBalancing(schedules, start=self.start, steps=self.steps)
+        return GradientShareBalancing(schedules, self)
 
 
 class GradientShareBalancing(Balancing):
@@ -57,24 +57,19 @@ class GradientShareBalancing(Balancing):
     Differs from GradNorm: measured once, for a given share, over all shared parameters and not one layer.
     """
 
-    norms: Tensor
-    observed: Tensor
-    factor: Tensor
-
-    def __init__(
-        self, schedules: Mapping[str, WeightSchedule], *, start: int = 100, steps: int = 100
-    ) -> None:
+    def __init__(self, schedules: Mapping[str, WeightSchedule], config: GradientShareBalancingConfig) -> None:
         super().__init__(schedules)
         if PRIMARY not in self.names:
             raise UserError(
                 f"balancing.kind is gradient_share, which weighs the terms against '{PRIMARY}'; the "
                 f"objective has {', '.join(self.names)}. Use balancing.kind=fixed."
             )
-        self.start, self.steps = start, steps
+        self.start, self.steps = config.start, config.steps
         self._settled = False
-        self.register_buffer("norms", torch.full((steps, len(self.names)), torch.nan, dtype=torch.float64))
-        self.register_buffer("observed", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("factor", torch.ones(len(self.names), dtype=torch.float64))
+        unknown = torch.full((config.steps, len(self.names)), torch.nan, dtype=torch.float64)
+        self.norms = nn.Buffer(unknown)
+        self.observed = nn.Buffer(torch.tensor(0))
+        self.factor = nn.Buffer(torch.ones(len(self.names), dtype=torch.float64))
 
     def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
         return self.by_name(self.factor, values)

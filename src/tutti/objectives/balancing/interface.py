@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tutti.distributed.ranks import current_ranks, mean_over_ranks
 from tutti.frozen_config import FrozenConfig
-from tutti.objectives.hooks import UpdateHooks
+from tutti.objectives.objective import UpdateHooks
 from tutti.objectives.weight_schedule import WeightSchedule
 
 

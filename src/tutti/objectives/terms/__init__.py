@@ -1,4 +1,4 @@
-"""The terms L_i of the unified loss, one file a term; each term owns its head."""
+"""The terms L_i of the unified loss; each owns its head."""
 
 import lazy_loader
 

@@ -1,15 +1,11 @@
-from .action import ChunkConfig, ChunkTerm
-from .contrastive import ContrastiveConfig, ContrastiveTerm
+from .actions import ChunkConfig, ChunkTerm, InverseDynamicsConfig, InverseDynamicsTerm
+from .alignment import ContrastiveConfig, ContrastiveTerm, SigmoidConfig, SigmoidTerm
 from .future_latent import FutureLatentConfig, FutureLatentTerm
-from .future_patches import ChangedPatchesConfig, FuturePatchesConfig, FuturePatchesTerm
-from .future_states import FutureStatesConfig, FutureStatesTerm
-from .inverse_dynamics import InverseDynamicsConfig, InverseDynamicsTerm
-from .kinds import CustomTermConfig, TermConfig
 from .masked_patches import MaskedPatchesConfig, MaskedPatchesTerm
-from .progress import ProgressConfig, ProgressTerm
+from .patches import ChangedPatchesConfig, FuturePatchesConfig, FuturePatchesTerm
 from .recoverable_language import RecoverableLanguageConfig, RecoverableLanguageTerm
-from .sigmoid import SigmoidConfig, SigmoidTerm
 from .state_contrastive import StateContrastiveConfig, StateContrastiveTerm
+from .states import FutureStatesConfig, FutureStatesTerm, ProgressConfig, ProgressTerm
 
 __all__ = [
     "ChangedPatchesConfig",
@@ -17,7 +13,6 @@ __all__ = [
     "ChunkTerm",
     "ContrastiveConfig",
     "ContrastiveTerm",
-    "CustomTermConfig",
     "FutureLatentConfig",
     "FutureLatentTerm",
     "FuturePatchesConfig",
@@ -36,5 +31,4 @@ __all__ = [
     "SigmoidTerm",
     "StateContrastiveConfig",
     "StateContrastiveTerm",
-    "TermConfig",
 ]

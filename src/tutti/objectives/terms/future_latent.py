@@ -12,30 +12,25 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import mean_over_ranks, shared_mean
-from tutti.objectives.term import BaseTermConfig, Model, Offset, Term, TermValue
+from tutti.objectives.term import Model, OffsetTermConfig, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, DataNeeds, Features, Future, UserError, masked_mean, precise
+from tutti.types import Batch, Features, Future, effective_rank, masked_mean, precise
 
 
-class FutureLatentConfig(BaseTermConfig):
+class FutureLatentConfig(OffsetTermConfig):
     """`kind: future_latent`."""
 
     kind: Literal["future_latent"] = "future_latent"
     weight: Weight = WeightSchedule(start=0.2, end=0.0, schedule="cosine", start_at=0.6)
-    offset: Offset = 4
     decay: float = Field(
         default=0.995, ge=0, le=1, description="rho: how much of the target encoder stays at each step"
     )
     hidden: PositiveInt = Field(default=256, description="width of the predictor's hidden layer")
 
-    def needs(self, name: str) -> DataNeeds:
-        """The observation k actions later."""
-        return DataNeeds(futures=(self.offset,))
-
     def build(self, model: Model, name: str) -> FutureLatentTerm:
         """The term for pictures and tokens as those of `model`; its target starts as the vision encoder that
         `model` has now. Raises UserError if the offset is beyond the horizon."""
-        return FutureLatentTerm(self, model, name=name)
+        return FutureLatentTerm(self, model, name)
 
 
 class FutureLatentTerm(Term):
@@ -57,14 +52,9 @@ class FutureLatentTerm(Term):
     predict the encoder's own tokens, trained from scratch.
     """
 
-    def __init__(self, config: FutureLatentConfig, model: Model, *, name: str = "future_latent") -> None:
+    def __init__(self, config: FutureLatentConfig, model: Model, name: str) -> None:
         super().__init__(name=name, stop_gradient=config.stop_gradient)
-        horizon = model.spec.horizon
-        if config.offset > horizon:
-            raise UserError(
-                f"objective.{name}.offset is {config.offset}, but must lie in 1..{horizon}, the horizon: "
-                "what comes after the chunk is not the policy's. Lower it or raise data.horizon."
-            )
+        config.require_in_chunk(model, name)
         self.config = config
         self.tokens_per_view = model.vision.tokens_per_view
         self.predictor = nn.Sequential(
@@ -118,15 +108,14 @@ class FutureLatentTerm(Term):
                 present, here = self._latents(Future(observation=batch.observation, mask=everyone), model)
                 unchanged = (present * target).sum(dim=-1)
                 metrics |= {
-                    f"{self.name}/target_rank": _effective_rank(deviations.flatten(0, 1)),
+                    f"{self.name}/target_rank": effective_rank(deviations.flatten(0, 1)),
                     f"{self.name}/copy_baseline": masked_mean(1 - unchanged, mask & here),
                 }
         return TermValue(value=value, metrics=metrics)
 
     def mask(self, batch: Batch) -> Bool[Tensor, "b n"]:
         """m, by the batch: the tokens of views that are there now and then."""
-        future = self.future(batch, self.config.offset)
-        there = batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
+        there = self.views_in_both(batch, self.config.offset)
         return there.repeat_interleave(self.tokens_per_view, dim=1)
 
     @torch.no_grad()
@@ -149,12 +138,3 @@ def _from_mean(values: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Flo
     full = mask[..., None].expand_as(values)
     mean = mean_over_ranks(shared_mean(torch.where(full, values, 0.0).sum(dim=0), full.sum(dim=0)))
     return (values - mean).masked_fill(~mask[..., None], 0)
-
-
-def _effective_rank(rows: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
-    """exp(-sum p log p), p the singular values divided by their sum; 0 of nothing."""
-    exact = rows.double()
-    singular = torch.linalg.eigvalsh(exact.mT @ exact).clamp(min=0).sqrt()
-    total = singular.sum()
-    share = singular / torch.where(total > 0, total, 1)
-    return torch.where(total > 0, torch.special.entr(share).sum().exp(), 0.0)

@@ -10,16 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import sample_whole_batch
-from tutti.objectives.term import Model, Term, TermValue
-from tutti.objectives.terms.patches import (
-    PatchTermConfig,
-    decoder_blocks,
-    grid_of,
-    normalise_patches,
-    numbers_of,
-    to_patches,
-)
-from tutti.types import Batch, Features, Tokens, UserError, masked_mean
+from tutti.objectives.term import Model, TermValue
+from tutti.objectives.terms.patches import PatchTerm, PatchTermConfig, normalise_patches
+from tutti.types import Batch, Features, Tokens, UserError, masked_mean, precise
 
 NUM_FIXED = 64
 """How many masks there are in evaluation mode; a window always has the same one."""
@@ -33,10 +26,10 @@ class MaskedPatchesConfig(PatchTermConfig):
 
     def build(self, model: Model, name: str) -> MaskedPatchesTerm:
         """The term for the vision encoder of `model`. Raises UserError where sizes clash."""
-        return MaskedPatchesTerm(self, model, name=name)
+        return MaskedPatchesTerm(self, model, name)
 
 
-class MaskedPatchesTerm(Term):
+class MaskedPatchesTerm(PatchTerm):
     """Masked patches of the present picture (MAE, 2111.06377), guessed with the instruction at hand (as in
     Voltron, 2302.12766).
 
@@ -61,13 +54,9 @@ class MaskedPatchesTerm(Term):
     decoder.
     """
 
-    fixed_order: Tensor
-
-    def __init__(self, config: MaskedPatchesConfig, model: Model, *, name: str = "recon") -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
-        views, tokens = len(model.spec.views), model.vision.tokens_per_view
-        self.grid = grid_of(model, name)
-        numbers = numbers_of(model, self.grid, config.downsample, name)
+    def __init__(self, config: MaskedPatchesConfig, model: Model, name: str) -> None:
+        super().__init__(config, model, name)
+        tokens = self.grid**2
         self.num_visible = round(tokens * (1 - config.ratio))
         if not 0 < self.num_visible < tokens:
             raise UserError(
@@ -75,16 +64,13 @@ class MaskedPatchesTerm(Term):
                 f"{tokens} patches visible; at least one must be visible and one hidden. Choose a ratio "
                 f"between {1 / tokens:.2g} and {1 - 1 / tokens:.2g}, or a finer vision encoder."
             )
-        self.config = config
         self.embed = nn.Linear(model.vision.width, config.width)
         self.language = nn.Linear(model.language.width, config.width)
         self.mask_token = nn.Parameter(torch.randn(config.width) * 0.02)
-        self.position = nn.Parameter(torch.randn(views, tokens, config.width) * 0.02)
-        self.blocks = decoder_blocks(config.width, config.heads, config.depth)
-        self.norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, numbers)
-        noise = torch.rand(NUM_FIXED, views, tokens, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("fixed_order", noise.argsort(dim=-1), persistent=False)
+        self.add_decoder(config, model)
+        fixed = torch.Generator().manual_seed(0)
+        noise = torch.rand(NUM_FIXED, len(model.spec.views), tokens, generator=fixed)
+        self.fixed_order = nn.Buffer(noise.argsort(dim=-1), persistent=False)
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over hidden patches. Metrics: `blind_baseline`, its value if every patch were predicted as
@@ -96,8 +82,7 @@ class MaskedPatchesTerm(Term):
         predicted = self.predict(tokens, hidden, language)
         count = hidden & tokens.mask
         with torch.no_grad():
-            exact = torch.promote_types(predicted.dtype, torch.float32)
-            cut = to_patches(batch.observation.images, self.grid, self.config.downsample, exact)
+            cut = self.patches(batch.observation.images, precise(predicted).dtype)
             # Where nothing counts the target is blanked: a NaN there would come back in the gradient.
             target = normalise_patches(cut).masked_fill(~count[..., None], 0)
         value = self._error(predicted, target, count)
@@ -140,9 +125,7 @@ class MaskedPatchesTerm(Term):
         x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x).view(b, views, cells, width)
         text = self.language(language)[:, None, None].expand(b, views, 1, width)
         x = torch.cat([text.to(x.dtype), x + self.position], dim=2).flatten(0, 1)
-        for block in self.blocks:
-            x = block(x)
-        return self.out(self.norm(x[:, 1:])).view(b, n, -1)
+        return self.decode(x, first=1).view(b, n, -1)
 
     def num_hidden(self, batch: Batch) -> Int[Tensor, "b v"]:
         """The hidden patches of each view that is there: the same number, whichever they are."""

@@ -1,19 +1,23 @@
-"""Pictures as patches: cut along the vision tokens' grid and normalised one by one; what guesses them."""
+"""The terms that guess pictures patch by patch: how they cut them, and the future patches.
+
+Patches lie on the grid of the vision tokens; each is normalised by itself.
+"""
 
 from __future__ import annotations
 
 from functools import reduce
 from math import isqrt
-from typing import Self
+from typing import Literal, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.objectives.term import BaseTermConfig, Model
+from tutti.distributed.ranks import shared_mean
+from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import UserError
+from tutti.types import Batch, Features, UserError, masked_mean, precise
 
 
 class PatchTermConfig(BaseTermConfig):
@@ -36,45 +40,164 @@ class PatchTermConfig(BaseTermConfig):
         return self
 
 
-def grid_of(model: Model, name: str) -> int:
-    """Vision tokens on a side of each view.
+class PatchTerm(Term):
+    """A term that guesses the patches of pictures: their grid, and a small transformer on each view."""
 
-    Raises: UserError unless they form a square grid that divides the picture; `name` is the term's.
-    """
-    tokens, size = model.vision.tokens_per_view, model.spec.image_size
-    grid = isqrt(tokens)
-    if grid**2 != tokens or size % grid:
-        raise UserError(
-            f"objective.{name} needs vision tokens on a square grid that divides the picture; the "
-            f"encoder gives {tokens} for {size} px. Set objective.{name} to null."
+    def __init__(self, config: PatchTermConfig, model: Model, name: str) -> None:
+        """Raises: UserError unless the vision tokens form a square grid that divides the picture, and
+        `downsample` divides a patch."""
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        tokens, size = model.vision.tokens_per_view, model.spec.image_size
+        self.grid, self.downsample = isqrt(tokens), config.downsample
+        if self.grid**2 != tokens or size % self.grid:
+            raise UserError(
+                f"objective.{name} needs vision tokens on a square grid that divides the picture; the "
+                f"encoder gives {tokens} for {size} px. Set objective.{name} to null."
+            )
+        if (size // self.grid) % config.downsample:
+            raise UserError(
+                f"objective.{name}.downsample is {config.downsample}, but must divide the patch of "
+                f"{size // self.grid} pixels (data.image_size {size} over {self.grid} tokens a side)."
+            )
+
+    def add_decoder(self, config: PatchTermConfig, model: Model) -> None:
+        """The decoder, drawn behind what leads into it: positions, pre-norm layers without dropout, each four
+        times as wide inside, and a linear map to the numbers of a patch, 3 (patch / downsample)^2."""
+        spec, width = model.spec, config.width
+        self.position = nn.Parameter(torch.randn(len(spec.views), self.grid**2, width) * 0.02)
+        self.blocks = nn.ModuleList(  # torch's own: the objectives may not use the models' layers
+            nn.TransformerEncoderLayer(
+                width, config.heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(config.depth)
         )
-    return grid
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, 3 * (spec.image_size // self.grid // config.downsample) ** 2)
+
+    def decode(self, x: Float[Tensor, "m c w"], first: int = 0) -> Float[Tensor, "m e p"]:
+        """The normalised patches that the decoder sees at the places from `first` on, view by view."""
+        for block in self.blocks:
+            x = block(x)
+        return self.out(self.norm(x[:, first:]))
+
+    def patches(self, images: Tensor, dtype: torch.dtype) -> Float[Tensor, "b n p"]:
+        """Pictures (b, v, 3, h, w) to downsampled patches in [-1, 1], in the order of the vision tokens."""
+        return to_patches(images, self.grid, self.downsample, dtype)
 
 
-def numbers_of(model: Model, grid: int, downsample: int, name: str) -> int:
-    """How many numbers a patch has: 3 (patch / downsample)^2.
+class FuturePatchesConfig(PatchTermConfig, OffsetTermConfig):
+    """`kind: future_patches`."""
 
-    Raises: UserError unless `downsample` divides the patch.
-    """
-    size = model.spec.image_size
-    patch = size // grid
-    if patch % downsample:
-        raise UserError(
-            f"objective.{name}.downsample is {downsample}, but must divide the patch of {patch} "
-            f"pixels (data.image_size {size} over {grid} tokens a side)."
-        )
-    return 3 * (patch // downsample) ** 2
-
-
-def decoder_blocks(width: int, heads: int, depth: int) -> nn.ModuleList:
-    """Pre-norm transformer layers without dropout, each four times as wide inside.
-
-    The objectives may not use the models' layers, so they are torch's own.
-    """
-    return nn.ModuleList(
-        nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
-        for _ in range(depth)
+    kind: Literal["future_patches"] = "future_patches"
+    weighting: Literal["uniform", "changed"] = Field(
+        default="changed", description="uniform: all patches count alike; changed: those that change, more"
     )
+    threshold: float = Field(
+        default=0.04, gt=0, description="mean |change| above which a patch changed; pixels in [-1, 1]"
+    )
+    floor: float = Field(
+        default=0.1, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
+    )
+
+    def build(self, model: Model, name: str) -> FuturePatchesTerm:
+        """The term for pictures and tokens as those of `model`. Raises UserError where sizes clash."""
+        return FuturePatchesTerm(self, model, name)
+
+
+class ChangedPatchesConfig(FuturePatchesConfig):
+    """`kind: changed_patches`: `future_patches` with another floor, after DreamVLA's regions (2507.04447).
+
+    Where a share q of the patches changed, the others hold floor (1 - q) / (floor + q) of the weight: at
+    q = 5 %, 63 % of it with the floor 0.1 of `future_patches`, 16 % with the 0.01 of this kind. It is not 0,
+    so that a batch in which nothing moves still says something.
+    """
+
+    kind: Literal["changed_patches"] = "changed_patches"  # pyright: ignore[reportIncompatibleVariableOverride]
+    weighting: Literal["changed"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default="changed", description="changed: patches that change count more; the only value of this kind"
+    )
+    floor: float = Field(
+        default=0.01, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
+    )
+
+
+class FuturePatchesTerm(PatchTerm):
+    """Language-conditioned future patches (GR-1, 2312.13139; targets as in MAE, 2111.06377).
+
+    The fused vision tokens, which know the instruction and the state, go through a decoder of one or two
+    transformer layers on each view and predict the patch they sit on in the picture at t + k:
+
+    x~_p = (x_p - mean_p) / sqrt(var_p + 1e-6), mean and (population) variance over the patch's numbers;
+    l_p = mean over the numbers of (x^_p - x~_p)^2;  L = sum_p r_p l_p / sum_p r_p,
+    r_p = 1 (uniform), or floor + 1[mean |x_p(t + k) - x_p(t)| > threshold] (changed; after DreamVLA,
+    2507.04447).
+
+    Pixels are in [-1, 1], averaged over downsample^2 squares. Patches of views that are absent now or then,
+    or past the episode's end, do not count. Differs: DreamVLA tracks its regions; ours assume a still camera.
+    """
+
+    def __init__(self, config: FuturePatchesConfig, model: Model, name: str) -> None:
+        super().__init__(config, model, name)
+        config.require_in_chunk(model, name)
+        self.config = config
+        self.embed = nn.Linear(model.fusion.width, config.width)
+        self.add_decoder(config, model)
+
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
+        """The weighted loss; metrics `changed_share` and `copy_baseline`, the loss of the
+        present picture as the prediction, below which something was learned about the future."""
+        tokens = features.fused_vision
+        predicted = precise(self.predict(tokens.values))
+        with torch.no_grad():
+            mask = tokens.mask & self.mask(batch)
+            now, later = self._both(batch, predicted.dtype)
+            changed = self._changed(now, later)
+            # Where nothing counts the target is blanked: a NaN there would come back in the gradient.
+            target = normalise_patches(later).masked_fill(~mask[..., None], 0)
+            weight = self._weight(changed, mask, now.dtype)
+            metrics = {
+                f"{self.name}/changed_share": masked_mean(changed.to(now.dtype), mask, of=self.mask),
+                f"{self.name}/copy_baseline": self._error(normalise_patches(now), target, weight),
+            }
+        return TermValue(value=self._error(predicted, target, weight), metrics=metrics)
+
+    def _error(
+        self, guess: Float[Tensor, "b n p"], target: Float[Tensor, "b n p"], weight: Float[Tensor, "b n"]
+    ) -> Float[Tensor, ""]:
+        """sum r l / sum r over all rows of the update; 0 where every weight is 0."""
+        errors = (guess - target).square().mean(dim=-1)
+        return shared_mean((weight * errors).sum(), weight.sum(), self.weight)
+
+    def mask(self, batch: Batch) -> Bool[Tensor, "b n"]:
+        """Which patches count, by the batch: those of views that are there now and then."""
+        return self.views_in_both(batch, self.config.offset).repeat_interleave(self.grid**2, dim=1)
+
+    def weight(self, batch: Batch) -> Float[Tensor, "b n"]:
+        """r_p, and 0 where a patch does not count."""
+        dtype = precise(self.position).dtype
+        return self._weight(self._changed(*self._both(batch, dtype)), self.mask(batch), dtype)
+
+    def _both(
+        self, batch: Batch, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "b n p"], Float[Tensor, "b n p"]]:
+        """The patches of the present and of the later picture."""
+        later = self.future(batch, self.config.offset).observation.images
+        return self.patches(batch.observation.images, dtype), self.patches(later, dtype)
+
+    def _changed(self, now: Float[Tensor, "b n p"], later: Float[Tensor, "b n p"]) -> Bool[Tensor, "b n"]:
+        return (later - now).abs().mean(dim=-1) > self.config.threshold
+
+    def _weight(
+        self, changed: Bool[Tensor, "b n"], mask: Bool[Tensor, "b n"], dtype: torch.dtype
+    ) -> Float[Tensor, "b n"]:
+        if self.config.weighting == "uniform":
+            return mask.to(dtype)
+        return (self.config.floor + changed).to(dtype) * mask
+
+    def predict(self, fused: Float[Tensor, "b n d"]) -> Float[Tensor, "b n p"]:
+        """The normalised future patch on which each fused vision token sits, p = 3 (patch / downsample)^2."""
+        x = self.embed(fused).view(len(fused), *self.position.shape) + self.position
+        return self.decode(x.flatten(0, 1)).view(*fused.shape[:2], -1)
 
 
 def to_patches(images: Tensor, grid: int, downsample: int, dtype: torch.dtype) -> Float[Tensor, "b n p"]:

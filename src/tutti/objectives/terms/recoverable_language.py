@@ -10,8 +10,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import gathered
-from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
-from tutti.objectives.terms.contrastive import takes_part
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
+from tutti.objectives.terms.alignment import only, takes_part
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features, precise
 
@@ -30,7 +30,7 @@ class RecoverableLanguageConfig(BaseTermConfig):
 
     def build(self, model: Model, name: str) -> RecoverableLanguageTerm:
         """The term for encoders and chunks as those of `model`."""
-        return RecoverableLanguageTerm(self, model, name=name)
+        return RecoverableLanguageTerm(self, model, name)
 
 
 class RecoverableLanguageTerm(Term):
@@ -59,17 +59,15 @@ class RecoverableLanguageTerm(Term):
     the only one that cannot have copied the instruction inside the model.
     """
 
-    def __init__(
-        self, config: RecoverableLanguageConfig, model: Model, *, name: str = "recoverable_language"
-    ) -> None:
+    def __init__(self, config: RecoverableLanguageConfig, model: Model, name: str) -> None:
         super().__init__(name=name, stop_gradient=config.stop_gradient)
         vision, language, width = model.vision.width, model.language.width, config.width
         chunk = model.spec.horizon * model.spec.action_dim
         self.config = config
         action = chunk if config.action == "data" else model.fusion.width
-        self.joint = _network(vision + action, width)
+        self.joint = two_layers(vision + action, width, width)
         self.joint_language = nn.Linear(language, width, bias=False)
-        self.vision_only = _network(vision, width)
+        self.vision_only = two_layers(vision, width, width)
         self.vision_only_language = nn.Linear(language, width, bias=False)
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
@@ -124,17 +122,12 @@ def distinct(
     return first, (same & first[None, :]).to(torch.uint8).argmax(dim=1)
 
 
-def _network(width_in: int, width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width_in, width), nn.ReLU(), nn.Linear(width, width))
-
-
 def _log_shares(
     guess: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], candidates: Bool[Tensor, " b"]
 ) -> Float[Tensor, "b b"]:
     """log softmax over the candidates' columns of guess . texts / sqrt(d)."""
     scores = precise(guess @ texts.T) / guess.shape[1] ** 0.5
-    # Half the lowest number stays finite in the softmax.
-    return scores.masked_fill(~candidates[None, :], torch.finfo(scores.dtype).min / 2).log_softmax(dim=1)
+    return only(scores, candidates[None, :]).log_softmax(dim=1)
 
 
 def _accuracy(

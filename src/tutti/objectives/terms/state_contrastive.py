@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutti.distributed.ranks import gathered, sample_whole_batch
-from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
+from tutti.objectives.terms.alignment import only
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, Features, Tokens, precise
 
@@ -24,7 +25,7 @@ class StateContrastiveConfig(BaseTermConfig):
     read: Literal["readout", "vision"] = Field(
         default="readout", description="what is embedded: the fused readout, or the mean of the vision tokens"
     )
-    view_cutoff: bool = Field(
+    drop_one_view: bool = Field(
         default=True,
         description="with read=vision: embed each window a second time, without one of its views",
     )
@@ -37,7 +38,7 @@ class StateContrastiveConfig(BaseTermConfig):
     def build(self, model: Model, name: str) -> StateContrastiveTerm:
         """The term for a readout or vision tokens as those of `model`."""
         width = model.fusion.width if self.read == "readout" else model.vision.width
-        return StateContrastiveTerm(self, width, name=name)
+        return StateContrastiveTerm(self, width, name)
 
 
 class StateContrastiveTerm(Term):
@@ -54,7 +55,7 @@ class StateContrastiveTerm(Term):
 
     With accumulation j runs over the windows of a micro-batch, which counts by its embeddings.
 
-    View cut-off (`read: vision`): of each window with at least two views, one view drawn at random is
+    `drop_one_view` (with `read: vision`): of each window with at least two views, one view drawn at random is
     dropped and the mean over the tokens that are left is a second embedding of the same state. The formula
     then runs over both sets at once, so that a window's twin is its nearest neighbour, at distance 0. The
     draw is from torch's generator, which is in the checkpoint.
@@ -65,14 +66,10 @@ class StateContrastiveTerm(Term):
     encoders; `vision` must find the robot in the picture.
     """
 
-    def __init__(
-        self, config: StateContrastiveConfig, width: int, *, name: str = "state_contrastive"
-    ) -> None:
+    def __init__(self, config: StateContrastiveConfig, width: int, name: str) -> None:
         super().__init__(name=name, stop_gradient=config.stop_gradient)
         self.config = config
-        self.head = nn.Sequential(
-            nn.Linear(width, config.width), nn.ReLU(), nn.Linear(config.width, config.width)
-        )
+        self.head = two_layers(width, config.width, config.width)
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; metrics `floor`, `above_floor`, `chance` and `skipped`."""
@@ -82,7 +79,7 @@ class StateContrastiveTerm(Term):
             present = torch.ones_like(embodiment, dtype=torch.bool)
         else:
             sets = [features.vision]
-            if self.config.view_cutoff:
+            if self.config.drop_one_view:
                 sets.append(without_one_view(features.vision, batch.observation.image_mask))
             read = torch.cat([tokens.mean() for tokens in sets])
             present = torch.cat([tokens.mask.any(dim=1) for tokens in sets])
@@ -98,19 +95,17 @@ class StateContrastiveTerm(Term):
         if self.config.read == "readout":
             return torch.ones_like(batch.embodiment)
         num_views = batch.observation.image_mask.sum(dim=1)
-        return num_views.clamp(max=2 if self.config.view_cutoff else 1)
+        return num_views.clamp(max=2 if self.config.drop_one_view else 1)
 
 
 def without_one_view(tokens: Tokens, image_mask: Bool[Tensor, "b v"]) -> Tokens:
     """The same tokens with those of one present view masked, drawn for each window by itself; where there is
     only one view, all are masked."""
     b, v = image_mask.shape
-    order = sample_whole_batch(lambda rows: torch.rand(rows, v, device=image_mask.device), b).masked_fill(
-        ~image_mask, -1.0
-    )
-    views = torch.arange(image_mask.shape[1], device=image_mask.device)
-    kept = image_mask & (views != order.argmax(dim=1, keepdim=True))
-    per_view = tokens.mask.shape[1] // image_mask.shape[1]
+    order = sample_whole_batch(lambda rows: torch.rand(rows, v, device=image_mask.device), b)
+    dropped = order.masked_fill(~image_mask, -1.0).argmax(dim=1, keepdim=True)
+    kept = image_mask & (torch.arange(v, device=image_mask.device) != dropped)
+    per_view = tokens.mask.shape[1] // v
     return Tokens(values=tokens.values, mask=tokens.mask & kept.repeat_interleave(per_view, dim=1))
 
 
@@ -129,16 +124,14 @@ def soft_contrast(
     rows = number >= 2
     count = rows.sum().clamp(min=1)
     others &= rows[:, None]
-    # Half the lowest number stays finite in a softmax, also of a row without anyone: 0 * inf would be NaN.
-    lowest = torch.finfo(similarity.dtype).min / 2
     with torch.no_grad():
         # Without the matrix product, whose cancellation gives near states a wrong distance.
         distance = torch.cdist(states, states, compute_mode="donot_use_mm_for_euclid_dist")
-        near = (-distance / state_scale).to(similarity.dtype).masked_fill(~others, lowest)
+        near = only((-distance / state_scale).to(similarity.dtype), others)
         target = torch.where(others, near.softmax(dim=1), 0.0)
         floor = torch.special.entr(target).sum() / count
         chance = torch.where(rows, number.clamp(min=1).to(floor.dtype).log(), 0.0).sum() / count
-    log_share = similarity.masked_fill(~others, lowest).log_softmax(dim=1)
+    log_share = only(similarity, others).log_softmax(dim=1)
     value = -(target * log_share).sum() / count
     metrics = {
         "floor": floor,

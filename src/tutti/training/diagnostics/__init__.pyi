@@ -1,6 +1,6 @@
 from .first_batch import FirstBatch
 from .loss_spikes import SpikeDetector, SpikesConfig
-from .measures import effective_rank, gradient_measures
+from .measures import gradient_measures
 from .noise_scale import NoiseScale
 from .observer import DiagnosticsConfig, DiagnosticsObserver
 from .reach import ReachTable
@@ -13,6 +13,5 @@ __all__ = [
     "ReachTable",
     "SpikeDetector",
     "SpikesConfig",
-    "effective_rank",
     "gradient_measures",
 ]

@@ -1,4 +1,4 @@
-"""What the diagnostics compute: shares and cosines of gradients, effective rank, dead units, update ratio."""
+"""What the diagnostics compute: shares and cosines of gradients, rank, dead units, update ratio."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from tutti.training.backward.term_gradients import Gradients
-from tutti.types import Features, Tokens
+from tutti.types import Features, Tokens, effective_rank
 
 DEAD_DEVIATION = 1e-3
 """A unit that never moves further than this from its mean over the batch is dead: it tells samples apart no
@@ -86,23 +86,6 @@ def weighted_sum(gradients: Gradients, lambdas: Mapping[str, float]) -> list[Ten
     return total
 
 
-def effective_rank(rows: Float[Tensor, "n d"]) -> float:
-    """exp(-sum_k p_k log p_k), p_k = s_k / sum_l s_l, s the singular values of `rows`: from 1 (all rows point
-    one way) to min(n, d) (Roy & Vetterli 2007). The rows are not centred, so a constant has rank 1. All
-    zeros: 0.
-
-    From the eigenvalues of the smaller Gram matrix in float64, which is exact to about 1e-6 and cheap.
-    """
-    x = rows.detach().double()
-    gram = x @ x.mT if x.shape[0] < x.shape[1] else x.mT @ x
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    total = singular.sum()
-    if not total > 0:
-        return 0.0
-    p = singular / total
-    return float(torch.exp(-torch.special.xlogy(p, p).sum()))
-
-
 def dead_share(values: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> float | None:
     """Share of the d units that are dead: max over b, n of |x_bnd - mean_b x_bnd| <= DEAD_DEVIATION.
 
@@ -137,7 +120,7 @@ def feature_measures(features: Features, instruction_ids: Int64[Tensor, " b"]) -
     for name, tokens in (("fused", features.fused_vision), ("readout", readout)):
         rows = tokens.values.detach()[tokens.mask]
         if len(rows) and bool(torch.isfinite(rows).all()):
-            found[f"rank/{name}"] = effective_rank(rows)
+            found[f"rank/{name}"] = float(effective_rank(rows))
             found[f"rank_limit/{name}"] = float(min(rows.shape))
     told_apart = len(set(instruction_ids.tolist())) > 1  # else the language must be the same for all
     for name, tokens in (

@@ -26,7 +26,7 @@ from torch.nn.parameter import Parameter
 
 from tutti.distributed.sharded_tensors import shard_like_parameters
 from tutti.models.interfaces import ActionDecoder
-from tutti.objectives.ownership import check_ownership
+from tutti.objectives.objective import check_ownership
 from tutti.training.optim.learning_rates import RatesConfig, part_of
 from tutti.training.optim.muon import Muon
 from tutti.training.optim.schedule_free import ScheduleFreeAdamW

@@ -1,4 +1,4 @@
-"""The inverse dynamics term: which actions led from this picture to the one k actions later?"""
+"""The terms whose target is the actions: the model's own decoder, and inverse dynamics."""
 
 from __future__ import annotations
 
@@ -9,30 +9,61 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.objectives.term import BaseTermConfig, Model, Offset, Term, TermValue
+from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, DataNeeds, Features, Future, Tokens, UserError, masked_mean
+from tutti.types import Batch, Features, Future, Tokens, masked_mean
 
 
-class InverseDynamicsConfig(BaseTermConfig):
+class ChunkConfig(BaseTermConfig):
+    """`kind: chunk`."""
+
+    kind: Literal["chunk"] = "chunk"
+
+    def build(self, model: Model, name: str) -> ChunkTerm:
+        """The term for the decoder of `model`."""
+        return ChunkTerm(name=name, stop_gradient=self.stop_gradient)
+
+
+class ChunkTerm(Term):
+    """sum m e / sum m, e the decoder's error of each action: for the regression decoder e = |a^ - a|.
+
+    The decoder belongs to the model, because the robot needs it.
+    """
+
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
+        """The masked mean of the decoder's error. Metrics, in evaluation mode only because a generative
+        decoder samples for them: `first_l1`, the masked mean |a^_0 - a_0| of the first predicted action, and
+        `chunk_l1`, that of the chunk, which compare decoders whose errors are of different kinds."""
+        value = masked_mean(model.action(features, batch), batch.action_mask, of=_actions)
+        if self.training:
+            return TermValue(value=value, metrics={})
+        with torch.no_grad():
+            error = (model.action.predict(features) - batch.actions).abs()
+            metrics = {
+                f"{self.name}/first_l1": masked_mean(error[:, 0], batch.action_mask[:, 0]),
+                f"{self.name}/chunk_l1": masked_mean(error, batch.action_mask),
+            }
+        return TermValue(value=value, metrics=metrics)
+
+
+def _actions(batch: Batch) -> Bool[Tensor, "b t a"]:
+    return batch.action_mask
+
+
+class InverseDynamicsConfig(OffsetTermConfig):
     """`kind: inverse_dynamics`."""
 
     kind: Literal["inverse_dynamics"] = "inverse_dynamics"
     weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
-    offset: Offset = 4
     stop_future: bool = Field(
         default=False, description="the look at the later picture sends no gradient; cheaper by its backward"
     )
     channels: PositiveInt = Field(default=16, description="numbers kept of each place of both pictures")
     hidden: PositiveInt = Field(default=256, description="width of the head's hidden layer")
 
-    def needs(self, name: str) -> DataNeeds:
-        """The observation k actions later."""
-        return DataNeeds(futures=(self.offset,))
-
     def build(self, model: Model, name: str) -> InverseDynamicsTerm:
         """The term for the vision encoder and actions of `model`. Raises UserError where sizes clash."""
-        return InverseDynamicsTerm(self, model, name=name)
+        return InverseDynamicsTerm(self, model, name)
 
 
 class InverseDynamicsTerm(Term):
@@ -53,44 +84,32 @@ class InverseDynamicsTerm(Term):
     (2409.12192) infers latent actions and predicts the next embedding; ours are the recorded actions.
     """
 
-    def __init__(self, config: InverseDynamicsConfig, model: Model, *, name: str = "inverse") -> None:
-        spec = model.spec
+    def __init__(self, config: InverseDynamicsConfig, model: Model, name: str) -> None:
         super().__init__(name=name, stop_gradient=config.stop_gradient)
-        if config.offset > spec.horizon:
-            raise UserError(
-                f"objective.{name}.offset is {config.offset}, but must lie in 1..{spec.horizon}, the "
-                f"horizon: a batch holds no later actions. Lower it or raise data.horizon."
-            )
+        config.require_in_chunk(model, name)
         self.config = config
-        places = len(spec.views) * model.vision.tokens_per_view
-        self.num_actions, self.action_dim = config.offset, spec.action_dim
+        places = len(model.spec.views) * model.vision.tokens_per_view
+        self.num_actions, self.action_dim = config.offset, model.spec.action_dim
         # Every place is kept. In pictures of a bar that moves by the first action, learned queries attending
         # to all tokens are still at the baseline (0.56) after 100 updates; this head is at 0.05 or lower.
         self.narrow = nn.Linear(2 * model.vision.width, config.channels)
-        self.head = nn.Sequential(
-            nn.Linear(places * config.channels, config.hidden),
-            nn.ReLU(),
-            nn.Linear(config.hidden, config.offset * spec.action_dim),
-        )
+        self.head = two_layers(places * config.channels, config.hidden, self.num_actions * self.action_dim)
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The masked mean of absolute errors; metric `zero_baseline`, its value if every action were
         predicted as 0 in normalised units, below which something was seen."""
-        k = self.config.offset
-        future = self.future(batch, k)
-        now, later = features.vision, self.encode_later(future, model)
+        now, later = features.vision, self.encode_later(self.future(batch, self.num_actions), model)
         predicted = self.predict(now, later)
         seen = (now.mask & later.mask).any(dim=1)
-        target, mask = batch.actions[:, :k], self.mask(batch) & seen[:, None, None]
+        target, mask = batch.actions[:, : self.num_actions], self.mask(batch) & seen[:, None, None]
         baseline = masked_mean(target.abs(), mask, of=self.mask)
         value = masked_mean((predicted - target).abs(), mask, of=self.mask)
         return TermValue(value=value, metrics={f"{self.name}/zero_baseline": baseline})
 
     def mask(self, batch: Batch) -> Bool[Tensor, "b k a"]:
         """m, by the batch: which actions are there between two looks of which a view is there at both."""
-        future = self.future(batch, self.num_actions)
-        both = batch.observation.image_mask & future.observation.image_mask & future.mask[:, None]
-        return batch.action_mask[:, : self.num_actions] & both.any(dim=1)[:, None, None]
+        seen = self.views_in_both(batch, self.num_actions).any(dim=1)
+        return batch.action_mask[:, : self.num_actions] & seen[:, None, None]
 
     def encode_later(self, future: Future, model: Model) -> Tokens:
         """The vision encoder's tokens of the later pictures; past the episode's end all are masked."""

@@ -1,4 +1,7 @@
-"""The alignment term: pictures and instructions that belong together get similar embeddings."""
+"""The alignment terms: pictures and instructions that belong together get similar embeddings.
+
+`contrastive` asks which instruction of the batch belongs to a picture; `sigmoid` asks it of every pair.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from tutti.distributed.ranks import gathered
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
+from tutti.objectives.terms.states import binary_entropy
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, Features, precise
 
@@ -40,19 +44,14 @@ class ContrastiveConfig(EmbeddingTermConfig):
 
     def build(self, model: Model, name: str) -> ContrastiveTerm:
         """The term for encoders as wide as those of `model`."""
-        return ContrastiveTerm(self, model.vision.width, model.language.width, name=name)
+        return ContrastiveTerm(self, model.vision.width, model.language.width, name)
 
 
 class EmbeddingTerm(Term):
     """What compares vision with language: a linear head for each, and a learned scale of the similarities."""
 
     def __init__(
-        self,
-        config: EmbeddingTermConfig,
-        vision_width: int,
-        language_width: int,
-        *,
-        name: str = "align",
+        self, config: EmbeddingTermConfig, vision_width: int, language_width: int, name: str
     ) -> None:
         super().__init__(name=name, stop_gradient=config.stop_gradient)
         self.vision_head = nn.Linear(vision_width, config.width)
@@ -95,6 +94,88 @@ class ContrastiveTerm(EmbeddingTerm):
         return self.compared(contrast(scores, same, present, self.log_scale), takes_part)
 
 
+class SigmoidConfig(EmbeddingTermConfig):
+    """`kind: sigmoid`."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    weight: Weight = 0.02
+    temperature: Temperature = 0.1
+    bias: Annotated[float, Field(allow_inf_nan=False)] | Literal["positive_share"] = Field(
+        default="positive_share",
+        description="b at the start: a number (-10 in the paper), or the logit of the share of positive "
+        "pairs in the first training batch",
+    )
+
+    def build(self, model: Model, name: str) -> SigmoidTerm:
+        """The term for encoders as wide as those of `model`."""
+        return SigmoidTerm(self, model.vision.width, model.language.width, name)
+
+
+class SigmoidTerm(EmbeddingTerm):
+    """Multi-positive sigmoid loss (SigLIP, 2303.15343): no softmax, so a pair does not depend on the others.
+
+    s_ij and y_ij as in `ContrastiveTerm`;
+    L = -(1/B) sum_ij log sigmoid((2 y_ij - 1)(s_ij + b)), B the number of windows that take part.
+
+    g and b are learned, exp(g) <= 100, neither decays. Windows without a picture or without text take no
+    part. Below two distinct instructions the value is 0, with zero gradient, and the metric `skipped` is 1.
+    With accumulation the pairs are those of a micro-batch, which counts by the windows that take part.
+    The least value is 0. A model that knows nothing answers the share of positives, pi, and has
+    B (-pi log pi - (1 - pi) log(1 - pi)), the metric `chance`: about 20 at B = 64 and pi = 0.1, where
+    `contrastive` has log 64 = 4. Hence the smaller default weight.
+
+    Differs: their pairs have one positive a row and b starts at -10, the logit of next to none. Here windows
+    share instructions, so by default b starts at logit(pi) of the first training batch that counts. b is the
+    sum of this start, a buffer, and of the parameter `bias`, which starts at 0; the buffer `start_known` says
+    whether the start is set. Both are in the checkpoint. Until then a batch that is only evaluated uses its
+    own share and stores nothing.
+    """
+
+    def __init__(self, config: SigmoidConfig, vision_width: int, language_width: int, name: str) -> None:
+        super().__init__(config, vision_width, language_width, name)
+        self.bias = nn.Parameter(torch.tensor(0.0))
+        given = config.bias if isinstance(config.bias, float) else 0.0
+        self.bias_start = nn.Buffer(torch.tensor(given))
+        self.start_known = nn.Buffer(torch.tensor(isinstance(config.bias, float)))
+
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
+        """The loss over the pairs of the batch; metrics `chance`, `accuracy`, `temperature`, `bias` and
+        `skipped`."""
+        vision, language, same, present = self.embedded(features, batch)
+        pairs = present[:, None] & present[None, :]
+        enough = (pairs & ~same).any()
+        positive = (same & pairs).to(self.bias.dtype)
+        share = positive.sum() / pairs.sum().clamp(min=1)
+
+        scores = self.log_scale.exp() * (vision @ language.T).to(self.bias.dtype)
+        offset = self._start(share, enough) + self.bias
+        logits = scores + offset
+        losses = -F.logsigmoid(torch.where(same, logits, -logits))
+        count = present.sum().clamp(min=1)
+        total = torch.where(pairs, losses, torch.zeros_like(losses)).sum() / count
+        value = torch.where(enough, total, torch.zeros_like(total))
+        with torch.no_grad():
+            metrics = {
+                "chance": torch.where(enough, count * binary_entropy(share), 0.0),
+                "accuracy": match_accuracy(scores, same, present),
+                "temperature": (-self.log_scale).exp(),
+                "bias": offset.detach(),
+                "skipped": (~enough).to(self.bias.dtype),
+            }
+        return self.compared(TermValue(value=value, metrics=metrics), takes_part)
+
+    @torch.no_grad()
+    def _start(self, share: Float[Tensor, ""], enough: Bool[Tensor, ""]) -> Float[Tensor, ""]:
+        """Where b starts; stored at the first training batch that counts. Without a branch on the flag: to
+        read it, the CPU would have to wait for the device."""
+        own = torch.where(enough, torch.logit(share), 0.0)
+        start = torch.where(self.start_known, self.bias_start, own)
+        if self.training:
+            self.bias_start.copy_(start)
+            self.start_known.logical_or_(enough)
+        return start
+
+
 def takes_part(batch: Batch) -> Bool[Tensor, " b"]:
     """The windows with a picture and with text."""
     return batch.observation.image_mask.any(dim=1) & batch.observation.text_mask.any(dim=1)
@@ -113,10 +194,7 @@ def contrast(
     num_positive = positive.sum(dim=1)  # `same` is symmetric: columns have the same sums
     target = positive / num_positive.clamp(min=1)[:, None]
     count = present.sum().clamp(min=1)
-    # Absent windows leave the softmax. Half the lowest number stays finite in it: 0 * inf below would be NaN.
-    lowest = torch.finfo(scores.dtype).min / 2
-    by_vision = scores.masked_fill(~present[None, :], lowest)
-    by_language = scores.T.masked_fill(~present[None, :], lowest)
+    by_vision, by_language = (only(side, present[None, :]) for side in (scores, scores.T))
     cross = (target * (F.log_softmax(by_vision, dim=1) + F.log_softmax(by_language, dim=1))).sum()
     enough = (pairs & ~same).any()
     value = torch.where(enough, -cross / (2 * count), torch.zeros_like(cross))
@@ -138,11 +216,16 @@ def match_accuracy(
 ) -> Float[Tensor, ""]:
     """Share of the windows in `present` whose best match among them has the same instruction, 0 to 1, the
     mean of both directions; 0 where there is none."""
-    lowest = torch.finfo(scores.dtype).min / 2
     right = (same & present[:, None] & present[None, :]).to(scores.dtype)
     count = present.sum().clamp(min=1)
     hits = [
-        right.gather(1, side.masked_fill(~present[None, :], lowest).argmax(dim=1, keepdim=True)).sum() / count
+        right.gather(1, only(side, present[None, :]).argmax(dim=1, keepdim=True)).sum() / count
         for side in (scores, scores.T)
     ]
     return (hits[0] + hits[1]) / 2
+
+
+def only(scores: Float[Tensor, "b c"], candidates: Bool[Tensor, "*b c"]) -> Float[Tensor, "b c"]:
+    """The scores of the candidates; the others leave a softmax over them. Theirs are half the lowest number,
+    which stays finite in the softmax: 0 * inf in a loss would be NaN."""
+    return scores.masked_fill(~candidates, torch.finfo(scores.dtype).min / 2)

@@ -1,0 +1,188 @@
+"""Config of the objective: its terms by name, and how their lambdas are chosen.
+
+What a term or the balancing may be is a union, told apart by `kind`: a further kind is one more member.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from torch import nn
+
+from tutti.objectives.balancing.gradient_share import GradientShareBalancingConfig
+from tutti.objectives.balancing.interface import Balancing, FixedBalancingConfig
+from tutti.objectives.balancing.learned import FamoBalancingConfig, UncertaintyBalancingConfig
+from tutti.objectives.balancing.softmax import DwaBalancingConfig, RandomWeightsBalancingConfig
+from tutti.objectives.objective import check_ownership
+from tutti.objectives.term import BaseTermConfig, Model, Term
+from tutti.objectives.terms.actions import ChunkConfig, InverseDynamicsConfig
+from tutti.objectives.terms.alignment import ContrastiveConfig, SigmoidConfig
+from tutti.objectives.terms.future_latent import FutureLatentConfig
+from tutti.objectives.terms.masked_patches import MaskedPatchesConfig
+from tutti.objectives.terms.patches import ChangedPatchesConfig, FuturePatchesConfig
+from tutti.objectives.terms.recoverable_language import RecoverableLanguageConfig
+from tutti.objectives.terms.state_contrastive import StateContrastiveConfig
+from tutti.objectives.terms.states import FutureStatesConfig, ProgressConfig
+from tutti.objectives.unified import UnifiedLoss
+from tutti.objectives.weight_schedule import Weight, schedule_of
+from tutti.plugin import CUSTOM, CustomConfig, tag_of
+from tutti.types import DataNeeds, UserError
+
+
+class CustomTermConfig(CustomConfig[Term], BaseTermConfig):
+    """`kind: "package.module:Class"`, a `Term`: called as `Class(model, **options, **term)`.
+
+    `term` is for its `super().__init__`: the name, the boundaries where gradients stop, the needed data.
+    """
+
+    base = Term
+
+    def needs(self, name: str) -> DataNeeds:
+        """What the class asks for: `Class.needs(**options)`."""
+        key = f"objective.{name}.kind"
+        return self.call(self.find(key).needs, key)
+
+    def build(self, model: Model, name: str) -> Term:
+        """The term called `name`. Raises UserError, naming the class, if it cannot be made."""
+        key = f"objective.{name}.kind"
+        term = {"name": name, "stop_gradient": self.stop_gradient, "needed": self.needs(name)}
+        return self.call(self.find(key), key, model, **term)
+
+
+TermConfig = Annotated[
+    Annotated[ContrastiveConfig, Tag("contrastive")]
+    | Annotated[SigmoidConfig, Tag("sigmoid")]
+    | Annotated[StateContrastiveConfig, Tag("state_contrastive")]
+    | Annotated[RecoverableLanguageConfig, Tag("recoverable_language")]
+    | Annotated[FutureLatentConfig, Tag("future_latent")]
+    | Annotated[ProgressConfig, Tag("progress")]
+    | Annotated[ChunkConfig, Tag("chunk")]
+    | Annotated[FuturePatchesConfig, Tag("future_patches")]
+    | Annotated[ChangedPatchesConfig, Tag("changed_patches")]
+    | Annotated[MaskedPatchesConfig, Tag("masked_patches")]
+    | Annotated[InverseDynamicsConfig, Tag("inverse_dynamics")]
+    | Annotated[FutureStatesConfig, Tag("future_states")]
+    | Annotated[CustomTermConfig, Tag(CUSTOM)],
+    Discriminator(tag_of),
+]
+
+
+class CustomBalancingConfig(CustomConfig[Balancing]):
+    """`kind: "package.module:Class"`, a `Balancing`: `Class(schedules, **options)`."""
+
+    base, key = Balancing, "balancing.kind"
+
+
+BalancingConfig = Annotated[
+    Annotated[FixedBalancingConfig, Tag("fixed")]
+    | Annotated[GradientShareBalancingConfig, Tag("gradient_share")]
+    | Annotated[UncertaintyBalancingConfig, Tag("uncertainty")]
+    | Annotated[DwaBalancingConfig, Tag("dwa")]
+    | Annotated[RandomWeightsBalancingConfig, Tag("rlw")]
+    | Annotated[FamoBalancingConfig, Tag("famo")]
+    | Annotated[CustomBalancingConfig, Tag(CUSTOM)],
+    Discriminator(tag_of),
+]
+
+DEFAULT_KINDS = {
+    "align": "contrastive",
+    "action": "chunk",
+    "recon": "future_patches",
+    "state": "future_states",
+}
+"""What a term of the default objective is where its `kind` is not given."""
+
+
+class ObjectiveConfig(BaseModel):
+    """Which terms there are and what each weighs: any number of them, each under a name of its own.
+
+    `align`, `action`, `recon` and `state` are there unless they are set to `null`, which removes the term
+    together with its head; `action` must stay. Every other key is a further term: `{kind: ..., weight: ...}`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, TermConfig | None]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    align: TermConfig | None = Field(
+        default=ContrastiveConfig(),
+        description="Aligns pictures and text; contrastive unless `kind` says otherwise.",
+    )
+    action: TermConfig = Field(
+        default=ChunkConfig(), description="The error of the predicted action chunk: the loss of the policy."
+    )
+    recon: TermConfig | None = Field(
+        default=FuturePatchesConfig(), description="Predicts what changes in the pictures some steps later."
+    )
+    state: TermConfig | None = Field(
+        default=FutureStatesConfig(), description="Predicts later states from pictures and text."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kinds(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        for name, kind in DEFAULT_KINDS.items():
+            if isinstance(filled.get(name), dict) and "kind" not in filled[name]:
+                filled[name] = {"kind": kind, **filled[name]}
+        for name, value in filled.items():
+            if not (isinstance(name, str) and name.isidentifier() and name.islower()):
+                raise ValueError(f"{name!r} cannot be a term's name: use lower-case letters, digits and _")
+            if isinstance(value, dict) and "kind" not in value:
+                near = difflib.get_close_matches(name, DEFAULT_KINDS, n=1)
+                meant = f" Did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"'{name}' is a further term, which needs a `kind`.{meant}")
+        return filled
+
+    def terms(self) -> dict[str, TermConfig]:
+        """The terms that are on, by name, in the order of the sum."""
+        default = {name: getattr(self, name) for name in DEFAULT_KINDS}
+        chosen = {**default, **(self.__pydantic_extra__ or {})}
+        return {name: config for name, config in chosen.items() if config is not None}
+
+    def weights(self) -> dict[str, Weight]:
+        """The weight of each term that is on, in the order of the sum."""
+        return {name: config.weight for name, config in self.terms().items()}
+
+    def needs(self) -> DataNeeds:
+        """What the terms that ever count ask of the data, from the keys of the config alone.
+
+        >>> ObjectiveConfig().needs().futures
+        (4,)
+        >>> ObjectiveConfig.model_validate({"recon": None}).needs().futures
+        ()
+
+        Raises: UserError if a term needs key frames and names no gripper, or two terms name different ones.
+        """
+        needs = {
+            name: config.needs(name)
+            for name, config in self.terms().items()
+            if not schedule_of(config.weight).is_zero
+        }
+        for name, asked in needs.items():
+            if "next_key" in asked.states and not asked.grippers:
+                raise UserError(
+                    f"objective.{name} needs the states at the next key frames, but names no gripper, whose "
+                    "opening and closing makes them: give `grippers`, its dimensions in the action."
+                )
+        grippers = {name: list(asked.grippers) for name, asked in needs.items() if asked.grippers}
+        if len({frozenset(dimensions) for dimensions in grippers.values()}) > 1:
+            named = ", ".join(f"objective.{name}: {dimensions}" for name, dimensions in grippers.items())
+            raise UserError(
+                f"The terms' grippers differ ({named}), but a batch has one next key frame each. Name the "
+                "same dimensions in all of them."
+            )
+        return DataNeeds.union(needs.values())
+
+    def build(self, model: Model, balancing: BalancingConfig | None = None) -> UnifiedLoss:
+        """The loss for `model`, with fresh heads from torch's global generator; lambdas are fixed unless
+        `balancing` says otherwise. Raises UserError where sizes clash or a term owns what `model` owns."""
+        terms = {name: config.build(model, name) for name, config in self.terms().items()}
+        schedules = {name: schedule_of(weight) for name, weight in self.weights().items()}
+        loss = UnifiedLoss(terms, (balancing or FixedBalancingConfig()).build(schedules))
+        if isinstance(model, nn.Module):
+            check_ownership(model, loss)
+        return loss
