@@ -56,7 +56,7 @@ def test_every_public_class_function_and_module_has_a_docstring(stub: Path) -> N
     assert undocumented == []
 
 
-@pytest.mark.parametrize("name", ["term", "unified", "weight_schedule"])
+@pytest.mark.parametrize("name", ["term", "config", "weight_schedule"])
 def test_examples_of_the_objectives_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tutti.objectives.{name}"))
     assert result.attempted >= 2 and result.failed == 0
