@@ -9,23 +9,24 @@ import re
 
 import pytest
 
+from tutti.report.curves import smooth
 from tutti.report.formatting import anything, count, duration, plain
-from tutti.report.svg.axes import Scale, linear_ticks, smooth, thin, value_scale
-from tutti.report.svg.charts import Series, line_chart
+from tutti.report.svg.charts import Series, line_chart, thin
+from tutti.report.svg.drawing import Scale, value_scale
 
 STEPS = list(range(1, 2001))
 
 
 def test_ticks_are_round_and_inside() -> None:
-    assert linear_ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert linear_ticks(-0.03, 0.13, 4) == pytest.approx([0, 0.05, 0.1])
+    assert Scale(low=0, high=1, start=0, end=1).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert Scale(low=-0.03, high=0.13, start=0, end=1).ticks(4) == pytest.approx([0, 0.05, 0.1])
 
 
 def test_log_scale_is_taken_for_a_wide_positive_spread_only() -> None:
-    assert value_scale([0.001, 1], 0, 1, log=None, zero=True).log
-    assert not value_scale([0.5, 1], 0, 1, log=None, zero=True).log
-    assert not value_scale([-1, 1000], 0, 1, log=None, zero=True).log
-    assert not value_scale([0.001, 1], 0, 1, log=False, zero=True).log
+    assert value_scale([0.001, 1], 0, 1).log
+    assert not value_scale([0.5, 1], 0, 1).log
+    assert not value_scale([-1, 1000], 0, 1).log
+    assert not value_scale([0.001, 1], 0, 1, log=False).log
 
 
 def test_log_scale_puts_equal_factors_at_equal_distances() -> None:
@@ -41,7 +42,7 @@ def test_value_outside_the_axis_is_drawn_at_its_edge() -> None:
 
 @pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [-2.0, -2.0], [1e-12, 1e-12], [1e12, 1e12], []])
 def test_constant_or_absent_values_have_an_axis(values: list[float]) -> None:
-    scale = value_scale(values, 100, 0, log=None, zero=True)
+    scale = value_scale(values, 100, 0)
     assert scale.high > scale.low
     assert all(0 <= scale.pixel(v) <= 100 for v in values)
     assert len(scale.ticks()) >= 1
@@ -58,7 +59,8 @@ def test_smoothing_keeps_a_constant_and_a_straight_line_and_skips_nan() -> None:
 def test_thinning_keeps_spikes_ends_and_order() -> None:
     values = [0.0] * 2000
     values[777] = 9.0
-    xs, ys = thin(STEPS, values)
+    drawn = thin(Series(name="a", xs=STEPS, ys=values, colour="c1"))
+    xs, ys = drawn.xs, drawn.ys
     assert len(xs) <= 410
     assert (xs[0], xs[-1]) == (1, 2000)
     assert (778, 9.0) in zip(xs, ys, strict=True)

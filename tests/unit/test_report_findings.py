@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tutti.findings import AUX_SHARE_TARGET, Finding
-from tutti.report.findings.all import judge_records
-from tutti.report.inputs import Records
+from tutti.report.findings import judge_records
+from tutti.report.records import Records
 
 STEPS = list(range(50, 1050, 50))  # 20 looks
 
@@ -20,7 +20,7 @@ def records(**columns: Any) -> Records:
     for name, value in columns.items():
         values = [float(v) for v in value] if isinstance(value, list) else [float(value)] * len(STEPS)
         found[name] = (STEPS[: len(values)], values)
-    return Records(columns=found, restarts=(), not_finite=(), broken_lines=0)
+    return Records(columns=found)
 
 
 def shares(part: str, **terms: float) -> dict[str, float]:
@@ -210,9 +210,7 @@ def test_overfitting_is_a_held_out_rise_against_a_training_fall() -> None:
 
     def judged(train: list[float], valid: dict[str, tuple[list[int], list[float]]]) -> list[Finding]:
         given = records(**{"loss/align/raw": train})
-        return judge_records(
-            Records(columns={**given.columns, **valid}, restarts=(), not_finite=(), broken_lines=0), {}
-        )
+        return judge_records(Records(columns={**given.columns, **valid}), {})
 
     found = judged(falling, held)
     assert [(f.kind, f.term) for f in found] == [("overfit", "align")]

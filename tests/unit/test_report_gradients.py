@@ -13,7 +13,7 @@ import pytest
 from fixtures.report_runs import look_values
 from tutti.report import write_report
 from tutti.report.blocks import Charts, Fold, Note
-from tutti.report.findings.diagnostic_records import listed, read_diagnostics
+from tutti.report.formatting import listed
 from tutti.report.inputs import read_inputs
 from tutti.report.sections.gradients import influence_section, top_notes
 from tutti.report.svg.charts import share_chart
@@ -149,7 +149,9 @@ def test_names_and_values_from_outside_are_escaped_and_do_no_harm(tmp_path: Path
 
 
 def test_heat_map_shades_by_value_and_leaves_the_absent_a_dash() -> None:
-    chart = heat_map("t", ["a", "b"], ["x", "y"], {("a", "x"): 0.0, ("a", "y"): 1.0, ("b", "x"): 0.0001})
+    chart = heat_map(
+        "t", ["a", "b"], ["x", "y"], {("a", "x"): (0.0, ""), ("a", "y"): (1.0, ""), ("b", "x"): (0.0001, "")}
+    )
     depths = [float(d) for d in re.findall(r'fill-opacity="([^"]+)"', chart.svg)]
     assert depths == pytest.approx([0.05, 0.95, 0.05, 0.05], abs=1e-3)
     texts = re.findall(r'class="cell[^>]*>([^<]+)<', chart.svg)
@@ -179,9 +181,9 @@ def test_long_runs_are_thinned_to_means() -> None:
 
 
 def test_last_stretch_is_the_last_quarter_but_at_least_three_looks(tmp_path: Path) -> None:
-    assert read_diagnostics(read_inputs(make_run(tmp_path, sound(20))).records).last == 1600
-    assert read_diagnostics(read_inputs(make_run(tmp_path, sound(5))).records).last == 300
-    assert read_diagnostics(read_inputs(make_run(tmp_path, sound(2))).records).last == 100
+    assert read_inputs(make_run(tmp_path, sound(20))).records.end[0] == 1600
+    assert read_inputs(make_run(tmp_path, sound(5))).records.end[0] == 300
+    assert read_inputs(make_run(tmp_path, sound(2))).records.end[0] == 100
 
 
 def test_words_are_listed_as_people_do() -> None:

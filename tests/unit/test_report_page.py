@@ -17,10 +17,10 @@ import pytest
 from fixtures.report_runs import HOSTILE, RATES, evaluation, make_run, write_json
 from tutti.evaluation.statistics.intervals import mean_of_rates, wilson
 from tutti.report import write_report
+from tutti.report.blocks import Table
 from tutti.report.inputs import read_inputs
+from tutti.report.sections.evaluation import videos_section
 from tutti.report.sections.run import data_section
-from tutti.report.sections.videos import videos_section
-from tutti.report.tables import Table
 from tutti.runs.folder import RunFolder
 from tutti.runs.summary import print_summary, write_summary
 

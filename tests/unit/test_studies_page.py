@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fixtures.studies import cell, found, make_study, trained
+from tutti.report.blocks import Cell, Table, markdown
 from tutti.report.svg.rows import ForestRow, forest_chart
-from tutti.report.tables import Cell, Table, markdown
 from tutti.studies.costs import StepCost
 from tutti.studies.findings import Findings
 from tutti.studies.page import as_json, publish

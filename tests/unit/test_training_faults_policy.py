@@ -15,7 +15,7 @@ from torch.nn.parameter import Parameter
 from fixtures.checkpoints import load_latest
 from fixtures.run_equality import differing, killed_and_resumed, records
 from fixtures.toy_training import BATCH, Data, config, make_trainer
-from tutti.report.findings.curves import judge_curves
+from tutti.report.findings import judge_records
 from tutti.report.inputs import read_records as read_columns
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.faults.config import GradientsConfig
@@ -156,8 +156,8 @@ def test_skips_are_exact_under_resume_and_said_in_the_report(tmp_path: Path) -> 
     killed_and_resumed(tmp_path / "killed", (5, 2), data, **SKIP)
     assert differing(tmp_path / "straight", tmp_path / "killed") == []
     assert records(tmp_path / "straight")[-1]["optim/skipped"] == 3.0
-    columns = read_columns(tmp_path / "straight" / "records.jsonl", [])
-    said = [finding.sentence for finding in judge_curves(columns, {})]
+    columns = read_columns(tmp_path / "straight" / "records.jsonl")
+    said = [finding.sentence for finding in judge_records(columns, {})]
     assert any("3 of 10 updates were left out" in sentence for sentence in said)
 
 
@@ -213,8 +213,8 @@ def test_a_divergence_goes_back_past_the_data_and_is_said(
     assert found[8] == {"step": 8, "kind": "event", "optim/rollbacks": 1.0, "optim/rollback_from": 13.0}
     assert max(r["loss/action/raw"] for r in found if r["kind"] == "train") < 100
     assert found[-1]["optim/rollbacks"] == 1.0
-    columns = read_columns(tmp_path / "records.jsonl", [])
-    said = [finding.sentence for finding in judge_curves(columns, {})]
+    columns = read_columns(tmp_path / "records.jsonl")
+    said = [finding.sentence for finding in judge_records(columns, {})]
     assert any("went back 1 time (from step 13 to 8)" in sentence for sentence in said)
 
 

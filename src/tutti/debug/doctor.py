@@ -23,8 +23,8 @@ from tutti.debug.text_dependence import TextTest, check_text
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.findings import Finding
 from tutti.models.vla import VLA
-from tutti.report.findings.diagnostic_records import single_step
-from tutti.report.findings.diagnostics import FEATURES, unhealthy_features
+from tutti.report.findings import FEATURES, unhealthy_features
+from tutti.report.records import single_step
 from tutti.runs.build import BuiltTraining, training_threads, trial_training
 from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
@@ -109,7 +109,7 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
                 on_cpu = [batch.to("cpu") for batch in samples]
                 features[f"in {checkpoint.name}"] = check_features(trained, on_cpu)
         for when, measures in features.items():
-            findings += [at(when, one) for one in unhealthy_features(single_step(measures))]
+            findings += [at(when, one) for one in unhealthy_features(single_step(measures), {})]
         bar(6, PARTS)
     return Diagnosis(
         reach=tables,

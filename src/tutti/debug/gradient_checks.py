@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from tutti.config.run_config import RunConfig
 from tutti.findings import Finding
 from tutti.objectives.weight_schedule import schedule_of
-from tutti.report.findings.diagnostic_records import PRIMARY, single_step
-from tutti.report.findings.diagnostics import dominating_terms
+from tutti.report.findings import dominating_terms
 from tutti.report.formatting import capitalised
+from tutti.report.records import PRIMARY, single_step
 from tutti.runs.build import BuiltTraining
 from tutti.training.backward.gradient_mask import OBJECTIVE
 from tutti.training.backward.term_gradients import term_gradients

@@ -8,8 +8,8 @@ from tutti.evaluation.open_loop import tasks_of
 from tutti.evaluation.probes.occlusion import draw_maps
 from tutti.evaluation.probes.run import ProbeResult, run_probes
 from tutti.plugin import Trust
-from tutti.report.sections.probes import probe_tables
-from tutti.report.tables import texts
+from tutti.report.blocks import texts
+from tutti.report.sections.held_out import probe_tables
 from tutti.runs.build import build_data, suite_of, training_threads
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, print_table, progress_bar

@@ -1,5 +1,5 @@
+from .blocks import Cell, Table, markdown, table
 from .page import write_report
-from .tables import Cell, Table, markdown, table
 
 __all__ = [
     "Cell",

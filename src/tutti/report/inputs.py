@@ -5,13 +5,14 @@ Each file is read by the class that wrote it, so the sections of the report know
 
 from __future__ import annotations
 
-import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,14 +21,15 @@ from tutti.evaluation.closed_loop.rollouts import Condition
 from tutti.evaluation.open_loop import OpenLoopResult
 from tutti.evaluation.probes.run import ProbeResult
 from tutti.models.describe import Description
+from tutti.report.records import Records
 from tutti.storage.reading import (
-    MAX_BYTES,
     YAML_BYTES,
     parse_json,
     parse_value,
     parse_yaml,
     read_bytes,
     read_lines,
+    read_text,
     shown,
 )
 from tutti.types import UserError
@@ -38,36 +40,6 @@ MAX_STEP = 2**53
 """Steps beyond this are no steps."""
 Json = dict[str, Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Records:
-    """The training records as columns: for each metric the steps at which it was written and its values.
-
-    `restarts` are the steps at which a line's step was not above the one before it: the run was resumed. The
-    later line of a step counts. A value that is not finite is kept as NaN, and `not_finite` names it.
-    """
-
-    columns: Mapping[str, tuple[list[int], list[float]]]
-    restarts: tuple[int, ...]
-    not_finite: tuple[str, ...]
-    broken_lines: int
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.columns
-
-    def get(self, name: str) -> tuple[list[int], list[float]]:
-        """(steps, values), both empty if nothing of that name was recorded."""
-        return self.columns.get(name, ([], []))
-
-    def last(self, name: str) -> float | None:
-        """The newest finite value."""
-        return next((v for v in reversed(self.get(name)[1]) if math.isfinite(v)), None)
-
-    def mean(self, name: str) -> float | None:
-        """The mean of the finite values."""
-        values = [v for v in self.get(name)[1] if math.isfinite(v)]
-        return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,25 +84,10 @@ class VideoEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VideoIndex:
-    """videos/index.json."""
-
-    videos: tuple[VideoEntry, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
-    """probes/probes.json: what was probed, and its results."""
+class Probed(ProbeResult):
+    """probes/probes.json: the results, and what was probed."""
 
     checkpoint: str
-    result: ProbeResult
-
-    @classmethod
-    def from_dict(cls, values: Json) -> Self:
-        """The content of the file."""
-        return cls(
-            checkpoint=str(values["checkpoint"]), result=TypeAdapter(ProbeResult).validate_python(values)
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +100,8 @@ class Inputs:
     open_loop: OpenLoopResult | None
     summary: Summary
     stages: Mapping[str, Stage]
-    config_text: str | None
+    config_text: str
+    config: Json
     model: Description | None
     data: Json | None
     recording: Recording | None
@@ -154,6 +112,11 @@ class Inputs:
     failures: tuple[str, ...]
     problems: tuple[str, ...]
 
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Stage -> seconds; a stage of no time is left out."""
+        return {name: stage.seconds for name, stage in self.stages.items() if stage.seconds > 0}
+
 
 def read_inputs(folder: Path) -> Inputs:
     """Reads a run's folder. Raises nothing but FileNotFoundError, if the folder itself is absent."""
@@ -161,144 +124,45 @@ def read_inputs(folder: Path) -> Inputs:
         raise FileNotFoundError(f"{folder} is not a run folder: it does not exist. `tutti train` makes one.")
     problems: list[str] = []
 
-    def read(name: str, parse: Callable[[Json], T]) -> T | None:
-        return _parsed(folder, name, parse, problems)
+    def read(name: str, how: Callable[[Path], T]) -> T | None:
+        return _attempt(folder / name, how, problems)
 
-    config = _bytes(folder / "config.yaml", problems, YAML_BYTES)
-    videos = read("videos/index.json", TypeAdapter(VideoIndex).validate_python)
+    def json_of(name: str, parse: Callable[[Any], T]) -> T | None:
+        return read(name, lambda path: parse(parse_value(read_text(path), path.name)))
+
+    text = read("config.yaml", lambda path: read_bytes(path, YAML_BYTES).decode("utf-8", errors="replace"))
+    config: Any = None
+    with suppress(UserError):
+        config = parse_yaml(text or "", "config.yaml")
+    picture = partial(own_bytes, folder=folder, most=MAX_PICTURE)
+    failures = sorted((folder / "failures").glob("step-*/failure.json"))
     return Inputs(
         folder=folder,
-        records=read_records(folder / "records.jsonl", problems),
-        evaluation=read("evaluation/results.json", EvaluationResult.from_dict),
-        open_loop=read("evaluation/open_loop.json", TypeAdapter(OpenLoopResult).validate_python),
-        summary=read("summary.json", TypeAdapter(Summary).validate_python) or Summary(),
-        stages=read("stages.json", TypeAdapter(dict[str, Stage]).validate_python) or {},
-        config_text=None if config is None else config.decode("utf-8", errors="replace"),
-        model=read("model.json", TypeAdapter(Description).validate_python),
-        data=read("data.json", dict),
-        recording=read("recording.json", TypeAdapter(Recording).validate_python),
-        videos=videos.videos if videos is not None else (),
-        first_batch=_picture(folder, "first_batch.png", problems),
-        probes=read("probes/probes.json", Probed.from_dict),
-        occlusion=_picture(folder, "probes/occlusion.png", problems),
-        failures=tuple(_failures(folder, problems)),
+        records=read("records.jsonl", read_records) or Records(columns={}),
+        evaluation=json_of("evaluation/results.json", EvaluationResult.from_dict),
+        open_loop=json_of("evaluation/open_loop.json", TypeAdapter(OpenLoopResult).validate_python),
+        summary=json_of("summary.json", TypeAdapter(Summary).validate_python) or Summary(),
+        stages=json_of("stages.json", TypeAdapter(dict[str, Stage]).validate_python) or {},
+        config_text=text or "",
+        config=config if isinstance(config, dict) else {},
+        model=json_of("model.json", TypeAdapter(Description).validate_python),
+        data=json_of("data.json", dict),
+        recording=json_of("recording.json", TypeAdapter(Recording).validate_python),
+        videos=json_of("videos/index.json", _videos) or (),
+        first_batch=read("first_batch.png", picture),
+        probes=json_of("probes/probes.json", TypeAdapter(Probed).validate_python),
+        occlusion=read("probes/occlusion.png", picture),
+        failures=tuple(
+            _failure(path, json_of(str(path.relative_to(folder)), dict) or {}) for path in failures
+        ),
         problems=tuple(problems),
     )
 
 
-def config_of(inputs: Inputs, section: str | None = None) -> Json:
-    """The config, or a section of it, as plain values; empty where there is none or it is not YAML."""
-    values = _yaml(inputs.config_text or "")
-    if section is not None:
-        values = values.get(section) if isinstance(values, dict) else None
-    return values if isinstance(values, dict) else {}
-
-
-def config_value(config: Any, *keys: str) -> Any:
-    """The value at a path of a config; None where there is none."""
-    for key in keys:
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
-
-
-@functools.lru_cache(maxsize=8)
-def _yaml(text: str) -> Any:
+def _attempt(path: Path, read: Callable[[Path], T], problems: list[str]) -> T | None:
+    """`read(path)`; None where there is no such file, and with a problem where it has another form."""
     try:
-        return parse_yaml(text, "config.yaml")
-    except UserError:
-        return None
-
-
-def _failures(folder: Path, problems: list[str]) -> Iterator[str]:
-    """One sentence for each update that stopped the training, or was skipped, on a non-finite value."""
-    for path in sorted((folder / "failures").glob("step-*/failure.json")):
-        about = _parsed(folder, str(path.relative_to(folder)), dict, problems) or {}
-        step = about.get("step", "?")
-        yield (
-            (f"Step {step} was skipped" if about.get("skipped") else f"Training stopped before step {step}")
-            + f": {about.get('term', 'a value')} was {about.get('value', 'not finite')}. "
-            f"Batch and weights are in failures/{path.parent.name}."
-        )
-
-
-def read_records(path: Path, problems: list[str]) -> Records:
-    """JSON lines with `step` and numbers; a line torn by a kill, or no object, is counted and left out."""
-    columns: dict[str, dict[int, float]] = {}
-    restarts: list[int] = []
-    broken, before = 0, -1
-    for line in _lines(path, problems):
-        try:
-            fields = parse_json(line or "", path.name)
-            step = int(fields["step"])
-            numbers = _numbers(fields)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            broken += line is None or bool(line.strip())
-            continue
-        if abs(step) > MAX_STEP:
-            broken += 1
-            continue
-        if step < before:
-            restarts.append(step)
-        before = step
-        for name, value in numbers:
-            columns.setdefault(name, {})[step] = value
-    ordered = {name: (sorted(c), [c[s] for s in sorted(c)]) for name, c in columns.items()}
-    bad = tuple(n for n, (_, values) in ordered.items() if not all(map(math.isfinite, values)))
-    return Records(columns=ordered, restarts=tuple(restarts), not_finite=bad, broken_lines=broken)
-
-
-def _numbers(fields: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    numbers: list[tuple[str, float]] = []
-    for name, value in fields.items():
-        if name == "step":
-            continue
-        if isinstance(value, Mapping):
-            # {"step": 3, "metrics": {"loss/total": ...}} and the flat form mean the same.
-            numbers += _numbers(value, "" if name in ("metrics", "values") else f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers.append((prefix + name, float(value) if math.isfinite(float(value)) else math.nan))
-        elif value is None or value in ("NaN", "Infinity", "-Infinity", "nan", "inf", "-inf"):
-            numbers.append((prefix + name, math.nan))
-    return numbers
-
-
-def _lines(path: Path, problems: list[str]) -> Iterator[str | None]:
-    try:
-        if os.path.lexists(path):
-            yield from read_lines(path)
-    except UserError as error:
-        problems.append(f"{path.name} could not be read: {error}")
-
-
-def _bytes(path: Path, problems: list[str], most: int = MAX_BYTES) -> bytes | None:
-    try:
-        return read_bytes(path, most) if os.path.lexists(path) else None
-    except UserError as error:
-        problems.append(f"{path.name} could not be read: {error}")
-        return None
-
-
-def _picture(folder: Path, name: str, problems: list[str]) -> bytes | None:
-    """A picture that goes into the page as it is, so it must be the run's own: no link to elsewhere."""
-    path = folder / name
-    if not is_inside(path, folder):
-        problems.append(f"{name} is a link that leads out of the run's folder; it is left out")
-        return None
-    return _bytes(path, problems, MAX_PICTURE)
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a file lies in `folder` also after links are followed."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def _parsed(folder: Path, name: str, parse: Callable[[Json], T], problems: list[str]) -> T | None:
-    """The content of a JSON file; a problem and None if it cannot be read or has another form."""
-    path = folder / name
-    try:
-        content = _bytes(path, problems)
-        value = None if content is None else parse_value(content.decode("utf-8"), path.name)
-        return None if value is None else parse(value)
+        return read(path) if os.path.lexists(path) else None
     except UserError as error:
         reason = str(error)
     except ValidationError as error:
@@ -308,3 +172,61 @@ def _parsed(folder: Path, name: str, parse: Callable[[Json], T], problems: list[
         reason = f"{path.name}: {type(error).__name__}: {error}"
     problems.append(f"{shown(reason.rstrip('.'), 300, quoted=False)}. Its part of this page is left out")
     return None
+
+
+def own_bytes(path: Path, folder: Path, most: int) -> bytes:
+    """A file that goes into the page as it is, so it must lie in `folder` also after links are followed.
+
+    Raises: UserError if it does not, or as `read_bytes`.
+    """
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        name = path.relative_to(folder)
+        raise UserError(f"{name} is a link that leads out of the run's folder; it is left out.")
+    return read_bytes(path, most)
+
+
+def _videos(index: Json) -> tuple[VideoEntry, ...]:
+    return TypeAdapter(tuple[VideoEntry, ...]).validate_python(index["videos"])
+
+
+def _failure(path: Path, about: Json) -> str:
+    """What is said of an update that stopped the training, or was skipped, on a non-finite value."""
+    step = about.get("step", "?")
+    head = f"Step {step} was skipped" if about.get("skipped") else f"Training stopped before step {step}"
+    what = f"{about.get('term', 'a value')} was {about.get('value', 'not finite')}"
+    return f"{head}: {what}. Batch and weights are in failures/{path.parent.name}."
+
+
+def read_records(path: Path) -> Records:
+    """JSON lines with `step` and numbers; a line torn by a kill, or no object, is counted and left out.
+
+    Raises: UserError if the file cannot be read.
+    """
+    columns: dict[str, dict[int, float]] = {}
+    restarts: list[int] = []
+    broken, before = 0, -1
+    for line in read_lines(path):
+        try:
+            fields = parse_json(line or "", path.name)
+            step = int(fields.pop("step"))
+            numbers = {name: float(value) for name, value in fields.items() if type(value) in (int, float)}
+            if abs(step) > MAX_STEP:
+                raise ValueError("no step")
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            broken += line is None or bool(line.strip())
+            continue
+        if step < before:
+            restarts.append(step)
+        before = step
+        for name, value in numbers.items():
+            columns.setdefault(name, {})[step] = value if math.isfinite(value) else math.nan
+    ordered = {name: (sorted(c), [c[s] for s in sorted(c)]) for name, c in columns.items()}
+    bad = tuple(n for n, (_, values) in ordered.items() if not all(map(math.isfinite, values)))
+    return Records(columns=ordered, restarts=tuple(restarts), not_finite=bad, broken_lines=broken)
+
+
+def config_value(config: Any, *keys: str) -> Any:
+    """The value at a path of a config; None where there is none."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config

@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from tutti.evaluation.closed_loop.starts import TrainingStarts
-from tutti.report.blocks import Section
+from tutti.report.blocks import Page, Section, Tile, render
 from tutti.report.formatting import capitalised, count, duration, percent
-from tutti.report.inputs import Inputs, config_of, read_inputs
-from tutti.report.render import Page, Tile, render
-from tutti.report.sections.gradients import influence_section, top_notes
-from tutti.report.sections.probes import probe_problems, probes_section
-from tutti.report.sections.run import (
-    batch_section,
-    data_section,
-    model_section,
-    open_loop_section,
+from tutti.report.inputs import Inputs, read_inputs
+from tutti.report.sections.evaluation import (
+    headline,
     protocol_section,
-    reproduce_section,
-    stage_seconds,
-    unfinished_stages,
+    rollouts_of,
+    success_section,
+    videos_section,
+    weak_tasks,
 )
-from tutti.report.sections.success import headline, rollouts_of, success_section, weak_tasks
+from tutti.report.sections.gradients import TITLE, influence_section, top_notes
+from tutti.report.sections.held_out import open_loop_section, probes_section
+from tutti.report.sections.run import batch_section, data_section, model_section, reproduce_section
 from tutti.report.sections.training import training_section
-from tutti.report.sections.videos import videos_section
 from tutti.storage.files import write_atomically
 from tutti.storage.reading import shown
 
 log = logging.getLogger("tutti.report")
 T = TypeVar("T")
 
+SECTIONS: dict[str, tuple[str, Callable[[Inputs], Section]]] = {
+    "success": ("Success per task", success_section),
+    "videos": ("Rollouts", videos_section),
+    "training": ("Training", training_section),
+    "what-trains-what": (TITLE, influence_section),
+    "open-loop": ("Open loop", open_loop_section),
+    "probes": ("Does it look and listen?", probes_section),
+    "first-batch": ("First batch", batch_section),
+    "model": ("Model", model_section),
+    "data": ("Data", data_section),
+    "protocol": ("Protocol of the evaluation", protocol_section),
+    "reproduce": ("Reproduce", reproduce_section),
+}
 UNREADABLE = "Left out: the run's files have another form than this version of Tutti writes."
-MAX_VIDEO_BYTES = 4_500_000  # of base64; with the rest the page stays below 6 MB
 
 
 def write_report(run_folder: Path) -> Path:
@@ -46,53 +55,35 @@ def write_report(run_folder: Path) -> Path:
     """
     inputs = read_inputs(run_folder)
     problems: list[str] = []
-    parts: dict[str, Callable[[], Section]] = {
-        "Success per task": lambda: success_section(inputs),
-        "Rollouts": lambda: videos_section(inputs, MAX_VIDEO_BYTES),
-        "Training": lambda: training_section(inputs),
-        "What trains what": lambda: influence_section(inputs),
-        "Open loop": lambda: open_loop_section(inputs),
-        "Does it look and listen?": lambda: probes_section(inputs),
-        "First batch": lambda: batch_section(inputs),
-        "Model": lambda: model_section(inputs),
-        "Data": lambda: data_section(inputs),
-        "Protocol of the evaluation": lambda: protocol_section(inputs),
-        "Reproduce": lambda: reproduce_section(inputs),
-    }
+
+    def attempt(make: Callable[[Inputs], T], instead: T) -> T:
+        """`make(inputs)`; if the run's files have a form that it does not know, a problem, and `instead`."""
+        try:
+            return make(inputs)
+        except Exception as error:  # files of another version, or changed by hand, lead anywhere
+            log.debug("a part of the report failed", exc_info=error)
+            problems.append(f"{UNREADABLE} ({type(error).__name__}: {shown(str(error), 200, quoted=False)})")
+            return instead
+
     sections = [
-        _or(Section(id=f"part-{number}", title=title, missing=UNREADABLE), make, problems)
-        for number, (title, make) in enumerate(parts.items())
+        replace(attempt(make, Section(missing=UNREADABLE)), id=id, title=title)
+        for id, (title, make) in SECTIONS.items()
     ]
-    result, notes = _or(("", []), lambda: headline(inputs), problems)
-    notes += _or([], lambda: top_notes(inputs), problems)
-    tiles = _or([], lambda: _tiles(inputs), problems)
-    warnings = _or([], lambda: _warnings(inputs), problems)
+    result, notes = attempt(headline, ("", []))
     folder = inputs.folder.resolve().name
-    html = render(
-        Page(
-            kicker="Tutti: report of a run",
-            name=inputs.summary.name or str(config_of(inputs).get("name") or folder),
-            result=result,
-            tiles=tiles,
-            notes=notes,
-            warnings=[*warnings, *problems],
-            sections=sections,
-            footer=f"Written by tutti report from {folder}/. Intervals: 95 %, two-sided.",
-        )
+    page = Page(
+        kicker="Tutti: report of a run",
+        name=inputs.summary.name or str(inputs.config.get("name") or folder),
+        result=result,
+        tiles=attempt(_tiles, []),
+        notes=[*notes, *attempt(top_notes, [])],
+        warnings=[*attempt(_warnings, []), *problems],
+        sections=sections,
+        footer=f"Written by tutti report from {folder}/. Intervals: 95 %, two-sided.",
     )
     path = run_folder / "report.html"
-    write_atomically(path, html)
+    write_atomically(path, render(page))
     return path
-
-
-def _or(instead: T, make: Callable[[], T], problems: list[str]) -> T:
-    """`make()`; if the run's files have a form that it does not know, a problem, and `instead`."""
-    try:
-        return make()
-    except Exception as error:  # files of another version, or changed by hand, lead anywhere
-        log.debug("a part of the report failed", exc_info=error)
-        problems.append(f"{UNREADABLE} ({type(error).__name__}: {shown(str(error), 200, quoted=False)})")
-        return instead
 
 
 def _tiles(inputs: Inputs) -> list[Tile]:
@@ -100,11 +91,12 @@ def _tiles(inputs: Inputs) -> list[Tile]:
     tiles: list[Tile] = []
     if inputs.evaluation is not None:
         score = inputs.evaluation.policy
-        small = f"95 % interval {score.interval.percent()}"
-        tiles.append(Tile(value=percent(score.mean, 1), name="task-mean success", small=small))
-        small = f"over {len(score.tasks)} tasks"
-        tiles.append(Tile(value=f"{rollouts_of(score):,}", name="rollouts", small=small))
-    if total := inputs.summary.seconds or sum(stage_seconds(inputs).values()):
+        interval, tasks = score.interval.percent(), f"over {len(score.tasks)} tasks"
+        tiles += [
+            Tile(value=percent(score.mean, 1), name="task-mean success", small=f"95 % interval {interval}"),
+            Tile(value=f"{rollouts_of(score):,}", name="rollouts", small=tasks),
+        ]
+    if total := inputs.summary.seconds or sum(inputs.stage_seconds.values()):
         tiles.append(Tile(value=duration(total), name="whole pipeline", small=f"{total:,.0f} s"))
     trained = inputs.records.last("time/seconds")
     steps, _ = inputs.records.get("loss/total")
@@ -118,8 +110,9 @@ def _tiles(inputs: Inputs) -> list[Tile]:
 
 def _warnings(inputs: Inputs) -> list[str]:
     """What a reader must know before believing the numbers above."""
-    warnings = [*probe_problems(inputs), *inputs.failures]
     records, result = inputs.records, inputs.evaluation
+    problems = inputs.probes.problems if inputs.probes is not None else ()
+    warnings = [*(finding.text for finding in problems), *inputs.failures]
     if result is not None:
         warnings += weak_tasks(result)
     if records.not_finite:
@@ -130,8 +123,9 @@ def _warnings(inputs: Inputs) -> list[str]:
             f"The run was resumed: its records go back to step {steps}. The later values are shown."
         )
     warnings += [
-        f"The stage '{stage}' has not finished: this page shows its results so far."
-        for stage in unfinished_stages(inputs)
+        f"The stage '{name}' has not finished: this page shows its results so far."
+        for name, stage in inputs.stages.items()
+        if not stage.finished and name != "report"  # which is being made
     ]
     if records.broken_lines:
         warnings.append(

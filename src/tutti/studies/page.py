@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tutti.evaluation.statistics.intervals import Interval
-from tutti.report.blocks import Block, Charts, Code, Facts, Note, Section
+from tutti.report.blocks import Block, Charts, Code, Facts, Note, Page, Section, Table, Tile, markdown, render
 from tutti.report.formatting import anything, words
-from tutti.report.render import Page, Tile, render
-from tutti.report.svg.elements import Chart
+from tutti.report.svg.drawing import Chart
 from tutti.report.svg.rows import ForestRow, forest_chart
-from tutti.report.tables import Table, markdown
 from tutti.runs.provenance import made_with
 from tutti.storage.files import write_atomically, write_json
 from tutti.studies.cells import level_words

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from tutti.evaluation.statistics.comparison import Comparison
 from tutti.evaluation.statistics.intervals import Interval, wilson
+from tutti.report.blocks import Cell, Column, Table, table, texts
 from tutti.report.formatting import NOTHING, count, duration, plain
-from tutti.report.tables import Cell, Column, Table, table, texts
 from tutti.runs.terminal import print_table
 from tutti.studies.cells import Trained, level_words
 from tutti.studies.config import Level

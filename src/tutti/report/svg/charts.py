@@ -8,18 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
+from statistics import fmean
 from typing import Literal
 
+import numpy as np
 from markupsafe import Markup
 
 from tutti.report.formatting import Number, plain
-from tutti.report.svg.axes import Scale, thin, value_scale
-from tutti.report.svg.elements import Chart, circle, drawing, line, path, text
+from tutti.report.svg.drawing import Chart, Point, Scale, circle, drawing, line, path, text, value_scale
 
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, WIDTH - 14, 14, HEIGHT - 40
 STEP = "optimizer step"
-MAX_POINTS = 200
+MAX_POINTS, MAX_AREA_POINTS = 400, 200
 DRAWN_FIRST = ("faint", "reference", "line", "points")
 
 
@@ -48,14 +51,14 @@ def line_chart(
     `marks` are steps at which something begins, with its name."""
     series = [s for s in series if any(math.isfinite(y) for y in s.ys)]
     across = _step_scale([x for s in series for x in s.xs])
-    up = value_scale(_visible(series), HEIGHT - BOTTOM, TOP, log=log, zero=zero)
+    up = value_scale(_visible(series), BOTTOM, TOP, log=log, zero=zero)
     parts = [_mark(across.pixel(x), name) for x, name in marks if across.low <= x <= across.high]
-    drawn = [replace(s, **dict(zip(("xs", "ys"), thin(s.xs, s.ys), strict=True))) for s in series]
+    drawn = [thin(s) for s in series]
     parts += [_draw(s, across, up) for s in sorted(drawn, key=lambda s: DRAWN_FIRST.index(s.kind))]
     axis = f"{unit} (log scale)" if up.log else unit
     shown_unit = "" if unit in ("loss", "lambda") else unit
     svg = _drawing(title, drawn, [_frame(across, up, axis), *parts], across, unit=shown_unit)
-    legend = tuple((s.name, s.colour, s.kind) for s in drawn if s.kind != "faint")
+    legend = [(s.name, s.colour, s.kind) for s in drawn if s.kind != "faint"]
     return Chart(title=title, help=help, svg=svg, legend=legend)
 
 
@@ -68,36 +71,39 @@ def share_chart(
 ) -> Chart:
     """Shares of a whole over steps, one area on another, in per cent. `shares` has name -> step -> fraction.
 
-    A step without a record leaves a gap; a name without a value there has 0.
+    A step without a record leaves a gap; a name without a value there has 0. Of a long run the means over
+    MAX_AREA_POINTS stretches are drawn.
     """
     names = [name for name in shares if any(shares[name].get(step, 0) > 0 for step in steps)]
-    xs, columns = _mean_shares(steps, [shares[name] for name in names])
-    across, up = _step_scale(steps), Scale(low=0, high=100, start=HEIGHT - BOTTOM, end=TOP)
+    recorded = {step for name in names for step in shares[name]}
+    stretches = np.array_split(np.array(steps), min(len(steps), MAX_AREA_POINTS)) if steps else []
+    xs = [int(stretch[len(stretch) // 2]) for stretch in stretches]
+    tops = np.full((len(names) + 1, len(xs)), np.nan)  # of each area in per cent, from the base line up
+    for at, stretch in enumerate(stretches):
+        if known := [step for step in stretch.tolist() if step in recorded]:
+            means = [fmean(shares[name].get(step, 0.0) for step in known) for name in names]
+            tops[:, at] = 100 * np.cumsum([0.0, *means])
+    across, up = _step_scale(steps), Scale(low=0, high=100, start=BOTTOM, end=TOP)
     parts: list[str] = []
-    for stretch in _stretches(columns):
-        base = [0.0] * len(stretch)
-        for number, name in enumerate(names):
-            top = [under + 100 * columns[at][number] for under, at in zip(base, stretch, strict=True)]
-            edge = [(across.pixel(xs[at]), up.pixel(y)) for at, y in zip(stretch, top, strict=True)]
-            under = [(across.pixel(xs[at]), up.pixel(y)) for at, y in zip(stretch, base, strict=True)]
+    for gap, places in groupby(range(len(xs)), key=lambda at: bool(np.isnan(tops[0, at]))):
+        stretch = list(places)
+        for number, name in enumerate(names if not gap else ()):
+            under, edge = (
+                [(across.pixel(xs[at]), up.pixel(tops[row, at])) for at in stretch]
+                for row in (number, number + 1)
+            )
             if len(stretch) == 1:  # a single step is a bar
-                edge, under = ([(x - 3, y), (x + 3, y)] for ((x, y),) in (edge, under))
+                under, edge = ([(x - 3, y), (x + 3, y)] for ((x, y),) in (under, edge))
             corners = path([*edge, *reversed(under)])
             parts.append(f'<polygon class="area {colours.get(name, "grey")}" points="{corners}"/>')
-            base = top
-    known = [at for at, column in enumerate(columns) if column]
+    known = np.isfinite(tops[0]).tolist()
+    places = [x for x, is_known in zip(xs, known, strict=True) if is_known]
     series = [
-        Series(
-            name=name,
-            xs=[xs[at] for at in known],
-            ys=[round(100 * columns[at][number], 2) for at in known],
-            colour=colours.get(name, "grey"),
-        )
-        for number, name in enumerate(names)
+        Series(name=name, xs=places, ys=heights.round(2).tolist(), colour=colours.get(name, "grey"))
+        for name, heights in zip(names, np.diff(tops[:, known], axis=0), strict=True)
     ]
     svg = _drawing(title, series, [_frame(across, up, "%"), *parts], across, unit="%")
-    legend = tuple((s.name, s.colour, "square") for s in series)
-    return Chart(title=title, help=help, svg=svg, legend=legend)
+    return Chart(title=title, help=help, svg=svg, legend=[(s.name, s.colour, "square") for s in series])
 
 
 def _drawing(
@@ -105,7 +111,7 @@ def _drawing(
 ) -> Markup:
     """The drawing with a cursor and the values that it shows; read out is where each line begins and ends."""
     values = {
-        "x": [across.low, across.high, LEFT, WIDTH - RIGHT],
+        "x": [across.low, across.high, LEFT, RIGHT],
         "label": STEP,
         "series": [
             {"name": s.name, "colour": s.colour, "unit": unit}
@@ -113,24 +119,24 @@ def _drawing(
             for s in series
         ],
     }
-    lines = [s for s in series if s.kind != "faint" and s.ys]
+    lines = [s for s in series if s.kind != "faint" and len(s.ys)]
     ends = "; ".join(f"{s.name} from {plain(s.ys[0])} to {plain(s.ys[-1])}" for s in lines)
-    inside = "".join([*parts, line("cursor", (0, TOP), (0, HEIGHT - BOTTOM))])
-    return drawing(WIDTH, HEIGHT, f"{title}: {ends or 'nothing recorded'}", inside, values)
+    cursor = line("cursor", (0, TOP), (0, BOTTOM))
+    return drawing((WIDTH, HEIGHT), f"{title}: {ends or 'nothing recorded'}", [*parts, cursor], values)
 
 
 def _frame(across: Scale, up: Scale, axis: str) -> str:
     """Grid, axes and ticks."""
-    base, right, middle = HEIGHT - BOTTOM, WIDTH - RIGHT, (TOP + HEIGHT - BOTTOM) / 2
-    ticks = up.ticks()
+    middle, ticks = (TOP + BOTTOM) / 2, up.ticks()
     small = max(map(abs, ticks), default=1) < 0.005  # then all of them with an exponent, not some
     parts: list[str] = []
     for tick in ticks:
         y = up.pixel(tick)
         label = f"{tick:.0e}".replace("e-0", "e-") if small and tick else plain(tick, 4)
-        parts += [line("grid", (LEFT, y), (right, y)), text("tick end", LEFT - 7, y + 3.6, label)]
-    parts += [text("tick middle", across.pixel(tick), base + 16, f"{tick:,.0f}") for tick in across.ticks(6)]
-    parts += [line("axis", (LEFT, base), (right, base)), text("tick end", right, HEIGHT - 6, STEP)]
+        parts += [line("grid", (LEFT, y), (RIGHT, y)), text("tick end", LEFT - 7, y + 3.6, label)]
+    steps = across.ticks(6)
+    parts += [text("tick middle", across.pixel(tick), BOTTOM + 16, f"{tick:,.0f}") for tick in steps]
+    parts += [line("axis", (LEFT, BOTTOM), (RIGHT, BOTTOM)), text("tick end", RIGHT, HEIGHT - 6, STEP)]
     parts.append(text("tick middle", 11, middle, axis, f' transform="rotate(-90 11 {middle:.0f})"'))
     return "".join(parts)
 
@@ -146,50 +152,30 @@ def _draw(one: Series, across: Scale, up: Scale) -> str:
 def _mark(x: Number, name: str) -> str:
     """A thin upright line, with its name beside its upper end, on the side that has more room."""
     kind, at = ("tick", x + 4) if x < (LEFT + WIDTH) / 2 else ("tick end", x - 4)
-    return line("mark", (x, TOP), (x, HEIGHT - BOTTOM)) + text(kind, at, TOP + 9, name)
+    return line("mark", (x, TOP), (x, BOTTOM)) + text(kind, at, TOP + 9, name)
 
 
 def _step_scale(steps: Sequence[Number]) -> Scale:
     low, high = (min(steps), max(steps)) if steps else (0, 1)
-    return Scale(low=low, high=high if high > low else low + 1, start=LEFT, end=WIDTH - RIGHT)
+    return Scale(low=low, high=high if high > low else low + 1, start=LEFT, end=RIGHT)
 
 
 def _visible(series: Sequence[Series]) -> list[Number]:
     """The values that the vertical axis must show: all of them, but of the raw ones only the inner 99 %."""
     raw = sorted(y for s in series if s.kind == "faint" for y in s.ys if math.isfinite(y))
     cut = len(raw) // 200
-    rest = [y for s in series if s.kind != "faint" for y in s.ys if math.isfinite(y)]
-    return raw[cut : len(raw) - cut] + rest
+    return raw[cut : len(raw) - cut] + [y for s in series if s.kind != "faint" for y in s.ys]
 
 
-def _mean_shares(
-    steps: Sequence[int], shares: Sequence[Mapping[int, Number]]
-) -> tuple[list[Number], list[list[float]]]:
-    """At most MAX_POINTS steps with the mean shares around them; an empty list where nothing is recorded."""
-    every = math.ceil(len(steps) / MAX_POINTS) or 1
-    xs: list[Number] = []
-    columns: list[list[float]] = []
-    for start in range(0, len(steps), every):
-        stretch = steps[start : start + every]
-        recorded = [step for step in stretch if any(step in values for values in shares)]
-        xs.append(stretch[len(stretch) // 2])
-        columns.append(
-            [sum(values.get(step, 0.0) for step in recorded) / len(recorded) for values in shares]
-            if recorded
-            else []
-        )
-    return xs, columns
-
-
-def _stretches(columns: Sequence[Sequence[float]]) -> list[list[int]]:
-    """The places of `columns` without a gap between them."""
-    stretches: list[list[int]] = [[]]
-    for place, column in enumerate(columns):
-        if column:
-            stretches[-1].append(place)
-        elif stretches[-1]:
-            stretches.append([])
-    return [stretch for stretch in stretches if stretch]
+def thin(series: Series, max_points: int = MAX_POINTS) -> Series:
+    """About `max_points` points, with each stretch's smallest and largest value (so spikes stay)."""
+    points: list[Point] = [(x, y) for x, y in zip(series.xs, series.ys, strict=True) if math.isfinite(y)]
+    if len(points) > max_points:
+        stretch = math.ceil(2 * len(points) / max_points)
+        parts = [points[i : i + stretch] for i in range(0, len(points), stretch)]
+        extremes = [{min(part, key=itemgetter(1)), max(part, key=itemgetter(1))} for part in parts]
+        points = [points[0], *(point for pair in extremes for point in sorted(pair)), points[-1]]
+    return replace(series, xs=[x for x, _ in points], ys=[y for _, y in points])
 
 
 def _short(value: Number) -> Number:

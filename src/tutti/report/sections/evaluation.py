@@ -1,0 +1,261 @@
+"""The evaluation in the simulator: headline, success of each task beside the controls, videos, protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tutti.data.formats.lerobot import VIEW
+from tutti.evaluation.closed_loop.results import EvaluationResult, Score, TaskScore
+from tutti.evaluation.closed_loop.rollouts import Condition
+from tutti.report.blocks import (
+    ABSENT,
+    Block,
+    Cell,
+    Charts,
+    Code,
+    Column,
+    Facts,
+    Note,
+    Section,
+    Video,
+    Videos,
+    data_address,
+    table,
+)
+from tutti.report.formatting import anything, percent, plain, words
+from tutti.report.inputs import Inputs, VideoEntry, config_value, own_bytes
+from tutti.report.svg.drawing import Chart, Scale, line
+from tutti.report.svg.rows import WIDTH, Row, row_chart, whisker
+from tutti.types import UserError
+
+CONDITIONS: dict[Condition, tuple[str, str]] = {
+    "policy": ("policy", "With a held-out instruction of the task, on starts outside the training data."),
+    "expert": ("expert", "The script that made the demonstrations, on the same starts: the ceiling."),
+    "noop": ("no-op", "Zero actions on the same starts: the chance level."),
+    "wrong_instruction": ("wrong instruction", "The policy with another task's text, on the same starts."),
+    "no_image": ("no image", "The policy on the same starts with the vision tokens removed."),
+}
+PROTOCOL_WORDS = {
+    "suite": "task suite",
+    "split": "instructions",
+    "chunk": "actions predicted at once (chunk)",
+    "executed": "actions executed per query",
+    "max_decisions": "longest rollout, control steps",
+    "distinct_starts": "distinct starts (task, state after reset)",
+}
+VALUE_WORDS = {
+    ("split", "held_out"): "held-out paraphrases, not in the training data",
+    ("split", "train"): "those of the training",
+    ("weights", "ema"): "averaged weights (EMA)",
+    ("weights", "raw"): "raw weights",
+}
+MAX_VIDEO_BYTES = 4_500_000  # of base64; with the rest the page stays below 6 MB
+MIN_RATE = 0.5  # a task below this rate gets a warning
+MEAN = "task mean"
+
+
+def not_evaluated(inputs: Inputs) -> str:
+    """Why there are no success rates."""
+    if config_value(inputs.config, "evaluation", "suite") == "none":
+        return "Not run: evaluation.suite is none, so only the open-loop error was measured."
+    return "Not run yet: `tutti evaluate` runs the policy in the simulator."
+
+
+def headline(inputs: Inputs) -> tuple[str, list[Note]]:
+    """The result in one sentence, and a note for each control."""
+    result = inputs.evaluation
+    if result is None:
+        return not_evaluated(inputs), []
+    policy, interval = result.policy, result.policy.interval
+    head = (
+        f"The policy succeeds in {percent(policy.mean, 1)} of the rollouts, mean of "
+        f"{len(policy.tasks)} tasks (95 % interval {interval.percent()}: {interval.rule}; "
+        f"{rollouts_of(policy)} rollouts on starts outside the training data)."
+    )
+    moods = {"falls to chance": "good", "does not fall": "bad"}
+    notes = [Note(text=one.sentence, mood=moods.get(one.outcome, "")) for one in result.verdicts]
+    if not any(one.control == "wrong_instruction" for one in result.verdicts):
+        missing = "The wrong-instruction control was not run: nothing here shows that the text is used."
+        notes.append(Note(text=missing))
+    return head, notes
+
+
+def rollouts_of(score: Score) -> int:
+    """The number of rollouts of a condition."""
+    return sum(task.episodes for task in score.tasks)
+
+
+def weak_tasks(result: EvaluationResult) -> list[str]:
+    """A warning for each task under 50 %."""
+    return [
+        f"{one.task} succeeds in {one.successes}/{one.episodes} rollouts ({percent(one.rate)}), under 50 %."
+        for one in result.policy.tasks
+        if one.rate < MIN_RATE
+    ]
+
+
+def success_section(inputs: Inputs) -> Section:
+    """A chart and a table of k/n with Wilson intervals, every control beside the policy."""
+    result = inputs.evaluation
+    if result is None:
+        return Section(missing=not_evaluated(inputs))
+    ran = {condition: result.scores[condition] for condition in CONDITIONS if condition in result.scores}
+    tasks = [task.task for task in result.policy.tasks]
+    columns: list[Column[str]] = [("task", "", str)]
+    for condition, score in ran.items():
+        cells = _cells(score, len(tasks))
+        columns.append((*CONDITIONS[condition], lambda task, cells=cells: cells.get(task, ABSENT)))
+    rules = " or ".join(dict.fromkeys(score.interval.rule for score in ran.values()))
+    caption = (
+        f"k/n successes, with the Wilson 95 % interval; {MEAN} with a 95 % interval by {rules}. "
+        "A dash: this control was not run on the task."
+    )
+    several = len(tasks) > 1
+    rule = result.policy.interval.rule
+    help = f"Points are success rates, bars their Wilson 95 % intervals ({MEAN}: {rule})."
+    rows = table([*tasks, MEAN] if several else tasks, columns, caption, last_is_total=several)
+    return Section(lead=help, blocks=[Charts(charts=[_success_chart(result, help)]), rows])
+
+
+def _cells(score: Score, num_tasks: int) -> dict[str, Cell]:
+    """What a condition's column has for each task and for their mean."""
+    cells = {
+        task.task: Cell(
+            text=f"{task.successes}/{task.episodes}",
+            small=f"[{task.interval.percent()}]",
+            mood="bad" if score.condition == "policy" and task.rate < MIN_RATE else "",
+        )
+        for task in score.tasks
+    }
+    ran = len(score.tasks)
+    over = "" if ran == num_tasks else f" of {ran} task{'s' if ran > 1 else ''}"
+    return cells | {MEAN: Cell(text=percent(score.mean, 1), small=f"[{score.interval.percent()}]{over}")}
+
+
+def _success_chart(result: EvaluationResult, help: str) -> Chart:
+    """Point and interval of each task, its wrong-instruction control below, the expert as a tick."""
+    across = Scale(low=0, high=1, start=150, end=WIDTH - 170)
+    policy = result.policy
+    controls: dict[str, dict[str, TaskScore]] = {
+        condition: {task.task: task for task in score.tasks} for condition, score in result.scores.items()
+    }
+    wrong, expert = (controls.get(condition, {}) for condition in ("wrong_instruction", "expert"))
+    rows: list[Row] = []
+    for task in policy.tasks:
+        marks, tips = "", [f"policy {_words(task)}"]
+        if (ceiling := expert.get(task.task)) is not None:
+            x = across.pixel(ceiling.rate)
+            marks += line("ceiling", (x, -11), (x, 11))
+            tips.append(f"expert {percent(ceiling.rate)}")
+        if (control := wrong.get(task.task)) is not None:
+            marks += whisker("c2 hollow", across, _bounds(control), (6, 4))
+            tips.append(f"wrong instruction {_words(control)}")
+        marks += whisker("c1", across, _bounds(task), (0 if control is None else -5, 5.5))
+        rows.append(Row(task.task, _words(task), tips, marks))
+    if len(rows) > 1:
+        label = f"{percent(policy.mean, 1)}  [{policy.interval.percent()}]"
+        bounds = (policy.interval.low, policy.interval.high, policy.mean)
+        mark = whisker("c1 strong", across, bounds, (0, 5.5))
+        rows.append(Row(MEAN, label, [f"policy {label}"], mark, strong=True))
+    legend = [("policy", "c1", "points")]
+    legend += [("wrong instruction", "c2", "hollow")] if wrong else []
+    legend += [("expert's ceiling", "grey", "tick")] if expert else []
+    ticks = [("grid", tick, percent(tick)) for tick in (0, 0.25, 0.5, 0.75, 1)]
+    title, axis = "Success rate", "success rate"
+    return row_chart(title, rows, across, 34, ticks=ticks, axis=axis, legend=legend, help=help)
+
+
+def _words(task: TaskScore) -> str:
+    return f"{task.successes}/{task.episodes}  [{task.interval.percent()}]"
+
+
+def _bounds(task: TaskScore) -> tuple[float, float, float]:
+    return task.interval.low, task.interval.high, task.rate
+
+
+def videos_section(inputs: Inputs, budget: int = MAX_VIDEO_BYTES) -> Section:
+    """Each task's videos, as many as fit in `budget` bytes of page, one of each task first."""
+    if not inputs.videos:
+        missing = "No videos yet: `tutti evaluate` records some of each task (evaluation.videos_per_task)."
+        return Section(missing=missing)
+    tasks: dict[str, list[VideoEntry]] = {}
+    for entry in inputs.videos:
+        tasks.setdefault(entry.task, []).append(entry)
+    turns = sorted(
+        (turn, number, task) for number, task in enumerate(tasks) for turn in range(len(tasks[task]))
+    )
+    videos: dict[str, list[Video]] = {task: [] for task in tasks}
+    for turn, _, task in turns:
+        entry = tasks[task][turn]
+        source, why = _embed(inputs.folder, entry.file, budget)
+        budget -= len(source)
+        video = Video(
+            success=entry.success, label=_label(entry), instruction=entry.instruction, source=source, why=why
+        )
+        videos[task].append(video)
+    groups = [(task, sorted(some, key=lambda video: video.success)) for task, some in videos.items()]
+    wins = sum(entry.success for entry in inputs.videos)
+    lead = (
+        f"{wins} of the evaluation's rollouts that succeed and {len(inputs.videos) - wins} that fail, chosen "
+        "to show both: not a sample to read a rate from. A video plays while it is visible."
+    )
+    return Section(lead=lead, blocks=[Videos(groups=groups)])
+
+
+def _label(entry: VideoEntry) -> str:
+    parts = [
+        f"seed {entry.seed}" if entry.seed is not None else "",
+        f"{entry.decisions} control steps" if entry.decisions is not None else "",
+        CONDITIONS[entry.condition][0] if entry.condition != "policy" else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _embed(run: Path, file: str, budget: int) -> tuple[str, str]:
+    """(data address, "") or ("", why not). Only files inside the videos folder are read."""
+    folder = run / "videos"
+    path = folder / Path(file).name
+    if not file or not path.is_file():
+        return "", f"{file or 'the file'} is missing"
+    if 4 * path.stat().st_size / 3 + 64 > budget:
+        return "", f"not embedded, the page would be too large: see videos/{path.name}"
+    try:
+        return data_address("video/mp4", own_bytes(path, folder, budget)), ""
+    except UserError as error:
+        return "", f"videos/{error}"
+
+
+def protocol_section(inputs: Inputs) -> Section:
+    """The protocol of the evaluation, so that another can be compared with it."""
+    if inputs.evaluation is None:
+        return Section(missing=not_evaluated(inputs))
+    protocol = asdict(inputs.evaluation.protocol)
+    environment = protocol.pop("environment")
+    seeds = f"{protocol.pop('seed_first')} to {protocol.pop('seed_last')}"
+    pairs = [(PROTOCOL_WORDS.get(key, words(key)), _value(key, value)) for key, value in protocol.items()]
+    pairs += [("seeds of the starts", seeds), *_circumstances(inputs)]
+    blocks: list[Block] = [Facts(pairs=pairs), Code(title="Fingerprint of the simulator", text=environment)]
+    blocks += [Note(text=note) for note in inputs.evaluation.notes()[:2]]
+    lead = "A rollout ends at its first success. Every control uses the same starts."
+    return Section(lead=lead, blocks=blocks)
+
+
+def _value(key: str, value: object) -> str:
+    return VALUE_WORDS.get((key, str(value)), anything(value))
+
+
+def _circumstances(inputs: Inputs) -> Sequence[tuple[str, str]]:
+    """What the evaluation's own record does not say: weights, views, control rate."""
+    pairs: list[tuple[str, str]] = []
+    if weights := config_value(inputs.config, "evaluation", "weights"):
+        pairs.append(("weights evaluated", _value("weights", weights)))
+    names = [row.name for row in inputs.model.tokens] if inputs.model is not None else []
+    views = [name.removeprefix(f"vision: {VIEW}") for name in names if name.startswith("vision: ")]
+    if views:
+        pairs.append(("views", ", ".join(views)))
+    frames, seconds = (config_value(inputs.data, key) for key in ("frames", "seconds"))
+    if frames and seconds:
+        pairs.append(("control rate", f"{plain(frames / seconds)} actions per second"))
+    return pairs

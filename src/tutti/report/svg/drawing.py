@@ -1,0 +1,116 @@
+"""What all charts share: SVG elements, and scales from values to pixels with round ticks.
+
+Everything that comes from outside is escaped here. Colours are CSS classes (`c1` to `c6`, `grey`), so one
+drawing serves the light and the dark scheme.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from markupsafe import Markup
+
+from tutti.report.formatting import Number
+
+Point = tuple[Number, Number]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A finished drawing with its title, an explanation, and its legend (name, colour, kind)."""
+
+    title: str
+    help: str
+    svg: Markup
+    legend: Sequence[tuple[str, str, str]] = ()
+    wide: bool = False
+
+
+def drawing(size: Point, spoken: str, parts: Iterable[str], values: object = None) -> Markup:
+    """The finished SVG. Screen readers get `spoken`; `values` are JSON for the script of the page."""
+    width, height = size
+    data = f' data-chart="{escape(json.dumps(values, separators=(",", ":")))}"' if values is not None else ""
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(spoken)}"{data}>'
+    return Markup(f"{head}{''.join(parts)}</svg>")
+
+
+def text(kind: str, x: Number, y: Number, words: str, more: str = "") -> str:
+    """A text of the CSS classes `kind`; `more` are other attributes."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{more}>{escape(words)}</text>'
+
+
+def line(kind: str, start: Point, end: Point) -> str:
+    """A straight line of the CSS classes `kind`."""
+    (x1, y1), (x2, y2) = start, end
+    return f'<line class="{kind}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
+
+
+def path(points: Iterable[Point]) -> str:
+    """Points as SVG writes them."""
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def circle(x: Number, y: Number, radius: Number) -> str:
+    """A circle around (x, y)."""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
+
+
+def hover(tip: str, inside: str) -> str:
+    """A group whose `tip` appears under the pointer."""
+    return f'<g data-tip="{escape(tip)}">{inside}</g>'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """A straight or logarithmic map from [low, high] to the pixels [start, end]."""
+
+    low: Number
+    high: Number
+    start: Number
+    end: Number
+    log: bool = False
+
+    def pixel(self, value: Number) -> Number:
+        """The pixel of `value`; what lies outside is cut to the edge, so a spike stays in the picture."""
+        low, high, value = self.low, self.high, max(value, self.low)
+        if self.log:
+            low, high, value = math.log10(low), math.log10(high), math.log10(value)
+        share = (value - low) / (high - low)
+        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
+
+    def ticks(self, wanted: int = 5) -> list[Number]:
+        """Round values inside [low, high]; on a straight scale about `wanted`."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            every = max(1, math.ceil(len(decades) / 7))
+            steps = (1, 2, 5) if len(decades) <= 3 else (1,)
+            ticks = [m * 10.0**d for d in decades[::every] for m in steps]
+            return [t for t in ticks if self.low * (1 - 1e-9) <= t <= self.high * (1 + 1e-9)]
+        rough = (self.high - self.low) / wanted
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def value_scale(
+    values: Sequence[Number], start: Number, end: Number, *, log: bool | None = None, zero: bool = True
+) -> Scale:
+    """The scale for these values; `log` None takes a log scale where they span more than a factor 40.
+
+    A linear scale begins at 0 if `zero`, else a little below the smallest value.
+    """
+    finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    if low > 0 and (log or (log is None and high / low > 40)):
+        return Scale(low=low / 1.15, high=high * 1.15, start=start, end=end, log=True)
+    if zero and low >= 0:
+        low = 0.0
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = low - max(abs(low) * 0.1, 1e-9), high + max(abs(high) * 0.1, 1e-9)
+    room = 0.06 * (high - low)
+    return Scale(low=low if low == 0 else low - room, high=high + room, start=start, end=end)
