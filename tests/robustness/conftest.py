@@ -18,7 +18,7 @@ from fixtures.hostile import (
     put,
 )
 from tutti import pipeline
-from tutti.serving.export import export_policy
+from tutti.serving.policy import export_policy
 
 MODEL = {
     "vision": {"stem": {"channels": [8, 8], "strides": [2, 2]}, "width": 8, "heads": 1},

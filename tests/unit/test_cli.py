@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import tutti
 from tutti import pipeline
 from tutti.cli.main import app
-from tutti.config.paths import config_file
+from tutti.config.files import config_file
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

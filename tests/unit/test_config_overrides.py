@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from fixtures.studies import make_study
-from tutti.config.overrides import apply_overrides
+from tutti.config.files import read_yaml
+from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config, load_config
-from tutti.config.yaml_reader import parse_overrides, read_yaml
 from tutti.studies.cells import arm_config
 from tutti.studies.config import load_study
 from tutti.types import UserError

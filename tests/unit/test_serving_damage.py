@@ -21,10 +21,9 @@ from test_serving_policy import CONFIG, TOKENIZER, look, model, normalizer, stat
 from fixtures.small_model import relist
 from tutti.data.normalize import Normalizer
 from tutti.distributed.world import ONE_PROCESS
-from tutti.serving.export import export_policy
-from tutti.serving.policy import CheckpointPolicyFactory, Policy
+from tutti.serving.policy import CheckpointPolicyFactory, Policy, export_policy
 from tutti.storage.checkpoint import Checkpoint, load, save, save_sharded, verify
-from tutti.storage.layout import EXPORT, STATE
+from tutti.storage.manifest import EXPORT, STATE
 from tutti.training.checkpointing.recovery import newest_whole
 from tutti.types import UserError
 
@@ -189,11 +188,11 @@ def test_a_listed_file_that_no_policy_reads_may_not_be_lost_either(
     """Nor may damage to the list itself hide a file behind another name."""
     folder = copy_of(originals["whole"], tmp_path)
     (folder / "rng.pt").rename(folder.parent / "rng.pt")
-    with pytest.raises(UserError, match=r"rng\.pt: the checkpoint lacks this file"):
+    with pytest.raises(UserError, match=r"rng\.pt: missing"):
         Policy.load(folder)
     (folder.parent / "rng.pt").rename(folder / "rng.pt")
     (folder / STATE).write_text((folder / STATE).read_text().replace("ema.safe", "emb.safe"))
-    with pytest.raises(UserError, match=r"emb\.safetensors: the checkpoint lacks this file"):
+    with pytest.raises(UserError, match=r"emb\.safetensors: missing"):
         Policy.load(folder)
 
 
@@ -280,7 +279,7 @@ def test_a_link_inside_the_folder_is_read(folder: Path) -> None:
 
 
 def test_a_text_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tutti.storage.manifest.MAX_TEXT", 2000)
+    monkeypatch.setattr("tutti.storage.manifest.MAX_BYTES", 2000)
     with pytest.raises(
         UserError, match=r"tokenizer\.json: expected at most 2000 bytes|larger than 2000 bytes"
     ):

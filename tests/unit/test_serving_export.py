@@ -13,8 +13,7 @@ from test_serving_policy import look, model, write
 
 from fixtures.small_model import relist
 from tutti.distributed.world import ONE_PROCESS
-from tutti.serving.export import export_command, export_policy
-from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, find_checkpoint
+from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, export_policy, find_checkpoint
 from tutti.storage.checkpoint import Checkpoint, save_sharded
 from tutti.types import UserError
 
@@ -31,12 +30,12 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("weights", "checkpoint", "seed"),
-    [("ema", "latest", 4), ("raw", "latest", 3), ("ema", "best", 2), ("raw", "10", 1)],
+    [("ema", "latest", 4), ("raw", "latest", 3), ("ema", "best", 2), ("raw", 10, 1)],
 )
 def test_an_export_acts_like_its_checkpoint_without_the_run(
-    run: Path, tmp_path: Path, weights: str, checkpoint: str, seed: int
+    run: Path, tmp_path: Path, weights: Weights, checkpoint: int | str, seed: int
 ) -> None:
-    to = export_command(run, tmp_path / "policy", weights, checkpoint)
+    to = export_policy(run, tmp_path / "policy", weights, checkpoint)
     shutil.rmtree(run)
     expected = Policy(model(seed), Policy.load(to).normalizer, Policy.load(to).tokenizer)
     images, state = look()
@@ -98,9 +97,6 @@ def test_of_a_damaged_checkpoint_nothing_is_exported(run: Path, tmp_path: Path, 
 def test_an_existing_folder_and_unknown_choices_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"exists\. Give --to"):
         export_policy(run, run)
-    with pytest.raises(UserError, match="--weights: expected ema or raw, found 'best'"):
-        export_command(run, tmp_path / "to", "best", "latest")
-    with pytest.raises(UserError, match="--checkpoint: expected latest, best or the number"):
-        export_command(run, tmp_path / "to", "ema", "newest")
-    with pytest.raises(UserError, match="no checkpoint of step 15; there are 10, 20"):
-        export_command(run, tmp_path / "to", "ema", "15")
+    for which in (15, "newest"):
+        with pytest.raises(UserError, match=f"no checkpoint of step {which}; there are 10, 20, .* best"):
+            export_policy(run, tmp_path / "to", checkpoint=which)

@@ -19,8 +19,7 @@ from tutti.data.tokenize import Tokenizer
 from tutti.evaluation.closed_loop.rollouts import PolicyFactory, RolloutPolicy
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
-from tutti.serving.export import export_policy
-from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
+from tutti.serving.policy import CheckpointPolicyFactory, Policy, export_policy, find_checkpoint
 from tutti.types import DataSpec, Observation, UserError
 
 TOKENIZER = Tokenizer.fit(["open the tap", "close the tap"], 300)
@@ -215,12 +214,12 @@ def test_factory_pickles_and_its_fingerprint_follows_the_weights(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("model.safetensors", b"xx", "these weights are damaged"),
+        ("model.safetensors", b"xx", "missing or damaged"),
         ("spec.json", None, "lists no file spec.json"),
-        ("spec.json", b"{}", "not the data spec"),
+        ("spec.json", b"{}", "views: Field required"),
         ("normalizer.json", b"{", "normalizer.json"),
         ("tokenizer.json", b"{}", "tokenizer.json"),
-        ("config.yaml", b"name: x", "section `model`"),
+        ("config.yaml", b"name: x", "'model'"),
         ("config.yaml", None, "lists no file config.yaml"),
     ],
 )
@@ -232,7 +231,7 @@ def test_damaged_checkpoint_names_the_file(
         (folder / name).unlink()
     else:
         (folder / name).write_bytes(content)
-    lacking = "the checkpoint lacks this file" if content is None else "truncated"
+    lacking = "missing" if content is None else "truncated"
     with pytest.raises(UserError, match=rf"{name}: {lacking}"):
         Policy.load(folder)
     relist(folder)

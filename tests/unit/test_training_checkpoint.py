@@ -82,7 +82,7 @@ def test_damage_to_any_file_is_found(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=rf"{name}: .* Delete the folder"):
         load_latest(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match=rf"{name}: the checkpoint lacks this file"):
+    with pytest.raises(UserError, match=rf"{name}: missing"):
         load_latest(tmp_path)
     if name != "state.json":
         path.write_bytes(bytes([data[0] ^ 1]) + data[1:])

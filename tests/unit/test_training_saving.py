@@ -22,7 +22,7 @@ from fixtures.toy_training import Data, make_trainer
 from tutti.distributed.sharded_tensors import restore_tensors, strip_tensors
 from tutti.distributed.world import ONE_PROCESS
 from tutti.nested_dicts import merge
-from tutti.storage import shards
+from tutti.storage import shards, tensors
 from tutti.storage.checkpoint import Checkpoint, checkpoints, load, save, save_sharded
 from tutti.training.checkpointing import saver as saving
 from tutti.training.checkpointing.saver import Saver
@@ -109,7 +109,7 @@ def test_damage_to_a_shard_is_found(tmp_path: Path, name: str, how: str) -> None
         path.unlink()
     else:
         path.write_bytes(data[:-1] if how == "shorter" else bytes([data[0] ^ 1]) + data[1:])
-    says = {"shorter": "truncated", "other": "checksum differs", "gone": "lacks this file"}[how]
+    says = {"shorter": "truncated", "other": "checksum differs", "gone": "missing"}[how]
     with pytest.raises(UserError, match=rf"{name}: .*{says}.* Delete the folder .*step-000001 to"):
         load(path.parent.parent)
 
@@ -337,6 +337,6 @@ def test_a_signal_in_the_midst_of_writing_shards_is_no_error_of_the_disk(
         save_sharded(tmp_path, make(1), ONE_PROCESS)
     monkeypatch.undo()
     folder = save_sharded(tmp_path, make(1), ONE_PROCESS)
-    monkeypatch.setattr(shards, "safe_open", interrupted)
+    monkeypatch.setattr(tensors, "safe_open", interrupted)
     with pytest.raises(kind):
         load(folder)

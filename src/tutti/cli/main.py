@@ -1,22 +1,17 @@
-"""The command `tutti`: its commands in the order of `tutti --help`, and how mistakes and Ctrl-C are shown.
-
-The commands import the package inside their bodies, and only here is that right: torch alone takes seconds to
-load, and `tutti --help` or a misspelt key should answer at once.
-"""
+"""The command `tutti`: its help, its commands, and how mistakes and Ctrl-C are shown."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from tutti.cli import debug_commands, run_commands, study_commands
-from tutti.cli.help import HELP
-from tutti.cli.options import Version
+from tutti import __version__
+from tutti.cli import commands
 from tutti.errors import UserError
 from tutti.runs.terminal import show_logs
 
@@ -26,22 +21,11 @@ INTERRUPTED = 130
 MISTAKE = 2
 
 COMMANDS: tuple[Command, ...] = (
-    run_commands.demo,
-    run_commands.record,
-    run_commands.train,
-    run_commands.evaluate,
-    run_commands.report,
-    debug_commands.doctor,
-    debug_commands.probe,
-    debug_commands.verify_resume,
-    debug_commands.replay,
-    run_commands.export,
-    study_commands.compare,
-    run_commands.schema,
-    run_commands.model,
-    study_commands.plan,
-    run_commands.version,
+    *(commands.demo, commands.record, commands.train, commands.evaluate, commands.report),
+    *(commands.doctor, commands.probe, commands.verify_resume, commands.replay, commands.export),
+    *(commands.compare, commands.schema, commands.model, commands.plan, commands.version),
 )
+"""In the order of `tutti --help`."""
 
 app = typer.Typer(
     name="tutti",
@@ -74,9 +58,58 @@ def guarded(command: Command) -> Command:
     return run
 
 
-@app.callback(help=HELP)
-def options(_: Version = False) -> None:
-    """Options of `tutti` itself; the help text is HELP."""
+def _print_version(yes: bool) -> bool:
+    if yes:
+        typer.echo(f"tutti {__version__}")
+        raise typer.Exit
+    return yes
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Prints the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Tutti pre-trains vision-language-action robot models end to end: vision
+    encoder, language encoder, fusion and action decoder learn together, from one
+    batch, under one loss L = sum_i lambda_i L_i.
+
+    [bold]Start here[/bold]
+
+      tutti demo     record, train, evaluate, report: 10 to 25 minutes
+
+    [bold]The same in pieces, in the usual order[/bold]
+
+      tutti record configs/demo.yaml     the simulator's experts -> dataset/
+      tutti train configs/demo.yaml      demonstrations -> checkpoints/
+      tutti evaluate runs/demo           checkpoint -> success per task
+      tutti report runs/demo             all of it -> report.html
+
+    [bold]What is wrong, before a training and after it[/bold]
+
+      tutti doctor configs/demo.yaml     data, model, loss: is anything broken?
+      tutti probe runs/demo              does it look, listen, or copy its state?
+      tutti verify-resume configs/demo.yaml     killed, resumed: the same bits?
+      tutti replay runs/demo --step 4600        one step again, to the same bits
+
+    [bold]What will it need? Memory, time, traffic, before anything runs[/bold]
+
+      tutti plan configs/plans/3b.yaml --gpus 8 --episodes 1e7
+
+    [bold]Which way is better? At an equal budget, over seeds, with intervals[/bold]
+
+      tutti compare configs/studies/strategies.yaml
+
+    [bold]Change anything, in the file or behind it[/bold]
+
+      tutti train configs/demo.yaml name=short training.steps=500 \\
+        'data.sources=[{path: runs/demo/dataset}]'     the demo's data again
+      tutti train configs/demo.yaml name=mine 'data.sources=[{path: my/data}]'
+      tutti schema > tutti.schema.json   every key, for an editor
+
+    Interrupt any command with Ctrl-C and run it again: finished work is kept.
+    """
 
 
 for one in COMMANDS:

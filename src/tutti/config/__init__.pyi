@@ -1,6 +1,6 @@
-from .paths import config_file, require_run, shipped_configs
+from .files import check_keys, config_file, read_yaml, require_run, shipped_configs
+from .overrides import parse_overrides
 from .run_config import RunConfig, build_config, json_schema, load_config, load_run_config, to_yaml
-from .yaml_reader import check_keys, parse_overrides, read_yaml
 
 __all__ = [
     "RunConfig",

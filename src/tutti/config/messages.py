@@ -1,20 +1,29 @@
-"""Error messages about a config: who made each mistake, the key, what was expected, and the nearest key."""
+"""The keys of a config and messages about mistakes in it: who made each, what was expected, the nearest key.
+
+The keys are read off the JSON schema, which needs neither torch nor the config's classes, so that a misspelt
+one is answered in a fraction of a second. `schema.json` beside this file is what `tutti schema` prints.
+"""
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from tutti.config.overrides import KIND, Override
-from tutti.config.schema_keys import key_paths, nearest
 from tutti.storage.reading import shown
 
 MAX_MISTAKES = 8
 LONGEST_KEY = 200
+Schema = Mapping[str, Any]
+BRANCHES = ("oneOf", "anyOf", "allOf")
 NOT_A_KEY = "extra_forbidden"
 """Pydantic's type of error for a key that does not exist."""
 
@@ -32,52 +41,42 @@ def explain(
     error: ValidationError,
     values: dict[str, Any],
     source: str,
-    schema: Mapping[str, Any],
+    schema: Schema,
     overrides: Sequence[Override] = (),
 ) -> str:
     """The message of a validation error: who made the mistakes, and one line for each key.
 
     `values` are those that pydantic refused, `source` the file that they come from, `schema` knows the keys.
     """
-    known = {".".join(path) for path in key_paths(schema)}
-    mistakes: list[Mistake] = []
-    keys: set[str] = set()
-    unexplained: set[str] = set()
-    for problem in error.errors(include_url=False):
-        key = _key(problem["loc"], values, missing=problem["type"] == "missing")
-        if key not in keys and len(keys) == MAX_MISTAKES:
-            unexplained.add(key)  # its sentence would look for near keys, which takes milliseconds
-            continue
-        keys.add(key)
-        mistakes.append(Mistake(key, problem["type"], _sentence(key, problem, known, values)))
-    return error_message(source, mistakes, overrides, len(unexplained))
-
-
-def unknown_key_message(
-    keys: Sequence[str],
-    values: dict[str, Any],
-    source: str,
-    schema: Mapping[str, Any],
-    overrides: Sequence[Override],
-) -> str:
-    """The message about `keys`, which do not exist in `schema`."""
-    known = {".".join(path) for path in key_paths(schema)}
-    mistakes = [Mistake(key, NOT_A_KEY, _unknown(key, known, values)) for key in keys[:MAX_MISTAKES]]
-    return error_message(source, mistakes, overrides, len(keys) - len(mistakes))
+    problems = [
+        (_key(problem["loc"], values, missing=problem["type"] == "missing"), problem)
+        for problem in error.errors(include_url=False)
+    ]
+    return error_message(problems, values, source, schema, overrides)
 
 
 def error_message(
-    source: str, mistakes: Sequence[Mistake], overrides: Sequence[Override], unexplained: int = 0
+    problems: Sequence[tuple[str, Any]],
+    values: dict[str, Any],
+    source: str,
+    schema: Schema,
+    overrides: Sequence[Override],
 ) -> str:
-    """Who made the mistakes, a line for each key, and how many more there are."""
-    lines: dict[str, str] = {}
-    for one in mistakes:
-        before = lines.get(one.key)
-        lines[one.key] = one.sentence if before is None else f"{before}\n    or: {one.sentence}"
-    count = len(lines) + unexplained
-    head = f"{_authors(source, mistakes, overrides)}: {count} mistake{'s' if count > 1 else ''}"
-    more = [f"  ... and {unexplained} more"] if unexplained else []
-    return "\n".join([head, *(f"  {line}" for line in lines.values()), *more])
+    """The same for problems in pydantic's form, each with its key: the first of them in a sentence, for the
+    search for near keys takes milliseconds, and how many more there are."""
+    known = {".".join(path) for path in key_paths(schema)}
+    keys = list(dict.fromkeys(key for key, _ in problems))
+    mistakes = [
+        Mistake(key, problem["type"], _sentence(key, problem, known, values))
+        for key, problem in problems
+        if key in keys[:MAX_MISTAKES]
+    ]
+    lines = [
+        "\n    or: ".join(one.sentence for one in mistakes if one.key == key) for key in keys[:MAX_MISTAKES]
+    ]
+    more = [f"... and {len(keys) - len(lines)} more"] if len(keys) > len(lines) else []
+    count = f"{len(keys)} mistake{'s' if len(keys) > 1 else ''}"
+    return "\n  ".join([f"{_authors(source, mistakes, overrides)}: {count}", *lines, *more])
 
 
 def _sentence(key: str, problem: Any, known: set[str], values: Any) -> str:
@@ -152,3 +151,107 @@ def _authors(source: str, mistakes: Iterable[Mistake], overrides: Sequence[Overr
 def _word(override: Override) -> str:
     """What a sentence about this override would call it."""
     return override.path[-2 if override.path[-1] == KIND and len(override.path) > 1 else -1]
+
+
+@cache
+def shipped_schema() -> dict[str, Any]:
+    """The schema of this version's config files."""
+    return json.loads(Path(__file__).with_name("schema.json").read_text(encoding="utf-8"))
+
+
+def unknown_keys(values: Any) -> list[str]:
+    """Every key in `values` that a config does not have at its place, such as `training.stepz`.
+
+    A `kind` chooses one form of a mapping; without it all forms count. Below an unknown `kind`, and in open
+    mappings, every key is accepted.
+    """
+    schema = shipped_schema()
+    return [".".join(path) for path in _walk(values, list(_forms(schema, schema)), schema, ())]
+
+
+def _walk(
+    values: Any, forms: list[Schema], schema: Schema, path: tuple[str, ...]
+) -> Iterator[tuple[str, ...]]:
+    if isinstance(values, list):
+        items = [inner for form in forms for inner in _forms(form.get("items"), schema)]
+        for place, value in enumerate(values):
+            yield from _walk(value, items, schema, (*path, str(place)))
+    if not isinstance(values, dict):
+        return
+    mappings = _chosen(
+        [form for form in forms if "properties" in form or form.get("type") == "object"], values
+    )
+    for key, value in values.items():
+        below = [inner for form in mappings for inner in _below(form, str(key), schema)]
+        if (
+            mappings
+            and not below
+            and all(form.get("additionalProperties", True) is False for form in mappings)
+        ):
+            yield (*path, str(key))
+        else:
+            yield from _walk(value, below, schema, (*path, str(key)))
+
+
+def _chosen(forms: list[Schema], values: Mapping[str, Any]) -> list[Schema]:
+    """Those of the forms that have the `kind` of `values`; all of them where it names none."""
+    if "kind" not in values:
+        return forms
+    kinds = [form.get("properties", {}).get("kind", {}) for form in forms]
+    return [
+        form
+        for form, kind in zip(forms, kinds, strict=True)
+        if values["kind"] in (kind.get("const"), *kind.get("enum", ()))
+    ]
+
+
+def _below(form: Schema, key: str, schema: Schema) -> Iterator[Schema]:
+    """The forms that the value of `key` may have. A key that may hold anything gives one open form."""
+    known = form.get("properties", {})
+    inner = known[key] if key in known else form.get("additionalProperties", False)
+    if inner is True or inner == {}:
+        yield {}
+    elif inner is not False:
+        yield from _forms(inner, schema)
+
+
+def _forms(node: Any, schema: Schema) -> Iterator[Schema]:
+    """`node` with references and unions resolved: each form that a value there may have."""
+    if not isinstance(node, Mapping):
+        return
+    if "$ref" in node:
+        yield from _forms(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]], schema)
+        return
+    choices = [choice for branch in BRANCHES for choice in node.get(branch, ())]
+    for choice in choices:
+        yield from _forms(choice, schema)
+    if not choices:
+        yield node
+
+
+def key_paths(schema: Schema) -> Iterator[tuple[str, ...]]:
+    """Every key that the schema knows, as a path; entries of lists and of open mappings are '*'."""
+
+    def walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for form in _forms(node, schema):
+            for key, value in form.get("properties", {}).items():
+                yield (*path, key)
+                yield from walk(value, (*path, key))
+            for inner in ("items", "additionalProperties"):
+                yield from walk(form.get(inner), (*path, "*"))
+
+    return walk(schema, ())
+
+
+def nearest(key: Any, known: Iterable[str]) -> str:
+    """' Did you mean ...?', looking first among the key's neighbours, then for its last word anywhere."""
+    known = list(known)
+    key = re.sub(r"\.\d+(?=\.)", ".*", str(key))
+    parent, _, leaf = key.rpartition(".")
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    close = [beside[name] for name in difflib.get_close_matches(leaf, beside, n=1)]
+    close += sorted(
+        (name for name in known if name.rpartition(".")[2] == leaf), key=lambda name: (name.count("."), name)
+    )
+    close += difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from tutti.errors import UserError
+from tutti.storage.reading import parse_yaml
 
 KIND = "kind"
 
@@ -44,13 +45,26 @@ class Override:
         return self.path == tuple(path[: len(self.path)])
 
 
-def check_no_contradiction(overrides: Sequence[Override]) -> None:
-    """Raises: UserError if two overrides give one key different values."""
+def parse_overrides(texts: Sequence[str]) -> list[Override]:
+    """What each `key.sub=value` sets.
+
+    Raises: UserError where a text has another form, or two of them contradict each other.
+    """
+    overrides: list[Override] = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            raise UserError(
+                f"'{text:.200}' is not an override: expected key.sub=value, such as training.steps=500."
+            )
+        overrides.append(Override(text, path, parse_yaml(value, key)))
     for number, one in enumerate(overrides):
         for other in overrides[:number]:
             outer, inner = sorted((one, other), key=lambda override: len(override.path))
             if outer.covers(inner.path) and (why := _contradiction(outer, inner)):
                 raise UserError(f"'{other.text}' and '{one.text}' contradict each other: {why}. Keep one.")
+    return overrides
 
 
 def _contradiction(outer: Override, inner: Override) -> str:

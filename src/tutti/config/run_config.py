@@ -16,9 +16,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tutti.config.combinations import check_combination
+from tutti.config.files import read_yaml
 from tutti.config.messages import explain
-from tutti.config.overrides import Override, apply_overrides
-from tutti.config.yaml_reader import parse_overrides, read_yaml
+from tutti.config.overrides import Override, apply_overrides, parse_overrides
 from tutti.data.config import DataConfig
 from tutti.evaluation.closed_loop.evaluate import EvaluationConfig
 from tutti.frozen_config import FrozenConfig
@@ -34,8 +34,8 @@ from tutti.training.config import TrainingConfig
 from tutti.training.strategy import EndToEndConfig, StrategyConfig
 from tutti.types import UserError
 
-SEEDED = ("record", "data", "training", "evaluation")
-SEEDED_KINDS = {"balancing": "rlw", "backward": "k_gradients"}
+SEEDED = {"data": "", "training": "", "balancing": "rlw", "backward": "k_gradients"}
+"""The sections with a seed; of some the one kind that has it."""
 
 
 class RunConfig(FrozenConfig):
@@ -106,7 +106,8 @@ def build_config(
 
     `origin` is for a config that somebody else may have written.
     """
-    values = _with_defaults(_with_seed(values))
+    # So `optimizer: {lr: 3e-4}` means the default optimizer; `model` does the same with its size's preset.
+    values = merge(RunConfig().model_dump(mode="json", exclude={"model"}), _with_seed(values))
     try:
         return RunConfig.model_validate(values, context=origin)
     except ValidationError as error:
@@ -128,24 +129,9 @@ def json_schema() -> dict[str, Any]:
 
 def _with_seed(values: dict[str, Any]) -> dict[str, Any]:
     """Copies the run's seed into the sections that have a seed but do not set it."""
-    if "seed" not in values:
-        return values
     seeded = dict(values)
-    for name in SEEDED:
+    for name, kind in SEEDED.items() if "seed" in values else ():
         section = values.get(name) or {}
-        if isinstance(section, dict) and "seed" in RunConfig.model_fields[name].annotation.model_fields:  # pyright: ignore
-            seeded[name] = {"seed": values["seed"], **section}
-    for name, kind in SEEDED_KINDS.items():
-        section = values.get(name)
-        if isinstance(section, dict) and section.get("kind") == kind:
+        if isinstance(section, dict) and kind in ("", section.get("kind")):
             seeded[name] = {"seed": values["seed"], **section}
     return seeded
-
-
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """The values merged over the defaults, so that `optimizer: {lr: 3e-4}` means the default optimizer.
-
-    `model` does the same with the preset of its size.
-    """
-    defaults = RunConfig().model_dump(mode="json", exclude={"model"})
-    return merge(defaults, values)

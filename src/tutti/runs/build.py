@@ -24,7 +24,7 @@ from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.terminal import progress_bar
-from tutti.storage.layout import CONFIG, NORMALIZER, SPEC, TOKENIZER
+from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
 from tutti.training.data_feed import TrainingData

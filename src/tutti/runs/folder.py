@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tutti.config.paths import require_run
+from tutti.config.files import require_run
 from tutti.config.run_config import RunConfig, load_run_config, to_yaml
 from tutti.distributed.world import launched_world_size, world
 from tutti.nested_dicts import changed_keys, indented

@@ -1,5 +1,4 @@
-from .export import export_policy
-from .policy import CheckpointPolicyFactory, Policy
+from .policy import CheckpointPolicyFactory, Policy, export_policy
 
 __all__ = [
     "CheckpointPolicyFactory",

@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
+from tutti.frozen_config import FrozenConfig
 from tutti.models.config import CustomDecoderConfig, ModelConfig
 from tutti.plugin import Origin, Trust
-from tutti.storage import shards
-from tutti.storage.find_checkpoint import is_sharded, kept_weights
-from tutti.storage.layout import CONFIG, NORMALIZER, SHARDS, SPEC, TOKENIZER, WEIGHTS, Weights
-from tutti.storage.manifest import Manifest
+from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER, Manifest, Weights
 from tutti.storage.reading import parse_json, parse_yaml, shown
+from tutti.storage.tensors import weights_in
 from tutti.types import DataSpec, UserError
 
 CURE = "The folder is not a whole checkpoint: name another one, or train again."
-SIZES = {
-    "image_size": 8192,
-    "state_dim": 4096,
-    "action_dim": 4096,
-    "horizon": 4096,
-    "vocab_size": 2**20,
-    "text_length": 2**16,
-}
-"""The largest value of each size in spec.json."""
-MAX_VIEWS, MAX_EMBODIMENTS, MAX_NAME, MAX_FPS = 64, 1024, 200, 1e6
 MAX_BUFFERS = 2**25
 """Numbers in the buffers of a model that are computed and not in its checkpoint."""
-
-MAX_HEADER = 2**24
-"""Bytes of the header of a file of weights."""
-
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor of a checkpoint, by name."""
+Size = Annotated[int, Field(ge=1, le=4096)]
+Name = Annotated[str, Field(max_length=200)]
+
+
+class _BoundedSpec(FrozenConfig):
+    """The keys of spec.json with the largest value that each may have."""
+
+    model_config = ConfigDict(strict=True)
+
+    views: tuple[Name, ...] = Field(min_length=1, max_length=64)
+    image_size: int = Field(ge=1, le=8192)
+    state_dim: Size
+    action_dim: Size
+    horizon: Size
+    vocab_size: int = Field(ge=1, le=2**20)
+    text_length: int = Field(ge=1, le=2**16)
+    embodiments: tuple[Name, ...] = Field(min_length=1, max_length=1024)
+    fps: float = Field(gt=0, le=1e6, allow_inf_nan=False)
 
 
 def read_model(folder: Manifest, weights: Weights, trust: Trust) -> tuple[ModelConfig, DataSpec]:
@@ -49,83 +51,62 @@ def read_model(folder: Manifest, weights: Weights, trust: Trust) -> tuple[ModelC
     Raises: UserError if a file is missing, damaged or absurd, or names or sizes differ.
     """
     spec, config = read_spec(folder), read_model_config(folder, trust)
-    check_model(config, spec, shapes_of(folder, weights), folder.folder)
+    check_model(config, spec, weights_in(folder, weights)[1], folder.folder)
     return config, spec
 
 
 def read_spec(folder: Manifest) -> DataSpec:
     """The content of spec.json. Raises: UserError, naming the key that is not what it must be."""
     path = folder.folder / SPEC
-    fields = parse_json(folder.text(path.name), path, finite=True, cure=CURE)
-    lists = {"views": MAX_VIEWS, "embodiments": MAX_EMBODIMENTS}
-    for key, most in SIZES.items():
-        value = fields.get(key)
-        if type(value) is not int or not 1 <= value <= most:
-            raise _no_spec(path, key, fields, f"a whole number from 1 to {most}")
-    for key, most in lists.items():
-        names = fields.get(key)
-        names = names if isinstance(names, list) and len(names) <= most else []
-        if not names or not all(isinstance(name, str) and len(name) <= MAX_NAME for name in names):
-            raise _no_spec(path, key, fields, f"1 to {most} names")
-    fps = fields.get("fps")
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
-        raise _no_spec(path, "fps", fields, "a positive number")
-    known = {*SIZES, *lists, "fps"}
-    if more := [key for key in fields if key not in known]:
-        raise UserError(f"{path}: not the data spec of a checkpoint ({shown(more)} are no keys). {CURE}")
-    values: dict[str, Any] = fields | {key: tuple(fields[key]) for key in lists}
-    return DataSpec(**values)
-
-
-def _no_spec(path: Path, key: str, fields: Mapping[str, Any], expected: str) -> UserError:
-    found = shown(fields[key]) if key in fields else "nothing"
-    return UserError(
-        f"{path}: not the data spec of a checkpoint: {key}: expected {expected}, found {found}. {CURE}"
-    )
+    with _usable(path):
+        return DataSpec(**dict(_BoundedSpec.model_validate_json(folder.text(SPEC))))
 
 
 def read_model_config(folder: Manifest, trust: Trust) -> ModelConfig:
     """The section `model` of config.yaml. Raises: UserError; of a class that is not trusted, when built."""
     path = folder.folder / CONFIG
-    values = parse_yaml(folder.text(path.name), path)
-    try:
+    values = parse_yaml(folder.text(CONFIG), path)
+    with _usable(path):
         return ModelConfig.model_validate(values["model"], context=Origin(path, trust))
-    except (ValidationError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: its section `model` cannot be read ({error}). The checkpoint is of another version of "
-            "Tutti, or the file was changed."
-        ) from error
 
 
 def read_normalizer(folder: Manifest, spec: DataSpec) -> Normalizer:
     """The content of normalizer.json. Raises: UserError, also if it is not that of `spec`."""
     path = folder.folder / NORMALIZER
-    values = parse_json(folder.text(path.name), path, cure=CURE)
-    try:
+    values = parse_json(folder.text(NORMALIZER), path, cure=CURE)
+    with _usable(path):
         normalizer = Normalizer.from_dict(values)
         for name in spec.embodiments:
             normalizer.check(name, spec.state_dim, spec.action_dim)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        said = shown(str(error), 300, quoted=False)
-        raise UserError(f"{path}: cannot be used ({said}). {CURE}") from error
-    return normalizer
+        return normalizer
 
 
 def read_tokenizer(folder: Manifest, spec: DataSpec) -> Tokenizer:
     """The content of tokenizer.json. Raises: UserError, also if it is not that of `spec`."""
-    path = folder.folder / TOKENIZER
-    text = folder.text(path.name)
-    try:
+    text = folder.text(TOKENIZER)
+    with _usable(folder.folder / TOKENIZER):
         tokenizer = Tokenizer.from_json(text)
-    except UserError as error:
-        raise UserError(f"{path}: cannot be used ({error}) {CURE}") from error
-    found = (tokenizer.vocab_size, tokenizer.text_length)
-    if found != (spec.vocab_size, spec.text_length):
-        raise UserError(
-            f"{path}: expected {spec.vocab_size} ids and a text_length of {spec.text_length}, as spec.json "
-            f"says, found {found[0]} and {found[1]}. {CURE}"
+        found, expected = (
+            f"{one.vocab_size} ids and a text_length of {one.text_length}" for one in (tokenizer, spec)
         )
-    return tokenizer
+        if found != expected:
+            raise ValueError(f"expected {expected}, as {SPEC} says, found {found}")
+        return tokenizer
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Names the file in whatever its content, read in the block, leads to."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        said = f"{key}: {first['msg']}, found {shown(first['input'])}"
+        raise UserError(f"{path}: cannot be used ({said[:300]}). {CURE}") from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        said = shown(str(error), 300, quoted=False)
+        raise UserError(f"{path}: cannot be used ({type(error).__name__}: {said}). {CURE}") from error
 
 
 def check_model(config: ModelConfig, spec: DataSpec, shapes: Shapes, folder: Path) -> None:
@@ -164,49 +145,6 @@ def another_model(folder: Path, error: Exception) -> UserError:
     """What torch said of weights that do not fit."""
     first = "\n".join(line[:300] for line in str(error).splitlines()[:6])
     return UserError(f"{folder}: these weights are of another model.\n{first}\n{CURE}")
-
-
-def shapes_of(folder: Manifest, weights: Weights) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights, by the index of the shards or the header of the file; no weight is read.
-
-    Raises: UserError if they are missing or damaged.
-    """
-    file = WEIGHTS[kept_weights(folder, weights)]
-    if is_sharded(folder):
-        start = f"{Path(file).stem}/"
-        entries = shards.index_of(folder.folder / SHARDS)
-        return {name.removeprefix(start): e.shape for name, e in entries.items() if name.startswith(start)}
-    with folder.opened(file) as content:
-        return _header_shapes(content, folder.folder / file)
-
-
-def _header_shapes(file: BinaryIO, path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes in the header of a file of safetensors.
-
-    Raises: UserError if it is none, or holds more or less than its header says.
-    """
-    size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
-    if length > min(MAX_HEADER, size):
-        raise UserError(f"{path}: these weights are damaged (a header of {length:,} bytes). {CURE}")
-    header = file.read(length)
-    try:
-        entries = parse_json(header.decode("utf-8", errors="replace"), "its header")
-    except UserError as error:
-        raise UserError(f"{path}: these weights are damaged ({error}). {CURE}") from error
-    entries.pop("__metadata__", None)
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        for name, entry in entries.items():
-            shape, (start, end) = entry["shape"], entry["data_offsets"]
-            if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or math.prod(shape) > end:
-                raise ValueError(f"{shown(name)} has the shape {shown(shape)}")
-            shapes[name] = tuple(shape)
-        ends = [entry["data_offsets"][1] for entry in entries.values()]
-        if max(ends, default=0) != size - len(header) - 8:
-            raise ValueError("its length is not that of its tensors")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: these weights are damaged ({shown(str(error), 300)}). {CURE}") from error
-    return shapes
 
 
 def _depths(values: Any) -> int:

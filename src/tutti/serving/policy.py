@@ -1,4 +1,4 @@
-"""Policy: a trained checkpoint that predicts a chunk of actions from images, state and instruction."""
+"""Policy: a checkpoint that predicts a chunk of actions from images, state and instruction; its export."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from safetensors.torch import save
 
 from tutti import __version__
 from tutti.data.cache import resize_images
@@ -25,12 +26,12 @@ from tutti.serving.contents import (
     read_normalizer,
     read_tokenizer,
 )
-from tutti.storage.find_checkpoint import check_finite, find_checkpoint, listed, read_weights
-from tutti.storage.layout import DATA_FILES, Weights
-from tutti.storage.manifest import Manifest
+from tutti.storage.checkpoint import find_checkpoint, listed
+from tutti.storage.files import explain_disk_errors, megabytes, write_folder
+from tutti.storage.manifest import DATA_FILES, EXPORT, POLICY_FILES, WEIGHTS, Weights, size_of
+from tutti.storage.tensors import check_finite, read_weights, weights_in
 from tutti.types import DataSpec, Tokens, UserError
 
-T = TypeVar("T")
 MAX_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
 
 
@@ -88,7 +89,11 @@ class Policy:
         config, spec = read_model(folder, weights, trust_code)
         normalizer, tokenizer = read_normalizer(folder, spec), read_tokenizer(folder, spec)
         model = config.build(spec)
-        _load_weights(model, folder, weights)
+        try:
+            model.load_state_dict(read_weights(folder, weights), strict=True)
+        except RuntimeError as error:
+            raise another_model(folder.folder, error) from error
+        check_finite(folder.folder, model.state_dict())  # as they are in the model's own type of numbers
         return cls(model, normalizer, tokenizer, embodiment=embodiment, clip=clip, device=device)
 
     def predict(
@@ -127,15 +132,7 @@ class Policy:
             )
         return actions if self._bounds is None else np.clip(actions, *self._bounds)
 
-    def __call__(
-        self,
-        images: UInt8[np.ndarray, "v h w 3"] | None,
-        state: Float32[np.ndarray, " s"],
-        instruction: str,
-        use_images: bool = True,
-    ) -> Float32[np.ndarray, "t a"]:
-        """The same as `predict`."""
-        return self.predict(images, state, instruction, use_images)
+    __call__ = predict
 
     def _language(self, instruction: str) -> Tokens:
         """The text's encoding, made once: the language encoder sees nothing but the text."""
@@ -205,18 +202,50 @@ class CheckpointPolicyFactory:
         return Policy.load(self.path, self.weights, clip=self.clip, trust_code=self.trust_code)
 
 
-def _load_weights(model: VLA, folder: Manifest, weights: Weights) -> None:
-    tensors = read_weights(folder, weights)
-    try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise another_model(folder.folder, error) from error
-    check_finite(folder.folder, model.state_dict())  # as they are in the model's own type of numbers
-
-
 def _choose(known: tuple[str, ...], embodiment: str | None) -> str:
     if embodiment is None and len(known) == 1:
         return known[0]
     if embodiment is None or embodiment not in known:
         raise UserError(f"embodiment: expected one of {', '.join(known)}, got {embodiment!r}.")
     return embodiment
+
+
+def export_policy(
+    run: Path | str,
+    to: Path | str,
+    weights: Weights = "ema",
+    checkpoint: int | str = "latest",
+    *,
+    trust_code: Trust = False,
+) -> Path:
+    """Writes `to`: model.safetensors (the moving average, or the raw weights; where training kept no average,
+    the raw ones), config.yaml, spec.json, normalizer.json, tokenizer.json, and export.json, which says where
+    they come from and lists the size and SHA-256 of each. `Policy.load(to)` reads it, without the run and its
+    data.
+
+    The folder appears whole or not at all, and only after a policy could be loaded from it. Gives the folder.
+    `trust_code`: an action decoder of the user's own is imported for that.
+
+    Raises: UserError if there is no such checkpoint, it is damaged, its weights are not finite, `to` exists,
+    or the disk is full.
+    """
+    source, to = listed(find_checkpoint(Path(run), checkpoint)), Path(to)
+    if to.exists():
+        raise UserError(f"{to} exists. Give --to a folder that does not, or delete this one.")
+    weights, _ = weights_in(source, weights)
+    read_model(source, weights, trust_code)
+    tensors = read_weights(source, weights)
+    content = {WEIGHTS["raw"]: save(tensors)} | {name: source.read(name) for name in POLICY_FILES}
+    about = {
+        "checkpoint": source.folder.name,
+        "weights": weights,
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "files": {name: size_of(data, "sha256") for name, data in content.items()},
+    }
+    needed = megabytes(sum(map(len, content.values())))
+    with explain_disk_errors(to, "the export", needed), write_folder(to) as folder:
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+        (folder / EXPORT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        Policy.load(folder, trust_code=trust_code)
+    return to

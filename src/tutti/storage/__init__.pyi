@@ -1,8 +1,7 @@
 from .checkpoint import Checkpoint, checkpoints, load, save, save_sharded, verify
 from .files import write_atomically, write_folder
-from .find_checkpoint import read_weights
-from .layout import Weights
-from .manifest import Manifest
+from .manifest import Manifest, Weights
+from .tensors import read_weights
 
 __all__ = [
     "Checkpoint",

@@ -1,6 +1,6 @@
-"""Saves and loads checkpoints: complete folders or none; each file is verified by its size and CRC.
+"""Saves, finds and loads checkpoints: complete folders or none; each file is verified by its size and CRC.
 
-`tutti.storage.layout` lists what the folder run/checkpoints/step-000200 holds. Saved sharded, every process
+`tutti.storage.manifest` lists what the folder run/checkpoints/step-000200 holds. Saved sharded, every process
 writes the shares that it holds; `load` reads either form. Where there are .safetensors files, shards/ is not
 read.
 """
@@ -20,18 +20,28 @@ from typing import Any, TypeVar
 
 import numpy
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from tutti.distributed.sharded_tensors import restore_tensors, strip_tensors
 from tutti.distributed.world import ONE_PROCESS, World
 from tutti.errors import UserError
-from tutti.storage import layout, shards
+from tutti.storage import shards
 from tutti.storage.files import begin_folder, commit_folder, disk_error, partial_path
-from tutti.storage.layout import SHARDS, STATE
-from tutti.storage.manifest import Manifest, Size, crc32_of, open_inside
+from tutti.storage.manifest import (
+    BEST_MARK,
+    EXPORT,
+    OPTIMIZER_FILE,
+    RNG_FILE,
+    SHARDS,
+    STATE,
+    WEIGHTS,
+    Manifest,
+    Size,
+    size_of,
+)
+from tutti.storage.reading import open_plain, read_json, shown
+from tutti.storage.tensors import read
 
 OPTIMIZER = "optimizer"
 """What the names of an optimiser's tensors begin with among the shards."""
@@ -143,14 +153,14 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, Size]:
 
     def write(name: str, data: bytes) -> None:
         (folder / name).write_bytes(data)
-        sizes[name] = crc32_of(data)
+        sizes[name] = size_of(data)
 
     for name, tensors in checkpoint.tensors.items():
         if tensors:
             whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
             write(f"{name}.safetensors", save_tensors(whole))
-    write(layout.OPTIMIZER, serialize(checkpoint.optimizer))
-    write(layout.RNG, serialize(checkpoint.rng))
+    write(OPTIMIZER_FILE, serialize(checkpoint.optimizer))
+    write(RNG_FILE, serialize(checkpoint.rng))
     for name, text in checkpoint.extra.items():
         write(name, text.encode())
     return sizes
@@ -201,11 +211,80 @@ def verify(folder: Path) -> Path:
     return folder
 
 
-def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: bool = False) -> Checkpoint:
-    """Read a checkpoint, whole or sharded, and check every file's size and checksum.
+def find_checkpoint(path: Path, which: int | str = "latest") -> Path:
+    """`path` itself if it is a checkpoint or an export, else `which` of `checkpoints/step-...` below it: the
+    "latest", the "best", as best.json marks it (training.checkpoints.keep_best), or the one of a step.
 
-    `forms`: where it has a DTensor, only this rank's share is read of a sharded checkpoint (see
-    `tutti.storage.shards.read`). `verified`: `verify` has passed, so shards are not read once more.
+    `.../checkpoints/last` and `.../checkpoints` also mean the newest. Whether it is whole is not looked at,
+    so that an older one never stands for a damaged one. Raises UserError if there is none.
+    """
+    if _holds_policy(path):
+        return path
+    home = path / "checkpoints"
+    if path.name == "checkpoints":
+        home = path
+    elif path.name == "last":
+        home = path.parent
+    steps = {step_of(folder): folder for folder in step_folders(home) if _holds_policy(folder)}
+    if not steps:
+        raise UserError(
+            f"{path}: no checkpoint here (expected {WEIGHTS['raw']}, or "
+            f"{home.name}/step-.../{WEIGHTS['raw']}). Name a run's folder, such as "
+            "runs/demo, after `tutti train` has saved its first checkpoint."
+        )
+    if which == "latest":
+        return steps[max(steps)]
+    step = _best(home / BEST_MARK) if which == "best" else which
+    if step not in steps:
+        raise UserError(
+            f"{home}: no checkpoint of step {step}; there are {', '.join(map(str, sorted(steps)))}, and "
+            "the words latest and best."
+        )
+    return steps[step]
+
+
+def _best(mark: Path) -> int:
+    """The step that best.json marks."""
+    cure = (
+        "No checkpoint of this run is marked as the best. Train with training.checkpoints.keep_best={metric: "
+        "valid/total, mode: min}, or choose latest, or a step."
+    )
+    step = read_json(mark, cure=cure).get("step")
+    if type(step) is not int:
+        raise UserError(f"{mark}: step is {shown(step)}, expected a whole number. {cure}")
+    return step
+
+
+def _holds_policy(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (STATE, EXPORT, WEIGHTS["raw"], SHARDS))
+
+
+def listed(folder: Path) -> Manifest:
+    """The manifest of an export, or else of a checkpoint; every file that it lists is there in its size.
+
+    Raises: UserError if the folder has none, lacks a file, or is an export with shards in it.
+    """
+    name = EXPORT if (folder / EXPORT).exists() else STATE
+    if not (folder / name).exists():
+        raise UserError(
+            f"{folder}: expected {STATE} (a checkpoint) or {EXPORT} (an export), found neither, so its files "
+            "cannot be checked. Name a whole checkpoint, or export again: tutti export RUN --to FOLDER."
+        )
+    if name == EXPORT and (folder / SHARDS).exists():
+        raise UserError(
+            f"{folder}: an export holds no {SHARDS}/, so this one is not as Tutti has written it. Export "
+            "again: tutti export RUN --to FOLDER."
+        )
+    manifest = Manifest.of(folder, name)
+    manifest.check_sizes()
+    return manifest
+
+
+def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: bool = False) -> Checkpoint:
+    """Reads a checkpoint, whole or sharded, and checks size and checksum of every file that it reads.
+
+    `forms`: where it has a DTensor, only this rank's share is read (see `tutti.storage.tensors.read`).
+    `verified`: `verify` has passed, so the tensors are not read twice.
 
     Raises: UserError if a file is missing, truncated, changed, or not what its name says.
     """
@@ -213,27 +292,19 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
     step = manifest.table.get("step")
     if type(step) is not int or step < 0:
         raise UserError(f"{folder / STATE}: step: expected a whole number, found {step!r:.80}.")
-    files = [name for name in manifest.files if not name.startswith(f"{SHARDS}/")]
-    weights = [name for name in files if name.endswith(".safetensors")]
-    sharded = len(files) < len(manifest.files) and not weights
-    if sharded and not verified:
-        verify(folder)
-    tensors = {
-        name.removesuffix(".safetensors"): _tensors(folder / name, manifest.read(name)) for name in weights
-    }
-    nested = (layout.OPTIMIZER, layout.RNG)
-    optimizer, rng = (deserialize(folder / name, manifest.read(name)) for name in nested)
-    if sharded:
-        flat = shards.read(folder / SHARDS, forms)
-        try:
-            optimizer = restore_tensors(optimizer, flat)
-        except KeyError as error:
-            raise UserError(f"{folder}: damaged, optimizer.pt names {error}; no shard has it.") from error
-        for name, tensor in flat.items():
-            part, _, key = name.partition("/")
-            if part != OPTIMIZER:
-                tensors.setdefault(part, {})[key] = tensor
-    texts = [name for name in files if name not in (*weights, *nested)]
+    optimizer, rng = (deserialize(folder / one, manifest.read(one)) for one in (OPTIMIZER_FILE, RNG_FILE))
+    flat = read(manifest, forms=forms, verified=verified)
+    try:
+        optimizer = restore_tensors(optimizer, flat)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: damaged, optimizer.pt names {error}; no shard has it.") from error
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in flat.items():
+        part, _, key = name.partition("/")
+        if part != OPTIMIZER:
+            tensors.setdefault(part, {})[key] = tensor
+    others = (OPTIMIZER_FILE, RNG_FILE, *(name for name in manifest.files if name.endswith(".safetensors")))
+    texts = [name for name in manifest.files if name not in others and not name.startswith(f"{SHARDS}/")]
     return Checkpoint(
         step=step,
         tensors=tensors,
@@ -244,13 +315,6 @@ def load(folder: Path, forms: Mapping[str, Tensor] | None = None, *, verified: b
     )
 
 
-def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
-    try:
-        return load_tensors(data)
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged, not a file of safetensors ({error}).") from error
-
-
 def deserialize(path: Path, data: bytes | None = None) -> Any:
     """Reads what `serialize` has made: tensors and plain values, nothing else. `data` is the content of the
     file `path`, which is read if it is not given.
@@ -259,7 +323,7 @@ def deserialize(path: Path, data: bytes | None = None) -> Any:
     """
     try:
         if data is None:
-            with open_inside(path.parent, path.name) as file:
+            with open_plain(path, inside=path.parent) as file:
                 data = file.read()
         # To the CPU: there may be no device of the kind that saved it, or it may be another rank's.
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -19,6 +20,8 @@ MAX_BYTES = 64 * 2**20
 """A larger JSON or text file is refused before it is read."""
 MAX_VALUES = 1_000_000
 """Values in a JSON file: a parsed one takes some 60 bytes, where its text may take two."""
+MAX_SIZE = sys.maxsize
+"""No bound: of a file that is read piece by piece."""
 YAML_BYTES, YAML_NODES, YAML_DEPTH = 2**19, 20_000, 50
 """Bounds of a YAML text; a node counts as often as aliases repeat it."""
 LINES_BYTES, LINE_BYTES = 2**30, 2**20
@@ -27,12 +30,22 @@ SHOWN = 60
 _ORDINARY_FLOAT = r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?"
 
 
-def open_plain(path: Path, most: int, cure: str = "") -> BinaryIO:
-    """A plain file of at most `most` bytes, open for reading. Raises: UserError as `read_bytes`."""
+def open_plain(path: Path, most: int = MAX_SIZE, cure: str = "", inside: Path | None = None) -> BinaryIO:
+    """A plain file of at most `most` bytes, open for reading.
+
+    With `inside`, a link in its place may not lead out of that folder. Raises: UserError as `read_bytes`.
+    """
+    real, flags = path, os.O_RDONLY | os.O_NONBLOCK
+    if inside is not None:
+        real, flags = Path(os.path.realpath(path)), flags | os.O_NOFOLLOW
+        if not real.is_relative_to(os.path.realpath(inside)):
+            found = f"expected a file of this folder, found a link to {real}"
+            raise _wrong(path, found, f"Put a copy in its place. {cure}")
     try:
-        status = path.stat()
+        status = real.stat()
+        # Not blocking, and looked at once more: between the look and the opening a pipe could take its place.
         if stat.S_ISREG(status.st_mode):
-            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            handle = os.open(real, flags)
             status = os.fstat(handle)
             if stat.S_ISREG(status.st_mode) and status.st_size <= most:
                 return os.fdopen(handle, "rb")
@@ -48,12 +61,13 @@ def open_plain(path: Path, most: int, cure: str = "") -> BinaryIO:
     raise _wrong(path, f"expected a plain file, found {found}", cure)
 
 
-def read_bytes(path: Path, most: int = MAX_BYTES, cure: str = "") -> bytes:
+def read_bytes(path: Path, most: int = MAX_BYTES, cure: str = "", inside: Path | None = None) -> bytes:
     """The content of a plain file. A FIFO or a device, which could block for ever, is not opened.
 
-    Raises: UserError, naming the file, if it is missing, no plain file, larger than `most` or unreadable.
+    Raises: UserError, naming the file, if it is missing, no plain file, larger than `most`, unreadable, or
+    leads out of the folder `inside`.
     """
-    with open_plain(path, most, cure) as file:
+    with open_plain(path, most, cure, inside) as file:
         try:
             content = file.read(most + 1)
         except OSError as error:
@@ -63,10 +77,15 @@ def read_bytes(path: Path, most: int = MAX_BYTES, cure: str = "") -> bytes:
     return content
 
 
-def read_text(path: Path, most: int = MAX_BYTES, cure: str = "") -> str:
+def read_text(path: Path, most: int = MAX_BYTES, cure: str = "", inside: Path | None = None) -> str:
     """The same as text. Raises: UserError as `read_bytes`, or if it is not UTF-8."""
+    return decoded(read_bytes(path, most, cure, inside), path, cure)
+
+
+def decoded(content: bytes, path: Path, cure: str = "") -> str:
+    """The text in the bytes of a file. Raises: UserError if it is not UTF-8."""
     try:
-        return read_bytes(path, most, cure).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _wrong(path, f"not UTF-8 text ({error.reason} at byte {error.start})", cure) from None
 
@@ -89,22 +108,15 @@ def parse_json(text: str, source: Path | str, *, finite: bool = False, cure: str
 
 def parse_value(text: str, source: Path | str, *, finite: bool = False, cure: str = "") -> Any:
     """The value of a JSON text, whatever it is. Raises: UserError as `read_json`."""
-    if count_values(text.encode("utf-8", "surrogatepass")) > MAX_VALUES:
+    if text.count(",") + text.count("[") + text.count("{") > MAX_VALUES:
         raise _wrong(source, f"more than {MAX_VALUES:,} values", cure)
-    numbers: dict[str, Any] = {}
-    if finite:
-        numbers = {"parse_constant": _finite, "parse_float": _finite}
+    numbers: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
     try:
         return json.loads(text, **numbers)
     except RecursionError:
         raise _wrong(source, "nested too deeply", cure) from None
     except ValueError as error:
         raise _wrong(source, f"not valid JSON ({error})", cure) from None
-
-
-def count_values(text: bytes) -> int:
-    """An upper bound of the values in a JSON text, without parsing it."""
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def read_lines(path: Path) -> Iterator[str | None]:
@@ -114,13 +126,11 @@ def read_lines(path: Path) -> Iterator[str | None]:
     """
     with open_plain(path, LINES_BYTES) as file:
         while line := file.readline(LINE_BYTES):
-            if len(line) == LINE_BYTES and not line.endswith(b"\n"):
-                while len(line) == LINE_BYTES and not line.endswith(b"\n"):
-                    line = file.readline(LINE_BYTES)
-                yield None
-                continue
+            whole = len(line) < LINE_BYTES or line.endswith(b"\n")
+            while len(line) == LINE_BYTES and not line.endswith(b"\n"):
+                line = file.readline(LINE_BYTES)
             try:
-                yield line.decode("utf-8")
+                yield line.decode("utf-8") if whole else None
             except UnicodeDecodeError:
                 yield None
 
@@ -195,7 +205,7 @@ def _finite(text: str) -> float:
 def _expanded(node: yaml.Node, known: dict[int, int], inside: set[int]) -> int:
     """The nodes in `node`, those that aliases repeat counted each time."""
     if id(node) in inside:
-        raise yaml.MarkedYAMLError(None, None, "an alias inside its own anchor", node.start_mark)
+        raise _problem(node, "an alias inside its own anchor")
     if id(node) not in known:
         inside.add(id(node))
         below = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
@@ -205,12 +215,12 @@ def _expanded(node: yaml.Node, known: dict[int, int], inside: set[int]) -> int:
         inside.remove(id(node))
         known[id(node)] = count
         if count > YAML_NODES:
-            raise _too_many(node.start_mark)
+            raise _problem(node, f"more than {YAML_NODES:,} values, aliases repeated")
     return known[id(node)]
 
 
-def _too_many(mark: yaml.Mark) -> yaml.YAMLError:
-    return yaml.MarkedYAMLError(None, None, f"more than {YAML_NODES:,} values, aliases repeated", mark)
+def _problem(at: yaml.Node | yaml.Event, problem: str) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, at.start_mark)
 
 
 class _Loader(yaml.SafeLoader):
@@ -232,12 +242,11 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        mark = self.peek_event().start_mark
         self._depth, self._count = self._depth + 1, self._count + 1
         if self._depth > YAML_DEPTH:
-            raise yaml.MarkedYAMLError(None, None, f"nested deeper than {YAML_DEPTH} levels", mark)
+            raise _problem(self.peek_event(), f"nested deeper than {YAML_DEPTH} levels")
         if self._count > YAML_NODES:
-            raise _too_many(mark)
+            raise _problem(self.peek_event(), f"more than {YAML_NODES:,} values")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -246,12 +255,10 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(None, None, "a list or a mapping as a key", key_node.start_mark)
+                raise _problem(key_node, "a list or a mapping as a key")
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    None, None, f"'{str(key)[:SHOWN]}' is given twice", key_node.start_mark
-                )
+                raise _problem(key_node, f"'{str(key)[:SHOWN]}' is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -259,7 +266,7 @@ class _Loader(yaml.SafeLoader):
         """An integer; Python refuses to read one of thousands of digits, and torch takes 64 bits."""
         value = self.construct_yaml_int(node)
         if abs(value) >= 2**63:
-            raise yaml.MarkedYAMLError(None, None, "an integer beyond 64 bits", node.start_mark)
+            raise _problem(node, "an integer beyond 64 bits")
         return value
 
 

@@ -14,30 +14,30 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from tutti.errors import UserError
-from tutti.storage.layout import SHARD_FILE, SHARD_INDEX
-from tutti.storage.manifest import Crc32, Size, open_inside, read_inside
+from tutti.storage.manifest import SHARD_INDEX, SHARDS, Crc32, Size
+from tutti.storage.reading import read_bytes
 
 FORMAT = 1
 MAX_INDEX = 1 << 28
 """Bytes of an index."""
 _PICKLED = ".metadata"
 """The index that torch.distributed.checkpoint writes, a pickle: never opened here."""
+_FILE = re.compile(r"rank-\d{5,9}\.safetensors")
 _MAX_DIMENSIONS = 64
 
-_DTYPES = {
+DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
     **{"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8},
@@ -46,10 +46,9 @@ _DTYPES = {
     **{"BOOL": torch.bool, "C64": torch.complex64},
 }
 """As safetensors names them."""
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Numbers = tuple[int, ...]
-Slices = tuple[slice, ...]
 
 
 class Piece(NamedTuple):
@@ -64,11 +63,11 @@ class Piece(NamedTuple):
     @property
     def bytes(self) -> int:
         """Its size in memory and in a file."""
-        return math.prod(self.lengths) * _DTYPES[self.dtype].itemsize
+        return math.prod(self.lengths) * DTYPES[self.dtype].itemsize
 
 
 class Entry(NamedTuple):
-    """A tensor of an index; the pieces are (file, offset, lengths)."""
+    """A tensor of a checkpoint; the pieces are (file, offset, lengths)."""
 
     dtype: torch.dtype
     shape: Numbers
@@ -82,12 +81,12 @@ def local_pieces(tensors: Mapping[str, Tensor]) -> list[Piece]:
     """
     pieces: list[Piece] = []
     for name, tensor in tensors.items():
-        if tensor.dtype not in _NAMES:
+        if tensor.dtype not in NAMES:
             raise UserError(
                 f"{name}: {tensor.dtype} cannot be saved in shards. Use training.checkpoints.format=whole."
             )
         shape = tuple(tensor.shape)
-        pieces.append(Piece(name, _NAMES[tensor.dtype], shape, *_region(tensor, shape)))
+        pieces.append(Piece(name, NAMES[tensor.dtype], shape, *region(tensor, shape)))
     return pieces
 
 
@@ -107,7 +106,7 @@ def write(
     mine = [piece for piece, writer in writers.items() if writer == rank]
     if mine:
         # Large numbers first: all lie at multiples of their own size, as safetensors has them.
-        mine.sort(key=lambda piece: (-_DTYPES[piece.dtype].itemsize, piece.name))
+        mine.sort(key=lambda piece: (-DTYPES[piece.dtype].itemsize, piece.name))
         header: dict[str, Any] = {}
         end = 0
         for piece in mine:
@@ -121,58 +120,30 @@ def write(
         index = _index(all_pieces, writers)
         _entries(index)
         text = json.dumps(index, separators=(",", ":")).encode()
-        sizes[SHARD_INDEX] = _write(folder / SHARD_INDEX, [text])
+        sizes["index.json"] = _write(folder / "index.json", [text])
     return sizes
 
 
-def read(
-    folder: Path,
-    forms: Mapping[str, Tensor] | None = None,
-    *,
-    below: str = "",
-    check: Callable[[str], object] = lambda name: None,
-) -> dict[str, Tensor]:
-    """The tensors whose names begin with `below`: whole and on the CPU, or this process's shares of them.
-
-    Where `forms` has a DTensor of the same size under a tensor's name, or under the name up to its last "/",
-    only the share is read that this process holds of that one. No process waits for another. `check` is
-    called with the name of each file before it is opened.
-
-    Raises: UserError if the folder is missing or damaged, and what `check` raises.
-    """
-    check(SHARD_INDEX)
-    tensors: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        files = _Files(folder, check, stack)
-        for name, entry in index_of(folder).items():
-            if name.startswith(below):
-                form = (forms or {}).get(name, (forms or {}).get(name.rpartition("/")[0]))
-                tensors[name] = _read(files, name, entry, form)
-    return tensors
-
-
 def index_of(folder: Path) -> dict[str, Entry]:
-    """What the folder holds, by the names of the tensors.
+    """What the folder shards/ holds, by the names of the tensors.
 
     Raises: UserError if the index is missing or damaged, or its pieces do not cover a tensor exactly once.
     """
+    path = folder.parent / SHARD_INDEX
+    if not os.path.lexists(path) and os.path.lexists(folder / _PICKLED):
+        raise UserError(
+            f"{folder}: these shards were made by an older Tutti, whose index {_PICKLED} is a pickle. It is "
+            "not opened, for a pickle can run any code. Go on with the version that wrote it, or use that "
+            "version's tutti export."
+        )
+    content = read_bytes(path, MAX_INDEX, inside=folder.parent)
     try:
-        return _entries(json.loads(read_inside(folder, SHARD_INDEX, MAX_INDEX)))
-    except FileNotFoundError as error:
-        if os.path.lexists(folder / _PICKLED):
-            raise UserError(
-                f"{folder}: these shards were made by an older Tutti, whose index {_PICKLED} is a pickle. It "
-                "is not opened, for a pickle can run any code. Go on with the version that wrote it, or use "
-                "that version's tutti export."
-            ) from error
-        raise UserError(f"{folder / SHARD_INDEX}: missing or damaged ({error.strerror}).") from error
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder / SHARD_INDEX}: missing or damaged ({error}).") from error
+        return _entries(json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}).") from error
 
 
-def _region(tensor: Tensor, shape: Numbers) -> tuple[Numbers, Numbers]:
+def region(tensor: Tensor, shape: Numbers) -> tuple[Numbers, Numbers]:
     """Offset and lengths of what this process holds of a tensor of that shape."""
     if not isinstance(tensor, DTensor):
         return (0,) * len(shape), shape
@@ -237,7 +208,7 @@ def _entries(index: Any) -> dict[str, Entry]:
     if index["format"] != FORMAT:
         raise ValueError(f"expected format {FORMAT}, found {index['format']!r:.40}")
     names = index["files"]
-    if not all(isinstance(name, str) and SHARD_FILE.fullmatch(name) for name in names):
+    if not all(isinstance(name, str) and _FILE.fullmatch(name) for name in names):
         raise ValueError("a name of a file is not like rank-00000.safetensors")
     return {name: _entry(name, given, names) for name, given in index["tensors"].items()}
 
@@ -247,7 +218,7 @@ def _entry(name: str, given: Any, files: Sequence[str]) -> Entry:
 
     Raises: ValueError, KeyError or TypeError if it is wrong.
     """
-    shape, dtype = _numbers(given["shape"]), _DTYPES[given["dtype"]]
+    shape, dtype = _numbers(given["shape"]), DTYPES[given["dtype"]]
     if len(shape) > _MAX_DIMENSIONS or math.prod(max(1, length) for length in shape) >= 1 << 60:
         raise ValueError(f"{name:.80}: no tensor is so large")
     pieces: list[tuple[str, Numbers, Numbers]] = []
@@ -255,7 +226,7 @@ def _entry(name: str, given: Any, files: Sequence[str]) -> Entry:
         (place,), start, size = _numbers([number]), _numbers(offset), _numbers(lengths)
         if place >= len(files) or len(start) != len(shape) or len(size) != len(shape):
             raise ValueError(f"{name:.80}: a piece is not of this tensor")
-        pieces.append((files[place], start, size))
+        pieces.append((f"{SHARDS}/{files[place]}", start, size))
     blocks = [tuple(zip(start, size, strict=True)) for _, start, size in pieces]
     if not (_covers_once(shape, blocks) if math.prod(shape) else not blocks):
         raise ValueError(f"{name:.80}: its pieces do not cover it exactly once")
@@ -279,62 +250,3 @@ def _covers_once(shape: Numbers, blocks: Sequence[tuple[tuple[int, int], ...]]) 
             return False
         end += length
     return end == shape[0]
-
-
-class _Files:
-    """The files of a folder, opened when they are first asked for."""
-
-    def __init__(self, folder: Path, check: Callable[[str], object], stack: ExitStack) -> None:
-        self.folder, self.check, self.stack = folder, check, stack
-        self.opened: dict[str, Any] = {}
-
-    def block(self, file: str, name: str, entry: Entry, lengths: Numbers) -> Any:
-        """The piece of a tensor in a file, not yet read.
-
-        Raises: UserError if the file has it not, or in another form.
-        """
-        path = self.folder / file
-        try:
-            if file not in self.opened:
-                self.check(file)
-                open_inside(self.folder, file).close()
-                self.opened[file] = self.stack.enter_context(safe_open(path, framework="pt"))
-            block = self.opened[file].get_slice(name)
-            form = (block.get_dtype(), tuple(block.get_shape()))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read, missing or damaged ({error}).") from error
-        if form != (_NAMES[entry.dtype], lengths):
-            raise UserError(
-                f"{path}: damaged: {name} is {_NAMES[entry.dtype]} {lengths} by the index, "
-                f"{form[0]} {form[1]} in the file."
-            )
-        return block
-
-
-def _read(files: _Files, name: str, entry: Entry, form: Tensor | None) -> Tensor:
-    """One tensor, whole or in the form of a DTensor of its size. What it needs is looked at before there is
-    room for it."""
-    share = form if isinstance(form, DTensor) and tuple(form.shape) == entry.shape else None
-    offset, lengths = ((0,) * len(entry.shape), entry.shape) if share is None else _region(share, entry.shape)
-    blocks: list[tuple[Any, Slices, Slices]] = []
-    for file, start, size in entry.pieces:
-        ends = [
-            (max(a, b), min(a + n, b + m)) for a, n, b, m in zip(start, size, offset, lengths, strict=True)
-        ]
-        if all(first < last for first, last in ends):
-            block = files.block(file, name, entry, size)
-            blocks.append((block, _slices(ends, start), _slices(ends, offset)))
-    if share is None:
-        local = torch.empty(entry.shape, dtype=entry.dtype)
-    else:
-        local = torch.empty_like(share.to_local().detach(), dtype=entry.dtype)
-    for block, source, target in blocks:
-        local[target].copy_(block[source or ...])
-    if share is None:
-        return local
-    as_it = {"shape": share.shape, "stride": share.stride()}
-    return DTensor.from_local(local, share.device_mesh, share.placements, run_check=False, **as_it)
-
-
-def _slices(ends: Sequence[tuple[int, int]], offset: Numbers) -> Slices:
-    return tuple(slice(first - a, last - a) for (first, last), a in zip(ends, offset, strict=True))

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tutti.config.overrides import apply_overrides, combine_overrides
+from tutti.config.overrides import apply_overrides, combine_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config
-from tutti.config.yaml_reader import parse_overrides
 from tutti.data.config import SourceConfig
 from tutti.evaluation.config import NO_SUITE, ControlsConfig
 from tutti.nested_dicts import content_hash, merge

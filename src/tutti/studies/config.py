@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from tutti.config.files import read_yaml
 from tutti.config.messages import explain
-from tutti.config.overrides import apply_overrides
+from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig
-from tutti.config.yaml_reader import parse_overrides, read_yaml
 from tutti.frozen_config import FrozenConfig
 from tutti.types import UserError
 

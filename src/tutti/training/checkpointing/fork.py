@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tutti.nested_dicts import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, checkpoints, folder_of, step_of
-from tutti.storage.layout import CONFIG, DATA_FILES
+from tutti.storage.manifest import CONFIG, DATA_FILES
 from tutti.storage.reading import parse_json, parse_yaml
 from tutti.training.checkpointing.config import ForkConfig
 from tutti.training.checkpointing.resume import RunSettings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tutti.storage.checkpoint import checkpoints, folder_of, step_of
 from tutti.storage.files import remove_folder, write_atomically
-from tutti.storage.layout import BEST_MARK
+from tutti.storage.manifest import BEST_MARK
 from tutti.training.checkpointing.config import CheckpointsConfig, KeepBestConfig
 from tutti.training.records import read_records
 

@@ -1,0 +1,68 @@
+"""Finds and reads the config files and run folders that a user names, and checks keys, all without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tutti.config.messages import NOT_A_KEY, error_message, shipped_schema, unknown_keys
+from tutti.config.overrides import apply_overrides, parse_overrides
+from tutti.errors import UserError
+from tutti.storage.reading import YAML_BYTES, parse_yaml, read_text, shown
+
+
+def shipped_configs() -> Path:
+    """The folder of the shipped configs: in an installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parents[1] / "configs"
+
+
+def config_file(path: Path) -> Path:
+    """The file at `path`, or the shipped config of that name, with or without "configs/".
+
+    Raises: UserError if there is neither, with the nearest name.
+    """
+    if path.exists():
+        return path
+    home = shipped_configs()
+    inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    if not inside.is_absolute() and ".." not in inside.parts and (home / inside).is_file():
+        return home / inside
+    beside = {file.name: str(file) for file in path.parent.glob("*.yaml")}
+    shipped = [f"configs/{file.relative_to(home).as_posix()}" for file in sorted(home.rglob("*.yaml"))]
+    near = [beside[name] for name in get_close_matches(path.name, beside, n=1)]
+    near += get_close_matches(path.as_posix(), shipped, n=1)
+    cure = f"Did you mean '{near[0]}'?" if near else f"Shipped with Tutti: {', '.join(shipped)}."
+    raise UserError(f"{path}: no such config file. {cure}")
+
+
+def require_run(path: Path) -> Path:
+    """The folder of a run. Raises: UserError if it does not exist, naming the runs beside it."""
+    if path.is_dir():
+        return path
+    found = sorted(str(manifest.parent) for manifest in path.parent.glob("*/stages.json"))
+    beside = f"There are: {', '.join(found[:8])}." if found else "A run is made by `tutti train CONFIG`."
+    raise UserError(f"{path}: no such run. {beside}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a config file. Raises: UserError, naming the file and, where YAML fails, the line."""
+    path = config_file(path)
+    values = parse_yaml(read_text(path, YAML_BYTES), path)
+    if not isinstance(values, dict | None):
+        raise UserError(f"{path}: expected keys such as `training:`, found {shown(values)}.")
+    return values or {}
+
+
+def check_keys(path: Path, overrides: Sequence[str]) -> None:
+    """Refuses unknown keys before an import takes seconds; values are checked later.
+
+    Raises: UserError, naming the file or the overrides, each key, and the nearest known one.
+    """
+    values, parsed = read_yaml(path), parse_overrides(overrides)
+    apply_overrides(values, parsed, {})
+    if problems := [(key, {"type": NOT_A_KEY, "input": None}) for key in unknown_keys(values)]:
+        raise UserError(error_message(problems, values, str(path), shipped_schema(), parsed))
