@@ -40,13 +40,15 @@ from tutti.runs.build import (
     BuiltTraining,
     build_data,
     build_parts,
+    starts_of_run,
     suite_of,
+    training_starts,
     training_threads,
+    with_parent_data,
 )
 from tutti.runs.folder import RunFolder
 from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import print_line, progress_bar, quiet
-from tutti.runs.training_starts import starts_of_run, training_starts, with_parent_data
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
 from tutti.suites.environment import Suite
 from tutti.suites.registry import fit_suite

@@ -25,8 +25,8 @@ def test_the_shipped_schema_is_that_of_the_config() -> None:
     [
         ("modle: {size: small}", ["modle"]),
         (
-            "training: {stepz: 3, optimizer: {kind: muon, lr: 1, betas: [1, 2]}}",
-            ["training.stepz", "training.optimizer.betas"],
+            "training: {stepz: 3, optimizer: {kind: muon, lr: 1, betaz: [1, 2]}}",
+            ["training.stepz", "training.optimizer.betaz"],
         ),
         ("training: {optimizer: {betas: [0.9, 0.95], lrx: 3}}", ["training.optimizer.lrx"]),
         (

@@ -17,8 +17,8 @@ from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.evaluation.config import EvaluationConfig
 from tutti.recording.recorder import RecordSummary
+from tutti.runs.build import starts_of_run
 from tutti.runs.folder import RunFolder
-from tutti.runs.training_starts import starts_of_run
 from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.types import UserError
 

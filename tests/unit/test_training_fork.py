@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fixtures.run_equality import content, differing, killed_and_resumed, records
 from fixtures.toy_training import Data, config, make_trainer
 from tutti.config.run_config import load_config
-from tutti.runs.training_starts import with_parent_data
+from tutti.runs.build import with_parent_data
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.checkpointing.fork import ForkConfig, source_of
 from tutti.training.records import Recorder

@@ -64,7 +64,7 @@ def error_message(
 ) -> str:
     """The same for problems in pydantic's form, each with its key: the first of them in a sentence, for the
     search for near keys takes milliseconds, and how many more there are."""
-    known = {".".join(path) for path in key_paths(schema)}
+    known = {".".join(path) for path in key_paths(schema) if path[-1] != "*"}
     keys = list(dict.fromkeys(key for key, _ in problems))
     mistakes = [
         Mistake(key, problem["type"], _sentence(key, problem, known, values))
@@ -160,59 +160,24 @@ def shipped_schema() -> dict[str, Any]:
 
 
 def unknown_keys(values: Any) -> list[str]:
-    """Every key in `values` that a config does not have at its place, such as `training.stepz`.
+    """Every key in `values` that no config has at its place, such as `training.stepz`, whatever the `kind`s.
 
-    A `kind` chooses one form of a mapping; without it all forms count. Below an unknown `kind`, and in open
-    mappings, every key is accepted.
+    In open mappings, and where the schema knows no keys, every key is accepted.
     """
-    schema = shipped_schema()
-    return [".".join(path) for path in _walk(values, list(_forms(schema, schema)), schema, ())]
+    known = set(key_paths(shipped_schema()))
+    with_keys = {path[:-1] for path in known}
 
+    def walk(value: Any, place: tuple[str, ...], form: tuple[str, ...]) -> Iterator[str]:
+        """`place` is where the value lies, `form` that place as the schema names it."""
+        items = enumerate(value) if isinstance(value, list) else isinstance(value, dict) and value.items()
+        for key, inner in items or ():
+            here = (*place, str(key))
+            if below := next((path for path in ((*form, str(key)), (*form, "*")) if path in known), None):
+                yield from walk(inner, here, below)
+            elif isinstance(value, dict) and form in with_keys:
+                yield ".".join(here)
 
-def _walk(
-    values: Any, forms: list[Schema], schema: Schema, path: tuple[str, ...]
-) -> Iterator[tuple[str, ...]]:
-    if isinstance(values, list):
-        items = [inner for form in forms for inner in _forms(form.get("items"), schema)]
-        for place, value in enumerate(values):
-            yield from _walk(value, items, schema, (*path, str(place)))
-    if not isinstance(values, dict):
-        return
-    mappings = _chosen(
-        [form for form in forms if "properties" in form or form.get("type") == "object"], values
-    )
-    for key, value in values.items():
-        below = [inner for form in mappings for inner in _below(form, str(key), schema)]
-        if (
-            mappings
-            and not below
-            and all(form.get("additionalProperties", True) is False for form in mappings)
-        ):
-            yield (*path, str(key))
-        else:
-            yield from _walk(value, below, schema, (*path, str(key)))
-
-
-def _chosen(forms: list[Schema], values: Mapping[str, Any]) -> list[Schema]:
-    """Those of the forms that have the `kind` of `values`; all of them where it names none."""
-    if "kind" not in values:
-        return forms
-    kinds = [form.get("properties", {}).get("kind", {}) for form in forms]
-    return [
-        form
-        for form, kind in zip(forms, kinds, strict=True)
-        if values["kind"] in (kind.get("const"), *kind.get("enum", ()))
-    ]
-
-
-def _below(form: Schema, key: str, schema: Schema) -> Iterator[Schema]:
-    """The forms that the value of `key` may have. A key that may hold anything gives one open form."""
-    known = form.get("properties", {})
-    inner = known[key] if key in known else form.get("additionalProperties", False)
-    if inner is True or inner == {}:
-        yield {}
-    elif inner is not False:
-        yield from _forms(inner, schema)
+    return list(walk(values, (), ()))
 
 
 def _forms(node: Any, schema: Schema) -> Iterator[Schema]:
@@ -237,8 +202,9 @@ def key_paths(schema: Schema) -> Iterator[tuple[str, ...]]:
             for key, value in form.get("properties", {}).items():
                 yield (*path, key)
                 yield from walk(value, (*path, key))
-            for inner in ("items", "additionalProperties"):
-                yield from walk(form.get(inner), (*path, "*"))
+            for inner in filter(None, (form.get("items"), form.get("additionalProperties"))):
+                yield (*path, "*")
+                yield from walk(inner, (*path, "*"))
 
     return walk(schema, ())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,15 @@ MARK = "tutti.tensor"
 """The key of the one-entry mapping that stands where a tensor was."""
 
 
+def map_leaves(value: Any, change: Callable[[str, Any], Any], name: str = "") -> Any:
+    """`change(path, leaf)` of each leaf of nested mappings, lists and tuples; paths begin with `name`."""
+    if isinstance(value, Mapping):
+        return {key: map_leaves(item, change, f"{name}/{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map_leaves(item, change, f"{name}/{place}") for place, item in enumerate(value))
+    return change(name, value)
+
+
 def gather(value: Any, *, keep: bool = True, copy: bool = False) -> Any:
     """Gathers every DTensor in nested values to the whole tensor on the CPU.
 
@@ -20,16 +29,17 @@ def gather(value: Any, *, keep: bool = True, copy: bool = False) -> Any:
     that only one rank holds the whole of a large model. Plain tensors stay as they are; with `copy` they are
     copied to the CPU.
     """
-    if isinstance(value, DTensor):
-        full: Tensor = value.detach().full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
-        return full.cpu() if keep else None
-    if isinstance(value, Tensor) and copy:
-        return value.detach().to("cpu", copy=True) if keep else None
-    if isinstance(value, Mapping):
-        return {key: gather(item, keep=keep, copy=copy) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(gather(item, keep=keep, copy=copy) for item in value)
-    return value
+
+    def whole(_: str, leaf: Any) -> Any:
+        if isinstance(leaf, DTensor):
+            # Every rank takes part in the gathering, also one that keeps nothing: it is a collective.
+            full: Tensor = leaf.detach().full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
+            return full.cpu() if keep else None
+        if isinstance(leaf, Tensor) and copy:
+            return leaf.detach().to("cpu", copy=True) if keep else None
+        return leaf
+
+    return map_leaves(value, whole)
 
 
 def shard_like(value: Tensor, model: Tensor) -> Tensor:
@@ -90,16 +100,14 @@ def strip_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     {"state": {0: {"momentum": T}}} under the name "muon" becomes {"state": {0: {"momentum": {MARK:
     "muon/state/0/momentum"}}}} and T.
     """
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {MARK: name}
-    if isinstance(value, Mapping):
-        return {key: strip_tensors(item, f"{name}/{key}", tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(
-            strip_tensors(item, f"{name}/{place}", tensors) for place, item in enumerate(value)
-        )
-    return value
+
+    def strip(path: str, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        tensors[path] = leaf
+        return {MARK: path}
+
+    return map_leaves(value, strip, name)
 
 
 def restore_tensors(frame: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -74,6 +74,7 @@ class World:
         """The values of all ranks, in the order of the ranks. All ranks must call it."""
         if self.ranks.count == 1:
             return [value]
+        # Through gloo, also on GPUs: pickled objects sent by NCCL would make every rank wait for its stream.
         values: list[Any] = [None] * self.ranks.count
         dist.all_gather_object(values, value, group=self.control)
         return values
@@ -85,20 +86,19 @@ class World:
         """
         if self.ranks.count == 1:
             return make()
-        if not self.first:
-            box: list[Any] = [None]
-            dist.broadcast_object_list(box, 0, group=self.waiting)
-            good, value = box[0]
-            if not good:
-                raise UserError(value)
-            return value
-        try:
-            value = make()
-        except Exception as error:
-            dist.broadcast_object_list([(False, f"rank 0: {error}")], 0, group=self.waiting)
-            raise
-        dist.broadcast_object_list([(True, value)], 0, group=self.waiting)
-        return value
+        outcome: list[Any] = [None, ""]
+        failure: Exception | None = None
+        if self.first:
+            try:
+                outcome[0] = make()
+            except Exception as error:  # told to the others first, which would wait for ever
+                failure, outcome[1] = error, f"rank 0: {error}"
+        dist.broadcast_object_list(outcome, 0, group=self.waiting)
+        if failure is not None:
+            raise failure
+        if outcome[1]:
+            raise UserError(outcome[1])
+        return outcome[0]
 
     def rank_zero_first(self, make: Callable[[], T]) -> T:
         """Calls `make` on rank 0, which may write a cache, and afterwards on the other ranks, which read it.
@@ -118,7 +118,8 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if self.ranks.count == 1 or not _is_timeout(error):
+            said = str(error).lower()
+            if self.ranks.count == 1 or not ("timed out" in said or "timeout" in said):
                 raise
             raise UserError(self._who_is_missing()) from error
 
@@ -127,12 +128,9 @@ class World:
         store: Any = dist.distributed_c10d._get_default_store()
         store.set(f"{WAITED}{self.ranks.rank}", "1")
         time.sleep(GRACE_SECONDS)
-        missing = [rank for rank in range(self.ranks.count) if not store.check([f"{WAITED}{rank}"])]
-        named = (
-            f"rank {', '.join(map(str, missing))}"
-            if missing
-            else "none is missing now: the network may be slow"
-        )
+        # A rank that hangs cannot say so; whoever has not said that it waits is therefore the one that hangs.
+        missing = [str(rank) for rank in range(self.ranks.count) if not store.check([f"{WAITED}{rank}"])]
+        named = f"rank {', '.join(missing)}" if missing else "none is missing now: the network may be slow"
         return (
             f"rank {self.ranks.rank} waited in vain for another one (training.parallel.timeout); hung or "
             f"dead: {named}. Look at that process (py-spy dump --pid PID) and its machine; raise "
@@ -170,7 +168,7 @@ def process_group(count: int, device: torch.device, timeout: float) -> Iterator[
     if count == 1 or _world is not ONE_PROCESS:
         yield _world
         return
-    must_initialise = not dist.is_initialized()
+    must_initialise = not dist.is_initialized()  # a caller may have made a group, as torchrun's users do
     level = log.parent.level if log.parent is not None else logging.NOTSET
     limit = timedelta(seconds=timeout)
     try:
@@ -227,8 +225,3 @@ def _connect(must_initialise: bool, device: torch.device, timeout: timedelta) ->
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}. Check the address "
             "and that all of them were started."
         ) from error
-
-
-def _is_timeout(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return "timed out" in text or "timeout" in text

@@ -1,4 +1,4 @@
-"""The one place where a config becomes data, model, objective and trainer."""
+"""The one place where a config becomes data, model, objective and trainer; and which starts its data hold."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from tutti.data.bundle import DataBundle
 from tutti.data.config import SourceConfig
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
-from tutti.evaluation.closed_loop.starts import DATASET
+from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
 from tutti.evaluation.config import NO_SUITE
 from tutti.evaluation.open_loop import tasks_of
 from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
+from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import progress_bar
 from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER
+from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
 from tutti.training.data_feed import TrainingData
 from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
-from tutti.types import Batch, DataNeeds, DataSpec
+from tutti.types import Batch, DataNeeds, DataSpec, UserError
 
 TRAIN_SECTIONS = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
 """The sections of a config that decide what a training gives."""
@@ -173,3 +175,43 @@ def expected_spec(config: RunConfig) -> DataSpec:
         embodiments=(embodiment,),
         fps=sizes.fps,
     )
+
+
+def with_parent_data(config: RunConfig) -> RunConfig:
+    """A fork that names no data continues on the recorded data set of the other run."""
+    fork = config.training.fork
+    if fork == "off" or config.data.sources or not (recorded := Path(fork.run) / DATASET).is_dir():
+        return config
+    data = config.data.model_copy(update={"sources": (SourceConfig(path=recorded),)})
+    return config.model_copy(update={"data": data})
+
+
+def training_starts(config: RunConfig, folder: Path, forked: tuple[Path, ...] = ()) -> TrainingStarts:
+    """The starts in the run's data, and those of the run that it was forked from.
+
+    `forked` lists the runs followed so far, so that a circle of forks ends.
+    """
+    folders = [source.path for source in config.data.sources] or [folder / DATASET]
+    parts = [TrainingStarts.of_data(source) for source in folders]
+    fork = config.training.fork
+    if fork != "off" and Path(fork.run) not in forked:
+        parts.append(starts_of_run(Path(fork.run), forked=(*forked, Path(fork.run))))
+    return TrainingStarts.union(parts)
+
+
+def starts_of_run(
+    folder: Path, config: RunConfig | None = None, forked: tuple[Path, ...] = ()
+) -> TrainingStarts:
+    """The starts in data.json of a run; of an older run, which has none there, those of its data sets."""
+    path = folder / "data.json"
+    if path.is_file():
+        noted = read_json(path, cure="`tutti train` writes it.")
+        try:
+            if "starts" in noted:
+                return TrainingStarts.from_dict(noted["starts"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); `tutti train` writes it.") from None
+    if config is None and not (folder / "config.yaml").is_file():
+        return TrainingStarts(unknown=(str(folder),))  # a fork of a run that has moved
+    config = config or RunFolder(folder, new=False).config()
+    return training_starts(with_parent_data(config), folder, forked)
