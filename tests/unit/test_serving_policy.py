@@ -214,7 +214,7 @@ def test_factory_pickles_and_its_fingerprint_follows_the_weights(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("model.safetensors", b"xx", "missing or damaged"),
+        ("model.safetensors", b"xx", "not a file of tensors"),
         ("spec.json", None, "lists no file spec.json"),
         ("spec.json", b"{}", "views: Field required"),
         ("normalizer.json", b"{", "normalizer.json"),
