@@ -32,7 +32,7 @@ demo: $(VENV)/.simulation rendering
 # The tests start a hundred processes, which read the package's bytecode instead of compiling it each time.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev rendering
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,9 +13,30 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pytest
 from jaxtyping import install_import_hook
 
 import fixtures.shape_checker  # noqa: F401  the hook looks it up by its name
+
+SLOWEST_FIRST = (
+    *("test_ranks", "test_study", "test_verify_resume", "test_debug_doctor", "test_pipeline"),
+    *(
+        "test_ranks_torchrun",
+        "test_planning",
+        "test_tiny_preset",
+        "test_ranks_policy",
+        "test_ranks_validation",
+    ),
+    *("test_golden", "test_gpu_check", "test_recording", "test_suites_metaworld", "test_benchmarks_speed"),
+    *("test_training_blocks", "test_decoders_all", "test_training_strategy", "test_hostile_folders"),
+)
+"""With the longest files first and the short ones last, no worker of xdist ends long before another."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 _hook = install_import_hook("tutti", "fixtures.shape_checker.check")
 

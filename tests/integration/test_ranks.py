@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +22,7 @@ from fixtures.ranks_training import (
     SIZE,
     TOLERANCE,
     Data,
+    forget,
     furthest,
     require_same_records,
     tensors_of,
@@ -29,6 +33,8 @@ from fixtures.vla_training import make_batch
 from tutti.config.run_config import RunConfig
 from tutti.distributed.ranks import current_ranks
 from tutti.distributed.world import world
+from tutti.storage import shards
+from tutti.training.checkpointing.saver import Saver
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.faults.saved_steps import load_step
 from tutti.types import UserError
@@ -38,7 +44,7 @@ TWO_PHASES = {
         "kind": "phases",
         "list": [
             {"name": "look", "share": 1, "exclude_terms": ["action"], "learning_rates": {"fusion": 0}},
-            {"name": "act", "share": 2, "learning_rates": {"vision": 0}},
+            {"name": "act", "share": 3, "learning_rates": {"vision": 0}},
         ],
     }
 }
@@ -50,11 +56,12 @@ MUON = {"optimizer": {"kind": "muon"}}
 CONSTANT = {"kind": "constant", "warmup": 1}
 SCHEDULE_FREE = {"optimizer": {"kind": "schedule_free"}, "ema": "off", "schedule": CONSTANT}
 BY_PART = {"gradients": {"clip_norm": 0.1, "clip_by": "part"}, "activation_checkpointing": "block"}
+AT_THE_END = {"steps": 4, "validation": {"every": 0}, "checkpoints": {"every": 0}}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
-    "plain": ({}, {}, ("ddp2", "fsdp2", "ddp4", "fsdp4")),
-    "accumulation": ({"accumulation": 2, **MUON}, {}, ("ddp2", "fsdp2")),
-    "adamw": ({"accumulation": 2}, {}, ()),
-    "phases": ({"steps": 6, "schedule": {"kind": "wsd", "warmup": 1}}, TWO_PHASES, ("ddp2", "fsdp2")),
+    "validation": ({"validation": {"every": 3}, "checkpoints": {"every": 3}}, {}, ("ddp2", "fsdp2")),
+    "muon": ({"accumulation": 2, **MUON}, {}, ("ddp2", "fsdp2")),
+    "adamw": ({"accumulation": 2}, {}, ("ddp4", "fsdp4")),
+    "phases": ({"schedule": {"kind": "wsd", "warmup": 1}}, TWO_PHASES, ("ddp2", "fsdp2")),
     "famo": ({}, FAMO, ("ddp2", "fsdp2")),
     "schedule_free": (SCHEDULE_FREE, {}, ("ddp2", "fsdp2")),
     "by_part": (BY_PART, {}, ("ddp2", "fsdp2")),
@@ -62,6 +69,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "masked": ({"accumulation": 2}, MASKED, ("ddp2",)),
     "gradient_share": ({}, SHARES, ("ddp2",)),
 }
+PAIRS = [(case, kind) for case, given in CASES.items() for kind in given[2]]
+MOVES = [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp4"), ("ddp4", "fsdp2")]
+OPTIMIZERS = {"muon": MUON, "adamw": {}}
+FORMS = ("whole", "sharded")
 
 
 def spread(kind: str) -> tuple[int, dict[str, Any]]:
@@ -74,7 +85,7 @@ def train_cases(folder: str, section: dict[str, Any], cases: list[str]) -> dict[
     found: dict[str, Any] = {}
     for case in cases:
         changes, sections, _ = CASES[case]
-        found[case] = train(f"{folder}/{case}", {"steps": 4, **changes, **section}, sections)
+        found[case] = train(f"{folder}/{case}", {**AT_THE_END, **changes, **section}, sections)
     return found
 
 
@@ -91,12 +102,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[di
     return on
 
 
-PAIRS = [(case, kind) for case, given in CASES.items() for kind in given[2]]
-MOVES = [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp4"), ("ddp4", "fsdp2")]
-OPTIMIZERS = {"accumulation": MUON, "adamw": {}}
-FORMS = ("whole", "sharded")
-
-
 @pytest.mark.parametrize(("case", "kind"), PAIRS)
 def test_the_same_losses_and_weights_as_one_process(case: str, kind: str, trained: Any) -> None:
     (one,), several = trained("one"), trained(kind)
@@ -108,12 +113,13 @@ def test_the_same_losses_and_weights_as_one_process(case: str, kind: str, traine
     assert torch.equal(found["rng"]["torch"], expected["rng"]["torch"])
 
 
-def train_forms(folder: str, section: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+def train_forms(folder: str, section: dict[str, Any], until: int | None) -> dict[tuple[str, str], Any]:
     """Every optimizer with every form of checkpoints, in one world."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for case, form in itertools.product(OPTIMIZERS, FORMS):
-        settings = {"steps": 4, "accumulation": 2, "checkpoints": {"every": 2, "format": form}}
-        found[case, form] = train(f"{folder}/{case}-{form}", settings | OPTIMIZERS[case] | section)
+        settings = {**AT_THE_END, "accumulation": 2, "checkpoints": {"every": 2, "format": form}}
+        given = settings | OPTIMIZERS[case] | section
+        found[case, form] = train(f"{folder}/{case}-{form}", given, until=until)
     return found
 
 
@@ -121,30 +127,25 @@ def train_forms(folder: str, section: dict[str, Any]) -> dict[tuple[str, str], d
 def continued(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[str, str]], dict[Any, Any]]:
     """What trainings give that two kinds share: the first to step 2, the other from its checkpoint on."""
 
-    def shares(folder: Path, count: int) -> None:
+    def train_on(kind: str, folder: Path, until: int | None) -> dict[Any, Any]:
+        count, section = spread(kind)
+        found = on_ranks(count, train_forms, str(folder), section, until)[0]
         for case, form in itertools.product(OPTIMIZERS, FORMS):
-            last = folder / f"{case}-{form}" / "checkpoints" / "step-000004"
+            last = folder / f"{case}-{form}" / "checkpoints" / f"step-{until or 4:06d}"
             wrote = {path.name for path in (last / "shards").glob("rank-*")}
             expected = {f"rank-{rank:05d}.safetensors" for rank in range(count)}
             assert wrote == (expected if form == "sharded" else set())
+        return found
 
     @cache
     def before(kind: str) -> Path:
-        count, section = spread(kind)
-        folder = tmp_path_factory.mktemp(kind)
-        on_ranks(count, train_forms, str(folder), section)
-        shares(folder, count)
-        for last in folder.glob("*/checkpoints/step-000004"):
-            shutil.rmtree(last)
+        train_on(kind, folder := tmp_path_factory.mktemp(kind), 2)
         return folder
 
     @cache
     def move(kinds: tuple[str, str]) -> dict[Any, Any]:
         folder = shutil.copytree(before(kinds[0]), tmp_path_factory.mktemp("moved") / "runs")
-        count, section = spread(kinds[1])
-        found = on_ranks(count, train_forms, str(folder), section)[0]
-        shares(folder, count)
-        return found
+        return train_on(kinds[1], folder, None)
 
     return move
 
@@ -163,58 +164,25 @@ def test_a_checkpoint_goes_on_with_any_number_of_ranks(
 
 @pytest.mark.parametrize("form", ["whole", "sharded"])
 def test_adamw_alone_resumes_to_the_same_bits(form: str, tmp_path: Path) -> None:
-    settings = {"steps": 4, "checkpoints": {"every": 2, "format": form}}
+    settings = {**AT_THE_END, "checkpoints": {"every": 2, "format": form}}
     straight = train(str(tmp_path), settings)
     shutil.rmtree(tmp_path / "checkpoints" / "step-000004")
     assert furthest(straight["tensors"], train(str(tmp_path), settings)["tensors"]) == 0
-
-
-def full_on_one(run: str, changes: dict[str, Any]) -> tuple[str, str]:
-    """A training whose rank 1 finds the disk full at its second checkpoint."""
-    from tutti.storage import shards
-
-    write = shards.write
-
-    def refuse(folder: Path, *given: Any) -> Any:
-        if current_ranks().rank == 1 and "step-000004" in str(folder):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(folder, *given)
-
-    shards.write = refuse
-    try:
-        train(run, changes)
-    except UserError as error:
-        return "UserError", str(error)
-    return "went on", ""
-
-
-@pytest.mark.parametrize("background", [False, True])
-def test_a_disk_that_is_full_for_one_rank_stops_all_and_leaves_the_checkpoint_before(
-    background: bool, tmp_path: Path
-) -> None:
-    changes = {"checkpoints": {"every": 2, "format": "sharded", "background": background}}
-    found = on_ranks(2, full_on_one, str(tmp_path), {**changes, "parallel": {"kind": "fsdp"}})
-    for kind, message in found:
-        assert kind == "UserError" and "step-000004: cannot write, the disk" in message
-    assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
-    saved = load_latest(tmp_path)
-    assert saved is not None and saved.step == 2
 
 
 def train_and_resume(
     folder: str, section: dict[str, Any], forms: tuple[str, ...], size: int
 ) -> dict[str, list[Any]]:
     """A training, and the same again from its checkpoint of step 2, with `size` windows in a batch."""
-    from fixtures import ranks_training
-
-    ranks_training.SIZE = size
     found: dict[str, list[Any]] = {}
-    for form in forms:
-        run = Path(folder) / form
-        settings = {"steps": 4, "checkpoints": {"every": 2, "format": form}, **section}
-        first = train(str(run), settings)
-        ranks_training.forget(run, 4)
-        found[form] = [first, train(str(run), settings)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fixtures.ranks_training.SIZE", size)
+        for form in forms:
+            run = Path(folder) / form
+            settings = {**AT_THE_END, "checkpoints": {"every": 2, "format": form}, **section}
+            first = train(str(run), settings)
+            forget(run, 4)
+            found[form] = [first, train(str(run), settings)]
     return found
 
 
@@ -233,9 +201,9 @@ def test_a_resumed_training_ends_with_the_same_bytes(
         assert all(torch.equal(value, others[key]) for key, value in moments.items())
 
 
-def fault(run: str, changes: dict[str, Any], poison: tuple[int, int], sections: Any = None) -> dict[str, Any]:
+def fault(run: str, changes: dict[str, Any], poison: tuple[int, int]) -> dict[str, Any]:
     with pytest.raises(NonFiniteError) as caught:
-        train(run, changes, sections, poison)
+        train(run, changes, poison=poison)
     return {"message": str(caught.value), "windows": caught.value.windows, "step": caught.value.step}
 
 
@@ -254,21 +222,7 @@ def test_a_nan_on_one_rank_stops_all_and_names_it(kind: str, tmp_path: Path) -> 
     assert all(value.isfinite().all() for own in weights.values() for value in own.values())
 
 
-def test_a_nan_may_be_skipped_on_all_ranks_together(tmp_path: Path) -> None:
-    changes = {"steps": 4, "gradients": {"non_finite": "skip"}}
-    runs = []
-    for kind in ("one", "ddp2", "fsdp2"):
-        count, section = spread(kind)
-        runs.append(on_ranks(count, train, str(tmp_path / kind), changes | section, None, (2, 1))[0])
-    for other in runs[1:]:
-        require_same_records(runs[0]["records"], other["records"])
-        assert furthest(runs[0]["tensors"], other["tensors"]) < TOLERANCE
-
-
 def interrupted(run: str, changes: dict[str, Any]) -> tuple[str, int]:
-    import os
-    import signal
-
     trainer = trainer_of(Path(run), changes)
 
     def stop(step: int, steps: int, latest: dict[str, float]) -> None:
@@ -304,91 +258,77 @@ def test_ranks_with_different_weights_are_refused() -> None:
         assert "such as model.fusion.readout, differ between rank 0 and rank 1" in message
 
 
-def said(work: Callable[[], Any]) -> str:
-    """What the user is told of a training that is given up; of the rank that hung nothing is asked."""
-    try:
-        work()
-    except UserError as error:
-        return str(error)
-    except RuntimeError:
-        return "hung"
-    return "went on"
+def hangs(run: str, where: str) -> str:
+    """What each rank says of a training in which rank 1 hangs until rank 0 has given up."""
+    given_up = Path(run, "given up")
+
+    def hang() -> None:
+        deadline = time.monotonic() + 60
+        while current_ranks().rank == 1 and not given_up.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def collect(self: Saver, value: Any, *, copy: bool = False) -> Any:
+        hang()
+        return copied(self, value, copy=copy)
+
+    copied = Saver.collect
+    trainer = trainer_of(Path(run), {"checkpoints": {"format": "sharded"}})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tutti.distributed.world.GRACE_SECONDS", 0.5)
+        if where == "update":
+            trainer.progress = lambda step, steps, latest: hang() if step == 2 else None
+        else:
+            patch.setattr(Saver, "collect", collect)
+        with pytest.raises(RuntimeError if current_ranks().rank else UserError) as caught:
+            trainer.fit(Data())
+    given_up.touch()
+    return str(caught.value)
 
 
-def hangs(run: str, changes: dict[str, Any]) -> str:
-    import time
-
-    trainer = trainer_of(Path(run), changes)
-
-    def sleep(step: int, steps: int, latest: dict[str, float]) -> None:
-        if step == 2 and current_ranks().rank == 1:
-            time.sleep(8)
-
-    trainer.progress = sleep
-    return said(lambda: trainer.fit(Data()))
-
-
-def test_a_rank_that_hangs_is_named(tmp_path: Path) -> None:
-    first, _ = on_ranks(2, hangs, str(tmp_path), {}, timeout=4.0)
+@pytest.mark.parametrize("where", ["update", "copy of the state"])
+def test_a_rank_that_hangs_is_named(where: str, tmp_path: Path) -> None:
+    first, _ = on_ranks(2, hangs, str(tmp_path), where, timeout=2.0)
     assert first.startswith("rank 0 waited in vain") and "hung or dead: rank 1." in first
 
 
-def hangs_in_a_save(run: str, changes: dict[str, Any]) -> str:
-    import time
-
-    from tutti.training.checkpointing.saver import Saver
-
-    collect = Saver.collect
-
-    def slow(self: Saver, value: Any, *, copy: bool = False) -> Any:
-        if current_ranks().rank == 1 and not asleep:
-            asleep.append(True)
-            time.sleep(8)
-        return collect(self, value, copy=copy)
-
-    asleep: list[bool] = []
-    Saver.collect = slow
-    return said(lambda: train(run, changes))
+FAILURES = {
+    "full": OSError(errno.ENOSPC, "No space left on device"),
+    "no room": MemoryError("no room"),
+    "locked": UserError("the folder is locked"),
+}
 
 
-def test_a_rank_that_hangs_while_its_state_is_copied_is_named(tmp_path: Path) -> None:
-    changes = {"checkpoints": {"format": "sharded"}, "parallel": {"kind": "fsdp"}}
-    first, _ = on_ranks(2, hangs_in_a_save, str(tmp_path), changes, timeout=4.0)
-    assert first.startswith("rank 0 waited in vain") and "hung or dead: rank 1." in first
-
-
-def failing_on_one(run: str, changes: dict[str, Any], what: str) -> str:
-    from tutti.storage import shards
-    from tutti.training.checkpointing import saver as saving
+def failing_on_one(run: str, checkpoints: dict[str, Any], failure: str) -> str:
+    """What each rank says where rank 1 cannot write at step 4, or a rank cannot delete at the end."""
 
     def fail(*given: Any, **named: Any) -> Any:
-        if what == "retain":
-            raise UserError("the folder is locked")
-        if current_ranks().rank == 1:
-            raise MemoryError("no room")
+        if failure == "locked" or (current_ranks().rank == 1 and "step-000004" in str(given[0])):
+            raise FAILURES[failure]
         return write(*given, **named)
 
     write = shards.write
-    if what == "retain":
-        saving.retain = fail
-    else:
-        shards.write = fail
-    try:
-        train(run, changes)
-    except UserError as error:
-        return str(error)
-    except MemoryError:
-        return "no room"
-    return "went on"
+    with pytest.MonkeyPatch.context() as patch:
+        if failure == "locked":
+            patch.setattr("tutti.training.checkpointing.saver.retain", fail)
+        else:
+            patch.setattr(shards, "write", fail)
+        with pytest.raises((UserError, MemoryError)) as caught:
+            train(run, {"steps": 4, "checkpoints": {"format": "sharded", **checkpoints}})
+    return str(caught.value)
 
 
-@pytest.mark.parametrize(("what", "background"), [("retain", False), ("retain", True), ("write", True)])
-def test_whatever_fails_on_one_rank_while_saving_ends_all(
-    what: str, background: bool, tmp_path: Path
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_whatever_fails_on_one_rank_while_saving_ends_all_and_leaves_the_checkpoint_before(
+    failure: str, background: bool, tmp_path: Path
 ) -> None:
-    changes = {"checkpoints": {"format": "sharded", "background": background}}
-    for message in on_ranks(2, failing_on_one, str(tmp_path), changes, what):
-        assert ("locked" if what == "retain" else "no room") in message
+    checkpoints = {"every": 2, "background": background}
+    expected = "step-000004: cannot write, the disk" if failure == "full" else failure
+    for message in on_ranks(2, failing_on_one, str(tmp_path), checkpoints, failure):
+        assert expected in message
+    saved = load_latest(tmp_path)
+    assert saved is not None and saved.step == 2
+    assert [item.name for item in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path: Path) -> None:

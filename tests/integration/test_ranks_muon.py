@@ -32,13 +32,14 @@ def moved(shared: bool) -> dict[str, Any]:
         iterated += sum(len(stack) for stack in stacks)
         return orthogonalised(stacks, rounds)
 
-    muon.orthogonalised = counting
     parameters = [nn.Parameter(share(value, shared)) for value in matrices(0)]
     optimizer = Muon(parameters, lr=0.1, weight_decay=0.1)
-    for seed in (1, 2):
-        for parameter, gradient in zip(parameters, matrices(seed), strict=True):
-            parameter.grad = share(gradient, shared)
-        optimizer.step()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(muon, "orthogonalised", counting)
+        for seed in (1, 2):
+            for parameter, gradient in zip(parameters, matrices(seed), strict=True):
+                parameter.grad = share(gradient, shared)
+            optimizer.step()
     return {"matrices": gather([parameter.detach() for parameter in parameters]), "iterated": iterated}
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutti.distributed.sharded_tensors import shard_like_parameters
+
 
 class ScheduleFreeAdamW(torch.optim.Optimizer):
     """AdamW whose gradient is taken between its own iterate z and the running average x (2405.15682, alg. 1).
@@ -101,6 +103,7 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a saved state; the parameters, which a checkpoint holds at x, become y."""
         super().load_state_dict(state_dict)
+        shard_like_parameters(self)
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if self.state.get(parameter)]
             self._show_between(moved, group["betas"][0])
