@@ -146,7 +146,7 @@ def test_pictures_are_drawn_only_for_a_policy_that_looks() -> None:
     world = LineWorld("left")
 
     class Same(LineWorlds):
-        def __call__(self, task: str) -> LineWorld:
+        def make(self, task: str) -> LineWorld:
             return world
 
     spec = RolloutSpec(

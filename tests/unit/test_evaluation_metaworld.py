@@ -14,7 +14,6 @@ import pytest
 from fixtures.line_world import Policies
 from tutti.evaluation.closed_loop.rollouts import Rollout, RolloutBlock, RolloutSpec, RolloutWorker
 from tutti.evaluation.closed_loop.videos import choose, rollout_videos
-from tutti.suites.environment import Environment, EnvironmentFactory
 from tutti.suites.registry import find_suite, fit_suite
 from tutti.types import DataSpec, UserError
 
@@ -43,14 +42,6 @@ def play(*conditions: str, limit: int = 60) -> list[Rollout]:
         return [r for c in conditions for r in worker(RolloutBlock(task="reach", condition=c, starts=starts))]  # type: ignore[arg-type]
     finally:
         worker.close()
-
-
-def test_meta_world_fits_the_protocols() -> None:
-    environments = SUITE
-    assert isinstance(environments, EnvironmentFactory)
-    assert isinstance(environments("reach"), Environment)
-    assert environments.longest == 500 // SUITE.action_repeat
-    assert "action repeat 4" in environments.fingerprint
 
 
 def test_expert_reaches_where_the_noop_does_not_and_replays_exactly() -> None:

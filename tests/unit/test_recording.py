@@ -5,26 +5,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fixtures.metaworld_replay import replay
 from tutti.recording import episode_files as recording
 from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig, RecordSummary, record, record_episode
 from tutti.recording.seed_queue import SeedQueue
 from tutti.suites.metaworld.rendering import check_rendering
 from tutti.suites.metaworld.suite import METAWORLD_8
-from tutti.suites.workers import WorkerError, Workers
+from tutti.suites.workers import WorkerError, run_jobs
 from tutti.types import UserError
 
 pytestmark = pytest.mark.simulation
@@ -81,11 +83,15 @@ def test_noise_moves_the_robot_but_not_the_labels(recorded: tuple[Path, RecordSu
 
 def test_a_recorded_episode_can_be_replayed_to_success(recorded: tuple[Path, RecordSummary]) -> None:
     episode = next(episode for episode in load_recorded(recorded[0]) if episode.noise > 0)
-    frames = replay(episode.task, episode.seed, episode.executed, views=("right", "left"), image_size=32)
-    assert len(frames) == len(episode.executed) + 1
-    # Edges are smoothed in a replay, so nearly equal is as equal as it gets.
-    difference = np.abs(frames[:-1, 0].astype(int) - episode.images["right"].astype(int))
-    assert difference.mean() < 3
+    with closing(SMALL.spec.make(episode.task)) as simulation:
+        simulation.reset(episode.seed)
+        for step, action in enumerate(episode.executed):
+            right, left = simulation.render()
+            assert np.array_equal(right, episode.images["right"][step])
+            assert np.array_equal(left, episode.images["left"][step])
+            assert not simulation.success
+            simulation.step(action)
+        assert simulation.success
 
 
 def test_recording_again_finds_everything_done(recorded: tuple[Path, RecordSummary]) -> None:
@@ -101,7 +107,7 @@ def test_recording_again_finds_everything_done(recorded: tuple[Path, RecordSumma
 def test_after_a_kill_the_rest_is_recorded_to_the_same_bytes(
     recorded: tuple[Path, RecordSummary], tmp_path: Path
 ) -> None:
-    record(SMALL, tmp_path)
+    shutil.copytree(recorded[0], tmp_path, dirs_exist_ok=True)
     episodes = sorted(tmp_path.rglob("*.npz"))
     episodes[1].unlink()
     episodes[4].write_bytes(episodes[4].read_bytes()[:1000])
@@ -113,19 +119,14 @@ def test_after_a_kill_the_rest_is_recorded_to_the_same_bytes(
     assert content(tmp_path) == content(recorded[0])
 
 
-def test_more_demonstrations_use_those_that_are_there(
+def test_fewer_demonstrations_are_those_that_are_there_and_more_again_too(
     recorded: tuple[Path, RecordSummary], tmp_path: Path
 ) -> None:
-    fewer = SMALL.model_copy(update={"episodes_per_task": 1, "tasks": ("drawer-close",)})
-    record(fewer, tmp_path)
-    first = content(tmp_path)["drawer-close/10000.npz"]
-    assert len(list(load_recorded(tmp_path))) == 1
+    shutil.copytree(recorded[0], tmp_path, dirs_exist_ok=True)
+    record(SMALL.model_copy(update={"episodes_per_task": 1, "tasks": ("drawer-close",)}), tmp_path)
+    assert [(episode.task, episode.seed) for episode in load_recorded(tmp_path)] == [("drawer-close", 10_000)]
     record(SMALL, tmp_path)
     assert content(tmp_path) == content(recorded[0])
-    assert content(tmp_path)["drawer-close/10000.npz"] == first
-    # And fewer again: the extra files do not count.
-    record(fewer, tmp_path)
-    assert [(episode.task, episode.seed) for episode in load_recorded(tmp_path)] == [("drawer-close", 10_000)]
 
 
 SCRIPT = """
@@ -207,18 +208,19 @@ def test_other_settings_are_refused_in_the_same_folder(recorded: tuple[Path, Rec
         record(other, recorded[0])
 
 
-def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record(SMALL.model_copy(update={"tasks": ("reach",), "episodes_per_task": 1}), tmp_path)
+def test_a_full_disk_is_said_and_leaves_no_half_file(
+    recorded: tuple[Path, RecordSummary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(recorded[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "drawer-close" / "10001.npz").unlink()
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
-        patch.setattr("tutti.storage.files.os.fsync", full)
-        with pytest.raises(UserError, match=r"10001.npz: cannot write, the disk is full"):
-            record(SMALL, tmp_path)
+    monkeypatch.setattr("tutti.storage.files.os.fsync", full)
+    with pytest.raises(UserError, match=r"10001.npz: cannot write, the disk is full"):
+        record(SMALL, tmp_path)
     assert not list(tmp_path.rglob(".partial-*"))
-    record(SMALL, tmp_path)
 
 
 def test_a_damaged_episode_is_named(recorded: tuple[Path, RecordSummary], tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_saved_episodes_come_back_equal(tmp_path: Path) -> None:
     assert (back.instruction, back.noise) == (episode.instruction, episode.noise)
 
 
-@pytest.mark.parametrize("order", range(20))
+@pytest.mark.parametrize("order", range(10))
 def test_the_schedule_gives_the_first_successes_in_any_order_of_results(order: int) -> None:
     rng = random.Random(order)
     solved = {task: [random.Random(f"{task}{seed}").random() < 0.6 for seed in range(200)] for task in "abc"}
@@ -303,11 +305,14 @@ def explode(job: int) -> int:
     ],
 )
 def test_an_error_in_a_worker_surfaces_in_the_parent(job: int, kind: type[Exception], words: str) -> None:
-    with pytest.raises(kind, match=words), Workers(explode, 1) as workers:
-        workers.start(0, 0)
-        assert list(workers.finished()) == [(0, 0)]
-        workers.start(0, job)
-        list(workers.finished())
+    jobs = iter([0, job])
+    done = run_jobs(explode, 1, lambda _: next(jobs))
+    assert next(done) == (0, 0)
+    (worker,) = multiprocessing.active_children()
+    assert type(worker).__name__ == "SpawnProcess"  # a fork would inherit the locks of OpenGL's driver
+    with pytest.raises(kind, match=words):
+        next(done)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
@@ -328,7 +333,7 @@ def test_an_impossible_configuration_is_refused_at_once(change: dict[str, object
 
 
 def test_a_random_start_moves_the_first_pose_and_nothing_else_is_random() -> None:
-    with METAWORLD_8.make("drawer-close") as simulation:
+    with closing(METAWORLD_8.make("drawer-close")) as simulation:
 
         def episode_of(seed: int, decisions: int) -> RecordedEpisode | None:
             suite, task = SMALL.spec, "drawer-close"
@@ -336,8 +341,8 @@ def test_a_random_start_moves_the_first_pose_and_nothing_else_is_random() -> Non
                 simulation, suite, task, seed=seed, noise=0.0, random_start_decisions=decisions
             )
 
-        still = [episode_of(seed, 0) for seed in range(10000, 10006)]
-        moved = [episode_of(seed, 4) for seed in range(10000, 10006)]
+        seeds = range(10000, 10004)
+        still, moved = ([episode_of(seed, decisions) for seed in seeds] for decisions in (0, 4))
         again = episode_of(10003, 4)
     starts = np.stack([episode.states[0, :3] for episode in still if episode is not None])
     assert np.ptp(starts, axis=0).max() < 1e-3  # without it every episode begins at one pose

@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tutti.suites.metaworld.mujoco import load_metaworld, load_mujoco
-from tutti.suites.metaworld.rendering import check_rendering
-from tutti.suites.metaworld.task import MetaWorldTask, _make_environment, to_action
-from tutti.suites.workers import spawn_context
+from tutti.suites.metaworld.rendering import FastRenderer, check_rendering, load_mujoco
+from tutti.suites.metaworld.task import MetaWorldTask, to_action
 from tutti.types import UserError
 
 pytestmark = pytest.mark.simulation
 SOURCE = Path(__file__).parents[2] / "src"
+World = Callable[[str], MetaWorldTask]
 
 
 @pytest.fixture(scope="module")
-def egl() -> None:
+def world() -> Iterator[World]:
+    """A simulation of each task that is asked for, shared: to build one takes seconds."""
     try:
         check_rendering()
     except UserError as error:
         pytest.skip(f"no EGL: {error}")
+    built: dict[str, MetaWorldTask] = {}
 
+    def of(task: str) -> MetaWorldTask:
+        if task not in built:
+            built[task] = MetaWorldTask(task)
+        return built[task]
 
-@pytest.fixture(scope="module")
-def reach(egl: None) -> Iterator[MetaWorldTask]:
-    with MetaWorldTask("reach", image_size=48) as simulation:
-        yield simulation
-
-
-@pytest.fixture(scope="module")
-def window(egl: None) -> Iterator[MetaWorldTask]:
-    with MetaWorldTask("window-close", image_size=48) as simulation:
-        yield simulation
+    yield of
+    for simulation in built.values():
+        simulation.close()
 
 
 def fingerprint(simulation: MetaWorldTask, seed: int, decisions: int = 4) -> str:
@@ -54,68 +53,50 @@ def fingerprint(simulation: MetaWorldTask, seed: int, decisions: int = 4) -> str
 
 def run_python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {"PYTHONPATH": str(SOURCE), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env=variables,
-        check=False,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=120)
 
 
-def test_a_seed_gives_the_same_bits_after_another_episode_and_in_a_fresh_simulation(
-    window: MetaWorldTask,
+def test_a_seed_gives_the_same_bits_after_another_episode_and_in_another_process_which_is_silent(
+    world: World,
 ) -> None:
-    first = fingerprint(window, 7)
-    other = fingerprint(window, 8)
+    simulation = world("window-close")
+    first, other = fingerprint(simulation, 7), fingerprint(simulation, 8)
     np.random.seed(1)
-    with MetaWorldTask("window-close", image_size=48) as fresh:
-        assert fingerprint(fresh, 7) == first
-    assert fingerprint(window, 7) == first
-    assert other != first
-
-
-def test_a_seed_gives_the_same_bits_in_another_process_which_is_silent(reach: MetaWorldTask) -> None:
-    script = """
-import hashlib
-from tutti.suites.metaworld.task import MetaWorldTask
-simulation, digest = MetaWorldTask("reach", image_size=48), hashlib.sha256()
-now = simulation.reset(7)
-for _ in range(4):
-    digest.update(simulation.render().tobytes() + now.privileged.tobytes() + now.state.tobytes())
-    now = simulation.step(simulation.expert_action())
-print(digest.hexdigest())
-"""
+    assert fingerprint(simulation, 7) == first != other
     # Nothing is closed: what is still open at the end of Python must not print anything.
+    script = f"""
+import sys
+sys.path.insert(0, {os.path.dirname(__file__)!r})
+from test_suites_metaworld import MetaWorldTask, fingerprint
+simulation = MetaWorldTask("window-close")
+print(fingerprint(simulation, 7))
+"""
     result = run_python(script)
-    assert result.stderr == ""
-    assert result.stdout.strip() == fingerprint(reach, 7)
+    assert result.stderr == "" and result.stdout.strip() == first
 
 
-def test_different_seeds_give_different_goals(reach: MetaWorldTask) -> None:
-    goals = {tuple(reach.reset(seed).privileged[-3:]) for seed in range(5)}
-    assert len(goals) == 5
+def test_different_seeds_give_different_goals(world: World) -> None:
+    assert len({tuple(world("reach").reset(seed).privileged[-3:]) for seed in range(5)}) == 5
 
 
-@pytest.mark.parametrize("task", ["window-close", "drawer-open"])
-def test_the_first_frame_and_observation_are_not_stale(egl: None, task: str) -> None:
-    mujoco = load_mujoco()
-    with MetaWorldTask(task, image_size=48) as simulation:
-        first = simulation.reset(3)
-        env, picture = simulation._env, simulation.render()
-        geoms, sites = env.data.geom_xpos.copy(), env.data.site_xpos.copy()
-        mujoco.mj_forward(env.model, env.data)
-        assert np.array_equal(env.data.geom_xpos, geoms)
-        assert np.array_equal(env.data.site_xpos, sites)
-        assert np.array_equal(simulation.render(), picture)
-        now = env._get_curr_obs_combined_no_goal().astype(np.float32)
-        assert np.array_equal(first.privileged[:18], now)
-        assert np.array_equal(first.privileged[18:36], now)
+@pytest.mark.parametrize("task", ["window-close", "drawer-close"])
+def test_the_first_frame_and_observation_are_not_stale(world: World, task: str) -> None:
+    simulation, mujoco = world(task), load_mujoco()
+    first = simulation.reset(3)
+    env, picture = simulation._env, simulation.render()
+    geoms, sites = env.data.geom_xpos.copy(), env.data.site_xpos.copy()
+    mujoco.mj_forward(env.model, env.data)
+    assert np.array_equal(env.data.geom_xpos, geoms)
+    assert np.array_equal(env.data.site_xpos, sites)
+    assert np.array_equal(simulation.render(), picture)
+    now = env._get_curr_obs_combined_no_goal().astype(np.float32)
+    assert np.array_equal(first.privileged[:18], now)
+    assert np.array_equal(first.privileged[18:36], now)
 
 
-def test_without_the_cure_the_first_frame_would_be_stale() -> None:
-    env = _make_environment(load_metaworld()[0]["window-close-v3"])
+def test_without_the_cure_the_first_frame_would_be_stale(world: World) -> None:
+    env = world("window-close")._env
     env.seed(3)
     env.reset()
     before = env.data.geom_xpos.copy()
@@ -123,8 +104,8 @@ def test_without_the_cure_the_first_frame_would_be_stale() -> None:
     assert np.abs(env.data.geom_xpos - before).max() > 0.01
 
 
-def test_expert_actions_are_clipped_float32_and_make_no_warning(reach: MetaWorldTask) -> None:
-    reach.reset(0)
+def test_actions_are_clipped_and_make_no_warning(world: World) -> None:
+    reach = world("reach").reset(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         action = reach.expert_action()
@@ -134,20 +115,15 @@ def test_expert_actions_are_clipped_float32_and_make_no_warning(reach: MetaWorld
     assert np.abs(raw).max() > 1.0
     assert action.dtype == np.float32
     assert np.array_equal(action, np.clip(raw, -1, 1).astype(np.float32))
-
-
-def test_executed_actions_are_clipped(reach: MetaWorldTask) -> None:
-    reach.reset(0)
     clipped = reach.step(np.array([1, -1, 1, -1])).privileged
-    reach.reset(0)
-    assert np.array_equal(reach.step(np.array([24.0, -7, 3, -2])).privileged, clipped)
+    assert np.array_equal(reach.reset(0).step(np.array([24.0, -7, 3, -2])).privileged, clipped)
 
 
-def test_success_ends_the_decision_and_stays_when_the_robot_moves_away(reach: MetaWorldTask) -> None:
-    reach.reset(0)
+def test_success_ends_the_decision_and_stays_when_the_robot_moves_away(world: World) -> None:
+    reach = world("reach").reset(0)
     while not reach.success:
         reach.step(reach.expert_action())
-    assert reach.num_steps <= 100
+    assert reach._num_steps <= 100
     for _ in range(12):
         now = reach.step(np.array([0, -1, 1, 0]))
     lost = reach._env.evaluate_state(reach._observation, np.zeros(4, dtype=np.float32))[1]["success"]
@@ -155,25 +131,43 @@ def test_success_ends_the_decision_and_stays_when_the_robot_moves_away(reach: Me
     assert now.success
 
 
-def test_a_decision_repeats_its_action(egl: None) -> None:
-    slow, fast = MetaWorldTask("reach", action_repeat=4), MetaWorldTask("reach", action_repeat=1)
-    action = np.array([0.5, 0.2, -0.3, 1.0])
-    slow.reset(5)
-    fast.reset(5)
+@pytest.mark.parametrize("task", ["reach", "drawer-close"])
+def test_the_expert_solves_and_standing_still_does_not(world: World, task: str) -> None:
+    simulation = world(task)
+
+    def decisions(policy: Callable[[], np.ndarray], limit: int) -> int:
+        simulation.reset(1_000)
+        taken = 0
+        while not simulation.success and taken < limit:
+            simulation.step(policy())
+            taken += 1
+        return taken
+
+    needed = decisions(simulation.expert_action, 100)
+    assert simulation.success and needed < 60
+    assert decisions(simulation.expert_action, 100) == needed
+    assert decisions(lambda: np.zeros(4), 10) == 10 and not simulation.success
+
+
+def test_a_decision_repeats_its_action(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    reach, action = world("reach"), np.array([0.5, 0.2, -0.3, 1.0])
+    slow = reach.reset(5).step(action).privileged
+    assert reach._num_steps == 4
+    monkeypatch.setattr(reach, "action_repeat", 1)
+    reach.reset(5)
     for _ in range(4):
-        fast.step(action)
-    assert np.array_equal(slow.step(action).privileged, fast.privileged)
-    assert slow.num_steps == fast.num_steps == 4
+        reach.step(action)
+    assert np.array_equal(reach.privileged, slow) and reach._num_steps == 4
 
 
-def test_the_episode_ends_at_500_steps_with_a_clear_error() -> None:
-    simulation = MetaWorldTask("drawer-open", action_repeat=300)
-    with pytest.raises(ValueError, match="call reset"):
-        simulation.step(np.zeros(4))
-    simulation.reset(0)
-    simulation.step(np.zeros(4))
-    assert simulation.step(np.zeros(4)).num_steps == 500
-    with pytest.raises(ValueError, match="limit 500"):
+def test_the_episode_ends_at_500_steps_with_a_clear_error(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = world("drawer-close")
+    monkeypatch.setattr(simulation, "action_repeat", 300)
+    simulation.reset(0).step(np.zeros(4))
+    assert simulation.step(np.zeros(4))._num_steps == 500
+    with pytest.raises(ValueError, match=r"limit 500.*call reset"):
         simulation.step(np.zeros(4))
 
 
@@ -183,7 +177,9 @@ def test_an_impossible_action_is_refused(action: np.ndarray) -> None:
         to_action(action)
 
 
-def test_drawing_does_not_change_the_physics(window: MetaWorldTask) -> None:
+def test_drawing_does_not_change_the_physics(world: World) -> None:
+    window = world("window-close")
+
     def roll(draw: bool) -> np.ndarray:
         window.reset(11)
         rows = []
@@ -196,32 +192,32 @@ def test_drawing_does_not_change_the_physics(window: MetaWorldTask) -> None:
     assert np.array_equal(roll(draw=True), roll(draw=False))
 
 
-@pytest.mark.parametrize("task", ["pick-place", "faucet-open", "drawer-close", "window-close"])
-def test_pictures_of_saved_physics_are_the_live_ones(egl: None, task: str) -> None:
-    with MetaWorldTask(task, image_size=48) as simulation:
-        simulation.reset(21)
-        live, saved = [], []
-        for _ in range(8):
-            live.append(simulation.render())
-            saved.append(simulation.save_physics())
-            simulation.step(simulation.expert_action())
-        drawn = [simulation.render_physics(physics) for physics in saved]
-        assert np.array_equal(np.stack(live), np.stack(drawn))
-        assert len({picture.tobytes() for picture in live}) == 8
-        with pytest.raises(ValueError, match="call reset"):
-            simulation.step(np.zeros(4))
+@pytest.mark.parametrize("task", ["pick-place", "drawer-close", "window-close"])
+def test_pictures_of_saved_physics_are_the_live_ones(world: World, task: str) -> None:
+    simulation = world(task).reset(21)
+    live, saved = [], []
+    for _ in range(8):
+        live.append(simulation.render())
+        saved.append(simulation.save_physics())
+        simulation.step(simulation.expert_action())
+    drawn = [simulation.render_physics(physics) for physics in saved]
+    assert np.array_equal(np.stack(live), np.stack(drawn))
+    assert len({picture.tobytes() for picture in live}) == 8
+    with pytest.raises(ValueError, match="call reset"):
+        simulation.step(np.zeros(4))
 
 
 @pytest.mark.parametrize(("task", "channel"), [("reach", 0), ("push", 1), ("pick-place", 2)])
-def test_the_goal_dot_is_visible_in_every_view_in_its_colour(egl: None, task: str, channel: int) -> None:
-    with MetaWorldTask(task, image_size=64) as simulation:
-        simulation.reset(10_000)
-        model = simulation._env.model
-        with_dot = simulation.render().astype(int)
-        simulation.close()
-        goal = model.site("goal").id
-        model.site_rgba[goal, 3] = 0.0
-        without = simulation.render().astype(int)
+def test_the_goal_dot_is_visible_in_every_view_in_its_colour(world: World, task: str, channel: int) -> None:
+    simulation = world(task).reset(10_000)
+    model = simulation._env.model
+    with_dot = simulation.render().astype(int)
+    goal = model.site("goal").id
+    alpha, model.site_rgba[goal, 3] = float(model.site_rgba[goal, 3]), 0.0
+    simulation.close()  # the next picture is of the model as it is then
+    without = simulation.render().astype(int)
+    model.site_rgba[goal, 3] = alpha
+    simulation.close()
     changed = np.abs(with_dot - without).sum(axis=-1) > 30
     for view in range(2):
         assert changed[view].sum() >= 3
@@ -229,31 +225,25 @@ def test_the_goal_dot_is_visible_in_every_view_in_its_colour(egl: None, task: st
         assert dot.argmax() == channel
 
 
-def test_two_renderers_in_one_process_do_not_disturb_each_other(egl: None) -> None:
-    first, second = MetaWorldTask("reach", image_size=32), MetaWorldTask("drawer-open", image_size=48)
-    first.reset(0)
-    second.reset(0)
-    pictures = first.render(), second.render()
-    assert np.array_equal(first.render(), pictures[0])
+def test_two_renderers_in_one_process_do_not_disturb_each_other(world: World) -> None:
+    one, other = world("reach").reset(0)._env, world("drawer-close").reset(0)._env
+    first, second = FastRenderer(one.model, ("right",), 32), FastRenderer(other.model, ("top",), 48)
+    pictures = first.render(one.data), second.render(other.data)
+    assert np.array_equal(first.render(one.data), pictures[0])
     first.close()
-    assert np.array_equal(second.render(), pictures[1])
-    assert np.array_equal(first.render(), pictures[0])
+    assert np.array_equal(second.render(other.data), pictures[1])
+    with pytest.raises(ValueError, match="closed"):
+        first.render(one.data)
+    first = FastRenderer(one.model, ("right",), 32)
+    assert np.array_equal(first.render(one.data), pictures[0])
     del first
-    assert np.array_equal(second.render(), pictures[1])
+    assert np.array_equal(second.render(other.data), pictures[1])
     second.close()
 
 
-def test_processes_are_spawned_never_forked() -> None:
-    assert spawn_context().get_start_method() == "spawn"
-
-
-def test_unknown_tasks_and_views_are_named(egl: None) -> None:
+def test_an_unknown_task_is_named() -> None:
     with pytest.raises(UserError, match=r"'fly' is not a task.*drawer-open"):
         MetaWorldTask("fly")
-    simulation = MetaWorldTask("reach", views=("behind",))
-    simulation.reset(0)
-    with pytest.raises(UserError, match=r"'behind' is not a camera view.*right"):
-        simulation.render()
 
 
 NO_EGL = """

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from tutti.frozen_config import FrozenConfig
-from tutti.suites.environment import EnvironmentFactory
+from tutti.suites.environment import Suite
 
 Count = Annotated[int, Field(ge=1)]
 Rollouts = Annotated[int, Field(ge=0)]
@@ -45,7 +45,7 @@ class ControlsConfig(FrozenConfig):
                 raise ValueError(f"partners: {task} must be told another task's text, not its own")
         return self
 
-    def partners_of(self, suite: EnvironmentFactory) -> dict[str, str]:
+    def partners_of(self, suite: Suite) -> dict[str, str]:
         """For each task, the one whose text the control of the wrong instruction takes."""
         return suite.partners if self.partners == "suite" else self.partners
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.models.vla import VLA
-from tutti.suites.environment import EnvironmentFactory
+from tutti.suites.environment import Suite
 from tutti.types import Batch, Observation, UserError
 
 PARTS = ("first", "executed", "chunk")
@@ -64,7 +64,7 @@ class OpenLoopResult:
         return asdict(self)
 
 
-def tasks_of(instructions: Sequence[str], suite: EnvironmentFactory) -> tuple[str, ...]:
+def tasks_of(instructions: Sequence[str], suite: Suite) -> tuple[str, ...]:
     """The task that each instruction belongs to; a text that the suite does not know is its own group."""
     task = {
         text: name

@@ -19,6 +19,7 @@ from tutti.storage.reading import read_json
 SETTINGS_FILE = "settings.json"
 DONE_FILE = "done.json"
 _IMAGE_PREFIX = "image."
+_ARRAYS = ("states", "actions", "executed", "privileged")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +55,8 @@ def failure_path(folder: Path, task: str, seed: int) -> Path:
 def save_episode(folder: Path, episode: RecordedEpisode) -> None:
     """Writes the episode's .npz (uncompressed; the same episode gives the same bytes)."""
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {
-        "states": episode.states,
-        "actions": episode.actions,
-        "executed": episode.executed,
-        "privileged": episode.privileged,
-        "instruction": np.array(episode.instruction),
-        "noise": np.array(episode.noise),
-    }
+    arrays = {name: getattr(episode, name) for name in _ARRAYS}
+    arrays |= {name: np.array(getattr(episode, name)) for name in ("instruction", "noise")}
     arrays |= {_IMAGE_PREFIX + view: images for view, images in episode.images.items()}
     np.savez(buffer, **arrays)
     write_atomically(episode_path(folder, episode.task, episode.seed), buffer.getvalue())
@@ -76,18 +71,12 @@ def load_episode(folder: Path, task: str, seed: int) -> RecordedEpisode:
     path = episode_path(folder, task, seed)
     try:
         with np.load(path) as file:
+            views = [key for key in file if key.startswith(_IMAGE_PREFIX)]
             return RecordedEpisode(
                 task=task,
                 seed=seed,
-                images={
-                    key.removeprefix(_IMAGE_PREFIX): file[key]
-                    for key in file
-                    if key.startswith(_IMAGE_PREFIX)
-                },
-                states=file["states"],
-                actions=file["actions"],
-                executed=file["executed"],
-                privileged=file["privileged"],
+                images={key.removeprefix(_IMAGE_PREFIX): file[key] for key in views},
+                **{name: file[name] for name in _ARRAYS},
                 instruction=str(file["instruction"]),
                 noise=float(file["noise"]),
             )

@@ -7,7 +7,9 @@ import importlib.metadata
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,11 +28,11 @@ from tutti.recording.episode_files import (
     read_work,
     save_episode,
 )
-from tutti.recording.seed_queue import SeedQueue
+from tutti.recording.seed_queue import Block, SeedQueue
 from tutti.storage.files import write_atomically, write_json
-from tutti.suites.environment import RecordableEnvironment, Suite
+from tutti.suites.environment import Environment, Suite
 from tutti.suites.registry import find_suite
-from tutti.suites.workers import Workers
+from tutti.suites.workers import run_jobs
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of episodes recorded, how many there will be, and the task just worked on."""
@@ -128,17 +130,6 @@ class RecordSummary:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """A few seeds of one task, each with the standard deviation of its noise."""
-
-    folder: Path
-    suite: Suite
-    task: str
-    noise: dict[int, float]
-    random_start_decisions: int
-
-
 def record(config: RecordConfig, work_folder: Path | str, progress: Progress | None = None) -> RecordSummary:
     """Records everything that `config` asks for and `work_folder` does not hold yet.
 
@@ -155,26 +146,30 @@ def record(config: RecordConfig, work_folder: Path | str, progress: Progress | N
     _claim(folder, config)
     tries = {task: find_tries(folder, task) for task in suite.tasks}
     queue = SeedQueue(config.episodes_per_task, config.first_seed, tries)
-    levels = config.noise_levels
+    count = usable_cores() if config.workers == "auto" else config.workers
+    count = min(count, -(-queue.missing // _BLOCK))
+    last: dict[int, str] = {}
+    active: dict[int, str] = {}
 
     def report(task: str) -> None:
         if progress is not None:
             progress(queue.recorded, queue.total, task)
 
-    def job(task: str, seeds: tuple[int, ...]) -> _Job:
-        noise = {seed: levels[(seed - config.first_seed) % len(levels)] for seed in seeds}
-        start = config.random_start_decisions
-        return _Job(folder=folder, suite=suite, task=task, noise=noise, random_start_decisions=start)
+    def next_job(worker: int) -> Block | None:
+        # A worker keeps its task while it can: building another simulation takes longer than a seed.
+        block = queue.take(_BLOCK, prefer=last.get(worker), avoid=[*active.values()])
+        if block is not None:
+            last[worker] = active[worker] = block[0]
+        return block
 
     report("")
-    count = _worker_count(config, queue)
-    if count == 0:
-        while (block := queue.take(_BLOCK)) is not None:
-            queue.report(block[0], _record_block(job(*block)))
-            report(block[0])
-        _close_simulations()
-    else:
-        _record_in_parallel(queue, count, job, report)
+    with closing(run_jobs(partial(_record_block, config, folder), count, next_job)) as done:
+        for worker, results in done:
+            task = active.pop(worker)
+            queue.report(task, results)
+            report(task)
+    while _simulations:  # where this process recorded
+        _simulations.popitem()[1].close()
     seeds, num_tries = queue.outcome()
     write_json(folder / DONE_FILE, {"seeds": seeds, "tries": num_tries})
     successes = {task: len(chosen) for task, chosen in seeds.items()}
@@ -183,54 +178,23 @@ def record(config: RecordConfig, work_folder: Path | str, progress: Progress | N
     )
 
 
-def _record_in_parallel(
-    queue: SeedQueue,
-    count: int,
-    job: Callable[[str, tuple[int, ...]], _Job],
-    report: Callable[[str], None],
-) -> None:
-    task_of: dict[int, str] = {}
-    with Workers(_record_block, count) as workers:
-
-        def next_job(worker: int) -> _Job | None:
-            # A worker keeps its task while it can: building another simulation takes longer than a seed.
-            active = [task_of[other] for other in task_of if other not in workers.idle]
-            block = queue.take(_BLOCK, prefer=task_of.get(worker), avoid=active)
-            if block is None:
-                return None
-            task_of[worker] = block[0]
-            return job(*block)
-
-        for worker, results in workers.run(next_job):
-            queue.report(task_of[worker], results)
-            report(task_of[worker])
-
-
-def _worker_count(config: RecordConfig, queue: SeedQueue) -> int:
-    if config.workers == 0 or queue.missing == 0:
-        return 0
-    wanted = usable_cores() if config.workers == "auto" else config.workers
-    return max(1, min(wanted, -(-queue.missing // _BLOCK)))
-
-
 def _claim(folder: Path, config: RecordConfig) -> None:
     """Writes what decides the content of an episode; refuses a folder where that is different.
 
     Tasks, the number of episodes and of workers may change: what is there is used.
     """
     sentences = [config.spec.instructions(task) for task in find_suite(config.suite).tasks]
-    settings: dict[str, Any] = {
-        "views": list(config.spec.views),
-        "image_size": config.spec.image_size,
-        "action_repeat": config.spec.action_repeat,
-        "max_decisions": config.spec.max_decisions,
-        "noise": list(config.noise_levels),
-        "random_start_decisions": config.random_start_decisions,
-        "first_seed": config.first_seed,
-        "instructions": hashlib.sha256(repr(sentences).encode()).hexdigest()[:16],
-    }
+    names = ("image_size", "action_repeat", "max_decisions")
+    settings: dict[str, Any] = {"views": list(config.spec.views)}
+    settings |= {name: getattr(config.spec, name) for name in names}
+    settings["noise"] = list(config.noise_levels)
+    settings |= {name: getattr(config, name) for name in ("random_start_decisions", "first_seed")}
+    settings["instructions"] = hashlib.sha256(repr(sentences).encode()).hexdigest()[:16]
     for package in (*config.spec.packages, "numpy"):
-        settings[f"{package} version"] = _version(package)
+        try:
+            settings[f"{package} version"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            settings[f"{package} version"] = "not installed"
     before = read_work(folder / SETTINGS_FILE)
     if before is None:
         write_json(folder / SETTINGS_FILE, settings)
@@ -243,48 +207,36 @@ def _claim(folder: Path, config: RecordConfig) -> None:
             )
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+_simulations: dict[tuple[Suite, str], Environment] = {}
 
 
-_simulations: dict[tuple[Suite, str], RecordableEnvironment] = {}
-
-
-def _record_block(job: _Job) -> dict[int, bool]:
+def _record_block(config: RecordConfig, folder: Path, block: Block) -> dict[int, bool]:
     """Runs in a worker: records some seeds of a task; seed -> did it succeed."""
-    key = (job.suite, job.task)
-    simulation = _simulations.pop(key, None) or job.suite.make(job.task)
-    _simulations[key] = simulation  # Last in the dict is the one used last.
+    (task, seeds), suite, levels = block, config.spec, config.noise_levels
+    simulation = _simulations.pop((suite, task), None) or suite.make(task)
+    _simulations[suite, task] = simulation  # Last in the dict is the one used last.
     while len(_simulations) > _KEPT_SIMULATIONS:
         _simulations.pop(next(iter(_simulations))).close()
     results: dict[int, bool] = {}
-    for seed, sigma in job.noise.items():
+    for seed in seeds:
         episode = record_episode(
             simulation,
-            job.suite,
-            job.task,
+            suite,
+            task,
             seed=seed,
-            noise=sigma,
-            random_start_decisions=job.random_start_decisions,
+            noise=levels[(seed - config.first_seed) % len(levels)],
+            random_start_decisions=config.random_start_decisions,
         )
         if episode is None:
-            write_atomically(failure_path(job.folder, job.task, seed), b"")
+            write_atomically(failure_path(folder, task, seed), b"")
         else:
-            save_episode(job.folder, episode)
+            save_episode(folder, episode)
         results[seed] = episode is not None
     return results
 
 
-def _close_simulations() -> None:
-    while _simulations:
-        _simulations.popitem()[1].close()
-
-
 def record_episode(
-    simulation: RecordableEnvironment,
+    simulation: Environment,
     suite: Suite,
     task: str,
     *,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from tutti.errors import UserError
 
 _MIN_TRIES, _TRIES_PER_EPISODE = 20, 5
+Block = tuple[str, tuple[int, ...]]
+"""A task and some of its seeds."""
 
 
 class SeedQueue:
@@ -48,9 +50,7 @@ class SeedQueue:
         """How many are not there yet."""
         return self.total - self.recorded
 
-    def take(
-        self, block: int, *, prefer: str | None = None, avoid: Sequence[str] = ()
-    ) -> tuple[str, tuple[int, ...]] | None:
+    def take(self, block: int, *, prefer: str | None = None, avoid: Sequence[str] = ()) -> Block | None:
         """The next seeds, at most `block`, of the task `prefer`, or else of the one least often in `avoid`.
 
         None if there is nothing to hand out now; running seeds may change that.

@@ -25,11 +25,11 @@ from rich.table import Table
 
 from tutti.config.run_config import RunConfig
 from tutti.distributed.cores import usable_cores
-from tutti.evaluation.closed_loop.parallel import ONE_THREAD
 from tutti.report.formatting import duration
 from tutti.runs.build import suite_of
 from tutti.runs.terminal import console, print_line
 from tutti.studies.cells import Cell
+from tutti.suites.workers import ONE_THREAD
 
 LOG = "output.log"
 LAST_LINES = 12

@@ -1,15 +1,5 @@
-from .environment import Environment, EnvironmentFactory, RecordableEnvironment, Suite
+from .environment import Environment, Suite
 from .registry import SUITES, find_suite, fit_suite
-from .workers import WorkerError, Workers
+from .workers import WorkerError, run_jobs
 
-__all__ = [
-    "SUITES",
-    "Environment",
-    "EnvironmentFactory",
-    "RecordableEnvironment",
-    "Suite",
-    "WorkerError",
-    "Workers",
-    "find_suite",
-    "fit_suite",
-]
+__all__ = ["SUITES", "Environment", "Suite", "WorkerError", "find_suite", "fit_suite", "run_jobs"]

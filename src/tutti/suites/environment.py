@@ -19,6 +19,10 @@ class Environment(Protocol):
     `success` latches: True from the first success to the next reset. `privileged` is all that the simulator
     knows; it is hashed to count distinct starts and never shown to a policy. Pictures are drawn by `render`
     alone.
+
+    The second half is what recording needs: `random_start_action` is held before an episode begins; `perturb`
+    adds noise of standard deviation `sigma` to the movement of an action. `render_physics` draws what
+    `save_physics` saved, and ends the episode.
     """
 
     def reset(self, seed: int) -> object: ...
@@ -33,14 +37,6 @@ class Environment(Protocol):
     def expert_action(self) -> Float32[np.ndarray, " a"]: ...
     def close(self) -> None: ...
 
-
-class RecordableEnvironment(Environment, Protocol):
-    """An environment whose expert can be disturbed, and whose past can be drawn after the fact.
-
-    `random_start_action` is held before an episode begins; `perturb` adds noise of standard deviation `sigma`
-    to the movement of an action. `render_physics` draws what `save_physics` saved, and ends the episode.
-    """
-
     def random_start_action(self, random: np.random.Generator) -> Float32[np.ndarray, " a"]: ...
     def perturb(
         self, action: Float32[np.ndarray, " a"], sigma: float, random: np.random.Generator
@@ -50,45 +46,30 @@ class RecordableEnvironment(Environment, Protocol):
 
 
 @runtime_checkable
-class EnvironmentFactory(Protocol):
-    """Makes the environment of a task; travels to worker processes, so it pickles.
-
-    `fingerprint` names all that changes what happens in it (action repeat, views, picture size, versions);
-    `longest` is the largest number of decisions that a rollout may have; `tasks` is the suite's default set.
-    `partners` gives for a task the one whose text the control of the wrong instruction takes, and
-    `same_scene` those tasks that only the text tells apart.
-    """
-
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def action_dim(self) -> int: ...
-    @property
-    def longest(self) -> int: ...
-    @property
-    def tasks(self) -> tuple[str, ...]: ...
-    @property
-    def partners(self) -> dict[str, str]: ...
-    @property
-    def same_scene(self) -> tuple[str, ...]: ...
-    def __call__(self, task: str) -> Environment: ...
-    def instructions(self, task: str, split: Split = "train") -> tuple[str, ...]: ...
-
-
-class Suite(EnvironmentFactory, Protocol):
+class Suite(Protocol):
     """A named set of tasks with the cameras, picture size, control rate and expert that they are run with.
 
-    `robot` goes into the data sets; `noise` are the standard deviations that recording adds to the expert's
-    actions by default; `packages` those whose versions the recorded bytes depend on.
+    It makes the environment of a task (`samples` smooths edges, for videos), and travels to worker processes,
+    so it pickles. `fingerprint` names all that changes what happens in it (action repeat, views, picture
+    size, versions); `longest` is the largest number of decisions that a rollout may have. `partners` gives
+    for a task the one whose text the control of the wrong instruction takes, and `same_scene` those tasks
+    that only the text tells apart. `robot` goes into the data sets; `noise` are the standard deviations that
+    recording adds to the expert's actions by default; `packages` those whose versions the recorded bytes
+    depend on.
     """
 
     robot: ClassVar[str]
     state_dim: ClassVar[int]
+    action_dim: ClassVar[int]
     noise: ClassVar[tuple[float, ...]]
     packages: ClassVar[tuple[str, ...]]
+    partners: ClassVar[dict[str, str]]
+    same_scene: ClassVar[tuple[str, ...]]
 
     @property
     def name(self) -> str: ...
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
     @property
     def views(self) -> tuple[str, ...]: ...
     @property
@@ -99,6 +80,11 @@ class Suite(EnvironmentFactory, Protocol):
     def max_decisions(self) -> int: ...
     @property
     def fps(self) -> float: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def longest(self) -> int: ...
     def with_changes(self, **values: Any) -> Self: ...
-    def make(self, task: str, image_size: int | None = None, samples: int = 0) -> RecordableEnvironment: ...
+    def make(self, task: str, image_size: int | None = None, samples: int = 0) -> Environment: ...
+    def instructions(self, task: str, split: Split = "train") -> tuple[str, ...]: ...
     def check_rendering(self) -> None: ...

@@ -1,4 +1,4 @@
-"""A pool of spawned worker processes: reports errors in full, ends with its parent, stops cleanly.
+"""Runs jobs in spawned worker processes: reports errors in full, ends with its parent, stops cleanly.
 
 `multiprocessing.Pool` hangs when a worker is killed; `ProcessPoolExecutor` cannot say which worker gets a
 job, and here a worker that keeps its task saves the time to build another simulation.
@@ -8,123 +8,108 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnContext
-from typing import Any, Self
+from multiprocessing.context import SpawnProcess
+from typing import Any, TypeVar
 
 from tutti.errors import UserError
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Environment variables of a worker, which shall use one thread; its libraries read them at import."""
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class WorkerError(RuntimeError):
     """A worker failed; the message holds its traceback."""
 
 
-def spawn_context() -> SpawnContext:
-    """The way to start every process that renders: `spawn`, never `fork`.
+def run_jobs(
+    function: Callable[[Job], Result], count: int, next_job: Callable[[int], Job | None]
+) -> Iterator[tuple[int, Result]]:
+    """Gives each idle one of `count` workers the job `next_job(worker)` until that is None and all are done.
 
-    A process forked while an OpenGL context is open inherits the driver's locks and hangs.
+    Yields (worker, function(job)) as jobs end; a count of 0 runs them in this process, as worker 0.
+    `function` and the jobs are pickled: `function` must be importable by name. Workers are told to end when
+    all is done, and terminated on an exception or an interrupt, or if the iterator is closed before.
+
+    Raises:
+        UserError: a worker raised one.
+        WorkerError: a worker raised anything else, or died.
     """
-    return multiprocessing.get_context("spawn")
+    if count == 0:
+        while (job := next_job(0)) is not None:
+            yield 0, function(job)
+        return
+    with _started(function, count) as processes:
+        pipes = list(processes)
+        busy: set[int] = set()
+        while True:
+            for worker in sorted(set(range(count)) - busy):
+                if (job := next_job(worker)) is None:
+                    break
+                busy.add(worker)
+                # A worker that has died is reported below, where its exit code can be named.
+                with contextlib.suppress(BrokenPipeError):
+                    pipes[worker].send(job)
+            if not busy:
+                return
+            for pipe in wait([pipes[worker] for worker in sorted(busy)]):
+                worker = pipes.index(pipe)
+                try:
+                    kind, value = pipes[worker].recv()
+                except (EOFError, ConnectionResetError):
+                    raise WorkerError(_exit_message(processes[pipes[worker]])) from None
+                if kind == "user_error":
+                    raise UserError(value)
+                if kind == "error":
+                    raise WorkerError(f"A worker process failed:\n{value}")
+                busy.discard(worker)
+                yield worker, value
 
 
-class Workers:
-    """`count` processes that each run `function(job)` for one job after another.
+@contextlib.contextmanager
+def _started(function: Callable[[Any], Any], count: int) -> Iterator[dict[Any, SpawnProcess]]:
+    """Processes by our ends of their pipes.
 
-    `function` and the jobs are pickled: `function` must be importable by name. Use as a context manager:
-    on leaving, workers are told to end; on an exception or an interrupt they are terminated.
+    They are spawned, never forked: a process forked while an OpenGL context is open inherits the driver's
+    locks and hangs.
     """
-
-    def __init__(self, function: Callable[[Any], Any], count: int) -> None:
-        context = spawn_context()
-        self._pipes: list[Any] = []
-        self._processes = []
-        self._busy: set[int] = set()
-        with _interrupts_ignored():
+    context = multiprocessing.get_context("spawn")
+    processes: dict[Any, SpawnProcess] = {}
+    try:
+        with _inherited():
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(function, theirs), daemon=True)
                 process.start()
                 theirs.close()
-                self._pipes.append(ours)
-                self._processes.append(process)
-
-    @property
-    def idle(self) -> tuple[int, ...]:
-        """The numbers of the workers without a job."""
-        return tuple(worker for worker in range(len(self._pipes)) if worker not in self._busy)
-
-    def start(self, worker: int, job: Any) -> None:
-        """Gives an idle worker a job."""
-        assert worker not in self._busy
-        self._busy.add(worker)
-        # A worker that has died is reported by `finished`, which can name its exit code.
-        with contextlib.suppress(BrokenPipeError):
-            self._pipes[worker].send(job)
-
-    def finished(self) -> Iterator[tuple[int, Any]]:
-        """Waits until a job is done; gives (worker, result) for all that are.
-
-        Raises:
-            UserError: a worker raised one.
-            WorkerError: a worker raised anything else, or died.
-        """
-        pipes: dict[Any, int] = {self._pipes[worker]: worker for worker in sorted(self._busy)}
-        for pipe in wait(list(pipes)):
-            worker = pipes[pipe]
-            try:
-                kind, value = self._pipes[worker].recv()
-            except (EOFError, ConnectionResetError):
-                raise WorkerError(self._exit_message(worker)) from None
-            if kind == "user_error":
-                raise UserError(value)
-            if kind == "error":
-                raise WorkerError(f"A worker process failed:\n{value}")
-            self._busy.discard(worker)
-            yield worker, value
-
-    def run(self, next_job: Callable[[int], Any]) -> Iterator[tuple[int, Any]]:
-        """Gives each idle worker `next_job(worker)` until that is None and all are done.
-
-        Yields (worker, result) as jobs end. Raises: as `finished`.
-        """
-        while True:
-            for worker in self.idle:
-                if (job := next_job(worker)) is None:
-                    break
-                self.start(worker, job)
-            if not self._busy:
-                return
-            yield from self.finished()
-
-    def close(self, *, kill: bool = False) -> None:
-        """Ends all workers: when they are done with their jobs, or now."""
-        for pipe in self._pipes:
+                processes[ours] = process
+        yield processes
+    except BaseException:
+        for process in processes.values():
+            process.terminate()
+        raise
+    finally:
+        for pipe in processes:
             pipe.close()
-        for process in self._processes:
-            if kill:
-                process.terminate()
+        for process in processes.values():
             process.join(timeout=20)
             if process.is_alive():
                 process.kill()
                 process.join()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.close(kill=kind is not None)
-
-    def _exit_message(self, worker: int) -> str:
-        process = self._processes[worker]
-        process.join(timeout=5)
-        cause = ""
-        if process.exitcode == -signal.SIGKILL:
-            cause = " It was killed, most often because memory ran out: use fewer workers."
-        return f"Worker process {process.pid} died with exit code {process.exitcode}.{cause}"
+def _exit_message(process: SpawnProcess) -> str:
+    process.join(timeout=5)
+    killed = process.exitcode == -signal.SIGKILL
+    cause = " It was killed, most often because memory ran out: use fewer workers." if killed else ""
+    return f"Worker process {process.pid} died with exit code {process.exitcode}.{cause}"
 
 
 def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
@@ -135,26 +120,30 @@ def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             job = pipe.recv()
-            pipe.send(_run(function, job))
-
-
-def _run(function: Callable[[Any], Any], job: Any) -> tuple[str, Any]:
-    try:
-        return "result", function(job)
-    except UserError as error:
-        return "user_error", str(error)
-    except Exception:
-        return "error", traceback.format_exc()
+            try:
+                answer = ("result", function(job))
+            except UserError as error:
+                answer = ("user_error", str(error))
+            except Exception:
+                answer = ("error", traceback.format_exc())
+            pipe.send(answer)
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Children inherit this, so Ctrl-C reaches the parent alone, which then ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _inherited() -> Iterator[None]:
+    """What processes that start inside the block inherit: `ONE_THREAD`, and that Ctrl-C is not for them.
+
+    It reaches the parent alone, which then ends them.
+    """
+    before = {key: os.environ[key] for key in ONE_THREAD if key in os.environ}
+    os.environ.update(ONE_THREAD)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        for key in ONE_THREAD:
+            del os.environ[key]
+        os.environ.update(before)

@@ -20,7 +20,7 @@ import numpy as np
 from tutti.evaluation.closed_loop.rollouts import CONDITIONS, Condition, Rollout, RolloutBlock
 from tutti.evaluation.config import EvaluationConfig
 from tutti.evaluation.statistics.intervals import Interval, mcnemar, paired_interval, wilson
-from tutti.suites.environment import EnvironmentFactory
+from tutti.suites.environment import Suite
 from tutti.types import UserError
 
 Outcome = Literal[
@@ -61,7 +61,7 @@ class Verdict:
     above_chance: Interval | None
 
 
-def plan(config: EvaluationConfig, environments: EnvironmentFactory) -> dict[Condition, Starts]:
+def plan(config: EvaluationConfig, environments: Suite) -> dict[Condition, Starts]:
     """For each condition and task, the (seed, instruction) of every rollout.
 
     Start `seed` gets paraphrase number `seed mod count` of the split, so a text does not depend on how many

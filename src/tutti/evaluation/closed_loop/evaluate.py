@@ -27,14 +27,14 @@ from tutti.evaluation.closed_loop.rollouts import (
 )
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.evaluation.config import EvaluationConfig
-from tutti.suites.environment import EnvironmentFactory
+from tutti.suites.environment import Suite
 from tutti.types import UserError
 
 
 def evaluate(
     policy: PolicyFactory,
     config: EvaluationConfig,
-    environments: EnvironmentFactory,
+    environments: Suite,
     *,
     folder: Path | None = None,
     trained: TrainingStarts | None = None,

@@ -20,7 +20,7 @@ from jaxtyping import Float32, UInt8
 
 from tutti.storage.files import write_atomically
 from tutti.storage.reading import read_text
-from tutti.suites.environment import Environment, EnvironmentFactory
+from tutti.suites.environment import Environment, Suite
 from tutti.types import UserError
 
 Condition = Literal["policy", "wrong_instruction", "no_image", "noop", "expert"]
@@ -103,7 +103,7 @@ class RolloutSpec:
     """Everything a worker needs to play rollouts; picklable. `folder` None keeps the records in memory."""
 
     policy: PolicyFactory
-    environments: EnvironmentFactory
+    environments: Suite
     actions_per_query: int
     max_decisions: int
     folder: Path | None
@@ -168,7 +168,7 @@ class RolloutWorker:
         if task not in self._environments:
             if len(self._environments) >= MAX_ENVIRONMENTS:
                 self._environments.popitem(last=False)[1].close()
-            self._environments[task] = self.spec.environments(task)
+            self._environments[task] = self.spec.environments.make(task)
         self._environments.move_to_end(task)
         return self._environments[task]
 

@@ -2,6 +2,9 @@
 
 At 96 px a picture costs about 3 CPU ms, against 115 for the default renderer (measured, software EGL):
 shadows, reflections and multisampling are off, and meshes keep one vertex in a cell of 1 cm.
+
+MuJoCo and Meta-World are imported here, on first use and not when `tutti` is, so training on a machine
+without a simulator works; their environment variables are set first, and what is missing is explained.
 """
 
 from __future__ import annotations
@@ -9,56 +12,89 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
+import functools
+import importlib
 import math
+import os
+import warnings
 import weakref
-from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 from tutti.errors import UserError
-from tutti.suites.metaworld.mujoco import CURE, load_mujoco
 
 MESH_CELL = 0.01
 LARGEST_THINNED_SIZE = 128  # Above this edge in pixels the thinned arm begins to show gaps.
 _MIN_FACES = 200
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """A camera: where it stands and where it looks (metres, world frame), its vertical field (degrees)."""
-
-    position: tuple[float, float, float]
-    look_at: tuple[float, float, float]
-    fovy: float
-
-
-VIEWS: dict[str, View] = {
-    "right": View(position=(0.75, 0.45, 0.75), look_at=(0.0, 0.72, 0.08), fovy=32.0),
-    "left": View(position=(-0.75, 0.45, 0.75), look_at=(0.0, 0.72, 0.08), fovy=32.0),
-    "close": View(position=(0.55, 0.15, 0.65), look_at=(0.0, 0.72, 0.10), fovy=50.0),
-    "front": View(position=(0.0, 1.55, 0.75), look_at=(0.0, 0.70, 0.10), fovy=32.0),
-    "top": View(position=(0.0, 0.72, 1.5), look_at=(0.0, 0.721, 0.0), fovy=24.0),
+# (where a camera stands, where it looks, both in metres in the world frame; its vertical field in degrees)
+VIEWS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], float]] = {
+    "right": ((0.75, 0.45, 0.75), (0.0, 0.72, 0.08), 32.0),
+    "left": ((-0.75, 0.45, 0.75), (0.0, 0.72, 0.08), 32.0),
+    "close": ((0.55, 0.15, 0.65), (0.0, 0.72, 0.10), 50.0),
+    "front": ((0.0, 1.55, 0.75), (0.0, 0.70, 0.10), 32.0),
+    "top": ((0.0, 0.72, 1.5), (0.0, 0.721, 0.0), 24.0),
 }
 
+# Read by mujoco when it is imported, and by Mesa when it opens its first context. LP_NUM_THREADS=0 makes
+# the software rasteriser work in the calling thread: several processes render, none waits for threads.
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("LP_NUM_THREADS", "0")
 
-def find_views(names: tuple[str, ...]) -> tuple[View, ...]:
-    """The cameras of these names.
+INSTALL = "pip install 'tutti-vla[simulation]'"
+CURE = (
+    "Rendering needs EGL, in software is enough. On Debian or Ubuntu:\n"
+    "    apt-get install --no-install-recommends libegl1 libgl1-mesa-dri\n"
+    "and the environment variable MUJOCO_GL=egl, set before Python first imports mujoco "
+    "(tutti sets it if it is unset)."
+)
+
+
+@functools.cache
+def load_mujoco() -> ModuleType:
+    """The module `mujoco`, imported with the settings above.
 
     Raises:
-        UserError: a name is unknown.
+        UserError: it is not installed, or the OpenGL library that MUJOCO_GL names cannot be loaded.
     """
-    for name in names:
-        if name not in VIEWS:
-            raise UserError(f"views: {name!r} is not a camera view. Known: {', '.join(VIEWS)}.")
-    return tuple(VIEWS[name] for name in names)
+    try:
+        return importlib.import_module("mujoco")
+    except ModuleNotFoundError as error:
+        raise UserError(f"The simulator is not installed ({error}). Install it with: {INSTALL}") from error
+    except Exception as error:
+        # PyOpenGL reports a missing libEGL as an AttributeError or an ImportError, by version.
+        raise UserError(
+            f"mujoco could not be imported with MUJOCO_GL={os.environ['MUJOCO_GL']!r}: "
+            f"{type(error).__name__}: {error}\n{CURE}"
+        ) from error
 
 
-def thin_meshes(model: Any, cell: float = MESH_CELL) -> None:
+@functools.cache
+def load_metaworld() -> tuple[dict[str, type], dict[str, type]]:
+    """Meta-World's environment classes and its scripted experts, both by name ("reach-v3").
+
+    Raises:
+        UserError: Meta-World or the simulator under it is not installed or cannot be loaded.
+    """
+    load_mujoco()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            environments = importlib.import_module("metaworld.env_dict").ALL_V3_ENVIRONMENTS
+            experts = importlib.import_module("metaworld.policies").ENV_POLICY_MAP
+    except ImportError as error:
+        # Meta-World 3.1.1 imports `packaging` but does not ask pip for it.
+        raise UserError(f"Meta-World could not be imported ({error}). Install it with: {INSTALL}") from error
+    return dict(environments), dict(experts)
+
+
+def _thin_meshes(model: Any) -> None:
     """Removes most triangles of every mesh of 200 faces or more, in place; for a model that is only drawn.
 
-    Vertices are grouped in cubes of edge `cell` (metres); each becomes its cube's real vertex nearest to
+    Vertices are grouped in cubes of edge `MESH_CELL` (metres); each becomes its cube's real vertex nearest to
     the cube's mean. Triangles that collapse or repeat go; the rest move to the front of the mesh's range.
     """
     for mesh in range(model.nmesh):
@@ -66,7 +102,7 @@ def thin_meshes(model: Any, cell: float = MESH_CELL) -> None:
         if count < _MIN_FACES:
             continue
         first, total = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
-        nearest = _nearest_to_mean(np.asarray(model.mesh_vert[first : first + total]), cell)
+        nearest = _nearest_to_mean(np.asarray(model.mesh_vert[first : first + total]))
         faces = nearest[model.mesh_face[start : start + count]]
         solid = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])
         _, unique = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
@@ -79,9 +115,9 @@ def thin_meshes(model: Any, cell: float = MESH_CELL) -> None:
         model.mesh_facenum[mesh] = len(kept)
 
 
-def _nearest_to_mean(vertices: np.ndarray, cell: float) -> np.ndarray:
+def _nearest_to_mean(vertices: np.ndarray) -> np.ndarray:
     """For each vertex, the index of the vertex of its cube that is nearest to the cube's mean."""
-    cubes = np.floor(vertices / cell).astype(np.int64)
+    cubes = np.floor(vertices / MESH_CELL).astype(np.int64)
     cube_of = np.unique(cubes, axis=0, return_inverse=True)[1].ravel()
     members = np.bincount(cube_of)
     mean = np.stack([np.bincount(cube_of, vertices[:, axis]) / members for axis in range(3)], axis=1)
@@ -99,30 +135,27 @@ class FastRenderer:
     one process: each makes its own context current before it draws.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        views: tuple[str, ...],
-        image_size: int,
-        *,
-        mesh_cell: float | None = MESH_CELL,
-        samples: int = 0,
-    ) -> None:
-        """Opens the context.
-
-        `mesh_cell` None keeps every triangle; `samples` is the multisampling of edges (0 off, 4 for videos).
+    def __init__(self, model: Any, views: tuple[str, ...], image_size: int, samples: int = 0) -> None:
+        """Opens the context. `samples` is the multisampling of edges (0 off, 4 for videos).
 
         Raises:
-            UserError: a view is unknown, or no OpenGL context can be opened.
+            UserError: no OpenGL context can be opened.
         """
         mujoco = load_mujoco()
         self._gl: Any = None
         self.views = views
         self.image_size = image_size
-        self._cameras = [_camera(mujoco, view) for view in find_views(views)]
-        self._model = _drawn_copy(model, image_size, mesh_cell, samples)
+        self._cameras = [_camera(mujoco, *VIEWS[view]) for view in views]
+        self._model = drawn = copy.copy(model)
+        if image_size <= LARGEST_THINNED_SIZE:
+            _thin_meshes(drawn)
+        drawn.vis.quality.offsamples, drawn.vis.quality.shadowsize = samples, 0
+        drawn.vis.global_.offwidth = drawn.vis.global_.offheight = image_size
+        drawn.mat_reflectance[:] = 0.0
         self._gl = _open_gl(mujoco, image_size)
-        _close_at_exit(self)
+        # Registered after mujoco has registered the shutdown of EGL (with the first context), so that what is
+        # still open when Python ends is closed before it.
+        atexit.register(_close, weakref.ref(self))
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(self._model, maxgeom=1000)
@@ -173,26 +206,17 @@ def check_rendering() -> None:
     _open_gl(load_mujoco(), 16).free()
 
 
-def _camera(mujoco: Any, view: View) -> tuple[Any, float]:
+def _camera(
+    mujoco: Any, position: tuple[float, ...], look_at: tuple[float, ...], fovy: float
+) -> tuple[Any, float]:
     camera = mujoco.MjvCamera()
     camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-    forward = np.asarray(view.look_at) - np.asarray(view.position)
-    camera.lookat[:] = view.look_at
+    forward = np.asarray(look_at) - np.asarray(position)
+    camera.lookat[:] = look_at
     camera.distance = float(np.linalg.norm(forward))
     camera.azimuth = math.degrees(math.atan2(forward[1], forward[0]))
     camera.elevation = math.degrees(math.asin(forward[2] / camera.distance))
-    return camera, view.fovy
-
-
-def _drawn_copy(model: Any, image_size: int, mesh_cell: float | None, samples: int) -> Any:
-    drawn = copy.copy(model)
-    if mesh_cell is not None:
-        thin_meshes(drawn, mesh_cell)
-    drawn.vis.quality.offsamples = samples
-    drawn.vis.quality.shadowsize = 0
-    drawn.vis.global_.offwidth = drawn.vis.global_.offheight = image_size
-    drawn.mat_reflectance[:] = 0.0
-    return drawn
+    return camera, fovy
 
 
 def _open_gl(mujoco: Any, image_size: int) -> Any:
@@ -212,21 +236,7 @@ def _open_gl(mujoco: Any, image_size: int) -> Any:
     return context
 
 
-_open: weakref.WeakSet[FastRenderer] = weakref.WeakSet()
-
-
-def _close_at_exit(renderer: FastRenderer) -> None:
-    """Closes what is still open when Python ends.
-
-    Registered after mujoco has registered the shutdown of EGL (with the first context), so it runs before.
-    """
-    if not _open:
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
-    _open.add(renderer)
-
-
-def _close_all() -> None:
-    for renderer in list(_open):
-        with contextlib.suppress(Exception):
-            renderer.close()
+def _close(renderer: weakref.ref[FastRenderer]) -> None:
+    with contextlib.suppress(Exception):
+        if (alive := renderer()) is not None:
+            alive.close()

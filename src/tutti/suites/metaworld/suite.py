@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import tomllib
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -11,22 +13,10 @@ from pydantic import Field, model_validator
 from tutti.errors import UserError
 from tutti.frozen_config import FrozenConfig
 from tutti.suites.environment import Split
-from tutti.suites.metaworld.instructions import instructions
-from tutti.suites.metaworld.rendering import check_rendering, find_views
+from tutti.suites.metaworld.rendering import VIEWS, check_rendering
 from tutti.suites.metaworld.task import ACTION_DIM, CONTROL_RATE, STATE_DIM, STEP_LIMIT, MetaWorldTask
 
-# Another task's text over the same start. The faucet pair shares its scene (0.3 % of the first pixels
-# differ), so only the text tells the two apart; in the other pairs the scene gives the task away.
-PARTNERS = {
-    "faucet-open": "faucet-close",
-    "faucet-close": "faucet-open",
-    "reach": "push",
-    "push": "pick-place",
-    "pick-place": "push",
-    "drawer-open": "drawer-close",
-    "drawer-close": "drawer-open",
-    "window-close": "drawer-close",
-}
+SENTENCES = Path(__file__).with_name("instructions.toml")
 
 
 class MetaWorldSuite(FrozenConfig):
@@ -38,8 +28,22 @@ class MetaWorldSuite(FrozenConfig):
 
     robot: ClassVar[str] = "sawyer"
     state_dim: ClassVar[int] = STATE_DIM
+    action_dim: ClassVar[int] = ACTION_DIM
     noise: ClassVar[tuple[float, ...]] = (0.0, 0.1, 0.15, 0.2)
     packages: ClassVar[tuple[str, ...]] = ("metaworld", "mujoco")
+    # Another task's text over the same start. The faucet pair shares its scene (0.3 % of the first pixels
+    # differ), so only the text tells the two apart; in the other pairs the scene gives the task away.
+    partners: ClassVar[dict[str, str]] = {
+        "faucet-open": "faucet-close",
+        "faucet-close": "faucet-open",
+        "reach": "push",
+        "push": "pick-place",
+        "pick-place": "push",
+        "drawer-open": "drawer-close",
+        "drawer-close": "drawer-open",
+        "window-close": "drawer-close",
+    }
+    same_scene: ClassVar[tuple[str, ...]] = ("faucet-open", "faucet-close")
 
     name: str
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -59,9 +63,11 @@ class MetaWorldSuite(FrozenConfig):
         for name, values in (("tasks", self.tasks), ("views", self.views)):
             if len(set(values)) != len(values):
                 raise UserError(f"{name}: {list(values)} names something twice.")
-        find_views(self.views)
+        for name in self.views:
+            if name not in VIEWS:
+                raise UserError(f"views: {name!r} is not a camera view. Known: {', '.join(VIEWS)}.")
         for task in self.tasks:
-            instructions(task)
+            self.instructions(task)
         return self
 
     @property
@@ -69,38 +75,39 @@ class MetaWorldSuite(FrozenConfig):
         """Decisions a second: 80 / action_repeat."""
         return CONTROL_RATE / self.action_repeat
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The views, picture size and action repeat, and the versions of simulator and physics."""
+        versions = [f"{name} {metadata.version(name)}" for name in self.packages]
         views, size, repeat = ", ".join(self.views), self.image_size, self.action_repeat
-        return ", ".join((*_versions(), f"views {views}", f"{size} px", f"action repeat {repeat}"))
+        return ", ".join((*versions, f"views {views}", f"{size} px", f"action repeat {repeat}"))
 
     @property
     def longest(self) -> int:
+        """Decisions in the simulator's longest episode."""
         return STEP_LIMIT // self.action_repeat
-
-    @property
-    def action_dim(self) -> int:
-        return ACTION_DIM
-
-    @property
-    def partners(self) -> dict[str, str]:
-        return PARTNERS
-
-    @property
-    def same_scene(self) -> tuple[str, ...]:
-        return ("faucet-open", "faucet-close")
 
     def with_changes(self, **values: Any) -> Self:
         """The suite with other values of these fields, checked."""
         return type(self)(**self.model_dump() | values)
 
     def instructions(self, task: str, split: Split = "train") -> tuple[str, ...]:
-        """The sentences of one task."""
-        return instructions(task, split)
+        """The sentences of a task: at least 8 to train on, at least 4 held out. None occurs twice anywhere.
 
-    def __call__(self, task: str) -> MetaWorldTask:
-        return self.make(task)
+        Meta-World has no language; the sentences in instructions.toml are ours. A held-out sentence is new as
+        a whole, but every word of it occurs in the training sentences of the same task: a model trained from
+        scratch cannot know a word that it has never read.
+
+        Raises:
+            UserError: there are no sentences for this task.
+        """
+        sentences = _sentences()[split]
+        if task not in sentences:
+            raise UserError(
+                f"tasks: there are no instructions for {task!r}. Known: {', '.join(sentences)}. "
+                f"Add its sentences to {SENTENCES.name} of tutti.suites.metaworld."
+            )
+        return tuple(sentences[task])
 
     def make(self, task: str, image_size: int | None = None, samples: int = 0) -> MetaWorldTask:
         """The simulation of one task, with this suite's views, picture size and control rate.
@@ -116,8 +123,8 @@ class MetaWorldSuite(FrozenConfig):
 
 
 @functools.cache
-def _versions() -> tuple[str, ...]:
-    return tuple(f"{name} {metadata.version(name)}" for name in MetaWorldSuite.packages)
+def _sentences() -> dict[str, dict[str, list[str]]]:
+    return tomllib.loads(SENTENCES.read_text(encoding="utf-8"))
 
 
 METAWORLD_8 = MetaWorldSuite(

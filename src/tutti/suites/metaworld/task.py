@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from tutti.errors import UserError
-from tutti.suites.metaworld.mujoco import load_metaworld, load_mujoco
-from tutti.suites.metaworld.rendering import LARGEST_THINNED_SIZE, MESH_CELL, FastRenderer
+from tutti.suites.metaworld.rendering import FastRenderer, load_metaworld, load_mujoco
 
 CONTROL_RATE = 80  # Simulation steps a second, each 5 x 0.0025 s.
 STEP_LIMIT = 500
@@ -44,7 +43,7 @@ class MetaWorldTask:
     The action is (dx, dy, dz, gripper) in [-1, 1]: 1 moves the hand's target by 1 cm a simulation step;
     gripper 1 closes. One decision repeats it for `action_repeat` steps, so decisions come at
     80 / action_repeat Hz. The same seed gives the same states and pictures, to the last bit, in any
-    process of one machine, whatever was run before. Use it as a context manager, or call `close`.
+    process of one machine, whatever was run before.
     """
 
     def __init__(
@@ -144,11 +143,6 @@ class MetaWorldTask:
             warnings.simplefilter("ignore")
             return to_action(self._expert.get_action(self._observation))
 
-    @property
-    def num_steps(self) -> int:
-        """Simulation steps since the last reset."""
-        return self._num_steps
-
     def random_start_action(self, random: np.random.Generator) -> Float32[np.ndarray, " 4"]:
         """A random direction, mostly sideways and up, with the hand open."""
         return to_action(random.uniform((-1.0, -1.0, -0.3, -1.0), (1.0, 1.0, 1.0, -1.0)))
@@ -165,13 +159,10 @@ class MetaWorldTask:
         """The views as they are now.
 
         Raises:
-            UserError: no OpenGL context can be opened, or a view is unknown.
+            UserError: no OpenGL context can be opened.
         """
         if self._renderer is None:
-            cell = MESH_CELL if self.image_size <= LARGEST_THINNED_SIZE else None
-            self._renderer = FastRenderer(
-                self._env.model, self.views, self.image_size, mesh_cell=cell, samples=self._samples
-            )
+            self._renderer = FastRenderer(self._env.model, self.views, self.image_size, self._samples)
         return self._renderer.render(self._env.data)
 
     def save_physics(self) -> Float64[np.ndarray, " p"]:
@@ -197,12 +188,6 @@ class MetaWorldTask:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _make_environment(kind: type) -> Any:
