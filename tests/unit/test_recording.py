@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fixtures.exploding import explode
 from tutti.recording import episode_files as recording
 from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig, RecordSummary, record, record_episode
@@ -284,16 +285,6 @@ def test_the_schedule_gives_the_first_successes_in_any_order_of_results(order: i
         assert seeds[task] == first
         assert tries[task] == first[-1] + 1
         assert max(seed for name, seed in handed_out if name == task) <= first[-1]
-
-
-def explode(job: int) -> int:
-    if job == 1:
-        raise KeyError("the very cause")
-    if job == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if job == 3:
-        raise UserError("a mendable thing")
-    return job
 
 
 @pytest.mark.parametrize(
