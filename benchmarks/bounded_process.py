@@ -1,0 +1,136 @@
+"""Calls a function in another process, one request after another, and measures memory and time."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tables import Table, publish
+
+from tutti.errors import UserError
+from tutti.runs.provenance import circumstances, made_with
+
+SECONDS, MEGABYTES = 60, 2000
+"""What one request may take."""
+LINES, CHARACTERS = 25, 2500
+"""A message that fits a screen."""
+FRESH = 600
+"""Megabytes: a process that keeps more of an earlier request is replaced, so the next has its own peak."""
+BAD = ("executed", "outside", "silent", "hang", "memory", "died", "traceback", "long", "too strict")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one input: `kind` is taken, refused, or one of BAD; `judged`: what was known before."""
+
+    line: str
+    number: int
+    note: str
+    judged: str
+    kind: str
+    message: str
+    seconds: float
+    megabytes: int
+
+
+class BoundedProcess:
+    """`script --serve` in a process of its own, started anew after one that died, hung or grew."""
+
+    def __init__(self, script: str, environment: dict[str, str] | None = None) -> None:
+        self._script = script
+        self._environment = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, request: Any) -> dict[str, Any]:
+        """Its `answer`, `refused`, `traceback`, `hang` or `died`, with `seconds` and `megabytes`."""
+        if self._process is None:
+            command = [sys.executable, self._script, "--serve"]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+            )
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        begun = time.perf_counter()
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+        ready, *_ = select.select([process.stdout], [], [], SECONDS)
+        line = process.stdout.readline() if ready else ""
+        said = (
+            json.loads(line)
+            if line
+            else {"died" if ready else "hang": True, "megabytes": 0, "left": FRESH + 1}
+        )
+        if said["left"] > FRESH:
+            self.close()
+        return said | {"seconds": round(time.perf_counter() - begun, 2)}
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def serve(answer: Callable[[Any], Any]) -> None:
+    """Answers the requests that standard input gives, one on a line, until it ends."""
+    for line in sys.stdin:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+        try:
+            said: dict[str, Any] = {"answer": answer(json.loads(line))}
+        except UserError as error:
+            said = {"refused": str(error)}
+        except BaseException:
+            said = {"traceback": traceback.format_exc()[-1500:]}
+        print(json.dumps(said | {"megabytes": _memory("VmHWM"), "left": _memory("VmRSS")}), flush=True)
+
+
+def _memory(name: str) -> int:
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(row for row in status if row.startswith(name)).split()[1]) // 1024
+
+
+def kind_of(said: dict[str, Any], judged: str, same: Callable[[Any], bool]) -> str:
+    """The kind of an outcome. `judged` begins with "refused" where the input had to be refused; `same` says
+    whether an answer is the right one.
+    """
+    for bad in ("hang", "died", "traceback"):
+        if bad in said:
+            return bad
+    if said["megabytes"] > MEGABYTES:
+        return "memory"
+    must_refuse = judged.startswith("refused")
+    if "refused" in said:
+        text = said["refused"]
+        if len(text.splitlines()) > LINES or len(text) > CHARACTERS:
+            return "long"
+        return "refused" if must_refuse else "too strict"
+    return "silent" if must_refuse or not same(said["answer"]) else "taken"
+
+
+def publish_outcomes(path: Path, title: str, outcomes: Sequence[Outcome]) -> int:
+    """A row for each line, and every bad outcome in the JSON; gives the number of bad outcomes."""
+    rows = []
+    for line in dict.fromkeys(one.line for one in outcomes):
+        of_line = [one for one in outcomes if one.line == line]
+        counts = Counter(one.kind for one in of_line)
+        refuse = sum(one.judged.startswith("refused") for one in of_line)
+        told = (len(of_line), refuse, counts["refused"], counts["taken"], sum(counts[kind] for kind in BAD))
+        bad = ", ".join(f"{counts[kind]} {kind}" for kind in BAD if counts[kind]) or "none"
+        rows.append((line, *map(str, told), bad))
+    heads = ("line", "inputs", "must be refused", "refused", "taken as judged", "bad", "which")
+    made = circumstances()
+    bad_ones = [asdict(one) for one in outcomes if one.kind in BAD]
+    table = Table(title=f"{len(outcomes)} inputs", heads=heads, rows=tuple(rows))
+    publish(path, title, [table], [made_with(made)], {"bad": bad_ones, "rows": rows, **made})
+    return len(bad_ones)
