@@ -120,6 +120,8 @@ def _info(folder: Path) -> dict[str, Any]:
     _need(str(info.get("codebase_version")).startswith("v3."), "codebase_version")
     fps = info.get("fps")
     _need(type(fps) in (int, float) and 0.01 <= fps <= 10_000, "fps")
+    robot = info.get("robot_type")
+    _need(robot is None or (isinstance(robot, str) and len(robot) <= 200), "robot_type")
     for key in ("total_episodes", "total_frames", "total_tasks"):
         _need(type(info.get(key)) is int and 0 < info[key] < 10**7, key)
     features = info.get("features")

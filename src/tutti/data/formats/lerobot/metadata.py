@@ -3,69 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from string import Formatter
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tutti.errors import UserError
+from tutti.data.formats.lerobot.tables import (
+    COPY_AGAIN,
+    check_column,
+    data_error,
+    instructions,
+    integers,
+    numbers,
+    read_parquet,
+)
 from tutti.storage.reading import read_json, shown
 
-COPY_AGAIN = "copy or record the data set again."
-
-
-def data_error(
-    problem: str, *, expected: object = "", found: object = "", cure: str = COPY_AGAIN
-) -> UserError:
-    """The message for a data set that is wrong; `expected` and `found` where `problem` does not say them."""
-    lines = {"expected": expected, "found": found, "cure": cure}
-    texts = [f"\n  {name + ':':9} {text}" for name, text in lines.items() if text]
-    return UserError(problem + "".join(texts))
-
-
-def check_column(
-    where: Path, key: str, found: np.ndarray, expected: np.ndarray, why: str = "", *, cure: str = COPY_AGAIN
-) -> None:
-    """Raises: UserError naming the first row in which a column is not what it must be."""
-    wrong = found != expected
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        text = f"{where}: {key} of row {row} is {found[row]}; expected {expected[row]}{why}."
-        raise data_error(text, cure=cure)
-
-
-@contextmanager
-def explain_damage(path: Path) -> Iterator[None]:
-    """Turns what Arrow raises for a damaged Parquet file, and a column it lacks, into a UserError."""
-    if not path.is_file():
-        raise data_error(f"{path} is missing.", expected="a Parquet file of the data set")
-    try:
-        yield
-    except (pa.ArrowException, OSError, KeyError) as error:
-        problem = f"{path} cannot be read as Parquet: it is truncated or damaged."
-        raise data_error(problem, expected="a complete file", found=str(error).splitlines()[0]) from error
-
-
-def read_parquet(path: Path, needed: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
-    """Columns of a Parquet file, of the `optional` ones those that are there.
-
-    Raises: UserError if the file is missing or damaged, or lacks a needed column.
-    """
-    with explain_damage(path):
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        for column in needed:
-            if column not in names:
-                raise data_error(f"{path}: the column {column!r} is missing.", expected=needed, found=names)
-        chosen = [*needed, *(name for name in optional if name in names)]
-        return file.read(columns=chosen, use_threads=False)
+OTHER = "give the folder that contains meta/ and data/ (sources.path); other formats must be converted first."
+MAX_EDGE, MAX_DIM, MAX_FRAMES = 8192, 4096, 10**10
+"""Largest picture edge (pixels), vector and number of frames that a data set may have."""
 
 
 class Feature(BaseModel):
@@ -74,7 +37,7 @@ class Feature(BaseModel):
     model_config = ConfigDict(strict=True)
 
     dtype: str
-    shape: list[int]
+    shape: list[Annotated[int, Field(gt=0, lt=2**31)]] = Field(max_length=8)
     names: Any = None
 
 
@@ -83,14 +46,14 @@ class Info(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    fps: float = Field(gt=0, allow_inf_nan=False)
-    robot_type: str | None = None
-    total_episodes: int
-    total_frames: int
-    total_tasks: int
+    fps: float = Field(ge=0.01, le=10_000)
+    robot_type: str | None = Field(None, max_length=200)
+    total_episodes: int = Field(gt=0, le=MAX_FRAMES)
+    total_frames: int = Field(gt=0, le=MAX_FRAMES)
+    total_tasks: int = Field(gt=0, le=MAX_FRAMES)
     data_path: str | None = None
     video_path: str | None = None
-    features: dict[str, Feature]
+    features: dict[Annotated[str, Field(max_length=200)], Feature]
 
     def check_total(self, key: str, found: int, where: Path) -> None:
         """Raises: UserError if what was counted in the tables is not the `total_` of this key."""
@@ -110,13 +73,16 @@ class VideoTable:
 
 @dataclass(frozen=True, slots=True)
 class LeRobotMeta:
-    """The checked content of `meta/`. `starts` and `lengths` of the episodes are in frame rows."""
+    """The checked content of `meta/`. `starts` and `lengths` of the episodes are in frame rows;
+    `texts` are the instructions of each, where the episode table names them.
+    """
 
     folder: Path
     info: Info
     tasks: tuple[str, ...]
     starts: Int64[np.ndarray, " e"]
     lengths: Int64[np.ndarray, " e"]
+    texts: tuple[frozenset[str], ...] | None
     data_files: tuple[Path, ...]
     videos: dict[str, VideoTable]
 
@@ -138,33 +104,27 @@ def read_meta(folder: Path) -> LeRobotMeta:
     info = _read_info(folder)
     tasks = _read_tasks(folder / "meta" / "tasks.parquet", info)
     views = [key for key, feature in info.features.items() if feature.dtype == "video"]
-    table = _read_episodes(folder / "meta" / "episodes", views)
-    starts, lengths = _check_episodes(table, folder / "meta" / "episodes", info)
+    where = folder / "meta" / "episodes"
+    table, texts = _read_episodes(where, views)
+    starts, lengths = _check_episodes(table, where, info)
     if "data/chunk_index" in table and "data/file_index" in table:
         _named_files(folder, "data_path", info.data_path, table, "data")
     data_files = tuple(sorted((folder / "data").glob("*/*.parquet")))
     if not data_files:
         raise data_error(f"{folder / 'data'} holds no Parquet file.")
-    videos = {
-        view: VideoTable(
-            _named_files(folder, "video_path", info.video_path, table, f"videos/{view}", video_key=view),
-            table[f"videos/{view}/from_timestamp"].astype(np.float64),
-        )
-        for view in views
-    }
-    return LeRobotMeta(folder, info, tasks, starts, lengths, data_files, videos)
+    videos = {view: _video_table(folder, info, table, view, lengths) for view in views}
+    return LeRobotMeta(folder, info, tasks, starts, lengths, texts, data_files, videos)
 
 
 def _read_info(folder: Path) -> Info:
     path = folder / "meta" / "info.json"
     if not path.is_file():
-        cure = "give the folder that contains meta/ and data/ (sources.path), or record one first."
-        raise data_error(f"{folder} is no LeRobot data set: meta/info.json is missing.", cure=cure)
-    values = read_json(path, cure=f"Cure: {COPY_AGAIN}")
+        raise data_error(f"{folder} is no LeRobot v3 data set: {_what_it_is(folder)}.", cure=OTHER)
+    values = read_json(path, finite=True, cure=f"Cure: {COPY_AGAIN}")
     version = str(values.get("codebase_version"))
     if not version.removeprefix("v").startswith("3."):
-        cure = "convert an older data set with LeRobot's script convert_dataset_v21_to_v30."
-        problem = f"{path}: codebase_version is {version!r:.40}; expected 'v3.x'."
+        cure = "LeRobot's convert_dataset_v21_to_v30 converts v2.1; v2.0 and v1 first need its older scripts."
+        problem = f"{path}: a LeRobot data set of version {version!r:.40}; expected 'v3.x'."
         raise data_error(problem, cure=cure)
     try:
         return Info.model_validate(values)
@@ -174,29 +134,65 @@ def _read_info(folder: Path) -> Info:
         raise data_error(problem, expected=first["msg"], found=shown(first["input"])) from None
 
 
+def _what_it_is(folder: Path) -> str:
+    """What lies at `folder` in place of a LeRobot data set, from the names of its files alone."""
+    if re.match(r"\w+:/", str(folder)):
+        return "it is an address, and Tutti reads local folders alone"
+    if not folder.exists():
+        return "there is no such file or folder"
+    if folder.is_dir():
+        names = [path.name for path, _ in zip(sorted(folder.rglob("*")), range(1000), strict=False)]
+    else:
+        names = [folder.name]
+    if any(name in ("dataset_info.json", "features.json") or ".tfrecord" in name for name in names):
+        return "it is a TFDS data set (RLDS)"
+    if any(name.endswith((".hdf5", ".h5")) for name in names):
+        return "it holds HDF5 files, as robomimic, LIBERO and ALOHA write them"
+    if any(name.endswith(".zarr") or name == ".zgroup" for name in names):
+        return "it is a Zarr store"
+    return "meta/info.json is missing"
+
+
 def _read_tasks(path: Path, info: Info) -> tuple[str, ...]:
     # pandas calls an index without a name __index_level_0__.
-    table = read_parquet(path, ["task_index"], ["task", "__index_level_0__"])
+    columns = ("task", "__index_level_0__")
+    table = read_parquet(path, ["task_index"], columns, columns)
     if len(table.column_names) < 2:
         raise data_error(f"{path}: expected the columns task_index and task, found {table.column_names}.")
     why = ": readers that take the row and readers that take the index would disagree on instructions"
     cure = "sort the table by task_index; then check some episodes' instructions by eye."
-    check_column(path, "task_index", table["task_index"].to_numpy(), np.arange(len(table)), why, cure=cure)
+    order = integers(table, "task_index", path)
+    check_column(path, "task_index", order, np.arange(len(table)), why, cure=cure)
     info.check_total("tasks", len(table), path)
-    return tuple(str(task) for task in table[table.column_names[1]].to_pylist())
+    return instructions(table, table.column_names[1], path)
 
 
-def _read_episodes(folder: Path, views: Sequence[str]) -> dict[str, np.ndarray]:
-    """The needed columns of the episode table, all files joined in path order."""
+def _read_episodes(
+    folder: Path, views: Sequence[str]
+) -> tuple[dict[str, np.ndarray], tuple[frozenset[str], ...] | None]:
+    """The needed columns of the episode table, all files joined in path order, and each episode's texts."""
     files = sorted(folder.glob("*/*.parquet"))
     if not files:
         raise data_error(f"{folder} holds no Parquet file; expected the episode table.")
     needed = ["episode_index", "dataset_from_index", "dataset_to_index"]
+    optional = ["length", "data/chunk_index", "data/file_index", "tasks"]
     for view in views:
         needed += [f"videos/{view}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
-    first = read_parquet(files[0], needed, ["length", "data/chunk_index", "data/file_index"])
+        optional.append(f"videos/{view}/to_timestamp")
+    first = read_parquet(files[0], needed, optional)
     parts = [first, *(read_parquet(path, first.column_names) for path in files[1:])]
-    return {name: np.concatenate([part[name].to_numpy() for part in parts]) for name in first.column_names}
+    columns: dict[str, np.ndarray] = {}
+    for name in first.column_names:
+        if name != "tasks":
+            read = numbers if name.endswith("timestamp") else integers
+            read_parts = [read(part, name, path) for part, path in zip(parts, files, strict=True)]
+            columns[name] = np.concatenate(read_parts)
+    if "tasks" not in first.column_names:
+        return columns, None
+    kind = first["tasks"].type
+    if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
+        raise data_error(f"{folder}: tasks is of another kind.", expected="a list of texts", found=kind)
+    return columns, tuple(frozenset(texts or ()) for part in parts for texts in part["tasks"].to_pylist())
 
 
 def _check_episodes(
@@ -205,8 +201,7 @@ def _check_episodes(
     count = len(table["episode_index"])
     info.check_total("episodes", count, folder)
     check_column(folder, "episode_index", table["episode_index"], np.arange(count))
-    starts = table["dataset_from_index"].astype(np.int64)
-    ends = table["dataset_to_index"].astype(np.int64)
+    starts, ends = table["dataset_from_index"], table["dataset_to_index"]
     before = np.concatenate([[0], ends[:-1]])
     check_column(folder, "dataset_from_index", starts, before, ", where the episode before ends")
     lengths = ends - starts
@@ -218,6 +213,34 @@ def _check_episodes(
     return starts, lengths
 
 
+def _video_table(
+    folder: Path, info: Info, table: dict[str, np.ndarray], view: str, lengths: Int64[np.ndarray, " e"]
+) -> VideoTable:
+    """Where the episodes lie in their videos; what from_timestamp says must fit lengths and to_timestamp."""
+    name = f"videos/{view}"
+    paths = _named_files(folder, "video_path", info.video_path, table, name, video_key=view)
+    start, seconds = table[f"{name}/from_timestamp"], lengths / info.fps
+    ends = table.get(f"{name}/to_timestamp", start + seconds)
+    half = 0.5 / info.fps
+    chunk, file = table[f"{name}/chunk_index"], table[f"{name}/file_index"]
+    order = np.lexsort((start, file, chunk))
+    in_one_file = (np.diff(chunk[order]) == 0) & (np.diff(file[order]) == 0)
+    overlaps = in_one_file & (start[order[1:]] < (start + seconds)[order[:-1]] - half)
+    for wrong, problem in (
+        (start < 0, "begins before the video"),
+        (np.abs(ends - start - seconds) > half, "is as long as its frames by neither to_timestamp nor fps"),
+        (np.isin(np.arange(len(start)), order[1:][overlaps]), "begins before the one in front of it ends"),
+    ):
+        if wrong.any():
+            episode = int(np.argmax(wrong))
+            raise data_error(
+                f"{folder / 'meta' / 'episodes'}: episode {episode} {problem}: view {view!r}, from_timestamp "
+                f"{start[episode]:g} s, to_timestamp {ends[episode]:g} s, {lengths[episode]} frames at "
+                f"{info.fps:g} a second."
+            )
+    return VideoTable(paths, start)
+
+
 def _named_files(
     folder: Path, key: str, pattern: str | None, table: dict[str, np.ndarray], columns: str, **names: str
 ) -> tuple[Path, ...]:
@@ -226,12 +249,27 @@ def _named_files(
     found: dict[tuple[int, int], Path] = {}
     for chunk, file in dict.fromkeys(zip(*pairs, strict=True)):
         values = {**names, "chunk_index": chunk, "file_index": file}
-        try:
-            found[chunk, file] = path = folder / str(pattern).format(**values)
-        except (KeyError, IndexError, ValueError) as error:
-            where = folder / "meta" / "info.json"
-            problem = f"{where}: {key} is {pattern!r:.200}; expected a pattern of {tuple(values)}."
-            raise data_error(problem) from error
+        found[chunk, file] = path = folder / _fill(folder / "meta" / "info.json", key, pattern, values)
         if not path.is_file():
             raise data_error(f"{path} is missing; meta/episodes names it.")
     return tuple(found[pair] for pair in zip(*pairs, strict=True))
+
+
+def _fill(where: Path, key: str, pattern: str | None, values: dict[str, Any]) -> PurePosixPath:
+    """The path that a pattern of info.json names: inside of the data set, and with plain fields alone, since
+    Python's formats reach into objects and fill the memory."""
+    text = ""
+    try:
+        for literal, field, form, conversion in Formatter().parse(pattern or ""):
+            text += literal
+            if field is not None:
+                if field not in values or conversion or not re.fullmatch(r"(0?\d)?d?", form or ""):
+                    raise ValueError(field)
+                text += format(values[field], form or "")
+    except ValueError:
+        text = ""
+    path = PurePosixPath(text)
+    if not text or len(text) > 500 or path.is_absolute() or ".." in path.parts or "\0" in text:
+        problem = f"{where}: {key} is {shown(pattern)}; expected a path in the data set with {tuple(values)}."
+        raise data_error(problem)
+    return path

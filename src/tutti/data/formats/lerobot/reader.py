@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -16,12 +17,16 @@ from PIL import Image, UnidentifiedImageError
 
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.formats.lerobot import ACTION, STATE
-from tutti.data.formats.lerobot.metadata import (
-    LeRobotMeta,
+from tutti.data.formats.lerobot.metadata import MAX_DIM, MAX_EDGE, LeRobotMeta, read_meta
+from tutti.data.formats.lerobot.tables import (
+    TABLE_BYTES,
     check_column,
     data_error,
+    decoded_bytes,
     explain_damage,
-    read_meta,
+    integers,
+    numbers,
+    open_parquet,
     read_parquet,
 )
 from tutti.data.formats.lerobot.video import VideoReader
@@ -111,18 +116,19 @@ def _vector_dim(meta: LeRobotMeta, key: str, setting: str) -> int:
         cure = f"name the right feature by sources.{setting}."
         raise data_error(f"{info}: the feature {key!r} is missing.", found=tuple(features), cure=cure)
     shape = features[key].shape
-    if len(shape) != 1 or shape[0] < 1:
-        raise data_error(f"{info}: features[{key!r}].shape is {shape}; expected one positive number.")
+    if len(shape) != 1 or shape[0] > MAX_DIM:
+        raise data_error(f"{info}: features[{key!r}].shape is {shape}; expected one number up to {MAX_DIM}.")
     return shape[0]
 
 
 def _image_shape(meta: LeRobotMeta, view: str) -> tuple[int, int]:
-    shape, names = meta.info.features[view].shape, meta.info.features[view].names or ("height",)
-    channels_first = str(names[0]).startswith("channel")
-    if len(shape) != 3 or shape[0 if channels_first else 2] != 3:
+    shape, names = meta.info.features[view].shape, meta.info.features[view].names
+    channels_first = isinstance(names, list) and str(names[:1]).startswith("['channel")
+    inside = "/" not in view and ".." not in view and "\0" not in view  # it is part of a path
+    if len(shape) != 3 or shape[0 if channels_first else 2] != 3 or max(shape) > MAX_EDGE or not inside:
         raise data_error(
-            f"{meta.folder / 'meta' / 'info.json'}: features[{view!r}].shape is {shape} with names {names}; "
-            "expected [height, width, 3]."
+            f"{meta.folder / 'meta' / 'info.json'}: features[{view!r}].shape is {shape} with names "
+            f"{shown(names)}; expected [height, width, 3], up to {MAX_EDGE}, and a name without '/' and '..'."
         )
     return (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
 
@@ -134,21 +140,30 @@ def _read_numbers(
     rows = np.arange(len(episode_of))
     found: dict[str, np.ndarray] = {key: np.empty((len(rows), n), np.float32) for key, n in dims.items()}
     found["task_index"] = np.empty(len(rows), np.int64)
-    found["timestamp"] = (rows - meta.starts[episode_of]) / meta.info.fps
+    frames, fps = rows - meta.starts[episode_of], meta.info.fps
+    found["timestamp"] = frames / fps
     end, tasks = 0, len(meta.tasks)
+    optional = ["index", "frame_index", "timestamp"]
     for path in meta.data_files:
-        table = read_parquet(path, [*dims, "episode_index", "task_index"], ["index", "timestamp"])
+        table = read_parquet(path, [*dims, "episode_index", "task_index"], optional)
         here = slice(end, end := end + len(table))
         for key, dim in dims.items():
             found[key][here] = _vector_column(table[key], key, dim, path)
-        plain = {k: table[k].to_numpy() for k in table.column_names if k not in dims}
-        for key, wanted in (("episode_index", episode_of), ("index", rows)):
-            why = ": episodes must lie one after the other, in order"
-            check_column(path, key, plain.pop(key, wanted[here]), wanted[here], why)
-        allowed = plain["task_index"].clip(0, tasks - 1)
-        check_column(path, "task_index", plain["task_index"], allowed, f" of {tasks} in meta/tasks.parquet")
-        for key, values in plain.items():
-            found[key][here] = values
+        for key, wanted in (("episode_index", episode_of), ("index", rows), ("frame_index", frames)):
+            if key in table.column_names:
+                why = ": frames must lie one after the other, in order"
+                check_column(path, key, integers(table, key, path), wanted[here], why)
+        task = integers(table, "task_index", path)
+        check_column(path, "task_index", task, task.clip(0, tasks - 1), f" of {tasks} in meta/tasks.parquet")
+        found["task_index"][here] = task
+        if "timestamp" in table.column_names:
+            times, promised = numbers(table, "timestamp", path), found["timestamp"][here]
+            near = np.where(np.abs(times - promised) < 0.25 / fps, times, promised)
+            why = f", since frame_index counts {fps:g} frames a second (fps of meta/info.json)"
+            cure = "correct fps in meta/info.json, or the timestamps, which begin at 0 in each episode."
+            check_column(path, "timestamp", times, near, why, cure=cure)
+            found["timestamp"][here] = times
+    _check_texts(meta, found["task_index"], episode_of)
     for key in dims:
         wrong = np.argwhere(~np.isfinite(found[key]))
         if len(wrong):
@@ -162,6 +177,25 @@ def _read_numbers(
                 cure=_REPAIR,
             )
     return found
+
+
+def _check_texts(
+    meta: LeRobotMeta, task_of: Int64[np.ndarray, " n"], episode_of: Int64[np.ndarray, " n"]
+) -> None:
+    """The instructions of an episode's rows must be those that the episode table names."""
+    if meta.texts is None:
+        return
+    used: list[set[str]] = [set() for _ in meta.texts]
+    for episode, task in np.unique(np.stack([episode_of, task_of], axis=1), axis=0).tolist():
+        used[episode].add(meta.tasks[task])
+    for episode, (texts, named) in enumerate(zip(used, meta.texts, strict=True)):
+        if texts != named:
+            raise data_error(
+                f"{meta.folder}: the rows of episode {episode} have other instructions than meta/episodes.",
+                expected=shown(sorted(map(str, named)), 200),
+                found=shown(sorted(texts), 200),
+                cure="correct task_index, meta/tasks.parquet or the column tasks, so that they agree.",
+            )
 
 
 def _vector_column(column: pa.ChunkedArray, key: str, dim: int, path: Path) -> Float32[np.ndarray, "n d"]:
@@ -196,7 +230,12 @@ def decode_picture(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, 
     with opened as image:
         if (image.height, image.width) != tuple(shape[:2]):
             raise ValueError(f"it has {image.height} x {image.width} pixels; meta/info.json says {shape}")
-        return np.asarray(image.convert("RGB"))
+        deep = image.format == "PNG" and content[24] != 8  # Pillow would cut 16 bits a channel to 8
+        if image.mode != "RGB" or deep:
+            raise ValueError(
+                f"it is {'16-bit ' if deep else ''}{image.mode}; convert the pictures to 8-bit RGB"
+            )
+        return np.asarray(image)
 
 
 class _PictureColumns:
@@ -207,12 +246,13 @@ class _PictureColumns:
         starts = [0]
         for path in meta.data_files:
             with explain_damage(path):
-                metadata = pq.ParquetFile(path).metadata
+                metadata = open_parquet(path).metadata
             for group in range(metadata.num_row_groups):
                 self._groups.append((path, group))
                 starts.append(starts[-1] + metadata.row_group(group).num_rows)
         meta.info.check_total("frames", starts[-1], meta.folder / "data")
         self._starts = starts
+        self._shapes = {view: feature.shape for view, feature in meta.info.features.items()}
         self._files: dict[Path, pq.ParquetFile] = {}
         self._last: dict[str, tuple[int, pa.Array]] = {}
 
@@ -241,9 +281,15 @@ class _PictureColumns:
             path, number = self._groups[group]
             with explain_damage(path):
                 if path not in self._files:
-                    self._files[path] = pq.ParquetFile(path)
+                    self._files[path] = open_parquet(path)
+                size = decoded_bytes(self._files[path], [view], number)
+                rows = self._starts[group + 1] - self._starts[group]
+                if size > TABLE_BYTES + 2 * rows * (math.prod(self._shapes[view]) + 2**12):
+                    raise data_error(f"{path}: the pictures of {view} take {size:,} bytes in {rows} rows.")
                 table = self._files[path].read_row_group(number, columns=[view], use_threads=False)
                 column = table[view].combine_chunks()
                 encoded = column.field("bytes") if pa.types.is_struct(column.type) else column
+                if not pa.types.is_binary(encoded.type):
+                    raise data_error(f"{path}: {view} holds {encoded.type}.", expected="encoded pictures")
             self._last[view] = (group, encoded)
         return self._last[view][1]

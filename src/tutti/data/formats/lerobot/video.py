@@ -15,7 +15,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from jaxtyping import Float64, UInt8
 
-from tutti.data.formats.lerobot.metadata import data_error
+from tutti.data.formats.lerobot.tables import data_error
 
 CODEC = "libsvtav1"
 OPTIONS = {"crf": "30", "preset": "12", "svtav1-params": "fast-decode=0"}
@@ -117,7 +117,7 @@ class _Decoder:
 
     def __init__(self, path: Path, tolerance: float) -> None:
         self._path, self._tolerance = path, tolerance
-        self.container = av.open(str(path), "r")
+        self.container = av.open(str(path), "r", format="mp4")
         self._stream = self.container.streams.video[0]
         # Threads inside a decoder cost up to 2.6 times the CPU at one frame a call.
         self._stream.thread_type, self._stream.codec_context.thread_count = "NONE", 1

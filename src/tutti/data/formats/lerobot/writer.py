@@ -27,6 +27,8 @@ DATA_FILE_BYTES = 100 * 2**20
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
+PARQUET: dict[str, Any] = {"compression": "snappy", "write_page_checksum": True}
+"""How tables are written: a flipped bit is found when a page is read."""
 Storage = Literal["image", "video"]
 
 _SCALARS = {"timestamp": "float32"} | dict.fromkeys(
@@ -167,8 +169,8 @@ class _DatasetWriter:
         meta = self.folder / "meta"
         (self.folder / EPISODES_PATH).parent.mkdir(parents=True)
         table = pa.Table.from_pylist(self.rows)
-        pq.write_table(table, self.folder / EPISODES_PATH, compression="snappy", row_group_size=10)
-        pq.write_table(_tasks_table(tuple(self.tasks)), meta / "tasks.parquet", compression="snappy")
+        pq.write_table(table, self.folder / EPISODES_PATH, row_group_size=10, **PARQUET)
+        pq.write_table(_tasks_table(tuple(self.tasks)), meta / "tasks.parquet", **PARQUET)
         info = {
             "codebase_version": "v3.0",
             "robot_type": self.robot_type,
@@ -234,7 +236,7 @@ class _DatasetWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Only numbers gain from a dictionary; pyarrow's stub allows no list here.
             plain: Any = [key for key in self.features if key not in self.views]
-            self._parquet = pq.ParquetWriter(path, table.schema, compression="snappy", use_dictionary=plain)
+            self._parquet = pq.ParquetWriter(path, table.schema, use_dictionary=plain, **PARQUET)
         self._parquet.write_table(table, row_group_size=table.num_rows)
         self._data_bytes += table.nbytes
         return self._data_file
