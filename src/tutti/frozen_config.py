@@ -1,11 +1,35 @@
-"""Base class of every section of a config: immutable, and an unknown key is an error."""
+"""Base class of every section of a config: immutable, unknown keys are errors, nothing is converted."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
 
 
 class FrozenConfig(BaseModel):
-    """Keys as fields, checked by pydantic; a subclass adds fields and what they build."""
+    """Keys as fields, checked by pydantic; a subclass adds fields and what they build.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A number is a number: neither text nor true or false, as pydantic would have it, nor infinite or NaN.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_given(cls, raw: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        config = validate(raw)
+        for key, given in raw.items() if isinstance(raw, Mapping) else ():
+            if _converted(given, getattr(config, key, given)):
+                raise ValueError(f"{key} is {given!r:.60}; expected a number, not a text or a truth value")
+        return config
+
+
+def _converted(raw: Any, value: Any) -> bool:
+    """Whether a text or a truth value became a number somewhere inside."""
+    if isinstance(raw, list | tuple) and isinstance(value, list | tuple):
+        return any(_converted(*pair) for pair in zip(raw, value, strict=False))
+    if isinstance(raw, Mapping) and isinstance(value, Mapping):
+        return any(_converted(raw[key], value[key]) for key in raw.keys() & value.keys())
+    return isinstance(raw, str | bool) and type(value) in (int, float)

@@ -181,11 +181,6 @@ def test_a_view_can_be_chosen(folder: Path) -> None:
         LeRobotStore(folder, views=("observation.images.tap",))
 
 
-def test_the_fingerprint_changes_with_the_content(folder: Path, tmp_path: Path) -> None:
-    other = write(tmp_path / "other", make_episodes((7, 5, 10)))
-    assert LeRobotStore(folder).fingerprint != LeRobotStore(other).fingerprint
-
-
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
@@ -226,7 +221,7 @@ def total(key: str, value: int) -> Callable[[Path], None]:
 
 
 BAD_INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, r"meta/info\.json is missing"),
+    "no folder": (shutil.rmtree, r"there is no such file or folder"),
     "info not JSON": (lambda f: (f / "meta/info.json").write_text("{"), r"info\.json: not valid JSON"),
     "v2.1": (
         lambda f: edit_info(f, lambda i: i.update(codebase_version="v2.1")),

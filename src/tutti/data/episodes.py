@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
+
+from tutti.data.content import Content, Digests, digest
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while a long step runs; total is 0 where it is not known beforehand."""
@@ -48,7 +51,7 @@ class EpisodeStore(ABC):
     """Episodes end to end in one global frame order; numbers in memory, pictures decoded on request.
 
     `states` (N, s) and `actions` (N, a) are in data units, `instruction_of` (N,) points into
-    `instructions`. `fingerprint` changes whenever the stored files change; `name` names the store in
+    `instructions`. `content` tells whether another store says the same; `name` names the store in
     messages (its folder).
     """
 
@@ -59,7 +62,40 @@ class EpisodeStore(ABC):
     actions: Float32[np.ndarray, "n a"]
     instructions: tuple[str, ...]
     instruction_of: Int64[np.ndarray, " n"]
-    fingerprint: str
+
+    def picture_digests(self) -> Digests:
+        """A digest of each episode's pictures; a format may take them as stored, or a stated sample."""
+        return np.array(
+            [
+                digest(*(self.frames(view, np.arange(e.start, e.end)).tobytes() for view in self.spec.views))
+                for e in self.episodes
+            ],
+            np.uint64,
+        )
+
+    @cached_property
+    def content(self) -> Content:
+        """Digests of all that is used: sizes, rate, numbers, instructions, pictures."""
+        spec = repr((self.spec.views, self.spec.image_shapes, self.spec.fps, self.spec.embodiment))
+        texts = [text.encode() for text in self.instructions]
+
+        def of_episodes(part: Callable[[slice], Iterable[bytes]]) -> Digests:
+            return np.array([digest(*part(slice(e.start, e.end))) for e in self.episodes], np.uint64)
+
+        return Content(
+            digest(spec.encode()),
+            {
+                "states": of_episodes(lambda rows: (self.states[rows].tobytes(),)),
+                "actions": of_episodes(lambda rows: (self.actions[rows].tobytes(),)),
+                "instructions": of_episodes(lambda rows: (texts[i] for i in self.instruction_of[rows])),
+                "pictures": self.picture_digests(),
+            },
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A text that is equal where `content` is."""
+        return self.content.fingerprint
 
     @abstractmethod
     def frames(self, view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:

@@ -112,7 +112,7 @@ def parse_value(text: str, source: Path | str, *, finite: bool = False, cure: st
         raise _wrong(source, f"more than {MAX_VALUES:,} values", cure)
     numbers: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
     try:
-        return json.loads(text, **numbers)
+        return json.loads(text, object_pairs_hook=_once, **numbers)
     except RecursionError:
         raise _wrong(source, "nested too deeply", cure) from None
     except ValueError as error:
@@ -195,6 +195,14 @@ def _wrong(source: Path | str, what: str, cure: str) -> UserError:
     return UserError(f"{source}: {shown(what, 300, quoted=False)}. {cure}".rstrip())
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {max(names, key=names.count)[:40]!r} is given twice")
+    return values
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
@@ -223,12 +231,17 @@ def _problem(at: yaml.Node | yaml.Event, problem: str) -> yaml.YAMLError:
     return yaml.MarkedYAMLError(None, None, problem, at.start_mark)
 
 
+_READ_OTHERWISE = ("bool", "float", "int", "timestamp")
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1: it reads off, on, yes, no as booleans and 1e-3 as text, makes dates, and of
-    two equal keys silently keeps the last. This loader does none of that, and counts what it composes."""
+    """PyYAML follows YAML 1.1: it reads off, on, yes, no as booleans, 1e-3 as text, 010 as 8 and 1:30
+    as 90, makes dates, and of two equal keys silently keeps the last. This loader does none of that, and counts what it composes."""
 
     yaml_implicit_resolvers: ClassVar = {
-        first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in ("bool", "float", "timestamp")]
+        first: [
+            pair for pair in pairs if pair[0].rpartition(":")[2] not in ("bool", "float", "int", "timestamp")
+        ]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors: ClassVar = {
@@ -271,6 +284,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][\d_]*|0x[\da-fA-F_]+)$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,18 +84,6 @@ class LeRobotMeta:
     texts: tuple[frozenset[str], ...] | None
     data_files: tuple[Path, ...]
     videos: dict[str, VideoTable]
-
-    def fingerprint(self) -> str:
-        """A hash of everything in meta/ and of the name and size of every data and video file."""
-        digest = hashlib.sha256()
-        for path in sorted((self.folder / "meta").rglob("*")):
-            if path.is_file():
-                digest.update(path.relative_to(self.folder).as_posix().encode())
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-        used = {*self.data_files, *(path for table in self.videos.values() for path in table.paths)}
-        for path in sorted(used):
-            digest.update(f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\n".encode())
-        return digest.hexdigest()
 
 
 def read_meta(folder: Path) -> LeRobotMeta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from io import BytesIO
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from tutti.data.content import Digests, digest
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.metadata import MAX_DIM, MAX_EDGE, LeRobotMeta, read_meta
@@ -33,6 +35,9 @@ from tutti.data.formats.lerobot.video import VideoReader
 from tutti.storage.reading import shown
 
 PICTURES = ("PNG", "JPEG", "WEBP")
+SAMPLED_BYTES = 2**28
+"""Bytes of pictures of a view that its digests look at, at most."""
+_BLOCK = 2**16
 _REPAIR = "repair or remove the episode, or record the data set again."
 
 
@@ -54,7 +59,7 @@ class LeRobotStore(EpisodeStore):
         action_key: str = ACTION,
     ) -> None:
         self._meta = meta = read_meta(folder)
-        self.name, self.fingerprint = str(folder), meta.fingerprint()
+        self.name = str(folder)
         cameras = tuple(key for key, one in meta.info.features.items() if one.dtype in ("image", "video"))
         for view in views or cameras or ("(any)",):
             if view not in cameras:
@@ -92,6 +97,25 @@ class LeRobotStore(EpisodeStore):
         for place, picture in zip(order.tolist(), read(view, rows[order], shape), strict=True):
             out[place] = picture
         return out
+
+    def picture_digests(self) -> Digests:
+        """Of the encoded pictures: all of a view up to SAMPLED_BYTES, beyond that evenly spread row groups or
+        blocks of its videos, and of where each episode lies in its video.
+        """
+        rows = np.zeros((len(self.spec.views), self.spec.num_frames), np.uint64)
+        for of_view, view in zip(rows, self.spec.views, strict=True):
+            if (table := self._meta.videos.get(view)) is None:
+                self._columns.digests(view, out=of_view)
+                continue
+            files = dict.fromkeys(table.paths)
+            content = {
+                path: hashlib.sha256(sampled_bytes(path, SAMPLED_BYTES // len(files))).digest()
+                for path in files
+            }
+            for episode, path, start in zip(self.episodes, table.paths, table.from_timestamp, strict=True):
+                here = slice(episode.start, episode.end)
+                of_view[here] = digest(content[path], start.tobytes(), self._times[here].tobytes())
+        return np.array([digest(rows[:, e.start : e.end].tobytes()) for e in self.episodes], np.uint64)
 
     def _video(
         self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
@@ -256,6 +280,13 @@ class _PictureColumns:
         self._files: dict[Path, pq.ParquetFile] = {}
         self._last: dict[str, tuple[int, pa.Array]] = {}
 
+    def digests(self, view: str, out: Digests) -> None:
+        """Writes a digest of each row's encoded picture; rows of groups beyond the sample keep their 0."""
+        sizes = [decoded_bytes(open_parquet(path), [view], group) for path, group in self._groups]
+        for group in range(0, len(sizes), max(1, math.ceil(sum(sizes) / SAMPLED_BYTES))):
+            for row, content in enumerate(self._encoded(view, group), self._starts[group]):
+                out[row] = digest(content.as_py() or b"")
+
     def read(
         self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -293,3 +324,17 @@ class _PictureColumns:
                     raise data_error(f"{path}: {view} holds {encoded.type}.", expected="encoded pictures")
             self._last[view] = (group, encoded)
         return self._last[view][1]
+
+
+def sampled_bytes(path: Path, most: int) -> bytes:
+    """A file's content; its size and evenly spread blocks, at least four, where it is larger than `most`."""
+    size = path.stat().st_size
+    count = max(4, most // _BLOCK)
+    with path.open("rb") as file:
+        if size <= count * _BLOCK:
+            return file.read()
+        parts = [size.to_bytes(8, "little")]
+        for place in np.linspace(0, size - _BLOCK, count).astype(np.int64).tolist():
+            file.seek(place)
+            parts.append(file.read(_BLOCK))
+    return b"".join(parts)

@@ -1,0 +1,85 @@
+"""What a data set says, as digests of each episode: whether two sets are the same, and where they differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import UInt64
+
+Digests = UInt64[np.ndarray, " e"]
+SHOWN_EPISODES = 10
+
+
+def digest(*parts: bytes) -> int:
+    """64 bits of BLAKE2b of the parts, their lengths counted in."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "little") + part)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Digests of what is used of a data set: `spec` of its sizes and rate, the others one for each episode.
+
+    Neither paths nor file sizes nor files that nobody reads count, so that a copy elsewhere is the same set.
+    """
+
+    spec: int
+    episodes: Mapping[str, Digests]
+
+    @property
+    def fingerprint(self) -> str:
+        """One text of 32 characters for all of it."""
+        parts = [
+            self.spec.to_bytes(8, "little"),
+            *(self.episodes[name].tobytes() for name in sorted(self.episodes)),
+        ]
+        return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"spec": f"{self.spec:016x}"} | {
+            name: many.tobytes().hex() for name, many in self.episodes.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str]) -> Self:
+        """Of what `to_dict` gave."""
+        episodes = {
+            name: np.frombuffer(bytes.fromhex(text), np.uint64)
+            for name, text in values.items()
+            if name != "spec"
+        }
+        return cls(int(values["spec"], 16), episodes)
+
+    def differences(self, before: Content) -> list[str]:
+        """Where this set is not as it was `before`, such as "actions differ in episodes 0 to 5"."""
+        if self.spec != before.spec:
+            return ["the sizes, cameras or rate differ"]
+        lengths = {len(many) for content in (self, before) for many in content.episodes.values()}
+        if len(lengths) > 1:
+            counts = [len(next(iter(content.episodes.values()))) for content in (before, self)]
+            return [f"it had {counts[0]} episodes and has {counts[1]}"]
+        return [
+            f"{name} differ in {_ranges(np.flatnonzero(many != before.episodes[name]).tolist())}"
+            for name, many in self.episodes.items()
+            if not np.array_equal(many, before.episodes[name])
+        ]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending episode numbers in words: "episode 3", "episodes 0 to 5, 8"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    words = [" to ".join(map(str, span)) for span in spans[:SHOWN_EPISODES]]
+    more = f" and {len(spans) - SHOWN_EPISODES} more ranges" if len(spans) > SHOWN_EPISODES else ""
+    return f"episode{'s' if len(numbers) > 1 else ''} {', '.join(words)}{more}"

@@ -1,0 +1,20 @@
+"""A sample of the damaged data sets and odd configs that the benchmarks go through by the thousand."""
+
+from __future__ import annotations
+
+import damaged_data
+import damaged_sets
+import odd_configs
+from bounded_process import BAD
+
+
+def test_damaged_sets_are_read_as_they_are_or_refused() -> None:
+    outcomes = damaged_data.outcomes_of(list(damaged_sets.LINES), 60)
+    assert len(outcomes) == 60
+    assert [one for one in outcomes if one.kind in BAD] == []
+    assert {"taken", "refused"} == {one.kind for one in outcomes}
+
+
+def test_odd_configs_are_refused_with_a_message() -> None:
+    outcomes = odd_configs.outcomes_of(90)
+    assert [one for one in outcomes if one.kind in BAD] == []
