@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class FrozenConfig(BaseModel):
@@ -18,7 +18,7 @@ class FrozenConfig(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _as_given(cls, raw: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+    def _as_given(cls, raw: Any, validate: Callable[[Any], Self]) -> Self:
         config = validate(raw)
         for key, given in raw.items() if isinstance(raw, Mapping) else ():
             if _converted(given, getattr(config, key, given)):

@@ -236,12 +236,12 @@ _READ_OTHERWISE = ("bool", "float", "int", "timestamp")
 
 class _Loader(yaml.SafeLoader):
     """PyYAML follows YAML 1.1: it reads off, on, yes, no as booleans, 1e-3 as text, 010 as 8 and 1:30
-    as 90, makes dates, and of two equal keys silently keeps the last. This loader does none of that, and counts what it composes."""
+    as 90, makes dates, and of two equal keys silently keeps the last. This loader does none of that, and
+    counts what it composes.
+    """
 
     yaml_implicit_resolvers: ClassVar = {
-        first: [
-            pair for pair in pairs if pair[0].rpartition(":")[2] not in ("bool", "float", "int", "timestamp")
-        ]
+        first: [pair for pair in pairs if pair[0].rpartition(":")[2] not in _READ_OTHERWISE]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors: ClassVar = {
