@@ -29,12 +29,11 @@ from tutti.objectives.term import Term, TermValue
 from tutti.objectives.terms.alignment import takes_part
 from tutti.objectives.unified import UnifiedLoss
 from tutti.plugin import CUSTOM
-from tutti.training.balancing_feedback import reevaluate
 from tutti.training.device import resolve_machine
 from tutti.training.diagnostics import first_batch
 from tutti.training.rng import rng_state
 from tutti.training.strategy import EndToEndConfig, Strategy
-from tutti.training.update import Update
+from tutti.training.update import Reevaluation, Update
 from tutti.types import Batch, Features, LossTerms, masked_mean
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -204,7 +203,7 @@ def test_a_second_look_at_the_micro_batches_is_that_of_the_large_batch() -> None
 
         point = Strategy(EndToEndConfig().phases(), steps=1).at(0)
         update = Update(step=0, point=point, counting=loss.names, batches=batches)
-        return reevaluate(update, evaluate, machine, rng_state())
+        return Reevaluation(loss, evaluate, machine).means(update, rng_state())
 
     assert means(cut(uneven(1), PARTS)) == pytest.approx(means([uneven(1)]), rel=1e-12)
 

@@ -24,8 +24,8 @@ from tutti.models.config import ActionDecoderConfig
 from tutti.objectives.config import BalancingConfig, TermConfig
 from tutti.plugin import CUSTOM
 from tutti.training.backward.aggregators import AggregatorConfig
-from tutti.training.backward.gradient_mask import OBJECTIVE
 from tutti.training.backward.kinds import BackwardConfig
+from tutti.training.backward.masked import OBJECTIVE
 from tutti.training.backward.term_gradients import Gradients, term_gradients
 from tutti.training.records import read_records
 from tutti.training.strategy import StrategyConfig

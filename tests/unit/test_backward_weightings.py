@@ -11,8 +11,7 @@ from torch import Tensor
 from torchjd import aggregation
 from torchjd.linalg import QuadprogProjector
 
-from tutti.training.backward.aggregators import AggregatorConfig
-from tutti.training.backward.weightings import Weighting
+from tutti.training.backward.aggregators import AggregatorConfig, Weighting
 from tutti.training.rng import own_randomness
 
 PROJECTOR = QuadprogProjector(norm_eps=0.0, reg_eps=1e-4)
@@ -96,11 +95,8 @@ def two(cosine: float) -> Tensor:
 
 def test_the_gate_is_the_cosine_or_nothing() -> None:
     gate = build("cosine_gate", smoothing=0.0)
-    assert [gate.weights(two(c), TERMS[:2]).tolist() for c in (0.5, -0.5, 1.0)] == [
-        pytest.approx([1.0, 0.5]),
-        [1.0, 0.0],
-        pytest.approx([1.0, 1.0]),
-    ]
+    for cosine, weight in {0.5: 0.5, -0.5: 0.0, 1.0: 1.0}.items():
+        assert gate.weights(two(cosine), TERMS[:2]).tolist() == pytest.approx([1.0, weight])
 
 
 def test_the_smoothed_gate_is_a_running_mean_without_the_bias_of_its_start() -> None:
@@ -111,7 +107,5 @@ def test_the_smoothed_gate_is_a_running_mean_without_the_bias_of_its_start() -> 
     still = torch.tensor([[4.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
     assert gate.weights(still, TERMS[:2])[1].item() == pytest.approx(2 / 15)
     assert gate.weights(two(-0.9), ("action", "align"))[1].item() == 0.0
-    assert gate.weights(two(0.4), ("action", "late"))[1].item() == pytest.approx(
-        0.4
-    )  # a memory for each term
+    assert gate.weights(two(0.4), ("action", "late"))[1].item() == pytest.approx(0.4)  # each has a memory
     assert build("cosine_gate").weights(still, TERMS[:2]).tolist() == [1.0, 0.0]

@@ -32,7 +32,7 @@ from tutti.config.run_config import json_schema, load_config
 from tutti.models.config import ActionDecoderConfig, CustomDecoderConfig, ModelConfig
 from tutti.models.describe import describe
 from tutti.objectives.terms.actions import ChunkTerm
-from tutti.training.optim.ema import Ema
+from tutti.training.optim.averages import Ema
 from tutti.training.optim.optimizers import output_heads
 from tutti.types import Tokens, UserError, masked_mean
 

@@ -38,7 +38,7 @@ MAX_TOUR_LINES = 1000
 FORBIDDEN = {"utils.py", "helpers.py", "common.py", "base.py"}
 ROOMS_OF_TRAINING = (
     *("rng", "signals", "metric_names", "data_feed", "optim", "strategy", "device", "records"),
-    *("backward", "parallel", "update", "state", "checkpointing", "validation", "balancing_feedback"),
+    *("backward", "parallel", "state", "update", "checkpointing", "validation"),
     *("faults", "diagnostics", "config", "trainer"),
 )
 """Files and folders of tutti.training, each of which imports only those before it."""

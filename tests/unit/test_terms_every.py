@@ -23,7 +23,7 @@ from tutti.objectives.config import DEFAULT_KINDS, ObjectiveConfig, TermConfig
 from tutti.objectives.unified import UnifiedLoss
 from tutti.plugin import CUSTOM
 from tutti.training.metric_names import METRICS, describe_metric
-from tutti.training.optim.ema import Ema
+from tutti.training.optim.averages import Ema
 from tutti.training.optim.optimizers import AdamWConfig
 from tutti.types import Batch
 

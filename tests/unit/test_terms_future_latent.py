@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fixtures.term_batches import SPEC, as_double, make_batch, make_loss, make_model, reached
 from tutti.models.vla import VLA
 from tutti.objectives.terms.future_latent import FutureLatentConfig, FutureLatentTerm
-from tutti.training.optim.ema import Ema
+from tutti.training.optim.averages import Ema
 from tutti.training.optim.optimizers import AdamWConfig, MuonConfig
 from tutti.types import Batch, Features, Future, Tokens, UserError
 

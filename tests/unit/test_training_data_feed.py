@@ -49,40 +49,19 @@ def at_once(batch: Batch) -> Callable[[], Batch]:
     return lambda: batch
 
 
-def test_every_batch_comes_once_and_in_order() -> None:
-    prefetcher = DevicePrefetcher(Counting(), at_once)
-    assert [number(next(prefetcher)) for _ in range(5)] == [0, 1, 2, 3, 4]
-    prefetcher.close()
-
-
-def test_the_next_batch_moves_while_the_present_one_is_used() -> None:
-    started = [threading.Event() for _ in range(4)]
+@pytest.mark.parametrize("depth", [1, 3])
+def test_as_many_move_ahead_as_an_update_takes_at_once(depth: int) -> None:
+    started = [threading.Event() for _ in range(2 * depth + 1)]
 
     def move(batch: Batch) -> Callable[[], Batch]:
         started[number(batch)].set()
         return lambda: batch
 
-    prefetcher = DevicePrefetcher(Counting(), move)
-    assert number(next(prefetcher)) == 0
-    assert started[1].wait(timeout=10)  # without another call
-    assert not started[2].wait(timeout=0.05)  # one batch ahead, not two
-    prefetcher.close()
-
-
-def test_as_many_move_ahead_as_an_update_takes_at_once() -> None:
-    started = [threading.Event() for _ in range(7)]
-
-    def move(batch: Batch) -> Callable[[], Batch]:
-        started[number(batch)].set()
-        return lambda: batch
-
-    prefetcher = DevicePrefetcher(Counting(), move, depth=3)
-    assert [number(next(prefetcher)) for _ in range(3)] == [0, 1, 2]
-    assert all(started[ahead].wait(timeout=10) for ahead in (3, 4, 5))
-    assert not started[6].wait(timeout=0.05)
-    assert prefetcher.state_dict() == {"position": 3}
-    prefetcher.close()
-    assert [number(next(prefetcher)) for _ in range(2)] == [3, 4]
+    prefetcher = DevicePrefetcher(Counting(), move, depth=depth)
+    assert [number(next(prefetcher)) for _ in range(depth)] == [*range(depth)]
+    assert all(started[ahead].wait(timeout=10) for ahead in range(2 * depth))  # without another call
+    assert not started[2 * depth].wait(timeout=0.05)
+    assert prefetcher.state_dict() == {"position": depth}
     prefetcher.close()
 
 
@@ -98,29 +77,20 @@ def test_what_waits_for_the_arrival_is_called_when_the_batch_is_handed_out() -> 
     prefetcher.close()
 
 
-def test_the_batch_ahead_does_not_count_in_the_state() -> None:
-    prefetcher = DevicePrefetcher(Counting(), at_once)
-    assert prefetcher.state_dict() == {"position": 0}
-    for handed_out in (1, 2, 3):
-        next(prefetcher)
-        assert prefetcher.state_dict() == {"position": handed_out}
-    saved = prefetcher.state_dict()
-    prefetcher.close()
-    resumed = DevicePrefetcher(Counting(), at_once)
-    resumed.load_state_dict(saved)
-    assert number(next(resumed)) == 3
-    resumed.close()
-
-
-def test_closing_puts_the_loader_behind_what_was_handed_out() -> None:
+def test_every_batch_comes_once_and_the_one_ahead_does_not_count_in_the_state() -> None:
     loader = Counting()
     prefetcher = DevicePrefetcher(loader, at_once)
-    next(prefetcher)
-    next(prefetcher)
+    for handed_out in range(3):
+        assert prefetcher.state_dict() == {"position": handed_out}
+        assert number(next(prefetcher)) == handed_out
+    saved = prefetcher.state_dict()
     prefetcher.close()
-    assert loader.position == 2
-    assert number(next(prefetcher)) == 2  # it goes on
-    prefetcher.close()
+    assert saved == loader.state_dict() == {"position": 3}  # behind what was handed out
+    resumed = DevicePrefetcher(Counting(), at_once)
+    resumed.load_state_dict(saved)
+    for again in (prefetcher, resumed):
+        assert number(next(again)) == 3
+        again.close()
 
 
 def test_a_loader_that_fails_is_heard_when_its_batch_is_due() -> None:

@@ -66,7 +66,7 @@ def test_a_process_that_gets_sigterm_ends_with_0(tmp_path: Path) -> None:
 def test_a_second_signal_ends_at_once() -> None:
     with pytest.raises(SystemExit) as caught, Interruptible() as interrupt:
         signal.raise_signal(signal.SIGTERM)
-        assert interrupt.requested
+        assert interrupt.received == signal.SIGTERM
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.code == 128 + signal.SIGTERM
     with pytest.raises(KeyboardInterrupt), Interruptible():
@@ -77,7 +77,7 @@ def test_a_second_signal_ends_at_once() -> None:
 def test_ctrl_c_is_still_a_keyboard_interrupt(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Interruptible() as interrupt:
         signal.raise_signal(signal.SIGINT)
-        interrupt.leave(3, tmp_path)
+        interrupt.leave(3, tmp_path, signal.SIGINT)
 
 
 @pytest.mark.parametrize("where", ["run", "checkpoints"])

@@ -89,20 +89,6 @@ def test_without_factors_there_is_one_group_a_part_as_before() -> None:
     ]
 
 
-def test_a_step_moves_each_layer_by_its_rate() -> None:
-    """The first step of AdamW moves every entry by lr * sign(g)."""
-    model = Model()
-    optimizer = AdamWConfig(lr=0.01, weight_decay=0.0, layer_decay=0.5).build(model, nn.Identity())
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    for layer, factor in {"stem": 0.125, "blocks.0": 0.25, "blocks.2": 1.0}.items():
-        name = f"vision.{layer}.weight"
-        moved = before[name] - model.get_parameter(name)
-        assert torch.allclose(moved, torch.full_like(moved, 0.01 * factor), rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [

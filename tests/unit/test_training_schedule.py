@@ -10,48 +10,42 @@ from pydantic import ValidationError
 
 from fixtures.run_equality import differing, killed_and_resumed
 from fixtures.toy_training import BATCH, Data, config, make_trainer
-from tutti.training.optim.batch_ramp import BatchRampConfig
-from tutti.training.optim.schedules import ConstantConfig, CosineConfig, LinearConfig, WsdConfig
+from tutti.training.optim.schedules import (
+    BatchRampConfig,
+    ConstantConfig,
+    DecayConfig,
+    ScheduleConfig,
+    WsdConfig,
+)
 from tutti.training.records import read_records
 
-
-def test_constant_warms_up_and_stays() -> None:
-    constant = ConstantConfig(warmup=4)
-    assert [constant.factor(step, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1.0, 1.0, 1.0]
-
-
-def test_linear_is_a_straight_line_from_the_warm_up_to_its_final_factor() -> None:
-    linear = LinearConfig(warmup=10, final=0.2)
-    assert [linear.factor(step, 110) for step in (4, 9, 10, 60, 110)] == pytest.approx(
-        [0.5, 1.0, 1.0, 0.6, 0.2]
-    )
-    assert LinearConfig(warmup=0).factor(75, 100) == pytest.approx(0.25)
+LINEAR, COSINE = (
+    DecayConfig(kind="linear", warmup=10, final=0.2),
+    DecayConfig(kind="cosine", warmup=10, final=0.1),
+)
 
 
-def test_the_last_share_of_the_steps_decays() -> None:
-    wsd = WsdConfig(warmup=5, decay=0.2)
-    assert [wsd.factor(step, 100) for step in (2, 4, 50, 80, 85, 95, 99)] == pytest.approx(
-        [0.6, 1.0, 1.0, 1.0, 0.75, 0.25, 0.05]
-    )
-    assert WsdConfig(warmup=0, decay=0.2, shape="1-sqrt").factor(85, 100) == pytest.approx(0.5)
-
-
-def test_behind_the_last_step_every_schedule_stays_at_its_end() -> None:
-    """A run that goes on behind the end of its schedule, as a fork of another length may."""
-    assert LinearConfig(warmup=0, final=0.1).factor(130, 100) == pytest.approx(0.1)
-    assert CosineConfig(warmup=0, final=0.1).factor(130, 100) == pytest.approx(0.1)
-    assert WsdConfig(warmup=0).factor(130, 100) == 0.0
-
-
-def test_a_cool_down_can_begin_at_a_step_of_its_own() -> None:
-    wsd = WsdConfig(warmup=0, decay_from=3000)
-    assert [wsd.factor(step, 3600) for step in (2999, 3000, 3300, 3599)] == pytest.approx(
-        [1.0, 1.0, 0.5, 1 / 600]
-    )
-    root = WsdConfig(warmup=0, decay_from=3000, shape="1-sqrt")
-    assert root.factor(3150, 3600) == pytest.approx(0.5)
-    assert WsdConfig(warmup=0, decay=0.5).factor(75, 100) == pytest.approx(0.5)  # a share, as before
-    assert WsdConfig(warmup=0, decay_from=100).factor(99, 100) == 1.0
+@pytest.mark.parametrize(
+    ("schedule", "steps", "expected"),
+    [
+        (ConstantConfig(warmup=4), 100, {0: 0.25, 1: 0.5, 3: 1.0, 4: 1.0, 99: 1.0}),
+        # Behind the last step every schedule stays at its end, as a fork of another length may go on.
+        (LINEAR, 110, {4: 0.5, 9: 1.0, 10: 1.0, 60: 0.6, 110: 0.2, 130: 0.2}),
+        (DecayConfig(kind="linear", warmup=0), 100, {75: 0.25}),
+        (COSINE, 110, {4: 0.5, 10: 1.0, 60: 0.55, 110: 0.1, 130: 0.1}),
+        (WsdConfig(warmup=10, decay=0.5), 100, {0: 0.1, 4: 0.5, 9: 1.0, 50: 1.0, 75: 0.5, 99: 0.02}),
+        (WsdConfig(warmup=5, decay=0.2), 100, {2: 0.6, 4: 1.0, 50: 1.0, 80: 1.0, 85: 0.75, 99: 0.05}),
+        (WsdConfig(warmup=0, decay=0.2, shape="1-sqrt"), 100, {80: 1.0, 85: 0.5, 90: 1 - 0.5**0.5}),
+        (WsdConfig(warmup=0, decay=0.0), 100, {99: 1.0}),
+        (WsdConfig(warmup=0), 100, {130: 0.0}),
+        # A cool-down that begins at a step of its own.
+        (WsdConfig(warmup=0, decay_from=3000), 3600, {2999: 1.0, 3000: 1.0, 3300: 0.5, 3599: 1 / 600}),
+        (WsdConfig(warmup=0, decay_from=3000, shape="1-sqrt"), 3600, {3150: 0.5}),
+        (WsdConfig(warmup=0, decay_from=100), 100, {99: 1.0}),
+    ],
+)
+def test_a_schedule_by_hand(schedule: ScheduleConfig, steps: int, expected: dict[int, float]) -> None:
+    assert {step: schedule.factor(step, steps) for step in expected} == pytest.approx(expected)
 
 
 def stages(*pairs: tuple[float, int], **settings: Any) -> BatchRampConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fixtures.checkpoints import load_latest
-from fixtures.run_equality import differing
+from fixtures.run_equality import differing, equal, leaves
 from fixtures.vla_training import TERMS, Data, make_batch, make_trainer
 from tutti.training.records import read_records
 from tutti.training.strategy import PARTS, Phase, Strategy, StrategyConfig
@@ -36,58 +37,47 @@ def phases(kind: str, **settings: Any) -> tuple[Phase, ...]:
     return config.phases()
 
 
-def part_weights(trainer: Trainer, part: str) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in getattr(trainer.model, part).state_dict().items()}
+Weights = dict[str, dict[str, Tensor]]
 
 
-def moved(trainer: Trainer, before: dict[str, dict[str, Tensor]]) -> set[str]:
-    return {
-        part
-        for part, weights in before.items()
-        if any(not torch.equal(value, weights[name]) for name, value in part_weights(trainer, part).items())
-    }
+def part_weights(trainer: Trainer) -> Weights:
+    """The weights by part."""
+    parts = {part: getattr(trainer.model, part).state_dict() for part in PARTS}
+    return {part: {name: value.clone() for name, value in own.items()} for part, own in parts.items()}
 
 
-def moments(trainer: Trainer, part: str) -> list[dict[str, Tensor]]:
-    """The optimiser's state of each parameter of a part."""
-    found: list[dict[str, Tensor]] = []
-    for optimizer in trainer.optimizer.optimizers.values():
-        for group in optimizer.param_groups:
-            if group["part"] == part:
-                found += [
-                    {key: torch.as_tensor(value).clone() for key, value in optimizer.state[p].items()}
-                    for p in group["params"]
-                ]
-    return found
+def changed(before: Weights, after: Weights) -> set[str]:
+    return {p for p, old in before.items() if any(not torch.equal(old[n], w) for n, w in after[p].items())}
 
 
-def same(one: list[dict[str, Tensor]], two: list[dict[str, Tensor]]) -> bool:
-    return len(one) == len(two) and all(
-        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-        for a, b in zip(one, two, strict=True)
-    )
+def moments(trainer: Trainer, *parts: str) -> dict[str, Any]:
+    """The optimiser's state of each parameter of these parts."""
+    found = [
+        deepcopy(optimizer.state[parameter])
+        for optimizer in trainer.optimizer.optimizers.values()
+        for group in optimizer.param_groups
+        if group["part"] in parts
+        for parameter in group["params"]
+    ]
+    return leaves(found)
+
+
+def same(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    return one.keys() == two.keys() and all(equal(value, two[name]) for name, value in one.items())
 
 
 # --- the plan
 
 
-def test_phases_end_at_their_cumulated_share() -> None:
-    strategy = Strategy(phases("progressive"), steps=20)
+def test_phases_end_at_their_cumulated_share_of_the_steps() -> None:
+    strategy = Strategy(phases("progressive"), steps=20, warmup=10)  # it matters only where schedules restart
     assert strategy.ends == (3, 6, 20)
     assert [strategy.at(step).index for step in (0, 2, 3, 5, 6, 19)] == [0, 0, 1, 1, 2, 2]
-
-
-def test_shares_are_relative_and_the_last_phase_ends_with_the_run() -> None:
-    thirds = [Phase(name=str(number), share=5) for number in range(3)]
-    assert Strategy(thirds, steps=10).ends == (3, 7, 10)
-    assert Strategy(thirds, steps=10).at(25).index == 2
-
-
-def test_every_step_belongs_to_one_phase_in_their_order() -> None:
-    strategy = Strategy(phases("progressive", shares=[0.21, 0.17, 0.62]), steps=97)
-    indices = [strategy.at(step).index for step in range(97)]
-    assert indices == sorted(indices)
-    assert [indices.count(number) for number in range(3)] == [20, 17, 60]
+    assert [(strategy.at(s).step, strategy.at(s).steps) for s in (2, 3, 19)] == [(2, 20), (3, 20), (19, 20)]
+    thirds = Strategy([Phase(name=str(number), share=5) for number in range(3)], steps=10)
+    assert thirds.ends == (3, 7, 10) and thirds.at(25).index == 2
+    uneven = Strategy(phases("progressive", shares=[0.21, 0.17, 0.62]), steps=97)
+    assert [uneven.at(step).index for step in range(97)] == [0] * 20 + [1] * 17 + [2] * 60
 
 
 def test_restarted_phases_read_schedules_from_their_own_beginning() -> None:
@@ -97,22 +87,13 @@ def test_restarted_phases_read_schedules_from_their_own_beginning() -> None:
     assert (second.step, second.steps, second.progress) == (0, 6, 0.0)
 
 
-def test_other_phases_share_one_schedule() -> None:
-    strategy = Strategy(phases("progressive"), steps=20)
-    assert [(strategy.at(s).step, strategy.at(s).steps) for s in (2, 3, 19)] == [(2, 20), (3, 20), (19, 20)]
-
-
 @pytest.mark.parametrize(
     ("kind", "settings", "expected"),
     [
         ("end_to_end", {}, [((), TERMS)]),
         ("action_only", {}, [((), ("action",))]),
         ("two_stage", {}, [((), ("align", "recon", "state")), ((), ("action",))]),
-        (
-            "two_stage_frozen",
-            {},
-            [((), ("align", "recon", "state")), (("vision", "language"), ("action",))],
-        ),
+        ("two_stage_frozen", {}, [((), ("align", "recon", "state")), (("vision", "language"), ("action",))]),
         ("progressive", {}, [(("fusion", "action"), TERMS), (("action",), TERMS), ((), TERMS)]),
         (
             "progressive",
@@ -137,39 +118,18 @@ def test_a_phase_may_name_terms_and_leave_some_of_them_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "steps", "warmup", "message"),
+    ("given", "message"),
     [
-        ([{"name": "a", "share": 1}, {"name": "b", "share": 99}], 10, 0, "'a' gets none of 10 steps"),
-        (
-            [{"name": "a", "share": 1, "restart_schedules": True}],
-            5,
-            5,
-            r"'a' has 5 steps, but .* warms up for 5.*Lower",
-        ),
-        (
-            [{"name": "a", "share": 1, "terms": ["alig"]}],
-            5,
-            0,
-            "names the term alig; the objective has align",
-        ),
-        ([{"name": "a", "share": 1, "exclude_terms": ["depth"]}], 5, 0, "names the term depth"),
-        ([{"name": "a", "share": 1, "exclude_terms": list(TERMS)}], 5, 0, "no term counts in phase 'a'"),
+        ([{"name": "a", "share": 1}, {"name": "b", "share": 99}], "'a' gets none of 5 steps"),
+        ([{"name": "a", "share": 1, "restart_schedules": True}], r"'a' has 5 steps, but .* warms up for 5"),
+        ([{"name": "a", "share": 1, "terms": ["alig"]}], "names the term alig; the objective has align"),
+        ([{"name": "a", "share": 1, "exclude_terms": ["depth"]}], "names the term depth"),
+        ([{"name": "a", "share": 1, "exclude_terms": list(TERMS)}], "no term counts in phase 'a'"),
     ],
 )
-def test_impossible_phases_are_refused_by_name(
-    given: list[dict[str, Any]], steps: int, warmup: int, message: str
-) -> None:
+def test_impossible_phases_are_refused_by_name(given: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Strategy([Phase.model_validate(phase) for phase in given], steps=steps, warmup=warmup, terms=TERMS)
-
-
-def test_two_stages_without_a_term_besides_the_action_are_refused() -> None:
-    with pytest.raises(UserError, match="no term counts in phase 'representation'"):
-        Strategy(phases("two_stage"), steps=10, terms=("action",))
-
-
-def test_warm_up_matters_only_where_schedules_restart() -> None:
-    assert Strategy(phases("progressive"), steps=20, warmup=10).ends == (3, 6, 20)
+        Strategy([Phase.model_validate(phase) for phase in given], steps=5, warmup=5, terms=TERMS)
 
 
 @pytest.mark.parametrize(
@@ -198,38 +158,31 @@ def test_impossible_configs_are_refused(given: dict[str, Any], message: str) -> 
 
 
 @pytest.mark.parametrize("kind", PRESETS)
-def test_preset_trains_every_part_that_its_terms_reach(kind: str, tmp_path: Path) -> None:
+def test_preset_trains_every_part_that_its_terms_reach_and_reports_no_other(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer = make_trainer(tmp_path, PRESETS[kind], validation={"every": 6})
-    before = {part: part_weights(trainer, part) for part in PARTS}
-    trainer.fit(Data())
-    assert moved(trainer, before) == set(PARTS)
+    before = part_weights(trainer)
+    with caplog.at_level("WARNING", logger="tutti.training"):
+        trainer.fit(Data())
+    assert changed(before, part_weights(trainer)) == set(PARTS) and "gets no gradient" not in caplog.text
     records = [record for record in read_records(tmp_path) if record["kind"] == "train"]
     assert records[-1]["step"] == 12
     assert all(torch.isfinite(torch.tensor(record["loss/total"])) for record in records)
     assert ("strategy/phase" in records[0]) == (len(trainer.strategy.phases) > 1)
 
 
-def test_terms_that_do_not_count_are_neither_computed_nor_recorded(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, {"kind": "two_stage"}, validation={"every": 6})
-    trainer.fit(Data())
-    records = read_records(tmp_path)
-    names = {
-        record["step"]: {name for name in TERMS if f"loss/{name}/raw" in record}
-        for record in records
-        if record["kind"] == "train"
-    }
-    assert names[6] == {"align", "recon", "state"}
-    assert names[8] == names[12] == {"action"}
-    held = {r["step"]: {n for n in TERMS if f"valid/{n}" in r} for r in records if r["kind"] == "validation"}
-    assert held == {6: {"align", "recon", "state"}, 12: {"action"}}
-
-
-def test_learning_rate_warms_up_again_where_a_phase_restarts(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, {"kind": "two_stage"}, log_every=1)
-    trainer.fit(Data())
-    factors = [record["optim/lr_factor"] for record in read_records(tmp_path) if record["kind"] == "train"]
-    assert factors[:6] == factors[6:]
-    assert factors[0] == 0.5 and factors[5] < 1
+def test_a_stage_computes_only_its_terms_and_warms_up_again(tmp_path: Path) -> None:
+    make_trainer(tmp_path, {"kind": "two_stage"}, validation={"every": 6}, log_every=1).fit(Data())
+    train = [record for record in read_records(tmp_path) if record["kind"] == "train"]
+    computed = [{name for name in TERMS if f"loss/{name}/raw" in record} for record in train]
+    assert computed == [{"align", "recon", "state"}] * 6 + [{"action"}] * 6
+    held = [
+        {n for n in TERMS if f"valid/{n}" in r} for r in read_records(tmp_path) if r["kind"] == "validation"
+    ]
+    assert held == [{"align", "recon", "state"}, {"action"}]
+    factors = [record["optim/lr_factor"] for record in train]
+    assert factors[:6] == factors[6:] and factors[0] == 0.5 and factors[5] < 1
 
 
 def test_weight_schedules_run_over_a_restarted_phase_and_over_the_run_otherwise(tmp_path: Path) -> None:
@@ -262,26 +215,19 @@ def test_frozen_part_gets_no_update_and_keeps_its_moments_to_the_bit(optimizer: 
             {"name": "again", "share": 1},
         ],
     }
-    weights: dict[int, dict[str, dict[str, Tensor]]] = {}
-    states: dict[int, list[dict[str, Tensor]]] = {}
+    weights: dict[int, Weights] = {}
+    states: dict[int, dict[str, Any]] = {}
 
     def look(step: int, steps: int, latest: dict[str, float]) -> None:
-        weights[step] = {part: part_weights(trainer, part) for part in PARTS}
-        states[step] = moments(trainer, "vision") + moments(trainer, "language")
+        weights[step] = part_weights(trainer)
+        states[step] = moments(trainer, "vision", "language")
 
     trainer = make_trainer(tmp_path, strategy, look, optimizer={"kind": optimizer})
     trainer.fit(Data())
-    for part in ("vision", "language"):
-        assert all(torch.equal(value, weights[8][part][name]) for name, value in weights[4][part].items())
     assert states[4] and same(states[4], states[8])
     assert not same(states[8], states[12])
-    assert moved(trainer, weights[8]) == set(PARTS)
-    changed = {
-        part
-        for part in PARTS
-        if any(not torch.equal(value, weights[8][part][name]) for name, value in weights[4][part].items())
-    }
-    assert changed == {"fusion", "action"}
+    assert changed(weights[8], part_weights(trainer)) == set(PARTS)
+    assert changed(weights[4], weights[8]) == {"fusion", "action"}
 
 
 def test_a_factor_scales_the_learning_rate_of_its_part_alone(tmp_path: Path) -> None:
@@ -312,23 +258,14 @@ def test_what_the_model_itself_keeps_fixed_stays_fixed_in_every_phase(tmp_path: 
     assert not fixed.requires_grad and torch.equal(fixed, before)
 
 
-@pytest.mark.parametrize("kind", PRESETS)
-def test_nothing_that_is_meant_to_stand_still_is_reported_as_unreached(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level("WARNING", logger="tutti.training"):
-        make_trainer(tmp_path, PRESETS[kind]).fit(Data())
-    assert "gets no gradient" not in caplog.text
-
-
 def test_a_rehearsed_step_is_that_of_its_phase(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, {"kind": "two_stage_frozen"})
     stream = iter([make_batch(number) for number in range(4)])
-    before = {part: part_weights(trainer, part) for part in PARTS}
+    before = part_weights(trainer)
     trainer.rehearse(stream, 8)
-    assert moved(trainer, before) <= {"fusion", "action"}
+    assert changed(before, part_weights(trainer)) <= {"fusion", "action"}
     trainer.rehearse(stream, 2)
-    assert "vision" in moved(trainer, before)
+    assert "vision" in changed(before, part_weights(trainer))
 
 
 # --- resume

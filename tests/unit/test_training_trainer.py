@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fixtures.checkpoints import load_latest
-from fixtures.toy_training import Data, Model, TwoTerms, config, make_batch, make_trainer
+from fixtures.toy_training import Data, Model, TwoTerms, config, make_trainer
 from tutti.distributed.cores import usable_cores
-from tutti.storage.checkpoint import checkpoints
 from tutti.training.config import TrainingConfig
 from tutti.training.device import resolve_machine
 from tutti.training.faults.non_finite import NonFiniteError
@@ -77,42 +74,6 @@ def test_every_recorded_metric_is_described_and_the_total_is_the_weighted_sum(tm
             assert {"valid/action", "valid/total", "valid_raw/action", "valid/metric/recon/scale"} < names
 
 
-def test_accumulated_batches_equal_one_big_batch(tmp_path: Path) -> None:
-    """In float64, for terms that are means: two batches of 4 move the weights like one batch of 8."""
-
-    def trained(folder: Path, accumulation: int, batches: list[Batch]) -> Trainer:
-        torch.manual_seed(0)
-        model = Model(dropout=0.0).double()
-        objective = TwoTerms().double()
-        trainer = Trainer(
-            config(accumulation=accumulation, validation={"every": 0}), model, objective, folder
-        )
-        stream = iter(batches)
-        for _ in range(3):
-            trainer.update(stream)
-        return trainer
-
-    def double(batch: Batch) -> Batch:
-        observation = replace(batch.observation, state=batch.observation.state.double())
-        return replace(batch, observation=observation, actions=batch.actions.double())
-
-    def join(a: Batch, b: Batch) -> Batch:
-        tensors = ("actions", "action_mask", "instruction_id", "embodiment", "window")
-        pairs = (a.observation, b.observation)
-        names = ("images", "image_mask", "text", "text_mask", "state")
-        observation = type(a.observation)(**{n: torch.cat([getattr(o, n) for o in pairs]) for n in names})
-        return Batch(
-            observation=observation, **{n: torch.cat([getattr(a, n), getattr(b, n)]) for n in tensors}
-        )
-
-    small = [double(make_batch(seed)) for seed in range(6)]
-    big = [join(small[i], small[i + 1]) for i in (0, 2, 4)]
-    one, other = trained(tmp_path / "a", 2, small), trained(tmp_path / "b", 1, big)
-    for name, value in one.model.state_dict().items():
-        assert torch.allclose(value, other.model.state_dict()[name], rtol=0, atol=1e-9), name
-    assert one.counters.samples == other.counters.samples == 24
-
-
 def test_clipping_scales_the_step_and_is_counted(tmp_path: Path) -> None:
     make_trainer(tmp_path / "tight", gradients={"clip_norm": 1e-3}, steps=6).fit(Data())
     make_trainer(tmp_path / "off", gradients={"clip_norm": "off"}, steps=6).fit(Data())
@@ -156,35 +117,15 @@ def test_parameters_without_gradient_are_reported(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.WARNING, "tutti.training"):
         trainer.fit(Data())
     told = [record.getMessage() for record in caplog.records]
-    assert (
-        sum("parameter model.forgotten.weight gets no gradient after the first step" in t for t in told) == 1
-    )
+    assert sum("parameter model.forgotten.weight gets no gradient" in t for t in told) == 1
     assert not any("model.stem.weight" in t for t in told)
 
 
-def test_ctrl_c_saves_the_step_and_a_second_run_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    def interrupt(step: int, steps: int, metrics: dict[str, float]) -> None:
-        if step == 7:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(tmp_path / "a", progress=interrupt).fit(Data())
-    assert [folder.name for folder in checkpoints(tmp_path / "a")] == ["step-000007"]
-    resumed, straight = make_trainer(tmp_path / "a"), make_trainer(tmp_path / "b")
-    resumed.fit(Data())
-    straight.fit(Data())
-    expected = straight.model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
-    assert resumed.counters.latest["valid/total"] == straight.counters.latest["valid/total"]
-
-
 def test_validation_changes_nothing_in_training(tmp_path: Path) -> None:
-    often, never = (
-        make_trainer(tmp_path / "a", validation={"every": 1}),
-        make_trainer(tmp_path / "b", validation={"every": 0}),
-    )
-    often.fit(Data())
-    never.fit(Data())
+    often = make_trainer(tmp_path / "a", validation={"every": 1})
+    never = make_trainer(tmp_path / "b", validation={"every": 0})
+    for trainer in (often, never):
+        trainer.fit(Data())
     expected = never.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in often.model.state_dict().items())
     assert often.model.training and often.model.get_submodule("dropout").training

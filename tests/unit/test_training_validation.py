@@ -15,7 +15,7 @@ from fixtures.toy_training import BATCH, Data, make_batch, make_trainer
 from tutti.distributed.world import ONE_PROCESS
 from tutti.objectives.objective import Objective
 from tutti.training.device import resolve_machine
-from tutti.training.parallel.ddp import Computation, Parallel
+from tutti.training.parallel.ddp import LossModule, Parallel
 from tutti.training.records import read_records
 from tutti.training.rng import seed_everything
 from tutti.training.update import TermValues, read_scalars, to_host
@@ -86,44 +86,28 @@ def run(**changes: Any) -> tuple[dict[str, float], Look, Told]:
 
 
 def alone(model: Look, objective: Told) -> Parallel:
-    return Parallel(
-        Computation(model=model, objective=objective, forward=model, world=ONE_PROCESS),
-    )
+    return Parallel(LossModule(model, objective), ONE_PROCESS)
 
 
-def test_batches_are_weighted_by_their_windows() -> None:
-    values, _, _ = run()
-    assert values["valid/size"] == pytest.approx((4 * 4 + 2 * 2 + 1) / 7)
+def test_values_are_means_over_the_windows_and_the_total_is_at_the_progress_that_is_given() -> None:
+    """A metric is a mean over the windows that have it."""
+    values, model, objective = run(progress=0.75)
     states = torch.cat([batch.observation.state for batch in batches()]).double()
+    assert set(values) == {f"valid/{name}" for name in ("size", "random", "state", "total", "metric/rare")}
+    assert values["valid/size"] == pytest.approx((4 * 4 + 2 * 2 + 1) / 7)
     assert values["valid/state"] == pytest.approx(2 * float(states.mean()), rel=1e-6)
-
-
-def test_a_metric_is_a_mean_over_the_windows_that_have_it() -> None:
-    values, _, _ = run()
     assert values["valid/metric/rare"] == pytest.approx((2 * 20 + 1 * 10) / 3)
-    assert set(values) == {
-        *("valid/size", "valid/random", "valid/state", "valid/total", "valid/metric/rare"),
-    }
-
-
-def test_the_total_is_at_the_progress_that_is_given() -> None:
-    values, _, objective = run(progress=0.75)
     terms = values["valid/size"] + values["valid/random"] + values["valid/state"]
     assert values["valid/total"] == pytest.approx(0.75 * terms)
-    assert {asked[0] for asked in objective.asked} == {0.75}
+    # In evaluation mode without gradients; afterwards each module has its own mode.
+    assert set(objective.asked) == {(0.75, None, False, False)}
+    assert model.training and model.dropout.training and objective.training and not model.frozen.training
 
 
 def test_only_the_named_terms_count_under_the_given_prefix() -> None:
     values, _, objective = run(only=("state",), prefix="valid_raw")
     assert set(values) == {"valid_raw/state", "valid_raw/total", "valid_raw/metric/rare"}
     assert {asked[1] for asked in objective.asked} == {("state",)}
-
-
-def test_it_judges_in_evaluation_mode_without_gradients_and_restores_each_module_s_own() -> None:
-    _, model, objective = run()
-    assert all(not training and not grad for _, _, training, grad in objective.asked)
-    assert model.training and model.dropout.training and objective.training
-    assert not model.frozen.training
 
 
 def test_modes_are_restored_after_a_failure() -> None:

@@ -12,12 +12,12 @@ from tutti.report.findings import dominating_terms
 from tutti.report.formatting import capitalised
 from tutti.report.records import PRIMARY, single_step
 from tutti.runs.build import BuiltTraining
-from tutti.training.backward.gradient_mask import OBJECTIVE
+from tutti.training.backward.masked import OBJECTIVE
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.diagnostics.measures import gradient_measures
 from tutti.training.diagnostics.reach import ReachTable, problems, reach
 from tutti.training.faults.non_finite import NonFiniteError
-from tutti.training.optim.optimizers import part_of
+from tutti.training.optim.learning_rates import part_of
 from tutti.training.rng import own_randomness
 from tutti.types import Batch
 

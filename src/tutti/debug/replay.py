@@ -25,7 +25,7 @@ from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.checkpoint import checkpoints, step_of
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.faults.non_finite import NonFiniteError
-from tutti.training.optim.optimizers import part_of
+from tutti.training.optim.learning_rates import part_of
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.types import Batch, Features, LossTerms, UserError

@@ -11,11 +11,10 @@ from tutti.training.checkpointing.config import CheckpointsConfig, ForkConfig
 from tutti.training.device import Machine, resolve_machine
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.faults.config import GradientsConfig
-from tutti.training.optim.batch_ramp import BatchRampConfig
 from tutti.training.optim.optimizers import AdamWConfig, OptimizerConfig
-from tutti.training.optim.schedules import ScheduleConfig, WsdConfig
-from tutti.training.parallel.compilation import CompileMode
+from tutti.training.optim.schedules import BatchRampConfig, ScheduleConfig, WsdConfig
 from tutti.training.parallel.config import AutoParallelConfig, ParallelConfig
+from tutti.training.parallel.ddp import CompileMode
 from tutti.training.validation import ValidationConfig
 
 

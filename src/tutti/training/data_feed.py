@@ -43,14 +43,6 @@ Move = Callable[[Batch], Callable[[], Batch]]
 """Starts to move a batch; what it gives, called where the batch is used, waits until it is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Ahead:
-    """A batch that is on its way, and the loader's position before it."""
-
-    state: Future[dict[str, Any]]
-    batch: Future[Callable[[], Batch]]
-
-
 class DevicePrefetcher:
     """A loader whose next batches are on their way to the device while the present ones compute.
 
@@ -63,20 +55,22 @@ class DevicePrefetcher:
         self._loader, self._move, self._depth = loader, move, depth
         self._stream: Iterator[Batch] | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._ahead: deque[_Ahead] = deque()
+        # The loader's position before each batch that is on its way, and the batch.
+        self._ahead: deque[tuple[Future[dict[str, Any]], Future[Callable[[], Batch]]]] = deque()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
         self._begin()
-        batch = self._ahead.popleft().batch.result()()
+        _, batch = self._ahead.popleft()
+        arrived = batch.result()()
         self._begin()
-        return batch
+        return arrived
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's position, without the batches that are ahead."""
-        return self._ahead[0].state.result() if self._ahead else self._loader.state_dict()
+        return self._ahead[0][0].result() if self._ahead else self._loader.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Goes to that position; the batches ahead are forgotten."""
@@ -100,7 +94,7 @@ class DevicePrefetcher:
         while len(self._ahead) < self._depth:
             state = self._thread.submit(self._loader.state_dict)
             batch = self._thread.submit(lambda: self._move(next(stream)))
-            self._ahead.append(_Ahead(state, batch))
+            self._ahead.append((state, batch))
 
 
 @runtime_checkable

@@ -62,14 +62,6 @@ class Machine:
         torch.backends.cudnn.allow_tf32 = False
 
 
-def _share_of_cores() -> tuple[int, str]:
-    """The cores of this process, when a launcher has started several on this machine, and why."""
-    cores, beside = usable_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if beside == 1:
-        return cores, "all cores this process may use"
-    return max(1, cores // beside), f"a share of {cores} cores for each of {beside} processes"
-
-
 def resolve_machine(
     device: Literal["auto", "cpu", "cuda"],
     threads: int | Literal["auto"],
@@ -79,25 +71,28 @@ def resolve_machine(
 
     Raises: UserError if CUDA is asked for and there is none.
     """
-    reasons: list[str] = []
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device is 'cuda', but torch sees no CUDA device. Use training.device=auto.")
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    reasons.append(
-        f"device {kind} ({'a CUDA device is present' if kind == 'cuda' else 'no CUDA device used'})"
+    cuda = kind == "cuda"
+
+    count, why_threads = threads, "as configured"
+    if count == "auto":
+        # A launcher may have started several processes on this machine, which share its cores.
+        cores, beside = usable_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        count, why_threads = max(1, cores // beside), "all cores this process may use"
+        if beside > 1:
+            why_threads = f"a share of {cores} cores for each of {beside} processes"
+
+    why_precision = "as configured"
+    if precision == "auto" and cuda:
+        precision, why_precision = "bf16", "autocast; weights and optimiser stay float32"
+    elif precision == "auto":
+        precision = "fp32"
+        why_precision = "bfloat16 is hundreds of times slower on CPUs without bfloat16 units"
+    reasons = (
+        f"device {kind} ({'a CUDA device is present' if cuda else 'no CUDA device used'})",
+        f"threads {count} ({why_threads})",
+        f"precision {precision} ({why_precision})",
     )
-
-    count, why = (threads, "as configured") if threads != "auto" else _share_of_cores()
-    reasons.append(f"threads {count} ({why})")
-
-    if precision == "auto":
-        decided = "bf16" if kind == "cuda" else "fp32"
-        why = (
-            "autocast; weights and optimiser stay float32"
-            if kind == "cuda"
-            else "bfloat16 is hundreds of times slower on CPUs without bfloat16 units"
-        )
-    else:
-        decided, why = precision, "as configured"
-    reasons.append(f"precision {decided} ({why})")
-    return Machine(device=torch.device(kind), threads=count, precision=decided, reasons=tuple(reasons))
+    return Machine(device=torch.device(kind), threads=count, precision=precision, reasons=reasons)

@@ -28,7 +28,8 @@ class Terminated(SystemExit):
 
 
 class Interruptible:
-    """Inside the block the first Ctrl-C or SIGTERM only sets `requested`; a second one ends it at once.
+    """Inside the block the first Ctrl-C or SIGTERM only sets `received`, its number; a second one ends it at
+    once.
 
     At once means: KeyboardInterrupt for Ctrl-C, SystemExit(143) for SIGTERM, nothing saved. Outside the main
     thread Python allows no handlers, and both behave as usual. `relayed`: a launcher (torchrun) passes on
@@ -36,25 +37,17 @@ class Interruptible:
     """
 
     def __init__(self, *, relayed: bool = False) -> None:
-        self.requested = False
+        self.received = 0
         self._patience = RELAY if relayed else 0.0
         self._since = 0.0
-        self.number = signal.SIGINT
-        self._previous: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in SIGNALS}
-        self._active = threading.current_thread() is threading.main_thread()
+        self._previous: dict[signal.Signals, Any] = {}
 
-    @property
-    def received(self) -> int:
-        """The number of the signal that has come; 0 for none."""
-        return int(self.number) if self.requested else 0
-
-    def leave(self, step: int, saved: Path, number: int = 0) -> NoReturn:
+    def leave(self, step: int, saved: Path, number: int) -> NoReturn:
         """Ends the training after `step` updates, all of which are in `saved`, and says how to go on.
-        `number` is the signal, where another process has had it.
+        `number` is the signal, which another process may have had.
 
         Raises: KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM.
         """
-        number = number or self.number
         event = "interrupted" if number == signal.SIGINT else "SIGTERM: ended"
         log.warning("%s after step %d; saved in %s; the same command goes on from there", event, step, saved)
         if number == signal.SIGINT:
@@ -62,22 +55,16 @@ class Interruptible:
         raise Terminated
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and time.monotonic() - self._since < self._patience:
-            return
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.requested:
-            raise SystemExit(128 + number)
-        self.requested, self.number = True, signal.Signals(number)
-        self._since = time.monotonic()
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since >= self._patience:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def __enter__(self) -> Self:
-        if self._active:
-            for number in SIGNALS:
-                signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._active:
-            for number, previous in self._previous.items():
-                signal.signal(number, previous)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)

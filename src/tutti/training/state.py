@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self, runtime_checkable
@@ -16,7 +17,7 @@ from tutti.objectives.objective import Objective
 from tutti.storage.checkpoint import OPTIMIZER, Checkpoint
 from tutti.training.backward.interface import Backward
 from tutti.training.backward.kinds import BackwardConfig
-from tutti.training.optim.ema import Ema
+from tutti.training.optim.averages import Ema
 from tutti.training.optim.optimizers import OptimizerConfig, OptimizerSet, trainable
 from tutti.training.rng import load_rng_state, rng_state
 from tutti.types import UserError
@@ -33,13 +34,6 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
-
-
-@runtime_checkable
-class Collect(Protocol):
-    """Brings nested tensors into the form in which a checkpoint writes them (`Saver.collect`)."""
-
-    def __call__(self, value: Any, *, copy: bool = False) -> Any: ...
 
 
 @dataclass(slots=True)
@@ -115,13 +109,23 @@ class TrainState:
         """Model and objective by the name of their file."""
         return {"model": self.model, "objective": self.objective}
 
+    @contextmanager
+    def serving(self) -> Iterator[bool]:
+        """Inside the block the modules have the weights that are served: the moving average, or that of a
+        schedule-free optimiser. False if these are the ones in training."""
+        with ExitStack() as stack:
+            stack.enter_context(self.optimizer.averaged())
+            for average in self.averages.values():
+                stack.enter_context(average.applied())
+            yield bool(self.averages) or self.optimizer.averages
+
     def checkpoint(
-        self, collect: Collect, settings: Mapping[str, Any], texts: Mapping[str, str]
+        self, collect: Callable[..., Any], settings: Mapping[str, Any], texts: Mapping[str, str]
     ) -> Checkpoint:
         """The state as a checkpoint, however many ranks hold it. `settings` and `texts` are kept beside it.
 
-        All ranks must call it. Tensors are as `collect` gives them: of a whole checkpoint rank 0 gets all and
-        the others none, of a sharded one each gets its share.
+        All ranks must call it. Tensors are as `collect` (of a `Saver`) gives them: of a whole checkpoint rank
+        0 gets all and the others none, of a sharded one each gets its share.
         """
         # A schedule-free optimiser saves the weights that are served, which lie in the model only inside the
         # block: these must be copied even where everything else is written straight from the live tensors.
@@ -180,6 +184,6 @@ class TrainState:
         states |= {name: average.shadow for name, average in self.averages.items()}
         layouts = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
         for name, optimizer in self.optimizer.optimizers.items():
-            members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            members = (parameter for group in optimizer.param_groups for parameter in group["params"])
             layouts |= {f"{OPTIMIZER}/{name}/state/{place}": one for place, one in enumerate(members)}
         return layouts

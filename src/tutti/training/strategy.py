@@ -7,10 +7,12 @@ it at an equal budget: science has results both ways (docs/strategies.md).
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from torch.nn.parameter import Parameter
@@ -23,6 +25,8 @@ log = logging.getLogger("tutti.training")
 
 Part = Literal["vision", "language", "fusion", "action"]
 PARTS: tuple[Part, ...] = ("vision", "language", "fusion", "action")
+STILL: dict[Part, float] = {"vision": 0.0, "language": 0.0}
+"""The learning rates of frozen encoders."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -50,65 +54,40 @@ class Phase(FrozenConfig):
 
     def counting(self, names: Collection[str]) -> tuple[str, ...]:
         """Which of the objective's terms count."""
-        return tuple(
-            name
-            for name in names
-            if name not in self.exclude_terms and (self.terms == "all" or name in self.terms)
-        )
+        chosen = names if self.terms == "all" else self.terms
+        return tuple(name for name in names if name in chosen and name not in self.exclude_terms)
 
 
 class EndToEndConfig(FrozenConfig):
-    """`kind: end_to_end`: every part learns from every term, from the first step to the last."""
+    """`kind: end_to_end`: every part learns from every term, from the first step to the last.
 
-    kind: Literal["end_to_end"] = "end_to_end"
+    `kind: action_only`: the same from the action term alone, the control for every auxiliary term.
+    """
 
-    def phases(self) -> tuple[Phase, ...]:
-        """One phase."""
-        return (Phase(name="joint", share=1),)
-
-
-class ActionOnlyConfig(FrozenConfig):
-    """`kind: action_only`: end to end from the action term alone, the control for every auxiliary term."""
-
-    kind: Literal["action_only"] = "action_only"
+    kind: Literal["end_to_end", "action_only"] = "end_to_end"
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase."""
+        if self.kind == "end_to_end":
+            return (Phase(name="joint", share=1),)
         return (Phase(name="action", share=1, terms=("action",)),)
 
 
-class _TwoStages(FrozenConfig):
-    """A stage for the representation, then one for the action, each with schedules of its own."""
+class TwoStageConfig(FrozenConfig):
+    """`kind: two_stage`: first every term but the action, then the action alone, each with schedules of its
+    own; all parts learn in both. `kind: two_stage_frozen`: the encoders are frozen in the second stage."""
 
-    learning_rates: ClassVar[dict[Part, float]] = {}
+    kind: Literal["two_stage", "two_stage_frozen"] = "two_stage"
     first_share: Share = Field(default=0.5, description="Share of the steps that the first stage takes.")
 
     def phases(self) -> tuple[Phase, ...]:
-        """Two phases; `learning_rates` are those of the second."""
-        share, rates = self.first_share, self.learning_rates
+        """Two phases."""
+        share, still = self.first_share, STILL if self.kind == "two_stage_frozen" else {}
+        own = partial(Phase, restart_schedules=True)
         return (
-            Phase(name="representation", share=share, exclude_terms=("action",), restart_schedules=True),
-            Phase(
-                name="action",
-                share=1 - share,
-                learning_rates=rates,
-                terms=("action",),
-                restart_schedules=True,
-            ),
+            own(name="representation", share=share, exclude_terms=("action",)),
+            own(name="action", share=1 - share, learning_rates=still, terms=("action",)),
         )
-
-
-class TwoStageConfig(_TwoStages):
-    """`kind: two_stage`: first every term but the action, then the action alone; all parts learn in both."""
-
-    kind: Literal["two_stage"] = "two_stage"
-
-
-class TwoStageFrozenConfig(_TwoStages):
-    """`kind: two_stage_frozen`: as `two_stage`, but both encoders are frozen in the second stage."""
-
-    learning_rates: ClassVar[dict[Part, float]] = {"vision": 0.0, "language": 0.0}
-    kind: Literal["two_stage_frozen"] = "two_stage_frozen"
 
 
 class ProgressiveConfig(FrozenConfig):
@@ -139,9 +118,9 @@ class ProgressiveConfig(FrozenConfig):
     def phases(self) -> tuple[Phase, ...]:
         """One phase for each group."""
         phases: list[Phase] = []
-        for number, share in enumerate(self.shares):
-            later: dict[Part, float] = {part: 0.0 for group in self.order[number + 1 :] for part in group}
-            name = "joint" if not later else "+".join(self.order[number])
+        for number, (group, share) in enumerate(zip(self.order, self.shares, strict=True), start=1):
+            later: dict[Part, float] = {part: 0.0 for group in self.order[number:] for part in group}
+            name = "+".join(group) if later else "joint"
             phases.append(Phase(name=name, share=share, learning_rates=later))
         return tuple(phases)
 
@@ -158,10 +137,9 @@ class WarmupThenJointConfig(FrozenConfig):
 
     def phases(self) -> tuple[Phase, ...]:
         """Two phases under one schedule."""
-        still: dict[Part, float] = {"vision": 0.0, "language": 0.0}
-        after: dict[Part, float] = dict.fromkeys(still, self.encoder_factor)
+        after: dict[Part, float] = dict.fromkeys(STILL, self.encoder_factor)
         return (
-            Phase(name="warm-up", share=self.first_share, learning_rates=still),
+            Phase(name="warm-up", share=self.first_share, learning_rates=STILL),
             Phase(name="joint", share=1 - self.first_share, learning_rates=after),
         )
 
@@ -185,13 +163,7 @@ class PhasesConfig(FrozenConfig):
 
 
 StrategyConfig = Annotated[
-    EndToEndConfig
-    | ActionOnlyConfig
-    | TwoStageConfig
-    | TwoStageFrozenConfig
-    | ProgressiveConfig
-    | WarmupThenJointConfig
-    | PhasesConfig,
+    EndToEndConfig | TwoStageConfig | ProgressiveConfig | WarmupThenJointConfig | PhasesConfig,
     Field(discriminator="kind"),
 ]
 
@@ -246,12 +218,12 @@ class Strategy:
 
     def at(self, step: int) -> SchedulePoint:
         """The point of update `step` (0-based); the last phase goes on after the end."""
-        index = next((number for number, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
-        phase = self.phases[index]
-        start = self.ends[index - 1] if index else 0
+        index = min(bisect_right(self.ends, step), len(self.ends) - 1)
+        phase, start, steps = self.phases[index], 0, self.steps
         if phase.restart_schedules:
-            return SchedulePoint(index=index, phase=phase, step=step - start, steps=self.ends[index] - start)
-        return SchedulePoint(index=index, phase=phase, step=step, steps=self.steps)
+            start = self.ends[index - 1] if index else 0
+            steps = self.ends[index] - start
+        return SchedulePoint(index=index, phase=phase, step=step - start, steps=steps)
 
     def enter(self, step: int, parameters: Mapping[str, Parameter]) -> SchedulePoint:
         """The point of update `step`. At the start of a phase, parts that it freezes leave the backward pass.

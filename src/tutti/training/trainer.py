@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -11,19 +12,18 @@ from torch import nn
 
 from tutti.objectives.objective import Objective
 from tutti.training.backward import BackwardConfig, OneBackwardConfig
-from tutti.training.balancing_feedback import GradientCalibration, Reevaluation
 from tutti.training.checkpointing import RunSettings, Saver, restore
 from tutti.training.config import TrainingConfig
 from tutti.training.data_feed import BatchStream, Texts, TrainingData, feed
 from tutti.training.diagnostics import DiagnosticsObserver, FirstBatch
 from tutti.training.faults import FaultPolicy, NonFiniteGuard, roll_back
-from tutti.training.parallel import Computation
+from tutti.training.parallel import LossModule
 from tutti.training.records import Meter, Recorder, StepTimer
 from tutti.training.signals import Interruptible
 from tutti.training.state import TrainState
 from tutti.training.strategy import EndToEndConfig, Strategy, StrategyConfig
-from tutti.training.update import Observer, Update, read_scalars
-from tutti.training.validation import validate_served
+from tutti.training.update import GradientCalibration, Observer, Reevaluation, Update, read_scalars
+from tutti.training.validation import validate
 
 log = logging.getLogger("tutti.training")
 
@@ -56,14 +56,14 @@ class Trainer:
         self.machine = config.machine()
         self.machine.set_determinism(deterministic=config.deterministic)
         self.model, self.objective = model.to(self.machine.device), objective.to(self.machine.device)
-        computation = Computation.of(
+        joint = LossModule(
             self.model,
             self.objective,
             mode=config.compile,
             recompute=config.activation_checkpointing == "block",
         )
         # Before the optimiser, which must hold the parameters that FSDP puts into the place of the model's.
-        self.parallel = config.parallel.build(computation, self.machine)
+        self.parallel = config.parallel.build(joint, self.machine)
         self.state = TrainState.build(
             self.model, self.objective, optimizer=config.optimizer, backward=backward, ema=config.ema
         )
@@ -120,11 +120,7 @@ class Trainer:
         Terminated (an exit with code 0) after SIGTERM, when it has saved.
         """
         world = self.parallel.world
-        log.info(
-            "training on %s; %s",
-            "; ".join(self.machine.reasons),
-            self.config.parallel.reason(world.ranks.count),
-        )
+        log.info("training on %s; %s", "; ".join(self.machine.reasons), self.config.parallel.reason)
         with self.machine.computing(self.config.seed):
             self.state.parts["loader"] = data.train
             event = restore(self.state, self.settings, self.config.fork, world)
@@ -256,18 +252,21 @@ class Trainer:
         counters.latest |= values
 
     def validate(self, data: TrainingData) -> dict[str, float]:
-        """Every term on held-out episodes, with the weights that are served."""
+        """Every term on held-out episodes with the weights that are served, as valid/..., and, if the config
+        says so and these are an average, with those in training as valid_raw/..."""
         point = self.strategy.at(self.step - 1)
-        return validate_served(
-            self.state,
+        evaluate = partial(
+            validate,
             self.parallel,
             self.machine,
             data.validation,
-            raw=self.config.validation.raw,
             progress=(point.step + 1) / point.steps,
             seed=self.config.seed,
             only=point.phase.counting(self.objective.names),
         )
+        with self.state.serving() as averaged:
+            values = evaluate()
+        return values | evaluate(prefix="valid_raw") if averaged and self.config.validation.raw else values
 
     def _validate(self, data: TrainingData, recorder: Recorder) -> None:
         started = monotonic()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from contextlib import ExitStack
 from itertools import chain
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -16,7 +14,6 @@ from tutti.training.data_feed import portion
 from tutti.training.device import Machine
 from tutti.training.parallel.ddp import Parallel
 from tutti.training.rng import own_randomness, seed_everything
-from tutti.training.state import TrainState
 from tutti.training.update import read_scalars, to_host
 from tutti.types import Batch
 
@@ -26,28 +23,6 @@ class ValidationConfig(FrozenConfig):
 
     every: int = Field(default=200, ge=0, description="Steps between validations; 0: never.")
     raw: bool = Field(default=False, description="Also validate the raw weights, not only their average.")
-
-
-def validate_served(
-    state: TrainState,
-    parallel: Parallel,
-    machine: Machine,
-    batches: Iterable[Batch],
-    *,
-    raw: bool,
-    **settings: Any,
-) -> dict[str, float]:
-    """Every term with the weights that are served (the moving average, or that of a schedule-free
-    optimiser) as valid/..., and, if `raw`, with those in training as valid_raw/... `settings` are those of
-    `validate`."""
-    with ExitStack() as served:
-        served.enter_context(state.optimizer.averaged())
-        for average in state.averages.values():
-            served.enter_context(average.applied())
-        values = validate(parallel, machine, batches, **settings)
-    if raw and (state.averages or state.optimizer.averages):
-        values |= validate(parallel, machine, batches, prefix="valid_raw", **settings)
-    return values
 
 
 @torch.no_grad()

@@ -1,15 +1,14 @@
-from .gradient_mask import GradientMask
+from .aggregators import Weighting
 from .interface import Backward, OneBackward, OneBackwardConfig
 from .k_gradients import KGradientsBackward
 from .kinds import BackwardConfig
-from .masked import MaskedBackward
+from .masked import BackwardUnderMask, MaskedBackward
 from .term_gradients import Gradients, averaged_gradients, term_gradients
-from .weightings import Weighting
 
 __all__ = [
     "Backward",
     "BackwardConfig",
-    "GradientMask",
+    "BackwardUnderMask",
     "Gradients",
     "KGradientsBackward",
     "MaskedBackward",

@@ -8,38 +8,195 @@ is for many rows of which some are hostile.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
+from jaxtyping import Float64
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from tutti.frozen_config import FrozenConfig
-from tutti.training.backward.weightings import (
-    CosineGate,
-    StatefulWeighting,
-    StatelessWeighting,
-    Total,
-    Weighting,
-)
 from tutti.types import UserError
+
+Total = Literal["sum", "mean", "free"]
+"""The sum of a method's weights where no two gradients conflict: K, 1, or something else."""
+
+
+class Weighting(ABC):
+    """Weights w of K gradients g_i, from G_ij = g_i . g_j alone; the combined gradient is sum_i w_i g_i.
+
+    The first row is the primary term's. One object serves one set of parameters for a whole run.
+    `keeps_zeros`: rows of zeros are passed too, so that a state by row stays in place.
+    """
+
+    keeps_zeros = False
+
+    @abstractmethod
+    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
+        """The weights of `terms` in one update."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep, plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
+        """Continues from a saved state."""
+
+
+class StatelessWeighting(Weighting):
+    """A weighting of torchjd that depends on nothing but the Gramian (and random draws).
+
+    The Gramian is divided by its trace, since torchjd has absolute thresholds: without that UPGrad and CAGrad
+    take gradients with a squared norm under 1e-4 for zero. `power`: the weights of G are c^-power times those
+    of G / c; 0 where the scale cancels. `rescaled`: where no two gradients conflict the weights add up to K.
+    """
+
+    def __init__(
+        self, weighting: nn.Module, *, total: Total, power: float = 0.0, rescaled: bool = True
+    ) -> None:
+        self.module = weighting
+        self.total: Total = total
+        self.power = power
+        self.rescaled = rescaled
+
+    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
+        trace = gramian.trace()
+        weights = self.module(gramian / trace) * trace**-self.power
+        if not self.rescaled or self.total == "sum":
+            return weights
+        return len(terms) * (weights if self.total == "mean" else weights / weights.sum())
+
+
+class StatefulWeighting(Weighting):
+    """A weighting of torchjd that keeps `buffers` from update to update, by row.
+
+    torchjd makes its buffers anew at the first call, and a strict load of its state_dict refuses them; here
+    they are kept beside the terms that they belong to. Other terms than before start it anew.
+    """
+
+    keeps_zeros = True
+
+    def __init__(self, weighting: nn.Module, buffers: Sequence[str], *, keyed_by_dtype: bool) -> None:
+        self.module = weighting
+        self.buffers = buffers
+        self.keyed_by_dtype = keyed_by_dtype
+        self.terms: list[str] = []
+
+    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
+        if list(terms) != self.terms:
+            self.module.reset()  # pyright: ignore[reportCallIssue]
+            self.terms = list(terms)
+        return self.module(gramian)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {name: getattr(self.module, name) for name in self.buffers}
+        return {"terms": list(self.terms), **{name: t.clone() for name, t in state.items() if t is not None}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.terms = list(state["terms"])
+        for name in self.buffers:
+            setattr(self.module, name, state[name].clone() if name in state else None)
+        key = (len(self.terms), torch.float64) if self.keyed_by_dtype else len(self.terms)
+        self.module._state_key = key if self.terms else None  # pyright: ignore[reportArgumentType]
+
+
+class CosineGate(Weighting):
+    """w_i = max(0, c_i), c_i the cosine of g_i and the primary term's gradient, whose own weight is 1.
+
+    c_i is a running mean of the cosines so far, c <- smoothing c + (1 - smoothing) cos, freed of its bias
+    towards its start at 0 by 1 - smoothing^n: the cosine of two noisy gradients says little by itself.
+    Updates in which a gradient is zero count for nothing. With smoothing 0 it is the published gate.
+
+    Source: 1812.02224 (weighted version). Differs: smoothed.
+    """
+
+    keeps_zeros = True
+
+    def __init__(self, smoothing: float) -> None:
+        self.smoothing = smoothing
+        self.means: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
+        weights = [1.0]
+        for number, term in enumerate(terms[1:], start=1):
+            size = float((gramian[0, 0] * gramian[number, number]).sqrt())
+            if size > 0:
+                cosine = float(gramian[0, number]) / size
+                old = self.means.get(term, 0.0)
+                self.means[term] = self.smoothing * old + (1 - self.smoothing) * cosine
+                self.counts[term] = self.counts.get(term, 0) + 1
+            seen = 1 - self.smoothing ** self.counts.get(term, 0)
+            weights.append(max(0.0, self.means[term] / seen) if seen else 0.0)
+        return torch.tensor(weights, dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": dict(self.means), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.means, self.counts = dict(state["means"]), dict(state["counts"])
+
+
+class _Method(NamedTuple):
+    """A method of torchjd: the name of its `...Weighting` class, the sum of its weights, and the buffers that
+    it keeps from update to update, by row (`keyed_by_dtype`: it starts them anew for another dtype)."""
+
+    name: str
+    total: Total = "mean"
+    buffers: tuple[str, ...] = ()
+    keyed_by_dtype: bool = False
+
+
+METHODS = {
+    "sum": _Method("Sum", "sum"),
+    "mean": _Method("Mean"),
+    "random": _Method("Random"),
+    "pcgrad": _Method("PCGrad", "sum"),
+    "imtl_g": _Method("IMTLG"),
+    "upgrad": _Method("UPGrad"),
+    "dualproj": _Method("DualProj"),
+    "cagrad": _Method("CAGrad"),
+    "mgda": _Method("MGDA"),
+    "aligned_mtl": _Method("AlignedMTL"),
+    "fairgrad": _Method("FairGrad", "free"),
+    "gradvac": _Method("GradVac", "sum", ("_phi_t",), keyed_by_dtype=True),
+    "pcd": _Method("PCD", "free", ("_sq_norm_ema", "_n_steps")),
+}
+RENAMED = {"decay": "beta", "iterations": "max_iters", "scale": "scale_mode"}
 
 
 class _Aggregator(FrozenConfig):
-    """A weighting of torchjd without a state; a subclass makes it."""
+    """A method of torchjd. Its keys are the options of torchjd's class, some under another name (RENAMED)."""
 
-    @abstractmethod
-    def _module(self) -> nn.Module: ...
+    kind: str
 
-    def _scale(self) -> tuple[Total, float]:
-        """`total` and `power` of its `StatelessWeighting`."""
-        return "mean", 0.0
+    @property
+    def _power(self) -> float:
+        """`power` of its `StatelessWeighting`."""
+        return 0.0
+
+    def _options(self) -> dict[str, Any]:
+        own = self.model_dump(exclude={"kind"})
+        return {RENAMED.get(key, key): value for key, value in own.items()}
 
     def build(self, rescaled: bool) -> Weighting:
         """The weighting of a run. Raises UserError if a solver that it needs is not installed."""
-        total, power = self._scale()
-        return StatelessWeighting(self._module(), total=total, power=power, rescaled=rescaled)
+        # Imported here: with the solvers that it looks for torchjd takes two seconds, whatever is started.
+        from torchjd import aggregation
+
+        method = METHODS[self.kind]
+        try:
+            module = getattr(aggregation, f"{method.name}Weighting")(**self._options())
+        except ImportError as error:
+            raise UserError(
+                f"backward.aggregator.kind is {self.kind}, which needs a solver that is not installed. "
+                f'Get it with: pip install "tutti-vla[balancing]" ({error})'
+            ) from error
+        if method.buffers:  # these need no scale: the weights add up to K, or the length is that of action
+            return StatefulWeighting(module, method.buffers, keyed_by_dtype=method.keyed_by_dtype)
+        return StatelessWeighting(module, total=method.total, power=self._power, rescaled=rescaled)
 
 
 class PlainAggregatorConfig(_Aggregator):
@@ -51,13 +208,6 @@ class PlainAggregatorConfig(_Aggregator):
     """
 
     kind: Literal["sum", "mean", "random", "pcgrad", "imtl_g"]
-
-    def _scale(self) -> tuple[Total, float]:
-        return "sum" if self.kind in ("sum", "pcgrad") else "mean", 0.0
-
-    def _module(self) -> nn.Module:
-        names = {"sum": "Sum", "mean": "Mean", "random": "Random", "pcgrad": "PCGrad", "imtl_g": "IMTLG"}
-        return _torchjd(names[self.kind])
 
 
 class ProjectionAggregatorConfig(_Aggregator):
@@ -71,15 +221,10 @@ class ProjectionAggregatorConfig(_Aggregator):
     kind: Literal["upgrad", "dualproj"]
     regularization: float = Field(default=1e-6, gt=0, description="Of the quadratic programme.")
 
-    def _module(self) -> nn.Module:
-        def make(aggregation: Any) -> nn.Module:
-            from torchjd.linalg import QuadprogProjector
+    def _options(self) -> dict[str, Any]:
+        from torchjd.linalg import QuadprogProjector
 
-            projector = QuadprogProjector(norm_eps=0.0, reg_eps=self.regularization)
-            name = "UPGradWeighting" if self.kind == "upgrad" else "DualProjWeighting"
-            return getattr(aggregation, name)(projector=projector)
-
-        return _make(self.kind, make)
+        return {"projector": QuadprogProjector(norm_eps=0.0, reg_eps=self.regularization)}
 
 
 class CAGradAggregatorConfig(_Aggregator):
@@ -88,9 +233,6 @@ class CAGradAggregatorConfig(_Aggregator):
 
     kind: Literal["cagrad"] = "cagrad"
     c: float = Field(default=0.4, ge=0, description="Radius around the mean gradient, of its length.")
-
-    def _module(self) -> nn.Module:
-        return _make("cagrad", lambda aggregation: aggregation.CAGradWeighting(c=self.c))
 
 
 class MgdaAggregatorConfig(_Aggregator):
@@ -101,9 +243,6 @@ class MgdaAggregatorConfig(_Aggregator):
     epsilon: float = Field(default=1e-3, gt=0, description="Step size at which it stops.")
     iterations: int = Field(default=100, ge=1, description="Most iterations.")
 
-    def _module(self) -> nn.Module:
-        return _torchjd("MGDA", epsilon=self.epsilon, max_iters=self.iterations)
-
 
 class AlignedMtlAggregatorConfig(_Aggregator):
     """`aligned_mtl` (2305.19000): the singular values of the gradient matrix are made equal: to the smallest
@@ -111,9 +250,6 @@ class AlignedMtlAggregatorConfig(_Aggregator):
 
     kind: Literal["aligned_mtl"] = "aligned_mtl"
     scale: Literal["min", "median", "rmse"] = Field(default="min", description="The value they get.")
-
-    def _module(self) -> nn.Module:
-        return _torchjd("AlignedMTL", scale_mode=self.scale)
 
 
 class FairGradAggregatorConfig(_Aggregator):
@@ -123,25 +259,19 @@ class FairGradAggregatorConfig(_Aggregator):
     kind: Literal["fairgrad"] = "fairgrad"
     alpha: float = Field(default=1.0, gt=0, description="1: proportional fairness; large: max-min.")
 
-    def _scale(self) -> tuple[Total, float]:
-        return "free", self.alpha / (1 + self.alpha)
-
-    def _module(self) -> nn.Module:
-        return _torchjd("FairGrad", alpha=self.alpha)
+    @property
+    def _power(self) -> float:
+        return self.alpha / (1 + self.alpha)
 
 
-class GradVacAggregatorConfig(FrozenConfig):
+class GradVacAggregatorConfig(_Aggregator):
     """`gradvac` (2010.05874): as PCGrad, but towards a running mean of each pair's cosine instead of 0."""
 
     kind: Literal["gradvac"] = "gradvac"
     decay: float = Field(default=0.5, ge=0, le=1, description="Weight of the present cosine in the mean.")
 
-    def build(self, rescaled: bool) -> Weighting:
-        """The weighting of a run; its weights add up to K already."""
-        return StatefulWeighting(_torchjd("GradVac", beta=self.decay), ("_phi_t",), keyed_by_precision=True)
 
-
-class PcdAggregatorConfig(FrozenConfig):
+class PcdAggregatorConfig(_Aggregator):
     """`pcd` (2606.29521): the action gradient, moved as little as gives every other term the share `tau` of
     the progress that its own normalised gradient would give; then as long as the action gradient.
 
@@ -152,11 +282,6 @@ class PcdAggregatorConfig(FrozenConfig):
     kind: Literal["pcd"] = "pcd"
     tau: float = Field(default=0.02, ge=0, le=1, description="Share of progress for the other terms.")
     decay: float = Field(default=0.999, ge=0, lt=1, description="Of the mean of the squared norms.")
-
-    def build(self, rescaled: bool) -> Weighting:
-        """The weighting of a run; the length is that of the action gradient either way."""
-        module = _torchjd("PCD", tau=self.tau, beta=self.decay)
-        return StatefulWeighting(module, ("_sq_norm_ema", "_n_steps"), keyed_by_precision=False)
 
 
 class CosineGateAggregatorConfig(FrozenConfig):
@@ -185,24 +310,3 @@ AggregatorConfig = Annotated[
 
 DECIDES_ALONE = ("imtl_g", "fairgrad", "pcd")
 """Aggregators that undo what a balancing does, since they normalise the gradients."""
-
-
-def _torchjd(name: str, **options: Any) -> nn.Module:
-    return _make(name, lambda aggregation: getattr(aggregation, f"{name}Weighting")(**options))
-
-
-def _make(name: str, make: Callable[[Any], nn.Module]) -> nn.Module:
-    """Calls `make` with the module `torchjd.aggregation`.
-
-    Raises: UserError if a solver that it needs is not installed.
-    """
-    # Imported here: with the solvers that it looks for torchjd takes two seconds, whatever is started.
-    from torchjd import aggregation
-
-    try:
-        return make(aggregation)
-    except ImportError as error:
-        raise UserError(
-            f"backward.aggregator.kind is {name}, which needs a solver that is not installed. "
-            f'Get it with: pip install "tutti-vla[balancing]" ({error})'
-        ) from error

@@ -62,11 +62,8 @@ class OneBackwardConfig(FrozenConfig):
     """`kind: one`: the plain sum."""
 
     kind: Literal["one"] = "one"
-
-    @property
-    def may_train(self) -> dict[str, tuple[str, ...]]:
-        """The loss x part mask: the parts that a term may train. Empty: every term trains every part."""
-        return {}
+    may_train: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """The loss x part mask: the parts that a term may train. Empty: every term trains every part."""
 
     def build(self, parameters: Mapping[str, Parameter], terms: Collection[str] = ()) -> OneBackward:
         """The backward of a run that moves these parameters, by name (model... or objective...)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from itertools import combinations
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,11 +15,16 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from tutti.frozen_config import FrozenConfig
-from tutti.training.backward.aggregators import AggregatorConfig, CosineGateAggregatorConfig
-from tutti.training.backward.gradient_mask import GradientMask
-from tutti.training.backward.interface import Backward
-from tutti.training.backward.term_gradients import PRIMARY, Gradients, averaged_gradients, shared_numbers
-from tutti.training.backward.weightings import Weighting
+from tutti.training.backward.aggregators import AggregatorConfig, CosineGateAggregatorConfig, Weighting
+from tutti.training.backward.masked import BackwardUnderMask
+from tutti.training.backward.term_gradients import (
+    PRIMARY,
+    Gradients,
+    added,
+    averaged_gradients,
+    separate_gradients,
+    shared_numbers,
+)
 from tutti.training.rng import own_randomness
 from tutti.types import LossTerms
 
@@ -55,7 +61,7 @@ class KGradientsConfig(FrozenConfig):
         return KGradientsBackward(self, parameters, terms)
 
 
-class KGradientsBackward(Backward):
+class KGradientsBackward(BackwardUnderMask):
     """grad_p = sum_i w_i g_i,p over the shared parameters p, and the plain sum_i g_i,p elsewhere.
 
     g_i is the gradient of lambda_i L_i, summed over the micro-batches of an update before anything else.
@@ -73,35 +79,19 @@ class KGradientsBackward(Backward):
     def __init__(
         self, config: KGradientsConfig, parameters: Mapping[str, Parameter], terms: Collection[str] = ()
     ) -> None:
+        super().__init__(config.may_train, parameters, terms)
         self.config = config
-        self.mask = GradientMask(config.may_train, parameters, terms)
         self.updates = 0
         self._weightings: dict[str, Weighting] = {}
         self._new_weighting()  # a missing solver is an error now, not in the first update
         self._sums: Gradients = {}
         self._told = False
 
-    def masked(self, gradients: Gradients) -> Gradients:
-        return self.mask.apply(gradients)
-
     def add(self, terms: LossTerms, accumulation: int) -> None:
         weighted = {name: terms.lambdas[name] * value / accumulation for name, value in terms.values.items()}
-        passes = {
-            name: numbers
-            for name, value in weighted.items()
-            if value.requires_grad and (numbers := self.mask.numbers(name))
-        }
-        for name in weighted:
-            self._sums.setdefault(name, [None] * len(self.mask.parameters))
-        for place, (name, numbers) in enumerate(passes.items()):
-            own = [self.mask.parameters[number] for number in numbers]
-            keep = place < len(passes) - 1
-            found = torch.autograd.grad(weighted[name], own, retain_graph=keep, allow_unused=True)
-            sums = self._sums[name]
-            for number, gradient in zip(numbers, found, strict=True):
-                before = sums[number]
-                if gradient is not None:
-                    sums[number] = gradient if before is None else before + gradient
+        # Summed pass by pass: besides the K sums, one further gradient is in memory at a time.
+        for name, found in separate_gradients(weighted, self.parameters, self.numbers, keep_graph=False):
+            self._sums = added(self._sums, {name: found})
 
     def finish(self) -> dict[str, float]:
         """Combines the gradients into `.grad`. Gives each term's weight and each pair's cosine, by scope."""
@@ -114,7 +104,7 @@ class KGradientsBackward(Backward):
             where = "" if scope == ALL else f"{scope}/"
             metrics |= {f"backward/weight/{where}{term}": weight for term, weight in found.items()}
             metrics |= {f"backward/cosine/{where}{pair}": cosine for pair, cosine in measured.items()}
-        for number, parameter in enumerate(self.mask.parameters):
+        for number, parameter in enumerate(self.parameters):
             own = weights.get(number, {})
             moved = {name: g for name, sums in self._sums.items() if (g := sums[number]) is not None}
             if moved:
@@ -152,7 +142,7 @@ class KGradientsBackward(Backward):
             return {ALL: shared} if shared else {}
         parts: dict[str, list[int]] = {}
         for number in shared:
-            parts.setdefault(self.mask.parts[number], []).append(number)
+            parts.setdefault(self.parts[number], []).append(number)
         return parts
 
     def _weights(self, scope: str, numbers: Sequence[int]) -> tuple[dict[str, float], dict[str, float]]:
@@ -179,19 +169,13 @@ def gramian_of(rows: Sequence[Sequence[Tensor | None]]) -> Float64[Tensor, "k k"
     """G_ij = sum over the parameters of g_i . g_j in float64, on the CPU; None is a gradient of zeros."""
     total: Tensor | None = None
     for gradients in zip(*rows, strict=True):
-        shape = next((gradient for gradient in gradients if gradient is not None), None)
-        if shape is None:
-            continue
-        flat = torch.stack(
-            [
-                torch.zeros(shape.numel(), dtype=torch.float64, device=shape.device)
-                if gradient is None
-                else gradient.detach().to(torch.float64).reshape(-1)
-                for gradient in gradients
-            ]
-        )
-        product = flat @ flat.T
-        total = product if total is None else total + product
+        there = [gradient for gradient in gradients if gradient is not None]
+        if there:
+            zeros = torch.zeros_like(there[0])
+            stacked = torch.stack([zeros if gradient is None else gradient for gradient in gradients])
+            flat = stacked.to(torch.float64).flatten(1)
+            product = flat @ flat.T
+            total = product if total is None else total + product
     return torch.zeros(len(rows), len(rows), dtype=torch.float64) if total is None else total.cpu()
 
 
@@ -200,7 +184,6 @@ def cosines(gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> dict[str, 
     norms = gramian.diagonal().sqrt().tolist()
     return {
         f"{terms[i]}~{terms[j]}": float(gramian[i, j]) / (norms[i] * norms[j])
-        for i in range(len(terms))
-        for j in range(i + 1, len(terms))
+        for i, j in combinations(range(len(terms)), 2)
         if norms[i] * norms[j] > 0
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Discriminator, Tag
 
@@ -20,11 +20,8 @@ class CustomBackwardConfig(CustomConfig[Backward]):
     """
 
     base, key = Backward, "backward.kind"
-
-    @property
-    def may_train(self) -> dict[str, tuple[str, ...]]:
-        """A custom class masks nothing that Tutti knows of."""
-        return {}
+    may_train: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """A custom class masks nothing that Tutti knows of."""
 
 
 BackwardConfig = Annotated[

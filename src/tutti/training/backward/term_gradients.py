@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,21 +17,37 @@ Gradients = dict[str, list[Tensor | None]]
 """For each term the gradient of every parameter, in their order; None where the term does not reach it."""
 
 
-def term_gradients(values: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Gradients:
-    """d L_i / d theta for each raw term; the graph is kept, `.grad` is not touched.
+def separate_gradients(
+    losses: Mapping[str, Tensor],
+    parameters: Sequence[Tensor],
+    reach: Callable[[str], Sequence[int]],
+    *,
+    keep_graph: bool,
+) -> Iterator[tuple[str, list[Tensor | None]]]:
+    """d loss / d theta of one loss after the other, over the parameters whose numbers `reach(name)` gives.
 
-    A term that reaches no parameter (its gradient is stopped, or there is nothing to learn) has only None. On
-    several ranks it is the gradient of the whole batch.
+    One pass a loss, which ends where these parameters end; the last pass frees the graph unless it is to be
+    kept. A loss that reaches no parameter (its gradient is stopped, or there is nothing to learn) has only
+    None. `.grad` is not touched.
     """
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    found: Gradients = {}
-    for name, value in values.items():
-        if not value.requires_grad or not wanted:
-            found[name] = [None] * len(parameters)
-            continue
-        taken = iter(torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True))
-        found[name] = [next(taken) if parameter.requires_grad else None for parameter in parameters]
-    return averaged_gradients(found)
+    numbers = {name: reach(name) if loss.requires_grad else () for name, loss in losses.items()}
+    last = next((name for name in reversed(numbers) if numbers[name]), None)
+    for name, loss in losses.items():
+        found: list[Tensor | None] = [None] * len(parameters)
+        if own := numbers[name]:
+            inputs = [parameters[number] for number in own]
+            keep = keep_graph or name != last
+            taken = torch.autograd.grad(loss, inputs, retain_graph=keep, allow_unused=True)
+            for number, gradient in zip(own, taken, strict=True):
+                found[number] = gradient
+        yield name, found
+
+
+def term_gradients(values: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> Gradients:
+    """d L_i / d theta for each raw term; the graph is kept. On several ranks that of the whole batch."""
+    learning = [number for number, parameter in enumerate(parameters) if parameter.requires_grad]
+    found = separate_gradients(values, parameters, lambda _: learning, keep_graph=True)
+    return averaged_gradients(dict(found))
 
 
 def added(one: Gradients, other: Gradients) -> Gradients:
@@ -46,22 +62,25 @@ def added(one: Gradients, other: Gradients) -> Gradients:
 
 
 @torch.no_grad()
+def rank_means(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Their means over the ranks that share a batch, in one message for each type of number."""
+    found = list(tensors)
+    for dtype in dict.fromkeys(one.dtype for one in tensors):
+        places = [place for place, one in enumerate(tensors) if one.dtype == dtype]
+        mean = mean_over_ranks(torch.cat([tensors[place].reshape(-1) for place in places]))
+        for place, part in zip(places, mean.split([tensors[n].numel() for n in places]), strict=True):
+            found[place] = part.view_as(tensors[place])
+    return found
+
+
 def averaged_gradients(gradients: Gradients) -> Gradients:
-    """The mean over the ranks that share a batch of each term's gradient, in one message for each term and
-    type of number; alone the same objects."""
+    """The mean over the ranks that share a batch of each term's gradient; alone the same objects."""
     if current_ranks().count == 1:
         return gradients
     found: Gradients = {}
     for name, own in gradients.items():
-        found[name] = list(own)
-        there = [n for n, gradient in enumerate(own) if gradient is not None]
-        for dtype in dict.fromkeys(g.dtype for g in own if g is not None):
-            numbers = [n for n in there if (g := own[n]) is not None and g.dtype == dtype]
-            parts = [g for n in numbers if (g := own[n]) is not None]
-            mean = mean_over_ranks(torch.cat([part.reshape(-1) for part in parts]))
-            split = mean.split([part.numel() for part in parts])
-            for n, part, values in zip(numbers, parts, split, strict=True):
-                found[name][n] = values.view_as(part)
+        means = iter(rank_means([gradient for gradient in own if gradient is not None]))
+        found[name] = [None if gradient is None else next(means) for gradient in own]
     return found
 
 

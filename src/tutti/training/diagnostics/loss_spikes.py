@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tutti.frozen_config import FrozenConfig
-from tutti.training.optim.running_moments import RunningMoments
+from tutti.training.optim.clipping import RunningMoments
 
 
 class SpikesConfig(FrozenConfig):

@@ -28,7 +28,7 @@ from tutti.training.diagnostics.measures import (
 from tutti.training.diagnostics.noise_scale import NoiseScale
 from tutti.training.diagnostics.side_effects import without_side_effects
 from tutti.training.faults.saved_steps import gather_batches, keep_newest, save_step
-from tutti.training.optim.optimizers import part_of
+from tutti.training.optim.learning_rates import part_of
 from tutti.training.parallel.ddp import Parallel
 from tutti.training.rng import own_randomness
 from tutti.training.state import TrainState

@@ -13,8 +13,7 @@ from torch.nn.parameter import Parameter
 
 from tutti.training.faults.config import GradientsConfig
 from tutti.training.faults.saved_steps import keep_newest
-from tutti.training.optim.clipping import Clipper
-from tutti.training.optim.running_moments import RunningMoments
+from tutti.training.optim.clipping import Clipper, RunningMoments
 
 log = logging.getLogger("tutti.training")
 

@@ -1,10 +1,8 @@
-from .batch_ramp import BatchRampConfig
-from .clipping import Clipper, ZClipConfig
-from .ema import Ema
+from .averages import Ema, ScheduleFreeAdamW
+from .clipping import Clipper, RunningMoments, ZClipConfig
 from .muon import Muon
 from .optimizers import OptimizerConfig, OptimizerSet
-from .schedule_free import ScheduleFreeAdamW
-from .schedules import ScheduleConfig
+from .schedules import BatchRampConfig, ScheduleConfig
 
 __all__ = [
     "BatchRampConfig",
@@ -13,6 +11,7 @@ __all__ = [
     "Muon",
     "OptimizerConfig",
     "OptimizerSet",
+    "RunningMoments",
     "ScheduleConfig",
     "ScheduleFreeAdamW",
     "ZClipConfig",

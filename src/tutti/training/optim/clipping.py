@@ -1,4 +1,4 @@
-"""Gradient clipping: whole or by part, at a fixed norm or relative to recent norms (ZClip)."""
+"""Outliers by their running mean and variance; clipping of gradients at a fixed norm or as outliers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,38 @@ from torch.nn.parameter import Parameter
 from tutti.distributed.sharded_tensors import clip_to, total_norm
 from tutti.frozen_config import FrozenConfig
 from tutti.training.optim.learning_rates import part_of
-from tutti.training.optim.running_moments import RunningMoments
 
 WHOLE = "all"
+MIN_RELATIVE_DEVIATION = 1e-3
+"""The standard deviation counts as at least this share of the mean: on a loss that hardly changes, a rise of
+half a per cent is no outlier."""
+
+
+@dataclass(slots=True)
+class RunningMoments:
+    """Exponential mean and variance of `count` values."""
+
+    mean: float = 0.0
+    variance: float = 0.0
+    count: int = 0
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation, at least MIN_RELATIVE_DEVIATION of the mean."""
+        return max(math.sqrt(self.variance), MIN_RELATIVE_DEVIATION * abs(self.mean), 1e-12)
+
+    def z(self, value: float) -> float:
+        """(value - mean) / standard deviation."""
+        return (value - self.mean) / self.deviation
+
+    def add(self, value: float, decay: float) -> None:
+        """With d = value - mean and w = max(1 - decay, 1 / count): mean += w d, variance = (1 - w)(variance
+        + w d^2). So the first values count alike, and later ones fade."""
+        self.count += 1
+        weight = max(1 - decay, 1 / self.count)
+        difference = value - self.mean
+        self.mean += weight * difference
+        self.variance = (1 - weight) * (self.variance + weight * difference**2)
 
 
 class ZClipConfig(FrozenConfig):

@@ -28,6 +28,11 @@ def part_of(name: str) -> str:
     return path[0] if root == "model" and len(path) > 1 else root
 
 
+def joint(model: nn.Module, objective: nn.Module) -> nn.ModuleDict:
+    """Both as one module, whose names start with model. or objective. and which has each parameter once."""
+    return nn.ModuleDict({"model": model, "objective": objective})
+
+
 class RatesConfig(FrozenConfig):
     """Factors on the base learning rate: factor(parameter) = rate of its part * decay of its layer.
 
@@ -59,20 +64,19 @@ class RatesConfig(FrozenConfig):
 
         Raises: UserError if a part is not there, or has no blocks and is to decay by layer.
         """
-        names = [
-            f"{root}.{name}"
-            for root, module in (("model", model), ("objective", objective))
-            for name, _ in module.named_parameters()
-        ]
+        factors: dict[str, float] = {}
         by_part: dict[str, list[str]] = {}
-        for name in names:
+        for name, _ in joint(model, objective).named_parameters():
+            factors[name] = self.learning_rates.get(part_of(name), 1.0)
             by_part.setdefault(part_of(name), []).append(name)
         for key, parts in self.parts.items():
             if message := unknown_parts(f"training.optimizer.{key}", parts, by_part):
                 raise UserError(message)
-        factors = {name: self.learning_rates.get(part_of(name), 1.0) for name in names}
         for part, own in by_part.items():
-            decay = self._decay_of(part)
+            if isinstance(self.layer_decay, dict):
+                decay = self.layer_decay.get(part, 1.0)
+            else:
+                decay = 1.0 if part == DECODER else self.layer_decay
             depth, layers = layers_of(own)
             if not depth and isinstance(self.layer_decay, dict) and part in self.layer_decay:
                 raise UserError(
@@ -85,11 +89,6 @@ class RatesConfig(FrozenConfig):
                     factors[name] *= decay ** (depth - layer)
         return factors
 
-    def _decay_of(self, part: str) -> float:
-        if isinstance(self.layer_decay, dict):
-            return self.layer_decay.get(part, 1.0)
-        return 1.0 if part == DECODER else self.layer_decay
-
 
 def layers_of(names: Sequence[str]) -> tuple[int, list[int]]:
     """The depth L of a part, and for each parameter, in order of registration, the number of blocks begun.
@@ -101,10 +100,7 @@ def layers_of(names: Sequence[str]) -> tuple[int, list[int]]:
     found: list[int] = []
     for name in names:
         block = BLOCK.match(name)
-        if block is None:
-            found.append(len(numbers))
-        else:
-            found.append(numbers.setdefault(block[1], len(numbers) + 1))
+        found.append(numbers.setdefault(block[1], len(numbers) + 1) if block else len(numbers))
     return len(numbers), found
 
 

@@ -36,7 +36,7 @@ def orthogonalised(
     grow with every round.
     """
     scaled = [x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7) for x in stacks]
-    collects = [rounds > 0 and _is_long(x) for x in stacks]
+    collects = [rounds > 0 and x.shape[2] > 2 * x.shape[1] and x.dtype != torch.bfloat16 for x in stacks]
     long = [x for x, one in zip(scaled, collects, strict=True) if one]
     products: Iterator[Tensor] = iter(())
     if long:
@@ -46,11 +46,6 @@ def orthogonalised(
         torch.bmm(next(products), x) if one else _iterate(x, rounds)
         for x, one in zip(scaled, collects, strict=True)
     ]
-
-
-def _is_long(x: Float[Tensor, "n rows columns"]) -> bool:
-    """True if a stack collects P."""
-    return x.shape[2] > 2 * x.shape[1] and x.dtype != torch.bfloat16
 
 
 def _iterate(x: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "n rows columns"]:
@@ -108,17 +103,6 @@ _Move = tuple[Tensor, Tensor, float]
 """A parameter, its update as a wide matrix, and its learning rate."""
 
 
-def _group_of(stacks: Iterable[Sequence[_Move]]) -> dist.ProcessGroup | None:
-    """The process group that shards the parameters of these moves; None where they are not sharded."""
-    parameters = (parameter for members in stacks for parameter, _, _ in members)
-    return next((p.device_mesh.get_group() for p in parameters if isinstance(p, DTensor)), None)
-
-
-def _whole(update: Tensor) -> Tensor:
-    """The whole of a sharded matrix, on the rank's own device."""
-    return update.full_tensor() if isinstance(update, DTensor) else update
-
-
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum for matrices.
 
@@ -172,7 +156,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for parameter, update in zip(parameters, self._directions(parameters, group), strict=True):
-                matrix = _whole(update).reshape(len(update), -1)
+                whole = update.full_tensor() if isinstance(update, DTensor) else update
+                matrix = whole.reshape(len(update), -1)
                 wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
                 rows, columns = wide.shape
                 rate = group["lr"] * 0.2 * columns**0.5
@@ -180,8 +165,12 @@ class Muon(torch.optim.Optimizer):
         done = 0
         for (rounds, _), stacks in batches.items():
             stacked = [self._stacked([wide for _, wide, _ in members]) for members in stacks.values()]
-            group = _group_of(stacks.values())
-            made = orthogonalised(stacked, rounds) if group is None else divided(stacked, rounds, group, done)
+            moves = (move for members in stacks.values() for move in members)
+            mesh = next((p.device_mesh for p, _, _ in moves if isinstance(p, DTensor)), None)
+            if mesh is None:
+                made = orthogonalised(stacked, rounds)
+            else:
+                made = divided(stacked, rounds, mesh.get_group(), done)
             done += sum(map(len, stacked))
             for members, directions in zip(stacks.values(), made, strict=True):
                 for (parameter, _, rate), direction in zip(members, directions, strict=True):

@@ -8,15 +8,14 @@ Every trainable parameter falls in exactly one of three groups, by the type of t
 
 An output head is the last linear layer of an `ActionDecoder`; the whole objective counts as head, and so
 do the modules that `adamw_modules` names. Inside a group each part of the model (vision, language, fusion,
-action) has its own learning rate, which a strategy may scale, and so has each layer (rates.py).
+action) has its own learning rate, which a strategy may scale, and so has each layer (learning_rates.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -27,22 +26,16 @@ from torch.nn.parameter import Parameter
 from tutti.distributed.sharded_tensors import shard_like_parameters
 from tutti.models.interfaces import ActionDecoder
 from tutti.objectives.objective import check_ownership
-from tutti.training.optim.learning_rates import RatesConfig, part_of
+from tutti.training.optim.averages import ScheduleFreeAdamW
+from tutti.training.optim.learning_rates import RatesConfig, joint, part_of
 from tutti.training.optim.muon import Muon
-from tutti.training.optim.schedule_free import ScheduleFreeAdamW
 from tutti.types import UserError
 
 MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The module types whose `weight` is a matrix of the trunk."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParameterGroups:
-    """The trainable parameters by name, each in exactly one group; names start with model. or objective."""
-
-    matrix: dict[str, Parameter]
-    head: dict[str, Parameter]
-    plain: dict[str, Parameter]
+Group = Literal["matrix", "head", "plain"]
 
 
 def trainable(model: nn.Module, objective: nn.Module) -> dict[str, Parameter]:
@@ -51,12 +44,7 @@ def trainable(model: nn.Module, objective: nn.Module) -> dict[str, Parameter]:
     Raises: UserError if the objective has registered a part of the model.
     """
     check_ownership(model, objective)
-    return {
-        f"{root}.{name}": parameter
-        for root, module in (("model", model), ("objective", objective))
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad
-    }
+    return {name: p for name, p in joint(model, objective).named_parameters() if p.requires_grad}
 
 
 def output_heads(model: nn.Module) -> set[nn.Module]:
@@ -68,8 +56,8 @@ def output_heads(model: nn.Module) -> set[nn.Module]:
 
 def group_parameters(
     model: nn.Module, objective: nn.Module, adamw_modules: Sequence[str] = ()
-) -> ParameterGroups:
-    """Sort the trainable parameters of model and objective into matrix, head and plain.
+) -> dict[Group, dict[str, Parameter]]:
+    """The trainable parameters of model and objective by name, each in exactly one group.
 
     A parameter that two modules share counts once, where it is first held.
     `adamw_modules` names further submodules of the model whose weights count as head.
@@ -77,7 +65,7 @@ def group_parameters(
     Raises: UserError if a name in `adamw_modules` is no submodule of the model.
     """
     modules = dict(model.named_modules())
-    heads = output_heads(model)
+    heads = {*output_heads(model), *objective.modules()}
     for name in adamw_modules:
         if name not in modules:
             raise UserError(
@@ -86,41 +74,37 @@ def group_parameters(
             )
         heads.update(modules[name].modules())
 
-    groups = ParameterGroups(matrix={}, head={}, plain={})
-    seen: set[Parameter] = set()
-    for root_name, root in (("model", model), ("objective", objective)):
-        for module_name, module in root.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if not parameter.requires_grad or parameter in seen:
-                    continue
-                seen.add(parameter)
-                full_name = ".".join(part for part in (root_name, module_name, name) if part)
-                is_weight = isinstance(module, MATRIX_MODULES) and name == "weight"
-                if not is_weight:
-                    groups.plain[full_name] = parameter
-                elif root is objective or module in heads:
-                    groups.head[full_name] = parameter
-                else:
-                    groups.matrix[full_name] = parameter
+    both = joint(model, objective)
+    groups: dict[Group, dict[str, Parameter]] = {"matrix": {}, "head": {}, "plain": {}}
+    for full_name, parameter in both.named_parameters():
+        if parameter.requires_grad:
+            owner, _, name = full_name.rpartition(".")
+            module = both.get_submodule(owner)
+            is_weight = isinstance(module, MATRIX_MODULES) and name == "weight"
+            group: Group = "plain" if not is_weight else "head" if module in heads else "matrix"
+            groups[group][full_name] = parameter
     return groups
 
 
 def by_rate(
-    members: dict[str, Parameter], name: str, lr: float, factors: Mapping[str, float], **settings: Any
+    layout: Iterable[tuple[str, Mapping[str, Parameter], float]], lr: float, factors: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """One parameter group for each part of the model and factor on `lr`, in the order of the parameters.
+    """An optimiser's groups, from `layout`: name, parameters and weight decay of each of ours.
 
-    Single numbers (temperatures) have groups of their own: FSDP does not shard them, and torch's optimisers
-    move sharded and whole tensors only apart.
+    One for each part of the model and factor on `lr`, in the order of the parameters. Single numbers
+    (temperatures) have groups of their own: FSDP does not shard them, and torch's optimisers move sharded and
+    whole tensors only apart.
     """
-    groups: dict[tuple[str, float, bool], list[Parameter]] = {}
-    for full_name, parameter in members.items():
-        key = (part_of(full_name), factors[full_name], parameter.ndim == 0)
-        groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": group, "name": name, "part": part, "lr": lr * factor, **settings}
-        for (part, factor, _), group in groups.items()
-    ]
+    found: list[dict[str, Any]] = []
+    for name, members, decay in layout:
+        alike: dict[tuple[str, float, bool], list[Parameter]] = {}
+        for full_name, parameter in members.items():
+            key = (part_of(full_name), factors[full_name], parameter.ndim == 0)
+            alike.setdefault(key, []).append(parameter)
+        for (part, factor, _), own in alike.items():
+            settings = {"name": name, "part": part, "lr": lr * factor, "weight_decay": decay}
+            found.append({"params": own, **settings})
+    return found
 
 
 class OptimizerSet:
@@ -141,15 +125,18 @@ class OptimizerSet:
                 f"The optimisers {', '.join(optimizers)} would move a parameter of shape {twice[0]} twice in "
                 "each step. Put each parameter into one group of one of them."
             )
-        for optimizer in optimizers.values():
-            for group in optimizer.param_groups:
-                group["base_lr"] = group["lr"]
+        for group in self.groups:
+            group["base_lr"] = group["lr"]
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups of all optimisers."""
+        return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
 
     @property
     def parameters(self) -> list[Parameter]:
         """All parameters, in a fixed order."""
-        groups = [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-        return [parameter for group in groups for parameter in group["params"]]
+        return [parameter for group in self.groups for parameter in group["params"]]
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -167,9 +154,8 @@ class OptimizerSet:
     def set_factor(self, factor: float, parts: Mapping[str, float] | None = None) -> None:
         """lr <- factor * parts[part of the model] * base_lr, for every group; a part not named counts 1."""
         self._factor = factor
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = factor * (parts or {}).get(group.get("part", ""), 1.0) * group["base_lr"]
+        for group in self.groups:
+            group["lr"] = factor * (parts or {}).get(group.get("part", ""), 1.0) * group["base_lr"]
 
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
@@ -224,18 +210,6 @@ class OptimizerSet:
                 group.update(settings)
 
 
-_Layout = Sequence[tuple[str, dict[str, Parameter], float]]
-"""Parameter groups with their name and weight decay."""
-
-
-def _described(layout: _Layout, lr: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [
-        group
-        for name, members, decay in layout
-        for group in by_rate(members, name, lr, factors, weight_decay=decay)
-    ]
-
-
 class AdamWConfig(RatesConfig):
     """AdamW (1711.05101), fused, decay on matrices only."""
 
@@ -249,9 +223,7 @@ class AdamWConfig(RatesConfig):
 
         Raises: UserError if a learning rate is for a part that is not there.
         """
-        members = _described(
-            _two_groups(model, objective, self.weight_decay), self.lr, self.factors(model, objective)
-        )
+        members = _two_groups(self, model, objective)
         return OptimizerSet({"adamw": torch.optim.AdamW(members, lr=self.lr, betas=self.betas, fused=True)})
 
 
@@ -278,20 +250,19 @@ class MuonConfig(RatesConfig):
         groups = group_parameters(model, objective, self.adamw_modules)
         factors = self.factors(model, objective)
         optimizers: dict[str, torch.optim.Optimizer] = {}
-        if groups.matrix:
-            members = by_rate(groups.matrix, "matrix", self.lr, factors)
-            optimizers["muon"] = Muon(members, self.lr, self.momentum, self.weight_decay, self.rounds)
-        if groups.head or groups.plain:
-            layout = [("head", groups.head, self.adamw_weight_decay), ("plain", groups.plain, 0.0)]
-            members = _described(layout, self.adamw_lr, factors)
+        matrices = by_rate([("matrix", groups["matrix"], self.weight_decay)], self.lr, factors)
+        if matrices:
+            optimizers["muon"] = Muon(matrices, self.lr, self.momentum, self.weight_decay, self.rounds)
+        layout = [("head", groups["head"], self.adamw_weight_decay), ("plain", groups["plain"], 0.0)]
+        if others := by_rate(layout, self.adamw_lr, factors):
             optimizers["adamw"] = torch.optim.AdamW(
-                members, lr=self.adamw_lr, betas=self.adamw_betas, fused=True
+                others, lr=self.adamw_lr, betas=self.adamw_betas, fused=True
             )
         return OptimizerSet(optimizers)
 
 
 class ScheduleFreeConfig(RatesConfig):
-    """Schedule-free AdamW (2405.15682, see `schedule_free.py`): evaluated and saved is the average x.
+    """Schedule-free AdamW (2405.15682, see `averages.py`): evaluated and saved is the average x.
 
     It averages by itself and needs no decay, so `training.ema` must be off and the schedule constant.
     """
@@ -308,16 +279,18 @@ class ScheduleFreeConfig(RatesConfig):
 
         Raises: UserError if a learning rate is for a part that is not there.
         """
-        members = _described(
-            _two_groups(model, objective, self.weight_decay), self.lr, self.factors(model, objective)
-        )
+        members = _two_groups(self, model, objective)
         return OptimizerSet({"schedule_free": ScheduleFreeAdamW(members, self.lr, self.betas)})
 
 
-def _two_groups(model: nn.Module, objective: nn.Module, decay: float) -> _Layout:
+def _two_groups(
+    config: AdamWConfig | ScheduleFreeConfig, model: nn.Module, objective: nn.Module
+) -> list[dict[str, Any]]:
     """All matrices, with decay, and all else, without."""
     groups = group_parameters(model, objective)
-    return [("matrix", groups.matrix | groups.head, decay), ("plain", groups.plain, 0.0)]
+    matrices = groups["matrix"] | groups["head"]
+    layout = [("matrix", matrices, config.weight_decay), ("plain", groups["plain"], 0.0)]
+    return by_rate(layout, config.lr, config.factors(model, objective))
 
 
 OptimizerConfig = Annotated[AdamWConfig | MuonConfig | ScheduleFreeConfig, Field(discriminator="kind")]

@@ -1,12 +1,11 @@
 from .config import ParallelConfig
-from .ddp import Computation, Ddp, Parallel, SingleProcess
+from .ddp import Ddp, LossModule, Parallel
 from .fsdp import Fsdp
 
 __all__ = [
-    "Computation",
     "Ddp",
     "Fsdp",
+    "LossModule",
     "Parallel",
     "ParallelConfig",
-    "SingleProcess",
 ]

@@ -2,127 +2,100 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tutti.distributed.world import launched_world_size
+from tutti.distributed.world import World, launched_world_size, world
 from tutti.frozen_config import FrozenConfig
 from tutti.training.device import Machine
-from tutti.training.parallel.ddp import Computation, Ddp, Parallel, SingleProcess
+from tutti.training.parallel.ddp import Ddp, LossModule, Parallel
 from tutti.training.parallel.fsdp import Fsdp
 from tutti.types import UserError
 
-HOW = "torchrun --nproc-per-node N -m -- tutti train CONFIG"
+BUCKET_MB = 25.0
 
 
 class _Parallel(FrozenConfig):
+    kind: str
+
     @property
-    @abstractmethod
     def count(self) -> int:
         """The number of processes. Raises UserError if it does not fit this kind."""
+        launched = launched_world_size()
+        if self.kind == "single" and launched > 1:
+            raise UserError(
+                f"training.parallel.kind is single, but {launched} processes were started: each would train "
+                "the same. Use training.parallel.kind=ddp, or start tutti without torchrun."
+            )
+        if self.kind in ("ddp", "fsdp") and launched == 0:
+            raise UserError(
+                f"training.parallel.kind is {self.kind}, but this process was started alone. Start it with "
+                "torchrun --nproc-per-node N -m -- tutti train CONFIG, or use training.parallel.kind=auto."
+            )
+        return max(1, launched)
 
-    @abstractmethod
-    def reason(self, count: int) -> str:
-        """The reason for this kind, for the log."""
+    @property
+    def reason(self) -> str:
+        """How many processes and why, for the log."""
+        count, automatic = self.count, self.kind == "auto"
+        if count == 1:
+            return f"one process ({'no other was started by torchrun' if automatic else 'as configured'})"
+        if automatic:
+            return f"ddp over {count} processes (started by torchrun)"
+        return f"{self.kind} over {count} processes (as configured)"
 
-    def build(self, computation: Computation, machine: Machine) -> Parallel:
-        """The computation of this kind; the plain one on a single process.
+    def build(self, joint: LossModule, machine: Machine) -> Parallel:
+        """The passes of this kind; the plain ones on a single process.
 
         Raises: UserError where the process group has another number of processes than were started.
         """
-        met = computation.world.ranks.count
+        processes = world()
+        met = processes.ranks.count
         if met != self.count:
             raise UserError(
                 f"{self.count} processes were started, but this one has met {met}: make the Trainer inside "
                 "`with tutti.distributed.world.process_group(count, device, timeout):`, as "
                 "tutti.pipeline.train does."
             )
-        return SingleProcess(computation) if met == 1 else self._distribute(computation, machine)
+        return Parallel(joint, processes) if met == 1 else self._distribute(joint, processes, machine)
 
-    @abstractmethod
-    def _distribute(self, computation: Computation, machine: Machine) -> Parallel: ...
+    def _distribute(self, joint: LossModule, world: World, machine: Machine) -> Parallel:
+        return Ddp(joint, world, bucket_mb=BUCKET_MB)
 
 
 class SingleConfig(_Parallel):
     """`kind: single`: one process, one device."""
 
     kind: Literal["single"] = "single"
-
-    @property
-    def timeout(self) -> float:
-        """No timeout: one process."""
-        return 0.0
-
-    @property
-    def count(self) -> int:
-        if launched_world_size() > 1:
-            raise UserError(
-                f"training.parallel.kind is single, but {launched_world_size()} processes were started: each "
-                "would train the same. Use training.parallel.kind=ddp, or start tutti without torchrun."
-            )
-        return 1
-
-    def reason(self, count: int) -> str:
-        return "one process (as configured)"
-
-    def _distribute(self, computation: Computation, machine: Machine) -> Parallel:
-        raise AssertionError("one process only")
+    timeout: ClassVar[float] = 0.0
+    """No timeout: one process."""
 
 
 class _Launched(_Parallel):
     """A kind for several processes, which a launcher such as torchrun starts."""
 
-    name: ClassVar[str]
-
     timeout: float = Field(
         default=1800.0, gt=0, description="Seconds a rank waits for the others before the training stops."
     )
-
-    @property
-    def count(self) -> int:
-        if launched_world_size() == 0:
-            raise UserError(
-                f"training.parallel.kind is {self.name}, but this process was started alone. Start it with "
-                f"{HOW}, or use training.parallel.kind=auto."
-            )
-        return launched_world_size()
-
-    def reason(self, count: int) -> str:
-        return f"{self.name} over {count} processes (as configured)"
-
-
-class DdpConfig(_Launched):
-    """`kind: ddp`: every process has the whole model; gradients are averaged while they are computed."""
-
-    name: ClassVar[str] = "ddp"
-    kind: Literal["ddp"] = "ddp"
-    bucket_mb: float = Field(
-        default=25.0, gt=0, description="MiB of gradients that are averaged in one message."
-    )
-
-    def _distribute(self, computation: Computation, machine: Machine) -> Parallel:
-        return Ddp(computation, bucket_mb=self.bucket_mb)
 
 
 class AutoParallelConfig(_Launched):
     """`kind: auto`: ddp where torchrun has started several processes, else single."""
 
-    name: ClassVar[str] = "auto"
     kind: Literal["auto"] = "auto"
 
-    @property
-    def count(self) -> int:
-        return max(1, launched_world_size())
 
-    def reason(self, count: int) -> str:
-        if count == 1:
-            return "one process (no other was started by torchrun)"
-        return f"ddp over {count} processes (started by torchrun)"
+class DdpConfig(_Launched):
+    """`kind: ddp`: every process has the whole model; gradients are averaged while they are computed."""
 
-    def _distribute(self, computation: Computation, machine: Machine) -> Parallel:
-        return DdpConfig(timeout=self.timeout).build(computation, machine)
+    kind: Literal["ddp"] = "ddp"
+    bucket_mb: float = Field(
+        default=BUCKET_MB, gt=0, description="MiB of gradients that are averaged in one message."
+    )
+
+    def _distribute(self, joint: LossModule, world: World, machine: Machine) -> Parallel:
+        return Ddp(joint, world, bucket_mb=self.bucket_mb)
 
 
 class FsdpConfig(_Launched):
@@ -131,7 +104,6 @@ class FsdpConfig(_Launched):
     A block's weights are gathered when it is needed and freed after it (2304.11277, ZeRO-3 of 1910.02054).
     """
 
-    name: ClassVar[str] = "fsdp"
     kind: Literal["fsdp"] = "fsdp"
     communication: Literal["fp32", "bf16"] = Field(
         default="fp32",
@@ -144,7 +116,7 @@ class FsdpConfig(_Launched):
         "(least memory); false keeps them until then (less traffic).",
     )
 
-    def _distribute(self, computation: Computation, machine: Machine) -> Parallel:
+    def _distribute(self, joint: LossModule, world: World, machine: Machine) -> Parallel:
         """Shards the weights in place. Raises UserError where bf16 is asked for and the training is not."""
         low = self.communication == "bf16"
         if low and machine.precision != "bf16":
@@ -153,7 +125,7 @@ class FsdpConfig(_Launched):
                 f"{machine.precision}: weights would be rounded for nothing. Use training.precision=bf16, or "
                 "communication=fp32."
             )
-        return Fsdp(computation, machine.device, low=low, reshard=self.reshard)
+        return Fsdp(joint, world, machine.device, low=low, reshard=self.reshard)
 
 
 ParallelConfig = Annotated[

@@ -1,56 +1,60 @@
-"""The interface of parallel training; one process (SingleProcess) and DistributedDataParallel (Ddp)."""
+"""How model and objective run: compiled or not, on one process (Parallel), or replicated on several (Ddp)."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tutti.distributed.ranks import mean_over_ranks
-from tutti.distributed.world import World, world
+from tutti.distributed.world import World
 from tutti.models.layers import blocks_of
 from tutti.objectives.objective import Objective
 from tutti.training.backward.interface import Backward, OneBackward
-from tutti.training.parallel.compilation import compiled
+from tutti.training.backward.term_gradients import rank_means
 from tutti.types import Batch, Features, LossTerms, UserError
 
-log = logging.getLogger("tutti.training")
+
+def _mode(value: Any) -> Any:
+    return ("blocks" if value else "off") if isinstance(value, bool) else value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Computation:
-    """What is to be distributed: model, objective, the model's forward pass (compiled or not), processes."""
+CompileMode = Annotated[Literal["off", "model", "blocks"], BeforeValidator(_mode)]
+"""`true` means blocks, `false` off."""
 
-    model: nn.Module
-    objective: Objective
-    forward: Callable[..., Features]
-    world: World
+VARIANTS = 64
+"""Versions of a block that may be compiled. They share one function, and each width, mask and mode (learning,
+judging) is a version of its own: more than torch's default of 8, behind which it would stop to compile."""
 
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        objective: Objective,
-        *,
-        mode: Literal["off", "model", "blocks"],
-        recompute: bool,
-    ) -> Self:
-        """That of all processes of this training, compiled in this `mode`; `recompute`: a block's activations
-        are computed again in the backward pass. Weights keep their names."""
-        for block in blocks_of(model, objective):
-            block.recompute = recompute
-        return cls(model=model, objective=objective, forward=compiled(model, mode), world=world())
 
-    def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
-        """Features and terms of a batch, on this process alone."""
-        features = self.forward(batch.observation)
-        return features, self.objective(features, batch, self.model, progress, only)
+def compiled(model: nn.Module, mode: CompileMode, **options: Any) -> Callable[..., Any]:
+    """The forward pass of `model`, compiled whole or block by block; `options` are those of `torch.compile`.
+
+    A block is compiled as one graph: what would break it is an error, not a slow training. Blocks of the same
+    sizes share what was compiled, so a deep model takes no longer than a shallow one; between the blocks the
+    model runs as ever. The whole model is one graph too, unless it holds what cannot be compiled: then it is
+    several.
+
+    The graph is walked more than once (K gradients, diagnostics), so the compiled backward must not give away
+    its buffers at the first pass, as it would by default.
+    """
+    if mode == "off":
+        return model
+    import torch._dynamo.config  # submodules that `import torch` does not load, and that take a while
+    import torch._functorch.config
+
+    torch._functorch.config.donated_buffer = False
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+    if mode == "model":
+        return torch.compile(model, **options)
+    for block in blocks_of(model):
+        block.compile(fullgraph=True, **options)
+    return model
 
 
 class Opaque:
@@ -65,21 +69,36 @@ class Opaque:
 
 
 class LossModule(nn.Module):
-    """Model and objective as one module that returns the total loss, and all else as `Opaque`."""
+    """Model and objective as one module that returns the total loss, and all else as `Opaque`.
 
-    def __init__(self, computation: Computation) -> None:
+    The model is compiled in this `mode`; `recompute`: a block's activations are computed again in the
+    backward pass. Weights keep their names.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, *, mode: CompileMode = "off", recompute: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.objective = computation.model, computation.objective
-        self._computation = computation
+        self.model, self.objective = model, objective
+        for block in blocks_of(model, objective):
+            block.recompute = recompute
+        # As a bound method: a compiled model is a module too, whose weights would count twice.
+        self._run_model: Callable[..., Features] = compiled(model, mode).__call__
+
+    def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
+        """Features and terms of a batch, on this process alone."""
+        features = self._run_model(batch.observation)
+        return features, self.objective(features, batch, self.model, progress, only)
 
     def forward(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Tensor, Opaque]:
         """The total of the batch; features and terms hidden."""
-        features, terms = self._computation.plain(batch, progress, only)
+        features, terms = self.plain(batch, progress, only)
         return terms.total, Opaque(features, terms)
 
 
 class Parallel:
-    """How forward and backward passes are distributed over processes. One object serves a whole run.
+    """How forward and backward passes are distributed over processes; this base class is one process alone.
+    One object serves a whole run.
 
     `gives_term_gradients`: the gradient of a single term can be computed (`autograd.grad`), which
     diagnostics, K gradients, masks and the calibration of gradient shares need.
@@ -87,10 +106,9 @@ class Parallel:
 
     gives_term_gradients: ClassVar[bool] = True
 
-    def __init__(self, computation: Computation) -> None:
-        self.computation = computation
-        self.model, self.objective = computation.model, computation.objective
-        self.world = computation.world
+    def __init__(self, joint: LossModule, world: World) -> None:
+        self.joint, self.model, self.objective = joint, joint.model, joint.objective
+        self.world = world
 
     def start(self, backward: Backward) -> None:
         """Called once, when all parameters and the backward are known.
@@ -110,7 +128,7 @@ class Parallel:
 
     def plain(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
         """The same, without averaging gradients over the ranks in the backward pass."""
-        return self.computation.plain(batch, progress, only)
+        return self.joint.plain(batch, progress, only)
 
     def evaluate_held_out(
         self, batch: Batch, progress: float, only: Collection[str] | None
@@ -132,10 +150,6 @@ class Parallel:
         """Raises: UserError if what must be equal on all ranks is not."""
 
 
-class SingleProcess(Parallel):
-    """One process: the plain computation."""
-
-
 class Ddp(Parallel):
     """DistributedDataParallel: whole model and own rows on each rank, averaged gradients.
 
@@ -143,8 +157,8 @@ class Ddp(Parallel):
     asks for gradients by itself (masks) has its sum averaged at the end; K gradients average each term's.
     """
 
-    def __init__(self, computation: Computation, *, bucket_mb: float) -> None:
-        super().__init__(computation)
+    def __init__(self, joint: LossModule, world: World, *, bucket_mb: float) -> None:
+        super().__init__(joint, world)
         require_no_batch_norm(self.model, self.objective)
         self._bucket_mb = bucket_mb
         self._reducer: DistributedDataParallel | None = None
@@ -174,7 +188,7 @@ class Ddp(Parallel):
             # torch 2.13 renames broadcast_buffers, 2.9 lacks the new name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(
-                LossModule(self.computation),
+                self.joint,
                 bucket_cap_mb=self._bucket_mb,
                 find_unused_parameters=True,
                 broadcast_buffers=False,
@@ -207,13 +221,10 @@ class Ddp(Parallel):
 
 @torch.no_grad()
 def average_gradients(parameters: Collection[Tensor]) -> None:
-    """Averages `.grad` over the ranks, in one message for each dtype."""
-    trained = [p for p in dict.fromkeys(parameters) if p.grad is not None]
-    for dtype in dict.fromkeys(p.dtype for p in trained):
-        gradients = [p.grad for p in trained if p.dtype == dtype and p.grad is not None]
-        mean = mean_over_ranks(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+    """Averages `.grad` over the ranks."""
+    gradients = [p.grad for p in dict.fromkeys(parameters) if p.grad is not None]
+    for gradient, mean in zip(gradients, rank_means(gradients), strict=True):
+        gradient.copy_(mean)
 
 
 def require_no_batch_norm(*modules: nn.Module) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parameter import Parameter
 
+from tutti.distributed.world import World
 from tutti.models.layers import blocks_of
 from tutti.training.backward.interface import Backward, OneBackward
 from tutti.training.parallel.ddp import (
-    Computation,
     LossModule,
     Parallel,
     average_gradients,
@@ -24,8 +22,6 @@ from tutti.training.parallel.ddp import (
     require_no_batch_norm,
 )
 from tutti.types import Batch, Features, LossTerms, UserError
-
-log = logging.getLogger("tutti.training")
 
 
 class Fsdp(Parallel):
@@ -38,8 +34,10 @@ class Fsdp(Parallel):
 
     gives_term_gradients: ClassVar[bool] = False
 
-    def __init__(self, computation: Computation, device: torch.device, *, low: bool, reshard: bool) -> None:
-        super().__init__(computation)
+    def __init__(
+        self, joint: LossModule, world: World, device: torch.device, *, low: bool, reshard: bool
+    ) -> None:
+        super().__init__(joint, world)
         require_no_batch_norm(self.model, self.objective)
         require_equal(self.world, {"model": self.model, "objective": self.objective})
         mesh = init_device_mesh(device.type, (self.world.ranks.count,))
@@ -50,7 +48,6 @@ class Fsdp(Parallel):
             reduce_dtype=torch.float32 if low else None,
             cast_forward_inputs=False,
         )
-        joint = LossModule(computation)
         self._scalars = [parameter for parameter in joint.parameters() if parameter.ndim == 0]
         for parameter in joint.parameters():
             parameter.data = parameter.data.contiguous()  # FSDP shares out rows; kernels are channels-last
@@ -59,8 +56,8 @@ class Fsdp(Parallel):
             for block in blocks_of(self.model, self.objective)
         ]
         ignored: set[Parameter] = set(self._scalars)
-        self._joint: FSDPModule = fully_shard(joint, mesh=mesh, mp_policy=policy, ignored_params=ignored)
-        self._units.append(self._joint)
+        self._root: FSDPModule = fully_shard(joint, mesh=mesh, mp_policy=policy, ignored_params=ignored)
+        self._units.append(self._root)
 
     def start(self, backward: Backward) -> None:
         if not isinstance(backward, OneBackward):
@@ -74,8 +71,7 @@ class Fsdp(Parallel):
         )
 
     def evaluate(self, batch: Batch, progress: float, only: Collection[str]) -> tuple[Features, LossTerms]:
-        joint: nn.Module = self._joint  # pyright: ignore[reportAssignmentType]
-        total, box = joint(batch, progress, only)
+        total, box = self.joint(batch, progress, only)
         if not torch.is_grad_enabled():
             self.drop()
         return box.features, replace(box.terms, total=total)
@@ -95,8 +91,8 @@ class Fsdp(Parallel):
             unit.reshard()
 
     def micro_batch(self, *, last: bool) -> None:
-        self._joint.set_requires_gradient_sync(last)
-        self._joint.set_is_last_backward(last)
+        self._root.set_requires_gradient_sync(last)
+        self._root.set_is_last_backward(last)
 
     def finish(self) -> None:
         average_gradients(self._scalars)

@@ -1,13 +1,83 @@
-"""Schedule-free AdamW: an average of the iterates in place of a decaying learning rate."""
+"""Averages of the weights, which are what is evaluated and served: the EMA, and schedule-free AdamW."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tutti.distributed.sharded_tensors import shard_like, split_by_sharding
+
+
+@contextmanager
+def swapped(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block the tensors have these values; afterwards their own, to the last bit."""
+    own = [tensor.detach().clone() for tensor in tensors]
+    try:
+        _fill(tensors, values)
+        yield
+    finally:
+        _fill(tensors, own)
+
+
+@torch.no_grad()
+def _fill(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def ema_decay(decay: float, updates: int) -> float:
+    """min(decay, (1 + s) / (10 + s)) with s = `updates` made before: short runs forget their start."""
+    return min(decay, (1.0 + updates) / (10.0 + updates))
+
+
+class Ema:
+    """shadow <- d shadow + (1 - d) theta after each step, d = `ema_decay`; buffers are copied.
+
+    `shadow` has the names and shapes of the module's state dict.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = module
+        self.decay = decay
+        self.updates = 0
+        self.shadow: dict[str, Tensor] = {
+            name: value.detach().clone() for name, value in module.state_dict().items()
+        }
+
+    @property
+    def last_decay(self) -> float:
+        """d of the last update."""
+        return ema_decay(self.decay, self.updates - 1)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Follow the module after an optimiser step."""
+        d = ema_decay(self.decay, self.updates)
+        present = self.module.state_dict()
+        parameters = self.module.named_parameters(remove_duplicate=False)
+        moving = [name for name, value in parameters if value.is_floating_point()]
+        for places in split_by_sharding([present[n] for n in moving]):
+            names = [moving[place] for place in places]
+            shadows, values = [self.shadow[n] for n in names], [present[n] for n in names]
+            torch._foreach_lerp_(shadows, values, 1.0 - d)  # pyright: ignore[reportPrivateImportUsage]
+        for name in present.keys() - set(moving):
+            self.shadow[name].copy_(present[name])
+        self.updates += 1
+
+    def applied(self) -> AbstractContextManager[None]:
+        """Inside the block the module has the averaged weights; afterwards its own, to the last bit."""
+        present = self.module.state_dict()
+        return swapped([*present.values()], [self.shadow[name] for name in present])
+
+    def load(self, shadow: dict[str, Tensor], updates: int) -> None:
+        """Take over a saved average."""
+        for name, value in self.shadow.items():
+            value.copy_(shard_like(shadow[name], value))
+        self.updates = updates
 
 from tutti.distributed.sharded_tensors import shard_like_parameters
 
@@ -84,20 +154,10 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
             state = self.state[parameter]
             parameter.copy_(torch.lerp(state["z"], state["x"], beta1))
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Inside the block the parameters hold x; afterwards y again, to the last bit."""
         moved = [p for group in self.param_groups for p in group["params"] if self.state.get(p)]
-        own = [parameter.detach().clone() for parameter in moved]
-        with torch.no_grad():
-            for parameter in moved:
-                parameter.copy_(self.state[parameter]["x"])
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in zip(moved, own, strict=True):
-                    parameter.copy_(value)
+        return swapped(moved, [self.state[parameter]["x"] for parameter in moved])
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
