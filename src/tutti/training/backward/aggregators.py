@@ -170,7 +170,7 @@ RENAMED = {"decay": "beta", "iterations": "max_iters", "scale": "scale_mode"}
 class _Aggregator(FrozenConfig):
     """A method of torchjd. Its keys are the options of torchjd's class, some under another name (RENAMED)."""
 
-    kind: str
+    kind: Any
 
     @property
     def _power(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ BUCKET_MB = 25.0
 
 
 class _Parallel(FrozenConfig):
-    kind: str
+    kind: Any
 
     @property
     def count(self) -> int:
