@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutti.distributed.sharded_tensors import shard_like, split_by_sharding
+from tutti.distributed.sharded_tensors import shard_like, shard_like_parameters, split_by_sharding
 
 
 @contextmanager
@@ -78,8 +78,6 @@ class Ema:
         for name, value in self.shadow.items():
             value.copy_(shard_like(shadow[name], value))
         self.updates = updates
-
-from tutti.distributed.sharded_tensors import shard_like_parameters
 
 
 class ScheduleFreeAdamW(torch.optim.Optimizer):
