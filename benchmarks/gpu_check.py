@@ -331,7 +331,8 @@ def main() -> int:
     passed = [section("ceilings", ceilings, need=20 if CUDA else 0)]
     with tempfile.TemporaryDirectory(prefix="tutti-gpu-") as name:
         scratch = Path(name)
-        data_from = synthetic_run(scratch / "data", load_config(DEMO))
+        sizes = (4, 40) if CUDA else (1, 16)
+        data_from = synthetic_run(scratch / "data", load_config(DEMO), *sizes)
         for number, text in enumerate(os.environ.get("CELLS", CELLS).split()):
             measured = partial(throughput, Cell.parse(text), data_from, scratch / f"run-{number}")
             passed.append(section(text, measured, need=45 if CUDA else 0))

@@ -118,7 +118,8 @@ def test_the_plan_of_a_cell_is_that_of_tutti_plan_with_its_own_option(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     option = "fp32, recompute"
-    monkeypatch.setitem(memory.OPTIONS, option, (*memory.OPTIONS[option], *TINY[1:]))
+    small = ("objective={align: null, recon: null, state: null}", "training.optimizer={kind: adamw}")
+    monkeypatch.setitem(memory.OPTIONS, option, (*memory.OPTIONS[option], *TINY[1:], *small))
     cell = memory.cell_of("tiny", 4, option)
     plan = plan_run(cell.load(), gpus=1)
     (way,) = (one for one in plan.ways if one.recompute)
