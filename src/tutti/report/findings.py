@@ -1,18 +1,30 @@
-"""Judges the records of a run: each function gives the findings of one question."""
+"""Judges the records of a run: each function gives the findings of one question.
+
+What a finding says is in templates/findings.toml, by its kind.
+"""
 
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import fmean
 
 from tutti import findings as limits
 from tutti.findings import SEVERITIES, Finding, Severity
-from tutti.report.finding_texts import FEATURES, say
-from tutti.report.formatting import anything, listed, percent, plain
+from tutti.report.formatting import anything, capitalised, listed, percent, plain
 from tutti.report.inputs import Json, config_value
 from tutti.report.records import LAST_FRACTION, PRIMARY, Records, part_words
 
+MESSAGES = tomllib.loads((Path(__file__).parent / "templates" / "findings.toml").read_text("utf-8"))
+"""Severity, sentence and cure of each kind of finding."""
+FEATURES = {
+    "vision": ("the vision tokens", "the vision encoder sees"),
+    "language": ("the language tokens", "the instruction says"),
+    "fused": ("the fused vision tokens", "the model is given"),
+    "readout": ("the readout", "the model is given"),
+}
 INCIDENTS = {
     "loss_spikes": "diag/spikes",
     "skipped_updates": "optim/skipped",
@@ -30,6 +42,23 @@ def judge_records(records: Records, config: Json) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
+def _say(
+    kind: str,
+    number: float,
+    severity: Severity | None = None,
+    /,
+    *,
+    term: str = "",
+    part: str = "",
+    **words: object,
+) -> Finding:
+    """The finding of a kind; its texts have `term`, the part in words, and `words`."""
+    words |= {"term": term, "part": part_words(part), "Part": capitalised(part_words(part))}
+    texts = {key: text.format(**words) for key, text in MESSAGES[kind].items()}
+    texts |= {"severity": severity} if severity else {}
+    return Finding(kind=kind, number=number, term=term, part=part, **texts)
+
+
 def unreached_parts(records: Records, config: Json) -> Iterator[Finding]:
     """Parts that learn, but get no gradient: from no term at all, or not from the action."""
     for part in records.parts:
@@ -37,11 +66,11 @@ def unreached_parts(records: Records, config: Json) -> Iterator[Finding]:
         if all(reaches is None for reaches in reached.values()):
             continue
         if not any(reached.values()):
-            yield say("unreached", 0.0, part=part)
+            yield _say("unreached", 0.0, part=part)
         elif reached.get(PRIMARY) is False:
             asked = _asked_for(config, part)
             severity: Severity = "hint" if asked else "fault"
-            yield say("no_action_gradient", 0.0, severity, term=PRIMARY, part=part, asked=asked)
+            yield _say("no_action_gradient", 0.0, severity, term=PRIMARY, part=part, asked=asked)
 
 
 def _asked_for(config: Json, part: str) -> str:
@@ -82,7 +111,7 @@ def dominating_terms(records: Records, config: Json) -> Iterator[Finding]:
                 [f"{percent(s)} in {part_words(part)}" for part, (s, _) in shares.items()]
             )
         likely = share >= limits.AUX_SHARE_MAX or own < limits.ACTION_SHARE_MIN
-        yield say(
+        yield _say(
             "dominates",
             share,
             "warning" if likely else "hint",
@@ -125,7 +154,7 @@ def idle_terms(records: Records, _: Json) -> Iterator[Finding]:
         most = max((share for share in medians if share is not None), default=1.0)
         if 0 < most < limits.AUX_SHARE_MIN:
             times, goal = plain(limits.AUX_SHARE_HELPFUL / most, 2), percent(limits.AUX_SHARE_HELPFUL)
-            yield say("idle", most, term=term, share=percent(most, 2), times=times, goal=goal)
+            yield _say("idle", most, term=term, share=percent(most, 2), times=times, goal=goal)
 
 
 def conflicting_terms(records: Records, _: Json) -> Iterator[Finding]:
@@ -143,7 +172,7 @@ def conflicting_terms(records: Records, _: Json) -> Iterator[Finding]:
                 and cosine <= limits.CONFLICT_COSINE_MAX
             ):
                 words = {"a": a, "b": b, "share": percent(share), "count": count, "cosine": cosine}
-                yield say("conflict", share, term=b if a == PRIMARY else a, part=part, **words)
+                yield _say("conflict", share, term=b if a == PRIMARY else a, part=part, **words)
 
 
 def unhealthy_features(records: Records, _: Json) -> Iterator[Finding]:
@@ -152,11 +181,11 @@ def unhealthy_features(records: Records, _: Json) -> Iterator[Finding]:
         dead = records.mean(f"diag/dead/{name}", records.end)
         if dead is not None and dead >= limits.DEAD_UNITS_MAX:
             texts = {"share": percent(dead), "features": words, "given": given}
-            yield say("dead_units", dead, part=name, **texts)
+            yield _say("dead_units", dead, part=name, **texts)
         rank, most = (records.median(f"diag/{what}/{name}", records.end) for what in ("rank", "rank_limit"))
         if rank is not None and most is not None and rank < limits.RANK_MIN and most >= limits.RANK_LIMIT_MIN:
             texts = {"rank": plain(rank, 2), "limit": plain(most), "features": words}
-            yield say("collapsed", rank, part=name, **texts)
+            yield _say("collapsed", rank, part=name, **texts)
 
 
 def unhealthy_updates(records: Records, _: Json) -> Iterator[Finding]:
@@ -167,7 +196,7 @@ def unhealthy_updates(records: Records, _: Json) -> Iterator[Finding]:
         if ratio and not least <= ratio <= most:  # at exactly 0 no gradient came, which is said above
             moves, change = ("hardly moves", "Raise") if ratio < least else ("jumps", "Lower")
             words = {"ratio": plain(ratio, 2), "least": plain(least), "most": plain(most)}
-            yield say("update_ratio", ratio, part=part, moves=moves, change=change, **words)
+            yield _say("update_ratio", ratio, part=part, moves=moves, change=change, **words)
 
 
 def unsuitable_batch_size(records: Records, _: Json) -> Iterator[Finding]:
@@ -183,7 +212,7 @@ def unsuitable_batch_size(records: Records, _: Json) -> Iterator[Finding]:
         cure = "A smaller batch would go as far in each step, for less."
     else:
         return
-    yield say("noise_scale", scale, scale=plain(scale, 2), batch=plain(batch), what=what, cure=cure)
+    yield _say("noise_scale", scale, scale=plain(scale, 2), batch=plain(batch), what=what, cure=cure)
 
 
 def incidents(records: Records, _: Json) -> Iterator[Finding]:
@@ -203,7 +232,7 @@ def incidents(records: Records, _: Json) -> Iterator[Finding]:
         if count and steps:
             often: Severity | None = "warning" if count > steps * limits.SPIKES_PER_STEP_MAX else None
             words |= {"plural": "s" if count > 1 else "", "were": "was" if count == 1 else "were"}
-            yield say(kind, count, often, count=plain(count), **words)
+            yield _say(kind, count, often, count=plain(count), **words)
 
 
 def clipping(records: Records, config: Json) -> Iterator[Finding]:
@@ -214,7 +243,7 @@ def clipping(records: Records, config: Json) -> Iterator[Finding]:
     norm, limit = records.mean("optim/grad_norm"), config_value(config, "training", "gradients", "clip_norm")
     said = f", clip_norm {plain(limit)}" if isinstance(limit, int | float) else ""
     norms = f" (mean gradient norm {plain(norm)}{said})" if norm else ""
-    yield say("always_clipped", fmean(values), share=percent(fmean(values)), norms=norms)
+    yield _say("always_clipped", fmean(values), share=percent(fmean(values)), norms=norms)
 
 
 def overfitting(records: Records, _: Json) -> Iterator[Finding]:
@@ -235,7 +264,7 @@ def overfitting(records: Records, _: Json) -> Iterator[Finding]:
         if rise >= limits.OVERFIT_RISE_MAX and before is not None and after is not None and after < before:
             numbers = {"least": least, "end": end, "before": before, "after": after}
             words = {name: plain(value) for name, value in numbers.items()}
-            yield say("overfit", rise, term=term, rise=percent(rise), best=at_best, **words)
+            yield _say("overfit", rise, term=term, rise=percent(rise), best=at_best, **words)
 
 
 def chance(records: Records, _: Json) -> Iterator[Finding]:
@@ -251,10 +280,10 @@ def chance(records: Records, _: Json) -> Iterator[Finding]:
             continue
         share = (value - (floor or 0.0)) / (guess - (floor or 0.0))
         if share >= limits.CHANCE_SHARE_MIN:
-            yield say("at_chance", value, term=term, value=plain(value), guess=plain(guess))
+            yield _say("at_chance", value, term=term, value=plain(value), guess=plain(guess))
         elif floor is not None and share <= limits.FLOOR_SHARE_MAX:
             words = {"value": plain(value), "guess": plain(guess), "floor": plain(floor)}
-            yield say("at_floor", value, term=term, **words)
+            yield _say("at_floor", value, term=term, **words)
 
 
 def _end(records: Records, name: str) -> float | None:

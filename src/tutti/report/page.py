@@ -111,30 +111,23 @@ def _tiles(inputs: Inputs) -> list[Tile]:
 def _warnings(inputs: Inputs) -> list[str]:
     """What a reader must know before believing the numbers above."""
     records, result = inputs.records, inputs.evaluation
-    problems = inputs.probes.problems if inputs.probes is not None else ()
-    warnings = [*(finding.text for finding in problems), *inputs.failures]
-    if result is not None:
-        warnings += weak_tasks(result)
+    warnings = [finding.text for finding in (inputs.probes.problems if inputs.probes is not None else ())]
+    warnings += [*inputs.failures, *(weak_tasks(result) if result is not None else ())]
     if records.not_finite:
         warnings.append(f"Non-finite values were recorded in {', '.join(records.not_finite)}.")
     if records.restarts:
         steps = ", ".join(f"{step:,}" for step in records.restarts)
-        warnings.append(
-            f"The run was resumed: its records go back to step {steps}. The later values are shown."
-        )
-    warnings += [
-        f"The stage '{name}' has not finished: this page shows its results so far."
-        for name, stage in inputs.stages.items()
-        if not stage.finished and name != "report"  # which is being made
-    ]
+        back = f"its records go back to step {steps}. The later values are shown."
+        warnings.append(f"The run was resumed: {back}")
+    for name, stage in inputs.stages.items():
+        if not stage.finished and name != "report":  # which is being made
+            warnings.append(f"The stage '{name}' has not finished: this page shows its results so far.")
     if records.broken_lines:
-        warnings.append(
-            f"records.jsonl: {records.broken_lines} torn line(s) left out; a killed run leaves one."
-        )
+        torn = f"{records.broken_lines} torn line(s) left out; a killed run leaves one."
+        warnings.append(f"records.jsonl: {torn}")
     if result is not None and result.protocol.starts_not_known:
         warnings.append(capitalised(TrainingStarts(unknown=result.protocol.starts_not_known).warning))
     if result is not None and result.resumed:
-        warnings.append(
-            f"The evaluation was resumed: {result.resumed} of its rollouts come from an interrupted run."
-        )
+        again = f"{result.resumed} of its rollouts come from an interrupted run."
+        warnings.append(f"The evaluation was resumed: {again}")
     return warnings + [f"{problem}." for problem in inputs.problems]
