@@ -10,14 +10,16 @@ import re
 import pytest
 
 from tutti.report.curves import smooth
-from tutti.report.formatting import anything, count, duration, plain
+from tutti.report.formatting import anything, count, duration, listed, plain
 from tutti.report.svg.charts import Series, line_chart, thin
 from tutti.report.svg.drawing import Scale, value_scale
 
 STEPS = list(range(1, 2001))
 
 
-def test_ticks_are_round_and_inside() -> None:
+def test_ticks_are_round_and_inside_and_what_is_outside_is_drawn_at_the_edge() -> None:
+    scale = Scale(low=0, high=1, start=0, end=100)
+    assert (scale.pixel(7), scale.pixel(-7)) == (100, 0)
     assert Scale(low=0, high=1, start=0, end=1).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert Scale(low=-0.03, high=0.13, start=0, end=1).ticks(4) == pytest.approx([0, 0.05, 0.1])
 
@@ -33,11 +35,6 @@ def test_log_scale_puts_equal_factors_at_equal_distances() -> None:
     scale = Scale(low=0.01, high=1, start=0, end=100, log=True)
     assert [scale.pixel(v) for v in (0.01, 0.1, 1)] == pytest.approx([0, 50, 100])
     assert [t for t in scale.ticks() if t in (0.01, 0.1, 1)] == pytest.approx([0.01, 0.1, 1])
-
-
-def test_value_outside_the_axis_is_drawn_at_its_edge() -> None:
-    scale = Scale(low=0, high=1, start=0, end=100)
-    assert (scale.pixel(7), scale.pixel(-7)) == (100, 0)
 
 
 @pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [-2.0, -2.0], [1e-12, 1e-12], [1e12, 1e12], []])
@@ -77,26 +74,19 @@ def test_chart_carries_the_values_that_hovering_shows() -> None:
     ]
 
 
-def test_chart_of_nothing_but_nan_is_an_empty_frame() -> None:
+def test_chart_of_nothing_but_nan_is_an_empty_frame_and_names_are_escaped() -> None:
     chart = line_chart("t", [Series(name="a", xs=[1, 2], ys=[math.nan, math.inf], colour="c1")], unit="loss")
     assert "nothing recorded" in chart.svg
     assert "nan" not in chart.svg
-
-
-def test_names_in_a_chart_are_escaped() -> None:
     chart = line_chart("<t>", [Series(name="<i>&\"'", xs=[1, 2], ys=[1, 2], colour="c1")], unit="<u>")
     assert not re.search(r"<(t|i|u)>", chart.svg)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.42, "0.4 s"), (59.4, "59 s"), (59.9, "1 min 00 s"), (700, "11 min 40 s"), (7500, "2 h 05 min")],
-)
-def test_duration_reads_as_people_say_it(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_numbers_are_short() -> None:
+def test_numbers_and_lists_read_as_people_say_them() -> None:
+    seconds = {0.42: "0.4 s", 59.4: "59 s", 59.9: "1 min 00 s", 700: "11 min 40 s", 7500: "2 h 05 min"}
+    assert {value: duration(value) for value in seconds} == seconds
+    lists = {(): "", ("a",): "a", ("a", "b"): "a and b", ("a", "b", "c"): "a, b and c"}
+    assert {words: listed(words) for words in lists} == lists
     assert [plain(v) for v in (0, 0.1234, 12345, 1e-5, 2.5e7)] == ["0", "0.123", "12,345", "1e-5", "2.5e7"]
     assert [count(v) for v in (940, 52301, 1_842_311)] == ["940", "52,301", "1.84 M"]
     assert [anything(v) for v in (True, None, [1, 2], [[64, 64]])] == ["yes", "\u2013", "1, 2", "64 x 64"]

@@ -13,7 +13,6 @@ import pytest
 from fixtures.report_runs import look_values
 from tutti.report import write_report
 from tutti.report.blocks import Charts, Fold, Note
-from tutti.report.formatting import listed
 from tutti.report.inputs import read_inputs
 from tutti.report.sections.gradients import influence_section, top_notes
 from tutti.report.svg.charts import share_chart
@@ -25,28 +24,21 @@ CONFIG = (
 HOSTILE = '"><script>alert(1)<b>'
 
 
-def make_run(folder: Path, looks: list[dict[str, Any]], config: str = CONFIG) -> Path:
-    lines = [{"kind": "diagnostics", **look} for look in looks]
-    lines += [
-        {"step": look["step"], "kind": "train", "loss/total": 1.0, "data/samples": 32.0 * look["step"]}
-        for look in looks
-    ]
+def write_records(folder: Path, lines: list[dict[str, Any]]) -> None:
     (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "config.yaml").write_text(config)
+
+
+def make_run(folder: Path, looks: list[dict[str, Any]]) -> Path:
+    steps = [look["step"] for look in looks]
+    write_records(
+        folder, [*looks, *({"step": s, "loss/total": 1.0, "data/samples": 32.0 * s} for s in steps)]
+    )
+    (folder / "config.yaml").write_text(CONFIG)
     return folder
 
 
 def sound(count: int = 12) -> list[dict[str, Any]]:
     return [{"step": step, **look_values(step)} for step in range(100, 100 * count + 1, 100)]
-
-
-def faulty() -> list[dict[str, Any]]:
-    changes = {
-        "diag/share/recon/vision": 0.97,
-        "diag/share/action/vision": 0.02,
-        "diag/dead/readout": 0.4,
-    }
-    return [look | changes for look in sound()]
 
 
 def charts_of(run: Path) -> dict[str, str]:
@@ -68,17 +60,10 @@ def notes_of(run: Path) -> list[tuple[str, str]]:
 def test_section_has_every_drawing(tmp_path: Path) -> None:
     titles = set(charts_of(make_run(tmp_path, sound())))
     assert {
-        "Share of each part's gradient, first half",
-        "Share of each part's gradient, second half",
-        "Who trains the vision encoder",
-        "Who trains the fusion",
-        "Diagnostic steps in which two terms conflict",
-        "Cosines in the language encoder",
-        "Update-to-weight ratio",
-        "Effective rank",
-        "Dead units",
-        "Gradient noise scale and batch",
-        "lambda |g| in the fusion",
+        *("Share of each part's gradient, first half", "Share of each part's gradient, second half"),
+        *("Who trains the vision encoder", "Who trains the fusion", "Cosines in the language encoder"),
+        *("Diagnostic steps in which two terms conflict", "Update-to-weight ratio", "Effective rank"),
+        *("Dead units", "Gradient noise scale and batch", "lambda |g| in the fusion"),
     } <= titles
     assert "Who trains the action decoder" not in titles  # one term alone has all of it
     assert "Cosines in the action decoder" not in titles
@@ -93,7 +78,8 @@ def test_sound_run_says_so_and_how_it_was_looked_at(tmp_path: Path) -> None:
 
 
 def test_findings_stand_in_the_section_and_the_grave_ones_at_the_top(tmp_path: Path) -> None:
-    run = make_run(tmp_path, faulty())
+    changes = {"diag/share/recon/vision": 0.97, "diag/share/action/vision": 0.02, "diag/dead/readout": 0.4}
+    run = make_run(tmp_path, [look | changes for look in sound()])
     moods = [mood for mood, _ in notes_of(run)]
     assert moods == ["bad", "warn"]
     top = top_notes(read_inputs(run))
@@ -111,20 +97,15 @@ def test_many_findings_are_counted_at_the_top(tmp_path: Path) -> None:
     assert len(top) == 5 and top[-1].text.startswith("2 more findings")
 
 
-@pytest.mark.parametrize("records", [None, [], [{"step": 10, "kind": "train", "loss/total": 1.0}]])
-def test_run_without_diagnostics_says_why(tmp_path: Path, records: list[dict[str, Any]] | None) -> None:
-    if records is not None:
-        (tmp_path / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in records))
-    section = influence_section(read_inputs(tmp_path))
-    assert section.missing.startswith("Not recorded: ") and not section.blocks
-    assert "training.diagnostics.every" in write_report(tmp_path).read_text()
-
-
-def test_old_run_still_gets_the_findings_of_its_curves(tmp_path: Path) -> None:
-    lines = [{"step": s, "kind": "train", "loss/total": 1.0, "optim/clip_share": 1.0} for s in range(1, 30)]
-    (tmp_path / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    section = influence_section(read_inputs(tmp_path))
-    assert section.missing and "are clipped" in str(section.blocks)
+def test_run_without_diagnostics_says_why_and_still_gets_the_findings_of_its_curves(tmp_path: Path) -> None:
+    for lines in (None, [], [{"step": s, "loss/total": 1.0, "optim/clip_share": 1.0} for s in range(1, 30)]):
+        if lines is not None:
+            write_records(tmp_path, lines)
+        section = influence_section(read_inputs(tmp_path))
+        assert (
+            section.missing.startswith("Not recorded: ") and "training.diagnostics.every" in section.missing
+        )
+        assert ("are clipped" in str(section.blocks)) == bool(lines)
 
 
 def test_a_single_look_and_a_frozen_part_are_drawn(tmp_path: Path) -> None:
@@ -181,15 +162,5 @@ def test_long_runs_are_thinned_to_means() -> None:
 
 
 def test_last_stretch_is_the_last_quarter_but_at_least_three_looks(tmp_path: Path) -> None:
-    assert read_inputs(make_run(tmp_path, sound(20))).records.end[0] == 1600
-    assert read_inputs(make_run(tmp_path, sound(5))).records.end[0] == 300
-    assert read_inputs(make_run(tmp_path, sound(2))).records.end[0] == 100
-
-
-def test_words_are_listed_as_people_do() -> None:
-    assert [listed(words) for words in ((), ("a",), ("a", "b"), ("a", "b", "c"))] == [
-        "",
-        "a",
-        "a and b",
-        "a, b and c",
-    ]
+    for count, first in ((20, 1600), (5, 300), (2, 100)):
+        assert read_inputs(make_run(tmp_path, sound(count))).records.end[0] == first

@@ -15,7 +15,7 @@ from typing import TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tutti.report.formatting import NOTHING
+from tutti.report.formatting import NOTHING, WORDS
 from tutti.report.svg.drawing import Chart
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,6 +46,11 @@ class Cell:
 ABSENT = Cell(text=NOTHING, mood="quiet")
 Column = tuple[str, str, Callable[[T], Cell | str]]
 """A head, its explanation, and what an item has in this column."""
+
+
+def column(head: str, make: Callable[[T], Cell | str]) -> Column[T]:
+    """A column with the explanation that templates/words.toml has for its head."""
+    return head, WORDS["heads"].get(head, ""), make
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 Number = int | float
 """A real number as JSON gives it."""
@@ -11,20 +14,15 @@ Number = int | float
 NOTHING = "\u2013"  # this number does not exist
 
 
-WORDS = {
-    "seconds": "robot time",
-    "shortest": "shortest episode, frames",
-    "longest": "longest episode, frames",
-    "vocab_size": "vocabulary, tokens",
-    "text_length": "text length, tokens",
-    "normalization": "normalisation",
-    "stored_image_shapes": "stored images, pixels",
-}
+WORDS: dict[str, Any] = tomllib.loads(
+    (Path(__file__).parent / "templates" / "words.toml").read_text(encoding="utf-8")
+)
+"""How keys, values, conditions and baselines are called, and what heads of tables mean."""
 
 
 def words(name: str) -> str:
     """A key as words: "open_loop_error" is "open loop error"."""
-    return WORDS.get(name, name.replace("_", " "))
+    return WORDS["keys"].get(name, name.replace("_", " "))
 
 
 def plain(value: Number, digits: int = 3) -> str:

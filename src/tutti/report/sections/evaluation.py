@@ -24,33 +24,13 @@ from tutti.report.blocks import (
     data_address,
     table,
 )
-from tutti.report.formatting import anything, percent, plain, words
+from tutti.report.formatting import WORDS, anything, percent, plain, words
 from tutti.report.inputs import Inputs, VideoEntry, config_value, own_bytes
 from tutti.report.svg.drawing import Chart, Scale, line
 from tutti.report.svg.rows import WIDTH, Row, row_chart, whisker
 from tutti.types import UserError
 
-CONDITIONS: dict[Condition, tuple[str, str]] = {
-    "policy": ("policy", "With a held-out instruction of the task, on starts outside the training data."),
-    "expert": ("expert", "The script that made the demonstrations, on the same starts: the ceiling."),
-    "noop": ("no-op", "Zero actions on the same starts: the chance level."),
-    "wrong_instruction": ("wrong instruction", "The policy with another task's text, on the same starts."),
-    "no_image": ("no image", "The policy on the same starts with the vision tokens removed."),
-}
-PROTOCOL_WORDS = {
-    "suite": "task suite",
-    "split": "instructions",
-    "chunk": "actions predicted at once (chunk)",
-    "executed": "actions executed per query",
-    "max_decisions": "longest rollout, control steps",
-    "distinct_starts": "distinct starts (task, state after reset)",
-}
-VALUE_WORDS = {
-    ("split", "held_out"): "held-out paraphrases, not in the training data",
-    ("split", "train"): "those of the training",
-    ("weights", "ema"): "averaged weights (EMA)",
-    ("weights", "raw"): "raw weights",
-}
+CONDITIONS: dict[Condition, list[str]] = WORDS["conditions"]
 MAX_VIDEO_BYTES = 4_500_000  # of base64; with the rest the page stays below 6 MB
 MIN_RATE = 0.5  # a task below this rate gets a warning
 MEAN = "task mean"
@@ -234,7 +214,7 @@ def protocol_section(inputs: Inputs) -> Section:
     protocol = asdict(inputs.evaluation.protocol)
     environment = protocol.pop("environment")
     seeds = f"{protocol.pop('seed_first')} to {protocol.pop('seed_last')}"
-    pairs = [(PROTOCOL_WORDS.get(key, words(key)), _value(key, value)) for key, value in protocol.items()]
+    pairs = [(words(key), _value(key, value)) for key, value in protocol.items()]
     pairs += [("seeds of the starts", seeds), *_circumstances(inputs)]
     blocks: list[Block] = [Facts(pairs=pairs), Code(title="Fingerprint of the simulator", text=environment)]
     blocks += [Note(text=note) for note in inputs.evaluation.notes()[:2]]
@@ -243,7 +223,7 @@ def protocol_section(inputs: Inputs) -> Section:
 
 
 def _value(key: str, value: object) -> str:
-    return VALUE_WORDS.get((key, str(value)), anything(value))
+    return WORDS["values"].get(key, {}).get(str(value), anything(value))
 
 
 def _circumstances(inputs: Inputs) -> Sequence[tuple[str, str]]:

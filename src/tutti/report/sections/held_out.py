@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tutti.evaluation.open_loop import PARTS, GroupError
 from tutti.evaluation.probes.run import ProbeResult
 from tutti.evaluation.statistics.intervals import Estimate
-from tutti.report.blocks import MOODS, Block, Cell, Column, Fold, Note, Picture, Section, Table, table
-from tutti.report.formatting import NOTHING, plain
+from tutti.report.blocks import MOODS, Block, Cell, Column, Fold, Note, Picture, Section, Table, column, table
+from tutti.report.formatting import NOTHING, WORDS, plain
 from tutti.report.inputs import Inputs
 
-UNITS = {
-    "normalised": ("normalised", "In the units of the training: most training actions lie in [-1, 1]."),
-    "data": ("data units", "In the units of the data set, mean over action dimensions."),
-}
-SWAP = (
-    "How far another task's instruction moves the predicted chunk, as a multiple of the error. Near 0 the "
-    "model ignores its text."
-)
 CAPTION = (
     "Illustrative: which image patches the executed actions come from, and which tokens they are read from. "
     "It shows that a patch moves the action, not that it should."
 )
-ABLATED = "Removed as tokens, by their masks; the state is set to 0 in normalised units."
-MOVE = "sum |a - a'| / sum |a - a*| over the executed part: in units of the error."
-GROWTH = "sum |a' - a*| / sum |a - a*| - 1."
-FITTED = "Closed form, fitted on training windows, scored on held-out ones."
-GROWTH = "sum |a' - a*| / sum |a - a*| - 1."
-MEAN_ERROR = "Masked mean |a - a*| of the executed part, normalised units."
-TARGET = "R2 on held-out windows; for the task the share named rightly."
 
 
 def open_loop_section(inputs: Inputs) -> Section:
@@ -41,18 +28,22 @@ def open_loop_section(inputs: Inputs) -> Section:
         f"{errors.chunk}. A small error here is no evidence of success."
     )
     columns: list[Column[GroupError]] = [
-        ("task", "", lambda row: row.name),
-        ("windows", "Held-out windows.", lambda row: f"{row.windows:,}"),
+        column("task", lambda row: row.name),
+        column("windows", lambda row: f"{row.windows:,}"),
         *(
-            (f"{part}, {unit}", help, lambda row, key=key, part=part: plain(getattr(getattr(row, key), part)))
-            for key, (unit, help) in UNITS.items()
+            (f"{part}, {unit}", WORDS["heads"][unit], partial(_error, key, part))
+            for key, unit in (("normalised", "normalised"), ("data", "data units"))
             for part in PARTS
         ),
-        ("instruction swap", SWAP, lambda row: NOTHING if row.swap is None else f"{row.swap:.2f} x"),
+        column("instruction swap", lambda row: NOTHING if row.swap is None else f"{row.swap:.2f} x"),
     ]
     rows = (*errors.groups, errors.overall)
     made = table(rows, columns, "Mean absolute error.", last_is_total=len(rows) > 1)
     return Section(lead=lead, blocks=[made])
+
+
+def _error(key: str, part: str, row: GroupError) -> str:
+    return plain(getattr(getattr(row, key), part))
 
 
 def probes_section(inputs: Inputs) -> Section:
@@ -80,28 +71,28 @@ def probe_tables(result: ProbeResult) -> list[Table]:
         table(
             result.ablations.rows,
             [
-                ("removed input", ABLATED, lambda row: row.name),
-                ("actions move", MOVE, lambda row: _cell(row.action_shift, " x")),
-                ("error grows", GROWTH, lambda row: _cell(row.increase, " %", 0)),
+                column("removed input", lambda row: row.name),
+                column("actions move", lambda row: _cell(row.action_shift, " x")),
+                column("error grows", lambda row: _cell(row.increase, " %", 0)),
             ],
             "How far the actions depend on each input.",
         ),
         table(
             result.baselines,
             [
-                ("regression from", FITTED, lambda row: row.name),
-                ("error", MEAN_ERROR, lambda row: _cell(row.error, digits=3)),
-                ("over the model's", "Above 1 the model is better.", lambda row: _cell(row.ratio, " x")),
+                column("regression from", lambda row: row.name),
+                column("error", lambda row: _cell(row.error, digits=3)),
+                column("over the model's", lambda row: _cell(row.ratio, " x")),
             ],
             f"What one input alone would do. The model's own error: {error}.",
         ),
         table(
             result.probes,
             [
-                ("features", "Frozen; masked means of tokens, or the readout.", lambda row: row.features),
-                ("target", TARGET, lambda row: Cell(text=row.target, mood="text")),
-                ("trained", "", lambda row: _cell(row.trained)),
-                ("untrained", "The same model with fresh weights.", lambda row: _cell(row.untrained)),
+                column("features", lambda row: row.features),
+                column("target", lambda row: Cell(text=row.target, mood="text")),
+                column("trained", lambda row: _cell(row.trained)),
+                column("untrained", lambda row: _cell(row.untrained)),
             ],
             "What a linear map reads from the features.",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tutti.data.formats.lerobot import VIEW
-from tutti.report.blocks import Block, Cell, Charts, Code, Column, Facts, Picture, Section, table
+from tutti.report.blocks import Block, Cell, Charts, Code, Column, Facts, Picture, Section, column, table
 from tutti.report.formatting import anything, count, duration, percent, words
 from tutti.report.inputs import Inputs, Json
 from tutti.report.svg.rows import seconds_chart
@@ -24,15 +24,13 @@ def model_section(inputs: Inputs) -> Section:
     model = inputs.model
     if model is None:
         return Section(missing="No model.json yet: `tutti train` writes it when the model is built.")
-    modules = "A module's row contains those below it. The heads of the loss terms are not part of the model."
-    flops = "Matrix products and convolutions of one forward pass; a multiply-add counts as two."
     rows = table(
         model.modules,
         [
-            ("module", modules, lambda row: "\u2003" * row.depth + row.name),
-            ("parameters", "Trained numbers.", lambda row: count(row.parameters)),
-            ("FLOPs per sample", flops, lambda row: count(row.flops)),
-            ("share of FLOPs", "Share of the model's forward FLOPs.", lambda row: percent(row.share, 1)),
+            column("module", lambda row: "\u2003" * row.depth + row.name),
+            column("parameters", lambda row: count(row.parameters)),
+            column("FLOPs per sample", lambda row: count(row.flops)),
+            column("share of FLOPs", lambda row: percent(row.share, 1)),
         ],
         "A training step costs about three times the forward FLOPs.",
     )
@@ -46,12 +44,10 @@ def data_section(inputs: Inputs) -> Section:
     """The training data, and how they were recorded."""
     blocks = _data(inputs.data) if inputs.data else []
     if (recording := inputs.recording) is not None:
-        kept = "Episodes in which the scripted expert succeeds."
-        tried = "Seeds up to the last one that was needed."
         columns: list[Column[str]] = [
-            ("recorded task", "", str),
-            ("demonstrations kept", kept, lambda task: f"{recording.successes[task]:,}"),
-            ("starts tried", tried, lambda task: anything(recording.tries.get(task))),
+            column("recorded task", str),
+            column("demonstrations kept", lambda task: f"{recording.successes[task]:,}"),
+            column("starts tried", lambda task: anything(recording.tries.get(task))),
         ]
         first, last = recording.seeds
         caption = f"Only demonstrations that succeed are kept. Seeds {first} to {last}."

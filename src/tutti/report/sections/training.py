@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tutti.report.blocks import Block, Charts, Fold, Note, Section
 from tutti.report.curves import Line, Plot, Style, draw, shown_in, term_colours
-from tutti.report.formatting import Number, percent, plain
+from tutti.report.formatting import WORDS, Number, percent, plain
 from tutti.report.inputs import Inputs, config_value
 from tutti.report.records import Records
 from tutti.training.metric_names import describe_metric
@@ -20,15 +20,6 @@ Marks = list[tuple[Number, str]]
 """Steps at which something begins, with its name."""
 
 SMOOTHED = "Lines: smoothed over about 1 % of the records. Faint: each record."
-REFERENCES = {
-    "floor": "the smallest value that these batches allow",
-    "chance": "the value of a guess",
-    "copy_baseline": "the loss of predicting that nothing changes",
-    "hold_baseline": "the loss of predicting that the hand stays where it is",
-    "mean_baseline": "the loss of always answering the batch's mean",
-    "zero_baseline": "the loss of always answering 0, the mean action",
-    "blind_baseline": "the loss of answering each patch's own mean",
-}
 SHARES = {"data": "c2", "forward": "c1", "backward": "c4", "optimizer": "c3", "diagnostics": "c5"}
 ELSEWHERE = ("diag/*", "data/samples", "time/seconds")
 """Metrics that another part of the page shows."""
@@ -110,7 +101,7 @@ def _terms(records: Records, terms: Mapping[str, str], marks: Marks) -> Iterator
         ]
         held_out = _lower(describe_metric(f"valid/{term}"))
         help = f"{describe_metric(f'loss/{term}/raw')} Points: {held_out}"
-        for reference, meaning in REFERENCES.items():
+        for reference, meaning in WORDS["references"].items():
             if (name := f"metric/{term}/{reference}") in records:
                 label = reference.replace("_", " ")
                 lines.append(Line(name, label, "c4" if reference == "floor" else "grey", "reference"))
