@@ -1,4 +1,4 @@
-"""Axes, smoothing and numbers of the report's charts."""
+"""Charts over steps: axes, smoothing, numbers, phases, and what a term is drawn against."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import html
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
+from tutti.report.blocks import Charts
 from tutti.report.curves import smooth
 from tutti.report.formatting import anything, count, duration, listed, plain
+from tutti.report.inputs import Inputs, read_inputs
+from tutti.report.sections.training import phase_marks, training_section
 from tutti.report.svg.charts import Series, line_chart, thin
 from tutti.report.svg.drawing import Scale, value_scale
 
@@ -78,8 +82,16 @@ def test_chart_of_nothing_but_nan_is_an_empty_frame_and_names_are_escaped() -> N
     chart = line_chart("t", [Series(name="a", xs=[1, 2], ys=[math.nan, math.inf], colour="c1")], unit="loss")
     assert "nothing recorded" in chart.svg
     assert "nan" not in chart.svg
-    chart = line_chart("<t>", [Series(name="<i>&\"'", xs=[1, 2], ys=[1, 2], colour="c1")], unit="<u>")
-    assert not re.search(r"<(t|i|u)>", chart.svg)
+    chart = line_chart(
+        "<t>",
+        [Series(name="<i>&\"'", xs=[0, 100], ys=[1, 2], colour="c1")],
+        unit="<u>",
+        marks=[(50, "<two>"), (500, "outside")],
+    )
+    assert not re.search(r"<(t|i|u|two)>", chart.svg)
+    assert "&lt;two&gt;" in chart.svg and "outside" not in chart.svg
+    assert 'class="mark" x1="302.0"' in chart.svg  # the middle of 58 and 546
+    assert str(chart.svg).count('class="mark"') == 1
 
 
 def test_numbers_and_lists_read_as_people_say_them() -> None:
@@ -90,3 +102,31 @@ def test_numbers_and_lists_read_as_people_say_them() -> None:
     assert [plain(v) for v in (0, 0.1234, 12345, 1e-5, 2.5e7)] == ["0", "0.123", "12,345", "1e-5", "2.5e7"]
     assert [count(v) for v in (940, 52301, 1_842_311)] == ["940", "52,301", "1.84 M"]
     assert [anything(v) for v in (True, None, [1, 2], [[64, 64]])] == ["yes", "\u2013", "1, 2", "64 x 64"]
+
+
+def inputs_of(folder: Path, strategy: str, phases: list[int], **metrics: float) -> Inputs:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"strategy: {{kind: {strategy}}}\n")
+    values = {"loss/total": 1.0, "loss/progress/raw": 0.7, "lambda/progress": 1.0, **metrics}
+    lines = [
+        {"step": 10 * (n + 1), "kind": "train", "strategy/phase": p, **values} for n, p in enumerate(phases)
+    ]
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_inputs(folder)
+
+
+def test_a_phase_is_marked_behind_the_last_record_of_the_one_before(tmp_path: Path) -> None:
+    inputs = inputs_of(tmp_path / "run", "two_stage", [0, 0, 0, 1, 1])
+    assert phase_marks(inputs) == [(30, "action")]
+    unknown = inputs_of(tmp_path / "other", "of_tomorrow", [0, 1, 2])
+    assert phase_marks(unknown) == [(10, "phase 2"), (20, "phase 3")]
+    assert phase_marks(inputs_of(tmp_path / "one", "end_to_end", [0, 0])) == []
+
+
+def test_a_term_is_drawn_against_its_baseline(tmp_path: Path) -> None:
+    inputs = inputs_of(tmp_path / "run", "two_stage", [0, 0, 1], **{"metric/progress/mean_baseline": 0.69})
+    charts = [c for b in training_section(inputs).blocks if isinstance(b, Charts) for c in b.charts]
+    (term,) = [chart for chart in charts if chart.title == "progress: raw"]
+    assert ("mean baseline", "grey", "reference") in term.legend
+    assert "always answering the batch's mean" in term.help
+    assert 'class="mark"' in term.svg

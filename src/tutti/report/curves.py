@@ -111,8 +111,9 @@ def smooth(values: Sequence[Number], share: Number = SMOOTHING) -> list[Number]:
     keep = math.exp(-1 / max(1.0, share * len(values)))
     known = np.isfinite(values)
     tops_and_weights = np.stack([np.where(known, values, 0.0), known])
-    before = lfilter([1.0], [1.0, -keep], tops_and_weights)  # y_t = x_t + d y_{t-1}
-    after = lfilter([1.0], [1.0, -keep], tops_and_weights[:, ::-1])[:, ::-1]
-    tops, weights = before + after - tops_and_weights  # which is in both
+    before, after = (  # y_t = x_t + d y_{t-1}, in both directions
+        np.asarray(lfilter([1.0], [1.0, -keep], one)) for one in (tops_and_weights, tops_and_weights[:, ::-1])
+    )
+    tops, weights = before + after[:, ::-1] - tops_and_weights  # which is in both
     with np.errstate(invalid="ignore"):
         return (tops / weights).tolist()

@@ -13,18 +13,14 @@ from statistics import fmean
 
 from tutti import findings as limits
 from tutti.findings import SEVERITIES, Finding, Severity
-from tutti.report.formatting import anything, capitalised, listed, percent, plain
+from tutti.report.formatting import WORDS, anything, capitalised, listed, percent, plain
 from tutti.report.inputs import Json, config_value
 from tutti.report.records import LAST_FRACTION, PRIMARY, Records, part_words
 
 MESSAGES = tomllib.loads((Path(__file__).parent / "templates" / "findings.toml").read_text("utf-8"))
 """Severity, sentence and cure of each kind of finding."""
-FEATURES = {
-    "vision": ("the vision tokens", "the vision encoder sees"),
-    "language": ("the language tokens", "the instruction says"),
-    "fused": ("the fused vision tokens", "the model is given"),
-    "readout": ("the readout", "the model is given"),
-}
+FEATURES: dict[str, list[str]] = WORDS["features"]
+"""The features whose health is measured: how they are called, and what they depend on."""
 INCIDENTS = {
     "loss_spikes": "diag/spikes",
     "skipped_updates": "optim/skipped",

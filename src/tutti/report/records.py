@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, median
 
-from tutti.report.formatting import Number
+from tutti.report.formatting import WORDS, Number
 
 Span = tuple[Number, Number]
 """The first and the last of some steps."""
@@ -20,12 +20,7 @@ DIAGNOSTIC_STEPS_MIN = 3
 """... but of at least three diagnostic steps, because a single one is noise."""
 PRIMARY = "action"
 """The term that the others are there to help."""
-PARTS = {
-    "vision": "the vision encoder",
-    "language": "the language encoder",
-    "fusion": "the fusion",
-    "action": "the action decoder",
-}
+PARTS: dict[str, str] = WORDS["parts"]
 
 
 def part_words(part: str) -> str:

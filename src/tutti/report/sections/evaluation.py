@@ -81,12 +81,13 @@ def success_section(inputs: Inputs) -> Section:
     result = inputs.evaluation
     if result is None:
         return Section(missing=not_evaluated(inputs))
-    ran = {condition: result.scores[condition] for condition in CONDITIONS if condition in result.scores}
+    ran: dict[Condition, Score] = {name: result.scores[name] for name in CONDITIONS if name in result.scores}
     tasks = [task.task for task in result.policy.tasks]
     columns: list[Column[str]] = [("task", "", str)]
     for condition, score in ran.items():
         cells = _cells(score, len(tasks))
-        columns.append((*CONDITIONS[condition], lambda task, cells=cells: cells.get(task, ABSENT)))
+        name, help = CONDITIONS[condition]
+        columns.append((name, help, lambda task, cells=cells: cells.get(task, ABSENT)))
     rules = " or ".join(dict.fromkeys(score.interval.rule for score in ran.values()))
     caption = (
         f"k/n successes, with the Wilson 95 % interval; {MEAN} with a 95 % interval by {rules}. "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import cycle, product
 
-from tutti.findings import DEAD_UNITS_MAX
+from tutti.findings import DEAD_UNITS_MAX, Finding
 from tutti.report.blocks import MOODS, Block, Charts, Fold, Note, Section
 from tutti.report.curves import Line, Plot, draw, term_colours
 from tutti.report.findings import judge_records
@@ -30,7 +30,7 @@ def influence_section(inputs: Inputs) -> Section:
     """Every metric of the diagnostic steps, and all findings."""
     records = inputs.records
     findings = judge_records(records, inputs.config)
-    notes: list[Block] = [Note(text=finding.text, mood=MOODS[finding.severity]) for finding in findings]
+    notes: list[Block] = [_note(finding) for finding in findings]
     if not records.diagnostic_steps:
         missing = (
             "Not recorded: this run is older than the diagnostics, has no diagnostic step, or "
@@ -62,10 +62,15 @@ def influence_section(inputs: Inputs) -> Section:
     return Section(lead=lead, blocks=blocks)
 
 
+def _note(finding: Finding) -> Note:
+    return Note(text=finding.text, mood=MOODS[finding.severity])
+
+
 def top_notes(inputs: Inputs) -> list[Note]:
     """The faults and warnings for the top of the page, the gravest first."""
-    grave = [finding for finding in judge_records(inputs.records, inputs.config) if finding.is_problem]
-    notes = [Note(text=finding.text, mood=MOODS[finding.severity]) for finding in grave[:AT_TOP]]
+    findings = judge_records(inputs.records, inputs.config)
+    grave = [_note(finding) for finding in findings if finding.is_problem]
+    notes = grave[:AT_TOP]
     if len(grave) > AT_TOP:
         more = f"{len(grave) - AT_TOP} more findings under \u201c{TITLE}\u201d."
         notes.append(Note(text=more, mood="warn"))
