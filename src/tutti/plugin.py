@@ -40,10 +40,6 @@ class Origin:
     file: Path
     trust: Trust = False
 
-    def covers(self, kind: str) -> bool:
-        """Whether the class may be imported."""
-        return self.trust if isinstance(self.trust, bool) else kind in self.trust
-
 
 class CustomConfig(FrozenConfig, Generic[T]):
     """Config of a custom class: `build(*arguments)` calls `Class(*arguments, **options)`.
@@ -61,8 +57,10 @@ class CustomConfig(FrozenConfig, Generic[T]):
 
     def model_post_init(self, context: Any) -> None:
         """Keeps the file that this came from, if its classes are not trusted."""
-        if isinstance(context, Origin) and not context.covers(self.kind):
-            self._refused_from = context.file
+        if isinstance(context, Origin):
+            trust = context.trust
+            trusted = trust if isinstance(trust, bool) else self.kind in trust
+            self._refused_from = None if trusted else context.file
 
     def build(self, *arguments: Any, **named: Any) -> T:
         """The instance. Raises UserError, naming the key and the class, if it cannot be made."""
@@ -81,7 +79,23 @@ class CustomConfig(FrozenConfig, Generic[T]):
                 "If you know the code and trust it: --trust-code on the command line, trust_code=True in "
                 "Python."
             )
-        return find_class(self.kind, self.base, key)
+        module_name, _, class_name = self.kind.partition(":")
+        wanted = f"{self.base.__module__}.{self.base.__name__}"
+        module = _imported(module_name, self.kind, key)
+        found = getattr(module, class_name, None)
+        if isinstance(found, type) and issubclass(found, self.base):
+            return found
+        have = sorted(
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, self.base) and value is not self.base
+        )
+        what = "no such name" if found is None else shown(repr(found), 200, quoted=False)
+        where = getattr(module, "__file__", None) or module_name
+        raise UserError(
+            f"{key} is '{self.kind}': expected a subclass of {wanted}, found {what}. "
+            f"Such classes in {where}: {', '.join(have[:8]) or 'none'}."
+        )
 
     def call(self, function: Callable[..., R], key: str, *arguments: Any, **named: Any) -> R:
         """`function(*arguments, **options, **named)`. Raises UserError if it does not take these options."""
@@ -105,30 +119,6 @@ def classes_in(values: Any) -> frozenset[str]:
         own = {kind} if isinstance(kind := values.get("kind"), str) and ":" in kind else set[str]()
         return frozenset(own).union(*map(classes_in, values.values()))
     return frozenset().union(*map(classes_in, values)) if isinstance(values, list | tuple) else frozenset()
-
-
-def find_class(kind: str, base: type[T], key: str) -> type[T]:
-    """Imports the class that `kind` names. `key` is where it stands in the config, for messages.
-
-    Raises: UserError if it cannot be imported or is no subclass of `base`.
-    """
-    module_name, _, class_name = kind.partition(":")
-    wanted = f"{base.__module__}.{base.__name__}"
-    module = _imported(module_name, kind, key)
-    found = getattr(module, class_name, None)
-    if isinstance(found, type) and issubclass(found, base):
-        return found
-    have = sorted(
-        name
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, base) and value is not base
-    )
-    what = "no such name" if found is None else shown(repr(found), 200, quoted=False)
-    where = getattr(module, "__file__", None) or module_name
-    raise UserError(
-        f"{key} is '{kind}': expected a subclass of {wanted}, found {what}. "
-        f"Such classes in {where}: {', '.join(have[:8]) or 'none'}."
-    )
 
 
 def _imported(name: str, kind: str, key: str) -> ModuleType:

@@ -14,8 +14,8 @@ from test_data_loading import VIEWS, build, write_set
 from test_terms_every import KINDS
 
 from fixtures.small_model import MODEL
-from tutti.data.augment import ColourJitter
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
+from tutti.data.loader import ColourJitter
 from tutti.models.config import ModelConfig
 from tutti.objectives.config import ObjectiveConfig
 from tutti.plugin import CUSTOM

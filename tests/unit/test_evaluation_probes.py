@@ -15,10 +15,8 @@ from torch import Tensor
 
 from fixtures import squares_data as world
 from tutti.config.run_config import RunConfig
-from tutti.data.bundle import DataBundle
-from tutti.data.checks.leak import state_leak
-from tutti.data.checks.ridge import PENALTIES, Ridge
-from tutti.data.samples import held_out, spread, training
+from tutti.data.bundle import DataBundle, held_out, spread, training
+from tutti.data.checks.ridge import PENALTIES, Ridge, state_leak
 from tutti.evaluation.probes.action_probes import (
     NO_STATE,
     NO_TEXT,

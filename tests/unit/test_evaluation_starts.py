@@ -76,7 +76,7 @@ def test_what_is_recorded_says_its_suite_and_seeds_in_its_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stage `record` with a recorder and a writer that only note what they are given."""
-    made = RecordSummary(folder=tmp_path, tries={"reach": 5, "push": 9}, successes={}, seconds=0.0)
+    made = RecordSummary(tries={"reach": 5, "push": 9}, successes={})
     monkeypatch.setattr(MetaWorldSuite, "check_rendering", lambda _: None)
     monkeypatch.setattr(pipeline.recorder, "record", lambda *_: made)
     monkeypatch.setattr(pipeline, "load_recorded", lambda _: iter(()))

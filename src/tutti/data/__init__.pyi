@@ -1,8 +1,7 @@
-from .augment import ColourJitter, NoAugmentation
 from .bundle import Batches, DataBundle
 from .config import DataConfig, SourceConfig
 from .episodes import Episode, EpisodeStore, StoreSpec
-from .loader import Loader
+from .loader import ColourJitter, Loader, NoAugmentation
 from .mixture import Mixture
 from .normalize import ActionStats, Normalizer
 from .split import split_episodes

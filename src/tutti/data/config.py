@@ -11,13 +11,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from tutti.data.augment import ColourJitter, NoAugmentation
 from tutti.data.bundle import Batches, DataBundle, evenly_spread, texts_of
 from tutti.data.cache import cached_frames
 from tutti.data.episodes import Episode, EpisodeStore, Progress
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.reader import LeRobotStore
-from tutti.data.loader import Loader
+from tutti.data.loader import ColourJitter, Loader, NoAugmentation
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import NormalizationKind, Normalizer
 from tutti.data.split import GroupOf, first_episodes, split_episodes

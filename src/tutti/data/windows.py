@@ -73,18 +73,17 @@ class WindowIndex:
         self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)
         self._end = np.empty(int(self._offsets[-1]), dtype=np.int64)
         self._progress = np.zeros(len(self._end), dtype=np.float32)
+        grippers = gripper_dimensions(
+            needs.grippers, self._actions.shape[1], "gripper.dimension of the objective"
+        )
         for source, store in enumerate(stores):
             for episode in store.episodes:
                 rows = self.rows_of(source, [episode])
                 self._end[rows] = rows[-1] + 1
                 self._progress[rows] = (rows - rows[0]) / max(1, len(rows) - 1)
-        grippers = gripper_dimensions(
-            needs.grippers, self._actions.shape[1], "gripper.dimension of the objective"
-        )
-        for source, store in enumerate(stores):
-            rows = slice(int(self._offsets[source]), int(self._offsets[source + 1]))
             if grippers:
-                check_grippers(self._actions[rows], self._end[rows], grippers, store.name)
+                here = slice(*self._offsets[source : source + 2])
+                check_grippers(self._actions[here], self._end[here], grippers, store.name)
         self._next_key = next_keyframes(self._actions, self._end, grippers)
         self._text, self._text_mask = tokenizer.encode(self.instructions)
 

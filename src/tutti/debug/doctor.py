@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
-from tutti.data.checks.leak import Leak, leak_findings, measure_leak
 from tutti.data.checks.recordings import check_recordings
+from tutti.data.checks.ridge import Leak, leak_findings, measure_leak
 from tutti.debug.activation_checks import check_features
 from tutti.debug.gradient_checks import (
     GradientShares,

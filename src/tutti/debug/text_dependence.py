@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from tutti.data.bundle import DataBundle
-from tutti.data.samples import Sample, spread, states
+from tutti.data.bundle import DataBundle, Sample, spread, states
 from tutti.evaluation.probes.ridge_probes import thumbnails
 from tutti.findings import TEXT_EPISODES_MIN, TEXT_P_MAX, Finding
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import time
 import zlib
 from collections.abc import Callable
 from contextlib import closing
@@ -117,17 +116,15 @@ class RecordConfig(FrozenConfig):
         return self.spec.noise if isinstance(self.noise, str) else self.noise
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RecordSummary:
-    """What a recording holds: tries and successes per task, and the wall seconds this call took.
+    """What a recording holds: tries and successes per task.
 
     `tries[task]` counts seeds up to the last one that was needed.
     """
 
-    folder: Path
     tries: dict[str, int]
     successes: dict[str, int]
-    seconds: float
 
 
 def record(config: RecordConfig, work_folder: Path | str, progress: Progress | None = None) -> RecordSummary:
@@ -141,7 +138,6 @@ def record(config: RecordConfig, work_folder: Path | str, progress: Progress | N
             EGL is missing; the expert fails on most starts.
         WorkerError: a worker failed in a way nobody foresaw; the message holds its traceback.
     """
-    began = time.monotonic()
     folder, suite = Path(work_folder), config.spec
     _claim(folder, config)
     tries = {task: find_tries(folder, task) for task in suite.tasks}
@@ -172,10 +168,7 @@ def record(config: RecordConfig, work_folder: Path | str, progress: Progress | N
         _simulations.popitem()[1].close()
     seeds, num_tries = queue.outcome()
     write_json(folder / DONE_FILE, {"seeds": seeds, "tries": num_tries})
-    successes = {task: len(chosen) for task, chosen in seeds.items()}
-    return RecordSummary(
-        folder=folder, tries=num_tries, successes=successes, seconds=time.monotonic() - began
-    )
+    return RecordSummary(num_tries, {task: len(chosen) for task, chosen in seeds.items()})
 
 
 def _claim(folder: Path, config: RecordConfig) -> None:

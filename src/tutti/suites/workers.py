@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ class WorkerError(RuntimeError):
 
 def run_jobs(
     function: Callable[[Job], Result], count: int, next_job: Callable[[int], Job | None]
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """Gives each idle one of `count` workers the job `next_job(worker)` until that is None and all are done.
 
     Yields (worker, function(job)) as jobs end; a count of 0 runs them in this process, as worker 0.

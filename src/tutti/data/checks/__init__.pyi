@@ -1,4 +1,4 @@
-from .leak import Leak, leak_findings, measure_leak, state_leak
 from .recordings import check_recordings
+from .ridge import Leak, leak_findings, measure_leak, state_leak
 
 __all__ = ["Leak", "check_recordings", "leak_findings", "measure_leak", "state_leak"]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutti.data.samples import spread
+from tutti.data.bundle import spread
 from tutti.evaluation.open_loop import swapped_texts
 from tutti.evaluation.probes.setup import ProbeSetup, joined, masked_sums, predict
 from tutti.evaluation.statistics.intervals import Estimate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from tutti.data.checks.leak import Leak, leak_findings
+from tutti.data.checks.ridge import Leak, leak_findings
 from tutti.evaluation.probes.action_probes import (
     DEAD_BAND,
     NO_STATE,

@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from tutti.data.samples import Sample, spread
+from tutti.data.bundle import Sample, spread
 from tutti.evaluation.probes.setup import ProbeSetup, joined
 from tutti.evaluation.statistics.intervals import Estimate
 from tutti.models.vla import VLA

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float64, Int64
 
+from tutti.data.bundle import Sample, states
 from tutti.data.checks.ridge import STILL, Ridge, fit_steps, fourier_features, one_hot, predict_steps
-from tutti.data.samples import Sample, states
 from tutti.evaluation.probes.setup import ProbeSetup, joined
 from tutti.evaluation.statistics.intervals import Estimate
 from tutti.models.vla import VLA

@@ -17,9 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tutti.data.bundle import DataBundle
-from tutti.data.checks.leak import Leak, state_leak
-from tutti.data.samples import held_out, training
+from tutti.data.bundle import DataBundle, held_out, training
+from tutti.data.checks.ridge import Leak, state_leak
 from tutti.evaluation.probes.action_probes import ChunkConsistency, InputAblations, ablate, chunk_consistency
 from tutti.evaluation.probes.findings import findings
 from tutti.evaluation.probes.occlusion import Maps, Occlusion, occlude

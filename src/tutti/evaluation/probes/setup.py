@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from tutti.data.bundle import DataBundle
-from tutti.data.samples import Sample
+from tutti.data.bundle import DataBundle, Sample
 from tutti.evaluation.statistics.intervals import Estimate, ratio_of_sums
 from tutti.models.vla import VLA
 from tutti.types import Observation

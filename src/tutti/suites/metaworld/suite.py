@@ -75,10 +75,10 @@ class MetaWorldSuite(FrozenConfig):
         """Decisions a second: 80 / action_repeat."""
         return CONTROL_RATE / self.action_repeat
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """The views, picture size and action repeat, and the versions of simulator and physics."""
-        versions = [f"{name} {metadata.version(name)}" for name in self.packages]
+        versions = [f"{name} {_version(name)}" for name in self.packages]
         views, size, repeat = ", ".join(self.views), self.image_size, self.action_repeat
         return ", ".join((*versions, f"views {views}", f"{size} px", f"action repeat {repeat}"))
 
@@ -120,6 +120,9 @@ class MetaWorldSuite(FrozenConfig):
     def check_rendering(self) -> None:
         """Raises: UserError if no picture can be drawn on this machine."""
         check_rendering()
+
+
+_version = functools.cache(metadata.version)
 
 
 @functools.cache
