@@ -112,17 +112,3 @@ def test_a_measurement_that_is_rolled_back_is_made_again() -> None:
             if step == 3:
                 balancing.observe_gradients({"action": found, "recon": 1.0})
         assert balancing.factor.tolist() == [1.0, found]
-
-
-def test_state_continues_in_the_middle_of_the_measurement() -> None:
-    whole, half = build(), build()
-    rows = [{"align": 1.0 + i, "action": 0.3 * i + 0.1, "recon": 2.0 / (i + 1)} for i in range(3)]
-    for row in rows:
-        whole.observe_gradients(row)
-    half.observe_gradients(rows[0])
-    resumed = build()
-    resumed.load_state_dict(half.state_dict())
-    for row in rows[1:]:
-        resumed.observe_gradients(row)
-    assert torch.equal(resumed.factor, whole.factor)
-    assert torch.equal(resumed.norms, whole.norms)

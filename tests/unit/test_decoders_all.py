@@ -280,9 +280,3 @@ def test_a_large_model_with_it_can_be_described_without_its_memory(kind: str) ->
     with torch.device("meta"):
         model = ModelConfig.model_validate({"size": "base", "action": {"kind": kind}}).build(SMALL)
     assert describe(model).flops > 1e8
-
-
-def test_width_and_heads_must_agree() -> None:
-    for kind in PLAIN[1:]:
-        with pytest.raises(ValueError, match="not divisible by heads"):
-            ModelConfig.model_validate({"action": {"kind": kind, "width": 30, "heads": 4}})

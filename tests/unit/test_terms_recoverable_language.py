@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import NO_MODEL, make_model, plain_batch, plain_features
 from tutti.models.vla import VLA
 from tutti.objectives.terms.recoverable_language import (
     RecoverableLanguageConfig,
@@ -137,21 +137,6 @@ def test_the_readout_may_stand_for_the_action() -> None:
     assert term(moved, batch, NO_MODEL).value != term(features, batch, NO_MODEL).value
 
 
-def test_masked_steps_of_the_chunk_do_not_count_even_if_they_are_nan() -> None:
-    features, batch = scene()
-    mask = batch.action_mask.clone()
-    mask[0, 3:] = False
-    actions = batch.actions.clone()
-    actions[0, 3:] = 0
-    term = term_of()
-    clean = term(features, replace(batch, actions=actions, action_mask=mask), NO_MODEL).value
-    actions[0, 3:] = float("nan")
-    dirty = term(features, replace(batch, actions=actions, action_mask=mask), NO_MODEL).value
-    assert dirty.item() == clean.item()
-    dirty.backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in term.parameters())
-
-
 def test_absent_windows_and_padding_do_not_count_even_if_they_are_nan() -> None:
     features, batch = scene()
     vision, mask = features.vision.values.clone(), torch.ones(6, 3, dtype=torch.bool)
@@ -193,32 +178,3 @@ def test_each_instruction_is_counted_once() -> None:
     candidates, answer = distinct(IDS, present)
     assert candidates.tolist() == [False, True, True, True, False, False]
     assert answer[1:].tolist() == [1, 2, 3, 1, 2]
-
-
-def test_gradients_are_right() -> None:
-    # Of what p(l | v, a) alone depends on: the subtracted part has no gradient, though it has a slope.
-    term = term_of()
-    features, batch = scene()
-    names = ["joint.0.weight", "joint_language.weight"]
-    parameters = dict(term.named_parameters())
-
-    def value(actions: Tensor, *given: Tensor) -> Tensor:
-        own = dict(zip(names, given, strict=True))
-        return torch.func.functional_call(
-            term, own, (features, replace(batch, actions=actions), NO_MODEL)
-        ).value
-
-    inputs = [batch.actions, *(parameters[name] for name in names)]
-    assert torch.autograd.gradcheck(value, tuple(x.detach().clone().requires_grad_() for x in inputs))
-
-
-@pytest.mark.parametrize(
-    ("action", "expected"),
-    [("data", {"vision", "language", "head"}), ("readout", {"vision", "language", "fusion", "head"})],
-)
-def test_it_moves_what_it_reads(action: str, expected: set[str]) -> None:
-    model = make_model()
-    config = RecoverableLanguageConfig.model_validate({"width": 8, "action": action})
-    assert reached(model, config.build(model, "words"), make_batch()) == expected
-    still = RecoverableLanguageConfig(width=8, stop_gradient=("vision", "language"))
-    assert reached(model, still.build(model, "words"), make_batch()) == {"head"}

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import Tensor
 
-from fixtures.term_batches import NO_MODEL, make_batch, make_model, plain_batch, plain_features, reached
+from fixtures.term_batches import NO_MODEL, plain_batch, plain_features
 from tutti.objectives.terms.state_contrastive import (
     StateContrastiveConfig,
     StateContrastiveTerm,
@@ -121,14 +120,6 @@ def test_the_view_cut_off_doubles_the_windows(monkeypatch: pytest.MonkeyPatch) -
     assert result.metrics["state_contrastive/floor"].item() == pytest.approx(floor, rel=1e-12)
 
 
-def test_without_the_cut_off_each_window_stands_once() -> None:
-    features, batch = scene()
-    term = term_of(read="vision", drop_one_view=False)
-    z = F.normalize(term.head(features.vision.values.mean(1)), dim=1)
-    loss, _ = by_hand(z, batch.observation.state, [0] * 6, 0.5, 0.2)
-    assert term(features, batch, NO_MODEL).value.item() == pytest.approx(loss, rel=1e-12)
-
-
 def test_one_present_view_is_dropped_and_never_the_only_one() -> None:
     tokens = Tokens(values=torch.zeros(400, 6, 2), mask=torch.ones(400, 6, dtype=torch.bool))
     image_mask = torch.ones(400, 3, dtype=torch.bool)
@@ -179,22 +170,6 @@ def test_absent_windows_do_not_count_even_if_they_are_nan() -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in term.parameters())
 
 
-def test_an_absent_view_does_not_count() -> None:
-    features, batch = scene()
-    mask = torch.ones(6, 4, dtype=torch.bool)
-    mask[0, 2:] = False
-    batch = replace(batch, observation=replace(batch.observation, image_mask=mask[:, ::2]))
-    values = features.vision.values.clone()
-    values[0, 2:] = float("nan")
-    term, found = term_of(read="vision"), []
-    for tokens in (features.vision.values, values):
-        torch.manual_seed(0)
-        found.append(
-            term(replace(features, vision=Tokens(values=tokens, mask=mask)), batch, NO_MODEL).value.item()
-        )
-    assert found[0] == found[1]
-
-
 @pytest.mark.parametrize("robots", [[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 2, 2]])
 def test_with_fewer_than_two_others_there_is_no_loss_and_no_gradient(robots: list[int]) -> None:
     features, batch = scene()
@@ -215,33 +190,3 @@ def test_equal_states_give_a_finite_loss() -> None:
     result = term_of()(features, still, NO_MODEL)
     assert result.value.isfinite()
     assert result.metrics["state_contrastive/floor"].item() == pytest.approx(log(5), rel=1e-12)
-
-
-def test_gradients_are_right() -> None:
-    term = term_of(temperature=1.0)
-    features, batch = scene()
-    batch = replace(batch, embodiment=torch.tensor([0, 0, 0, 0, 1, 2]))
-
-    def value(readout: Tensor, weight: Tensor) -> Tensor:
-        arguments = (replace(features, readout=readout), batch, NO_MODEL)
-        return torch.func.functional_call(term, {"head.2.weight": weight}, arguments).value
-
-    weight = dict(term.named_parameters())["head.2.weight"]
-    inputs = (features.readout, weight.detach())
-    assert torch.autograd.gradcheck(value, tuple(x.clone().requires_grad_() for x in inputs))
-
-
-@pytest.mark.parametrize(
-    ("read", "expected"),
-    [("readout", {"vision", "language", "fusion", "head"}), ("vision", {"vision", "head"})],
-)
-def test_it_moves_what_it_reads(read: str, expected: set[str]) -> None:
-    model = make_model()
-    config = StateContrastiveConfig.model_validate({"width": 8, "read": read})
-    assert reached(model, config.build(model, "near"), make_batch()) == expected
-
-
-def test_nonsense_is_refused_with_its_key() -> None:
-    for wrong in ({"temperature": 0}, {"state_scale": -1.0}, {"read": "language"}):
-        with pytest.raises(ValidationError, match=next(iter(wrong))):
-            StateContrastiveConfig.model_validate(wrong)

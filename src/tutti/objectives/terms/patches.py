@@ -152,12 +152,14 @@ class FuturePatchesTerm(PatchTerm):
             mask = tokens.mask & self.mask(batch)
             now, later = self._both(batch, predicted.dtype)
             changed = self._changed(now, later)
-            # Where nothing counts the target is blanked: a NaN there would come back in the gradient.
-            target = normalise_patches(later).masked_fill(~mask[..., None], 0)
+            # Where nothing counts both are blanked: a NaN there would come back, in the gradient as well.
+            target, copy = (
+                normalise_patches(patches).masked_fill(~mask[..., None], 0) for patches in (later, now)
+            )
             weight = self._weight(changed, mask, now.dtype)
             metrics = {
                 f"{self.name}/changed_share": masked_mean(changed.to(now.dtype), mask, of=self.mask),
-                f"{self.name}/copy_baseline": self._error(normalise_patches(now), target, weight),
+                f"{self.name}/copy_baseline": self._error(copy, target, weight),
             }
         return TermValue(value=self._error(predicted, target, weight), metrics=metrics)
 
