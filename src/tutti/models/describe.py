@@ -93,7 +93,10 @@ def describe(model: VLA) -> Description:
         for child_name, child in part.named_children():
             path = f"{name}.{child_name}"
             rows.append(_row(path, child, 2, _flops_below(flops, f"{root}.{path}", child), total))
-    return Description(modules=tuple(rows), tokens=_token_sequence(model))
+    sequence = {"readout": 1, "state": 1, "language": model.language.num_tokens}
+    sequence |= {f"vision: {view}": model.vision.tokens_per_view for view in model.spec.views}
+    tokens = tuple(TokenRow(name=name, tokens=count) for name, count in sequence.items())
+    return Description(modules=tuple(rows), tokens=tokens)
 
 
 def blank_observation(spec: DataSpec, device: torch.device) -> Observation:
@@ -119,15 +122,3 @@ def _flops_below(flops: dict[str, int], path: str, module: nn.Module) -> int:
     if path in flops:
         return flops[path]
     return sum(_flops_below(flops, f"{path}.{name}", child) for name, child in module.named_children())
-
-
-def _token_sequence(model: VLA) -> tuple[TokenRow, ...]:
-    views = (
-        TokenRow(name=f"vision: {view}", tokens=model.vision.tokens_per_view) for view in model.spec.views
-    )
-    return (
-        TokenRow(name="readout", tokens=1),
-        TokenRow(name="state", tokens=1),
-        TokenRow(name="language", tokens=model.language.num_tokens),
-        *views,
-    )

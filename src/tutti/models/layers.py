@@ -142,11 +142,6 @@ class Block(TransformerBlock):
         x = x + self.attention_out(join_heads(mixed))
         return x + self.mlp_out(activate(self.mlp_in(self.mlp_norm(x)), self.activation))
 
-    def __call__(
-        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 1 n"] | None = None
-    ) -> Float[Tensor, "b n d"]:
-        return super().__call__(x, mask)
-
 
 class ConvLayer(nn.Module):
     """3 x 3 convolution, layer norm over the channels of each pixel, ReLU; all in channels-last memory.

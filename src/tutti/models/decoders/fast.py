@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tutti.models.decoders.chunks import require_finite, require_fitted
-from tutti.models.decoders.fast_tokens import PAD, ChunkTokens, TokenReport
+from tutti.models.decoders.fast_tokens import PAD, ChunkTokens
 from tutti.models.decoders.trunk import Cache, Condition, Conditioning, Trunk, TrunkConfig, shrink
 from tutti.models.interfaces import ActionDecoder
 from tutti.models.layers import all_present
@@ -78,22 +78,12 @@ class FastDecoder(ActionDecoder):
         chunks = hold_last(actions, action_mask)
         self.tokens.fit(chunks)
         self.fitted.fill_(True)
-        found = self.tokens.report(self.tokens.spread(chunks))
         log.info(
-            "fast: %d symbols and %d joined tokens; a chunk of %d numbers takes %.1f tokens (at most %d), "
-            "%.1f numbers a token; rounding costs %.4f of L1",
-            int(self.tokens.num_symbols),
-            int(self.tokens.num_tokens - self.tokens.num_symbols),
-            self.tokens.num_numbers,
-            found.tokens_per_chunk,
-            found.longest,
-            found.ratio,
-            found.rounding_l1,
+            "fast: %(symbols)d symbols and %(joined)d joined tokens; a chunk of %(numbers)d numbers takes "
+            "%(tokens_per_chunk).1f tokens (at most %(longest)d), %(ratio).1f numbers a token; rounding "
+            "costs %(rounding_l1).4f of L1",
+            self.tokens.report(self.tokens.spread(chunks)),
         )
-
-    def report(self, actions: Float[Tensor, "n t a"], action_mask: Bool[Tensor, "n t a"]) -> TokenReport:
-        """How short and how exact the tokens of these chunks are, masked steps held as in training."""
-        return self.tokens.report(hold_last(actions, action_mask))
 
     def forward(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
         """e = the sample's mean cross-entropy per token, in nats, at each of its actions.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +25,6 @@ ALPHABET_SHARE = 0.9
 """Share of the vocabulary that may be symbols."""
 PAD = -1
 _NEVER = torch.iinfo(torch.int32).max
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenReport:
-    """How short and how exact the tokens of some chunks are.
-
-    `ratio` is numbers per token: t * a over the mean number of tokens. `clamped` is the share of coefficients
-    outside the alphabet, `rounding_l1` the mean |a - decode(encode(a))|, in normalised units.
-    """
-
-    tokens_per_chunk: float
-    longest: int
-    ratio: float
-    clamped: float
-    rounding_l1: float
 
 
 class ChunkTokens(nn.Module):
@@ -127,19 +111,26 @@ class ChunkTokens(nn.Module):
         return torch.where(spelled == 0, self.num_numbers + 1, spelled)
 
     @torch.no_grad()
-    def report(self, actions: Float[Tensor, "n t a"]) -> TokenReport:
-        """What encoding these chunks gains and loses."""
+    def report(self, actions: Float[Tensor, "n t a"]) -> dict[str, float]:
+        """How short and how exact the tokens of these chunks are.
+
+        `ratio` is numbers per token: t * a over the mean number of tokens. `clamped` is the share of
+        coefficients outside the alphabet, `rounding_l1` the mean |a - decode(encode(a))|, normalised.
+        """
         integers = self._integers(actions.to(self.cosines))
         tokens, lengths = self.encode(actions.to(self.cosines))
         clamped = (self._symbols(integers) + self.lowest != integers).double().mean()
         mean = float(lengths.double().mean())
-        return TokenReport(
-            tokens_per_chunk=mean,
-            longest=int(lengths.max()),
-            ratio=self.num_numbers / mean,
-            clamped=float(clamped),
-            rounding_l1=float((self.decode(tokens) - actions).abs().mean()),
-        )
+        return {
+            "symbols": int(self.num_symbols),
+            "joined": int(self.num_tokens - self.num_symbols),
+            "numbers": self.num_numbers,
+            "tokens_per_chunk": mean,
+            "longest": int(lengths.max()),
+            "ratio": self.num_numbers / mean,
+            "clamped": float(clamped),
+            "rounding_l1": float((self.decode(tokens) - actions).abs().mean()),
+        }
 
     def _integers(self, actions: Float[Tensor, "b t a"]) -> Int[Tensor, "b n"]:
         return (self.scale * _exact_product(self.cosines, actions)).round().long().flatten(1)

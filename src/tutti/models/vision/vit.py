@@ -29,11 +29,6 @@ class StemConfig(FrozenConfig):
         default=(1, 2, 2), min_length=1, description="Stride of each convolution."
     )
 
-    @property
-    def total_stride(self) -> int:
-        """Pixels on a side of the picture for each token."""
-        return self.unshuffle * prod(self.strides)
-
     @model_validator(mode="after")
     def _same_length(self) -> Self:
         if len(self.channels) != len(self.strides):
@@ -61,13 +56,13 @@ class VisionTransformerConfig(TransformerConfig):
 class VisionTransformer(VisionEncoder):
     """Stem, linear map to `width`, a learned embedding of view and cell, `depth` blocks on each view.
 
-    A picture of s x s pixels gives (s / total_stride)^2 tokens, row by row; views follow one another. The
-    views are encoded apart, folded into the batch: the fusion is where they meet.
+    A picture of s x s pixels gives (s / stride)^2 tokens, row by row, the stride that of the stem; views
+    follow one another. The views are encoded apart, folded into the batch: the fusion is where they meet.
     """
 
     def __init__(self, config: VisionTransformerConfig, spec: DataSpec) -> None:
         super().__init__()
-        stride, size = config.stem.total_stride, spec.image_size
+        stride, size = config.stem.unshuffle * prod(config.stem.strides), spec.image_size
         if size % stride or size < stride:
             near = sorted({max(1, size // stride) * stride, (size // stride + 1) * stride})
             raise UserError(
