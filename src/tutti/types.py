@@ -90,9 +90,6 @@ class LaterStates(Movable):
         """
         if tuple(labels) == self.labels:
             return self
-        missing = [label for label in labels if label not in self.labels]
-        if missing:
-            raise ValueError(f"states {missing} are not in the batch; it has {self.labels}")
         # One column after the other: a list as an index would be copied to the GPU, which synchronises.
         values, mask = (
             torch.stack([columns[:, self.labels.index(label)] for label in labels], dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from test_models_vla import METAWORLD
-from typer.testing import CliRunner
 
 from fixtures.small_decoders import (
     ACTION,
@@ -27,8 +25,7 @@ from fixtures.small_decoders import (
     loss,
     narrow_model,
 )
-from tutti.cli.main import app
-from tutti.config.run_config import json_schema, load_config
+from tutti.config.run_config import load_config
 from tutti.models.config import ActionDecoderConfig, CustomDecoderConfig, ModelConfig
 from tutti.models.describe import describe
 from tutti.objectives.terms.actions import ChunkTerm
@@ -248,19 +245,6 @@ def test_a_key_of_another_kind_is_a_mistake_with_its_name() -> None:
         load_config(DEMO, ["model.action.kind=flow", "model.action.hidden=64"])
     with pytest.raises(UserError, match=r"model\.action\.kind: expected .*'flow'.*found 'flwo'"):
         load_config(DEMO, ["model.action.kind=flwo"])
-
-
-def test_the_schema_knows_every_kind() -> None:
-    definitions = json.dumps(json_schema()["$defs"])
-    for name in ("FlowConfig", "DiffusionConfig", "BinsConfig", "FastConfig", "CustomDecoderConfig"):
-        assert name in definitions
-
-
-@pytest.mark.parametrize("kind", PLAIN)
-def test_the_command_line_shows_a_model_with_it(kind: str) -> None:
-    result = CliRunner().invoke(app, ["model", str(DEMO), f"model.action.kind={kind}"])
-    assert result.exit_code == 0, result.output
-    assert "action" in result.output
 
 
 @pytest.mark.parametrize("kind", PLAIN)

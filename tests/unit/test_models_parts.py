@@ -9,17 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fixtures.small_model import SPEC, batch_of, observation
-from fixtures.term_batches import only_decoder
+from fixtures.small_model import SPEC, observation
 from tutti.models.config import ModelConfig
-from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
 from tutti.models.language.transformer import TextTransformer, TextTransformerConfig
 from tutti.models.layers import Block, activate, attention_mask, space_to_depth
 from tutti.models.vision.vit import StemConfig, VisionTransformerConfig
 from tutti.models.vla import VLA
-from tutti.objectives.terms.actions import ChunkTerm
-from tutti.types import Features, Tokens, UserError
+from tutti.types import Tokens, UserError
 
 
 @pytest.fixture
@@ -146,22 +143,6 @@ def test_block_gradients_are_right(activation: str) -> None:
     block = Block(4, 2, activation="relu" if activation == "relu" else "gelu").double()
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(block, (x,))
-
-
-def test_the_chunks_loss_is_the_masked_l1() -> None:
-    torch.manual_seed(0)
-    decoder = RegressionConfig().build(SPEC, 8)
-    readout, actions = torch.randn(2, 8), torch.randn(2, 5, 3)
-    tokens = Tokens(values=readout[:, None], mask=torch.ones(2, 1, dtype=torch.bool))
-    features = Features(vision=tokens, language=tokens, readout=readout, fused_vision=tokens)
-    mask = torch.ones(2, 5, 3, dtype=torch.bool)
-    mask[0, 2:] = False
-    mask[1, :, 1] = False
-    expected = ((decoder.predict(features) - actions).abs() * mask).sum() / mask.sum()
-    term, model = ChunkTerm(name="action"), only_decoder(decoder)
-    torch.testing.assert_close(term(features, batch_of(actions, mask), model).value, expected)
-    lost = torch.where(mask, actions, torch.tensor(float("nan")))
-    torch.testing.assert_close(term(features, batch_of(lost, mask), model).value, expected)
 
 
 def test_a_size_that_does_not_fit_the_stem_names_key_and_cure() -> None:

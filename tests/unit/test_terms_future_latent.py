@@ -1,4 +1,4 @@
-"""The future-latent term: its value, the slow target, whom it moves, its masks, the signs of collapse."""
+"""The future-latent term: its value, the slow target, its masks, the signs of collapse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fixtures.term_batches import as_double, make_batch, make_loss, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.terms.future_latent import FutureLatentConfig, FutureLatentTerm
-from tutti.training.optim.averages import Ema
 from tutti.training.optim.optimizers import AdamWConfig, MuonConfig
 from tutti.types import Batch, Features, Future
 
@@ -24,20 +23,16 @@ CELLS = 4  # tokens of each view of the small model
 RHO = 0.9
 
 
-def build(**config: Any) -> tuple[VLA, FutureLatentTerm]:
+def build() -> tuple[VLA, FutureLatentTerm]:
     model = make_model()
-    term = FutureLatentConfig(hidden=8, decay=RHO, offset=K, **config).build(model, "latent")
+    term = FutureLatentConfig(hidden=8, decay=RHO, offset=K).build(model, "latent")
     return model.double(), term.double()
 
 
-def scene(model: VLA, batch: Batch | None = None) -> tuple[Features, Batch]:
-    batch = as_double(make_batch()) if batch is None else batch
-    return model(batch.observation), batch
-
-
-def with_future(batch: Batch, **changes: Any) -> Batch:
-    """The batch with another observation (or mask) at K."""
-    return replace(batch, futures={K: replace(batch.futures[K], **changes)})
+def scene() -> tuple[VLA, FutureLatentTerm, Features, Batch]:
+    model, term = build()
+    batch = as_double(make_batch())
+    return model, term, model(batch.observation), batch
 
 
 def unit_latents(encoder: Any, images: Tensor) -> Tensor:
@@ -56,8 +51,7 @@ def disturb(model: VLA, seed: int = 0) -> None:
 
 
 def test_value_is_one_minus_the_cosine_over_the_tokens_that_count() -> None:
-    model, term = build()
-    features, batch = scene(model)
+    model, term, features, batch = scene()
     target = unit_latents(term.target, batch.futures[K].observation.images)
     predicted = F.normalize(term.predictor(features.fused_vision.values), dim=-1)
     losses = 1 - (predicted * target).sum(-1)
@@ -69,8 +63,7 @@ def test_value_is_one_minus_the_cosine_over_the_tokens_that_count() -> None:
 
 
 def test_a_predictor_that_knows_the_future_attains_zero_and_its_opposite_two() -> None:
-    model, term = build()
-    features, batch = scene(model)
+    model, term, features, batch = scene()
     target = unit_latents(term.target, batch.futures[K].observation.images)
     term.predictor = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     for factor, expected in ((3.0, 0.0), (-0.5, 2.0)):
@@ -91,45 +84,18 @@ def test_the_target_follows_exactly() -> None:
 
 
 @pytest.mark.parametrize(("decay", "moves"), [(1.0, False), (0.0, True)])
-def test_a_decay_of_one_freezes_the_target_and_of_zero_copies(decay: float, moves: bool) -> None:
+def test_a_decay_of_one_freezes_the_target_and_of_zero_copies_and_buffers_are_copied(
+    decay: float, moves: bool
+) -> None:
     model = make_model()
+    model.vision.register_buffer("count", torch.tensor(0))
     term = FutureLatentConfig(decay=decay).build(model, "latent")
     start = copy.deepcopy(model.vision.state_dict())
     disturb(model)
-    term.update_targets(model)
-    wanted = model.vision.state_dict() if moves else start
-    assert all(torch.equal(value, wanted[name]) for name, value in term.target.state_dict().items())
-
-
-def test_buffers_are_copied() -> None:
-    model = make_model()
-    model.vision.register_buffer("count", torch.tensor(0))
-    model.vision.register_buffer("mean", torch.zeros(2))
-    term = FutureLatentConfig().build(model, "latent")
     model.vision.get_buffer("count").fill_(7)
-    model.vision.get_buffer("mean").fill_(0.5)
     term.update_targets(model)
-    assert term.target.get_buffer("count").item() == 7
-    assert term.target.get_buffer("mean").tolist() == [0.5, 0.5]
-
-
-def test_the_target_is_in_the_checkpoint_and_goes_on_from_there() -> None:
-    model, term = build()
-    for step in range(3):
-        disturb(model, step)
-        term.update_targets(model)
-    other, resumed = build()
-    other.load_state_dict(model.state_dict())
-    resumed.load_state_dict(term.state_dict())
-    assert any(name.startswith("target.") for name in term.state_dict())
-    for step in range(3, 5):
-        for one, follower in ((model, term), (other, resumed)):
-            disturb(one, step)
-            follower.update_targets(one)
-    for name, value in term.target.state_dict().items():
-        assert torch.equal(value, resumed.target.state_dict()[name])
-    features, batch = scene(model)
-    assert resumed(features, batch, model).value.item() == term(features, batch, model).value.item()
+    wanted = {**(model.vision.state_dict() if moves else start), "count": torch.tensor(7)}
+    assert all(torch.equal(value, wanted[name]) for name, value in term.target.state_dict().items())
 
 
 def test_no_gradient_and_no_optimizer_reaches_the_target() -> None:
@@ -147,33 +113,6 @@ def test_no_gradient_and_no_optimizer_reaches_the_target() -> None:
         assert all(id(p) in owned for p in model.parameters())
 
 
-def test_a_copy_follows_the_model_that_it_is_given() -> None:
-    model, term = build()
-    other, copied = copy.deepcopy((model, term))
-    disturb(other)
-    copied.update_targets(other)
-    term.update_targets(model)
-    start = make_model().double().vision.state_dict()
-    assert any(not torch.equal(v, start[n]) for n, v in copied.target.state_dict().items())
-    assert all(torch.allclose(v, start[n], atol=1e-15) for n, v in term.target.state_dict().items())
-    assert not any(p.requires_grad for p in copied.target.parameters())
-
-
-def test_averaging_the_objective_averages_the_target_and_gives_it_back() -> None:
-    model, term = build()
-    average = Ema(term, 0.5)
-    disturb(model)
-    term.update_targets(model)
-    own = copy.deepcopy(term.state_dict())
-    average.update()
-    features, batch = scene(model)
-    before = term(features, batch, model).value.item()
-    with average.applied():
-        assert term(features, batch, model).value.item() != before
-    assert term(features, batch, model).value.item() == before
-    assert all(torch.equal(value, own[name]) for name, value in term.state_dict().items())
-
-
 def test_the_target_stays_in_evaluation_mode() -> None:
     model = make_model()
     model.vision.train()
@@ -186,11 +125,12 @@ def test_the_target_stays_in_evaluation_mode() -> None:
 
 
 def test_a_view_that_is_absent_now_or_then_does_not_count() -> None:
-    model, term = build()
-    features, batch = scene(model)
-    other = batch.futures[K].observation.image_mask.clone()
+    model, term, features, batch = scene()
+    future = batch.futures[K]
+    other = future.observation.image_mask.clone()
     other[0, 1] = False
-    then = with_future(batch, observation=replace(batch.futures[K].observation, image_mask=other))
+    changed = replace(future, observation=replace(future.observation, image_mask=other))
+    then = replace(batch, futures={K: changed})
     mask = features.fused_vision.mask.clone()
     mask[0, CELLS:] = False
     now = replace(features, fused_vision=replace(features.fused_vision, mask=mask))
@@ -200,9 +140,9 @@ def test_a_view_that_is_absent_now_or_then_does_not_count() -> None:
 
 
 def test_the_copy_baseline_is_the_loss_of_a_scene_that_stands_still() -> None:
-    model, term = build()
+    model, term, features, batch = scene()
     disturb(model)
-    features, batch = scene(model)
+    term.update_targets(model)
     term.eval()
     now, then = (
         unit_latents(term.target, o.images) for o in (batch.observation, batch.futures[K].observation)
@@ -217,8 +157,7 @@ def test_the_copy_baseline_is_the_loss_of_a_scene_that_stands_still() -> None:
 
 
 def test_spread_and_rank_of_the_targets() -> None:
-    model, term = build()
-    features, batch = scene(model)
+    model, term, features, batch = scene()
     metrics = term.eval()(features, batch, model).metrics
     target = unit_latents(term.target, batch.futures[K].observation.images).numpy()
     kept = np.array([[i != 4 and (i != 5 or n < CELLS) for n in range(8)] for i in range(6)])
@@ -232,9 +171,8 @@ def test_spread_and_rank_of_the_targets() -> None:
 
 
 def test_an_encoder_that_sees_nothing_shows_as_collapsed() -> None:
-    model, term = build()
+    model, term, features, batch = scene()
     with torch.no_grad():
         term.target.get_parameter("embed.weight").zero_()  # only its position embedding is left
-    features, batch = scene(model)
     metrics = term.eval()(features, batch, model).metrics
     assert metrics["latent/target_std"] < 1e-7 and metrics["latent/copy_baseline"] < 1e-12

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.small_model import batch_of
 from fixtures.term_batches import SPEC, as_double, make_batch, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.terms.actions import InverseDynamicsConfig, InverseDynamicsTerm
@@ -22,24 +23,11 @@ def real(**config: Any) -> tuple[VLA, InverseDynamicsTerm, Batch]:
     return model, InverseDynamicsConfig(**given).build(model, "inverse").double(), as_double(make_batch())
 
 
-def with_future(batch: Batch, offset: int = 2, **changes: Any) -> Batch:
-    """The batch with another future at `offset`: its mask, or parts of its observation."""
-    future = batch.futures[offset]
-    mask = changes.pop("mask", future.mask)
-    changed = Future(observation=replace(future.observation, **changes), mask=mask)
-    return replace(batch, futures={**batch.futures, offset: changed})
-
-
-def constant(term: InverseDynamicsTerm, action: Tensor) -> None:
-    """Every action is predicted as this one."""
-    with torch.no_grad():
-        term.head[2].weight.zero_()
-        term.head[2].bias.copy_(action.repeat(term.num_actions))
-
-
 def test_the_value_worked_out_by_hand() -> None:
     model, term, batch = real()
-    constant(term, torch.tensor([0.5, 0.0, -1.0]))
+    with torch.no_grad():  # every action is predicted as this one
+        term.head[2].weight.zero_()
+        term.head[2].bias.copy_(torch.tensor([0.5, 0.0, -1.0]).repeat(2))
     actions = torch.full((6, 5, 3), 9.0, dtype=torch.float64)  # what comes after k actions is not asked for
     actions[:, 0] = torch.tensor([1.0, 1.0, 1.0])
     actions[:, 1] = torch.tensor([0.0, -2.0, 0.0])
@@ -53,37 +41,28 @@ def test_the_value_worked_out_by_hand() -> None:
     assert result.metrics["inverse/zero_baseline"].item() == pytest.approx(sum(baseline) / 5, rel=1e-12)
 
 
-def test_each_of_k_actions_has_a_prediction_of_its_own() -> None:
+def test_each_of_k_actions_has_a_prediction_of_its_own_and_the_order_of_time_matters() -> None:
     model, term, batch = real(offset=4)
-    features = model(batch.observation)
-    predicted = term.predict(features.vision, term.encode_later(batch.futures[4], model))
+    now, later = model(batch.observation).vision, term.encode_later(batch.futures[4], model)
+    predicted = term.predict(now, later)
     assert predicted.shape == (6, 4, SPEC.action_dim)
     assert not torch.allclose(predicted[:, 0], predicted[:, 1])
+    assert not torch.allclose(predicted, term.predict(later, now))
 
 
-def test_order_of_time_matters() -> None:
-    model, term, batch = real()
-    now, later = model(batch.observation).vision, term.encode_later(batch.futures[2], model)
-    assert not torch.allclose(term.predict(now, later), term.predict(later, now))
-
-
-def test_an_absent_view_says_nothing_and_a_window_without_any_does_not_count() -> None:
+def test_a_window_without_a_view_at_both_moments_does_not_count() -> None:
     model, term, batch = real()
     features = model(batch.observation)
-    present = batch.futures[2].observation.image_mask.clone()
-    present[0] = torch.tensor([False, True])
-    images = batch.futures[2].observation.images.clone()
-    images[0, 0] = 255 - images[0, 0]
-    first = term(features, with_future(batch, image_mask=present), model)
-    assert term(features, with_future(batch, image_mask=present, images=images), model).value == first.value
-
-    present[0] = False  # no view later: the window's actions do not matter any more
     actions = batch.actions.clone()
     actions[0] += 5
-    blind = with_future(batch, image_mask=present)
-    assert term(features, replace(blind, actions=actions), model).value == term(features, blind, model).value
-    gone = torch.zeros_like(features.vision.mask[:1]).expand(1, -1)
-    mask = torch.cat([gone, features.vision.mask[1:]])
+    seen = batch.futures[2].observation.image_mask.clone()
+    seen[0] = False
+    future = batch.futures[2]
+    blind = replace(future, observation=replace(future.observation, image_mask=seen))
+    later = replace(batch, futures={**batch.futures, 2: blind})  # no view later
+    assert term(features, replace(later, actions=actions), model).value == term(features, later, model).value
+    mask = features.vision.mask.clone()
+    mask[0] = False
     unseen = replace(features, vision=replace(features.vision, mask=mask))  # no view now
     assert term(unseen, replace(batch, actions=actions), model).value == term(unseen, batch, model).value
 
@@ -142,31 +121,13 @@ def test_it_sees_what_the_robot_did() -> None:
         bright = (columns >= place[:, None]) & (columns < place[:, None] + 8)
         return (bright[:, None, None, None, :] * 255).expand(64, 2, 3, 32, 32).to(torch.uint8).contiguous()
 
-    one = make_batch()
-    rows = torch.zeros(64, dtype=torch.int64)
-    seen = replace(
-        one.observation,
-        images=look(start),
-        image_mask=torch.ones(64, 2, dtype=torch.bool),
-        text=one.observation.text[rows],
-        text_mask=one.observation.text_mask[rows],
-        state=one.observation.state[rows],
-    )
     actions = torch.zeros(64, 5, 3)
     actions[:, 0, 0] = shift / 4
-    batch = Batch(
-        observation=seen,
-        actions=actions,
-        action_mask=torch.zeros(64, 5, 3, dtype=torch.bool).index_fill(2, torch.tensor([0]), True),
-        instruction_id=rows,
-        embodiment=rows,
-        window=torch.arange(64),
-        futures={
-            1: Future(
-                observation=replace(seen, images=look(start + shift)), mask=torch.ones(64, dtype=torch.bool)
-            )
-        },
-    )
+    mask = torch.zeros(64, 5, 3, dtype=torch.bool).index_fill(2, torch.tensor([0]), True)
+    batch = batch_of(actions, mask)
+    seen, later = (replace(batch.observation, images=look(place)) for place in (start, start + shift))
+    future = Future(observation=later, mask=torch.ones(64, dtype=torch.bool))
+    batch = replace(batch, observation=seen, futures={1: future})
     optimizer = torch.optim.Adam([*model.vision.parameters(), *term.parameters()], lr=3e-3)
     for _ in range(60):
         result = term(model(batch.observation), batch, model)

@@ -16,7 +16,6 @@ from tutti.models.vla import VLA
 from tutti.objectives.terms.recoverable_language import (
     RecoverableLanguageConfig,
     RecoverableLanguageTerm,
-    distinct,
 )
 from tutti.types import Batch, Features, Tokens
 
@@ -171,10 +170,3 @@ def test_below_two_instructions_there_is_no_loss_and_no_gradient(rows: list[int]
     assert result.value == 0 and result.metrics["words/skipped"] == 1
     assert vision.grad is not None and not vision.grad.any()
     assert all(p.grad is None or not p.grad.any() for p in term.parameters())
-
-
-def test_each_instruction_is_counted_once() -> None:
-    present = torch.tensor([False, True, True, True, True, True])
-    candidates, answer = distinct(IDS, present)
-    assert candidates.tolist() == [False, True, True, True, False, False]
-    assert answer[1:].tolist() == [1, 2, 3, 1, 2]

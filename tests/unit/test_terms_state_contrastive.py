@@ -82,26 +82,16 @@ def test_similarities_that_mirror_the_distances_attain_the_floor() -> None:
     assert result.value.item() == pytest.approx(result.metrics["floor"].item(), rel=1e-12)
 
 
-def test_equals_the_formula_from_the_readout() -> None:
-    features, batch = scene()
-    term = term_of(temperature=0.4, state_scale=0.7)
-    z = F.normalize(term.head(features.readout), dim=1)
-    loss, floor = by_hand(z, batch.observation.state, [0] * 6, 0.7, 0.4)
-    result = term(features, batch, NO_MODEL)
-    assert result.value.item() == pytest.approx(loss, rel=1e-12)
-    assert result.metrics["state_contrastive/floor"].item() == pytest.approx(floor, rel=1e-12)
-    assert result.metrics["state_contrastive/above_floor"].item() == pytest.approx(loss - floor, rel=1e-9)
-
-
 def test_only_windows_of_one_robot_are_compared() -> None:
     features, batch = scene(7)
     robots = [0, 1, 0, 0, 1, 1, 2]  # the last one is alone, and so no row
-    term = term_of()
+    term = term_of(temperature=0.4, state_scale=0.7)
     z = F.normalize(term.head(features.readout), dim=1)
-    loss, floor = by_hand(z, batch.observation.state, robots, 0.5, 0.2)
+    loss, floor = by_hand(z, batch.observation.state, robots, 0.7, 0.4)
     result = term(features, replace(batch, embodiment=torch.tensor(robots)), NO_MODEL)
     assert result.value.item() == pytest.approx(loss, rel=1e-12)
     assert result.metrics["state_contrastive/floor"].item() == pytest.approx(floor, rel=1e-12)
+    assert result.metrics["state_contrastive/above_floor"].item() == pytest.approx(loss - floor, rel=1e-9)
     assert result.metrics["state_contrastive/chance"].item() == pytest.approx(log(2), rel=1e-12)
 
 

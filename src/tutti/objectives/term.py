@@ -48,6 +48,7 @@ class ViewEncoder(Encoder, Protocol):
 
     def __call__(self, images: Float[Tensor, "b v 3 h w"], image_mask: Bool[Tensor, "b v"]) -> Tokens:
         """Prepared pictures to tokens, for a term that must look at other pictures than the present ones."""
+        ...
 
 
 @runtime_checkable
@@ -56,9 +57,11 @@ class ChunkDecoder(Protocol):
 
     def __call__(self, features: Features, batch: Batch) -> Float[Tensor, "b t a"]:
         """The training error of each action, unreduced."""
+        ...
 
     def predict(self, features: Features) -> Float[Tensor, "b t a"]:
         """The chunk of normalised actions."""
+        ...
 
 
 @runtime_checkable
@@ -77,6 +80,7 @@ class Model(Protocol):
     def action(self) -> ChunkDecoder: ...
     def prepare(self, images: Tensor) -> Float[Tensor, "b v 3 h w"]:
         """Bytes to what the vision encoder takes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,7 +111,7 @@ class ChunkTokens(nn.Module):
         return torch.where(spelled == 0, self.num_numbers + 1, spelled)
 
     @torch.no_grad()
-    def report(self, actions: Float[Tensor, "n t a"]) -> dict[str, float]:
+    def report(self, actions: Float[Tensor, "n t a"]) -> dict[str, int | float]:
         """How short and how exact the tokens of these chunks are.
 
         `ratio` is numbers per token: t * a over the mean number of tokens. `clamped` is the share of
