@@ -29,6 +29,9 @@ def changed_keys(old: Any, new: Any, key: str = "") -> list[str]:
             )
         ]
     old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
+    lists = isinstance(old, list) and isinstance(new, list) and len(old) == len(new)
+    if lists and all(isinstance(value, Mapping) for value in (*old, *new)):
+        return changed_keys(dict(enumerate(old)), dict(enumerate(new)), key)
     return [] if old == new else [f"{key}: {_text(old)} -> {_text(new)}"]
 
 

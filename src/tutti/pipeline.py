@@ -36,10 +36,12 @@ from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig
 from tutti.report import write_report
 from tutti.runs.build import (
+    DATA,
     TRAIN_SECTIONS,
     BuiltTraining,
     build_data,
     build_parts,
+    check_data,
     starts_of_run,
     suite_of,
     training_starts,
@@ -98,6 +100,8 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
         if run.begin("train", config, *TRAIN_SECTIONS):
             with run.stage("train"):
                 _train(config, run)
+        else:
+            check_data(config, run.path)
         return find_checkpoint(run.path)
 
 
@@ -172,7 +176,7 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     data, model, objective = build_parts(config, run.path)
     run.write_json("model.json", asdict(describe(model)))  # before the trainer shards or compiles it
     starts = training_starts(config, run.path)
-    run.write_json("data.json", data.describe() | {"starts": starts.to_dict()})
+    run.write_json(DATA, data.describe() | {"starts": starts.to_dict()})
     with progress_bar("training") as bar:
         training = BuiltTraining(config, data, model, objective, run.path)
         training.fit(lambda step, steps, latest: bar(step, steps, _loss(latest)))
@@ -215,7 +219,10 @@ def _evaluate(config: RunConfig, run: RunFolder) -> None:
 
 
 def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite: Suite) -> None:
-    """The action error on held-out episodes."""
+    """The action error on held-out episodes, where the data are still there."""
+    if away := check_data(config, run.path):
+        print_line(f"open-loop errors are left out: {away[0]} is not there")
+        return
     data = build_data(config, run.path)
     if len(data.validation) == 0:
         return

@@ -227,3 +227,42 @@ def test_a_stage_that_fails_in_its_work_is_kept(tmp_path: Path) -> None:
         raise UserError("NaN")
     with pytest.raises(UserError, match="made with another config"):
         RunFolder(tmp_path / "run").begin("train", right, "training")
+
+
+def test_what_changes_no_result_is_taken_over_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = "data.sources=[{path: a}]", "data.sources=[{path: b}]"
+    finish_with(tmp_path, load_config(None, ["training.steps=210", sources[0]]))
+    now = load_config(None, ["training.steps=210", "training.log_every=3", sources[1]])
+    assert not begin(tmp_path, "train", now)
+    said = capsys.readouterr().out
+    assert "taken over" in said and "log_every" in said and "data.sources.0.path" in said
+    assert RunFolder(tmp_path).config().training.log_every == 3
+    other = load_config(None, ["training.steps=210", "data.sources=[{path: b, weight: 2}]"])
+    with pytest.raises(UserError, match="weight"):
+        begin(tmp_path, "train", other)
+
+
+def finish_with(folder: Path, config: RunConfig) -> None:
+    run = RunFolder(folder)
+    run.begin("train", config, *SECTIONS["train"])
+    with run.stage("train"):
+        pass
+
+
+def test_redo_does_a_finished_stage_again_where_nothing_has_changed(tmp_path: Path) -> None:
+    finish(tmp_path, "train")
+    assert not RunFolder(tmp_path, redo="if changed").begin("train", CONFIG, *SECTIONS["train"])
+    assert begin(tmp_path, "train", redo=True)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_options_of_a_users_class_always_count(tmp_path: Path) -> None:
+    """Their names may be those of keys that have no effect elsewhere."""
+    mine = "objective.mine={{kind: 'a:B', options: {{workers: {}}}}}"
+    sections = ("objective",)
+    configs = [load_config(None, [mine.format(count)]) for count in (1, 2)]
+    RunFolder(tmp_path).begin("train", configs[0], *sections)
+    with pytest.raises(UserError, match="workers"):
+        RunFolder(tmp_path).begin("train", configs[1], *sections)

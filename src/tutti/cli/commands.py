@@ -35,7 +35,7 @@ Folder = Annotated[
 ]
 Redo = Annotated[
     bool,
-    typer.Option("--redo", help="Where the config changed, throw away what depends on it and do it again."),
+    typer.Option("--redo", help="Throw away what this makes, and all that depends on it, and do it again."),
 ]
 TrustCode = Annotated[
     bool,

@@ -98,6 +98,7 @@ def _describe_source(
     return {
         "name": source.store.name,
         "fingerprint": source.store.fingerprint,
+        "content": source.store.content.to_dict(),
         "embodiment": spec.embodiment,
         "weight": source.weight,
         "episodes": len(episodes),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from tutti.data.bundle import Batches, DataBundle, evenly_spread, texts_of
 from tutti.data.cache import cached_frames
-from tutti.data.episodes import Episode, EpisodeStore, Progress
+from tutti.data.episodes import Episode, EpisodeStore, Progress, check_unchanged
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
@@ -89,11 +89,14 @@ class DataConfig(FrozenConfig):
         progress: Progress | None = None,
         *,
         group_of: GroupOf | None = None,
+        trained_on: Mapping[str, Any] | None = None,
     ) -> DataBundle:
         """Opens the sources, fits normalisation and text on the training episodes, decodes frames once.
 
         `group_of(instruction)` names the task that the split of validation episodes is stratified by; left
         out, each wording counts as its own group. Frame caches are kept in `cache_folder` and found again.
+
+        `trained_on` describes the data that a run has been trained on, which these must be.
 
         Raises UserError for anything wrong with the data sets or between them, one that is too short for
         the horizon, or a full disk.
@@ -101,6 +104,7 @@ class DataConfig(FrozenConfig):
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <LeRobot folder>}.")
         stores = [source.open() for source in self.sources]
+        check_unchanged(stores, trained_on or {})
         _check_compatible(stores)
         self._check_lengths(stores, needs)
         training, validation = self.split([store.episodes for store in stores], group_of)

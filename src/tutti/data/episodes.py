@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from tutti.data.content import Content, Digests, digest
+from tutti.errors import UserError
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while a long step runs; total is 0 where it is not known beforehand."""
@@ -103,3 +105,16 @@ class EpisodeStore(ABC):
 
         Raises UserError where a picture is missing, damaged or not of the promised size.
         """
+
+
+def check_unchanged(stores: Sequence[EpisodeStore], described: Mapping[str, Any]) -> None:
+    """Refuses data sets that are no longer those of a run; `described` is its data.json.
+
+    Raises: UserError naming what differs, and in which episodes.
+    """
+    for store, before in zip(stores, described.get("sources", ()), strict=False):
+        if lines := store.content.differences(Content.from_dict(before["content"])):
+            raise UserError(
+                f"{store.name} is no longer the data set that this run was trained on: {'; '.join(lines)}.\n"
+                "  cure: put the former data back, or train anew (--redo, or another name=...)."
+            )

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from tutti.config.run_config import RunConfig, to_yaml
 from tutti.data.bundle import DataBundle
-from tutti.data.config import SourceConfig
+from tutti.data.config import DataConfig, SourceConfig
+from tutti.data.episodes import check_unchanged
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
@@ -36,6 +38,8 @@ from tutti.types import Batch, DataNeeds, DataSpec, UserError
 
 TRAIN_SECTIONS = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
 """The sections of a config that decide what a training gives."""
+DATA = "data.json"
+"""What a run says of the data that it is trained on."""
 FIT_CHUNKS = 20_000
 """Windows whose actions an action decoder is fitted to, where it must be (bin edges, a vocabulary)."""
 
@@ -106,15 +110,39 @@ def build_parts(config: RunConfig, folder: Path) -> tuple[DataBundle, VLA, Unifi
     return data, model, objective
 
 
+def with_sources(config: RunConfig, folder: Path) -> DataConfig:
+    """The section `data`, whose source is what the run has recorded where it names none."""
+    recorded = {} if config.data.sources else {"sources": (SourceConfig(path=folder / DATASET),)}
+    return config.data.model_copy(update=recorded)
+
+
+def trained_on(folder: Path) -> dict[str, Any]:
+    """What data.json says of the data that the run has been trained on; nothing before it is."""
+    return read_json(folder / DATA) if (folder / DATA).is_file() else {}
+
+
+def check_data(config: RunConfig, folder: Path) -> list[Path]:
+    """The data sets of a run that are not there any more. Raises: UserError for one that has changed."""
+    sources = with_sources(config, folder).sources
+    away = [source.path for source in sources if not source.path.exists()]
+    if not away:
+        check_unchanged([source.open() for source in sources], trained_on(folder))
+    return away
+
+
 def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) -> DataBundle:
-    """The run's data: `data.sources`, or where there are none what the run has recorded."""
-    data, suite = config.data, config.record.spec
-    if not data.sources:
-        data = data.model_copy(update={"sources": (SourceConfig(path=folder / DATASET),)})
+    """The run's data. Raises: UserError also where they are no longer those that it was trained on."""
+    data, suite = with_sources(config, folder), config.record.spec
 
     def build() -> DataBundle:
         with progress_bar("decoding pictures") as bar:
-            return data.build(needs, folder / "cache", bar, group_of=lambda text: tasks_of((text,), suite)[0])
+            return data.build(
+                needs,
+                folder / "cache",
+                bar,
+                group_of=lambda text: tasks_of((text,), suite)[0],
+                trained_on=trained_on(folder),
+            )
 
     return world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache
 
@@ -203,7 +231,7 @@ def starts_of_run(
     folder: Path, config: RunConfig | None = None, forked: tuple[Path, ...] = ()
 ) -> TrainingStarts:
     """The starts in data.json of a run; of an older run, which has none there, those of its data sets."""
-    path = folder / "data.json"
+    path = folder / DATA
     if path.is_file():
         noted = read_json(path, cure="`tutti train` writes it.")
         try:

@@ -2,7 +2,7 @@
 
 The manifest is `stages.json`, replaced atomically. A stage whose config has not changed is kept if it is
 finished and continued if it was interrupted. If its config has changed, that is an error unless the user adds
---redo. Seconds add up over interruptions.
+--redo, which does the stage again in any case. Seconds add up over interruptions.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -42,8 +42,14 @@ STAGES: dict[str, tuple[str, ...]] = {
 WORK = {"train": ("checkpoints", "records.jsonl", "failures")}
 """Of a stage's outputs those that cost work, where others are written before it begins."""
 
-WITHOUT_EFFECT = ("workers", "prefetch", "parallel", "diagnostics", "checkpoints")
+WITHOUT_EFFECT = (
+    *("record.workers", "evaluation.workers", "data.prefetch"),
+    *("training.parallel", "training.diagnostics", "training.checkpoints", "training.log_every"),
+)
 """Keys that may change at any time, because no result depends on them."""
+PLACES = ("data.sources.path",)
+"""Where the data lie; whether they are the same data, their content tells (`tutti.data.content`)."""
+Redo = bool | Literal["if changed"]
 
 ENTRY = {"finished": bool, "seconds": int | float, "inputs": dict}
 """What the manifest holds for each stage."""
@@ -57,9 +63,9 @@ class RunFolder:
     """The folder of a run, with the manifest of its stages."""
 
     def __init__(
-        self, path: Path, *, redo: bool = False, new: bool = True, trust_code: Trust = False
+        self, path: Path, *, redo: Redo = False, new: bool = True, trust_code: Trust = False
     ) -> None:
-        """`redo`: results of another config may be deleted. `new`: the folder may be made.
+        """`redo`: a stage begins again always, or if its config changed. `new`: the folder may be made.
         `trust_code`: which classes that its config.yaml names may be imported.
 
         Raises: UserError, if the folder does not exist, cannot be made, or its manifest cannot be read.
@@ -100,23 +106,29 @@ class RunFolder:
 
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
         values = config.sections(*sections)
-        inputs = with_effect(values)
         entry = self._manifest.get(stage)
-        before = with_effect(_in_todays_keys(entry["inputs"], values)) if entry else inputs
-        changes = changed_keys(before, inputs)
+        before = _in_todays_keys(entry["inputs"], sections) if entry else values
+        changes = changed_keys(with_effect(before, PLACES), with_effect(values, PLACES))
         if entry and changes and not self.redo:
             raise UserError(self._refusal(stage, changes))
-        if entry and not changes:
+        if entry and not changes and self.redo is not True:
+            if taken_over := changed_keys(before, values):
+                print_line(f"{stage}: taken over, since no result depends on it: {'; '.join(taken_over[:3])}")
+                entry["inputs"] = values
+                with self._writing(stage):
+                    self._write_config(config, sections)
+                    self._save()
             done = entry["finished"]
             how = "done before in" if done else "was interrupted after"
             print_line(f"{stage}: {how} {entry['seconds']:.0f} s, {'kept' if done else 'continues'}")
             return not done
-        if changes:
-            print_line(f"{stage}: the config has changed, starting again ({'; '.join(changes[:3])})")
+        if entry:
+            why = f"the config has changed ({'; '.join(changes[:3])})" if changes else "--redo"
+            print_line(f"{stage}: starting again: {why}")
         with self._writing(stage):
             self._delete_from(stage)  # results of another config must not be mistaken for this stage's
             self._write_config(config, sections)
-            self._manifest[stage] = {"finished": False, "seconds": 0.0, "inputs": inputs}
+            self._manifest[stage] = {"finished": False, "seconds": 0.0, "inputs": values}
             self._save()
         return True
 
@@ -252,33 +264,23 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     return manifest
 
 
-def _in_todays_keys(inputs: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _in_todays_keys(inputs: dict[str, Any], sections: tuple[str, ...]) -> dict[str, Any]:
     """The inputs of a stage with the keys of today: a key younger than its manifest has its default, as it
     had then. Inputs that are no longer valid are returned as they are.
-
-    The manifest lacks the keys without effect, and other keys may require one of them: they are taken from
-    `values`, the sections of today's config.
     """
     try:
-        return RunConfig.model_validate(_with_ineffective_keys(inputs, values)).sections(*values)
+        return RunConfig.model_validate(inputs).sections(*sections)
     except ValidationError:
         return inputs
 
 
-def _with_ineffective_keys(inputs: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`inputs` with the keys without effect of `values`, at any depth."""
-    complete = {**inputs, **{key: value for key, value in values.items() if key in WITHOUT_EFFECT}}
-    for key, value in complete.items():
-        other = values.get(key)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            complete[key] = _with_ineffective_keys(value, other)
-    return complete
-
-
-def with_effect(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` without the keys that no result depends on, at any depth."""
-    return {
-        key: with_effect(value) if isinstance(value, Mapping) else value
-        for key, value in values.items()
-        if key not in WITHOUT_EFFECT
-    }
+def with_effect(values: Any, also_without: Sequence[str] = (), key: str = "") -> Any:
+    """`values` without the keys that no result depends on, those of `also_without` included."""
+    if isinstance(values, Mapping):
+        below = {name: f"{key}.{name}" if key else name for name in values}
+        without = (*WITHOUT_EFFECT, *also_without)
+        kept = {name: path for name, path in below.items() if path not in without}
+        return {name: with_effect(values[name], also_without, path) for name, path in kept.items()}
+    if isinstance(values, list | tuple):
+        return [with_effect(value, also_without, key) for value in values]
+    return values

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.frozen_config import FrozenConfig
 from tutti.models.config import CustomDecoderConfig, ModelConfig
 from tutti.plugin import Origin, Trust
 from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER, Manifest, Weights
@@ -29,10 +28,10 @@ Size = Annotated[int, Field(ge=1, le=4096)]
 Name = Annotated[str, Field(max_length=200)]
 
 
-class _BoundedSpec(FrozenConfig):
+class _BoundedSpec(BaseModel):
     """The keys of spec.json with the largest value that each may have."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     views: tuple[Name, ...] = Field(min_length=1, max_length=64)
     image_size: int = Field(ge=1, le=8192)

@@ -49,8 +49,8 @@ def run_cell(folder: Path) -> None:
     config = load_config(folder / CONFIG)
     torch.set_num_threads(1)
     # The folder's name is a hash of all that matters: only the path of the data can differ.
-    pipeline.train(config, folder, redo=True)
-    pipeline.evaluate(folder, config.evaluation, redo=True, trust_code=config.classes)
+    pipeline.train(config, folder, redo="if changed")
+    pipeline.evaluate(folder, config.evaluation, redo="if changed", trust_code=config.classes)
     policy = Policy.load(find_checkpoint(folder), config.evaluation.weights, trust_code=config.classes)
     results = read_json(folder / "evaluation" / "results.json")
     successes: dict[str, list[int]] = {}
