@@ -48,7 +48,7 @@ from tutti.runs.build import (
     training_threads,
     with_parent_data,
 )
-from tutti.runs.folder import RunFolder
+from tutti.runs.folder import Redo, RunFolder
 from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import print_line, progress_bar, quiet
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
@@ -59,7 +59,7 @@ EPISODES = "recording"
 """Folder of the recorded episodes until they are in the data set."""
 
 
-def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
+def demo(config: RunConfig, folder: Path | None = None, *, redo: Redo = False) -> Path:
     """Runs all four stages: demonstrations in, a policy and its report out. Returns the run's folder."""
     config.record.spec.check_rendering()  # before anything slow
     folder = folder or Path("runs") / config.name
@@ -70,7 +70,7 @@ def demo(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -
     return folder
 
 
-def record(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
+def record(config: RunConfig, folder: Path | None = None, *, redo: Redo = False) -> Path:
     """Records demonstrations of the simulator's scripted experts. Returns the folder of the data set."""
     run = RunFolder(folder or Path("runs") / config.name, redo=redo)
     if run.begin("record", config, "record"):
@@ -81,7 +81,7 @@ def record(config: RunConfig, folder: Path | None = None, *, redo: bool = False)
     return run.path / DATASET
 
 
-def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) -> Path:
+def train(config: RunConfig, folder: Path | None = None, *, redo: Redo = False) -> Path:
     """Trains every module of a model at once on demonstrations. Returns the folder of the last checkpoint."""
     training = config.training
     device = training.machine().device
@@ -106,7 +106,7 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: bool = False) 
 
 
 def evaluate(
-    folder: Path, config: EvaluationConfig | None = None, *, redo: bool = False, trust_code: Trust = False
+    folder: Path, config: EvaluationConfig | None = None, *, redo: Redo = False, trust_code: Trust = False
 ) -> Path:
     """Measures success in the simulator, with intervals and controls. Returns the folder `evaluation/`.
 
