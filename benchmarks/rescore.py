@@ -21,9 +21,9 @@ from tutti.studies.cells import Cell
 from tutti.studies.cells import Trained as TrainedCell
 from tutti.studies.config import StudyConfig
 from tutti.studies.costs import StepCost
-from tutti.studies.findings import Findings
 from tutti.studies.page import publish
 from tutti.studies.scores import score_study
+from tutti.studies.tables import Findings
 
 
 def rescore_study(path: Path) -> None:

@@ -238,4 +238,4 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
             partners=config.evaluation.controls.partners_of(suite),
             actions_per_query=config.evaluation.actions_per_query,
         )
-    run.write_json("evaluation/open_loop.json", errors.to_dict())
+    run.write_json("evaluation/open_loop.json", asdict(errors))

@@ -36,6 +36,7 @@ from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
 from tutti.evaluation.open_loop import measure_open_loop
 from tutti.evaluation.probes.run import run_probes
+from tutti.evaluation.probes.setup import ProbeSetup
 from tutti.models.describe import describe
 from tutti.nested_dicts import merge
 from tutti.runs.build import build_data
@@ -172,10 +173,12 @@ def test_probes_open_loop_and_policy(squares: tuple[RunConfig, DataBundle]) -> N
     texts, spec = data.windows.instructions, data.spec
     torch.manual_seed(0)
     model, fresh = (config.model.build(spec).to("cuda") for _ in range(2))
-    given: dict[str, Any] = {"groups": texts, "partners": {}, "actions_per_query": 2}
     judged: dict[str, Any] = {"groups": texts, "actions_per_query": 2}
     held_out = [data.validation[0]]
-    found, _ = run_probes(model, fresh, data, **given, max_held_out=6, max_training=8)
+    limits: dict[str, Any] = {"max_held_out": 6, "max_training": 8}
+    found, _ = run_probes(
+        ProbeSetup(model=model, untrained=fresh, data=data, partners={}, **judged, **limits)
+    )
     opened = measure_open_loop(model, held_out, data.normalizer, data.tokenizer, texts, **judged)
     policy = Policy(model, data.normalizer, data.tokenizer, device="cuda")
     pictures = np.zeros((len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -48,25 +49,21 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_study_leaves_tables_costs_and_every_start(study: Path) -> None:
+def test_study_leaves_tables_costs_every_start_and_ordinary_runs(study: Path) -> None:
     found = results(study)
     assert [(cell["arm"], cell["seed"], cell["steps"]) for cell in found["cells"]] == [
         ("end_to_end", 0, 20),
         ("action_only", 0, 20),
     ]
-    assert found["cells"][0]["starts"] == {"faucet-open": [1000], "drawer-close": [1000]}
-    assert found["cells"][0]["samples"] == 160 and found["cells"][0]["milliseconds"] > 0
-    assert set(found["cells"][0]["held_out"]) >= {"action", "state"}
-    assert set(found["cells"][1]["held_out"]) == {"action"}
+    first, second = found["cells"]
+    assert first["starts"] == {"faucet-open": [1000], "drawer-close": [1000]}
+    assert first["samples"] == 160 and first["milliseconds"] > 0
+    assert set(first["held_out"]) >= {"action", "state"} and set(second["held_out"]) == {"action"}
     assert found["costs"]["action_only"]["flops"] < found["costs"]["end_to_end"]["flops"]
-    assert found["scores"][1]["against"]["verdict"] == "unresolved"
-    assert found["missing"] == []
+    assert found["scores"][1]["against"]["verdict"] == "unresolved" and found["missing"] == []
     assert len(LeRobotStore(study / "recorded" / "dataset").episodes) == 6
     assert "unresolved" in (study / "report.html").read_text()
     assert (study / "results.md").read_text().startswith("# Study smoke")
-
-
-def test_cells_are_ordinary_runs_that_share_one_cache(study: Path) -> None:
     cells = sorted((study / "cells").iterdir())
     assert len(cells) == 2
     for cell in cells:
@@ -76,28 +73,19 @@ def test_cells_are_ordinary_runs_that_share_one_cache(study: Path) -> None:
 
 
 def test_killed_half_way_it_resumes_to_the_same_results(study: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    pattern = "cells/end_to_end-*/checkpoints/step-000010"
-    assert start(folder).stop_at(folder, pattern, signal.SIGKILL, LIMIT)[0] == -signal.SIGKILL
-    assert not list(folder.glob("cells/*/result.json"))
-    assert "2 cells, 0 found, 2 to do" in finish(folder)
+    """In a copy of the study that lacks one cell."""
+    folder = shutil.copytree(study, tmp_path / "killed", symlinks=True)
+    (done,) = folder.glob("cells/end_to_end-*")
+    shutil.rmtree(done)
+    assert start(folder).stop_at(done, "checkpoints/step-000010", signal.SIGKILL, LIMIT)[0] == -signal.SIGKILL
+    assert not (done / "result.json").exists()
+    assert "2 cells, 1 found, 1 to do" in finish(folder)
     assert without_clock(folder) == without_clock(study)
     assert results(folder)["scores"] == results(study)["scores"]
 
 
-def test_finished_study_is_found_again_and_reported_without_running(study: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (study / "cells").glob("*/result.json")}
-    assert "2 cells, 2 found, 0 to do" in finish(study)
-    assert "report.html" in finish(study, "--report-only")
-    assert {path: path.stat().st_mtime_ns for path in (study / "cells").glob("*/result.json")} == before
-
-
 def test_further_starts_play_again_but_do_not_train_again(study: Path) -> None:
-    weights = {
-        path: path.stat().st_mtime_ns for path in (study / "cells").glob("*/checkpoints/step-000020/*")
-    }
-    finish(study, "evaluation.episodes=2")
+    weights = {path: path.stat().st_mtime_ns for path in study.glob("cells/*/checkpoints/step-000020/*")}
+    assert "2 cells, 0 found, 2 to do" in finish(study, "evaluation.episodes=2")
     assert results(study)["cells"][0]["starts"]["faucet-open"] == [1000, 1001]
-    assert {
-        path: path.stat().st_mtime_ns for path in (study / "cells").glob("*/checkpoints/step-000020/*")
-    } == weights
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights

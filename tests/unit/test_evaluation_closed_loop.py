@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fixtures.line_world import BrokenPolicy, DeafPolicy, FragilePolicy, LineWorld, LineWorlds, Policies
 from tutti.evaluation.closed_loop import evaluate as closed_loop
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.results import EvaluationResult
-from tutti.evaluation.closed_loop.rollouts import Rollout, RolloutBlock, RolloutSpec, RolloutWorker
+from tutti.evaluation.closed_loop.rollouts import PlannedRollout, Rollout, RolloutSpec, RolloutWorker
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.config import ControlsConfig, EvaluationConfig
 from tutti.types import UserError
@@ -33,42 +34,62 @@ def lines(result: EvaluationResult) -> list[str]:
     return [rollout.to_json() for rollout in result.rollouts]
 
 
-def test_scores_of_policy_and_controls() -> None:
-    result = evaluate(Policies(), CONFIG, LineWorlds())
-    assert result.policy.counts == {"left": [6, 6], "right": [6, 6], "here": [6, 6]}
-    assert {name: score.counts for name, score in result.controls.items()} == {
+@pytest.fixture(scope="module")
+def whole() -> EvaluationResult:
+    """An evaluation that nothing interrupts, by one worker."""
+    return evaluate(Policies(), CONFIG, LineWorlds())
+
+
+def test_scores_of_policy_and_controls(whole: EvaluationResult) -> None:
+    assert whole.policy.counts == {"left": [6, 6], "right": [6, 6], "here": [6, 6]}
+    assert {name: score.counts for name, score in whole.controls.items()} == {
         "wrong_instruction": {"left": [0, 6], "right": [0, 6]},
         "no_image": {"left": [0, 3], "right": [0, 3], "here": [3, 3]},
         "noop": {"left": [0, 6], "right": [0, 6], "here": [3, 3]},
         "expert": {"left": [3, 3], "right": [3, 3], "here": [3, 3]},
     }
-    assert result.policy.mean == 1.0
-    assert result.policy.tasks[0].interval.percent() == "61-100 %"
-    assert result.protocol.chunk == 3
-    assert result.protocol.executed == 2
-    assert result.protocol.distinct_starts == 18
+    assert whole.policy.mean == 1.0
+    assert whole.policy.tasks[0].interval.percent() == "61-100 %"
+    protocol = whole.protocol
+    assert (protocol.chunk, protocol.executed, protocol.distinct_starts) == (3, 2, 18)
+    text = " ".join(whole.notes())
+    for part in ("seeds 1000-1005", "18 distinct starts", "3 actions predicted", "2 executed"):
+        assert part in text
+    assert "falls; not told apart from chance" in text
 
 
-def test_starts_are_the_same_under_every_condition() -> None:
-    result = evaluate(Policies(), CONFIG, LineWorlds())
-    starts: dict[tuple[str, int], set[str]] = {}
-    for rollout in result.rollouts:
-        starts.setdefault((rollout.task, rollout.seed), set()).add(rollout.start)
-    assert all(len(hashes) == 1 for hashes in starts.values())
+def test_result_is_read_back_without_its_rollouts(whole: EvaluationResult) -> None:
+    values = json.loads(json.dumps(whole.to_dict()))
+    assert EvaluationResult.from_dict(values) == replace(whole, rollouts=())
+    with pytest.raises(ValueError, match="successes"):
+        EvaluationResult.from_dict(values | {"scores": {"policy": {"tasks": [{"task": "left"}]}}})
 
 
-def test_two_workers_give_the_bytes_of_one(tmp_path: Path) -> None:
-    alone = evaluate(Policies(), CONFIG, LineWorlds())
+def test_starts_are_the_same_under_every_condition_and_saved_actions_replay(whole: EvaluationResult) -> None:
+    starts: dict[tuple[str, int], str] = {}
+    for rollout in whole.rollouts:
+        assert starts.setdefault((rollout.task, rollout.seed), rollout.start) == rollout.start
+        world = LineWorld(rollout.task)
+        world.reset(rollout.seed)
+        for action in Rollout.from_json(rollout.to_json()).actions:
+            assert not world.success
+            world.step(action)
+        assert world.success == rollout.success
+        assert rollout.actions.dtype == np.float32
+
+
+def test_two_workers_give_the_bytes_of_one(whole: EvaluationResult, tmp_path: Path) -> None:
     log = tmp_path / "built"
     together = evaluate(
         Policies(), CONFIG.model_copy(update={"workers": 2}), LineWorlds(log=log), folder=tmp_path
     )
-    assert lines(together) == lines(alone)
+    assert lines(together) == lines(whole)
     assert len({line.split()[0] for line in log.read_text().splitlines()}) == 2, "two processes played"
 
 
-def test_interrupted_evaluation_continues_with_the_same_result(tmp_path: Path) -> None:
-    whole = evaluate(Policies(), CONFIG, LineWorlds())
+def test_interrupted_evaluation_continues_with_the_same_result(
+    whole: EvaluationResult, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="power"):
         evaluate(Policies(kind=FragilePolicy), CONFIG, LineWorlds(), folder=tmp_path)
     saved = list(tmp_path.rglob("*.json"))
@@ -90,21 +111,18 @@ def test_interrupted_evaluation_continues_with_the_same_result(tmp_path: Path) -
     assert again.resumed == len(whole.rollouts), "nothing is played twice"
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"task": "left"}'])
-def test_damaged_record_is_played_again(tmp_path: Path, damage: str) -> None:
-    whole = evaluate(Policies(), CONFIG, LineWorlds(), folder=tmp_path)
-    (tmp_path / "policy" / "left" / "1002.json").write_text(damage)
-    again = evaluate(Policies(), CONFIG, LineWorlds(), folder=tmp_path)
-    assert again.resumed == len(whole.rollouts) - 1
-    assert lines(again) == lines(whole)
-
-
-def test_other_weights_replace_their_records_but_not_the_experts(tmp_path: Path) -> None:
+def test_damaged_records_are_played_again(tmp_path: Path, whole: EvaluationResult) -> None:
     evaluate(Policies(), CONFIG, LineWorlds(), folder=tmp_path)
+    damage = ("", "{", "[]", '{"task": "left"}')
+    for seed, text in enumerate(damage, start=1001):
+        (tmp_path / "policy" / "left" / f"{seed}.json").write_text(text)
+    again = evaluate(Policies(), CONFIG, LineWorlds(), folder=tmp_path)
+    assert again.resumed == len(whole.rollouts) - len(damage)
+    assert lines(again) == lines(whole)
     other = evaluate(
         Policies(kind=DeafPolicy, fingerprint="weights 2"), CONFIG, LineWorlds(), folder=tmp_path
     )
-    assert other.policy.counts["left"] == [0, 6]
+    assert other.policy.counts["left"] == [0, 6], "other weights replace their records, but not the expert's"
     assert other.resumed == sum(r.condition in ("expert", "noop") for r in other.rollouts)
 
 
@@ -130,18 +148,6 @@ def test_non_finite_actions_name_the_start(workers: int) -> None:
         evaluate(Policies(kind=BrokenPolicy), config, LineWorlds())
 
 
-def test_saved_actions_replay_the_rollout(tmp_path: Path) -> None:
-    result = evaluate(Policies(), CONFIG, LineWorlds(), folder=tmp_path)
-    for rollout in result.rollouts:
-        world = LineWorld(rollout.task)
-        world.reset(rollout.seed)
-        for action in Rollout.from_json(rollout.to_json()).actions:
-            assert not world.success
-            world.step(action)
-        assert world.success == rollout.success
-        assert rollout.actions.dtype == np.float32
-
-
 def test_pictures_are_drawn_only_for_a_policy_that_looks() -> None:
     world = LineWorld("left")
 
@@ -154,51 +160,26 @@ def test_pictures_are_drawn_only_for_a_policy_that_looks() -> None:
     )
     for condition, looks in (("noop", False), ("expert", False), ("no_image", False), ("policy", True)):
         world.pictures = 0
-        (rollout,) = RolloutWorker(spec)(
-            RolloutBlock(task="left", condition=condition, starts=((1000, "move left"),))
-        )
+        one = PlannedRollout(condition, "left", 1000, "move left")
+        rollout = RolloutWorker(spec)([one])[one]
         assert world.pictures == (rollout.queries if looks else 0)
 
 
-def test_texts_do_not_depend_on_how_many_rollouts_are_played() -> None:
-    few = evaluate(Policies(), CONFIG.model_copy(update={"episodes": 2}), LineWorlds())
-    many = evaluate(Policies(), CONFIG, LineWorlds())
-    texts = {(r.condition, r.task, r.seed): r.instruction for r in many.rollouts}
-    assert all(texts[r.condition, r.task, r.seed] == r.instruction for r in few.rollouts)
-    assert len({r.instruction for r in many.rollouts if r.task == "left" and r.condition == "policy"}) == 3
-
-
-def test_one_worker_restores_the_threads() -> None:
-    import torch
-
+def test_texts_do_not_depend_on_how_many_rollouts_are_played(whole: EvaluationResult) -> None:
     torch.set_num_threads(2)
     try:
-        evaluate(Policies(), CONFIG.model_copy(update={"episodes": 1}), LineWorlds())
-        assert torch.get_num_threads() == 2
+        few = evaluate(Policies(), CONFIG.model_copy(update={"episodes": 2}), LineWorlds())
+        assert torch.get_num_threads() == 2, "one worker restores the threads"
     finally:
         torch.set_num_threads(1)
+    texts = {(r.condition, r.task, r.seed): r.instruction for r in whole.rollouts}
+    assert all(texts[r.condition, r.task, r.seed] == r.instruction for r in few.rollouts)
+    assert len({r.instruction for r in whole.rollouts if r.task == "left" and r.condition == "policy"}) == 3
 
 
 def test_workers_keep_their_task_and_take_a_free_one_first() -> None:
-    left = [RolloutBlock(task=task, condition="policy", starts=()) for task in ("a", "a", "b", "b")]
+    left = [[PlannedRollout("policy", task, 0, "")] for task in ("a", "a", "b", "b")]
     last = {0: "a"}
-    assert closed_loop._next(last, left, 1).task == "b"
-    assert closed_loop._next(last, left, 0).task == "a"
-    assert [block.task for block in left] == ["a", "b"]
-
-
-def test_notes_say_what_was_done() -> None:
-    result = evaluate(Policies(), CONFIG, LineWorlds())
-    text = " ".join(result.notes())
-    for part in (
-        "seeds 1000-1005",
-        "18 distinct starts",
-        "3 actions predicted",
-        "2 executed",
-        "falls; not told apart from chance",
-    ):
-        assert part in text
-    read = EvaluationResult.from_dict(json.loads(json.dumps(result.to_dict())))
-    assert read == replace(result, rollouts=())
-    with pytest.raises(ValueError, match="successes"):
-        EvaluationResult.from_dict(result.to_dict() | {"scores": {"policy": {"tasks": [{"task": "left"}]}}})
+    assert closed_loop._next(last, left, 1)[0].task == "b"
+    assert closed_loop._next(last, left, 0)[0].task == "a"
+    assert [block[0].task for block in left] == ["a", "b"]

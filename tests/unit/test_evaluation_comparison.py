@@ -18,18 +18,14 @@ from tutti.evaluation.statistics.comparison import (
 from tutti.evaluation.statistics.intervals import Interval, paired_episodes_needed
 
 
-def test_paired_difference_of_equal_arms_is_exactly_zero() -> None:
-    arm = [[[1, 0, 1], [0, 0, 1]], [[1, 1, 1], [0, 1, 1]]]
-    found = paired_difference(arm, arm, draws=200)
-    assert (found.value, found.interval.low, found.interval.high) == (0.0, 0.0, 0.0)
-
-
-def test_paired_difference_covers_its_value_and_knows_its_sign() -> None:
+def test_paired_difference_covers_its_value_and_is_exactly_zero_of_equal_arms() -> None:
     base = [[[0] * 8, [0, 1] * 4], [[0] * 8, [0, 1] * 4]]
     other = [[[1] * 8, [0, 1] * 4], [[1] * 6 + [0] * 2, [0, 1] * 4]]
     found = paired_difference(base, other, draws=500)
     assert found.value == pytest.approx((1.0 + 0.75) / 4)
     assert 0 < found.interval.low < found.value < found.interval.high <= 0.5
+    found = paired_difference(base, base, draws=200)
+    assert (found.value, found.interval.low, found.interval.high) == (0.0, 0.0, 0.0)
 
 
 def width(base: np.ndarray, other: np.ndarray, draws: int = 10_000) -> float:
@@ -67,11 +63,6 @@ def test_paired_difference_is_as_wide_as_the_components_of_variance_say() -> Non
         delta = delta + rest * random.normal(size=(seeds, tasks, starts))
         found.append(width(np.zeros_like(delta), delta, draws=1500))
     assert np.mean(found) == pytest.approx(2 * 1.96 * truth, rel=0.06)
-
-
-def test_paired_difference_refuses_arms_with_other_starts() -> None:
-    with pytest.raises(ValueError):
-        paired_difference([[[1, 0]], [[1, 0]]], [[[1, 0]]], draws=10)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +110,7 @@ def test_one_seed_resolves_nothing() -> None:
         ([[[1]]], [[[1]], [[1]]]),
         ([[[1], [0]]], [[[1]]]),
         ([[[1, 0]]], [[[1]]]),
+        ([[[1, 0]], [[1, 0]]], [[[1, 0]]]),
         ([[[1, 0]], [[1]]], [[[1, 0]], [[1]]]),
         ([[[]]], [[[]]]),
     ],

@@ -119,25 +119,17 @@ def test_only_shared_starts_count_and_those_of_the_tasks_are_pooled() -> None:
     assert both.altered == (10, 20) and "success on faucet-open and reach goes" in both.sentence
 
 
-def test_without_a_noop_it_never_says_chance() -> None:
+def test_without_a_noop_on_the_same_starts_it_never_says_chance() -> None:
+    played = rollouts("policy", 20)
+    assert verdict("no_image", played) is None, "a control that did not run has no verdict"
+    played += rollouts("wrong_instruction", 12)
     found = verdict("wrong_instruction", rollouts("policy", 20) + rollouts("wrong_instruction", 0))
-    assert found is not None
-    assert found.outcome == "falls"
-    assert "chance is not known" in found.sentence
+    assert found is not None and found.outcome == "falls"
     assert (found.chance, found.chance_p, found.above_chance) == (None, None, None)
-
-
-def test_noop_rollouts_of_other_starts_are_not_compared() -> None:
-    """The no-op ran on the first ten of the twenty starts, and the control is held against it on these."""
-    played = rollouts("policy", 20) + rollouts("wrong_instruction", 12) + rollouts("noop", 0, 10)
-    found = verdict("wrong_instruction", played)
-    assert found is not None
-    assert (found.chance, found.altered) == ((0, 10), (12, 20))
+    # The no-op ran on the first ten of the twenty starts, and the control is held against it on these.
+    found = verdict("wrong_instruction", played + rollouts("noop", 0, 10))
+    assert found is not None and (found.chance, found.altered) == ((0, 10), (12, 20))
     assert found.chance_p == pytest.approx(2 * 0.5**10)
-
-
-def test_control_that_did_not_run_has_no_verdict() -> None:
-    assert verdict("no_image", rollouts("policy", 20)) is None
 
 
 def test_a_task_is_no_partner_of_itself() -> None:

@@ -5,6 +5,8 @@ policy.
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -12,7 +14,13 @@ import numpy as np
 import pytest
 
 from fixtures.line_world import Policies
-from tutti.evaluation.closed_loop.rollouts import Rollout, RolloutBlock, RolloutSpec, RolloutWorker
+from tutti.evaluation.closed_loop.rollouts import (
+    Condition,
+    PlannedRollout,
+    Rollout,
+    RolloutSpec,
+    RolloutWorker,
+)
 from tutti.evaluation.closed_loop.videos import choose, rollout_videos
 from tutti.suites.registry import find_suite, fit_suite
 from tutti.types import DataSpec, UserError
@@ -31,17 +39,13 @@ SPEC = DataSpec(
 )
 
 
-def play(*conditions: str, limit: int = 60) -> list[Rollout]:
-    environments = SUITE
+def play(*conditions: Condition, limit: int = 60) -> list[Rollout]:
     spec = RolloutSpec(
-        policy=Policies(), environments=environments, actions_per_query=4, max_decisions=limit, folder=None
+        policy=Policies(), environments=SUITE, actions_per_query=4, max_decisions=limit, folder=None
     )
-    worker = RolloutWorker(spec)
-    starts = ((1000, "reach"), (1001, "reach"))
-    try:
-        return [r for c in conditions for r in worker(RolloutBlock(task="reach", condition=c, starts=starts))]  # type: ignore[arg-type]
-    finally:
-        worker.close()
+    with closing(RolloutWorker(spec)) as worker:
+        planned = [PlannedRollout(c, "reach", seed, "reach") for c in conditions for seed in (1000, 1001)]
+        return list(worker(planned).values())
 
 
 def test_expert_reaches_where_the_noop_does_not_and_replays_exactly() -> None:
@@ -60,26 +64,20 @@ def test_expert_reaches_where_the_noop_does_not_and_replays_exactly() -> None:
         assert simulation.success
 
 
-def test_suite_takes_the_policys_views_in_its_order() -> None:
+def test_suite_takes_the_policys_views_in_its_order_and_refuses_another_rate_or_arm() -> None:
     fitted = fit_suite(SUITE, SPEC)
-    assert fitted.views == ("left", "right")
-    assert fitted.tasks == SUITE.tasks
+    assert fitted.views == ("left", "right") and fitted.tasks == SUITE.tasks
     assert fit_suite(SUITE, SPEC, image_size=80).image_size == 80
-
-
-def test_policy_of_another_rate_or_arm_is_refused() -> None:
-    for field, value, says in (("fps", 80.0, "at 80 actions a second"), ("action_dim", 7, "7 action values")):
-        other = DataSpec(**{name: getattr(SPEC, name) for name in SPEC.__slots__} | {field: value})
-        with pytest.raises(UserError, match=says):
-            fit_suite(SUITE, other)
+    with pytest.raises(UserError, match="at 80 actions a second"):
+        fit_suite(SUITE, replace(SPEC, fps=80.0))
+    with pytest.raises(UserError, match="7 action values"):
+        fit_suite(SUITE, replace(SPEC, action_dim=7))
 
 
 @pytest.mark.simulation
 def test_videos_show_a_success_and_a_failure(tmp_path: Path) -> None:
-    as_policy = [
-        Rollout(**{name: getattr(r, name) for name in Rollout.__slots__} | {"condition": "policy"})
-        for r in (play("expert")[0], play("noop", limit=6)[1])
-    ]
+    played = play("expert")[0], play("noop", limit=6)[1]
+    as_policy = [replace(rollout, condition="policy") for rollout in played]
     assert choose(as_policy) == as_policy
     assert choose(as_policy, per_task=1) == as_policy[:1]
     paths = rollout_videos(as_policy, SUITE, tmp_path, image_size=64, workers=1)

@@ -4,13 +4,15 @@ actions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
-from tutti.evaluation.open_loop import measure_open_loop, tasks_of
+from tutti.evaluation.open_loop import OpenLoopResult, measure_open_loop, tasks_of
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
 from tutti.suites.registry import find_suite
@@ -77,45 +79,38 @@ def full(count: int, value: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.full((count, 4, 2), value), torch.ones(count, 4, 2, dtype=torch.bool)
 
 
+def measure(model: TextModel, *batches: Batch, **more: Any) -> OpenLoopResult:
+    return measure_open_loop(model, batches, normalizer(), TOKENIZER, TEXTS, **more)
+
+
 def test_errors_are_masked_means_of_each_part() -> None:
     actions, mask = full(1, 0.0)
     actions[0, :, 0] = torch.tensor([1.0, 2.0, 3.0, 100.0])
     mask[0, 3] = False
-    found = measure_open_loop(
-        TextModel(0.0), [batch([0], actions, mask)], normalizer(), TOKENIZER, TEXTS, actions_per_query=2
-    )
+    model = TextModel(0.0)
+    model.train()
+    found = measure(model, batch([0], actions, mask), actions_per_query=2)
+    assert model.training, "the mode is restored"
     error = found.overall.normalised
     assert (error.first, error.executed, error.chunk) == pytest.approx((0.5, 0.75, 1.0))
     assert found.overall.data.chunk == pytest.approx(2.0), "dimension 0 has a standard deviation of 2"
     assert (found.chunk, found.executed) == (4, 2)
 
 
-def test_parts_sum_over_batches_by_windows_not_by_batches() -> None:
-    one, two = batch([0], *full(1, 1.0)), batch([0, 0, 0], *full(3, 5.0))
-    found = measure_open_loop(TextModel(0.0), [one, two], normalizer(), TOKENIZER, TEXTS)
-    assert found.overall.normalised.chunk == pytest.approx(4.0)
-    assert found.overall.windows == 4
-
-
-def test_groups_are_tasks_with_their_own_errors() -> None:
+def test_parts_sum_over_batches_by_windows_and_groups_are_tasks_with_their_own_errors() -> None:
+    found = measure(TextModel(0.0), batch([0], *full(1, 1.0)), batch([0, 0, 0], *full(3, 5.0)))
+    assert (found.overall.normalised.chunk, found.overall.windows) == (pytest.approx(4.0), 4)
     actions, mask = full(3, 0.0)
     actions[1:] = 2.0
-    found = measure_open_loop(
-        TextModel(0.0), [batch([0, 1, 2], actions, mask)], normalizer(), TOKENIZER, TEXTS, groups=GROUPS
-    )
-    assert [(g.name, g.windows, g.normalised.chunk) for g in found.groups] == [
-        ("close", 1, 0.0),
-        ("open", 2, 2.0),
-    ]
+    found = measure(TextModel(0.0), batch([0, 1, 2], actions, mask), groups=GROUPS)
+    own = [(g.name, g.windows, g.normalised.chunk) for g in found.groups]
+    assert own == [("close", 1, 0.0), ("open", 2, 2.0)]
 
 
 def test_a_deaf_model_has_swap_zero_and_a_listening_one_has_not() -> None:
-    held = [batch([0, 1, 2], *full(3, 1.0))]
-    deaf = measure_open_loop(TextModel(0.0), held, normalizer(), TOKENIZER, TEXTS, groups=GROUPS)
-    hears = measure_open_loop(TextModel(0.01), held, normalizer(), TOKENIZER, TEXTS, groups=GROUPS)
-    assert deaf.overall.swap == 0.0
-    assert hears.overall.swap is not None
-    assert hears.overall.swap > 0.01
+    held = batch([0, 1, 2], *full(3, 1.0))
+    deaf, hears = (measure(TextModel(gain), held, groups=GROUPS).overall.swap for gain in (0.0, 0.01))
+    assert deaf == 0.0 and hears is not None and hears > 0.01
 
 
 def test_swap_never_takes_a_paraphrase_of_the_same_task() -> None:
@@ -130,19 +125,14 @@ def test_swap_never_takes_a_paraphrase_of_the_same_task() -> None:
             known = TOKENIZER.encode(TEXTS)[0]
             return [int((known == row).all(1).nonzero()[0, 0]) for row in observation.text]
 
-    measure_open_loop(
-        Spy(0.0), [batch([0, 1, 2], *full(3, 1.0))], normalizer(), TOKENIZER, TEXTS, groups=GROUPS
-    )
+    measure(Spy(0.0), batch([0, 1, 2], *full(3, 1.0)), groups=GROUPS)
     assert told == [*TEXTS, "open it", "close it", "close it"]
 
 
 def test_one_group_has_no_swap_and_no_window_is_an_error() -> None:
-    found = measure_open_loop(
-        TextModel(0.1), [batch([1, 2], *full(2, 1.0))], normalizer(), TOKENIZER, TEXTS, groups=("x",) * 3
-    )
-    assert found.overall.swap is None
+    assert measure(TextModel(0.1), batch([1, 2], *full(2, 1.0)), groups=("x",) * 3).overall.swap is None
     with pytest.raises(UserError, match="validation_fraction"):
-        measure_open_loop(TextModel(0.1), [], normalizer(), TOKENIZER, TEXTS)
+        measure(TextModel(0.1))
     with pytest.raises(UserError, match="instruction_id 2 has no text"):
         measure_open_loop(TextModel(0.1), [batch([2], *full(1, 1.0))], normalizer(), TOKENIZER, TEXTS[:2])
 
@@ -151,16 +141,7 @@ def test_one_group_has_no_swap_and_no_window_is_an_error() -> None:
 def test_a_prediction_that_is_not_finite_is_no_error_but_refused(gain: float) -> None:
     hidden = torch.zeros(2, 4, 2, dtype=torch.bool)  # also where the mask would hide it
     with pytest.raises(UserError, match="predicts NaN or infinity for a held-out window"):
-        measure_open_loop(
-            TextModel(gain), [batch([0, 1], torch.zeros(2, 4, 2), hidden)], normalizer(), TOKENIZER, TEXTS
-        )
-
-
-def test_training_mode_is_restored() -> None:
-    model = TextModel(0.0)
-    model.train()
-    measure_open_loop(model, [batch([0], *full(1, 1.0))], normalizer(), TOKENIZER, TEXTS)
-    assert model.training
+        measure(TextModel(gain), batch([0, 1], torch.zeros(2, 4, 2), hidden))
 
 
 def test_tasks_of_the_suites_sentences() -> None:

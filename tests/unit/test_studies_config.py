@@ -36,12 +36,6 @@ def written(folder: Path, text: str = "", **changes: Any) -> Path:
     return path
 
 
-def mistake(path: Path, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_study(path, overrides)
-    return str(caught.value)
-
-
 def cell_of(study: StudyConfig, arm: str, **changes: Any) -> RunConfig:
     given: dict[str, Any] = {"level": "base", "seed": 2, "steps": 20, "sources": SOURCES} | changes
     return cell_config(study, arm, **given)
@@ -50,29 +44,18 @@ def cell_of(study: StudyConfig, arm: str, **changes: Any) -> RunConfig:
 # --- what it means
 
 
-def test_base_is_found_beside_the_study_and_spelled_out(tmp_path: Path) -> None:
-    study = load_study(written(tmp_path))
+def test_base_is_found_beside_the_study_or_written_inline_and_may_be_overridden(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    study = load_study(path)
     assert study.base == base()
     assert (study.seed_list, study.levels) == ((0, 1, 2), ("base",))
-
-
-def test_base_may_be_written_inline(tmp_path: Path) -> None:
-    study = load_study(written(tmp_path, base=base()))
-    assert arm_config(study, "joint").training.steps == 20
-
-
-def test_overrides_reach_the_study_and_its_base(tmp_path: Path) -> None:
-    path = written(tmp_path)
     study = load_study(path, ["seeds=[3, 5]", "base.training.steps=50", "budget.kind=flops"])
     assert study.seed_list == (3, 5) and study.budget.kind == "flops"
     assert arm_config(study, "joint").training.steps == 50
-
-
-def test_another_base_may_be_named_on_the_command_line(tmp_path: Path) -> None:
-    other = tmp_path / "other.yaml"
-    other.write_text("training: {steps: 700}")
-    study = load_study(written(tmp_path), ["base=other.yaml", "base.data.batch_size=8"])
+    (tmp_path / "other.yaml").write_text("training: {steps: 700}")
+    study = load_study(path, ["base=other.yaml", "base.data.batch_size=8"])
     assert study.base == {"training": {"steps": 700}, "data": {"batch_size": 8}}
+    assert arm_config(load_study(written(tmp_path, base=base())), "joint").training.steps == 20
 
 
 def test_resolved_study_reads_back_as_the_same(tmp_path: Path) -> None:
@@ -115,25 +98,12 @@ def test_cell_name_tells_arm_level_and_seed(level: Any, name: str) -> None:
 # --- mistakes
 
 
-def test_unknown_baseline_names_the_arms_and_the_near_miss(tmp_path: Path) -> None:
-    said = mistake(written(tmp_path, baseline="jiont"))
-    assert "baseline is 'jiont', but the arms are " in said and "Did you mean 'joint'?" in said
-
-
-def test_arm_given_twice_is_refused_with_its_line(tmp_path: Path) -> None:
-    said = mistake(written(tmp_path, "name: s\nbase: {}\narms:\n  a: []\n  a: [seed=1]\nbaseline: a\n"))
-    assert "line 5" in said and "'a' is given twice" in said
-
-
-def test_arms_with_the_same_overrides_are_refused(tmp_path: Path) -> None:
-    assert "arms 'joint' and 'again' have the same overrides" in mistake(
-        written(tmp_path, arms={"joint": [], "again": []})
-    )
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"baseline": "jiont"}, "baseline is 'jiont', but the arms are joint, alone. Did you mean 'joint'?"),
+        ({"arms": {"joint": [], "again": []}}, "arms 'joint' and 'again' have the same overrides"),
+        ({"text": "name: s\nbase: {}\narms:\n  a: []\n  a: [seed=1]\nbaseline: a\n"}, "'a' is given twice"),
         ({"arms": {"joint": []}}, "at least 2"),
         ({"arms": {"joint": [], "a b": ["seed=1"]}}, "arms.a b"),
         ({"seeds": 0}, "seeds"),
@@ -148,7 +118,9 @@ def test_arms_with_the_same_overrides_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_mistake_in_the_file_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    assert message in mistake(written(tmp_path, **changes))
+    with pytest.raises(UserError) as caught:
+        load_study(written(tmp_path, **changes))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -158,55 +130,29 @@ def test_mistake_in_the_file_is_named(tmp_path: Path, changes: dict[str, Any], m
         ("training.clipnorm=1", "Did you mean 'training.gradients.clip_norm'?"),
         ("strategy.kind=two_stages", "Did you mean 'two_stage'?"),
         ("clip_norm", "is not an override"),
+        ("seed=3", "the study decides it by seeds"),
+        ("training.steps=9", "the study decides it by budget.steps"),
+        ("data.episodes_per_task=4", "the study decides it by episodes_per_task"),
+        ("evaluation.suite=none", "evaluation.suite is 'none'"),
+        ("strategy={kind: two_stage, first_share: 0.1}", "'representation' has 2 steps, but "),
     ],
 )
-def test_bad_override_names_the_arm_and_the_nearest_key(override: str, message: str) -> None:
-    study = make_study(arms={"end_to_end": [], "broken": [override]})
+def test_bad_override_names_the_arm_and_what_is_wrong(override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        arm_config(study, "broken")
+        cell_of(make_study(arms={"end_to_end": [], "broken": [override]}), "broken")
     assert message in str(caught.value)
-    assert "study 'tiny', arm 'broken'" in str(caught.value)
+    assert "study 'tiny', arm 'broken': " in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("override", "owner"),
-    [
-        ("seed=3", "seeds"),
-        ("training.steps=9", "budget.steps"),
-        ("data.episodes_per_task=4", "episodes_per_task"),
-    ],
-)
-def test_what_the_study_decides_is_no_arms_to_change(override: str, owner: str) -> None:
-    study = make_study(arms={"end_to_end": [], "sly": [override]})
-    with pytest.raises(UserError, match=f"arm 'sly': .* the study decides it by {owner}"):
-        arm_config(study, "sly")
-
-
-def test_arms_must_be_judged_on_the_same_starts() -> None:
-    study = make_study(arms={"end_to_end": [], "easy": ["evaluation.first_seed=77"]})
+def test_arms_must_be_judged_on_the_same_starts_but_may_carry_out_their_chunks_differently() -> None:
+    own = ["evaluation.first_seed=77"], ["evaluation.actions_per_query=2"]
+    study = make_study(arms={"end_to_end": [], "easy": own[0], "short": own[1]})
     configs = {arm: cell_of(study, arm) for arm in study.arms}
     with pytest.raises(
         UserError, match=r"arm 'easy': evaluation\.first_seed is 77, but 1000 in 'end_to_end'"
     ):
         check_same_starts(study, configs)
-
-
-def test_arms_may_carry_out_their_chunks_differently() -> None:
-    study = make_study(arms={"end_to_end": [], "short": ["evaluation.actions_per_query=2"]})
-    check_same_starts(study, {arm: cell_of(study, arm) for arm in study.arms})
-
-
-def test_study_without_a_simulator_is_refused() -> None:
-    with pytest.raises(UserError, match=r"evaluation\.suite is 'none'"):
-        arm_config(make_study(overrides=["evaluation.suite=none"]), "end_to_end")
-
-
-def test_phase_without_room_for_its_warm_up_names_the_arm() -> None:
-    study = make_study(
-        arms={"end_to_end": [], "staged": ["strategy.kind=two_stage", "strategy.first_share=0.1"]}
-    )
-    with pytest.raises(UserError, match=r"arm 'staged': .*'representation' has 2 steps, but .* warms up"):
-        cell_of(study, "staged")
+    check_same_starts(study, {arm: configs[arm] for arm in ("end_to_end", "short")})
 
 
 # --- what is shipped

@@ -13,10 +13,9 @@ from fixtures.studies import cell, found, make_study, trained
 from tutti.report.blocks import Cell, Table, markdown
 from tutti.report.svg.rows import ForestRow, forest_chart
 from tutti.studies.costs import StepCost
-from tutti.studies.findings import Findings
-from tutti.studies.page import as_json, publish
+from tutti.studies.page import publish
 from tutti.studies.scores import score_study
-from tutti.studies.tables import difference_table, show, success_table
+from tutti.studies.tables import Findings, difference_table, show
 
 HALF, NONE, ALL = [1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]
 HOSTILE = "training.seed0=<script>alert('x')</script>"
@@ -148,12 +147,6 @@ def test_same_findings_give_the_same_bytes(folder: Path, tmp_path: Path) -> None
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_every_row_has_a_cell_for_every_head() -> None:
-    whole = findings()
-    for table in (success_table(whole.at(2), 2), difference_table(whole.at(2), "end_to_end", 2)):
-        assert {len(row) for row in table.rows} == {len(table.heads)}
-
-
 def test_pipes_in_a_name_do_not_break_a_markdown_row() -> None:
     table = Table(
         heads=[("a", ""), ("b", "")], rows=[[Cell(text="x|y"), Cell(text="1", small="[2]")]], caption="T"
@@ -162,13 +155,11 @@ def test_pipes_in_a_name_do_not_break_a_markdown_row() -> None:
 
 
 def test_tables_are_shown_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    show(difference_table(findings().at(2), "end_to_end", 2))
+    shown = difference_table(findings(), 2)
+    assert {len(row) for row in shown.rows} == {len(shown.heads)}
+    show(shown)
     said = capsys.readouterr().out
     assert "action_only" in said and "+25.0" in said
-
-
-def test_plain_data_is_json_all_through() -> None:
-    assert json.loads(json.dumps(as_json(findings(), MADE)))["data"] == "d0"
 
 
 def test_forest_draws_zero_cuts_off_what_leaves_the_axis_and_escapes_names() -> None:

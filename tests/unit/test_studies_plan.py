@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tutti.studies.costs import (
     in_turns,
     measure_costs,
     ratio_of,
+    step_meter,
 )
 from tutti.types import UserError
 
@@ -49,8 +52,11 @@ def config_of(data: Path, *overrides: str, steps: int = 20) -> RunConfig:
     return cell_config(study, "arm", level="base", seed=0, steps=steps, sources=sources)
 
 
-def meter(data: Path, folder: Path, *overrides: str) -> StepMeter:
-    return StepMeter(config_of(data, *overrides), folder)
+@pytest.fixture
+def meter(data: Path, folder: Path) -> Iterator[Callable[..., StepMeter]]:
+    """Makes the meter of an arm with these overrides."""
+    with ExitStack() as stack:
+        yield lambda *overrides: stack.enter_context(step_meter(config_of(data, *overrides), folder))
 
 
 def cost(flops: float = 1.0, samples: int = 4, ratio: float | None = None) -> StepCost:
@@ -61,19 +67,20 @@ def cost(flops: float = 1.0, samples: int = 4, ratio: float | None = None) -> St
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
-    [("steps", 1000), ("samples", 500), ("flops", 1250), ("time", 800)],
+    ("kind", "arm", "expected"),
+    [
+        ("steps", cost(8.0, 8, 1.25), 1000),
+        ("samples", cost(8.0, 8, 1.25), 500),
+        ("flops", cost(8.0, 8, 1.25), 1250),
+        ("time", cost(8.0, 8, 1.25), 800),
+        ("flops", cost(50000.0), 1),
+    ],
 )
-def test_budget_gives_an_arm_the_baselines_total_over_its_own_cost(kind: Any, expected: int) -> None:
-    costs = {"base": cost(10.0, 4, 1.0), "arm": cost(8.0, 8, 1.25)}
-    found = affordable_steps(BudgetConfig(kind=kind), 1000, costs, "base")
+def test_budget_gives_an_arm_the_baselines_total_over_its_own_cost(
+    kind: Any, arm: StepCost, expected: int
+) -> None:
+    found = affordable_steps(BudgetConfig(kind=kind), 1000, {"base": cost(10.0, 4, 1.0), "arm": arm}, "base")
     assert found == {"base": 1000, "arm": expected}
-
-
-def test_cheaper_steps_give_more_of_them_and_none_gives_less_than_one() -> None:
-    costs = {"base": cost(1.0), "cheap": cost(0.3), "dear": cost(5000.0)}
-    found = affordable_steps(BudgetConfig(kind="flops"), 1000, costs, "base")
-    assert found == {"base": 1000, "cheap": 3333, "dear": 1}
 
 
 def test_times_are_taken_in_turns_after_an_uncounted_one_and_compared_within_a_round() -> None:
@@ -90,60 +97,40 @@ def test_times_are_taken_in_turns_after_an_uncounted_one_and_compared_within_a_r
 # --- what a step costs
 
 
-def test_run_of_one_phase_whose_terms_stay_is_one_stretch(data: Path, folder: Path) -> None:
-    own = meter(data, folder)
-    own.close()
-    assert [stretch.steps for stretch in own.stretches] == [20]
-
-
-def test_stretches_end_with_phases_with_terms_and_with_calibration(data: Path, folder: Path) -> None:
+def test_stretches_end_with_phases_with_terms_and_with_calibration(meter: Callable[..., StepMeter]) -> None:
+    assert [stretch.steps for stretch in meter().stretches] == [20]
     weight = "objective.align.weight={start: 1, end: 0, schedule: linear, end_at: 0.5}"
     balancing = ("balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=3")
-    own = meter(
-        data, folder, weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first_share=0.1"
-    )
-    own.close()
-    assert [stretch.steps for stretch in own.stretches] == [2, 3, 5, 10]
-    assert [stretch.at for stretch in own.stretches] == [1, 3, 7, 15]
+    own = meter(weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first_share=0.1")
+    assert [(stretch.at, stretch.steps) for stretch in own.stretches] == [(1, 2), (3, 3), (7, 5), (15, 10)]
 
 
-def test_flops_are_the_phases_own_weighted_by_their_steps(data: Path, folder: Path) -> None:
-    whole = meter(data, folder)
-    staged = meter(data, folder, "strategy.kind=two_stage_frozen", "strategy.first_share=0.25")
-    alone = meter(data, folder, "strategy.kind=action_only")
-    try:
-        first, second = ([stretch] for stretch in staged.stretches)
-        assert (first[0].steps, second[0].steps) == (5, 15)
-        both = staged.flops(1)
-        staged.stretches = first
-        one = staged.flops(1)
-        staged.stretches = second
-        two = staged.flops(1)
-        assert both == pytest.approx(0.25 * one + 0.75 * two, rel=1e-9)
-        # Frozen encoders get no gradient, and terms that do not count are not computed.
-        assert two < alone.flops(1) < whole.flops(1)
-        assert one < whole.flops(1)
-        assert whole.flops(1) == whole.flops(1)
-    finally:
-        for each in (whole, staged, alone):
-            each.close()
+def test_flops_are_the_phases_own_weighted_by_their_steps(meter: Callable[..., StepMeter]) -> None:
+    whole, alone = meter(), meter("strategy.kind=action_only")
+    staged = meter("strategy.kind=two_stage_frozen", "strategy.first_share=0.25")
+    first, second = ([stretch] for stretch in staged.stretches)
+    assert (first[0].steps, second[0].steps) == (5, 15)
+    both = staged.flops(1)
+    staged.stretches = first
+    one = staged.flops(1)
+    staged.stretches = second
+    two = staged.flops(1)
+    assert both == pytest.approx(0.25 * one + 0.75 * two, rel=1e-9)
+    # Frozen encoders get no gradient, and terms that do not count are not computed.
+    assert two < alone.flops(1) < whole.flops(1)
+    assert one < whole.flops(1)
+    assert whole.flops(1) == whole.flops(1)
 
 
 def test_calibration_of_a_balancing_is_charged_and_may_be_rehearsed_longer_than_it_lasts(
-    data: Path, folder: Path
+    meter: Callable[..., StepMeter],
 ) -> None:
-    plain = meter(data, folder)
-    calibrated = meter(
-        data, folder, "balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=2"
-    )
-    try:
-        assert calibrated.milliseconds(5) > 0
-        assert plain.flops(1) < calibrated.flops(1) < 1.3 * plain.flops(1)
-        assert plain.parameters == calibrated.parameters > 0
-        assert (plain.samples, calibrated.samples) == (4, 4)
-    finally:
-        plain.close()
-        calibrated.close()
+    plain = meter()
+    calibrated = meter("balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=2")
+    assert calibrated.milliseconds(5) > 0
+    assert plain.flops(1) < calibrated.flops(1) < 1.3 * plain.flops(1)
+    assert plain.parameters == calibrated.parameters > 0
+    assert (plain.samples, calibrated.samples) == (4, 4)
 
 
 def test_costs_are_measured_once_and_a_further_arm_does_not_change_them(
@@ -170,9 +157,8 @@ def test_costs_are_measured_once_and_a_further_arm_does_not_change_them(
 
 def test_real_costs_are_kept_with_a_ratio_to_the_baseline(data: Path, tmp_path: Path) -> None:
     configs = {"base": config_of(data), "alone": config_of(data, "strategy.kind=action_only")}
-    found = measure_costs(
-        configs, "base", BudgetConfig(kind="time"), fingerprint="d", folder=tmp_path, rounds=1
-    )
+    budget = BudgetConfig(kind="time")
+    found = measure_costs(configs, "base", budget, fingerprint="d", folder=tmp_path, rounds=1)
     assert found["base"].time_ratio == 1.0
     assert found["alone"].time_ratio is not None and found["alone"].time_ratio > 0
     assert found["alone"].flops < found["base"].flops
@@ -244,15 +230,8 @@ def test_hash_is_the_same_in_another_process() -> None:
 
 
 def test_hash_covers_every_section_that_training_reads(data: Path) -> None:
-    changes = (
-        "data.horizon=4",
-        "model.fusion.depth=2",
-        "objective.recon=null",
-        "balancing.kind=rlw",
-        "strategy.kind=two_stage",
-        "training.ema=0.9",
-        "record.image_size=32",
-    )
+    changes = ("data.horizon=4", "model.fusion.depth=2", "objective.recon=null", "balancing.kind=rlw")
+    changes += ("strategy.kind=two_stage", "training.ema=0.9", "record.image_size=32")
     hashes = {training_hash(config_of(data, change), "d") for change in changes}
     assert len(hashes | {training_hash(config_of(data), "d")}) == len(changes) + 1
 
@@ -279,14 +258,13 @@ def test_data_of_another_run_are_only_read(data: Path, tmp_path: Path) -> None:
     assert sorted(str(path) for path in run.rglob("*")) == before
 
 
-def test_run_that_has_recorded_nothing_is_refused(data: Path, tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run")
-    with pytest.raises(UserError, match=r"'record' has not run\. Make it first"):
-        share_data(make_study(data_from=tmp_path / "run"), config_of(data), tmp_path / "study")
-
-
-def test_data_that_the_base_names_are_taken_as_they_are(data: Path, tmp_path: Path) -> None:
+def test_data_that_the_base_names_are_taken_as_they_are_and_a_run_must_have_recorded_some(
+    data: Path, tmp_path: Path
+) -> None:
     shared = share_data(make_study(data), config_of(data), tmp_path)
     assert shared.sources[0].path == data.resolve()
     assert shared.starts == TrainingStarts(unknown=(str(data.resolve()),))
     assert shared.fingerprint == share_data(make_study(data), config_of(data), tmp_path).fingerprint
+    RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"'record' has not run\. Make it first"):
+        share_data(make_study(data_from=tmp_path / "run"), config_of(data), tmp_path / "study")

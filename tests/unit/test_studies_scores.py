@@ -9,8 +9,8 @@ import pytest
 from fixtures.studies import cell, found, make_study, trained
 from tutti.evaluation.statistics.intervals import paired_episodes_needed
 from tutti.studies.cells import Cell
-from tutti.studies.findings import Findings
 from tutti.studies.scores import ArmScore, mcnemar_statement, resolution, score_study
+from tutti.studies.tables import Findings
 from tutti.types import UserError
 
 HALF, NONE, ALL = [1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]
@@ -102,16 +102,13 @@ def test_unresolved_says_how_many_starts_or_seeds_it_would_take() -> None:
     assert resolution(own) == f"{needed.starts:,} paired starts (now 8 a seed), or 26 seeds"
 
 
-def test_where_trainings_scatter_more_than_starts_explain_seeds_are_asked_for() -> None:
+def test_resolution_asks_for_seeds_where_trainings_scatter_and_for_nothing_where_it_is_told() -> None:
     base = three("end_to_end", NONE, NONE, NONE)
-    arm = three("action_only", ALL, NONE, NONE)
-    assert "seeds (seeds dominate)" in resolution(scores(base, arm)["action_only"])
-
-
-def test_no_difference_and_resolved_ones_ask_for_nothing() -> None:
+    scattered = scores(base, three("action_only", ALL, NONE, NONE))["action_only"]
+    assert "seeds (seeds dominate)" in resolution(scattered)
     same = scores(three("end_to_end", HALF, ALL, NONE), three("action_only", HALF, ALL, NONE))
     assert resolution(same["action_only"]) == "no difference was seen"
-    told = scores(three("end_to_end", NONE, NONE, NONE), three("action_only", ALL, ALL, ALL))
+    told = scores(base, three("action_only", ALL, ALL, ALL))
     assert resolution(told["action_only"]) == "" == resolution(told["end_to_end"])
 
 
@@ -130,9 +127,6 @@ def test_cells_that_were_judged_on_other_starts_are_refused() -> None:
     other = trained("action_only", 0, HALF, HALF, starts={"reach": [5, 6, 7, 8], "push": [0, 1, 2, 3]})
     with pytest.raises(UserError, match="judged on other starts"):
         score_study(STUDY, found(trained("end_to_end", 0, HALF, HALF), other))
-
-
-def test_nothing_finished_gives_no_scores() -> None:
     assert score_study(STUDY, {}) == []
     assert told([]).headline.startswith("No arm can be compared yet")
 

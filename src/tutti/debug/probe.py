@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from tutti.evaluation.open_loop import tasks_of
 from tutti.evaluation.probes.occlusion import draw_maps
 from tutti.evaluation.probes.run import ProbeResult, run_probes
+from tutti.evaluation.probes.setup import ProbeSetup
 from tutti.plugin import Trust
 from tutti.report.blocks import texts
 from tutti.report.sections.held_out import probe_tables
@@ -35,18 +37,18 @@ def probe_checkpoint(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
     with own_randomness(config.seed):
         untrained = config.model.build(policy.spec)
     with training_threads(config), progress_bar("probing") as bar:
-        found, maps = run_probes(
-            policy.model,
-            untrained,
-            data,
+        setup = ProbeSetup(
+            model=policy.model,
+            untrained=untrained,
+            data=data,
             groups=tasks_of(data.windows.instructions, suite),
             partners=settings.controls.partners_of(suite),
             actions_per_query=settings.actions_per_query,
             seed=config.seed,
-            progress=bar,
         )
+        found, maps = run_probes(setup, bar)
     about = {"checkpoint": checkpoint.name, "weights": settings.weights}
-    run.write_json(f"{FOLDER}/probes.json", about | found.to_dict())
+    run.write_json(f"{FOLDER}/probes.json", about | asdict(found))
     write_atomically(run.path / FOLDER / "occlusion.png", draw_maps(maps))
     return found
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -59,10 +58,6 @@ class OpenLoopResult:
     executed: int
     chunk: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
 
 def tasks_of(instructions: Sequence[str], suite: Suite) -> tuple[str, ...]:
     """The task that each instruction belongs to; a text that the suite does not know is its own group."""
@@ -96,10 +91,6 @@ def measure_open_loop(
     Raises UserError where there is no batch, an instruction_id has no text, or a prediction is not finite.
     """
     names = tuple(instructions if groups is None else groups)
-    if len(names) != len(instructions):
-        raise UserError(
-            f"groups: expected one for each of {len(instructions)} instructions, got {len(names)}."
-        )
     device = next(model.parameters()).device
     texts, text_mask = (part.to(device) for part in tokenizer.encode(list(instructions)))
     swapped = swapped_texts(names, partners or {})

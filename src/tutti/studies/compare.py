@@ -25,17 +25,16 @@ from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts, check_s
 from tutti.runs.build import build_data
 from tutti.runs.folder import RunFolder
 from tutti.runs.provenance import circumstances
-from tutti.runs.terminal import print_line
+from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
 from tutti.studies.cells import CELLS, Cell, arm_config, cell_config, check_same_starts, plan_cells
 from tutti.studies.config import StudyConfig, study_yaml
 from tutti.studies.costs import StepCost, affordable_steps, measure_costs
-from tutti.studies.findings import Findings
 from tutti.studies.page import publish
-from tutti.studies.pool import Command, StudyProgress, Work, number_of_jobs, own_command, run_cells
+from tutti.studies.pool import Command, Work, number_of_jobs, own_command, run_cells
 from tutti.studies.run_cell import describe_cell
 from tutti.studies.scores import score_study
-from tutti.studies.tables import show
+from tutti.studies.tables import Findings, show
 from tutti.types import UserError
 
 PLAN, CACHE, RECORDED = "plan.json", "cache", "recorded"
@@ -204,8 +203,8 @@ def _finish(
     for cell in missing:
         describe_cell(cell, configs[cell])
         link(cell.folder / CACHE, folder / CACHE)
-    with StudyProgress({cell: Work.of(configs[cell]) for cell in missing}, found) as progress:
-        return run_cells(missing, jobs, progress, command=command)
+    with progress_bar("training and evaluating, steps") as bar:
+        return run_cells({cell: Work.of(configs[cell]) for cell in missing}, jobs, bar, command=command)
 
 
 def _report(plan: Plan, folder: Path) -> Path:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,7 @@ from tutti.evaluation.closed_loop.evaluate import one_torch_thread
 from tutti.models.describe import flop_counter
 from tutti.nested_dicts import content_hash
 from tutti.objectives.unified import UnifiedLoss
-from tutti.runs.build import TRAIN_SECTIONS, build_training
+from tutti.runs.build import TRAIN_SECTIONS, BuiltTraining, trial_training
 from tutti.storage.files import write_json
 from tutti.studies.config import BudgetConfig
 from tutti.training.diagnostics.observer import DiagnosticsConfig
@@ -73,60 +73,55 @@ def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
 class StepMeter:
     """Measures FLOPs and time of an arm's steps, phase by phase, with real updates that no record keeps."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        """`folder` keeps the decoded pictures of the data sets that `config` names."""
-        quiet = config.training.model_copy(update={"diagnostics": NO_DIAGNOSTICS, "compile": "off"})
-        config = config.model_copy(update={"training": quiet})
-        self.training = build_training(config, folder, output=folder / "costs")
-        self.stretches = stretches(self.training.objective, self.training.trainer.strategy)
-        self._initial = {name: value.clone() for name, value in self.training.objective.state_dict().items()}
-        self._stream = iter(self.training.data.train)
-
-    @property
-    def parameters(self) -> int:
-        """The number of trained parameters."""
-        return sum(parameter.numel() for parameter in self.training.trainer.parameters.values())
-
-    @property
-    def samples(self) -> int:
-        """Windows of a step."""
-        return self.training.data.train.batch_size * self.training.config.training.accumulation
+    def __init__(self, training: BuiltTraining) -> None:
+        self.training = training
+        self.stretches = stretches(training.objective, training.trainer.strategy)
+        self.parameters = sum(parameter.numel() for parameter in training.trainer.parameters.values())
+        self.samples = training.data.train.batch_size * training.config.training.accumulation
+        self._initial = {name: value.clone() for name, value in training.objective.state_dict().items()}
+        self._stream = iter(training.data.train)
 
     def flops(self, batches: int = BATCHES) -> float:
         """FLOPs of a step, forward, backward and optimiser, mean over the run."""
-        return self._mean(lambda stretch: self._count(stretch.at, min(batches, stretch.steps)))
+
+        def count(step: int, repeats: int) -> float:
+            with flop_counter() as counter:
+                self.training.run_updates([step] * repeats)  # the same batches for every stretch and arm
+            return counter.get_total_flops() / repeats
+
+        return self._mean(count, batches)
 
     def milliseconds(self, steps: int = TURN) -> float:
         """Time of a step, mean over the run, from at most `steps` steps of each stretch.
 
         On a CPU it is that of the one thread, which other work on the machine hardly changes; else wall time.
         """
-        return self._mean(lambda stretch: self._time(stretch.at, min(steps, stretch.steps)))
+        on_cpu = self.training.trainer.machine.device.type == "cpu"
+        clock = time.thread_time if on_cpu else time.perf_counter
 
-    def close(self) -> None:
-        """Stops the loader's thread."""
-        self.training.data.train.close()
+        def measure(step: int, repeats: int) -> float:
+            started = clock()
+            self.training.run_updates([step] * repeats, self._stream)
+            return 1000 * (clock() - started) / repeats
 
-    def _mean(self, measure: Callable[[Stretch], float]) -> float:
-        total = sum(stretch.steps for stretch in self.stretches)
-        return sum(stretch.steps * measure(stretch) for stretch in self.stretches) / total
+        return self._mean(measure, steps)
 
-    def _count(self, step: int, batches: int) -> float:
-        self._reset()
-        with flop_counter() as counter:
-            self.training.run_updates([step] * batches)  # the same batches for every stretch and arm
-        return counter.get_total_flops() / batches
+    def _mean(self, measure: Callable[[int, int], float], most: int) -> float:
+        """The mean over all steps of the run, from at most `most` steps of each stretch."""
+        total = 0.0
+        for stretch in self.stretches:
+            # A balancing that learns may not see more steps than a run has.
+            self.training.objective.load_state_dict(self._initial)
+            total += stretch.steps * measure(stretch.at, min(most, stretch.steps))
+        return total / sum(stretch.steps for stretch in self.stretches)
 
-    def _time(self, step: int, steps: int) -> float:
-        self._reset()
-        clock = time.thread_time if self.training.trainer.machine.device.type == "cpu" else time.perf_counter
-        started = clock()
-        self.training.run_updates([step] * steps, self._stream)
-        return 1000 * (clock() - started) / steps
 
-    def _reset(self) -> None:
-        """Restores the initial state of a balancing that learns: it may not see more steps than a run has."""
-        self.training.objective.load_state_dict(self._initial)
+@contextmanager
+def step_meter(config: RunConfig, folder: Path) -> Iterator[StepMeter]:
+    """Of a training that writes nothing; `folder` keeps the decoded pictures of the config's data sets."""
+    quiet = config.training.model_copy(update={"diagnostics": NO_DIAGNOSTICS, "compile": "off"})
+    with trial_training(config.model_copy(update={"training": quiet}), folder) as training:
+        yield StepMeter(training)
 
 
 def measure_costs(
@@ -178,7 +173,7 @@ def _measure(
     configs: Mapping[str, RunConfig], baseline: str, budget: BudgetConfig, folder: Path, rounds: int
 ) -> dict[str, StepCost]:
     with one_torch_thread(), ExitStack() as stack:
-        meters = {arm: stack.enter_context(closing(StepMeter(c, folder))) for arm, c in configs.items()}
+        meters = {arm: stack.enter_context(step_meter(c, folder)) for arm, c in configs.items()}
         flops = {arm: meter.flops() for arm, meter in meters.items()}
         times: dict[str, list[float]] = {}
         if budget.kind == "time":

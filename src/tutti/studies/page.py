@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from tutti.runs.provenance import made_with
 from tutti.storage.files import write_atomically, write_json
 from tutti.studies.cells import level_words
 from tutti.studies.config import Level, study_yaml
-from tutti.studies.findings import Findings
 from tutti.studies.tables import (
     MOODS,
+    Findings,
     cost_table,
     difference_table,
     held_out_table,
@@ -26,22 +26,23 @@ from tutti.studies.tables import (
     task_table,
 )
 
+KINDS: dict[str, tuple[str, Callable[[Findings, Level], Table]]] = {
+    "success": ("Success", success_table),
+    "differences": ("Differences", difference_table),
+    "tasks": ("Success per task", task_table),
+    "cost": ("Cost", cost_table),
+    "held-out": ("Held-out losses", held_out_table),
+}
+"""The tables of a study by the section of the page, with its title; each is made for every level."""
+
 
 def publish(findings: Findings, folder: Path, made: dict[str, Any]) -> list[Table]:
     """Writes the three files into `folder`, each atomically. Returns the tables in their order."""
-    baseline, costs = findings.study.baseline, findings.costs
     tables: dict[str, list[Table]] = {}
-    for level in findings.finished_levels:
-        scores = findings.at(level)
-        for kind, made_table in (
-            ("success", success_table(scores, level)),
-            ("difference", difference_table(scores, baseline, level)),
-            ("task", task_table(scores, level)),
-            ("cost", cost_table(scores, costs, level)),
-            ("held_out", held_out_table(scores, level)),
-        ):
-            tables.setdefault(kind, []).extend([made_table] if made_table.rows else [])
-    flat = [table for kind in tables.values() for table in kind]
+    for section, (_, make) in KINDS.items():
+        of_levels = [make(findings, level) for level in findings.finished_levels]
+        tables[section] = [table for table in of_levels if table.rows]
+    flat = [table for of_levels in tables.values() for table in of_levels]
     write_json(folder / "results.json", as_json(findings, made))
     write_atomically(folder / "results.md", as_markdown(findings, flat, made))
     write_atomically(folder / "report.html", render(_page(findings, tables, made)))
@@ -83,18 +84,13 @@ def _page(findings: Findings, tables: Mapping[str, Sequence[Table]], made: dict[
     nothing = "" if findings.scores else "No cell is finished yet: `tutti compare STUDY.yaml` runs them."
     forests = (_forest(findings, level) for level in findings.finished_levels)
     charts = [Charts(charts=[chart]) for chart in forests if chart is not None]
-    lead = "" if nothing else findings.basis[0]
-    differences = [*charts, *tables.get("difference", ()), *findings.notes]
+    leads = {"differences": "" if nothing else findings.basis[0]}
+    blocks: dict[str, list[Block]] = {section: [*several] for section, several in tables.items()}
+    blocks["differences"] = [*charts, *tables["differences"], *findings.notes]
     sections = [
-        Section(id="differences", title="Differences", lead=lead, blocks=differences, missing=nothing)
+        Section(id=name, title=KINDS[name][0], lead=leads.get(name, ""), blocks=blocks[name], missing=nothing)
+        for name in sorted(KINDS, key=lambda name: name != "differences")
     ]
-    for kind, name, title in (
-        ("success", "success", "Success"),
-        ("task", "tasks", "Success per task"),
-        ("cost", "cost", "Cost"),
-        ("held_out", "held-out", "Held-out losses"),
-    ):
-        sections.append(Section(id=name, title=title, blocks=tables.get(kind, ()), missing=nothing))
     return Page(
         kicker="Tutti: report of a study",
         name=study.name,

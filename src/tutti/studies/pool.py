@@ -19,15 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-
 from tutti.config.run_config import RunConfig
 from tutti.distributed.cores import usable_cores
 from tutti.report.formatting import duration
 from tutti.runs.build import suite_of
-from tutti.runs.terminal import console, print_line
+from tutti.runs.terminal import Bar, print_line
 from tutti.studies.cells import Cell
 from tutti.suites.workers import ONE_THREAD
 
@@ -35,8 +31,6 @@ LOG = "output.log"
 LAST_LINES = 12
 POLL, GRACE = 0.5, 60.0
 """Seconds between polls of the processes, and seconds that an interrupted one may take to save."""
-LINE_SECONDS = 60.0
-"""Seconds between lines where the output is no terminal."""
 ROLLOUT_STEPS = 2.0
 """A rollout counts as so many steps in the time left: 0.5 s and 0.22 s with the demo's model."""
 TAIL = 16_384
@@ -76,85 +70,6 @@ class Work:
         return f"evaluating {done.rollouts}/{self.rollouts}"
 
 
-class StudyProgress:
-    """Totals and running cells: a live table on a terminal, else a line at each end and each minute."""
-
-    def __init__(
-        self, work: Mapping[Cell, Work], finished_before: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`work` of the cells to run; `finished_before` more have a result already."""
-        self.work, self.whole = dict(work), finished_before + len(work)
-        self.finished, self.failed = finished_before, 0
-        self._clock = clock
-        self._started: dict[Cell, tuple[float, float]] = {}  # when, and the units that were done before
-        self._ahead = sum(one.units for one in work.values())  # of cells that have not ended
-        self._gained = 0.0  # in this session, by cells that have ended
-        self._begin = self._last_line = clock()
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def start(self, cell: Cell) -> None:
-        """The process of a cell was started."""
-        self._started[cell] = self._clock(), self.work[cell].done_in(cell.folder).units
-
-    def end(self, cell: Cell, *, failed: bool) -> None:
-        """The process of a cell has ended."""
-        (moment, before), units = self._started[cell], self.work[cell].units
-        seconds = duration(self._clock() - moment)
-        self._ahead -= units
-        if failed:
-            self.failed += 1
-            print_line(f"{cell.name}: FAILED after {seconds}")
-            return
-        self.finished += 1
-        self._gained += units - before
-        print_line(f"{cell.name}: done in {seconds} ({self.totals({})})")
-
-    def show(self, running: Sequence[Cell]) -> None:
-        """Shows how far the running cells are."""
-        done = {cell: self.work[cell].done_in(cell.folder) for cell in running}
-        if self._live is not None:
-            self._live.update(self._table(done), refresh=True)
-        elif running and self._clock() - self._last_line >= LINE_SECONDS:
-            self._last_line = self._clock()
-            each = "; ".join(f"{cell.name}: {self.work[cell].text(now)}" for cell, now in done.items())
-            print_line(f"{self.totals(done)}. {each}")
-
-    def totals(self, running: Mapping[Cell, Work]) -> str:
-        """As "12 of 30 done, 1 failed, 2 running, 1 h 12 min left"; `running` has what each has done."""
-        parts = [f"{self.finished} of {self.whole} done"]
-        parts += [f"{self.failed} failed"] if self.failed else []
-        parts += [f"{len(running)} running"] if running else []
-        left = self.seconds_left(running)
-        return ", ".join([*parts, *([f"{duration(left)} left"] if left else [])])
-
-    def seconds_left(self, running: Mapping[Cell, Work]) -> float | None:
-        """At the pace of this session; None before anything has moved."""
-        elapsed, now = self._clock() - self._begin, sum(done.units for done in running.values())
-        gained = self._gained + now - sum(self._started[cell][1] for cell in running)
-        return (self._ahead - now) * elapsed / gained if gained > 0 and elapsed > 0 else None
-
-    def _table(self, running: Mapping[Cell, Work]) -> Table:
-        table = Table.grid(padding=(0, 2))
-        for cell, now in running.items():
-            (moment, before), work = self._started[cell], self.work[cell]
-            gained, left = now.units - before, ""
-            if gained > 0:
-                left = f"{duration((work.units - now.units) * (self._clock() - moment) / gained)} left"
-            bar = ProgressBar(total=work.units, completed=now.units, width=24)
-            table.add_row(cell.name, work.text(now), bar, left)
-        table.add_row(self.totals(running))
-        return table
-
-
 def _last_step(path: Path) -> int:
     """The step of the last complete line; 0 where there is none."""
     try:
@@ -180,9 +95,9 @@ def number_of_jobs(jobs: int | Literal["auto"], cells: int) -> int:
 
 
 def run_cells(
-    cells: Sequence[Cell],
+    work: Mapping[Cell, Work],
     jobs: int,
-    progress: StudyProgress,
+    bar: Bar,
     *,
     command: Command = own_command,
     poll: float = POLL,
@@ -191,32 +106,41 @@ def run_cells(
     """Runs the cells in order, `jobs` at a time. Returns a message for each that failed, after all others
     were tried: which cell, how it ended, the end of its log.
 
-    Ctrl-C interrupts the running ones, waits until they have saved, and is raised again; a second one kills
-    them. Should this process die, theirs end with it.
+    `work` has all that each cell has to do. `bar` is moved by what is done since the start, and says how far
+    each running cell is. Ctrl-C interrupts the running ones, waits until they have saved, and is raised
+    again; a second one kills them. Should this process die, theirs end with it.
     """
-    waiting = deque(cells)
-    running: dict[Cell, subprocess.Popen[bytes]] = {}
+    waiting, ended = deque(work), list[Cell]()
+    running: dict[Cell, tuple[subprocess.Popen[bytes], float]] = {}
     failures: list[str] = []
+    before = {cell: one.done_in(cell.folder).units for cell, one in work.items()}
+    total = sum(one.units - before[cell] for cell, one in work.items())
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
-                progress.start(cell)
                 with _defer_interrupt():  # a process that runs must be among those that are stopped
-                    running[cell] = _start(cell, command(cell))
-            for cell, process in list(running.items()):
+                    running[cell] = _start(cell, command(cell)), time.monotonic()
+            for cell, (process, started) in list(running.items()):
                 code = process.poll()
                 if code is None:
                     continue
-                running.pop(cell).communicate()  # closes its standard input
+                process.communicate()  # closes its standard input
+                del running[cell]
+                ended.append(cell)
                 failed = code != 0 or cell.result() is None
-                progress.end(cell, failed=failed)
                 failures += [_failure(cell, code)] if failed else []
-            progress.show(list(running))
+                how = "FAILED after" if failed else "done in"
+                print_line(f"{cell.name}: {how} {duration(time.monotonic() - started)}")
+            now = {cell: work[cell].done_in(cell.folder) for cell in running}
+            gained = sum(one.units - before[cell] for cell, one in now.items())
+            gained += sum(work[cell].units - before[cell] for cell in ended)
+            each = [f"{cell.name}: {work[cell].text(one)}" for cell, one in now.items()]
+            bar(round(gained), round(total), "; ".join([f"{len(ended)} of {len(work)} cells ended", *each]))
             if running:
                 time.sleep(poll)
     finally:
-        _stop(list(running.values()), grace)
+        _stop([process for process, _ in running.values()], grace)
     return failures
 
 

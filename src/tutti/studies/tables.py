@@ -1,26 +1,122 @@
-"""The tables of a study, one for each data level: on a report page, as Markdown, and on the terminal."""
+"""The findings of a study: in sentences, and in tables for each data level."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tutti.evaluation.statistics.comparison import Comparison
 from tutti.evaluation.statistics.intervals import Interval, wilson
-from tutti.report.blocks import Cell, Column, Table, table, texts
+from tutti.report.blocks import Cell, Column, Note, Table, table, texts
 from tutti.report.formatting import NOTHING, count, duration, plain
 from tutti.runs.terminal import print_table
+from tutti.studies.cells import Cell as StudyCell
 from tutti.studies.cells import Trained, level_words
-from tutti.studies.config import Level
+from tutti.studies.config import Level, StudyConfig
 from tutti.studies.costs import StepCost
-from tutti.studies.scores import ArmScore, resolution
+from tutti.studies.scores import ArmScore, mcnemar_statement, resolution
 
 WIDE = ("p", "McNemar, each seed", "to resolve")
 """Columns left out on the terminal; the notes below the tables have the same numbers."""
 MOODS = {"better": "good", "worse": "bad", "unresolved": "quiet"}
 ARM: Column[ArmScore] = ("arm", "", lambda score: score.arm)
+MIN_SEEDS = 3
 
 
-def success_table(scores: Sequence[ArmScore], level: Level) -> Table:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """Everything that the tables of a study are made from, and what they say in words."""
+
+    study: StudyConfig
+    data: str
+    costs: Mapping[str, StepCost]
+    found: Mapping[StudyCell, Trained]
+    missing: Sequence[StudyCell]
+    scores: Sequence[ArmScore]
+
+    def at(self, level: Level) -> list[ArmScore]:
+        """The scores of one data level."""
+        return [score for score in self.scores if score.level == level]
+
+    @property
+    def finished_levels(self) -> list[Level]:
+        """The levels that have a score."""
+        return [level for level in self.study.levels if self.at(level)]
+
+    @property
+    def headline(self) -> str:
+        """Counts the verdicts of all comparisons."""
+        verdicts = Counter(score.against.verdict for score in self.scores if score.against is not None)
+        total, kind = sum(verdicts.values()), self.study.budget.kind
+        if not total:
+            return "No arm can be compared yet: no training seed is finished in both an arm and the baseline."
+        parts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in MOODS)
+        plural, budget = "s" if total > 1 else "", "FLOPs" if kind == "flops" else kind
+        return f"{total} comparison{plural} with {self.study.baseline} at equal {budget}: {parts}."
+
+    @property
+    def notes(self) -> list[Note]:
+        """One sentence for each comparison."""
+        found: list[Note] = []
+        for score in self.scores:
+            against = score.against
+            if against is None:
+                continue
+            where, gain = f"{score.arm}{level_words(score.level)}", against.difference
+            how = f"{100 * gain.value:+.1f} points (paired bootstrap {points(gain.interval, '+')}"
+            if against.over_seeds is not None:
+                how += f", t over seeds {points(against.over_seeds, '+')}"
+            takes, tested = resolution(score), mcnemar_statement(score, self.study.baseline)
+            more = f" To resolve it: {takes}." if takes and gain.value != 0 else ""
+            text = f"{where}: {against.verdict}, {how}); {tested}.{more}"
+            found.append(Note(text=text, mood=MOODS[against.verdict].replace("quiet", "")))
+        return found
+
+    @property
+    def cautions(self) -> list[str]:
+        """Limits of the study that a reader must know."""
+        found: list[str] = []
+        if self.missing:
+            names = "; ".join(cell.name for cell in self.missing[:6])
+            more = f"; and {len(self.missing) - 6} more" if len(self.missing) > 6 else ""
+            whole = len(self.study.arms) * len(self.study.levels) * len(self.study.seed_list)
+            found.append(f"{len(self.missing)} of {whole} cells are missing: {names}{more}.")
+        fewest = min((len(score.seeds) for score in self.scores), default=MIN_SEEDS)
+        if fewest == 1:
+            found.append(
+                "Some arms have 1 training seed: nothing is known about other trainings, so every verdict on "
+                "them is unresolved."
+            )
+        elif fewest < MIN_SEEDS:
+            found.append(f"Some arms have {fewest} training seeds, which resolve hardly any difference.")
+        trained = [one for score in self.scores for one in score.trained]
+        commits = sorted({str(one.commit) for one in trained})
+        if len(commits) > 1:
+            found.append(f"Cells were trained at different commits: {', '.join(commits)}.")
+        if len({tuple(sorted(one.versions.items())) for one in trained}) > 1:
+            found.append(
+                "Cells were trained with different versions of packages: results.json has each cell's."
+            )
+        return found
+
+    @property
+    def basis(self) -> tuple[str, str]:
+        """The assumptions of the tables: of the differences, and of the training."""
+        compared = sum(score.against is not None for score in self.scores)
+        comparisons = "comparison" if compared == 1 else f"{compared} comparisons"
+        played = next((sum(map(len, one.bits)) for score in self.scores for one in score.trained), 0)
+        return (
+            f"Fixed beforehand: the mean of the tasks' success rates over {played} starts a training, the "
+            "same for every arm and seed. Better or worse only where both the paired bootstrap and the "
+            "t-interval of the seeds' differences lie on one side of 0. Intervals are 95 % and not adjusted "
+            f"for the {comparisons}; the p beside them is (Holm).",
+            "Within a seed all arms of a level see the same episodes in the same order, and those with the "
+            "same model start from the same weights; held-out episodes are the same at every level.",
+        )
+
+
+def success_table(findings: Findings, level: Level) -> Table:
     """The task mean of each seed, their mean, its two intervals."""
     columns: list[Column[ArmScore]] = [
         ARM,
@@ -41,12 +137,13 @@ def success_table(scores: Sequence[ArmScore], level: Level) -> Table:
             lambda score: points(score.bootstrap),
         ),
     ]
-    return table(scores, columns, f"Success in the simulator, task mean{level_words(level)}.")
+    return table(findings.at(level), columns, f"Success in the simulator, task mean{level_words(level)}.")
 
 
-def difference_table(scores: Sequence[ArmScore], baseline: str, level: Level) -> Table:
+def difference_table(findings: Findings, level: Level) -> Table:
     """Each arm minus the baseline, in points of success."""
-    compared = [(score, score.against) for score in scores if score.against is not None]
+    baseline = findings.study.baseline
+    compared = [(score, score.against) for score in findings.at(level) if score.against is not None]
     columns: list[Column[tuple[ArmScore, Comparison]]] = [
         ("arm", "", lambda row: row[0].arm),
         (
@@ -85,7 +182,7 @@ def difference_table(scores: Sequence[ArmScore], baseline: str, level: Level) ->
     return table(compared, columns, f"Minus {baseline}{level_words(level)}.")
 
 
-def task_table(scores: Sequence[ArmScore], level: Level) -> Table:
+def task_table(findings: Findings, level: Level) -> Table:
     """k/n of each task over all seeds, with Wilson's interval."""
 
     def column(task: str) -> Column[ArmScore]:
@@ -99,12 +196,13 @@ def task_table(scores: Sequence[ArmScore], level: Level) -> Table:
         f"Successes of each task, all seeds together{level_words(level)}, with Wilson's 95 % interval: it "
         "takes the starts of several trainings for independent ones, so it is too narrow for a method."
     )
+    scores = findings.at(level)
     return table(scores, [ARM, *map(column, scores[0].tasks)], caption)
 
 
-def cost_table(scores: Sequence[ArmScore], costs: Mapping[str, StepCost], level: Level) -> Table:
+def cost_table(findings: Findings, level: Level) -> Table:
     """What each arm spent, and what its policy costs to run."""
-    rows = [(score, score.trained[0], costs[score.arm]) for score in scores]
+    rows = [(score, score.trained[0], findings.costs[score.arm]) for score in findings.at(level)]
     columns: list[Column[tuple[ArmScore, Trained, StepCost]]] = [
         ("arm", "", lambda row: row[0].arm),
         ("steps", "Optimiser steps, all phases together.", lambda row: f"{row[1].steps:,}"),
@@ -135,7 +233,7 @@ def cost_table(scores: Sequence[ArmScore], costs: Mapping[str, StepCost], level:
     return table(rows, columns, f"What it cost{level_words(level)}.")
 
 
-def held_out_table(scores: Sequence[ArmScore], level: Level) -> Table:
+def held_out_table(findings: Findings, level: Level) -> Table:
     """Each term on held-out episodes, when it last counted, and the error of the executed actions."""
 
     def column(term: str) -> Column[ArmScore]:
@@ -148,6 +246,7 @@ def held_out_table(scores: Sequence[ArmScore], level: Level) -> Table:
         "quantity for every decoder, but no evidence of success.",
         lambda score: _number(score.average("open_loop")),
     )
+    scores = findings.at(level)
     terms = dict.fromkeys(term for score in scores for one in score.trained for term in one.held_out)
     caption = (
         f"Held-out losses{level_words(level)}. Of arms whose decoders differ, or of other numbers of "

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from tutti.evaluation.closed_loop.rollouts import CONDITIONS, Condition, Rollout, RolloutBlock
+from tutti.evaluation.closed_loop.rollouts import CONDITIONS, Condition, PlannedRollout, Rollout
 from tutti.evaluation.config import EvaluationConfig
 from tutti.evaluation.statistics.intervals import Interval, mcnemar, paired_interval, wilson
 from tutti.suites.environment import Suite
@@ -31,7 +31,6 @@ Outcome = Literal[
     "does not fall",
     "not resolved",
 ]
-Starts = dict[str, tuple[tuple[int, str], ...]]
 
 SIGNIFICANT = 0.05
 MARGIN = 0.1
@@ -61,8 +60,8 @@ class Verdict:
     above_chance: Interval | None
 
 
-def plan(config: EvaluationConfig, environments: Suite) -> dict[Condition, Starts]:
-    """For each condition and task, the (seed, instruction) of every rollout.
+def plan(config: EvaluationConfig, environments: Suite) -> list[PlannedRollout]:
+    """Every rollout, by condition, task and seed.
 
     Start `seed` gets paraphrase number `seed mod count` of the split, so a text does not depend on how many
     rollouts are played. Every control uses the policy's first starts.
@@ -93,26 +92,28 @@ def plan(config: EvaluationConfig, environments: Suite) -> dict[Condition, Start
         "noop": idle,
         "expert": dict.fromkeys(tasks, controls.expert),
     }
-    planned: dict[Condition, Starts] = {}
+    planned: list[PlannedRollout] = []
     for condition in CONDITIONS:
         for task, count in counts[condition].items():
             instructed = partners[task] if condition == "wrong_instruction" and count else task
             texts = environments.instructions(instructed, config.split)
-            starts = tuple((seed, texts[seed % len(texts)]) for seed in config.seeds[:count])
-            if starts:
-                planned.setdefault(condition, {})[task] = starts
+            planned += [
+                PlannedRollout(condition, task, seed, texts[seed % len(texts)])
+                for seed in config.seeds[:count]
+            ]
     return planned
 
 
-def rollout_blocks(planned: dict[Condition, Starts], size: int = 4) -> list[RolloutBlock]:
+def rollout_blocks(planned: Sequence[PlannedRollout], size: int = 4) -> list[list[PlannedRollout]]:
     """The plan cut into blocks for workers, ordered by task, so that a worker builds few environments."""
-    tasks = list(planned["policy"])
+    groups: dict[str, dict[Condition, list[PlannedRollout]]] = {}
+    for one in planned:
+        groups.setdefault(one.task, {}).setdefault(one.condition, []).append(one)
     return [
-        RolloutBlock(task=task, condition=condition, starts=starts[task][first : first + size])
-        for task in tasks
-        for condition, starts in planned.items()
-        if task in starts
-        for first in range(0, len(starts[task]), size)
+        group[first : first + size]
+        for conditions in groups.values()
+        for group in conditions.values()
+        for first in range(0, len(group), size)
     ]
 
 
@@ -141,30 +142,9 @@ def verdict(control: Condition, rollouts: Sequence[Rollout]) -> Verdict | None:
         return _Pair(*(np.array([success[one, *start] for start in starts]) for one in (first, second)))
 
     idle = [key for key in keys if ("noop", *key) in success]
-    return _judge(
-        control,
-        tuple(dict.fromkeys(task for task, _ in keys)),
-        pair("policy", control, keys),
-        pair("noop", control, idle) if idle else None,
-        pair("noop", "policy", idle) if idle else None,
-    )
-
-
-class _Pair:
-    """Two conditions on the same starts: McNemar's test and interval of second minus first."""
-
-    def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
-        self.first, self.second = first, second
-        self.p = mcnemar(first, second)
-        self.interval = paired_interval(first, second)
-        self.above = self.p < SIGNIFICANT and bool(second.sum() > first.sum())
-        self.below = self.p < SIGNIFICANT and bool(second.sum() < first.sum())
-
-
-def _judge(
-    control: Condition, tasks: tuple[str, ...], fall: _Pair, left: _Pair | None, score: _Pair | None
-) -> Verdict:
-    """`fall` is policy to control, `left` no-op to control, `score` no-op to policy."""
+    fall = pair("policy", control, keys)
+    left, score = (pair("noop", other, idle) if idle else None for other in (control, "policy"))
+    tasks = tuple(dict.fromkeys(task for task, _ in keys))
     cause, sense = (
         ("the wrong instruction", "the text") if control == "wrong_instruction" else ("no image", "the image")
     )
@@ -209,6 +189,17 @@ def _judge(
         fall=fall.interval,
         above_chance=None if left is None else left.interval,
     )
+
+
+class _Pair:
+    """Two conditions on the same starts: McNemar's test and interval of second minus first."""
+
+    def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
+        self.first, self.second = first, second
+        self.p = mcnemar(first, second)
+        self.interval = paired_interval(first, second)
+        self.above = self.p < SIGNIFICANT and bool(second.sum() > first.sum())
+        self.below = self.p < SIGNIFICANT and bool(second.sum() < first.sum())
 
 
 def _points(difference: float) -> str:

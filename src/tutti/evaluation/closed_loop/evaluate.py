@@ -7,23 +7,21 @@ and any interruption.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from tutti.evaluation.closed_loop.controls import plan, rollout_blocks
-from tutti.evaluation.closed_loop.parallel import in_parallel
 from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult
 from tutti.evaluation.closed_loop.rollouts import (
+    PlannedRollout,
     PolicyFactory,
-    Rollout,
-    RolloutBlock,
     RolloutSpec,
     RolloutWorker,
+    in_parallel,
 )
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.evaluation.config import EvaluationConfig
@@ -67,20 +65,14 @@ def evaluate(
         max_decisions=config.max_decisions,
         folder=folder,
     )
-    rollouts, missing = _split(spec, rollout_blocks(planned))
-    resumed, total = len(rollouts), len(rollouts) + sum(len(block.starts) for block in missing)
-    progress(resumed, total)
+    rollouts = {one: saved for one in planned if (saved := spec.find(one)) is not None}
+    missing, resumed = [one for one in planned if one not in rollouts], len(rollouts)
+    progress(resumed, len(planned))
     with one_torch_thread(), closing(RolloutWorker(spec)) as worker:
-        for played in in_parallel(worker, missing, config.workers, partial(_next, {})):
-            rollouts += played
-            progress(len(rollouts), total)
-    by_key = {(r.condition, r.task, r.seed): r for r in rollouts}
-    ordered = [
-        by_key[condition, task, seed]
-        for condition, starts in planned.items()
-        for task, pairs in starts.items()
-        for seed, _ in pairs
-    ]
+        for played in in_parallel(worker, rollout_blocks(missing), config.workers, partial(_next, {})):
+            rollouts |= played
+            progress(len(rollouts), len(planned))
+    ordered = [rollouts[one] for one in planned]
     own = [rollout for rollout in ordered if rollout.condition == "policy"]
     chunk = max(rollout.chunk for rollout in own)
     protocol = EvaluationProtocol(
@@ -99,25 +91,13 @@ def evaluate(
     return EvaluationResult.of(ordered, protocol, resumed=resumed, seconds=time.perf_counter() - began)
 
 
-def _split(spec: RolloutSpec, planned: Sequence[RolloutBlock]) -> tuple[list[Rollout], list[RolloutBlock]]:
-    """Rollouts that an earlier run has saved, and the blocks that remain to be played."""
-    saved: list[Rollout] = []
-    missing: list[RolloutBlock] = []
-    for block in planned:
-        found = {start: spec.find(block.task, block.condition, *start) for start in block.starts}
-        saved += [rollout for rollout in found.values() if rollout is not None]
-        left = tuple(start for start, rollout in found.items() if rollout is None)
-        missing += [replace(block, starts=left)] if left else []
-    return saved, missing
-
-
-def _next(last: dict[int, str], left: list[RolloutBlock], worker: int) -> RolloutBlock:
+def _next(last: dict[int, str], left: list[list[PlannedRollout]], worker: int) -> list[PlannedRollout]:
     """Takes a block off the list: of the worker's last task, else of a task that nobody plays, else any."""
-    taken = set(last.values())
-    same = (i for i, block in enumerate(left) if block.task == last.get(worker))
-    free = (i for i, block in enumerate(left) if block.task not in taken)
+    taken, tasks = set(last.values()), [block[0].task for block in left]
+    same = (place for place, task in enumerate(tasks) if task == last.get(worker))
+    free = (place for place, task in enumerate(tasks) if task not in taken)
     block = left.pop(next(same, next(free, 0)))
-    last[worker] = block.task
+    last[worker] = block[0].task
     return block
 
 

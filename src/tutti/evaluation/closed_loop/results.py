@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from pydantic import TypeAdapter
@@ -132,15 +132,8 @@ class EvaluationResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the executed actions, which lie in the rollouts' own records."""
-        return {
-            "scores": {condition: asdict(score) for condition, score in self.scores.items()},
-            "verdicts": [asdict(verdict) for verdict in self.verdicts],
-            "protocol": asdict(self.protocol),
-            "rollouts": [rollout.about() for rollout in self.rollouts],
-            "notes": self.notes(),
-            "resumed": self.resumed,
-            "seconds": self.seconds,
-        }
+        rollouts = [rollout.about() for rollout in self.rollouts]
+        return asdict(replace(self, rollouts=())) | {"rollouts": rollouts, "notes": self.notes()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -1,4 +1,4 @@
-"""Rollouts of a policy in the simulator: records, and the worker that plays and saves them.
+"""Rollouts of a policy in the simulator: records, the worker that plays them, and several at once.
 
 A record is a function of its identity alone: task, seed, instruction, condition, policy and limits. Which
 worker played it, when, and after what, does not enter.
@@ -9,23 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
+from tutti.distributed.cores import usable_cores
 from tutti.storage.files import write_atomically
 from tutti.storage.reading import read_text
 from tutti.suites.environment import Environment, Suite
+from tutti.suites.workers import Job, Result, run_jobs
 from tutti.types import UserError
 
 Condition = Literal["policy", "wrong_instruction", "no_image", "noop", "expert"]
 CONDITIONS: tuple[Condition, ...] = ("policy", "wrong_instruction", "no_image", "noop", "expert")
 MAX_ENVIRONMENTS = 2  # a Meta-World task with its renderer takes 90 MB
+
+MAX_WORKERS = 8
 
 
 @runtime_checkable
@@ -50,13 +54,13 @@ class PolicyFactory(Protocol):
     def __call__(self) -> RolloutPolicy: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutBlock:
-    """Rollouts that one worker plays in a row: a task, a condition, and (seed, instruction) of each."""
+class PlannedRollout(NamedTuple):
+    """A rollout to play: who acts, on which task, from the start of which seed, told what."""
 
-    task: str
     condition: Condition
-    starts: tuple[tuple[int, str], ...]
+    task: str
+    seed: int
+    instruction: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,29 +112,28 @@ class RolloutSpec:
     max_decisions: int
     folder: Path | None
 
-    def identity(self, task: str, condition: Condition, seed: int, instruction: str) -> str:
+    def identity(self, one: PlannedRollout) -> str:
         """The hash of everything a rollout depends on; expert and no-op do not depend on the policy."""
-        parts = [self.environments.fingerprint, task, condition, str(seed), str(self.max_decisions)]
-        if condition not in ("noop", "expert"):
-            parts += [self.policy.fingerprint, instruction, str(self.actions_per_query)]
+        limit = str(self.max_decisions)
+        parts = [self.environments.fingerprint, one.task, one.condition, str(one.seed), limit]
+        if one.condition not in ("noop", "expert"):
+            parts += [self.policy.fingerprint, one.instruction, str(self.actions_per_query)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
-    def find(self, task: str, condition: Condition, seed: int, instruction: str) -> Rollout | None:
+    def record_path(self, one: PlannedRollout) -> Path | None:
+        """The path of a rollout's record; None where records stay in memory."""
+        return self.folder and self.folder / one.condition / one.task / f"{one.seed}.json"
+
+    def find(self, one: PlannedRollout) -> Rollout | None:
         """The saved record of this rollout; None if there is none, or only another policy's or protocol's."""
-        if self.folder is None:
-            return None
+        path = self.record_path(one)
         try:
-            rollout = Rollout.from_json(read_text(record_path(self.folder, condition, task, seed)))
+            rollout = Rollout.from_json(read_text(path)) if path is not None else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # none, or not a record of ours: the rollout is played and the file replaced
-        if rollout.identity != self.identity(task, condition, seed, instruction):
+        if rollout is None or rollout.identity != self.identity(one):
             return None
-        return replace(rollout, instruction=instruction)  # for expert and no-op the text is only a label
-
-
-def record_path(folder: Path, condition: str, task: str, seed: int) -> Path:
-    """The path of a rollout's record."""
-    return folder / condition / task / f"{seed}.json"
+        return replace(rollout, instruction=one.instruction)  # for expert and no-op it is only a label
 
 
 class RolloutWorker:
@@ -144,19 +147,18 @@ class RolloutWorker:
         self._policy: RolloutPolicy | None = None
         self._environments: OrderedDict[str, Environment] = OrderedDict()
 
-    def __call__(self, block: RolloutBlock) -> list[Rollout]:
+    def __call__(self, block: Sequence[PlannedRollout]) -> dict[PlannedRollout, Rollout]:
         """All rollouts of the block, each saved as it ends.
 
         One torch thread: then the sums of a forward pass never depend on the machine's load or core count.
         """
         torch.set_num_threads(1)
-        environment, folder = self._environment(block.task), self.spec.folder
-        rollouts: list[Rollout] = []
-        for seed, instruction in block.starts:
-            rollouts.append(self._rollout(environment, block, seed, instruction))
-            if folder is not None:
-                path = record_path(folder, block.condition, block.task, seed)
-                write_atomically(path, rollouts[-1].to_json())
+        rollouts: dict[PlannedRollout, Rollout] = {}
+        for one in block:
+            rollouts[one] = self._rollout(one)
+            path = self.spec.record_path(one)
+            if path is not None:
+                write_atomically(path, rollouts[one].to_json())
         return rollouts
 
     def close(self) -> None:
@@ -172,12 +174,12 @@ class RolloutWorker:
         self._environments.move_to_end(task)
         return self._environments[task]
 
-    def _rollout(self, environment: Environment, block: RolloutBlock, seed: int, instruction: str) -> Rollout:
-        spec = self.spec
-        environment.reset(seed)
+    def _rollout(self, one: PlannedRollout) -> Rollout:
+        spec, environment = self.spec, self._environment(one.task)
+        environment.reset(one.seed)
         start = hashlib.sha256(np.ascontiguousarray(environment.privileged).tobytes()).hexdigest()[:16]
-        controller = self._controller(environment, block.condition, instruction)
-        steps = 1 if block.condition in ("noop", "expert") else spec.actions_per_query
+        controller = self._controller(environment, one)
+        steps = 1 if one.condition in ("noop", "expert") else spec.actions_per_query
         actions: list[np.ndarray] = []
         queries = chunk_length = 0
         while len(actions) < spec.max_decisions and not environment.success:
@@ -185,7 +187,7 @@ class RolloutWorker:
             queries, chunk_length = queries + 1, len(chunk)
             if not np.isfinite(chunk).all():
                 raise UserError(
-                    f"non-finite action on {block.task}, seed {seed}, control step {len(actions)}. "
+                    f"non-finite action on {one.task}, seed {one.seed}, control step {len(actions)}. "
                     "The checkpoint's weights or its normalizer are damaged: evaluate an earlier checkpoint."
                 )
             for action in chunk[:steps]:
@@ -195,30 +197,45 @@ class RolloutWorker:
                     break
         executed = np.array(actions, dtype=np.float32).reshape(len(actions), spec.environments.action_dim)
         return Rollout(
-            task=block.task,
-            condition=block.condition,
-            seed=seed,
-            instruction=instruction,
+            **one._asdict(),
             success=bool(environment.success),
             decisions=len(actions),
             queries=queries,
             chunk=chunk_length,
             start=start,
-            identity=spec.identity(block.task, block.condition, seed, instruction),
+            identity=spec.identity(one),
             actions=executed,
         )
 
     def _controller(
-        self, environment: Environment, condition: Condition, instruction: str
+        self, environment: Environment, one: PlannedRollout
     ) -> Callable[[], Float32[np.ndarray, "t a"]]:
         """The function that gives the next chunk. It renders only if the policy gets images."""
-        if condition == "expert":
+        if one.condition == "expert":
             return lambda: np.asarray(environment.expert_action(), np.float32)[None]
-        if condition == "noop":
+        if one.condition == "noop":
             return lambda: np.zeros((1, self.spec.environments.action_dim), np.float32)
         if self._policy is None:
             self._policy = self.spec.policy()
         policy = self._policy
-        if condition == "no_image":
-            return lambda: policy.predict(None, environment.state, instruction, use_images=False)
-        return lambda: policy.predict(environment.render(), environment.state, instruction)
+        if one.condition == "no_image":
+            return lambda: policy.predict(None, environment.state, one.instruction, use_images=False)
+        return lambda: policy.predict(environment.render(), environment.state, one.instruction)
+
+
+def in_parallel(
+    function: Callable[[Job], Result],
+    jobs: list[Job],
+    workers: int | Literal["auto"],
+    take: Callable[[list[Job], int], Job] = lambda left, worker: left.pop(0),
+) -> Iterator[Result]:
+    """The result of each job as it ends; `take` chooses a worker's next job and takes it off the list.
+
+    "auto" is one worker for each core that this process may use, at most 8 (each takes about 0.7 GB). One
+    works in this process. Raises: as `run_jobs`.
+    """
+    left = list(jobs)
+    count = min(min(usable_cores(), MAX_WORKERS) if workers == "auto" else workers, len(left))
+    spawned = count if count > 1 else 0
+    for _, result in run_jobs(function, spawned, lambda worker: take(left, worker) if left else None):
+        yield result

@@ -15,8 +15,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from tutti.evaluation.closed_loop.parallel import in_parallel
-from tutti.evaluation.closed_loop.rollouts import Rollout
+from tutti.evaluation.closed_loop.rollouts import Rollout, in_parallel
 from tutti.storage.files import write_atomically
 from tutti.suites.environment import Suite
 

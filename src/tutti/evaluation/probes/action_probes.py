@@ -8,7 +8,7 @@ needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,11 +17,10 @@ from torch import Tensor
 
 from tutti.data.bundle import spread
 from tutti.evaluation.open_loop import swapped_texts
-from tutti.evaluation.probes.setup import ProbeSetup, joined, masked_sums, predict
+from tutti.evaluation.probes.setup import Change, ProbeSetup, masked_sums
 from tutti.evaluation.statistics.intervals import Estimate
 from tutti.types import Batch, Observation
 
-Change = Callable[[Batch], Observation]
 SWAP, NO_TEXT, NO_VISION, NO_STATE = "instruction swapped", "no instruction", "no images", "no state"
 DEAD_BAND = 0.1
 MAX_PAIRS = 1000
@@ -87,34 +86,16 @@ def input_changes(setup: ProbeSetup) -> dict[str, Change]:
     return changes | {NO_VISION: zeroed("image_mask"), NO_STATE: zeroed("state")}
 
 
-def ablate(setup: ProbeSetup) -> tuple[InputAblations, dict[str, np.ndarray]]:
-    """Predicts every held-out window as it is and under every change. Also gives the model's own sums of
-    each window over the executed part: "error" is sum m |a - a*|, "count" sum m."""
-    changes = input_changes(setup)
-
-    def measure(batch: Batch) -> dict[str, np.ndarray]:
-        mask, executed = batch.action_mask, setup.executed
-        unchanged = predict(setup.model, batch.observation)
-        sums = {
-            "error": masked_sums(unchanged - batch.actions, mask, executed),
-            "count": masked_sums(mask.float(), mask, executed),
-        }
-        for name, change in changes.items():
-            other = predict(setup.model, change(batch))
-            sums[f"moved/{name}"] = masked_sums(other - unchanged, mask, executed)
-            sums[f"error/{name}"] = masked_sums(other - batch.actions, mask, executed)
-        return sums
-
-    table = joined(map(measure, setup.held.batches()))
-    rows = tuple(
-        InputAblation(
-            name=name,
-            action_shift=setup.ratio(table[f"moved/{name}"], table["error"]),
-            increase=setup.ratio(table[f"error/{name}"], table["error"]).affine(1, -1),
-        )
-        for name in changes
-    )
-    return InputAblations(error=setup.ratio(table["error"], table["count"]), rows=rows), table
+def ablate(setup: ProbeSetup) -> InputAblations:
+    """Predicts every held-out window as it is and under every change."""
+    error, count = setup.own_error
+    rows: list[InputAblation] = []
+    for name, change in input_changes(setup).items():
+        other = setup.predict(setup.held, change)
+        moved, wrong = setup.sums(other - setup.predicted), setup.sums(other - setup.recorded[0])
+        shift, increase = setup.ratio(moved, error), setup.ratio(wrong, error).affine(1, -1)
+        rows.append(InputAblation(name=name, action_shift=shift, increase=increase))
+    return InputAblations(error=setup.ratio(error, count), rows=tuple(rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,29 +129,25 @@ def chunk_consistency(setup: ProbeSetup) -> ChunkConsistency | None:
     command_of_0 = setup.data.normalizer.apply_action(np.zeros(spec.action_dim), spec.embodiments[0])
     zero = torch.from_numpy(command_of_0).float()
 
-    def measure(one: Batch, two: Batch) -> dict[str, np.ndarray]:
-        sums: dict[str, np.ndarray] = {}
-        chunks = predict(setup.model, one.observation), predict(setup.model, two.observation)
-        if overlap:
-            mask, new = two.action_mask[:, :overlap], chunks[1][:, :overlap]
-            sums["disagreement"] = masked_sums(chunks[0][:, distance:] - new, mask, overlap)
-            sums["error"] = masked_sums(new - two.actions[:, :overlap], mask, overlap)
-        present = torch.cat([batch.action_mask[:, :distance] for batch in (one, two)], dim=1)
-        for name, actions in (("predicted", chunks), ("recorded", (one.actions, two.actions))):
-            executed = torch.cat([chunk[:, :distance] for chunk in actions], dim=1) - zero
-            sums[f"{name}/flips"], sums[f"{name}/pairs"] = _sign_flips(executed, present)
-        return sums
+    samples = first, second
+    old, new = (setup.predict(sample) for sample in samples)
+    recorded, present = zip(*(index.chunks(sample.rows) for sample in samples), strict=True)
+    disagreement = None
+    if overlap:
+        mask, later = present[1][:, :overlap], new[:, :overlap]
+        moved = masked_sums(old[:, distance:] - later, mask)
+        error = masked_sums(later - recorded[1][:, :overlap], mask)
+        disagreement = setup.ratio(moved, error, first)
 
-    table = joined(map(measure, first.batches(), second.batches()))
-
-    def ratio(top: str, bottom: str) -> Estimate:
-        return setup.ratio(table[top], table[bottom], first)
+    def flips(chunks: Sequence[Tensor]) -> Estimate:
+        actions, there = (torch.cat([c[:, :distance] for c in both], dim=1) for both in (chunks, present))
+        return setup.ratio(*_sign_flips(actions - zero, there), first)
 
     return ChunkConsistency(
         distance=distance,
-        chunk_disagreement=ratio("disagreement", "error") if overlap else None,
-        sign_flips=ratio("predicted/flips", "predicted/pairs"),
-        recorded_flips=ratio("recorded/flips", "recorded/pairs"),
+        chunk_disagreement=disagreement,
+        sign_flips=flips((old, new)),
+        recorded_flips=flips(recorded),
     )
 
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tutti.data.bundle import Sample, spread
-from tutti.evaluation.probes.setup import ProbeSetup, joined
+from tutti.evaluation.probes.setup import ProbeSetup
 from tutti.evaluation.statistics.intervals import Estimate
 from tutti.models.vla import VLA
 from tutti.types import Batch, Observation, Tokens
@@ -85,19 +85,19 @@ def occlude(setup: ProbeSetup, frames: int = FRAMES) -> tuple[Occlusion, Maps]:
     images = np.concatenate([batch.observation.images.numpy() for batch in chosen.batches()])
     average = torch.from_numpy(images.mean(0).round().astype(np.uint8))
 
-    def measure(batch: Batch) -> dict[str, np.ndarray]:
-        return {
-            "pixels": _moved(_without_pixels(model, batch.observation, average), batch, setup.executed),
-            "tokens": _moved(_without_tokens(model, batch.observation), batch, setup.executed),
-            "text": np.array([texts[number] for number in batch.instruction_id.tolist()]),
-        }
-
-    table = joined(map(measure, chosen.batches()))
+    pixels, tokens, captions = [], [], []
+    for batch in chosen.batches():
+        pixels.append(_moved(_without_pixels(model, batch.observation, average), batch, setup.executed))
+        tokens.append(_moved(_without_tokens(model, batch.observation), batch, setup.executed))
+        captions += [texts[number] for number in batch.instruction_id.tolist()]
     maps = Maps(
-        images=images, pixels=table["pixels"], tokens=table["tokens"], captions=tuple(table["text"].tolist())
+        images=images,
+        pixels=np.concatenate(pixels),
+        tokens=np.concatenate(tokens),
+        captions=tuple(captions),
     )
-    pixels, tokens = (_summary(setup, table[how], chosen) for how in ("pixels", "tokens"))
-    return Occlusion(frames=len(images), pixels=pixels, tokens=tokens), maps
+    by_pixels, by_tokens = (_summary(setup, each, chosen) for each in (maps.pixels, maps.tokens))
+    return Occlusion(frames=len(images), pixels=by_pixels, tokens=by_tokens), maps
 
 
 def _summary(setup: ProbeSetup, sensitivity: Float64[np.ndarray, "f p"], chosen: Sample) -> Sensitivity:

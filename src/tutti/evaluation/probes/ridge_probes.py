@@ -11,6 +11,7 @@ a probe only shows what training added. A good one is not sufficient for a good 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,10 +22,9 @@ from jaxtyping import Float64, Int64
 
 from tutti.data.bundle import Sample, states
 from tutti.data.checks.ridge import STILL, Ridge, fit_steps, fourier_features, one_hot, predict_steps
-from tutti.evaluation.probes.setup import ProbeSetup, joined
+from tutti.evaluation.probes.setup import ProbeSetup
 from tutti.evaluation.statistics.intervals import Estimate
 from tutti.models.vla import VLA
-from tutti.types import Batch
 
 MEAN, TASK_ALONE, STATE_ALONE = "mean action", "task alone", "state alone"
 PREVIOUS, IMAGES = "action before alone", "images alone"
@@ -56,9 +56,8 @@ class Probe:
     untrained: Estimate
 
 
-def baselines(setup: ProbeSetup, error: np.ndarray, count: np.ndarray) -> tuple[Baseline, ...]:
-    """Each baseline fitted on training windows and scored on held-out ones, next to the model's own sums of
-    |a - a*| and of the mask there, `error` and `count`.
+def baselines(setup: ProbeSetup) -> tuple[Baseline, ...]:
+    """Each baseline fitted on training windows and scored on held-out ones, next to the model's own error.
 
     Ridge regressions of a^ on: nothing; the task's one-hot; the state and 256 random Fourier features of it;
     the action before; the images averaged over 8 x 8 areas. They minimise the squared error and are scored
@@ -66,7 +65,7 @@ def baselines(setup: ProbeSetup, error: np.ndarray, count: np.ndarray) -> tuple[
     """
     targets, mask = setup.train.actions(setup.executed)
     truth, present = setup.held.actions(setup.executed)
-    held = _inputs(setup, setup.held)
+    held, (error, count) = _inputs(setup, setup.held), setup.own_error
     rows: list[Baseline] = []
     for name, inputs in _inputs(setup, setup.train).items():
         models = fit_steps(inputs, targets, mask, setup.train.episode)
@@ -75,16 +74,16 @@ def baselines(setup: ProbeSetup, error: np.ndarray, count: np.ndarray) -> tuple[
     return tuple(rows)
 
 
-def linear_probes(setup: ProbeSetup, untrained: VLA) -> tuple[Probe, ...]:
+def linear_probes(setup: ProbeSetup) -> tuple[Probe, ...]:
     """Ridge from each kind of features to each target: fitted on training windows, scored on held-out ones.
 
-    `untrained` has the same config and fresh weights. The state is normalised, the progress
-    t / (length - 1), the action the first of the chunk, the task its one-hot (left out where there is one).
+    The state is normalised, the progress t / (length - 1), the action the first of the chunk, the task its
+    one-hot (left out where there is one only).
     """
     estimates: dict[tuple[str, str], list[Estimate]] = {}
     episode, tasks = setup.train.episode, len(set(setup.groups))
     labels = [task_numbers(sample, setup.groups) for sample in (setup.train, setup.held)]
-    for network in (setup.model, untrained):
+    for network in (setup.model, setup.untrained):
         train, held = (_features(network, sample) for sample in (setup.train, setup.held))
         for name in (VISION, FUSED, READOUT):
             for target in (STATE, PROGRESS, ACTION):
@@ -138,18 +137,18 @@ def _inputs(setup: ProbeSetup, sample: Sample) -> dict[str, np.ndarray]:
 def _features(model: VLA, sample: Sample) -> dict[str, Float64[np.ndarray, "n _"]]:
     """Frozen features and targets of every window, by name."""
     device = next(model.parameters()).device
-
-    def measure(batch: Batch) -> dict[str, np.ndarray]:
+    rows: dict[str, list[np.ndarray]] = defaultdict(list)
+    for batch in sample.batches():
         features = model(batch.observation.to(device))
-        progress = batch.progress if batch.progress is not None else torch.zeros(len(batch.window))
+        assert batch.progress is not None
         values = {
             VISION: features.vision.mean(),
             FUSED: features.fused_vision.mean(),
             READOUT: features.readout,
             STATE: batch.observation.state,
-            PROGRESS: progress[:, None],
+            PROGRESS: batch.progress[:, None],
             ACTION: batch.actions[:, 0],
         }
-        return {name: value.double().cpu().numpy() for name, value in values.items()}
-
-    return joined(map(measure, sample.batches()))
+        for name, value in values.items():
+            rows[name].append(value.double().cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
