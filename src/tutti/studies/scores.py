@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from statistics import mean
 
 from tutti.evaluation.statistics.comparison import SIGNIFICANT, Comparison, compare_arms, holm
@@ -66,7 +67,9 @@ def score_study(study: StudyConfig, found: Mapping[Cell, Trained]) -> list[ArmSc
     scores: list[ArmScore] = []
     for level in study.levels:
         arms = {
-            arm: sorted((one for cell, one in cells if (cell.arm, cell.level) == (arm, level)), key=_seed)
+            arm: sorted(
+                (one for cell, one in cells if (cell.arm, cell.level) == (arm, level)), key=attrgetter("seed")
+            )
             for arm in study.arms
         }
         base = arms[study.baseline]
@@ -77,10 +80,6 @@ def score_study(study: StudyConfig, found: Mapping[Cell, Trained]) -> list[ArmSc
         ]
     adjusted = holm([score.against.p if score.against else None for score in scores])
     return [replace(score, adjusted_p=p) for score, p in zip(scores, adjusted, strict=True)]
-
-
-def _seed(one: Trained) -> int:
-    return one.seed
 
 
 def _score(arm: str, level: Level, trained: Sequence[Trained], base: Sequence[Trained]) -> ArmScore:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tutti.evaluation.statistics.comparison import Comparison
 from tutti.evaluation.statistics.intervals import Interval, wilson
-from tutti.report.blocks import Cell, Column, Note, Table, table, texts
+from tutti.report.blocks import Cell, Note, Table, table, texts
 from tutti.report.formatting import NOTHING, count, duration, plain
 from tutti.runs.terminal import print_table
 from tutti.studies.cells import Cell as StudyCell
@@ -20,7 +21,32 @@ from tutti.studies.scores import ArmScore, mcnemar_statement, resolution
 WIDE = ("p", "McNemar, each seed", "to resolve")
 """Columns left out on the terminal; the notes below the tables have the same numbers."""
 MOODS = {"better": "good", "worse": "bad", "unresolved": "quiet"}
-ARM: Column[ArmScore] = ("arm", "", lambda score: score.arm)
+HELP = {
+    "each seed, %": "Task mean of every training seed, in the order of the seeds.",
+    "mean, %": "Mean over the training seeds.",
+    "t over seeds": "95 %: what other seeds would give; wide at three seeds, and honestly so.",
+    "bootstrap": "95 %: resamples seeds and, for all of them alike, starts. Too narrow at three seeds.",
+    "points": "Task mean minus that of the baseline, over the shared seeds.",
+    "paired bootstrap": "95 %: resamples seeds and, for all of them alike, starts; both arms together.",
+    "p": "Two-sided t-test of the seeds' differences.",
+    "p, Holm": "The same, adjusted for all comparisons of the study.",
+    "McNemar, each seed": "Exact, over the seed's starts. It compares two trainings, not two methods.",
+    "verdict": "Better or worse only where both intervals lie on one side of 0.",
+    "to resolve": "What a difference as large as this one would take, with a power of 80 %.",
+    "steps": "Optimiser steps, all phases together.",
+    "windows": "Training windows seen.",
+    "FLOPs a step": "Forward, backward and optimiser; mean over all phases, measured on real steps.",
+    "FLOPs in all": "Steps times the FLOPs of one.",
+    "training": "Wall time of the steps, mean over the seeds; runs side by side disturb each other.",
+    "trained numbers": "Parameters that training moves, the terms' heads included.",
+    "parameters": "Of the policy that acts.",
+    "ms a prediction": "Batch 1, one thread, median; mean over the seeds.",
+    "executed actions": "Mean absolute error of the executed actions on held-out episodes, normalised "
+    "units. The same quantity for every decoder, but no evidence of success.",
+}
+"""What each column of the tables holds; a column of a task or a term is named after it."""
+T = TypeVar("T")
+Columns = dict[str, Callable[[T], Cell | str]]
 MIN_SEEDS = 3
 
 
@@ -118,141 +144,95 @@ class Findings:
 
 def success_table(findings: Findings, level: Level) -> Table:
     """The task mean of each seed, their mean, its two intervals."""
-    columns: list[Column[ArmScore]] = [
-        ARM,
-        (
-            "each seed, %",
-            "Task mean of every training seed, in the order of the seeds.",
-            lambda score: ", ".join(f"{100 * value:.1f}" for value in score.seed_means),
-        ),
-        ("mean, %", "Mean over the training seeds.", lambda score: f"{100 * score.mean:.1f}"),
-        (
-            "t over seeds",
-            "95 %: what other seeds would give; wide at three seeds, and honestly so.",
-            lambda score: points(score.over_seeds),
-        ),
-        (
-            "bootstrap",
-            "95 %: resamples seeds and, for all of them alike, starts. Too narrow at three seeds.",
-            lambda score: points(score.bootstrap),
-        ),
-    ]
-    return table(findings.at(level), columns, f"Success in the simulator, task mean{level_words(level)}.")
+    columns: Columns[ArmScore] = {
+        "arm": _arm,
+        "each seed, %": lambda score: ", ".join(f"{100 * value:.1f}" for value in score.seed_means),
+        "mean, %": lambda score: f"{100 * score.mean:.1f}",
+        "t over seeds": lambda score: points(score.over_seeds),
+        "bootstrap": lambda score: points(score.bootstrap),
+    }
+    caption = f"Success in the simulator, task mean{level_words(level)}."
+    return _table(findings.at(level), columns, caption)
 
 
 def difference_table(findings: Findings, level: Level) -> Table:
     """Each arm minus the baseline, in points of success."""
-    baseline = findings.study.baseline
     compared = [(score, score.against) for score in findings.at(level) if score.against is not None]
-    columns: list[Column[tuple[ArmScore, Comparison]]] = [
-        ("arm", "", lambda row: row[0].arm),
-        (
-            "points",
-            f"Task mean minus that of {baseline}, over the shared seeds.",
-            lambda row: f"{100 * row[1].difference.value:+.1f}",
-        ),
-        (
-            "paired bootstrap",
-            "95 %: resamples seeds and, for all of them alike, starts; both arms together.",
-            lambda row: points(row[1].difference.interval, "+"),
-        ),
-        ("t over seeds", "95 %: of the seeds' differences.", lambda row: points(row[1].over_seeds, "+")),
-        ("p", "Two-sided t-test of the seeds' differences.", lambda row: _p(row[1].p)),
-        (
-            "p, Holm",
-            "The same, adjusted for all comparisons of the study.",
-            lambda row: _p(row[0].adjusted_p),
-        ),
-        (
-            "McNemar, each seed",
-            "Exact, over the seed's starts. It compares two trainings, not two methods.",
-            lambda row: ", ".join(map(_p, row[1].mcnemar)),
-        ),
-        (
-            "verdict",
-            "Better or worse only where both intervals lie on one side of 0.",
-            lambda row: Cell(text=row[1].verdict, mood=MOODS[row[1].verdict]),
-        ),
-        (
-            "to resolve",
-            "What a difference as large as this one would take, with a power of 80 %.",
-            lambda row: Cell(text=resolution(row[0]) or NOTHING, mood="quiet"),
-        ),
-    ]
-    return table(compared, columns, f"Minus {baseline}{level_words(level)}.")
+    columns: Columns[tuple[ArmScore, Comparison]] = {
+        "arm": lambda row: row[0].arm,
+        "points": lambda row: f"{100 * row[1].difference.value:+.1f}",
+        "paired bootstrap": lambda row: points(row[1].difference.interval, "+"),
+        "t over seeds": lambda row: points(row[1].over_seeds, "+"),
+        "p": lambda row: _p(row[1].p),
+        "p, Holm": lambda row: _p(row[0].adjusted_p),
+        "McNemar, each seed": lambda row: ", ".join(map(_p, row[1].mcnemar)),
+        "verdict": lambda row: Cell(text=row[1].verdict, mood=MOODS[row[1].verdict]),
+        "to resolve": lambda row: Cell(text=resolution(row[0]) or NOTHING, mood="quiet"),
+    }
+    return _table(compared, columns, f"Minus {findings.study.baseline}{level_words(level)}.")
 
 
 def task_table(findings: Findings, level: Level) -> Table:
     """k/n of each task over all seeds, with Wilson's interval."""
 
-    def column(task: str) -> Column[ArmScore]:
-        def fraction(score: ArmScore) -> Cell:
+    def fraction(task: str) -> Callable[[ArmScore], Cell]:
+        def make(score: ArmScore) -> Cell:
             k, n = score.tasks[task]
             return Cell(text=f"{k}/{n}", small=f"[{wilson(k, n).percent()}]")
 
-        return task, "", fraction
+        return make
 
     caption = (
         f"Successes of each task, all seeds together{level_words(level)}, with Wilson's 95 % interval: it "
         "takes the starts of several trainings for independent ones, so it is too narrow for a method."
     )
     scores = findings.at(level)
-    return table(scores, [ARM, *map(column, scores[0].tasks)], caption)
+    return _table(scores, {"arm": _arm} | {task: fraction(task) for task in scores[0].tasks}, caption)
 
 
 def cost_table(findings: Findings, level: Level) -> Table:
     """What each arm spent, and what its policy costs to run."""
     rows = [(score, score.trained[0], findings.costs[score.arm]) for score in findings.at(level)]
-    columns: list[Column[tuple[ArmScore, Trained, StepCost]]] = [
-        ("arm", "", lambda row: row[0].arm),
-        ("steps", "Optimiser steps, all phases together.", lambda row: f"{row[1].steps:,}"),
-        ("windows", "Training windows seen.", lambda row: f"{row[1].samples:,}"),
-        (
-            "FLOPs a step",
-            "Forward, backward and optimiser; mean over all phases, measured on real steps.",
-            lambda row: count(row[2].flops),
-        ),
-        ("FLOPs in all", "Steps times the FLOPs of one.", lambda row: count(row[2].flops * row[1].steps)),
-        (
-            "training",
-            "Wall time of the steps, mean over the seeds; runs side by side disturb each other.",
-            lambda row: duration(row[0].average("seconds") or 0.0),
-        ),
-        (
-            "trained numbers",
-            "Parameters that training moves, the terms' heads included.",
-            lambda row: count(row[2].parameters),
-        ),
-        ("parameters", "Of the policy that acts.", lambda row: count(row[1].parameters)),
-        (
-            "ms a prediction",
-            "Batch 1, one thread, median; mean over the seeds.",
-            lambda row: plain(row[0].average("milliseconds") or 0.0),
-        ),
-    ]
-    return table(rows, columns, f"What it cost{level_words(level)}.")
+    columns: Columns[tuple[ArmScore, Trained, StepCost]] = {
+        "arm": lambda row: row[0].arm,
+        "steps": lambda row: f"{row[1].steps:,}",
+        "windows": lambda row: f"{row[1].samples:,}",
+        "FLOPs a step": lambda row: count(row[2].flops),
+        "FLOPs in all": lambda row: count(row[2].flops * row[1].steps),
+        "training": lambda row: duration(row[0].average("seconds") or 0.0),
+        "trained numbers": lambda row: count(row[2].parameters),
+        "parameters": lambda row: count(row[1].parameters),
+        "ms a prediction": lambda row: plain(row[0].average("milliseconds") or 0.0),
+    }
+    return _table(rows, columns, f"What it cost{level_words(level)}.")
 
 
 def held_out_table(findings: Findings, level: Level) -> Table:
     """Each term on held-out episodes, when it last counted, and the error of the executed actions."""
 
-    def column(term: str) -> Column[ArmScore]:
-        help = "On held-out episodes at its last validation, mean over the seeds."
-        return term, help, lambda score: _number(score.held_out(term))
+    def value(term: str) -> Callable[[ArmScore], str]:
+        return lambda score: _number(score.held_out(term))
 
-    executed: Column[ArmScore] = (
-        "executed actions",
-        "Mean absolute error of the executed actions on held-out episodes, normalised units. The same "
-        "quantity for every decoder, but no evidence of success.",
-        lambda score: _number(score.average("open_loop")),
-    )
     scores = findings.at(level)
-    terms = dict.fromkeys(term for score in scores for one in score.trained for term in one.held_out)
+    columns: Columns[ArmScore] = {
+        "arm": _arm,
+        "executed actions": lambda score: _number(score.average("open_loop")),
+    }
+    columns |= {term: value(term) for score in scores for one in score.trained for term in one.held_out}
     caption = (
-        f"Held-out losses{level_words(level)}. Of arms whose decoders differ, or of other numbers of "
-        "demonstrations (which scale the actions), they are no comparison."
+        f"Held-out losses{level_words(level)}, of terms at their last validation, mean over the seeds. Of "
+        "arms whose decoders differ, or of other numbers of demonstrations (which scale the actions), they "
+        "are no comparison."
     )
-    return table(scores, [ARM, executed, *map(column, terms)], caption)
+    return _table(scores, columns, caption)
+
+
+def _table(rows: Iterable[T], columns: Columns[T], caption: str) -> Table:
+    return table(rows, [(head, HELP.get(head, ""), make) for head, make in columns.items()], caption)
+
+
+def _arm(score: ArmScore) -> str:
+    return score.arm
 
 
 def show(table: Table) -> None:

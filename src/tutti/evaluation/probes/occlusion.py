@@ -82,21 +82,14 @@ def occlude(setup: ProbeSetup, frames: int = FRAMES) -> tuple[Occlusion, Maps]:
     """Removes every patch of `frames` held-out windows, evenly spread, one at a time."""
     model, texts = setup.model, setup.data.windows.instructions
     chosen = spread(setup.held.index, setup.held.rows, frames)
-    images = np.concatenate([batch.observation.images.numpy() for batch in chosen.batches()])
+    batch = chosen.index.gather(chosen.rows)
+    images = batch.observation.images.numpy()
     average = torch.from_numpy(images.mean(0).round().astype(np.uint8))
-
-    pixels, tokens, captions = [], [], []
-    for batch in chosen.batches():
-        pixels.append(_moved(_without_pixels(model, batch.observation, average), batch, setup.executed))
-        tokens.append(_moved(_without_tokens(model, batch.observation), batch, setup.executed))
-        captions += [texts[number] for number in batch.instruction_id.tolist()]
-    maps = Maps(
-        images=images,
-        pixels=np.concatenate(pixels),
-        tokens=np.concatenate(tokens),
-        captions=tuple(captions),
-    )
-    by_pixels, by_tokens = (_summary(setup, each, chosen) for each in (maps.pixels, maps.tokens))
+    pixels = _moved(_without_pixels(model, batch.observation, average), batch, setup.executed)
+    tokens = _moved(_without_tokens(model, batch.observation), batch, setup.executed)
+    captions = tuple(texts[number] for number in batch.instruction_id.tolist())
+    by_pixels, by_tokens = (_summary(setup, each, chosen) for each in (pixels, tokens))
+    maps = Maps(images=images, pixels=pixels, tokens=tokens, captions=captions)
     return Occlusion(frames=len(images), pixels=by_pixels, tokens=by_tokens), maps
 
 
