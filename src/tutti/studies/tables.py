@@ -187,7 +187,9 @@ def task_table(findings: Findings, level: Level) -> Table:
         "takes the starts of several trainings for independent ones, so it is too narrow for a method."
     )
     scores = findings.at(level)
-    return _table(scores, {"arm": _arm} | {task: fraction(task) for task in scores[0].tasks}, caption)
+    columns: Columns[ArmScore] = {"arm": _arm}
+    columns |= {task: fraction(task) for task in scores[0].tasks}
+    return _table(scores, columns, caption)
 
 
 def cost_table(findings: Findings, level: Level) -> Table:

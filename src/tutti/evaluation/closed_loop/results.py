@@ -94,10 +94,10 @@ class EvaluationResult:
         cls, rollouts: Sequence[Rollout], protocol: EvaluationProtocol, *, resumed: int, seconds: float
     ) -> Self:
         """Scores every condition that was played, and judges the controls."""
-        conditions = dict.fromkeys(rollout.condition for rollout in rollouts)
+        played: list[Condition] = [rollout.condition for rollout in rollouts]
         verdicts = (verdict(control, rollouts) for control in ("wrong_instruction", "no_image"))
         return cls(
-            scores={c: score(c, [r for r in rollouts if r.condition == c]) for c in conditions},
+            scores={c: score(c, [r for r in rollouts if r.condition == c]) for c in dict.fromkeys(played)},
             verdicts=tuple(one for one in verdicts if one is not None),
             protocol=protocol,
             rollouts=tuple(rollouts),
