@@ -20,7 +20,7 @@ from recorded import synthetic_run
 from tables import RESULTS, Table, prints_user_errors, publish
 
 from tutti.config.run_config import RunConfig, build_config
-from tutti.debug.kill_harness_ranks import processes_of, train_through
+from tutti.debug.kill_harness import train_through
 from tutti.debug.verify_resume import compare_runs, kill_plan
 from tutti.nested_dicts import merge
 from tutti.runs.provenance import circumstances, made_with
@@ -106,7 +106,7 @@ def measure(mode: str, kills: int, scratch: Path, seed: int, steps: int = STEPS)
     config, folder = config_of(mode, steps), scratch / mode.replace(" ", "-").replace(",", "")
     data = scratch / "data"
     started = time.monotonic()
-    processes = processes_of(config)
+    processes = 2 if config.training.parallel.kind in ("ddp", "fsdp") else 1
     train_through(config, data, folder / "undisturbed", processes=processes)
     plan = kill_plan(steps, kills, seed, processes)
     done = train_through(config, data, folder / "killed", plan, processes=processes)

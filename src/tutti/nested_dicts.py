@@ -1,10 +1,11 @@
-"""Nested dicts of plain values: the keys in which two differ, and one merged over another."""
+"""Nested dicts: the keys in which two differ, one merged over another, and the leaves of any structure."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from tutti.storage.reading import shown
@@ -46,6 +47,19 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings, sequences and dataclasses that are none of these, each with its path."""
+    if is_dataclass(value):
+        value = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from leaves(item, f"{name}/{key}" if name else str(key))
 
 
 def content_hash(values: Any, length: int) -> str:

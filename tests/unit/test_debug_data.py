@@ -13,7 +13,7 @@ import pytest
 from fixtures import squares_data as world
 from tutti.data.checks.recordings import check_recordings
 from tutti.debug.gradient_checks import GradientShares, judge_shares
-from tutti.debug.text_dependence import _left_out_r2, check_text, independence_p, text_kernel
+from tutti.debug.text_dependence import PENALTY, check_text, left_out_smoother, retrieval, text_kernel
 from tutti.findings import Finding
 from tutti.runs.build import build_data
 
@@ -93,28 +93,22 @@ def test_text_kernel_ignores_words_that_every_text_has() -> None:
     assert kernel[1, 2] == 0, "only words that all have"
 
 
-def test_left_out_residuals_are_those_of_refitting() -> None:
+def test_left_out_predictions_are_those_of_refitting() -> None:
     random = np.random.default_rng(0)
     x, y = random.normal(size=(12, 2)), random.normal(size=(12, 3))
     kernel = np.exp(-np.square(x[:, None] - x[None]).sum(-1))
-    blocks = [np.array([0, 3]), np.array([1, 2, 4]), np.array([5, 6]), np.arange(7, 12)]
-    left = 0.0
-    for block in blocks:
-        rest = np.setdiff1d(np.arange(12), block)
-        inside = kernel[np.ix_(rest, rest)] + 0.3 * np.eye(len(rest))
-        left += np.square(y[block] - kernel[np.ix_(block, rest)] @ np.linalg.solve(inside, y[rest])).sum()
-    assert _left_out_r2(kernel, y, blocks, 0.3) == pytest.approx(1 - left / np.square(y).sum())
+    left = []
+    for one in range(12):
+        rest = np.setdiff1d(np.arange(12), one)
+        inside = kernel[np.ix_(rest, rest)] + PENALTY * np.eye(11)
+        left.append(kernel[one, rest] @ np.linalg.solve(inside, y[rest]))
+    assert np.allclose(left_out_smoother(kernel) @ y, left)
 
 
-def test_independence_test_sees_a_tie_and_nothing_where_there_is_none() -> None:
-    random = np.random.default_rng(0)
-    label = np.arange(40) % 2
-    tied = label[:, None] + 0.3 * random.normal(size=(40, 1))
-    free = random.normal(size=(40, 1))
-    same = (label[:, None] == label[None]).astype(float)
-    p = [independence_p(np.exp(-np.square(x - x.T)), same, random, 199) for x in (tied, free)]
-    assert p[0] == pytest.approx(1 / 200)
-    assert p[1] > 0.05
+def test_retrieval_counts_the_texts_that_the_own_one_beats() -> None:
+    """Of three texts the first episode's own beats both, the second's one, the third's none."""
+    scores = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    assert retrieval(scores, np.eye(3), np.arange(3)) == pytest.approx(3 / 6)
 
 
 def test_one_instruction_and_few_episodes_cannot_be_asked(tmp_path: Path) -> None:

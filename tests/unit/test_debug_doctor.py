@@ -19,9 +19,11 @@ from fixtures.small_model import relist
 from tutti import pipeline
 from tutti.cli.main import app
 from tutti.config.run_config import RunConfig, to_yaml
+from tutti.data.checks.ridge import leak_findings, measure_leak
+from tutti.debug import doctor
 from tutti.debug.doctor import Diagnosis, examine, run_doctor
 from tutti.models.interfaces import VisionEncoder
-from tutti.runs.build import build_training
+from tutti.runs.build import build_data, build_training
 from tutti.types import Tokens, UserError
 
 UPDATES = 40
@@ -52,31 +54,30 @@ def about(found: Diagnosis, word: str) -> list[str]:
     return [finding.text for finding in found.problems if finding.kind == word]
 
 
-def test_healthy_run_has_no_problem(healthy: Diagnosis) -> None:
+def test_healthy_run_has_no_problem_and_ends_with_0(
+    healthy: Diagnosis, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert healthy.problems == ()
-    assert healthy.text is not None and healthy.text.helps
+    assert healthy.text is not None and healthy.text.accuracy > 0.75
+    assert [path.name for path in (home / "run").iterdir()] == ["cache"], "it leaves nothing else there"
+    assert 0.4 < healthy.text.by_chance < 0.6
+    monkeypatch.setattr(doctor, "run_doctor", lambda *given, **options: healthy)
+    code, said = command(home, world.config(home / "set"), "healthy")
+    assert (code, "Nothing is wrong." in said) == (0, True), said
 
 
-def test_every_part_is_reached_and_every_share_sums_to_one(healthy: Diagnosis) -> None:
+def test_every_part_is_reached_and_shares_are_read_at_the_training_s_start_and_end(
+    healthy: Diagnosis,
+) -> None:
     ((phase, table),) = healthy.reach
     assert phase == "joint"
     assert {"vision", "language", "fusion", "action"} <= set.union(*(table.reached(t) for t in table.terms))
     for shares in healthy.shares:
         assert all(sum(by_term.values()) == pytest.approx(1) for by_term in shares.by_part.values())
-
-
-def test_shares_are_read_at_the_training_s_start_and_end(healthy: Diagnosis) -> None:
     start, end = healthy.shares
     assert start.lambdas == pytest.approx({"align": 0.1, "action": 1.0, "recon": 0.1, "state": 0.3})
     assert set(end.lambdas) == {"action", "recon", "state"}, "align has ended"
     assert f"after {UPDATES} updates" in end.when
-
-
-def test_healthy_run_ends_with_0(home: Path) -> None:
-    code, said = command(home, world.config(home / "set"), "healthy")
-    assert (code, "Nothing is wrong." in said) == (0, True), said
-    written = sorted(path.name for path in (home / "healthy").iterdir())
-    assert written == ["cache"], "the doctor leaves nothing else in the run's folder"
 
 
 class Detached(VisionEncoder):
@@ -162,19 +163,14 @@ def test_dead_encoder_of_the_newest_checkpoint_is_named(home: Path) -> None:
     assert any(text.startswith("In step-000003: 100 % of the units of the vision tokens") for text in texts)
 
 
-def leaking() -> list[Any]:
-    """The state holds the action that is recorded with it."""
-    return [
-        replace(one, states=np.concatenate([one.states, one.actions], axis=1)) for one in world.episodes()
-    ]
-
-
 def test_leak_through_the_state_is_named(tmp_path: Path) -> None:
-    world.write(tmp_path / "set", leaking())
-    code, said = command(tmp_path, world.config(tmp_path / "set"), "leaking")
-    assert code == 1
-    assert "! A linear map from the state gives the next action with R2 1.0000" in said
-    assert "the state leaks the action" in said
+    """The state holds the action that is recorded with it."""
+    leaking = [replace(e, states=np.concatenate([e.states, e.actions], axis=1)) for e in world.episodes(24)]
+    world.write(tmp_path / "set", leaking)
+    (finding,) = leak_findings(measure_leak(build_data(world.config(tmp_path / "set"), tmp_path)))
+    assert finding.is_problem
+    assert finding.text.startswith("A linear map from the state gives the next action with R2 1.0000")
+    assert "the state leaks the action" in finding.text
 
 
 def test_no_data_is_said_with_the_cure(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import html
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -36,42 +35,25 @@ def said(run: Path) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", result.output).split())
 
 
-@pytest.fixture
-def probes(run: Path, said: str) -> dict[str, Any]:
-    return json.loads((run / "probes" / "probes.json").read_text())
-
-
 def page_of(run: Path) -> str:
     return re.sub(r"[ \n]+", " ", write_report(run).read_text(encoding="utf-8"))
 
 
-def test_files_say_what_was_probed(run: Path, probes: dict[str, Any]) -> None:
+def test_files_terminal_and_report_say_what_was_found_the_problems_first(run: Path, said: str) -> None:
+    probes = json.loads((run / "probes" / "probes.json").read_text())
     assert probes["checkpoint"] == "step-000003"
     assert (probes["executed"], probes["episodes"]) == (2, 16)
     assert (run / "probes" / "occlusion.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (run / "probes").iterdir()) == ["occlusion.png", "probes.json"]
-
-
-def test_terminal_says_every_sentence_and_the_problems_first(said: str, probes: dict[str, Any]) -> None:
-    places = [said.index(" ".join(one["sentence"].split())) for one in probes["findings"]]
-    problems = [p for p, one in zip(places, probes["findings"], strict=True) if one["severity"] in GRAVE]
-    assert problems, "three steps teach nobody to listen"
-    assert max(problems) < min(set(places) - set(problems))
-
-
-def test_report_shows_the_section_and_the_map(run: Path, said: str) -> None:
+    places = {said.index(" ".join(one["sentence"].split())): one for one in probes["findings"]}
+    problems = {place: one["sentence"] for place, one in places.items() if one["severity"] in GRAVE}
+    assert any("this model ignores the instruction" in one for one in problems.values()), "after three steps"
+    assert max(problems) < min(places.keys() - problems)
     page = page_of(run)
-    assert "Does it look and listen?" in page
+    assert "Does it look and listen?" in page and "What one input alone would do." in page
     assert "Illustrative: which image patches the executed actions come from" in page
-    assert "What one input alone would do." in page
-
-
-def test_problem_stands_at_the_top_of_the_report(run: Path, probes: dict[str, Any]) -> None:
-    page = page_of(run)
     head = html.unescape(page[: page.index("<nav>")]).replace("\xa0", " ")
-    problems = [one["sentence"] for one in probes["findings"] if one["severity"] in GRAVE]
-    assert any("this model ignores the instruction" in one for one in problems)
-    assert [one for one in problems if one not in head] == []
+    assert [one for one in problems.values() if one not in head] == []
 
 
 def test_report_without_probes_says_how_to_get_them(run: Path, said: str, tmp_path: Path) -> None:
@@ -97,7 +79,7 @@ def test_foreign_probes_never_stop_the_report(run: Path, said: str, content: str
         path.write_text(kept)
 
 
-def test_probing_again_gives_the_same_bytes(run: Path, said: str, probes: dict[str, Any]) -> None:
+def test_probing_again_gives_the_same_bytes(run: Path, said: str) -> None:
     before = {path.name: path.read_bytes() for path in (run / "probes").iterdir()}
     assert CliRunner().invoke(app, ["probe", str(run)]).exit_code == 0
     assert {path.name: path.read_bytes() for path in (run / "probes").iterdir()} == before

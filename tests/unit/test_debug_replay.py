@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fixtures.squares_data import config, episodes, write
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config
 from tutti.debug.replay import Scope, replay_step
-from tutti.debug.replay_report import run_replay
-from tutti.debug.replay_saved import replay_saved_step
+from tutti.debug.replay_command import replay_saved_step, run_replay
 from tutti.runs.build import build_parts
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.training.faults.saved_steps import save_step
@@ -49,13 +47,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize(("step", "start"), [(6, 3), (8, 6), (2, 0)])
-def test_a_recorded_step_comes_out_as_it_was_recorded(trained: Path, step: int, start: int) -> None:
+@pytest.mark.parametrize(("step", "start"), [(6, 3), (5, 3), (2, 0)])
+def test_a_step_comes_out_as_it_was_and_the_run_stays(trained: Path, step: int, start: int) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.is_file()}
     found = replay_step(trained, step)
     assert found.start == start and not found.failure
-    assert found.differences.num_values > 20 and found.differences.num_differing == 0
-    assert found.recorded["loss/total"] == found.replayed["loss/total"]
+    assert found.differences.num_differing == 0
+    assert found.differences.num_values > 20 if step % 2 == 0 else found.differences.num_values == 0
     assert len(found.batches) == 2 and found.batches[0].window.shape == (4,)
     assert len(found.texts[1]) == 4 and "square" in found.texts[1][0]
     assert set(found.terms) == {"align", "action", "recon", "state"}
@@ -65,18 +63,12 @@ def test_a_recorded_step_comes_out_as_it_was_recorded(trained: Path, step: int, 
     assert before == after
 
 
-def test_a_step_before_every_kept_checkpoint_names_those_that_begin_at_one(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    replay_step(trained, 2)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "from the start, as no checkpoint before it is kept: 2 updates" in said
-    assert "Steps 4 and later begin at a kept checkpoint (of 3, 6, 9)" in said
-
-
-def test_the_norms_are_those_of_the_step(trained: Path) -> None:
+def test_the_norms_are_those_of_the_step(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the plain sum the action decoder gets the gradient of the action term alone, clipped."""
     found = replay_step(trained, 1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "from the start, as no checkpoint before it is kept: 1 updates" in said
+    assert "Steps 4 and later begin at a kept checkpoint (of 3, 6, 9)" in said
     limit = 1.0
     whole = sum(value**2 for value in found.gradient.values()) ** 0.5
     assert whole <= limit * (1 + 1e-5)
@@ -88,11 +80,6 @@ def test_the_norms_are_those_of_the_step(trained: Path) -> None:
     only_objective = found.gradient["objective"] / scale  # heads of different terms do not overlap
     squares = sum(value**2 for value in found.norms["objective"].values())
     assert only_objective == pytest.approx(squares**0.5, rel=1e-4)
-
-
-def test_a_step_between_records_has_nothing_to_compare_with(trained: Path) -> None:
-    found = replay_step(trained, 5)
-    assert found.recorded == {} and found.differences.num_values == 0 and found.terms
 
 
 def test_a_changed_record_is_found(trained: Path, tmp_path: Path) -> None:
@@ -129,16 +116,18 @@ def test_the_debugger_sees_the_step_before_its_backward_pass(trained: Path) -> N
 def spoiled(run: Path, folder: str, where: str) -> Path:
     """A failure folder as the trainer writes it, from the run's data and last weights, spoiled."""
     config = load_config(run / "config.yaml")
-    data, _, _ = build_parts(config, run)
-    batch, saved = data.train.batch_at(0), load(checkpoints(run)[-1])
-    weights = {name: dict(saved.tensors[name]) for name in ("model", "objective")}
+    data, model, objective = build_parts(config, run)
+    batch, saved = data.train.batch_at(0), load(checkpoints(run)[-1]).tensors
     if where == "data":
         batch.actions[1, 2, 0] = float("nan")
     if where == "weights":
-        name = next(name for name in weights["model"] if name.startswith("fusion") and "norm" in name)
-        weights["model"][name] = torch.full_like(weights["model"][name], float("inf"))
+        name = next(name for name in saved["model"] if name.startswith("fusion") and "norm" in name)
+        saved["model"][name].fill_(float("inf"))
+    model.load_state_dict(saved["model"])
+    objective.load_state_dict(saved["objective"])
     about = {"step": 4, "term": "action", "message": "Step 4: nan."}
-    save_step(run / "failures" / folder, "failure.json", about, [batch], weights)
+    modules = {"model": model, "objective": objective}
+    save_step(run / "failures" / folder / "failure.json", about, [batch], modules)
     return run / "failures" / folder
 
 
@@ -149,10 +138,10 @@ def test_a_nan_in_the_data_is_named_with_its_window_and_the_module_it_reaches_fi
     folder = spoiled(run, "step-000004", "data")
     found = replay_saved_step(folder)
     window = found.batches[0].window.tolist()[1]
-    assert found.non_finite.inputs == (f"batch.actions[1, 2, 0] is nan, in window {window}; 1 such",)
-    assert found.non_finite.terms == ("action",) and not found.non_finite.weights and not found.succeeded
-    assert found.non_finite.module == "model.action (RegressionDecoder), output (4, 4, 3)"
-    assert found.non_finite.gradient == ""
+    assert found.non_finite["inputs"] == [f"batch.actions[1, 2, 0] is nan, in window {window}; 1 such"]
+    assert found.non_finite["terms"] == ["action"] and not found.succeeded
+    assert found.non_finite["module"] == ["model.action (RegressionDecoder), output (4, 4, 3)"]
+    assert {"weights", "gradient"}.isdisjoint(found.non_finite)
     assert not run_replay(run, None, failure=True, pdb=False, shell=False)
     assert f"not finite in the data: batch.actions[1, 2, 0] is nan, in window {window}" in (
         capsys.readouterr().out
@@ -162,8 +151,9 @@ def test_a_nan_in_the_data_is_named_with_its_window_and_the_module_it_reaches_fi
 def test_weights_that_are_not_finite_name_the_module_behind_them(trained: Path, tmp_path: Path) -> None:
     run = shutil.copytree(trained, tmp_path / "run")
     found = replay_saved_step(spoiled(run, "step-000005", "weights")).non_finite
-    assert len(found.weights) == 1 and found.weights[0].startswith("model.fusion")
-    assert found.module.startswith(found.weights[0].rsplit(".", 1)[0]) and not found.inputs
+    (weight,) = found["weights"]
+    assert weight.startswith("model.fusion") and "inputs" not in found
+    assert found["module"][0].startswith(weight.rsplit(".", 1)[0])
 
 
 @pytest.mark.parametrize(("step", "failure"), [(None, False), (3, True)])

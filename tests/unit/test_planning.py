@@ -182,21 +182,16 @@ def test_ways_that_send_and_hold_by_hand() -> None:
     assert [exposed_seconds(kind, 1.0, 0.9) for kind in ("ddp", "fsdp")] == pytest.approx([0.4, 0.1])
 
 
-def test_what_a_process_holds_beside_its_tensors_takes_room_from_the_batch() -> None:
-    alone = Memory(constant=1600.0, sample=200.0, step=2100.0)
-    beside = replace(alone, process=400.0)
-    assert [one.at(10) for one in (alone, beside)] == [3600, 4000]
-    assert (alone.largest(4000.0), beside.largest(4000.0)) == (12, 10)
-    assert (beside.largest(2500.0), beside.largest(2499.0)) == (2, 0)  # the step's 2,100 and 400
-
-
 @pytest.mark.usefixtures("by_hand")
-def test_the_plan_shows_what_the_process_holds(
+def test_what_a_process_holds_beside_its_tensors_takes_room_and_is_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(config(), SPEC, request(memory=4000.0 / 0.92, process=400.0))
-    assert plan.ways[0].memory == Memory(constant=1600.0, sample=200.0, step=2100.0, process=400.0)
-    assert plan.ways[0].peak == 1600 + 8 * 200 + 400
+    beside = plan.ways[0].memory
+    assert beside == Memory(constant=1600.0, sample=200.0, step=2100.0, process=400.0)
+    assert plan.ways[0].peak == beside.at(8) == 1600 + 8 * 200 + 400
+    # 400 of the room, and of the step's 2,100
+    assert [beside.largest(room) for room in (4000.0, 2500.0, 2499.0)] == [10, 2, 0]
     monkeypatch.setattr(terminal.console, "_width", 140)
     print_plan(replace(plan, request=request(process=12.5e6)))
     shown = " ".join(capsys.readouterr().out.split())
@@ -272,19 +267,11 @@ def test_gpus_that_do_not_divide_the_batch_are_no_way_to_train() -> None:
     assert not single.why_not and all("8 cannot be shared out evenly" in way.why_not for way in several)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(4.2e-5, "42 us"), (0.0031, "3.1 ms"), (0.51, "510 ms"), (71.9, "1.2 min"), (312 * DAY, "312 days")],
-)
-def test_no_time_is_too_small_for_its_unit(seconds: float, text: str) -> None:
-    assert scaled(seconds, TIMES) == text
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0.0, "0 B"), (8.41e6, "8.41 MB"), (999.9, "1,000 B"), (7.31e10, "73.1 GB")]
-)
-def test_no_size_is_too_small_for_its_unit(size: float, text: str) -> None:
-    assert in_bytes(size) == text
+def test_no_time_or_size_is_too_small_for_its_unit() -> None:
+    times = {4.2e-5: "42 us", 0.0031: "3.1 ms", 0.51: "510 ms", 71.9: "1.2 min", 312 * DAY: "312 days"}
+    assert {seconds: scaled(seconds, TIMES) for seconds in times} == times
+    sizes = {0.0: "0 B", 8.41e6: "8.41 MB", 999.9: "1,000 B", 7.31e10: "73.1 GB"}
+    assert {size: in_bytes(size) for size in sizes} == sizes
 
 
 @pytest.mark.usefixtures("by_hand")
@@ -319,9 +306,9 @@ def test_impossible_requests_are_refused(changes: dict[str, Any], said: str) -> 
 
 def test_devices_are_found_by_name_and_by_what_cuda_calls_them() -> None:
     assert find_device("h200", "bf16").memory == 141e9
-    assert device_of_card("NVIDIA H100 80GB HBM3") is DEVICES["h100"]
-    assert device_of_card("NVIDIA GeForce RTX 4090") is DEVICES["rtx4090"]
-    assert device_of_card("NVIDIA H100 PCIe") is DEVICES["h100pcie"]
+    cards = {"H100 80GB HBM3": "h100", "GeForce RTX 4090": "rtx4090", "H100 PCIe": "h100pcie"}
+    for card, name in cards.items():
+        assert device_of_card(f"NVIDIA {card}") is DEVICES[name]
     assert device_of_card("Unheard Of") is None
     with pytest.raises(UserError, match="--device h99: unknown"):
         find_device("h99", "bf16")

@@ -53,10 +53,11 @@ def saved_on_cuda(patch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = {"model": {"weight": torch.arange(3.0)}}
+    model = torch.nn.Module()
+    model.register_buffer("weight", torch.arange(3.0))
     saved_on_cuda(monkeypatch)
-    save_step(tmp_path / "step-1", "failure.json", {"step": 1}, [make_batch(1)], weights)
-    (tmp_path / "file.pt").write_bytes(serialize(weights))
+    save_step(tmp_path / "step-1" / "failure.json", {"step": 1}, [make_batch(1)], {"model": model})
+    (tmp_path / "file.pt").write_bytes(serialize({"model": model.state_dict()}))
     with pytest.raises(RuntimeError, match="CUDA"):
         torch.load(tmp_path / "file.pt", weights_only=True)
     assert torch.equal(deserialize(tmp_path / "file.pt")["model"]["weight"], torch.arange(3.0))

@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fixtures.toy_training import Data, make_trainer
 from tutti.storage.checkpoint import checkpoints
-from tutti.training import records as record
 from tutti.training.records import read_records
 from tutti.training.signals import Interruptible, Terminated
 from tutti.types import UserError
@@ -120,8 +119,3 @@ def test_a_clock_that_jumps_makes_no_negative_time_and_no_disorder(
     walls = [event.wall_time for event in events]
     assert len(walls) == 7 and walls == sorted(walls)
     assert [event.step for event in events] == sorted(event.step for event in events)
-
-
-def test_time_is_taken_from_the_clock_that_is_never_set() -> None:
-    assert record.monotonic is time.monotonic
-    assert record.time.time is time.time  # the wall clock only labels TensorBoard's events

@@ -16,7 +16,8 @@ from fixtures.toy_training import Data, config, make_trainer
 from tutti.config.run_config import load_config
 from tutti.runs.build import with_parent_data
 from tutti.storage.checkpoint import checkpoints
-from tutti.training.checkpointing.fork import ForkConfig, source_of
+from tutti.training.checkpointing.config import ForkConfig
+from tutti.training.checkpointing.recovery import source_of
 from tutti.training.records import Recorder
 from tutti.types import UserError
 

@@ -36,33 +36,24 @@ GRADIENTS = {
 }
 
 
-def test_norms_are_weighted_and_shares_sum_to_one() -> None:
+def test_norms_are_weighted_shares_sum_to_one_and_cosines_ignore_lambda() -> None:
+    """A cosine is over the parameters that both reach; what is undefined is left out."""
     found = gradient_measures(GRADIENTS, {"action": 2.0, "recon": 0.5}, {"vision": [0, 1], "fusion": [2]})
-    assert found["norm/action/vision"] == pytest.approx(10.0)
-    assert found["norm/recon/vision"] == pytest.approx(1.5)
-    assert found["share/action/vision"] == pytest.approx(10 / 11.5)
-    assert found["share/recon/vision"] == pytest.approx(1.5 / 11.5)
-    assert (found["norm/recon/fusion"], found["share/recon/fusion"], found["share/action/fusion"]) == (
-        0,
-        0,
-        1,
-    )
-
-
-def test_cosine_is_over_the_parameters_that_both_reach_and_ignores_lambda() -> None:
-    given = {"action": [vector(3.0, 4.0), vector(100.0)], "recon": [vector(-3.0, 0.0), None]}
-    found = gradient_measures(given, {"action": 7.0, "recon": 0.1}, {"vision": [0, 1]})
-    assert found["cosine/action~recon/vision"] == pytest.approx(-0.6)
-
-
-def test_undefined_measures_are_left_out() -> None:
-    found = gradient_measures(GRADIENTS, {"action": 1.0, "recon": 1.0}, {"vision": [0, 1], "fusion": [2]})
-    assert "cosine/action~recon/fusion" not in found
+    assert found == {
+        "norm/action/vision": pytest.approx(10.0),
+        "norm/recon/vision": pytest.approx(1.5),
+        "share/action/vision": pytest.approx(10 / 11.5),
+        "share/recon/vision": pytest.approx(1.5 / 11.5),
+        "cosine/action~recon/vision": pytest.approx(-0.6),
+        "norm/action/fusion": pytest.approx(4.0),
+        "norm/recon/fusion": 0,
+        "share/action/fusion": 1,
+        "share/recon/fusion": 0,
+    }
     zero = {"action": [vector(0.0)], "recon": [vector(1.0)]}
-    assert "cosine/action~recon/x" not in gradient_measures(zero, {"action": 1.0, "recon": 1.0}, {"x": [0]})
-    nothing = gradient_measures(
-        {"action": [None], "recon": [None]}, {"action": 1.0, "recon": 1.0}, {"x": [0]}
-    )
+    lambdas = {"action": 1.0, "recon": 1.0}
+    assert "cosine/action~recon/x" not in gradient_measures(zero, lambdas, {"x": [0]})
+    nothing = gradient_measures({"action": [None], "recon": [None]}, lambdas, {"x": [0]})
     assert nothing == {"norm/action/x": 0.0, "norm/recon/x": 0.0}
     assert gradient_measures({}, {}, {"x": [0]}) == {}
 
@@ -110,15 +101,12 @@ def test_noise_scale_recovers_signal_and_trace() -> None:
 
 
 def test_noise_scale_averages_numerator_and_denominator_apart() -> None:
+    assert "noise_scale" not in NoiseScale().add(small=1.0, large=2.0, b=4, B=16)  # it would be negative
     noise = NoiseScale()
     noise.add(1 + 8 / 4, 1 + 8 / 16, 4, 16)
     found = noise.add(3 + 2 / 4, 3 + 2 / 16, 4, 16)
     old, new = KEEP * (1 - KEEP), 1 - KEEP
     assert found["noise_scale"] == pytest.approx((8 * old + 2 * new) / (1 * old + 3 * new))
-
-
-def test_noise_scale_is_absent_where_it_is_negative() -> None:
-    assert "noise_scale" not in NoiseScale().add(small=1.0, large=2.0, b=4, B=16)
 
 
 def test_single_estimates_are_unbiased_though_the_small_batch_is_part_of_the_large_one() -> None:
@@ -143,18 +131,15 @@ def wave(count: int) -> list[float]:
     return [1.0 + 0.1 * (-1) ** n for n in range(count)]
 
 
-def test_spike_is_found_after_the_warm_up_only() -> None:
+def test_spike_is_far_above_the_mean_after_the_warm_up_only() -> None:
     settings = SpikesConfig(warmup=20)
     assert feed(SpikeDetector(settings), [*wave(19), 9.0]) == []
+    detector = SpikeDetector(settings)
+    assert feed(detector, [*wave(20), 0.0, 1.55]) == []
     detector = SpikeDetector(settings)
     # 20 values of mean 1 and standard deviation 0.1
     assert feed(detector, [*wave(20), 9.0]) == [pytest.approx(80.0)]
     assert detector.count == 1
-
-
-def test_value_below_the_mean_or_within_the_threshold_is_no_spike() -> None:
-    detector = SpikeDetector(SpikesConfig(warmup=20))
-    assert feed(detector, [*wave(20), 0.0, 1.55, *wave(20)]) == []
 
 
 def test_one_spike_does_not_hide_the_next_but_a_new_level_is_learned() -> None:
@@ -176,11 +161,7 @@ def test_falling_loss_and_constant_loss_have_no_spike() -> None:
     falling = [2 * math.exp(-n / 50) + 0.02 * (-1) ** n for n in range(400)]
     assert feed(SpikeDetector(SpikesConfig()), falling) == []
     assert feed(SpikeDetector(SpikesConfig()), [1.0] * 200 + [1.004]) == []
-
-
-def test_search_can_be_switched_off() -> None:
-    detector = SpikeDetector(SpikesConfig(z_threshold="off", warmup=1))
-    assert feed(detector, [*wave(9), 99.0]) == [] and detector.moments == {}
+    assert feed(SpikeDetector(SpikesConfig(z_threshold="off", warmup=1)), [*wave(9), 99.0]) == []
 
 
 def test_state_of_the_detector_continues_to_the_same_digits() -> None:

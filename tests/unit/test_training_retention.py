@@ -17,7 +17,7 @@ from fixtures.toy_training import Data, config, make_trainer
 from tutti.serving.policy import find_checkpoint
 from tutti.storage.checkpoint import Checkpoint, checkpoints, save
 from tutti.training.checkpointing.config import CheckpointsConfig, KeepBestConfig
-from tutti.training.checkpointing.retention import retain
+from tutti.training.checkpointing.saver import retain
 from tutti.training.records import Recorder, read_records
 from tutti.types import UserError
 
@@ -96,27 +96,20 @@ def test_a_training_keeps_what_its_config_asks_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("checkpoints", "validate_every", "message"),
     [
-        ({"checkpoints": {"keep_every": 15}}, "keep_every is 15, but checkpoints.every is 10"),
-        (
-            {"checkpoints": {"keep_every": 10, "every": 0}},
-            "keep_every is 10, but checkpoints.every is 0",
-        ),
-        (
-            {"checkpoints": {"keep_best": {"metric": "loss/total"}}},
-            "'loss/total' is recorded by no validation",
-        ),
-        (
-            {"checkpoints": {"keep_best": {}}, "validation": {"every": 3}},
-            "checkpoints.every is 10 and validation.every is 3",
-        ),
-        ({"checkpoints": {"keep_best": {}}, "validation": {"every": 0}}, "validation.every is 0"),
+        ({"keep_every": 15}, 10, "keep_every is 15, but checkpoints.every is 10"),
+        ({"keep_every": 10, "every": 0}, 10, "keep_every is 10, but checkpoints.every is 0"),
+        ({"keep_best": {"metric": "loss/total"}}, 10, "'loss/total' is recorded by no validation"),
+        ({"keep_best": {}}, 3, "checkpoints.every is 10 and validation.every is 3"),
+        ({"keep_best": {}}, 0, "validation.every is 0"),
     ],
 )
-def test_what_could_never_be_kept_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_what_could_never_be_kept_is_refused(
+    checkpoints: dict[str, Any], validate_every: int, message: str
+) -> None:
     with pytest.raises(ValidationError, match=message):
-        config(**changes)
+        config(checkpoints=checkpoints, validation={"every": validate_every})
 
 
 def damage(run: Path, step: int) -> None:

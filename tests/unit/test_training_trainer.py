@@ -55,8 +55,8 @@ def test_training_lowers_the_loss_and_writes_everything(tmp_path: Path) -> None:
     assert calls == [(step, 100) for step in range(1, 101)]
     assert Image.open(tmp_path / "first_batch.png").size[0] > 256
     shapes = (tmp_path / "shapes.txt").read_text()
-    assert "  observation: Observation\n    images: uint8 (4, 2, 3, 8, 8)" in shapes
-    assert "  readout: float32 (4, 16)" in shapes
+    assert "batch/observation/images: uint8 (4, 2, 3, 8, 8)\n" in shapes
+    assert "features/readout: float32 (4, 16)\n" in shapes
 
 
 def test_every_recorded_metric_is_described_and_the_total_is_the_weighted_sum(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def replay(
     Ends with 1 if a value is not finite or the step differs from its record. See docs/debugging.md.
     """
     require_run(run)
-    from tutti.debug.replay_report import run_replay
+    from tutti.debug.replay_command import run_replay
 
     if not run_replay(run, step, failure=failure, pdb=pdb, shell=shell, trust_code=trust_code):
         raise typer.Exit(WRONG)

@@ -2,7 +2,7 @@ from .compare_runs import Comparison, compare_checkpoints, compare_records
 from .doctor import Diagnosis, examine, print_diagnosis, run_doctor
 from .probe import probe_checkpoint
 from .replay import Replay, Scope, replay_step
-from .replay_saved import replay_saved_step
+from .replay_command import replay_saved_step
 from .verify_resume import Verification, prove_resume
 
 __all__ = [

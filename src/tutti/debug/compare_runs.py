@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tutti.nested_dicts import ABSENT, leaves
 from tutti.storage.checkpoint import Checkpoint
 from tutti.training.records import read_records
 
@@ -20,8 +21,6 @@ TIMES = "time/"
 
 STATE = ("loader", "step", "samples", "ema_updates", "meter", "diagnostics", "fault_policy", "metrics")
 """What is compared of a checkpoint's state.json; the rest is the config, versions, seconds and checksums."""
-
-ABSENT = "(absent)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,20 +73,6 @@ class Comparison:
             if found is not None:
                 self.differing[section] += found.count
                 self.first = self.first or found
-
-
-def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The tensors and plain values of a nested structure, each with its path."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, f"{name}/{key}" if name else str(key))
-    elif isinstance(value, list | tuple):
-        for place, item in enumerate(value):
-            yield from leaves(item, f"{name}/{place}" if name else str(place))
-    elif is_dataclass(value):
-        yield from leaves({entry.name: getattr(value, entry.name) for entry in fields(value)}, name)
-    else:
-        yield name, value
 
 
 def _compare(name: str, one: Any, other: Any) -> tuple[int, Difference | None]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
 from tutti.data.checks.recordings import check_recordings
 from tutti.data.checks.ridge import Leak, leak_findings, measure_leak
-from tutti.debug.activation_checks import check_features
 from tutti.debug.gradient_checks import (
     GradientShares,
     at,
@@ -20,20 +21,22 @@ from tutti.debug.gradient_checks import (
     phase_tables,
 )
 from tutti.debug.text_dependence import TextTest, check_text
-from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.findings import Finding
 from tutti.models.vla import VLA
 from tutti.report.findings import FEATURES, unhealthy_features
 from tutti.report.records import single_step
-from tutti.runs.build import BuiltTraining, training_threads, trial_training
+from tutti.runs.build import BuiltTraining, require_data, training_threads, trial_training
 from tutti.runs.terminal import print_line, print_table, progress_bar
-from tutti.serving.policy import Policy, find_checkpoint
+from tutti.serving.policy import Policy
+from tutti.storage.checkpoint import checkpoints
+from tutti.training.diagnostics.measures import feature_measures
 from tutti.training.diagnostics.reach import ReachTable
-from tutti.types import Batch, UserError
+from tutti.types import Batch, Features, Tokens, UserError
 
 UPDATES = 100
 BATCHES = 4
 SAMPLES = 64
+"""Windows for the feature checks, at least: a small batch size does not look like a collapse."""
 PARTS = 6
 
 
@@ -62,13 +65,10 @@ def run_doctor(config: RunConfig, folder: Path | None = None, *, updates: int = 
     Raises: UserError if there are no data yet, or anything that `tutti train` would raise at its start.
     """
     folder = folder or Path("runs") / config.name
-    if not config.data.sources and not (folder / DATASET).is_dir():
-        raise UserError(
-            f"{folder / DATASET}: there are no data to look at yet. Record first (tutti record CONFIG), or "
-            "name data sets in data.sources."
-        )
+    require_data(config, folder)
+    kept = checkpoints(folder)
     with training_threads(config), trial_training(config, folder) as training:
-        return examine(training, updates=updates, checkpoint=_newest(folder))
+        return examine(training, updates=updates, checkpoint=kept[-1] if kept else None)
 
 
 def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path | None = None) -> Diagnosis:
@@ -83,9 +83,10 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
         text, text_findings = check_text(data, config.seed)
         findings += leak_findings(leak) + text_findings
         bar(2, PARTS)
-        device = training.trainer.machine.device
-        batches = [data.train.batch_at(number).to(device) for number in range(BATCHES)]
-        samples = _enough(batches, data)
+        needed = -(-SAMPLES // config.data.batch_size)
+        taken = [data.train.batch_at(number) for number in range(max(BATCHES, needed))]
+        given = [batch.to(training.trainer.machine.device) for batch in taken]
+        batches, samples = given[:BATCHES], given[:needed]
         tables, reach_findings = phase_tables(training, batches)
         findings += reach_findings
         bar(3, PARTS)
@@ -106,8 +107,7 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
             if isinstance(trained, Finding):
                 findings.append(trained)
             else:
-                on_cpu = [batch.to("cpu") for batch in samples]
-                features[f"in {checkpoint.name}"] = check_features(trained, on_cpu)
+                features[f"in {checkpoint.name}"] = check_features(trained, taken[:needed])
         for when, measures in features.items():
             findings += [at(when, one) for one in unhealthy_features(single_step(measures), {})]
         bar(6, PARTS)
@@ -135,12 +135,11 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
             for part, by_term in shares.by_part.items()
         ]
         print_table(f"Gradient shares {shares.when}", heads, rows, narrow=True)
-    rows = [
-        (name, when, f"{100 * measures[f'dead/{name}']:.0f} %", _rank(measures.get(f"rank/{name}")))
-        for when, measures in diagnosis.features.items()
-        for name in FEATURES
-        if f"dead/{name}" in measures
-    ]
+    rows = []
+    for when, measures in diagnosis.features.items():
+        for name in (name for name in FEATURES if f"dead/{name}" in measures):
+            rank = f"{measures[f'rank/{name}']:.1f}" if f"rank/{name}" in measures else ""
+            rows.append((name, when, f"{100 * measures[f'dead/{name}']:.0f} %", rank))
     print_table("Features", ("features", "model", "dead units", "effective rank"), rows, narrow=True)
     if diagnosis.text is not None:
         print_line(diagnosis.text.summary)
@@ -170,23 +169,25 @@ def _load_same_data(checkpoint: Path, config: RunConfig, data: DataBundle) -> VL
     return Finding(kind="checkpoint_skipped", severity="hint", sentence=text)
 
 
-def _rank(rank: float | None) -> str:
-    return "" if rank is None else f"{rank:.1f}"
-
-
-def _newest(folder: Path) -> Path | None:
+@torch.no_grad()
+def check_features(model: VLA, batches: Sequence[Batch]) -> dict[str, float]:
+    """`dead/*`, `rank/*` and `rank_limit/*` over all windows of `batches`, in evaluation mode."""
+    was_training = model.training
+    model.eval()
     try:
-        return find_checkpoint(folder)
-    except UserError:
-        return None
+        features = [model(batch.observation) for batch in batches]
+    finally:
+        model.train(was_training)
+    joined = Features(
+        vision=_join([one.vision for one in features]),
+        language=_join([one.language for one in features]),
+        fused_vision=_join([one.fused_vision for one in features]),
+        readout=torch.cat([one.readout for one in features]),
+    )
+    return feature_measures(joined, torch.cat([batch.instruction_id for batch in batches]))
 
 
-def _enough(batches: Sequence[Batch], data: DataBundle) -> list[Batch]:
-    """Batches with `SAMPLES` windows at least, so that a small batch size does not look like a collapse."""
-    samples: list[Batch] = []
-    for number in range(SAMPLES):
-        known = number < len(batches)
-        samples.append(batches[number] if known else data.train.batch_at(number).to(batches[0].window.device))
-        if sum(len(batch.window) for batch in samples) >= SAMPLES:
-            break
-    return samples
+def _join(tokens: Sequence[Tokens]) -> Tokens:
+    return Tokens(
+        values=torch.cat([part.values for part in tokens]), mask=torch.cat([part.mask for part in tokens])
+    )

@@ -1,16 +1,14 @@
 """`tutti replay RUN --step N`: repeats one training step bit for bit and shows its terms and gradients.
 
-The training goes on from the newest checkpoint before the step. `replay_saved.py` repeats a step that a
+The training goes on from the newest checkpoint before the step. `replay_command.py` repeats a step that a
 failure or a loss spike has saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor
 from tutti.config.run_config import RunConfig
 from tutti.debug.compare_runs import Comparison, untimed
 from tutti.plugin import Trust
-from tutti.runs.build import build_training, training_threads
+from tutti.runs.build import training_threads, trial_training
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.checkpoint import checkpoints, step_of
@@ -28,6 +26,7 @@ from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.optim.learning_rates import part_of
 from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
+from tutti.training.update import Observer, Update
 from tutti.types import Batch, Features, LossTerms, UserError
 
 
@@ -49,32 +48,21 @@ class Scope:
     @property
     def names(self) -> dict[str, Any]:
         """The names that a debugger finds."""
-        names = {name: getattr(self, name) for name in ("step", "batch", "features", "terms", "gradients")}
-        trainer = self.trainer
-        return names | {"model": trainer.model, "objective": trainer.objective, "trainer": trainer}
+        names = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return names | {"model": self.trainer.model, "objective": self.trainer.objective}
 
 
-Debugger = Callable[[Scope], None]
+Debugger = Callable[[Scope], object]
 
 
-def no_debugger(scope: Scope) -> None:
-    """Looks at nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NonFinite:
-    """Where the values of a step first become non-finite; everything is empty where all are finite.
-
-    `weights` and `inputs` are the non-finite entries there were to begin with; `module` the first whose
-    output is not finite, with its shape; `gradient` the first parameter, in the order of the backward pass,
-    whose gradient is not; `terms` those whose value or gradient is not.
-    """
-
-    weights: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = ()
-    module: str = ""
-    gradient: str = ""
-    terms: tuple[str, ...] = ()
+NON_FINITE = {
+    "inputs": "not finite in the data",
+    "weights": "not finite to begin with",
+    "module": "first module whose output is not finite",
+    "gradient": "first parameter whose gradient is not finite, in backward order",
+    "terms": "value or gradient is not finite of the term",
+}
+"""Where the values of a step first become non-finite, from the cause towards the effect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,49 +73,47 @@ class Replay:
     `texts`; `terms[term]` is (raw, lambda), `metrics` what the terms report, `norms[part][term]`
     |lambda_i g_i|: of the whole step (means over the micro-batches), or of the one micro-batch that a saved
     step shows. `gradient[part]` is the norm of what the optimiser got, after clipping; empty if the step
-    failed. `recorded` and `replayed` are the record of this step as it is in the run and as it came out now,
-    without times: empty where none was written; `differences` compares them bit by bit. `failure` is what
-    stopped the step, empty if nothing did. `about` is what was noted when the step was saved.
+    failed. `differences` compares the record of this step in the run and as it came out now, bit by bit and
+    without times; it has no values where none was written. `failure` is what stopped the step, empty if
+    nothing did. `about` is what was noted when the step was saved, `non_finite` names what is not finite by
+    the keys of NON_FINITE; it is empty where all is.
     """
 
     step: int
-    batches: tuple[Batch, ...]
-    texts: tuple[tuple[str, ...], ...]
+    batches: Sequence[Batch]
+    texts: Sequence[Sequence[str]]
     terms: Mapping[str, tuple[float, float]]
+    metrics: Mapping[str, float]
     norms: Mapping[str, Mapping[str, float]]
     start: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
     gradient: Mapping[str, float] = field(default_factory=dict)
-    recorded: Mapping[str, Any] = field(default_factory=dict)
-    replayed: Mapping[str, Any] = field(default_factory=dict)
     differences: Comparison = field(default_factory=Comparison)
     failure: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
-    non_finite: NonFinite = field(default_factory=NonFinite)
+    non_finite: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def succeeded(self) -> bool:
         """Whether the step is finite and equal to its record."""
-        return not self.failure and not self.differences.num_differing and self.non_finite == NonFinite()
+        return not (self.failure or self.differences.num_differing or self.non_finite)
 
 
-class StepTable:
+class StepTable(Observer):
     """Terms and gradient norms of a step, gathered over its micro-batches."""
 
-    def __init__(self, trainer: Trainer, step: int, debugger: Debugger, micro_batches: int = 1) -> None:
-        self.trainer, self.step, self.debugger, self.micro_batches = trainer, step, debugger, micro_batches
+    def __init__(self, trainer: Trainer, step: int, debugger: Debugger | None) -> None:
+        self.trainer, self.step, self.debugger = trainer, step, debugger
         self.batches: list[Batch] = []
         self._terms: list[LossTerms] = []
         self._sums: dict[str, dict[str, Tensor]] = {}
 
-    @property
-    def is_full(self) -> bool:
-        """Whether every micro-batch is there."""
-        return len(self.batches) == self.micro_batches
+    def after_forward(self, update: Update, features: Features, terms: LossTerms) -> None:
+        if update.step == self.step - 1:
+            self.add(update.batches[update.number], features, terms, of=len(update.batches))
 
-    def add(self, batch: Batch, features: Features, terms: LossTerms) -> Scope:
-        """Computes the gradient of each term on the graph that training uses; at the last micro-batch the
-        debugger is called."""
+    def add(self, batch: Batch, features: Features, terms: LossTerms, *, of: int = 1) -> Scope:
+        """Computes the gradient of each term on the graph that training uses; at the last `of` the
+        micro-batches the debugger is called."""
         trainer, names = self.trainer, list(self.trainer.parameters)
         by_term = trainer.backward.masked(term_gradients(terms.values, list(trainer.parameters.values())))
         gradients = {
@@ -138,7 +124,7 @@ class StepTable:
         self._terms.append(terms)
         for term, named in gradients.items():
             sums = self._sums.setdefault(term, {})
-            factor = terms.lambdas[term].detach() / self.micro_batches
+            factor = terms.lambdas[term].detach() / of
             for name, value in named.items():
                 sums[name] = sums[name] + factor * value if name in sums else factor * value
         scope = Scope(
@@ -149,34 +135,25 @@ class StepTable:
             gradients=gradients,
             trainer=trainer,
         )
-        if self.is_full:
+        if len(self.batches) == of and self.debugger is not None:
             self.debugger(scope)
         return scope
 
-    @property
-    def terms(self) -> dict[str, tuple[float, float]]:
-        """Raw value and lambda of each term, means over the micro-batches."""
-        return {
-            name: (
-                _mean([terms.values[name] for terms in self._terms]),
-                _mean([terms.lambdas[name] for terms in self._terms]),
-            )
-            for name in self._terms[0].values
-        }
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What the terms report, means over the micro-batches."""
-        return {
-            name: _mean([terms.metrics[name] for terms in self._terms]) for name in self._terms[0].metrics
-        }
-
-    @property
-    def norms(self) -> dict[str, dict[str, float]]:
-        """|lambda_i g_i| by part and term."""
+    def replay(self, **about: Any) -> Replay:
+        """The step, its numbers as means over the micro-batches; `about` are further fields."""
+        made, first = self._terms, self._terms[0]
         by_term = {term: norms_by_part(sums) for term, sums in self._sums.items()}
         parts = dict.fromkeys(part for norms in by_term.values() for part in norms)
-        return {part: {term: norms.get(part, 0.0) for term, norms in by_term.items()} for part in parts}
+        return Replay(
+            step=self.step,
+            terms={
+                n: (_mean([t.values[n] for t in made]), _mean([t.lambdas[n] for t in made]))
+                for n in first.values
+            },
+            metrics={n: _mean([t.metrics[n] for t in made]) for n in first.metrics},
+            norms={p: {term: norms.get(p, 0.0) for term, norms in by_term.items()} for p in parts},
+            **about,
+        )
 
 
 def norms_by_part(gradients: Mapping[str, Tensor]) -> dict[str, float]:
@@ -192,7 +169,7 @@ def _mean(values: Sequence[Tensor]) -> float:
 
 
 def replay_step(
-    folder: Path | str, step: int, debugger: Debugger = no_debugger, *, trust_code: Trust = False
+    folder: Path | str, step: int, debugger: Debugger | None = None, *, trust_code: Trust = False
 ) -> Replay:
     """Repeats update number `step` (from 1) of the run in `folder`, exactly as its training made it.
 
@@ -211,15 +188,15 @@ def replay_step(
     _announce(run.path, step, start)
     with (
         training_threads(config),
-        TemporaryDirectory(prefix="tutti-replay-") as name,
+        trial_training(without_checkpoints(config), run.path) as training,
         progress_bar("replaying") as bar,
     ):
-        scratch = Path(name)
+        trainer, scratch = training.trainer, training.trainer.settings.run
         (scratch / "checkpoints").mkdir()
         for path in before:
             (scratch / "checkpoints" / path.name).symlink_to(path.resolve())
-        training = build_training(without_checkpoints(config), run.path, output=scratch)
-        table = StepTable(training.trainer, step, debugger, config.training.accumulation_at(step - 1))
+        table = StepTable(trainer, step, debugger)
+        trainer.observers = (table, *trainer.observers)
         first: list[int] = []
 
         def progress(now: int, steps: int, metrics: dict[str, float]) -> None:
@@ -228,33 +205,32 @@ def replay_step(
             if now >= step:
                 raise _Done
 
-        failure = ""
-        with _watching(table) as gradient:
-            try:
-                training.fit(progress)
-            except _Done:
-                pass
-            except NonFiniteError as error:
-                failure = str(error).splitlines()[0]
-            finally:
-                training.data.train.close()
+        failure, gradient = "", dict[str, float]()
+
+        def before_optimizer(*_: Any) -> None:
+            if trainer.step == step - 1 and not gradient:
+                found = {name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}
+                gradient.update(norms_by_part(found))
+
+        for optimizer in trainer.optimizer.optimizers.values():
+            optimizer.register_step_pre_hook(before_optimizer)
+        try:
+            training.fit(progress)
+        except _Done:
+            pass
+        except NonFiniteError as error:
+            failure = str(error).splitlines()[0]
         if not table.batches:
             raise UserError(f"{run.path}: the replay ended before step {step}. {failure}".rstrip())
-        recorded, replayed = (_record(path, step) for path in (run.path, scratch))
         differences = Comparison()
+        recorded, replayed = (_record(path, step) for path in (run.path, scratch))
         if recorded and replayed:
             differences.add(f"record of step {step}", recorded, replayed)
-        return Replay(
-            step=step,
-            start=first[0] - 1 if first else training.trainer.step,
-            batches=tuple(table.batches),
-            texts=tuple(tuple(training.data.texts(batch)) for batch in table.batches),
-            terms=table.terms,
-            metrics=table.metrics,
-            norms=table.norms,
+        return table.replay(
+            start=first[0] - 1 if first else trainer.step,
+            batches=table.batches,
+            texts=[training.data.texts(batch) for batch in table.batches],
             gradient=gradient,
-            recorded=recorded,
-            replayed=replayed,
             differences=differences,
             failure=failure,
         )
@@ -262,32 +238,6 @@ def replay_step(
 
 class _Done(Exception):
     """The step is done; the training need not go on."""
-
-
-@contextmanager
-def _watching(table: StepTable) -> Iterator[dict[str, float]]:
-    """Fills `table` in its step; gives the norm of the whole gradient by part, before an optimiser moves."""
-    trainer = table.trainer
-    whole: dict[str, float] = {}
-
-    def forward(module: Any, inputs: tuple[Any, ...], terms: LossTerms) -> None:
-        # Once full, a further forward pass of this step is the diagnostics' own.
-        if trainer.step == table.step - 1 and not table.is_full:
-            table.add(inputs[1], inputs[0], terms)
-
-    def before_optimizer(*_: Any) -> None:
-        if trainer.step == table.step - 1 and not whole:
-            gradients = {n: p.grad for n, p in trainer.parameters.items() if p.grad is not None}
-            whole.update(norms_by_part(gradients))
-
-    handles = [trainer.objective.register_forward_hook(forward)]
-    for optimizer in trainer.optimizer.optimizers.values():
-        handles.append(optimizer.register_step_pre_hook(before_optimizer))
-    try:
-        yield whole
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def without_checkpoints(config: RunConfig) -> RunConfig:

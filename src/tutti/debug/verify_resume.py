@@ -8,10 +8,8 @@ SIGKILL at pseudo-random moments and resumed each time. Then every value of the 
 
 from __future__ import annotations
 
-import functools
-import operator
 import random
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,9 +19,9 @@ from pydantic import ValidationError
 
 from tutti.config.run_config import RunConfig
 from tutti.debug.compare_runs import Comparison, compare_checkpoints, compare_records, windows_of
-from tutti.debug.kill_harness import WINDOWS, Kill
-from tutti.debug.kill_harness_ranks import train_through
-from tutti.evaluation.closed_loop.starts import DATASET
+from tutti.debug.kill_harness import WINDOWS, Kill, train_through
+from tutti.nested_dicts import changed_keys, merge
+from tutti.runs.build import require_data
 from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.types import UserError
@@ -35,12 +33,12 @@ CHECKPOINT_EVERY = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was found. `shortened` are the keys of the config that were changed for it, with their values."""
+    """What was found. `shortened` are the changes of the config for it, a line each."""
 
     steps: int
     kills: int
     kill_steps: tuple[int, ...]
-    shortened: Mapping[str, Any]
+    shortened: Sequence[str]
     found: Comparison
 
     @property
@@ -71,11 +69,7 @@ def prove_resume(
     Raises: UserError if there are no data, the config does not train for `steps` steps, or a training fails.
     """
     folder = folder or Path("runs") / config.name
-    if not config.data.sources and not (folder / DATASET).is_dir():
-        raise UserError(
-            f"{folder / DATASET}: there are no data to train on yet. Record first (tutti record CONFIG), or "
-            "name data sets in data.sources."
-        )
+    require_data(config, folder)
     if not 0 < kills < steps:
         raise UserError(f"--kills is {kills} and --steps {steps}: give fewer kills than steps, at least 1.")
     short, changes = shorten(config, steps)
@@ -84,14 +78,11 @@ def prove_resume(
         straight, killed = Path(name) / "undisturbed", Path(name) / "killed"
         train_through(short, folder, straight, processes=processes)
         bar(1, kills + 2)
-        done = train_through(
-            short,
-            folder,
-            killed,
-            plan,
-            processes=processes,
-            note=lambda number: bar(1 + number, kills + 2),
-        )
+
+        def note(number: int) -> None:
+            bar(1 + number, kills + 2)
+
+        done = train_through(short, folder, killed, plan, processes=processes, note=note)
         bar(kills + 2, kills + 2)
         found = compare_runs(straight, killed)
     return Verification(
@@ -136,43 +127,38 @@ def kill_plan(steps: int, kills: int, seed: int, processes: int = 1) -> list[Kil
     return [Kill(*each) for each in zip(chosen, shares, ranks, patient, strict=True)]
 
 
-def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, dict[str, Any]]:
+def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
     """The config with `steps` updates, and cadences at which every kind of event comes within them and kills
-    fall between checkpoints; and what was changed, by key.
+    fall between checkpoints; and a line for each key that was changed.
 
     Raises: UserError if the sections do not fit together at so few steps.
     """
-    training, rollback = config.training, config.training.gradients.rollback
+    given, rollback = config.training, config.training.gradients.rollback
     rewind_steps = 0 if rollback == "off" else rollback.rewind_steps
-    changes: dict[str, Any] = {
-        "training.steps": steps,
-        "training.log_every": 2,
-        "training.validation.every": 4 if training.validation.every else 0,
-        "training.checkpoints.every": CHECKPOINT_EVERY,
-        "training.checkpoints.keep": 2 + rewind_steps // CHECKPOINT_EVERY,
-        "training.checkpoints.keep_every": 0,
-        "training.checkpoints.keep_best": "off",
+    training: dict[str, Any] = {
+        "steps": steps,
+        "log_every": 2,
+        "validation": {"every": 4 if given.validation.every else 0},
+        "checkpoints": {
+            "every": CHECKPOINT_EVERY,
+            "keep": 2 + rewind_steps // CHECKPOINT_EVERY,
+            "keep_every": 0,
+            "keep_best": "off",
+        },
+        "schedule": {"warmup": min(given.schedule.warmup, 1)},
+        "diagnostics": {"every": 3 if given.diagnostics.every else 0},
     }
-    if training.schedule.warmup:
-        changes["training.schedule.warmup"] = 1
-    if training.diagnostics.every:
-        changes["training.diagnostics.every"] = 3
     values = config.model_dump(mode="json")
-    balancing = values["balancing"]
-    if balancing["kind"] == "gradient_share":
-        start = min(balancing["start"], steps // 3)
-        changes["balancing.start"] = max(start, changes.get("training.schedule.warmup", 0))
-        changes["balancing.steps"] = min(balancing["steps"], steps // 3)
-    if balancing["kind"] == "dwa":
-        changes["balancing.every"] = 2
-    shown: dict[str, Any] = {}
-    for key, value in changes.items():
-        *sections, name = key.split(".")
-        section = functools.reduce(operator.getitem, sections, values)
-        if section[name] != value:
-            section[name] = shown[key] = value
+    before = values["balancing"]
+    balancing: dict[str, Any] = {}
+    if before["kind"] == "gradient_share":
+        start = max(min(before["start"], steps // 3), training["schedule"]["warmup"])
+        balancing = {"start": start, "steps": min(before["steps"], steps // 3)}
+    if before["kind"] == "dwa":
+        balancing = {"every": 2}
+    short = merge(values, {"training": training, "balancing": balancing})
     try:
-        return RunConfig.model_validate(values), shown
+        return RunConfig.model_validate(short), changed_keys(values, short)
     except ValidationError as error:
         said = "; ".join(str(problem["msg"]) for problem in error.errors())
         raise UserError(
@@ -184,8 +170,7 @@ def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, dict[str, Any]]:
 def print_verification(verification: Verification) -> None:
     """What was changed, a line for each section that was compared, and the verdict."""
     found = verification.found
-    changed = ", ".join(f"{key}={value}" for key, value in verification.shortened.items())
-    print_line(f"Shortened for this check: {changed or 'nothing'}.")
+    print_line(f"Shortened for this check: {'; '.join(verification.shortened) or 'nothing'}.")
     rows = [(name, f"{count:,}", f"{found.differing[name]:,}") for name, count in found.values.items()]
     print_table("", ("compared", "values", "differ"), rows)
     at = ", ".join(str(step) for step in verification.kill_steps)

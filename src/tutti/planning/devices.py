@@ -14,6 +14,7 @@ import torch
 from tutti.types import UserError
 
 T, G = 1e12, 1e9
+REPEATS = 5
 Precision = Literal["fp32", "bf16"]
 
 
@@ -89,19 +90,18 @@ def device_of_card(card: str) -> Device | None:
     return DEVICES[max(named, key=len)] if named else None
 
 
-def measured_device(precision: Precision, size: int = 0, repeats: int = 5) -> Device:
-    """This machine: the rates of a square matrix product and of a copy, the best of `repeats`.
+def measured_device(precision: Precision) -> Device:
+    """This machine: the rates of a square matrix product and of a copy, the best of some.
 
-    Only the rate at `precision` is measured; the other is NaN. `size` of the product: 0 is 1024 on a CPU, and
-    8192 on CUDA, where a small one takes less time than its launch. No cache holds what is copied.
+    Only the rate at `precision` is measured; the other is NaN. The product is large on CUDA, where a small
+    one takes less time than its launch. No cache holds what is copied.
     """
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    size, copied = size or (8192 if kind == "cuda" else 1024), (1024 if kind == "cuda" else 32) * 2**20
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    rate = product_rate(kind, dtype, size, repeats)
+    size, copied = (8192, 1024 * 2**20) if kind == "cuda" else (1024, 32 * 2**20)
+    rate = product_rate(kind, torch.bfloat16 if precision == "bf16" else torch.float32, size)
     source = torch.zeros(copied // 4, device=kind)
     copy = torch.empty_like(source)
-    seconds = min(timed(kind, lambda: copy.copy_(source)) for _ in range(repeats))
+    seconds = min(timed(kind, lambda: copy.copy_(source)) for _ in range(REPEATS))
     main_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     memory = torch.cuda.mem_get_info()[1] if kind == "cuda" else main_memory
     return Device(
@@ -116,10 +116,10 @@ def measured_device(precision: Precision, size: int = 0, repeats: int = 5) -> De
     )
 
 
-def product_rate(kind: str, dtype: torch.dtype, size: int, repeats: int) -> float:
-    """FLOP/s of a product of two square matrices, the best of `repeats` after one that does not count."""
+def product_rate(kind: str, dtype: torch.dtype, size: int) -> float:
+    """FLOP/s of a product of two square matrices, the best of `REPEATS` after one that does not count."""
     left, right = (torch.ones(size, size, dtype=dtype, device=kind) for _ in range(2))
-    seconds = [timed(kind, lambda: torch.mm(left, right)) for _ in range(repeats + 1)]
+    seconds = [timed(kind, lambda: torch.mm(left, right)) for _ in range(REPEATS + 1)]
     return 2 * size**3 / min(seconds[1:])
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from typing import Any
+
+from pydantic_core import to_json
 
 from tutti.planning.plan import DAY, GPUS_PER_MACHINE, RESERVE, Plan, Way
 from tutti.runs.terminal import print_line, print_table
@@ -23,15 +24,7 @@ def plain(plan: Plan) -> dict[str, Any]:
     found["flops"] |= {"model": plan.flops.model, "hardware": plan.flops.hardware(recompute=True)}
     found["request"]["bandwidth"] = plan.request.bandwidth
     found["assumptions"] = assumptions(plan)
-    return _finite(found)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(to_json(found, inf_nan_mode="null"))
 
 
 def assumptions(plan: Plan) -> list[str]:

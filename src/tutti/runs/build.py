@@ -130,6 +130,15 @@ def check_data(config: RunConfig, folder: Path) -> list[Path]:
     return away
 
 
+def require_data(config: RunConfig, folder: Path) -> None:
+    """Raises: UserError if the config names no data and the run in `folder` has recorded none."""
+    if not config.data.sources and not (folder / DATASET).is_dir():
+        raise UserError(
+            f"{folder / DATASET}: there are no data yet. Record first (tutti record CONFIG), or name data "
+            "sets in data.sources."
+        )
+
+
 def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) -> DataBundle:
     """The run's data. Raises: UserError also where they are no longer those that it was trained on."""
     data, suite = with_sources(config, folder), config.record.spec

@@ -1,14 +1,15 @@
-"""Random number generators of Python, numpy and torch: seed them, save and load their states."""
+"""What a measurement leaves alone: random states of Python, numpy and torch; buffers and modes of modules."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy
 import torch
+from torch import nn
 
 
 def seed_everything(seed: int) -> None:
@@ -54,3 +55,40 @@ def own_randomness(*seed: int) -> Iterator[None]:
         yield
     finally:
         load_rng_state(outside)
+
+
+@contextmanager
+def without_side_effects(*roots: nn.Module) -> Iterator[None]:
+    """After the block buffers, training modes and `requires_grad` are those before it, to the last bit."""
+    modes = [(module, module.training) for root in roots for module in root.modules()]
+    learning = [(parameter, parameter.requires_grad) for root in roots for parameter in root.parameters()]
+    restore_buffers = remember_buffers(*roots)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, learns in learning:
+            parameter.requires_grad_(learns)
+        restore_buffers()
+
+
+def remember_buffers(*roots: nn.Module) -> Callable[[], None]:
+    """A function that gives the buffers of some modules their present values.
+
+    A forward pass in training mode may change buffers in place (a batch norm's), or assign new ones.
+    """
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for root in roots
+        for module in root.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for module, name, buffer, saved in buffers:
+            buffer.copy_(saved)
+            setattr(module, name, buffer)
+
+    return restore

@@ -13,7 +13,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.training.data_feed import portion
 from tutti.training.device import Machine
 from tutti.training.parallel.ddp import Parallel
-from tutti.training.rng import own_randomness, seed_everything
+from tutti.training.rng import own_randomness, seed_everything, without_side_effects
 from tutti.training.update import read_scalars, to_host
 from tutti.types import Batch
 
@@ -50,23 +50,18 @@ def validate(
 
     world, roots = parallel.world, (parallel.model, parallel.objective)
     values_of_rank: list[tuple[int, int, dict[str, float]]] = []
-    modes = [(module, module.training) for root in roots for module in root.modules()]
-    for root in roots:
-        root.eval()
-    try:
-        with own_randomness(seed), shared_batch(ONE_RANK):
-            for number, batch in portion(batches, world.ranks):
-                seed_everything(seed + (number or 0))
-                with machine.autocast():
-                    _, terms = parallel.evaluate_held_out(batch.to(machine.device), progress, only)
-                ((read,), _) = to_host([read_scalars(terms)])
-                metrics = {f"metric/{name}": value for name, value in read.metrics.items()}
-                if number is not None:
-                    values = {**read.values, **metrics, "total": read.total}
-                    values_of_rank.append((number, len(batch.window), values))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with without_side_effects(*roots), own_randomness(seed), shared_batch(ONE_RANK):
+        for root in roots:
+            root.eval()
+        for number, batch in portion(batches, world.ranks):
+            seed_everything(seed + (number or 0))
+            with machine.autocast():
+                _, terms = parallel.evaluate_held_out(batch.to(machine.device), progress, only)
+            ((read,), _) = to_host([read_scalars(terms)])
+            metrics = {f"metric/{name}": value for name, value in read.metrics.items()}
+            if number is not None:
+                values = {**read.values, **metrics, "total": read.total}
+                values_of_rank.append((number, len(batch.window), values))
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
     for _, windows, values in sorted(chain(*world.all_gather(values_of_rank)), key=lambda one: one[0]):

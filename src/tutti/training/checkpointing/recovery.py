@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 from tutti.distributed.world import World
-from tutti.storage.checkpoint import checkpoints, load, verify
+from tutti.storage.checkpoint import checkpoints, folder_of, load, step_of, verify
 from tutti.storage.files import PARTIAL, explain_disk_errors, require_writable
 from tutti.storage.reading import shown
 from tutti.training.checkpointing.config import ForkConfig
-from tutti.training.checkpointing.fork import STEP, begun_at, check_fork, source_of
-from tutti.training.checkpointing.resume import RunSettings, check_settings
+from tutti.training.checkpointing.resume import RunSettings, check_fork, check_settings
+from tutti.training.records import read_records
 from tutti.training.state import TrainState
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
 
 DAMAGED = "damaged-"
+FORK_STEP = "optim/fork_step"
 
 
 def restore(
@@ -46,8 +47,34 @@ def restore(
         state.load(saved)
     log.info("resuming after step %d, from %s", saved.step, source)
     if own is None and not begun_at(settings.run):
-        return {STEP: float(saved.step)}
+        return {FORK_STEP: float(saved.step)}
     return {"fault/damaged_checkpoints": float(len(damaged))} if damaged else {}
+
+
+def source_of(fork: ForkConfig, run: Path) -> Path:
+    """The folder of the checkpoint that `run` is forked off. A fork that has begun before keeps to the step
+    that it found.
+
+    Raises: UserError if there is no such checkpoint; the other run is never changed.
+    """
+    source = Path(fork.run)
+    steps = [step_of(folder) for folder in checkpoints(source)]
+    if not steps:
+        raise UserError(f"training.fork.run: there is no checkpoint of a run in {source}.")
+    begun = begun_at(run)
+    step = begun[0] if begun else max(steps) if fork.step == "latest" else fork.step
+    if step not in steps:
+        raise UserError(
+            f"training.fork.step: {source} has no checkpoint of step {step}; it has those of "
+            f"{', '.join(map(str, steps))}. Name one of them, or let a run keep more of them "
+            "(training.checkpoints.keep, training.checkpoints.keep_every)."
+        )
+    return folder_of(source, step)
+
+
+def begun_at(run: Path) -> list[int]:
+    """The step of the other run that `run` has begun at, by its records; none if it has not begun."""
+    return [int(record[FORK_STEP]) for record in read_records(run) if FORK_STEP in record]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Checks that a run may be resumed: the configuration must be that of its checkpoint."""
+"""What may change where a run is resumed, and where a fork goes on from another run's checkpoint."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tutti.nested_dicts import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, versions
+from tutti.storage.manifest import CONFIG, DATA_FILES
+from tutti.storage.reading import parse_json, parse_yaml
 from tutti.training.device import Machine
+from tutti.training.optim.schedules import ScheduleConfig
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
 
 SECTIONS = ("training", "strategy", "backward")
 """Sections of the config that a checkpoint keeps."""
-FIXED = ("optimizer", "schedule", "gradients", "accumulation", "batch_ramp", "ema", "seed", "precision")
-"""Keys of the training section that a resumed run may not change; the others only say how often and where."""
+FORK_FIXED = ("seed", "precision")
+RESUME_FIXED = ("optimizer", "schedule", "gradients", "accumulation", "batch_ramp", "ema", *FORK_FIXED)
+"""Keys of the training section that a resumed run may not change; the others only say how often and where. A
+fork may change all but FORK_FIXED; besides, the optimiser's kind and whether there is
+a moving average must stay, since their state goes on."""
+ELSEWHERE = ("sources", "workers", "prefetch")
+"""Keys of the data section that may differ: where the data lie and how they are read. That they are the same
+data is told by DATA_FILES and by the loader's own check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +87,7 @@ def check_settings(saved: Checkpoint, settings: RunSettings) -> None:
 
 
 def _fixed(training: dict[str, Any]) -> dict[str, Any]:
-    return {name: training.get(name) for name in FIXED}
+    return {name: training.get(name) for name in RESUME_FIXED}
 
 
 def check_resumable(saved: Mapping[str, Any], new: Mapping[str, Any], *sections: str) -> None:
@@ -96,3 +105,66 @@ def check_resumable(saved: Mapping[str, Any], new: Mapping[str, Any], *sections:
             f"This run was started with another {' or '.join(sections)} section, so it cannot be resumed "
             f"(saved -> now):\n{indented(lines)}\nRestore these values, or give the new run another name."
         )
+
+
+def check_fork(saved: Checkpoint, settings: RunSettings) -> None:
+    """Refuses to go on where weights, optimiser or data would not be the same; warns where the rate jumps.
+
+    Raises: UserError naming each key that differs, with both values.
+    """
+    now = settings.to_dict()
+    old, new = settings.with_present_keys(saved.state["training"]), now["training"]
+    lines = _sections(saved.extra, settings.texts)
+    lines += changed_keys(*({key: one[key] for key in FORK_FIXED} for one in (old, new)), key="training")
+    lines += changed_keys(old["optimizer"]["kind"], new["optimizer"]["kind"], "training.optimizer.kind")
+    lines += changed_keys(saved.state["backward"], now["backward"], "backward")
+    if (old["ema"] == "off") != (new["ema"] == "off"):
+        lines += changed_keys(old["ema"], new["ema"], "training.ema")
+    if lines:
+        raise UserError(
+            "training.fork: the checkpoint's state cannot go on under this configuration (saved -> now):\n"
+            f"{indented(lines)}\n"
+            "A fork may change schedule, steps, learning rates, lambdas, clipping and batch ramp. Restore "
+            "these values, or start a new run without training.fork."
+        )
+    if saved.step >= new["steps"]:
+        raise UserError(
+            f"training.steps is {new['steps']}, but the fork begins at step {saved.step} of the other run, "
+            "which count. Raise training.steps."
+        )
+    # Legal, but mostly an oversight: a cool-down is to begin at the rate that the other run had.
+    before, after = (_factor(values, saved.step) for values in (old, new))
+    if abs(before - after) > 0.05:
+        log.warning(
+            "fork: the schedule's factor jumps from %.3g to %.3g at step %d; to cool down from there, set "
+            "training.schedule.kind=wsd training.schedule.decay_from=%d",
+            before,
+            after,
+            saved.step,
+            saved.step,
+        )
+
+
+def _factor(training: Mapping[str, Any], step: int) -> float:
+    schedule: ScheduleConfig = TypeAdapter(ScheduleConfig).validate_python(training["schedule"])
+    return schedule.factor(step, training["steps"])
+
+
+def _sections(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Differences of model, data section and data specification, as far as both name them."""
+    lines: list[str] = []
+    for name in DATA_FILES:
+        if name in saved and name in now:
+            old, new = (parse_json(one[name], name) for one in (saved, now))
+            lines += changed_keys(old, new, name.removesuffix(".json"))
+    if CONFIG in saved and CONFIG in now:
+        old, new = (_keys(parse_yaml(one[CONFIG], CONFIG)) for one in (saved, now))
+        lines += changed_keys(old.get("model", {}), new.get("model", {}), "model")
+        data = [{k: v for k, v in _keys(one.get("data")).items() if k not in ELSEWHERE} for one in (old, new)]
+        lines += changed_keys(data[0], data[1], "data")
+    return lines
+
+
+def _keys(value: Any) -> dict[str, Any]:
+    """A mapping; anything else has no keys."""
+    return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""The first update: its batch as pictures, a tree of all shapes, and parameters that no gradient reaches."""
+"""The first update: pictures of its batch, shapes of all tensors, parameters that no gradient reaches."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import io
 import logging
 import textwrap
 from collections.abc import Collection, Mapping
-from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from tutti.nested_dicts import leaves
 from tutti.storage.files import write_atomically
 from tutti.training.data_feed import Texts
 from tutti.training.parallel.ddp import Parallel
@@ -46,8 +45,8 @@ class FirstBatch(Observer):
         if not (self.enabled and self.parallel.world.first and update.step == update.number == 0):
             return
         batch = update.batches[0]
-        tree = shapes_tree({"batch": batch, "features": features, "terms": terms})
-        write_atomically(self.run / "shapes.txt", tree)
+        shown = shapes({"batch": batch, "features": features, "terms": terms})
+        write_atomically(self.run / "shapes.txt", shown)
         save_pictures(batch, self.run / "first_batch.png", self.texts(batch) if self.texts else None)
 
     def before_step(self, update: Update) -> None:
@@ -88,15 +87,6 @@ def _warn_of_lone_mean() -> None:
     )
 
 
-def to_bytes(
-    images: UInt8[Tensor, "*n 3 h w"] | Float[Tensor, "*n 3 h w"],
-) -> UInt8[Tensor, "*n 3 h w"]:
-    """Pictures as bytes, whether they come as bytes or as floats in [-1, 1]."""
-    if images.dtype == torch.uint8:
-        return images
-    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def save_pictures(batch: Batch, path: Path, texts: list[str] | None = None, most: int = 16) -> None:
     """A PNG grid of the first `most` windows: their views side by side, window number and instruction below.
 
@@ -127,7 +117,9 @@ def _views(batch: Batch, row: int) -> list[Image.Image]:
     """The pictures of one window, each TILE pixels wide and high."""
     views: list[Image.Image] = []
     for observation in (batch.observation, *(future.observation for future in batch.futures.values())):
-        pictures = to_bytes(observation.images[row]).cpu()
+        pictures = observation.images[row].cpu()
+        if pictures.dtype != torch.uint8:  # in [-1, 1]
+            pictures = ((pictures.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
         for picture, present in zip(pictures, observation.image_mask[row].tolist(), strict=True):
             pixels = numpy.ascontiguousarray(picture.permute(1, 2, 0).numpy())
             image = Image.fromarray(pixels) if present else Image.new("RGB", (8, 8), "grey")
@@ -135,26 +127,13 @@ def _views(batch: Batch, row: int) -> list[Image.Image]:
     return views
 
 
-def shapes_tree(values: Mapping[str, Any]) -> str:
-    """One line a tensor, "name: dtype (shape)", indented as the values are nested."""
+def shapes(values: Mapping[str, Any]) -> str:
+    """One line a tensor, "name: dtype (shape)"; of what is no tensor, its value."""
     lines: list[str] = []
-
-    def visit(name: str, value: Any, depth: int) -> None:
-        indent = "  " * depth
+    for name, value in leaves(values):
         if isinstance(value, Tensor):
-            shape = ", ".join(str(size) for size in value.shape)
-            lines.append(f"{indent}{name}: {str(value.dtype).removeprefix('torch.')} ({shape})")
-        elif is_dataclass(value):
-            lines.append(f"{indent}{name}: {type(value).__name__}")
-            for entry in fields(value):
-                visit(entry.name, getattr(value, entry.name), depth + 1)
-        elif isinstance(value, Mapping):
-            lines.append(f"{indent}{name}")
-            for key, item in value.items():
-                visit(str(key), item, depth + 1)
+            kind, sizes = str(value.dtype).removeprefix("torch."), ", ".join(map(str, value.shape))
+            lines.append(f"{name}: {kind} ({sizes})\n")
         else:
-            lines.append(f"{indent}{name}: {value}")
-
-    for name, value in values.items():
-        visit(name, value, 0)
-    return "\n".join(lines) + "\n"
+            lines.append(f"{name}: {value}\n")
+    return "".join(lines)

@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from tutti.distributed.ranks import current_ranks
-from tutti.distributed.sharded_tensors import gather
 from tutti.distributed.world import world
 from tutti.frozen_config import FrozenConfig
 from tutti.training.backward.term_gradients import Gradients, term_gradients
@@ -26,11 +25,10 @@ from tutti.training.diagnostics.measures import (
     weighted_sum,
 )
 from tutti.training.diagnostics.noise_scale import NoiseScale
-from tutti.training.diagnostics.side_effects import without_side_effects
-from tutti.training.faults.saved_steps import gather_batches, keep_newest, save_step
+from tutti.training.faults.saved_steps import keep_newest, save_step
 from tutti.training.optim.learning_rates import part_of
 from tutti.training.parallel.ddp import Parallel
-from tutti.training.rng import own_randomness
+from tutti.training.rng import own_randomness, without_side_effects
 from tutti.training.state import TrainState
 from tutti.training.update import Observer, Update
 from tutti.types import Batch
@@ -81,12 +79,7 @@ class DiagnosticsObserver(Observer):
         self.every = config.every if parallel.gives_term_gradients else 0
         if self.every != config.every:
             log.info("diagnostics.every is off: FSDP has no gradients of single terms")
-        self.model = state.model
-        self.objective = state.objective
-        self.backward = state.backward
-        self.machine = machine
-        self.seed = seed
-        self.run = run
+        self.state, self.machine, self.seed, self.run = state, machine, seed, run
         self.parameters = list(state.parameters.values())
         self.noise = NoiseScale()
         self.spikes = SpikeDetector(config.spikes)
@@ -102,8 +95,7 @@ class DiagnosticsObserver(Observer):
         if self.every and (update.step + 1) % self.every == 0:
             self._diagnose(update.step, update.batches, update.point.progress, update.counting)
             self._values["spikes"] = float(self.spikes.count)
-            parts = self._learning().items()
-            self._before = {part: [p.detach().clone() for p in own] for part, own in parts}
+            self._before = {part: [p.detach().clone() for p in own] for part, own in self._learning().items()}
 
     def after_step(self, update: Update) -> None:
         """Measures how far the optimiser moved each part."""
@@ -122,11 +114,9 @@ class DiagnosticsObserver(Observer):
         return {"noise": self.noise.state_dict(), "spikes": self.spikes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state`; one without a part of it leaves that part new."""
-        if "noise" in state:
-            self.noise.load_state_dict(state["noise"])
-        if "spikes" in state:
-            self.spikes.load_state_dict(state["spikes"])
+        """Continues from `state`."""
+        self.noise.load_state_dict(state["noise"])
+        self.spikes.load_state_dict(state["spikes"])
 
     def _learning(self) -> dict[str, list[Tensor]]:
         """The parameters of each part that learns at present."""
@@ -143,15 +133,15 @@ class DiagnosticsObserver(Observer):
     def _diagnose(self, step: int, batches: Sequence[Batch], progress: float, only: Collection[str]) -> None:
         size = len(batches[0].window)
         batch = batches[0].first(min(size, max(2, math.ceil(self.config.share * size))))
-        with own_randomness(self.seed + step), without_side_effects(self.model, self.objective):
+        with own_randomness(self.seed + step), without_side_effects(*self.state.modules.values()):
             with self.machine.autocast():
-                features = self.model(batch.observation)
-                terms = self.objective(features, batch, self.model, progress, only)
-            gradients = self.backward.masked(term_gradients(terms.values, self.parameters))
+                features = self.state.model(batch.observation)
+                terms = self.state.objective(features, batch, self.state.model, progress, only)
+            gradients = self.state.backward.masked(term_gradients(terms.values, self.parameters))
         lambdas = {name: float(value.detach()) for name, value in terms.lambdas.items()}
         self._values |= gradient_measures(gradients, lambdas, self._trainable())
         self._values |= feature_measures(features, batch.instruction_id)
-        if self.backward.is_sum:
+        if self.state.backward.is_sum:
             self._values |= self._noise(gradients, lambdas, len(batch.window), batches)
 
     def _noise(
@@ -184,20 +174,9 @@ class DiagnosticsObserver(Observer):
         if self.config.spikes.keep:
             terms = {t: {"value": values[t], "mean": means[t], "z": z} for t, z in spikes.items()}
             folder = self.run / SPIKES / f"step-{number:06d}"
-            self._save(folder, {"step": number, "terms": terms}, batches)
+            about = {"step": number, "terms": terms}
+            save_step(folder / "spike.json", about, batches, self.state.modules, world())
+            world().on_rank_zero(lambda: keep_newest(folder.parent, self.config.spikes.keep))
             saved_in = f"; batch and weights are in {SPIKES}/{folder.name}"
         listed = ", ".join(f"{t} {values[t]:.4g} (mean {means[t]:.4g}, z {z:.1f})" for t, z in spikes.items())
         log.warning("step %d: loss spike: %s%s", number, listed, saved_in)
-
-    def _save(self, folder: Path, about: dict[str, Any], batches: Sequence[Batch]) -> None:
-        """Rank 0 saves the weights, and the rows of all ranks."""
-        modules = {"model": self.model.state_dict(), "objective": self.objective.state_dict()}
-        processes, weights = world(), gather(modules, keep=world().first)
-        saved = gather_batches(processes, batches)
-        about["windows"] = [window for batch in saved for window in batch.window.tolist()]
-
-        def write() -> None:
-            save_step(folder, "spike.json", about, saved, weights)
-            keep_newest(folder.parent, self.config.spikes.keep)
-
-        processes.on_rank_zero(write)

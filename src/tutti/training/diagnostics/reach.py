@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from tutti.objectives.unified import UnifiedLoss
 from tutti.training.backward.term_gradients import term_gradients
-from tutti.training.diagnostics.side_effects import without_side_effects
-from tutti.training.rng import own_randomness
-from tutti.types import Batch, UserError
+from tutti.training.rng import own_randomness, without_side_effects
+from tutti.types import Batch
 
 CUTS = {"vision": ("vision", "fused"), "language": ("language", "fused"), "fusion": ("fused",)}
 """The boundaries of `stop_gradient` that can keep a term from a part."""
@@ -41,10 +40,6 @@ class ReachTable:
     def reached(self, term: str) -> set[str]:
         """The parts in which the term's gradient is there and not all zero."""
         return {part for part, norm in self.norms[term].items() if norm is not None and norm != 0}
-
-    def problems(self) -> list[str]:
-        """What is wrong, a sentence each, with the cure; empty if all is well."""
-        return problems([self])
 
     def rows(self) -> list[tuple[str, ...]]:
         """Lines of a table, the head first: a norm, 0, or "." where no gradient comes; "frozen" and "masked"
@@ -79,13 +74,10 @@ def reach(
     table, nor is its head. The batch lies on the model's device. Weights, buffers, modes, `.grad` and random
     states stay as they were.
 
-    Raises: UserError if a term or a part that is named does not exist, or if the batch lacks what a term
-    needs.
+    Raises: UserError if the batch lacks what a term needs.
     """
     allowed = {term: tuple(parts) for term, parts in (mask or {}).items()}
     sections = {name: list(part.parameters()) for name, part in model.named_children()}
-    _check_names("term", {*(only or ()), *allowed}, objective.names)
-    _check_names("part", {*frozen, *(part for parts in allowed.values() for part in parts)}, sections)
     with without_side_effects(model, objective), own_randomness(0), torch.enable_grad():
         model.train()
         objective.train()
@@ -120,24 +112,28 @@ def problems(tables: Sequence[ReachTable]) -> list[str]:
     only its own head, in one; no gradient may be NaN or infinite.
     """
     found: list[str] = []
-    for part in _names(table.parts for table in tables):
+    terms, parts = (_names(getattr(t, what) for t in tables) for what in ("terms", "parts"))
+    for part in parts:
         learning = [table for table in tables if part in table.parts and part not in table.frozen]
         owners = {term for table in tables for term, head in table.heads.items() if head == part}
         moved = any(part in table.reached(term) for table in learning for term in table.terms)
         # A term that reaches nothing at all is named below, not a second time for its head.
         silent = owners and not any(table.reached(t) for table in learning for t in owners & {*table.terms})
         if learning and not moved and not silent:
-            found.append(_unreached_part(part, learning))
-    for term in _names(table.terms for table in tables):
+            start = f"{part} gets no gradient from any term, though its parameters learn: "
+            if part == "action" and not any("action" in table.terms for table in learning):
+                found.append(f"{start}does the action term count (its weight, the phase's terms)?")
+            else:
+                found.append(start + _why_not(terms, [part], learning))
+    for term in terms:
         own = [table for table in tables if term in table.terms]
+        heads = {table.heads.get(term) for table in own}
         reached = {part for table in own for part in table.reached(term)}
-        if not reached - {table.heads.get(term) for table in own}:
-            found.append(_useless_term(term, own, head=bool(reached)))
-        wild = [
-            part
-            for part in _names(table.parts for table in own)
-            if any(not math.isfinite(table.norms[term].get(part) or 0.0) for table in own)
-        ]
+        if not reached - heads:
+            only_head = "moves only its own head, so nothing of the model learns from it: "
+            start = f"term '{term}' {only_head if reached else 'reaches nothing: '}"
+            found.append(start + _why_not([term], [part for part in parts if part not in heads], own))
+        wild = [part for part in parts if any(not math.isfinite(t.norms[term].get(part) or 0.0) for t in own)]
         if wild:
             found.append(
                 f"term '{term}': its gradient in {', '.join(wild)} is NaN or infinite; look for such values "
@@ -146,61 +142,41 @@ def problems(tables: Sequence[ReachTable]) -> list[str]:
     return found
 
 
-def _unreached_part(part: str, tables: Sequence[ReachTable]) -> str:
-    """The sentence for a part that learns and that no term reaches."""
-    start = f"{part} gets no gradient from any term, though its parameters learn: "
-    stops = [
-        f"{term} ({', '.join(cuts)})"
-        for term in _names(table.terms for table in tables)
-        if (cuts := [c for c in CUTS.get(part, ()) if any(c in t.stops.get(term, ()) for t in tables)])
+def _why_not(terms: Sequence[str], parts: Sequence[str], tables: Sequence[ReachTable]) -> str:
+    """Why these terms do not move these parts, as far as the tables know, with the cure."""
+    pairs = [
+        (table, term, part) for table in tables for term in table.terms for part in parts if term in terms
     ]
-    masked = [t for t in _names(x.terms for x in tables) if any(_is_masked(x, t, part) for x in tables)]
-    if stops:
+    if any(table.norms[term].get(part) == 0 for table, term, part in pairs):
         return (
-            f"{start}is it stopped everywhere? stop_gradient of {'; '.join(stops)}. Take a boundary out of "
-            f"one of them, or freeze {part} in the strategy. (Else it is detached.)"
+            "its gradient is exactly zero on this batch. Is all of it masked (past the episodes' end, absent "
+            "views, fewer than two instructions), or are outputs dead? Try a larger batch."
         )
-    if masked:
-        return f"{start}backward.may_train forbids it to {', '.join(masked)}. Allow it to one of them."
-    if part == "action":
-        return f"{start}does the action term count (its weight, the phase's terms), and use this decoder?"
-    if any(table.norms[term].get(part) == 0 for table in tables for term in table.terms):
-        return f"{start}what comes is exactly zero. Are its outputs dead, or all of the batch masked?"
-    return f"{start}is it detached, or frozen? If it should not learn, freeze it in the strategy."
-
-
-def _useless_term(term: str, tables: Sequence[ReachTable], *, head: bool) -> str:
-    """The sentence for a term that moves no part of the model."""
-    start = (
-        f"term '{term}' moves only its own head, so nothing of the model learns from it: "
-        if head
-        else f"term '{term}' reaches nothing: "
+    masked = _names(
+        [term] for table, term, part in pairs if part in table.parts and _is_masked(table, term, part)
     )
-    of_model = [
-        (part, norm)
-        for table in tables
-        for part, norm in table.norms[term].items()
-        if part != table.heads.get(term)
-    ]
-    stops = _names(table.stops.get(term, ()) for table in tables)
-    frozen = _names((p for p in table.frozen if p != table.heads.get(term)) for table in tables)
-    if any(norm == 0 for _, norm in of_model):
-        return (
-            f"{start}its gradient is exactly zero on this batch. Is all of it masked (past the episodes' "
-            "end, absent views, fewer than two instructions)? Try a larger batch."
-        )
-    if any(_is_masked(table, term, part) for table in tables for part, _ in of_model if part in table.parts):
-        parts = ", ".join(_names(table.allowed[term] for table in tables if term in table.allowed))
-        only = f"only {parts}" if parts else "no part of the model"
-        return f"{start}backward.may_train.{term} lets it move {only}. Allow it another part."
+    if masked:
+        allowed = _names(table.allowed[term] for table in tables for term in masked if term in table.allowed)
+        lets = f"only {', '.join(allowed)}" if allowed else "no part of the model"
+        return f"backward.may_train lets {', '.join(masked)} move {lets}. Allow another part."
+    cuts = _names(CUTS.get(part, ()) for part in parts)
+    stops = {
+        term: ", ".join(own)
+        for term in terms
+        if (own := [c for c in cuts if any(c in table.stops.get(term, ()) for table in tables)])
+    }
     if stops:
+        listed = "; ".join(f"{term} ({own})" for term, own in stops.items())
         return (
-            f"{start}stop_gradient of objective.{term} is {', '.join(stops)}. Take a boundary out of it, or "
-            f"set the term's weight to 0."
+            f"is it stopped? stop_gradient of objective: {listed}. Take a boundary out, set the term's "
+            "weight to 0, or freeze the part in the strategy."
         )
+    frozen = _names((part for part in table.frozen if part in parts) for table in tables)
     if frozen:
-        return f"{start}what it could move is frozen ({', '.join(frozen)}). Let one of these learn."
-    return f"{start}is its value made of detached features? Mend the term, or set its weight to 0."
+        return f"what it could move is frozen ({', '.join(frozen)}). Let one of these learn."
+    return (
+        "is it detached, or frozen? Mend it, set the term's weight to 0, or freeze the part in the strategy."
+    )
 
 
 def _is_masked(table: ReachTable, term: str, part: str) -> bool:
@@ -225,22 +201,10 @@ def _norms(
 
 
 def _norm(gradients: Sequence[Tensor | None]) -> float | None:
-    """The Euclidean norm, 0 only if every number is 0: nothing underflows."""
-    norms: list[float] = []
-    for gradient in gradients:
-        if gradient is not None and gradient.numel():
-            largest = gradient.abs().max()
-            inner = 0.0 if largest == 0 else float(torch.linalg.vector_norm(gradient / largest))
-            norms.append(float(largest) * inner)
+    """The Euclidean norm, in float64: nothing of a float32 underflows where it is squared."""
+    present = [g for g in gradients if g is not None and g.numel()]
+    norms = [float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) for gradient in present]
     return math.hypot(*norms) if norms else None
-
-
-def _check_names(what: str, named: Collection[str], known: Collection[str]) -> None:
-    unknown = sorted(set(named) - set(known))
-    if unknown:
-        raise UserError(
-            f"reach: there is no {what} called {', '.join(unknown)}; there are {', '.join(known)}."
-        )
 
 
 def _names(groups: Iterable[Iterable[str]]) -> list[str]:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parameter import Parameter
 
 from tutti.distributed.ranks import ONE_RANK, shared_batch
-from tutti.distributed.sharded_tensors import gather
-from tutti.training.backward.interface import Backward
 from tutti.training.device import Machine
 from tutti.training.faults.policy import FaultPolicy
-from tutti.training.faults.saved_steps import gather_batches, save_step
+from tutti.training.faults.saved_steps import save_step
 from tutti.training.parallel.ddp import Parallel
-from tutti.training.rng import own_randomness
+from tutti.training.rng import own_randomness, remember_buffers
 from tutti.training.state import TrainState
 from tutti.training.update import Observer, Update, to_host
 from tutti.types import Batch, Features, LossTerms, UserError
@@ -63,13 +61,19 @@ class NonFiniteGuard(Observer):
 
         Raises: NonFiniteError where the policy (`training.gradients`) is to stop.
         """
-        before = _Before(self.state.backward, *(self.state.modules.values() if self.policy.may_skip else ()))
+        backward = self.state.backward
+        # What an update moves before it is known whether it is left out.
+        kept = copy.deepcopy(backward.state_dict()) if self.policy.may_skip else None
+        restore_buffers = remember_buffers(*(self.state.modules.values() if self.policy.may_skip else ()))
         try:
             yield
         except NonFiniteError as error:
             if not self.policy.skip(error.step, error.term, error.folder):
                 raise
-            before.restore()
+            backward.drop()
+            if kept is not None:
+                backward.load_state_dict(kept)
+            restore_buffers()
             self.parallel.drop()
             self.state.optimizer.zero_grad()
 
@@ -99,17 +103,16 @@ class NonFiniteGuard(Observer):
         it shows nowhere alone. What is saved is the batch of all, as one process would have met it.
         """
         world, step = self.parallel.world, update.step + 1
-        weights = gather(
-            {n: module.state_dict() for n, module in self.state.modules.items()}, keep=world.first
-        )
         where = (
             _modules_of(self.state.parameters)
             if term == GRADIENT and self.parallel.gives_term_gradients
             else ""
         )
-        windows, named = _windows(batches), ""
+        windows, named = [window for batch in batches for window in batch.window.tolist()], ""
         if world.ranks.count > 1:
+            restore_buffers = remember_buffers(*self.state.modules.values())  # what is saved is what was met
             of_rank = dict(enumerate(world.all_gather((self._is_here(update, term, batches), windows))))
+            restore_buffers()
             bad = {rank: own for rank, (here, own) in of_rank.items() if here}
             bad = bad or {rank: own for rank, (_, own) in of_rank.items()}
             named = f" on rank {', '.join(map(str, bad))}"
@@ -126,8 +129,7 @@ class NonFiniteGuard(Observer):
         )
         about: dict[str, Any] = {"step": step, "term": term, "value": str(value), "windows": windows}
         about |= {"message": message} | ({"skipped": True} if self.policy.may_skip else {})
-        saved = gather_batches(world, batches)
-        world.on_rank_zero(lambda: save_step(folder, "failure.json", about, saved, weights))
+        save_step(folder / "failure.json", about, batches, self.state.modules, world)
         return NonFiniteError(message, term=term, step=step, windows=windows, folder=folder)
 
     def _is_here(self, update: Update, term: str, batches: Sequence[Batch]) -> bool:
@@ -152,45 +154,15 @@ class NonFiniteGuard(Observer):
         return False
 
 
-class _Before:
-    """What an update moves before it is known whether it is left out: every buffer (a batch norm's moves in
-    the forward pass), and what the backward keeps of the updates so far. Nothing without modules."""
-
-    def __init__(self, backward: Backward, *roots: nn.Module) -> None:
-        self._backward = backward
-        self._state = copy.deepcopy(backward.state_dict()) if roots else None
-        self._buffers = [
-            (module, name, buffer, buffer.detach().clone())
-            for root in roots
-            for module in root.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """All of it is as it was, and the backward has no part of the update left."""
-        self._backward.drop()
-        if self._state is not None:
-            self._backward.load_state_dict(self._state)
-        for module, name, buffer, saved in self._buffers:
-            buffer.copy_(saved)
-            setattr(module, name, buffer)
-
-
-def _windows(batches: Sequence[Batch]) -> list[int]:
-    return [window for batch in batches for window in batch.window.tolist()]
-
-
 def _modules_of(parameters: Mapping[str, Parameter]) -> str:
     """Where gradients are not finite: modules at two levels ("model.vision"), with the number in each."""
-    depth = 2
-    totals: dict[str, int] = {}
-    counts: dict[str, int] = {}
+    totals: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name, parameter in parameters.items():
-        module = ".".join(name.split(".")[:depth])
-        totals[module] = totals.get(module, 0) + 1
+        module = ".".join(name.split(".")[:2])
+        totals[module] += 1
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            counts[module] = counts.get(module, 0) + 1
+            counts[module] += 1
     if not counts:
         return " (its norm overflows)"
     return " in " + ", ".join(f"{module} ({n} of {totals[module]})" for module, n in counts.items())

@@ -11,9 +11,16 @@ from typing import Any
 
 from torch.nn.parameter import Parameter
 
-from tutti.training.faults.config import GradientsConfig
+from tutti.distributed.world import World
+from tutti.storage.checkpoint import checkpoints, load, step_of
+from tutti.storage.files import remove_folder
+from tutti.training.checkpointing.resume import RunSettings, check_settings
+from tutti.training.faults.config import GradientsConfig, RollbackConfig
 from tutti.training.faults.saved_steps import keep_newest
 from tutti.training.optim.clipping import Clipper, RunningMoments
+from tutti.training.records import Recorder
+from tutti.training.state import TrainState
+from tutti.types import UserError
 
 log = logging.getLogger("tutti.training")
 
@@ -82,11 +89,6 @@ class FaultPolicy:
             self.level.add(total, rollback.decay)
         self.diverged = self.high >= rollback.patience
 
-    def rolled_back(self, left: int, to: int) -> None:
-        """Notes a roll-back from update `left` to update `to`, whose state was loaded just now."""
-        self.rollbacks.append((left, to))
-        self.diverged, self.high, self.in_a_row = False, 0, 0
-
     def metrics(self) -> dict[str, float]:
         """The counts, where the policy may act at all."""
         values = {"optim/skipped": float(self.skipped)} if self.config.non_finite == "skip" else {}
@@ -107,11 +109,82 @@ class FaultPolicy:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state`; an empty one, of an older checkpoint, leaves everything new."""
-        if not state:
-            return
+        """Continues from `state`."""
         self.clipper.load_state_dict(state["clipping"])
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         self.rollbacks = [(left, to) for left, to in state["rollbacks"]]
         self.level, self.high, self._phase = RunningMoments(**state["level"]), state["high"], state["phase"]
         self.diverged = False
+
+
+def roll_back(
+    state: TrainState,
+    settings: RunSettings,
+    policy: FaultPolicy,
+    recorder: Recorder,
+    world: World,
+) -> None:
+    """Goes back to the newest checkpoint that is old enough; the data go on from where they are.
+
+    Checkpoints and records after it are removed: the updates they tell of are no longer part of the run,
+    whose step counts on from the checkpoint's. An event in the records, the policy's counts and the log say
+    what happened. A run that is killed later and resumed from a checkpoint before the roll-back diverges
+    and rolls back in the same way, to the same bits. No checkpoint may be being written (`Saver.wait`).
+
+    Raises: UserError if it has rolled back too often already, or no checkpoint is old enough.
+    """
+    config, counters, step = policy.config.rollback, state.counters, state.counters.step
+    assert isinstance(config, RollbackConfig), "a divergence without a policy for it"
+    divergence = f"Step {step}: more updates in a row were not finite than may be skipped."
+    if policy.high >= config.patience:
+        divergence = (
+            f"Step {step}: the total loss, now {policy.last:.4g}, has been more than {config.z_threshold:g} "
+            f"standard deviations above its mean of {policy.level.mean:.4g} for {policy.high} updates: the "
+            "run diverges."
+        )
+    if len(policy.rollbacks) >= config.max_rollbacks:
+        before = ", ".join(f"from {left} to {to}" for left, to in policy.rollbacks)
+        raise UserError(
+            f"{divergence} The run has rolled back {len(policy.rollbacks)} times already ({before}), the "
+            "most that training.gradients.rollback.max_rollbacks allows, and stops here; its last checkpoint "
+            f"is in {settings.run / 'checkpoints'}. Lower training.optimizer.lr, lengthen "
+            "training.schedule.warmup, lower training.gradients.clip_norm, or look at the batches in spikes/."
+        )
+    folders = {step_of(folder): folder for folder in checkpoints(settings.run)}
+    old = [number for number in folders if number <= step - config.rewind_steps]
+    if not old:
+        raise UserError(
+            f"{divergence} There is no checkpoint from step {step - config.rewind_steps} or before to go "
+            f"back to (training.gradients.rollback.rewind_steps is {config.rewind_steps}; there are "
+            f"{sorted(folders) or 'none'}). Lower training.optimizer.lr or lengthen "
+            "training.schedule.warmup, and train anew."
+        )
+    saved = load(folders[max(old)], state.layouts())
+    check_settings(saved, settings)
+
+    def forget() -> None:
+        for number in sorted(folders, reverse=True):  # a kill among them leads to the same roll-back
+            if number > saved.step:
+                remove_folder(folders[number])
+
+    world.on_rank_zero(forget)
+    # What the run has consumed stays consumed: the data that led to the divergence are not read again.
+    loader = state.parts["loader"]
+    position, samples, seconds = loader.state_dict(), counters.samples, counters.seconds
+    skipped, rollbacks = policy.skipped, [*policy.rollbacks, (step, saved.step)]
+    state.load(saved)
+    loader.load_state_dict(position)
+    counters.samples = counters.samples_recorded = samples
+    counters.seconds = seconds
+    policy.skipped, policy.rollbacks = skipped, rollbacks
+    policy.diverged, policy.high, policy.in_a_row = False, 0, 0
+    recorder.rewind(saved.step, rollbacks=len(rollbacks))
+    count = float(len(rollbacks))
+    recorder.write(saved.step, "event", {"optim/rollbacks": count, "optim/rollback_from": float(step)})
+    log.warning(
+        "%s Rolled back to step %d (%d of %d)",
+        divergence,
+        saved.step,
+        len(rollbacks),
+        config.max_rollbacks,
+    )

@@ -10,31 +10,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tutti.distributed.world import World
+from tutti.distributed.sharded_tensors import gather
+from tutti.distributed.world import ONE_PROCESS, World
 from tutti.storage.checkpoint import deserialize, serialize, step_of
 from tutti.storage.files import explain_disk_errors, write_folder
 from tutti.types import Batch, Future, LaterStates, Observation, UserError
 
 
 def save_step(
-    folder: Path,
-    name: str,
+    file: Path,
     about: Mapping[str, Any],
     batches: Sequence[Batch],
-    weights: Mapping[str, Mapping[str, Tensor]],
+    modules: Mapping[str, nn.Module],
+    world: World = ONE_PROCESS,
 ) -> None:
-    """Save a step for replay, whole or not at all: its batches, its weights, and `about` it in file `name`.
+    """Save a step for replay in the folder of `file`, whole or not at all: its batches, the weights of its
+    modules, and `about` it in `file`, with the windows. All ranks must call it; the first writes what all
+    hold, the batch as one process would have met it.
 
-    Raises: UserError if the disk is full.
+    Raises: UserError on all ranks if the disk is full.
     """
-    with explain_disk_errors(folder), write_folder(folder) as temporary:
-        (temporary / name).write_text(json.dumps(about, indent=1))
-        saved = [batch_to_dict(batch) for batch in batches]
-        (temporary / "batches.pt").write_bytes(serialize(saved))
-        plain = {name: dict(tensors) for name, tensors in weights.items()}
-        (temporary / "weights.pt").write_bytes(serialize(plain))
+    states = {name: module.state_dict() for name, module in modules.items()}
+    weights = gather(states, keep=world.first)
+    saved = [batch_to_dict(batch.to("cpu")) for batch in batches]
+    if world.ranks.count > 1:
+        saved = [_concatenate(same) for same in zip(*world.all_gather(saved), strict=True)]
+    windows = [window for batch in saved for window in batch["window"].tolist()]
+
+    def write() -> None:
+        with explain_disk_errors(file.parent), write_folder(file.parent) as temporary:
+            (temporary / file.name).write_text(json.dumps({"windows": windows, **about}, indent=1))
+            (temporary / "batches.pt").write_bytes(serialize(saved))
+            plain = {name: dict(tensors) for name, tensors in weights.items()}
+            (temporary / "weights.pt").write_bytes(serialize(plain))
+
+    world.on_rank_zero(write)
 
 
 def load_step(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
@@ -52,15 +64,11 @@ def load_step(folder: Path) -> tuple[list[Batch], dict[str, dict[str, Tensor]]]:
     return batches, named
 
 
-def batch_to_dict(value: Any) -> dict[str, Any]:
+def batch_to_dict(value: Any) -> Any:
     """A batch (or a part of one) as nested dicts of tensors and plain values, as it is saved."""
-
-    def plain(item: Any) -> Any:
-        if is_dataclass(item):
-            return batch_to_dict(item)
-        return {key: plain(entry) for key, entry in item.items()} if isinstance(item, Mapping) else item
-
-    return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
+    if is_dataclass(value):
+        return {entry.name: batch_to_dict(getattr(value, entry.name)) for entry in fields(value)}
+    return {k: batch_to_dict(item) for k, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def batch_from_dict(saved: dict[str, Any]) -> Batch:
@@ -82,14 +90,6 @@ def keep_newest(folder: Path, keep: int) -> None:
     saved = sorted(folder.glob("step-*"), key=step_of)
     for old in saved[: len(saved) - keep]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def gather_batches(world: World, batches: Sequence[Batch]) -> list[Batch]:
-    """The whole batches whose rows the ranks hold, on the CPU; all ranks must call it."""
-    if world.ranks.count == 1:
-        return list(batches)
-    parts = world.all_gather([batch_to_dict(batch.to("cpu")) for batch in batches])
-    return [batch_from_dict(_concatenate(same)) for same in zip(*parts, strict=True)]
 
 
 def _concatenate(parts: Sequence[Any]) -> Any:
