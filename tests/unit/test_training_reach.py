@@ -9,14 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from numerics import test_unified_loss as world
+from fixtures.term_batches import as_double, make_batch
+from numerics import test_unified_loss
 from tutti.training.diagnostics.reach import ReachTable, problems, reach
 from tutti.types import Batch
+
+world: Any = test_unified_loss
+MODULES = ("vision", "language", "fusion", "action", "align head", "recon head", "state head")
+
+
+def batch() -> Batch:
+    return as_double(make_batch())
 
 
 def table_of(options: dict[str, Any] | None = None, given: Batch | None = None, **terms: Any) -> ReachTable:
     model, loss = world.build(**terms)
-    return reach(model, loss, given if given is not None else world.batch(), **(options or {}))
+    return reach(model, loss, given if given is not None else batch(), **(options or {}))
 
 
 def detach(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
@@ -33,15 +41,15 @@ def detach(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
 
 def test_the_default_table_is_the_known_one() -> None:
     table = table_of()
-    assert table.terms == tuple(world.REACH) and table.parts == world.MODULES
+    assert table.terms == tuple(world.REACH) and table.parts == MODULES
     assert {term: table.reached(term) for term in table.terms} == world.REACH
     assert table.frozen == () and problems([table]) == []
 
 
 def test_an_entry_is_the_norm_of_the_raw_terms_gradient() -> None:
     model, loss = world.build()
-    table = reach(model, loss, world.batch())
-    given = world.batch()
+    table = reach(model, loss, batch())
+    given = batch()
     value = loss(model(given.observation), given, model).values["recon"]
     for part, module in world.parts(model, loss).items():
         found = torch.autograd.grad(value, list(module.parameters()), allow_unused=True, retain_graph=True)
@@ -59,7 +67,7 @@ def test_nothing_is_left_behind() -> None:
     model.language.requires_grad_(False)
     state = {key: value.clone() for module in (model, loss) for key, value in module.state_dict().items()}
     random = torch.get_rng_state()
-    first = reach(model, loss, world.batch(), frozen=("vision",))
+    first = reach(model, loss, batch(), frozen=("vision",))
     assert torch.equal(random, torch.get_rng_state())
     assert not model.training and loss.training
     assert all(parameter.requires_grad for parameter in model.vision.parameters())
@@ -67,7 +75,7 @@ def test_nothing_is_left_behind() -> None:
     assert all(parameter.grad is None for module in (model, loss) for parameter in module.parameters())
     after = {key: value for module in (model, loss) for key, value in module.state_dict().items()}
     assert all(torch.equal(state[key], after[key]) for key in state)
-    assert reach(model, loss, world.batch(), frozen=("vision",)) == first
+    assert reach(model, loss, batch(), frozen=("vision",)) == first
 
 
 def test_it_looks_at_training_and_puts_buffers_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +90,7 @@ def test_it_looks_at_training_and_puts_buffers_back(monkeypatch: pytest.MonkeyPa
         return compute(self, *given)
 
     monkeypatch.setattr(type(term), "compute", counted)
-    reach(model, loss, world.batch())
+    reach(model, loss, batch())
     assert modes == [(True, True)] and term.count == 0
 
 
@@ -104,11 +112,11 @@ def test_a_planted_detach_of_vision_is_named_unless_it_is_frozen(monkeypatch: py
     assert "detached, or frozen?" in problem
     table = table_of({"frozen": ("vision",)})  # no problem where it does not learn
     assert table.frozen == ("vision",) and problems([table]) == []
-    assert table.rows()[0] == ("term", *world.MODULES)
+    assert table.rows()[0] == ("term", *MODULES)
     assert dict(zip(table.rows()[0], table.rows()[1], strict=True))["vision"] == "frozen"
     model, loss = world.build()
     model.vision.requires_grad_(False)
-    assert reach(model, loss, world.batch()).frozen == ("vision",)
+    assert reach(model, loss, batch()).frozen == ("vision",)
 
 
 def test_stop_gradient_everywhere_is_named_with_the_keys() -> None:
@@ -159,7 +167,7 @@ def test_a_term_that_reaches_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_gradient_of_exactly_zero_does_not_reach() -> None:
-    given = world.batch()
+    given = batch()
     ids = torch.zeros_like(given.instruction_id)  # one instruction in the batch: align is masked
     table = table_of(None, replace(given, instruction_id=ids))
     assert table.norms["align"]["vision"] == 0.0 and table.norms["align"]["fusion"] is None
@@ -177,7 +185,7 @@ def test_a_gradient_too_small_to_square_still_reaches() -> None:
     with torch.no_grad():
         head[2].weight.mul_(1e-30)
         head[2].bias.zero_()
-    given = world.batch()
+    given = batch()
     assert given.later_states is not None
     given = replace(
         given,
@@ -231,5 +239,5 @@ def test_a_gradient_that_is_not_finite_is_named() -> None:
     model, loss = world.build()
     with torch.no_grad():
         next(iter(loss.terms["recon"].parameters())).fill_(float("nan"))
-    (problem,) = problems([reach(model, loss, world.batch())])
+    (problem,) = problems([reach(model, loss, batch())])
     assert problem.startswith("term 'recon': its gradient in vision, language, fusion, recon head is NaN or")
