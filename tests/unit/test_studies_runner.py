@@ -45,7 +45,9 @@ def fake(one: Cell, mode: str = "well", seconds: float = 0.0) -> list[str]:
     return [sys.executable, str(FAKE), str(one.folder), mode, str(seconds)]
 
 
-def run(cells: list[Cell], jobs: int = 1, bar: Any = lambda *_: None, command: Any = fake, **more: Any) -> list[str]:
+def run(
+    cells: list[Cell], jobs: int = 1, bar: Any = lambda *_: None, command: Any = fake, **more: Any
+) -> list[str]:
     return run_cells(dict.fromkeys(cells, WORK), jobs, bar, command=command, poll=0.01, **more)
 
 
