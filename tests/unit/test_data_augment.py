@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_data_loading import VIEWS, build, write_set
+from test_data_loading import build, write_set
 from test_terms_every import KINDS
 
-from fixtures.small_model import MODEL
-from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.loader import ColourJitter
-from tutti.models.config import ModelConfig
 from tutti.objectives.config import ObjectiveConfig
 from tutti.plugin import CUSTOM
-from tutti.types import Batch, DataNeeds
+from tutti.types import DataNeeds
 
 STRONG: dict[str, Any] = {"kind": "colour", "brightness": 0.5, "contrast": 1.0, "saturation": 1.0}
 LOOK_AHEAD = ("future_patches", "changed_patches", "future_latent", "inverse_dynamics")
@@ -83,32 +80,3 @@ def test_what_a_term_sees_later_is_changed_as_what_it_sees_now(kind: str, tmp_pa
         expected = change(clean.futures[offset].observation.images.numpy())
         np.testing.assert_array_equal(batch.futures[offset].observation.images.numpy(), expected)
         assert torch.equal(batch.futures[offset].mask, clean.futures[offset].mask)
-
-
-def still_batch(folder: Path, needs: DataNeeds) -> tuple[Batch, Any]:
-    """A jittered batch of episodes in which nothing moves, and the data's spec."""
-    episodes = [
-        EpisodeRecord(
-            images={view: np.repeat(noise((1, 32, 32, 3)), 9, axis=0) for view in VIEWS},
-            states=np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32),
-            actions=np.random.default_rng(2).normal(size=(9, 3)).astype(np.float32),
-            instruction=text,
-        )
-        for text in ("open it", "close it")
-    ]
-    write_lerobot(folder / "set", episodes, fps=20, views=VIEWS, robot_type="sawyer")
-    data = build(folder / "set", folder, needs, augmentation=STRONG, image_size=32, validation_fraction=0)
-    with closing(data.train) as train:
-        return next(train), data.spec
-
-
-def test_nothing_changes_in_a_still_scene(tmp_path: Path) -> None:
-    batch, spec = still_batch(tmp_path, DataNeeds(futures=(2, 4)))
-    for future in batch.futures.values():
-        assert torch.equal(future.observation.images, batch.observation.images)
-    torch.manual_seed(0)
-    model = ModelConfig.model_validate(MODEL).build(spec)
-    terms = {"recon": {"kind": "future_patches", "weight": 1.0, "offset": 4}, "align": None, "state": None}
-    objective = ObjectiveConfig.model_validate(terms).build(model)
-    found = objective(model(batch.observation), batch, model).metrics
-    assert float(found["recon/changed_share"]) == 0

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from test_data_loading import build as build_set
+from test_data_loading import write_set
 
 from tutti.data.bundle import DataBundle
-from tutti.data.config import DataConfig, SourceConfig
+from tutti.data.config import DataConfig
 from tutti.data.episodes import Episode
-from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.split import first_episodes
 from tutti.types import DataNeeds, UserError
 
-VIEW = "observation.images.right"
-PER_TASK, LENGTH = 8, 5
+PER_TASK = 8
 EPISODES = tuple(Episode(i, 10 * i, 10, f"{('open', 'shut')[i % 2]} wording {i // 2}") for i in range(40))
 
 
@@ -26,33 +26,12 @@ def task_of(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    random = np.random.default_rng(0)
-    episodes = [
-        EpisodeRecord(
-            images={VIEW: random.integers(0, 256, (LENGTH, 8, 8, 3), dtype=np.uint8)},
-            states=random.normal(size=(LENGTH, 4)).astype(np.float32),
-            actions=random.normal(size=(LENGTH, 3)).astype(np.float32),
-            instruction=f"{('open', 'shut')[number % 2]} wording {number // 4}",
-        )
-        for number in range(2 * PER_TASK)
-    ]
-    folder = tmp_path_factory.mktemp("data") / "set"
-    return write_lerobot(folder, episodes, fps=20, views=(VIEW,), robot_type="sawyer")
+    return write_set(tmp_path_factory.mktemp("data") / "set", lengths=(5,) * (2 * PER_TASK))
 
 
 def build(data_set: Path, episodes_per_task: int | str, seed: int = 0) -> DataBundle:
-    config = DataConfig.model_validate(
-        {
-            "sources": (SourceConfig(path=data_set),),
-            "horizon": 3,
-            "batch_size": 4,
-            "image_size": 8,
-            "validation_fraction": 0.25,
-            "episodes_per_task": episodes_per_task,
-            "seed": seed,
-        }
-    )
-    return config.build(DataNeeds(), data_set.parent / "cache", group_of=task_of)
+    changes = {"episodes_per_task": episodes_per_task, "seed": seed}
+    return build_set(data_set, data_set.parent / "cache", DataNeeds(), **changes)
 
 
 def indices(episodes: tuple[Episode, ...]) -> list[int]:

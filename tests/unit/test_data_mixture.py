@@ -74,6 +74,14 @@ def test_the_first_epoch_and_whole_shares_are_as_they_always_were() -> None:
     assert digests == ["f65afea399cf8319", "395489a20a7611eb", "af254114bdbfe898"]
 
 
+def test_the_missing_entries_go_where_rounding_down_took_most_and_are_made_up_for() -> None:
+    """Of 10 entries 2.6, 3.7 and 3.7 are wanted: 2, 3, 3, and the two that are missing to the .7."""
+    windows = sources(4, 3, 3)
+    mixture = Mixture(windows, (26.0, 37.0, 37.0), seed=0)
+    assert drawn(windows, mixture.take(0, 10)) == [2, 4, 4]
+    assert drawn(windows, mixture.take(0, 100)) == [26, 37, 37]
+
+
 def test_a_weight_is_a_number() -> None:
     with pytest.raises(ValidationError, match="finite"):
         SourceConfig(path="set", weight=float("inf"))  # type: ignore[arg-type]

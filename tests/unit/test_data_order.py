@@ -1,15 +1,12 @@
-"""Windows, mixture and split against plain loops, on stores in memory."""
+"""Windows and split against plain loops, on stores in memory."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from tutti.data.config import DataConfig
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
-from tutti.data.mixture import Mixture
 from tutti.data.normalize import ActionStats, EmbodimentStats, Normalizer
 from tutti.data.split import split_episodes
 from tutti.data.tokenize import Tokenizer
@@ -117,42 +114,6 @@ def test_every_window_holds_what_a_loop_over_its_episode_finds(index: WindowInde
                 assert index.embodiments[int(batch.embodiment[window])] == store.name
                 window += 1
     assert window == len(index)
-
-
-def ranges(*sizes: int) -> tuple[np.ndarray, ...]:
-    ends = np.cumsum((0, *sizes))
-    return tuple(np.arange(a, b) for a, b in pairwise(ends.tolist()))
-
-
-def counts(windows: tuple[np.ndarray, ...], drawn: np.ndarray) -> list[int]:
-    return [int(np.isin(drawn, one).sum()) for one in windows]
-
-
-def test_the_missing_entries_go_where_rounding_down_took_most_and_are_made_up_for() -> None:
-    """Of 10 entries 2.6, 3.7 and 3.7 are wanted: 2, 3, 3, and the two that are missing to the .7."""
-    windows = ranges(4, 3, 3)
-    mixture = Mixture(windows, (26.0, 37.0, 37.0), seed=0)
-    assert counts(windows, mixture.take(0, 10)) == [2, 4, 4]
-    for epochs in range(1, 11):
-        drawn = counts(windows, mixture.take(0, 10 * epochs))
-        assert all(abs(got - wanted * epochs) < 1 for got, wanted in zip(drawn, (2.6, 3.7, 3.7), strict=True))
-    assert drawn == [26, 37, 37]
-
-
-def test_a_source_goes_on_from_epoch_to_epoch_and_each_pass_has_its_own_order() -> None:
-    windows = ranges(6, 18)
-    mixture = Mixture(windows, (1.0, 1.0), seed=3)
-    stream = mixture.take(0, 24 * 6)
-    small = stream[np.isin(stream, windows[0])]
-    passes = [small[first : first + 6].tolist() for first in range(0, len(small), 6)]
-    assert len(passes) == 12 and all(sorted(one) == list(range(6)) for one in passes)
-    assert len({tuple(one) for one in passes}) > 6
-    large = stream[np.isin(stream, windows[1])]
-    # 12 of an epoch of 24: the first pass over the 18 ends in the middle of the second epoch.
-    assert sorted(large[:18].tolist()) == list(range(6, 24)) != large[:18].tolist()
-    assert sorted(large[18:36].tolist()) == list(range(6, 24))
-    orders = [tuple(np.isin(stream[24 * e : 24 * e + 24], windows[0]).tolist()) for e in range(6)]
-    assert len(set(orders)) == 6, "every epoch mixes its sources anew"
 
 
 def episodes(*sizes: int) -> list[Episode]:

@@ -241,27 +241,6 @@ def test_an_expert_that_always_fails_is_refused_and_its_failures_remembered(tmp_
         assert len(list(tmp_path.rglob("*.failed"))) == 20
 
 
-def test_saved_episodes_come_back_equal(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    episode = RecordedEpisode(
-        task="reach",
-        seed=3,
-        images={"right": rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)},
-        states=rng.random((5, 4), dtype=np.float32),
-        actions=rng.random((5, 4), dtype=np.float32),
-        executed=rng.random((5, 4), dtype=np.float32),
-        privileged=rng.random((5, 39), dtype=np.float32),
-        instruction="reach the red dot",
-        noise=0.2,
-    )
-    recording.save_episode(tmp_path, episode)
-    back = recording.load_episode(tmp_path, "reach", 3)
-    assert np.array_equal(back.images["right"], episode.images["right"])
-    for key in ("states", "actions", "executed", "privileged"):
-        assert np.array_equal(getattr(back, key), getattr(episode, key))
-    assert (back.instruction, back.noise) == (episode.instruction, episode.noise)
-
-
 @pytest.mark.parametrize("order", range(10))
 def test_the_schedule_gives_the_first_successes_in_any_order_of_results(order: int) -> None:
     rng = random.Random(order)

@@ -44,6 +44,7 @@ class Mixture:
         """The windows at the entries [start, start + count) of the stream."""
         parts = []
         while count > 0:
+            # From the position alone, so that a resume and a replay need no history of what was drawn.
             epoch, place = divmod(start, self.epoch_length)
             part = self._epoch(epoch)[place : place + count]
             parts.append(part)
@@ -68,6 +69,7 @@ class Mixture:
 
     def _before(self, epoch: int) -> tuple[int, ...]:
         """The entries that each source has had before this epoch."""
+        # Epochs mostly come in order: the last sums are gone on from, and only a step back begins anew.
         number, spent = self._spent
         if number > epoch:
             number, spent = 0, (0,) * len(self.windows)
