@@ -12,11 +12,7 @@ import pytest
 import yaml
 
 from fixtures import squares_data
-from fixtures.hostile import (
-    STEP,
-    Stranger,
-    put,
-)
+from fixtures.hostile import STEP, Stranger, put
 from tutti import pipeline
 from tutti.serving.policy import export_policy
 

@@ -16,10 +16,7 @@ import pytest
 from PIL import Image
 
 from fixtures import squares_data
-from fixtures.hostile import (
-    bounded,
-    one_screen,
-)
+from fixtures.hostile import bounded, one_screen
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.types import UserError
 

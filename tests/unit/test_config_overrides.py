@@ -14,6 +14,7 @@ import yaml
 
 from fixtures.studies import make_study
 from tutti.config.files import read_yaml
+from tutti.config.messages import forms_of
 from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.studies.cells import arm_config
@@ -29,21 +30,15 @@ LONG = "training.steps=100000"
 """So long that no warm-up and no calibration is too long for it."""
 
 
-def resolved(node: Any) -> Any:
-    return SCHEMA["$defs"][node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
-
-
 def choices(node: Any) -> list[Any]:
     """What a node of the schema may be."""
-    node = resolved(node)
-    inner = [choice for branch in ("oneOf", "anyOf", "allOf") for choice in node.get(branch, ())]
-    return [one for choice in inner for one in choices(choice)] if inner else [node]
+    return list(forms_of(node, SCHEMA))
 
 
 def kinds_of(node: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for choice in choices(node):
-        kind = resolved(choice.get("properties", {}).get("kind", {}))
+        (kind,) = choices(choice.get("properties", {}).get("kind", {}))
         found |= dict.fromkeys(kind.get("enum", [kind["const"]] if "const" in kind else []), choice)
     return found
 
@@ -240,16 +235,16 @@ def test_an_arms_kind_keeps_what_the_study_says_of_its_keys() -> None:
     assert (training.optimizer.kind, training.optimizer.lr, training.schedule.warmup) == ("adamw", 0.02, 2)
 
 
-def test_a_key_for_every_arm_that_one_arms_kind_does_not_have_is_refused() -> None:
-    study = make_study(
-        overrides=["strategy.first_share=0.3"], arms={"end_to_end": [], "a": ["strategy.kind=action_only"]}
-    )
+def test_what_is_no_arms_to_set_is_refused() -> None:
+    """A key that its kind does not have, and what the study decides, in a mapping too."""
+    arms = {
+        "end_to_end": [],
+        "a": ["strategy.kind=action_only"],
+        "sly": ["training={steps: 9, log_every: 1}"],
+    }
+    study = make_study(overrides=["strategy.first_share=0.3"], arms=arms)
     with pytest.raises(UserError, match=r"arm 'a': override 'strategy\.first_share=0\.3': 1 mistake"):
         arm_config(study, "a")
-
-
-def test_what_the_study_decides_is_no_arms_to_change_in_a_mapping_either() -> None:
-    study = make_study(arms={"end_to_end": [], "sly": ["training={steps: 9, log_every: 1}"]})
     with pytest.raises(UserError, match=r"arm 'sly': training\.steps is not an arm's to change"):
         arm_config(study, "sly")
 

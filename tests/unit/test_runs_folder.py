@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,13 @@ def finish(folder: Path, stage: str) -> RunFolder:
     with run.stage(stage):
         (folder / STAGES[stage][0]).mkdir(exist_ok=True)
     return run
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes what the book says of the training."""
+    book = json.loads((folder / "stages.json").read_text())
+    change(book["train"])
+    (folder / "stages.json").write_text(json.dumps(book))
 
 
 def test_finished_stage_is_kept_by_the_next_process(tmp_path: Path) -> None:
@@ -73,14 +82,11 @@ def test_a_fork_is_offered_where_the_weights_would_still_fit(tmp_path: Path) -> 
 
 def test_a_run_that_is_older_than_a_key_goes_on_with_its_default(tmp_path: Path) -> None:
     begin(tmp_path, "train")
-    book = json.loads((tmp_path / "stages.json").read_text())
-    del book["train"]["inputs"]["training"]["deterministic"]
-    (tmp_path / "stages.json").write_text(json.dumps(book))
+    edit(tmp_path, lambda train: train["inputs"]["training"].pop("deterministic"))
     assert begin(tmp_path, "train")
     with pytest.raises(UserError, match=r"training\.deterministic: true -> false"):
         begin(tmp_path, "train", load_config(None, ["training.steps=210", "training.deterministic=false"]))
-    book["train"]["inputs"]["training"]["gone"] = 1
-    (tmp_path / "stages.json").write_text(json.dumps(book))
+    edit(tmp_path, lambda train: train["inputs"]["training"].update(gone=1))
     with pytest.raises(UserError, match=r"training\.gone"):
         begin(tmp_path, "train")
 
@@ -90,9 +96,7 @@ def test_an_older_run_whose_checkpoints_must_reach_far_back_goes_on_too(tmp_path
     far = "training.gradients.rollback.rewind_steps=500"
     config = load_config(None, ["training.steps=900", "training.checkpoints.keep=4", far])
     begin(tmp_path, "train", config)
-    book = json.loads((tmp_path / "stages.json").read_text())
-    del book["train"]["inputs"]["training"]["deterministic"]
-    (tmp_path / "stages.json").write_text(json.dumps(book))
+    edit(tmp_path, lambda train: train["inputs"]["training"].pop("deterministic"))
     assert begin(tmp_path, "train", config)
 
 
@@ -101,24 +105,17 @@ def test_key_without_effect_may_change(tmp_path: Path) -> None:
     assert not begin(tmp_path, "record", load_config(None, ["record.workers=3"]))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *("training.checkpoints.format=sharded", "training.checkpoints.background=false"),
-        *("training.checkpoints.every=7", "training.checkpoints.keep=9", "training.parallel={kind: ddp}"),
-    ],
-)
-def test_how_a_training_is_saved_and_spread_may_change(tmp_path: Path, change: str) -> None:
+def test_how_a_training_is_saved_and_spread_may_change(tmp_path: Path) -> None:
     """docs/scaling.md says so; no bit of the result depends on it."""
     begin(tmp_path, "train")
-    assert begin(tmp_path, "train", load_config(None, ["training.steps=210", change]))
+    changes = ["training.checkpoints={format: sharded, background: false, every: 7, keep: 9}"]
+    changes += ["training.steps=210", "training.parallel={kind: ddp}"]
+    assert begin(tmp_path, "train", load_config(None, changes))
 
 
 def test_a_book_of_an_older_version_may_name_keys_that_have_no_effect_now(tmp_path: Path) -> None:
     begin(tmp_path, "train")
-    book = json.loads((tmp_path / "stages.json").read_text())
-    book["train"]["inputs"]["training"]["checkpoints"] = {"format": "sharded"}
-    (tmp_path / "stages.json").write_text(json.dumps(book))
+    edit(tmp_path, lambda train: train["inputs"]["training"].update(checkpoints={"format": "sharded"}))
     assert begin(tmp_path, "train")
 
 
@@ -150,9 +147,7 @@ def test_config_keeps_the_sections_that_earlier_stages_were_made_with(tmp_path: 
 
 def test_seconds_add_up_over_interruptions_but_not_over_repetitions(tmp_path: Path) -> None:
     begin(tmp_path, "train")
-    book = json.loads((tmp_path / "stages.json").read_text())
-    book["train"]["seconds"] = 100.0
-    (tmp_path / "stages.json").write_text(json.dumps(book))
+    edit(tmp_path, lambda train: train.update(seconds=100.0))
     assert 100.0 <= finish(tmp_path, "train").seconds["train"] < 110.0
     assert 100.0 <= RunFolder(tmp_path).seconds["train"] < 110.0
     assert finish(tmp_path, "train").seconds["train"] < 10.0
@@ -189,44 +184,31 @@ def test_second_process_is_refused_while_a_stage_runs(tmp_path: Path) -> None:
         pass
 
 
-def test_absent_run_is_named_with_those_that_are_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", ["model.json", "records.jsonl"])
+def test_a_stage_that_fails_before_its_work_is_forgotten_and_else_kept(tmp_path: Path, made: str) -> None:
+    """A mended config is accepted while nothing that cost work is there."""
+    run = RunFolder(tmp_path)
+    assert run.begin("train", CONFIG, "training")
+    with pytest.raises(UserError, match="a typo"), run.stage("train"):
+        run.write_json(made, {})
+        raise UserError("a typo")
+    if made == "model.json":
+        assert RunFolder(tmp_path).begin("train", CHANGED, "training")
+    else:
+        with pytest.raises(UserError, match="made with another config"):
+            RunFolder(tmp_path).begin("train", CHANGED, "training")
+
+
+def test_a_folder_that_is_no_run_is_named_with_those_that_are(tmp_path: Path) -> None:
     finish(tmp_path / "demo", "train")
     with pytest.raises(UserError, match=r"dmeo: no such run. There are: .*demo"):
         RunFolder(tmp_path / "dmeo", new=False)
     assert not (tmp_path / "dmeo").exists()
-
-
-def test_damaged_book_names_its_file(tmp_path: Path) -> None:
-    (tmp_path / "stages.json").write_text('{"train":')
+    (tmp_path / "demo" / "stages.json").write_text('{"train":')
     with pytest.raises(UserError, match=r"stages\.json: not valid JSON"):
-        RunFolder(tmp_path)
-
-
-def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
-        RunFolder(tmp_path / "file" / "run")
-
-
-def test_a_stage_that_fails_before_its_work_is_forgotten_and_a_mended_config_accepted(tmp_path: Path) -> None:
-    wrong, right = (load_config(None, [f"training.steps={steps}"]) for steps in (300, 400))
-    run = RunFolder(tmp_path / "run")
-    assert run.begin("train", wrong, "training")
-    with pytest.raises(UserError, match="a typo"), run.stage("train"):
-        run.write_json("model.json", {})
-        raise UserError("a typo")
-    assert RunFolder(tmp_path / "run").begin("train", right, "training")
-
-
-def test_a_stage_that_fails_in_its_work_is_kept(tmp_path: Path) -> None:
-    wrong, right = (load_config(None, [f"training.steps={steps}"]) for steps in (300, 400))
-    run = RunFolder(tmp_path / "run")
-    assert run.begin("train", wrong, "training")
-    with pytest.raises(UserError, match="NaN"), run.stage("train"):
-        run.write_json("records.jsonl", {})
-        raise UserError("NaN")
-    with pytest.raises(UserError, match="made with another config"):
-        RunFolder(tmp_path / "run").begin("train", right, "training")
+        RunFolder(tmp_path / "demo")
+    with pytest.raises(UserError, match=r"stages\.json/run"):
+        RunFolder(tmp_path / "demo" / "stages.json" / "run")
 
 
 def test_what_changes_no_result_is_taken_over_and_said(

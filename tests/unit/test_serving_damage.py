@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from test_serving_policy import CONFIG, TOKENIZER, look, model, normalizer, state_of, write
 
+from fixtures import hostile
 from fixtures.small_model import relist
 from tutti.data.normalize import Normalizer
 from tutti.distributed.world import ONE_PROCESS
@@ -100,24 +99,8 @@ def refused(make: Callable[[], Any]) -> bool:
     return False
 
 
-class Bomb:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, flag: Path) -> None:
-        self.flag = flag
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.flag),)
-
-
-PLANTED = (
-    ".metadata",
-    "shards/.metadata",
-    "shards/__0_0.distcp",
-    "shards/index.json",
-    "optimizer.pt",
-    "ema.pt",
-)
+PLANTED = (".metadata", "shards/.metadata", "shards/__0_0.distcp", "shards/index.json")
+PLANTED += ("optimizer.pt", "ema.pt", "model.pt", STATE)
 
 
 def test_a_pickle_in_the_place_of_any_file_or_beside_them_runs_nothing(folder: Path, tmp_path: Path) -> None:
@@ -127,7 +110,7 @@ def test_a_pickle_in_the_place_of_any_file_or_beside_them_runs_nothing(folder: P
         shutil.copytree(home, tmp_path / "try")
         there = tmp_path / "try" / "checkpoints" / folder.name
         (there / name).parent.mkdir(exist_ok=True)
-        (there / name).write_bytes(pickle.dumps(Bomb(flag), protocol=2))
+        (there / name).write_bytes(hostile.evil_pickle(flag))
         if name not in (STATE, EXPORT):
             relist(there, manifest(there))  # the stranger makes the checksums fit
         for reader in ("Policy.load", "export", "resume"):
@@ -139,7 +122,7 @@ def test_a_pickle_in_the_place_of_any_file_or_beside_them_runs_nothing(folder: P
 def test_a_pickle_among_the_files_of_a_training_is_named(originals: dict[str, Path], tmp_path: Path) -> None:
     for name in ("optimizer.pt", "rng.pt"):
         folder = copy_of(originals["whole"], tmp_path / name)
-        (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=2))
+        (folder / name).write_bytes(hostile.evil_pickle(tmp_path / "ran"))
         relist(folder)
         with pytest.raises(UserError, match=rf"{name}: cannot be read: .*more than tensors and plain values"):
             load(folder)
@@ -180,6 +163,7 @@ def test_a_file_that_is_lost_or_cut_is_never_replaced_by_another(folder: Path, h
             with pytest.raises(UserError, match=re.escape(name)):
                 every_reader(folder)[reader]()
         (folder / name).write_bytes(data)
+    assert [path.name for path in folder.parents[1].iterdir()] == ["checkpoints"]  # of an export nothing
 
 
 def test_a_listed_file_that_no_policy_reads_may_not_be_lost_either(
@@ -202,11 +186,13 @@ def test_without_an_average_in_the_list_the_raw_weights_are_served(tmp_path: Pat
         policy = Policy.load(saved(tmp_path / kind, kind, ema={}))
         raw = Policy(model(1), policy.normalizer, policy.tokenizer)
         np.testing.assert_array_equal(policy.predict(images, state, TEXT), raw.predict(images, state, TEXT))
+        about = export_policy(tmp_path / kind, tmp_path / f"{kind} export") / EXPORT
+        assert json.loads(about.read_text())["weights"] == "raw"
 
 
 NAMES = [
     *("../outside", "/etc/passwd", "shards/../../outside", "other/file", "shards/", "shards", "", ".", ".."),
-    *("shards/..", "a\\b/c", "x\n", "shards//x", "./spec.json", "~", "a\0b"),
+    *("shards/..", "a\\b/c", "x\n", "shards//x", "./spec.json", "~", "a\0b", "/dev/zero", "x" * 5000),
 ]
 
 
@@ -238,38 +224,27 @@ TABLES: dict[str, Any] = {
     "two checksums": {"files": {"spec.json": {"bytes": 3, "crc32": 0, "sha256": ""}}},
     "a checksum of another kind": {"files": {"spec.json": {"bytes": 3, "sha256": 4}}},
     "nothing listed": {"files": {}, "step": 1},
+    **{f"JSON {name}": text for name, text in hostile.JSON.items() if name in ("deep", "digits", "not_utf8")},
 }
 
 
 @pytest.mark.parametrize("how", TABLES)
 def test_a_list_of_another_form_is_refused(folder: Path, how: str) -> None:
-    (folder / manifest(folder)).write_text(json.dumps(TABLES[how]))
+    table = TABLES[how]
+    (folder / manifest(folder)).write_bytes(table if isinstance(table, bytes) else json.dumps(table).encode())
     for reader, make in every_reader(folder).items():
         assert refused(make) or (how == "nothing listed" and reader in ("verify", "newest")), reader
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"step": ' + b"9" * 9000 + b"}", b"\xff", b"{}" * 9])
-def test_a_list_that_is_no_json_is_refused(folder: Path, content: bytes) -> None:
-    (folder / manifest(folder)).write_bytes(content)
-    for reader, make in every_reader(folder).items():
-        assert refused(make), reader
-
-
-@pytest.mark.parametrize("what", ["pipe", "device", "link outside", "folder", "loop"])
-def test_what_is_no_regular_file_of_the_folder_is_refused_unopened(folder: Path, what: str) -> None:
+@pytest.mark.parametrize("what", [*hostile.SPECIAL, "link outside"])
+def test_what_is_no_plain_file_of_the_folder_is_refused_unopened(folder: Path, what: str) -> None:
     for name in [*served(folder), manifest(folder)]:
-        path, kept = folder / name, folder.parent / "kept"
-        path.rename(kept)
-        if what == "pipe":
-            os.mkfifo(path)
-        elif what == "folder":
-            path.mkdir()
-        else:
-            path.symlink_to({"device": "/dev/zero", "link outside": kept, "loop": path}[what])
-        for reader in ("Policy.load", "factory", "export", "verify"):
+        path, data = folder / name, (folder / name).read_bytes()
+        hostile.SPECIAL.get(what, hostile.as_link_outside)(path)
+        for reader in ("Policy.load", "factory", "export", "verify", "resume"):
             assert refused(every_reader(folder)[reader]), (name, reader)
-        path.rmdir() if what == "folder" else path.unlink()
-        kept.rename(path)
+        path.rmdir() if path.is_dir() else path.unlink()
+        path.write_bytes(data)
 
 
 def test_a_link_inside_the_folder_is_read(folder: Path) -> None:
@@ -318,8 +293,9 @@ def test_where_weights_are_in_one_file_shards_are_not_looked_at(
     assert load(folder).tensors.keys() == {"model", "ema"}
 
 
-@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("kind", ["whole", "sharded"])
+@pytest.mark.parametrize(
+    ("kind", "number"), [("whole", torch.nan), ("whole", -torch.inf), ("sharded", torch.inf)]
+)
 def test_weights_that_are_not_finite_are_neither_served_nor_exported(
     kind: str, number: float, tmp_path: Path
 ) -> None:
@@ -348,48 +324,36 @@ def test_a_number_that_overflows_in_the_types_of_the_model_is_found(
         Policy.load(folder)
 
 
-def changes() -> Iterator[tuple[str, Callable[[dict[str, Any]], Any], str]]:
-    """Statistics that no data can have: what, the change, what is said."""
+Change = Callable[[dict[str, Any]], Any]
 
-    def at(what: str, name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
-        def change(table: dict[str, Any]) -> None:
-            table["stats"]["arm"][what][name][1] = value
 
-        return change
+def at(what: str, name: str, value: Any) -> Change:
+    """Another statistic of dimension 1."""
+    return lambda table: table["stats"]["arm"][what][name].__setitem__(1, value)
 
-    for what in ("state", "action"):
-        for name in ("q01", "q99", "mean", "std", "min", "max"):
-            for value in (float("nan"), float("inf")):
-                yield (
-                    f"{what} {name} {value}",
-                    at(what, name, value),
-                    f"{what} .*dimension 1: {name} is not finite",
-                )
-        yield f"{what} min", at(what, "min", 1e9), f"{what} .*dimension 1: min is above max"
-        yield f"{what} q01", at(what, "q01", 1e9), f"{what} .*dimension 1: q01 is above q99"
-        yield f"{what} std below 0", at(what, "std", -1.0), f"{what} .*dimension 1: std is below 0"
-        yield f"{what} std 0", at(what, "std", 0.0), f"{what} .*dimension 1: std is 0 although"
-        yield f"{what} text", at(what, "min", "low"), "normalizer.json: cannot be used"
-        yield (
-            f"{what} short",
-            lambda t, w=what: t["stats"]["arm"][w]["min"].pop(),
-            f"{what} .*as many numbers",
-        )
-        yield (
-            f"{what} all short",
-            lambda t, w=what: [numbers.pop() for numbers in t["stats"]["arm"][w].values()],
-            rf"The {what} of embodiment 'arm' has \d dimensions in the statistics; found \d",
-        )
-    yield "kind", lambda t: t.update(kind="other"), "kind: expected quantile or standard, found 'other'"
-    yield "no kind", lambda t: t.pop("kind"), "normalizer.json: cannot be used"
-    yield (
-        "embodiment",
-        lambda t: t["stats"].update(leg=t["stats"].pop("arm")),
-        r"'arm' has no statistics; expected one of \('leg',\)",
+
+NAMES_OF_STATISTICS = ("q01", "q99", "mean", "std", "min", "max")
+WRONG: list[tuple[str, Any, str]] = [
+    *((name, value, f"{name} is not") for name in NAMES_OF_STATISTICS for value in (np.nan, np.inf)),
+    *(("min", 1e9, "min is above max"), ("q01", 1e9, "q01 is above q99")),
+    *(("std", -1.0, "std is below 0"), ("std", 0.0, "std is 0 although")),
+]
+CHANGES: dict[str, tuple[Change, str]] = {
+    "kind": (lambda t: t.update(kind="other"), "kind: expected quantile or standard, found 'other'"),
+    "no kind": (lambda t: t.pop("kind"), "normalizer.json: cannot be used"),
+    "embodiment": (lambda t: t["stats"].update(leg=t["stats"].pop("arm")), r"no statistics; .*\('leg',\)"),
+}
+"""What no data can have: the change, and what is said."""
+for each in ("state", "action"):
+    for name, value, says in WRONG:
+        CHANGES[f"{each} {name} {value}"] = (at(each, name, value), f"{each} .*dimension 1: {says}")
+    for value in ("low", None, [1.0]):
+        CHANGES[f"{each} {value!r}"] = (at(each, "min", value), "normalizer.json: cannot be used|not finite")
+    CHANGES[f"{each} short"] = (lambda t, w=each: t["stats"]["arm"][w]["min"].pop(), "as many numbers")
+    CHANGES[f"{each} all short"] = (
+        lambda t, w=each: [numbers.pop() for numbers in t["stats"]["arm"][w].values()],
+        rf"The {each} of embodiment 'arm' has \d dimensions in the statistics; found \d",
     )
-
-
-CHANGES = {name: (change, says) for name, change, says in changes()}
 
 
 @pytest.mark.parametrize("how", CHANGES)

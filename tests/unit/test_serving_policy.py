@@ -1,9 +1,10 @@
-"""The policy gives the model's own prediction, in data units, and says what is wrong with its arguments."""
+"""The policy gives the model's own prediction, in data units, and its export the same without the run."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fixtures.small_model import relist
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
+from tutti.distributed.world import ONE_PROCESS
 from tutti.evaluation.closed_loop.rollouts import PolicyFactory, RolloutPolicy
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
-from tutti.serving.policy import CheckpointPolicyFactory, Policy, export_policy, find_checkpoint
+from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, export_policy, find_checkpoint
+from tutti.storage.checkpoint import Checkpoint, save_sharded
 from tutti.types import DataSpec, Observation, UserError
 
 TOKENIZER = Tokenizer.fit(["open the tap", "close the tap"], 300)
@@ -157,18 +160,14 @@ def test_cache_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(policy.predict(images, state, "open the tap 0"), first)
 
 
-@pytest.mark.parametrize("text", ["open the tap", "close the tap"])
-def test_load_takes_average_or_raw_weights(tmp_path: Path, text: str) -> None:
+def test_load_takes_average_or_raw_weights(tmp_path: Path) -> None:
     folder = write(tmp_path / "run" / "checkpoints" / "step-000010", model(0), model(1))
     images, state = look()
     for weights, seed in (("raw", 0), ("ema", 1)):
         loaded = Policy.load(folder, weights, clip=False)
-        np.testing.assert_allclose(
-            loaded.predict(images, state, text),
-            by_hand(model(seed), images, state, text),
-            rtol=1e-6,
-            atol=1e-6,
-        )
+        for text in ("open the tap", "close the tap"):
+            expected = by_hand(model(seed), images, state, text)
+            np.testing.assert_allclose(loaded.predict(images, state, text), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_run_folder_means_its_newest_checkpoint(tmp_path: Path) -> None:
@@ -191,9 +190,8 @@ def test_an_older_checkpoint_does_not_stand_for_a_damaged_newest_one(gone: str, 
         Policy.load(tmp_path / "run")
 
 
-def test_factory_pickles_and_its_fingerprint_follows_the_weights(tmp_path: Path) -> None:
+def test_a_factory_sent_to_another_process_makes_the_same_policy(tmp_path: Path) -> None:
     folder = write(tmp_path / "a" / "checkpoints" / "step-000010", model(0), model(1))
-    other = write(tmp_path / "b" / "checkpoints" / "step-000010", model(0), model(2))
     factory = CheckpointPolicyFactory(folder)
     assert isinstance(factory, PolicyFactory)
     sent = pickle.loads(pickle.dumps(factory))
@@ -204,11 +202,6 @@ def test_factory_pickles_and_its_fingerprint_follows_the_weights(tmp_path: Path)
         made.predict(images, state, "open the tap"), factory().predict(images, state, "open the tap")
     )
     assert sent.fingerprint == factory.fingerprint
-    assert CheckpointPolicyFactory(other).fingerprint != factory.fingerprint
-    assert (
-        CheckpointPolicyFactory(other, "raw").fingerprint
-        == CheckpointPolicyFactory(folder, "raw").fingerprint
-    )
 
 
 @pytest.mark.parametrize(
@@ -263,3 +256,67 @@ def test_wrong_arguments_say_what_was_expected() -> None:
         policy.predict(images, state * np.float32("nan"), "open the tap")
     with pytest.raises(UserError, match="expected one of arm"):
         Policy(model(), normalizer(), TOKENIZER, embodiment="leg")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two checkpoints with averages; the older one is marked as the best."""
+    folder = tmp_path / "run" / "checkpoints"
+    write(folder / "step-000010", model(1), model(2))
+    write(folder / "step-000020", model(3), model(4))
+    (folder / "best.json").write_text(json.dumps({"step": 10}))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("weights", "checkpoint", "seed"),
+    [("ema", "latest", 4), ("raw", "latest", 3), ("ema", "best", 2), ("raw", 10, 1)],
+)
+def test_an_export_acts_like_its_checkpoint_without_the_run(
+    run: Path, tmp_path: Path, weights: Weights, checkpoint: int | str, seed: int
+) -> None:
+    to = export_policy(run, tmp_path / "policy", weights, checkpoint)
+    shutil.rmtree(run)
+    expected = Policy(model(seed), Policy.load(to).normalizer, Policy.load(to).tokenizer)
+    images, state = look()
+    for chosen in ("ema", "raw"):  # one file of weights, whatever is asked for
+        found = Policy.load(to, chosen).predict(images, state, "open the tap")
+        np.testing.assert_array_equal(found, expected.predict(images, state, "open the tap"))
+    about = json.loads((to / "export.json").read_text())
+    assert about["weights"] == weights
+    assert about["parameters"] == sum(p.numel() for p in model().state_dict().values())
+    assert {path.name for path in to.iterdir()} == {
+        *("model.safetensors", "config.yaml", "spec.json", "normalizer.json", "tokenizer.json", "export.json")
+    }
+
+
+@pytest.mark.parametrize(("weights", "seed"), [("ema", 4), ("raw", 3)])
+def test_a_checkpoint_of_shares_is_a_policy_and_exports_one_file(
+    run: Path, tmp_path: Path, weights: Weights, seed: int
+) -> None:
+    old = run / "checkpoints" / "step-000020"
+    tensors = {name: load_file(old / f"{name}.safetensors") for name in ("model", "ema")}
+    texts = ("spec.json", "normalizer.json", "tokenizer.json", "config.yaml")
+    extra = {name: (old / name).read_text() for name in texts if (old / name).is_file()}
+    saved = Checkpoint(step=30, tensors=tensors, optimizer={}, rng={}, state={}, extra=extra)
+    folder = save_sharded(run, saved, ONE_PROCESS)
+    before = CheckpointPolicyFactory(run, weights)
+    assert before.path == folder == find_checkpoint(run)
+    assert (
+        before.fingerprint != CheckpointPolicyFactory(run, "raw" if weights == "ema" else "ema").fingerprint
+    )
+    images, state = look()
+    policy = before()
+    expected = Policy(model(seed), policy.normalizer, policy.tokenizer).predict(images, state, "open it")
+    np.testing.assert_array_equal(policy.predict(images, state, "open it"), expected)
+    to = export_policy(run, tmp_path / "policy", weights)
+    np.testing.assert_array_equal(Policy.load(to).predict(images, state, "open it"), expected)
+    assert json.loads((to / "export.json").read_text())["weights"] == weights
+
+
+def test_an_existing_folder_and_unknown_choices_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"exists\. Give --to"):
+        export_policy(run, run)
+    for which in (15, "newest"):
+        with pytest.raises(UserError, match=f"no checkpoint of step {which}; there are 10, 20, .* best"):
+            export_policy(run, tmp_path / "to", checkpoint=which)

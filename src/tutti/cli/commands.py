@@ -100,12 +100,12 @@ def evaluate(
     Overrides may name keys of the section `evaluation` only: tutti evaluate runs/demo evaluation.episodes=50
     """
     require_run(run)
-    from tutti import pipeline
-
     for override in overrides or []:
         if not override.startswith("evaluation."):
             raise UserError(f"'{override}': a trained run is as it is; only keys of evaluation.* may change.")
     config = load(run / "config.yaml", overrides).evaluation if overrides else None
+    from tutti import pipeline
+
     pipeline.evaluate(run, config, redo=redo, trust_code=trust_code)
 
 

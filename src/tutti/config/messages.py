@@ -180,16 +180,16 @@ def unknown_keys(values: Any) -> list[str]:
     return list(walk(values, (), ()))
 
 
-def _forms(node: Any, schema: Schema) -> Iterator[Schema]:
+def forms_of(node: Any, schema: Schema) -> Iterator[Schema]:
     """`node` with references and unions resolved: each form that a value there may have."""
     if not isinstance(node, Mapping):
         return
     if "$ref" in node:
-        yield from _forms(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]], schema)
+        yield from forms_of(schema["$defs"][node["$ref"].rsplit("/", 1)[-1]], schema)
         return
     choices = [choice for branch in BRANCHES for choice in node.get(branch, ())]
     for choice in choices:
-        yield from _forms(choice, schema)
+        yield from forms_of(choice, schema)
     if not choices:
         yield node
 
@@ -198,7 +198,7 @@ def key_paths(schema: Schema) -> Iterator[tuple[str, ...]]:
     """Every key that the schema knows, as a path; entries of lists and of open mappings are '*'."""
 
     def walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        for form in _forms(node, schema):
+        for form in forms_of(node, schema):
             for key, value in form.get("properties", {}).items():
                 yield (*path, key)
                 yield from walk(value, (*path, key))

@@ -92,6 +92,7 @@ class MicroBatches:
     def counts(self, counted: Counted) -> Shaped[Tensor, " m"]:
         """The sum of the mask or weights of each micro-batch over the rows of all ranks."""
         if counted not in self._counts:
+            # Of all micro-batches at once: one collective for an update, and before its first forward pass.
             counts = torch.stack([counted(batch).sum() for batch in self.batches])
             if _present.count > 1:
                 dist.all_reduce(counts, group=_present.group)
@@ -169,6 +170,7 @@ def gathered(x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "m ..."]:
     ranks = _present
     if ranks.count == 1:
         return x
+    # Whether there is a gradient is the same on every rank, so that all of them meet in its collective.
     if x.is_floating_point() and torch.is_grad_enabled() and x.requires_grad:
         return _Gathered.apply(x, ranks)  # pyright: ignore[reportReturnType]
     return _all_rows(x, ranks)
@@ -197,7 +199,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        total = gradient.contiguous().clone()
+        total = gradient.contiguous().clone()  # the all-reduce writes into it; autograd still owns `gradient`
         dist.all_reduce(total, group=ctx.ranks.group)
         return total[ctx.ranks.rows(len(total))].contiguous(), None
 

@@ -24,7 +24,13 @@ from tutti.distributed.world import launched_world_size, world
 from tutti.nested_dicts import changed_keys, indented
 from tutti.plugin import Trust
 from tutti.runs.terminal import print_line
-from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
+from tutti.storage.files import (
+    exclusive_lock,
+    explain_disk_errors,
+    explain_full_disk,
+    write_atomically,
+    write_json,
+)
 from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
@@ -74,10 +80,8 @@ class RunFolder:
         self._lock = threading.Lock()
         if not new:
             require_run(path)
-        try:
+        with explain_disk_errors(path, "the folder of a run"):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be the folder of a run: {error.strerror}.") from error
         self._manifest = _read_manifest(path / MANIFEST)
 
     @property
@@ -168,9 +172,8 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the run atomically, on rank 0 only."""
-        if not world().first:
-            return
-        write_json(self.path / name, value)
+        if world().first:
+            write_json(self.path / name, value)
 
     def discard(self, name: str) -> None:
         """Deletes a file or a folder of the run, if it exists."""

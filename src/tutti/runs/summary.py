@@ -96,17 +96,15 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _success(path: Path) -> dict[str, Any]:
     """The success rates of results.json; empty if there is no such file or it has another form."""
-    nothing = {"success": {}, "mean": None, "controls": {}, "verdicts": {}}
     values = _json(path)
     try:
         result = EvaluationResult.from_dict(values) if values else None
     except (KeyError, TypeError, ValueError) as error:
-        print_line(
-            f"{path} is left out, it has another form ({type(error).__name__}: {shown(str(error), 300)})"
-        )
-        return nothing
+        said = f"{type(error).__name__}: {shown(str(error), 300)}"
+        print_line(f"{path} is left out, it has another form ({said})")
+        result = None
     if result is None:
-        return nothing
+        return {"success": {}, "mean": None, "controls": {}, "verdicts": {}}
     return {
         "success": result.policy.counts,
         "mean": {"rate": result.policy.mean, **asdict(result.policy.interval)},

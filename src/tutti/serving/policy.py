@@ -58,7 +58,12 @@ class Policy:
         self.normalizer = normalizer
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        self.embodiment = _choose(self.spec.embodiments, embodiment)
+        known = self.spec.embodiments
+        if embodiment is None and len(known) == 1:
+            embodiment = known[0]
+        if embodiment is None or embodiment not in known:
+            raise UserError(f"embodiment: expected one of {', '.join(known)}, got {embodiment!r}.")
+        self.embodiment = embodiment
         normalizer.check(self.embodiment, self.spec.state_dim, self.spec.action_dim)
         stats = normalizer.stats[self.embodiment].action
         bounds = (stats.min.astype(np.float32), stats.max.astype(np.float32))
@@ -113,7 +118,10 @@ class Policy:
         action is not finite.
         """
         resized = self._images(images, use_images)
-        self._check_state(state)
+        if np.shape(state) != (self.spec.state_dim,) or not np.isfinite(state).all():
+            raise UserError(
+                f"state: expected {self.spec.state_dim} finite numbers in the data's units, got {state!r}."
+            )
         normalised = self.normalizer.apply_state(np.asarray(state, np.float32), self.embodiment)
         with torch.inference_mode():
             mask = torch.full((1, len(self.spec.views)), use_images, device=self.device)
@@ -163,12 +171,6 @@ class Policy:
             )
         return torch.from_numpy(resize_images(images, size))[None].to(self.device)
 
-    def _check_state(self, state: np.ndarray) -> None:
-        if np.shape(state) != (self.spec.state_dim,) or not np.isfinite(state).all():
-            raise UserError(
-                f"state: expected {self.spec.state_dim} finite numbers in the data's units, got {state!r}."
-            )
-
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPolicyFactory:
@@ -200,14 +202,6 @@ class CheckpointPolicyFactory:
 
     def __call__(self) -> Policy:
         return Policy.load(self.path, self.weights, clip=self.clip, trust_code=self.trust_code)
-
-
-def _choose(known: tuple[str, ...], embodiment: str | None) -> str:
-    if embodiment is None and len(known) == 1:
-        return known[0]
-    if embodiment is None or embodiment not in known:
-        raise UserError(f"embodiment: expected one of {', '.join(known)}, got {embodiment!r}.")
-    return embodiment
 
 
 def export_policy(

@@ -50,7 +50,7 @@ BEST_MARK = "best.json"
 PIECE = 1 << 24
 Size = dict[str, Any]
 """bytes, and crc32 or sha256, of a file."""
-_NAME = re.compile(r"(shards/)?(?!\.\.?$)[\w.][\w.-]*")
+_NAME = re.compile(r"(shards/)?(?!\.\.?$)[\w.][\w.-]{0,199}")
 
 
 class Crc32:
