@@ -48,26 +48,20 @@ def test_the_average_is_that_of_the_formula(decay: float) -> None:
     module = Parts()
     average = Ema(module, decay)
     expected = module.weight.detach().clone()
+    shared = module.first.weight.detach().clone()
     for step in range(5):
         with torch.no_grad():
             module.weight.add_(torch.tensor([0.25 * (step + 1), -1.0]))
+            module.first.weight.add_(1.0)
         average.update()
         d = min(decay, (1 + step) / (10 + step))
         expected = d * expected + (1 - d) * module.weight.detach()
+        shared = d * shared + (1 - d) * module.first.weight.detach()
     assert torch.allclose(average.shadow["weight"], expected, rtol=1e-12, atol=0)
+    for name in ("first.weight", "second.weight"):  # one parameter under two names
+        assert torch.allclose(average.shadow[name], shared, rtol=1e-12, atol=0)
     assert average.updates == 5
     assert not torch.allclose(average.shadow["weight"], module.weight.detach(), rtol=1e-3)
-
-
-def test_a_shared_parameter_is_averaged_under_both_names() -> None:
-    module = Parts()
-    average = Ema(module, 0.9)
-    before = module.first.weight.detach().clone()
-    with torch.no_grad():
-        module.first.weight += 1.0
-    average.update()
-    for name in ("first.weight", "second.weight"):
-        assert torch.allclose(average.shadow[name], before + 0.9)
 
 
 def test_what_is_no_number_of_the_model_is_copied_and_no_view_of_it() -> None:
@@ -161,19 +155,6 @@ def test_at_a_constant_rate_x_is_the_mean_of_the_iterates() -> None:
     assert torch.allclose(optimizer.state[parameter]["x"], torch.stack(seen).mean(0), atol=1e-12)
 
 
-def test_a_look_at_x_gives_y_back_to_the_last_bit() -> None:
-    torch.manual_seed(0)
-    parameter = torch.nn.Parameter(torch.randn(50))
-    optimizer = ScheduleFreeAdamW([parameter], lr=0.3)
-    for _ in range(4):
-        parameter.grad = torch.randn(50)
-        optimizer.step()
-    own = parameter.detach().clone()
-    with optimizer.averaged():
-        assert not torch.equal(parameter, own)
-    assert torch.equal(parameter, own)
-
-
 def test_a_checkpoint_holds_x_and_validation_measures_it(tmp_path: Path) -> None:
     often = make_trainer(tmp_path / "a", validation={"every": 1, "raw": True}, **SETTINGS)
     never = make_trainer(tmp_path / "b", validation={"every": 0}, **SETTINGS)
@@ -188,14 +169,6 @@ def test_a_checkpoint_holds_x_and_validation_measures_it(tmp_path: Path) -> None
     assert any(not torch.equal(saved.tensors["model"][n], p) for n, p in often.model.named_parameters())
     last = [r for r in read_records(tmp_path / "a") if r["kind"] == "validation"][-1]
     assert last["valid/total"] != last["valid_raw/total"]
-
-
-def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    settings = SETTINGS | {"optimizer": {"kind": "schedule_free", "lr": 0.03}}
-    make_trainer(tmp_path, steps=80, **settings).fit(Data())
-    train = [r for r in read_records(tmp_path) if r["kind"] == "train"]
-    assert train[-1]["loss/action/raw"] < 0.6 * train[0]["loss/action/raw"]
-    assert train[-1]["optim/lr"] == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize("freezing", [False, True])

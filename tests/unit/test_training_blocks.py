@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from fixtures.compiled_losses import every_way, one_block
 from fixtures.ranks import on_ranks
+from fixtures.run_equality import leaves
 from fixtures.vla_training import Data, make_batch, make_trainer, modules
 from tutti.models.layers import TransformerBlock, blocks_of
+from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer
@@ -65,16 +68,11 @@ def test_compile_refuses_another_mode() -> None:
         TrainingConfig(compile="layers")  # pyright: ignore[reportArgumentType]
 
 
-def recomputing(on: bool) -> tuple[Any, Any]:
+def kept_bytes(on: bool) -> tuple[int, dict[str, Tensor], dict[str, list[Tensor | None]]]:
+    """Bytes that the forward pass keeps for the backward pass, the losses, and each term's gradient."""
     model, objective = modules()
     for block in blocks_of(model):
         block.recompute = on
-    return model, objective
-
-
-def kept_bytes(on: bool) -> tuple[int, dict[str, Tensor], dict[str, list[Tensor | None]]]:
-    """Bytes that the forward pass keeps for the backward pass, the losses, and each term's gradient."""
-    model, objective = recomputing(on)
     batch = make_batch(0)
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *objective.parameters())}
     kept: dict[int, int] = {}
@@ -125,6 +123,10 @@ def test_a_recomputed_block_draws_the_same_random_numbers_again() -> None:
     assert torch.equal(*gradients)
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    return [one for one in leaves(value).values() if isinstance(one, Tensor)]
+
+
 def weights(trainer: Trainer) -> dict[str, Tensor]:
     return {**trainer.model.state_dict(), **trainer.objective.state_dict()}
 
@@ -134,18 +136,12 @@ def test_a_training_with_recomputation_ends_at_the_same_bits(kind: str, tmp_path
     found: list[dict[str, Tensor]] = []
     for number, choice in enumerate(("off", "block")):
         trainer = make_trainer(tmp_path / str(number), END_TO_END, steps=4, activation_checkpointing=choice)
-        backward = _backward(kind).build(trainer.parameters, trainer.objective.names)
+        config: Any = TypeAdapter(BackwardConfig).validate_python({"kind": kind})
+        backward = config.build(trainer.parameters, trainer.objective.names)
         trainer.backward = trainer.state.backward = backward
         trainer.fit(Data())
         found.append(weights(trainer))
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-
-
-def _backward(kind: str) -> Any:
-    from tutti.training.backward.interface import OneBackwardConfig
-    from tutti.training.backward.k_gradients import KGradientsConfig
-
-    return OneBackwardConfig() if kind == "one" else KGradientsConfig()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -160,15 +156,8 @@ def test_under_bf16_weights_gradients_and_optimizer_stay_float32(optimizer: str,
     assert {value.dtype for value in weights(trainer).values() if value.is_floating_point()} == {
         torch.float32
     }
-    states = [
-        value
-        for one in trainer.optimizer.optimizers.values()
-        for state in one.state.values()
-        for value in state.values()
-        if isinstance(value, Tensor)
-    ]
-    assert states and {value.dtype for value in states} == {torch.float32}
-    averaged = [value for average in trainer.averages.values() for value in average.shadow.values()]
-    assert {value.dtype for value in averaged if value.is_floating_point()} == {torch.float32}
+    kept = [trainer.optimizer.state_dict(), *(average.shadow for average in trainer.averages.values())]
+    kept = [one for one in tensors_in(kept) if one.is_floating_point()]
+    assert kept and {value.dtype for value in kept} == {torch.float32}
     assert all(value.isfinite().all() for value in weights(trainer).values())
     assert trainer.counters.latest["loss/total"] < 100

@@ -84,6 +84,9 @@ def test_the_gram_shortcut_equals_the_plain_iteration() -> None:
         x = a * x + (b * gram + c * gram @ gram) @ x
     assert torch.allclose(newton_schulz(wide), x, atol=1e-6)
     assert torch.allclose(newton_schulz(wide.float()).double(), x, atol=1e-3)
+    rough = newton_schulz(wide.bfloat16())  # as on CUDA: another iteration, the same direction
+    assert rough.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(x.flatten(), rough.double().flatten(), dim=0) > 0.99
 
 
 def test_muon_batches_shapes_without_mixing_them() -> None:

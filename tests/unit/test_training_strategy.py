@@ -299,9 +299,3 @@ def test_resume_around_a_phase_boundary_is_exact(whole: tuple[str, Path], stop: 
     assert cut is not None and cut.step == stop
     make_trainer(tmp_path, strategy, steps=8).fit(Data())
     assert differing(whole[1], tmp_path) == []
-
-
-def test_resuming_with_another_strategy_is_refused(tmp_path: Path) -> None:
-    make_trainer(tmp_path, {"kind": "two_stage"}, steps=6).fit(Data())
-    with pytest.raises(UserError, match="strategy"):
-        make_trainer(tmp_path, {"kind": "progressive"}, steps=12).fit(Data())

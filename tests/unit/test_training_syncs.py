@@ -20,7 +20,6 @@ from tutti.objectives.config import TermConfig
 from tutti.objectives.terms.alignment import ContrastiveTerm
 from tutti.plugin import CUSTOM
 from tutti.training.faults.non_finite import NonFiniteError
-from tutti.types import Batch
 
 END_TO_END = {"kind": "end_to_end"}
 WAITS = (
@@ -105,13 +104,10 @@ def test_what_is_recorded_is_what_was_fetched_micro_batch_by_micro_batch(tmp_pat
     whole = make_trainer(tmp_path / "a", END_TO_END, accumulation=2)
     whole.update(iter(NumberedLoader(make_batch)))
     single = make_trainer(tmp_path / "b", END_TO_END)
-    losses: list[float] = []
-    for number in (1, 2):
-        batch = make_batch(number)
-        losses.append(
-            single.objective(single.model(batch.observation), batch, single.model, 0.0).total.item()
-        )
-    assert whole.meter.take()["loss/total"] == sum(losses) / 2
+    model, losses = single.model, 0.0
+    for batch in (make_batch(1), make_batch(2)):
+        losses += single.objective(model(batch.observation), batch, model, 0.0).total.item()
+    assert whole.meter.take()["loss/total"] == losses / 2
 
 
 @pytest.mark.parametrize("bad", [1, 2])
@@ -122,7 +118,9 @@ def test_nothing_moves_where_a_micro_batch_is_not_finite(bad: int, tmp_path: Pat
     def stream() -> Any:
         for number in (1, 2):
             batch = make_batch(number)
-            yield spoiled(batch) if number == bad else batch
+            if number == bad:
+                batch.actions.fill_(float("nan"))
+            yield batch
 
     with pytest.raises(NonFiniteError) as raised:
         trainer.update(stream())
@@ -130,9 +128,3 @@ def test_nothing_moves_where_a_micro_batch_is_not_finite(bad: int, tmp_path: Pat
     assert raised.value.term == "action"
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
     assert trainer.step == 0
-
-
-def spoiled(batch: Batch) -> Batch:
-    """Actions that are not finite."""
-    batch.actions.fill_(float("nan"))
-    return batch

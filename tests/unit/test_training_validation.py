@@ -82,11 +82,11 @@ def batches() -> list[Batch]:
 def run(**changes: Any) -> tuple[dict[str, float], Look, Told]:
     model, objective = Look(), Told()
     given: dict[str, Any] = {"progress": 0.25, "seed": 5, **changes}
-    return validate(alone(model, objective), MACHINE, batches(), **given), model, objective
-
-
-def alone(model: Look, objective: Told) -> Parallel:
-    return Parallel(LossModule(model, objective), ONE_PROCESS)
+    return (
+        validate(Parallel(LossModule(model, objective), ONE_PROCESS), MACHINE, batches(), **given),
+        model,
+        objective,
+    )
 
 
 def test_values_are_means_over_the_windows_and_the_total_is_at_the_progress_that_is_given() -> None:
@@ -116,7 +116,7 @@ def test_modes_are_restored_after_a_failure() -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("stop")
 
-    parallel = alone(model, objective)
+    parallel = Parallel(LossModule(model, objective), ONE_PROCESS)
     parallel.evaluate_held_out = fail
     with pytest.raises(RuntimeError, match="stop"):
         validate(parallel, MACHINE, batches(), progress=0.5, seed=0)

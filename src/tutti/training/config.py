@@ -17,37 +17,25 @@ from tutti.training.parallel.config import AutoParallelConfig, ParallelConfig
 from tutti.training.parallel.ddp import CompileMode
 from tutti.training.validation import ValidationConfig
 
+Off = Literal["off"]
+
 
 class TrainingConfig(FrozenConfig):
     """How long, how fast and how carefully to train. `auto` is resolved at the start and logged."""
 
     steps: int = Field(default=2000, ge=1, description="Optimiser steps in all.")
     seed: int = Field(default=0, ge=0, description="Seed of everything random in training.")
-    optimizer: OptimizerConfig = Field(
-        default_factory=AdamWConfig, description="The optimiser, with its learning rates."
-    )
-    schedule: ScheduleConfig = Field(
-        default_factory=WsdConfig, description="The learning rate over the steps, as a factor of `lr`."
-    )
+    optimizer: OptimizerConfig = Field(default_factory=AdamWConfig, description="Optimiser and its rates.")
+    schedule: ScheduleConfig = Field(default_factory=WsdConfig, description="Factor on `lr` over the steps.")
     gradients: GradientsConfig = Field(
         default_factory=GradientsConfig, description="Gradient clipping, non-finite values and rollbacks."
     )
     accumulation: int = Field(default=1, ge=1, description="Batches per optimiser step; they count as one.")
-    batch_ramp: BatchRampConfig | Literal["off"] = Field(
-        default="off", description="Stages with fewer batches per step, before `accumulation` holds."
-    )
-    ema: float | Literal["off"] = Field(
-        default=0.999, description="Decay of the exponential moving average of the weights."
-    )
-    fork: ForkConfig | Literal["off"] = Field(
-        default="off", description="The checkpoint of another run that this run starts from."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where to train; auto: on CUDA where there is a GPU, else on the CPU."
-    )
-    threads: int | Literal["auto"] = Field(
-        default="auto", description="CPU threads of PyTorch; auto: as many as this process has cores."
-    )
+    batch_ramp: BatchRampConfig | Off = Field(default="off", description="Stages of fewer batches a step.")
+    ema: float | Off = Field(default=0.999, description="Decay of the moving average of the weights.")
+    fork: ForkConfig | Off = Field(default="off", description="Checkpoint of another run to start from.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA where it is.")
+    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; auto: one a core.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="bf16 autocasts the forward pass; auto means bf16 on CUDA, else fp32."
     )
@@ -58,9 +46,7 @@ class TrainingConfig(FrozenConfig):
         default_factory=AutoParallelConfig,
         description="On several processes: auto, single, ddp (replicas) or fsdp (sharded weights).",
     )
-    compile: CompileMode = Field(
-        default="off", description="torch.compile: off, each transformer block, or the whole model."
-    )
+    compile: CompileMode = Field(default="off", description="torch.compile: nothing, blocks or model.")
     activation_checkpointing: Literal["off", "block"] = Field(
         default="off", description="block: a block's activations are computed again in the backward pass."
     )

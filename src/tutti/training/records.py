@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -35,12 +36,16 @@ class Recorder:
     def __init__(self, run: Path, after_step: int = 0, *, rollbacks: int = 0, silent: bool = False) -> None:
         """`silent`: records nothing, on all ranks but rank 0, which records the means over all."""
         self.path, self._silent = run / "records.jsonl", silent
-        self._wall = 0.0
+        self._wall, self._files = 0.0, ExitStack()
         if not silent:
             require_writable(run)
-            self._open(after_step, rollbacks)
+        self.rewind(after_step, rollbacks=rollbacks)
 
-    def _open(self, after_step: int, rollbacks: int) -> None:
+    def rewind(self, after_step: int, *, rollbacks: int) -> None:
+        """Drop the records of later steps: the run goes on from `after_step` again."""
+        if self._silent:
+            return
+        self.close()
         run = self.path.parent
         records = [
             record
@@ -49,14 +54,9 @@ class Recorder:
             and ("optim/rollback_from" not in record or record["optim/rollbacks"] <= rollbacks)
         ]
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in records))
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        self._file = self._files.enter_context(self.path.open("a", encoding="utf-8"))
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
-
-    def rewind(self, after_step: int, *, rollbacks: int) -> None:
-        """Drop the records of later steps: the run goes on from `after_step` again."""
-        if not self._silent:
-            self.close()
-            self._open(after_step, rollbacks)
+        self._files.callback(self._board.close)
 
     def write(self, step: int, kind: Kind, values: dict[str, float]) -> None:
         """Record the values after `step` updates."""
@@ -74,11 +74,8 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close all files."""
-        if self._silent:
-            return
         with explain_disk_errors(self.path):
-            self._file.close()
-            self._board.close()
+            self._files.close()
 
     def __enter__(self) -> Self:
         return self

@@ -154,6 +154,7 @@ class TrainState:
 
         Raises: UserError if it is of another model or another objective.
         """
+        # In place: optimisers and averages hold these very tensors, sharded or not.
         try:
             for name, module in self.modules.items():
                 module.load_state_dict(shard_like_all(saved.tensors.get(name, {}), module.state_dict()))
@@ -169,7 +170,7 @@ class TrainState:
         optimizers = dict(saved.optimizer)
         self.backward.load_state_dict(optimizers.pop(BACKWARD, {}))
         self.optimizer.load_state_dict(optimizers)
-        load_rng_state(saved.rng)
+        load_rng_state(saved.rng)  # after the modules, of which a custom one may draw while it loads
         self.counters.load_state_dict(saved.state)
         self.counters.step = saved.step
         for name, part in self.parts.items():

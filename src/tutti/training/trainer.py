@@ -184,6 +184,7 @@ class Trainer:
         update = Update(step=self.step, point=point, counting=point.phase.counting(self.objective.names))
         with self.guard.skipping():
             self._update(update, stream)
+        # Also where the update is left out: its batches are used up, and schedules go on with the data.
         self.counters.step += 1
         self.counters.samples += sum(len(b.window) for b in update.batches) * self.parallel.world.ranks.count
         self.counters.seconds += self.timer.stop()
@@ -206,10 +207,12 @@ class Trainer:
             lap("forward")
             for observer in self.observers:
                 observer.after_forward(update, features, terms)
+            # After the observers: a backward pass frees the graph that they may still walk.
             self.backward.add(terms, num_batches)
             lap("backward")
         combined = self.backward.finish()
         self.parallel.finish()
+        # The one place where the host waits for the device; all numbers of the update come in one transfer.
         update.read(self.parameters.values())
         lap("backward")
         for observer in self.observers:
@@ -224,6 +227,7 @@ class Trainer:
         for observer in self.observers:
             observer.after_step(update)
         lap("diagnostics")
+        # Targets, balancing and averages follow the weights as they are after the step.
         self.objective.update_targets(self.model)
         self.objective.hooks.after_step(update.means)
         for average in self.averages.values():

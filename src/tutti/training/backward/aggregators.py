@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from tutti.frozen_config import FrozenConfig
 from tutti.types import UserError
 
-Total = Literal["sum", "mean", "free"]
-"""The sum of a method's weights where no two gradients conflict: K, 1, or something else."""
-
 
 class Weighting(ABC):
     """Weights w of K gradients g_i, from G_ij = g_i . g_j alone; the combined gradient is sum_i w_i g_i.
@@ -45,60 +42,62 @@ class Weighting(ABC):
         """Continues from a saved state."""
 
 
-class StatelessWeighting(Weighting):
-    """A weighting of torchjd that depends on nothing but the Gramian (and random draws).
+class _Method(NamedTuple):
+    """A method of torchjd: the name of its `...Weighting` class, the total of its weights where no two
+    gradients conflict (K, 1, or something else), and the buffers that it keeps from update to update, by row
+    (`keyed_by_dtype`: it starts them anew for another dtype)."""
 
-    The Gramian is divided by its trace, since torchjd has absolute thresholds: without that UPGrad and CAGrad
-    take gradients with a squared norm under 1e-4 for zero. `power`: the weights of G are c^-power times those
-    of G / c; 0 where the scale cancels. `rescaled`: where no two gradients conflict the weights add up to K.
-    """
-
-    def __init__(
-        self, weighting: nn.Module, *, total: Total, power: float = 0.0, rescaled: bool = True
-    ) -> None:
-        self.module = weighting
-        self.total: Total = total
-        self.power = power
-        self.rescaled = rescaled
-
-    def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
-        trace = gramian.trace()
-        weights = self.module(gramian / trace) * trace**-self.power
-        if not self.rescaled or self.total == "sum":
-            return weights
-        return len(terms) * (weights if self.total == "mean" else weights / weights.sum())
+    name: str
+    total: Literal["sum", "mean", "free"] = "mean"
+    buffers: tuple[str, ...] = ()
+    keyed_by_dtype: bool = False
 
 
-class StatefulWeighting(Weighting):
-    """A weighting of torchjd that keeps `buffers` from update to update, by row.
+class TorchjdWeighting(Weighting):
+    """A method of torchjd.
 
+    Most depend on nothing but the Gramian (and random draws). It is divided by its trace, since torchjd has
+    absolute thresholds: UPGrad and CAGrad would take gradients with a squared norm under 1e-4 for zero.
+    `power`: the weights of G are c^-power times those of G / c; 0 where the scale cancels. `rescaled`: where
+    no two gradients conflict the weights add up to K.
+
+    One with buffers needs no scale: its weights add up to K, or the length is that of the action gradient.
     torchjd makes its buffers anew at the first call, and a strict load of its state_dict refuses them; here
     they are kept beside the terms that they belong to. Other terms than before start it anew.
     """
 
-    keeps_zeros = True
-
-    def __init__(self, weighting: nn.Module, buffers: Sequence[str], *, keyed_by_dtype: bool) -> None:
-        self.module = weighting
-        self.buffers = buffers
-        self.keyed_by_dtype = keyed_by_dtype
+    def __init__(self, method: _Method, module: nn.Module, *, power: float, rescaled: bool) -> None:
+        self.method, self.module = method, module
+        self.power, self.rescaled = power, rescaled
+        self.keeps_zeros = bool(method.buffers)
         self.terms: list[str] = []
 
     def weights(self, gramian: Float64[Tensor, "k k"], terms: Sequence[str]) -> Float64[Tensor, " k"]:
-        if list(terms) != self.terms:
-            self.module.reset()  # pyright: ignore[reportCallIssue]
-            self.terms = list(terms)
-        return self.module(gramian)
+        if self.method.buffers:
+            if list(terms) != self.terms:
+                self.module.reset()  # pyright: ignore[reportCallIssue]
+                self.terms = list(terms)
+            return self.module(gramian)
+        # Of the scale that torchjd's thresholds are made for; `power` puts back what that takes away.
+        trace = gramian.trace()
+        weights = self.module(gramian / trace) * trace**-self.power
+        if not self.rescaled or self.method.total == "sum":
+            return weights
+        return len(terms) * (weights if self.method.total == "mean" else weights / weights.sum())
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: getattr(self.module, name) for name in self.buffers}
+        if not self.method.buffers:
+            return {}
+        state = {name: getattr(self.module, name) for name in self.method.buffers}
         return {"terms": list(self.terms), **{name: t.clone() for name, t in state.items() if t is not None}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not self.method.buffers:
+            return
         self.terms = list(state["terms"])
-        for name in self.buffers:
+        for name in self.method.buffers:
             setattr(self.module, name, state[name].clone() if name in state else None)
-        key = (len(self.terms), torch.float64) if self.keyed_by_dtype else len(self.terms)
+        key = (len(self.terms), torch.float64) if self.method.keyed_by_dtype else len(self.terms)
         self.module._state_key = key if self.terms else None  # pyright: ignore[reportArgumentType]
 
 
@@ -139,16 +138,6 @@ class CosineGate(Weighting):
         self.means, self.counts = dict(state["means"]), dict(state["counts"])
 
 
-class _Method(NamedTuple):
-    """A method of torchjd: the name of its `...Weighting` class, the sum of its weights, and the buffers that
-    it keeps from update to update, by row (`keyed_by_dtype`: it starts them anew for another dtype)."""
-
-    name: str
-    total: Total = "mean"
-    buffers: tuple[str, ...] = ()
-    keyed_by_dtype: bool = False
-
-
 METHODS = {
     "sum": _Method("Sum", "sum"),
     "mean": _Method("Mean"),
@@ -174,7 +163,7 @@ class _Aggregator(FrozenConfig):
 
     @property
     def _power(self) -> float:
-        """`power` of its `StatelessWeighting`."""
+        """`power` of its weighting."""
         return 0.0
 
     def _options(self) -> dict[str, Any]:
@@ -194,9 +183,7 @@ class _Aggregator(FrozenConfig):
                 f"backward.aggregator.kind is {self.kind}, which needs a solver that is not installed. "
                 f'Get it with: pip install "tutti-vla[balancing]" ({error})'
             ) from error
-        if method.buffers:  # these need no scale: the weights add up to K, or the length is that of action
-            return StatefulWeighting(module, method.buffers, keyed_by_dtype=method.keyed_by_dtype)
-        return StatelessWeighting(module, total=method.total, power=self._power, rescaled=rescaled)
+        return TorchjdWeighting(method, module, power=self._power, rescaled=rescaled)
 
 
 class PlainAggregatorConfig(_Aggregator):

@@ -108,6 +108,7 @@ class KGradientsBackward(BackwardUnderMask):
             own = weights.get(number, {})
             moved = {name: g for name, sums in self._sums.items() if (g := sums[number]) is not None}
             if moved:
+                # In the parameter's own layout, which fused optimisers and clipping rely on.
                 total = torch.zeros_like(parameter)
                 for name, gradient in moved.items():
                     total.add_(gradient, alpha=own.get(name, 1.0))
@@ -147,6 +148,7 @@ class KGradientsBackward(BackwardUnderMask):
 
     def _weights(self, scope: str, numbers: Sequence[int]) -> tuple[dict[str, float], dict[str, float]]:
         """The weights of the terms that move these parameters, and the cosines of their pairs."""
+        # The primary term's row is the first: the gate and PCD hold all others against it.
         order = [PRIMARY, *(name for name in self._sums if name != PRIMARY)]
         terms = [name for name in order if any(self._sums[name][number] is not None for number in numbers)]
         gramian = gramian_of([[self._sums[name][number] for number in numbers] for name in terms])
@@ -156,9 +158,11 @@ class KGradientsBackward(BackwardUnderMask):
         if scope not in self._weightings:
             self._weightings[scope] = self._new_weighting()
         weighting = self._weightings[scope]
+        # A gradient of zeros is no objection, but MGDA and CAGrad would take it for one and stop.
         moving = [place for place in range(len(terms)) if weighting.keeps_zeros or gramian[place, place] > 0]
         chosen = [terms[place] for place in moving]
         if len(chosen) > 1:
+            # A draw depends on run, update and scope alone, so that a resumed run draws it again.
             with own_randomness(self.config.seed, self.updates, zlib.crc32(scope.encode())):
                 found = weighting.weights(gramian[moving][:, moving], chosen)
             plain |= dict(zip(chosen, found.tolist(), strict=True))

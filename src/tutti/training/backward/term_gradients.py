@@ -36,7 +36,7 @@ def separate_gradients(
         found: list[Tensor | None] = [None] * len(parameters)
         if own := numbers[name]:
             inputs = [parameters[number] for number in own]
-            keep = keep_graph or name != last
+            keep = keep_graph or name != last  # freed as early as possible: it holds all activations
             taken = torch.autograd.grad(loss, inputs, retain_graph=keep, allow_unused=True)
             for number, gradient in zip(own, taken, strict=True):
                 found[number] = gradient
@@ -67,6 +67,7 @@ def rank_means(tensors: Sequence[Tensor]) -> list[Tensor]:
     found = list(tensors)
     for dtype in dict.fromkeys(one.dtype for one in tensors):
         places = [place for place, one in enumerate(tensors) if one.dtype == dtype]
+        # One flat vector: hundreds of small messages would each wait for the slowest rank.
         mean = mean_over_ranks(torch.cat([tensors[place].reshape(-1) for place in places]))
         for place, part in zip(places, mean.split([tensors[n].numel() for n in places]), strict=True):
             found[place] = part.view_as(tensors[place])
@@ -107,6 +108,7 @@ def _moved(own: Sequence[Tensor | None]) -> set[int]:
     there = {number: g for number, g in enumerate(own) if g is not None and g.numel() > 0}
     if not there:
         return set()
+    # One number a parameter, and all in one transfer. NaN is not 0: what is not finite moves.
     largest = torch.stack([gradient.abs().max().to(torch.float64) for gradient in there.values()])
     return {number for number, moves in zip(there, (largest != 0).tolist(), strict=True) if moves}
 

@@ -75,9 +75,7 @@ class SingleConfig(_Parallel):
 class _Launched(_Parallel):
     """A kind for several processes, which a launcher such as torchrun starts."""
 
-    timeout: float = Field(
-        default=1800.0, gt=0, description="Seconds a rank waits for the others before the training stops."
-    )
+    timeout: float = Field(default=1800.0, gt=0, description="Seconds that a rank waits for the others.")
 
 
 class AutoParallelConfig(_Launched):
@@ -90,9 +88,7 @@ class DdpConfig(_Launched):
     """`kind: ddp`: every process has the whole model; gradients are averaged while they are computed."""
 
     kind: Literal["ddp"] = "ddp"
-    bucket_mb: float = Field(
-        default=BUCKET_MB, gt=0, description="MiB of gradients that are averaged in one message."
-    )
+    bucket_mb: float = Field(default=BUCKET_MB, gt=0, description="MiB of gradients in one message.")
 
     def _distribute(self, joint: LossModule, world: World, machine: Machine) -> Parallel:
         return Ddp(joint, world, bucket_mb=self.bucket_mb)
