@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 from tutti.data.formats.lerobot import VIEW
@@ -164,18 +164,13 @@ def videos_section(inputs: Inputs, budget: int = MAX_VIDEO_BYTES) -> Section:
     tasks: dict[str, list[VideoEntry]] = {}
     for entry in inputs.videos:
         tasks.setdefault(entry.task, []).append(entry)
-    turns = sorted(
-        (turn, number, task) for number, task in enumerate(tasks) for turn in range(len(tasks[task]))
-    )
     videos: dict[str, list[Video]] = {task: [] for task in tasks}
-    for turn, _, task in turns:
-        entry = tasks[task][turn]
-        source, why = _embed(inputs.folder, entry.file, budget)
-        budget -= len(source)
-        video = Video(
-            success=entry.success, label=_label(entry), instruction=entry.instruction, source=source, why=why
-        )
-        videos[task].append(video)
+    for turn in zip_longest(*tasks.values()):
+        for entry in filter(None, turn):
+            source, why = _embed(inputs.folder, entry.file, budget)
+            budget -= len(source)
+            texts = {"label": _label(entry), "instruction": entry.instruction, "source": source, "why": why}
+            videos[entry.task].append(Video(success=entry.success, **texts))
     groups = [(task, sorted(some, key=lambda video: video.success)) for task, some in videos.items()]
     wins = sum(entry.success for entry in inputs.videos)
     lead = (
@@ -216,20 +211,8 @@ def protocol_section(inputs: Inputs) -> Section:
     environment = protocol.pop("environment")
     seeds = f"{protocol.pop('seed_first')} to {protocol.pop('seed_last')}"
     pairs = [(words(key), _value(key, value)) for key, value in protocol.items()]
-    pairs += [("seeds of the starts", seeds), *_circumstances(inputs)]
-    blocks: list[Block] = [Facts(pairs=pairs), Code(title="Fingerprint of the simulator", text=environment)]
-    blocks += [Note(text=note) for note in inputs.evaluation.notes()[:2]]
-    lead = "A rollout ends at its first success. Every control uses the same starts."
-    return Section(lead=lead, blocks=blocks)
-
-
-def _value(key: str, value: object) -> str:
-    return WORDS["values"].get(key, {}).get(str(value), anything(value))
-
-
-def _circumstances(inputs: Inputs) -> Sequence[tuple[str, str]]:
-    """What the evaluation's own record does not say: weights, views, control rate."""
-    pairs: list[tuple[str, str]] = []
+    pairs.append(("seeds of the starts", seeds))
+    # What the evaluation's own record does not say.
     if weights := config_value(inputs.config, "evaluation", "weights"):
         pairs.append(("weights evaluated", _value("weights", weights)))
     names = [row.name for row in inputs.model.tokens] if inputs.model is not None else []
@@ -239,4 +222,11 @@ def _circumstances(inputs: Inputs) -> Sequence[tuple[str, str]]:
     frames, seconds = (config_value(inputs.data, key) for key in ("frames", "seconds"))
     if frames and seconds:
         pairs.append(("control rate", f"{plain(frames / seconds)} actions per second"))
-    return pairs
+    blocks: list[Block] = [Facts(pairs=pairs), Code(title="Fingerprint of the simulator", text=environment)]
+    blocks += [Note(text=note) for note in inputs.evaluation.notes()[:2]]
+    lead = "A rollout ends at its first success. Every control uses the same starts."
+    return Section(lead=lead, blocks=blocks)
+
+
+def _value(key: str, value: object) -> str:
+    return WORDS["values"].get(key, {}).get(str(value), anything(value))
