@@ -37,7 +37,7 @@ class SourceConfig(FrozenConfig):
         default=1.0,
         gt=0,
         allow_inf_nan=False,
-        description="Its share of the samples is weight / sum of weights.",
+        description="Share of the samples: weight / sum of the weights of all sources.",
     )
     views: tuple[str, ...] | Literal["auto"] = Field(
         default="auto", description="The camera features to use, in order; auto: all of them."

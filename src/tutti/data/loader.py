@@ -211,8 +211,12 @@ class ColourJitter(FrozenConfig):
 
     kind: Literal["colour"] = Field(default="colour", description="Colour jitter.")
     brightness: float = Field(default=0.2, ge=0, le=1, description="Factors lie in 1 - r to 1 + r.")
-    contrast: float = Field(default=0.2, ge=0, le=1, description="The same, about the picture's mean grey.")
-    saturation: float = Field(default=0.2, ge=0, le=1, description="The same, about each pixel's grey.")
+    contrast: float = Field(
+        default=0.2, ge=0, le=1, description="Factors lie in 1 - r to 1 + r, about the picture's mean grey."
+    )
+    saturation: float = Field(
+        default=0.2, ge=0, le=1, description="Factors lie in 1 - r to 1 + r, about each pixel's grey."
+    )
 
     def draw(
         self, images: UInt8[np.ndarray, "b v 3 h w"], random: np.random.Generator, first: int = 0, of: int = 0

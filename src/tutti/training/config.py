@@ -31,11 +31,17 @@ class TrainingConfig(FrozenConfig):
         default_factory=GradientsConfig, description="Gradient clipping, non-finite values and rollbacks."
     )
     accumulation: int = Field(default=1, ge=1, description="Batches per optimiser step; they count as one.")
-    batch_ramp: BatchRampConfig | Off = Field(default="off", description="Stages of fewer batches a step.")
+    batch_ramp: BatchRampConfig | Off = Field(
+        default="off", description="Stages of fewer batches per step before `accumulation`; off: none."
+    )
     ema: float | Off = Field(default=0.999, description="Decay of the moving average of the weights.")
     fork: ForkConfig | Off = Field(default="off", description="Checkpoint of another run to start from.")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA where it is.")
-    threads: int | Literal["auto"] = Field(default="auto", description="CPU threads; auto: one a core.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: the GPU (CUDA) where there is one, else the CPU."
+    )
+    threads: int | Literal["auto"] = Field(
+        default="auto", description="CPU threads of torch; auto: one per core."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="bf16 autocasts the forward pass; auto means bf16 on CUDA, else fp32."
     )

@@ -42,7 +42,9 @@ class Phase(FrozenConfig):
     )
     terms: tuple[str, ...] | Literal["all"] = Field(default="all", description="Terms that count.")
     exclude_terms: tuple[str, ...] = Field(default=(), description="Terms that do not count.")
-    restart_schedules: bool = Field(default=False, description="Schedules run over this phase alone.")
+    restart_schedules: bool = Field(
+        default=False, description="true: schedules run over this phase alone, not over the whole run."
+    )
 
     @property
     def frozen(self) -> tuple[Part, ...]:
@@ -128,7 +130,9 @@ class WarmupThenJointConfig(FrozenConfig):
 
     kind: Literal["warmup_then_joint"] = "warmup_then_joint"
     first_share: Share = Field(default=0.1, description="Share of the steps with frozen encoders.")
-    encoder_factor: float = Field(default=1.0, gt=0, description="Factor on the encoders' rate after that.")
+    encoder_factor: float = Field(
+        default=1.0, gt=0, description="Factor on the encoders' learning rate after that."
+    )
 
     def phases(self) -> tuple[Phase, ...]:
         """Two phases under one schedule."""

@@ -25,8 +25,12 @@ from tutti.types import Batch, DataSpec, Features, UserError, precise
 class GripperConfig(FrozenConfig):
     """Which dimension of the action is the gripper, and how much its error counts."""
 
-    dimension: int = Field(default=-1, description="place in the action; -1 is the last")
-    weight: float = Field(default=1.0, gt=0, description="of its cross-entropy, beside the L1 of the others")
+    dimension: int = Field(
+        default=-1, description="Dimension of the action that is the gripper; -1 is the last."
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="Weight of its cross-entropy beside the error of the other dimensions."
+    )
 
 
 class RegressionConfig(FrozenConfig):
@@ -35,7 +39,7 @@ class RegressionConfig(FrozenConfig):
     kind: Literal["regression"] = "regression"
     hidden: PositiveInt = Field(default=256, description="width of the hidden layer")
     activation: Activation = Field(default="relu", description="Activation function of the MLPs.")
-    loss: Literal["l1", "smooth_l1"] = Field(default="l1", description="the error of an action")
+    loss: Literal["l1", "smooth_l1"] = Field(default="l1", description="Error of an action: l1 or smooth_l1.")
     beta: float = Field(default=1.0, gt=0, description="smooth_l1 is quadratic below this error")
     gripper: GripperConfig | Literal["off"] = Field(
         default="off", description="an action dimension with two values, trained as a binary choice"

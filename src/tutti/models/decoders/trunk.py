@@ -32,7 +32,7 @@ class TrunkConfig(TransformerConfig):
     """The keys that every decoder with this network has."""
 
     width: PositiveInt = Field(default=96, description="width of the decoder's tokens")
-    depth: PositiveInt = Field(default=2, description="blocks")
+    depth: PositiveInt = Field(default=2, description="Transformer blocks of the decoder.")
     mlp_ratio: float = Field(
         default=2.0, gt=0, description="Hidden width of each MLP over the width of the tokens."
     )

@@ -50,7 +50,9 @@ class UncertaintyBalancingConfig(FrozenConfig):
     """`kind: uncertainty`. Terms must not be negative."""
 
     kind: Literal["uncertainty"] = "uncertainty"
-    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's, of the log-variances; no decay.")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="Learning rate of the Adam that moves the log-variances."
+    )
     limit: float = Field(default=5.0, gt=0, description="Largest |s|; b stays in exp(-limit)..exp(limit).")
 
     def build(self, schedules: Mapping[str, WeightSchedule]) -> UncertaintyBalancing:
@@ -100,7 +102,9 @@ class FamoBalancingConfig(FrozenConfig):
     """`kind: famo`. Terms must stay above their lower bound."""
 
     kind: Literal["famo"] = "famo"
-    learning_rate: float = Field(default=0.025, gt=0, description="Adam's, of the logits.")
+    learning_rate: float = Field(
+        default=0.025, gt=0, description="Learning rate of the Adam that moves the logits."
+    )
     decay: float = Field(default=1e-3, ge=0, description="Pulls the logits towards 0.")
     bounds: dict[str, float] = Field(default={}, description="Least value of a term; one not named: 0.")
 

@@ -25,13 +25,20 @@ MAX_SCALE = 100.0
 """The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
 
 
-Temperature = Annotated[float, Field(ge=1 / MAX_SCALE, le=10, description="exp(-g) at the start")]
+Temperature = Annotated[
+    float,
+    Field(
+        ge=1 / MAX_SCALE,
+        le=10,
+        description="What similarities are divided by at the start: exp(-g), g is learned.",
+    ),
+]
 
 
 class EmbeddingTermConfig(BaseTermConfig, ABC):
     """What the kinds that compare vision with language have in common."""
 
-    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
+    width: PositiveInt = Field(default=128, description="Width of the embeddings that are compared.")
     temperature: Temperature
 
 

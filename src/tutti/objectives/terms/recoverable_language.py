@@ -26,7 +26,7 @@ class RecoverableLanguageConfig(BaseTermConfig):
         description="what stands for the action: the chunk of the data, or the readout that actions are "
         "decoded from (it has seen the instruction, so it can simply repeat it)",
     )
-    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
+    width: PositiveInt = Field(default=128, description="Width of the embeddings that are compared.")
 
     def build(self, model: Model, name: str) -> RecoverableLanguageTerm:
         """The term for encoders and chunks as those of `model`."""

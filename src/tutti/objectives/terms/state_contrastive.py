@@ -29,7 +29,7 @@ class StateContrastiveConfig(BaseTermConfig):
         default=True,
         description="with read=vision: embed each window a second time, without one of its views",
     )
-    width: PositiveInt = Field(default=128, description="of the embeddings that are compared")
+    width: PositiveInt = Field(default=128, description="Width of the embeddings that are compared.")
     temperature: float = Field(default=0.2, gt=0, description="tau: what similarities are divided by")
     state_scale: float = Field(
         default=0.5, gt=0, description="beta: what distances of normalised states are divided by"

@@ -206,7 +206,9 @@ class ProjectionAggregatorConfig(_Aggregator):
     """
 
     kind: Literal["upgrad", "dualproj"]
-    regularization: float = Field(default=1e-6, gt=0, description="Of the quadratic programme.")
+    regularization: float = Field(
+        default=1e-6, gt=0, description="Ridge of the quadratic programme, against nearly parallel gradients."
+    )
 
     def _options(self) -> dict[str, Any]:
         from torchjd.linalg import QuadprogProjector
@@ -228,7 +230,7 @@ class MgdaAggregatorConfig(_Aggregator):
 
     kind: Literal["mgda"] = "mgda"
     epsilon: float = Field(default=1e-3, gt=0, description="Step size at which it stops.")
-    iterations: int = Field(default=100, ge=1, description="Most iterations.")
+    iterations: int = Field(default=100, ge=1, description="Iterations at most.")
 
 
 class AlignedMtlAggregatorConfig(_Aggregator):
@@ -236,7 +238,10 @@ class AlignedMtlAggregatorConfig(_Aggregator):
     of them (`min`), the median or the root of the mean square."""
 
     kind: Literal["aligned_mtl"] = "aligned_mtl"
-    scale: Literal["min", "median", "rmse"] = Field(default="min", description="The value they get.")
+    scale: Literal["min", "median", "rmse"] = Field(
+        default="min",
+        description="The common value of the singular values: their smallest, median or root mean square.",
+    )
 
 
 class FairGradAggregatorConfig(_Aggregator):
@@ -268,7 +273,9 @@ class PcdAggregatorConfig(_Aggregator):
 
     kind: Literal["pcd"] = "pcd"
     tau: float = Field(default=0.02, ge=0, le=1, description="Share of progress for the other terms.")
-    decay: float = Field(default=0.999, ge=0, lt=1, description="Of the mean of the squared norms.")
+    decay: float = Field(
+        default=0.999, ge=0, lt=1, description="Decay of the running mean of the squared gradient norms."
+    )
 
 
 class CosineGateAggregatorConfig(FrozenConfig):

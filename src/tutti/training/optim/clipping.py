@@ -64,7 +64,9 @@ class ZClipConfig(FrozenConfig):
     Differs from the authors' code: s counts as at least 0.1 % of m, so that equal norms are no division by 0.
     """
 
-    z_threshold: float = Field(default=2.5, gt=0, description="k: deviations above the mean to clip from.")
+    z_threshold: float = Field(
+        default=2.5, gt=0, description="k: standard deviations above the mean from which on to clip."
+    )
     decay: float = Field(default=0.97, gt=0, lt=1, description="a: decay of mean and variance, each update.")
     warmup: int = Field(default=25, ge=2, description="Norms that give the first mean and variance.")
 

@@ -46,7 +46,9 @@ class RatesConfig(FrozenConfig):
     mapping holds for the parts that it names. A strategy's factors multiply on top.
     """
 
-    learning_rates: dict[str, Rate] = Field(default={}, description="Factor on the rate of a part.")
+    learning_rates: dict[str, Rate] = Field(
+        default={}, description="Factor on the learning rate of a part; a part not named learns at 1."
+    )
     layer_decay: Decay | dict[str, Decay] = Field(
         default=1.0, description="Factor from a block to the one before it; a number, or one by part."
     )

@@ -235,9 +235,18 @@ class MuonConfig(RatesConfig):
     momentum: float = Field(default=0.95, ge=0, lt=1, description="Nesterov momentum of Muon.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled decay of Muon's matrices.")
     rounds: int = Field(default=5, ge=1, description="Newton-Schulz rounds.")
-    adamw_lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of AdamW.")
-    adamw_betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Moments of AdamW.")
-    adamw_weight_decay: float = Field(default=0.0, ge=0, description="Decay of AdamW's matrices.")
+    adamw_lr: float = Field(
+        default=1e-3,
+        gt=0,
+        description="Peak learning rate of AdamW, for the weights that Muon does not move.",
+    )
+    adamw_betas: tuple[float, float] = Field(
+        default=(0.9, 0.95),
+        description="Decay of AdamW's two moments, for the weights that Muon does not move.",
+    )
+    adamw_weight_decay: float = Field(
+        default=0.0, ge=0, description="Decoupled weight decay of AdamW, on matrices only."
+    )
     adamw_modules: tuple[str, ...] = Field(
         default=(), description="Submodules of the model whose weights AdamW moves, besides the output head."
     )

@@ -43,7 +43,7 @@ class DecayConfig(_Schedule):
     """
 
     kind: Literal["linear", "cosine"]
-    final: float = Field(default=0.0, ge=0.0, le=1.0, description="Factor at the end.")
+    final: float = Field(default=0.0, ge=0.0, le=1.0, description="Factor on the learning rate at the end.")
 
     def factor(self, step: int, steps: int) -> float:
         if step < self.warmup:

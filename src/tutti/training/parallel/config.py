@@ -75,7 +75,11 @@ class SingleConfig(_Parallel):
 class _Launched(_Parallel):
     """A kind for several processes, which a launcher such as torchrun starts."""
 
-    timeout: float = Field(default=1800.0, gt=0, description="Seconds that a rank waits for the others.")
+    timeout: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds that a rank waits for the others before the training stops.",
+    )
 
 
 class AutoParallelConfig(_Launched):
