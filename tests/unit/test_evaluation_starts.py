@@ -100,35 +100,46 @@ def test_the_writer_puts_it_into_the_folder_that_appears_whole(tmp_path: Path) -
     assert not (tmp_path / ".partial-set").exists()
 
 
-def test_no_policy_is_judged_on_starts_that_it_or_its_trunk_was_trained_on(
+def test_training_on_named_data_is_judged_on_none_of_its_starts(data: Path, tmp_path: Path) -> None:
+    own = say_seeds(shutil.copytree(data, tmp_path / "mine"))
+    pipeline.train(config(own), tmp_path / "run")
+    with pytest.raises(UserError, match=r"seeds 10004 to 10007\) overlap .* 10000 to 10007.* 10008 or more"):
+        pipeline.evaluate(tmp_path / "run")
+    # The run keeps what it was trained on, also where the data have gone.
+    shutil.rmtree(own)
+    with pytest.raises(UserError, match="overlap"):
+        pipeline.evaluate(tmp_path / "run")
+
+
+def test_a_fork_was_shown_the_starts_of_both_runs(data: Path, tmp_path: Path) -> None:
+    first = say_seeds(shutil.copytree(data, tmp_path / "first"))
+    second = say_seeds(shutil.copytree(data, tmp_path / "second"), {"seeds": [500, 600]})
+    pipeline.train(config(first), tmp_path / "trunk")
+    fork = {"steps": 2, "fork": {"run": str(tmp_path / "trunk")}}
+    pipeline.train(config(second, **fork), tmp_path / "fork")
+    noted = json.loads((tmp_path / "fork" / "data.json").read_text())["starts"]
+    assert noted == {"seeds": [[500, 600], [10000, 10007]], "unknown": []}
+    with pytest.raises(UserError, match=r"10000 to 10007"):
+        pipeline.evaluate(tmp_path / "fork", config(first_seed=9999).evaluation)
+
+
+def test_several_sources_count_together_and_unknown_ones_are_named(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The data are a set with known starts and one without; a fork adds a third."""
-    own, trunk = say_seeds(write_data(tmp_path / "own", per_task=3)), tmp_path / "trunk"
-    pipeline.train(config(own, data), trunk)
-    with pytest.raises(UserError, match=r"seeds 10004 to 10007\) overlap .* 10000 to 10007.* 10008 or more"):
-        pipeline.evaluate(trunk)
-    shutil.rmtree(own)  # the run keeps what it was trained on, also where the data have gone
-    with pytest.raises(UserError, match="10000 to 10007"):
-        pipeline.evaluate(trunk, config(first_seed=10007).evaluation, redo=True)
+    own = say_seeds(write_data(tmp_path / "own", per_task=3))
+    pipeline.train(config(own, data, first_seed=1000), tmp_path / "run")
 
     def stop(suite: MetaWorldSuite) -> None:
         raise UserError("no simulator here")
 
     monkeypatch.setattr(MetaWorldSuite, "check_rendering", stop)
-    monkeypatch.setattr(pipeline, "_measure_open_loop", lambda *_: None)
     with pytest.raises(UserError, match="no simulator here"):
-        pipeline.evaluate(trunk, config(first_seed=1000).evaluation, redo=True)
-    said = "".join(capsys.readouterr().out.split())
-    assert said.count("startsofthetrainingdataarenotknown:") == 1
-    assert str(data) in said and str(own) not in said
-
-    second = say_seeds(shutil.copytree(data, tmp_path / "second"), {"seeds": [500, 600]})
-    pipeline.train(config(second, steps=2, fork={"run": str(trunk)}), tmp_path / "fork")
-    noted = json.loads((tmp_path / "fork" / "data.json").read_text())["starts"]
-    assert noted == {"seeds": [[500, 600], [10000, 10007]], "unknown": [str(data)]}
+        pipeline.evaluate(tmp_path / "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("starts of the training data are not known: ") == 1
+    assert str(data) in said.replace(" ", "") and str(own) not in said.replace(" ", "")
     with pytest.raises(UserError, match="10000 to 10007"):
-        pipeline.evaluate(tmp_path / "fork", config(first_seed=9999).evaluation)
+        pipeline.evaluate(tmp_path / "run", config(first_seed=10007).evaluation, redo=True)
 
 
 def test_runs_of_before_are_asked_for_their_data(data: Path, tmp_path: Path) -> None:
