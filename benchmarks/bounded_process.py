@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import select
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tables import Table, publish
+from tables import RESULTS, Table, publish
 
 from tutti.errors import UserError
 from tutti.runs.provenance import circumstances, made_with
@@ -98,6 +99,29 @@ def serve(answer: Callable[[Any], Any]) -> None:
 def _memory(name: str) -> int:
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(row for row in status if row.startswith(name)).split()[1]) // 1024
+
+
+def command_line(
+    description: str | None,
+    name: str,
+    count: int,
+    answer: Callable[[Any], Any],
+    judge: Callable[[int], list[Outcome]],
+) -> int:
+    """The `main` of a benchmark: answers requests as a process of its own, or judges many inputs and
+    publishes the result under `name`. Gives the exit code: 1 if any input ended badly.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=count, help=f"how many; {count} unless given")
+    parser.add_argument("--output", type=Path, default=RESULTS / name)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(answer)
+        return 0
+    return int(
+        publish_outcomes(options.output, name.replace("_", " ").capitalize(), judge(options.inputs)) > 0
+    )
 
 
 def kind_of(said: dict[str, Any], judged: str, same: Callable[[Any], bool]) -> str:

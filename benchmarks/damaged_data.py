@@ -1,7 +1,7 @@
 """Reads thousands of damaged data sets and counts what Tutti makes of them.
 
     python benchmarks/damaged_data.py                 # 2,000 sets, benchmarks/results/damaged_data.{md,json}
-    python benchmarks/damaged_data.py --sets 100 --only "A5 times" --output /tmp/damaged
+    python benchmarks/damaged_data.py --inputs 100 --output /tmp/damaged
 
 An independent reader (benchmarks/independent_reader.py) judges each set beforehand: it says one thing, or it
 must be refused. Each set is then opened and read whole by Tutti, in a process that is measured. Wanted: what
@@ -10,7 +10,6 @@ says one thing is read exactly so, and all else is refused with a message of one
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from bounded_process import BoundedProcess, Outcome, kind_of, publish_outcomes, serve
+from bounded_process import BoundedProcess, Outcome, command_line, kind_of
 from damaged_sets import LINES, VIEWS, damage, write_sound
 from independent_reader import Content, Refuse, judge
-from tables import RESULTS
 
 from tutti.data.formats.lerobot.reader import LeRobotStore
 
@@ -104,22 +102,5 @@ def outcomes_of(lines: list[str], sets: int) -> list[Outcome]:
     return outcomes
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sets", type=int, default=2000)
-    parser.add_argument("--only", action="append", choices=LINES, help="a line; may be given again")
-    parser.add_argument("--output", type=Path, default=RESULTS / "damaged_data")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(read)
-        return 0
-    found = outcomes_of(options.only or list(LINES), options.sets)
-    return int(publish_outcomes(options.output, "Damaged data sets", found) > 0)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, "damaged_data", 2000, read, lambda count: outcomes_of(list(LINES), count)))

@@ -9,7 +9,6 @@ large memory, a message of one screen. Exit code 1 if any input ends otherwise.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import operator
@@ -22,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from bounded_process import BoundedProcess, Outcome, kind_of, publish_outcomes, serve
-from tables import RESULTS
+from bounded_process import BoundedProcess, Outcome, command_line, kind_of
 
 from tutti.config.run_config import load_config
 
@@ -303,18 +301,5 @@ def outcomes_of(count: int) -> list[Outcome]:
     return outcomes
 
 
-def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=600)
-    parser.add_argument("--output", type=Path, default=RESULTS / "odd_configs")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(load)
-        return 0
-    return int(publish_outcomes(options.output, "Odd configs", outcomes_of(options.inputs)) > 0)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line(__doc__, "odd_configs", 600, load, outcomes_of))

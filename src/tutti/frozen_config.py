@@ -26,6 +26,15 @@ class FrozenConfig(BaseModel):
         return config
 
 
+def heads_divide(config: Any) -> Any:
+    """A validator: the attention `heads` of a config must divide its `width`."""
+    if config.width % config.heads:
+        raise ValueError(
+            f"width {config.width} is not divisible by heads {config.heads}; choose a width that is"
+        )
+    return config
+
+
 def _converted(raw: Any, value: Any) -> bool:
     """Whether a text or a truth value became a number somewhere inside."""
     if isinstance(raw, list | tuple) and isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The types that cross floors: what a batch holds, what a model gives, what a loss returns.
+"""The types that packages share: what a batch holds, what a model gives, what a loss returns.
 
 Shape letters, used in every annotation of the package:
 

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from damaged_sets import write_sound
 
-from tutti.data.content import Content, _ranges
+from tutti.data.content import PARTS, Content, _ranges
+from tutti.data.episodes import check_unchanged
 from tutti.data.formats.lerobot.reader import LeRobotStore
+from tutti.types import UserError
 
 DATA = "data/chunk-000/file-000.parquet"
 
@@ -107,3 +109,18 @@ def test_numbers_in_words() -> None:
     assert _ranges([3]) == "episode 3"
     assert _ranges([0, 1, 2, 7, 9, 10]) == "episodes 0 to 2, 7, 9 to 10"
     assert _ranges(range(0, 40, 2)).endswith("18 and 10 more ranges")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"sources": 7}, {"sources": [7]}, {"sources": [{}]}, {"sources": [{"content": {"spec": "0"}}]}),
+        {"sources": [{"content": dict.fromkeys(("spec", *PARTS), "zz")}]},
+        {"sources": [{"content": dict.fromkeys(("spec", *PARTS), 5)}]},
+        {"sources": [{"content": dict.fromkeys(("spec", *PARTS), "00ff")}]},
+        {"starts": {}},
+    ],
+)
+def test_a_spoilt_description_of_the_data_is_named(sound: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"data\.json.*\n.*--redo"):
+        check_unchanged([LeRobotStore(sound)], wrong)

@@ -1,4 +1,4 @@
-"""The keys of a config and messages about mistakes in it: who made each, what was expected, the nearest key.
+"""The keys of a config and messages about mistakes in it: where, what was expected, the nearest key.
 
 The keys are read off the JSON schema, which needs neither torch nor the config's classes, so that a misspelt
 one is answered in a fraction of a second. `schema.json` beside this file is what `tutti schema` prints.

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import UInt64
 
 Digests = UInt64[np.ndarray, " e"]
+PARTS = ("states", "actions", "instructions", "pictures")
+"""What there is a digest of for each episode."""
 SHOWN_EPISODES = 10
 
 
@@ -49,12 +51,8 @@ class Content:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, str]) -> Self:
-        """Of what `to_dict` gave."""
-        episodes = {
-            name: np.frombuffer(bytes.fromhex(text), np.uint64)
-            for name, text in values.items()
-            if name != "spec"
-        }
+        """Of what `to_dict` gave. Raises: KeyError, TypeError or ValueError for anything else."""
+        episodes = {name: np.frombuffer(bytes.fromhex(values[name]), np.uint64) for name in PARTS}
         return cls(int(values["spec"], 16), episodes)
 
     def differences(self, before: Content) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -81,6 +81,12 @@ class EpisodeStore(ABC):
         spec = repr((self.spec.views, self.spec.image_shapes, self.spec.fps, self.spec.embodiment))
         texts = [text.encode() for text in self.instructions]
 
+        def spoken(rows: slice) -> Iterator[bytes]:
+            """Each instruction of an episode behind the frame at which it begins: most have one."""
+            said = self.instruction_of[rows]
+            for row in (0, *(np.flatnonzero(np.diff(said)) + 1).tolist()):
+                yield from (row.to_bytes(8, "little"), texts[said[row]])
+
         def of_episodes(part: Callable[[slice], Iterable[bytes]]) -> Digests:
             return np.array([digest(*part(slice(e.start, e.end))) for e in self.episodes], np.uint64)
 
@@ -89,7 +95,7 @@ class EpisodeStore(ABC):
             {
                 "states": of_episodes(lambda rows: (self.states[rows].tobytes(),)),
                 "actions": of_episodes(lambda rows: (self.actions[rows].tobytes(),)),
-                "instructions": of_episodes(lambda rows: (texts[i] for i in self.instruction_of[rows])),
+                "instructions": of_episodes(spoken),
                 "pictures": self.picture_digests(),
             },
         )
@@ -112,8 +118,17 @@ def check_unchanged(stores: Sequence[EpisodeStore], described: Mapping[str, Any]
 
     Raises: UserError naming what differs, and in which episodes.
     """
-    for store, before in zip(stores, described.get("sources", ()), strict=False):
-        if lines := store.content.differences(Content.from_dict(before["content"])):
+    if not described:
+        return
+    try:
+        contents = [Content.from_dict(source["content"]) for source in described["sources"]]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            "data.json does not say what the data of this run were.\n"
+            "  cure: restore it, or train anew (--redo, or another name=...)."
+        ) from None
+    for store, before in zip(stores, contents, strict=False):
+        if lines := store.content.differences(before):
             raise UserError(
                 f"{store.name} is no longer the data set that this run was trained on: {'; '.join(lines)}.\n"
                 "  cure: put the former data back, or train anew (--redo, or another name=...)."

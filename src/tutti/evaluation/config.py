@@ -58,7 +58,7 @@ class EvaluationConfig(FrozenConfig):
     """Closed-loop evaluation of one policy.
 
     Start i of a task is the simulator's start of seed `first_seed + i`; demonstrations begin at 10000, and an
-    overlap with those of any training data is refused (starts.py). A policy predicts a chunk of actions,
+    overlap with those of any training data is refused. A policy predicts a chunk of actions,
     `actions_per_query` of them are executed, then it is queried again. A rollout ends at the first success or
     after `max_decisions` control steps (each lasts the suite's action repeat).
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
-from tutti.frozen_config import FrozenConfig
+from tutti.frozen_config import FrozenConfig, heads_divide
 
 Activation = Literal["relu", "gelu"]
 
@@ -87,13 +87,7 @@ class TransformerConfig(FrozenConfig):
     )
     activation: Activation = Field(default="relu", description="Activation function of the MLPs.")
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(
-                f"width {self.width} is not divisible by heads {self.heads}; choose a width that is"
-            )
-        return self
+    _heads_divide = model_validator(mode="after")(heads_divide)
 
     def blocks(self) -> nn.ModuleList:
         """`depth` fresh blocks."""

@@ -1,4 +1,4 @@
-"""Records episodes of a suite's scripted experts: in parallel, resumable after a kill, same bytes always."""
+"""Records episodes of a suite's scripted experts: in parallel, resumable, always the same bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hands out the seeds to record, never one too many: the result does not depend on the workers' speed."""
+"""Hands out the seeds to record, so that the result does not depend on the speed of the workers."""
 
 from __future__ import annotations
 

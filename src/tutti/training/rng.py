@@ -1,4 +1,4 @@
-"""What a measurement leaves alone: random states of Python, numpy and torch; buffers and modes of modules."""
+"""Saves and restores random states, buffers and modes of modules, so that a measurement changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, the yardstick of probes; whether by it the state leaks the action."""
+"""Ridge regression in closed form, for probes and for the check whether the state gives the action away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Balancings by a softmax: dynamic weight average, and random weights, the control of all that learn."""
+"""Balancings by a softmax: dynamic weight average, and random weights, a baseline for the learned ones."""
 
 from __future__ import annotations
 

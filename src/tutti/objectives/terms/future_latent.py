@@ -1,4 +1,4 @@
-"""The future-latent term: what will a slowly following copy of the vision encoder see k actions from now?"""
+"""The future-latent term: predicts the features of an EMA copy of the vision encoder k actions later."""
 
 from __future__ import annotations
 

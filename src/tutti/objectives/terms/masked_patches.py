@@ -1,4 +1,4 @@
-"""The reconstruction term of a masked autoencoder: what do the hidden three quarters of the picture show?"""
+"""The masked-patches term: reconstructs the hidden patches of the pictures, as a masked autoencoder does."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import reduce
 from math import isqrt
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import shared_mean
+from tutti.frozen_config import heads_divide
 from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, Features, UserError, masked_mean, precise
@@ -31,13 +32,7 @@ class PatchTermConfig(BaseTermConfig):
     depth: int = Field(default=1, ge=1, le=2, description="transformer layers of the decoder")
     heads: PositiveInt = Field(default=4, description="attention heads of the decoder")
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(
-                f"width {self.width} is not divisible by heads {self.heads}; choose a width that is"
-            )
-        return self
+    _heads_divide = model_validator(mode="after")(heads_divide)
 
 
 class PatchTerm(Term):

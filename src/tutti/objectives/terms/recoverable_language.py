@@ -1,4 +1,4 @@
-"""The recoverable-language term: from the picture and the action one must be able to tell the instruction."""
+"""The recoverable-language term: classifies the instruction from the picture and the action."""
 
 from __future__ import annotations
 

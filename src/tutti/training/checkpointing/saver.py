@@ -1,4 +1,4 @@
-"""Writes checkpoints in a background thread while the training goes on, and deletes those that may go."""
+"""Writes checkpoints in a background thread while the training goes on, and deletes the older ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps saved for replay (failures/, spikes/): the batches of all ranks and the weights that they met."""
+"""Steps saved for replay (failures/, spikes/): the batches of all ranks and the weights before the step."""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ class AdamWConfig(RatesConfig):
 
 
 class MuonConfig(RatesConfig):
-    """Muon on the trunk's matrices (see `muon.py`), AdamW on everything else."""
+    """Muon on the trunk's matrices, AdamW on everything else."""
 
     kind: Literal["muon"] = "muon"
     lr: float = Field(default=1e-2, gt=0, description="Peak learning rate of Muon.")
@@ -271,7 +271,7 @@ class MuonConfig(RatesConfig):
 
 
 class ScheduleFreeConfig(RatesConfig):
-    """Schedule-free AdamW (2405.15682, see `averages.py`): evaluated and saved is the average x.
+    """Schedule-free AdamW (2405.15682): evaluated and saved is the average x.
 
     It averages by itself and needs no decay, so `training.ema` must be off and the schedule constant.
     """

@@ -57,7 +57,7 @@ class DecayConfig(_Schedule):
 class WsdConfig(_Schedule):
     """Warm-up, stable, decay (2405.18392): constant, then down to 0 in the last `decay` share of the steps.
 
-    A cool-down that is forked off another run (fork.py) begins where that run is left: `decay_from` names
+    A cool-down forked off another run (`training.fork`) begins where that run is left: `decay_from` names
     the step itself, and takes the place of the share.
 
     With t = (step - start) / (steps - start) from the start of the decay: `linear` gives 1 - t and

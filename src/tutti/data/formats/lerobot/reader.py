@@ -210,7 +210,9 @@ def _check_texts(
     if meta.texts is None:
         return
     used: list[set[str]] = [set() for _ in meta.texts]
-    for episode, task in np.unique(np.stack([episode_of, task_of], axis=1), axis=0).tolist():
+    # Only where one of the two changes: a large data set has a million times as many rows.
+    begins = np.flatnonzero(np.diff(episode_of, prepend=-1) | np.diff(task_of, prepend=-1))
+    for episode, task in zip(episode_of[begins].tolist(), task_of[begins].tolist(), strict=True):
         used[episode].add(meta.tasks[task])
     for episode, (texts, named) in enumerate(zip(used, meta.texts, strict=True)):
         if texts != named:
@@ -282,7 +284,7 @@ class _PictureColumns:
 
     def digests(self, view: str, out: Digests) -> None:
         """Writes a digest of each row's encoded picture; rows of groups beyond the sample keep their 0."""
-        sizes = [decoded_bytes(open_parquet(path), [view], group) for path, group in self._groups]
+        sizes = [decoded_bytes(self._open(path), [view], group) for path, group in self._groups]
         for group in range(0, len(sizes), max(1, math.ceil(sum(sizes) / SAMPLED_BYTES))):
             for row, content in enumerate(self._encoded(view, group), self._starts[group]):
                 out[row] = digest(content.as_py() or b"")
@@ -306,18 +308,22 @@ class _PictureColumns:
                 ) from error
             yield picture
 
+    def _open(self, path: Path) -> pq.ParquetFile:
+        if path not in self._files:
+            self._files[path] = open_parquet(path)
+        return self._files[path]
+
     def _encoded(self, view: str, group: int) -> pa.Array:
         """The encoded pictures of a row group."""
         if self._last.get(view, (-1, None))[0] != group:
             path, number = self._groups[group]
             with explain_damage(path):
-                if path not in self._files:
-                    self._files[path] = open_parquet(path)
-                size = decoded_bytes(self._files[path], [view], number)
+                file = self._open(path)
+                size = decoded_bytes(file, [view], number)
                 rows = self._starts[group + 1] - self._starts[group]
                 if size > TABLE_BYTES + 2 * rows * (math.prod(self._shapes[view]) + 2**12):
                     raise data_error(f"{path}: the pictures of {view} take {size:,} bytes in {rows} rows.")
-                table = self._files[path].read_row_group(number, columns=[view], use_threads=False)
+                table = file.read_row_group(number, columns=[view], use_threads=False)
                 column = table[view].combine_chunks()
                 encoded = column.field("bytes") if pa.types.is_struct(column.type) else column
                 if not pa.types.is_binary(encoded.type):

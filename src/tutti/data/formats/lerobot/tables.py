@@ -88,15 +88,12 @@ def read_parquet(
 
 def decoded_bytes(file: pq.ParquetFile, columns: Sequence[str], group: int | None = None) -> int:
     """What columns take in memory, those of a row group or all, by the file's own account of them."""
-    total = 0
-    for number in range(file.metadata.num_row_groups) if group is None else (group,):
-        row_group = file.metadata.row_group(number)
-        for place in range(row_group.num_columns):
-            chunk = row_group.column(place)
-            if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
-                # Equal values are packed into nothing, so the count of values matters too.
-                total += max(chunk.total_uncompressed_size, 8 * chunk.num_values)
-    return total
+    leaves = [f"{file.schema.column(place).path}." for place in range(len(file.schema))]
+    places = [i for i, leaf in enumerate(leaves) if any(leaf.startswith(f"{name}.") for name in columns)]
+    groups = range(file.metadata.num_row_groups) if group is None else (group,)
+    chunks = (file.metadata.row_group(number).column(place) for number in groups for place in places)
+    # Equal values are packed into nothing, so the count of values matters too.
+    return sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
 
 
 def _check_kind(column: pa.ChunkedArray, where: str, expected: str, fits: bool) -> None:
