@@ -18,6 +18,7 @@ from tutti.data.episodes import check_unchanged
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.types import UserError
 
+GOOD = {"format": 1, "spec": "0"} | dict.fromkeys(PARTS, "00" * 8 * 4)
 DATA = "data/chunk-000/file-000.parquet"
 
 
@@ -115,9 +116,10 @@ def test_numbers_in_words() -> None:
     "wrong",
     [
         *({"sources": 7}, {"sources": [7]}, {"sources": [{}]}, {"sources": [{"content": {"spec": "0"}}]}),
-        {"sources": [{"content": dict.fromkeys(("spec", *PARTS), "zz")}]},
-        {"sources": [{"content": dict.fromkeys(("spec", *PARTS), 5)}]},
-        {"sources": [{"content": dict.fromkeys(("spec", *PARTS), "00ff")}]},
+        {"sources": [{"content": GOOD | dict.fromkeys(("spec", *PARTS), "zz")}]},
+        {"sources": [{"content": GOOD | dict.fromkeys(("spec", *PARTS), 5)}]},
+        {"sources": [{"content": GOOD | dict.fromkeys(PARTS, "00ff")}]},
+        {"sources": [{"content": GOOD | {"format": 0}}]},
         {"starts": {}},
     ],
 )

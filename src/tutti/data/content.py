@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import UInt64
 
 Digests = UInt64[np.ndarray, " e"]
+FORMAT = 1
+"""Raised when the same data get other digests, so that an older description is not taken for a change."""
 PARTS = ("states", "actions", "instructions", "pictures")
 """What there is a digest of for each episode."""
 SHOWN_EPISODES = 10
@@ -45,13 +47,14 @@ class Content:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"spec": f"{self.spec:016x}"} | {
-            name: many.tobytes().hex() for name, many in self.episodes.items()
-        }
+        episodes = {name: many.tobytes().hex() for name, many in self.episodes.items()}
+        return {"format": FORMAT, "spec": f"{self.spec:016x}", **episodes}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, str]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Of what `to_dict` gave. Raises: KeyError, TypeError or ValueError for anything else."""
+        if values["format"] != FORMAT:
+            raise ValueError("digests of another format")
         episodes = {name: np.frombuffer(bytes.fromhex(values[name]), np.uint64) for name in PARTS}
         return cls(int(values["spec"], 16), episodes)
 

@@ -124,7 +124,8 @@ def check_unchanged(stores: Sequence[EpisodeStore], described: Mapping[str, Any]
         contents = [Content.from_dict(source["content"]) for source in described["sources"]]
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            "data.json does not say what the data of this run were.\n"
+            "data.json does not say what the data of this run were: it is damaged, or of another version of "
+            "Tutti.\n"
             "  cure: restore it, or train anew (--redo, or another name=...)."
         ) from None
     for store, before in zip(stores, contents, strict=False):
