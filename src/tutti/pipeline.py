@@ -9,6 +9,7 @@ is kept if it is finished, and continues if it was interrupted.
       cache/           decoded pictures                   checkpoints/    all that a resume needs
       records.jsonl    losses of each logged step         tensorboard/    the same for TensorBoard
       first_batch.png  pictures of the first batch        model.json, data.json  sizes of model and data
+      data_content.json  digests of the data         shapes.txt      tensors of the first batch
       evaluation/      every rollout, and the scores      videos/         rollouts that succeed and that fail
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
       report.html      all results on one page            summary.json    the same for programs
@@ -36,6 +37,7 @@ from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig
 from tutti.report import write_report
 from tutti.runs.build import (
+    CONTENT,
     DATA,
     TRAIN_SECTIONS,
     BuiltTraining,
@@ -176,6 +178,7 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     data, model, objective = build_parts(config, run.path)
     run.write_json("model.json", asdict(describe(model)))  # before the trainer shards or compiles it
     starts = training_starts(config, run.path)
+    run.write_json(CONTENT, {"sources": data.contents()})
     run.write_json(DATA, data.describe() | {"starts": starts.to_dict()})
     with progress_bar("training") as bar:
         training = BuiltTraining(config, data, model, objective, run.path)

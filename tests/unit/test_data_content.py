@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -115,14 +116,14 @@ def test_numbers_in_words() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"sources": 7}, {"sources": [7]}, {"sources": [{}]}, {"sources": [{"content": {"spec": "0"}}]}),
-        {"sources": [{"content": GOOD | dict.fromkeys(("spec", *PARTS), "zz")}]},
-        {"sources": [{"content": GOOD | dict.fromkeys(("spec", *PARTS), 5)}]},
-        {"sources": [{"content": GOOD | dict.fromkeys(PARTS, "00ff")}]},
-        {"sources": [{"content": GOOD | {"format": 0}}]},
-        {"starts": {}},
+        *({}, {"sources": 7}, {"sources": [7]}, {"sources": [{}]}, {"sources": [{"spec": "0"}]}),
+        {"sources": [GOOD | dict.fromkeys(("spec", *PARTS), "zz")]},
+        {"sources": [GOOD | dict.fromkeys(("spec", *PARTS), 5)]},
+        {"sources": [GOOD | dict.fromkeys(PARTS, "00ff")]},
+        {"sources": [GOOD | {"format": 0}]},
     ],
 )
-def test_a_spoilt_description_of_the_data_is_named(sound: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"data\.json.*\n.*--redo"):
-        check_unchanged([LeRobotStore(sound)], wrong)
+def test_a_spoilt_file_of_digests_is_named(sound: Path, tmp_path: Path, wrong: dict[str, Any]) -> None:
+    (tmp_path / "data_content.json").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match=r"data_content\.json is damaged.*\n.*--redo"):
+        check_unchanged([LeRobotStore(sound)], tmp_path / "data_content.json")

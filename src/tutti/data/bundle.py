@@ -71,6 +71,10 @@ class DataBundle:
         """The instruction of each sample."""
         return [self.windows.instructions[number] for number in batch.instruction_id.tolist()]
 
+    def contents(self) -> list[dict[str, Any]]:
+        """Digests of what each source says, for `check_unchanged`."""
+        return [source.store.content.to_dict() for source in self.windows.sources]
+
     def describe(self) -> dict[str, Any]:
         """What the data is, as plain values for logs and reports; seconds are of robot time."""
         parts = zip(self.windows.sources, self.training_episodes, self.validation_episodes, strict=True)
@@ -98,7 +102,6 @@ def _describe_source(
     return {
         "name": source.store.name,
         "fingerprint": source.store.fingerprint,
-        "content": source.store.content.to_dict(),
         "embodiment": spec.embodiment,
         "weight": source.weight,
         "episodes": len(episodes),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -89,14 +89,14 @@ class DataConfig(FrozenConfig):
         progress: Progress | None = None,
         *,
         group_of: GroupOf | None = None,
-        trained_on: Mapping[str, Any] | None = None,
+        trained_on: Path | None = None,
     ) -> DataBundle:
         """Opens the sources, fits normalisation and text on the training episodes, decodes frames once.
 
         `group_of(instruction)` names the task that the split of validation episodes is stratified by; left
         out, each wording counts as its own group. Frame caches are kept in `cache_folder` and found again.
 
-        `trained_on` describes the data that a run has been trained on, which these must be.
+        `trained_on` is the file of digests of the data that a run has been trained on, which these must be.
 
         Raises UserError for anything wrong with the data sets or between them, one that is too short for
         the horizon, or a full disk.
@@ -104,7 +104,8 @@ class DataConfig(FrozenConfig):
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <LeRobot folder>}.")
         stores = [source.open() for source in self.sources]
-        check_unchanged(stores, trained_on or {})
+        if trained_on is not None:
+            check_unchanged(stores, trained_on)
         _check_compatible(stores)
         self._check_lengths(stores, needs)
         training, validation = self.split([store.episodes for store in stores], group_of)

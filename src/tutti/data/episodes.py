@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from tutti.data.content import Content, Digests, digest
 from tutti.errors import UserError
+from tutti.storage.reading import read_json
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while a long step runs; total is 0 where it is not known beforehand."""
@@ -113,24 +114,20 @@ class EpisodeStore(ABC):
         """
 
 
-def check_unchanged(stores: Sequence[EpisodeStore], described: Mapping[str, Any]) -> None:
-    """Refuses data sets that are no longer those of a run; `described` is its data.json.
+def check_unchanged(stores: Sequence[EpisodeStore], kept: Path) -> None:
+    """Refuses data sets that are no longer those of a run; `kept` is its file of digests, if it has one.
 
     Raises: UserError naming what differs, and in which episodes.
     """
-    if not described:
+    if not kept.exists():
         return
+    cure = "  cure: put the former data back, or train anew (--redo, or another name=...)."
     try:
-        contents = [Content.from_dict(source["content"]) for source in described["sources"]]
+        contents = [Content.from_dict(source) for source in read_json(kept)["sources"]]
     except (KeyError, TypeError, ValueError):
-        raise UserError(
-            "data.json does not say what the data of this run were: it is damaged, or of another version of "
-            "Tutti.\n"
-            "  cure: restore it, or train anew (--redo, or another name=...)."
-        ) from None
+        problem = "is damaged, or of another version of Tutti: the data of this run cannot be compared"
+        raise UserError(f"{kept} {problem}.\n{cure}") from None
     for store, before in zip(stores, contents, strict=False):
         if lines := store.content.differences(before):
-            raise UserError(
-                f"{store.name} is no longer the data set that this run was trained on: {'; '.join(lines)}.\n"
-                "  cure: put the former data back, or train anew (--redo, or another name=...)."
-            )
+            problem = f"is no longer the data set that this run was trained on: {'; '.join(lines)}"
+            raise UserError(f"{store.name} {problem}.\n{cure}")

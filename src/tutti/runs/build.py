@@ -9,7 +9,6 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -38,8 +37,8 @@ from tutti.types import Batch, DataNeeds, DataSpec, UserError
 
 TRAIN_SECTIONS = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
 """The sections of a config that decide what a training gives."""
-DATA = "data.json"
-"""What a run says of the data that it is trained on."""
+DATA, CONTENT = "data.json", "data_content.json"
+"""What a run says of the data that it is trained on, and digests of each episode."""
 FIT_CHUNKS = 20_000
 """Windows whose actions an action decoder is fitted to, where it must be (bin edges, a vocabulary)."""
 
@@ -116,17 +115,12 @@ def with_sources(config: RunConfig, folder: Path) -> DataConfig:
     return config.data.model_copy(update=recorded)
 
 
-def trained_on(folder: Path) -> dict[str, Any]:
-    """What data.json says of the data that the run has been trained on; nothing before it is."""
-    return read_json(folder / DATA) if (folder / DATA).is_file() else {}
-
-
 def check_data(config: RunConfig, folder: Path) -> list[Path]:
     """The data sets of a run that are not there any more. Raises: UserError for one that has changed."""
     sources = with_sources(config, folder).sources
     away = [source.path for source in sources if not source.path.exists()]
     if not away:
-        check_unchanged([source.open() for source in sources], trained_on(folder))
+        check_unchanged([source.open() for source in sources], folder / CONTENT)
     return away
 
 
@@ -150,7 +144,7 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
                 folder / "cache",
                 bar,
                 group_of=lambda text: tasks_of((text,), suite)[0],
-                trained_on=trained_on(folder),
+                trained_on=folder / CONTENT,
             )
 
     return world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache

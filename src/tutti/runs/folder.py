@@ -38,7 +38,15 @@ STAGES: dict[str, tuple[str, ...]] = {
     "record": ("dataset", "recording", "recording.json"),
     "train": (
         *("checkpoints", "records.jsonl", "tensorboard", "failures", "spikes"),
-        *("first_batch.png", "shapes.txt", "model.json", "data.json", "probes", "replays"),
+        *(
+            "first_batch.png",
+            "shapes.txt",
+            "model.json",
+            "data.json",
+            "data_content.json",
+            "probes",
+            "replays",
+        ),
     ),
     "evaluate": ("evaluation", "videos"),
     "report": ("report.html", "summary.json"),
