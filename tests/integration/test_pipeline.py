@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -69,7 +70,8 @@ def stop_at(folder: Path, pattern: str, how: signal.Signals) -> tuple[int, str]:
 def test_every_stage_leaves_what_it_promises(run: Path, config: RunConfig, tmp_path: Path) -> None:
     for name in (
         *("config.yaml", "stages.json", "dataset/meta/info.json", "recording.json", "records.jsonl"),
-        *("first_batch.png", "model.json", "data.json", "checkpoints/step-000020/model.safetensors"),
+        *("first_batch.png", "model.json", "data.json", "data_content.json"),
+        "checkpoints/step-000020/model.safetensors",
         *("evaluation/results.json", "evaluation/open_loop.json", "videos/index.json"),
         *("report.html", "summary.json"),
     ):
@@ -124,6 +126,7 @@ def test_named_data_need_neither_a_recording_nor_a_simulator(run: Path, tmp_path
     assert summary["success"] == {} and summary["open_loop"]["overall"]["windows"] > 0
     page = (folder / "report.html").read_text()
     assert "evaluation.suite is none" in page
+    assert not re.search(r"[0-9a-f]{70}", re.sub(r'"data:[^"]*"', "", page))  # no file of digests is printed
     described, trained = describe_model(load_config(SMOKE, [sources])), read(run / "model.json")["modules"]
     assert [module.parameters for module in described.modules] == [one["parameters"] for one in trained]
 
