@@ -28,7 +28,7 @@ from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.objectives.config import BalancingConfig
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
-from tutti.training.backward.kinds import BackwardConfig
+from tutti.training.backward.config import BackwardConfig
 from tutti.types import UserError
 
 PLAIN = "plain sum"

@@ -204,14 +204,14 @@ class DataSpec:
     fps: float
 
 
-def precise(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32 if it has fewer bits, else itself: errors and their means are taken in it, whatever the
     network computes in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def masked_mean(
-    values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None, *, of: Counted | None = None
+    values: Tensor, mask: Tensor, dim: int | tuple[int, ...] | None = None, *, mask_of: Counted | None = None
 ) -> Tensor:
     """sum(mask * values) / max(1, sum(mask)), over `dim` or everything.
 
@@ -221,14 +221,14 @@ def masked_mean(
 
     Over everything it counts the rows of all ranks that share the batch (`distributed.ranks`): the mean over
     the ranks is the mean over the whole batch. Where an update has several micro-batches their counts must be
-    known beforehand: `of(batch)` gives the mask of any batch, `mask` being that of this one. Then the mean
-    over the micro-batches is the mean over all their rows; without `of` it is the mean of their means. Over a
-    `dim` it is of these rows alone.
+    known beforehand: `mask_of(batch)` gives the mask of any batch, `mask` being that of this one. Then the
+    mean over the micro-batches is the mean over all their rows; without `mask_of` it is the mean of their
+    means. Over a `dim` it is of these rows alone.
     """
-    values, full = precise(values), mask.expand_as(values)
+    values, full = at_least_float32(values), mask.expand_as(values)
     kept = torch.where(full, values, torch.zeros((), dtype=values.dtype, device=values.device))
     if dim is None:
-        return shared_mean(kept.sum(), full.sum(), of, repeats=values.numel() // max(1, mask.numel()))
+        return shared_mean(kept.sum(), full.sum(), mask_of, repeats=values.numel() // max(1, mask.numel()))
     return kept.sum(dim) / full.sum(dim).clamp(min=1)
 
 

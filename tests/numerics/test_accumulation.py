@@ -202,7 +202,7 @@ def test_a_second_look_at_the_micro_batches_is_that_of_the_large_batch() -> None
             return features, loss(features, batch, model, progress, only)
 
         point = Strategy(EndToEndConfig().phases(), steps=1).at(0)
-        update = Update(step=0, point=point, counting=loss.names, batches=batches)
+        update = Update(step=0, point=point, active_terms=loss.names, batches=batches)
         return Reevaluation(loss, evaluate, machine).means(update, rng_state())
 
     assert means(cut(uneven(1), PARTS)) == pytest.approx(means([uneven(1)]), rel=1e-12)

@@ -24,7 +24,7 @@ from tutti.models.config import ActionDecoderConfig
 from tutti.objectives.config import BalancingConfig, TermConfig
 from tutti.plugin import CUSTOM
 from tutti.training.backward.aggregators import AggregatorConfig
-from tutti.training.backward.kinds import BackwardConfig
+from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.masked import OBJECTIVE
 from tutti.training.backward.term_gradients import Gradients, term_gradients
 from tutti.training.records import read_records
@@ -146,11 +146,11 @@ def check_gradient(trainer: Trainer, step: int, parts: Mapping[str, set[str]] | 
     trainer.model.double()
     trainer.objective.double()
     moment = trainer.strategy.enter(step, trainer.parameters)
-    counting = moment.phase.counting(trainer.objective.names)
+    active_terms = moment.phase.active_terms(trainer.objective.names)
     batch = as_double(make_batch(3, WINDOWS))
     model = trainer.model
-    terms = trainer.objective(model(batch.observation), batch, model, moment.progress, counting)
-    assert set(terms.values) == set(counting) and terms.total.dtype == torch.float64
+    terms = trainer.objective(model(batch.observation), batch, model, moment.progress, active_terms)
+    assert set(terms.values) == set(active_terms) and terms.total.dtype == torch.float64
     assert not any(weight.requires_grad for weight in terms.lambdas.values())
     total = sum(terms.lambdas[name].item() * value.item() for name, value in terms.values.items())
     assert terms.total.item() == pytest.approx(total, rel=1e-14)

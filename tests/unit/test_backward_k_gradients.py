@@ -30,9 +30,9 @@ from fixtures.linear_terms import (
 )
 from tutti.config.run_config import load_config
 from tutti.training.backward.aggregators import METHODS
+from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.interface import OneBackward
 from tutti.training.backward.k_gradients import KGradientsBackward, KGradientsConfig, cosines, gramian_of
-from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.metric_names import describe_metric
 from tutti.training.rng import own_randomness
 from tutti.types import UserError

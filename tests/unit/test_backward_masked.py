@@ -14,8 +14,8 @@ from torch.nn.parameter import Parameter
 from fixtures.linear_terms import LAMBDAS, parameters, plain_sum, rows, small_batch, small_model, terms
 from fixtures.toy_training import Data, config
 from tutti.config.run_config import RunConfig
+from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.interface import Backward, OneBackward
-from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.optim.learning_rates import part_of
 from tutti.training.trainer import Trainer
 from tutti.types import UserError

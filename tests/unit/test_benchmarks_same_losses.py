@@ -10,16 +10,16 @@ import same_losses
 import torch
 from safetensors.torch import save_file
 
-from tutti.training.records import Recorder
+from tutti.training.records import MetricsWriter
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(folder: Path, losses: list[float], weight: float = 1.0, **more: float) -> Path:
-    with Recorder(folder) as recorder:
+    with MetricsWriter(folder) as writer:
         for step, loss in enumerate(losses, start=1):
-            recorder.write(step, "train", {"loss/total": loss, "time/seconds": loss, **more})
+            writer.write(step, "train", {"loss/total": loss, "time/seconds": loss, **more})
     last = folder / "checkpoints" / "step-000003"
     last.mkdir(parents=True)
     save_file({"w": torch.tensor([1.0, weight])}, last / "model.safetensors")

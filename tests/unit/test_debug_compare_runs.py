@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tutti.debug.compare_runs import Comparison, compare_records, windows_of
-from tutti.training.records import Recorder
+from tutti.training.records import MetricsWriter
 
 
 def compared(one: Any, other: Any) -> Comparison:
@@ -65,10 +65,10 @@ def test_what_is_missing_or_of_another_kind_differs(one: Any, other: Any, said: 
 
 def test_records_are_compared_without_times_and_events(tmp_path: Path) -> None:
     for name, seconds, loss in (("a", 1.0, 0.5), ("b", 2.0, 0.5), ("c", 1.0, 0.25)):
-        with Recorder(tmp_path / name) as recorder:
+        with MetricsWriter(tmp_path / name) as writer:
             if name == "b":
-                recorder.write(0, "event", {"fault/damaged_checkpoints": 1.0})
-            recorder.write(1, "train", {"loss/total": loss, "time/seconds": seconds})
+                writer.write(0, "event", {"fault/damaged_checkpoints": 1.0})
+            writer.write(1, "train", {"loss/total": loss, "time/seconds": seconds})
     found = Comparison()
     compare_records(found, tmp_path / "a", tmp_path / "b")
     assert found.num_differing == 0 and found.values == {"records.jsonl": 3, "records.jsonl, order": 1}

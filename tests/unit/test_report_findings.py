@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tutti.findings import Finding
-from tutti.report.findings import judge_records
+from tutti.report.judges import judge_records
 from tutti.report.records import Records
 
 STEPS = list(range(50, 1050, 50))  # 20 looks

@@ -16,7 +16,7 @@ from fixtures.ranks import on_ranks
 from fixtures.run_equality import leaves
 from fixtures.vla_training import Data, make_batch, make_trainer, modules
 from tutti.models.layers import TransformerBlock, blocks_of
-from tutti.training.backward.kinds import BackwardConfig
+from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.config import TrainingConfig
 from tutti.training.trainer import Trainer

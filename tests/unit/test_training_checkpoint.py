@@ -16,7 +16,7 @@ from tutti.storage.checkpoint import Checkpoint, checkpoints, load, save, verify
 from tutti.storage.files import remove_folder
 from tutti.training.checkpointing.resume import check_resumable
 from tutti.training.metric_names import METRICS, describe_metric
-from tutti.training.records import Meter, Recorder, read_records
+from tutti.training.records import Meter, MetricsWriter, read_records
 from tutti.training.rng import load_rng_state, own_randomness, rng_state, seed_everything
 from tutti.types import UserError
 
@@ -121,13 +121,13 @@ def test_random_states_come_back(tmp_path: Path) -> None:
 
 
 def test_records_after_the_checkpoint_and_cut_lines_are_dropped(tmp_path: Path) -> None:
-    with Recorder(tmp_path) as recorder:
+    with MetricsWriter(tmp_path) as writer:
         for step in (1, 2, 3):
-            recorder.write(step, "train", {"loss/total": 1.0 / step})
+            writer.write(step, "train", {"loss/total": 1.0 / step})
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write('{"step": 4, "ki')
-    with Recorder(tmp_path, after_step=2) as recorder:
-        recorder.write(3, "train", {"loss/total": 9.0})
+    with MetricsWriter(tmp_path, after_step=2) as writer:
+        writer.write(3, "train", {"loss/total": 9.0})
     assert [(r["step"], r["kind"], r["loss/total"]) for r in read_records(tmp_path)] == [
         (1, "train", 1.0),
         (2, "train", 0.5),
@@ -141,7 +141,7 @@ def test_records_after_the_checkpoint_and_cut_lines_are_dropped(tmp_path: Path) 
 def test_a_full_disk_while_recording_is_said(tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"records\.jsonl: cannot write, the disk .* full"),
-        Recorder(tmp_path) as log,
+        MetricsWriter(tmp_path) as log,
     ):
         log.write(1, "train", {"loss/total": 1.0})
         with file_size_limit(60):
@@ -157,8 +157,8 @@ def test_a_broken_record_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 def test_a_metric_without_description_is_refused(tmp_path: Path) -> None:
-    with Recorder(tmp_path) as recorder, pytest.raises(ValueError, match="mystery/number"):
-        recorder.write(1, "train", {"mystery/number": 1.0})
+    with MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="mystery/number"):
+        writer.write(1, "train", {"mystery/number": 1.0})
 
 
 def test_the_most_specific_description_wins() -> None:

@@ -89,7 +89,9 @@ def test_a_look_leaves_the_gradients_and_random_states_alone(tmp_path: Path) -> 
     terms.total.backward()
     before = {name: p.grad.clone() for name, p in trainer.parameters.items() if p.grad is not None}
     random = torch.get_rng_state()
-    update = Update(step=0, point=trainer.strategy.at(0), counting=trainer.objective.names, batches=[batch])
+    update = Update(
+        step=0, point=trainer.strategy.at(0), active_terms=trainer.objective.names, batches=[batch]
+    )
     update.terms, _ = to_host([read_scalars(terms)])
     trainer.diagnostics.before_step(update)
     assert torch.equal(random, torch.get_rng_state())

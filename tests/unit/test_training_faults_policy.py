@@ -15,8 +15,8 @@ from torch.nn.parameter import Parameter
 from fixtures.checkpoints import load_latest
 from fixtures.run_equality import differing, killed_and_resumed, records
 from fixtures.toy_training import BATCH, Data, config, make_trainer
-from tutti.report.findings import judge_records
 from tutti.report.inputs import read_records as read_columns
+from tutti.report.judges import judge_records
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.faults.config import GradientsConfig
 from tutti.training.faults.non_finite import NonFiniteError

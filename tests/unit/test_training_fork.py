@@ -18,7 +18,7 @@ from tutti.runs.build import with_parent_data
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.checkpointing.config import ForkConfig
 from tutti.training.checkpointing.recovery import source_of
-from tutti.training.records import Recorder
+from tutti.training.records import MetricsWriter
 from tutti.types import UserError
 
 SETTINGS: dict[str, Any] = {
@@ -163,6 +163,6 @@ def test_an_interrupted_fork_keeps_to_the_step_that_it_began_at(tmp_path: Path) 
         (trunk / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
     fork = ForkConfig(run=str(trunk))
     assert source_of(fork, run).name == "step-000010"
-    with Recorder(run) as recorder:
-        recorder.write(5, "event", {"optim/fork_step": 5.0})
+    with MetricsWriter(run) as writer:
+        writer.write(5, "event", {"optim/fork_step": 5.0})
     assert source_of(fork, run).name == "step-000005"

@@ -18,15 +18,15 @@ from tutti.serving.policy import find_checkpoint
 from tutti.storage.checkpoint import Checkpoint, checkpoints, save
 from tutti.training.checkpointing.config import CheckpointsConfig, KeepBestConfig
 from tutti.training.checkpointing.saver import retain
-from tutti.training.records import Recorder, read_records
+from tutti.training.records import MetricsWriter, read_records
 from tutti.types import UserError
 
 
 def make(run: Path, step: int, value: float | None = None) -> None:
     """A checkpoint, and a validation at its step if `value` is given."""
     if value is not None:
-        with Recorder(run, after_step=step) as recorder:
-            recorder.write(step, "validation", {"valid/total": value})
+        with MetricsWriter(run, after_step=step) as writer:
+            writer.write(step, "validation", {"valid/total": value})
     save(run, Checkpoint(step=step, tensors={"model": {"w": torch.ones(1)}}, optimizer={}, rng={}, state={}))
 
 

@@ -106,12 +106,12 @@ def test_restarted_phases_read_schedules_from_their_own_beginning() -> None:
 def test_preset_freezes_and_counts_as_its_name_says(
     kind: str, settings: dict[str, Any], expected: list[tuple[tuple[str, ...], tuple[str, ...]]]
 ) -> None:
-    assert [(phase.frozen, phase.counting(TERMS)) for phase in phases(kind, **settings)] == expected
+    assert [(phase.frozen, phase.active_terms(TERMS)) for phase in phases(kind, **settings)] == expected
 
 
 def test_a_phase_may_name_terms_and_leave_some_of_them_out() -> None:
     phase = Phase(name="p", share=1, terms=("align", "recon"), exclude_terms=("align",))
-    assert phase.counting(TERMS) == ("recon",)
+    assert phase.active_terms(TERMS) == ("recon",)
 
 
 # --- mistakes

@@ -11,9 +11,9 @@ from tutti.objectives.config import BalancingConfig, TermConfig
 from tutti.objectives.terms.recoverable_language import RecoverableLanguageConfig
 from tutti.objectives.weight_schedule import Weight, schedule_of
 from tutti.training.backward.aggregators import DECIDES_ALONE
+from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.interface import OneBackwardConfig
 from tutti.training.backward.k_gradients import KGradientsConfig
-from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.config import TrainingConfig
 from tutti.training.optim.learning_rates import unknown_parts
 from tutti.training.strategy import PARTS, Strategy, StrategyConfig
@@ -111,7 +111,7 @@ def _check_calibration(
     phases = Strategy(strategy.phases(), steps=training.steps)
     for step in range(balancing.start, last + 1):
         phase = phases.at(step).phase
-        if PRIMARY not in phase.counting([PRIMARY]):
+        if PRIMARY not in phase.active_terms([PRIMARY]):
             raise ValueError(
                 f"balancing.kind gradient_share measures against '{PRIMARY}' from update {balancing.start} "
                 f"to {last}, but in phase '{phase.name}' of the strategy that term does not count. Move "

@@ -28,8 +28,8 @@ from tutti.objectives.balancing.interface import FixedBalancingConfig
 from tutti.objectives.config import BalancingConfig, ObjectiveConfig
 from tutti.plugin import Origin, Trust, classes_in
 from tutti.recording.recorder import RecordConfig
+from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.interface import OneBackwardConfig
-from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.config import TrainingConfig
 from tutti.training.strategy import EndToEndConfig, StrategyConfig
 from tutti.types import UserError

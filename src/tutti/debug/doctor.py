@@ -23,7 +23,7 @@ from tutti.debug.gradient_checks import (
 from tutti.debug.text_dependence import TextTest, check_text
 from tutti.findings import Finding
 from tutti.models.vla import VLA
-from tutti.report.findings import FEATURES, unhealthy_features
+from tutti.report.judges import FEATURES, unhealthy_features
 from tutti.report.records import single_step
 from tutti.runs.build import BuiltTraining, require_data, training_threads, trial_training
 from tutti.runs.terminal import print_line, print_table, progress_bar

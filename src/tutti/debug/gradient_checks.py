@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from tutti.config.run_config import RunConfig
 from tutti.findings import Finding
 from tutti.objectives.weight_schedule import schedule_of
-from tutti.report.findings import dominating_terms
 from tutti.report.formatting import capitalised
+from tutti.report.judges import dominating_terms
 from tutti.report.records import PRIMARY, single_step
 from tutti.runs.build import BuiltTraining
 from tutti.training.backward.masked import OBJECTIVE
@@ -83,7 +83,7 @@ def _tables(training: BuiltTraining, batch: Batch) -> Iterator[tuple[str, ReachT
                 training.model,
                 objective,
                 batch,
-                only=phase.counting(objective.names),
+                only=phase.active_terms(objective.names),
                 frozen=phase.frozen,
                 mask={term: parts for term, parts in may_train.items() if term in objective.names},
                 progress=moment.progress,
@@ -123,7 +123,7 @@ def gradient_shares(
     """
     trainer, names = training.trainer, training.objective.names
     strategy, parameters = trainer.strategy, trainer.parameters
-    phases = [phase for phase in strategy.phases if PRIMARY in phase.counting(names)]
+    phases = [phase for phase in strategy.phases if PRIMARY in phase.active_terms(names)]
     phase = phases[-1] if at_end and phases else strategy.phases[0]
     progress = 1.0 if at_end else strategy.at(0).progress
     parts: dict[str, list[int]] = {}
@@ -136,7 +136,7 @@ def gradient_shares(
     with own_randomness(training.config.seed):
         for batch in batches:
             features = training.model(batch.observation)
-            terms = training.objective(features, batch, training.model, progress, phase.counting(names))
+            terms = training.objective(features, batch, training.model, progress, phase.active_terms(names))
             gradients = trainer.backward.masked(term_gradients(terms.values, list(parameters.values())))
             lambdas = {name: float(value) for name, value in terms.lambdas.items()}
             for name, value in gradient_measures(gradients, lambdas, parts).items():

@@ -206,7 +206,7 @@ def _repeat(
     trainer.model.train()
     trainer.objective.train()
     point = trainer.strategy.enter(step - 1, trainer.parameters)
-    counting = point.phase.counting(trainer.objective.names)
+    active_terms = point.phase.active_terms(trainer.objective.names)
     table, found = StepTable(trainer, step, debugger), dict[str, list[str]]()
     for batch in batches:
         table = StepTable(trainer, step, debugger)
@@ -214,7 +214,7 @@ def _repeat(
         with own_randomness(seed), _non_finite_outputs(trainer) as modules:
             with trainer.machine.autocast():
                 features = trainer.model(moved.observation)
-                terms = trainer.objective(features, moved, trainer.model, point.progress, counting)
+                terms = trainer.objective(features, moved, trainer.model, point.progress, active_terms)
             scope = table.add(moved, features, terms)
             gradient = _first_bad_gradient(trainer, terms.total)
         bad_terms = [

@@ -205,7 +205,7 @@ class Term(nn.Module, ABC):
     def mean(self, errors: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, ""]:
         """The mean of the errors over everything in the `rows` that count, of all micro-batches and ranks."""
         rows = self.rows(batch)
-        return masked_mean(errors, rows.view(-1, *(1,) * (errors.ndim - 1)), of=self.rows)
+        return masked_mean(errors, rows.view(-1, *(1,) * (errors.ndim - 1)), mask_of=self.rows)
 
     def future(self, batch: Batch, offset: int) -> Future:
         """The observation `offset` actions later.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.objective import Objective, UpdateHooks
 from tutti.objectives.term import Term
-from tutti.types import Batch, Features, LossTerms, precise
+from tutti.types import Batch, Features, LossTerms, at_least_float32
 
 
 class UnifiedLoss(Objective):
@@ -48,7 +48,7 @@ class UnifiedLoss(Objective):
             if not self.balancing.is_active(name, progress) or (only is not None and name not in only):
                 continue
             result = term(features, batch, model)
-            values[name] = precise(result.value)
+            values[name] = at_least_float32(result.value)
             metrics.update({key: metric.detach() for key, metric in result.metrics.items()})
         lambdas = self.balancing(values, progress)
         total = features.readout.new_zeros(())

@@ -62,7 +62,7 @@ def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
         moment = strategy.at(step)
         computed = tuple(
             name
-            for name in moment.phase.counting(objective.names)
+            for name in moment.phase.active_terms(objective.names)
             if objective.balancing.is_active(name, moment.progress)
         )
         key = (moment.index, computed, objective.hooks.wants_gradients(step))

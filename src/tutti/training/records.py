@@ -21,7 +21,7 @@ DELETE = "Delete this line."
 Kind = Literal["train", "validation", "diagnostics", "event"]
 
 
-class Recorder:
+class MetricsWriter:
     """Appends to run/records.jsonl, flushing each line, and to event files in run/tensorboard.
 
     What survives a power cut is what a checkpoint stands behind: `Saver` syncs the records before it.

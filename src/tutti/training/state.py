@@ -15,8 +15,8 @@ from torch.nn.parameter import Parameter
 from tutti.distributed.sharded_tensors import shard_like_all
 from tutti.objectives.objective import Objective
 from tutti.storage.checkpoint import OPTIMIZER, Checkpoint
+from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.interface import Backward
-from tutti.training.backward.kinds import BackwardConfig
 from tutti.training.optim.averages import Ema
 from tutti.training.optim.optimizers import OptimizerConfig, OptimizerSet, trainable
 from tutti.training.rng import load_rng_state, rng_state

@@ -51,7 +51,7 @@ class Phase(FrozenConfig):
         """The parts that do not learn."""
         return tuple(part for part, factor in self.learning_rates.items() if factor == 0)
 
-    def counting(self, names: Collection[str]) -> tuple[str, ...]:
+    def active_terms(self, names: Collection[str]) -> tuple[str, ...]:
         """Which of the objective's terms count."""
         chosen = names if self.terms == "all" else self.terms
         return tuple(name for name in names if name in chosen and name not in self.exclude_terms)
@@ -247,7 +247,7 @@ def _check_terms(phase: Phase, terms: Collection[str]) -> None:
             f"strategy: phase '{phase.name}' names the term {', '.join(unknown)}; the objective has "
             f"{', '.join(terms)}."
         )
-    if not phase.counting(terms):
+    if not phase.active_terms(terms):
         raise UserError(
             f"strategy: no term counts in phase '{phase.name}'; the objective has {', '.join(terms)}. "
             "Add a term to the objective, or to the phase."

@@ -18,7 +18,7 @@ from tutti.training.data_feed import BatchStream, Texts, TrainingData, feed
 from tutti.training.diagnostics import DiagnosticsObserver, FirstBatch
 from tutti.training.faults import FaultPolicy, NonFiniteGuard, roll_back
 from tutti.training.parallel import LossModule
-from tutti.training.records import Meter, Recorder, StepTimer
+from tutti.training.records import Meter, MetricsWriter, StepTimer
 from tutti.training.signals import Interruptible
 from tutti.training.state import TrainState
 from tutti.training.strategy import EndToEndConfig, Strategy, StrategyConfig
@@ -128,23 +128,23 @@ class Trainer:
                 self.saver,
                 world.name_missing_ranks(),
                 feed(data, world.ranks, self.machine.device, self.config.accumulation) as fed,
-                Recorder(
+                MetricsWriter(
                     self.run, self.step, rollbacks=len(self.fault_policy.rollbacks), silent=not world.first
-                ) as recorder,
+                ) as writer,
                 Interruptible(relayed=world.ranks.count > 1) as interrupt,
             ):
                 # It knows which batches are still on their way to the device, and does not count them.
                 self.state.parts["loader"] = fed.train
                 if event:
-                    recorder.write(self.step, "event", event)
+                    writer.write(self.step, "event", event)
                 self.first_batch.enabled = True
-                self._loop(fed, recorder, interrupt)
+                self._loop(fed, writer, interrupt)
                 saved = self.save(wait=True)
                 if number := world.max(interrupt.received):
                     interrupt.leave(self.step, saved, number)
                 return saved
 
-    def _loop(self, data: TrainingData, recorder: Recorder, interrupt: Interruptible) -> None:
+    def _loop(self, data: TrainingData, writer: MetricsWriter, interrupt: Interruptible) -> None:
         config, world = self.config, self.parallel.world
         stream = iter(data.train)
         self.model.train()
@@ -154,15 +154,15 @@ class Trainer:
             self.update(stream)
             if self.fault_policy.diverged:
                 self.saver.wait()  # the newest checkpoint may be the one to go back to
-                roll_back(self.state, self.settings, self.fault_policy, recorder, world)
+                roll_back(self.state, self.settings, self.fault_policy, writer, world)
                 continue
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:
-                self._record(recorder)
+                self._record(writer)
             if measures := self.diagnostics.take():
-                recorder.write(self.step, "diagnostics", measures)
+                writer.write(self.step, "diagnostics", measures)
             if (every := config.validation.every) and (last or self.step % every == 0):
-                self._validate(data, recorder)
+                self._validate(data, writer)
             if (every := config.checkpoints.every) and not last and self.step % every == 0:
                 self.save()
             if self.progress is not None:
@@ -181,7 +181,9 @@ class Trainer:
         leaves it out."""
         self.timer.start()
         point = self.strategy.enter(self.step, self.parameters)
-        update = Update(step=self.step, point=point, counting=point.phase.counting(self.objective.names))
+        update = Update(
+            step=self.step, point=point, active_terms=point.phase.active_terms(self.objective.names)
+        )
         with self.guard.skipping():
             self._update(update, stream)
         # Also where the update is left out: its batches are used up, and schedules go on with the data.
@@ -202,7 +204,7 @@ class Trainer:
         for number, batch in enumerate(update.batches):
             self.parallel.micro_batch(last=number == num_batches - 1)
             with self.machine.autocast(), update.micro_batches.use(number):
-                features, terms = self.parallel.evaluate(batch, update.point.progress, update.counting)
+                features, terms = self.parallel.evaluate(batch, update.point.progress, update.active_terms)
                 update.scalars.append(read_scalars(terms))
             lap("forward")
             for observer in self.observers:
@@ -239,7 +241,7 @@ class Trainer:
         point = update.point
         return self.config.schedule.factor(point.step, point.steps) * self.config.batch_factor(update.step)
 
-    def _record(self, recorder: Recorder) -> None:
+    def _record(self, writer: MetricsWriter) -> None:
         """Write the means since the last record, with the time shares."""
         counters = self.counters
         values = self.meter.take() | self.optimizer.metrics() | self.fault_policy.metrics()
@@ -252,7 +254,7 @@ class Trainer:
         values |= {"data/samples": float(counters.samples), "time/seconds": counters.seconds}
         values |= self.timer.take(counters.samples - counters.samples_recorded)
         counters.samples_recorded = counters.samples
-        recorder.write(self.step, "train", values)
+        writer.write(self.step, "train", values)
         counters.latest |= values
 
     def validate(self, data: TrainingData) -> dict[str, float]:
@@ -266,17 +268,17 @@ class Trainer:
             data.validation,
             progress=(point.step + 1) / point.steps,
             seed=self.config.seed,
-            only=point.phase.counting(self.objective.names),
+            only=point.phase.active_terms(self.objective.names),
         )
         with self.state.serving() as averaged:
             values = evaluate()
         return values | evaluate(prefix="valid_raw") if averaged and self.config.validation.raw else values
 
-    def _validate(self, data: TrainingData, recorder: Recorder) -> None:
+    def _validate(self, data: TrainingData, writer: MetricsWriter) -> None:
         started = monotonic()
         if values := self.validate(data):
             values["time/validation_seconds"] = monotonic() - started
-            recorder.write(self.step, "validation", values)
+            writer.write(self.step, "validation", values)
             self.counters.latest |= values
 
     def save(self, *, wait: bool = False) -> Path:

@@ -96,7 +96,7 @@ class Update:
 
     step: int
     point: SchedulePoint
-    counting: tuple[str, ...]
+    active_terms: tuple[str, ...]
     batches: list[Batch] = field(default_factory=list)
     scalars: list[DeviceScalars] = field(default_factory=list)
     terms: list[TermValues] = field(default_factory=list)
@@ -202,7 +202,7 @@ class Reevaluation(Observer):
             load_rng_state(random)
             for number, batch in enumerate(update.batches):
                 with update.micro_batches.use(number):
-                    _, terms = self.evaluate(batch, update.point.progress, update.counting)
+                    _, terms = self.evaluate(batch, update.point.progress, update.active_terms)
                     scalars.append(read_scalars(terms))
             values, _ = to_host(scalars)
         return mean_terms(values)

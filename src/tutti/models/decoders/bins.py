@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tutti.models.decoders.chunks import present_actions, ranges, require_fitted
 from tutti.models.decoders.trunk import Conditioning, Trunk, TrunkConfig, shrink
 from tutti.models.interfaces import ActionDecoder
-from tutti.types import Batch, DataSpec, Features, precise
+from tutti.types import Batch, DataSpec, Features, at_least_float32
 
 _QUANTILES = (0.01, 0.99)
 _NARROWEST = 1e-3
@@ -90,7 +90,7 @@ class BinsDecoder(ActionDecoder):
         """
         require_fitted(self, "bins")
         bins = self.bin_of(present_actions(batch))
-        logits = precise(self.logits(features))
+        logits = at_least_float32(self.logits(features))
         return F.cross_entropy(logits.flatten(0, 2), bins.flatten(), reduction="none").view_as(bins)
 
     def predict(self, features: Features) -> Float[Tensor, "b t a"]:

@@ -16,7 +16,7 @@ from tutti.models.decoders.fast_tokens import PAD, ChunkTokens
 from tutti.models.decoders.trunk import Cache, Condition, Conditioning, Trunk, TrunkConfig, shrink
 from tutti.models.interfaces import ActionDecoder
 from tutti.models.layers import all_present
-from tutti.types import Batch, DataSpec, Features, precise
+from tutti.types import Batch, DataSpec, Features, at_least_float32
 
 log = logging.getLogger("tutti.models")
 
@@ -92,7 +92,7 @@ class FastDecoder(ActionDecoder):
         """
         require_fitted(self, "fast")
         tokens, lengths = self.tokens.encode(hold_last(batch.actions, batch.action_mask))
-        logits = precise(self.logits(self.conditioning(features), tokens))
+        logits = at_least_float32(self.logits(self.conditioning(features), tokens))
         error = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=PAD, reduction="none")
         mean = error.view_as(tokens).sum(1) / lengths
         return mean[:, None, None].expand_as(batch.actions)

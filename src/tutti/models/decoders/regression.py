@@ -19,7 +19,7 @@ from tutti.models.decoders.chunks import present_actions, ranges, require_fitted
 from tutti.models.decoders.trunk import shrink
 from tutti.models.interfaces import ActionDecoder
 from tutti.models.layers import Activation, activate
-from tutti.types import Batch, DataSpec, Features, UserError, precise
+from tutti.types import Batch, DataSpec, Features, UserError, at_least_float32
 
 
 class GripperConfig(FrozenConfig):
@@ -95,7 +95,7 @@ class Gripper(nn.Module):
     def error(self, logits: Float[Tensor, "b t"], actions: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
         """weight * cross-entropy. Raises UserError before `fit`."""
         require_fitted(self, "regression")
-        logits = precise(logits)
+        logits = at_least_float32(logits)
         closed = (actions > self.values.mean()).to(logits.dtype)
         return self.weight * F.binary_cross_entropy_with_logits(logits, closed, reduction="none")
 

@@ -19,7 +19,7 @@ from tutti.distributed.ranks import gathered
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.terms.states import binary_entropy
 from tutti.objectives.weight_schedule import Weight
-from tutti.types import Batch, Features, precise
+from tutti.types import Batch, Features, at_least_float32
 
 MAX_SCALE = 100.0
 """The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
@@ -97,7 +97,7 @@ class ContrastiveTerm(EmbeddingTerm):
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
         vision, language, same, present = self.embedded(features, batch)
-        scores = precise(self.log_scale.exp() * vision @ language.T)
+        scores = at_least_float32(self.log_scale.exp() * vision @ language.T)
         return self.compared(contrast(scores, same, present, self.log_scale), takes_part)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tutti.distributed.ranks import mean_over_ranks, shared_mean
 from tutti.objectives.term import Model, OffsetTermConfig, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Future, effective_rank, masked_mean, precise
+from tutti.types import Batch, Features, Future, at_least_float32, effective_rank, masked_mean
 
 
 class FutureLatentConfig(OffsetTermConfig):
@@ -98,7 +98,7 @@ class FutureLatentTerm(Term):
         predicted = F.normalize(
             self.predictor(fused.values.masked_fill(~mask[..., None], 0)).to(target.dtype), dim=-1
         )
-        value = masked_mean(1 - (predicted * target).sum(dim=-1), mask, of=self.mask)
+        value = masked_mean(1 - (predicted * target).sum(dim=-1), mask, mask_of=self.mask)
         with torch.no_grad():
             deviations = _from_mean(target, mask)
             spread = mean_over_ranks(masked_mean(deviations.square().sum(dim=-1), mask)).sqrt()
@@ -123,7 +123,7 @@ class FutureLatentTerm(Term):
         """The target encoder's tokens of an observation, of unit length, and which of them exist."""
         shown = at.observation.image_mask & at.mask[:, None]
         tokens = self.target(model.prepare(at.observation.images), shown)
-        values = precise(tokens.values).masked_fill(~tokens.mask[..., None], 0)
+        values = at_least_float32(tokens.values).masked_fill(~tokens.mask[..., None], 0)
         return F.normalize(values, dim=-1), tokens.mask
 
 

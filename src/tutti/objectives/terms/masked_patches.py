@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tutti.distributed.ranks import sample_whole_batch
 from tutti.objectives.term import Model, TermValue
 from tutti.objectives.terms.patches import PatchTerm, PatchTermConfig, normalise_patches
-from tutti.types import Batch, Features, Tokens, UserError, masked_mean, precise
+from tutti.types import Batch, Features, Tokens, UserError, at_least_float32, masked_mean
 
 NUM_FIXED = 64
 """How many masks there are in evaluation mode; a window always has the same one."""
@@ -82,7 +82,7 @@ class MaskedPatchesTerm(PatchTerm):
         predicted = self.predict(tokens, hidden, language)
         count = hidden & tokens.mask
         with torch.no_grad():
-            cut = self.patches(batch.observation.images, precise(predicted).dtype)
+            cut = self.patches(batch.observation.images, at_least_float32(predicted).dtype)
             # Where nothing counts the target is blanked: a NaN there would come back in the gradient.
             target = normalise_patches(cut).masked_fill(~count[..., None], 0)
         value = self._error(predicted, target, count)
@@ -135,4 +135,4 @@ class MaskedPatchesTerm(PatchTerm):
         self, predicted: Float[Tensor, "b n p"], target: Float[Tensor, "b n p"], count: Bool[Tensor, "b n"]
     ) -> Float[Tensor, ""]:
         """The masked mean over patches of the mean square error of their numbers."""
-        return masked_mean((predicted - target).square().mean(dim=-1), count, of=self.num_hidden)
+        return masked_mean((predicted - target).square().mean(dim=-1), count, mask_of=self.num_hidden)

@@ -18,7 +18,7 @@ from tutti.distributed.ranks import shared_mean
 from tutti.frozen_config import heads_divide
 from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, UserError, masked_mean, precise
+from tutti.types import Batch, Features, UserError, at_least_float32, masked_mean
 
 
 class PatchTermConfig(BaseTermConfig):
@@ -142,7 +142,7 @@ class FuturePatchesTerm(PatchTerm):
         """The weighted loss; metrics `changed_share` and `copy_baseline`, the loss of the
         present picture as the prediction, below which something was learned about the future."""
         tokens = features.fused_vision
-        predicted = precise(self.predict(tokens.values))
+        predicted = at_least_float32(self.predict(tokens.values))
         with torch.no_grad():
             mask = tokens.mask & self.mask(batch)
             now, later = self._both(batch, predicted.dtype)
@@ -153,7 +153,7 @@ class FuturePatchesTerm(PatchTerm):
             )
             weight = self._weight(changed, mask, now.dtype)
             metrics = {
-                f"{self.name}/changed_share": masked_mean(changed.to(now.dtype), mask, of=self.mask),
+                f"{self.name}/changed_share": masked_mean(changed.to(now.dtype), mask, mask_of=self.mask),
                 f"{self.name}/copy_baseline": self._error(copy, target, weight),
             }
         return TermValue(value=self._error(predicted, target, weight), metrics=metrics)
@@ -171,7 +171,7 @@ class FuturePatchesTerm(PatchTerm):
 
     def weight(self, batch: Batch) -> Float[Tensor, "b n"]:
         """r_p, and 0 where a patch does not count."""
-        dtype = precise(self.position).dtype
+        dtype = at_least_float32(self.position).dtype
         return self._weight(self._changed(*self._both(batch, dtype)), self.mask(batch), dtype)
 
     def _both(

@@ -13,7 +13,7 @@ from tutti.distributed.ranks import gathered
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.terms.alignment import only, takes_part
 from tutti.objectives.weight_schedule import Weight
-from tutti.types import Batch, Features, precise
+from tutti.types import Batch, Features, at_least_float32
 
 
 class RecoverableLanguageConfig(BaseTermConfig):
@@ -126,7 +126,7 @@ def _log_shares(
     guess: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], candidates: Bool[Tensor, " b"]
 ) -> Float[Tensor, "b b"]:
     """log softmax over the candidates' columns of guess . texts / sqrt(d)."""
-    scores = precise(guess @ texts.T) / guess.shape[1] ** 0.5
+    scores = at_least_float32(guess @ texts.T) / guess.shape[1] ** 0.5
     return only(scores, candidates[None, :]).log_softmax(dim=1)
 
 

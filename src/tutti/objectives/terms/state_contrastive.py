@@ -14,7 +14,7 @@ from tutti.distributed.ranks import gathered, sample_whole_batch
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.terms.alignment import only
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Tokens, precise
+from tutti.types import Batch, Features, Tokens, at_least_float32
 
 
 class StateContrastiveConfig(BaseTermConfig):
@@ -86,7 +86,7 @@ class StateContrastiveTerm(Term):
             states, embodiment = states.repeat(len(sets), 1), embodiment.repeat(len(sets))
         z = gathered(F.normalize(self.head(read), dim=-1))
         states, embodiment, present = gathered(states), gathered(embodiment), gathered(present)
-        similarity = precise(z @ z.T) / self.config.temperature
+        similarity = at_least_float32(z @ z.T) / self.config.temperature
         found = soft_contrast(similarity, states, embodiment, present, self.config.state_scale)
         return self.compared(found, self.num_embeddings)
 

@@ -15,7 +15,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.gripper_dims import gripper_dimensions
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, DataNeeds, Features, StateLabel, UserError, masked_mean, precise
+from tutti.types import Batch, DataNeeds, Features, StateLabel, UserError, at_least_float32, masked_mean
 
 
 class GripperConfig(FrozenConfig):
@@ -116,7 +116,7 @@ class FutureStatesTerm(Term):
         and `key_l1`, the part of the next key frame."""
         later = self.later_states(batch, self.labels)
         states, mask = later.values, later.mask
-        predicted = precise(self.predict(features.readout))
+        predicted = at_least_float32(self.predict(features.readout))
         with torch.no_grad():
             baseline = sum(self._parts((batch.observation.state[:, None] - states).abs(), mask))
         parts = self._parts((predicted - states.to(predicted.dtype)).abs(), mask)
@@ -128,9 +128,9 @@ class FutureStatesTerm(Term):
     def _parts(self, errors: Float[Tensor, "b o s"], mask: Bool[Tensor, "b o"]) -> list[Tensor]:
         """The mean over offsets and the end, and then, if it is asked for, that of the next key frame."""
         count = self.num_offsets
-        parts = [masked_mean(errors[:, :count], mask[:, :count, None], of=self._at_offsets)]
+        parts = [masked_mean(errors[:, :count], mask[:, :count, None], mask_of=self._at_offsets)]
         if self.has_key:
-            parts.append(masked_mean(errors[:, count:], mask[:, count:, None], of=self._at_key))
+            parts.append(masked_mean(errors[:, count:], mask[:, count:, None], mask_of=self._at_key))
         return parts
 
     def _at_offsets(self, batch: Batch) -> Bool[Tensor, "b o"]:
@@ -184,7 +184,7 @@ class ProgressTerm(Term):
                 "has none. Build it with tutti.data.windows.WindowIndex.gather, or set "
                 f"objective.{self.name} to null."
             )
-        logits = precise(self.head(features.readout)[:, 0])
+        logits = at_least_float32(self.head(features.readout)[:, 0])
         target = batch.progress.to(logits.dtype)
         value = F.binary_cross_entropy_with_logits(logits, target)
         with torch.no_grad():

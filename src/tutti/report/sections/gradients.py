@@ -9,9 +9,9 @@ from itertools import cycle, product
 from tutti.findings import DEAD_UNITS_MAX, Finding
 from tutti.report.blocks import MOODS, Block, Charts, Fold, Note, Section
 from tutti.report.curves import Line, Plot, draw, term_colours
-from tutti.report.findings import judge_records
 from tutti.report.formatting import percent, plain
 from tutti.report.inputs import Inputs, config_value
+from tutti.report.judges import judge_records
 from tutti.report.records import Records, part_words
 from tutti.report.svg.charts import share_chart
 from tutti.report.svg.drawing import Chart

@@ -1,7 +1,7 @@
 from .aggregators import Weighting
+from .config import BackwardConfig
 from .interface import Backward, OneBackward, OneBackwardConfig
 from .k_gradients import KGradientsBackward
-from .kinds import BackwardConfig
 from .masked import BackwardUnderMask, MaskedBackward
 from .term_gradients import Gradients, averaged_gradients, term_gradients
 

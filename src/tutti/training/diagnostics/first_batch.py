@@ -53,12 +53,12 @@ class FirstBatch(Observer):
         if update.micro_batches.unknown:
             _warn_of_lone_mean()
         if self.enabled and self.parallel.gives_term_gradients and update.step == 0:
-            self._warn_unreached(update.counting)
+            self._warn_unreached(update.active_terms)
 
-    def _warn_unreached(self, counting: Collection[str]) -> None:
+    def _warn_unreached(self, active_terms: Collection[str]) -> None:
         """Warns of what should have a gradient and has none: not of frozen parts, nor of the heads (and the
         decoder) of terms that do not count."""
-        out = [name for name in self.state.objective.names if name not in counting]
+        out = [name for name in self.state.objective.names if name not in active_terms]
         silent = tuple("model.action." if name == "action" else f"objective.terms.{name}." for name in out)
         learning = {
             name: parameter
@@ -83,7 +83,7 @@ def _warn_of_lone_mean() -> None:
     log.warning(
         "training.accumulation: a term of your own takes a masked_mean of each micro-batch alone: the lone "
         "row of one counts as much as the many of another. Give masked_mean its mask as a function of the "
-        "batch too, `of=` (docs/terms.md)"
+        "batch too, `mask_of=` (docs/terms.md)"
     )
 
 

@@ -93,7 +93,7 @@ class DiagnosticsObserver(Observer):
     def before_step(self, update: Update) -> None:
         self._watch(update.step + 1, update.batches, update.means)
         if self.every and (update.step + 1) % self.every == 0:
-            self._diagnose(update.step, update.batches, update.point.progress, update.counting)
+            self._diagnose(update.step, update.batches, update.point.progress, update.active_terms)
             self._values["spikes"] = float(self.spikes.count)
             self._before = {part: [p.detach().clone() for p in own] for part, own in self._learning().items()}
 

@@ -142,7 +142,7 @@ class NonFiniteGuard(Observer):
             torch.set_grad_enabled(gradient),
         ):
             for batch in batches:
-                _, terms = self.parallel.plain(batch, update.point.progress, update.counting)
+                _, terms = self.parallel.plain(batch, update.point.progress, update.active_terms)
                 if gradient:
                     learning = [p for p in self.state.parameters.values() if p.requires_grad]
                     values = torch.autograd.grad(terms.total, learning, allow_unused=True)

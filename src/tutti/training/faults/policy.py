@@ -18,7 +18,7 @@ from tutti.training.checkpointing.resume import RunSettings, check_settings
 from tutti.training.faults.config import GradientsConfig, RollbackConfig
 from tutti.training.faults.saved_steps import keep_newest
 from tutti.training.optim.clipping import Clipper, RunningMoments
-from tutti.training.records import Recorder
+from tutti.training.records import MetricsWriter
 from tutti.training.state import TrainState
 from tutti.types import UserError
 
@@ -121,7 +121,7 @@ def roll_back(
     state: TrainState,
     settings: RunSettings,
     policy: FaultPolicy,
-    recorder: Recorder,
+    writer: MetricsWriter,
     world: World,
 ) -> None:
     """Goes back to the newest checkpoint that is old enough; the data go on from where they are.
@@ -178,9 +178,9 @@ def roll_back(
     counters.seconds = seconds
     policy.skipped, policy.rollbacks = skipped, rollbacks
     policy.diverged, policy.high, policy.in_a_row = False, 0, 0
-    recorder.rewind(saved.step, rollbacks=len(rollbacks))
+    writer.rewind(saved.step, rollbacks=len(rollbacks))
     count = float(len(rollbacks))
-    recorder.write(saved.step, "event", {"optim/rollbacks": count, "optim/rollback_from": float(step)})
+    writer.write(saved.step, "event", {"optim/rollbacks": count, "optim/rollback_from": float(step)})
     log.warning(
         "%s Rolled back to step %d (%d of %d)",
         divergence,
