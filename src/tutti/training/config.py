@@ -34,7 +34,10 @@ class TrainingConfig(FrozenConfig):
     batch_ramp: BatchRampConfig | Off = Field(
         default="off", description="Stages of fewer batches per step before `accumulation`; off: none."
     )
-    ema: float | Off = Field(default=0.999, description="Decay of the moving average of the weights.")
+    ema: float | Off = Field(
+        default=0.999,
+        description="Decay of the moving average of the weights, which is validated and served; off: none.",
+    )
     fork: ForkConfig | Off = Field(default="off", description="Checkpoint of another run to start from.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: the GPU (CUDA) where there is one, else the CPU."
@@ -52,7 +55,10 @@ class TrainingConfig(FrozenConfig):
         default_factory=AutoParallelConfig,
         description="On several processes: auto, single, ddp (replicas) or fsdp (sharded weights).",
     )
-    compile: CompileMode = Field(default="off", description="torch.compile: nothing, blocks or model.")
+    compile: CompileMode = Field(
+        default="off",
+        description="What torch.compile compiles: off (nothing), each block, or the whole model.",
+    )
     activation_checkpointing: Literal["off", "block"] = Field(
         default="off", description="block: a block's activations are computed again in the backward pass."
     )

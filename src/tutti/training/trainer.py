@@ -150,7 +150,7 @@ class Trainer:
         self.model.train()
         self.objective.train()
         while self.step < config.steps:
-            self.objective.hooks.before_step(self.step)
+            self.objective.hooks.before_step(self.step)  # the balancing sets its lambdas
             self.update(stream)
             if self.fault_policy.diverged:
                 self.saver.wait()  # the newest checkpoint may be the one to go back to

@@ -197,7 +197,10 @@ class DiffusionConfig(DenoisingConfig):
     """`kind: diffusion`."""
 
     kind: Literal["diffusion"] = "diffusion"
-    prediction: Prediction = Field(default="sample", description="what the network predicts: a, v or eps")
+    prediction: Prediction = Field(
+        default="sample",
+        description="What the network predicts: the clean actions (sample), the velocity, or the noise.",
+    )
     training_steps: PositiveInt = Field(default=100, description="noise levels K of the training")
     sampling_steps: int = Field(default=10, ge=1, le=1000, description="DDIM steps of a prediction")
 

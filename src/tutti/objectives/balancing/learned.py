@@ -53,7 +53,11 @@ class UncertaintyBalancingConfig(FrozenConfig):
     learning_rate: float = Field(
         default=1e-3, gt=0, description="Learning rate of the Adam that moves the log-variances."
     )
-    limit: float = Field(default=5.0, gt=0, description="Largest |s|; b stays in exp(-limit)..exp(limit).")
+    limit: float = Field(
+        default=5.0,
+        gt=0,
+        description="Bound of each log variance s: the factor b = exp(-s) stays in exp(-limit) to exp(limit).",
+    )
 
     def build(self, schedules: Mapping[str, WeightSchedule]) -> UncertaintyBalancing:
         """The balancing of terms with these schedules."""
@@ -105,7 +109,9 @@ class FamoBalancingConfig(FrozenConfig):
     learning_rate: float = Field(
         default=0.025, gt=0, description="Learning rate of the Adam that moves the logits."
     )
-    decay: float = Field(default=1e-3, ge=0, description="Pulls the logits towards 0.")
+    decay: float = Field(
+        default=1e-3, ge=0, description="Weight decay of the logits: pulls all terms towards equal factors."
+    )
     bounds: dict[str, float] = Field(default={}, description="Least value of a term; one not named: 0.")
 
     def build(self, schedules: Mapping[str, WeightSchedule]) -> FamoBalancing:

@@ -58,7 +58,9 @@ class InverseDynamicsConfig(OffsetTermConfig):
     stop_future: bool = Field(
         default=False, description="the look at the later picture sends no gradient; cheaper by its backward"
     )
-    channels: PositiveInt = Field(default=16, description="numbers kept of each place of both pictures")
+    channels: PositiveInt = Field(
+        default=16, description="Features kept of each image patch of both pictures."
+    )
     hidden: PositiveInt = Field(default=256, description="width of the head's hidden layer")
 
     def build(self, model: Model, name: str) -> InverseDynamicsTerm:

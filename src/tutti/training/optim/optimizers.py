@@ -234,7 +234,7 @@ class MuonConfig(RatesConfig):
     lr: float = Field(default=1e-2, gt=0, description="Peak learning rate of Muon.")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="Nesterov momentum of Muon.")
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled decay of Muon's matrices.")
-    rounds: int = Field(default=5, ge=1, description="Newton-Schulz rounds.")
+    rounds: int = Field(default=5, ge=1, description="Newton-Schulz rounds that orthogonalise an update.")
     adamw_lr: float = Field(
         default=1e-3,
         gt=0,
