@@ -56,7 +56,7 @@ class UncertaintyBalancingConfig(FrozenConfig):
     limit: float = Field(
         default=5.0,
         gt=0,
-        description="Bound of each log variance s: the factor b = exp(-s) stays in exp(-limit) to exp(limit).",
+        description="Bound of each log variance s; b = exp(-s) stays in exp(-limit) to exp(limit).",
     )
 
     def build(self, schedules: Mapping[str, WeightSchedule]) -> UncertaintyBalancing:
