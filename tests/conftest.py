@@ -14,9 +14,14 @@ os.environ.setdefault("LP_NUM_THREADS", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import fixtures.shape_checker  # noqa: F401  the hook looks it up by its name
+
+# The same examples each time, on a busy machine too.
+settings.register_profile("tests", derandomize=True, deadline=None, max_examples=60, database=None)
+settings.load_profile("tests")
 
 SLOWEST_FIRST = (
     *("test_ranks", "test_study", "test_verify_resume", "test_debug_doctor", "test_pipeline"),

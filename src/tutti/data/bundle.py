@@ -15,7 +15,7 @@ from torch import Tensor
 from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.loader import Loader
 from tutti.data.normalize import Normalizer
-from tutti.data.tokenize import Tokenizer
+from tutti.data.tokenize import Tokenizer, normalized_text
 from tutti.data.windows import Source, WindowIndex
 from tutti.errors import UserError
 from tutti.types import Batch, DataSpec
@@ -118,8 +118,9 @@ def _describe_source(
 
 
 def texts_of(store: EpisodeStore, episodes: Sequence[Episode]) -> set[str]:
+    """The distinct instructions of these episodes, normalised."""
     used = {int(i) for e in episodes for i in np.unique(store.instruction_of[e.start : e.end])}
-    return {store.instructions[i] for i in used}
+    return {normalized_text(store.instructions[i]) for i in used}
 
 
 def evenly_spread(rows: Int64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " _"]:

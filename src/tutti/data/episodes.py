@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from tutti.data.content import Content, Digests, digest
+from tutti.data.tokenize import normalized_text
 from tutti.errors import UserError
 from tutti.storage.reading import read_json
 
@@ -80,7 +81,7 @@ class EpisodeStore(ABC):
     def content(self) -> Content:
         """Digests of all that is used: sizes, rate, numbers, instructions, pictures."""
         spec = repr((self.spec.views, self.spec.image_shapes, self.spec.fps, self.spec.embodiment))
-        texts = [text.encode() for text in self.instructions]
+        texts = [normalized_text(text).encode() for text in self.instructions]
 
         def spoken(rows: slice) -> Iterator[bytes]:
             """Each instruction of an episode behind the frame at which it begins: most have one."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tutti.data.episodes import Episode
+from tutti.data.tokenize import normalized_text
 from tutti.errors import UserError
 
 GroupOf = Callable[[str], str]
@@ -71,6 +72,6 @@ def first_episodes(
 def _grouped(episodes: Sequence[Episode], group_of: GroupOf | None) -> dict[str, list[Episode]]:
     groups: dict[str, list[Episode]] = {}
     for episode in episodes:
-        text = episode.instruction
+        text = normalized_text(episode.instruction)
         groups.setdefault(group_of(text) if group_of else text, []).append(episode)
     return groups

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Int64
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPETokenizer
-from tokenizers import models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from tutti.errors import UserError
@@ -21,12 +21,32 @@ _PAD = "<pad>"
 _MIN_LENGTH = 8
 MAX_LENGTH = 2**16
 """Tokens of a padded text at most."""
+_BLANKS = r"[\s\x{1C}-\x{1F}\x{200B}\x{2060}\x{FEFF}]+"
+"""A run of whatever Unicode calls white space, and of the spaces and marks that have no width."""
+_NORMALIZER = normalizers.Sequence(
+    [
+        normalizers.NFKC(),
+        normalizers.Lowercase(),
+        normalizers.NFKC(),  # a lower-case letter may be written in two ways
+        normalizers.Replace(Regex(_BLANKS), " "),
+        normalizers.Strip(),
+    ]
+)
+
+
+def normalized_text(text: str) -> str:
+    """`text` as the model reads it, and the identity of an instruction: NFKC, lower case, runs of blanks
+    (tabs, ends of lines, non-breaking blanks) as one blank, none at the ends.
+
+    Two texts are one instruction exactly where this is equal. Idempotent.
+    """
+    return _NORMALIZER.normalize_str(text.encode(errors="replace").decode())  # half a surrogate pair is "?"
 
 
 class Tokenizer:
     """Byte-level byte-pair encoding (Sennrich et al., 1508.07909): any text has ids, none is unknown.
 
-    Text is NFKC-normalised, lower-cased and stripped first. `text_length` is the padded number of tokens;
+    It reads the `normalized_text`. `text_length` is the padded number of tokens;
     id 0 is the padding. `vocab_size` is what the training reached, at most what was asked for.
     """
 
@@ -45,11 +65,9 @@ class Tokenizer:
         """
         if vocab_size < 257:
             raise UserError(f"vocab_size: expected at least 257 (all bytes and padding), found {vocab_size}.")
-        texts = sorted(set(instructions))
+        texts = sorted(set(map(normalized_text, instructions)))
         bpe = BPETokenizer(models.BPE())
-        bpe.normalizer = normalizers.Sequence(
-            [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()]
-        )
+        bpe.normalizer = _NORMALIZER
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -84,7 +102,8 @@ class Tokenizer:
         ids = torch.zeros(len(texts), self.text_length, dtype=torch.int64)
         mask = torch.zeros(len(texts), self.text_length, dtype=torch.bool)
         for row, text in enumerate(texts):
-            tokens = self._bpe.encode(text).ids if text.strip() else []
+            known = normalized_text(text)
+            tokens = self._bpe.encode(known).ids if known else []
             if len(tokens) > self.text_length and text not in self._warned:
                 self._warned.add(text)
                 warnings.warn(
@@ -115,11 +134,10 @@ class Tokenizer:
         model = bpe.get("model")
         parts = {_type(bpe.get(name)) for name in ("normalizer", "pre_tokenizer", "model")}
         unset = [bpe.get(name) for name in ("truncation", "padding", "post_processor", "decoder")]
-        inside = {_type(part) for part in _list(bpe.get("normalizer"), "normalizers")}
         if (
             not isinstance(model, dict)
             or parts != {"Sequence", "ByteLevel", "BPE"}
-            or not inside <= {"NFKC", "Lowercase", "Strip"}
+            or bpe["normalizer"] != json.loads(_NORMALIZER.__getstate__())
             or any(one is not None for one in (*unset, model.get("dropout")))
         ):
             raise UserError(f"not a tokenizer of Tutti: it is made of {shown(sorted(map(str, parts)), 200)}.")
@@ -137,8 +155,3 @@ class Tokenizer:
 
 def _type(part: Any) -> str | None:
     return part.get("type") if isinstance(part, dict) else None
-
-
-def _list(part: Any, key: str) -> list[Any]:
-    items = part.get(key) if isinstance(part, dict) else None
-    return items if isinstance(items, list) else [None]

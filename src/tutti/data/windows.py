@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.normalize import Normalizer
-from tutti.data.tokenize import Tokenizer
+from tutti.data.tokenize import Tokenizer, normalized_text
 from tutti.errors import UserError
 from tutti.gripper_dims import MAX_AWAY, gripper_dimensions, share_away
 from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation
@@ -40,7 +40,8 @@ class WindowIndex:
     repeated. `futures[k]` is the observation at t + k of the same episode for k in `needs.futures`; where
     that lies past the end it is masked and the last frame stands in. `later_states` are those of
     `needs.states`, masked past the end: at t + k, the episode's `last`, or that at the `next_key` frame
-    (`next_keyframes`), where one of `needs.grippers` opens or closes.
+    (`next_keyframes`), where one of `needs.grippers` opens or closes. `instructions` are the distinct
+    normalised texts; spellings of one sentence share its `instruction_id`.
 
     Raises: UserError if one of these is no gripper.
     """
@@ -60,14 +61,18 @@ class WindowIndex:
         counts = [store.spec.num_frames for store in stores]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.embodiments = tuple(dict.fromkeys(store.spec.embodiment for store in stores))
-        self.instructions = tuple(sorted({text for store in stores for text in store.instructions}))
+        spoken = [tuple(map(normalized_text, store.instructions)) for store in stores]
+        self.instructions = tuple(sorted(set[str]().union(*spoken)))
         number = {text: i for i, text in enumerate(self.instructions)}
         self._states = np.concatenate([normalizer.apply_state(s.states, s.spec.embodiment) for s in stores])
         self._actions = np.concatenate(
             [normalizer.apply_action(s.actions, s.spec.embodiment) for s in stores]
         )
         self._instruction = np.concatenate(
-            [np.array([number[text] for text in s.instructions])[s.instruction_of] for s in stores]
+            [
+                np.array([number[text] for text in texts])[store.instruction_of]
+                for texts, store in zip(spoken, stores, strict=True)
+            ]
         ).astype(np.int64)
         of_source = [self.embodiments.index(store.spec.embodiment) for store in stores]
         self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)

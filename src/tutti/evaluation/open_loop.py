@@ -7,7 +7,7 @@ Validation error is a poor judge of policies (SIMPLER, arXiv 2405.05941: r = .46
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from tutti.data.normalize import Normalizer
-from tutti.data.tokenize import Tokenizer
+from tutti.data.tokenize import Tokenizer, normalized_text
 from tutti.models.vla import VLA
 from tutti.suites.environment import Suite
 from tutti.types import Batch, Observation, UserError
@@ -61,13 +61,23 @@ class OpenLoopResult:
 
 def tasks_of(instructions: Sequence[str], suite: Suite) -> tuple[str, ...]:
     """The task that each instruction belongs to; a text that the suite does not know is its own group."""
+    return tuple(map(task_by_text(suite), instructions))
+
+
+def task_by_text(suite: Suite) -> Callable[[str], str]:
+    """The function behind `tasks_of`, which goes by the normalised text."""
     task = {
-        text: name
+        normalized_text(text): name
         for name in suite.tasks
         for split in ("train", "held_out")
         for text in suite.instructions(name, split)
     }
-    return tuple(task.get(text, text) for text in instructions)
+
+    def task_of(text: str) -> str:
+        known = normalized_text(text)
+        return task.get(known, known)
+
+    return task_of
 
 
 @torch.no_grad()

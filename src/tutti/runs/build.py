@@ -20,7 +20,7 @@ from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
 from tutti.evaluation.config import NO_SUITE
-from tutti.evaluation.open_loop import tasks_of
+from tutti.evaluation.open_loop import task_by_text
 from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
@@ -135,7 +135,7 @@ def require_data(config: RunConfig, folder: Path) -> None:
 
 def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) -> DataBundle:
     """The run's data. Raises: UserError also where they are no longer those that it was trained on."""
-    data, suite = with_sources(config, folder), config.record.spec
+    data, task_of = with_sources(config, folder), task_by_text(config.record.spec)
 
     def build() -> DataBundle:
         with progress_bar("decoding pictures") as bar:
@@ -143,7 +143,7 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
                 needs,
                 folder / "cache",
                 bar,
-                group_of=lambda text: tasks_of((text,), suite)[0],
+                group_of=task_of,
                 trained_on=folder / CONTENT,
             )
 
@@ -188,7 +188,7 @@ def expected_spec(config: RunConfig) -> DataSpec:
     if data.sources:
         sizes = data.sources[0].open().spec
         embodiment = sizes.embodiment
-        texts = sorted(data.training_texts(lambda text: tasks_of((text,), suite)[0]))
+        texts = sorted(data.training_texts(task_by_text(suite)))
     else:
         sizes, embodiment = suite, suite.robot
         texts = [text for task in suite.tasks for text in suite.instructions(task)]
