@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from difflib import get_close_matches
 
 SCREEN = (24, 2400)
 """Lines and characters of an error message, which must fit on one screen."""
@@ -20,6 +22,12 @@ class UserError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(_on_one_screen(message))
+
+
+def near_miss(name: str, known: Collection[str]) -> str:
+    """The end of a message, " Did you mean 'x'?"; empty where no known name is like this one."""
+    close = get_close_matches(name, known, n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def _on_one_screen(text: str) -> str:

@@ -202,6 +202,10 @@ class DataSpec:
     text_length: int
     embodiments: tuple[str, ...]
     fps: float
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
+    state_units: tuple[str, ...] = ()
+    action_units: tuple[str, ...] = ()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

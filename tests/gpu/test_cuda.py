@@ -181,7 +181,7 @@ def test_probes_open_loop_and_policy(squares: tuple[RunConfig, DataBundle]) -> N
     )
     opened = measure_open_loop(model, held_out, data.normalizer, data.tokenizer, texts, **judged)
     policy = Policy(model, data.normalizer, data.tokenizer, device="cuda")
-    pictures = np.zeros((len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)
+    pictures = dict.fromkeys(spec.views, np.zeros((spec.image_size, spec.image_size, 3), np.uint8))
     chunk = policy.predict(pictures, np.zeros(spec.state_dim, np.float32), texts[0])
     assert describe(model).parameters > 0
     assert found.windows == 6 and opened.overall.windows == len(held_out[0].window)

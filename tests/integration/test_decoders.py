@@ -61,7 +61,7 @@ def test_a_checkpoint_acts_without_the_data_it_was_fitted_to(
     kind: str, recorded: Path, tmp_path: Path
 ) -> None:
     checkpoint = pipeline.train(config(kind, recorded), tmp_path)
-    seen = (np.zeros((1, 32, 32, 3), np.uint8), np.zeros(4, np.float32), "lift it")
+    seen = (np.zeros((32, 32, 3), np.uint8), np.zeros(4, np.float32), "lift it")
     chunks = [Policy.load(checkpoint, "raw", clip=False).predict(*seen) for _ in range(2)]
     assert chunks[0].shape == (6, 3) and np.array_equal(chunks[0], chunks[1])
     if kind == "gripper":

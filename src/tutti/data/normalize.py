@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from tutti.errors import UserError
@@ -58,6 +58,17 @@ class ActionStats:
         scale = np.where(rare, (self.max - self.min) / 2, scale)
         return center, np.where(scale < floor, 1.0, scale)
 
+    @property
+    def moves(self) -> Bool[np.ndarray, " d"]:
+        """The dimensions that are not constant."""
+        return self.max - self.min > _FLOOR * np.maximum(1.0, np.abs(self.mean))
+
+    def is_far(self, values: Float[np.ndarray, " d"]) -> Bool[np.ndarray, " d"]:
+        """Where a value is below min or above max by more than (max - min) / 2; by more than half a unit in a
+        dimension that does not move."""
+        margin = np.where(self.moves, self.max - self.min, 1.0) / 2
+        return (values < self.min - margin) | (values > self.max + margin)
+
     def to_dict(self) -> dict[str, list[float]]:
         """Plain numbers for JSON; `from_dict` gives the same statistics back to the last bit."""
         return {name: values.tolist() for name, values in asdict(self).items()}
@@ -73,12 +84,11 @@ class ActionStats:
         if len(set(shapes.values())) > 1 or numbers["min"].ndim != 1:
             raise UserError(f"expected as many numbers of each kind as there are dimensions, found {shapes}")
         stats = cls(**numbers)
-        moves = stats.max - stats.min > _FLOOR * np.maximum(1.0, np.abs(stats.mean))
         wrong = {f"{name} is not finite": ~np.isfinite(value) for name, value in numbers.items()} | {
             "min is above max": stats.min > stats.max,
             "q01 is above q99": stats.q01 > stats.q99,
             "std is below 0": stats.std < 0,
-            "std is 0 although min and max differ": (stats.std == 0) & moves,
+            "std is 0 although min and max differ": (stats.std == 0) & stats.moves,
         }
         for what, where in wrong.items():
             if where.any():

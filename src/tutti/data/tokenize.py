@@ -92,6 +92,10 @@ class Tokenizer:
         """The number of distinct ids, padding included."""
         return self._bpe.get_vocab_size()
 
+    def length(self, text: str) -> int:
+        """The number of tokens of a text, before it is cut."""
+        return len(self._bpe.encode(text).ids) if text.strip() else 0
+
     def encode(
         self, texts: Sequence[str]
     ) -> tuple[Int64[Tensor, "n {self.text_length}"], Bool[Tensor, "n {self.text_length}"]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
@@ -35,13 +35,25 @@ class _BoundedSpec(BaseModel):
 
     views: tuple[Name, ...] = Field(min_length=1, max_length=64)
     image_size: int = Field(ge=1, le=8192)
-    state_dim: Size
+    state_dim: int = Field(ge=0, le=4096)
     action_dim: Size
     horizon: Size
     vocab_size: int = Field(ge=1, le=2**20)
     text_length: int = Field(ge=1, le=2**16)
     embodiments: tuple[Name, ...] = Field(min_length=1, max_length=1024)
     fps: float = Field(gt=0, le=1e6, allow_inf_nan=False)
+    state_names: tuple[Name, ...] = ()
+    action_names: tuple[Name, ...] = ()
+    state_units: tuple[Name, ...] = ()
+    action_units: tuple[Name, ...] = ()
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        for what, dim in (("state", self.state_dim), ("action", self.action_dim)):
+            for key in (f"{what}_names", f"{what}_units"):
+                if (count := len(getattr(self, key))) not in (0, dim):
+                    raise ValueError(f"{key}: expected {dim}, as {what}_dim says, or none; found {count}")
+        return self
 
 
 def read_model(folder: Manifest, weights: Weights, trust: Trust) -> tuple[ModelConfig, DataSpec]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 import numpy as np
@@ -26,6 +28,16 @@ from tutti.serving.contents import (
     read_normalizer,
     read_tokenizer,
 )
+from tutti.serving.observation import (
+    Pictures,
+    State,
+    Text,
+    dimension,
+    pictures,
+    sentence,
+    state_vector,
+    wordless,
+)
 from tutti.storage.checkpoint import find_checkpoint, listed
 from tutti.storage.files import explain_disk_errors, megabytes, write_folder
 from tutti.storage.manifest import DATA_FILES, EXPORT, POLICY_FILES, WEIGHTS, Weights, size_of
@@ -36,7 +48,10 @@ MAX_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
 
 
 class Policy:
-    """Predicts a chunk of actions. A pure function of its arguments: no history, no noise."""
+    """Predicts a chunk of actions. A pure function of its arguments: no history, no noise.
+
+    Several threads may call one policy at the same time; each gets the bits that it would get alone.
+    """
 
     def __init__(
         self,
@@ -47,9 +62,10 @@ class Policy:
         embodiment: str | None = None,
         clip: bool = True,
         device: torch.device | str = "cpu",
+        warn: bool = True,
     ) -> None:
         """`clip` keeps actions inside the smallest and largest value that the training data has per
-        dimension.
+        dimension. `warn`: what `check` would note is given as a Python warning too, once.
 
         `embodiment` may be left out where the data has only one. Raises UserError where there are several.
         """
@@ -68,7 +84,9 @@ class Policy:
         stats = normalizer.stats[self.embodiment].action
         bounds = (stats.min.astype(np.float32), stats.max.astype(np.float32))
         self._bounds = bounds if clip else None
+        self._lock = Lock()  # of the two below, all that a prediction changes
         self._encoded: dict[str, Tokens] = {}
+        self._noted: set[int] | None = set() if warn else None
 
     @classmethod
     def load(
@@ -80,6 +98,7 @@ class Policy:
         clip: bool = True,
         device: torch.device | str = "cpu",
         trust_code: Trust = False,
+        warn: bool = True,
     ) -> Self:
         """From a checkpoint folder, or from a run's folder, whose newest checkpoint is taken.
 
@@ -99,30 +118,30 @@ class Policy:
         except RuntimeError as error:
             raise another_model(folder.folder, error) from error
         check_finite(folder.folder, model.state_dict())  # as they are in the model's own type of numbers
-        return cls(model, normalizer, tokenizer, embodiment=embodiment, clip=clip, device=device)
+        return cls(model, normalizer, tokenizer, embodiment=embodiment, clip=clip, device=device, warn=warn)
 
     def predict(
-        self,
-        images: UInt8[np.ndarray, "v h w 3"] | None,
-        state: Float32[np.ndarray, " s"],
-        instruction: str,
-        use_images: bool = True,
+        self, images: Pictures, state: State, instruction: Text, use_images: bool = True
     ) -> Float32[np.ndarray, "t a"]:
         """The next `horizon` actions in data units.
 
-        `images` holds one image per view, in the order of `spec.views`, 0 to 255; another size than
-        `spec.image_size` is resized as in training. `state` is in data units. `use_images=False` removes
-        all vision tokens; `images` may then be None.
+        `images` maps each view to its picture: {"front": ..., "wrist": ...}, by the names of `spec.views` or
+        their last parts. A picture is an array, a tensor or a PIL image, (height, width, 3) or (3, height,
+        width) (3 x w x 3 counts as height first), uint8, or floats from 0 to 1; each view may have another
+        size, and is resized as in training. A policy of one view takes the bare picture too.
+        `use_images=False` removes all vision tokens; `images` may then be None.
 
-        Raises UserError where an argument has another shape or type than the model was trained on, or an
-        action is not finite.
+        `state` is in data units: an array in the order of the training data, or a number for each name of
+        `spec.state_names`. None where the policy has no state.
+
+        Raises UserError where a name is wrong or missing, an argument has another shape or type than the
+        model was trained on, or an action is not finite.
         """
         resized = self._images(images, use_images)
-        if np.shape(state) != (self.spec.state_dim,) or not np.isfinite(state).all():
-            raise UserError(
-                f"state: expected {self.spec.state_dim} finite numbers in the data's units, got {state!r}."
-            )
-        normalised = self.normalizer.apply_state(np.asarray(state, np.float32), self.embodiment)
+        vector = state_vector(state, self.spec)
+        if self._noted is not None:
+            self._warn(vector)
+        normalised = self.normalizer.apply_state(vector, self.embodiment)
         with torch.inference_mode():
             mask = torch.full((1, len(self.spec.views)), use_images, device=self.device)
             vision = self.model.vision(self.model.prepare(resized), mask)
@@ -132,44 +151,80 @@ class Policy:
             chunk = self.model.action.predict(features)[0].float().cpu().numpy()
         actions = self.normalizer.undo_action(chunk, self.embodiment)
         if not np.isfinite(actions).all():
-            where = sorted(set(np.argwhere(~np.isfinite(actions))[:, 1].tolist()))
+            bad = sorted(set(np.argwhere(~np.isfinite(actions))[:, 1].tolist()))
+            where = ", ".join(dimension(self.spec.action_names, number) for number in bad)
             raise UserError(
-                f"the predicted action is not finite in dimension {', '.join(map(str, where))}. Nothing was "
-                "given to the robot. The state may be far from those of the training data, or a number too "
-                f"large for the model: {state!r:.200}."
+                f"the predicted action is not finite in {where}. Nothing was given to the robot. The state "
+                "may be far from those of the training data, or a number too large for the model: "
+                f"{vector!r:.200}."
             )
         return actions if self._bounds is None else np.clip(actions, *self._bounds)
 
     __call__ = predict
 
-    def _language(self, instruction: str) -> Tokens:
-        """The text's encoding, made once: the language encoder sees nothing but the text."""
-        if not isinstance(instruction, str):
-            raise UserError(f"instruction: expected a sentence, got {type(instruction).__name__}.")
-        if instruction not in self._encoded:
-            if len(self._encoded) >= MAX_INSTRUCTIONS:
-                del self._encoded[next(iter(self._encoded))]
-            ids, mask = self.tokenizer.encode([instruction])
-            self._encoded[instruction] = self.model.language(ids.to(self.device), mask.to(self.device))
-        return self._encoded[instruction]
+    def check(self, images: Pictures, state: State, instruction: Text, use_images: bool = True) -> list[str]:
+        """What `predict` would take, but the policy has hardly learned from: a sentence for each.
 
-    def _images(self, images: np.ndarray | None, use_images: bool) -> torch.Tensor:
-        """Bytes (1, v, 3, size, size)."""
-        count, size = len(self.spec.views), self.spec.image_size
-        if not use_images:
-            return torch.zeros(1, count, 3, size, size, dtype=torch.uint8, device=self.device)
-        if (
-            images is None
-            or images.ndim != 4
-            or images.dtype != np.uint8
-            or (images.shape[0], images.shape[3]) != (count, 3)
-        ):
-            found = "None" if images is None else f"{images.dtype} {tuple(images.shape)}"
-            raise UserError(
-                f"images: expected uint8 ({count}, height, width, 3), one image for each view "
-                f"({', '.join(self.spec.views)}), got {found}."
+        A dimension of the state beyond the smallest or largest value of the training data by more than half
+        of the range between them (half a unit where it never moved); an instruction that is cut, since it has
+        more tokens than `spec.text_length`, or that has no letters. Nothing is predicted: a server sends
+        these notes beside the actions.
+
+        Raises: UserError as `predict`.
+        """
+        self._images(images, use_images)
+        vector, text = state_vector(state, self.spec), sentence(instruction)
+        notes = list(self._far(vector).values())
+        if (tokens := self.tokenizer.length(text)) > self.spec.text_length:
+            notes.append(
+                f"instruction: {tokens} tokens, the policy reads the first {self.spec.text_length}: "
+                f"{text[:80]!r}"
             )
-        return torch.from_numpy(resize_images(images, size))[None].to(self.device)
+        return notes + wordless(text)
+
+    def _far(self, state: Float32[np.ndarray, " s"]) -> dict[int, str]:
+        """What is to be said of each dimension that is far outside of the training data."""
+        stats = self.normalizer.stats[self.embodiment].state
+        return {
+            n: f"state: {dimension(self.spec.state_names, n)} is {state[n]:.4g}, far outside of the training "
+            f"data ({stats.min[n]:.4g} to {stats.max[n]:.4g})"
+            for n in np.flatnonzero(stats.is_far(state)).tolist()
+        }
+
+    def _warn(self, state: Float32[np.ndarray, " s"]) -> None:
+        """Warns of each dimension once."""
+        far = self._far(state)
+        with self._lock:
+            assert self._noted is not None
+            new = far.keys() - self._noted
+            self._noted |= new
+        for number in sorted(new):
+            warnings.warn(far[number], stacklevel=3)
+
+    def _language(self, instruction: Text) -> Tokens:
+        """The text's encoding, made once: the language encoder sees nothing but the text."""
+        text = sentence(instruction)
+        with self._lock:
+            if text in self._encoded:
+                return self._encoded[text]
+        if self._noted is not None:
+            for note in wordless(text):
+                warnings.warn(note, stacklevel=3)
+        ids, mask = self.tokenizer.encode([text])
+        encoded = self.model.language(ids.to(self.device), mask.to(self.device))
+        with self._lock:  # another thread may have made the same meanwhile: to the same bits
+            self._encoded[text] = encoded
+            while len(self._encoded) > MAX_INSTRUCTIONS:
+                del self._encoded[next(iter(self._encoded))]
+        return encoded
+
+    def _images(self, images: Pictures, use_images: bool) -> UInt8[torch.Tensor, "1 v 3 s s"]:
+        """Bytes; zeros where no picture is to be seen."""
+        views, size = self.spec.views, self.spec.image_size
+        if not use_images:
+            return torch.zeros(1, len(views), 3, size, size, dtype=torch.uint8, device=self.device)
+        resized = [resize_images(picture[None], size) for picture in pictures(images, views)]
+        return torch.from_numpy(np.concatenate(resized))[None].to(self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +256,7 @@ class CheckpointPolicyFactory:
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
     def __call__(self) -> Policy:
-        return Policy.load(self.path, self.weights, clip=self.clip, trust_code=self.trust_code)
+        return Policy.load(self.path, self.weights, clip=self.clip, trust_code=self.trust_code, warn=False)
 
 
 def export_policy(

@@ -98,7 +98,7 @@ def prediction_time(policy: Policy, repeats: int = PREDICTIONS) -> float:
     Time of the one thread: the study's other cells run beside it.
     """
     spec = policy.spec
-    images = np.zeros((len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)
+    images = dict.fromkeys(spec.views, np.zeros((spec.image_size, spec.image_size, 3), np.uint8))
     state = np.zeros(spec.state_dim, np.float32)
     times: list[float] = []
     for _ in range(repeats + 3):

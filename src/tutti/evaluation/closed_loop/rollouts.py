@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -34,11 +34,12 @@ MAX_WORKERS = 8
 
 @runtime_checkable
 class RolloutPolicy(Protocol):
-    """Observation to a chunk of actions in data units. `images` is None where `use_images` is False."""
+    """Observation to a chunk of actions in data units. `images` has a picture for each view of the suite, by
+    its name; None where `use_images` is False."""
 
     def predict(
         self,
-        images: UInt8[np.ndarray, "v h w 3"] | None,
+        images: Mapping[str, UInt8[np.ndarray, "h w 3"]] | None,
         state: Float32[np.ndarray, " s"],
         instruction: str,
         use_images: bool = True,
@@ -220,7 +221,10 @@ class RolloutWorker:
         policy = self._policy
         if one.condition == "no_image":
             return lambda: policy.predict(None, environment.state, one.instruction, use_images=False)
-        return lambda: policy.predict(environment.render(), environment.state, one.instruction)
+        views = self.spec.environments.views
+        return lambda: policy.predict(
+            dict(zip(views, environment.render(), strict=True)), environment.state, one.instruction
+        )
 
 
 def in_parallel(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
+from tutti.errors import near_miss
 from tutti.frozen_config import FrozenConfig
 from tutti.types import UserError
 
@@ -109,6 +109,5 @@ def unknown_parts(key: str, named: Collection[str], known: Collection[str] | Map
     unknown = [part for part in named if part not in known]
     if not unknown:
         return ""
-    close = difflib.get_close_matches(unknown[0], known, n=1)
-    near = f" Did you mean '{close[0]}'?" if close else ""
+    near = near_miss(unknown[0], known)
     return f"{key} names '{unknown[0]}', which is no part; there are {', '.join(known)}.{near}"
