@@ -336,5 +336,5 @@ def test_the_page_on_calling_a_policy_runs_as_it_is_written(
     with warnings.catch_warnings(record=True):
         exec(code, {})
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("state: dimension 0 (x) is 0.1, far outside of the training data")
+    assert all(line.startswith(("state: ", "instruction: ")) for line in said[:-4])
     assert [line[:6] for line in said[-4:]] == ["{'dx':"] * 4
