@@ -97,7 +97,7 @@ def test_every_group_that_waits_for_a_step_has_the_time_out_of_the_config(
     with distributed.process_group(2, torch.device("cpu"), 12.0):
         pass
     assert [options["timeout"] for options in given[:2]] == [timedelta(seconds=12)] * 2
-    assert {options["timeout"] for options in given[2:]} == {distributed.NO_TIMEOUT}
+    assert {options["timeout"] for options in given[2:]} == {distributed.LONGEST_WAIT}
 
 
 def test_the_feeds_thread_is_put_on_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tutti import __version__
 from tutti.cli import commands
+from tutti.distributed.launcher import end_with_launcher
 from tutti.errors import UserError
 from tutti.runs.terminal import show_logs
 
@@ -118,6 +119,7 @@ for one in COMMANDS:
 
 def main() -> None:
     """The console script."""
+    end_with_launcher()
     app()
 
 

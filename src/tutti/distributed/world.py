@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from tutti.distributed.launcher import end_with_launcher
 from tutti.distributed.ranks import ONE_RANK, Ranks
 from tutti.errors import UserError
 
@@ -24,8 +25,10 @@ log = logging.getLogger("tutti.training")
 
 T = TypeVar("T")
 
-NO_TIMEOUT = timedelta(days=7)
+LONGEST_WAIT = timedelta(hours=12)
 """Timeout of collectives that wait for rank 0 (decoding images, saving). A dead rank raises at once."""
+CONNECT_SECONDS = 60.0
+"""Time-out for reaching a launcher's store, which is there before the processes are."""
 
 WAITED = "tutti/waited/"
 """Prefix of the store's keys under which ranks report that they have waited in vain."""
@@ -38,8 +41,8 @@ class World:
     """The processes of a training, with their process groups; by default this process alone.
 
     `ranks` is what `tutti.distributed.ranks` needs. `control` is a gloo group, so that agreements about plain
-    values never synchronise a GPU. `waiting` is another one without a time-out, and `saving` a third, for the
-    thread that writes checkpoints: collectives of two threads must not share a group.
+    values never synchronise a GPU. `waiting` is another one with a time-out of hours, and `saving` a third,
+    for the thread that writes checkpoints: collectives of two threads must not share a group.
     """
 
     ranks: Ranks = ONE_RANK
@@ -53,8 +56,8 @@ class World:
         return self.ranks.first
 
     @property
-    def without_timeout(self) -> World:
-        """The same processes, whose collectives wait as long as it takes."""
+    def patient(self) -> World:
+        """The same processes, whose collectives wait for hours."""
         return replace(self, control=self.waiting)
 
     @property
@@ -93,7 +96,8 @@ class World:
                 outcome[0] = make()
             except Exception as error:  # told to the others first, which would wait for ever
                 failure, outcome[1] = error, f"rank 0: {error}"
-        dist.broadcast_object_list(outcome, 0, group=self.waiting)
+        with self.name_missing_ranks():
+            dist.broadcast_object_list(outcome, 0, group=self.waiting)
         if failure is not None:
             raise failure
         if outcome[1]:
@@ -134,7 +138,9 @@ class World:
         return (
             f"rank {self.ranks.rank} waited in vain for another one (training.parallel.timeout); hung or "
             f"dead: {named}. Look at that process (py-spy dump --pid PID) and its machine; raise "
-            "training.parallel.timeout if a step can take that long. Started by torchrun with "
+            "training.parallel.timeout if a step can take that long. Rank 0 has "
+            f"{LONGEST_WAIT.total_seconds() / 3600:.0f} hours for what it does alone, such as decoding all images "
+            "once: let one process do it before if it takes longer. Started by torchrun with "
             "--max-restarts, the training goes on from its last checkpoint."
         )
 
@@ -168,6 +174,7 @@ def process_group(count: int, device: torch.device, timeout: float) -> Iterator[
     if count == 1 or _world is not ONE_PROCESS:
         yield _world
         return
+    end_with_launcher()
     must_initialise = not dist.is_initialized()  # a caller may have made a group, as torchrun's users do
     level = log.parent.level if log.parent is not None else logging.NOTSET
     limit = timedelta(seconds=timeout)
@@ -177,8 +184,8 @@ def process_group(count: int, device: torch.device, timeout: float) -> Iterator[
         _world = World(
             ranks=Ranks(dist.get_rank(), dist.get_world_size(), dist.new_group(timeout=limit)),
             control=dist.new_group(backend="gloo", timeout=limit),
-            waiting=dist.new_group(backend="gloo", timeout=NO_TIMEOUT),
-            saving=dist.new_group(backend="gloo", timeout=NO_TIMEOUT),
+            waiting=dist.new_group(backend="gloo", timeout=LONGEST_WAIT),
+            saving=dist.new_group(backend="gloo", timeout=LONGEST_WAIT),
         )
         if not _world.first:  # a message that all ranks would log is logged by rank 0 alone
             logging.getLogger("tutti").setLevel(logging.ERROR)
@@ -213,7 +220,10 @@ def _connect(must_initialise: bool, device: torch.device, timeout: timedelta) ->
             "--nproc-per-node N -m -- tutti train CONFIG, which sets them all."
         )
     try:
-        store, rank, count = next(rendezvous("env://", timeout=timeout))
+        there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+        connecting = min(timeout, timedelta(seconds=CONNECT_SECONDS)) if there else timeout
+        store, rank, count = next(rendezvous("env://", timeout=connecting))
+        store.set_timeout(timeout)
         # torchrun without --standalone or --rdzv-backend keeps one store over restarts (torch 2.13), and in
         # it the addresses of processes that are gone: each attempt has a corner of its own.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -96,9 +96,7 @@ class Saver:
             self._thread = None
         error, self._error = self._error, None
         if self.background:
-            messages = [
-                text for text in self.world.without_timeout.all_gather(str(error) if error else "") if text
-            ]
+            messages = [text for text in self.world.patient.all_gather(str(error) if error else "") if text]
             if messages and error is None:
                 raise UserError(messages[0])
         if error is not None:
