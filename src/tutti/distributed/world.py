@@ -139,8 +139,8 @@ class World:
             f"rank {self.ranks.rank} waited in vain for another one (training.parallel.timeout); hung or "
             f"dead: {named}. Look at that process (py-spy dump --pid PID) and its machine; raise "
             "training.parallel.timeout if a step can take that long. Rank 0 has "
-            f"{LONGEST_WAIT.total_seconds() / 3600:.0f} hours for what it does alone, such as decoding all images "
-            "once: let one process do it before if it takes longer. Started by torchrun with "
+            f"{LONGEST_WAIT.total_seconds() / 3600:.0f} hours for what it does alone, such as decoding all "
+            "images once: let one process do it before if it takes longer. Started by torchrun with "
             "--max-restarts, the training goes on from its last checkpoint."
         )
 
