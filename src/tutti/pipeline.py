@@ -157,6 +157,7 @@ def _record(config: RecordConfig, run: RunFolder) -> None:
                 fps=config.spec.fps,
                 views=tuple(VIEW + view for view in config.spec.views),
                 robot_type=config.spec.robot,
+                dimensions=config.spec.dimensions,
                 beside={RECORDING: json.dumps(summary, indent=1) + "\n"},
                 progress=lambda done, _: bar(done, total),
             )

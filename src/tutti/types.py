@@ -8,6 +8,7 @@ Shape letters, used in every annotation of the package:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
@@ -186,8 +187,53 @@ class LossTerms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DataSpec:
-    """The sizes that a model must know of its data. Saved in every checkpoint.
+class Dimensions:
+    """What each number of a state and of an action is: its name and its unit ("m", "" where it has none).
+
+    Empty where it is not known: names in older checkpoints, units in data that do not tell them.
+    """
+
+    state_names: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
+    state_units: tuple[str, ...] = ()
+    action_units: tuple[str, ...] = ()
+
+    def dimensions(self) -> dict[str, tuple[str, ...]]:
+        """The names and units alone, by their fields."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(Dimensions)}
+
+    def contradiction(self, other: Dimensions) -> str:
+        """How numbers at one place mean something else in `other`, in one sentence; empty if they do not.
+
+        They do where a name that both have is at another place, or both name another unit. A name that is
+        spelt or chosen otherwise is none: "Left Waist" and "left_waist" are one name.
+        """
+        for what in ("state", "action"):
+            names, others = getattr(self, f"{what}_names"), getattr(other, f"{what}_names")
+            mine, theirs = _spellings(names), _spellings(others)
+            for name in mine.keys() & theirs.keys() if len(names) == len(others) else ():
+                if mine[name] != theirs[name]:
+                    return f"the same names of {what} dimensions in another order: {others} and {names}"
+            units = zip(names, getattr(self, f"{what}_units"), getattr(other, f"{what}_units"), strict=False)
+            for name, unit, unit_there in units:
+                if unit and unit_there and unit != unit_there:
+                    return f"{what} dimension {name!r} in {unit_there!r} and in {unit!r}"
+        return ""
+
+
+UNNAMED = Dimensions()
+"""Nothing is known of the numbers."""
+
+
+def _spellings(names: Sequence[str]) -> dict[str, int]:
+    """The place of each name, without case and punctuation where that leaves them distinct."""
+    plain = [re.sub(r"[\W_]+", "", name.casefold()) for name in names]
+    return {name: place for place, name in enumerate(plain if len(set(plain)) == len(plain) else names)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec(Dimensions):
+    """The sizes that a model must know of its data, and what its numbers are. Saved in every checkpoint.
 
     `image_size` is the edge of the square pictures in pixels, `text_length` the padded number of text
     tokens, `fps` the number of actions a second.
@@ -202,10 +248,6 @@ class DataSpec:
     text_length: int
     embodiments: tuple[str, ...]
     fps: float
-    state_names: tuple[str, ...] = ()
-    action_names: tuple[str, ...] = ()
-    state_units: tuple[str, ...] = ()
-    action_units: tuple[str, ...] = ()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tutti.data.bundle import Batches, DataBundle, evenly_spread, texts_of
 from tutti.data.cache import cached_frames
@@ -29,6 +29,13 @@ from tutti.types import DataNeeds, DataSpec
 Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kind")]
 
 
+FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
+
+
+def _as_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    return keys if isinstance(keys, tuple) else (keys,)
+
+
 class SourceConfig(FrozenConfig):
     """One data set: a LeRobotDataset v3.0 folder."""
 
@@ -39,16 +46,31 @@ class SourceConfig(FrozenConfig):
         allow_inf_nan=False,
         description="Share of the samples: weight / sum of the weights of all sources.",
     )
-    views: tuple[str, ...] | Literal["auto"] = Field(
-        default="auto", description="The camera features to use, in order; auto: all of them."
+    views: FeatureKeys | Literal["auto"] = Field(
+        default="auto",
+        description="The camera features to use, in order; auto: all, without depth and mono cameras.",
     )
-    state_key: str = Field(default=STATE, description="The feature that is the state.")
-    action_key: str = Field(default=ACTION, description="The feature that is the action.")
+    state: str | FeatureKeys | Literal["none"] = Field(
+        default=STATE,
+        description="The feature that is the state, or several, joined in this order; none: no "
+        "proprioception, a state without numbers.",
+    )
+    action: str | FeatureKeys = Field(
+        default=ACTION, description="The feature that is the action, or several, joined in this order."
+    )
+
+    @field_validator("state", "action")
+    @classmethod
+    def _each_once(cls, keys: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if len(set(named := _as_keys(keys))) < len(named):
+            raise ValueError(f"{', '.join(named)} names a feature twice; name each once")
+        return keys
 
     def open(self) -> EpisodeStore:
         """Opens and checks the data set."""
         views = None if self.views == "auto" else self.views
-        return LeRobotStore(self.path, views, self.state_key, self.action_key)
+        state = () if self.state == "none" else _as_keys(self.state)
+        return LeRobotStore(self.path, views, state, _as_keys(self.action))
 
 
 class DataConfig(FrozenConfig):
@@ -157,6 +179,7 @@ class DataConfig(FrozenConfig):
                 text_length=tokenizer.text_length,
                 embodiments=windows.embodiments,
                 fps=first.fps,
+                **first.dimensions(),
             ),
             normalizer=normalizer,
             tokenizer=tokenizer,
@@ -215,3 +238,10 @@ def _check_compatible(stores: Sequence[EpisodeStore]) -> None:
                     f"  expected: {expected}\n  found:    {value}\n"
                     "  cure: mix data sets of one embodiment; choose the same cameras by sources.views."
                 )
+        if other := store.spec.contradiction(first.spec):
+            raise UserError(
+                f"data.sources: {first.name} and {store.name} have {other}.\n"
+                "  One number would mean two things to the model.\n"
+                "  cure: bring the numbers of one set into the order and units of the other, or correct its "
+                "names in meta/info.json."
+            )

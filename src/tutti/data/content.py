@@ -10,6 +10,8 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import UInt64
 
+from tutti.types import UNNAMED, Dimensions
+
 Digests = UInt64[np.ndarray, " e"]
 FORMAT = 1
 """Raised when the same data get other digests, so that an older description is not taken for a change."""
@@ -29,16 +31,18 @@ def digest(*parts: bytes) -> int:
 @dataclass(frozen=True, slots=True)
 class Content:
     """Digests of what is used of a data set: `spec` of its sizes and rate, the others one for each episode.
+    `dimensions` are the names and units of its numbers, which are compared as `Dimensions` says.
 
     Neither paths nor file sizes nor files that nobody reads count, so that a copy elsewhere is the same set.
     """
 
     spec: int
     episodes: Mapping[str, Digests]
+    dimensions: Dimensions = UNNAMED
 
     @property
     def fingerprint(self) -> str:
-        """One text of 32 characters for all of it."""
+        """One text of 32 characters for all digests."""
         parts = [
             self.spec.to_bytes(8, "little"),
             *(self.episodes[name].tobytes() for name in sorted(self.episodes)),
@@ -48,7 +52,8 @@ class Content:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         episodes = {name: many.tobytes().hex() for name, many in self.episodes.items()}
-        return {"format": FORMAT, "spec": f"{self.spec:016x}", **episodes}
+        spec = {"spec": f"{self.spec:016x}", "dimensions": self.dimensions.dimensions()}
+        return {"format": FORMAT, **spec, **episodes}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -56,12 +61,15 @@ class Content:
         if values["format"] != FORMAT:
             raise ValueError("digests of another format")
         episodes = {name: np.frombuffer(bytes.fromhex(values[name]), np.uint64) for name in PARTS}
-        return cls(int(values["spec"], 16), episodes)
+        dimensions = {name: tuple(map(str, many)) for name, many in values.get("dimensions", {}).items()}
+        return cls(int(values["spec"], 16), episodes, Dimensions(**dimensions))
 
     def differences(self, before: Content) -> list[str]:
         """Where this set is not as it was `before`, such as "actions differ in episodes 0 to 5"."""
         if self.spec != before.spec:
             return ["the sizes, cameras or rate differ"]
+        if other := self.dimensions.contradiction(before.dimensions):
+            return [f"it had and has {other}"]
         lengths = {len(many) for content in (self, before) for many in content.episodes.values()}
         if len(lengths) > 1:
             counts = [len(next(iter(content.episodes.values()))) for content in (before, self)]

@@ -15,6 +15,7 @@ from tutti.data.content import Content, Digests, digest
 from tutti.data.tokenize import normalized_text
 from tutti.errors import UserError
 from tutti.storage.reading import read_json
+from tutti.types import Dimensions
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while a long step runs; total is 0 where it is not known beforehand."""
@@ -39,8 +40,10 @@ class Episode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreSpec:
-    """The sizes of a store. `image_shapes` has one (height, width) in pixels for each view."""
+class StoreSpec(Dimensions):
+    """The sizes of a store, and what its numbers are. `image_shapes` has one (height, width) in pixels for
+    each view.
+    """
 
     views: tuple[str, ...]
     image_shapes: tuple[tuple[int, int], ...]
@@ -56,8 +59,10 @@ class EpisodeStore(ABC):
 
     `states` (N, s) and `actions` (N, a) are in data units, `instruction_of` (N,) points into
     `instructions`. `content` tells whether another store says the same; `name` names the store in
-    messages (its folder).
+    messages (its folder). `remarks` are lines for the user on what the store leaves out.
     """
+
+    remarks: tuple[str, ...] = ()
 
     name: str
     spec: StoreSpec
@@ -100,6 +105,7 @@ class EpisodeStore(ABC):
                 "instructions": of_episodes(spoken),
                 "pictures": self.picture_digests(),
             },
+            Dimensions(**self.spec.dimensions()),
         )
 
     @cached_property

@@ -25,7 +25,7 @@ from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.folder import RunFolder
-from tutti.runs.terminal import progress_bar
+from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER
 from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
@@ -147,7 +147,11 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
                 trained_on=folder / CONTENT,
             )
 
-    return world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache
+    built = world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache
+    for source in built.windows.sources if world().ranks.first else ():
+        for remark in source.store.remarks:
+            print_line(remark)
+    return built
 
 
 def policy_files(config: RunConfig, data: DataBundle) -> dict[str, str]:
@@ -186,11 +190,11 @@ def expected_spec(config: RunConfig) -> DataSpec:
     """The sizes of the data: of the first data set, or else of what the config would record."""
     suite, data = config.record.spec, config.data
     if data.sources:
-        sizes = data.sources[0].open().spec
+        sizes = named = data.sources[0].open().spec
         embodiment = sizes.embodiment
         texts = sorted(data.training_texts(task_by_text(suite)))
     else:
-        sizes, embodiment = suite, suite.robot
+        sizes, named, embodiment = suite, suite.dimensions, suite.robot
         texts = [text for task in suite.tasks for text in suite.instructions(task)]
     tokenizer = Tokenizer.fit(
         texts, data.vocab_size, None if data.text_length == "auto" else data.text_length
@@ -205,6 +209,7 @@ def expected_spec(config: RunConfig) -> DataSpec:
         text_length=tokenizer.text_length,
         embodiments=(embodiment,),
         fps=sizes.fps,
+        **named.dimensions(),
     )
 
 

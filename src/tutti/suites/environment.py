@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from tutti.types import UNNAMED, Dimensions
+
 Split = Literal["train", "held_out"]
 """Which instructions of a task: those of the recordings, or others that no training has seen."""
 
@@ -55,12 +57,13 @@ class Suite(Protocol):
     for a task the one whose text the control of the wrong instruction takes, and `same_scene` those tasks
     that only the text tells apart. `robot` goes into the data sets; `noise` are the standard deviations that
     recording adds to the expert's actions by default; `packages` those whose versions the recorded bytes
-    depend on.
+    depend on, `dimensions` the names and units of states and actions.
     """
 
     robot: ClassVar[str]
     state_dim: ClassVar[int]
     action_dim: ClassVar[int]
+    dimensions: ClassVar[Dimensions] = UNNAMED
     noise: ClassVar[tuple[float, ...]]
     packages: ClassVar[tuple[str, ...]]
     partners: ClassVar[dict[str, str]]

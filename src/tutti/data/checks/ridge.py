@@ -190,7 +190,7 @@ def leak_findings(leak: Leak) -> list[Finding]:
             "leaks the action. A policy need not look then, and fails on the robot, whose state holds no "
             "command to come."
         )
-        cure = "Choose another data.sources.state_key, or take the command out of the state."
+        cure = "Choose another data.sources.state, or take the command out of the state."
         return [Finding(kind="state_leak", severity="fault", sentence=text, number=leak.now, cure=cure)]
     if leak.now > LEAK_R2_MIN:
         text = (

@@ -15,6 +15,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.suites.environment import Split
 from tutti.suites.metaworld.rendering import VIEWS, check_rendering
 from tutti.suites.metaworld.task import ACTION_DIM, CONTROL_RATE, STATE_DIM, STEP_LIMIT, MetaWorldTask
+from tutti.types import Dimensions
 
 SENTENCES = Path(__file__).with_name("instructions.toml")
 
@@ -29,6 +30,12 @@ class MetaWorldSuite(FrozenConfig):
     robot: ClassVar[str] = "sawyer"
     state_dim: ClassVar[int] = STATE_DIM
     action_dim: ClassVar[int] = ACTION_DIM
+    dimensions: ClassVar[Dimensions] = Dimensions(
+        state_names=("hand_x", "hand_y", "hand_z", "gripper_opening"),
+        state_units=("m", "m", "m", ""),
+        action_names=("hand_dx", "hand_dy", "hand_dz", "gripper_close"),
+        action_units=("cm/step", "cm/step", "cm/step", ""),
+    )
     noise: ClassVar[tuple[float, ...]] = (0.0, 0.1, 0.15, 0.2)
     packages: ClassVar[tuple[str, ...]] = ("metaworld", "mujoco")
     # Another task's text over the same start. The faucet pair shares its scene (0.3 % of the first pixels

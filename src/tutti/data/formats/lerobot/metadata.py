@@ -14,6 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tutti.data.formats.lerobot.features import Feature
 from tutti.data.formats.lerobot.tables import (
     COPY_AGAIN,
     check_column,
@@ -26,18 +27,8 @@ from tutti.data.formats.lerobot.tables import (
 from tutti.storage.reading import read_json, shown
 
 OTHER = "give the folder that contains meta/ and data/ (sources.path); other formats must be converted first."
-MAX_EDGE, MAX_DIM, MAX_FRAMES = 8192, 4096, 10**10
-"""Largest picture edge (pixels), vector and number of frames that a data set may have."""
-
-
-class Feature(BaseModel):
-    """One feature of info.json. `names` are those of the dimensions."""
-
-    model_config = ConfigDict(strict=True)
-
-    dtype: str
-    shape: list[Annotated[int, Field(gt=0, lt=2**31)]] = Field(max_length=8)
-    names: Any = None
+MAX_FRAMES = 10**10
+"""Largest number of frames that a data set may have."""
 
 
 class Info(BaseModel):

@@ -19,7 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from tutti.data.content import Digests, digest
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.formats.lerobot import ACTION, STATE
-from tutti.data.formats.lerobot.metadata import MAX_DIM, MAX_EDGE, LeRobotMeta, read_meta
+from tutti.data.formats.lerobot.features import describe_dimensions, find_cameras, vector_sizes
+from tutti.data.formats.lerobot.metadata import LeRobotMeta, read_meta
 from tutti.data.formats.lerobot.tables import (
     TABLE_BYTES,
     check_column,
@@ -44,8 +45,9 @@ _REPAIR = "repair or remove the episode, or record the data set again."
 class LeRobotStore(EpisodeStore):
     """A LeRobotDataset v3.0 on disk.
 
-    `views` are the camera features to use, all of them (in the order of info.json) where it is None.
-    Actions and states are the 1-D features `action_key` and `state_key`.
+    `views` are the camera features to use, all colour cameras (in the order of info.json) where it is None.
+    Actions and states are the 1-D features `action` and `state`, several of them joined in that order;
+    without `state` a state has no numbers. `remarks` name cameras that are passed over.
 
     Raises UserError, naming file, key, expected, found and cure, for anything missing, damaged,
     inconsistent or not finite.
@@ -55,31 +57,36 @@ class LeRobotStore(EpisodeStore):
         self,
         folder: Path,
         views: tuple[str, ...] | None = None,
-        state_key: str = STATE,
-        action_key: str = ACTION,
+        state: tuple[str, ...] = (STATE,),
+        action: tuple[str, ...] = (ACTION,),
     ) -> None:
         self._meta = meta = read_meta(folder)
         self.name = str(folder)
-        cameras = tuple(key for key, one in meta.info.features.items() if one.dtype in ("image", "video"))
-        for view in views or cameras or ("(any)",):
-            if view not in cameras:
-                problem = f"views: {view!r} is no camera of {folder / 'meta' / 'info.json'}."
-                raise data_error(problem, found=cameras, cure="choose among these by sources.views.")
-        dims = {state_key: _vector_dim(meta, state_key, "state_key")}
-        dims[action_key] = _vector_dim(meta, action_key, "action_key")
+        features, info = meta.info.features, folder / "meta" / "info.json"
+        shapes, passed_over = find_cameras(features, info, views)
+        self.remarks = (passed_over,) if passed_over else ()
+        sizes = {
+            what: vector_sizes(features, info, keys, what)
+            for what, keys in (("state", state), ("action", action))
+        }
         self.spec = StoreSpec(
-            views=views or cameras,
-            image_shapes=tuple(_image_shape(meta, view) for view in views or cameras),
-            state_dim=dims[state_key],
-            action_dim=dims[action_key],
+            views=tuple(shapes),
+            image_shapes=tuple(shapes.values()),
+            state_dim=sum(sizes["state"].values()),
+            action_dim=sum(sizes["action"].values()),
             fps=meta.info.fps,
             num_frames=meta.info.total_frames,
             embodiment=meta.info.robot_type or "unknown",
+            **describe_dimensions(features, state, "state"),
+            **describe_dimensions(features, action, "action"),
         )
         self._columns, self._videos = _PictureColumns(meta), VideoReader(meta.info.fps)
         self._episode_of = np.repeat(np.arange(len(meta.lengths)), meta.lengths)
-        numbers = _read_numbers(meta, dims, self._episode_of)
-        self.states, self.actions = numbers[state_key], numbers[action_key]
+        numbers = _read_numbers(meta, sizes["state"] | sizes["action"], self._episode_of)
+        none = np.empty((meta.info.total_frames, 0), np.float32)
+        self.states, self.actions = (
+            np.concatenate([none, *map(numbers.__getitem__, keys)], axis=1) for keys in (state, action)
+        )
         self._times, self.instruction_of = numbers["timestamp"], numbers["task_index"]
         self.instructions = meta.tasks
         spans = zip(meta.starts.tolist(), meta.lengths.tolist(), strict=True)
@@ -132,29 +139,6 @@ class LeRobotStore(EpisodeStore):
                         raise data_error(problem, cure=_REPAIR)
                     yield picture
                 begin = end
-
-
-def _vector_dim(meta: LeRobotMeta, key: str, setting: str) -> int:
-    info, features = meta.folder / "meta" / "info.json", meta.info.features
-    if key not in features:
-        cure = f"name the right feature by sources.{setting}."
-        raise data_error(f"{info}: the feature {key!r} is missing.", found=tuple(features), cure=cure)
-    shape = features[key].shape
-    if len(shape) != 1 or shape[0] > MAX_DIM:
-        raise data_error(f"{info}: features[{key!r}].shape is {shape}; expected one number up to {MAX_DIM}.")
-    return shape[0]
-
-
-def _image_shape(meta: LeRobotMeta, view: str) -> tuple[int, int]:
-    shape, names = meta.info.features[view].shape, meta.info.features[view].names
-    channels_first = isinstance(names, list) and str(names[:1]).startswith("['channel")
-    inside = "/" not in view and ".." not in view and "\0" not in view  # it is part of a path
-    if len(shape) != 3 or shape[0 if channels_first else 2] != 3 or max(shape) > MAX_EDGE or not inside:
-        raise data_error(
-            f"{meta.folder / 'meta' / 'info.json'}: features[{view!r}].shape is {shape} with names "
-            f"{shown(names)}; expected [height, width, 3], up to {MAX_EDGE}, and a name without '/' and '..'."
-        )
-    return (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
 
 
 def _read_numbers(

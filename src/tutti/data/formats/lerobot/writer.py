@@ -22,6 +22,7 @@ from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.video import FILE_BYTES, FILES_PER_CHUNK, VideoWriter
 from tutti.errors import UserError
 from tutti.storage.files import explain_full_disk, megabytes, partial_path, write_folder
+from tutti.types import UNNAMED, Dimensions
 
 DATA_FILE_BYTES = 100 * 2**20
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -65,6 +66,7 @@ def write_lerobot(
     views: tuple[str, ...],
     robot_type: str,
     storage: Storage = "image",
+    dimensions: Dimensions = UNNAMED,
     beside: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -72,8 +74,9 @@ def write_lerobot(
 
     Everything is written to a hidden folder and renamed at the end, so `folder` is either complete or
     absent. The same episodes give the same bytes (with the same library versions). `episodes` is read
-    once and may be a generator; one episode at a time is held in memory. `beside` has the names and texts of
-    further files of the folder, which LeRobot does not read.
+    once and may be a generator; one episode at a time is held in memory. `dimensions` says what the
+    numbers are: names as LeRobot has them, units in a key `units` beside them. `beside` has the names and
+    texts of further files of the folder, which LeRobot does not read.
 
     Raises UserError if the folder exists, an episode does not fit the first one, or the disk is full.
     """
@@ -89,7 +92,11 @@ def write_lerobot(
         return f"about {megabytes(used / max(1, written))} an episode; {written} were written before"
 
     with write_folder(folder) as partial, explain_full_disk(folder, "a LeRobot data set", needed):
-        with closing(_DatasetWriter(partial, fps, views, robot_type, storage)) as writer:
+        with closing(
+            _DatasetWriter(
+                partial, fps=fps, views=views, robot_type=robot_type, storage=storage, dimensions=dimensions
+            )
+        ) as writer:
             for written, episode in enumerate(episodes):
                 writer.add(episode)
                 if progress is not None:
@@ -104,7 +111,14 @@ class _DatasetWriter:
     """The open files of a data set being written; `add` each episode, then `finish`."""
 
     def __init__(
-        self, folder: Path, fps: int | float, views: tuple[str, ...], robot_type: str, storage: Storage
+        self,
+        folder: Path,
+        *,
+        fps: int | float,
+        views: tuple[str, ...],
+        robot_type: str,
+        storage: Storage,
+        dimensions: Dimensions,
     ) -> None:
         for view in views:
             if not view.startswith("observation.image") or "/" in view:
@@ -117,6 +131,7 @@ class _DatasetWriter:
         self.folder = folder
         self.fps: int | float = int(fps) if float(fps).is_integer() else float(fps)
         self.views, self.robot_type, self.storage = views, robot_type, storage
+        self.dimensions = dimensions
         self.features: dict[str, dict[str, Any]] = {}
         self.tasks: dict[str, int] = {}
         self.counted: dict[str, list[_Counted]] = {}
@@ -215,6 +230,12 @@ class _DatasetWriter:
         for key, dtype in kinds.items():
             names = ["height", "width", "channels"] if key in self.views else None
             self.features[key] = {"dtype": dtype, "shape": shapes.get(key, [1]), "names": names}
+        for key, what in ((STATE, "state"), (ACTION, "action")):
+            for each in ("names", "units"):
+                if texts := getattr(self.dimensions, f"{what}_{each}"):
+                    if [len(texts)] != shapes[key]:
+                        raise UserError(f"{key} has {shapes[key]} dimensions, but {each} {texts}.")
+                    self.features[key][each] = list(texts)
         for view in self.views if self.storage == "video" else ():
             self._videos[view] = VideoWriter(self.folder, view, VIDEO_PATH, self.fps)
             self.features[view]["info"] = self._videos[view].describe(shapes[view])
