@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from joint_scores import Trained
-from recorded import CACHE
 from tables import prints_user_errors
 from timing import shortened, with_arm
 
@@ -84,14 +83,6 @@ def make_cell(
     own = cell_config(config, run, arm=arm, seed=seed, steps=steps, starts=starts)
     folder = work / f"{arm}-seed{seed}-steps{steps}-{identity(own, fingerprint)}"
     return Cell(arm=arm, seed=seed, steps=steps, config=own, folder=folder)
-
-
-def link_cache(run: Path, folder: Path) -> None:
-    """Lets a cell find the run's decoded pictures instead of decoding its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    link = folder / CACHE
-    if not link.is_symlink():
-        link.symlink_to((run / CACHE).resolve(), target_is_directory=True)
 
 
 def run_cell(folder: Path, run: Path) -> None:

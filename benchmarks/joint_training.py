@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joint_cell import Cell, identity, link_cache, load, make_cell
+from joint_cell import Cell, identity, load, make_cell
 from joint_scores import (
     BASE,
     ArmScore,
@@ -90,7 +90,6 @@ def start_cell(cell: Cell, run: Path) -> Cell:
 
     Raises: UserError with the end of that output if it failed.
     """
-    link_cache(run, cell.folder)
     write_atomically(cell.folder / "cell.yaml", to_yaml(cell.config))
     worker = Path(__file__).with_name("joint_cell.py").resolve()
     command = [sys.executable, str(worker), str(cell.folder), str(run)]

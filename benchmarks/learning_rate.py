@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from joint_cell import link_cache
 from joint_training import ONE_THREAD
 from recorded import check_recorded, require_unchanged, snapshot
 from tables import RESULTS, Table, prints_user_errors, publish
@@ -94,7 +93,6 @@ def start_cell(folder: Path, run: Path, until: int) -> dict[str, Any]:
 
     Raises: UserError with the end of its output if it failed.
     """
-    link_cache(run, folder)
     command = [sys.executable, __file__, "--cell", str(folder), "--until", str(until), "--run", str(run)]
     log = folder / "output.log"
     with log.open("a", encoding="utf-8") as output:

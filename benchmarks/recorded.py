@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,36 +15,24 @@ from tutti.runs.folder import RunFolder
 from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
 from tutti.types import UserError
 
-CACHE = "cache"
 Snapshot = dict[str, tuple[int, int]]
 
 
 def check_recorded(run: Path, config: RunConfig) -> str:
-    """The fingerprint of the run's data set, once it is certain that building its data writes nothing.
+    """The fingerprint of the run's data set.
 
-    Raises: UserError if the recording is not finished, or its pictures are not decoded at this size.
+    Raises: UserError if the recording is not finished.
     """
     if config.data.sources:
         raise UserError("data.sources: this benchmark reads the data set that the run itself recorded.")
     RunFolder(run, new=False).require("record", "Make it first: tutti record CONFIG.")
-    store = SourceConfig(path=run / DATASET).open()
-    views, size = list(store.spec.views), config.data.image_size
-    for marker in sorted((run / CACHE).glob("*/complete.json")):
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        if (found["data"], found["views"], found["shape"][-1]) == (store.fingerprint, views, size):
-            return store.fingerprint
-    raise UserError(
-        f"{run / CACHE}: the pictures of {run / DATASET} are not decoded at {size} px, and this benchmark "
-        f"must not write into the run. Train it once (tutti train), or choose its data.image_size."
-    )
+    return SourceConfig(path=run / DATASET).open().fingerprint
 
 
 def snapshot(run: Path) -> Snapshot:
-    """Size and time of the last change of every file of the run's data set and cache."""
-    files = (path for name in (DATASET, CACHE) for path in (run / name).rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(run)): (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)
-    }
+    """Size and time of the last change of every file of the run's data set."""
+    files = (path for path in sorted((run / DATASET).rglob("*")) if path.is_file())
+    return {str(path.relative_to(run)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 def require_unchanged(before: Snapshot, after: Snapshot) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 
 # A job in the background of a shell inherits an ignored Ctrl-C; tests of interruptions need the usual one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -12,6 +14,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["TUTTI_CACHE"] = tempfile.mkdtemp(prefix="tutti-tests-cache-")
 
 import pytest
 from hypothesis import settings
@@ -41,6 +44,10 @@ SLOWEST_FIRST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["TUTTI_CACHE"], ignore_errors=True)
 
 
 _hook = install_import_hook("tutti", "fixtures.shape_checker.check")

@@ -6,13 +6,15 @@ is kept if it is finished, and continues if it was interrupted.
     runs/demo/
       config.yaml      the resolved config                stages.json     finished stages and their time
       dataset/         demonstrations, LeRobot v3.0       recording.json  tries, successes and seeds
-      cache/           decoded pictures                   checkpoints/    all that a resume needs
+      checkpoints/     all that a resume needs
       records.jsonl    losses of each logged step         tensorboard/    the same for TensorBoard
       first_batch.png  pictures of the first batch        model.json, data.json  sizes of model and data
       data_content.json  digests of each episode          shapes.txt  tensors of the first batch
       evaluation/      every rollout, and the scores      videos/         rollouts that succeed and that fail
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
       report.html      all results on one page            summary.json    the same for programs
+
+Decoded pictures are kept for all runs outside of them (data/cache.py).
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, DataBu
     folder = tmp_path_factory.mktemp("judged")
     squares_data.write(folder / "set")
     config = squares_data.config(folder / "set")
-    return config, build_data(config, folder / "cache")
+    return config, build_data(config, folder)
 
 
 def test_probes_open_loop_and_policy(squares: tuple[RunConfig, DataBundle]) -> None:

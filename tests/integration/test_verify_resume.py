@@ -87,7 +87,7 @@ def test_a_run_with_threads_accumulation_and_phases_resumes_exactly(
     print_verification(found)
     said = capsys.readouterr().out
     assert "training.checkpoints.every: 200 -> 3" in said and "0 of " in said and "resumes exactly" in said
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["cache"]
+    assert not (tmp_path / "run").exists()
 
 
 def test_state_that_no_checkpoint_keeps_is_found_and_named(

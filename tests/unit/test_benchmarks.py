@@ -174,25 +174,21 @@ def test_a_touched_run_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "dataset" / "one").write_text("1")
     before = recorded.snapshot(tmp_path)
     recorded.require_unchanged(before, recorded.snapshot(tmp_path))
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "new").write_text("2")
-    with pytest.raises(UserError, match="cache/new"):
+    (tmp_path / "dataset" / "new").write_text("2")
+    with pytest.raises(UserError, match="dataset/new"):
         recorded.require_unchanged(before, recorded.snapshot(tmp_path))
 
 
-def test_run_without_decoded_pictures_is_refused_rather_than_written_to(
+def test_building_the_data_of_a_recorded_run_writes_nothing_into_it(
     config: RunConfig, tmp_path: Path
 ) -> None:
     run = recorded.synthetic_run(tmp_path / "run", config, per_task=1, length=9)
     (run / "stages.json").write_text('{"record": {"finished": true, "seconds": 1, "inputs": {}}}')
-    with pytest.raises(UserError, match="not decoded at 64 px"):
-        recorded.check_recorded(run, config)
-    assert not (run / "cache").exists()
-    build_data(config, run)
-    before = recorded.snapshot(run)
+    before, names = recorded.snapshot(run), sorted(run.iterdir())
     assert recorded.check_recorded(run, config)
     build_data(config, run)
     recorded.require_unchanged(before, recorded.snapshot(run))
+    assert sorted(run.iterdir()) == names
 
 
 def test_published_tables_follow_from_the_successes_beside_them(tmp_path: Path) -> None:

@@ -56,9 +56,13 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(data_set: Path, cache: Path, needs: DataNeeds | None = None, **changes: object) -> DataBundle:
     settings: dict[str, object] = {"horizon": HORIZON, "batch_size": 6, "image_size": 8}
-    settings |= {"sources": (SourceConfig(path=data_set),), "validation_fraction": 0.25}
+    settings |= {
+        "sources": (SourceConfig(path=data_set),),
+        "validation_fraction": 0.25,
+        "cache": {"folder": cache},
+    }
     config = DataConfig.model_validate(settings | changes)
-    return config.build(needs or DataNeeds(futures=(FUTURE,)), cache)
+    return config.build(needs or DataNeeds(futures=(FUTURE,)))
 
 
 def digest(batch: Batch) -> str:

@@ -20,7 +20,7 @@ from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.runs.folder import RunFolder
 from tutti.studies import costs as costs_module
 from tutti.studies.cells import cell_config, plan_cells, training_hash
-from tutti.studies.compare import link, share_data
+from tutti.studies.compare import share_data
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.costs import (
     StepCost,
@@ -245,16 +245,11 @@ def test_data_of_another_run_are_only_read(data: Path, tmp_path: Path) -> None:
     (run / "dataset").symlink_to(data, target_is_directory=True)
     (run / "stages.json").write_text(json.dumps({"record": {"finished": True, "seconds": 1.0, "inputs": {}}}))
     (run / "recording.json").write_text(json.dumps({"seeds": [10000, 10007]}))
-    (run / "cache" / "abc").mkdir(parents=True)
-    (run / "cache" / "abc" / "complete.json").write_text("{}")
     before = sorted(str(path) for path in run.rglob("*"))
     study = make_study(data_from=run)
     shared = share_data(study, config_of(data), tmp_path / "study")
     assert shared.starts == TrainingStarts(seeds=(range(10000, 10008),))
     assert shared.sources[0].path == run.resolve() / "dataset"
-    assert (tmp_path / "study" / "cache" / "abc" / "complete.json").is_file()
-    link(tmp_path / "study" / "cells" / "one" / "cache", tmp_path / "study" / "cache")
-    assert (tmp_path / "study" / "cells" / "one" / "cache" / "abc" / "complete.json").is_file()
     assert sorted(str(path) for path in run.rglob("*")) == before
 
 

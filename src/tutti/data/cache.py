@@ -1,23 +1,71 @@
-"""The frame cache: decoded, resized frames in one memory-mapped file, so that a batch costs a copy."""
+"""The frame cache: decoded, resized frames in one memory-mapped file, so that a batch costs a copy.
+
+It lies outside of the runs, under a name made of what it holds, so that all runs share it:
+
+    ~/.cache/tutti/64px-0123456789abcdef01234567/
+      frames.u8       the pictures, row by row      complete.json   what they are, once they are complete
+      frames.partial  the pictures so far           built.json      how many rows are on the disk for certain
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import Field
 
-from tutti.data.episodes import EpisodeStore, Progress
-from tutti.storage.files import explain_full_disk, megabytes, write_atomically
+from tutti.data.episodes import Episode, EpisodeStore, Progress
+from tutti.frozen_config import FrozenConfig
+from tutti.storage.files import (
+    exclusive_lock,
+    expanded,
+    explain_disk_errors,
+    explain_full_disk,
+    megabytes,
+    reserve,
+    sync,
+    write_atomically,
+    write_json,
+)
 from tutti.storage.reading import read_json
 
-_SHARD_BYTES = 32 * 2**20
-_FORMAT = 1
+log = logging.getLogger("tutti.data")
+
+_SHARD_BYTES, _SHARD_ROWS = 32 * 2**20, 1024
+_FORMAT = 2
 """Raised when the meaning of the bytes changes, so that older caches are built anew."""
+_CURE = "choose another folder (data.cache.folder) or smaller pictures (data.image_size)"
+
+
+class CacheConfig(FrozenConfig):
+    """Where decoded pictures are kept for all runs. It is always safe to delete that folder."""
+
+    folder: Literal["auto"] | Path = Field(
+        default="auto",
+        description="auto: $TUTTI_CACHE, else $XDG_CACHE_HOME/tutti, else ~/.cache/tutti.",
+    )
+
+    def home(self) -> Path:
+        """The folder, with `~` and `$VAR` expanded. Raises: UserError if that cannot be done."""
+        if self.folder != "auto":
+            return expanded(self.folder)
+        if chosen := os.environ.get("TUTTI_CACHE"):
+            return expanded(chosen)
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        return (base if base.is_absolute() else expanded("~/.cache")) / "tutti"
 
 
 def resize_images(images: UInt8[np.ndarray, "k h w 3"], size: int) -> UInt8[np.ndarray, "k 3 s s"]:
@@ -38,58 +86,108 @@ def resize_images(images: UInt8[np.ndarray, "k h w 3"], size: int) -> UInt8[np.n
 def cached_frames(
     store: EpisodeStore, folder: Path, image_size: int, progress: Progress | None = None
 ) -> UInt8[np.ndarray, "n v 3 s s"]:
-    """All frames of a store at `image_size`, as a read-only memory map of a file below `folder`.
+    """The frames of a store's episodes at `image_size`, as a read-only memory map of a file below `folder`.
 
-    Where it is missing it is built first, shard by shard (about 32 MiB); after a kill at any moment the next
-    call goes on behind the last finished shard. The bytes do not depend on interruptions. The name is a hash
-    of the store's fingerprint, views and size, so a changed data set gets a new cache.
+    Where it is missing it is built first, shard by shard (at most 32 MiB); after a kill at any moment the
+    next call goes on behind the last finished shard. The bytes do not depend on interruptions. Of several
+    processes one builds and the others wait; where the file system has no locks each builds for itself, and
+    the file of the last one stays. The name is a hash of the store's fingerprint, views, rows and size, so a
+    changed data set gets a new cache. Rows of no episode are holes in the file. The time of the cache's
+    folder is that of its last use.
 
-    Raises UserError where a picture cannot be read or the disk is full.
+    Raises UserError where a picture cannot be read, or the disk has not the room, which is found before the
+    first picture is decoded.
     """
-    spec = store.spec
+    spec, spans = store.spec, _spans(store.episodes)
     shape = (spec.num_frames, len(spec.views), 3, image_size, image_size)
-    key = {"format": _FORMAT, "data": store.fingerprint, "views": spec.views, "shape": shape}
-    home = folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    key = {"format": _FORMAT, "data": store.fingerprint, "views": spec.views, "shape": shape, "rows": spans}
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    home = folder / f"{image_size}px-{name}"
     path, marker = home / "frames.u8", home / "complete.json"
     size = int(np.prod(shape, dtype=np.int64))
-    if not (marker.is_file() and path.is_file() and path.stat().st_size == size):
-        with explain_full_disk(home, "the frame cache", lambda: megabytes(size)):
+
+    def complete() -> bool:
+        return marker.is_file() and path.is_file() and path.stat().st_size == size
+
+    if not complete():
+        with explain_disk_errors(home, "the frame cache (data.cache.folder)"):
             home.mkdir(parents=True, exist_ok=True)
-            _build(store, home, image_size, size, progress)
-            os.replace(home / "frames.partial", path)
-            # The marker comes last: without it the pictures do not count as complete.
-            write_atomically(marker, json.dumps({**key, "store": store.name, "bytes": size}, indent=2))
-            (home / "built.json").unlink(missing_ok=True)
+        busy = "%s: another process is decoding these pictures; waiting for it"
+        with exclusive_lock(home, waiting=lambda: log.info(busy, home)) as locked:
+            if not complete():  # another process may have built it meanwhile
+                with nullcontext(home) if locked else TemporaryDirectory(dir=home) as place:
+                    partial, built = _build(store, Path(place), image_size, spans, progress)
+                    write_json(built, {**key, "store": store.name, "end": spec.num_frames})
+                    with explain_disk_errors(home, "the frame cache"):
+                        os.replace(partial, path)
+                        sync(home)
+                        os.replace(built, marker)  # last: without it the pictures do not count as complete
+    with suppress(OSError):  # where it belongs to somebody else
+        os.utime(home)
     # A plain array over the same pages: fancy indexing of np.memmap itself costs more Python.
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=shape))
 
 
-def _build(store: EpisodeStore, home: Path, image_size: int, size: int, progress: Progress | None) -> None:
-    """Fills frames.partial; built.json says how many rows are on the disk for certain."""
-    partial, built = home / "frames.partial", home / "built.json"
-    num_rows, done = store.spec.num_frames, 0
-    row_bytes = size // num_rows
+def _spans(episodes: Sequence[Episode]) -> list[tuple[int, int]]:
+    """The rows [start, end) of the episodes, joined where one begins at another's end."""
+    spans: list[tuple[int, int]] = []
+    for episode in sorted(episodes, key=lambda episode: episode.start):
+        start = spans.pop()[0] if spans and spans[-1][1] == episode.start else episode.start
+        spans.append((start, episode.end))
+    return spans
+
+
+def _build(
+    store: EpisodeStore,
+    place: Path,
+    image_size: int,
+    spans: Sequence[tuple[int, int]],
+    progress: Progress | None,
+) -> tuple[Path, Path]:
+    """Fills a file in `place`. Gives it, and the one that says up to which row it is on the disk."""
+    partial, built, views = place / "frames.partial", place / "built.json", store.spec.views
+    row_bytes = len(views) * 3 * image_size**2
+    size, total = store.spec.num_frames * row_bytes, sum(end - start for start, end in spans)
     if partial.is_symlink():  # it would be written through
         partial.unlink()
-    if partial.is_file() and built.is_file() and partial.stat().st_size == size:
-        done = min(num_rows, int(read_json(built)["rows"]))
-    step = max(1, _SHARD_BYTES // row_bytes)
-    with partial.open("r+b" if done else "w+b") as file:
-        # Reserving everything now finds a full disk before the first picture is decoded.
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
+    kept = partial.is_file() and built.is_file() and partial.stat().st_size == size
+    begin = int(read_json(built)["end"]) if kept else 0
+    left = [(max(start, begin), end) for start, end in spans if end > begin]
+    step = max(1, min(_SHARD_ROWS, _SHARD_BYTES // row_bytes))
+    done = before = total - sum(end - start for start, end in left)
+    with (
+        explain_full_disk(place, "the frame cache", lambda: megabytes(total * row_bytes), _CURE),
+        partial.open("r+b" if begin else "w+b") as file,
+    ):
+        free, started = shutil.disk_usage(place).free, time.monotonic()
+        try:  # a full disk is found before the first picture is decoded
+            reserve(file, [(start * row_bytes, (end - start) * row_bytes) for start, end in spans])
+            file.truncate(size)
         except OSError:
-            if not done:  # give back what it did get
+            if not begin:  # give back what it did get
                 file.truncate(0)
             raise
-        while done < num_rows:
-            rows = np.arange(done, min(done + step, num_rows), dtype=np.int64)
-            views = [resize_images(store.frames(view, rows), image_size) for view in store.spec.views]
-            file.seek(done * row_bytes)
-            file.write(np.stack(views, axis=1).tobytes())
+        for row, stop in ((row, end) for start, end in left for row in range(start, end, step)):
+            rows = np.arange(row, min(row + step, stop), dtype=np.int64)
+            pictures = [resize_images(store.frames(view, rows), image_size) for view in views]
+            file.seek(row * row_bytes)
+            file.write(np.stack(pictures, axis=1).data)
             file.flush()
             os.fsync(file.fileno())
+            write_atomically(built, json.dumps({"end": row + len(rows)}))
+            if done == before:
+                seconds = (time.monotonic() - started) / len(rows) * (total - done - len(rows))
+                log.info(
+                    "frame cache: %s for %d pictures of %d px in %s (%s free)%s; data.cache.folder chooses "
+                    "another folder, data.image_size another size",
+                    megabytes(total * row_bytes),
+                    total * len(views),
+                    image_size,
+                    place,
+                    megabytes(free),
+                    f", decoded in about {timedelta(seconds=round(seconds))}" if seconds > 1 else "",
+                )
             done += len(rows)
-            write_atomically(built, json.dumps({"rows": done}))
             if progress is not None:
-                progress(done, num_rows)
+                progress(done, total)
+    return partial, built

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from tutti.data.bundle import Batches, DataBundle, evenly_spread, texts_of
-from tutti.data.cache import cached_frames
+from tutti.data.cache import CacheConfig, cached_frames
 from tutti.data.episodes import Episode, EpisodeStore, Progress, check_unchanged
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.reader import LeRobotStore
@@ -102,12 +102,14 @@ class DataConfig(FrozenConfig):
         default_factory=NoAugmentation, description="none, or colour: brightness, contrast, saturation."
     )
     prefetch: int = Field(default=3, ge=0, le=64, description="Batches made ahead by a thread; 0: none.")
+    cache: CacheConfig = Field(
+        default_factory=CacheConfig, description="Decoded pictures, kept for all runs and deleted at will."
+    )
     seed: int = Field(default=0, ge=0, description="Seed of the order, the split and the augmentation.")
 
     def build(
         self,
         needs: DataNeeds,
-        cache_folder: Path,
         progress: Progress | None = None,
         *,
         group_of: GroupOf | None = None,
@@ -116,7 +118,7 @@ class DataConfig(FrozenConfig):
         """Opens the sources, fits normalisation and text on the training episodes, decodes frames once.
 
         `group_of(instruction)` names the task that the split of validation episodes is stratified by; left
-        out, each wording counts as its own group. Frame caches are kept in `cache_folder` and found again.
+        out, each wording counts as its own group. Frame caches are kept in `cache.folder` and found again.
 
         `trained_on` is the file of digests of the data that a run has been trained on, which these must be.
 
@@ -125,6 +127,7 @@ class DataConfig(FrozenConfig):
         """
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <LeRobot folder>}.")
+        cache = self.cache.home()
         stores = [source.open() for source in self.sources]
         if trained_on is not None:
             check_unchanged(stores, trained_on)
@@ -141,7 +144,7 @@ class DataConfig(FrozenConfig):
         length = None if self.text_length == "auto" else self.text_length
         texts = set[str]().union(*map(texts_of, stores, training))
         tokenizer = Tokenizer.fit(texts, self.vocab_size, length)
-        frames = [cached_frames(store, cache_folder, self.image_size, progress) for store in stores]
+        frames = [cached_frames(store, cache, self.image_size, progress) for store in stores]
         windows = WindowIndex(
             list(map(Source, stores, frames, (source.weight for source in self.sources))),
             horizon=self.horizon,

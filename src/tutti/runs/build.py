@@ -141,7 +141,6 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
         with progress_bar("decoding pictures") as bar:
             return data.build(
                 needs,
-                folder / "cache",
                 bar,
                 group_of=task_of,
                 trained_on=folder / CONTENT,

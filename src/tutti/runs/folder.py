@@ -57,7 +57,7 @@ WORK = {"train": ("checkpoints", "records.jsonl", "failures")}
 """Of a stage's outputs those that cost work, where others are written before it begins."""
 
 WITHOUT_EFFECT = (
-    *("record.workers", "evaluation.workers", "data.prefetch"),
+    *("record.workers", "evaluation.workers", "data.prefetch", "data.cache"),
     *("training.parallel", "training.diagnostics", "training.checkpoints", "training.log_every"),
 )
 """Keys that may change at any time, because no result depends on them."""

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tutti.errors import UserError
 
+log = logging.getLogger("tutti.storage")
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says when a disk, a quota or the largest size of a file is reached."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What a file system says that has no locks: some of networks and clusters."""
+ELSEWHERE = "choose a folder on another disk"
 PARTIAL = ".partial-"
 
 
@@ -102,28 +110,59 @@ def remove_folder(folder: Path) -> None:
 
 
 @contextmanager
-def exclusive_lock(folder: Path, busy: str) -> Iterator[None]:
+def exclusive_lock(
+    folder: Path, busy: str = "", *, waiting: Callable[[], None] | None = None
+) -> Iterator[bool]:
     """Holds the lock of a folder inside the block; the system releases it when this process is killed.
 
+    While another process holds it, that is an error with the message `busy`; or, if `waiting` is given, this
+    is called once and the lock is waited for. Gives False where the file system has no locks, and True else.
     The file `.lock` is not emptied, and a link in its place is not followed.
 
-    Raises: UserError with the message `busy` if another process holds it, or if it cannot be a lock.
+    Raises: UserError with the message `busy`, or if there cannot be a lock.
     """
-    path = folder / ".lock"
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-        file = os.fdopen(handle, "rb", buffering=0)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be used as a lock ({error.strerror}). A writable folder with no such file, or a "
-            "plain one, is expected."
-        ) from error
-    with file:
+    path, locked = folder / ".lock", True
+    while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(busy) from None
-        yield
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            file = os.fdopen(handle, "rb", buffering=0)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be used as a lock ({error.strerror}). A writable folder with no such file, "
+                "or a plain one, is expected."
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is None:
+                    raise UserError(busy) from None
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                locked = False
+                if waiting is None:
+                    _warn_of_no_locks(folder)
+            if not locked or _is_at(path, file.fileno()):
+                yield locked
+                return
+            # Somebody deleted the folder while this process waited, and another may hold the new lock.
+
+
+@functools.cache  # once a folder
+def _warn_of_no_locks(folder: Path) -> None:
+    log.warning("%s: this file system has no locks; let only one process at a time work in there", folder)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether the open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return False
 
 
 def require_writable(folder: Path) -> None:
@@ -154,12 +193,51 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with `~` and `$VAR` replaced by what they stand for.
+
+    Raises: UserError for a variable that is not set, or a home that is not known.
+    """
+    text = os.path.expandvars(path)
+    if unset := re.search(r"\$\w+|\$\{\w+\}", text):
+        raise UserError(f"{path}: {unset[0]} is not set. Set this variable, or give the whole path.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: the home that `~` stands for is not known. Give the whole path.") from None
+
+
+def reserve(file: IO[bytes], spans: Sequence[tuple[int, int]]) -> None:
+    """Room on the disk for these spans (offset, count) of an open file. Where the system cannot reserve it,
+    it is only seen whether it is there.
+
+    Raises: OSError if the disk is full.
+    """
+    held = os.fstat(file.fileno()).st_blocks * 512
+    if sum(count for _, count in spans) > shutil.disk_usage(file.name).free + held:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    try:
+        for start, count in spans:
+            os.posix_fallocate(file.fileno(), start, count)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
 def megabytes(count: int | float) -> str:
     """A number of bytes for people."""
-    return f"{count / 2**20:,.1f} MiB"
+    for unit in ("MiB", "GiB", "TiB"):
+        count /= 2**20 if unit == "MiB" else 2**10
+        if count < 2**10:
+            break
+    return f"{count:,.1f} {unit}"
 
 
-def disk_error(error: Exception, path: Path, what: str = "", needed: str = "") -> UserError:
+def disk_error(
+    error: Exception, path: Path, what: str = "", needed: str = "", cure: str = ELSEWHERE
+) -> UserError:
     """The message for a failed write of `what`, which takes the space `needed`."""
     number = getattr(error, "errno", None)
     written = f"cannot write {what}" if what else "cannot write"
@@ -174,8 +252,7 @@ def disk_error(error: Exception, path: Path, what: str = "", needed: str = "") -
         f"{path}: {written}, the disk is full (or its quota or file size limit reached).\n"
         f"  needed: {needed or 'not known beforehand'}\n"
         f"  free:   {free}\n"
-        "  cure:   free some space there, or choose a folder on another disk, and run the command again: "
-        "it keeps what is finished."
+        f"  cure:   free some space there, or {cure}, and run the command again: it keeps what is finished."
     )
 
 
@@ -189,7 +266,9 @@ def explain_disk_errors(path: Path, what: str = "", needed: str = "") -> Iterato
 
 
 @contextmanager
-def explain_full_disk(path: Path, what: str, needed: Callable[[], str] = str) -> Iterator[None]:
+def explain_full_disk(
+    path: Path, what: str, needed: Callable[[], str] = str, cure: str = ELSEWHERE
+) -> Iterator[None]:
     """Turns a full disk, and no other error, of a block that does more than write into a UserError.
 
     `needed` is asked only when the disk is full.
@@ -200,4 +279,4 @@ def explain_full_disk(path: Path, what: str, needed: Callable[[], str] = str) ->
         # PyAV's and Arrow's own errors carry errno too, but are not all OSError.
         if getattr(error, "errno", None) not in FULL:
             raise
-        raise disk_error(error, path, what, needed()) from error
+        raise disk_error(error, path, what, needed(), cure) from error

@@ -3,7 +3,7 @@
 runs/studies/NAME/
   study.yaml      the study with its whole base           plan.json       every cell, every arm's steps
   costs.json      FLOPs and time of a step of each arm    cells/          a run for each arm, level, seed
-  recorded/       demonstrations, if it recorded its own  cache/          decoded pictures
+  recorded/       demonstrations, if it recorded its own
   results.json    every start of every cell, the scores   results.md, report.html   for people
 """
 
@@ -37,7 +37,7 @@ from tutti.studies.scores import score_study
 from tutti.studies.tables import Findings, show
 from tutti.types import UserError
 
-PLAN, CACHE, RECORDED = "plan.json", "cache", "recorded"
+PLAN, RECORDED = "plan.json", "recorded"
 AGAIN = "Run the same command again: what is finished is kept."
 SHOWN = 2
 """How many of the five kinds of table the terminal shows: success and differences."""
@@ -173,23 +173,12 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
         else:
             RunFolder(home, new=False).require("record", "Make it first: tutti record CONFIG.")
         sources = (SourceConfig(path=home / DATASET),)
-        for marker in sorted((home / CACHE).glob("*/complete.json")):  # one folder for each size of pictures
-            link(folder / CACHE / marker.parent.name, marker.parent)
     contents = json.dumps([source.open().fingerprint for source in sources])
     return SharedData(
         sources=sources,
         fingerprint=hashlib.sha256(contents.encode()).hexdigest()[:16],
         starts=TrainingStarts.union(TrainingStarts.of_data(source.path) for source in sources),
     )
-
-
-def link(place: Path, target: Path) -> None:
-    """Makes `place` a link to the folder `target`; one that leads nowhere is replaced."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.is_symlink() and not place.exists():
-        place.unlink()  # what it led to has moved
-    if not place.exists():
-        place.symlink_to(target.resolve(), target_is_directory=True)
 
 
 def _finish(
@@ -202,7 +191,6 @@ def _finish(
     )
     for cell in missing:
         describe_cell(cell, configs[cell])
-        link(cell.folder / CACHE, folder / CACHE)
     with progress_bar("training and evaluating, steps") as bar:
         return run_cells({cell: Work.of(configs[cell]) for cell in missing}, jobs, bar, command=command)
 

@@ -27,7 +27,7 @@ RESUME_FIXED = ("optimizer", "schedule", "gradients", "accumulation", "batch_ram
 """Keys of the training section that a resumed run may not change; the others only say how often and where. A
 fork may change all but FORK_FIXED; besides, the optimiser's kind and whether there is
 a moving average must stay, since their state goes on."""
-ELSEWHERE = ("sources", "workers", "prefetch")
+ELSEWHERE = ("sources", "workers", "prefetch", "cache")
 """Keys of the data section that may differ: where the data lie and how they are read. That they are the same
 data is told by DATA_FILES and by the loader's own check."""
 
