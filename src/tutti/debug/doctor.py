@@ -60,7 +60,7 @@ class Diagnosis:
 def run_doctor(config: RunConfig, folder: Path | None = None, *, updates: int = UPDATES) -> Diagnosis:
     """Builds data, model and objective as `tutti train` would and examines them, and the newest checkpoint.
 
-    Nothing is written into the run's folder but the cache of decoded pictures, which the training will use.
+    Nothing is written into the run's folder.
 
     Raises: UserError if there are no data yet, or anything that `tutti train` would raise at its start.
     """

@@ -61,8 +61,8 @@ def prove_resume(
     On several `processes` torchrun starts them, a kill hits one of them, and half of the kills torchrun
     itself recovers from.
 
-    Data are read as `tutti train` would read them: `folder` is the run whose recording and cache they are.
-    Nothing else is written there. Compared are all tensors of the last checkpoints (weights, averages, heads,
+    Data are read as `tutti train` would read them: `folder` is the run whose recording they are. Nothing is
+    written there. Compared are all tensors of the last checkpoints (weights, averages, heads,
     balancing), the optimisers, the backward, random states, the loader's position, counters, all records but
     their times, and the windows of every batch.
 
