@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Collection
 from difflib import get_close_matches
 
 SCREEN = (24, 2400)
 """Lines and characters of an error message, which must fit on one screen."""
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Steer a terminal, turn the direction of writing, or stand for a byte that is not UTF-8; line feed and tab
+are left.
+"""
 
 
 class UserError(ValueError):
@@ -30,9 +35,24 @@ def near_miss(name: str, known: Collection[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP was obeyed: the process ends with 128 + the signal's number.
+
+    Not with 0, which would say that the work is done: Kubernetes starts a job anew only after another code.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(128 + number)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which could steer a terminal, written as escapes."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def _on_one_screen(text: str) -> str:
     most_lines, most = SCREEN
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    text = printable(text)
     lines = text.split("\n")
     if len(lines) > most_lines:
         left_out = f"... ({len(lines) - most_lines + 1} lines left out)"

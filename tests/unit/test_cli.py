@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import tutti
 from tutti import pipeline
-from tutti.cli.main import COMMANDS, app
+from tutti.cli.app import COMMANDS, app
 from tutti.config.files import config_file
 from tutti.types import UserError
 
@@ -76,7 +76,7 @@ def test_paths_and_keys_are_checked_before_torch_is_imported() -> None:
     script = (
         "import json, sys\n"
         "from typer.testing import CliRunner\n"
-        "from tutti.cli.main import app\n"
+        "from tutti.cli.app import app\n"
         "said = [CliRunner().invoke(app, line.split()) for line in json.loads(sys.argv[1])]\n"
         "print(json.dumps([[one.exit_code, one.output] for one in said]))\n"
         "print('torch' in sys.modules)\n"

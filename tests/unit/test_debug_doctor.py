@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fixtures import squares_data as world
 from fixtures.small_model import relist
 from tutti import pipeline
-from tutti.cli.main import app
+from tutti.cli.app import app
 from tutti.config.run_config import RunConfig, to_yaml
 from tutti.data.checks.ridge import leak_findings, measure_leak
 from tutti.debug import doctor

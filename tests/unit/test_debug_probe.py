@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fixtures import squares_data as world
 from tutti import pipeline
-from tutti.cli.main import app
+from tutti.cli.app import app
 from tutti.report import write_report
 
 GRAVE = ("fault", "warning")

@@ -117,7 +117,7 @@ def test_a_signal_that_a_launcher_passes_on_does_not_count_twice() -> None:
         assert interrupt.received == signal.SIGTERM
         with pytest.raises(SystemExit) as left:
             interrupt.leave(1, Path("saved"), int(signal.SIGTERM))
-        assert left.value.code == 0
+        assert left.value.code == 143
     with Interruptible() as interrupt, pytest.raises(SystemExit) as left:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -251,7 +251,7 @@ def test_metrics_and_their_docs_name_the_same() -> None:
 
 
 def test_importing_tutti_and_asking_for_help_load_no_torch() -> None:
-    code = "import sys, tutti, tutti.cli.main; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, tutti, tutti.cli.app; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT / "src", check=False).returncode == 0
 
 

@@ -14,9 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fixtures.toy_training import Data, make_trainer
+from tutti.errors import Terminated
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.records import read_records
-from tutti.training.signals import Interruptible, Terminated
+from tutti.training.signals import Interruptible
 from tutti.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def test_sigterm_saves_the_step_and_a_second_run_ends_like_an_undisturbed_one(
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Terminated) as caught:
         make_trainer(tmp_path / "a", progress=at_step(7, signal.SIGTERM)).fit(Data())
-    assert caught.value.code == 0 and signal.getsignal(signal.SIGTERM) == before
+    assert caught.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
     assert (
         "SIGTERM: ended after step 7; saved in" in caplog.text and "the same command goes on" in caplog.text
     )
@@ -48,7 +49,7 @@ def test_sigterm_saves_the_step_and_a_second_run_ends_like_an_undisturbed_one(
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
 
 
-def test_a_process_that_gets_sigterm_ends_with_0(tmp_path: Path) -> None:
+def test_a_process_that_gets_sigterm_ends_with_143(tmp_path: Path) -> None:
     code = (
         "import sys, signal; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path; import fixtures.toy_training as w\n"
@@ -57,7 +58,7 @@ def test_a_process_that_gets_sigterm_ends_with_0(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     assert (
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 143
     )
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000003"]
 

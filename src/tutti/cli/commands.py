@@ -15,6 +15,7 @@ import typer
 from tutti import __version__
 from tutti.config.files import check_keys, config_file, require_run, shipped_configs
 from tutti.errors import UserError
+from tutti.runs.terminal import print_line
 
 if TYPE_CHECKING:
     from tutti.config.run_config import RunConfig
@@ -205,7 +206,7 @@ def export(
     from tutti.serving.policy import export_policy
 
     which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
-    typer.echo(f"Written: {export_policy(run, to, weights, which, trust_code=trust_code)}")
+    print_line(f"Written: {export_policy(run, to, weights, which, trust_code=trust_code)}")
 
 
 def compare(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from contextlib import contextmanager, suppress
+from typing import NoReturn, Protocol, runtime_checkable
 
 from rich import box
 from rich.console import Console
@@ -21,7 +24,21 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False)
+from tutti.errors import printable
+
+
+class Terminal(Console):
+    """Ends the process without a word when nobody reads on (`tutti ... | head`), as SIGPIPE would."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raises: SystemExit."""
+        for stream in (sys.stdout, sys.stderr):  # what they still hold is written at the end
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(128 + signal.SIGPIPE)
+
+
+console = Terminal(highlight=False)
 
 
 @runtime_checkable
@@ -34,9 +51,14 @@ class Bar(Protocol):
 QUIET_SECONDS = 30.0
 
 
+def as_text(value: str) -> Text:
+    """A text to print as it is, whatever characters a file may have brought into it."""
+    return Text(printable(value))
+
+
 def print_line(line: str) -> None:
     """Prints one line as it is."""
-    console.print(Text(line), soft_wrap=True)
+    console.print(as_text(line), soft_wrap=True)
 
 
 def print_table(
@@ -48,16 +70,17 @@ def print_table(
     narrow: bool = False,
 ) -> None:
     """Prints a table: the first column aligned left, the others right; a line above the row `last`."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Text(printable(title), "table.title")
+    table = Table(title=shown, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     if narrow:  # fits more columns into 80 characters
         table.padding = (0, 1, 0, 0)
     for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=not number)
+        table.add_column(as_text(head), justify="right" if number else "left", no_wrap=not number)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(as_text, row))
     if last:
         table.add_section()
-        table.add_row(*last)
+        table.add_row(*map(as_text, last))
     console.print(table)
 
 
@@ -65,7 +88,8 @@ class _PrintHandler(logging.Handler):
     """Prints log records, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print_line(record.getMessage())
+        with suppress(OSError):  # a terminal that was closed ends no training
+            print_line(record.getMessage())
 
 
 @contextmanager
@@ -102,12 +126,12 @@ def progress_bar(title: str) -> Iterator[Bar]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=None, note="")
         yield lambda done, total, note="": progress.update(
-            task, completed=done, total=total or None, note=note
+            task, completed=done, total=total or None, note=printable(note)
         )
 
 

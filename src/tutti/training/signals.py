@@ -1,4 +1,4 @@
-"""Delays Ctrl-C and SIGTERM to the end of a step, so that a whole step is saved."""
+"""Delays Ctrl-C, SIGTERM and SIGHUP to the end of a step, so that a whole step is saved."""
 
 from __future__ import annotations
 
@@ -10,30 +10,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
 
+from tutti.errors import Terminated
+
 log = logging.getLogger("tutti.training")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RELAY = 10.0
 """Seconds within which the same signal may come once more by way of a launcher."""
 
 
-class Terminated(SystemExit):
-    """A SIGTERM was obeyed and everything is saved: the process ends with exit code 0.
-
-    What sent it (SLURM, Kubernetes, a spot machine) sees a clean end, and starts the same command again.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(0)
-
-
 class Interruptible:
-    """Inside the block the first Ctrl-C or SIGTERM only sets `received`, its number; a second one ends it at
-    once.
+    """Inside the block the first Ctrl-C, SIGTERM or SIGHUP only sets `received`, its number; a second one
+    ends it at once.
 
-    At once means: KeyboardInterrupt for Ctrl-C, SystemExit(143) for SIGTERM, nothing saved. Outside the main
-    thread Python allows no handlers, and both behave as usual. `relayed`: a launcher (torchrun) passes on
-    what also reaches this process itself, so a second signal counts only some seconds after the first.
+    At once means: KeyboardInterrupt for Ctrl-C, else Terminated, nothing saved. Outside the main thread
+    Python allows no handlers, and all behave as usual; so does a SIGHUP that is ignored (nohup). `relayed`: a
+    launcher (torchrun) passes on what also reaches this process itself, so a second signal counts only some
+    seconds after the first.
     """
 
     def __init__(self, *, relayed: bool = False) -> None:
@@ -46,23 +39,22 @@ class Interruptible:
         """Ends the training after `step` updates, all of which are in `saved`, and says how to go on.
         `number` is the signal, which another process may have had.
 
-        Raises: KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM.
+        Raises: KeyboardInterrupt after Ctrl-C, else Terminated.
         """
-        event = "interrupted" if number == signal.SIGINT else "SIGTERM: ended"
+        event = "interrupted" if number == signal.SIGINT else f"{signal.Signals(number).name}: ended"
         log.warning("%s after step %d; saved in %s; the same command goes on from there", event, step, saved)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise Terminated
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.received:
             self.received, self._since = number, time.monotonic()
         elif time.monotonic() - self._since >= self._patience:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            ours = [one for one in SIGNALS if (one, signal.getsignal(one)) != (signal.SIGHUP, signal.SIG_IGN)]
+            self._previous = {number: signal.signal(number, self._handle) for number in ours}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -117,7 +117,7 @@ class Trainer:
         Raises: NonFiniteError (a UserError) before the optimiser moves by a non-finite value, unless the
         policy (`config.gradients`) is to skip it; UserError if it diverges and may not be rolled back, if
         the checkpoint does not fit, none is whole, or the disk is full; KeyboardInterrupt after Ctrl-C and
-        Terminated (an exit with code 0) after SIGTERM, when it has saved.
+        Terminated (an exit) after SIGTERM or SIGHUP, when it has saved.
         """
         world = self.parallel.world
         log.info("training on %s; %s", "; ".join(self.machine.reasons), self.config.parallel.reason)
