@@ -182,7 +182,13 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     run.write_json("model.json", asdict(describe(model)))  # before the trainer shards or compiles it
     starts = training_starts(config, run.path)
     run.write_json(CONTENT, {"sources": data.contents()})
-    run.write_json(DATA, data.describe() | {"starts": starts.to_dict()})
+    said = data.describe()
+    run.write_json(DATA, said | {"starts": starts.to_dict()})
+    print_line(
+        f"{said['training_episodes']:,} episodes to train on, {said['validation_episodes']:,} held out "
+        f"(data.validation_fraction {config.data.validation_fraction:g}; "
+        f"{said['validation_instructions']:,} of {said['instructions']:,} instructions)"
+    )
     with progress_bar("training") as bar:
         training = BuiltTraining(config, data, model, objective, run.path)
         training.fit(lambda step, steps, latest: bar(step, steps, _loss(latest)))

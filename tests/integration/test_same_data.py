@@ -46,7 +46,7 @@ def scale_actions(folder: Path, episode: int) -> None:
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_changed_data_are_refused_with_their_episodes_and_redo_trains_on_them(
-    trained: Path, tmp_path: Path, finished: bool
+    trained: Path, tmp_path: Path, finished: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "home"
     shutil.copytree(trained, home)
@@ -57,12 +57,14 @@ def test_changed_data_are_refused_with_their_episodes_and_redo_trains_on_them(
         (home / "run" / "stages.json").write_text(json.dumps(book))
     pipeline.train(config, home / "run")  # moved, and the same
     before = (home / "run/checkpoints/step-000004/normalizer.json").read_text()
-    scale_actions(home / "data", 2)
+    scale_actions(home / "data", 3)
     for work in (lambda: pipeline.train(config, home / "run"), lambda: pipeline.evaluate(home / "run")):
-        with pytest.raises(UserError, match=r"no longer the data set.*actions differ in episode 2"):
+        with pytest.raises(UserError, match=r"no longer the data set.*actions differ in episode 3"):
             work()
     pipeline.train(config, home / "run", redo=True)
     assert (home / "run/checkpoints/step-000004/normalizer.json").read_text() != before
+    split = "4 episodes to train on, 2 held out (data.validation_fraction 0.3; 2 of 2 instructions)"
+    assert split in capsys.readouterr().out
 
 
 def test_a_finished_run_is_evaluated_without_its_data(

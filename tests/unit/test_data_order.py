@@ -1,14 +1,12 @@
-"""Windows and split against plain loops, on stores in memory."""
+"""Windows against plain loops, on stores in memory."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tutti.data.config import DataConfig
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.normalize import ActionStats, EmbodimentStats, Normalizer
-from tutti.data.split import split_episodes
 from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.types import DataNeeds, StateLabel
@@ -114,42 +112,3 @@ def test_every_window_holds_what_a_loop_over_its_episode_finds(index: WindowInde
                 assert index.embodiments[int(batch.embodiment[window])] == store.name
                 window += 1
     assert window == len(index)
-
-
-def episodes(*sizes: int) -> list[Episode]:
-    texts = [f"task {number}" for number, size in enumerate(sizes) for _ in range(size)]
-    return [Episode(i, 10 * i, 10, text) for i, text in enumerate(texts)]
-
-
-@pytest.mark.parametrize(
-    ("fraction", "sizes", "held"),
-    [
-        (0.25, (10, 6, 5), [3, 2, 1]),  # 2.5 and 1.5 are rounded up, 1.25 down
-        (0.24, (10, 6, 5), [2, 1, 1]),
-        (0.01, (10, 2), [1, 1]),
-        (0.9, (10, 2), [9, 1]),
-        (0.99, (10, 3), [9, 2]),  # never the last one
-    ],
-)
-def test_each_group_gives_its_rounded_share(fraction: float, sizes: tuple[int, ...], held: list[int]) -> None:
-    training, validation = split_episodes(episodes(*sizes), fraction, seed=0)
-    assert [sum(e.instruction == f"task {n}" for e in validation) for n in range(len(sizes))] == held
-    assert len(training) + len(validation) == sum(sizes)
-
-
-def test_every_source_is_split_by_a_seed_of_its_own() -> None:
-    """Source i with seed + i, for what is held out and for which demonstrations are taken."""
-
-    def split(sources: int, seed: int, held_out: float = 0.2) -> tuple[list, list]:
-        config = DataConfig(validation_fraction=held_out, episodes_per_task=5, seed=seed)
-        return config.split([episodes(20, 20)] * sources)
-
-    training, validation = split(3, seed=7)
-    for number in range(3):
-        assert ([training[number]], [validation[number]]) == split(1, seed=7 + number)
-    assert len(set(validation)) == 3 and len(set(training)) == 3
-    by_text = [[e.index for e in one if e.instruction == "task 0"] for one in training]
-    assert len({tuple(one) for one in by_text}) == 3
-    # Nothing held out: which demonstrations are taken depends on the seed alone.
-    (kept,), (other,) = split(1, 1, 0.0)[0], split(1, 2, 0.0)[0]
-    assert kept != other and len(kept) == len(other) == 10

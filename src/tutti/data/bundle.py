@@ -81,8 +81,10 @@ class DataBundle:
         per_source = [_describe_source(*part) for part in parts]
         names = ("episodes", "training_episodes", "validation_episodes", "frames", "seconds")
         totals = {name: sum(entry[name] for entry in per_source) for name in names}
+        spoken = {normalized_text(one.instruction) for part in self.validation_episodes for one in part}
         return {
             **totals,
+            "validation_instructions": len(spoken),
             "training_windows": self.train.mixture.epoch_length,
             "validation_windows": len(self.validation.rows),
             "batches_per_epoch": self.train.batches_per_epoch,

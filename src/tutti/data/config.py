@@ -19,7 +19,7 @@ from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import NormalizationKind, Normalizer
-from tutti.data.split import GroupOf, first_episodes, split_episodes
+from tutti.data.split import GroupOf, are_held_out, first_episodes
 from tutti.data.tokenize import MAX_LENGTH, Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.errors import UserError
@@ -83,7 +83,10 @@ class DataConfig(FrozenConfig):
     batch_size: int = Field(default=64, ge=1, description="Windows in a batch.")
     image_size: int = Field(default=64, ge=8, le=1024, description="Edge of the square pictures, in pixels.")
     validation_fraction: float = Field(
-        default=0.05, ge=0, lt=1, description="Share of the episodes held out, at least one an instruction."
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of all episodes held out, of every task alike.",
     )
     episodes_per_task: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         default="all", description="Episodes of each task to train on, of those that are not held out."
@@ -133,7 +136,7 @@ class DataConfig(FrozenConfig):
             check_unchanged(stores, trained_on)
         _check_compatible(stores)
         self._check_lengths(stores, needs)
-        training, validation = self.split([store.episodes for store in stores], group_of)
+        training, validation = self.split(stores, group_of)
         first = stores[0].spec
         rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]
         states, actions = (
@@ -196,24 +199,28 @@ class DataConfig(FrozenConfig):
     def training_texts(self, group_of: GroupOf | None = None) -> set[str]:
         """The instructions that `build` would fit the text on, without decoding a picture."""
         stores = [source.open() for source in self.sources]
-        training, _ = self.split([store.episodes for store in stores], group_of)
+        training, _ = self.split(stores, group_of)
         return set[str]().union(*map(texts_of, stores, training))
 
     def split(
-        self, sources: Sequence[Sequence[Episode]], group_of: GroupOf | None = None
+        self, stores: Sequence[EpisodeStore], group_of: GroupOf | None = None
     ) -> tuple[list[tuple[Episode, ...]], list[tuple[Episode, ...]]]:
-        """(training, validation) episodes of each source; to train on, the first ones of each group.
+        """(training, validation) episodes of each store; to train on, the first ones of each group.
 
-        Source number i is split with `seed` + i, and held-out episodes are the same however many are trained
-        on.
+        One split over all of them (`are_held_out`), by the episodes' identities. How many are trained on does
+        not change it. Of store number i the episodes to train on are drawn with `seed` + i.
         """
+        episodes = [episode for store in stores for episode in store.episodes]
+        identities = [identity for store in stores for identity in store.identities]
+        held = iter(are_held_out(episodes, identities, self.validation_fraction, self.seed, group_of))
         training, validation = [], []
-        for seed, episodes in enumerate(sources, self.seed):
-            used, held_out = split_episodes(episodes, self.validation_fraction, seed, group_of)
+        for seed, store in enumerate(stores, self.seed):
+            flags = list(zip(store.episodes, held, strict=False))
+            used = tuple(episode for episode, is_held in flags if not is_held)
             if self.episodes_per_task != "all":
                 used = first_episodes(used, self.episodes_per_task, seed, group_of)
             training.append(used)
-            validation.append(held_out)
+            validation.append(tuple(episode for episode, is_held in flags if is_held))
         return training, validation
 
     def _check_lengths(self, stores: Sequence[EpisodeStore], needs: DataNeeds) -> None:

@@ -94,19 +94,27 @@ class EpisodeStore(ABC):
             for row in (0, *(np.flatnonzero(np.diff(said)) + 1).tolist()):
                 yield from (row.to_bytes(8, "little"), texts[said[row]])
 
-        def of_episodes(part: Callable[[slice], Iterable[bytes]]) -> Digests:
-            return np.array([digest(*part(slice(e.start, e.end))) for e in self.episodes], np.uint64)
-
         return Content(
             digest(spec.encode()),
-            {
-                "states": of_episodes(lambda rows: (self.states[rows].tobytes(),)),
-                "actions": of_episodes(lambda rows: (self.actions[rows].tobytes(),)),
-                "instructions": of_episodes(spoken),
-                "pictures": self.picture_digests(),
-            },
+            self.number_digests | {"instructions": self._digests(spoken), "pictures": self.picture_digests()},
             Dimensions(**self.spec.dimensions()),
         )
+
+    @cached_property
+    def number_digests(self) -> dict[str, Digests]:
+        """Digests of the `states` and of the `actions` of each episode."""
+        return {
+            "states": self._digests(lambda rows: (self.states[rows].tobytes(),)),
+            "actions": self._digests(lambda rows: (self.actions[rows].tobytes(),)),
+        }
+
+    @property
+    def identities(self) -> list[int]:
+        """A number for each episode, of its states and actions: the same wherever it lies and is numbered."""
+        return [digest(both.tobytes()) for both in np.stack([*self.number_digests.values()], axis=1)]
+
+    def _digests(self, part: Callable[[slice], Iterable[bytes]]) -> Digests:
+        return np.array([digest(*part(slice(e.start, e.end))) for e in self.episodes], np.uint64)
 
     @cached_property
     def fingerprint(self) -> str:

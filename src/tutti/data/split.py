@@ -7,43 +7,61 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from tutti.data.content import digest
 from tutti.data.episodes import Episode
 from tutti.data.tokenize import normalized_text
 from tutti.errors import UserError
 
 GroupOf = Callable[[str], str]
-"""The group (a task) that an instruction belongs to."""
+"""The group (a task) that a normalised instruction belongs to."""
 
 
 def split_episodes(
     episodes: Sequence[Episode],
-    fraction: int | float,
+    fraction: float,
     seed: int,
     group_of: GroupOf | None = None,
+    identities: Sequence[int] | None = None,
 ) -> tuple[tuple[Episode, ...], tuple[Episode, ...]]:
-    """(training, validation) episodes, each in their first order; the same arguments give the same split.
+    """(training, validation) episodes, each in their first order; `are_held_out` says which.
 
-    Episodes are grouped by `group_of(instruction)`, by the instruction itself where it is None. Each group
-    gives round(fraction * size) of its episodes, drawn at random, but at least one and never its last.
-    Groups of one episode cannot be on both sides: together they form one group. A fraction of 0 holds out
-    nothing. With several wordings a task, pass `group_of` to name the task: else each wording gives one.
+    `identities` are numbers that tell the episodes apart, such as digests; left out: their indices.
     """
-    if fraction == 0:
-        return tuple(episodes), ()
-    groups = _grouped(episodes, group_of)
-    single = [members[0] for members in groups.values() if len(members) == 1]
-    strata = [groups[name] for name in sorted(groups) if len(groups[name]) > 1]
-    strata += [sorted(single, key=lambda episode: episode.index)] if single else []
-    random = np.random.default_rng([seed, 2])
-    held: set[int] = set()
-    for members in strata:
-        order = random.permutation(len(members))
-        wanted = math.floor(fraction * len(members) + 0.5)
-        for place in order[: min(max(1, wanted), len(members) - 1)].tolist():
-            held.add(members[place].index)
-    training = tuple(episode for episode in episodes if episode.index not in held)
-    validation = tuple(episode for episode in episodes if episode.index in held)
+    numbers = [episode.index for episode in episodes] if identities is None else identities
+    held = are_held_out(episodes, numbers, fraction, seed, group_of)
+    training, validation = (
+        tuple(one for one, flag in zip(episodes, held, strict=True) if flag == side) for side in (False, True)
+    )
     return training, validation
+
+
+def are_held_out(
+    episodes: Sequence[Episode],
+    identities: Sequence[int],
+    fraction: float,
+    seed: int,
+    group_of: GroupOf | None = None,
+) -> list[bool]:
+    """Which of n episodes are held out: round(fraction n) of them, at least one of two or more.
+
+    Stratified by `group_of(instruction)`, the normalised instruction itself where it is None: of a group of m
+    as many as fraction m says, rounded up or down, and never the last of several. So where there are more
+    groups than episodes to hold out, some groups, chosen at random, give one.
+
+    An episode's place in its group is a hash of its identity and `seed`, so neither order nor numbering
+    counts, and one episode more or less changes the side of at most two others. Systematic sampling: the
+    r-th of a group of m has the place (r + u) / m, u a hash of the group's name, and the lowest are held out.
+    """
+    ranked: list[tuple[float, int]] = []
+    for name, members in _grouped(episodes, group_of).items():
+        order = sorted(members, key=lambda place: _hash(seed, str(identities[place])))
+        offset = _hash(seed, name)
+        eligible = order[: max(1, len(order) - 1)]
+        ranked += [((rank + offset) / len(order), place) for rank, place in enumerate(eligible)]
+    total = len(episodes)
+    wanted = min(max(1, math.floor(fraction * total + 0.5)), total - 1) if fraction > 0 else 0
+    chosen = {place for _, place in sorted(ranked)[:wanted]}
+    return [place in chosen for place in range(total)]
 
 
 def first_episodes(
@@ -53,7 +71,7 @@ def first_episodes(
 
     They are the first in a random order of the group's episodes that depends on `seed` and the group's name
     alone, so a smaller count is a part of a larger one, and held-out episodes stay what they are. Groups are
-    those of `split_episodes`.
+    those of `are_held_out`.
 
     Raises: UserError naming a group that has fewer.
     """
@@ -65,13 +83,20 @@ def first_episodes(
                 "trained on (those held out for validation do not count). Lower it, or record more."
             )
         random = np.random.default_rng([seed, 5, *name.encode()])
-        chosen |= {members[place].index for place in random.permutation(len(members))[:count].tolist()}
-    return tuple(episode for episode in training if episode.index in chosen)
+        chosen |= {members[place] for place in random.permutation(len(members))[:count].tolist()}
+    return tuple(episode for place, episode in enumerate(training) if place in chosen)
 
 
-def _grouped(episodes: Sequence[Episode], group_of: GroupOf | None) -> dict[str, list[Episode]]:
-    groups: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        text = normalized_text(episode.instruction)
-        groups.setdefault(group_of(text) if group_of else text, []).append(episode)
+def _grouped(episodes: Sequence[Episode], group_of: GroupOf | None) -> dict[str, list[int]]:
+    """The places of the episodes of each group."""
+    known = {text: normalized_text(text) for text in {episode.instruction for episode in episodes}}
+    named = {text: group_of(own) if group_of else own for text, own in known.items()}
+    groups: dict[str, list[int]] = {}
+    for place, episode in enumerate(episodes):
+        groups.setdefault(named[episode.instruction], []).append(place)
     return groups
+
+
+def _hash(seed: int, text: str) -> float:
+    """A number in [0, 1) that looks random."""
+    return digest(str(seed).encode(), text.encode()) / 2**64
