@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 
 # A job in the background of a shell inherits an ignored Ctrl-C; tests of interruptions need the usual one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-os.environ.setdefault("MUJOCO_GL", "egl")
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["TUTTI_CACHE"] = tempfile.mkdtemp(prefix="tutti-tests-cache-")

@@ -16,6 +16,7 @@ import functools
 import importlib
 import math
 import os
+import sys
 import warnings
 import weakref
 from types import ModuleType
@@ -41,12 +42,13 @@ VIEWS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float], f
 
 # Read by mujoco when it is imported, and by Mesa when it opens its first context. LP_NUM_THREADS=0 makes
 # the software rasteriser work in the calling thread: several processes render, none waits for threads.
-os.environ.setdefault("MUJOCO_GL", "egl")
+if sys.platform == "linux":  # elsewhere there is no EGL, and mujoco's own choice is right
+    os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("LP_NUM_THREADS", "0")
 
 INSTALL = "pip install 'tutti-vla[simulation]'"
 CURE = (
-    "Rendering needs EGL, in software is enough. On Debian or Ubuntu:\n"
+    "On Linux rendering needs EGL, in software is enough. On Debian or Ubuntu:\n"
     "    apt-get install --no-install-recommends libegl1 libgl1-mesa-dri\n"
     "and the environment variable MUJOCO_GL=egl, set before Python first imports mujoco "
     "(tutti sets it if it is unset)."
@@ -67,7 +69,7 @@ def load_mujoco() -> ModuleType:
     except Exception as error:
         # PyOpenGL reports a missing libEGL as an AttributeError or an ImportError, by version.
         raise UserError(
-            f"mujoco could not be imported with MUJOCO_GL={os.environ['MUJOCO_GL']!r}: "
+            f"mujoco could not be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}: "
             f"{type(error).__name__}: {error}\n{CURE}"
         ) from error
 
