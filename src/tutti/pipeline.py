@@ -8,7 +8,7 @@ is kept if it is finished, and continues if it was interrupted.
       dataset/         demonstrations, LeRobot v3.0       recording.json  tries, successes and seeds
       checkpoints/     all that a resume needs
       records.jsonl    losses of each logged step         tensorboard/    the same for TensorBoard
-      first_batch.png  pictures of the first batch        model.json, data.json  sizes of model and data
+      first_batch.png  and .json: the first batch         model.json, data.json  sizes of model and data
       data_content.json  digests of each episode          shapes.txt  tensors of the first batch
       evaluation/      every rollout, and the scores      videos/         rollouts that succeed and that fail
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks

@@ -17,7 +17,7 @@ from tutti.types import UserError
 REPORTED = (
     *("evaluation/results.json", "evaluation/open_loop.json", "summary.json", "videos/index.json"),
     *("probes/probes.json", "model.json", "data.json", "recording.json", "records.jsonl", "first_batch.png"),
-    *("probes/occlusion.png", "failures/step-000001/failure.json"),
+    *("first_batch.json", "probes/occlusion.png", "failures/step-000001/failure.json"),
 )
 
 

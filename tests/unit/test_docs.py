@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from tutti.config.run_config import load_config
+
 ROOT = Path(__file__).resolve().parents[2]
 HISTORY = ROOT / "docs" / "log.md"  # speaks of files as they were
 PAGES = sorted(
@@ -32,3 +36,12 @@ def test_every_python_file_that_a_page_names_exists() -> None:
         if not any((home / name).exists() for home in homes)
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/debugging.md", "src/tutti/cli/app.py"])
+def test_the_replay_that_a_newcomer_copies_begins_at_a_checkpoint_that_is_kept(page: str) -> None:
+    training = load_config(ROOT / "configs" / "demo.yaml").training
+    every, keep = training.checkpoints.every, training.checkpoints.keep
+    steps = re.findall(r"replay runs/demo --step (\d+)", (ROOT / page).read_text(encoding="utf-8"))
+    kept = range(every, training.steps + 1, every)[-keep:]
+    assert steps and all(kept[0] < int(step) <= training.steps for step in steps)

@@ -74,6 +74,15 @@ def test_section_of_a_sound_run_says_so_and_has_every_drawing(tmp_path: Path) ->
     assert "Loss spikes" not in titles
 
 
+def test_no_fault_is_not_said_in_green_above_a_hint(tmp_path: Path) -> None:
+    idle = {f"diag/share/recon/{part}": 0.001 for part in ("vision", "language", "fusion", "action")}
+    run = make_run(tmp_path, [look | idle for look in sound()])
+    (head, _), (mood, _) = notes = notes_of(run)
+    assert (head, mood) == ("hint", "hint")
+    assert notes[0][1] == "No fault found in 12 diagnostic steps, but 1 hint:"
+    assert notes[1][1].startswith("recon supplies at most")
+
+
 def test_findings_stand_in_the_section_and_the_grave_ones_at_the_top(tmp_path: Path) -> None:
     changes = {"diag/share/recon/vision": 0.97, "diag/share/action/vision": 0.02, "diag/dead/readout": 0.4}
     run = make_run(tmp_path, [look | changes for look in sound()])

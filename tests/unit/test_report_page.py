@@ -114,6 +114,10 @@ def test_same_run_gives_the_same_bytes_and_leaves_nothing_but_the_page(copied: P
     assert {path.name for path in copied.iterdir()} == before
 
 
+def test_the_instructions_of_the_first_batch_are_text_in_whatever_script(page: Page) -> None:
+    assert "打开抽屉" in page.text
+
+
 def test_success_is_said_by_task_and_in_the_headline(page: Page) -> None:
     low, high = wilson(14, 20).low, wilson(14, 20).high
     assert f"14/20 [{100 * low:.0f}-{100 * high:.0f} %]" in page.text

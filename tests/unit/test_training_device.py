@@ -16,7 +16,7 @@ from fixtures.toy_training import Data, make_batch, make_trainer
 from tutti.distributed import world as distributed
 from tutti.storage.checkpoint import deserialize, load, serialize
 from tutti.training import data_feed as feed
-from tutti.training.device import Machine
+from tutti.training.device import Machine, resolve_machine
 from tutti.training.faults.saved_steps import load_step, save_step
 from tutti.types import Batch
 
@@ -98,6 +98,16 @@ def test_every_group_that_waits_for_a_step_has_the_time_out_of_the_config(
         pass
     assert [options["timeout"] for options in given[:2]] == [timedelta(seconds=12)] * 2
     assert {options["timeout"] for options in given[2:]} == {distributed.LONGEST_WAIT}
+
+
+def test_a_cpu_with_bfloat16_units_is_not_said_to_be_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    for units, said in (
+        ({"amx_bf16": True}, "has bfloat16 units"),
+        ({"amx_bf16": False}, "without bfloat16"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units, raising=False)
+        machine = resolve_machine("cpu", 1, "auto")
+        assert machine.precision == "fp32" and said in machine.reasons[2]  # the bits never depend on it
 
 
 def test_the_feeds_thread_is_put_on_the_device_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fixtures.checkpoints import load_latest
-from fixtures.toy_training import Data, Model, TwoTerms, config, make_trainer
+from fixtures.toy_training import Data, Model, TwoTerms, config, make_batch, make_trainer
 from tutti.distributed.cores import usable_cores
 from tutti.training.device import resolve_machine
+from tutti.training.diagnostics.first_batch import LETTERS, WIDEST, _can_draw, save_pictures
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.faults.saved_steps import load_step
 from tutti.training.metric_names import describe_metric
@@ -189,3 +191,23 @@ def test_auto_precision_is_float32_on_a_cpu_and_says_why(tmp_path: Path) -> None
     assert usable_cores(quota) == 1
     quota.write_text("max 100000\n")
     assert usable_cores(quota) == usable_cores(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("views", [1, 4])
+def test_captions_of_the_first_batch_are_legible_and_whole_where_the_font_has_not_their_letters(
+    views: int, tmp_path: Path
+) -> None:
+    batch = make_batch(0, 6)
+    images = batch.observation.images[:, :1].expand(-1, views, -1, -1, -1)
+    observation = replace(batch.observation, images=images, image_mask=torch.ones(6, views, dtype=torch.bool))
+    texts = ["打开抽屉", "ouvre le tiroir, s'il te plaît", *["open the drawer"] * 4]
+    save_pictures(replace(batch, observation=observation, futures={}), tmp_path / "b.png", texts)
+    told = json.loads((tmp_path / "b.json").read_text("utf-8"))
+    assert [text for _, text in told] == texts and "打开抽屉" in (tmp_path / "b.json").read_text("utf-8")
+    assert [window for window, _ in told] == batch.window[:6].tolist()
+    with Image.open(tmp_path / "b.png") as sheet:
+        width = sheet.width
+    size = LETTERS * max(WIDEST, width) // WIDEST
+    assert size * min(1.0, WIDEST / width) >= LETTERS - 1  # as high as this on the report's page
+    font = ImageFont.load_default(size)
+    assert [_can_draw(text, font) for text in texts] == [False, False, True, True, True, True]

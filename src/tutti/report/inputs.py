@@ -107,6 +107,7 @@ class Inputs:
     recording: Recording | None
     videos: tuple[VideoEntry, ...]
     first_batch: bytes | None
+    first_texts: tuple[tuple[int, str], ...]
     probes: Probed | None
     occlusion: bytes | None
     failures: tuple[str, ...]
@@ -150,6 +151,8 @@ def read_inputs(folder: Path) -> Inputs:
         recording=json_of("recording.json", TypeAdapter(Recording).validate_python),
         videos=json_of("videos/index.json", _videos) or (),
         first_batch=read("first_batch.png", picture),
+        first_texts=json_of("first_batch.json", TypeAdapter(tuple[tuple[int, str], ...]).validate_python)
+        or (),
         probes=json_of("probes/probes.json", TypeAdapter(Probed).validate_python),
         occlusion=read("probes/occlusion.png", picture),
         failures=tuple(

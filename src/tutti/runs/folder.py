@@ -38,15 +38,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "record": ("dataset", "recording", "recording.json"),
     "train": (
         *("checkpoints", "records.jsonl", "tensorboard", "failures", "spikes"),
-        *(
-            "first_batch.png",
-            "shapes.txt",
-            "model.json",
-            "data.json",
-            "data_content.json",
-            "probes",
-            "replays",
-        ),
+        *("first_batch.png", "first_batch.json", "shapes.txt", "model.json"),
+        *("data.json", "data_content.json", "probes", "replays"),
     ),
     "evaluate": ("evaluation", "videos"),
     "report": ("report.html", "summary.json"),

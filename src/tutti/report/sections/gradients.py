@@ -39,7 +39,8 @@ def influence_section(inputs: Inputs) -> Section:
         return Section(missing=missing, blocks=notes)
     count = f"{len(records.diagnostic_steps):,} diagnostic steps"
     if not any(finding.is_problem for finding in findings):
-        notes.insert(0, Note(text=f"No fault found in {count}.", mood="good"))
+        hints = f", but {len(findings)} hint{'s' * (len(findings) > 1)}:" if findings else "."
+        notes.insert(0, Note(text=f"No fault found in {count}{hints}", mood="hint" if findings else "good"))
     share, every = (config_value(inputs.config, "training", "diagnostics", key) for key in ("share", "every"))
     how = f" at {percent(share)} of the batch" if isinstance(share, int | float) else ""
     often = f", one every {plain(every)} steps" if isinstance(every, int | float) else ""

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from tutti.data.formats.lerobot import VIEW
-from tutti.report.blocks import Block, Cell, Charts, Code, Column, Facts, Picture, Section, column, table
+from tutti.report.blocks import (
+    Block,
+    Cell,
+    Charts,
+    Code,
+    Column,
+    Facts,
+    Fold,
+    Picture,
+    Section,
+    column,
+    table,
+)
 from tutti.report.formatting import anything, count, duration, percent, words
 from tutti.report.inputs import Inputs, Json
 from tutti.report.svg.rows import seconds_chart
@@ -16,7 +28,13 @@ def batch_section(inputs: Inputs) -> Section:
     caption = (
         "Windows of the first batch as the model got them: every view, the window's number, the instruction."
     )
-    return Section(blocks=[Picture(png=inputs.first_batch, caption=caption)])
+    window: Column[tuple[int, str]] = column("window", lambda row: str(row[0]))
+    texts = table(
+        inputs.first_texts, [window, column("instruction", lambda row: Cell(text=row[1], mood="text"))]
+    )
+    folded: list[Block] = [Fold(title="Instructions of these windows", blocks=[texts])]
+    picture = Picture(png=inputs.first_batch, caption=caption)
+    return Section(blocks=[picture, *(folded if inputs.first_texts else [])])
 
 
 def model_section(inputs: Inputs) -> Section:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import textwrap
 from collections.abc import Collection, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tutti.nested_dicts import leaves
@@ -26,8 +27,11 @@ from tutti.types import Batch, Features, LossTerms
 log = logging.getLogger("tutti.training")
 
 TILE = 128
-LINE = 12
 COLUMNS = 4
+WIDEST = 1072
+"""Pixels of the report's column: a wider sheet is shown smaller, so its letters are larger."""
+LETTERS, LINES = 13, 3
+"""Height of the captions' letters, and how many lines a caption may have."""
 
 
 class FirstBatch(Observer):
@@ -90,27 +94,41 @@ def _warn_of_lone_mean() -> None:
 def save_pictures(batch: Batch, path: Path, texts: list[str] | None = None, most: int = 16) -> None:
     """A PNG grid of the first `most` windows: their views side by side, window number and instruction below.
 
-    The future observation, if the batch has one, follows the views. Absent views stay grey.
+    The future observation, if the batch has one, follows the views. Absent views stay grey. The instructions
+    are also in a JSON file beside it, [window, text], for those whose letters the font does not have.
     """
     count = min(most, len(batch.window))
     shown = [_views(batch, row) for row in range(count)]
-    width = max(len(views) for views in shown) * TILE
-    lines = 3
-    height = TILE + (lines + 1) * LINE
-    columns = min(COLUMNS, count)
-    rows = -(-count // columns)
-    sheet = Image.new("RGB", (columns * (width + 8), rows * height), "white")
+    width = max(len(views) for views in shown) * TILE + 8
+    columns = max(1, min(COLUMNS, count, WIDEST // width))
+    size = LETTERS * max(WIDEST, columns * width) // WIDEST
+    height = TILE + (LINES + 1) * size
+    sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), "white")
     draw = ImageDraw.Draw(sheet)
+    font: Any = ImageFont.load_default(size)
+    told: list[tuple[int, str]] = []
     for row, views in enumerate(shown):
-        left, top = (row % columns) * (width + 8), (row // columns) * height
+        left, top = (row % columns) * width, (row // columns) * height
         for number, view in enumerate(views):
             sheet.paste(view, (left + number * TILE, top))
         text = texts[row] if texts is not None else f"instruction {int(batch.instruction_id[row])}"
-        caption = textwrap.wrap(f"{int(batch.window[row])}: {text}", max(8, width // 6))[:lines]
-        draw.multiline_text((left + 2, top + TILE), "\n".join(caption), fill="black", spacing=0)
+        told.append((int(batch.window[row]), text))
+        caption = text if _can_draw(text, font) else f"text in {path.with_suffix('.json').name}"
+        lines = textwrap.wrap(
+            f"{told[-1][0]}: {caption}", max(8, 2 * width // size), max_lines=LINES, placeholder=" …"
+        )
+        draw.multiline_text((left + 2, top + TILE), "\n".join(lines), fill="black", spacing=0, font=font)
     png = io.BytesIO()
     sheet.save(png, format="PNG")
     write_atomically(path, png.getvalue())
+    lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in told)
+    write_atomically(path.with_suffix(".json"), f"[\n{lines}\n]\n")
+
+
+def _can_draw(text: str, font: Any) -> bool:
+    """False if a letter would come out as the box that stands for an unknown one."""
+    box = bytes(font.getmask(chr(0x10FFFF)))
+    return all(letter.isspace() or bytes(font.getmask(letter)) != box for letter in set(text))
 
 
 def _views(batch: Batch, row: int) -> list[Image.Image]:
