@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from fixtures.small_model import SPEC
+from tutti.config import RunConfig
 from tutti.data.config import DataConfig, SourceConfig
 from tutti.data.content import Content
 from tutti.data.formats.lerobot.features import Feature, describe_dimensions
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
+from tutti.runs.build import build_data
 from tutti.serving.contents import read_spec
 from tutti.storage.manifest import Manifest
 from tutti.suites.metaworld.suite import MetaWorldSuite
@@ -154,3 +156,73 @@ def test_only_names_and_units_that_contradict_each_other_are_refused(
     changes = contents[1].differences(before)
     assert bool(changes) == bool(problem) and problem in " ".join(changes)
     assert contents[0].fingerprint == contents[1].fingerprint
+
+
+def test_states_and_actions_join_features_in_the_order_given(tmp_path: Path) -> None:
+    folder = write(tmp_path / "set")
+    plain = LeRobotStore(folder)
+    joined = SourceConfig(path=folder, state=(JOINTS, "observation.state"), action=("action", JOINTS)).open()
+    other = SourceConfig(path=folder, state=JOINTS).open()
+    np.testing.assert_array_equal(joined.states, np.hstack([other.states, plain.states]))
+    np.testing.assert_array_equal(joined.actions, np.hstack([plain.actions, other.states]))
+    assert joined.spec.state_names == ("joint_position[0]", "joint_position[1]", "x", "y", "gripper")
+    assert joined.spec.state_units == ("", "", "m", "m", "")
+    assert (joined.spec.state_dim, joined.spec.action_dim) == (5, 4)
+    assert SourceConfig(path=folder, state="none").open().spec.state_dim == 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ({"state": "observation.stat"}, r"observation\.stat' is missing"),
+        ({"action": VIEW}, r"front' has the shape \[16, 16, 3\]"),
+        ({"action": "none"}, "'none' is missing"),
+        ({"state": ["action", "action"]}, "names a feature twice"),
+        ({"action": []}, "at least 1 item"),
+    ],
+)
+def test_a_wrong_feature_is_answered_with_those_that_would_do(
+    tmp_path: Path, keys: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem) as refused:
+        SourceConfig.model_validate({"path": write(tmp_path / "set"), **keys}).open()
+    if isinstance(refused.value, UserError):
+        assert f"observation.state [3], action [2], {JOINTS} [2]" in str(refused.value)
+        (name,) = keys
+        assert f"sources.{name}" in str(refused.value)
+        assert ("or none for a policy without proprioception" in str(refused.value)) == (name == "state")
+
+
+DEPTH = [
+    {"dtype": "image", "shape": [16, 16, 1], "names": ["height", "width", "channels"]},
+    {"dtype": "image", "shape": [1, 16, 16], "names": ["channels", "height", "width"]},
+    {"dtype": "video", "shape": [16, 16, 3], "names": None, "info": {"video.is_depth_map": True}},
+    {"dtype": "video", "shape": [16, 16, 3], "names": None, "info": {"is_depth_map": True}},
+]
+
+
+@pytest.mark.parametrize("feature", DEPTH)
+def test_depth_and_mono_cameras_are_passed_over_and_refused_by_name(
+    tmp_path: Path, feature: dict[str, Any]
+) -> None:
+    depth = "observation.images.depth"
+    folder = edit(write(tmp_path / "set"), **{depth: feature})
+    store = LeRobotStore(folder)
+    assert store.spec.views == (VIEW,)
+    (remark,) = store.remarks
+    assert depth in remark and ("depth map" in remark or "one channel" in remark)
+    assert LeRobotStore(folder, (VIEW,)).remarks == ()
+    with pytest.raises(UserError, match=rf"{depth}'.*colour pictures(.*\n)*.*sources\.views.*{VIEW}"):
+        LeRobotStore(folder, (VIEW, depth))
+    edit(folder, **{VIEW: {"shape": [16, 16, 1]}})
+    with pytest.raises(UserError, match=r"has no colour camera(.*\n)*.*depth"):
+        LeRobotStore(folder)
+
+
+def test_the_cameras_that_are_passed_over_are_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = edit(write(tmp_path / "set"), **{"observation.images.depth": DEPTH[0]})
+    data = {"sources": [{"path": str(folder)}], "horizon": 2, "image_size": 16, "validation_fraction": 0}
+    build_data(RunConfig.model_validate({"name": "x", "data": data}), tmp_path / "run")
+    assert capsys.readouterr().out.count("observation.images.depth is pictures of one channel") == 1

@@ -6,16 +6,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from tutti.data.bundle import Batches, DataBundle, evenly_spread, texts_of
 from tutti.data.cache import CacheConfig, cached_frames
 from tutti.data.episodes import Episode, EpisodeStore, Progress, check_unchanged
 from tutti.data.formats.lerobot import ACTION, STATE
+from tutti.data.formats.lerobot.columns import MAX_TOLERANCE
+from tutti.data.formats.lerobot.metadata import Chosen
 from tutti.data.formats.lerobot.reader import LeRobotStore
+from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import NormalizationKind, Normalizer
@@ -30,6 +33,17 @@ Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kin
 
 
 FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
+
+EpisodeNumbers = Annotated[
+    tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d{1,10}-\d{1,10}$")], ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, int | str) and given != "all" else given),
+]
+
+
+def _as_range(numbers: int | str) -> range:
+    """Of 7, or of "0-99", both ends included."""
+    first, last = map(int, numbers.split("-")) if isinstance(numbers, str) else (numbers, numbers)
+    return range(first, last + 1)
 
 
 def _as_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -59,6 +73,28 @@ class SourceConfig(FrozenConfig):
         default=ACTION, description="The feature that is the action, or several, joined in this order."
     )
 
+    episodes: EpisodeNumbers | Literal["all"] = Field(
+        default="all", description='The episodes to use: numbers and ranges, [3, "10-99"].'
+    )
+    exclude: EpisodeNumbers = Field(
+        default=(), description="Episodes to leave out, such as damaged ones; nothing of them is checked."
+    )
+    tolerance: float = Field(
+        default=TOLERANCE,
+        gt=0,
+        le=MAX_TOLERANCE,
+        description="How far a timestamp may lie off frame number / fps, in frames. Above the default, for "
+        "times by a clock, video frames are taken by number.",
+    )
+
+    @field_validator("episodes", "exclude")
+    @classmethod
+    def _rising(cls, numbers: Any) -> Any:
+        for text in numbers if numbers != "all" else ():
+            if isinstance(text, str) and len(_as_range(text)) == 0:
+                raise ValueError(f"{text!r} ends before it begins; write the smaller number first")
+        return numbers
+
     @field_validator("state", "action")
     @classmethod
     def _each_once(cls, keys: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -70,7 +106,16 @@ class SourceConfig(FrozenConfig):
         """Opens and checks the data set."""
         views = None if self.views == "auto" else self.views
         state = () if self.state == "none" else _as_keys(self.state)
-        return LeRobotStore(self.path, views, state, _as_keys(self.action))
+        episodes = None if self.episodes == "all" else tuple(map(_as_range, self.episodes))
+        return LeRobotStore(
+            self.path,
+            views,
+            state=state,
+            action=_as_keys(self.action),
+            chosen=Chosen(
+                episodes=episodes, exclude=tuple(map(_as_range, self.exclude)), tolerance=self.tolerance
+            ),
+        )
 
 
 class DataConfig(FrozenConfig):

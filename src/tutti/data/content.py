@@ -81,14 +81,17 @@ class Content:
         ]
 
 
+def spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and last number of each run of ascending numbers without a gap."""
+    present = set(numbers)
+    starts = [number for number in numbers if number - 1 not in present]
+    ends = [number for number in numbers if number + 1 not in present]
+    return list(zip(starts, ends, strict=True))
+
+
 def _ranges(numbers: Sequence[int]) -> str:
     """Ascending episode numbers in words: "episode 3", "episodes 0 to 5, 8"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1] = [spans[-1][0], number]
-        else:
-            spans.append([number])
-    words = [" to ".join(map(str, span)) for span in spans[:SHOWN_EPISODES]]
-    more = f" and {len(spans) - SHOWN_EPISODES} more ranges" if len(spans) > SHOWN_EPISODES else ""
+    found = spans(numbers)
+    words = [" to ".join(map(str, dict.fromkeys(span))) for span in found[:SHOWN_EPISODES]]
+    more = f" and {len(found) - SHOWN_EPISODES} more ranges" if len(found) > SHOWN_EPISODES else ""
     return f"episode{'s' if len(numbers) > 1 else ''} {', '.join(words)}{more}"

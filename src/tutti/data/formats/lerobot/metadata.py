@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from string import Formatter
@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tutti.data.content import spans
 from tutti.data.formats.lerobot.features import Feature
 from tutti.data.formats.lerobot.tables import (
     COPY_AGAIN,
@@ -24,11 +25,13 @@ from tutti.data.formats.lerobot.tables import (
     numbers,
     read_parquet,
 )
+from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.storage.reading import read_json, shown
 
 OTHER = "give the folder that contains meta/ and data/ (sources.path); other formats must be converted first."
 MAX_FRAMES = 10**10
 """Largest number of frames that a data set may have."""
+_SHOWN = 20
 
 
 class Info(BaseModel):
@@ -55,16 +58,46 @@ class Info(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class VideoTable:
-    """Where each episode's video lies: its file, and the second in that file at which it starts."""
+    """Where each episode's video lies: its file, and the seconds in that file at which it starts and ends."""
 
     paths: tuple[Path, ...]
     from_timestamp: Float64[np.ndarray, " e"]
+    to_timestamp: Float64[np.ndarray, " e"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What of the episodes is used: those of the ranges `episodes`, all where it is None, without those of
+    `exclude`. `tolerance` is how far times may lie off frame number / fps, in frames.
+    """
+
+    episodes: tuple[range, ...] | None = None
+    exclude: tuple[range, ...] = ()
+    tolerance: float = TOLERANCE
+
+    def mask(self, count: int, where: Path) -> Bool[np.ndarray, " e"]:
+        """Which of `count` episodes are used. Raises: UserError for a number that is none, or no episode."""
+        kept = np.full(count, self.episodes is None)
+        for key, ranges in (("episodes", self.episodes or ()), ("exclude", self.exclude)):
+            for span in ranges:
+                if span.stop > count:
+                    problem = f"sources.{key} names episode {span.stop - 1}, which {where} does not have."
+                    raise data_error(problem, expected=f"0 to {count - 1}", cure="correct the number.")
+                kept[span.start : span.stop] = key == "episodes"
+        if not kept.any():
+            problem = f"sources.episodes and sources.exclude leave no episode of {where}."
+            raise data_error(problem, expected=f"at least one of {count}", cure="leave fewer of them out.")
+        return kept
+
+
+ALL = Chosen()
 
 
 @dataclass(frozen=True, slots=True)
 class LeRobotMeta:
-    """The checked content of `meta/`. `starts` and `lengths` of the episodes are in frame rows;
-    `texts` are the instructions of each, where the episode table names them.
+    """The checked content of `meta/`. `starts` and `lengths` of the episodes are in frame rows of the files;
+    `texts` are the instructions of each, where the episode table names them. Of episodes that are not `kept`
+    nothing but their place is checked.
     """
 
     folder: Path
@@ -75,23 +108,45 @@ class LeRobotMeta:
     texts: tuple[frozenset[str], ...] | None
     data_files: tuple[Path, ...]
     videos: dict[str, VideoTable]
+    kept: Bool[np.ndarray, " e"]
+    tolerance: float
+
+    def or_leave_out(self, episodes: Iterable[int]) -> str:
+        """The way out of what is wrong with these episodes alone; empty if no other would be left."""
+        bad = sorted(set(episodes))
+        few = bad and len(bad) < int(self.kept.sum())
+        return f" Or leave the episode{'s' * (len(bad) > 1)} out: sources.exclude={_spans(bad)}" * bool(few)
 
 
-def read_meta(folder: Path) -> LeRobotMeta:
+def read_meta(folder: Path, chosen: Chosen = ALL) -> LeRobotMeta:
     """Reads and checks `folder/meta`; every fault is a UserError that names file, key and cure."""
     info = _read_info(folder)
     tasks = _read_tasks(folder / "meta" / "tasks.parquet", info)
-    views = [key for key, feature in info.features.items() if feature.dtype == "video"]
+    views = [key for key, one in info.features.items() if one.dtype == "video" and not one.no_colours]
     where = folder / "meta" / "episodes"
     table, texts = _read_episodes(where, views)
-    starts, lengths = _check_episodes(table, where, info)
+    kept = chosen.mask(len(table["episode_index"]), folder)
+    starts, lengths = _check_episodes(table, where, info, kept)
     if "data/chunk_index" in table and "data/file_index" in table:
-        _named_files(folder, "data_path", info.data_path, table, "data")
-    data_files = tuple(sorted((folder / "data").glob("*/*.parquet")))
-    if not data_files:
-        raise data_error(f"{folder / 'data'} holds no Parquet file.")
-    videos = {view: _video_table(folder, info, table, view, lengths) for view in views}
-    return LeRobotMeta(folder, info, tasks, starts, lengths, texts, data_files, videos)
+        _named_files(folder, "data_path", info.data_path, table, "data", kept=kept)
+    data_files = _parquet_files(folder / "data", "the rows of the episodes")
+    meta = LeRobotMeta(folder, info, tasks, starts, lengths, texts, data_files, {}, kept, chosen.tolerance)
+    meta.videos.update((view, _video_table(meta, table, view)) for view in views)
+    return meta
+
+
+def _parquet_files(folder: Path, expected: str) -> tuple[Path, ...]:
+    """In path order. Hidden files are none of the set: macOS lays "._file-000.parquet" beside a file."""
+    paths = sorted(path for path in folder.glob("*/*.parquet") if not path.name.startswith("."))
+    if not paths:
+        raise data_error(f"{folder} holds no Parquet file.", expected=expected)
+    return tuple(paths)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers as the config takes them: "[3, 7-9]"."""
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in spans(numbers)]
+    return f"[{', '.join(texts[:_SHOWN])}{', ...' * (len(texts) > _SHOWN)}]"
 
 
 def _read_info(folder: Path) -> Info:
@@ -149,9 +204,7 @@ def _read_episodes(
     folder: Path, views: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], tuple[frozenset[str], ...] | None]:
     """The needed columns of the episode table, all files joined in path order, and each episode's texts."""
-    files = sorted(folder.glob("*/*.parquet"))
-    if not files:
-        raise data_error(f"{folder} holds no Parquet file; expected the episode table.")
+    files = _parquet_files(folder, "the episode table")
     needed = ["episode_index", "dataset_from_index", "dataset_to_index"]
     optional = ["length", "data/chunk_index", "data/file_index", "tasks"]
     for view in views:
@@ -174,7 +227,7 @@ def _read_episodes(
 
 
 def _check_episodes(
-    table: dict[str, np.ndarray], folder: Path, info: Info
+    table: dict[str, np.ndarray], folder: Path, info: Info, kept: Bool[np.ndarray, " e"]
 ) -> tuple[Int64[np.ndarray, " e"], Int64[np.ndarray, " e"]]:
     count = len(table["episode_index"])
     info.check_total("episodes", count, folder)
@@ -183,53 +236,67 @@ def _check_episodes(
     before = np.concatenate([[0], ends[:-1]])
     check_column(folder, "dataset_from_index", starts, before, ", where the episode before ends")
     lengths = ends - starts
-    cure = "remove this episode from the data set (LeRobot: lerobot-edit-dataset)."
-    check_column(folder, "dataset_to_index", ends, starts + np.maximum(lengths, 2), " or more", cure=cure)
+    fewest = np.where(kept, 2, 0)
+    short = np.flatnonzero(kept & (lengths < 2)).tolist()
+    cure = f"leave short episodes out: sources.exclude={_spans(short)}"
+    check_column(
+        folder, "dataset_to_index", ends, starts + np.maximum(lengths, fewest), " or more", cure=cure
+    )
     if "length" in table:
         check_column(folder, "length", table["length"], lengths, ", by dataset_from_index and _to_index")
     info.check_total("frames", int(lengths.sum()), folder)
     return starts, lengths
 
 
-def _video_table(
-    folder: Path, info: Info, table: dict[str, np.ndarray], view: str, lengths: Int64[np.ndarray, " e"]
-) -> VideoTable:
+def _video_table(meta: LeRobotMeta, table: dict[str, np.ndarray], view: str) -> VideoTable:
     """Where the episodes lie in their videos; what from_timestamp says must fit lengths and to_timestamp."""
-    name = f"videos/{view}"
-    paths = _named_files(folder, "video_path", info.video_path, table, name, video_key=view)
-    start, seconds = table[f"{name}/from_timestamp"], lengths / info.fps
+    name, info, kept = f"videos/{view}", meta.info, meta.kept
+    paths = _named_files(meta.folder, "video_path", info.video_path, table, name, kept=kept, video_key=view)
+    start, seconds = table[f"{name}/from_timestamp"], meta.lengths / info.fps
     ends = table.get(f"{name}/to_timestamp", start + seconds)
-    half = 0.5 / info.fps
+    half, off = 0.5 / info.fps, max(0.5, meta.tolerance) / info.fps
     chunk, file = table[f"{name}/chunk_index"], table[f"{name}/file_index"]
     order = np.lexsort((start, file, chunk))
+    order = order[kept[order]]
     in_one_file = (np.diff(chunk[order]) == 0) & (np.diff(file[order]) == 0)
     overlaps = in_one_file & (start[order[1:]] < (start + seconds)[order[:-1]] - half)
     for wrong, problem in (
         (start < 0, "begins before the video"),
-        (np.abs(ends - start - seconds) > half, "is as long as its frames by neither to_timestamp nor fps"),
+        (np.abs(ends - start - seconds) > off, "is as long as its frames by neither to_timestamp nor fps"),
         (np.isin(np.arange(len(start)), order[1:][overlaps]), "begins before the one in front of it ends"),
     ):
-        if wrong.any():
-            episode = int(np.argmax(wrong))
+        if (wrong & kept).any():
+            episode = int(np.argmax(wrong & kept))
             raise data_error(
-                f"{folder / 'meta' / 'episodes'}: episode {episode} {problem}: view {view!r}, from_timestamp "
-                f"{start[episode]:g} s, to_timestamp {ends[episode]:g} s, {lengths[episode]} frames at "
-                f"{info.fps:g} a second."
+                f"{meta.folder / 'meta' / 'episodes'}: episode {episode} {problem}: view {view!r}, "
+                f"from_timestamp {start[episode]:g} s, to_timestamp {ends[episode]:g} s, "
+                f"{meta.lengths[episode]} frames at {info.fps:g} a second.",
+                cure=COPY_AGAIN + meta.or_leave_out(np.flatnonzero(wrong & kept).tolist()),
             )
-    return VideoTable(paths, start)
+    return VideoTable(paths, start, ends)
 
 
 def _named_files(
-    folder: Path, key: str, pattern: str | None, table: dict[str, np.ndarray], columns: str, **names: str
+    folder: Path,
+    key: str,
+    pattern: str | None,
+    table: dict[str, np.ndarray],
+    columns: str,
+    *,
+    kept: Bool[np.ndarray, " e"],
+    **names: str,
 ) -> tuple[Path, ...]:
-    """The file of each episode by a pattern of info.json; each must be there."""
+    """The file of each episode by a pattern of info.json; those of the `kept` episodes must be there."""
     pairs = [table[f"{columns}/{name}_index"].tolist() for name in ("chunk", "file")]
+    needed = {pair for pair, used in zip(zip(*pairs, strict=True), kept.tolist(), strict=True) if used}
     found: dict[tuple[int, int], Path] = {}
     for chunk, file in dict.fromkeys(zip(*pairs, strict=True)):
         values = {**names, "chunk_index": chunk, "file_index": file}
         found[chunk, file] = path = folder / _fill(folder / "meta" / "info.json", key, pattern, values)
-        if not path.is_file():
-            raise data_error(f"{path} is missing; meta/episodes names it.")
+        if (chunk, file) in needed and not path.is_file():
+            places = [place for place, pair in enumerate(zip(*pairs, strict=True)) if pair == (chunk, file)]
+            cure = f"{COPY_AGAIN} Or leave its episodes out: sources.exclude={_spans(places)}"
+            raise data_error(f"{path} is missing; meta/episodes names it.", cure=cure)
     return tuple(found[pair] for pair in zip(*pairs, strict=True))
 
 

@@ -7,39 +7,34 @@ import math
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from tutti.data.content import Digests, digest
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.formats.lerobot import ACTION, STATE
+from tutti.data.formats.lerobot.columns import REPAIR, read_numbers
 from tutti.data.formats.lerobot.features import describe_dimensions, find_cameras, vector_sizes
-from tutti.data.formats.lerobot.metadata import LeRobotMeta, read_meta
+from tutti.data.formats.lerobot.metadata import ALL, Chosen, LeRobotMeta, read_meta
 from tutti.data.formats.lerobot.tables import (
     TABLE_BYTES,
-    check_column,
     data_error,
     decoded_bytes,
     explain_damage,
-    integers,
-    numbers,
     open_parquet,
-    read_parquet,
 )
-from tutti.data.formats.lerobot.video import VideoReader
+from tutti.data.formats.lerobot.video import TOLERANCE, VideoReader
+from tutti.errors import UserError
 from tutti.storage.reading import shown
 
 PICTURES = ("PNG", "JPEG", "WEBP")
 SAMPLED_BYTES = 2**28
 """Bytes of pictures of a view that its digests look at, at most."""
 _BLOCK = 2**16
-_REPAIR = "repair or remove the episode, or record the data set again."
 
 
 class LeRobotStore(EpisodeStore):
@@ -47,7 +42,8 @@ class LeRobotStore(EpisodeStore):
 
     `views` are the camera features to use, all colour cameras (in the order of info.json) where it is None.
     Actions and states are the 1-D features `action` and `state`, several of them joined in that order;
-    without `state` a state has no numbers. `remarks` name cameras that are passed over.
+    without `state` a state has no numbers. `remarks` name cameras that are passed over. Of episodes that are
+    not `chosen` nothing is read. Where its tolerance is above the default, video frames are taken by number.
 
     Raises UserError, naming file, key, expected, found and cure, for anything missing, damaged,
     inconsistent or not finite.
@@ -57,10 +53,13 @@ class LeRobotStore(EpisodeStore):
         self,
         folder: Path,
         views: tuple[str, ...] | None = None,
+        *,
         state: tuple[str, ...] = (STATE,),
         action: tuple[str, ...] = (ACTION,),
+        chosen: Chosen = ALL,
     ) -> None:
-        self._meta = meta = read_meta(folder)
+        self._meta = meta = read_meta(folder, chosen)
+        self._by_number = chosen.tolerance > TOLERANCE
         self.name = str(folder)
         features, info = meta.info.features, folder / "meta" / "info.json"
         shapes, passed_over = find_cameras(features, info, views)
@@ -75,24 +74,27 @@ class LeRobotStore(EpisodeStore):
             state_dim=sum(sizes["state"].values()),
             action_dim=sum(sizes["action"].values()),
             fps=meta.info.fps,
-            num_frames=meta.info.total_frames,
+            num_frames=int(meta.lengths[meta.kept].sum()),
             embodiment=meta.info.robot_type or "unknown",
             **describe_dimensions(features, state, "state"),
             **describe_dimensions(features, action, "action"),
         )
-        self._columns, self._videos = _PictureColumns(meta), VideoReader(meta.info.fps)
-        self._episode_of = np.repeat(np.arange(len(meta.lengths)), meta.lengths)
-        numbers = _read_numbers(meta, sizes["state"] | sizes["action"], self._episode_of)
-        none = np.empty((meta.info.total_frames, 0), np.float32)
+        self._columns, self._videos = _PictureColumns(meta), VideoReader(meta.info.fps, chosen.tolerance)
+        # Rows of the store are those of the episodes that are used, rows of the files those of all.
+        self._file_rows = np.flatnonzero(np.repeat(meta.kept, meta.lengths))
+        self._episode_of = np.repeat(np.arange(len(meta.lengths)), meta.lengths)[self._file_rows]
+        numbers = read_numbers(meta, sizes["state"] | sizes["action"], self._file_rows, self._episode_of)
+        none = np.empty((len(self._file_rows), 0), np.float32)
         self.states, self.actions = (
             np.concatenate([none, *map(numbers.__getitem__, keys)], axis=1) for keys in (state, action)
         )
         self._times, self.instruction_of = numbers["timestamp"], numbers["task_index"]
         self.instructions = meta.tasks
-        spans = zip(meta.starts.tolist(), meta.lengths.tolist(), strict=True)
+        used = np.flatnonzero(meta.kept).tolist()
+        starts = np.searchsorted(self._episode_of, used).tolist()
         self.episodes = tuple(
-            Episode(index, start, length, meta.tasks[self.instruction_of[start]])
-            for index, (start, length) in enumerate(spans)
+            Episode(index, start, int(meta.lengths[index]), meta.tasks[self.instruction_of[start]])
+            for index, start in zip(used, starts, strict=True)
         )
 
     def frames(self, view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
@@ -100,10 +102,21 @@ class LeRobotStore(EpisodeStore):
         shape = (*self.spec.image_shapes[self.spec.views.index(view)], 3)
         out = np.empty((len(rows), *shape), dtype=np.uint8)
         order = np.argsort(rows, kind="stable")
-        read = self._video if view in self._meta.videos else self._columns.read
-        for place, picture in zip(order.tolist(), read(view, rows[order], shape), strict=True):
-            out[place] = picture
+        pictures = self._pictures(view, rows[order], shape)
+        for place in order.tolist():
+            try:
+                out[place] = next(pictures)
+            except UserError as error:
+                way_out = self._meta.or_leave_out([int(self._episode_of[rows[place]])])
+                raise UserError(f"{error}{way_out}") from error
         return out
+
+    def _pictures(
+        self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        if view in self._meta.videos:
+            return self._video(view, rows, shape)
+        return self._columns.read(view, self._file_rows[rows], shape)
 
     def picture_digests(self) -> Digests:
         """Of the encoded pictures: all of a view up to SAMPLED_BYTES, beyond that evenly spread row groups or
@@ -112,16 +125,21 @@ class LeRobotStore(EpisodeStore):
         rows = np.zeros((len(self.spec.views), self.spec.num_frames), np.uint64)
         for of_view, view in zip(rows, self.spec.views, strict=True):
             if (table := self._meta.videos.get(view)) is None:
-                self._columns.digests(view, out=of_view)
+                of_file = np.zeros(self._meta.info.total_frames, np.uint64)
+                self._columns.digests(view, out=of_file)
+                of_view[:] = of_file[self._file_rows]
                 continue
-            files = dict.fromkeys(table.paths)
+            files = dict.fromkeys(table.paths[episode.index] for episode in self.episodes)
             content = {
                 path: hashlib.sha256(sampled_bytes(path, SAMPLED_BYTES // len(files))).digest()
                 for path in files
             }
-            for episode, path, start in zip(self.episodes, table.paths, table.from_timestamp, strict=True):
+            for episode in self.episodes:
+                path, start = table.paths[episode.index], table.from_timestamp[episode.index]
                 here = slice(episode.start, episode.end)
-                of_view[here] = digest(content[path], start.tobytes(), self._times[here].tobytes())
+                # Frames are taken by time, or by number up to the end.
+                end = table.to_timestamp[episode.index].tobytes() if self._by_number else b""
+                of_view[here] = digest(content[path], start.tobytes(), self._times[here].tobytes() + end)
         return np.array([digest(rows[:, e.start : e.end].tobytes()) for e in self.episodes], np.uint64)
 
     def _video(
@@ -129,6 +147,12 @@ class LeRobotStore(EpisodeStore):
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         table, episodes = self._meta.videos[view], self._episode_of[rows]
         times = table.from_timestamp[episodes] + self._times[rows]
+        for episode in np.unique(episodes).tolist() if self._by_number else ():
+            here, span = episodes == episode, (table.from_timestamp[episode], table.to_timestamp[episode])
+            frames = self._file_rows[rows[here]] - self._meta.starts[episode]
+            times[here] = self._videos.by_number(
+                table.paths[episode], span, times[here], frames, int(self._meta.lengths[episode])
+            )
         begin = 0
         for end in range(1, len(rows) + 1):
             here = table.paths[episodes[begin]]
@@ -136,95 +160,9 @@ class LeRobotStore(EpisodeStore):
                 for picture in self._videos.read(here, times[begin:end]):
                     if picture.shape != shape:
                         problem = f"{here}: a picture of {view} is {picture.shape}; info.json says {shape}."
-                        raise data_error(problem, cure=_REPAIR)
+                        raise data_error(problem, cure=REPAIR)
                     yield picture
                 begin = end
-
-
-def _read_numbers(
-    meta: LeRobotMeta, dims: dict[str, int], episode_of: Int64[np.ndarray, " n"]
-) -> dict[str, np.ndarray]:
-    """The numeric columns of all data files, joined in path order and checked against meta."""
-    rows = np.arange(len(episode_of))
-    found: dict[str, np.ndarray] = {key: np.empty((len(rows), n), np.float32) for key, n in dims.items()}
-    found["task_index"] = np.empty(len(rows), np.int64)
-    frames, fps = rows - meta.starts[episode_of], meta.info.fps
-    found["timestamp"] = frames / fps
-    end, tasks = 0, len(meta.tasks)
-    optional = ["index", "frame_index", "timestamp"]
-    for path in meta.data_files:
-        table = read_parquet(path, [*dims, "episode_index", "task_index"], optional)
-        here = slice(end, end := end + len(table))
-        for key, dim in dims.items():
-            found[key][here] = _vector_column(table[key], key, dim, path)
-        for key, wanted in (("episode_index", episode_of), ("index", rows), ("frame_index", frames)):
-            if key in table.column_names:
-                why = ": frames must lie one after the other, in order"
-                check_column(path, key, integers(table, key, path), wanted[here], why)
-        task = integers(table, "task_index", path)
-        check_column(path, "task_index", task, task.clip(0, tasks - 1), f" of {tasks} in meta/tasks.parquet")
-        found["task_index"][here] = task
-        if "timestamp" in table.column_names:
-            times, promised = numbers(table, "timestamp", path), found["timestamp"][here]
-            near = np.where(np.abs(times - promised) < 0.25 / fps, times, promised)
-            why = f", since frame_index counts {fps:g} frames a second (fps of meta/info.json)"
-            cure = "correct fps in meta/info.json, or the timestamps, which begin at 0 in each episode."
-            check_column(path, "timestamp", times, near, why, cure=cure)
-            found["timestamp"][here] = times
-    _check_texts(meta, found["task_index"], episode_of)
-    for key in dims:
-        wrong = np.argwhere(~np.isfinite(found[key]))
-        if len(wrong):
-            row, dimension = wrong[0].tolist()
-            episode = int(episode_of[row])
-            raise data_error(
-                f"{meta.folder}: {key} is {found[key][row, dimension]} in episode {episode}, row "
-                f"{row - int(meta.starts[episode])} of it (frame row {row}), dimension {dimension}; "
-                f"{len(wrong)} such values in all.",
-                expected="finite numbers",
-                cure=_REPAIR,
-            )
-    return found
-
-
-def _check_texts(
-    meta: LeRobotMeta, task_of: Int64[np.ndarray, " n"], episode_of: Int64[np.ndarray, " n"]
-) -> None:
-    """The instructions of an episode's rows must be those that the episode table names."""
-    if meta.texts is None:
-        return
-    used: list[set[str]] = [set() for _ in meta.texts]
-    # Only where one of the two changes: a large data set has a million times as many rows.
-    begins = np.flatnonzero(np.diff(episode_of, prepend=-1) | np.diff(task_of, prepend=-1))
-    for episode, task in zip(episode_of[begins].tolist(), task_of[begins].tolist(), strict=True):
-        used[episode].add(meta.tasks[task])
-    for episode, (texts, named) in enumerate(zip(used, meta.texts, strict=True)):
-        if texts != named:
-            raise data_error(
-                f"{meta.folder}: the rows of episode {episode} have other instructions than meta/episodes.",
-                expected=shown(sorted(map(str, named)), 200),
-                found=shown(sorted(texts), 200),
-                cure="correct task_index, meta/tasks.parquet or the column tasks, so that they agree.",
-            )
-
-
-def _vector_column(column: pa.ChunkedArray, key: str, dim: int, path: Path) -> Float32[np.ndarray, "n d"]:
-    """list<T>, fixed_size_list<T>[dim] or, where dim is 1, plain T, to float32 (n, dim)."""
-    array: Any = column.combine_chunks()
-    kind = array.type
-    nested = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    flat = array.flatten() if nested else array
-    lengths = set(pc.call_function("list_value_length", [array]).unique().to_pylist()) if nested else {1}
-    number = pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)
-    if lengths != {dim} or array.null_count or not number:
-        raise data_error(
-            f"{path}: the column {key!r} does not fit meta/info.json.",
-            expected=f"{dim} numbers in each row",
-            found=f"{kind}, {array.null_count} rows without value",
-            cure="correct the shape in meta/info.json, or record the data set again.",
-        )
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is named later
-        return flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32)
 
 
 def decode_picture(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"]:
@@ -288,7 +226,7 @@ class _PictureColumns:
                 raise data_error(
                     f"{self._groups[group][0]}: the picture of {view} in frame row {row} cannot be read: "
                     f"{shown(str(error), 300, quoted=False)}.",
-                    cure=_REPAIR,
+                    cure=REPAIR,
                 ) from error
             yield picture
 

@@ -31,13 +31,22 @@ def data_error(
 
 
 def check_column(
-    where: Path, key: str, found: np.ndarray, expected: np.ndarray, why: str = "", *, cure: str = COPY_AGAIN
+    where: Path,
+    key: str,
+    found: np.ndarray,
+    expected: np.ndarray,
+    why: str = "",
+    *,
+    cure: str = COPY_AGAIN,
+    rows: np.ndarray | None = None,
 ) -> None:
-    """Raises: UserError naming the first row in which a column is not what it must be."""
+    """Raises: UserError naming the first row in which a column is not what it must be; `rows` numbers them
+    where they are only some of the file."""
     wrong = found != expected
     if wrong.any():
-        row = int(np.argmax(wrong))
-        text = f"{where}: {key} of row {row} is {found[row]}; expected {expected[row]}{why}."
+        first = int(np.argmax(wrong))
+        row = first if rows is None else rows[first]
+        text = f"{where}: {key} of row {row} is {found[first]}; expected {expected[first]}{why}."
         raise data_error(text, cure=cure)
 
 
@@ -109,15 +118,18 @@ def integers(table: pa.Table, name: str, path: Path) -> Int64[np.ndarray, " n"]:
     return table[name].to_numpy().astype(np.int64)
 
 
-def numbers(table: pa.Table, name: str, path: Path) -> Float64[np.ndarray, " n"]:
-    """A column of finite numbers. Raises: UserError."""
+def numbers(
+    table: pa.Table, name: str, path: Path, rows: np.ndarray | None = None
+) -> Float64[np.ndarray, " n"]:
+    """A column of finite numbers; `rows` are those of the file, where it is not all. Raises: UserError."""
     kind = table[name].type
     fits = pa.types.is_floating(kind) or pa.types.is_integer(kind)
     _check_kind(table[name], f"{path}: {name}", "a number", fits)
     values = table[name].to_numpy().astype(np.float64)
     if not (finite := np.isfinite(values)).all():
-        row = int(np.argmin(finite))
-        raise data_error(f"{path}: {name} of row {row} is {values[row]}.", expected="finite numbers")
+        first = int(np.argmin(finite))
+        row = first if rows is None else rows[first]
+        raise data_error(f"{path}: {name} of row {row} is {values[first]}.", expected="finite numbers")
     return values
 
 

@@ -13,15 +13,18 @@ import av
 import av.error
 import numpy as np
 from av.video.frame import VideoFrame
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from tutti.data.formats.lerobot.tables import data_error
+from tutti.errors import UserError
 
 CODEC = "libsvtav1"
 OPTIONS = {"crf": "30", "preset": "12", "svtav1-params": "fast-decode=0"}
 KEYFRAME_EVERY = 2
 FILE_BYTES = 200 * 2**20
 FILES_PER_CHUNK = 1000
+TOLERANCE = 0.25
+"""How far a time may lie off frame number / fps, in frames, by default. Half a frame would be ambiguous."""
 _OPEN_FILES = 4
 _FORWARD_SECONDS = 0.5
 """A frame this little ahead is reached by decoding on; further ahead a seek is cheaper."""
@@ -86,10 +89,11 @@ class VideoWriter:
 class VideoReader:
     """Exact frames of mp4 files by time; keeps a few files open, and decodes on one thread."""
 
-    def __init__(self, fps: float) -> None:
+    def __init__(self, fps: float, allowed: float = TOLERANCE) -> None:
         # Half a frame would be ambiguous; pts are exact in files that LeRobot or this project wrote.
-        self._tolerance = 0.25 / fps
+        self._tolerance, self._allowed = TOLERANCE / fps, allowed / fps
         self._open: OrderedDict[Path, _Decoder] = OrderedDict()
+        self._times: dict[Path, Float64[np.ndarray, " n"]] = {}
 
     def read(self, path: Path, times: Float64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The pictures of `path` at `times` (seconds, ascending).
@@ -105,11 +109,46 @@ class VideoReader:
             yield from map(self._open[path].frame, times.tolist())
         except (av.error.FFmpegError, IndexError) as error:
             self._open.pop(path, None)
-            raise data_error(
-                f"{path} cannot be decoded: {error}.",
-                expected="a complete mp4 file",
-                found="one that is truncated, damaged or without video",
-            ) from error
+            raise _undecodable(path, error) from error
+
+    def by_number(
+        self,
+        path: Path,
+        span: tuple[float, float],
+        times: Float64[np.ndarray, " k"],
+        frames: Int64[np.ndarray, " k"],
+        length: int,
+    ) -> Float64[np.ndarray, " k"]:
+        """The exact times of these `frames` of an episode that lies at `span` (seconds) in a video.
+
+        Where as many frames as the episode has, `length`, lie there, they are taken in order; else the one
+        nearest to each of `times`, if it is as near as allowed.
+        """
+        if path not in self._times:
+            try:
+                self._times[path] = frame_times(path)
+            except (av.error.FFmpegError, IndexError) as error:
+                raise _undecodable(path, error) from error
+        first, last = np.searchsorted(self._times[path], np.array(span) - 2 * self._tolerance)
+        stored = self._times[path][first:last]
+        if len(stored) == length:
+            return stored[frames]
+        nearest = stored[np.abs(stored - times[:, None]).argmin(1)] if len(stored) else times
+        return np.where(np.abs(nearest - times) <= self._allowed, nearest, times)
+
+
+def _undecodable(path: Path, error: Exception) -> UserError:
+    found = "one that is truncated, damaged or without video"
+    return data_error(f"{path} cannot be decoded: {error}.", expected="a complete mp4 file", found=found)
+
+
+def frame_times(path: Path) -> Float64[np.ndarray, " n"]:
+    """The time of each frame of a video in seconds, ascending, without decoding a picture."""
+    with av.open(str(path), "r", format="mp4") as container:
+        stream = container.streams.video[0]
+        stamps = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+        base: Any = stream.time_base
+        return np.array([float(stamp * base) for stamp in stamps])
 
 
 class _Decoder:
@@ -142,6 +181,7 @@ class _Decoder:
             raise data_error(
                 f"{self._path} has no frame at {time:.4f} s (within {self._tolerance:.4f} s); {found}.",
                 expected="the frame that timestamp and from_timestamp of the data set name",
-                cure="copy or convert the data set again; video and meta do not belong together.",
+                cure="copy or convert the data set again, if video and meta do not belong together; of times "
+                "by a clock take the frames by number: sources.tolerance=0.5 (in frames).",
             )
         return self._last
