@@ -205,9 +205,7 @@ def test_times_by_a_clock_are_refused_with_their_cure_and_taken_with_it(
 ) -> None:
     folder = write(tmp_path / "set", storage)
     jitter(folder, 0.8)
-    with pytest.raises(
-        UserError, match=r"tolerance=0\.8[12]: the largest deviation is 0\.80 frames"
-    ):
+    with pytest.raises(UserError, match=r"tolerance=0\.8[12]: the largest deviation is 0\.80 frames"):
         opened(folder)
     check_rows(opened(folder, tolerance=0.85), rows_of(0, 1, 2, 3))
     check_rows(opened(folder, tolerance=0.85, exclude=[0, 2]), rows_of(1, 3))

@@ -56,9 +56,9 @@ def edit(folder: Path, **features: dict[str, Any]) -> Path:
     return folder
 
 
-def build(tmp_path: Path, *sources: SourceConfig) -> DataSpec:
+def build(*sources: SourceConfig) -> DataSpec:
     data = DataConfig(sources=sources, horizon=2, image_size=16, validation_fraction=0)
-    return data.build(DataNeeds(), tmp_path / "cache").spec
+    return data.build(DataNeeds()).spec
 
 
 def spec_of(folder: Path, values: dict[str, Any]) -> DataSpec:
@@ -106,7 +106,7 @@ def test_joined_features_name_every_number_once() -> None:
 
 
 def test_names_and_units_reach_the_spec_of_a_model_and_come_back_from_its_file(tmp_path: Path) -> None:
-    spec = build(tmp_path, SourceConfig(path=write(tmp_path / "set")))
+    spec = build(SourceConfig(path=write(tmp_path / "set")))
     assert spec.dimensions() == NAMED.dimensions()
     assert spec_of(tmp_path, asdict(spec)) == spec
     older = {key: value for key, value in asdict(SPEC).items() if key not in NAMED.dimensions()}
@@ -147,9 +147,9 @@ def test_only_names_and_units_that_contradict_each_other_are_refused(
     sources = [SourceConfig(path=path) for path in (first, second)]
     if problem:
         with pytest.raises(UserError, match=problem):
-            build(tmp_path, *sources)
+            build(*sources)
     else:
-        assert build(tmp_path, *sources).state_names == NAMED.state_names
+        assert build(*sources).state_names == NAMED.state_names
     # The same rule tells whether the data of a run have changed.
     contents = [LeRobotStore(path).content for path in (first, second)]
     before = Content.from_dict(json.loads(json.dumps(contents[0].to_dict())))
