@@ -273,10 +273,12 @@ def inputs(count: int, folder: Path) -> Iterator[tuple[str, str, str, list[Any]]
         # NaN and infinity are numbers to the schema, but no setting of a training.
         finite = not isinstance(odd, float) or math.isfinite(odd)
         merged = json.loads(json.dumps(full))
-        below = merged
+        below, given = merged, values
         for key in path[:-1]:
-            below = below[key]
-        below[path[-1]] = odd
+            below, given = below[key], given[key]
+        if path[-1] == "kind":  # the defaults of the former kind are no keys of this one
+            below.clear()
+        below |= given if path[-1] == "kind" else {path[-1]: odd}
         judged = "may be taken" if finite and fits(merged, SCHEMA) else "refused: by the schema"
         yield "values", f"{name}: {'.'.join(path)} = {str(odd)[:30]}", judged, [str(place), []]
 
