@@ -92,6 +92,12 @@ class Tokenizer:
         """The number of distinct ids, padding included."""
         return self._bpe.get_vocab_size()
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens in the order of their ids."""
+        ids = self._bpe.get_vocab()
+        return tuple(sorted(ids, key=lambda token: ids[token]))
+
     def length(self, text: str) -> int:
         """The number of tokens of a text, before it is cut."""
         return len(self._bpe.encode(text).ids) if text.strip() else 0

@@ -188,13 +188,10 @@ def replay_step(
     _announce(run.path, step, start)
     with (
         training_threads(config),
-        trial_training(without_checkpoints(config), run.path) as training,
+        trial_training(without_checkpoints(config), run.path, before) as training,
         progress_bar("replaying") as bar,
     ):
         trainer, scratch = training.trainer, training.trainer.settings.run
-        (scratch / "checkpoints").mkdir()
-        for path in before:
-            (scratch / "checkpoints" / path.name).symlink_to(path.resolve())
         table = StepTable(trainer, step, debugger)
         trainer.observers = (table, *trainer.observers)
         first: list[int] = []

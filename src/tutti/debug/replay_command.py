@@ -28,7 +28,7 @@ from tutti.plugin import Trust
 from tutti.runs.build import training_threads, trial_training
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, print_table
-from tutti.storage.checkpoint import step_folders, step_of
+from tutti.storage.checkpoint import checkpoints, step_folders, step_of
 from tutti.storage.files import write_json
 from tutti.storage.reading import read_json, shown
 from tutti.training.diagnostics.first_batch import save_pictures
@@ -156,7 +156,8 @@ def replay_saved_step(
     run = RunFolder(folder.parent.parent, new=False, trust_code=trust_code)
     config, step = run.config(), about["step"]
     batches, weights = load_step(folder)
-    with training_threads(config), trial_training(without_checkpoints(config), run.path) as training:
+    trial = trial_training(without_checkpoints(config), run.path, checkpoints(run.path))
+    with training_threads(config), trial as training:
         trainer = training.trainer
         try:
             for name, module in trainer.state.modules.items():

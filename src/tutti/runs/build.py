@@ -26,10 +26,12 @@ from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, progress_bar
+from tutti.storage.checkpoint import checkpoints
 from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER
 from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
+from tutti.training.checkpointing.init_from import InitialWeights, source_of
 from tutti.training.data_feed import TrainingData
 from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
@@ -84,13 +86,20 @@ class BuiltTraining:
 
 def build_training(config: RunConfig, folder: Path, *, output: Path | None = None) -> BuiltTraining:
     """Builds the training of `config` on the data of the run in `folder`; it writes there or to `output`."""
-    return BuiltTraining(config, *build_parts(config, folder), output or folder)
+    output = output or folder
+    return BuiltTraining(config, *build_parts(config, folder, output), output)
 
 
 @contextmanager
-def trial_training(config: RunConfig, folder: Path) -> Iterator[BuiltTraining]:
-    """A training for measurements: what it writes lies in a temporary folder and goes with the block."""
+def trial_training(
+    config: RunConfig, folder: Path, go_on_from: Iterable[Path] = ()
+) -> Iterator[BuiltTraining]:
+    """A training for measurements: what it writes lies in a temporary folder and goes with the block. It goes
+    on from the last of the checkpoints `go_on_from`, if there are any."""
     with TemporaryDirectory(prefix="tutti-trial-") as output:
+        (home := Path(output) / "checkpoints").mkdir()
+        for checkpoint in go_on_from:
+            (home / checkpoint.name).symlink_to(checkpoint.resolve())
         training = build_training(config, folder, output=Path(output))
         try:
             yield training
@@ -98,12 +107,24 @@ def trial_training(config: RunConfig, folder: Path) -> Iterator[BuiltTraining]:
             training.data.train.close()
 
 
-def build_parts(config: RunConfig, folder: Path) -> tuple[DataBundle, VLA, UnifiedLoss]:
-    """Data as the objective's terms need it, a model with fresh weights, and the objective."""
+def build_parts(
+    config: RunConfig, folder: Path, output: Path | None = None
+) -> tuple[DataBundle, VLA, UnifiedLoss]:
+    """Data as the objective's terms need it, a model with fresh weights or those that `training.init_from`
+    names, and the objective. A training that has checkpoints in `output` (by default `folder`) goes on from
+    these instead."""
     data = build_data(config, folder, config.objective.needs())
     seed_everything(config.seed)
     model = config.model.build(data.spec)
+    initial, output, weights = config.training.init_from, output or folder, None
+    if initial != "off" and not checkpoints(output):
+        source = source_of(initial, output, folder)
+        weights = InitialWeights(initial, source, asdict(data.spec), data.tokenizer)
+        weights.fill("model", model)  # before a term copies a part of it
     objective = config.objective.build(model, config.balancing)
+    if weights is not None:
+        weights.fill("objective", objective)
+        weights.report(output)
     if model.action.needs_fit:
         model.action.fit(*data.training_chunks(FIT_CHUNKS))
     return data, model, objective

@@ -38,7 +38,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "record": ("dataset", "recording", "recording.json"),
     "train": (
         *("checkpoints", "records.jsonl", "tensorboard", "failures", "spikes"),
-        *("first_batch.png", "first_batch.json", "shapes.txt", "model.json"),
+        *("first_batch.png", "first_batch.json", "init_from.json", "shapes.txt", "model.json"),
         *("data.json", "data_content.json", "probes", "replays"),
     ),
     "evaluate": ("evaluation", "videos"),

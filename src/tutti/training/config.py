@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tutti.frozen_config import FrozenConfig
-from tutti.training.checkpointing.config import CheckpointsConfig, ForkConfig
+from tutti.training.checkpointing.config import CheckpointsConfig, ForkConfig, InitFromConfig
 from tutti.training.device import Machine, resolve_machine
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.faults.config import GradientsConfig
@@ -39,6 +39,9 @@ class TrainingConfig(FrozenConfig):
         description="Decay of the moving average of the weights, which is validated and served; off: none.",
     )
     fork: ForkConfig | Off = Field(default="off", description="Checkpoint of another run to start from.")
+    init_from: InitFromConfig | Off = Field(
+        default="off", description="Weights of another run or an exported policy to start from."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: the GPU (CUDA) where there is one, else the CPU."
     )
@@ -98,6 +101,11 @@ class TrainingConfig(FrozenConfig):
             raise ValueError(
                 f"fork.step is {self.fork.step} and steps is {self.steps}, which include those of the other "
                 "run. Raise training.steps."
+            )
+        if self.fork != "off" and self.init_from != "off":
+            raise ValueError(
+                "fork goes on from the whole state of another run, init_from begins anew with its weights. "
+                "Set one of them to off."
             )
         self.checkpoints.check_keeping(self.validation.every)
         return self

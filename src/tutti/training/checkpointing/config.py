@@ -1,4 +1,4 @@
-"""Configuration of checkpoints: how often, in which format, which are kept, and what a run forks off."""
+"""Configuration of checkpoints: how often, in which format, which are kept, and what a run starts from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from tutti.frozen_config import FrozenConfig
+from tutti.storage.manifest import Weights
 from tutti.training.metric_names import describe_metric
 
 
@@ -79,4 +80,24 @@ class ForkConfig(FrozenConfig):
     run: str = Field(min_length=1, description="Folder of the other run, such as runs/a.")
     step: Annotated[int, Field(ge=1)] | Literal["latest"] = Field(
         default="latest", description="Step of the checkpoint; latest: the newest one when the fork begins."
+    )
+
+
+class InitFromConfig(FrozenConfig):
+    """The weights that a new training starts from: those of another run or of an exported policy.
+
+    Every tensor whose name and shape fit is taken, and the others are listed; the data, the robot and the
+    sizes may be others. Steps, optimiser, lambdas and random states begin anew.
+    """
+
+    run: str = Field(min_length=1, description="Folder of a run, a checkpoint or an exported policy.")
+    checkpoint: Annotated[int, Field(ge=1)] | Literal["latest", "best"] = Field(
+        default="latest", description="Of a run: the newest one when the training begins, the best, or a step."
+    )
+    weights: Weights = Field(
+        default="ema", description="ema: the moving average, where one was kept; raw: those in training."
+    )
+    statistics: Literal["new", "kept"] = Field(
+        default="new",
+        description="Normalisation and tokens: fitted to the new data, or those of the other run.",
     )

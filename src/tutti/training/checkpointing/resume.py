@@ -23,7 +23,10 @@ log = logging.getLogger("tutti.training")
 SECTIONS = ("training", "strategy", "backward")
 """Sections of the config that a checkpoint keeps."""
 FORK_FIXED = ("seed", "precision")
-RESUME_FIXED = ("optimizer", "schedule", "gradients", "accumulation", "batch_ramp", "ema", *FORK_FIXED)
+RESUME_FIXED = (
+    *("optimizer", "schedule", "gradients", "accumulation", "batch_ramp", "ema", "init_from"),
+    *FORK_FIXED,
+)
 """Keys of the training section that a resumed run may not change; the others only say how often and where. A
 fork may change all but FORK_FIXED; besides, the optimiser's kind and whether there is
 a moving average must stay, since their state goes on."""

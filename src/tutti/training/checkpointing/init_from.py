@@ -1,0 +1,172 @@
+"""Starts a training from the weights of another run or of an exported policy, as far as they fit."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutti.data.tokenize import Tokenizer
+from tutti.distributed.world import world
+from tutti.storage.checkpoint import find_checkpoint, listed, step_of
+from tutti.storage.files import write_json
+from tutti.storage.manifest import SPEC, TOKENIZER
+from tutti.storage.reading import parse_json, read_json
+from tutti.storage.tensors import check_finite, read, weights_in
+from tutti.training.checkpointing.config import InitFromConfig
+from tutti.types import UserError
+
+log = logging.getLogger("tutti.training")
+
+REPORT = "init_from.json"
+"""What a run has taken from the other one."""
+TAKEN, IN_PART, BY_DATA = "taken", "taken in part", "of this run's data"
+OTHER_SHAPE, ONLY_HERE, ONLY_THERE = "another shape", "only here", "only there"
+KINDS = (TAKEN, IN_PART, OTHER_SHAPE, BY_DATA, ONLY_HERE, ONLY_THERE)
+EXAMPLES = 3
+
+ROWS = (
+    (r"model\.language\.token\.weight", 0, "tokens"),
+    (r"model\.language\.position", 0, "places"),
+    (r"model\.vision\.position|objective\.terms\.[^.]+\.(target\.)?position", 0, "views"),
+    (r"model\.fusion\.state\.weight", 1, "state_names"),
+)
+"""Tensors that have a row (or column: axis 1) for each token, place in the text, view or state dimension. A row
+belongs to its name and not to its number."""
+Labels = Mapping[str, Sequence[Any]]
+
+
+class InitialWeights:
+    """The weights of another run, filled into the modules of a new one before anything is sharded.
+
+    A tensor is taken where name and shape fit. Of the tensors of `ROWS` each row is that of the same name;
+    rows of names that the other run does not know stay new. What an action decoder fits to the data
+    (bounds, bin edges, a vocabulary) and the state of the balancing are those of this run.
+    """
+
+    def __init__(
+        self, config: InitFromConfig, source: Path, spec: Mapping[str, Any], tokenizer: Tokenizer
+    ) -> None:
+        """`source` is what `source_of` gives; `spec` and `tokenizer` are those of the new training.
+
+        Raises: UserError if the weights are damaged, or what lies beside them cannot be read.
+        """
+        self.config, self.manifest = config, listed(source)
+        self.weights = weights_in(self.manifest, config.weights)[0]
+        self.found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+        folder, text = self.manifest.folder, self.manifest.text
+        try:
+            other = Tokenizer.from_json(text(TOKENIZER))
+        except UserError as error:
+            raise UserError(f"{folder / TOKENIZER}: {error}") from error
+        self.here = _labels(spec, tokenizer)
+        self.there = _labels(parse_json(text(SPEC), folder / SPEC), other)
+
+    def fill(self, part: str, module: nn.Module) -> None:
+        """Copies what fits into `module`: the "model", or the "objective".
+
+        Raises: UserError if the weights are damaged or not finite.
+        """
+        file = part if self.weights == "raw" else "ema" if part == "model" else f"{part}_ema"
+        theirs = {n.removeprefix(f"{file}/"): t for n, t in read(self.manifest, f"{file}/").items()}
+        check_finite(self.manifest.folder, theirs)
+        own = set(_fitted(module))
+        for name, value in module.state_dict().items():
+            key = f"{part}.{name}"
+            if name in own or key.startswith("objective.balancing."):
+                self.found[BY_DATA][key] = ""
+                theirs.pop(name, None)
+            elif name in theirs:
+                kind, why = self._copy(key, value, theirs.pop(name))
+                self.found[kind][key] = why
+            else:
+                self.found[ONLY_HERE][key] = ""
+        self.found[ONLY_THERE] |= {f"{part}.{name}": "" for name in theirs}
+
+    def report(self, run: Path) -> None:
+        """Logs what was taken, and writes it into the folder of the new run.
+
+        Raises: UserError if nothing fits.
+        """
+        folder, config = self.manifest.folder, self.config
+        if not self.found[TAKEN] and not self.found[IN_PART]:
+            raise UserError(
+                f"training.init_from: no tensor of {folder} fits this model: expected the same names and "
+                f"shapes, found {_examples(self.found[OTHER_SHAPE] | self.found[ONLY_THERE])}. Use its model "
+                "section, or set training.init_from=off."
+            )
+        lines = [
+            f"  {kind:<20}{len(names):>5}  {_examples(names)}".rstrip()
+            for kind, names in self.found.items()
+            if names
+        ]
+        log.info("weights (%s) of %s as the start:\n%s", self.weights, folder, "\n".join(lines))
+        if world().first:
+            step = step_of(folder) if folder != Path(config.run) else None
+            about = {"init_from": config.model_dump(mode="json"), "step": step, "weights": self.weights}
+            counts = {kind: len(names) for kind, names in self.found.items()}
+            write_json(run / REPORT, about | {"counts": counts} | self.found)
+
+    @torch.no_grad()
+    def _copy(self, key: str, mine: Tensor, value: Tensor) -> tuple[str, str]:
+        """What of `value` has become that of `mine`."""
+        sizes = f"{list(mine.shape)} here, {list(value.shape)} there"
+        for pattern, axis, labels in ROWS:
+            if not re.fullmatch(pattern, key):
+                continue
+            here, there = self.here[labels], self.there[labels]
+            lengths = [len(here), len(there)] == [mine.shape[axis], value.shape[axis]]
+            rest = [t.transpose(0, axis).shape[1:] for t in (mine, value)]
+            known = {name: place for place, name in enumerate(there)}
+            both = [(row, known[name]) for row, name in enumerate(here) if name in known]
+            if here != there and lengths and rest[0] == rest[1] and both:
+                rows, theirs = torch.tensor(both).T
+                mine.index_copy_(axis, rows, value.index_select(axis, theirs).to(mine.dtype))
+                return IN_PART, f"{len(both)} of {len(here)} {labels.replace('_', ' ')}"
+        if mine.shape != value.shape or mine.is_floating_point() != value.is_floating_point():
+            return OTHER_SHAPE, sizes
+        mine.copy_(value)
+        return TAKEN, ""
+
+
+def source_of(config: InitFromConfig, *begun: Path) -> Path:
+    """The folder of the weights. All ranks must call it, and get the same.
+
+    A training that has begun before keeps to the checkpoint that it found, by the report in its folder, the
+    first of `begun` that has one. Raises: UserError if there is no such checkpoint.
+    """
+
+    def find() -> Path:
+        path = next((run / REPORT for run in begun if (run / REPORT).is_file()), None)
+        noted = {} if path is None else read_json(path, cure="Delete it: `tutti train` writes it.")
+        again = noted.get("init_from") == config.model_dump(mode="json") and type(noted.get("step")) is int
+        return find_checkpoint(Path(config.run), noted["step"] if again else config.checkpoint)
+
+    try:
+        return world().on_rank_zero(find)
+    except UserError as error:
+        raise UserError(f"training.init_from: {error}") from error
+
+
+def _fitted(module: nn.Module) -> list[str]:
+    """The buffers that an action decoder gets from the data."""
+    decoder = getattr(module, "action", None)
+    fitted = isinstance(decoder, nn.Module) and getattr(decoder, "needs_fit", False)
+    return [f"action.{name}" for name, _ in decoder.named_buffers()] if fitted else []
+
+
+def _labels(spec: Mapping[str, Any], tokenizer: Tokenizer) -> Labels:
+    """The names of rows, as far as they tell them apart."""
+    named = {key: tuple(map(str, spec.get(key) or ())) for key in ("views", "state_names")}
+    unique = {key: names if len(set(names)) == len(names) else () for key, names in named.items()}
+    return {"tokens": tokenizer.tokens, "places": range(tokenizer.text_length), **unique}
+
+
+def _examples(names: Mapping[str, str]) -> str:
+    shown = [f"{name} ({why})" if why else name for name, why in [*names.items()][:EXAMPLES]]
+    return ", ".join([*shown, "..."] if len(names) > EXAMPLES else shown)
