@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.loader import Loader
-from tutti.data.normalize import Normalizer
+from tutti.data.normalize import NormalizationKind, Normalizer
 from tutti.data.tokenize import Tokenizer, normalized_text
 from tutti.data.windows import Source, WindowIndex
 from tutti.errors import UserError
@@ -38,6 +38,36 @@ class Batches(Sequence[Batch]):
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """How another training has normalised its numbers and split its texts; `spec` is that of its data."""
+
+    spec: DataSpec
+    normalizer: Normalizer
+    tokenizer: Tokenizer
+
+    def check(self, store: EpisodeStore, kind: NormalizationKind) -> None:
+        """Whether they can be those of this data set too, under `data.normalization` = `kind`.
+
+        Raises: UserError that says what does not fit.
+        """
+        theirs, mine, known = self.spec, store.spec, self.spec.embodiments
+        wrong = theirs.contradiction(mine)
+        for what in ("state", "action"):
+            here, there = getattr(mine, f"{what}_dim"), getattr(theirs, f"{what}_dim")
+            wrong = wrong or (f"{here} {what} dimensions, {there} there" if here != there else "")
+        if mine.embodiment not in known:
+            wrong = f"the robot {mine.embodiment!r}; the statistics are of {', '.join(known)}"
+        if kind != self.normalizer.kind:
+            wrong = f"data.normalization is {kind}, {self.normalizer.kind} there"
+        if wrong:
+            raise UserError(
+                f"training.init_from.statistics is kept, but those of the other run do not fit {store.name}: "
+                f"{wrong}. Set training.init_from.statistics=new, or make the data or data.normalization "
+                "those of the other run."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

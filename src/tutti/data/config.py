@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, field_validator
 
-from tutti.data.bundle import Batches, DataBundle, evenly_spread, texts_of
+from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread, texts_of
 from tutti.data.cache import CacheConfig, cached_frames
 from tutti.data.episodes import Episode, EpisodeStore, Progress, check_unchanged
 from tutti.data.formats.lerobot import ACTION, STATE
@@ -162,6 +162,7 @@ class DataConfig(FrozenConfig):
         *,
         group_of: GroupOf | None = None,
         trained_on: Path | None = None,
+        kept: Statistics | None = None,
     ) -> DataBundle:
         """Opens the sources, fits normalisation and text on the training episodes, decodes frames once.
 
@@ -169,6 +170,7 @@ class DataConfig(FrozenConfig):
         out, each wording counts as its own group. Frame caches are kept in `cache.folder` and found again.
 
         `trained_on` is the file of digests of the data that a run has been trained on, which these must be.
+        `kept` are the normaliser and the tokenizer of another run, instead of fitted ones.
 
         Raises UserError for anything wrong with the data sets or between them, one that is too short for
         the horizon, or a full disk.
@@ -181,6 +183,8 @@ class DataConfig(FrozenConfig):
             check_unchanged(stores, trained_on)
         _check_compatible(stores)
         self._check_lengths(stores, needs)
+        for store in stores if kept is not None else ():
+            kept.check(store, self.normalization)
         training, validation = self.split(stores, group_of)
         first = stores[0].spec
         rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]
@@ -192,6 +196,8 @@ class DataConfig(FrozenConfig):
         length = None if self.text_length == "auto" else self.text_length
         texts = set[str]().union(*map(texts_of, stores, training))
         tokenizer = Tokenizer.fit(texts, self.vocab_size, length)
+        if kept is not None:
+            normalizer, tokenizer = kept.normalizer, kept.tokenizer
         frames = [cached_frames(store, cache, self.image_size, progress) for store in stores]
         windows = WindowIndex(
             list(map(Source, stores, frames, (source.weight for source in self.sources))),

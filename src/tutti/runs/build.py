@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tutti.config.run_config import RunConfig, to_yaml
-from tutti.data.bundle import DataBundle
+from tutti.data.bundle import DataBundle, Statistics
 from tutti.data.config import DataConfig, SourceConfig
 from tutti.data.episodes import check_unchanged
 from tutti.data.tokenize import Tokenizer
@@ -26,8 +26,9 @@ from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, progress_bar
-from tutti.storage.checkpoint import checkpoints
-from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER
+from tutti.serving.contents import read_normalizer, read_spec, read_tokenizer
+from tutti.storage.checkpoint import checkpoints, listed
+from tutti.storage.manifest import CONFIG, EXPORT, NORMALIZER, SPEC, TOKENIZER
 from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
@@ -157,6 +158,7 @@ def require_data(config: RunConfig, folder: Path) -> None:
 def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) -> DataBundle:
     """The run's data. Raises: UserError also where they are no longer those that it was trained on."""
     data, task_of = with_sources(config, folder), task_by_text(config.record.spec)
+    kept = kept_statistics(config, folder)
 
     def build() -> DataBundle:
         with progress_bar("decoding pictures") as bar:
@@ -165,6 +167,7 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
                 bar,
                 group_of=task_of,
                 trained_on=folder / CONTENT,
+                kept=kept,
             )
 
     built = world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache
@@ -172,6 +175,25 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
         for remark in source.store.remarks:
             print_line(remark)
     return built
+
+
+def kept_statistics(config: RunConfig, folder: Path) -> Statistics | None:
+    """Normaliser and tokenizer of `training.init_from`, where they are to be kept; out of the run's own
+    checkpoints, which hold them too, where the other run is gone. All ranks must call it."""
+    initial = config.training.init_from
+    if initial == "off" or initial.statistics == "new":
+        return None
+    try:
+        source = source_of(initial, folder)
+    except UserError:
+        if not (own := checkpoints(folder)):
+            raise
+        source = own[-1]
+    saved = listed(source)
+    spec = read_spec(saved)
+    return Statistics(
+        spec=spec, normalizer=read_normalizer(saved, spec), tokenizer=read_tokenizer(saved, spec)
+    )
 
 
 def policy_files(config: RunConfig, data: DataBundle) -> dict[str, str]:
@@ -243,16 +265,21 @@ def with_parent_data(config: RunConfig) -> RunConfig:
 
 
 def training_starts(config: RunConfig, folder: Path, forked: tuple[Path, ...] = ()) -> TrainingStarts:
-    """The starts in the run's data, and those of the run that it was forked from.
+    """The starts in the run's data, and those of the run that it was forked from or has its weights of.
 
-    `forked` lists the runs followed so far, so that a circle of forks ends.
+    `forked` lists the runs followed so far, so that a circle of them ends.
     """
     folders = [source.path for source in config.data.sources] or [folder / DATASET]
     parts = [TrainingStarts.of_data(source) for source in folders]
-    fork = config.training.fork
-    if fork != "off" and Path(fork.run) not in forked:
-        parts.append(starts_of_run(Path(fork.run), forked=(*forked, Path(fork.run))))
+    for before in (config.training.fork, config.training.init_from):
+        if before != "off" and (run := _run_of(Path(before.run))) not in forked:
+            parts.append(starts_of_run(run, forked=(*forked, run)))
     return TrainingStarts.union(parts)
+
+
+def _run_of(folder: Path) -> Path:
+    """The run that a checkpoint belongs to; any other folder itself."""
+    return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
 def starts_of_run(
@@ -267,7 +294,7 @@ def starts_of_run(
                 return TrainingStarts.from_dict(noted["starts"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); `tutti train` writes it.") from None
-    if config is None and not (folder / "config.yaml").is_file():
-        return TrainingStarts(unknown=(str(folder),))  # a fork of a run that has moved
+    if config is None and (not (folder / CONFIG).is_file() or (folder / EXPORT).exists()):
+        return TrainingStarts(unknown=(str(folder),))  # a run that has moved, or an exported policy
     config = config or RunFolder(folder, new=False).config()
     return training_starts(with_parent_data(config), folder, forked)

@@ -92,7 +92,8 @@ class InitFromConfig(FrozenConfig):
 
     run: str = Field(min_length=1, description="Folder of a run, a checkpoint or an exported policy.")
     checkpoint: Annotated[int, Field(ge=1)] | Literal["latest", "best"] = Field(
-        default="latest", description="Of a run: the newest one when the training begins, the best, or a step."
+        default="latest",
+        description="Of a run: the newest one when the training begins, the best, or a step.",
     )
     weights: Weights = Field(
         default="ema", description="ema: the moving average, where one was kept; raw: those in training."

@@ -34,10 +34,11 @@ ROWS = (
     (r"model\.language\.token\.weight", 0, "tokens"),
     (r"model\.language\.position", 0, "places"),
     (r"model\.vision\.position|objective\.terms\.[^.]+\.(target\.)?position", 0, "views"),
-    (r"model\.fusion\.state\.weight", 1, "state_names"),
+    (r"model\.fusion\.state\.weight", 1, "state names"),
 )
-"""Tensors that have a row (or column: axis 1) for each token, place in the text, view or state dimension. A row
-belongs to its name and not to its number."""
+"""Tensors that have a row (axis 1: a column) for each token, place in the text, view or state dimension: it
+belongs to that name, not to its number."""
+NUMBERED = re.compile(r"\[\d+\]$")
 Labels = Mapping[str, Sequence[Any]]
 
 
@@ -127,7 +128,7 @@ class InitialWeights:
             if here != there and lengths and rest[0] == rest[1] and both:
                 rows, theirs = torch.tensor(both).T
                 mine.index_copy_(axis, rows, value.index_select(axis, theirs).to(mine.dtype))
-                return IN_PART, f"{len(both)} of {len(here)} {labels.replace('_', ' ')}"
+                return IN_PART, f"{len(both)} of {len(here)} {labels}"
         if mine.shape != value.shape or mine.is_floating_point() != value.is_floating_point():
             return OTHER_SHAPE, sizes
         mine.copy_(value)
@@ -161,10 +162,15 @@ def _fitted(module: nn.Module) -> list[str]:
 
 
 def _labels(spec: Mapping[str, Any], tokenizer: Tokenizer) -> Labels:
-    """The names of rows, as far as they tell them apart."""
-    named = {key: tuple(map(str, spec.get(key) or ())) for key in ("views", "state_names")}
-    unique = {key: names if len(set(names)) == len(names) else () for key, names in named.items()}
-    return {"tokens": tokenizer.tokens, "places": range(tokenizer.text_length), **unique}
+    """The names of rows. Numbered ones, "state[0]", say nothing of what a number is."""
+    views, states = (tuple(map(str, spec.get(key) or ())) for key in ("views", "state_names"))
+    named = () if any(NUMBERED.search(name) for name in states) else states
+    return {
+        "tokens": tokenizer.tokens,
+        "places": range(tokenizer.text_length),
+        "views": views,
+        "state names": named,
+    }
 
 
 def _examples(names: Mapping[str, str]) -> str:
