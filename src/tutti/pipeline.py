@@ -10,6 +10,7 @@ is kept if it is finished, and continues if it was interrupted.
       records.jsonl    losses of each logged step         tensorboard/    the same for TensorBoard
       first_batch.png  and .json: the first batch         model.json, data.json  sizes of model and data
       data_content.json  digests of each episode          shapes.txt  tensors of the first batch
+      init_from.json   what was taken from another run    failures/, spikes/  steps saved for a replay
       evaluation/      every rollout, and the scores      videos/         rollouts that succeed and that fail
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
       report.html      all results on one page            summary.json    the same for programs

@@ -26,9 +26,10 @@ from tutti.debug.replay import replay_step
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.models.config import ModelConfig
 from tutti.nested_dicts import merge
-from tutti.runs.build import build_parts, build_training, starts_of_run
+from tutti.runs.build import build_parts, build_training, training_starts
 from tutti.serving.policy import export_policy
 from tutti.storage.checkpoint import load
+from tutti.storage.manifest import EXPORT
 from tutti.training.checkpointing.init_from import REPORT
 from tutti.training.records import read_records
 from tutti.types import Batch, Dimensions, UserError
@@ -97,8 +98,7 @@ def final(home: Path, weights: str, batch_number: int = 0) -> tuple[dict[str, Te
     return values(model, objective, batch), batch
 
 
-@pytest.mark.parametrize("weights", ["ema", "raw"])
-@pytest.mark.parametrize("statistics", ["new", "kept"])
+@pytest.mark.parametrize(("weights", "statistics"), [("ema", "new"), ("raw", "kept")])
 def test_on_the_same_data_it_begins_where_the_other_run_has_ended(
     home: Path, tmp_path: Path, weights: str, statistics: str
 ) -> None:
@@ -294,7 +294,7 @@ def test_bounds_that_a_decoder_fits_are_those_of_the_new_data(home: Path, tmp_pa
 
 def test_kept_statistics_are_those_of_the_other_run(home: Path, tmp_path: Path) -> None:
     def change(one: EpisodeRecord) -> EpisodeRecord:
-        return replace(one, actions=one.actions * 3, instruction=f"now {one.instruction}")
+        return replace(one, actions=one.actions * 3, instruction=one.instruction.replace("square", "sea"))
 
     data, theirs = write(tmp_path / "data", change), home / "run" / "checkpoints" / "step-000004"
     source = tmp_path / "source"
@@ -370,7 +370,7 @@ def test_weights_that_do_not_fit_at_all_and_folders_that_are_none_are_refused(
         save_file(tensors, export / "model.safetensors")
         with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
             build_parts(config_of(home / "data", {"run": str(export)}), tmp_path / "run")
-        relist(export)
+        relist(export, EXPORT)
         with pytest.raises(UserError, match=says):
             build_parts(config_of(home / "data", {"run": str(export)}), tmp_path / "run")
     assert not (tmp_path / "run" / REPORT).exists()
@@ -383,11 +383,10 @@ def test_starts_of_the_other_run_count_as_trained_on(home: Path, tmp_path: Path)
     told["starts"] = TrainingStarts(seeds=(range(5, 9),)).to_dict()
     (source / "data.json").write_text(json.dumps(told))
     for place in (source, source / "checkpoints" / "step-000002"):
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        pipeline.train(config_of(home / "data", {"run": str(place)}), tmp_path / "run")
-        assert range(5, 9) in starts_of_run(tmp_path / "run").seeds
-    pipeline.train(config_of(home / "data", from_(home, "export")), tmp_path / "exported")
-    assert str(home / "export") in starts_of_run(tmp_path / "exported").unknown
+        config = config_of(home / "data", {"run": str(place)})
+        assert range(5, 9) in training_starts(config, tmp_path / "run").seeds
+    config = config_of(home / "data", from_(home, "export"))
+    assert str(home / "export") in training_starts(config, tmp_path / "run").unknown
 
 
 def test_a_step_is_replayed_from_the_weights_or_without_them_from_a_checkpoint(

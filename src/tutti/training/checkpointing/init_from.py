@@ -106,12 +106,13 @@ class InitialWeights:
             for kind, names in self.found.items()
             if names
         ]
-        log.info("weights (%s) of %s as the start:\n%s", self.weights, folder, "\n".join(lines))
+        log.info("tensors of %s (%s) as the start:\n%s", folder, self.weights, "\n".join(lines))
         if world().first:
             step = step_of(folder) if folder != Path(config.run) else None
             about = {"init_from": config.model_dump(mode="json"), "step": step, "weights": self.weights}
             counts = {kind: len(names) for kind, names in self.found.items()}
-            write_json(run / REPORT, about | {"counts": counts} | self.found)
+            found = {kind: names if any(names.values()) else [*names] for kind, names in self.found.items()}
+            write_json(run / REPORT, about | {"counts": counts} | found)
 
     @torch.no_grad()
     def _copy(self, key: str, mine: Tensor, value: Tensor) -> tuple[str, str]:
