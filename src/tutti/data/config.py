@@ -183,8 +183,9 @@ class DataConfig(FrozenConfig):
             check_unchanged(stores, trained_on)
         _check_compatible(stores)
         self._check_lengths(stores, needs)
-        for store in stores if kept is not None else ():
-            kept.check(store, self.normalization)
+        if kept is not None:
+            for store in stores:
+                kept.check(store, self.normalization)
         training, validation = self.split(stores, group_of)
         first = stores[0].spec
         rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
+from tutti.models.interfaces import ActionDecoder
 from tutti.storage.checkpoint import find_checkpoint, listed, step_of
 from tutti.storage.files import write_json
 from tutti.storage.manifest import SPEC, TOKENIZER
@@ -158,8 +159,9 @@ def source_of(config: InitFromConfig, *begun: Path) -> Path:
 def _fitted(module: nn.Module) -> list[str]:
     """The buffers that an action decoder gets from the data."""
     decoder = getattr(module, "action", None)
-    fitted = isinstance(decoder, nn.Module) and getattr(decoder, "needs_fit", False)
-    return [f"action.{name}" for name, _ in decoder.named_buffers()] if fitted else []
+    if not isinstance(decoder, ActionDecoder) or not decoder.needs_fit:
+        return []
+    return [f"action.{name}" for name, _ in decoder.named_buffers()]
 
 
 def _labels(spec: Mapping[str, Any], tokenizer: Tokenizer) -> Labels:
