@@ -64,7 +64,7 @@ def test_dimensions_that_never_move_are_noted_and_all_of_them_a_problem(tmp_path
         return replace(one, actions=actions, states=np.ones_like(one.states))
 
     assert findings(tmp_path, still) == [
-        (True, "the state never moves in any dimension. Is data.sources.state the right key?"),
+        (True, "the state never moves in any dimension. Is data.sources.state the right feature?"),
         (False, "dimension 1 of the action never moves."),
     ]
 

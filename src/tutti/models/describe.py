@@ -93,9 +93,9 @@ def describe(model: VLA) -> Description:
         for child_name, child in part.named_children():
             path = f"{name}.{child_name}"
             rows.append(_row(path, child, 2, _flops_below(flops, f"{root}.{path}", child), total))
-    sequence = {"readout": 1, "state": 1, "language": model.language.num_tokens}
+    sequence = {"readout": 1, "state": int(model.spec.state_dim > 0), "language": model.language.num_tokens}
     sequence |= {f"vision: {view}": model.vision.tokens_per_view for view in model.spec.views}
-    tokens = tuple(TokenRow(name=name, tokens=count) for name, count in sequence.items())
+    tokens = tuple(TokenRow(name=name, tokens=count) for name, count in sequence.items() if count)
     return Description(modules=tuple(rows), tokens=tokens)
 
 

@@ -179,7 +179,16 @@ class ObjectiveConfig(BaseModel):
 
     def build(self, model: Model, balancing: BalancingConfig | None = None) -> UnifiedLoss:
         """The loss for `model`, with fresh heads from torch's global generator; lambdas are fixed unless
-        `balancing` says otherwise. Raises UserError where sizes clash or a term owns what `model` owns."""
+        `balancing` says otherwise. Raises UserError where sizes clash, a term owns what `model` owns, or
+        reads a state that there is not."""
+        reading = [k for k, term in self.terms().items() if term.reads_state or term.needs(k).states]
+        if model.spec.state_dim == 0 and reading:
+            raise UserError(
+                f"{', '.join(f'objective.{name}' for name in reading)}: nothing to learn from, since "
+                "the state has no numbers (data.sources.state is none).\n"
+                f"  cure: take it out ({' '.join(f'objective.{name}=null' for name in reading)}), or name "
+                "the feature that is the state by sources.state."
+            )
         terms = {name: config.build(model, name) for name, config in self.terms().items()}
         schedules = {name: schedule_of(weight) for name, weight in self.weights().items()}
         loss = UnifiedLoss(terms, (balancing or FixedBalancingConfig()).build(schedules))

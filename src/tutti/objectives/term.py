@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -93,6 +93,9 @@ class TermValue:
 
 class BaseTermConfig(FrozenConfig, ABC):
     """The keys and methods that the configs of all terms have."""
+
+    reads_state: ClassVar[bool] = False
+    """Whether it has nothing to learn where the state has no numbers."""
 
     kind: Any  # a literal in each subclass
     weight: Weight = 1.0

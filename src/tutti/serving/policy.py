@@ -228,6 +228,19 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class WithoutState:
+    """A policy that was trained without a state, in a simulator that has one."""
+
+    policy: Policy
+
+    def predict(
+        self, images: Pictures, state: State, instruction: Text, use_images: bool = True
+    ) -> Float32[np.ndarray, "t a"]:
+        """The policy's chunk, whatever the state."""
+        return self.policy.predict(images, None, instruction, use_images)
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointPolicyFactory:
     """Builds the same policy in any process: `evaluation` sends it to its workers.
 
@@ -255,8 +268,10 @@ class CheckpointPolicyFactory:
         object.__setattr__(self, "path", folder.folder)
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
-    def __call__(self) -> Policy:
-        return Policy.load(self.path, self.weights, clip=self.clip, trust_code=self.trust_code, warn=False)
+    def __call__(self) -> Policy | WithoutState:
+        trust = self.trust_code
+        policy = Policy.load(self.path, self.weights, clip=self.clip, trust_code=trust, warn=False)
+        return policy if policy.spec.state_dim else WithoutState(policy)
 
 
 def export_policy(

@@ -32,13 +32,15 @@ def check_recordings(data: DataBundle) -> list[Finding]:
 
 
 def _constant_dimensions(what: str, values: Float32[np.ndarray, "n d"], name: str) -> Iterator[Finding]:
+    if not values.shape[1]:  # a state without numbers
+        return
     span = values.max(0).astype(np.float64) - values.min(0)
     constant = np.flatnonzero(span <= RELATIVE_RANGE_MIN * np.maximum(1.0, np.abs(values).max(0)))
     found = partial(Finding, kind="constant_dimensions", number=len(constant))
     if len(constant) == values.shape[1]:
         text, cure = (
             f"{name}: the {what} never moves in any dimension.",
-            f"Is data.sources.{what}_key the right key?",
+            f"Is data.sources.{what} the right feature?",
         )
         yield found(severity="fault", sentence=text, cure=cure)
     elif len(constant):

@@ -83,7 +83,8 @@ def input_changes(setup: ProbeSetup) -> dict[str, Change]:
     views = setup.model.spec.views
     for number, view in enumerate(views if len(views) > 1 else ()):
         changes[f"no {view.rsplit('.', 1)[-1]} view"] = zeroed("image_mask", number)
-    return changes | {NO_VISION: zeroed("image_mask"), NO_STATE: zeroed("state")}
+    changes[NO_VISION] = zeroed("image_mask")
+    return changes | ({NO_STATE: zeroed("state")} if setup.model.spec.state_dim else {})
 
 
 def ablate(setup: ProbeSetup) -> InputAblations:

@@ -124,10 +124,11 @@ def thumbnails(sample: Sample) -> Float64[np.ndarray, "n p"]:
 def _inputs(setup: ProbeSetup, sample: Sample) -> dict[str, np.ndarray]:
     """The inputs of each baseline, by its name."""
     before, known = sample.previous()
+    state = states(sample)
     return {
         MEAN: np.zeros((len(sample), 1)),
         TASK_ALONE: one_hot(task_numbers(sample, setup.groups), len(set(setup.groups))),
-        STATE_ALONE: fourier_features(states(sample), seed=setup.seed),
+        **({STATE_ALONE: fourier_features(state, seed=setup.seed)} if state.shape[1] else {}),
         PREVIOUS: np.concatenate([before, known[:, None].astype(np.float64)], axis=1),
         IMAGES: thumbnails(sample),
     }

@@ -113,7 +113,7 @@ def findings(
     return (
         _instruction(ablations, of.get((ridge_probes.VISION, ridge_probes.TASK))),
         _images(ablations),
-        _copying(ablations, baselines),
+        *_copying(ablations, baselines),
         *(leak_findings(leak) if leak.leaks else ()),
         *_beaten(baselines),
         *(_features(of[key]) for key in TOLD if key in of),
@@ -192,8 +192,10 @@ def _images(ablations: InputAblations) -> Finding:
     )
 
 
-def _copying(ablations: InputAblations, baselines: Sequence[Baseline]) -> Finding:
-    alone = next(row for row in baselines if row.name == ridge_probes.STATE_ALONE)
+def _copying(ablations: InputAblations, baselines: Sequence[Baseline]) -> tuple[Finding, ...]:
+    alone = next((row for row in baselines if row.name == ridge_probes.STATE_ALONE), None)
+    if alone is None:  # there is no state
+        return ()
     withheld = ablations.find(action_probes.NO_STATE)
     text = f"A regression from the state alone has {between(alone.ratio)} times the model's error"
     if withheld is not None:
@@ -215,7 +217,7 @@ def _copying(ablations: InputAblations, baselines: Sequence[Baseline]) -> Findin
         kind, severity, ending = "state_beaten", "ok", "the model does more than copy its state."
     else:
         kind, ending = "state_unresolved", "too near to say that the model does more than copy its state."
-    return replace(_hint(kind, f"{text}: {ending}", alone.ratio.value, severity), cure=cure)
+    return (replace(_hint(kind, f"{text}: {ending}", alone.ratio.value, severity), cure=cure),)
 
 
 def _beaten(baselines: Sequence[Baseline]) -> list[Finding]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tutti.distributed.ranks import sample_whole_batch
 from tutti.models.interfaces import Fusion
 from tutti.models.layers import TransformerConfig, attention_mask
-from tutti.types import DataSpec, Tokens
+from tutti.types import DataSpec, Tokens, UserError
 
 SEGMENTS = ("readout", "state", "language", "vision")
 """The order of the sequence; also the index of each segment's type embedding."""
@@ -39,7 +39,8 @@ class JointAttentionConfig(TransformerConfig):
 class JointAttention(Fusion):
     """[readout, state, language, vision] plus a type embedding, `depth` blocks, layer norm.
 
-    The readout token is learned and starts equal for all; the state becomes one token. Where an encoder's
+    The readout token is learned and starts equal for all; the state becomes one token, and none where a state
+    has no numbers. Where an encoder's
     width differs from `width`, a linear map adapts it. A masked token is never attended to, so what it
     holds changes nothing; removing a view or the text is masking it.
 
@@ -58,7 +59,12 @@ class JointAttention(Fusion):
             nn.Identity() if given == width else nn.Linear(given, width)
             for given in (vision_width, language_width)
         )
-        self.state = nn.Linear(spec.state_dim, width)
+        if spec.state_dim == 0 and config.state_dropout > 0:
+            raise UserError(
+                f"model.fusion.state_dropout is {config.state_dropout:g}, but there is no state to withhold: "
+                "data.sources.state is none. Set model.fusion.state_dropout=0."
+            )
+        self.state = nn.Linear(spec.state_dim, width) if spec.state_dim else None
         self.readout = nn.Parameter(torch.randn(width) * 0.02)
         self.type_embedding = nn.Embedding(len(SEGMENTS), width)
         nn.init.normal_(self.type_embedding.weight, std=0.02)
@@ -75,21 +81,23 @@ class JointAttention(Fusion):
             draw = sample_whole_batch(lambda rows: torch.rand(rows, 1, device=state.device), b)
             state = state * (draw >= self.state_dropout).to(state.dtype)
         readout_type, state_type, language_type, vision_type = self.type_embedding.weight.unbind(0)
+        first = [(self.readout + readout_type).expand(b, 1, -1)]
+        if self.state is not None:
+            first.append((self.state(state) + state_type)[:, None])
         x = torch.cat(
             [
-                (self.readout + readout_type).expand(b, 1, -1),
-                (self.state(state) + state_type)[:, None],
+                *first,
                 self.language_adapter(language.values) + language_type,
                 self.vision_adapter(vision.values) + vision_type,
             ],
             dim=1,
         )
         # Readout and state are always there, so that no softmax is over nothing where all else is absent.
-        always = language.mask.new_ones(b, 2)
+        always = language.mask.new_ones(b, len(first))
         mask = attention_mask(torch.cat([always, language.mask, vision.mask], dim=1))
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
         # Vision stands last: counted from the end, its place does not depend on the length of the text.
-        first = x.shape[1] - vision.values.shape[1]
-        return x[:, 0], Tokens(values=x[:, first:], mask=vision.mask)
+        begin = x.shape[1] - vision.values.shape[1]
+        return x[:, 0], Tokens(values=x[:, begin:], mask=vision.mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from tutti.types import Batch, Features, Tokens, at_least_float32
 
 class StateContrastiveConfig(BaseTermConfig):
     """`kind: state_contrastive`."""
+
+    reads_state: ClassVar[bool] = True
 
     kind: Literal["state_contrastive"] = "state_contrastive"
     weight: Weight = WeightSchedule(start=1.0, end=0.0, schedule="cosine")

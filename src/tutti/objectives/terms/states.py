@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ class GripperConfig(FrozenConfig):
 
 class FutureStatesConfig(BaseTermConfig):
     """`kind: future_states`."""
+
+    reads_state: ClassVar[bool] = True
 
     kind: Literal["future_states"] = "future_states"
     weight: Weight = WeightSchedule(start=5.0, end=0.3, schedule="cosine")
