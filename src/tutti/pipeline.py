@@ -11,7 +11,7 @@ is kept if it is finished, and continues if it was interrupted.
       first_batch.png  and .json: the first batch         model.json, data.json  sizes of model and data
       data_content.json  digests of each episode          shapes.txt  tensors of the first batch
       init_from.json   what was taken from another run    failures/, spikes/  steps saved for a replay
-      evaluation/      every rollout, and the scores      videos/         rollouts that succeed and that fail
+      evaluation/      every rollout, the scores, videos  evaluations/    others of another name
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
       report.html      all results on one page            summary.json    the same for programs
 
@@ -21,10 +21,13 @@ Decoded pictures are kept for all runs outside of them (data/cache.py).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from tutti.config.run_config import RunConfig
+from tutti.config.overrides import parse_overrides
+from tutti.config.run_config import RunConfig, with_overrides
 from tutti.data.formats.lerobot import VIEW
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.distributed.world import process_group
@@ -32,9 +35,10 @@ from tutti.evaluation.closed_loop.evaluate import evaluate as evaluate_closed_lo
 from tutti.evaluation.closed_loop.starts import DATASET, RECORDING, TrainingStarts, check_seeds
 from tutti.evaluation.closed_loop.videos import rollout_videos
 from tutti.evaluation.config import NO_SUITE, EvaluationConfig
+from tutti.evaluation.folder import OPEN_LOOP, RESULTS, VIDEOS, EvaluationFolder
 from tutti.evaluation.open_loop import measure_open_loop, tasks_of
 from tutti.models.describe import describe
-from tutti.plugin import Trust
+from tutti.plugin import Origin, Trust
 from tutti.recording import recorder
 from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig
@@ -47,19 +51,25 @@ from tutti.runs.build import (
     build_data,
     build_parts,
     check_data,
-    starts_of_run,
     suite_of,
     training_starts,
     training_threads,
     with_parent_data,
 )
-from tutti.runs.folder import Redo, RunFolder
+from tutti.runs.evaluations import Place, judged_policy, place_of
+from tutti.runs.folder import Redo, RunFolder, require_one_process
 from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import print_line, progress_bar, quiet
-from tutti.serving.policy import CheckpointPolicyFactory, Policy, find_checkpoint
+from tutti.serving.contents import read_spec
+from tutti.serving.policy import CheckpointPolicyFactory, find_checkpoint
+from tutti.storage.checkpoint import listed
+from tutti.storage.files import discard
 from tutti.suites.environment import Suite
 from tutti.suites.registry import fit_suite
+from tutti.types import UserError
 
+CHOOSES = ("evaluation", "checkpoint")
+"""The key that chooses a checkpoint of a run."""
 EPISODES = "recording"
 """Folder of the recorded episodes until they are in the data set."""
 
@@ -82,7 +92,7 @@ def record(config: RunConfig, folder: Path | None = None, *, redo: Redo = False)
         config.record.spec.check_rendering()
         with run.stage("record"):
             _record(config.record, run)
-    run.discard(EPISODES)  # the data set has them all
+    discard(run.path / EPISODES)  # the data set has them all
     return run.path / DATASET
 
 
@@ -111,22 +121,39 @@ def train(config: RunConfig, folder: Path | None = None, *, redo: Redo = False) 
 
 
 def evaluate(
-    folder: Path, config: EvaluationConfig | None = None, *, redo: Redo = False, trust_code: Trust = False
+    policy: Path,
+    config: EvaluationConfig | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    to: Path | None = None,
+    redo: Redo = False,
+    trust_code: Trust = False,
 ) -> Path:
-    """Measures success in the simulator, with intervals and controls. Returns the folder `evaluation/`.
+    """Measures success in the simulator, with intervals and controls. Returns the folder of the evaluation.
 
-    The error on held-out episodes comes first: it needs no simulator. `config` replaces the run's own section
-    `evaluation`. `trust_code`: which of the user's own classes that the run names may be imported.
+    `policy` is a run's folder, a checkpoint or an export; only a run has held-out episodes for the open-loop
+    error, too. `config` replaces the section `evaluation` that the evaluation, or else the run, had before.
+    One policy may have several evaluations, by `name` or by folder (`to`); `tutti.runs.evaluations` tells
+    where they lie. More `episodes` extend one. `trust_code`: which of the user's own classes that the policy
+    names may be imported.
     """
-    run = RunFolder(folder, redo=redo, new=False, trust_code=trust_code)
-    run.require("train", "Train first: tutti train CONFIG.")
-    run_config = run.config()
-    if config is not None:
-        run_config = run_config.model_copy(update={"evaluation": config})
-    if run.begin("evaluate", run_config, "evaluation"):
-        with run.stage("evaluate"):
-            _evaluate(run_config, run)
-    return run.path / "evaluation"
+    require_one_process("evaluate")
+    place = place_of(policy, name, to)
+    evaluation = EvaluationFolder(place.folder, place.other)
+    given = place.config(trust_code)
+    settings = config or evaluation.config or given.evaluation
+    given = given.model_copy(update={"evaluation": settings})
+    if overrides:
+        if place.checkpoint is not None and any(o.path[:2] == CHOOSES for o in parse_overrides(overrides)):
+            raise UserError(
+                f"{policy} is one checkpoint already. Leave {'.'.join(CHOOSES)} out, or name the run."
+            )
+        given = with_overrides(
+            given, overrides, str(place.config_file), Origin(place.config_file, trust_code)
+        )
+    _evaluate(given, place, evaluation, redo, trust_code)
+    return place.folder
 
 
 def report(folder: Path) -> Path:
@@ -191,7 +218,7 @@ def _train(config: RunConfig, run: RunFolder) -> None:
         f"{said['validation_instructions']:,} of {said['instructions']:,} instructions)"
     )
     with progress_bar("training") as bar:
-        training = BuiltTraining(config, data, model, objective, run.path)
+        training = BuiltTraining(config, data, model, objective, run.path, starts=starts)
         training.fit(lambda step, steps, latest: bar(step, steps, _loss(latest)))
 
 
@@ -199,50 +226,91 @@ def _loss(latest: dict[str, float]) -> str:
     return f"loss {latest['loss/total']:.3f}" if "loss/total" in latest else ""
 
 
-def _evaluate(config: RunConfig, run: RunFolder) -> None:
-    """Open-loop error, closed-loop success with controls, videos. Finished rollouts are kept."""
+def _evaluate(
+    config: RunConfig, place: Place, evaluation: EvaluationFolder, redo: Redo, trust_code: Trust
+) -> None:
+    """Checks all that can be wrong, then measures what is not measured yet."""
     settings = config.evaluation
-    trained = TrainingStarts() if settings.suite == NO_SUITE else starts_of_run(run.path, config)
+    plays = settings.suite != NO_SUITE
+    if not plays and place.run is None:
+        raise UserError(
+            f"evaluation.suite is none, so only the open-loop error is left, but {place.policy()} lies in no "
+            "run that would know its held-out episodes. Name a suite (evaluation.suite=...), or the run."
+        )
+    trained = place.starts(config) if plays else TrainingStarts()
     check_seeds(settings, trained)  # before anything slow
+    policy = CheckpointPolicyFactory(
+        place.policy(settings.checkpoint), settings.weights, trust_code=trust_code
+    )
+    judged = judged_policy(policy)
+    suite = suite_of(config)
+    suite = fit_suite(suite, read_spec(listed(policy.path))) if plays else suite
     if trained.unknown:
         print_line(trained.warning)
-    checkpoint = find_checkpoint(run.path, settings.checkpoint)
-    policy = Policy.load(checkpoint, settings.weights, trust_code=run.trust_code)
-    suite = suite_of(config)
-    _measure_open_loop(config, run, policy, suite)
-    if settings.suite == NO_SUITE:
-        print_line("evaluation.suite is none: open-loop error only, no rollouts in a simulator")
-        return
+    with evaluation.locked():
+        todo, line = evaluation.begin(settings, judged, suite.fingerprint if plays else NO_SUITE, redo)
+        print_line(f"evaluate: {line}")
+        run = (
+            RunFolder(place.run, new=False, trust_code=trust_code) if place.run and place.in_report else None
+        )
+        if run is not None:
+            run.keep_config(config, "evaluation")
+        if not todo:
+            return
+        with run.stage("evaluate", goes_on=evaluation.extended) if run is not None else nullcontext():
+            _measure_open_loop(config, place, evaluation, policy, suite)
+            if plays:
+                _play(settings, evaluation, policy, suite, trained=trained, judged=judged.name)
+            evaluation.finish()
+
+
+def _play(
+    settings: EvaluationConfig,
+    evaluation: EvaluationFolder,
+    policy: CheckpointPolicyFactory,
+    suite: Suite,
+    *,
+    trained: TrainingStarts,
+    judged: str,
+) -> None:
+    """Closed-loop success with controls, and videos. Finished rollouts are kept."""
     suite.check_rendering()
-    suite = fit_suite(suite, policy.spec, suite.image_size)
     with progress_bar("evaluating") as bar:
         result = evaluate_closed_loop(
-            CheckpointPolicyFactory(checkpoint, settings.weights, trust_code=run.trust_code),
-            settings,
-            suite,
-            folder=run.path / "evaluation",
-            trained=trained,
-            progress=bar,
+            policy, settings, suite, folder=evaluation.path, trained=trained, judged=judged, progress=bar
         )
     with progress_bar("making videos") as bar:
-        rollout_videos(
-            result.rollouts, suite, run.path / "videos", per_task=settings.videos_per_task, progress=bar
-        )
-    run.write_json("evaluation/results.json", result.to_dict())
+        count, workers = settings.videos_per_task, settings.workers
+        videos = evaluation.path / VIDEOS
+        rollout_videos(result.rollouts, suite, videos, per_task=count, workers=workers, progress=bar)
+    evaluation.write(RESULTS, result.to_dict())
+    if left := evaluation.not_counted(result.rollouts):
+        print_line(f"{left} rollouts of starts or tasks that are not asked for now are kept, and not counted")
 
 
-def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite: Suite) -> None:
-    """The action error on held-out episodes, where the data are still there."""
-    if away := check_data(config, run.path):
+def _measure_open_loop(
+    config: RunConfig,
+    place: Place,
+    evaluation: EvaluationFolder,
+    policy: CheckpointPolicyFactory,
+    suite: Suite,
+) -> None:
+    """The action error on held-out episodes, where there are a run and its data."""
+    if (evaluation.path / OPEN_LOOP).is_file():
+        return
+    if place.run is None:
+        print_line("open-loop errors are left out: a policy outside of its run has no held-out episodes")
+        return
+    if away := check_data(config, place.run):
         print_line(f"open-loop errors are left out: {away[0]} is not there")
         return
-    data = build_data(config, run.path)
+    data = build_data(config, place.run)
     if len(data.validation) == 0:
         return
     instructions = data.windows.instructions
     with training_threads(config):
         errors = measure_open_loop(
-            policy.model,
+            policy().model,
             data.validation,
             data.normalizer,
             data.tokenizer,
@@ -251,4 +319,4 @@ def _measure_open_loop(config: RunConfig, run: RunFolder, policy: Policy, suite:
             partners=config.evaluation.controls.partners_of(suite),
             actions_per_query=config.evaluation.actions_per_query,
         )
-    run.write_json("evaluation/open_loop.json", asdict(errors))
+    evaluation.write(OPEN_LOOP, asdict(errors))

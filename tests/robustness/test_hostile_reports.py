@@ -15,7 +15,7 @@ from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.types import UserError
 
 REPORTED = (
-    *("evaluation/results.json", "evaluation/open_loop.json", "summary.json", "videos/index.json"),
+    *("evaluation/results.json", "evaluation/open_loop.json", "summary.json", "evaluation/videos/index.json"),
     *("probes/probes.json", "model.json", "data.json", "recording.json", "records.jsonl", "first_batch.png"),
     *("first_batch.json", "probes/occlusion.png", "failures/step-000001/failure.json"),
 )
@@ -46,7 +46,7 @@ def test_no_torn_or_foreign_file_stops_the_report(stranger: Stranger, form: str)
 FOREIGN: dict[str, Any] = {
     "evaluation/results.json": {"scores": {"policy": {"tasks": {"a": [1]}, "mean": "x"}}, "verdicts": [1]},
     "evaluation/open_loop.json": {"overall": {"normalised": {"executed": "x"}}, "tasks": 7},
-    "videos/index.json": {"videos": [{"task": [], "file": "../../etc/passwd", "seed": {}}, 3]},
+    "evaluation/videos/index.json": {"videos": [{"task": [], "file": "../../etc/passwd", "seed": {}}, 3]},
     "probes/probes.json": {"findings": [{"sentence": {}, "severity": [], "cure": []}], "ablations": 3},
     "model.json": {"modules": [{"depth": "x", "parameters": 10**400}], "tokens": [[[[]]]]},
     "data.json": [[[[[[]]]]]],
@@ -85,11 +85,20 @@ def test_what_a_link_leads_to_is_neither_shown_nor_overwritten(stranger: Strange
     secret = tmp_path / "secret.txt"
     secret.write_bytes(b"my own secret")
     run = stranger.run
-    (run / "videos").mkdir()
-    (run / "videos" / "index.json").write_text(json.dumps({"videos": [{"task": "a", "file": "a.mp4"}]}))
+    (run / "evaluation" / "videos").mkdir(parents=True)
+    (run / "evaluation" / "videos" / "index.json").write_text(
+        json.dumps({"videos": [{"task": "a", "file": "a.mp4"}]})
+    )
     (run / "probes").mkdir(exist_ok=True)
     links = [f".partial-{name}" for name in ("report.html", "summary.json", "stages.json")]
-    for name in ("videos/a.mp4", "first_batch.png", "probes/occlusion.png", ".lock", "report.html", *links):
+    for name in (
+        "evaluation/videos/a.mp4",
+        "first_batch.png",
+        "probes/occlusion.png",
+        ".lock",
+        "report.html",
+        *links,
+    ):
         (run / name).unlink(missing_ok=True)
         (run / name).symlink_to(secret)
     refused = stranger.refused("report", run)

@@ -13,7 +13,7 @@ import torch
 from fixtures.line_world import BrokenPolicy, DeafPolicy, FragilePolicy, LineWorld, LineWorlds, Policies
 from tutti.evaluation.closed_loop import evaluate as closed_loop
 from tutti.evaluation.closed_loop.evaluate import evaluate
-from tutti.evaluation.closed_loop.results import EvaluationResult
+from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult, blind_note
 from tutti.evaluation.closed_loop.rollouts import PlannedRollout, Rollout, RolloutSpec, RolloutWorker
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.config import ControlsConfig, EvaluationConfig
@@ -28,6 +28,32 @@ CONTROLS = ControlsConfig(
     partners={"left": "right", "right": "left"},
 )
 CONFIG = EvaluationConfig(episodes=6, actions_per_query=2, max_decisions=12, workers=1, controls=CONTROLS)
+
+
+ROLLOUT = Rollout(
+    task="here",
+    condition="policy",
+    seed=0,
+    instruction="stay",
+    success=True,
+    decisions=1,
+    queries=1,
+    chunk=1,
+    start="0",
+    identity="0",
+    actions=np.zeros((1, 1), np.float32),
+)
+PROTOCOL = EvaluationProtocol(
+    suite="line",
+    split="held_out",
+    seed_first=0,
+    seed_last=9,
+    chunk=1,
+    executed=1,
+    max_decisions=1,
+    distinct_starts=1,
+    environment="line world 1",
+)
 
 
 def lines(result: EvaluationResult) -> list[str]:
@@ -56,6 +82,32 @@ def test_scores_of_policy_and_controls(whole: EvaluationResult) -> None:
     for part in ("seeds 1000-1005", "18 distinct starts", "3 actions predicted", "2 executed"):
         assert part in text
     assert "falls; not told apart from chance" in text
+
+
+def test_a_task_is_solved_without_pictures_where_the_whole_interval_is_above_half() -> None:
+    def blind(k: int, n: int) -> tuple[str, ...]:
+        played = [
+            replace(ROLLOUT, condition=condition, seed=seed, success=seed < k)
+            for condition in ("policy", "no_image")
+            for seed in range(n)
+        ]
+        result = EvaluationResult.of(played, PROTOCOL, resumed=0, seconds=0.0)
+        assert bool(blind_note(result.solved_without_pictures)) == any(
+            "little about" in n for n in result.notes()
+        )
+        return result.solved_without_pictures
+
+    for k, n, solved in (
+        (3, 3, False),
+        (4, 4, True),
+        (8, 10, False),
+        (9, 10, True),
+        (14, 20, False),
+        (15, 20, True),
+    ):
+        assert blind(k, n) == (("here",) if solved else ()), (k, n)
+    policy_alone = EvaluationResult.of([ROLLOUT], PROTOCOL, resumed=0, seconds=0.0)
+    assert policy_alone.solved_without_pictures == ()
 
 
 def test_result_is_read_back_without_its_rollouts(whole: EvaluationResult) -> None:

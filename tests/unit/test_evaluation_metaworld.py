@@ -68,10 +68,21 @@ def test_suite_takes_the_policys_views_in_its_order_and_refuses_another_rate_or_
     fitted = fit_suite(SUITE, SPEC)
     assert fitted.views == ("left", "right") and fitted.tasks == SUITE.tasks
     assert fit_suite(SUITE, SPEC, image_size=80).image_size == 80
-    with pytest.raises(UserError, match="at 80 actions a second"):
+    other = replace(SPEC, fps=80.0, state_dim=14, action_dim=7, views=("observation.images.ceiling",))
+    with pytest.raises(UserError, match="does not fit the suite metaworld-8") as refused:
+        fit_suite(SUITE, other)
+    for said in (
+        *("(of sawyer)", "actions a second: the policy has 80, the suite 20"),
+        *(
+            "numbers of a state: the policy has 14, the suite 4",
+            "numbers of an action: the policy has 7, the",
+        ),
+        *("views: 'ceiling' is not a camera view. Known: right", "evaluation.suite=none"),
+    ):
+        assert said in str(refused.value), said
+    with pytest.raises(UserError, match="actions a second") as refused:
         fit_suite(SUITE, replace(SPEC, fps=80.0))
-    with pytest.raises(UserError, match="7 action values"):
-        fit_suite(SUITE, replace(SPEC, action_dim=7))
+    assert "numbers of" not in str(refused.value)
 
 
 @pytest.mark.simulation

@@ -28,7 +28,7 @@ MOST_BYTES = 6_000_000
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 JSON_FILES = (
     *("evaluation/results.json", "evaluation/open_loop.json", "summary.json", "stages.json", "model.json"),
-    *("data.json", "recording.json", "videos/index.json"),
+    *("data.json", "recording.json", "evaluation/videos/index.json"),
 )
 
 
@@ -147,6 +147,47 @@ def test_page_terminal_summary_and_notes_show_one_interval(
         assert interval.percent() in place, place
 
 
+def test_every_place_says_one_training_and_marks_what_is_solved_without_pictures(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied / "evaluation" / "results.json"
+    assert "olved without pictures" not in page_of(copied).text
+    values = json.loads(path.read_text())
+    for task in values["scores"]["no_image"]["tasks"]:
+        if task["task"] == "drawer-close":
+            task |= {"successes": 9, "interval": asdict(wilson(9, 10))}
+    write_json(path, values)
+    summary = write_summary(RunFolder(copied, new=False))
+    print_summary(summary, copied)
+    assert (summary["trainings"], summary["solved_without_pictures"]) == (1, ["drawer-close"])
+    said, page = " ".join(capsys.readouterr().out.split()), page_of(copied).text
+    assert "drawer-close *" in said and "drawer-close solved without pictures" in page
+    for place in (said, page):
+        assert "ne training: the interval says nothing about other seeds" in place
+        assert "Solved without pictures: drawer-close. This success says little about looking" in place
+
+
+def test_other_evaluations_are_listed_with_their_interval(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = json.loads((copied / "evaluation" / "results.json").read_text())
+    values["protocol"] |= {"policy": "step-003000, raw", "seed_first": 3000}
+    for name, content in (("raw", json.dumps(values)), ("torn", "{")):
+        (copied / "evaluations" / name).mkdir(parents=True)
+        (copied / "evaluations" / name / "results.json").write_text(content)
+    text = page_of(copied).text
+    interval = evaluation().policy.interval.percent()
+    assert f"raw 81.2 % [{interval}] step-003000, raw metaworld-8 3000 to 1019" in text
+    summary = write_summary(RunFolder(copied, new=False))
+    print_summary(summary, copied)
+    assert summary["evaluations"]["raw"]["mean"] == summary["mean"] and list(summary["evaluations"]) == [
+        "raw"
+    ]
+    assert f"Other evaluations: raw 81.2 % {interval}" in " ".join(capsys.readouterr().out.split())
+    shutil.rmtree(copied / "evaluation")
+    assert "Not run yet" in (text := page_of(copied).text) and "step-003000, raw" in text
+
+
 def test_what_casts_doubt_on_the_numbers_is_warned_of(copied: Path) -> None:
     edit(copied / "evaluation" / "results.json", verdicts=[], resumed=12)
     stages = json.loads((copied / "stages.json").read_text())
@@ -161,7 +202,7 @@ def test_what_casts_doubt_on_the_numbers_is_warned_of(copied: Path) -> None:
     page = page_of(copied)
     for warning in (
         "nothing here shows that the text is used",
-        "12 of its rollouts come from an interrupted run",
+        "not played again 12",
         "The stage 'train' has not finished",
         "model.json: not valid JSON",
         "Non-finite values were recorded in loss/align/raw",
@@ -179,18 +220,18 @@ def test_videos_play_muted_in_a_loop_and_those_over_the_budget_are_named(run: Pa
         assert {"muted", "loop", "controls", "playsinline"} <= set(video)
         assert (video["src"] or "").startswith("data:video/mp4;base64,")
     inputs = read_inputs(run)
-    size = 4 * (run / "videos" / inputs.videos[0].file).stat().st_size // 3 + 64
+    size = 4 * (run / "evaluation" / "videos" / inputs.videos[0].file).stat().st_size // 3 + 64
     section = videos_section(inputs, 9 * size)
     groups = section.blocks[0].groups  # pyright: ignore[reportAttributeAccessIssue]
     embedded = [[video for video in videos if video.source] for _, videos in groups]
     left = [video for _, videos in groups for video in videos if not video.source]
     assert all(embedded) and 8 <= sum(map(len, embedded)) <= 9
-    assert left and all("too large: see videos/" in video.why for video in left)
+    assert left and all("too large: see evaluation/videos/" in video.why for video in left)
 
 
 def test_a_video_outside_the_folder_is_not_read(copied: Path) -> None:
     entry = {"task": "reach", "seed": 1, "success": True, "file": "../config.yaml"}
-    write_json(copied / "videos" / "index.json", {"videos": [entry]})
+    write_json(copied / "evaluation" / "videos" / "index.json", {"videos": [entry]})
     page = page_of(copied)
     assert not any(tag == "video" for tag, _ in page.elements)
     assert "../config.yaml is missing" in page.text
@@ -204,7 +245,9 @@ def test_empty_run_says_what_has_not_run_and_an_absent_one_is_named(tmp_path: Pa
         write_report(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", [*JSON_FILES, "records.jsonl", "config.yaml", "first_batch.png", "videos"])
+@pytest.mark.parametrize(
+    "name", [*JSON_FILES, "records.jsonl", "config.yaml", "first_batch.png", "evaluation/videos"]
+)
 def test_any_one_input_may_be_missing(copied: Path, name: str) -> None:
     path = copied / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -94,20 +94,54 @@ def train(config: Config, overrides: Overrides = None, run: Folder = None, redo:
 
 
 def evaluate(
-    run: Run, overrides: Overrides = None, redo: Redo = False, trust_code: TrustCode = False
+    policy: Annotated[
+        Path,
+        typer.Argument(help="A run's folder, a checkpoint's, or one of `tutti export`.", metavar="POLICY"),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Such as evaluation.episodes=200.", metavar="[evaluation.KEY=VALUE ...]"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="Keep it beside others, in RUN/evaluations/NAME.",
+            show_default=False,
+            metavar="NAME",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="The folder.", show_default="RUN/evaluation, or POLICY-evaluation", metavar="FOLDER"
+        ),
+    ] = None,
+    *,
+    redo: Annotated[bool, typer.Option("--redo", help="Play everything again.")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
-    """Measures a trained run: success in the simulator with intervals and controls, open-loop error.
+    """Measures a policy: success in the simulator with intervals and controls; of a run, open-loop error too.
 
-    Overrides may name keys of the section `evaluation` only: tutti evaluate runs/demo evaluation.episodes=50
+    Finished rollouts are kept, so more starts extend it: tutti evaluate runs/demo evaluation.episodes=50
+    What would make them wrong needs a name: tutti evaluate runs/demo evaluation.weights=raw --name raw
     """
-    require_run(run)
+    require_run(policy)
     for override in overrides or []:
         if not override.startswith("evaluation."):
-            raise UserError(f"'{override}': a trained run is as it is; only keys of evaluation.* may change.")
-    config = load(run / "config.yaml", overrides).evaluation if overrides else None
+            raise UserError(
+                f"'{override}': a trained policy is as it is; only keys of evaluation.* may change."
+            )
+    if overrides and (policy / "config.yaml").is_file():
+        check_keys(policy / "config.yaml", overrides)
     from tutti import pipeline
+    from tutti.runs.summary import print_evaluation
 
-    pipeline.evaluate(run, config, redo=redo, trust_code=trust_code)
+    print_evaluation(
+        pipeline.evaluate(
+            policy, overrides=overrides or (), name=name, to=to, redo=redo, trust_code=trust_code
+        )
+    )
 
 
 def report(run: Run) -> None:

@@ -114,6 +114,15 @@ def build_config(
         raise UserError(explain(error, values, source, json_schema(), overrides)) from None
 
 
+def with_overrides(
+    config: RunConfig, overrides: Sequence[str], source: str, origin: Origin | None = None
+) -> RunConfig:
+    """The config with `key.sub=value` overrides. Raises: UserError as `load_config`."""
+    values, parsed = config.model_dump(mode="json"), parse_overrides(overrides)
+    apply_overrides(values, parsed, RunConfig())
+    return build_config(values, source, parsed, origin)
+
+
 def to_yaml(config: RunConfig) -> str:
     """The resolved config, every default spelled out, as `load_config` reads it."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)

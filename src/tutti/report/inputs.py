@@ -36,6 +36,7 @@ from tutti.types import UserError
 
 MAX_PICTURE = 2**23
 """Bytes of a picture that is put into the page."""
+VIDEOS = "evaluation/videos"
 MAX_STEP = 2**53
 """Steps beyond this are no steps."""
 Json = dict[str, Any]
@@ -72,7 +73,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoEntry:
-    """A rollout's entry of videos/index.json."""
+    """A rollout's entry of evaluation/videos/index.json."""
 
     file: str
     task: str
@@ -97,6 +98,7 @@ class Inputs:
     folder: Path
     records: Records
     evaluation: EvaluationResult | None
+    other_evaluations: Mapping[str, EvaluationResult]
     open_loop: OpenLoopResult | None
     summary: Summary
     stages: Mapping[str, Stage]
@@ -141,6 +143,11 @@ def read_inputs(folder: Path) -> Inputs:
         folder=folder,
         records=read("records.jsonl", read_records) or Records(columns={}),
         evaluation=json_of("evaluation/results.json", EvaluationResult.from_dict),
+        other_evaluations={
+            path.parent.name: result
+            for path in sorted((folder / "evaluations").glob("*/results.json"))
+            if (result := json_of(str(path.relative_to(folder)), EvaluationResult.from_dict)) is not None
+        },
         open_loop=json_of("evaluation/open_loop.json", TypeAdapter(OpenLoopResult).validate_python),
         summary=json_of("summary.json", TypeAdapter(Summary).validate_python) or Summary(),
         stages=json_of("stages.json", TypeAdapter(dict[str, Stage]).validate_python) or {},
@@ -149,7 +156,7 @@ def read_inputs(folder: Path) -> Inputs:
         model=json_of("model.json", TypeAdapter(Description).validate_python),
         data=json_of("data.json", dict),
         recording=json_of("recording.json", TypeAdapter(Recording).validate_python),
-        videos=json_of("videos/index.json", _videos) or (),
+        videos=json_of(f"{VIDEOS}/index.json", _videos) or (),
         first_batch=read("first_batch.png", picture),
         first_texts=json_of("first_batch.json", TypeAdapter(tuple[tuple[int, str], ...]).validate_python)
         or (),

@@ -93,7 +93,11 @@ def _tiles(inputs: Inputs) -> list[Tile]:
         score = inputs.evaluation.policy
         interval, tasks = score.interval.percent(), f"over {len(score.tasks)} tasks"
         tiles += [
-            Tile(value=percent(score.mean, 1), name="task-mean success", small=f"95 % interval {interval}"),
+            Tile(
+                value=percent(score.mean, 1),
+                name="task-mean success",
+                small=f"95 % interval {interval}, one training",
+            ),
             Tile(value=f"{rollouts_of(score):,}", name="rollouts", small=tasks),
         ]
     if total := inputs.summary.seconds or sum(inputs.stage_seconds.values()):
@@ -127,7 +131,4 @@ def _warnings(inputs: Inputs) -> list[str]:
         warnings.append(f"records.jsonl: {torn}")
     if result is not None and result.protocol.starts_not_known:
         warnings.append(capitalised(TrainingStarts(unknown=result.protocol.starts_not_known).warning))
-    if result is not None and result.resumed:
-        again = f"{result.resumed} of its rollouts come from an interrupted run."
-        warnings.append(f"The evaluation was resumed: {again}")
     return warnings + [f"{problem}." for problem in inputs.problems]

@@ -28,7 +28,7 @@ from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.serving.contents import read_normalizer, read_spec, read_tokenizer
 from tutti.storage.checkpoint import checkpoints, listed
-from tutti.storage.manifest import CONFIG, EXPORT, NORMALIZER, SPEC, TOKENIZER
+from tutti.storage.manifest import CONFIG, EXPORT, NORMALIZER, SPEC, STARTS, TOKENIZER
 from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
@@ -53,9 +53,17 @@ class BuiltTraining:
     """A run that is ready to train: data, a model with fresh weights, the objective and the trainer."""
 
     def __init__(
-        self, config: RunConfig, data: DataBundle, model: VLA, objective: UnifiedLoss, folder: Path
+        self,
+        config: RunConfig,
+        data: DataBundle,
+        model: VLA,
+        objective: UnifiedLoss,
+        folder: Path,
+        *,
+        starts: TrainingStarts,
     ) -> None:
-        """`folder` is where the trainer writes checkpoints and records, and where it resumes from."""
+        """`folder` is where the trainer writes checkpoints and records, and where it resumes from; `starts`
+        are those in the data."""
         self.config, self.data, self.model, self.objective = config, data, model, objective
         self.trainer = Trainer(
             config.training,
@@ -64,7 +72,7 @@ class BuiltTraining:
             folder,
             strategy=config.strategy,
             backward=config.backward,
-            files=policy_files(config, data),
+            files=policy_files(config, data, starts),
             texts=data.texts,
         )
 
@@ -87,8 +95,8 @@ class BuiltTraining:
 
 def build_training(config: RunConfig, folder: Path, *, output: Path | None = None) -> BuiltTraining:
     """Builds the training of `config` on the data of the run in `folder`; it writes there or to `output`."""
-    output = output or folder
-    return BuiltTraining(config, *build_parts(config, folder, output), output)
+    output, starts = output or folder, training_starts(config, folder)
+    return BuiltTraining(config, *build_parts(config, folder, output), output, starts=starts)
 
 
 @contextmanager
@@ -196,13 +204,14 @@ def kept_statistics(config: RunConfig, folder: Path) -> Statistics | None:
     )
 
 
-def policy_files(config: RunConfig, data: DataBundle) -> dict[str, str]:
-    """The texts in a checkpoint that let it act without the run and its data, by file name."""
+def policy_files(config: RunConfig, data: DataBundle, starts: TrainingStarts) -> dict[str, str]:
+    """The texts in a checkpoint that let it act and be judged without its run and data, by file name."""
     return {
         CONFIG: to_yaml(config),
         SPEC: json.dumps(asdict(data.spec), indent=1),
         NORMALIZER: json.dumps(data.normalizer.to_dict(), indent=1),
         TOKENIZER: data.tokenizer.to_json(),
+        STARTS: json.dumps(starts.to_dict(), indent=1),
     }
 
 

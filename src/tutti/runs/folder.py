@@ -8,7 +8,6 @@ finished and continued if it was interrupted. If its config has changed, that is
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from tutti.nested_dicts import changed_keys, indented
 from tutti.plugin import Trust
 from tutti.runs.terminal import print_line
 from tutti.storage.files import (
+    discard,
     exclusive_lock,
     explain_disk_errors,
     explain_full_disk,
@@ -34,6 +34,8 @@ from tutti.storage.files import (
 from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
+DEFAULT, OTHERS = "evaluation", "evaluations"
+"""The folder of the evaluation that the report shows, and that of all others (`tutti.runs.evaluations`)."""
 STAGES: dict[str, tuple[str, ...]] = {
     "record": ("dataset", "recording", "recording.json"),
     "train": (
@@ -41,12 +43,15 @@ STAGES: dict[str, tuple[str, ...]] = {
         *("first_batch.png", "first_batch.json", "init_from.json", "shapes.txt", "model.json"),
         *("data.json", "data_content.json", "probes", "replays"),
     ),
-    "evaluate": ("evaluation", "videos"),
+    "evaluate": (DEFAULT, OTHERS),
     "report": ("report.html", "summary.json"),
 }
 """The stages in their order, each with what it makes in the run's folder."""
 
-WORK = {"train": ("checkpoints", "records.jsonl", "failures")}
+WORK = {
+    "train": ("checkpoints", "records.jsonl", "failures"),
+    "evaluate": (f"{DEFAULT}/policy", f"{DEFAULT}/open_loop.json"),
+}
 """Of a stage's outputs those that cost work, where others are written before it begins."""
 
 WITHOUT_EFFECT = (
@@ -102,11 +107,7 @@ class RunFolder:
         Raises: UserError, if the stage was started with other values and `redo` is not set, or
         several processes were started for a stage that runs on one.
         """
-        if launched_world_size() > 1 and world().ranks.count == 1:
-            raise UserError(
-                f"{launched_world_size()} processes were started, but the stage '{stage}' runs on one: only "
-                "`tutti train` is for torchrun. Start it by itself."
-            )
+        require_one_process(stage)
         return world().on_rank_zero(lambda: self._begin(stage, config, sections))
 
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
@@ -138,8 +139,9 @@ class RunFolder:
         return True
 
     @contextmanager
-    def stage(self, stage: str) -> Iterator[None]:
-        """Times the block, and marks the stage as finished when the block succeeds.
+    def stage(self, stage: str, *, goes_on: bool = False) -> Iterator[None]:
+        """Times the block, and marks the stage as finished when the block succeeds. `goes_on`: the time is
+        added to that of a finished stage, which the block extends.
 
         A full disk becomes a UserError. A stage that fails with a UserError before it has made anything is
         forgotten: its config was wrong, and the corrected one must not be refused as another. Of several
@@ -150,7 +152,7 @@ class RunFolder:
             return
         entry = self._manifest.setdefault(stage, {"finished": False, "seconds": 0.0, "inputs": {}})
         if entry["finished"]:  # it runs once more
-            entry.update(finished=False, seconds=0.0)
+            entry.update(finished=False, seconds=entry["seconds"] if goes_on else 0.0)
         with self._writing(stage):
             self._save()
             try:
@@ -171,18 +173,15 @@ class RunFolder:
             state = "was interrupted" if stage in self._manifest else "has not run"
             raise UserError(f"{self.path}: the stage '{stage}' {state}. {cure}")
 
+    def keep_config(self, config: RunConfig, section: str) -> None:
+        """Puts this section into config.yaml."""
+        with self._writing(section):
+            self._write_config(config, (section,))
+
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file of the run atomically, on rank 0 only."""
         if world().first:
             write_json(self.path / name, value)
-
-    def discard(self, name: str) -> None:
-        """Deletes a file or a folder of the run, if it exists."""
-        path = self.path / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
     def _delete_from(self, stage: str) -> None:
         """Deletes the outputs of this stage and all later ones; after a kill none of them is finished."""
@@ -191,7 +190,7 @@ class RunFolder:
         self._save()
         for name in _stages_from(stage):
             for output in STAGES[name]:
-                self.discard(output)
+                discard(self.path / output)
             self._manifest.pop(name, None)
         self._save()
 
@@ -249,6 +248,15 @@ class RunFolder:
     def _save(self) -> None:
         with self._lock:
             write_json(self.path / MANIFEST, self._manifest)
+
+
+def require_one_process(stage: str) -> None:
+    """Raises: UserError, if several processes were started for a stage that runs on one."""
+    if launched_world_size() > 1 and world().ranks.count == 1:
+        raise UserError(
+            f"{launched_world_size()} processes were started, but the stage '{stage}' runs on one: only "
+            "`tutti train` is for torchrun. Start it by itself."
+        )
 
 
 def _stages_from(stage: str) -> tuple[str, ...]:

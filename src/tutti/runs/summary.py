@@ -6,11 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tutti.evaluation.closed_loop.results import EvaluationResult
+from tutti.evaluation.closed_loop.results import ONE_TRAINING, EvaluationResult, blind_note
+from tutti.evaluation.folder import OPEN_LOOP, RESULTS
 from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.models.describe import Description
 from tutti.report.formatting import duration
-from tutti.runs.folder import RunFolder
+from tutti.runs.folder import DEFAULT, OTHERS, RunFolder
 from tutti.runs.provenance import commit, machine, versions
 from tutti.runs.terminal import print_line, print_table
 from tutti.storage.reading import read_json, shown
@@ -28,8 +29,13 @@ def write_summary(run: RunFolder) -> dict[str, Any]:
         "name": config["name"],
         "seconds": round(sum(run.seconds.values()), 1),
         "stage_seconds": run.seconds,
-        **_success(run.path / "evaluation" / "results.json"),
-        "open_loop": _json(run.path / "evaluation" / "open_loop.json"),
+        **_success(run.path / DEFAULT / RESULTS),
+        "open_loop": _json(run.path / DEFAULT / OPEN_LOOP),
+        "evaluations": {
+            path.parent.name: one
+            for path in sorted((run.path / OTHERS).glob(f"*/{RESULTS}"))
+            if (one := _success(path))["success"]
+        },
         "config": config,
         "versions": versions(),
         "machine": machine(),
@@ -41,28 +47,47 @@ def write_summary(run: RunFolder) -> dict[str, Any]:
 
 def print_summary(summary: dict[str, Any], run: Path) -> None:
     """Prints success per task with intervals and controls, the time of each stage, and the report's path."""
-    controls, success = summary["controls"], summary["success"]
-    if success:
-        mean = {**summary["mean"]}
-        rate = mean.pop("rate")
-        means = (f"{100 * _mean(counts):.0f} %" for counts in controls.values())
-        print_table(
-            f"Success in the simulator: {summary['name']}",
-            ("task", "success", "95 %", *(name.replace("_", " ") for name in controls)),
-            (
-                (
-                    task,
-                    f"{k}/{n}",
-                    wilson(k, n).percent(),
-                    *(_fraction(c.get(task)) for c in controls.values()),
-                )
-                for task, (k, n) in success.items()
-            ),
-            last=("task mean", f"{100 * rate:.1f} %", Interval(**mean).percent(), *means),
-        )
+    _print_success(summary["name"], summary)
+    others = {name: _rate(one["mean"]) for name, one in summary["evaluations"].items()}
+    if others:
+        print_line(f"Other evaluations: {', '.join(f'{name} {rate}' for name, rate in others.items())}")
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
     print_line(f"Time: {duration(summary['seconds'])} ({times})")
     print_line(f"Report: {run / 'report.html'}")
+
+
+def print_evaluation(folder: Path) -> None:
+    """Prints what an evaluation found, and where it lies."""
+    _print_success(str(folder), _success(folder / RESULTS))
+    if error := _json(folder / OPEN_LOOP).get("overall"):
+        executed = f"{error['normalised']['executed']:.4g} (normalised units"
+        print_line(f"Open-loop error of executed actions: {executed}, {error['windows']:,} held-out windows)")
+    print_line(f"Results: {folder}")
+
+
+def _print_success(name: str, found: dict[str, Any]) -> None:
+    """The table of success, if there is any, with what it does not show."""
+    if not found["success"]:
+        return
+    controls, blind = found["controls"], found["solved_without_pictures"]
+    means = (f"{100 * _mean(counts):.0f} %" for counts in controls.values())
+    print_table(
+        f"Success in the simulator: {name}",
+        ("task", "success", "95 %", *(control.replace("_", " ") for control in controls)),
+        (
+            (
+                f"{task} *" if task in blind else task,
+                f"{k}/{n}",
+                wilson(k, n).percent(),
+                *(_fraction(counts.get(task)) for counts in controls.values()),
+            )
+            for task, (k, n) in found["success"].items()
+        ),
+        last=("task mean", *_rate(found["mean"]).rsplit("  ", 1), *means),
+    )
+    print_line(f"{ONE_TRAINING[0].upper()}{ONE_TRAINING[1:]}.")
+    if blind:
+        print_line(f"* {blind_note(blind)}")
 
 
 def print_model(description: Description) -> None:
@@ -104,13 +129,23 @@ def _success(path: Path) -> dict[str, Any]:
         print_line(f"{path} is left out, it has another form ({said})")
         result = None
     if result is None:
-        return {"success": {}, "mean": None, "controls": {}, "verdicts": {}}
+        nothing: dict[str, Any] = {"success": {}, "mean": None, "controls": {}, "verdicts": {}}
+        return nothing | {"trainings": 0, "policy": "", "solved_without_pictures": []}
     return {
         "success": result.policy.counts,
         "mean": {"rate": result.policy.mean, **asdict(result.policy.interval)},
         "controls": {condition: score.counts for condition, score in result.controls.items()},
         "verdicts": {verdict.control: verdict.outcome for verdict in result.verdicts},
+        "trainings": 1,
+        "policy": result.protocol.policy,
+        "solved_without_pictures": list(result.solved_without_pictures),
     }
+
+
+def _rate(mean: dict[str, Any]) -> str:
+    """As "81.2 %  75-86 %"."""
+    bounds = dict(mean)
+    return f"{100 * bounds.pop('rate'):.1f} %  {Interval(**bounds).percent()}"
 
 
 def _fraction(pair: list[int] | None) -> str:

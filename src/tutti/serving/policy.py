@@ -40,7 +40,7 @@ from tutti.serving.observation import (
 )
 from tutti.storage.checkpoint import find_checkpoint, listed
 from tutti.storage.files import explain_disk_errors, megabytes, write_folder
-from tutti.storage.manifest import DATA_FILES, EXPORT, POLICY_FILES, WEIGHTS, Weights, size_of
+from tutti.storage.manifest import DATA_FILES, EXPORT, POLICY_FILES, STARTS, WEIGHTS, Weights, size_of
 from tutti.storage.tensors import check_finite, read_weights, weights_in
 from tutti.types import DataSpec, Tokens, UserError
 
@@ -299,7 +299,8 @@ def export_policy(
     weights, _ = weights_in(source, weights)
     read_model(source, weights, trust_code)
     tensors = read_weights(source, weights)
-    content = {WEIGHTS["raw"]: save(tensors)} | {name: source.read(name) for name in POLICY_FILES}
+    names = (*POLICY_FILES, *(name for name in (STARTS,) if name in source.files))
+    content = {WEIGHTS["raw"]: save(tensors)} | {name: source.read(name) for name in names}
     about = {
         "checkpoint": source.folder.name,
         "weights": weights,

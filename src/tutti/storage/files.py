@@ -165,6 +165,14 @@ def _is_at(path: Path, handle: int) -> bool:
         return False
 
 
+def discard(path: Path) -> None:
+    """Deletes a file, or a folder with all that is in it, if it exists; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def require_writable(folder: Path) -> None:
     """Makes the folder if it is not there, and tries whether a file can be written into it.
 

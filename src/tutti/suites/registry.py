@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from tutti.errors import UserError
 from tutti.suites.environment import Suite
 from tutti.suites.metaworld.suite import METAWORLD_8
 from tutti.types import DataSpec
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in (METAWORLD_8,)}
-CURE = "For data of another robot: evaluation.suite=none measures the open-loop error alone."
+CURE = "For data of another robot: evaluation.suite=none measures the open-loop error of a run alone."
 
 
 def find_suite(name: str) -> Suite:
@@ -28,19 +30,23 @@ def fit_suite(suite: Suite, spec: DataSpec, image_size: int | None = None) -> Su
 
     `spec.views` may carry a data set's prefix, as "observation.images.right".
 
-    Raises UserError: the policy was trained at another rate than the suite acts at, on other sizes, or on a
-    view that the simulator does not have.
+    Raises UserError, with all that differs: the actions a second, the sizes of state and action, or a view
+    that the simulator does not have.
     """
-    if abs(spec.fps - suite.fps) > 1e-6:
-        raise UserError(
-            f"The policy was trained at {spec.fps:g} actions a second, {suite.name} takes {suite.fps:g}. "
-            "Record the data with the suite's action repeat, or evaluate on a suite of the data's rate. "
-            f"{CURE}"
-        )
-    if spec.action_dim != suite.action_dim:
-        raise UserError(
-            f"The policy gives {spec.action_dim} action values, but {suite.name} takes {suite.action_dim}. "
-            f"{CURE}"
-        )
     views = tuple(view.rsplit(".", 1)[-1] for view in spec.views)
-    return suite.with_changes(views=views, image_size=image_size or suite.image_size)
+    sizes = {
+        "actions a second": (f"{spec.fps:g}", f"{suite.fps:g}"),
+        "numbers of a state": (spec.state_dim, suite.state_dim),
+        "numbers of an action": (spec.action_dim, suite.action_dim),
+    }
+    differ = [f"{what}: the policy has {a}, the suite {b}" for what, (a, b) in sizes.items() if a != b]
+    try:
+        fitted = suite.with_changes(views=views, image_size=image_size or suite.image_size)
+    except ValidationError as error:
+        fitted = suite
+        differ.append(error.errors()[0]["msg"].removeprefix("Value error, "))
+    if differ:
+        lines = "".join(f"\n  {line}" for line in differ)
+        robot = ", ".join(spec.embodiments)
+        raise UserError(f"The policy (of {robot}) does not fit the suite {suite.name}.{lines}\n{CURE}")
+    return fitted

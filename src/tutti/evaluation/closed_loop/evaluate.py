@@ -36,14 +36,15 @@ def evaluate(
     *,
     folder: Path | None = None,
     trained: TrainingStarts | None = None,
+    judged: str = "",
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> EvaluationResult:
     """Plays every planned rollout that `folder` does not hold yet, and scores all of them.
 
     `folder` receives one JSON record per rollout, `<condition>/<task>/<seed>.json`, as it ends; a record of
     another policy or protocol is replaced. None keeps everything in memory. `trained` are the starts of the
-    demonstrations; None skips that check. `progress` is called with (finished rollouts, all rollouts), first
-    with those of an earlier, interrupted run.
+    demonstrations; None skips that check. `judged` names the policy in the protocol. `progress`
+    is called with (finished rollouts, all rollouts), first with those that lay there.
 
     Raises UserError: the evaluation's seeds overlap the demonstrations'; `max_decisions` exceeds what the
     simulator allows; the policy gave non-finite actions; the disk is full.
@@ -76,6 +77,7 @@ def evaluate(
     own = [rollout for rollout in ordered if rollout.condition == "policy"]
     chunk = max(rollout.chunk for rollout in own)
     protocol = EvaluationProtocol(
+        policy=judged,
         suite=config.suite,
         split=config.split,
         seed_first=config.seeds[0],

@@ -13,6 +13,10 @@ from tutti.evaluation.closed_loop.rollouts import Condition, Rollout
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilson
 
+ONE_TRAINING = "one training: the interval says nothing about other seeds of the same config"
+SEEN = 0.5
+"""A task whose `no_image` control has its whole 95 % interval above this rate is solved without pictures."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
@@ -37,7 +41,7 @@ class TaskScore:
 class Score:
     """Success of a condition over its tasks. `mean` is the mean of the tasks' rates.
 
-    `interval` is that of `mean_of_rates`: it says nothing about other trainings of the same config.
+    `interval` is that of `mean_of_rates`, of one training.
     """
 
     condition: Condition
@@ -56,9 +60,9 @@ class EvaluationProtocol:
     """How the success rates were measured. Of `chunk` predicted actions `executed` are executed.
 
     A rollout ends at its first success. `distinct_starts` counts different (task, privileged state after the
-    reset): a deterministic policy gives no more evidence than that. `trained_seeds` are those of the
-    demonstrations ("10000 to 10052", recording by recording); `starts_not_known` names the data sets that do
-    not say theirs.
+    reset): a deterministic policy gives no more evidence than that. `policy` is its checkpoint and which
+    of its weights ("step-000200, ema"). `trained_seeds` are those of the demonstrations ("10000 to 10052",
+    recording by recording); `starts_not_known` names the data sets that do not say theirs.
     """
 
     suite: str
@@ -70,6 +74,7 @@ class EvaluationProtocol:
     max_decisions: int
     distinct_starts: int
     environment: str
+    policy: str = ""
     trained_seeds: tuple[str, ...] = ()
     starts_not_known: tuple[str, ...] = ()
 
@@ -115,6 +120,16 @@ class EvaluationResult:
         """The score of every control that ran."""
         return {condition: score for condition, score in self.scores.items() if condition != "policy"}
 
+    @property
+    def solved_without_pictures(self) -> tuple[str, ...]:
+        """Tasks whose success says little about looking: the policy without its vision tokens solves them.
+
+        The rule: the whole Wilson interval of `no_image` is above `SEEN`, which takes at least 4 of 4, 9 of
+        10 or 15 of 20.
+        """
+        blind = self.scores.get("no_image")
+        return tuple(one.task for one in blind.tasks if one.interval.low > SEEN) if blind is not None else ()
+
     def notes(self) -> list[str]:
         """The protocol and the verdicts, in sentences."""
         p = self.protocol
@@ -125,9 +140,17 @@ class EvaluationResult:
             f"{p.executed} executed, at most {p.max_decisions} control steps, first success counts."
         )
         interval = self.policy.interval
-        intervals = f"Per task: Wilson 95 %. Task mean, 95 %: {interval.percent()} ({interval.rule})."
+        intervals = (
+            f"Per task: Wilson 95 %. Task mean, 95 %: {interval.percent()} ({interval.rule}); {ONE_TRAINING}."
+        )
         unknown = TrainingStarts(unknown=p.starts_not_known).warning
-        sentences = (first, intervals, unknown, *(verdict.sentence for verdict in self.verdicts))
+        sentences = (
+            first,
+            intervals,
+            unknown,
+            blind_note(self.solved_without_pictures),
+            *(verdict.sentence for verdict in self.verdicts),
+        )
         return [sentence for sentence in sentences if sentence]
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +177,13 @@ class EvaluationResult:
             resumed=int(values["resumed"]),
             seconds=float(values["seconds"]),
         )
+
+
+def blind_note(tasks: Sequence[str]) -> str:
+    """What `solved_without_pictures` means for these tasks; empty for none."""
+    rule = f"the whole 95 % interval of no image is above {100 * SEEN:.0f} %"
+    says = f"{', '.join(tasks)}. This success says little about looking ({rule})."
+    return f"Solved without pictures: {says}" if tasks else ""
 
 
 def score(condition: Condition, rollouts: Sequence[Rollout]) -> Score:

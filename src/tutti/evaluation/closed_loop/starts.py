@@ -50,13 +50,14 @@ class TrainingStarts:
         return cls(unknown=(str(folder),))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingStarts:
-        """What `to_dict` gave; data sets whose starts were unknown then are read again.
+    def from_dict(cls, values: dict[str, Any], *, ask: bool = True) -> TrainingStarts:
+        """What `to_dict` gave; with `ask`, data sets whose starts were unknown then are read again.
 
         Raises: ValueError, KeyError or TypeError where it is of another form.
         """
         known = cls(seeds=tuple(_range(pair) for pair in values["seeds"]))
-        return cls.union([known, *(cls.of_data(Path(name)) for name in values["unknown"])])
+        names = [str(name) for name in values["unknown"]]
+        return cls.union([known, *(cls.of_data(Path(n)) if ask else cls(unknown=(n,)) for n in names)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the last seed of each recording included."""

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from tutti.data.formats.lerobot import VIEW
-from tutti.evaluation.closed_loop.results import EvaluationResult, Score, TaskScore
+from tutti.evaluation.closed_loop.results import ONE_TRAINING, EvaluationResult, Score, TaskScore, blind_note
 from tutti.evaluation.closed_loop.rollouts import Condition
 from tutti.report.blocks import (
     ABSENT,
@@ -25,7 +25,7 @@ from tutti.report.blocks import (
     table,
 )
 from tutti.report.formatting import WORDS, anything, percent, plain, words
-from tutti.report.inputs import Inputs, VideoEntry, config_value, own_bytes
+from tutti.report.inputs import VIDEOS, Inputs, VideoEntry, config_value, own_bytes
 from tutti.report.svg.drawing import Chart, Scale, line
 from tutti.report.svg.rows import WIDTH, Row, row_chart, whisker
 from tutti.types import UserError
@@ -52,10 +52,12 @@ def headline(inputs: Inputs) -> tuple[str, list[Note]]:
     head = (
         f"The policy succeeds in {percent(policy.mean, 1)} of the rollouts, mean of "
         f"{len(policy.tasks)} tasks (95 % interval {interval.percent()}: {interval.rule}; "
-        f"{rollouts_of(policy)} rollouts on starts outside the training data)."
+        f"{rollouts_of(policy)} rollouts on starts outside the training data; {ONE_TRAINING})."
     )
     moods = {"falls to chance": "good", "does not fall": "bad"}
     notes = [Note(text=one.sentence, mood=moods.get(one.outcome, "")) for one in result.verdicts]
+    if blind := blind_note(result.solved_without_pictures):
+        notes.append(Note(text=blind, mood="bad"))
     if not any(one.control == "wrong_instruction" for one in result.verdicts):
         missing = "The wrong-instruction control was not run: nothing here shows that the text is used."
         notes.append(Note(text=missing))
@@ -79,11 +81,13 @@ def weak_tasks(result: EvaluationResult) -> list[str]:
 def success_section(inputs: Inputs) -> Section:
     """A chart and a table of k/n with Wilson intervals, every control beside the policy."""
     result = inputs.evaluation
+    others = [_others(inputs)] if inputs.other_evaluations else []
     if result is None:
-        return Section(missing=not_evaluated(inputs))
+        return Section(missing=not_evaluated(inputs), blocks=others)
     ran: dict[Condition, Score] = {name: result.scores[name] for name in CONDITIONS if name in result.scores}
     tasks = [task.task for task in result.policy.tasks]
-    columns: list[Column[str]] = [("task", "", str)]
+    blind = dict.fromkeys(result.solved_without_pictures, "solved without pictures")
+    columns: list[Column[str]] = [("task", "", lambda task: Cell(text=task, small=blind.get(task, "")))]
     for condition, score in ran.items():
         cells = _cells(score, len(tasks))
         name, help = CONDITIONS[condition]
@@ -97,7 +101,25 @@ def success_section(inputs: Inputs) -> Section:
     rule = result.policy.interval.rule
     help = f"Points are success rates, bars their Wilson 95 % intervals ({MEAN}: {rule})."
     rows = table([*tasks, MEAN] if several else tasks, columns, caption, last_is_total=several)
-    return Section(lead=help, blocks=[Charts(charts=[_success_chart(result, help)]), rows])
+    return Section(lead=help, blocks=[Charts(charts=[_success_chart(result, help)]), rows, *others])
+
+
+def _others(inputs: Inputs) -> Block:
+    """The run's evaluations under other names."""
+    of, words_of = inputs.other_evaluations, WORDS["values"]["split"]
+    columns: list[Column[str]] = [
+        ("evaluation", "", str),
+        ("task-mean success", "", lambda name: _mean_cell(of[name].policy)),
+        ("policy", "", lambda name: of[name].protocol.policy),
+        ("suite", "", lambda name: of[name].protocol.suite),
+        ("seeds", "", lambda name: f"{of[name].protocol.seed_first} to {of[name].protocol.seed_last}"),
+        ("instructions", "", lambda name: words_of.get(of[name].protocol.split, of[name].protocol.split)),
+    ]
+    return table(of, columns, "Other evaluations of this run, by name (tutti evaluate RUN --name NAME).")
+
+
+def _mean_cell(score: Score, over: str = "") -> Cell:
+    return Cell(text=percent(score.mean, 1), small=f"[{score.interval.percent()}]{over}")
 
 
 def _cells(score: Score, num_tasks: int) -> dict[str, Cell]:
@@ -112,7 +134,7 @@ def _cells(score: Score, num_tasks: int) -> dict[str, Cell]:
     }
     ran = len(score.tasks)
     over = "" if ran == num_tasks else f" of {ran} task{'s' if ran > 1 else ''}"
-    return cells | {MEAN: Cell(text=percent(score.mean, 1), small=f"[{score.interval.percent()}]{over}")}
+    return cells | {MEAN: _mean_cell(score, over)}
 
 
 def _success_chart(result: EvaluationResult, help: str) -> Chart:
@@ -191,30 +213,28 @@ def _label(entry: VideoEntry) -> str:
 
 def _embed(run: Path, file: str, budget: int) -> tuple[str, str]:
     """(data address, "") or ("", why not). Only files inside the videos folder are read."""
-    folder = run / "videos"
+    folder = run / VIDEOS
     path = folder / Path(file).name
     if not file or not path.is_file():
         return "", f"{file or 'the file'} is missing"
     if 4 * path.stat().st_size / 3 + 64 > budget:
-        return "", f"not embedded, the page would be too large: see videos/{path.name}"
+        return "", f"not embedded, the page would be too large: see {VIDEOS}/{path.name}"
     try:
         return data_address("video/mp4", own_bytes(path, folder, budget)), ""
     except UserError as error:
-        return "", f"videos/{error}"
+        return "", f"{VIDEOS}/{error}"
 
 
 def protocol_section(inputs: Inputs) -> Section:
     """The protocol of the evaluation, so that another can be compared with it."""
     if inputs.evaluation is None:
         return Section(missing=not_evaluated(inputs))
-    protocol = asdict(inputs.evaluation.protocol)
+    protocol = asdict(inputs.evaluation.protocol) | {"rollouts_kept": inputs.evaluation.resumed}
     environment = protocol.pop("environment")
     seeds = f"{protocol.pop('seed_first')} to {protocol.pop('seed_last')}"
     pairs = [(words(key), _value(key, value)) for key, value in protocol.items()]
     pairs.append(("seeds of the starts", seeds))
     # What the evaluation's own record does not say.
-    if weights := config_value(inputs.config, "evaluation", "weights"):
-        pairs.append(("weights evaluated", _value("weights", weights)))
     names = [row.name for row in inputs.model.tokens] if inputs.model is not None else []
     views = [name.removeprefix(f"vision: {VIEW}") for name in names if name.startswith("vision: ")]
     if views:
