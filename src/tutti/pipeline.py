@@ -22,23 +22,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from tutti.config.overrides import parse_overrides
-from tutti.config.run_config import RunConfig, with_overrides
+from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot import VIEW
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.distributed.world import process_group
-from tutti.evaluation.closed_loop.evaluate import evaluate as evaluate_closed_loop
-from tutti.evaluation.closed_loop.starts import DATASET, RECORDING, TrainingStarts, check_seeds
-from tutti.evaluation.closed_loop.videos import rollout_videos
-from tutti.evaluation.config import NO_SUITE, EvaluationConfig
-from tutti.evaluation.folder import OPEN_LOOP, RESULTS, VIDEOS, EvaluationFolder
-from tutti.evaluation.open_loop import measure_open_loop, tasks_of
+from tutti.evaluation.closed_loop.starts import DATASET, RECORDING
+from tutti.evaluation.config import EvaluationConfig
 from tutti.models.describe import describe
-from tutti.plugin import Origin, Trust
+from tutti.plugin import Trust
 from tutti.recording import recorder
 from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig
@@ -48,28 +42,19 @@ from tutti.runs.build import (
     DATA,
     TRAIN_SECTIONS,
     BuiltTraining,
-    build_data,
     build_parts,
     check_data,
-    suite_of,
     training_starts,
-    training_threads,
     with_parent_data,
 )
-from tutti.runs.evaluations import Place, judged_policy, place_of
+from tutti.runs.evaluations import place_of
 from tutti.runs.folder import Redo, RunFolder, require_one_process
+from tutti.runs.run_evaluation import run_evaluation
 from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import print_line, progress_bar, quiet
-from tutti.serving.contents import read_spec
-from tutti.serving.policy import CheckpointPolicyFactory, find_checkpoint
-from tutti.storage.checkpoint import listed
+from tutti.serving.policy import find_checkpoint
 from tutti.storage.files import discard
-from tutti.suites.environment import Suite
-from tutti.suites.registry import fit_suite
-from tutti.types import UserError
 
-CHOOSES = ("evaluation", "checkpoint")
-"""The key that chooses a checkpoint of a run."""
 EPISODES = "recording"
 """Folder of the recorded episodes until they are in the data set."""
 
@@ -140,19 +125,7 @@ def evaluate(
     """
     require_one_process("evaluate")
     place = place_of(policy, name, to)
-    evaluation = EvaluationFolder(place.folder, place.other)
-    given = place.config(trust_code)
-    settings = config or evaluation.config or given.evaluation
-    given = given.model_copy(update={"evaluation": settings})
-    if overrides:
-        if place.checkpoint is not None and any(o.path[:2] == CHOOSES for o in parse_overrides(overrides)):
-            raise UserError(
-                f"{policy} is one checkpoint already. Leave {'.'.join(CHOOSES)} out, or name the run."
-            )
-        given = with_overrides(
-            given, overrides, str(place.config_file), Origin(place.config_file, trust_code)
-        )
-    _evaluate(given, place, evaluation, redo, trust_code)
+    run_evaluation(place, config, overrides, redo=redo, trust=trust_code)
     return place.folder
 
 
@@ -224,99 +197,3 @@ def _train(config: RunConfig, run: RunFolder) -> None:
 
 def _loss(latest: dict[str, float]) -> str:
     return f"loss {latest['loss/total']:.3f}" if "loss/total" in latest else ""
-
-
-def _evaluate(
-    config: RunConfig, place: Place, evaluation: EvaluationFolder, redo: Redo, trust_code: Trust
-) -> None:
-    """Checks all that can be wrong, then measures what is not measured yet."""
-    settings = config.evaluation
-    plays = settings.suite != NO_SUITE
-    if not plays and place.run is None:
-        raise UserError(
-            f"evaluation.suite is none, so only the open-loop error is left, but {place.policy()} lies in no "
-            "run that would know its held-out episodes. Name a suite (evaluation.suite=...), or the run."
-        )
-    trained = place.starts(config) if plays else TrainingStarts()
-    check_seeds(settings, trained)  # before anything slow
-    policy = CheckpointPolicyFactory(
-        place.policy(settings.checkpoint), settings.weights, trust_code=trust_code
-    )
-    judged = judged_policy(policy)
-    suite = suite_of(config)
-    suite = fit_suite(suite, read_spec(listed(policy.path))) if plays else suite
-    if trained.unknown:
-        print_line(trained.warning)
-    with evaluation.locked():
-        todo, line = evaluation.begin(settings, judged, suite.fingerprint if plays else NO_SUITE, redo)
-        print_line(f"evaluate: {line}")
-        run = (
-            RunFolder(place.run, new=False, trust_code=trust_code) if place.run and place.in_report else None
-        )
-        if run is not None:
-            run.keep_config(config, "evaluation")
-        if not todo:
-            return
-        with run.stage("evaluate", goes_on=evaluation.extended) if run is not None else nullcontext():
-            _measure_open_loop(config, place, evaluation, policy, suite)
-            if plays:
-                _play(settings, evaluation, policy, suite, trained=trained, judged=judged.name)
-            evaluation.finish()
-
-
-def _play(
-    settings: EvaluationConfig,
-    evaluation: EvaluationFolder,
-    policy: CheckpointPolicyFactory,
-    suite: Suite,
-    *,
-    trained: TrainingStarts,
-    judged: str,
-) -> None:
-    """Closed-loop success with controls, and videos. Finished rollouts are kept."""
-    suite.check_rendering()
-    with progress_bar("evaluating") as bar:
-        result = evaluate_closed_loop(
-            policy, settings, suite, folder=evaluation.path, trained=trained, judged=judged, progress=bar
-        )
-    with progress_bar("making videos") as bar:
-        count, workers = settings.videos_per_task, settings.workers
-        videos = evaluation.path / VIDEOS
-        rollout_videos(result.rollouts, suite, videos, per_task=count, workers=workers, progress=bar)
-    evaluation.write(RESULTS, result.to_dict())
-    if left := evaluation.not_counted(result.rollouts):
-        print_line(f"{left} rollouts of starts or tasks that are not asked for now are kept, and not counted")
-
-
-def _measure_open_loop(
-    config: RunConfig,
-    place: Place,
-    evaluation: EvaluationFolder,
-    policy: CheckpointPolicyFactory,
-    suite: Suite,
-) -> None:
-    """The action error on held-out episodes, where there are a run and its data."""
-    if (evaluation.path / OPEN_LOOP).is_file():
-        return
-    if place.run is None:
-        print_line("open-loop errors are left out: a policy outside of its run has no held-out episodes")
-        return
-    if away := check_data(config, place.run):
-        print_line(f"open-loop errors are left out: {away[0]} is not there")
-        return
-    data = build_data(config, place.run)
-    if len(data.validation) == 0:
-        return
-    instructions = data.windows.instructions
-    with training_threads(config):
-        errors = measure_open_loop(
-            policy().model,
-            data.validation,
-            data.normalizer,
-            data.tokenizer,
-            instructions,
-            groups=tasks_of(instructions, suite),
-            partners=config.evaluation.controls.partners_of(suite),
-            actions_per_query=config.evaluation.actions_per_query,
-        )
-    evaluation.write(OPEN_LOOP, asdict(errors))
