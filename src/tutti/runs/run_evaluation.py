@@ -1,4 +1,4 @@
-"""Runs an evaluation: closed loop in a suite, videos, and the open-loop error on held-out episodes of a run."""
+"""Runs an evaluation: closed loop in a suite, videos, and the open-loop error on held-out episodes."""
 
 from __future__ import annotations
 
