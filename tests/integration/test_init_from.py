@@ -386,7 +386,7 @@ def test_starts_of_the_other_run_count_as_trained_on(home: Path, tmp_path: Path)
         config = config_of(home / "data", {"run": str(place)})
         assert range(5, 9) in training_starts(config, tmp_path / "run").seeds
     config = config_of(home / "data", from_(home, "export"))
-    assert str(home / "export") in training_starts(config, tmp_path / "run").unknown
+    assert training_starts(config, tmp_path / "run").unknown == (str(home / "data"),)
 
 
 def test_a_step_is_replayed_from_the_weights_or_without_them_from_a_checkpoint(

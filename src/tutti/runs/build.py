@@ -28,8 +28,8 @@ from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.serving.contents import read_normalizer, read_spec, read_tokenizer
 from tutti.storage.checkpoint import checkpoints, listed
-from tutti.storage.manifest import CONFIG, EXPORT, NORMALIZER, SPEC, STARTS, TOKENIZER
-from tutti.storage.reading import read_json
+from tutti.storage.manifest import CONFIG, EXPORT, NORMALIZER, SPEC, STARTS, STATE, TOKENIZER
+from tutti.storage.reading import parse_json, read_json, shown
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
 from tutti.training.checkpointing.init_from import InitialWeights, source_of
@@ -291,10 +291,25 @@ def _run_of(folder: Path) -> Path:
     return folder.parent.parent if folder.parent.name == "checkpoints" else folder
 
 
+def starts_of_policy(folder: Path) -> TrainingStarts:
+    """The starts in starts.json of a checkpoint or an export; unknown where it is older than that file.
+
+    Raises: UserError, naming the file, if it cannot be read.
+    """
+    manifest, path = listed(folder), folder / STARTS
+    if STARTS not in manifest.files:
+        return TrainingStarts(unknown=(str(path),))
+    try:
+        return TrainingStarts.from_dict(parse_json(manifest.text(STARTS), path), ask=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({shown(str(error), 200, quoted=False)}).") from error
+
+
 def starts_of_run(
     folder: Path, config: RunConfig | None = None, forked: tuple[Path, ...] = ()
 ) -> TrainingStarts:
-    """The starts in data.json of a run; of an older run, which has none there, those of its data sets."""
+    """The starts in data.json of a run; of an older run, which has none there, those of its data sets; of a
+    policy without its run, those in its starts.json."""
     path = folder / DATA
     if path.is_file():
         noted = read_json(path, cure="`tutti train` writes it.")
@@ -303,7 +318,9 @@ def starts_of_run(
                 return TrainingStarts.from_dict(noted["starts"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); `tutti train` writes it.") from None
-    if config is None and (not (folder / CONFIG).is_file() or (folder / EXPORT).exists()):
-        return TrainingStarts(unknown=(str(folder),))  # a run that has moved, or an exported policy
+    if (folder / EXPORT).exists() or (folder / STATE).exists():
+        return starts_of_policy(folder)
+    if config is None and not (folder / CONFIG).is_file():
+        return TrainingStarts(unknown=(str(folder),))  # a run that has moved
     config = config or RunFolder(folder, new=False).config()
     return training_starts(with_parent_data(config), folder, forked)

@@ -17,12 +17,12 @@ from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.folder import JudgedPolicy
 from tutti.nested_dicts import content_hash
 from tutti.plugin import Trust
-from tutti.runs.build import starts_of_run
+from tutti.runs.build import starts_of_policy, starts_of_run
 from tutti.runs.folder import DEFAULT, MANIFEST, OTHERS, RunFolder
 from tutti.serving.policy import CheckpointPolicyFactory
 from tutti.storage.checkpoint import find_checkpoint, listed
-from tutti.storage.manifest import CONFIG, EXPORT, STARTS
-from tutti.storage.reading import parse_json, shown
+from tutti.storage.manifest import CONFIG, EXPORT
+from tutti.storage.reading import shown
 from tutti.storage.tensors import weights_in
 from tutti.types import UserError
 
@@ -66,16 +66,7 @@ class Place:
 
         Raises: UserError, naming the file, if it cannot be read.
         """
-        if self.run is not None:
-            return starts_of_run(self.run, config)
-        manifest = listed(self.policy())
-        path = manifest.folder / STARTS
-        if STARTS not in manifest.files:  # it is older than that file
-            return TrainingStarts(unknown=(str(path),))
-        try:
-            return TrainingStarts.from_dict(parse_json(manifest.text(STARTS), path), ask=False)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: cannot be read ({shown(str(error), 200, quoted=False)}).") from error
+        return starts_of_policy(self.policy()) if self.run is None else starts_of_run(self.run, config)
 
 
 def place_of(policy: Path, name: str | None = None, to: Path | None = None) -> Place:
