@@ -98,6 +98,8 @@ def tokenizer(change: str, values: dict[str, Any]) -> dict[str, Any]:
     match change:
         case "length":
             values["text_length"] = 10**12
+        case "max_length":
+            values["max_length"] = 10**12
         case "padding":
             bpe["padding"] = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None}
             bpe["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
@@ -132,7 +134,7 @@ def tokenizer(change: str, values: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "change",
     [
-        *("length", "padding", "search", "replace", "precompiled", "word_level", "identity", "merges"),
+        *("length", "max_length", "padding", "search", "replace", "precompiled", "word_level", "identity", "merges"),
         *("dropout", "vocabulary", "bpe"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Normalisation and text: exact inverses, right quantiles, deterministic vocabularies."""
+"""Normalisation: exact inverses, right quantiles."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import pytest
 import torch
 
 from tutti.data.normalize import ActionStats, NormalizationKind, Normalizer
-from tutti.data.tokenize import Tokenizer
 from tutti.types import UserError
-
-TEXTS = ["open the drawer", "close the drawer", "push the puck to the goal", "turn on the faucet"]
 
 
 def values(dims: int = 3, seed: int = 0) -> np.ndarray:
@@ -99,39 +96,3 @@ def test_a_normalizer_names_what_does_not_fit() -> None:
         normalizer.apply_action(values(2))
     with pytest.raises(UserError, match=r"'leg' has no statistics; expected one of \('arm',\)"):
         normalizer.undo_action(values(3), embodiment="leg")
-
-
-def test_tokens_are_padded_and_masked() -> None:
-    tokenizer = Tokenizer.fit(TEXTS)
-    ids, mask = tokenizer.encode([*TEXTS, ""])
-    assert ids.shape == mask.shape == (5, tokenizer.text_length)
-    assert (ids[~mask] == 0).all() and (ids[mask] > 0).all() and int(ids.max()) < tokenizer.vocab_size
-    assert not mask[4].any() and mask[:4, 0].all()
-
-
-def test_a_tokenizer_does_not_depend_on_order_or_repetition_and_survives_json() -> None:
-    tokenizer = Tokenizer.fit(TEXTS)
-    assert Tokenizer.fit(reversed(TEXTS * 3)).to_json() == tokenizer.to_json()
-    again = Tokenizer.from_json(tokenizer.to_json())
-    assert again.vocab_size == tokenizer.vocab_size
-    assert torch.equal(again.encode(TEXTS)[0], tokenizer.encode(TEXTS)[0])
-
-
-def test_unseen_text_has_tokens_and_case_does_not_matter() -> None:
-    tokenizer = Tokenizer.fit(TEXTS)
-    ids, mask = tokenizer.encode(["Ünseen wörd", "open the drawer", " OPEN the Drawer "])
-    assert mask[0].sum() > 5 and torch.equal(ids[1], ids[2])
-    assert tokenizer.vocab_size <= 512
-
-
-def test_different_instructions_have_different_tokens() -> None:
-    ids, _ = Tokenizer.fit(TEXTS).encode(TEXTS)
-    assert len({tuple(row) for row in ids.tolist()}) == len(TEXTS)
-
-
-def test_text_that_is_too_long_is_cut_with_a_warning_and_refused_in_training_data() -> None:
-    tokenizer = Tokenizer.fit(TEXTS, text_length=8)
-    with pytest.warns(UserWarning, match=r"is cut to text_length = 8"):
-        assert tokenizer.encode(["xyz " * 20])[1].all()
-    with pytest.raises(UserError, match=r"text_length is 2, but an instruction .* has \d+ tokens[\s\S]*cure"):
-        Tokenizer.fit(TEXTS, text_length=2)

@@ -266,7 +266,7 @@ def test_a_policy_says_what_it_has_hardly_learned_from_as_data_and_once_as_a_war
     images, _ = look()
     far = np.array([2, 7, 100], np.float32)
     note = r"state: dimension 2 (gripper.pos) is 100, far outside of the training data (-1 to 1)"
-    long = "open " * (SPEC.text_length + 1)
+    long = "open " * (TOKENIZER.max_length + 1)
     for _ in range(2):  # as often as it is asked
         assert policy.check(images, [2, 7, 0], TEXT) == []
         assert policy.check(images, far, TEXT) == [note]
@@ -275,7 +275,7 @@ def test_a_policy_says_what_it_has_hardly_learned_from_as_data_and_once_as_a_war
             "instruction: no letters in it: '?! 12'",
         ]
         (cut,) = policy.check(None, [2, 7, 0], long, use_images=False)
-        assert f"tokens, the policy reads the first {SPEC.text_length}: 'open open" in cut
+        assert f"tokens, the policy reads the first {TOKENIZER.max_length}: 'open open" in cut
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for value in (100, 200, -50):
@@ -283,7 +283,9 @@ def test_a_policy_says_what_it_has_hardly_learned_from_as_data_and_once_as_a_war
                 policy.predict(images, [2, 7, value], text)
     said = [str(one.message) for one in caught]
     assert [one[:20] for one in said if one.startswith("state")] == [note[:20]]
-    assert sum("no letters" in one for one in said) == 1 and sum("cut to" in one for one in said) == 1
+    assert (
+        sum("no letters" in one for one in said) == 1 and sum("reads the first" in one for one in said) == 1
+    )
     assert len(said) == 3
     for bad in (None, [1, 2]):
         with pytest.raises(UserError, match=r"^state: expected 3 numbers"):

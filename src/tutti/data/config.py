@@ -144,7 +144,9 @@ class DataConfig(FrozenConfig):
     )
     vocab_size: int = Field(default=512, ge=257, le=2**20, description="At most so many text tokens.")
     text_length: Annotated[int, Field(ge=1, le=MAX_LENGTH)] | Literal["auto"] = Field(
-        default="auto", description="Tokens of a padded instruction; auto: 1.5 times the longest."
+        default="auto",
+        description="Tokens that instructions are padded to, and cut after; auto: padded to 1.5 times the "
+        "longest in training, and cut after 1.5 times its bytes, at least 64.",
     )
     augmentation: Augmentation = Field(
         default_factory=NoAugmentation, description="none, or colour: brightness, contrast, saturation."

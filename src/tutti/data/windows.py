@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.normalize import Normalizer
-from tutti.data.tokenize import Tokenizer, normalized_text
+from tutti.data.tokenize import Tokenizer, log, normalized_text
 from tutti.errors import UserError
 from tutti.gripper_dims import MAX_AWAY, gripper_dimensions, share_away
 from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation
@@ -90,7 +90,19 @@ class WindowIndex:
                 here = slice(*self._offsets[source : source + 2])
                 check_grippers(self._actions[here], self._end[here], grippers, store.name)
         self._next_key = next_keyframes(self._actions, self._end, grippers)
-        self._text, self._text_mask = tokenizer.encode(self.instructions)
+        text, mask = tokenizer.encode(self.instructions)
+        most = tokenizer.max_length
+        full = [self.instructions[row] for row in torch.nonzero(mask.sum(dim=1) == most).flatten()]
+        if cut := {own: length for own in full if (length := tokenizer.length(own)) > most}:
+            worst = max(cut, key=lambda own: cut[own])
+            log.warning(
+                f"text: {len(cut):,} of {len(mask):,} instructions are cut after {most} tokens "
+                f"(data.text_length); the longest has {cut[worst]}: {worst[:80]!r}"
+            )
+        # By numpy: torch's own indexing would start a pool of threads in the loader's thread.
+        self._text, self._text_mask = text.numpy(), mask.numpy()
+        needed = 8 * np.ceil(self._text_mask.sum(axis=1) / 8).astype(np.int64)
+        self._text_width = np.clip(needed, tokenizer.text_length, text.shape[1])
 
     def __len__(self) -> int:
         return len(self._end)
@@ -155,12 +167,12 @@ class WindowIndex:
 
     def _observation(self, rows: Int64[np.ndarray, " b"]) -> Observation:
         ids, images = self._instruction[rows], self._pictures(rows)
+        width = self._text_width[ids].max()
         return Observation(
             images=torch.from_numpy(images),
             image_mask=torch.ones(images.shape[:2], dtype=torch.bool),
-            # By numpy: torch's own indexing would start a pool of threads in the loader's thread.
-            text=torch.from_numpy(self._text.numpy()[ids]),
-            text_mask=torch.from_numpy(self._text_mask.numpy()[ids]),
+            text=torch.from_numpy(self._text[:, :width][ids]),
+            text_mask=torch.from_numpy(self._text_mask[:, :width][ids]),
             state=torch.from_numpy(self._states[rows]),
         )
 

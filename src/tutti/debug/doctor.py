@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
@@ -188,6 +189,10 @@ def check_features(model: VLA, batches: Sequence[Batch]) -> dict[str, float]:
 
 
 def _join(tokens: Sequence[Tokens]) -> Tokens:
+    """The tokens of all batches, those of shorter texts padded."""
+    most = max(part.mask.shape[1] for part in tokens)
+    beyond = [(0, most - part.mask.shape[1]) for part in tokens]
     return Tokens(
-        values=torch.cat([part.values for part in tokens]), mask=torch.cat([part.mask for part in tokens])
+        values=torch.cat([F.pad(one.values, (0, 0, *end)) for one, end in zip(tokens, beyond, strict=True)]),
+        mask=torch.cat([F.pad(one.mask, end) for one, end in zip(tokens, beyond, strict=True)]),
     )

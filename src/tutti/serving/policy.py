@@ -167,20 +167,14 @@ class Policy:
 
         A dimension of the state beyond the smallest or largest value of the training data by more than half
         of the range between them (half a unit where it never moved); an instruction that is cut, since it has
-        more tokens than `spec.text_length`, or that has no letters. Nothing is predicted: a server sends
-        these notes beside the actions.
+        more tokens than the tokenizer's `max_length`, or that has no letters. Nothing is predicted: a server
+        sends these notes beside the actions.
 
         Raises: UserError as `predict`.
         """
         self._images(images, use_images)
         vector, text = state_vector(state, self.spec), sentence(instruction)
-        notes = list(self._far(vector).values())
-        if (tokens := self.tokenizer.length(text)) > self.spec.text_length:
-            notes.append(
-                f"instruction: {tokens} tokens, the policy reads the first {self.spec.text_length}: "
-                f"{text[:80]!r}"
-            )
-        return notes + wordless(text)
+        return [*self._far(vector).values(), *self._text_notes(text)]
 
     def _far(self, state: Float32[np.ndarray, " s"]) -> dict[int, str]:
         """What is to be said of each dimension that is far outside of the training data."""
@@ -201,6 +195,11 @@ class Policy:
         for number in sorted(new):
             warnings.warn(far[number], stacklevel=3)
 
+    def _text_notes(self, text: str) -> list[str]:
+        most, tokens = self.tokenizer.max_length, self.tokenizer.length(text)
+        cut = f"instruction: {tokens} tokens, the policy reads the first {most}: {text[:80]!r}"
+        return [cut] * (tokens > most) + wordless(text)
+
     def _language(self, instruction: Text) -> Tokens:
         """The text's encoding, made once: the language encoder sees nothing but the text."""
         text = sentence(instruction)
@@ -208,7 +207,7 @@ class Policy:
             if text in self._encoded:
                 return self._encoded[text]
         if self._noted is not None:
-            for note in wordless(text):
+            for note in self._text_notes(text):
                 warnings.warn(note, stacklevel=3)
         ids, mask = self.tokenizer.encode([text])
         encoded = self.model.language(ids.to(self.device), mask.to(self.device))

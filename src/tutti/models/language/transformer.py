@@ -26,7 +26,7 @@ class TextTransformerConfig(TransformerConfig):
     )
 
     def build(self, spec: DataSpec) -> TextTransformer:
-        """The encoder for texts of `spec.text_length` tokens out of `spec.vocab_size`."""
+        """The encoder for texts of tokens out of `spec.vocab_size`, padded to `spec.text_length` or more."""
         return TextTransformer(self, spec)
 
 
@@ -57,12 +57,15 @@ class TextTransformer(LanguageEncoder):
     The windows of a batch share few instructions, so on a CPU each distinct text is encoded once and handed
     out to its windows; value and gradient are those of encoding every row. Elsewhere (GPU, compiled,
     exported) finding the distinct rows would wait for the device, so every row is encoded.
+
+    Texts may be of any length. Places beyond `spec.text_length`, the room of the training texts, have no
+    position of their own: there is nothing that they could have been learned from.
     """
 
     def __init__(self, config: TextTransformerConfig, spec: DataSpec) -> None:
         super().__init__()
         self.width = config.width
-        self.num_tokens = config.num_tokens or spec.text_length
+        self.num_tokens = config.num_tokens or spec.text_length  # at least, where it keeps every token
         self.token = nn.Embedding(spec.vocab_size, config.width)
         nn.init.normal_(self.token.weight, std=config.width**-0.5)
         self.position = nn.Parameter(torch.randn(spec.text_length, config.width) * 0.02)
@@ -83,14 +86,15 @@ class TextTransformer(LanguageEncoder):
             values = self.encode(text, text_mask)
         if self.pool is None:
             return Tokens(values=values, mask=text_mask)
-        present = text_mask.any(dim=1, keepdim=True).expand(-1, self.num_tokens)
+        present = text_mask.any(dim=1, keepdim=True).expand(-1, values.shape[1])
         return Tokens(values=values, mask=present)
 
     def encode(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b n d"]:
         """Every row on its own, whether rows repeat or not."""
         # A softmax over nothing is NaN: an empty row looks at its padding, and is masked for its readers.
         mask = attention_mask(text_mask | ~text_mask.any(dim=1, keepdim=True))
-        x = self.token(text) + self.position[: text.shape[1]]
+        beyond = max(0, text.shape[1] - len(self.position))
+        x = self.token(text) + F.pad(self.position[: text.shape[1]], (0, 0, 0, beyond))
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x if self.pool is None else self.pool(x, mask))
