@@ -6,8 +6,11 @@ other. All are choices; the comment above each says what it rests on.
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 Severity = Literal["fault", "warning", "hint", "ok"]
 SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "hint", "ok")
@@ -19,7 +22,8 @@ class Finding:
 
     `fault`: something does not do what the config says. `warning`: it will cost success. `hint`: worth
     knowing. `ok`: the check passed. `cure` is what to try, empty where there is nothing to do. `term` and
-    `part` are empty where the finding is about no single one.
+    `part` are empty where the finding is about no single one. Of recorded data, `source` names the data set,
+    `episode`, `frame` (within the episode) and `dimension` an example.
     """
 
     kind: str
@@ -29,6 +33,10 @@ class Finding:
     cure: str = ""
     term: str = ""
     part: str = ""
+    source: str = ""
+    episode: int | None = None
+    frame: int | None = None
+    dimension: str = ""
 
     @property
     def is_problem(self) -> bool:
@@ -39,6 +47,30 @@ class Finding:
     def text(self) -> str:
         """The sentence and the cure."""
         return f"{self.sentence} {self.cure}".rstrip()
+
+
+Messages = Mapping[str, Mapping[str, str]]
+"""Severity, sentence and cure of each kind of finding."""
+
+
+def read_messages(path: Path) -> Messages:
+    """The messages in a TOML file."""
+    return tomllib.loads(path.read_text("utf-8"))
+
+
+def worded(
+    messages: Messages,
+    kind: str,
+    number: int | float | None,
+    severity: Severity | None,
+    words: Mapping[str, object],
+    **about: Any,
+) -> Finding:
+    """The finding of a kind, its texts filled with `words`; `about` are further fields. `severity` replaces
+    that of the message."""
+    texts: dict[str, Any] = {key: text.format(**words) for key, text in messages[kind].items()}
+    texts |= {"severity": severity} if severity else {}
+    return Finding(kind=kind, number=number, **texts, **about)
 
 
 # --- Gradient shares: |lambda_i g_i| / sum_j |lambda_j g_j| in one part of the model -----------------------
@@ -121,12 +153,37 @@ BASELINE_RATIO_MAX = 1.1
 LEAK_R2_MIN = 0.98
 # ... and holds the command itself if one step later this many times more is unexplained.
 LEAK_NEXT_STEP_RATIO = 20.0
-# Standard deviation of grey levels (of 255) below which a picture shows one colour: black, or a lens cap.
+# Standard deviation of grey levels (of 255) below which a picture shows one colour: black, or a lens cap. Two
+# pictures that differ by no more anywhere are the same.
 PICTURE_DEVIATION_MIN = 2.0
 # Share of frames of one colour above which a camera is useless.
 EMPTY_FRAMES_MAX = 0.5
-# Share of actions at the smallest or largest value above which they are clipped.
+# Share of actions at the smallest or largest value above which they are clipped ...
 CLIPPED_ACTIONS_MAX = 0.5
+# ... of a dimension that between them has more values than this, or one a frame: those of a key are meant.
+DISCRETE_VALUES_MAX = 16
+# A dimension whose range is below this times its size is constant.
+RELATIVE_RANGE_MIN = 1e-6
+# Largest |value| after normalization: of a normal distribution, quantile normalization gives 3 at most in ten
+# million frames, and a spike beyond 20 outweighs the error of all other frames of its batch.
+NORMALIZED_MAX = 20.0
+# Where sources share a robot: this many times as wide, or as far apart, as the spread (1 % to 99 %) of the
+# other is more than another task; radians and degrees are 57 apart, metres and millimetres 1000 ...
+SOURCE_RATIO_MAX = 10.0
+# ... and so many dimensions at once are no accident of the tasks.
+SOURCE_DIMENSIONS_MIN = 3
+# Two-valued dimensions of two sources have other values beyond this share of the larger step: 0, 1 and -1, 1.
+TWO_VALUES_APART = 0.25
+# Correlation of a two-valued dimension with the state or the time from which on its sign says something.
+LINK_MIN = 0.5
+# Share of the episodes in which a dimension with two values an episode must change to be a gripper.
+GRIPPER_MOVES_MIN = 0.1
+# Share of action targets past the episode's end above which the horizon does not fit the episodes ...
+MASKED_TARGETS_MAX = 0.5
+# ... and share of windows that reach an offset below which it teaches next to nothing.
+REACHED_OFFSET_MIN = 0.05
+# Held-out episodes are many more than asked for from this many times `data.validation_fraction` on.
+HELD_OUT_RATIO_MAX = 2.0
 # Level of the permutation test of the text: 1 % of data sets with shuffled text pass by chance.
 TEXT_P_MAX = 0.01
 # Below 16 episodes a permutation test at that level has too little power.

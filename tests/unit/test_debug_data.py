@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 
 from fixtures import squares_data as world
-from tutti.data.checks.recordings import check_recordings
 from tutti.debug.gradient_checks import GradientShares, judge_shares
 from tutti.debug.text_dependence import PENALTY, check_text, left_out_smoother, retrieval, text_kernel
 from tutti.findings import Finding
 from tutti.runs.build import build_data
+from tutti.runs.data_check import check_training_data
 
 
 def findings(folder: Path, change: Callable[[int, Any], Any], count: int = 12) -> list[tuple[bool, str]]:
     """(is it a problem, its text) of a data set whose episodes were changed."""
     made = [change(number, one) for number, one in enumerate(world.episodes(count))]
     world.write(folder / "set", made)
-    data = build_data(world.config(folder / "set"), folder)
-    return [(r.is_problem, r.text.removeprefix(f"{folder / 'set'}: ")) for r in check_recordings(data)]
+    config = world.config(folder / "set")
+    found = check_training_data(config, build_data(config, folder))
+    return [(r.is_problem, r.text.removeprefix(f"{folder / 'set'}: ")) for r in found]
 
 
 def test_good_recording_has_no_finding(tmp_path: Path) -> None:
@@ -81,9 +82,9 @@ def test_clipped_commands_are_noted(tmp_path: Path) -> None:
 
 def test_copies_across_the_split_are_a_problem(tmp_path: Path) -> None:
     made = world.episodes(2)
-    (noted, copies), (problem, text) = findings(tmp_path, lambda number, _: made[number % 2])
-    assert (noted, copies.endswith("training episodes are exact copies of others.")) == (False, True)
-    assert problem and "held-out episodes are exact copies of training ones" in text
+    (problem, text), (noted, copies) = findings(tmp_path, lambda number, _: made[number % 2])
+    assert (noted, "6 training episodes are an exact copy of another" in copies) == (False, True), copies
+    assert problem and "held-out episodes are an exact copy of a training one" in text
 
 
 def test_text_kernel_ignores_words_that_every_text_has() -> None:

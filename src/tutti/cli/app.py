@@ -14,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from tutti import __version__
-from tutti.cli import commands
+from tutti.cli import commands, data_commands
 from tutti.cli.signals import how_to_go_on, obeyed
 from tutti.errors import Terminated, UserError, printable
 from tutti.runs.terminal import Terminal, console, show_logs
@@ -129,6 +129,7 @@ def options(
 
     [bold]What is wrong, before a training and after it[/bold]
 
+      tutti data check my/data           texts, units, cameras, copies, split
       tutti doctor configs/demo.yaml     data, model, loss: is anything broken?
       tutti probe runs/demo              does it look, listen, or copy its state?
       tutti verify-resume configs/demo.yaml     killed, resumed: the same bits?
@@ -155,6 +156,15 @@ def options(
 
 for one in COMMANDS:
     app.command()(guarded(one))
+data = typer.Typer(name="data", no_args_is_help=True)
+data.command()(guarded(data_commands.check))
+app.add_typer(data)
+
+
+@data.callback()
+def _data_options() -> None:  # with a callback a lone command keeps its name
+    """Looks at recorded data: `tutti data check PATH` says what is wrong with them."""
+
 
 
 def system_error_message(error: Exception) -> str:

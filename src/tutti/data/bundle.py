@@ -16,7 +16,7 @@ from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.loader import Loader
 from tutti.data.normalize import NormalizationKind, Normalizer
 from tutti.data.tokenize import Tokenizer, normalized_text
-from tutti.data.windows import Source, WindowIndex
+from tutti.data.windows import WindowIndex
 from tutti.errors import UserError
 from tutti.types import Batch, DataSpec
 
@@ -108,7 +108,10 @@ class DataBundle:
     def describe(self) -> dict[str, Any]:
         """What the data is, as plain values for logs and reports; seconds are of robot time."""
         parts = zip(self.windows.sources, self.training_episodes, self.validation_episodes, strict=True)
-        per_source = [_describe_source(*part) for part in parts]
+        per_source = [
+            describe_source(source.store, *episodes) | {"weight": source.weight}
+            for source, *episodes in parts
+        ]
         names = ("episodes", "training_episodes", "validation_episodes", "frames", "seconds")
         totals = {name: sum(entry[name] for entry in per_source) for name in names}
         spoken = {normalized_text(one.instruction) for part in self.validation_episodes for one in part}
@@ -126,16 +129,16 @@ class DataBundle:
         }
 
 
-def _describe_source(
-    source: Source, training: tuple[Episode, ...], held: tuple[Episode, ...]
+def describe_source(
+    store: EpisodeStore, training: Sequence[Episode], held: Sequence[Episode]
 ) -> dict[str, Any]:
-    spec, episodes = source.store.spec, source.store.episodes
+    """What a data set is, as plain values."""
+    spec, episodes = store.spec, store.episodes
     lengths = [episode.length for episode in episodes]
     return {
-        "name": source.store.name,
-        "fingerprint": source.store.fingerprint,
+        "name": store.name,
+        "fingerprint": store.fingerprint,
         "embodiment": spec.embodiment,
-        "weight": source.weight,
         "episodes": len(episodes),
         "training_episodes": len(training),
         "validation_episodes": len(held),
@@ -143,7 +146,7 @@ def _describe_source(
         "seconds": spec.num_frames / spec.fps,
         "shortest": min(lengths),
         "longest": max(lengths),
-        "instructions": len(texts_of(source.store, episodes)),
+        "instructions": len(texts_of(store, episodes)),
         "views": list(spec.views),
         "stored_image_shapes": [list(shape) for shape in spec.image_shapes],
     }

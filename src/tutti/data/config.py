@@ -183,7 +183,7 @@ class DataConfig(FrozenConfig):
         stores = [source.open() for source in self.sources]
         if trained_on is not None:
             check_unchanged(stores, trained_on)
-        _check_compatible(stores)
+        check_compatible(stores)
         self._check_lengths(stores, needs)
         if kept is not None:
             for store in stores:
@@ -290,8 +290,8 @@ class DataConfig(FrozenConfig):
                 )
 
 
-def _check_compatible(stores: Sequence[EpisodeStore]) -> None:
-    """One embodiment, and the same sizes, in all sources."""
+def check_compatible(stores: Sequence[EpisodeStore]) -> None:
+    """One embodiment, and the same sizes, in all sources. Raises: UserError for others."""
     first = stores[0]
     for store in stores[1:]:
         for key in ("embodiment", "views", "state_dim", "action_dim", "fps"):

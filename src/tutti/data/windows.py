@@ -221,7 +221,7 @@ def check_grippers(
 
     Raises: UserError if over 2 % of a command's values lie elsewhere, naming the dimensions that would do.
     """
-    away = [_between(actions[:, dimension], ends) for dimension in range(actions.shape[1])]
+    away = [share_between(actions[:, dimension], ends) for dimension in range(actions.shape[1])]
     for dimension in grippers:
         if away[dimension] > MAX_AWAY:
             others = [str(place) for place, share in enumerate(away) if share <= MAX_AWAY]
@@ -235,7 +235,7 @@ def check_grippers(
             )
 
 
-def _between(command: Float[np.ndarray, " n"], ends: Int64[np.ndarray, " n"]) -> float:
+def share_between(command: Float[np.ndarray, " n"], ends: Int64[np.ndarray, " n"]) -> float:
     """The share of a command's values that are neither the smallest nor the largest of their episode."""
     starts = np.flatnonzero(np.diff(ends, prepend=-1))
     lengths = np.diff(starts, append=len(ends))

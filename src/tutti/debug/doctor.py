@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
-from tutti.data.checks.recordings import check_recordings
 from tutti.data.checks.ridge import Leak, leak_findings, measure_leak
 from tutti.debug.gradient_checks import (
     GradientShares,
@@ -27,7 +26,8 @@ from tutti.models.vla import VLA
 from tutti.report.judges import FEATURES, unhealthy_features
 from tutti.report.records import single_step
 from tutti.runs.build import BuiltTraining, require_data, training_threads, trial_training
-from tutti.runs.terminal import print_line, print_table, progress_bar
+from tutti.runs.data_check import check_training_data
+from tutti.runs.terminal import print_findings, print_line, print_table, progress_bar
 from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.diagnostics.measures import feature_measures
@@ -78,7 +78,7 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
     updates = min(updates, config.training.steps)
     findings: list[Finding] = []
     with progress_bar("examining") as bar:
-        findings += check_recordings(data)
+        findings += check_training_data(config, data)
         leak = measure_leak(data)
         bar(1, PARTS)
         text, text_findings = check_text(data, config.seed)
@@ -145,12 +145,8 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     if diagnosis.text is not None:
         print_line(diagnosis.text.summary)
     print_line(f"State: R2 {diagnosis.leak.now:.3f} of a linear map to the next action.")
-    hints = [finding for finding in diagnosis.findings if not finding.is_problem]
-    for finding in hints:
-        print_line(f"- {finding.text}")
-    for finding in diagnosis.problems:
-        print_line(f"! {finding.text}")
-    count = len(diagnosis.problems)
+    print_findings(diagnosis.findings)
+    count, hints = len(diagnosis.problems), [one for one in diagnosis.findings if not one.is_problem]
     weaker = f" The {len(hints)} hint{'s' if len(hints) > 1 else ''} above may be meant so." if hints else ""
     problems = f"{count} problem{'s' if count > 1 else ''}, marked with !."
     print_line(f"{problems if count else 'Nothing is wrong.'}{weaker}")

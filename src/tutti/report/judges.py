@@ -6,19 +6,17 @@ What a finding says is in templates/findings.toml, by its kind.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
 from tutti import findings as limits
-from tutti.findings import SEVERITIES, Finding, Severity
+from tutti.findings import SEVERITIES, Finding, Severity, read_messages, worded
 from tutti.report.formatting import WORDS, anything, capitalised, listed, percent, plain
 from tutti.report.inputs import Json, config_value
 from tutti.report.records import LAST_FRACTION, PRIMARY, Records, part_words
 
-MESSAGES = tomllib.loads((Path(__file__).parent / "templates" / "findings.toml").read_text("utf-8"))
-"""Severity, sentence and cure of each kind of finding."""
+MESSAGES = read_messages(Path(__file__).parent / "templates" / "findings.toml")
 FEATURES: dict[str, list[str]] = WORDS["features"]
 """The features whose health is measured: how they are called, and what they depend on."""
 INCIDENTS = {
@@ -50,9 +48,7 @@ def _say(
 ) -> Finding:
     """The finding of a kind; its texts have `term`, the part in words, and `words`."""
     words |= {"term": term, "part": part_words(part), "Part": capitalised(part_words(part))}
-    texts = {key: text.format(**words) for key, text in MESSAGES[kind].items()}
-    texts |= {"severity": severity} if severity else {}
-    return Finding(kind=kind, number=number, term=term, part=part, **texts)
+    return worded(MESSAGES, kind, number, severity, words, term=term, part=part)
 
 
 def unreached_parts(records: Records, config: Json) -> Iterator[Finding]:

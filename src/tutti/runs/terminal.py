@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tutti.errors import printable
+from tutti.findings import Finding
 
 
 class Terminal(Console):
@@ -82,6 +83,12 @@ def print_table(
         table.add_section()
         table.add_row(*map(as_text, last))
     console.print(table)
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """One line each: the hints behind -, and last the faults and warnings behind !."""
+    for finding in sorted(findings, key=lambda one: one.is_problem):
+        print_line(f"{'!' if finding.is_problem else '-'} {finding.text}")
 
 
 class _PrintHandler(logging.Handler):

@@ -1,109 +1,164 @@
-"""Checks of recorded data: constant dimensions, clipped actions, duplicates, empty pictures."""
+"""What the checks of recorded data look at: the rows of all sources, the split, and what a config asks."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from tutti.data.bundle import DataBundle, evenly_spread
-from tutti.data.windows import Source
-from tutti.findings import CLIPPED_ACTIONS_MAX, EMPTY_FRAMES_MAX, PICTURE_DEVIATION_MIN, Finding
+from tutti.data.episodes import Episode, EpisodeStore
+from tutti.data.normalize import Normalizer
+from tutti.findings import Finding, Severity, read_messages, worded
+from tutti.types import DataNeeds
 
-PICTURES = 256
-"""Frames that are looked at in each view, evenly spread."""
-RELATIVE_RANGE_MIN = 1e-6
-"""A dimension whose range is below this times its size is constant."""
-
-
-def check_recordings(data: DataBundle) -> list[Finding]:
-    """Findings about all sources."""
-    findings: list[Finding] = []
-    for source in data.windows.sources:
-        store, name = source.store, source.store.name
-        findings += _constant_dimensions("state", store.states, name)
-        findings += _constant_dimensions("action", store.actions, name)
-        findings += _clipped_actions(store.actions, name)
-        findings += _empty_pictures(source)
-    return [*findings, *_duplicates(data)]
+MESSAGES = read_messages(Path(__file__).parent / "findings.toml")
+SAMPLED_ROWS = 200_000
+"""Rows of a source, of whole training episodes evenly spread, that costly statistics look at."""
+Vector = Literal["state", "action"]
+VECTORS: tuple[Vector, ...] = ("state", "action")
 
 
-def _constant_dimensions(what: str, values: Float32[np.ndarray, "n d"], name: str) -> Iterator[Finding]:
-    if not values.shape[1]:  # a state without numbers
-        return
-    span = values.max(0).astype(np.float64) - values.min(0)
-    constant = np.flatnonzero(span <= RELATIVE_RANGE_MIN * np.maximum(1.0, np.abs(values).max(0)))
-    found = partial(Finding, kind="constant_dimensions", number=len(constant))
-    if len(constant) == values.shape[1]:
-        text, cure = (
-            f"{name}: the {what} never moves in any dimension.",
-            f"Is data.sources.{what} the right feature?",
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """One source: its store, and which of its episodes are trained on and held out."""
+
+    store: EpisodeStore
+    training: Sequence[Episode]
+    held_out: Sequence[Episode]
+
+    @property
+    def name(self) -> str:
+        """That of the store."""
+        return self.store.name
+
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        """Both parts, in the order of their rows."""
+        return sorted((*self.training, *self.held_out), key=lambda episode: episode.start)
+
+    @cached_property
+    def spans(self) -> list[slice]:
+        """The rows of all episodes; neighbours are one span."""
+        spans: list[slice] = []
+        for episode in self.episodes:
+            start = spans.pop().start if spans and spans[-1].stop == episode.start else episode.start
+            spans.append(slice(start, episode.end))
+        return spans
+
+    def values(self, vector: Vector) -> Float32[np.ndarray, "n d"]:
+        """All states or actions of the store, also those of episodes that are left out."""
+        return self.store.states if vector == "state" else self.store.actions
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Whole training episodes, evenly spread, of about `SAMPLED_ROWS` rows."""
+        lengths = np.array([episode.length for episode in self.training], np.int64)
+        most = max(1, int(SAMPLED_ROWS / max(1.0, float(lengths.mean())))) if len(lengths) else 0
+        chosen = evenly_spread(np.arange(len(lengths)), most)
+        return Sample([self.training[number] for number in chosen.tolist()])
+
+    @cached_property
+    def extremes(self) -> dict[Vector, tuple[np.ndarray, np.ndarray]]:
+        """Smallest and largest value of each dimension over all episodes."""
+        found: dict[Vector, tuple[np.ndarray, np.ndarray]] = {}
+        for vector in VECTORS:
+            parts = [self.values(vector)[span] for span in self.spans]
+            low, high = np.stack([part.min(0) for part in parts]), np.stack([part.max(0) for part in parts])
+            found[vector] = low.min(0).astype(np.float64), high.max(0).astype(np.float64)
+        return found
+
+    def place(self, row: int) -> tuple[Episode, int]:
+        """The episode of a frame row, and the frame's number in it."""
+        starts = [episode.start for episode in self.episodes]
+        episode = self.episodes[int(np.searchsorted(starts, row, side="right")) - 1]
+        return episode, row - episode.start
+
+    def dimension(self, vector: Vector, number: int) -> str:
+        """A dimension in words: its number, and its name where the data set has one."""
+        names: Sequence[str] = getattr(self.store.spec, f"{vector}_names", ())
+        return f"{number} ({names[number]})" if number < len(names) else str(number)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of some whole episodes."""
+
+    episodes: Sequence[Episode]
+
+    @cached_property
+    def rows(self) -> Int64[np.ndarray, " n"]:
+        """The frame rows, episode by episode."""
+        return np.concatenate([np.arange(e.start, e.end) for e in self.episodes] or [np.empty(0, np.int64)])
+
+    @cached_property
+    def lengths(self) -> Int64[np.ndarray, " e"]:
+        """Rows of each episode."""
+        return np.array([episode.length for episode in self.episodes], np.int64)
+
+    @cached_property
+    def ends(self) -> Int64[np.ndarray, " n"]:
+        """For each row the end of its episode, counted in rows of the sample."""
+        return np.repeat(np.cumsum(self.lengths), self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recordings:
+    """All sources, and what the config asks of them.
+
+    `contrasting` are the terms that tell instructions apart, `grippers` the keys of the config that name a
+    gripper with the dimensions of the action that they name.
+    """
+
+    sources: Sequence[Recorded]
+    normalizer: Normalizer
+    horizon: int
+    needs: DataNeeds
+    validation_fraction: float
+    contrasting: Sequence[str] = ()
+    grippers: Sequence[tuple[str, int]] = ()
+
+    @classmethod
+    def of_bundle(
+        cls, data: DataBundle, validation_fraction: float, contrasting: Sequence[str]
+    ) -> Recordings:
+        """The rows that a training has in memory."""
+        stores = (source.store for source in data.windows.sources)
+        parts = zip(stores, data.training_episodes, data.validation_episodes, strict=True)
+        return cls(
+            sources=[Recorded(store=s, training=training, held_out=held) for s, training, held in parts],
+            normalizer=data.normalizer,
+            horizon=data.windows.horizon,
+            needs=data.windows.needs,
+            validation_fraction=validation_fraction,
+            contrasting=contrasting,
         )
-        yield found(severity="fault", sentence=text, cure=cure)
-    elif len(constant):
-        dimensions = ", ".join(map(str, constant.tolist()))
-        yield found(severity="hint", sentence=f"{name}: dimension {dimensions} of the {what} never moves.")
 
 
-def _clipped_actions(actions: Float32[np.ndarray, "n a"], name: str) -> Iterator[Finding]:
-    """Share of actions exactly at the minimum or maximum; two-valued dimensions are meant to be."""
-    shares = {
-        number: float(np.mean((column == column.min()) | (column == column.max())))
-        for number, column in enumerate(actions.T)
-        if len(np.unique(column)) > 2
-    }
-    clipped = {number: share for number, share in shares.items() if share > CLIPPED_ACTIONS_MAX}
-    if clipped:
-        where = ", ".join(f"{100 * share:.0f} % in dimension {number}" for number, share in clipped.items())
-        text = f"{name}: actions lie at their minimum or maximum in {where}: they are clipped."
-        yield Finding(kind="clipped_actions", severity="hint", sentence=text, number=max(clipped.values()))
+def say(
+    kind: str,
+    number: int | float | None,
+    severity: Severity | None = None,
+    /,
+    *,
+    source: str = "",
+    episode: int | None = None,
+    frame: int | None = None,
+    dimension: str = "",
+    **words: object,
+) -> Finding:
+    """The finding of a kind; its texts have these fields and `words`."""
+    about = {"source": source, "episode": episode, "frame": frame, "dimension": dimension}
+    return worded(MESSAGES, kind, number, severity, about | words | {"number": number}, **about)
 
 
-def _duplicates(data: DataBundle) -> Iterator[Finding]:
-    """Episodes with the same states and actions: in training a hint, across the split a fault."""
-    training, held_out = (
-        [
-            hashlib.sha256(
-                store.states[e.start : e.end].tobytes() + store.actions[e.start : e.end].tobytes()
-            ).digest()
-            for store, part in zip((source.store for source in data.windows.sources), parts, strict=True)
-            for e in part
-        ]
-        for parts in (data.training_episodes, data.validation_episodes)
-    )
-    twice = len(training) - len(set(training))
-    if twice:
-        text = f"{twice} training episodes are exact copies of others."
-        yield Finding(kind="duplicates", severity="hint", sentence=text, number=twice)
-    copies = sum(key in set(training) for key in held_out)
-    if copies:
-        text = (
-            f"{copies} of {len(held_out)} held-out episodes are exact copies of training ones: the held-out "
-            "error is too good."
-        )
-        cure = "Remove the copies from the data set."
-        yield Finding(
-            kind="duplicates_across_split", severity="fault", sentence=text, number=copies, cure=cure
-        )
-
-
-def _empty_pictures(source: Source) -> Iterator[Finding]:
-    """Of `PICTURES` frames, evenly spread, in each view."""
-    rows = evenly_spread(np.arange(len(source.frames)), PICTURES)
-    for number, view in enumerate(source.store.spec.views):
-        pictures = source.frames[rows, number].astype(np.float32)
-        empty = float(np.mean(pictures.std((1, 2, 3)) < PICTURE_DEVIATION_MIN))
-        frozen = float((pictures.max(0) - pictures.min(0)).max()) <= PICTURE_DEVIATION_MIN
-        found = partial(Finding, kind="empty_pictures", number=empty)
-        if 0 < empty <= EMPTY_FRAMES_MAX:
-            text = f"is one colour in {100 * empty:.1f} % of the frames looked at"
-            yield found(severity="hint", sentence=f"{source.store.name}: {view} {text}.")
-        elif empty or frozen:
-            text = "shows the same picture in every frame looked at: a frozen camera"
-            if empty:
-                text = f"is one colour in {100 * empty:.0f} % of the frames looked at: black, or covered"
-            cure = "Leave the view out (data.sources.views)."
-            yield found(severity="fault", sentence=f"{source.store.name}: {view} {text}.", cure=cure)
+def some(items: Sequence[object], most: int = 8) -> Iterator[str]:
+    """The first few in words, and how many more there are."""
+    yield from map(str, items[:most])
+    if len(items) > most:
+        yield f"{len(items) - most} more"

@@ -1,0 +1,152 @@
+"""Checks of episodes and instructions: copies, spellings, what is held out, lengths against the horizon."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from math import ceil
+
+import numpy as np
+from jaxtyping import Int64
+
+from tutti.data.bundle import texts_of
+from tutti.data.checks.recordings import Recorded, Recordings, say, some
+from tutti.data.episodes import Episode
+from tutti.data.tokenize import normalized_text
+from tutti.findings import (
+    HELD_OUT_RATIO_MAX,
+    MASKED_TARGETS_MAX,
+    REACHED_OFFSET_MIN,
+    Finding,
+)
+from tutti.storage.reading import shown
+
+SHOWN_TEXT = 60
+
+
+def spellings(data: Recordings) -> Iterator[Finding]:
+    """Sentences that are written in several ways: Tutti reads them as one."""
+    written: dict[str, tuple[Recorded, int]] = {}
+    for source in data.sources:
+        for episode in source.episodes:
+            written.setdefault(episode.instruction, (source, episode.index))
+    found: dict[str, dict[str, tuple[Recorded, int]]] = defaultdict(dict)
+    for text, where in written.items():
+        found[normalized_text(text)][text] = where
+    several = [ways for ways in found.values() if len(ways) > 1]
+    if several:
+        ways = max(several, key=len)
+        source, episode = [*ways.values()][1]
+        yield say(
+            "spellings",
+            len(several),
+            source=source.name,
+            episode=episode,
+            sentences="one sentence has" if len(several) == 1 else f"{len(several)} sentences have",
+            ways=", ".join(some([shown(way, SHOWN_TEXT) for way in ways], 3)),
+        )
+
+
+def one_instruction(data: Recordings) -> Iterator[Finding]:
+    """All training episodes have the same instruction, and a term would tell instructions apart."""
+    texts = {text for source in data.sources for text in texts_of(source.store, source.training)}
+    if len(texts) == 1 and data.contrasting:
+        terms = " and ".join(data.contrasting)
+        cures = " and ".join(f"`objective.{term}` to null" for term in data.contrasting)
+        yield say("nothing_to_contrast", 1, terms=terms, cures=cures, text=shown(texts.pop(), SHOWN_TEXT))
+
+
+def copies(data: Recordings) -> Iterator[Finding]:
+    """The same data set twice, the same episode twice (states and actions), and copies across the split."""
+    same = [
+        (a, b)
+        for a, b in combinations(range(len(data.sources)), 2)
+        if data.sources[a].store.fingerprint == data.sources[b].store.fingerprint
+    ]
+    for a, b in same:
+        first, second = data.sources[a], data.sources[b]
+        yield say("same_data_set", b, source=second.name, other=first.name, first=a, second=b)
+    again = {b for _, b in same}  # said already
+    first: dict[tuple[int, int], tuple[Recorded, int]] = {}
+    twice: list[tuple[Recorded, int, Recorded, int]] = []
+    leaked: list[tuple[Recorded, int, Recorded, int]] = []
+    parts = [source for number, source in enumerate(data.sources) if number not in again]
+    for source in parts:
+        for key, index in _keys(source, source.training):
+            if (known := first.setdefault(key, (source, index))) != (source, index):
+                twice.append((source, index, *known))
+    for source in parts:
+        leaked += [(source, i, *first[key]) for key, i in _keys(source, source.held_out) if key in first]
+    held_out = sum(len(source.held_out) for source in parts)
+    for kind, found, total in (
+        ("duplicates", twice, f"{len(twice)} training episode{'s are' if len(twice) > 1 else ' is'}"),
+        (
+            "duplicates_across_split",
+            leaked,
+            f"{len(leaked)} of {held_out} held-out episodes {'are' if len(leaked) > 1 else 'is'}",
+        ),
+    ):
+        if found:
+            source, index, other, original = found[0]
+            where = "" if other is source else f" of {other.name}"
+            example = f"episode {index} is episode {original}{where}"
+            yield say(kind, len(found), source=source.name, episode=index, count=total, example=example)
+
+
+def _keys(source: Recorded, episodes: Sequence[Episode]) -> Iterator[tuple[tuple[int, int], int]]:
+    """What two episodes have in common if they are copies, digests of states and actions; its number."""
+    place = {episode.index: number for number, episode in enumerate(source.store.episodes)}
+    numbers = [place[episode.index] for episode in episodes]
+    digests = (source.store.content.episodes[name][numbers].tolist() for name in ("states", "actions"))
+    return zip(zip(*digests, strict=True), (episode.index for episode in episodes), strict=True)
+
+
+def held_out(data: Recordings) -> Iterator[Finding]:
+    """Many more episodes are held out than `data.validation_fraction` asks for."""
+    for source in data.sources:
+        held, total = len(source.held_out), len(source.held_out) + len(source.training)
+        asked = ceil(data.validation_fraction * total)
+        if held > HELD_OUT_RATIO_MAX * asked:
+            yield say(
+                "held_out",
+                held / total,
+                source=source.name,
+                held=held,
+                total=total,
+                asked=asked,
+                fraction=f"{data.validation_fraction:g}",
+                texts=len({episode.instruction for episode in source.held_out}),
+            )
+
+
+def lengths(data: Recordings) -> Iterator[Finding]:
+    """Episodes that are short for the horizon, and offsets that few or none of them reach."""
+    future = max(data.needs.futures, default=0)
+    for source in data.sources:
+        longest = max((episode.length for episode in source.episodes), default=0)
+        if data.horizon > longest or future >= longest:
+            what = ("data.horizon", data.horizon) if data.horizon > longest else ("The future offset", future)
+            about = {"key": what[0], "longest": longest, "most": longest - (data.horizon <= longest)}
+            yield say("too_long", what[1], source=source.name, **about)
+    long = np.array([e.length for source in data.sources for e in source.training], np.int64)
+    windows = int(long.sum())
+    masked = _beyond(long, data.horizon) / max(1, windows * data.horizon)
+    words = {"longest": int(long.max(initial=0)), "median": int(np.median(long)) if windows else 0}
+    if masked > MASKED_TARGETS_MAX:
+        yield say("horizon_masked", masked, share=f"{100 * masked:.0f} %", horizon=data.horizon, **words)
+    offsets = sorted(label for label in data.needs.states if isinstance(label, int))
+    reached = {k: float(np.maximum(long - k, 0).sum() / max(1, windows)) for k in offsets}
+    if never := [k for k in offsets if reached[k] == 0]:
+        yield say("offset_never", never[0], offsets=", ".join(f"+{k}" for k in never), **words)
+    if rarely := [k for k in offsets if 0 < reached[k] < REACHED_OFFSET_MIN]:
+        said = ", ".join(f"+{k}: {100 * reached[k]:.1f} %" for k in rarely)
+        yield say("offset_rarely", reached[rarely[-1]], offsets=said, **words)
+
+
+def _beyond(long: Int64[np.ndarray, " e"], horizon: int) -> int:
+    """Action targets past the end, over all windows of episodes of these lengths: window t of an episode of
+    length L lacks max(0, t + horizon - L)."""
+    short = np.minimum(long, horizon)
+    # The last `short` windows lack horizon - 1, horizon - 2, ..., horizon - short.
+    return int((short * horizon - short * (short + 1) // 2).sum())

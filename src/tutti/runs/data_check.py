@@ -1,0 +1,220 @@
+"""Checks recorded data: the cheap part at a training's start, and `tutti data check` with some pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutti.config.overrides import apply_overrides, parse_overrides
+from tutti.config.run_config import RunConfig, build_config, load_config
+from tutti.data.bundle import DataBundle, describe_source, texts_of
+from tutti.data.checks.numbers import two_valued
+from tutti.data.checks.pictures import Glimpse, check_pictures, glimpses
+from tutti.data.checks.recordings import Recorded, Recordings, say
+from tutti.data.checks.rows import by_severity, check_decoded, check_rows
+from tutti.data.config import DataConfig, check_compatible
+from tutti.data.episodes import EpisodeStore
+from tutti.data.normalize import Normalizer
+from tutti.evaluation.open_loop import task_by_text
+from tutti.findings import Finding
+from tutti.objectives.terms.alignment import EmbeddingTermConfig
+from tutti.objectives.weight_schedule import schedule_of
+from tutti.runs.build import with_sources
+from tutti.runs.terminal import print_findings, print_line
+from tutti.types import UserError
+
+FINDINGS = "data_findings.json"
+"""What the checks found in the data of a run, before its first step."""
+NOTHING_SERIOUS, WRONG, UNREADABLE = 0, 1, 2
+"""Exit codes: hints at most; faults or warnings; data, or a config, that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedSource:
+    """A source with the frames that were looked at, each with the pictures of an episode in a view."""
+
+    rows: Recorded
+    looked: Sequence[Glimpse]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        rows, spec = self.rows, self.rows.store.spec
+        return describe_source(rows.store, rows.training, rows.held_out) | {
+            "state": [rows.dimension("state", number) for number in range(spec.state_dim)],
+            "action": [rows.dimension("action", number) for number in range(spec.action_dim)],
+            "two_valued_actions": [
+                {"dimension": rows.dimension("action", number), "values": list(values)}
+                for number, values in two_valued(rows).items()
+            ],
+            "pictures_looked_at": sum(len(glimpse.frames) for glimpse in self.looked),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedPath:
+    """What was found in the data of one path; `config` is what they were checked against. Nothing but
+    `findings` where they cannot be read."""
+
+    path: str
+    findings: Sequence[Finding]
+    config: RunConfig | None = None
+    sources: Sequence[CheckedSource] = ()
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        if any(finding.kind == "unreadable" for finding in self.findings):
+            return UNREADABLE
+        return WRONG if any(finding.is_problem for finding in self.findings) else NOTHING_SERIOUS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "path": self.path,
+            "exit_code": self.code,
+            "sources": [source.to_dict() for source in self.sources],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def check_training_data(config: RunConfig, data: DataBundle) -> list[Finding]:
+    """Findings about data that a training has read already: nothing more is decoded, no number changes."""
+    return check_decoded(
+        data, Recordings.of_bundle(data, config.data.validation_fraction, contrasting(config))
+    )
+
+
+def contrasting(config: RunConfig) -> list[str]:
+    """The terms that tell instructions apart and ever count."""
+    return [
+        name
+        for name, term in config.objective.terms().items()
+        if isinstance(term, EmbeddingTermConfig) and not schedule_of(term.weight).is_zero
+    ]
+
+
+def named_grippers(config: RunConfig) -> list[tuple[str, int]]:
+    """Keys of the config that name a gripper, each with a dimension of the action."""
+    named = [
+        (f"objective.{name}.gripper.dimension", dimension)
+        for name, term in config.objective.terms().items()
+        for dimension in term.needs(name).grippers
+    ]
+    gripper = getattr(config.model.action, "gripper", "off")
+    return named + ([] if gripper == "off" else [("model.action.gripper.dimension", gripper.dimension)])
+
+
+def check_path(
+    path: str, overrides: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
+) -> CheckedPath:
+    """Checks a data set, or the sources of a config file, by all rows and some pictures of each view.
+
+    A data set is checked against the defaults of a config. `overrides` are as for `tutti train`.
+    """
+    try:
+        config = load_config(path, overrides) if is_config(path) else _defaults_for(path, overrides)
+        data = with_sources(config, Path("runs") / config.name)
+        stores = [source.open() for source in data.sources]
+    except UserError as error:
+        return CheckedPath(path=path, findings=[say("unreadable", None, source=path, message=str(error))])
+    try:
+        check_compatible(stores)
+        found, groups = list[Finding](), [stores]
+    except UserError as error:  # each by itself, then
+        found, groups = [say("refused", None, source=path, message=str(error))], [[one] for one in stores]
+    sources: list[CheckedSource] = []
+    for group in groups:
+        try:
+            recordings = read_recordings(config, data, group)
+        except UserError as error:
+            found.append(say("refused", None, source=path, message=str(error)))
+            continue
+        found += check_rows(recordings)
+        for rows in recordings.sources:
+            looked: list[Glimpse] = []
+            try:
+                looked += glimpses(rows)
+                found += check_pictures(rows, looked)
+            except UserError as error:
+                found.append(say("unreadable", None, source=rows.name, message=str(error)))
+            sources.append(CheckedSource(rows=rows, looked=looked))
+            if progress is not None:
+                progress(len(sources), len(stores))
+    return CheckedPath(path=path, config=config, sources=sources, findings=by_severity(found))
+
+
+def is_config(path: str) -> bool:
+    """Whether a path names a config file in place of a data set."""
+    return path.endswith((".yaml", ".yml")) and not Path(path).is_dir()
+
+
+def read_recordings(config: RunConfig, data: DataConfig, stores: Sequence[EpisodeStore]) -> Recordings:
+    """The rows of `stores`, split and with the statistics that a training would fit, without pictures."""
+    training, held_out = data.split([one.episodes for one in stores], task_by_text(config.record.spec))
+    rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]
+    states, actions = (
+        np.concatenate([getattr(store, name)[part] for store, part in zip(stores, rows, strict=True)])
+        for name in ("states", "actions")
+    )
+    return Recordings(
+        sources=[
+            Recorded(store=store, training=used, held_out=held)
+            for store, used, held in zip(stores, training, held_out, strict=True)
+        ],
+        normalizer=Normalizer.fit(data.normalization, stores[0].spec.embodiment, states, actions),
+        horizon=data.horizon,
+        needs=config.objective.needs(),
+        validation_fraction=data.validation_fraction,
+        contrasting=contrasting(config),
+        grippers=named_grippers(config),
+    )
+
+
+def _defaults_for(path: str, overrides: Sequence[str]) -> RunConfig:
+    """A config of nothing but defaults for one data set."""
+    values: dict[str, Any] = {"data": {"sources": [{"path": path}]}}
+    parsed = parse_overrides(overrides)
+    apply_overrides(values, parsed, RunConfig())
+    return build_config(values, path, parsed)
+
+
+def print_checked(checked: CheckedPath) -> None:
+    """What was looked at, the findings, and how many are serious."""
+    for line in _summary(checked):
+        print_line(line)
+    print_findings(checked.findings)
+    if checked.config is not None:
+        count = sum(finding.is_problem for finding in checked.findings)
+        said = f"{count} problem{'s' if count > 1 else ''}, marked with !." if count else "Nothing is wrong."
+        print_line(said)
+
+
+def _summary(checked: CheckedPath) -> list[str]:
+    """What was looked at, in a few lines of text."""
+    if checked.config is None:
+        return []
+    lines: list[str] = []
+    for source in checked.sources:
+        rows, spec = source.rows, source.rows.store.spec
+        long = sorted(episode.length for episode in rows.episodes)
+        shapes = zip(spec.views, spec.image_shapes, strict=True)
+        views = ", ".join(f"{view.split('.')[-1]} {height} x {width}" for view, (height, width) in shapes)
+        two = ", ".join(rows.dimension("action", number) for number in two_valued(rows)) or "none"
+        texts = len(texts_of(rows.store, rows.episodes))
+        lines += [
+            f"{rows.name}: robot {spec.embodiment}, {len(long):,} episodes of {long[0]} to {long[-1]} frames "
+            f"({sum(long):,}) at {spec.fps:g} a second",
+            f"  views: {views}; state {spec.state_dim}, action {spec.action_dim}; two-valued: {two}",
+            f"  instructions: {texts:,}; held out: {len(rows.held_out):,} of {len(long):,} episodes",
+            f"  looked at all rows and at {sum(len(one.frames) for one in source.looked):,} pictures of "
+            f"{len({one.episode.index for one in source.looked})} episodes",
+        ]
+    data, needs = checked.config.data, checked.config.objective.needs()
+    offsets = sorted({*needs.futures, *(label for label in needs.states if isinstance(label, int))})
+    against = checked.path if is_config(checked.path) else "a config's defaults"
+    said = f", offsets {', '.join(map(str, offsets))}" if offsets else ""
+    return [*lines, f"  against {against}: data.horizon {data.horizon}{said}"]

@@ -1,0 +1,178 @@
+"""`tutti data check`: planted faults are named with their place, and a clean set gives no finding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fixtures import squares_data as world
+from tutti.cli.main import app
+from tutti.config.run_config import to_yaml
+from tutti.data.formats.lerobot.writer import EpisodeRecord
+from tutti.findings import Finding
+from tutti.runs.data_check import CheckedPath, check_path
+
+Change = Callable[[int, EpisodeRecord], EpisodeRecord]
+COUNTS = {"lab": 24, "hall": 12}
+"""Episodes of the two sources."""
+
+
+def clean(name: str) -> list[EpisodeRecord]:
+    """The world's episodes with two more states: the hand's opening, which follows the command, and a
+    temperature."""
+    random = np.random.default_rng(len(name))
+    made: list[EpisodeRecord] = []
+    for one in world.episodes(COUNTS[name], seed=len(name)):
+        closed = np.roll(one.actions[:, 2:], 1, axis=0) + 0.05 * random.normal(size=(world.LENGTH, 1))
+        warmth = 20 + random.normal(size=(world.LENGTH, 1))
+        made.append(replace(one, states=np.concatenate([one.states, closed, warmth], 1).astype(np.float32)))
+    return made
+
+
+def on_actions(change: Callable[[int, np.ndarray], None]) -> Change:
+    def changed(number: int, one: EpisodeRecord) -> EpisodeRecord:
+        actions = one.actions.copy()
+        change(number, actions)
+        return replace(one, actions=actions)
+
+    return changed
+
+
+def on_states(change: Callable[[np.ndarray], None]) -> Change:
+    def changed(_: int, one: EpisodeRecord) -> EpisodeRecord:
+        states = one.states.copy()
+        change(states)
+        return replace(one, states=states)
+
+    return changed
+
+
+def on_pictures(view: str, change: Callable[[int, np.ndarray], np.ndarray]) -> Change:
+    return lambda number, one: replace(
+        one, images={**one.images, view: np.ascontiguousarray(change(number, one.images[view]))}
+    )
+
+
+def spike(number: int, actions: np.ndarray) -> None:
+    if number == 5:
+        actions[7, 0] = 300.0
+
+
+def saturate(_: int, actions: np.ndarray) -> None:
+    actions[:, 1] = np.clip(20 * actions[:, 1], -1, 1)
+
+
+def flip(_: int, actions: np.ndarray) -> None:
+    actions[:, 2] *= -1
+
+
+def cool(states: np.ndarray) -> None:
+    states[:, 3] = 20.0
+
+
+def in_millimetres(states: np.ndarray) -> None:
+    states[:, :2] *= 1000
+
+
+def spell(number: int, one: EpisodeRecord) -> EpisodeRecord:
+    return replace(one, instruction=one.instruction.capitalize() + " ") if number == 4 else one
+
+
+def copy(number: int, one: EpisodeRecord) -> EpisodeRecord:
+    return clean("lab")[8] if number == 9 else one
+
+
+FAULTS: dict[str, tuple[str, Change]] = {
+    "spellings": ("lab", spell),
+    "duplicates": ("lab", copy),
+    "constant_dimensions": ("lab", on_states(cool)),
+    "heavy_tails": ("lab", on_actions(spike)),
+    "clipped_actions": ("lab", on_actions(saturate)),
+    "one_colour": ("lab", on_pictures(world.VIEWS[1], lambda _, frames: np.zeros_like(frames))),
+    "frozen": (
+        "lab",
+        on_pictures(world.VIEWS[0], lambda n, frames: frames[:1].repeat(12, 0) if n == 3 else frames),
+    ),
+    "other_units": ("hall", on_states(in_millimetres)),
+    "other_sign": ("hall", on_actions(flip)),
+}
+"""Kind of the finding: the source, and what is done to its episodes."""
+OFFSET: dict[str, Any] = {"objective": {"state": {"offsets": [2, 4, 40]}}}
+EXPECTED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "spellings": ("hint", '"go to the red square", "Go to the red square "', {"episode": 4}),
+    "duplicates": (
+        "hint",
+        "1 training episode is an exact copy of another: episode 9 is episode 8",
+        {"episode": 9},
+    ),
+    "constant_dimensions": ("hint", "of the state never moves", {"dimension": "3"}),
+    "heavy_tails": ("warning", "is 300 in", {"episode": 5, "frame": 7, "dimension": "0"}),
+    "clipped_actions": ("hint", "% in dimension 1: they are clipped", {"dimension": "1"}),
+    "one_colour": ("fault", "mirror is one colour in 100 %", {"episode": 0, "frame": 0}),
+    "frozen": ("warning", "front shows the same picture in 1 of 24 episodes looked at (3)", {"episode": 3}),
+    "other_units": ("hint", "share the robot 'dot'", {"dimension": "0, 1"}),
+    "other_sign": ("warning", "goes with state 2 in opposite ways", {"dimension": "2"}),
+    "offset_never": ("warning", "No episode reaches +40", {}),
+}
+"""Written before the checks ran: kind, severity, what the sentence says, and the place that it names."""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both sources as they should be."""
+    folder = tmp_path_factory.mktemp("sound")
+    for name in COUNTS:
+        world.write(folder / name, clean(name))
+    return folder
+
+
+def checked(
+    folder: Path, sound: Path, faults: Mapping[str, tuple[str, Change]], **sections: Any
+) -> CheckedPath:
+    sources: list[dict[str, str]] = []
+    for name in COUNTS:
+        made, changes = clean(name), [change for source, change in faults.values() if source == name]
+        for change in changes:
+            made = [change(number, one) for number, one in enumerate(made)]
+        sources.append({"path": str(world.write(folder / name, made) if changes else sound / name)})
+    config = world.config(sound, **sections)
+    data = config.data.model_validate(config.data.model_dump() | {"sources": sources})
+    (folder / "config.yaml").write_text(to_yaml(config.model_copy(update={"data": data})))
+    return check_path(str(folder / "config.yaml"))
+
+
+def agree(found: list[Finding], expected: list[str]) -> None:
+    assert sorted(finding.kind for finding in found) == sorted(expected), [one.text for one in found]
+    for finding in found:
+        severity, said, place = EXPECTED[finding.kind]
+        assert finding.severity == severity and said in finding.sentence, finding
+        assert {key: getattr(finding, key) for key in place} == place
+
+
+def test_ten_planted_faults_are_named_and_nothing_else(tmp_path: Path, sound: Path) -> None:
+    found = checked(tmp_path, sound, FAULTS, **OFFSET)
+    agree([*found.findings], [*EXPECTED])
+    assert len(EXPECTED) == 10 and found.code == 1
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_one_planted_fault_is_named_and_nothing_else(tmp_path: Path, sound: Path, kind: str) -> None:
+    agree([*checked(tmp_path, sound, {kind: FAULTS[kind]}).findings], [kind])
+
+
+def test_clean_set_has_no_finding_and_ends_with_0(tmp_path: Path, sound: Path) -> None:
+    found = checked(tmp_path, sound, {})
+    assert ([*found.findings], found.code) == ([], 0)
+    result = CliRunner().invoke(app, ["data", "check", str(tmp_path / "config.yaml"), "--json"])
+    read = json.loads(result.output)
+    assert result.exit_code == 0 and read["paths"][0]["findings"] == []
+    lab, hall = read["paths"][0]["sources"]
+    assert (lab["episodes"], hall["episodes"]) == (24, 12)
+    assert [one["dimension"] for one in lab["two_valued_actions"]] == ["2"]
