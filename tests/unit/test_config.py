@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tutti.config.messages import shipped_schema, unknown_keys
-from tutti.config.run_config import RunConfig, json_schema, load_config, to_yaml
+from tutti.config.messages import key_paths, shipped_schema, unknown_keys
+from tutti.config.run_config import SEEDED, RunConfig, json_schema, load_config, to_yaml
 from tutti.nested_dicts import changed_keys
 from tutti.studies.config import StudyConfig
 from tutti.types import UserError
@@ -60,6 +60,14 @@ def test_changed_kind_drops_the_keys_of_the_old_one(tmp_path: Path) -> None:
 def test_seed_of_the_run_is_the_seed_of_its_sections_unless_they_name_one() -> None:
     config = load_config(None, ["seed=7", "training.seed=3"])
     assert (config.seed, config.data.seed, config.training.seed) == (7, 7, 3)
+
+
+def test_no_section_with_a_seed_misses_that_of_the_run() -> None:
+    sections = {path[0]: path for path in key_paths(shipped_schema()) if path[1:] == ("seed",)}
+    assert sections.keys() == SEEDED.keys()
+    for section, kind in SEEDED.items():
+        config = load_config(None, ["seed=7", *([f"{section}.kind={kind}"] if kind else [])])
+        assert getattr(config, section).seed == 7
 
 
 def test_mapping_without_a_kind_is_of_the_default_kind() -> None:
