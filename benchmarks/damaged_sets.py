@@ -119,7 +119,7 @@ Mutation = Callable[[Case], None]
 
 
 def _times(case: Case) -> None:
-    """A5: timestamps of the rows."""
+    """Timestamps of the rows."""
     times = case.values(DATA, "timestamp")
     _, start, end = case.episode()
     part = times[start:end]
@@ -161,7 +161,7 @@ def _times(case: Case) -> None:
 
 
 def _spans(case: Case) -> None:
-    """A5: where each episode lies in its video."""
+    """Where each episode lies in its video."""
     key = case.view()
     start_name, end_name = f"videos/{key}/from_timestamp", f"videos/{key}/to_timestamp"
     starts, ends = case.values(EPISODES, start_name), case.values(EPISODES, end_name)
@@ -199,7 +199,7 @@ def _spans(case: Case) -> None:
 
 
 def _fps(case: Case) -> None:
-    """A6: the rate in info.json."""
+    """The rate in info.json."""
     value = case.pick(
         *(5, 20, 9.99, 10.0001, 0.5, True, 1e18, 1e308, 1e-300, math.inf, math.nan, 0, -10, "10", None, [10]),
         *(11, 9, 10.5, 1, 30, 60, 100, {}, 10**300, 10.0, False, "", 1e-3),
@@ -209,7 +209,7 @@ def _fps(case: Case) -> None:
 
 
 def _fps_bare(case: Case) -> None:
-    """A6 without times in the rows."""
+    """The rate, without times in the rows."""
     _fps(case)
     case.columns(DATA, timestamp=None)
     if case.storage == "image" and case.note in ("5", "20", "11", "9", "1", "30", "60", "100", "9.99"):
@@ -217,7 +217,7 @@ def _fps_bare(case: Case) -> None:
 
 
 def _texts(case: Case) -> None:
-    """A7: instructions."""
+    """Instructions."""
     path = "meta/tasks.parquet"
     texts: list[Any] = list(TEXTS)
     place = int(case.random.integers(len(texts)))
@@ -260,7 +260,7 @@ def _texts(case: Case) -> None:
 
 
 def _task_index(case: Case) -> None:
-    """A7: which row has which instruction."""
+    """Which row has which instruction."""
     tasks = case.values(DATA, "task_index")
     _, start, end = case.episode()
     case.note = kind = case.pick("zero", "reversed", "one", "episode", "range", "null", "type", "swap")
@@ -285,7 +285,7 @@ def _task_index(case: Case) -> None:
 
 
 def _rows(case: Case) -> None:
-    """A8: the order of rows."""
+    """The order of rows."""
     order = np.arange(sum(LENGTHS))
     _, start, end = case.episode()
     case.note = kind = case.pick("reversed", "swapped", "rolled", "shuffled", "twice", "episodes")
@@ -308,7 +308,7 @@ def _rows(case: Case) -> None:
 
 
 def _borders(case: Case) -> None:
-    """A8: where episodes begin and end."""
+    """Where episodes begin and end."""
     number = int(case.random.integers(len(LENGTHS) - 1))
     first, last = (case.values(EPISODES, f"dataset_{end}_index") for end in ("from", "to"))
     length = case.values(EPISODES, "length")
@@ -327,7 +327,7 @@ def _borders(case: Case) -> None:
 
 
 def _counts(case: Case) -> None:
-    """A8: tables that do not agree with info.json or with each other."""
+    """Tables that do not agree with info.json or with each other."""
     case.note = kind = case.pick(
         "totals", "frame_index", "index", "episode_index", "length", "files", "columns"
     )
@@ -354,7 +354,7 @@ def _counts(case: Case) -> None:
 
 
 def _flipped(case: Case) -> None:
-    """A9: flipped bits, cut ends and lost files."""
+    """Flipped bits, cut ends and lost files."""
     name = case.pick(DATA, DATA, EPISODES, "meta/tasks.parquet", "meta/info.json")
     path = case.folder / name
     content = bytearray(path.read_bytes())
@@ -377,7 +377,7 @@ def _flipped(case: Case) -> None:
 
 
 def _numbers_wrong(case: Case) -> None:
-    """A9: numbers that are none."""
+    """Numbers that are none."""
     key = case.pick(STATE, ACTION)
     rows: list[Any] = pq.read_table(case.folder / DATA)[key].to_pylist()
     row = int(case.random.integers(len(rows)))
@@ -403,7 +403,7 @@ def deep_png(levels: np.ndarray) -> bytes:
 
 
 def _picture(case: Case) -> None:
-    """A10 and A12: pictures that are not 8-bit RGB in PNG, JPEG or WEBP."""
+    """Pictures that are not 8-bit RGB in PNG, JPEG or WEBP."""
     key = case.view()
     cells: list[Any] = pq.read_table(case.folder / DATA)[key].to_pylist()
     row = int(case.random.integers(len(cells)))
@@ -450,7 +450,7 @@ def _picture(case: Case) -> None:
 
 
 def _picture_column(case: Case) -> None:
-    """A17: columns of pictures of another type."""
+    """Columns of pictures of another type."""
     key = case.view()
     count = sum(LENGTHS)
     case.note = kind = case.pick("text", "numbers", "lists", "none", "null", "paths")
@@ -466,7 +466,7 @@ def _picture_column(case: Case) -> None:
 
 
 def _outside(case: Case) -> None:
-    """A13: paths that lead out of the set."""
+    """Paths that lead out of the set."""
     case.must_refuse = True
     out = case.outside
     out.mkdir()
@@ -490,7 +490,7 @@ def _outside(case: Case) -> None:
 
 
 def _pattern(case: Case) -> None:
-    """A14 and A17: path patterns."""
+    """Path patterns."""
     key = "video_path" if case.storage == "video" and case.pick(0, 1) else "data_path"
     value = case.pick(
         *(
@@ -524,7 +524,7 @@ def _pattern(case: Case) -> None:
 
 
 def _sizes(case: Case) -> None:
-    """A14: shapes in info.json."""
+    """Shapes in info.json."""
     key = case.pick(STATE, ACTION, *VIEWS)
     value = case.pick(
         *(
@@ -560,7 +560,7 @@ def _sizes(case: Case) -> None:
 
 
 def _bomb(case: Case) -> None:
-    """A14: small files that become large."""
+    """Small files that become large."""
     case.note = kind = case.pick("text", "png", "png large", "list", "frames", "info", "picture")
     case.must_refuse = True
     key = case.view()
@@ -604,7 +604,7 @@ def _bomb(case: Case) -> None:
 
 
 def _devices(case: Case) -> None:
-    """A15: files that are no files."""
+    """Files that are no files."""
     case.must_refuse = True
     name = case.pick(DATA, EPISODES, "meta/tasks.parquet", "meta/info.json")
     path = case.folder / name
@@ -623,7 +623,7 @@ def _devices(case: Case) -> None:
 
 
 def _features(case: Case) -> None:
-    """A17: features of odd form."""
+    """Features of odd form."""
     odd = (None, 7, [], "x", {}, {"dtype": "image"}, {"shape": [3]}, {"dtype": 7, "shape": [3]}, True)
     case.note = kind = case.pick(
         "odd", "name", "names", "dtype", "whole", "version", "robot", "twice", "deep", "extra"
@@ -664,7 +664,7 @@ def _features(case: Case) -> None:
 
 
 def _videos(case: Case) -> None:
-    """A13 and A17: files in place of a video."""
+    """Files in place of a video."""
     path = case.folder / "videos" / case.view() / "chunk-000" / "file-000.mp4"
     content = path.read_bytes()
     texts = {
@@ -694,16 +694,16 @@ def _videos(case: Case) -> None:
 
 
 LINES: dict[str, tuple[tuple[str, Mutation], ...]] = {
-    "A5 times": (("image", _times), ("video", _times), ("video", _spans)),
-    "A6 fps": (("image", _fps), ("video", _fps), ("image", _fps_bare)),
-    "A7 texts": (("image", _texts), ("image", _task_index)),
-    "A8 rows": (("image", _rows), ("image", _borders), ("image", _counts)),
-    "A9 bits": (("image", _flipped), ("image", _numbers_wrong), ("video", _flipped)),
-    "A10 pictures": (("image", _picture),),
-    "A13 outside": (("image", _outside), ("video", _outside), ("video", _videos)),
-    "A14 bombs": (("image", _bomb), ("image", _sizes), ("image", _pattern), ("video", _sizes)),
-    "A15 devices": (("image", _devices),),
-    "A17 forms": (("image", _features), ("video", _features), ("image", _picture_column)),
+    "times": (("image", _times), ("video", _times), ("video", _spans)),
+    "fps": (("image", _fps), ("video", _fps), ("image", _fps_bare)),
+    "texts": (("image", _texts), ("image", _task_index)),
+    "rows": (("image", _rows), ("image", _borders), ("image", _counts)),
+    "bits": (("image", _flipped), ("image", _numbers_wrong), ("video", _flipped)),
+    "pictures": (("image", _picture),),
+    "outside": (("image", _outside), ("video", _outside), ("video", _videos)),
+    "bombs": (("image", _bomb), ("image", _sizes), ("image", _pattern), ("video", _sizes)),
+    "devices": (("image", _devices),),
+    "forms": (("image", _features), ("video", _features), ("image", _picture_column)),
 }
 
 

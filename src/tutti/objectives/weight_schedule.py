@@ -18,8 +18,9 @@ class WeightSchedule(FrozenConfig):
 
     constant: start.  linear: end + (start - end)(1 - u).  cosine: end + (start - end)(1 + cos(pi u)) / 2.
 
-    Before `start_at` it is start; from `end_at` on it is exactly end. Update k of n (from 0) is at k / n, as in
-    the learning rate's schedule; what is measured after the last one is at 1. A term whose lambda is 0 costs nothing.
+    Before `start_at` it is start; from `end_at` on it is exactly end. Update k of n (from 0) is at k / n, as
+    in the learning rate's schedule; what is measured after the last one is at 1. A term whose lambda is 0
+    costs nothing.
     A lambda that only rises is one with start < end. With `warmup` all of that is multiplied by
     min(1, progress / warmup), so that a term may rise first and fall later.
     """
