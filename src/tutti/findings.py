@@ -182,8 +182,6 @@ GRIPPER_MOVES_MIN = 0.1
 MASKED_TARGETS_MAX = 0.5
 # ... and share of windows that reach an offset below which it teaches next to nothing.
 REACHED_OFFSET_MIN = 0.05
-# Held-out episodes are many more than asked for from this many times `data.validation_fraction` on.
-HELD_OUT_RATIO_MAX = 2.0
 # Level of the permutation test of the text: 1 % of data sets with shuffled text pass by chance.
 TEXT_P_MAX = 0.01
 # Below 16 episodes a permutation test at that level has too little power.

@@ -9,8 +9,9 @@ is kept if it is finished, and continues if it was interrupted.
       checkpoints/     all that a resume needs
       records.jsonl    losses of each logged step         tensorboard/    the same for TensorBoard
       first_batch.png  and .json: the first batch         model.json, data.json  sizes of model and data
-      data_content.json  digests of each episode          shapes.txt  tensors of the first batch
+      data_content.json  digests of each episode          data_findings.json  remarks on the data
       init_from.json   what was taken from another run    failures/, spikes/  steps saved for a replay
+      shapes.txt       tensors of the first batch
       evaluation/      every rollout, the scores, videos  evaluations/    others of another name
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
       report.html      all results on one page            summary.json    the same for programs
@@ -47,6 +48,7 @@ from tutti.runs.build import (
     training_starts,
     with_parent_data,
 )
+from tutti.runs.data_check import check_before_training
 from tutti.runs.evaluations import place_of
 from tutti.runs.folder import Redo, RunFolder, require_one_process
 from tutti.runs.run_evaluation import run_evaluation
@@ -190,6 +192,7 @@ def _train(config: RunConfig, run: RunFolder) -> None:
         f"(data.validation_fraction {config.data.validation_fraction:g}; "
         f"{said['validation_instructions']:,} of {said['instructions']:,} instructions)"
     )
+    check_before_training(config, data, run)
     with progress_bar("training") as bar:
         training = BuiltTraining(config, data, model, objective, run.path, starts=starts)
         training.fit(lambda step, steps, latest: bar(step, steps, _loss(latest)))

@@ -13,10 +13,14 @@ import pytest
 from typer.testing import CliRunner
 
 from fixtures import squares_data as world
-from tutti.cli.main import app
+from tutti import pipeline
+from tutti.cli.app import app
 from tutti.config.run_config import to_yaml
 from tutti.data.formats.lerobot.writer import EpisodeRecord
 from tutti.findings import Finding
+from tutti.report.blocks import Note
+from tutti.report.inputs import read_inputs
+from tutti.report.page import SECTIONS
 from tutti.runs.data_check import CheckedPath, check_path
 
 Change = Callable[[int, EpisodeRecord], EpisodeRecord]
@@ -109,7 +113,7 @@ EXPECTED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "spellings": ("hint", '"go to the red square", "Go to the red square "', {"episode": 4}),
     "duplicates": (
         "hint",
-        "1 training episode is an exact copy of another: episode 9 is episode 8",
+        "1 episode is an exact copy of another: episode 9 is episode 8",
         {"episode": 9},
     ),
     "constant_dimensions": ("hint", "of the state never moves", {"dimension": "3"}),
@@ -176,3 +180,23 @@ def test_clean_set_has_no_finding_and_ends_with_0(tmp_path: Path, sound: Path) -
     lab, hall = read["paths"][0]["sources"]
     assert (lab["episodes"], hall["episodes"]) == (24, 12)
     assert [one["dimension"] for one in lab["two_valued_actions"]] == ["2"]
+
+
+def test_training_prints_and_keeps_its_remarks_once(
+    tmp_path: Path, sound: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start, not at a resume."""
+    training = {"steps": 2, "schedule": {"kind": "wsd", "warmup": 1}, "checkpoints": {"every": 1}}
+    config = world.config(sound / "lab", training=training, **OFFSET)
+    pipeline.train(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "the data: 1 remark;" in said and "! No episode reaches +40" in said
+    (kept,) = json.loads((tmp_path / "run" / "data_findings.json").read_text())
+    assert (kept["kind"], kept["severity"]) == ("offset_never", "warning")
+    notes = SECTIONS["data"][1](read_inputs(tmp_path / "run")).blocks
+    assert any(isinstance(note, Note) and "No episode reaches +40" in note.text for note in notes)
+    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+    stages["train"]["finished"] = False  # as after an interruption
+    (tmp_path / "run" / "stages.json").write_text(json.dumps(stages))
+    pipeline.train(config, tmp_path / "run")
+    assert "No episode reaches" not in capsys.readouterr().out

@@ -83,7 +83,7 @@ def test_clipped_commands_are_noted(tmp_path: Path) -> None:
 def test_copies_across_the_split_are_a_problem(tmp_path: Path) -> None:
     made = world.episodes(2)
     (problem, text), (noted, copies) = findings(tmp_path, lambda number, _: made[number % 2])
-    assert (noted, "6 training episodes are an exact copy of another" in copies) == (False, True), copies
+    assert (noted, "7 episodes are an exact copy of another" in copies) == (False, True), copies
     assert problem and "held-out episodes are an exact copy of a training one" in text
 
 

@@ -166,7 +166,6 @@ def _data_options() -> None:  # with a callback a lone command keeps its name
     """Looks at recorded data: `tutti data check PATH` says what is wrong with them."""
 
 
-
 def system_error_message(error: Exception) -> str:
     """The error of the machine or a file in one sentence; empty for a bug of Tutti."""
     file = getattr(error, "filename", None)

@@ -22,9 +22,6 @@ def check(
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
-    report: Annotated[
-        Path | None, typer.Option("--report", help="Write a page with pictures.", metavar="FILE.html")
-    ] = None,
 ) -> None:
     """Says what is wrong with recorded data: texts, copies, units, outliers, cameras, lengths, the split.
 
@@ -44,10 +41,6 @@ def check(
             with progress_bar(f"checking {place}") as bar:
                 checked.append(check_path(place, overrides, bar))
             print_checked(checked[-1])
-        if report is not None:
-            from tutti.report.data_page import write_data_page
-
-            write_data_page(report, checked)
     if as_json:
         found = {"version": __version__, "paths": [one.to_dict() for one in checked]}
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))

@@ -189,13 +189,7 @@ class DataConfig(FrozenConfig):
             for store in stores:
                 kept.check(store, self.normalization)
         training, validation = self.split(stores, group_of)
-        first = stores[0].spec
-        rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]
-        states, actions = (
-            np.concatenate([getattr(store, name)[part] for store, part in zip(stores, rows, strict=True)])
-            for name in ("states", "actions")
-        )
-        normalizer = Normalizer.fit(self.normalization, first.embodiment, states, actions)
+        normalizer, first = self.fit_normalizer(stores, training), stores[0].spec
         length = None if self.text_length == "auto" else self.text_length
         texts = set[str]().union(*map(texts_of, stores, training))
         tokenizer = Tokenizer.fit(texts, self.vocab_size, length)
@@ -276,6 +270,17 @@ class DataConfig(FrozenConfig):
             training.append(used)
             validation.append(tuple(episode for episode, is_held in flags if is_held))
         return training, validation
+
+    def fit_normalizer(
+        self, stores: Sequence[EpisodeStore], training: Sequence[Sequence[Episode]]
+    ) -> Normalizer:
+        """The statistics of all rows to train on; `training` has the episodes of each store."""
+        rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]
+        states, actions = (
+            np.concatenate([getattr(store, name)[part] for store, part in zip(stores, rows, strict=True)])
+            for name in ("states", "actions")
+        )
+        return Normalizer.fit(self.normalization, stores[0].spec.embodiment, states, actions)
 
     def _check_lengths(self, stores: Sequence[EpisodeStore], needs: DataNeeds) -> None:
         for store in stores:

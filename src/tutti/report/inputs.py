@@ -20,6 +20,7 @@ from tutti.evaluation.closed_loop.results import EvaluationResult
 from tutti.evaluation.closed_loop.rollouts import Condition
 from tutti.evaluation.open_loop import OpenLoopResult
 from tutti.evaluation.probes.run import ProbeResult
+from tutti.findings import Finding
 from tutti.models.describe import Description
 from tutti.report.records import Records
 from tutti.storage.reading import (
@@ -106,6 +107,7 @@ class Inputs:
     config: Json
     model: Description | None
     data: Json | None
+    data_findings: tuple[Finding, ...]
     recording: Recording | None
     videos: tuple[VideoEntry, ...]
     first_batch: bytes | None
@@ -155,6 +157,7 @@ def read_inputs(folder: Path) -> Inputs:
         config=config if isinstance(config, dict) else {},
         model=json_of("model.json", TypeAdapter(Description).validate_python),
         data=json_of("data.json", dict),
+        data_findings=json_of("data_findings.json", TypeAdapter(tuple[Finding, ...]).validate_python) or (),
         recording=json_of("recording.json", TypeAdapter(Recording).validate_python),
         videos=json_of(f"{VIDEOS}/index.json", _videos) or (),
         first_batch=read("first_batch.png", picture),

@@ -115,7 +115,8 @@ def _tiles(inputs: Inputs) -> list[Tile]:
 def _warnings(inputs: Inputs) -> list[str]:
     """What a reader must know before believing the numbers above."""
     records, result = inputs.records, inputs.evaluation
-    warnings = [finding.text for finding in (inputs.probes.problems if inputs.probes is not None else ())]
+    warnings = [finding.text for finding in inputs.data_findings if finding.is_problem]
+    warnings += [finding.text for finding in (inputs.probes.problems if inputs.probes is not None else ())]
     warnings += [*inputs.failures, *(weak_tasks(result) if result is not None else ())]
     if records.not_finite:
         warnings.append(f"Non-finite values were recorded in {', '.join(records.not_finite)}.")

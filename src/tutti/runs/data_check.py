@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.data.bundle import DataBundle, describe_source, texts_of
@@ -18,13 +16,15 @@ from tutti.data.checks.recordings import Recorded, Recordings, say
 from tutti.data.checks.rows import by_severity, check_decoded, check_rows
 from tutti.data.config import DataConfig, check_compatible
 from tutti.data.episodes import EpisodeStore
-from tutti.data.normalize import Normalizer
+from tutti.distributed.world import world
 from tutti.evaluation.open_loop import task_by_text
 from tutti.findings import Finding
 from tutti.objectives.terms.alignment import EmbeddingTermConfig
 from tutti.objectives.weight_schedule import schedule_of
 from tutti.runs.build import with_sources
+from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_findings, print_line
+from tutti.storage.checkpoint import checkpoints
 from tutti.types import UserError
 
 FINDINGS = "data_findings.json"
@@ -83,9 +83,20 @@ class CheckedPath:
 
 def check_training_data(config: RunConfig, data: DataBundle) -> list[Finding]:
     """Findings about data that a training has read already: nothing more is decoded, no number changes."""
-    return check_decoded(
-        data, Recordings.of_bundle(data, config.data.validation_fraction, contrasting(config))
-    )
+    return check_decoded(data, Recordings.of_bundle(data, contrasting(config)))
+
+
+def check_before_training(config: RunConfig, data: DataBundle, run: RunFolder) -> None:
+    """Prints what is wrong with the data and writes it into the run; on rank 0, before the first step."""
+    if not world().first or checkpoints(run.path):
+        return
+    found = check_training_data(config, data)
+    run.write_json(FINDINGS, [asdict(finding) for finding in found])
+    if found:
+        print_line(
+            f"the data: {len(found)} remark{'s' if len(found) > 1 else ''}; `tutti data check` tells more"
+        )
+    print_findings(found)
 
 
 def contrasting(config: RunConfig) -> list[str]:
@@ -154,21 +165,15 @@ def is_config(path: str) -> bool:
 
 def read_recordings(config: RunConfig, data: DataConfig, stores: Sequence[EpisodeStore]) -> Recordings:
     """The rows of `stores`, split and with the statistics that a training would fit, without pictures."""
-    training, held_out = data.split([one.episodes for one in stores], task_by_text(config.record.spec))
-    rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]
-    states, actions = (
-        np.concatenate([getattr(store, name)[part] for store, part in zip(stores, rows, strict=True)])
-        for name in ("states", "actions")
-    )
+    training, held_out = data.split(stores, task_by_text(config.record.spec))
     return Recordings(
         sources=[
             Recorded(store=store, training=used, held_out=held)
             for store, used, held in zip(stores, training, held_out, strict=True)
         ],
-        normalizer=Normalizer.fit(data.normalization, stores[0].spec.embodiment, states, actions),
+        normalizer=data.fit_normalizer(stores, training),
         horizon=data.horizon,
         needs=config.objective.needs(),
-        validation_fraction=data.validation_fraction,
         contrasting=contrasting(config),
         grippers=named_grippers(config),
     )
@@ -210,6 +215,7 @@ def _summary(checked: CheckedPath) -> list[str]:
             f"({sum(long):,}) at {spec.fps:g} a second",
             f"  views: {views}; state {spec.state_dim}, action {spec.action_dim}; two-valued: {two}",
             f"  instructions: {texts:,}; held out: {len(rows.held_out):,} of {len(long):,} episodes",
+            *(f"  {remark}" for remark in rows.store.remarks),
             f"  looked at all rows and at {sum(len(one.frames) for one in source.looked):,} pictures of "
             f"{len({one.episode.index for one in source.looked})} episodes",
         ]

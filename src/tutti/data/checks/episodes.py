@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from math import ceil
 
 import numpy as np
 from jaxtyping import Int64
@@ -15,7 +14,6 @@ from tutti.data.checks.recordings import Recorded, Recordings, say, some
 from tutti.data.episodes import Episode
 from tutti.data.tokenize import normalized_text
 from tutti.findings import (
-    HELD_OUT_RATIO_MAX,
     MASKED_TARGETS_MAX,
     REACHED_OFFSET_MIN,
     Finding,
@@ -23,6 +21,8 @@ from tutti.findings import (
 from tutti.storage.reading import shown
 
 SHOWN_TEXT = 60
+Copy = tuple[Recorded, int, Recorded, int]
+"""An episode of a source, and the one that it is a copy of."""
 
 
 def spellings(data: Recordings) -> Iterator[Finding]:
@@ -68,56 +68,36 @@ def copies(data: Recordings) -> Iterator[Finding]:
         first, second = data.sources[a], data.sources[b]
         yield say("same_data_set", b, source=second.name, other=first.name, first=a, second=b)
     again = {b for _, b in same}  # said already
-    first: dict[tuple[int, int], tuple[Recorded, int]] = {}
-    twice: list[tuple[Recorded, int, Recorded, int]] = []
-    leaked: list[tuple[Recorded, int, Recorded, int]] = []
     parts = [source for number, source in enumerate(data.sources) if number not in again]
-    for source in parts:
-        for key, index in _keys(source, source.training):
-            if (known := first.setdefault(key, (source, index))) != (source, index):
-                twice.append((source, index, *known))
-    for source in parts:
-        leaked += [(source, i, *first[key]) for key, i in _keys(source, source.held_out) if key in first]
+    twice, leaked, training = list[Copy](), list[Copy](), dict[tuple[int, int], tuple[Recorded, int]]()
+    for side in ("training", "held_out"):
+        first = training if side == "training" else {}
+        for source in parts:
+            for key, index in _keys(source, getattr(source, side)):
+                known = first.setdefault(key, (source, index))
+                if first is not training and key in training:
+                    leaked.append((source, index, *training[key]))
+                elif known != (source, index):
+                    twice.append((source, index, *known))
     held_out = sum(len(source.held_out) for source in parts)
     for kind, found, total in (
-        ("duplicates", twice, f"{len(twice)} training episode{'s are' if len(twice) > 1 else ' is'}"),
-        (
-            "duplicates_across_split",
-            leaked,
-            f"{len(leaked)} of {held_out} held-out episodes {'are' if len(leaked) > 1 else 'is'}",
-        ),
+        ("duplicates", twice, "episode" + "s" * (len(twice) > 1)),
+        ("duplicates_across_split", leaked, f"of {held_out} held-out episodes"),
     ):
         if found:
             source, index, other, original = found[0]
             where = "" if other is source else f" of {other.name}"
             example = f"episode {index} is episode {original}{where}"
-            yield say(kind, len(found), source=source.name, episode=index, count=total, example=example)
+            count = f"{len(found)} {total} {'are' if len(found) > 1 else 'is'}"
+            yield say(kind, len(found), source=source.name, episode=index, count=count, example=example)
 
 
 def _keys(source: Recorded, episodes: Sequence[Episode]) -> Iterator[tuple[tuple[int, int], int]]:
     """What two episodes have in common if they are copies, digests of states and actions; its number."""
     place = {episode.index: number for number, episode in enumerate(source.store.episodes)}
     numbers = [place[episode.index] for episode in episodes]
-    digests = (source.store.content.episodes[name][numbers].tolist() for name in ("states", "actions"))
+    digests = (source.store.number_digests[name][numbers].tolist() for name in ("states", "actions"))
     return zip(zip(*digests, strict=True), (episode.index for episode in episodes), strict=True)
-
-
-def held_out(data: Recordings) -> Iterator[Finding]:
-    """Many more episodes are held out than `data.validation_fraction` asks for."""
-    for source in data.sources:
-        held, total = len(source.held_out), len(source.held_out) + len(source.training)
-        asked = ceil(data.validation_fraction * total)
-        if held > HELD_OUT_RATIO_MAX * asked:
-            yield say(
-                "held_out",
-                held / total,
-                source=source.name,
-                held=held,
-                total=total,
-                asked=asked,
-                fraction=f"{data.validation_fraction:g}",
-                texts=len({episode.instruction for episode in source.held_out}),
-            )
 
 
 def lengths(data: Recordings) -> Iterator[Finding]:

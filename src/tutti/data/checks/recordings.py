@@ -81,8 +81,10 @@ class Recorded:
 
     def dimension(self, vector: Vector, number: int) -> str:
         """A dimension in words: its number, and its name where the data set has one."""
-        names: Sequence[str] = getattr(self.store.spec, f"{vector}_names", ())
-        return f"{number} ({names[number]})" if number < len(names) else str(number)
+        spec = self.store.spec
+        names = spec.state_names if vector == "state" else spec.action_names
+        named = number < len(names) and not names[number].endswith(f"[{number}]")  # a number, not a name
+        return f"{number} ({names[number]})" if named else str(number)
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,11 @@ class Recordings:
     normalizer: Normalizer
     horizon: int
     needs: DataNeeds
-    validation_fraction: float
     contrasting: Sequence[str] = ()
     grippers: Sequence[tuple[str, int]] = ()
 
     @classmethod
-    def of_bundle(
-        cls, data: DataBundle, validation_fraction: float, contrasting: Sequence[str]
-    ) -> Recordings:
+    def of_bundle(cls, data: DataBundle, contrasting: Sequence[str]) -> Recordings:
         """The rows that a training has in memory."""
         stores = (source.store for source in data.windows.sources)
         parts = zip(stores, data.training_episodes, data.validation_episodes, strict=True)
@@ -135,7 +134,6 @@ class Recordings:
             normalizer=data.normalizer,
             horizon=data.windows.horizon,
             needs=data.windows.needs,
-            validation_fraction=validation_fraction,
             contrasting=contrasting,
         )
 

@@ -13,7 +13,7 @@ from tutti.data.checks.recordings import Recordings
 from tutti.findings import SEVERITIES, Finding
 
 CHECKS: tuple[Callable[[Recordings], Iterator[Finding]], ...] = (
-    *(episodes.spellings, episodes.one_instruction, episodes.copies, episodes.held_out, episodes.lengths),
+    *(episodes.spellings, episodes.one_instruction, episodes.copies, episodes.lengths),
     *(numbers.constant_dimensions, numbers.heavy_tails, numbers.clipped_actions),
     *(numbers.gripper_dimensions_fit, numbers.sources_differ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tutti.data.formats.lerobot import VIEW
 from tutti.report.blocks import (
+    MOODS,
     Block,
     Cell,
     Charts,
@@ -11,6 +12,7 @@ from tutti.report.blocks import (
     Column,
     Facts,
     Fold,
+    Note,
     Picture,
     Section,
     column,
@@ -60,7 +62,10 @@ def model_section(inputs: Inputs) -> Section:
 
 def data_section(inputs: Inputs) -> Section:
     """The training data, and how they were recorded."""
-    blocks = _data(inputs.data) if inputs.data else []
+    blocks: list[Block] = [
+        Note(text=finding.text, mood=MOODS[finding.severity]) for finding in inputs.data_findings
+    ]
+    blocks += _data(inputs.data) if inputs.data else []
     if (recording := inputs.recording) is not None:
         columns: list[Column[str]] = [
             column("recorded task", str),
