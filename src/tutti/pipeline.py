@@ -61,12 +61,14 @@ EPISODES = "recording"
 """Folder of the recorded episodes until they are in the data set."""
 
 
-def demo(config: RunConfig, folder: Path | None = None, *, redo: Redo = False) -> Path:
+def demo(
+    config: RunConfig, folder: Path | None = None, *, redo: Redo = False, allow_inexact: bool = False
+) -> Path:
     """Runs all four stages: demonstrations in, a policy and its report out. Returns the run's folder."""
     config.record.spec.check_rendering()  # before anything slow
     folder = folder or Path("runs") / config.name
     record(config, folder, redo=redo)
-    train(config, folder, redo=redo)
+    train(config, folder, redo=redo, allow_inexact=allow_inexact)
     evaluate(folder, config.evaluation, redo=redo, trust_code=config.classes)
     report(folder)
     return folder
@@ -83,15 +85,20 @@ def record(config: RunConfig, folder: Path | None = None, *, redo: Redo = False)
     return run.path / DATASET
 
 
-def train(config: RunConfig, folder: Path | None = None, *, redo: Redo = False) -> Path:
-    """Trains every module of a model at once on demonstrations. Returns the folder of the last checkpoint."""
+def train(
+    config: RunConfig, folder: Path | None = None, *, redo: Redo = False, allow_inexact: bool = False
+) -> Path:
+    """Trains every module of a model at once on demonstrations. Returns the folder of the last checkpoint.
+
+    `allow_inexact`: an interrupted training goes on although a key has changed that may change the last bits.
+    """
     training = config.training
     device = training.machine().device
     with (
         process_group(training.parallel.count, device, training.parallel.timeout) as all_ranks,
         quiet(not all_ranks.first),
     ):
-        run = RunFolder(folder or Path("runs") / config.name, redo=redo)
+        run = RunFolder(folder or Path("runs") / config.name, redo=redo, allow_inexact=allow_inexact)
         config = with_parent_data(config)
         if not config.data.sources:
             run.require(

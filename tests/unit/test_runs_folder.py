@@ -105,12 +105,18 @@ def test_key_without_effect_may_change(tmp_path: Path) -> None:
     assert not begin(tmp_path, "record", load_config(None, ["record.workers=3"]))
 
 
-def test_how_a_training_is_saved_and_spread_may_change(tmp_path: Path) -> None:
-    """docs/scaling.md says so; no bit of the result depends on it."""
+def test_how_a_training_is_saved_may_change_and_how_it_is_spread_too_if_one_says_so(tmp_path: Path) -> None:
+    """docs/scaling.md says so."""
     begin(tmp_path, "train")
     changes = ["training.checkpoints={format: sharded, background: false, every: 7, keep: 9}"]
-    changes += ["training.steps=210", "training.parallel={kind: ddp}"]
+    changes += ["training.steps=210", "training.parallel={kind: auto, timeout: 60}"]
     assert begin(tmp_path, "train", load_config(None, changes))
+    changes[-1] = "training.parallel={kind: ddp}"
+    with pytest.raises(UserError, match="--allow-inexact"):
+        begin(tmp_path, "train", load_config(None, changes))
+    spread = RunFolder(tmp_path, allow_inexact=True)
+    assert spread.begin("train", load_config(None, changes), *SECTIONS["train"])
+    assert RunFolder(tmp_path).inexact[0] == 'training.parallel.kind: "auto" -> "ddp"'
 
 
 def test_a_book_of_an_older_version_may_name_keys_that_have_no_effect_now(tmp_path: Path) -> None:
@@ -224,6 +230,36 @@ def test_what_changes_no_result_is_taken_over_and_said(
     other = load_config(None, ["training.steps=210", "data.sources=[{path: b, weight: 2}]"])
     with pytest.raises(UserError, match="weight"):
         begin(tmp_path, "train", other)
+
+
+def test_keys_of_the_last_bits_are_asked_for_then_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = (load_config(None, [f"training.threads={count}", "training.log_every=5"]) for count in (1, 2))
+    three = load_config(None, ["training.threads=2", "training.deterministic=false", "training.ema=0.9"])
+    RunFolder(tmp_path).begin("train", one, "training")
+    asked = r"training\.threads: 1 -> 2\n[\s\S]*--redo[\s\S]*rounded, no more: --allow-inexact goes on"
+    with pytest.raises(UserError, match=asked):
+        RunFolder(tmp_path).begin("train", two, "training")
+    assert RunFolder(tmp_path).inexact == []
+    assert RunFolder(tmp_path, allow_inexact=True).begin("train", two, "training")
+    run = RunFolder(tmp_path)
+    assert (
+        "taken over and noted, the last bits may differ: training.threads: 1 -> 2" in capsys.readouterr().out
+    )
+    assert run.inexact == ["training.threads: 1 -> 2"] and run.config().training.threads == 2
+    # Another result is another result, and says nothing of the way out that would not help.
+    with pytest.raises(UserError, match=r"training\.ema") as caught:
+        RunFolder(tmp_path, allow_inexact=True).begin("train", three, "training")
+    assert "--allow-inexact" not in str(caught.value)
+    with run.stage("train"):
+        pass
+    assert not RunFolder(tmp_path, allow_inexact=True).begin("train", one, "training")
+    kept = RunFolder(tmp_path)
+    assert kept.config().training.threads == 2 and kept.inexact == ["training.threads: 1 -> 2"]
+    assert "train: stays as it was made" in capsys.readouterr().out
+    assert RunFolder(tmp_path, redo=True).begin("train", one, "training")
+    assert RunFolder(tmp_path).inexact == [], "what is made anew has nothing of it"
 
 
 def finish_with(folder: Path, config: RunConfig) -> None:

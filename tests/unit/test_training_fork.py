@@ -152,7 +152,7 @@ def test_without_data_of_its_own_it_reads_what_the_other_run_has_recorded(tmp_pa
 
 
 def test_data_elsewhere_and_other_lengths_are_no_difference(tmp_path: Path, source: Path) -> None:
-    moved = extra(sources=["b"], workers=3)
+    moved = extra(sources=["b"], prefetch=3)
     make_trainer(tmp_path, **forked(source, 8, steps=9, files=moved, accumulation=2)).fit(Data())
     assert [r["step"] for r in records(tmp_path) if r["kind"] == "train"] == [9]
 

@@ -38,6 +38,13 @@ Redo = Annotated[
     bool,
     typer.Option("--redo", help="Throw away what this makes, and all that depends on it, and do it again."),
 ]
+AllowInexact = Annotated[
+    bool,
+    typer.Option(
+        "--allow-inexact",
+        help="Go on although keys have changed that may change the last bits (docs/data.md); it is noted.",
+    ),
+]
 TrustCode = Annotated[
     bool,
     typer.Option("--trust-code", help="Import classes that the run's config names: runs their code."),
@@ -60,6 +67,7 @@ def demo(
     ] = None,
     run: Folder = None,
     redo: Redo = False,
+    allow_inexact: AllowInexact = False,
 ) -> None:
     """Records, trains, evaluates and reports: the whole of Tutti on this machine.
 
@@ -68,7 +76,7 @@ def demo(
     loaded = load(config or shipped_configs() / "demo.yaml", overrides)
     from tutti import pipeline
 
-    pipeline.demo(loaded, run, redo=redo)
+    pipeline.demo(loaded, run, redo=redo, allow_inexact=allow_inexact)
 
 
 def record(config: Config, overrides: Overrides = None, run: Folder = None, redo: Redo = False) -> None:
@@ -82,7 +90,13 @@ def record(config: Config, overrides: Overrides = None, run: Folder = None, redo
     pipeline.record(loaded, run, redo=redo)
 
 
-def train(config: Config, overrides: Overrides = None, run: Folder = None, redo: Redo = False) -> None:
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    run: Folder = None,
+    redo: Redo = False,
+    allow_inexact: AllowInexact = False,
+) -> None:
     """Trains every module end to end; continues from the last checkpoint if there is one.
 
     Reads data.sources, or, where the config names none, what `tutti record` recorded for the same run.
@@ -90,7 +104,7 @@ def train(config: Config, overrides: Overrides = None, run: Folder = None, redo:
     loaded = load(config, overrides)
     from tutti import pipeline
 
-    pipeline.train(loaded, run, redo=redo)
+    pipeline.train(loaded, run, redo=redo, allow_inexact=allow_inexact)
 
 
 def evaluate(

@@ -1,9 +1,10 @@
-"""How many processor cores this process may use."""
+"""The processor: its name, and how many of its cores this process may use."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 
@@ -15,3 +16,11 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return affinity if quota == "max" else max(1, min(affinity, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):
         return affinity
+
+
+def processor_name() -> str:
+    """The name of the processor, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

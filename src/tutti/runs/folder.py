@@ -2,7 +2,8 @@
 
 The manifest is `stages.json`, replaced atomically. A stage whose config has not changed is kept if it is
 finished and continued if it was interrupted. If its config has changed, that is an error unless the user adds
---redo, which does the stage again in any case. Seconds add up over interruptions.
+--redo, which does the stage again in any case; or, where only the last bits may differ (key_effects.py),
+--allow-inexact, which goes on and is noted. Seconds add up over interruptions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from tutti.config.files import require_run
 from tutti.config.run_config import RunConfig, load_run_config, to_yaml
 from tutti.distributed.world import launched_world_size, world
+from tutti.key_effects import of_effect
 from tutti.nested_dicts import changed_keys, indented
 from tutti.plugin import Trust
 from tutti.runs.terminal import print_line
@@ -54,13 +56,6 @@ WORK = {
 }
 """Of a stage's outputs those that cost work, where others are written before it begins."""
 
-WITHOUT_EFFECT = (
-    *("record.workers", "evaluation.workers", "data.prefetch", "data.cache"),
-    *("training.parallel", "training.diagnostics", "training.checkpoints", "training.log_every"),
-)
-"""Keys that may change at any time, because no result depends on them."""
-PLACES = ("data.sources.path",)
-"""Where the data lie; whether they are the same data, their content tells (`tutti.data.content`)."""
 Redo = bool | Literal["if changed"]
 
 ENTRY = {"finished": bool, "seconds": int | float, "inputs": dict}
@@ -75,14 +70,21 @@ class RunFolder:
     """The folder of a run, with the manifest of its stages."""
 
     def __init__(
-        self, path: Path, *, redo: Redo = False, new: bool = True, trust_code: Trust = False
+        self,
+        path: Path,
+        *,
+        redo: Redo = False,
+        allow_inexact: bool = False,
+        new: bool = True,
+        trust_code: Trust = False,
     ) -> None:
-        """`redo`: a stage begins again always, or if its config changed. `new`: the folder may be made.
-        `trust_code`: which classes that its config.yaml names may be imported.
+        """`redo`: a stage begins again always, or if its config changed. `allow_inexact`: it goes on although
+        keys have changed that may change the last bits. `new`: the folder may be made. `trust_code`: which
+        classes that its config.yaml names may be imported.
 
         Raises: UserError, if the folder does not exist, cannot be made, or its manifest cannot be read.
         """
-        self.path, self.redo, self.trust_code = path, redo, trust_code
+        self.path, self.redo, self.allow_inexact, self.trust_code = path, redo, allow_inexact, trust_code
         self._lock = threading.Lock()
         if not new:
             require_run(path)
@@ -94,6 +96,11 @@ class RunFolder:
     def seconds(self) -> dict[str, float]:
         """Wall time of each stage so far, interrupted tries included."""
         return {name: round(entry["seconds"], 1) for name, entry in self._manifest.items()}
+
+    @property
+    def inexact(self) -> list[str]:
+        """The keys that were changed between interruptions and may have changed the last bits."""
+        return [line for entry in self._manifest.values() for line in entry.get("inexact", ())]
 
     def config(self) -> RunConfig:
         """The config that the run's stages were made with."""
@@ -114,17 +121,17 @@ class RunFolder:
         values = config.sections(*sections)
         entry = self._manifest.get(stage)
         before = _in_todays_keys(entry["inputs"], sections) if entry else values
-        changes = changed_keys(with_effect(before, PLACES), with_effect(values, PLACES))
+        changed = changed_keys(before, values)
+        other, inexact = of_effect(changed, "another result"), of_effect(changed, "last bits")
+        changes = other if self.allow_inexact else [*other, *inexact]
         if entry and changes and not self.redo:
-            raise UserError(self._refusal(stage, changes))
+            raise UserError(self._refusal(stage, changes, may_go_on=not other))
         if entry and not changes and self.redo is not True:
-            if taken_over := changed_keys(before, values):
-                print_line(f"{stage}: taken over, since no result depends on it: {'; '.join(taken_over[:3])}")
-                entry["inputs"] = values
-                with self._writing(stage):
-                    self._write_config(config, sections)
-                    self._save()
             done = entry["finished"]
+            if inexact and done:
+                print_line(f"{stage}: stays as it was made, whatever the last bits: {'; '.join(inexact[:3])}")
+            elif changed:
+                self._take_over(stage, config, sections, inexact, of_effect(changed, "none"))
             how = "done before in" if done else "was interrupted after"
             print_line(f"{stage}: {how} {entry['seconds']:.0f} s, {'kept' if done else 'continues'}")
             return not done
@@ -137,6 +144,22 @@ class RunFolder:
             self._manifest[stage] = {"finished": False, "seconds": 0.0, "inputs": values}
             self._save()
         return True
+
+    def _take_over(
+        self, stage: str, config: RunConfig, sections: tuple[str, ...], inexact: list[str], free: list[str]
+    ) -> None:
+        """Goes on with the present values of these keys, and says so."""
+        entry = self._manifest[stage]
+        if free:
+            print_line(f"{stage}: taken over, since no result depends on it: {'; '.join(free[:3])}")
+        if inexact:
+            print_line(f"{stage}: taken over and noted, the last bits may differ: {'; '.join(inexact[:3])}")
+        entry["inputs"] = config.sections(*sections)
+        if inexact:
+            entry["inexact"] = [*entry.get("inexact", ()), *inexact]
+        with self._writing(stage):
+            self._write_config(config, sections)
+            self._save()
 
     @contextmanager
     def stage(self, stage: str, *, goes_on: bool = False) -> Iterator[None]:
@@ -202,15 +225,17 @@ class RunFolder:
             config = self.config().model_copy(update=given)
         write_atomically(path, to_yaml(config))
 
-    def _refusal(self, stage: str, changes: list[str]) -> str:
+    def _refusal(self, stage: str, changes: list[str], *, may_go_on: bool) -> str:
         lost = ", ".join(name for name in _stages_from(stage) if name in self._manifest)
-        fork = ""
-        if stage == "train" and all(line.startswith("training.") for line in changes):
-            fork = f"\nAnother run may go on from a checkpoint of this one: training.fork.run={self.path}"
+        more = ""
+        if may_go_on:
+            more = "\nThese change how sums are rounded, no more: --allow-inexact goes on from where it is."
+        elif stage == "train" and all(line.startswith("training.") for line in changes):
+            more = f"\nAnother run may go on from a checkpoint of this one: training.fork.run={self.path}"
         return (
             f"{self.path}: the stage '{stage}' was made with another config (saved -> now):\n"
             f"{indented(changes)}\n"
-            f"Give this run another name (name=...), or add --redo to throw away and repeat: {lost}.{fork}"
+            f"Give this run another name (name=...), or add --redo to throw away and repeat: {lost}.{more}"
         )
 
     @contextmanager
@@ -284,15 +309,3 @@ def _in_todays_keys(inputs: dict[str, Any], sections: tuple[str, ...]) -> dict[s
         return RunConfig.model_validate(inputs).sections(*sections)
     except ValidationError:
         return inputs
-
-
-def with_effect(values: Any, also_without: Sequence[str] = (), key: str = "") -> Any:
-    """`values` without the keys that no result depends on, those of `also_without` included."""
-    if isinstance(values, Mapping):
-        below = {name: f"{key}.{name}" if key else name for name in values}
-        without = (*WITHOUT_EFFECT, *also_without)
-        kept = {name: path for name, path in below.items() if path not in without}
-        return {name: with_effect(values[name], also_without, path) for name, path in kept.items()}
-    if isinstance(values, list | tuple):
-        return [with_effect(value, also_without, key) for value in values]
-    return values

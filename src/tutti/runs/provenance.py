@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tutti.distributed.cores import usable_cores
+from tutti.distributed.cores import processor_name, usable_cores
 
 PACKAGES = ("tutti-vla", "torch", "numpy", "pyarrow", "av", "tokenizers", "metaworld", "mujoco")
 
@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Where it ran: system, processor, and the cores that this process may use."""
-    return {"system": platform.platform(), "processor": _processor(), "cores": usable_cores()}
+    return {"system": platform.platform(), "processor": processor_name(), "cores": usable_cores()}
 
 
 def commit() -> str | None:
@@ -70,10 +70,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())

@@ -29,6 +29,7 @@ def write_summary(run: RunFolder) -> dict[str, Any]:
         "name": config["name"],
         "seconds": round(sum(run.seconds.values()), 1),
         "stage_seconds": run.seconds,
+        "inexact": run.inexact,
         **_success(run.path / DEFAULT / RESULTS),
         "open_loop": _json(run.path / DEFAULT / OPEN_LOOP),
         "evaluations": {
@@ -53,6 +54,8 @@ def print_summary(summary: dict[str, Any], run: Path) -> None:
         print_line(f"Other evaluations: {', '.join(f'{name} {rate}' for name, rate in others.items())}")
     times = ", ".join(f"{name} {duration(seconds)}" for name, seconds in summary["stage_seconds"].items())
     print_line(f"Time: {duration(summary['seconds'])} ({times})")
+    if changed := summary["inexact"]:
+        print_line(f"Changed on the way, so that the last bits may differ: {'; '.join(changed)}")
     print_line(f"Report: {run / 'report.html'}")
 
 

@@ -16,9 +16,9 @@ from tutti.config.overrides import apply_overrides, combine_overrides, parse_ove
 from tutti.config.run_config import RunConfig, build_config
 from tutti.data.config import SourceConfig
 from tutti.evaluation.config import NO_SUITE, ControlsConfig
+from tutti.key_effects import with_effect
 from tutti.nested_dicts import content_hash, merge
 from tutti.runs.build import TRAIN_SECTIONS
-from tutti.runs.folder import with_effect
 from tutti.studies.config import Level, StudyConfig
 from tutti.training.strategy import Strategy
 from tutti.types import UserError

@@ -10,19 +10,20 @@ from typing import Literal
 
 import torch
 
-from tutti.distributed.cores import usable_cores
+from tutti.distributed.cores import processor_name, usable_cores
 from tutti.training.rng import seed_everything
 from tutti.types import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The resolved settings; `reasons` has one sentence for each."""
+    """The resolved settings; `reasons` has one sentence for each. `processor` names what computes."""
 
     device: torch.device
     threads: int
     precision: Literal["fp32", "bf16"]
     reasons: tuple[str, ...]
+    processor: str = ""
 
     @property
     def kind(self) -> str:
@@ -98,4 +99,11 @@ def resolve_machine(
         f"threads {count} ({why_threads})",
         f"precision {precision} ({why_precision})",
     )
-    return Machine(device=torch.device(kind), threads=count, precision=precision, reasons=reasons)
+    on_cpu = f"{processor_name()} ({torch.backends.cpu.get_cpu_capability()})"
+    return Machine(
+        device=torch.device(kind),
+        threads=count,
+        precision=precision,
+        reasons=reasons,
+        processor=torch.cuda.get_device_name() if cuda else on_cpu,
+    )

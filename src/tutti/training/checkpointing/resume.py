@@ -10,10 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from tutti.distributed.world import launched_world_size
+from tutti.key_effects import ANOTHER_RESULT, EFFECTS, of_effect
 from tutti.nested_dicts import changed_keys, indented
 from tutti.storage.checkpoint import Checkpoint, versions
-from tutti.storage.manifest import CONFIG, DATA_FILES
-from tutti.storage.reading import parse_json, parse_yaml
+from tutti.storage.manifest import CONFIG
+from tutti.storage.reading import parse_yaml
+from tutti.training.checkpointing.data_files import data_differences
 from tutti.training.device import Machine
 from tutti.training.optim.schedules import ScheduleConfig
 from tutti.types import UserError
@@ -23,16 +26,17 @@ log = logging.getLogger("tutti.training")
 SECTIONS = ("training", "strategy", "backward")
 """Sections of the config that a checkpoint keeps."""
 FORK_FIXED = ("seed", "precision")
-RESUME_FIXED = (
-    *("optimizer", "schedule", "gradients", "accumulation", "batch_ramp", "ema", "init_from"),
-    *FORK_FIXED,
+MORE = ("steps", "fork", "validation")
+"""Another number of steps, or of looks at held-out data: the training up to here stays what it was."""
+TRAINING = "training."
+RESUME_FIXED = tuple(
+    key.removeprefix(TRAINING)
+    for key in ANOTHER_RESULT
+    if key.startswith(TRAINING) and key.removeprefix(TRAINING) not in MORE
 )
 """Keys of the training section that a resumed run may not change; the others only say how often and where. A
 fork may change all but FORK_FIXED; besides, the optimiser's kind and whether there is
 a moving average must stay, since their state goes on."""
-ELSEWHERE = ("sources", "workers", "prefetch", "cache")
-"""Keys of the data section that may differ: where the data lie and how they are read. That they are the same
-data is told by DATA_FILES and by the loader's own check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +54,16 @@ class RunSettings:
         """As a checkpoint's state.json keeps it, plain values."""
         return {
             **{name: getattr(self, name).model_dump(mode="json") for name in SECTIONS},
+            **self.circumstances(),
+        }
+
+    def circumstances(self) -> dict[str, Any]:
+        """What decides the last bits beside the config."""
+        return {
             "threads": self.machine.threads,
             "machine": self.machine.kind,
+            "processor": self.machine.processor,
+            "processes": max(1, launched_world_size()),
         }
 
     def with_present_keys(self, training: dict[str, Any]) -> dict[str, Any]:
@@ -66,12 +78,18 @@ class RunSettings:
 def check_settings(saved: Checkpoint, settings: RunSettings) -> None:
     """Refuses changes that would make the rest another run; warns of those of the schedule or the last bits.
 
-    Raises: UserError naming the key, the saved value and the present one.
+    Raises: UserError naming what differs, the saved value and the present one.
     """
     new = settings.to_dict()
     old = {**saved.state, "training": settings.with_present_keys(saved.state["training"])}
     check_resumable({"training": _fixed(old["training"])}, {"training": _fixed(new["training"])}, "training")
     check_resumable(old, new, "strategy", "backward")
+    if lines := data_differences(saved.extra, settings.texts):
+        raise UserError(
+            "The data give other sizes, statistics or texts than this run was trained with (saved -> now):\n"
+            f"{indented(lines)}\nPut the former data back, and the version of Tutti that read them; or train "
+            "anew (--redo, or another name=...)."
+        )
     # `steps` may change: a run that is made longer is the usual reason to resume one that has ended.
     steps_before, steps = old["training"]["steps"], new["training"]["steps"]
     if saved.step > steps:
@@ -81,12 +99,12 @@ def check_settings(saved: Checkpoint, settings: RunSettings) -> None:
         )
     if steps_before != steps:
         log.warning("training.steps was %d, now %d: the schedule changes", steps_before, steps)
-    if (before := old.get("machine", new["machine"])) != new["machine"]:
-        log.warning(
-            "the checkpoint was computed on %s, the run goes on on %s: other bits", before, new["machine"]
-        )
-    if (old["threads"], old["versions"]) != (new["threads"], versions()):
-        log.warning("threads or versions differ from the checkpoint's: the last bits may differ too")
+    now = {**settings.circumstances(), **versions()}
+    was = {**now, **saved.state["versions"], **{key: old[key] for key in now if key in old}}
+    lines = changed_keys(was, now)
+    lines += of_effect(changed_keys(old["training"], new["training"], "training"), "last bits")
+    if lines:
+        log.warning("the last bits may differ from a training without a break: %s", "; ".join(lines))
 
 
 def _fixed(training: dict[str, Any]) -> dict[str, Any]:
@@ -154,18 +172,23 @@ def _factor(training: Mapping[str, Any], step: int) -> float:
 
 
 def _sections(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Differences of model, data section and data specification, as far as both name them."""
-    lines: list[str] = []
-    for name in DATA_FILES:
-        if name in saved and name in now:
-            old, new = (parse_json(one[name], name) for one in (saved, now))
-            lines += changed_keys(old, new, name.removesuffix(".json"))
+    """Differences of model, data section and data files, as far as both name them."""
+    lines = data_differences(saved, now)
     if CONFIG in saved and CONFIG in now:
         old, new = (_keys(parse_yaml(one[CONFIG], CONFIG)) for one in (saved, now))
         lines += changed_keys(old.get("model", {}), new.get("model", {}), "model")
-        data = [{k: v for k, v in _keys(one.get("data")).items() if k not in ELSEWHERE} for one in (old, new)]
+        # That the sources are the same data is told by the data files and by the loader's own check.
+        data = [
+            {key: value for key, value in _keys(one.get("data")).items() if not _only_where(key)}
+            for one in (old, new)
+        ]
         lines += changed_keys(data[0], data[1], "data")
     return lines
+
+
+def _only_where(key: str) -> bool:
+    """Whether a key of the data section only says where the data lie or how they are read."""
+    return key == "sources" or EFFECTS.get(f"data.{key}") == "none"
 
 
 def _keys(value: Any) -> dict[str, Any]:
