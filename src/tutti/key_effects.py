@@ -28,7 +28,7 @@ LAST_BITS = {
     "training.deterministic": "without it CUDA adds up in any order",
     "training.parallel": "gradients are added up in another order",
     "training.compile": "fused operations round less often",
-    "training.activation_checkpointing": "uncompiled to the same bits, but compiled it may be fused otherwise",
+    "training.activation_checkpointing": "the same bits uncompiled; compiled it may be fused in another way",
 }
 """Keys that may change the last bits, each with the reason: `tutti train` asks for `--allow-inexact`."""
 
