@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from test_serving_policy import CONFIG, TOKENIZER, look, model, normalizer, state_of, write
+from test_serving_policy import CONFIG, SPEC, TOKENIZER, look, model, normalizer, state_of, write
 
 from fixtures import hostile
 from fixtures.small_model import relist
@@ -23,6 +24,8 @@ from tutti.distributed.world import ONE_PROCESS
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, export_policy
 from tutti.storage.checkpoint import Checkpoint, load, save, save_sharded, verify
 from tutti.storage.manifest import EXPORT, STATE
+from tutti.training.checkpointing.config import InitFromConfig
+from tutti.training.checkpointing.init_from import InitialWeights, source_of
 from tutti.training.checkpointing.recovery import newest_whole
 from tutti.types import UserError
 
@@ -85,8 +88,17 @@ def every_reader(folder: Path) -> dict[str, Callable[[], Any]]:
         "export": lambda: export_policy(folder, to),
         "resume": lambda: load(folder),
         "verify": lambda: verify(folder),
+        "init_from": lambda: initial_weights(folder),
         "newest": lambda: newest_whole(folder.parent.parent),
     }
+
+
+def initial_weights(folder: Path) -> InitialWeights:
+    """Those that a new training would begin with."""
+    config = InitFromConfig(run=str(folder))
+    found = InitialWeights(config, source_of(config), asdict(SPEC), TOKENIZER)
+    found.fill("model", model(1))
+    return found
 
 
 def refused(make: Callable[[], Any]) -> bool:
@@ -142,7 +154,8 @@ def test_a_flipped_bit_in_any_file_is_never_served(folder: Path) -> None:
     policy = Policy.load(folder)
     for name in served(folder):
         data = (folder / name).read_bytes()
-        for reader in ("Policy.load", "factory", "export"):
+        used = name not in ("normalizer.json", "config.yaml")  # a new training has its own
+        for reader in ("Policy.load", "factory", "export", *(["init_from"] if used else [])):
             place, bit = int(random.integers(len(data))), 1 << int(random.integers(8))
             (folder / name).write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
             with pytest.raises(UserError, match=rf"{name}: .*(damaged|checksum differs)"):
@@ -159,7 +172,7 @@ def test_a_file_that_is_lost_or_cut_is_never_replaced_by_another(folder: Path, h
         data = (folder / name).read_bytes()
         change = {"gone": None, "shorter": data[:-9], "longer": data + b"1", "empty": b""}[how]
         (folder / name).unlink() if change is None else (folder / name).write_bytes(change)
-        for reader in ("Policy.load", "the run", "factory", "export"):
+        for reader in ("Policy.load", "the run", "factory", "export", "init_from"):
             with pytest.raises(UserError, match=re.escape(name)):
                 every_reader(folder)[reader]()
         (folder / name).write_bytes(data)
@@ -303,7 +316,8 @@ def test_weights_that_are_not_finite_are_neither_served_nor_exported(
     bad["action.out.weight" if "action.out.weight" in bad else sorted(bad)[0]].view(-1)[-1] = number
     (name,) = [key for key, value in bad.items() if not torch.isfinite(value).all()]
     folder = saved(tmp_path, kind, ema=bad)
-    for make in (lambda: Policy.load(folder), lambda: export_policy(folder, tmp_path / "to")):
+    makers = (lambda: export_policy(folder, tmp_path / "to"), lambda: initial_weights(folder))
+    for make in (lambda: Policy.load(folder), *makers):
         with pytest.raises(
             UserError, match=rf"NaN or infinity in 1 of \d+ tensors, such as {re.escape(name)}"
         ):
@@ -320,8 +334,9 @@ def test_a_number_that_overflows_in_the_types_of_the_model_is_found(
     next(iter(tensors.values())).view(-1)[0] = 1e300
     save_file(tensors, folder / "ema.safetensors")
     relist(folder)
-    with pytest.raises(UserError, match="NaN or infinity"):
-        Policy.load(folder)
+    for make in (Policy.load, initial_weights):
+        with pytest.raises(UserError, match="NaN or infinity"):
+            make(folder)
 
 
 Change = Callable[[dict[str, Any]], Any]

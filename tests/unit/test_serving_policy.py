@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,17 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from fixtures.small_model import relist
+from tutti.cli.app import app
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import ONE_PROCESS
 from tutti.evaluation.closed_loop.rollouts import PolicyFactory, RolloutPolicy
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
+from tutti.serving.interface import interface, table
 from tutti.serving.policy import CheckpointPolicyFactory, Policy, Weights, export_policy, find_checkpoint
 from tutti.storage.checkpoint import Checkpoint, save_sharded
 from tutti.types import DataSpec, Observation, UserError
@@ -279,6 +282,60 @@ def test_an_export_acts_like_its_checkpoint_without_the_run(
     assert {path.name for path in to.iterdir()} == {
         *("model.safetensors", "config.yaml", "spec.json", "normalizer.json", "tokenizer.json", "export.json")
     }
+
+
+def test_an_export_says_what_goes_in_and_what_comes_out(tmp_path: Path) -> None:
+    spec = replace(
+        SPEC,
+        views=("observation.images.right", "observation.images.left"),
+        state_names=("x", "y", "gripper"),
+        state_units=("m", "m", ""),
+        action_names=("dx", "[red]"),
+    )
+    folder = write(tmp_path / "step-000001", model(0, spec), spec=spec)
+    to = tmp_path / "policy"
+    said = CliRunner().invoke(app, ["export", str(folder), "--to", str(to)], env={"COLUMNS": "100"})
+    assert said.exit_code == 0, said.output
+    rows = [line.split() for line in said.output.splitlines()]
+    stats = normalizer().stats["arm"]
+    low, high = (f"{getattr(stats.state, key)[1]:.4g}" for key in ("min", "max"))
+    assert ["state", "y", "m", low, high] in rows and [
+        "image",
+        "right",
+        *"resized to 16 x 16 0 255".split(),
+    ] in rows
+    assert "4 actions a prediction, 20 a second" in said.output
+    assert [row[:2] for row in rows if row[:1] == ["action"]] == [["action", "dx"], ["action", "[red]"]]
+    about = json.loads((to / "export.json").read_text())
+    assert about["inputs"]["images"] == {"right": spec.views[0], "left": spec.views[1]}
+    assert [one["unit"] for one in about["inputs"]["state"]] == ["m", "m", ""]
+    found = [one["max"] for one in about["outputs"]["actions"]]
+    assert found == pytest.approx(stats.action.max.tolist(), rel=1e-5)
+    assert (about["outputs"]["horizon"], about["outputs"]["fps"]) == (4, 20.0)
+    saved = Policy.load(to).spec
+    assert (saved.state_names, saved.state_units, saved.action_names) == (
+        spec.state_names,
+        spec.state_units,
+        spec.action_names,
+    )
+
+
+def test_the_table_of_many_numbers_is_short_and_numbers_without_names_have_places() -> None:
+    wide = replace(SPEC, state_dim=100)
+    many = np.linspace(0, 1, 300, dtype=np.float32).reshape(3, 100)
+    fitted = Normalizer.fit("quantile", "arm", many, many[:, :2])
+    _, rows = table(interface(wide, fitted))
+    states = [row for row in rows if row[0] == "state"]
+    assert len(states) == 33 and states[0][1] == "0" and states[-1][1] == "... 68 more in export.json"
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("x", "y", "z", "w")])
+def test_names_of_another_number_than_the_dimensions_are_refused(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "step-000001", model(), spec=replace(SPEC, state_names=names))
+    with pytest.raises(UserError, match=rf"spec\.json.*state_names: expected 3.*found {len(names)}"):
+        Policy.load(folder)
 
 
 @pytest.mark.parametrize(("weights", "seed"), [("ema", 4), ("raw", 3)])

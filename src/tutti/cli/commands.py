@@ -15,7 +15,7 @@ import typer
 from tutti import __version__
 from tutti.config.files import check_keys, config_file, require_run, shipped_configs
 from tutti.errors import UserError
-from tutti.runs.terminal import print_line
+from tutti.runs.terminal import print_line, print_table
 
 if TYPE_CHECKING:
     from tutti.config.run_config import RunConfig
@@ -249,12 +249,18 @@ def export(
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="latest, best, or a step.")] = "latest",
     trust_code: TrustCode = False,
 ) -> None:
-    """Writes what a policy needs of a checkpoint into a folder: weights in one file, config, normalizer."""
+    """Writes what a policy needs of a checkpoint into a folder; prints what goes into it and comes out."""
     require_run(run)
+    from tutti.serving.interface import table
     from tutti.serving.policy import export_policy
+    from tutti.storage.manifest import EXPORT
+    from tutti.storage.reading import read_json
 
     which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
-    print_line(f"Written: {export_policy(run, to, weights, which, trust_code=trust_code)}")
+    folder = export_policy(run, to, weights, which, trust_code=trust_code)
+    title, rows = table(read_json(folder / EXPORT))
+    print_table(title, ("", "name", "unit", "smallest", "largest"), rows)
+    print_line(f"Written: {folder}")
 
 
 def compare(

@@ -28,6 +28,7 @@ from tutti.serving.contents import (
     read_normalizer,
     read_tokenizer,
 )
+from tutti.serving.interface import interface
 from tutti.serving.observation import (
     Pictures,
     State,
@@ -283,8 +284,8 @@ def export_policy(
 ) -> Path:
     """Writes `to`: model.safetensors (the moving average, or the raw weights; where training kept no average,
     the raw ones), config.yaml, spec.json, normalizer.json, tokenizer.json, and export.json, which says where
-    they come from and lists the size and SHA-256 of each. `Policy.load(to)` reads it, without the run and its
-    data.
+    they come from and what goes in and comes out (`interface`), and lists the size and SHA-256 of each.
+    `Policy.load(to)` reads it, without the run and its data.
 
     The folder appears whole or not at all, and only after a policy could be loaded from it. Gives the folder.
     `trust_code`: an action decoder of the user's own is imported for that.
@@ -296,7 +297,7 @@ def export_policy(
     if to.exists():
         raise UserError(f"{to} exists. Give --to a folder that does not, or delete this one.")
     weights, _ = weights_in(source, weights)
-    read_model(source, weights, trust_code)
+    _, spec = read_model(source, weights, trust_code)
     tensors = read_weights(source, weights)
     names = (*POLICY_FILES, *(name for name in (STARTS,) if name in source.files))
     content = {WEIGHTS["raw"]: save(tensors)} | {name: source.read(name) for name in names}
@@ -304,6 +305,7 @@ def export_policy(
         "checkpoint": source.folder.name,
         "weights": weights,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        **interface(spec, read_normalizer(source, spec)),
         "files": {name: size_of(data, "sha256") for name, data in content.items()},
     }
     needed = megabytes(sum(map(len, content.values())))

@@ -76,8 +76,7 @@ class InitialWeights:
         """
         file = part if self.weights == "raw" else "ema" if part == "model" else f"{part}_ema"
         theirs = {n.removeprefix(f"{file}/"): t for n, t in read(self.manifest, f"{file}/").items()}
-        check_finite(self.manifest.folder, theirs)
-        own = set(_fitted(module))
+        own, copied = set(_fitted(module)), dict[str, Tensor]()
         for name, value in module.state_dict().items():
             key = f"{part}.{name}"
             if name in own or key.startswith("objective.balancing."):
@@ -86,8 +85,10 @@ class InitialWeights:
             elif name in theirs:
                 kind, why = self._copy(key, value, theirs.pop(name))
                 self.found[kind][key] = why
+                copied |= {name: value} if kind in (TAKEN, IN_PART) else {}
             else:
                 self.found[ONLY_HERE][key] = ""
+        check_finite(self.manifest.folder, copied)  # as they are in this model's own type of numbers
         self.found[ONLY_THERE] |= {f"{part}.{name}": "" for name in theirs}
 
     def report(self, run: Path) -> None:

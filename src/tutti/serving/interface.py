@@ -1,0 +1,71 @@
+"""What goes into a policy and comes out: names, units, ranges, as an export writes and prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tutti.data.normalize import Normalizer
+from tutti.serving.observation import shortest
+from tutti.types import DataSpec
+
+MAX_ROWS = 32
+
+
+def interface(spec: DataSpec, normalizer: Normalizer) -> dict[str, Any]:
+    """The inputs and outputs of a policy as plain data, for people and programs.
+
+    `min` and `max` are the smallest and largest value that the training data have, over all robots. `name`
+    is None where the data had none, `unit` "" where they did not say.
+    """
+
+    def numbers(what: str, dim: int) -> list[dict[str, Any]]:
+        stats = [getattr(both, what) for name, both in normalizer.stats.items() if name in spec.embodiments]
+        low, high = (
+            [
+                float(f"{pick(values):.6g}")
+                for values in zip(*(getattr(one, key) for one in stats), strict=True)
+            ]
+            for key, pick in (("min", min), ("max", max))
+        )
+        names = getattr(spec, f"{what}_names") or [None] * dim
+        units = getattr(spec, f"{what}_units") or [""] * dim
+        keys = ("name", "unit", "min", "max")
+        return [dict(zip(keys, row, strict=True)) for row in zip(names, units, low, high, strict=True)]
+
+    return {
+        "inputs": {
+            "images": dict(zip(shortest(spec.views), spec.views, strict=True)),
+            "image_size": spec.image_size,
+            "state": numbers("state", spec.state_dim),
+            "instruction_tokens": spec.text_length,
+            "robots": list(spec.embodiments),
+        },
+        "outputs": {
+            "actions": numbers("action", spec.action_dim),
+            "horizon": spec.horizon,
+            "fps": spec.fps,
+        },
+    }
+
+
+def table(about: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str, str, str]]]:
+    """Title and rows (what, name, unit, smallest, largest) of an `interface`, for the terminal."""
+    inputs, outputs = about["inputs"], about["outputs"]
+    size = f"resized to {inputs['image_size']} x {inputs['image_size']}"
+    rows = [("image", name, size, "0", "255") for name in inputs["images"]]
+    rows += _rows("state", inputs["state"])
+    rows.append(("instruction", "", f"at most {inputs['instruction_tokens']} tokens", "", ""))
+    rows += _rows("action", outputs["actions"])
+    each = f"{outputs['horizon']} actions a prediction, {outputs['fps']:g} a second"
+    title = f"{each}; ranges of the training data ({', '.join(inputs['robots'])})"
+    return title, rows
+
+
+def _rows(what: str, numbers: list[dict[str, Any]]) -> list[tuple[str, str, str, str, str]]:
+    rows = [
+        (what, one["name"] or str(place), one["unit"], f"{one['min']:.4g}", f"{one['max']:.4g}")
+        for place, one in enumerate(numbers[:MAX_ROWS])
+    ]
+    more = len(numbers) - len(rows)
+    return [*rows, (what, f"... {more} more in export.json", "", "", "")] if more else rows
