@@ -233,12 +233,18 @@ def test_names_are_refused_where_the_data_had_none_that_tell_apart(names: tuple[
     assert state_vector([1, 2, 3], replace(SPEC, state_names=names)).tolist() == [1, 2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_without_a_state_none_is_taken() -> None:
     blind = replace(SPEC, state_dim=0)
     for given in (None, [], np.zeros(0)):
         assert state_vector(given, blind).shape == (0,)
     with pytest.raises(UserError, match="expected 0 numbers"):
         state_vector([1.0], blind)
+    none = np.zeros((5, 0), np.float32)
+    both = EmbodimentStats(state=ActionStats.fit(none), action=normalizer().stats["arm"].action)
+    policy, (images, _) = Policy(model(0, blind), Normalizer("quantile", {"arm": both}), TOKENIZER), look()
+    assert policy.check(images, None, TEXT) == []
+    assert same(policy.predict(images, None, TEXT), policy.predict(images, [], TEXT))
 
 
 def stats(rows: list[list[float]]) -> ActionStats:
