@@ -304,6 +304,7 @@ def test_an_export_says_what_goes_in_and_what_comes_out(tmp_path: Path) -> None:
     assert "4 actions a prediction, 20 a second" in said.output
     assert [row[:2] for row in rows if row[:1] == ["action"]] == [["action", "dx"], ["action", "[red]"]]
     about = json.loads((to / "export.json").read_text())
+    assert about["inputs"]["instruction_tokens"] == TOKENIZER.max_length
     assert about["inputs"]["images"] == {"right": spec.views[0], "left": spec.views[1]}
     assert [one["unit"] for one in about["inputs"]["state"]] == ["m", "m", ""]
     found = [one["max"] for one in about["outputs"]["actions"]]
@@ -321,7 +322,7 @@ def test_the_table_of_many_numbers_is_short_and_numbers_without_names_have_place
     wide = replace(SPEC, state_dim=100)
     many = np.linspace(0, 1, 300, dtype=np.float32).reshape(3, 100)
     fitted = Normalizer.fit("quantile", "arm", many, many[:, :2])
-    _, rows = table(interface(wide, fitted))
+    _, rows = table(interface(wide, fitted, TOKENIZER))
     states = [row for row in rows if row[0] == "state"]
     assert len(states) == 33 and states[0][1] == "0" and states[-1][1] == "... 68 more in export.json"
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from tutti.data.normalize import Normalizer
+from tutti.data.tokenize import Tokenizer
 from tutti.serving.observation import shortest
 from tutti.types import DataSpec
 
 MAX_ROWS = 32
 
 
-def interface(spec: DataSpec, normalizer: Normalizer) -> dict[str, Any]:
+def interface(spec: DataSpec, normalizer: Normalizer, tokenizer: Tokenizer) -> dict[str, Any]:
     """The inputs and outputs of a policy as plain data, for people and programs.
 
     `min` and `max` are the smallest and largest value that the training data have, over all robots. `name`
@@ -38,7 +39,7 @@ def interface(spec: DataSpec, normalizer: Normalizer) -> dict[str, Any]:
             "images": dict(zip(shortest(spec.views), spec.views, strict=True)),
             "image_size": spec.image_size,
             "state": numbers("state", spec.state_dim),
-            "instruction_tokens": spec.text_length,
+            "instruction_tokens": tokenizer.max_length,
             "robots": list(spec.embodiments),
         },
         "outputs": {

@@ -305,7 +305,7 @@ def export_policy(
         "checkpoint": source.folder.name,
         "weights": weights,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        **interface(spec, read_normalizer(source, spec)),
+        **interface(spec, read_normalizer(source, spec), read_tokenizer(source, spec)),
         "files": {name: size_of(data, "sha256") for name, data in content.items()},
     }
     needed = megabytes(sum(map(len, content.values())))
