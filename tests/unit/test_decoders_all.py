@@ -228,9 +228,9 @@ def test_the_output_head_is_the_layer_that_gives_the_actions(kind: str, options:
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_another_kind_takes_nothing_from_the_preset_or_the_file(kind: str, tmp_path: Path) -> None:
+def test_another_kind_takes_nothing_of_the_first_ones(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("model: {size: small, action: {kind: regression, hidden: 64}}")
+    path.write_text("model: {action: {kind: regression, hidden: 64}}")
     config = load_config(path, [f"model.action.kind={kind}"]).model.action
     assert config.kind == kind
     assert config == type(config)() or kind == "regression"
@@ -257,6 +257,20 @@ def test_the_tiny_model_stays_tiny_and_its_description_adds_up(kind: str) -> Non
     assert sum(row.flops for row in description.modules if row.depth == 1) == description.flops
     parts = sum(row.flops for row in description.modules if row.name.startswith("action."))
     assert 0 < parts <= decoder.flops
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_every_decoder_grows_with_the_size_of_the_model(kind: str) -> None:
+    shares = []
+    for size in ("tiny", "small", "base", "large"):
+        config = ModelConfig.model_validate({"size": size, "action": {"kind": kind}})
+        with torch.device("meta"):
+            model = config.build(METAWORLD)
+        own, all_of_it = (sum(p.numel() for p in part.parameters()) for part in (model.action, model))
+        shares.append(own / all_of_it)
+    assert all(0.005 < share < 0.35 for share in shares), shares
+    wider = ModelConfig.model_validate({"size": "small", "action": {"kind": "flow", "width": 128}}).action
+    assert (wider.width, wider.depth) == (128, 4)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("kind", PLAIN)

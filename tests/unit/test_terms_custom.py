@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fixtures.term_batches import make_batch, make_model
 from tutti.models.vla import VLA
 from tutti.objectives.config import ObjectiveConfig
-from tutti.types import UserError
+from tutti.objectives.term import Model, Term, TermValue
+from tutti.types import Batch, Features, UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -63,6 +66,59 @@ def test_a_malformed_class_or_name_is_refused_by_the_config() -> None:
         objective("own_term.StateChange")
     with pytest.raises(ValueError, match="cannot be a term's name"):
         ObjectiveConfig.model_validate({"Mine!": {"kind": "own_term:StateChange"}})
+
+
+TAKEN = sorted({*dir(nn.Module()), *dir(nn.ModuleDict()), "total"})
+FREE = (
+    "lr",
+    "step",
+    "time",
+    "loss",
+    "weight",
+    "lambda",
+    "class",
+    "copy",
+    "json",
+    "terms",
+    "weights",
+    "needs",
+)
+FREE += ("build", "model_config", "model_fields", "model_dump", "schema", "raw", "own", "all", "fused", "x2")
+
+
+def test_no_name_of_a_term_breaks_anything(model: VLA) -> None:
+    """Those that torch or the records use are refused with the rule; all others work."""
+    config = {"kind": "own_term:StateChange", "weight": 0.1}
+    for name in (*TAKEN, "a.b", "a/b", "a b", "", "\u00e9", "x\n", "1x", "_x", "A"):
+        with pytest.raises(ValueError, match="cannot be a term's name"):
+            ObjectiveConfig.model_validate({name: config})
+    objective = ObjectiveConfig.model_validate({"recon": None, "state": None} | dict.fromkeys(FREE, config))
+    loss, given = objective.build(model), make_batch()
+    terms = loss(model(given.observation), given, model)
+    assert set(terms.values) == {"align", "action", *FREE} == set(loss.names)
+    loss.load_state_dict(loss.state_dict())
+    assert ObjectiveConfig.model_validate(objective.model_dump(mode="json")).terms() == objective.terms()
+
+
+class Reporting(Term):
+    """Reports under a name of its own and under that of another term."""
+
+    def __init__(self, model: Model, **term: Any) -> None:
+        super().__init__(**term)
+
+    def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
+        value = self.mean(features.readout.square(), batch)
+        return TermValue(value=value, metrics={"size": value, "action/l1": value, "mine/known": value})
+
+
+def test_metrics_of_a_term_stand_under_its_name(model: VLA) -> None:
+    mine = {"kind": f"{__name__}:Reporting"}
+    config = ObjectiveConfig.model_validate({"align": None, "recon": None, "state": None, "mine": mine})
+    given = make_batch()
+    terms = config.build(model)(model(given.observation), given, model)
+    assert {name for name in terms.metrics if name.startswith("mine")} == {
+        *("mine/size", "mine/action/l1", "mine/known")
+    }
 
 
 def test_a_built_in_place_takes_a_class_of_the_users_own(model: VLA) -> None:

@@ -54,6 +54,13 @@ _SIZES: dict[Size, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tupl
     "base": ((192, 384, 768), (768, 4, 12), (512, 3, 8, 4), (768, 8, 12), 1536),
     "large": ((320, 640, 1280), (1280, 8, 20), (768, 4, 12, 4), (1280, 15, 20), 2560),
 }
+_TRUNKS: dict[Size, tuple[int, ...]] = {
+    # width, depth, heads of the decoders that are a small transformer
+    "tiny": (96, 2, 4),
+    "small": (256, 4, 4),
+    "base": (512, 4, 8),
+    "large": (1024, 8, 16),
+}
 _KEYS = ("width", "depth", "heads", "num_tokens")
 PRESETS: dict[Size, dict[str, dict[str, Any]]] = {
     size: {
@@ -83,8 +90,13 @@ class ModelConfig(FrozenConfig):
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        preset = PRESETS.get(given.get("size", "tiny"))
-        return given if preset is None else merge(preset, given)
+        size, action = given.get("size", "tiny"), given.get("action")
+        if size not in PRESETS:
+            return given
+        preset, kind = PRESETS[size], action.get("kind") if isinstance(action, dict) else None
+        if kind in ("flow", "diffusion", "bins", "fast"):
+            preset = preset | {"action": {"kind": kind, **dict(zip(_KEYS, _TRUNKS[size], strict=False))}}
+        return merge(preset, given)
 
     def build(self, spec: DataSpec) -> VLA:
         """The model with fresh weights from torch's global generator. Raises UserError where sizes clash."""

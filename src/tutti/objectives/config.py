@@ -6,6 +6,7 @@ What a term or the balancing may be is a union, told apart by `kind`: a further 
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -95,6 +96,15 @@ DEFAULT_KINDS = {
 """What a term of the default objective is where its `kind` is not given."""
 
 
+_TAKEN = dict.fromkeys(
+    dir(nn.ModuleDict()), "torch's containers of modules have an attribute of this name"
+) | {
+    "total": "the records call the sum of all terms so",
+    "metric": "the records call what terms report so",
+}
+"""What no term can be called, and why."""
+
+
 class ObjectiveConfig(BaseModel):
     """Which terms there are and what each weighs: any number of them, each under a name of its own.
 
@@ -129,8 +139,12 @@ class ObjectiveConfig(BaseModel):
             if isinstance(filled.get(name), dict) and "kind" not in filled[name]:
                 filled[name] = {"kind": kind, **filled[name]}
         for name, value in filled.items():
-            if not (isinstance(name, str) and name.isidentifier() and name.islower()):
+            if not (isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name)):
                 raise ValueError(f"{name!r} cannot be a term's name: use lower-case letters, digits and _")
+            if name in _TAKEN:
+                raise ValueError(
+                    f"'{name}' cannot be a term's name: {_TAKEN[name]}. Take another, such as '{name}_term'"
+                )
             if isinstance(value, dict) and "kind" not in value:
                 near = difflib.get_close_matches(name, DEFAULT_KINDS, n=1)
                 meant = f" Did you mean '{near[0]}'?" if near else ""

@@ -49,7 +49,8 @@ class UnifiedLoss(Objective):
                 continue
             result = term(features, batch, model)
             values[name] = at_least_float32(result.value)
-            metrics.update({key: metric.detach() for key, metric in result.metrics.items()})
+            for key, metric in result.metrics.items():  # under the term's own name, whatever it is called
+                metrics[key if key.startswith(f"{name}/") else f"{name}/{key}"] = metric.detach()
         lambdas = self.balancing(values, progress)
         total = features.readout.new_zeros(())
         for name, value in values.items():
