@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import threading
 import time
+import weakref
 from contextlib import closing
 from pathlib import Path
 
@@ -280,3 +282,15 @@ def test_a_batch_of_64_windows_takes_about_a_millisecond(tmp_path: Path) -> None
         return time.perf_counter() - start
 
     assert min(map(seconds, range(20))) < 0.02  # a loose bound for a busy machine; 0.001 on an idle one
+
+
+def test_a_restarted_thread_leaves_nothing_behind(data_set: Path, tmp_path: Path) -> None:
+    loader = build(data_set, tmp_path).train
+    before = len(weakref.finalize._registry)
+    for _ in range(5):
+        next(loader)
+        threads = weakref.ref(loader._thread)
+        loader.close()
+        gc.collect()
+        assert threads() is None
+    assert len(weakref.finalize._registry) == before

@@ -99,7 +99,7 @@ class Loader:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="tutti-loader")
             # Ends the thread also when the loader is just forgotten.
-            weakref.finalize(self, self._thread.shutdown, cancel_futures=True)
+            self._end = weakref.finalize(self, self._thread.shutdown, cancel_futures=True)
         while len(self._ahead) <= max(self.prefetch, self._at_once):
             self._ahead.append(self._thread.submit(self._maker(), self._consumed + len(self._ahead)))
         return self._ahead.popleft().result()
@@ -131,6 +131,7 @@ class Loader:
     def close(self) -> None:
         """Stops the thread; the next batch starts it again at the same position."""
         if self._thread is not None:
+            self._end.detach()  # it would hold the thread as long as there is a loader
             self._thread.shutdown(cancel_futures=True)
             self._thread = None
             self._ahead.clear()

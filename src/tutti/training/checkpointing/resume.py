@@ -102,7 +102,8 @@ def check_settings(saved: Checkpoint, settings: RunSettings) -> None:
     now = {**settings.circumstances(), **versions()}
     was = {**now, **saved.state["versions"], **{key: old[key] for key in now if key in old}}
     lines = changed_keys(was, now)
-    lines += of_effect(changed_keys(old["training"], new["training"], "training"), "last bits")
+    keys = changed_keys(old["training"], new["training"], "training")
+    lines += [line for line in of_effect(keys, "last bits") if not line.startswith("training.threads:")]
     if lines:
         log.warning("the last bits may differ from a training without a break: %s", "; ".join(lines))
 
