@@ -40,14 +40,13 @@ def _statistics(old: dict[str, Any], new: dict[str, Any], spec: Mapping[str, Any
     for embodiment in old["stats"].keys() & new["stats"].keys():
         for what in ("state", "action"):
             before, after = (one["stats"][embodiment][what] for one in (old, new))
-            yield from changed_keys(
-                *(len(one["min"]) for one in (before, after)), f"normalizer: size of the {what}"
-            )
+            sizes = len(before["min"]), len(after["min"])
+            yield from changed_keys(*sizes, f"normalizer: size of the {what}")
             names = dict(enumerate(spec.get(f"{what}_names") or ()))
-            size = [max(map(abs, ends)) for ends in zip(before["min"], before["max"], strict=True)]
+            largest = [max(map(abs, ends)) for ends in zip(before["min"], before["max"], strict=True)]
             for statistic, values in before.items():
                 for number, (a, b) in enumerate(zip(values, after[statistic], strict=False)):
-                    if abs(a - b) > SAME * size[number]:
+                    if abs(a - b) > SAME * largest[number]:
                         named = f" ({names[number]})" if number in names else ""
                         yield f"normalizer: {what}, {statistic} of dimension {number}{named}: {a!r} -> {b!r}"
 
