@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -16,12 +19,14 @@ from fixtures import squares_data as world
 from tutti import pipeline
 from tutti.cli.app import app
 from tutti.config.run_config import to_yaml
+from tutti.data.checks.recordings import MESSAGES
+from tutti.data.checks.result import CheckedPath
 from tutti.data.formats.lerobot.writer import EpisodeRecord
 from tutti.findings import Finding
 from tutti.report.blocks import Note
 from tutti.report.inputs import read_inputs
 from tutti.report.page import SECTIONS
-from tutti.runs.data_check import CheckedPath, check_path
+from tutti.runs.data_check import check_path
 
 Change = Callable[[int, EpisodeRecord], EpisodeRecord]
 COUNTS = {"lab": 24, "hall": 12}
@@ -200,3 +205,94 @@ def test_training_prints_and_keeps_its_remarks_once(
     (tmp_path / "run" / "stages.json").write_text(json.dumps(stages))
     pipeline.train(config, tmp_path / "run")
     assert "No episode reaches" not in capsys.readouterr().out
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["data", "check", *arguments])
+    return result.exit_code, result.output
+
+
+def test_page_shows_findings_pictures_and_every_dimension(tmp_path: Path, sound: Path) -> None:
+    page = tmp_path / "page.html"
+    code, said = command(str(sound / "hall"), "data.horizon=8", "--report", str(page))
+    html = page.read_text()
+    assert code == 1 and "! No episode reaches +12, +16, +24" in said and "1 problem, marked with !." in said
+    assert "No episode reaches +12" in html and "default-src 'none'" in html
+    assert html.count("data:image/png;base64") == 2 * 8, "eight episodes of each view"
+    for name in (*(f"state {number}" for number in range(4)), *(f"action {number}" for number in range(3))):
+        assert f">{name}</span>" in html, name
+
+
+def write_json_file(folder: Path, name: str, text: str) -> Path:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return folder
+
+
+OTHERS: dict[str, tuple[str, str, str]] = {
+    "v21": ("meta/info.json", '{"codebase_version": "v2.1"}', "of version 'v2.1'"),
+    "tfds": ("features.json", "{}", "it is a TFDS data set"),
+    "hdf5": ("demo.hdf5", "", "it holds HDF5 files"),
+    "zarr": (".zgroup", "{}", "it is a Zarr store"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_formats_are_one_screen_that_names_them_and_end_with_2(tmp_path: Path, kind: str) -> None:
+    name, text, said = OTHERS[kind]
+    code, output = command(str(write_json_file(tmp_path / kind, name, text)), "--json")
+    (finding,) = json.loads(output)["paths"][0]["findings"]
+    assert code == 2 and finding["kind"] == "unreadable" and said in finding["sentence"]
+
+
+def rewrite(path: Path, column: str, change: Callable[[list[Any]], list[Any]]) -> None:
+    """Changes a column of a Parquet file."""
+    table = pq.read_table(path)
+    place = table.column_names.index(column)
+    values = pa.array(change(table[column].to_pylist()), table.schema.field(column).type)
+    pq.write_table(table.set_column(place, table.schema.field(column), values), path)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "said"),
+    [
+        ("timestamp", lambda times: [2 * time for time in times], "correct fps in meta/info.json"),
+        ("timestamp", lambda times: [*times[:5], *(time + 3 for time in times[5:])], "timestamp of row 5"),
+        ("frame_index", lambda rows: [*rows[1:], rows[0]], "frames must lie one after the other, in order"),
+    ],
+)
+def test_what_the_reader_refuses_is_one_finding(
+    tmp_path: Path, column: str, change: Callable[[list[Any]], list[Any]], said: str
+) -> None:
+    folder = world.write(tmp_path / "set", world.episodes(2))
+    rewrite(next((folder / "data").rglob("*.parquet")), column, change)
+    code, output = command(str(folder))
+    assert code == 2 and output.startswith("! ") and said in " ".join(output.split())
+
+
+def test_worst_exit_code_of_several_paths_counts_and_each_is_shown(tmp_path: Path, sound: Path) -> None:
+    code, output = command(str(sound / "hall"), str(tmp_path / "nowhere"), "data.horizon=8", "--json")
+    read = json.loads(output)["paths"]
+    assert code == 2 and [one["exit_code"] for one in read] == [1, 2]
+    assert command()[0] == 2
+
+
+def test_the_same_data_set_twice_and_copies_in_another_source_are_named(tmp_path: Path, sound: Path) -> None:
+    def sources(*places: Path) -> list[Finding]:
+        text = ", ".join(f"{{path: {place}}}" for place in places)
+        checked = check_path(str(sound / "lab"), [f"data.sources=[{text}]", "data.horizon=8"])
+        return [finding for finding in checked.findings if finding.kind != "offset_never"]
+
+    (twice,) = sources(sound / "lab", sound / "lab")
+    assert (twice.kind, twice.severity) == ("same_data_set", "fault") and "weight: 2" in twice.cure
+    again = world.write(tmp_path / "again", clean("lab")[:6])
+    found = {finding.kind: finding for finding in sources(sound / "lab", again)}
+    assert found.keys() <= {"duplicates", "duplicates_across_split"}
+    assert sum(int(finding.number or 0) for finding in found.values()) == 6
+    assert f"of {sound / 'lab'}" in found["duplicates"].sentence
+
+
+def test_every_kind_of_finding_has_its_line_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(\w+)` \| (?:fault|warning|hint)", page, re.MULTILINE)
+    assert sorted(documented) == sorted(MESSAGES)

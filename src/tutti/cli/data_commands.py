@@ -21,6 +21,10 @@ def check(
             metavar="PATH ... [KEY.SUB=VALUE ...]",
         ),
     ],
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write a page with pictures.", metavar="FILE.html")
+    ] = None,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Says what is wrong with recorded data: texts, copies, units, outliers, cameras, lengths, the split.
@@ -33,7 +37,7 @@ def check(
     if not places:
         raise UserError("tutti data check: name a data set or a config file: tutti data check my/data")
     from tutti.runs.data_check import check_path, print_checked
-    from tutti.runs.terminal import progress_bar, quiet
+    from tutti.runs.terminal import print_line, progress_bar, quiet
 
     with quiet(as_json):
         checked = []
@@ -41,6 +45,11 @@ def check(
             with progress_bar(f"checking {place}") as bar:
                 checked.append(check_path(place, overrides, bar))
             print_checked(checked[-1])
+        if report is not None:
+            from tutti.report.data_page import write_data_page
+
+            write_data_page(report, checked)
+            print_line(f"Written: {report}")
     if as_json:
         found = {"version": __version__, "paths": [one.to_dict() for one in checked]}
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))

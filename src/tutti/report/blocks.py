@@ -15,6 +15,7 @@ from typing import TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tutti.findings import Finding
 from tutti.report.formatting import NOTHING, WORDS
 from tutti.report.svg.drawing import Chart
 
@@ -29,9 +30,10 @@ def data_address(kind: str, content: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charts:
-    """Drawings side by side, or below each other where they are wide."""
+    """Drawings side by side, or below each other where they are wide; `small` ones many in a row."""
 
     charts: Sequence[Chart]
+    small: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,14 @@ class Picture:
         return data_address("image/png", self.png)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gallery:
+    """Small pictures under a title, many in a row."""
+
+    title: str
+    pictures: Sequence[Picture]
+
+
 MOODS = {"fault": "bad", "warning": "warn", "hint": "hint", "ok": "good"}
 """The mood of a note for each severity of a finding."""
 
@@ -140,6 +150,11 @@ class Note:
 
     text: str
     mood: str = ""
+
+
+def note_of(finding: Finding) -> Note:
+    """A finding as a note in the colour of its severity."""
+    return Note(text=finding.text, mood=MOODS[finding.severity])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +174,7 @@ class Fold:
     blocks: Sequence[Block]
 
 
-Block = Charts | Table | Facts | Videos | Picture | Note | Code | Fold
+Block = Charts | Table | Facts | Videos | Picture | Gallery | Note | Code | Fold
 """The template draws each kind by the name of its class."""
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config, load_config
-from tutti.data.bundle import DataBundle, describe_source, texts_of
-from tutti.data.checks.numbers import two_valued
+from tutti.data.bundle import DataBundle, texts_of
 from tutti.data.checks.pictures import Glimpse, check_pictures, glimpses
 from tutti.data.checks.recordings import Recorded, Recordings, say
+from tutti.data.checks.result import CheckedPath, CheckedSource
 from tutti.data.checks.rows import by_severity, check_decoded, check_rows
 from tutti.data.config import DataConfig, check_compatible
 from tutti.data.episodes import EpisodeStore
@@ -29,56 +29,6 @@ from tutti.types import UserError
 
 FINDINGS = "data_findings.json"
 """What the checks found in the data of a run, before its first step."""
-NOTHING_SERIOUS, WRONG, UNREADABLE = 0, 1, 2
-"""Exit codes: hints at most; faults or warnings; data, or a config, that cannot be read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedSource:
-    """A source with the frames that were looked at, each with the pictures of an episode in a view."""
-
-    rows: Recorded
-    looked: Sequence[Glimpse]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        rows, spec = self.rows, self.rows.store.spec
-        return describe_source(rows.store, rows.training, rows.held_out) | {
-            "state": [rows.dimension("state", number) for number in range(spec.state_dim)],
-            "action": [rows.dimension("action", number) for number in range(spec.action_dim)],
-            "two_valued_actions": [
-                {"dimension": rows.dimension("action", number), "values": list(values)}
-                for number, values in two_valued(rows).items()
-            ],
-            "pictures_looked_at": sum(len(glimpse.frames) for glimpse in self.looked),
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedPath:
-    """What was found in the data of one path; `config` is what they were checked against. Nothing but
-    `findings` where they cannot be read."""
-
-    path: str
-    findings: Sequence[Finding]
-    config: RunConfig | None = None
-    sources: Sequence[CheckedSource] = ()
-
-    @property
-    def code(self) -> int:
-        """The exit code."""
-        if any(finding.kind == "unreadable" for finding in self.findings):
-            return UNREADABLE
-        return WRONG if any(finding.is_problem for finding in self.findings) else NOTHING_SERIOUS
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "path": self.path,
-            "exit_code": self.code,
-            "sources": [source.to_dict() for source in self.sources],
-            "findings": [asdict(finding) for finding in self.findings],
-        }
 
 
 def check_training_data(config: RunConfig, data: DataBundle) -> list[Finding]:
@@ -155,7 +105,9 @@ def check_path(
             sources.append(CheckedSource(rows=rows, looked=looked))
             if progress is not None:
                 progress(len(sources), len(stores))
-    return CheckedPath(path=path, config=config, sources=sources, findings=by_severity(found))
+    return CheckedPath(
+        path=path, against=_against(config, path), sources=sources, findings=by_severity(found)
+    )
 
 
 def is_config(path: str) -> bool:
@@ -192,7 +144,7 @@ def print_checked(checked: CheckedPath) -> None:
     for line in _summary(checked):
         print_line(line)
     print_findings(checked.findings)
-    if checked.config is not None:
+    if checked.sources:
         count = sum(finding.is_problem for finding in checked.findings)
         said = f"{count} problem{'s' if count > 1 else ''}, marked with !." if count else "Nothing is wrong."
         print_line(said)
@@ -200,27 +152,32 @@ def print_checked(checked: CheckedPath) -> None:
 
 def _summary(checked: CheckedPath) -> list[str]:
     """What was looked at, in a few lines of text."""
-    if checked.config is None:
-        return []
     lines: list[str] = []
     for source in checked.sources:
         rows, spec = source.rows, source.rows.store.spec
         long = sorted(episode.length for episode in rows.episodes)
         shapes = zip(spec.views, spec.image_shapes, strict=True)
         views = ", ".join(f"{view.split('.')[-1]} {height} x {width}" for view, (height, width) in shapes)
-        two = ", ".join(rows.dimension("action", number) for number in two_valued(rows)) or "none"
+        two = ", ".join(one["dimension"] for one in source.two_valued) or "none"
         texts = len(texts_of(rows.store, rows.episodes))
+        looked = len({one.episode.index for one in source.looked})
         lines += [
             f"{rows.name}: robot {spec.embodiment}, {len(long):,} episodes of {long[0]} to {long[-1]} frames "
             f"({sum(long):,}) at {spec.fps:g} a second",
-            f"  views: {views}; state {spec.state_dim}, action {spec.action_dim}; two-valued: {two}",
+            f"  views: {views}",
+            f"  state {spec.state_dim}, action {spec.action_dim}; two-valued actions (grippers): {two}",
             f"  instructions: {texts:,}; held out: {len(rows.held_out):,} of {len(long):,} episodes",
             *(f"  {remark}" for remark in rows.store.remarks),
-            f"  looked at all rows and at {sum(len(one.frames) for one in source.looked):,} pictures of "
-            f"{len({one.episode.index for one in source.looked})} episodes",
+            f"  looked at all rows, and at {sum(len(one.frames) for one in source.looked):,} pictures of "
+            f"{looked:,} episodes",
         ]
-    data, needs = checked.config.data, checked.config.objective.needs()
+    return [*lines, f"  against {checked.against}"] if lines else []
+
+
+def _against(config: RunConfig, path: str) -> str:
+    needs = config.objective.needs()
     offsets = sorted({*needs.futures, *(label for label in needs.states if isinstance(label, int))})
-    against = checked.path if is_config(checked.path) else "a config's defaults"
     said = f", offsets {', '.join(map(str, offsets))}" if offsets else ""
-    return [*lines, f"  against {against}: data.horizon {data.horizon}{said}"]
+    return (
+        f"{path if is_config(path) else 'the defaults of a config'}: data.horizon {config.data.horizon}{said}"
+    )

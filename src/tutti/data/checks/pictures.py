@@ -18,6 +18,7 @@ EPISODES, FRAMES = 24, 72
 """At most so many episodes are looked at, evenly spread, and about so many frames of each view in all."""
 THUMBNAIL = 112
 """Longest edge of a kept picture, in pixels."""
+GAP = 2
 LEAVE_OUT = "Leave the view out (data.sources.views)."
 Read = Callable[[int, Int64[np.ndarray, " k"]], UInt8[np.ndarray, "k h w 3"]]
 """The pictures of view number i at ascending frame rows."""
@@ -73,8 +74,8 @@ def _strip(pictures: UInt8[np.ndarray, "k h w 3"]) -> UInt8[np.ndarray, "p q 3"]
     for picture in pictures:
         image = Image.fromarray(np.ascontiguousarray(picture))
         image.thumbnail((THUMBNAIL, THUMBNAIL))
-        small.append(np.asarray(image))
-    return np.concatenate(small, axis=1)
+        small += [np.asarray(image), np.full((image.height, GAP, 3), 255, np.uint8)]
+    return np.concatenate(small[:-1], axis=1)
 
 
 def check_pictures(source: Recorded, looked: list[Glimpse]) -> Iterator[Finding]:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import cycle, product
 
-from tutti.findings import DEAD_UNITS_MAX, Finding
-from tutti.report.blocks import MOODS, Block, Charts, Fold, Note, Section
+from tutti.findings import DEAD_UNITS_MAX
+from tutti.report.blocks import Block, Charts, Fold, Note, Section, note_of
 from tutti.report.curves import Line, Plot, draw, term_colours
 from tutti.report.formatting import percent, plain
 from tutti.report.inputs import Inputs, config_value
@@ -30,7 +30,7 @@ def influence_section(inputs: Inputs) -> Section:
     """Every metric of the diagnostic steps, and all findings."""
     records = inputs.records
     findings = judge_records(records, inputs.config)
-    notes: list[Block] = [_note(finding) for finding in findings]
+    notes: list[Block] = [note_of(finding) for finding in findings]
     if not records.diagnostic_steps:
         missing = (
             "Not recorded: this run is older than the diagnostics, has no diagnostic step, or "
@@ -63,14 +63,10 @@ def influence_section(inputs: Inputs) -> Section:
     return Section(lead=lead, blocks=blocks)
 
 
-def _note(finding: Finding) -> Note:
-    return Note(text=finding.text, mood=MOODS[finding.severity])
-
-
 def top_notes(inputs: Inputs) -> list[Note]:
     """The faults and warnings for the top of the page, the gravest first."""
     findings = judge_records(inputs.records, inputs.config)
-    grave = [_note(finding) for finding in findings if finding.is_problem]
+    grave = [note_of(finding) for finding in findings if finding.is_problem]
     notes = grave[:AT_TOP]
     if len(grave) > AT_TOP:
         more = f"{len(grave) - AT_TOP} more findings under \u201c{TITLE}\u201d."

@@ -7,7 +7,18 @@ from functools import partial
 from tutti.evaluation.open_loop import PARTS, GroupError
 from tutti.evaluation.probes.run import ProbeResult
 from tutti.evaluation.statistics.intervals import Estimate
-from tutti.report.blocks import MOODS, Block, Cell, Column, Fold, Note, Picture, Section, Table, column, table
+from tutti.report.blocks import (
+    Block,
+    Cell,
+    Column,
+    Fold,
+    Picture,
+    Section,
+    Table,
+    column,
+    note_of,
+    table,
+)
 from tutti.report.formatting import NOTHING, WORDS, plain
 from tutti.report.inputs import Inputs
 
@@ -57,7 +68,7 @@ def probes_section(inputs: Inputs) -> Section:
         "acting. Intervals: 95 %, over episodes. A probe finds a model that is broken in a way the loss does "
         "not show; it does not replace rollouts."
     )
-    blocks: list[Block] = [Note(text=one.text, mood=MOODS[one.severity]) for one in found.findings]
+    blocks: list[Block] = [note_of(one) for one in found.findings]
     blocks.append(Fold(title="The numbers", blocks=probe_tables(found)))
     if inputs.occlusion:
         blocks.append(Picture(png=inputs.occlusion, caption=CAPTION))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tutti.data.formats.lerobot import VIEW
 from tutti.report.blocks import (
-    MOODS,
     Block,
     Cell,
     Charts,
@@ -12,10 +11,10 @@ from tutti.report.blocks import (
     Column,
     Facts,
     Fold,
-    Note,
     Picture,
     Section,
     column,
+    note_of,
     table,
 )
 from tutti.report.formatting import anything, count, duration, percent, words
@@ -62,9 +61,7 @@ def model_section(inputs: Inputs) -> Section:
 
 def data_section(inputs: Inputs) -> Section:
     """The training data, and how they were recorded."""
-    blocks: list[Block] = [
-        Note(text=finding.text, mood=MOODS[finding.severity]) for finding in inputs.data_findings
-    ]
+    blocks: list[Block] = [note_of(finding) for finding in inputs.data_findings]
     blocks += _data(inputs.data) if inputs.data else []
     if (recording := inputs.recording) is not None:
         columns: list[Column[str]] = [
@@ -85,16 +82,17 @@ def _data(data: Json) -> list[Block]:
     nested = {name: value for name, value in data.items() if isinstance(value, dict)}
     sources: list[Json] = data["sources"]
     totals = {name: value for name, value in data.items() if name not in nested and name != "sources"}
-    blocks: list[Block] = [_facts(totals)]
+    blocks: list[Block] = [facts_of(totals)]
     if len(sources) > 1:
         columns = [(words(key), "", lambda row, key=key: _data_cell(key, row.get(key))) for key in sources[0]]
         blocks.append(table(sources, columns, "sources"))
     else:
-        blocks += [_facts(source, "sources") for source in sources]
-    return [*blocks, *(_facts(value, words(name)) for name, value in nested.items())]
+        blocks += [facts_of(source, "sources") for source in sources]
+    return [*blocks, *(facts_of(value, words(name)) for name, value in nested.items())]
 
 
-def _facts(values: Json, title: str = "") -> Facts:
+def facts_of(values: Json, title: str = "") -> Facts:
+    """Keys of JSON in words, each with its value."""
     pairs = [(words(name), _data_cell(name, value).text) for name, value in values.items()]
     return Facts(pairs=pairs, title=title)
 
