@@ -21,15 +21,18 @@ def share_away(values: Tensor, low: Tensor, high: Tensor) -> float:
     return float((distance > CLOSE * (high - low)).double().mean())
 
 
-def gripper_dimensions(dimensions: Sequence[int], action_dim: int, key: str) -> tuple[int, ...]:
-    """The dimensions from 0 on, in rising order; `key` names them in the config.
+def gripper_dimensions(
+    dimensions: Sequence[int], action_dim: int, key: str, names: Sequence[str] = ()
+) -> tuple[int, ...]:
+    """The dimensions from 0 on, in rising order; `key` names them in the config, `names` in the data.
 
     Raises: UserError if one of them is none of an action's, or is named twice.
     """
     for dimension in dimensions:
         if not -action_dim <= dimension < action_dim:
+            called = f" ({', '.join(f'{place} {name}' for place, name in enumerate(names))})" if names else ""
             raise UserError(
-                f"{key} is {dimension}, but actions have {action_dim} dimensions: choose from 0 to "
+                f"{key} is {dimension}, but actions have {action_dim} dimensions{called}: choose from 0 to "
                 f"{action_dim - 1}, or -1 for the last."
             )
     from_zero = tuple(sorted(dimension % action_dim for dimension in dimensions))

@@ -221,6 +221,11 @@ class Dimensions:
         return ""
 
 
+def dimension_label(names: Sequence[str], number: int) -> str:
+    """How a message calls a dimension: "dimension 3 (gripper)", by its number where it has no name."""
+    return f"dimension {number} ({names[number]})" if names else f"dimension {number}"
+
+
 UNNAMED = Dimensions()
 """Nothing is known of the numbers."""
 

@@ -11,6 +11,7 @@ from tutti.config.messages import key_paths, shipped_schema, unknown_keys
 from tutti.config.run_config import SEEDED, RunConfig, json_schema, load_config, to_yaml
 from tutti.nested_dicts import changed_keys
 from tutti.studies.config import StudyConfig
+from tutti.training.checkpointing.config import ForkConfig, InitFromConfig
 from tutti.types import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -196,3 +197,35 @@ def test_every_key_of_a_run_and_of_a_study_has_a_description() -> None:
         if key != "kind" and "description" not in value
     ]
     assert undescribed == []
+
+
+def test_home_and_variables_of_every_path_are_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SETS", "/big/sets")
+    data = ["data.sources=[{path: ~/sets/a}, {path: $SETS/b}]", "data.cache.folder=${SETS}/cache"]
+    config = load_config(None, [*data, "training.fork={run: ~/runs/a}"])
+    assert [str(source.path) for source in config.data.sources] == ["/home/me/sets/a", "/big/sets/b"]
+    assert str(config.data.cache.folder) == "/big/sets/cache"
+    assert isinstance(config.training.fork, ForkConfig) and config.training.fork.run == "/home/me/runs/a"
+    init_from = load_config(None, ["training.init_from={run: $SETS/policy}"]).training.init_from
+    assert isinstance(init_from, InitFromConfig) and init_from.run == "/big/sets/policy"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.sources=[{path: $NOWHERE/set}]",
+        "data.cache.folder=$NOWHERE",
+        "training.fork.run=${NOWHERE}/run",
+        "training.init_from.run=$NOWHERE/run",
+    ],
+)
+def test_a_variable_that_is_not_set_is_an_error_that_names_it_and_the_key(
+    override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(UserError, match=r"NOWHERE\}? is not set. Set this variable") as refused:
+        load_config(None, [override])
+    assert override.partition("=")[0].rsplit(".", 1)[0] in str(refused.value)

@@ -226,8 +226,8 @@ def test_the_folder_is_the_users_or_follows_the_system(
     assert CacheConfig().home() == Path("/home/me/pictures")
     assert CacheConfig(folder=Path("$XDG_CACHE_HOME/${HOME}x/~")).home() == Path("/fast//home/mex/~")
     assert CacheConfig.model_validate({"folder": "auto"}).folder == "auto"
-    with pytest.raises(UserError, match=r"\$NOWHERE/a: \$NOWHERE is not set"):
-        CacheConfig(folder=Path("$NOWHERE/a")).home()
+    with pytest.raises(ValueError, match=r"\$NOWHERE/a: \$NOWHERE is not set"):
+        CacheConfig(folder=Path("$NOWHERE/a"))
 
 
 def test_a_complete_cache_is_used_where_nothing_can_be_written_and_a_new_one_is_one_message(

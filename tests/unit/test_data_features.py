@@ -177,8 +177,8 @@ def test_states_and_actions_join_features_in_the_order_given(tmp_path: Path) -> 
         ({"state": "observation.stat"}, r"observation\.stat' is missing"),
         ({"action": VIEW}, r"front' has the shape \[16, 16, 3\]"),
         ({"action": "none"}, "'none' is missing"),
-        ({"state": ["action", "action"]}, "names a feature twice"),
-        ({"action": []}, "at least 1 item"),
+        ({"state": ["action", "action"]}, "several different ones"),
+        ({"action": []}, "the name of a feature"),
     ],
 )
 def test_a_wrong_feature_is_answered_with_those_that_would_do(

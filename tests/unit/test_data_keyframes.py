@@ -56,9 +56,20 @@ def test_each_hand_makes_key_frames() -> None:
 
 def test_what_opens_and_closes_is_a_gripper_though_tasks_have_other_commands() -> None:
     joints, ends = two_arms()
-    check_grippers(joints, ends, (3, 7), "set")
+    assert check_grippers(joints, ends, (3, 7), "set") == ()
     joints[40, 3] = 0.5  # 1 of 300 on its way
-    check_grippers(joints, ends, (3, 7), "set")
+    assert check_grippers(joints, ends, (3, 7), "set") == ()
+
+
+def test_a_second_hand_that_is_not_named_is_said_and_one_that_never_moves_is_none() -> None:
+    joints, ends = two_arms()
+    joints = np.concatenate([joints, np.ones((300, 1), np.float32)], axis=1)
+    names = tuple(f"left.{place}" for place in range(4)) + tuple(f"right.{place}" for place in range(5))
+    (remark,) = check_grippers(joints, ends, (7,), "set", names)
+    assert remark.startswith("set: action dimension 3 (left.3) opens and closes too")
+    assert "names 7 (right.3) alone" in remark and remark.endswith("gripper.dimension=[3, 7].")
+    with pytest.raises(UserError, match=r"0 \(left\.0\) .*(\n.*)+3 \(left\.3\), 7 \(right\.3\) would do"):
+        check_grippers(joints, ends, (0,), "set", names)
 
 
 @pytest.mark.parametrize("dimension", [0, 6, "noise", "slow"])

@@ -30,6 +30,7 @@ from pydantic import Field
 from tutti.data.episodes import Episode, EpisodeStore, Progress
 from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import (
+    LocalPath,
     exclusive_lock,
     expanded,
     explain_disk_errors,
@@ -53,15 +54,15 @@ _CURE = "choose another folder (data.cache.folder) or smaller pictures (data.ima
 class CacheConfig(FrozenConfig):
     """Where decoded pictures are kept for all runs. It is always safe to delete that folder."""
 
-    folder: Literal["auto"] | Path = Field(
+    folder: Literal["auto"] | LocalPath = Field(
         default="auto",
         description="auto: $TUTTI_CACHE, else $XDG_CACHE_HOME/tutti, else ~/.cache/tutti.",
     )
 
     def home(self) -> Path:
-        """The folder, with `~` and `$VAR` expanded. Raises: UserError if that cannot be done."""
+        """The folder. Raises: UserError if `~` or a `$VAR` in the environment's own says nothing."""
         if self.folder != "auto":
-            return expanded(self.folder)
+            return self.folder
         if chosen := os.environ.get("TUTTI_CACHE"):
             return expanded(chosen)
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))

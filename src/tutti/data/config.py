@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread, texts_of
 from tutti.data.cache import CacheConfig, cached_frames
@@ -27,6 +28,7 @@ from tutti.data.tokenize import MAX_LENGTH, Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.errors import UserError
 from tutti.frozen_config import FrozenConfig
+from tutti.storage.files import LocalPath
 from tutti.types import DataNeeds, DataSpec
 
 Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kind")]
@@ -34,10 +36,8 @@ Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kin
 
 FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
 
-EpisodeNumbers = Annotated[
-    tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d{1,10}-\d{1,10}$")], ...],
-    BeforeValidator(lambda given: (given,) if isinstance(given, int | str) and given != "all" else given),
-]
+_SPAN = r"^\d{1,10}-\d{1,10}$"
+EpisodeNumbers = tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=_SPAN)], ...]
 
 
 def _as_range(numbers: int | str) -> range:
@@ -53,7 +53,7 @@ def _as_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
 class SourceConfig(FrozenConfig):
     """One data set: a LeRobotDataset v3.0 folder."""
 
-    path: Path = Field(description="The folder that contains meta/ and data/.")
+    path: LocalPath = Field(description="The folder that contains meta/ and data/.")
     weight: float = Field(
         default=1.0,
         gt=0,
@@ -87,20 +87,27 @@ class SourceConfig(FrozenConfig):
         "times by a clock, video frames are taken by number.",
     )
 
-    @field_validator("episodes", "exclude")
+    @field_validator("episodes", "exclude", mode="before")
     @classmethod
-    def _rising(cls, numbers: Any) -> Any:
-        for text in numbers if numbers != "all" else ():
-            if isinstance(text, str) and len(_as_range(text)) == 0:
-                raise ValueError(f"{text!r} ends before it begins; write the smaller number first")
+    def _check_numbers(cls, given: Any) -> Any:
+        numbers = (given,) if isinstance(given, int | str) and given != "all" else given
+        for one in numbers if isinstance(numbers, list | tuple) else ():
+            is_span = isinstance(one, str) and re.fullmatch(_SPAN, one) is not None and len(_as_range(one))
+            if not is_span and not (type(one) is int and one >= 0):
+                raise ValueError(
+                    f'expected episode numbers and rising ranges, [7, "10-19"], found {one!r:.60}'
+                )
         return numbers
 
-    @field_validator("state", "action")
+    @field_validator("state", "action", mode="before")
     @classmethod
-    def _each_once(cls, keys: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if len(set(named := _as_keys(keys))) < len(named):
-            raise ValueError(f"{', '.join(named)} names a feature twice; name each once")
-        return keys
+    def _check_features(cls, given: Any) -> Any:
+        many = given if isinstance(given, list | tuple) else [given]
+        if not many or not all(isinstance(one, str) for one in many) or len(set(many)) < len(many):
+            raise ValueError(
+                f"expected the name of a feature, or several different ones, found {given!r:.60}"
+            )
+        return given
 
     def open(self) -> EpisodeStore:
         """Opens and checks the data set."""

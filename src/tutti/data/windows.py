@@ -43,6 +43,8 @@ class WindowIndex:
     (`next_keyframes`), where one of `needs.grippers` opens or closes. `instructions` are the distinct
     normalised texts; spellings of one sentence share its `instruction_id`.
 
+    `remarks` are lines for the user: what the stores leave out, and hands that no gripper is named of.
+
     Raises: UserError if one of these is no gripper.
     """
 
@@ -78,6 +80,7 @@ class WindowIndex:
         self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)
         self._end = np.empty(int(self._offsets[-1]), dtype=np.int64)
         self._progress = np.zeros(len(self._end), dtype=np.float32)
+        self.remarks = tuple(remark for store in stores for remark in store.remarks)
         grippers = gripper_dimensions(
             needs.grippers, self._actions.shape[1], "gripper.dimension of the objective"
         )
@@ -87,8 +90,10 @@ class WindowIndex:
                 self._end[rows] = rows[-1] + 1
                 self._progress[rows] = (rows - rows[0]) / max(1, len(rows) - 1)
             if grippers:
-                here = slice(*self._offsets[source : source + 2])
-                check_grippers(self._actions[here], self._end[here], grippers, store.name)
+                here, names = slice(*self._offsets[source : source + 2]), store.spec.action_names
+                self.remarks += check_grippers(
+                    self._actions[here], self._end[here], grippers, store.name, names
+                )
         self._next_key = next_keyframes(self._actions, self._end, grippers)
         text, mask = tokenizer.encode(self.instructions)
         most = tokenizer.max_length
@@ -213,26 +218,44 @@ def next_keyframes(
 
 
 def check_grippers(
-    actions: Float[np.ndarray, "n a"], ends: Int64[np.ndarray, " n"], grippers: Sequence[int], name: str
-) -> None:
+    actions: Float[np.ndarray, "n a"],
+    ends: Int64[np.ndarray, " n"],
+    grippers: Sequence[int],
+    name: str,
+    names: Sequence[str] = (),
+) -> tuple[str, ...]:
     """Checks that in an episode the command of each gripper has two values at most: open and closed.
 
-    From task to task they may be others. `name` is that of the data set.
+    From task to task they may be others. `name` is that of the data set, `names` are those of the dimensions.
+    Gives a line for the user where another dimension opens and closes too: the second hand of two.
 
     Raises: UserError if over 2 % of a command's values lie elsewhere, naming the dimensions that would do.
     """
     away = [share_between(actions[:, dimension], ends) for dimension in range(actions.shape[1])]
+    moves = np.ptp(actions, axis=0) > 0
+    would_do = [place for place, share in enumerate(away) if share <= MAX_AWAY and moves[place]]
     for dimension in grippers:
         if away[dimension] > MAX_AWAY:
-            others = [str(place) for place, share in enumerate(away) if share <= MAX_AWAY]
+            others = ", ".join(_place(place, names) for place in would_do)
             raise UserError(
-                f"gripper.dimension {dimension} of the objective is no gripper in {name}.\n"
+                f"gripper.dimension {_place(dimension, names)} of the objective is no gripper in {name}.\n"
                 "  expected: an action dimension that in an episode has two values, open and closed\n"
                 f"  found:    {100 * away[dimension]:.1f} % of its values lie between an episode's smallest "
                 f"and largest (allowed: {100 * MAX_AWAY:g} %)\n"
-                f"  cure: name another one ({', '.join(others) or 'none'} would do), such as "
+                f"  cure: name another one ({others or 'none'} would do), such as "
                 "objective.state.gripper.dimension=N, or set objective.state.gripper=off."
             )
+    if not (missed := [place for place in would_do if place not in grippers]):
+        return ()
+    listed = [", ".join(_place(place, names) for place in some) for some in (missed, grippers)]
+    return (
+        f"{name}: action dimension {listed[0]} opens and closes too, but gripper.dimension of the objective "
+        f"names {listed[1]} alone. For all hands: gripper.dimension={would_do}.",
+    )
+
+
+def _place(dimension: int, names: Sequence[str]) -> str:
+    return f"{dimension} ({names[dimension]})" if names else str(dimension)
 
 
 def share_between(command: Float[np.ndarray, " n"], ends: Int64[np.ndarray, " n"]) -> float:

@@ -179,9 +179,8 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
             )
 
     built = world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache
-    for source in built.windows.sources if world().ranks.first else ():
-        for remark in source.store.remarks:
-            print_line(remark)
+    for remark in built.windows.remarks if world().ranks.first else ():
+        print_line(remark)
     return built
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tutti.data.formats.lerobot import VIEW
 from tutti.data.formats.lerobot.tables import MAX_TEXT
 from tutti.errors import near_miss
-from tutti.types import DataSpec, UserError
+from tutti.types import DataSpec, UserError, dimension_label
 
 if TYPE_CHECKING:
     Picture = np.ndarray | torch.Tensor | Image.Image
@@ -98,7 +98,7 @@ def state_vector(state: State, spec: DataSpec) -> Float32[np.ndarray, " s"]:
     with np.errstate(over="ignore"):
         vector = values.astype(np.float32)
     if bad := np.flatnonzero(~np.isfinite(vector)).tolist():
-        where = ", ".join(f"{dimension(names, n)} is {values[n]}" for n in bad[:MAX_NAMES])
+        where = ", ".join(f"{dimension_label(names, n)} is {values[n]}" for n in bad[:MAX_NAMES])
         raise UserError(f"state: expected finite numbers in data units, but {where}.")
     return vector
 
@@ -151,11 +151,6 @@ def by_name(
             f"The {kind}s are {_listed(known)}."
         )
     return {name: found[name][1] for name in known}
-
-
-def dimension(names: Sequence[str], number: int) -> str:
-    """How a message calls a dimension."""
-    return f"dimension {number} ({names[number]})" if names else f"dimension {number}"
 
 
 def describe(value: Any) -> str:

@@ -33,7 +33,6 @@ from tutti.serving.observation import (
     Pictures,
     State,
     Text,
-    dimension,
     pictures,
     sentence,
     state_vector,
@@ -43,7 +42,7 @@ from tutti.storage.checkpoint import find_checkpoint, listed
 from tutti.storage.files import explain_disk_errors, megabytes, write_folder
 from tutti.storage.manifest import DATA_FILES, EXPORT, POLICY_FILES, STARTS, WEIGHTS, Weights, size_of
 from tutti.storage.tensors import check_finite, read_weights, weights_in
-from tutti.types import DataSpec, Tokens, UserError
+from tutti.types import DataSpec, Tokens, UserError, dimension_label
 
 MAX_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
 
@@ -153,7 +152,7 @@ class Policy:
         actions = self.normalizer.undo_action(chunk, self.embodiment)
         if not np.isfinite(actions).all():
             bad = sorted(set(np.argwhere(~np.isfinite(actions))[:, 1].tolist()))
-            where = ", ".join(dimension(self.spec.action_names, number) for number in bad)
+            where = ", ".join(dimension_label(self.spec.action_names, number) for number in bad)
             raise UserError(
                 f"the predicted action is not finite in {where}. Nothing was given to the robot. The state "
                 "may be far from those of the training data, or a number too large for the model: "
@@ -181,8 +180,8 @@ class Policy:
         """What is to be said of each dimension that is far outside of the training data."""
         stats = self.normalizer.stats[self.embodiment].state
         return {
-            n: f"state: {dimension(self.spec.state_names, n)} is {state[n]:.4g}, far outside of the training "
-            f"data ({stats.min[n]:.4g} to {stats.max[n]:.4g})"
+            n: f"state: {dimension_label(self.spec.state_names, n)} is {state[n]:.4g}, far outside of the "
+            f"training data ({stats.min[n]:.4g} to {stats.max[n]:.4g})"
             for n in np.flatnonzero(stats.is_far(state)).tolist()
         }
 

@@ -17,7 +17,9 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+from pydantic import AfterValidator
 
 from tutti.errors import UserError
 
@@ -213,6 +215,12 @@ def expanded(path: Path | str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{path}: the home that `~` stands for is not known. Give the whole path.") from None
+
+
+LocalPath = Annotated[Path, AfterValidator(expanded)]
+"""A path in a config."""
+LocalFolder = Annotated[str, AfterValidator(lambda text: str(expanded(text)))]
+"""The same as a text."""
 
 
 def reserve(file: IO[bytes], spans: Sequence[tuple[int, int]]) -> None:

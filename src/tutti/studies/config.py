@@ -15,6 +15,7 @@ from tutti.config.messages import explain
 from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig
 from tutti.frozen_config import FrozenConfig
+from tutti.storage.files import LocalPath, expanded
 from tutti.types import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -54,7 +55,7 @@ class StudyConfig(FrozenConfig):
         "beside the study's file, then in the present folder."
     )
     overrides: tuple[str, ...] = Field(default=(), description="key.sub=value for every arm.")
-    data_from: Literal["base"] | Path = Field(
+    data_from: Literal["base"] | LocalPath = Field(
         default="base",
         description="Folder of a run whose recorded data set all arms share and only read; base: the base's "
         "data.sources, or what it records, once for the study.",
@@ -131,8 +132,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     apply_overrides(values, bases, {})
     base = values.get("base")
     if isinstance(base, str):
-        beside = path.parent / base
-        values["base"] = read_yaml(beside if beside.is_file() or not Path(base).is_file() else Path(base))
+        here = expanded(base)
+        beside = path.parent / here
+        values["base"] = read_yaml(beside if beside.is_file() or not here.is_file() else here)
     apply_overrides(values, others, {"base": RunConfig(), "budget": BudgetConfig()})
     try:
         study = StudyConfig.model_validate(values)

@@ -19,7 +19,7 @@ from tutti.models.decoders.chunks import present_actions, ranges, require_fitted
 from tutti.models.decoders.trunk import shrink
 from tutti.models.interfaces import ActionDecoder
 from tutti.models.layers import Activation, activate
-from tutti.types import Batch, DataSpec, Features, UserError, at_least_float32
+from tutti.types import Batch, DataSpec, Features, UserError, at_least_float32, dimension_label
 
 
 class GripperConfig(FrozenConfig):
@@ -64,8 +64,8 @@ class Gripper(nn.Module):
     def __init__(self, config: GripperConfig, spec: DataSpec) -> None:
         super().__init__()
         key = "model.action.gripper.dimension"
-        (self.dimension,) = gripper_dimensions((config.dimension,), spec.action_dim, key)
-        self.weight = config.weight
+        (self.dimension,) = gripper_dimensions((config.dimension,), spec.action_dim, key, spec.action_names)
+        self.weight, self.label = config.weight, dimension_label(spec.action_names, self.dimension)
         self.values = nn.Buffer(torch.tensor([-1.0, 1.0]))
         self.fitted = nn.Buffer(torch.tensor(False))
 
@@ -78,7 +78,7 @@ class Gripper(nn.Module):
         mask = action_mask[..., self.dimension : self.dimension + 1]
         least, most = (float(end) for end in ranges(seen, mask))
         values = seen[mask]
-        name = f"model.action.gripper: action dimension {self.dimension}"
+        name = f"model.action.gripper: action {self.label}"
         cure = "Choose its dimension (model.action.gripper.dimension), or set model.action.gripper=off."
         if not len(values) or least == most:
             raise UserError(f"{name} has one value only, {least:g} (normalised), not two. {cure}")

@@ -108,7 +108,7 @@ class FutureStatesTerm(Term):
         self.has_key = config.gripper != "off"
         if config.gripper != "off":
             key = f"objective.{name}.gripper.dimension"
-            gripper_dimensions(config.gripper.dimensions, model.spec.action_dim, key)
+            gripper_dimensions(config.gripper.dimensions, model.spec.action_dim, key, model.spec.action_names)
         self.num_offsets = len(self.labels) - int(self.has_key)
         self.state_dim = model.spec.state_dim
         self.head = two_layers(model.fusion.width, config.hidden, len(self.labels) * self.state_dim)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from tutti.frozen_config import FrozenConfig
+from tutti.storage.files import LocalFolder
 from tutti.storage.manifest import Weights
 from tutti.training.metric_names import describe_metric
 
@@ -77,7 +78,7 @@ class ForkConfig(FrozenConfig):
     With the same settings it ends with the same bits as the other run without a break.
     """
 
-    run: str = Field(min_length=1, description="Folder of the other run, such as runs/a.")
+    run: LocalFolder = Field(min_length=1, description="Folder of the other run, such as runs/a.")
     step: Annotated[int, Field(ge=1)] | Literal["latest"] = Field(
         default="latest", description="Step of the checkpoint; latest: the newest one when the fork begins."
     )
@@ -90,7 +91,7 @@ class InitFromConfig(FrozenConfig):
     sizes may be others. Steps, optimiser, lambdas and random states begin anew.
     """
 
-    run: str = Field(min_length=1, description="Folder of a run, a checkpoint or an exported policy.")
+    run: LocalFolder = Field(min_length=1, description="Folder of a run, a checkpoint or an exported policy.")
     checkpoint: Annotated[int, Field(ge=1)] | Literal["latest", "best"] = Field(
         default="latest",
         description="Of a run: the newest one when the training begins, the best, or a step.",
