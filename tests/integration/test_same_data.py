@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from fixtures import squares_data
 from robustness.conftest import MODEL, TRAINING
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
+from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.evaluation.config import NO_SUITE
 from tutti.types import UserError
 
@@ -76,3 +78,18 @@ def test_a_finished_run_is_evaluated_without_its_data(
     shutil.rmtree(home / "data")
     pipeline.evaluate(home / "run", config_of(home / "data").evaluation)
     assert "open-loop errors are left out" in capsys.readouterr().out
+
+
+def test_a_training_opens_its_data_once(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def count(self: LeRobotStore, folder: Path, *given: Any, **named: Any) -> None:
+        opened.append(folder)
+        whole(self, folder, *given, **named)
+
+    whole = LeRobotStore.__init__
+    monkeypatch.setattr(LeRobotStore, "__init__", count)
+    pipeline.train(config_of(trained / "data"), tmp_path / "run")
+    assert opened == [trained / "data"]
