@@ -128,7 +128,7 @@ class Batch(Movable):
     """Training windows: an observation at time t, the actions from t on, the instruction's identity.
 
     `actions` are normalised; steps past the episode's end are False in `action_mask` and never count.
-    `instruction_id` is equal exactly where the instruction's text is equal. `window` is the number of
+    `instruction_id` is equal exactly where the instruction's normalised text is. `window` is the number of
     the training example in its data set, which names a batch in errors and replays it. `futures[k]` is the
     observation k steps later, for each k that a term asked for, `later_states` the states that terms asked
     for. `progress` is t / (length - 1), how much of the episode lies behind, 0 to 1.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from fixtures.term_batches import make_batch, make_model
+from tutti.config.run_config import RunConfig
 from tutti.models.vla import VLA
 from tutti.objectives.config import ObjectiveConfig
 from tutti.objectives.term import Model, Term, TermValue
@@ -119,6 +123,33 @@ def test_metrics_of_a_term_stand_under_its_name(model: VLA) -> None:
     assert {name for name in terms.metrics if name.startswith("mine")} == {
         *("mine/size", "mine/action/l1", "mine/known")
     }
+
+
+def test_the_page_about_own_classes_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files, written as the page says, do what it says."""
+    page = (EXAMPLES.parent / "docs" / "own-classes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\w+\n# (\w+\.\w+)\n(.*?)```", page, flags=re.DOTALL)
+    assert [name for name, _ in blocks] == ["foresight.yaml", "foresight.py", "try_foresight.py"]
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = runpy.run_path(str(tmp_path / "try_foresight.py"))
+    loss, terms, model = (found[name] for name in ("objective", "terms", "model"))
+    assert "'foresight': " in (said := capsys.readouterr().out) and "foresight/copy_baseline" in said
+    term = loss.terms["foresight"]
+    assert term.head.weight.grad.any() and term.goal.weight.grad.any() and term.needed.states == ("last",)
+    first = float(terms.values["foresight"])
+    for _ in range(200):
+        loss.update_targets(model)
+    assert float(loss.state_dict()["terms.foresight.updates"]) == 200
+    batch = found["batch"]
+    later = loss(model(batch.observation), batch, model).values["foresight"]
+    assert float(later) == pytest.approx(100 * first, rel=1e-4)  # it has faded in
+    for line in re.findall(r"```yaml\n(\w+: .*)\n", page):
+        RunConfig.model_validate(yaml.safe_load(line))
 
 
 def test_a_built_in_place_takes_a_class_of_the_users_own(model: VLA) -> None:
