@@ -141,13 +141,13 @@ def test_the_page_about_own_classes_runs(
     assert "'foresight': " in (said := capsys.readouterr().out) and "foresight/copy_baseline" in said
     term = loss.terms["foresight"]
     assert term.head.weight.grad.any() and term.goal.weight.grad.any() and term.needed.states == ("last",)
-    first = float(terms.values["foresight"])
+    first = terms.values["foresight"].item()
     for _ in range(200):
         loss.update_targets(model)
     assert float(loss.state_dict()["terms.foresight.updates"]) == 200
     batch = found["batch"]
     later = loss(model(batch.observation), batch, model).values["foresight"]
-    assert float(later) == pytest.approx(100 * first, rel=1e-4)  # it has faded in
+    assert later.item() == pytest.approx(100 * first, rel=1e-4)  # it has faded in
     for line in re.findall(r"```yaml\n(\w+: .*)\n", page):
         RunConfig.model_validate(yaml.safe_load(line))
 
