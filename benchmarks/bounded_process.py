@@ -27,7 +27,19 @@ LINES, CHARACTERS = 25, 2500
 """A message that fits a screen."""
 FRESH = 600
 """Megabytes: a process that keeps more of an earlier request is replaced, so the next has its own peak."""
-BAD = ("executed", "outside", "silent", "hang", "memory", "died", "traceback", "long", "too strict")
+BAD = (
+    "executed",
+    "outside",
+    "silent",
+    "hang",
+    "memory",
+    "died",
+    "traceback",
+    "long",
+    "too strict",
+    "escapes",
+    "poisoned",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from fixtures import hostile
 from fixtures.hostile import WEIGHT_FILES, Stranger, edit_json, put
@@ -141,3 +142,27 @@ def tokenizer(change: str, values: dict[str, Any]) -> dict[str, Any]:
 def test_another_tokenizer_is_refused(stranger: Stranger, change: str) -> None:
     edit_json(stranger.checkpoint, "tokenizer.json", lambda values: tokenizer(change, values))
     assert "tokenizer.json" in stranger.load()
+
+
+MOMENTS: dict[str, Any] = {
+    "list": [[]],
+    "text": "x",
+    "shape": torch.zeros(3),
+    "not finite": torch.tensor(float("nan")),
+    "missing": None,
+}
+
+
+@pytest.mark.parametrize("how", MOMENTS)
+def test_moments_of_another_form_are_refused(unfinished: Stranger, how: str) -> None:
+    """torch takes what it is given, and fails, or divides by it, in the next step."""
+    path = unfinished.checkpoint / "optimizer.pt"
+    saved = torch.load(path, weights_only=True)
+    state = saved["adamw"]["state"][2]
+    if how == "missing":
+        del state["exp_avg_sq"]
+    else:
+        state["exp_avg_sq"] = MOMENTS[how]
+    torch.save(saved, path)
+    put(unfinished.checkpoint, path.name, path.read_bytes())
+    assert "does not fit" in unfinished.resumed()

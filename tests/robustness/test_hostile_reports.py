@@ -155,3 +155,19 @@ def test_texts_of_another_form_do_not_stop_a_fork_with_a_traceback(stranger: Str
         put(stranger.checkpoint, name, hostile.YAML["laughs"].encode() if "yaml" in name else b"[1]")
         stranger.forked()
         put(stranger.checkpoint, name, whole[name])
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "config.yaml", "failures/step-000001/failure.json"])
+def test_no_command_follows_a_link_out_of_the_run(stranger: Stranger, tmp_path: Path, name: str) -> None:
+    """A file of the user's that would be shown in a page, or written on."""
+    path, secret = stranger.run / name, tmp_path / "secret"
+    secret.write_text('{"step": 77777, "message": "my own secret", "kind": "train"}\n')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(secret)
+    page = report(stranger.run)
+    assert "my own secret" not in page and "77777" not in page
+    assert "leads out" in page or "a link to" in page
+    if name != "records.jsonl":
+        command = ("replay", stranger.run, "--failure") if "failure" in name else ("probe", stranger.run)
+        assert "my own secret" not in stranger.refused(*command)

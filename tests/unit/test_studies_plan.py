@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from fixtures.studies import make_study, trained, write_data
+from fixtures.studies import cell, make_study, trained, write_data
 from tutti.config.run_config import RunConfig
 from tutti.data.config import SourceConfig
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.runs.folder import RunFolder
 from tutti.studies import costs as costs_module
 from tutti.studies.cells import cell_config, plan_cells, training_hash
-from tutti.studies.compare import share_data
+from tutti.studies.compare import read_plan, share_data
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.costs import (
     StepCost,
@@ -209,7 +210,7 @@ def test_other_evaluation_keeps_the_training_and_asks_for_another_result(tmp_pat
     (few.folder / "result.json").write_text(json.dumps(asdict(kept)))
     assert few.result() == kept and more.result() is None
     (few.folder / "result.json").write_text(json.dumps({"identity": few.identity}))
-    with pytest.raises(UserError, match="of another version"):
+    with pytest.raises(UserError, match="arm: Field required"):
         few.result()
     (few.folder / "result.json").write_text('{"identity": "')
     assert few.result() is None, "a torn result counts as none"
@@ -263,3 +264,24 @@ def test_data_that_the_base_names_are_taken_as_they_are_and_a_run_must_have_reco
     RunFolder(tmp_path / "run")
     with pytest.raises(UserError, match=r"'record' has not run\. Make it first"):
         share_data(make_study(data_from=tmp_path / "run"), config_of(data), tmp_path / "study")
+
+
+def test_a_plan_or_result_of_another_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"study": {"name": 3}, "data": "d", "costs": {}, "cells": []}')
+    with pytest.raises(UserError, match=r"plan\.json: study\.name: "):
+        read_plan(tmp_path)
+    for content in ('{"study": {}, "data": 7}', "[1]", "", '{"a": ' * 10_000):
+        (tmp_path / "plan.json").write_text(content)
+        with pytest.raises(UserError, match=r"plan\.json: .*Run the study again"):
+            read_plan(tmp_path)
+    (tmp_path / "plan.json").unlink()
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(UserError, match="found a FIFO"):
+        read_plan(tmp_path)
+    one = cell("end_to_end", folder=tmp_path)
+    one.folder.mkdir()
+    for bits in ([2, 0], [], [1]):
+        kept = asdict(trained("end_to_end", 0, [1, 0]))
+        (one.folder / "result.json").write_text(json.dumps(kept | {"successes": {"reach": bits}}))
+        with pytest.raises(UserError, match="expected a success of 0 or 1 for each start"):
+            one.result()

@@ -48,10 +48,13 @@ def require_run(path: Path) -> Path:
     raise UserError(f"{path}: no such run. {beside}")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a config file. Raises: UserError, naming the file and, where YAML fails, the line."""
+def read_yaml(path: Path, inside: Path | None = None) -> dict[str, Any]:
+    """The keys of a config file, which may be no link that leads out of the folder `inside`.
+
+    Raises: UserError, naming the file and, where YAML fails, the line.
+    """
     path = config_file(path)
-    values = parse_yaml(read_text(path, YAML_BYTES), path)
+    values = parse_yaml(read_text(path, YAML_BYTES, inside=inside), path)
     if not isinstance(values, dict | None):
         raise UserError(f"{path}: expected keys such as `training:`, found {shown(values)}.")
     return values or {}

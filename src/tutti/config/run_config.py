@@ -96,7 +96,7 @@ def load_run_config(path: Path, trust: Trust = False) -> RunConfig:
 
     Raises: UserError as `load_config`. A class that is not trusted is refused when it is built.
     """
-    return build_config(read_yaml(path), str(path), origin=Origin(path, trust))
+    return build_config(read_yaml(path, path.parent), str(path), origin=Origin(path, trust))
 
 
 def build_config(

@@ -133,12 +133,13 @@ def read_inputs(folder: Path) -> Inputs:
         return _attempt(folder / name, how, problems)
 
     def json_of(name: str, parse: Callable[[Any], T]) -> T | None:
-        return read(name, lambda path: parse(parse_value(read_text(path), path.name)))
+        return read(name, lambda path: parse(parse_value(read_text(path, inside=folder), path.name)))
 
-    text = read("config.yaml", lambda path: read_bytes(path, YAML_BYTES).decode("utf-8", errors="replace"))
+    raw = read("config.yaml", partial(own_bytes, folder=folder, most=YAML_BYTES)) or b""
+    text = raw.decode("utf-8", errors="replace")
     config: Any = None
     with suppress(UserError):
-        config = parse_yaml(text or "", "config.yaml")
+        config = parse_yaml(text, "config.yaml")
     picture = partial(own_bytes, folder=folder, most=MAX_PICTURE)
     failures = sorted((folder / "failures").glob("step-*/failure.json"))
     return Inputs(
@@ -153,7 +154,7 @@ def read_inputs(folder: Path) -> Inputs:
         open_loop=json_of("evaluation/open_loop.json", TypeAdapter(OpenLoopResult).validate_python),
         summary=json_of("summary.json", TypeAdapter(Summary).validate_python) or Summary(),
         stages=json_of("stages.json", TypeAdapter(dict[str, Stage]).validate_python) or {},
-        config_text=text or "",
+        config_text=text,
         config=config if isinstance(config, dict) else {},
         model=json_of("model.json", TypeAdapter(Description).validate_python),
         data=json_of("data.json", dict),

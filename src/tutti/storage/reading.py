@@ -8,11 +8,12 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import yaml
+from pydantic import ValidationError
 
 from tutti.errors import UserError
 
@@ -27,6 +28,7 @@ YAML_BYTES, YAML_NODES, YAML_DEPTH = 2**19, 20_000, 50
 LINES_BYTES, LINE_BYTES = 2**30, 2**20
 """Bounds of a file of JSON lines, and of a line in it."""
 SHOWN = 60
+T = TypeVar("T")
 _ORDINARY_FLOAT = r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?"
 
 
@@ -90,12 +92,29 @@ def decoded(content: bytes, path: Path, cure: str = "") -> str:
         raise _wrong(path, f"not UTF-8 text ({error.reason} at byte {error.start})", cure) from None
 
 
-def read_json(path: Path, *, finite: bool = False, cure: str = "") -> dict[str, Any]:
+def read_json(path: Path, *, finite: bool = False, cure: str = "", links: bool = False) -> dict[str, Any]:
     """The object in a JSON file; with `finite`, NaN and infinity are refused.
+
+    Only with `links` may it be a link that leads out of its folder, as in a cache of data sets.
 
     Raises: UserError, naming the file, for a missing, damaged, oversized or foreign one; `cure` ends it.
     """
-    return parse_json(read_text(path, cure=cure), path, finite=finite, cure=cure)
+    text = read_text(path, cure=cure, inside=None if links else path.parent)
+    return parse_json(text, path, finite=finite, cure=cure)
+
+
+def read_valid(path: Path, validate: Callable[[Any], T], cure: str = "") -> T:
+    """What a JSON file says, as pydantic's `validate` gives it.
+
+    Raises: UserError as `read_json`, or naming the key whose value is of another type.
+    """
+    values = read_json(path, cure=cure)
+    try:
+        return validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _wrong(path, f"{shown(where, quoted=False)}: {first['msg']}", cure) from None
 
 
 def parse_json(text: str, source: Path | str, *, finite: bool = False, cure: str = "") -> dict[str, Any]:
@@ -122,9 +141,9 @@ def parse_value(text: str, source: Path | str, *, finite: bool = False, cure: st
 def read_lines(path: Path) -> Iterator[str | None]:
     """The lines of a file of JSON lines one by one; None for one that is too long or not UTF-8.
 
-    Raises: UserError as `read_bytes`.
+    Raises: UserError as `read_bytes`, also for a link that leads out of its folder.
     """
-    with open_plain(path, LINES_BYTES) as file:
+    with open_plain(path, LINES_BYTES, inside=path.parent) as file:
         while line := file.readline(LINE_BYTES):
             whole = len(line) < LINE_BYTES or line.endswith(b"\n")
             while len(line) == LINE_BYTES and not line.endswith(b"\n"):

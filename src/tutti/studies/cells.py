@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from tutti.config.overrides import apply_overrides, combine_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config
@@ -19,6 +19,7 @@ from tutti.evaluation.config import NO_SUITE, ControlsConfig
 from tutti.key_effects import with_effect
 from tutti.nested_dicts import content_hash, merge
 from tutti.runs.build import TRAIN_SECTIONS
+from tutti.storage.reading import read_json, read_valid
 from tutti.studies.config import Level, StudyConfig
 from tutti.training.strategy import Strategy
 from tutti.types import UserError
@@ -81,6 +82,9 @@ class Trained:
         return float(np.mean([np.mean(bits) for bits in self.bits]))
 
 
+RESULTS = TypeAdapter(Trained)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One run of the study.
@@ -106,17 +110,21 @@ class Cell:
 
         Raises: UserError if result.json is of another version of Tutti.
         """
-        path = self.folder / RESULT
+        path, cure = self.folder / RESULT, "Delete it, and run the study again."
         try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            if read_json(path).get("identity") != self.identity:
+                return None
+        except UserError:  # missing, torn, or none of ours
             return None
-        if not isinstance(result, dict) or result.get("identity") != self.identity:
-            return None
-        try:
-            return Trained(**result)
-        except TypeError as error:
-            raise UserError(f"{path}: of another version ({error}). Delete it.") from None
+        result = read_valid(path, RESULTS.validate_python, cure)
+        bits, starts = result.successes, result.starts
+        if (
+            bits.keys() != starts.keys()
+            or not bits
+            or any(not one or len(one) != len(starts[task]) or {*one} - {0, 1} for task, one in bits.items())
+        ):
+            raise UserError(f"{path}: expected a success of 0 or 1 for each start of each task. {cure}")
+        return result
 
 
 def level_words(level: Level, per: str = " a task") -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from tutti.runs.folder import RunFolder
 from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
+from tutti.storage.reading import read_valid
 from tutti.studies.cells import CELLS, Cell, arm_config, cell_config, check_same_starts, plan_cells
 from tutti.studies.config import StudyConfig, study_yaml
 from tutti.studies.costs import StepCost, affordable_steps, measure_costs
@@ -148,15 +150,20 @@ def read_plan(folder: Path) -> Plan:
 
     Raises: UserError if there is none, or it cannot be read.
     """
-    path = folder / PLAN
-    if not path.is_file():
+    path, cure = folder / PLAN, "Run the study again without --report-only."
+    if not os.path.lexists(path):
         raise UserError(f"{path}: no such file: this study was never started. Run it without --report-only.")
+    plan = read_valid(path, PLANS.validate_python, cure)
     try:
-        return PLANS.validate_json(path.read_bytes()).moved(folder.resolve())
+        study = StudyConfig.model_validate(plan.study)
     except ValidationError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.errors()[0]['msg']}). Run the study again without --report-only."
-        ) from None
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: study.{where}: {first['msg']}. {cure}") from None
+    for cell in plan.cells:
+        if cell.arm not in study.arms or cell.arm not in plan.costs or cell.level not in study.levels:
+            raise UserError(f"{path}: its cell {cell.name} is of no arm and level of its study. {cure}")
+    return plan.moved(folder.resolve())
 
 
 def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedData:

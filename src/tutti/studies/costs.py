@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tutti.config.run_config import RunConfig
 from tutti.evaluation.closed_loop.evaluate import one_torch_thread
 from tutti.models.describe import flop_counter
@@ -18,6 +20,7 @@ from tutti.nested_dicts import content_hash
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.build import TRAIN_SECTIONS, BuiltTraining, trial_training
 from tutti.storage.files import write_json
+from tutti.storage.reading import read_valid
 from tutti.studies.config import BudgetConfig
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.strategy import Strategy
@@ -52,6 +55,17 @@ class StepCost:
     parameters: int
     time_ratio: float | None = None
     milliseconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownCost:
+    """A cost that was measured, with a hash of all that it depends on."""
+
+    identity: str
+    cost: StepCost
+
+
+KNOWN = TypeAdapter(dict[str, KnownCost])
 
 
 def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
@@ -140,7 +154,8 @@ def measure_costs(
     and compared within a round: a drift of the machine hits all alike. The ratio is the rounds' median.
     """
     path = folder / "costs.json"
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    cure = "Delete it: costs are measured again."
+    kept = read_valid(path, KNOWN.validate_python, cure) if os.path.lexists(path) else {}
 
     def described(config: RunConfig) -> dict[str, Any]:
         """All of a config that a cost depends on; the data by their content."""
@@ -150,14 +165,14 @@ def measure_costs(
 
     base, timed = described(configs[baseline]), budget.kind == "time"
     keys = {arm: content_hash([base, described(config), timed], 16) for arm, config in configs.items()}
-    missing = [arm for arm in configs if kept.get(arm, {}).get("identity") != keys[arm]]
+    missing = [arm for arm in configs if arm not in kept or kept[arm].identity != keys[arm]]
     if missing:
         turns = dict.fromkeys([baseline, *missing])
         for arm, cost in _measure({a: configs[a] for a in turns}, baseline, budget, folder, rounds).items():
             if arm in missing:
-                kept[arm] = {"identity": keys[arm], "cost": asdict(cost)}
-        write_json(path, kept)
-    return {arm: StepCost(**kept[arm]["cost"]) for arm in configs}
+                kept[arm] = KnownCost(identity=keys[arm], cost=cost)
+        write_json(path, {arm: asdict(known) for arm, known in kept.items()})
+    return {arm: kept[arm].cost for arm in configs}
 
 
 def affordable_steps(

@@ -24,8 +24,10 @@ from tutti.distributed.cores import usable_cores
 from tutti.report.formatting import duration
 from tutti.runs.build import suite_of
 from tutti.runs.terminal import Bar, print_line
+from tutti.storage.reading import open_plain
 from tutti.studies.cells import Cell
 from tutti.suites.workers import ONE_THREAD
+from tutti.types import UserError
 
 LOG = "output.log"
 LAST_LINES = 12
@@ -73,10 +75,10 @@ class Work:
 def _last_step(path: Path) -> int:
     """The step of the last complete line; 0 where there is none."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
+        with open_plain(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read(TAIL).splitlines()
+    except (OSError, UserError):
         return 0
     for line in reversed(lines):
         with suppress(ValueError, KeyError, TypeError):

@@ -129,7 +129,7 @@ class RolloutSpec:
         """The saved record of this rollout; None if there is none, or only another policy's or protocol's."""
         path = self.record_path(one)
         try:
-            rollout = Rollout.from_json(read_text(path)) if path is not None else None
+            rollout = Rollout.from_json(read_text(path, inside=path.parent)) if path is not None else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None  # none, or not a record of ours: the rollout is played and the file replaced
         if rollout is None or rollout.identity != self.identity(one):

@@ -93,7 +93,7 @@ def check_seeds(config: EvaluationConfig, trained: TrainingStarts) -> None:
 def _seeds(path: Path) -> range:
     cure = "`tutti record` writes this file; put back the one that belongs to the data set, or delete it."
     try:
-        return _range(read_json(path, cure=cure)["seeds"])
+        return _range(read_json(path, cure=cure, links=True)["seeds"])
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:

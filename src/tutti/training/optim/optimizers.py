@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from tutti.distributed.sharded_tensors import shard_like_parameters
@@ -201,13 +201,30 @@ class OptimizerSet:
             try:
                 optimizer.load_state_dict(state[name])
                 shard_like_parameters(optimizer)
-            except ValueError as error:
+                _check_state(optimizer)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise UserError(
                     f"The checkpoint's {name} state does not fit this model or objective ({error}). "
                     "Resume with the same model, objective and kinds of learning rates, or start a new run."
                 ) from error
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)
+
+
+def _check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raises: ValueError if a parameter's state has other keys than that of the others, other values than
+    finite numbers, or another shape than the parameter."""
+    states = [(one, state) for one, state in optimizer.state.items() if isinstance(one, Tensor) and state]
+    for parameter, state in states:
+        if state.keys() != states[0][1].keys():
+            raise ValueError(f"expected {', '.join(states[0][1])}, found {', '.join(map(str, state))}")
+        for key, value in state.items():
+            tensor = isinstance(value, Tensor) and (value.numel() == 1 or value.shape == parameter.shape)
+            if not tensor and type(value) not in (int, float):
+                found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{key}: expected the shape {tuple(parameter.shape)}, found {found}")
+            if not bool(torch.as_tensor(value).isfinite().all()):
+                raise ValueError(f"{key}: expected finite numbers")
 
 
 class AdamWConfig(RatesConfig):

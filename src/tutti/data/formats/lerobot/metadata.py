@@ -153,7 +153,7 @@ def _read_info(folder: Path) -> Info:
     path = folder / "meta" / "info.json"
     if not path.is_file():
         raise data_error(f"{folder} is no LeRobot v3 data set: {_what_it_is(folder)}.", cure=OTHER)
-    values = read_json(path, finite=True, cure=f"Cure: {COPY_AGAIN}")
+    values = read_json(path, finite=True, links=True, cure=f"Cure: {COPY_AGAIN}")
     version = str(values.get("codebase_version"))
     if not version.removeprefix("v").startswith("3."):
         cure = "LeRobot's convert_dataset_v21_to_v30 converts v2.1; v2.0 and v1 first need its older scripts."
