@@ -403,16 +403,20 @@ def test_a_step_is_replayed_from_the_weights_or_without_them_from_a_checkpoint(
 
 
 def first_losses(data: str, source: str, run: str, kind: str) -> list[dict[str, float]]:
-    training = {"steps": 2, "parallel": {"kind": kind}, "device": "cpu", "precision": "fp32"}
+    training: dict[str, Any] = {"steps": 2, "parallel": {"kind": kind}, "device": "cpu"}
+    training |= {"precision": "fp32", "checkpoints": {"format": "whole" if kind == "ddp" else "sharded"}}
     pipeline.train(config_of(Path(data), {"run": source}, training=training), Path(run))
     return [record for record in read_records(Path(run)) if record["kind"] == "train"]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_every_rank_begins_with_the_same_weights(home: Path, tmp_path: Path, kind: str) -> None:
+    """And the shards that they write are weights to begin with, as are those of one process."""
     alone = first_losses(str(home / "data"), str(home / "run"), str(tmp_path / "single"), "single")
     both = on_ranks(2, first_losses, str(home / "data"), str(home / "run"), str(tmp_path / kind), kind)
     for record, other in zip(alone, both[0], strict=True):
         for name in ("loss/action/raw", "loss/recon/raw", "loss/state/raw"):
             assert other[name] == pytest.approx(record[name], rel=1e-5), name
     assert report(tmp_path / kind)["counts"] == report(tmp_path / "single")["counts"]
+    build_parts(config_of(home / "data", {"run": str(tmp_path / kind)}), tmp_path / "next")
+    assert report(tmp_path / "next")["counts"] == report(tmp_path / kind)["counts"]

@@ -167,7 +167,8 @@ def _fitted(module: nn.Module) -> list[str]:
 
 def _labels(spec: Mapping[str, Any], tokenizer: Tokenizer) -> Labels:
     """The names of rows. Numbered ones, "state[0]", say nothing of what a number is."""
-    views, states = (tuple(map(str, spec.get(key) or ())) for key in ("views", "state_names"))
+    given = (spec.get(key) for key in ("views", "state_names"))
+    views, states = (tuple(map(str, one)) if isinstance(one, list | tuple) else () for one in given)
     named = () if any(NUMBERED.search(name) for name in states) else states
     return {
         "tokens": tokenizer.tokens,
