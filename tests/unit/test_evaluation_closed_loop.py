@@ -84,28 +84,20 @@ def test_scores_of_policy_and_controls(whole: EvaluationResult) -> None:
     assert "falls; not told apart from chance" in text
 
 
-def test_a_task_is_solved_without_pictures_where_the_whole_interval_is_above_half() -> None:
-    def blind(k: int, n: int) -> tuple[str, ...]:
-        played = [
-            replace(ROLLOUT, condition=condition, seed=seed, success=seed < k)
-            for condition in ("policy", "no_image")
-            for seed in range(n)
-        ]
+def test_a_task_is_solved_without_pictures_where_its_interval_is_above_half_of_the_policys_rate() -> None:
+    def blind(own: float, k: int, n: int) -> tuple[str, ...]:
+        played = [replace(ROLLOUT, seed=seed, success=seed < 20 * own) for seed in range(20)]
+        played += [replace(ROLLOUT, condition="no_image", seed=seed, success=seed < k) for seed in range(n)]
         result = EvaluationResult.of(played, PROTOCOL, resumed=0, seconds=0.0)
         assert bool(blind_note(result.solved_without_pictures)) == any(
             "little about" in n for n in result.notes()
         )
         return result.solved_without_pictures
 
-    for k, n, solved in (
-        (3, 3, False),
-        (4, 4, True),
-        (8, 10, False),
-        (9, 10, True),
-        (14, 20, False),
-        (15, 20, True),
-    ):
-        assert blind(k, n) == (("here",) if solved else ()), (k, n)
+    sees = ((1.0, 3, 3), (1.0, 8, 10), (1.0, 14, 20), (0.2, 4, 20))
+    solves = ((1.0, 4, 4), (1.0, 9, 10), (1.0, 15, 20), (0.2, 10, 20), (0.85, 8, 10))
+    assert [blind(*one) for one in sees] == [()] * len(sees)
+    assert [blind(*one) for one in solves] == [("here",)] * len(solves)
     policy_alone = EvaluationResult.of([ROLLOUT], PROTOCOL, resumed=0, seconds=0.0)
     assert policy_alone.solved_without_pictures == ()
 

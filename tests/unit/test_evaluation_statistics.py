@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -63,6 +66,16 @@ def test_interval_of_the_task_mean_of_failures_mirrors_that_of_successes() -> No
     found, mirrored = st.mean_of_rates(counts), st.mean_of_rates([(n - k, n) for k, n in counts])
     assert (found.low, found.high) == pytest.approx((1 - mirrored.high, 1 - mirrored.low))
     assert st.mean_of_rates(counts[::-1]).low == pytest.approx(found.low)
+
+
+def test_readme_and_results_show_the_interval_of_the_demo() -> None:
+    root = Path(__file__).resolve().parents[2]
+    counts = json.loads((root / "benchmarks" / "results" / "demo.json").read_text())["success"].values()
+    low, high = st.mean_of_rates([(k, n) for k, n in counts]).percent().removesuffix(" %").split("-")
+    rate = sum(k / n for k, n in counts) / len(counts)
+    for page in ("README.md", "docs/results.md"):
+        text = (root / page).read_text(encoding="utf-8")
+        assert f"{100 * rate:.1f} % ({low} to {high} %, Price and Bonett)" in text
 
 
 def test_one_task_has_one_interval_wherever_it_is_shown() -> None:

@@ -10,7 +10,7 @@ from fixtures.studies import cell, found, make_study, trained
 from tutti.evaluation.statistics.intervals import paired_episodes_needed
 from tutti.studies.cells import Cell
 from tutti.studies.scores import ArmScore, mcnemar_statement, resolution, score_study
-from tutti.studies.tables import Findings
+from tutti.studies.tables import Findings, success_table
 from tutti.types import UserError
 
 HALF, NONE, ALL = [1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]
@@ -146,7 +146,10 @@ def test_cautions_name_missing_cells_few_seeds_and_several_commits() -> None:
     said = told(score_study(STUDY, found(*results)), cell("action_only", 1)).cautions
     assert said[0] == "1 of 6 cells are missing: action_only, seed 1."
     assert "Some arms have 1 training seed:" in said[1]
+    one, level = told(score_study(STUDY, found(*results))), STUDY.levels[0]
+    assert "one training: the interval says nothing about other seeds" in success_table(one, level).caption
     assert said[2] == "Cells were trained at different commits: c0, c1."
     assert "different versions" in said[3]
     whole = [one for arm in STUDY.arms for one in three(arm, HALF, HALF, HALF)]
     assert told(score_study(STUDY, found(*whole))).cautions == []
+    assert "one training" not in success_table(told(score_study(STUDY, found(*whole))), level).caption

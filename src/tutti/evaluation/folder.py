@@ -111,6 +111,7 @@ class EvaluationFolder:
         with explain_disk_errors(self.path, "the folder of an evaluation"):
             self.path.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(self.path, busy), explain_full_disk(self.path, "the evaluation"):
+            self._manifest = self._read()  # another process may just have ended
             yield
 
     def begin(
@@ -149,6 +150,7 @@ class EvaluationFolder:
         if redo is True or (wrong and redo):
             for name in OWN:
                 discard(self.path / name)
+            self._manifest = None
             self._write(now)
             return True, f"starting again: {'; '.join(wrong[:3]) or '--redo'}"
         if wrong:
@@ -193,8 +195,9 @@ class EvaluationFolder:
             raise self._unusable(error) from error
 
     def _write(self, manifest: _Manifest) -> None:
-        self._manifest = manifest
-        self.write(MANIFEST, asdict(manifest))
+        if manifest != self._manifest:
+            self._manifest = manifest
+            self.write(MANIFEST, asdict(manifest))
 
     def _unusable(self, error: ValidationError) -> UserError:
         first = error.errors(include_url=False, include_input=False)[0]

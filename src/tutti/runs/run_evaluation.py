@@ -66,7 +66,7 @@ def run_evaluation(
         todo, line = evaluation.begin(settings, judged, suite.fingerprint if plays else NO_SUITE, redo)
         print_line(f"evaluate: {line}")
         run = RunFolder(place.run, new=False, trust_code=trust) if place.run and place.in_report else None
-        if run is not None:
+        if run is not None and run.config().evaluation != settings:
             run.keep_config(config, "evaluation")
         if not todo:
             return

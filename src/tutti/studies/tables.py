@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tutti.evaluation.closed_loop.results import ONE_TRAINING
 from tutti.evaluation.statistics.comparison import Comparison
 from tutti.evaluation.statistics.intervals import Interval, wilson
 from tutti.report.blocks import Cell, Note, Table, table, texts
@@ -152,6 +153,8 @@ def success_table(findings: Findings, level: Level) -> Table:
         "bootstrap": lambda score: points(score.bootstrap),
     }
     caption = f"Success in the simulator, task mean{level_words(level)}."
+    if any(len(score.seeds) == 1 for score in findings.at(level)):
+        caption += f" Where there is one seed: {ONE_TRAINING}."
     return _table(findings.at(level), columns, caption)
 
 

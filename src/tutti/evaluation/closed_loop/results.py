@@ -14,8 +14,7 @@ from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilson
 
 ONE_TRAINING = "one training: the interval says nothing about other seeds of the same config"
-SEEN = 0.5
-"""A task whose `no_image` control has its whole 95 % interval above this rate is solved without pictures."""
+HALF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +123,14 @@ class EvaluationResult:
     def solved_without_pictures(self) -> tuple[str, ...]:
         """Tasks whose success says little about looking: the policy without its vision tokens solves them.
 
-        The rule: the whole Wilson interval of `no_image` is above `SEEN`, which takes at least 4 of 4, 9 of
-        10 or 15 of 20.
+        The rule: without them at least half of the starts succeed, and the whole Wilson interval of that rate
+        is above half of the policy's own. At a rate of 100 % that takes 4 of 4, 9 of 10 or 15 of 20.
         """
-        blind = self.scores.get("no_image")
-        return tuple(one.task for one in blind.tasks if one.interval.low > SEEN) if blind is not None else ()
+        own = {one.task: one.rate for one in self.policy.tasks}
+        blind = self.scores["no_image"].tasks if "no_image" in self.scores else ()
+        return tuple(
+            one.task for one in blind if one.rate >= HALF and one.interval.low > HALF * own.get(one.task, 1.0)
+        )
 
     def notes(self) -> list[str]:
         """The protocol and the verdicts, in sentences."""
@@ -181,8 +183,10 @@ class EvaluationResult:
 
 def blind_note(tasks: Sequence[str]) -> str:
     """What `solved_without_pictures` means for these tasks; empty for none."""
-    rule = f"the whole 95 % interval of no image is above {100 * SEEN:.0f} %"
-    says = f"{', '.join(tasks)}. This success says little about looking ({rule})."
+    rule = (
+        "no image succeeds at half of its starts or more, and its 95 % interval is above half of the policy's"
+    )
+    says = f"{', '.join(tasks)}. This success says little about looking ({rule} rate)."
     return f"Solved without pictures: {says}" if tasks else ""
 
 
