@@ -232,6 +232,11 @@ class WithoutState:
 
     policy: Policy
 
+    @property
+    def model(self) -> VLA:
+        """The policy's model."""
+        return self.policy.model
+
     def predict(
         self, images: Pictures, state: State, instruction: Text, use_images: bool = True
     ) -> Float32[np.ndarray, "t a"]:

@@ -39,9 +39,9 @@ class Feature(BaseModel):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels). LeRobot's files are channels-last unless `names` says otherwise."""
-        size = (*self.shape, 0, 0, 0)[:3] if len(self.shape) == 3 else (0, 0, 0)
+        first, second, third = self.shape if len(self.shape) == 3 else (0, 0, 0)
         channels_first = isinstance(self.names, list) and str(self.names[:1]).startswith("['channel")
-        return (size[1], size[2], size[0]) if channels_first else size
+        return (second, third, first) if channels_first else (first, second, third)
 
     @property
     def no_colours(self) -> str:

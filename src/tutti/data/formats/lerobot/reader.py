@@ -148,7 +148,8 @@ class LeRobotStore(EpisodeStore):
         table, episodes = self._meta.videos[view], self._episode_of[rows]
         times = table.from_timestamp[episodes] + self._times[rows]
         for episode in np.unique(episodes).tolist() if self._by_number else ():
-            here, span = episodes == episode, (table.from_timestamp[episode], table.to_timestamp[episode])
+            here = episodes == episode
+            span = float(table.from_timestamp[episode]), float(table.to_timestamp[episode])
             frames = self._file_rows[rows[here]] - self._meta.starts[episode]
             times[here] = self._videos.by_number(
                 table.paths[episode], span, times[here], frames, int(self._meta.lengths[episode])
