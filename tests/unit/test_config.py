@@ -121,6 +121,14 @@ MISTAKES = {
     ("model.action.kind=flow", "model.action.bins=12"): "bins is not a key where model.action.kind is 'flow'",
     ("balancing.kind=dwa", "training.steps=150", "training.schedule.warmup=10"): "Lower balancing.every",
     **{(text,): text.partition("=")[0] for text in ("training.steps", "=3", "training..steps=3", "a={")},
+    ("seed=010",): "override 'seed=010': 1 mistake\n  seed is '010'; expected a number",
+    ("seed=1:30",): "override 'seed=1:30': 1 mistake",
+    ("training.gradients.clip_norm=.nan",): "training.gradients.clip_norm: expected a finite number",
+    ("objective.recon.weight=true",): "override 'objective.recon.weight=true': 1 mistake",
+    ("model.fusion.depth=true",): "model.fusion: depth is True; expected a number",
+    ("training.validation.every=false",): "training.validation: every is False; expected",
+    ("model.action={kind: flow, noise_seed: 100000000000000000000000}",): "an integer beyond 64 bits",
+    ("model.action.kind=..a:B",): "model.action.kind",
     **{(f"name='{name}'",): "name" for name in ("", "../up", "a/b", ".hidden")},
 }
 

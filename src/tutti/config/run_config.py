@@ -137,9 +137,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def _with_seed(values: dict[str, Any]) -> dict[str, Any]:
-    """Copies the run's seed into the sections that have a seed but do not set it."""
+    """Copies the run's seed into the sections that have a seed but do not set it; one that is no number is a
+    mistake of the run alone."""
     seeded = dict(values)
-    for name, kind in SEEDED.items() if "seed" in values else ():
+    for name, kind in SEEDED.items() if type(values.get("seed")) is int else ():
         section = values.get(name) or {}
         if isinstance(section, dict) and kind in ("", section.get("kind")):
             seeded[name] = {"seed": values["seed"], **section}
