@@ -45,3 +45,19 @@ def test_the_replay_that_a_newcomer_copies_begins_at_a_checkpoint_that_is_kept(p
     steps = re.findall(r"replay runs/demo --step (\d+)", (ROOT / page).read_text(encoding="utf-8"))
     kept = range(every, training.steps + 1, every)[-keep:]
     assert steps and all(kept[0] < int(step) <= training.steps for step in steps)
+
+
+def test_every_fault_that_was_found_has_its_test() -> None:
+    """`unit/test_x.py::test_y` is looked for below tests/; docs/faults.md has one in each row."""
+    named = re.compile(r"`(\w+/test_\w+\.py)::(test_\w+)`")
+    missing = [
+        f"{page.name}: {file}::{test}"
+        for page in PAGES
+        for file, test in named.findall(page.read_text(encoding="utf-8"))
+        if not (path := ROOT / "tests" / file).exists()
+        or f"\ndef {test}(" not in path.read_text(encoding="utf-8")
+    ]
+    assert missing == []
+    lines = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("| ") and "| what holds now |" not in line]
+    assert len(rows) > 60 and [row for row in rows if not named.search(row)] == []

@@ -148,3 +148,16 @@ def test_tasks_of_the_suites_sentences() -> None:
     suite = find_suite("metaworld-8")
     texts = (suite.instructions("reach")[0], suite.instructions("faucet-open", "held_out")[1], "dance")
     assert tasks_of(texts, suite) == ("reach", "faucet-open", "dance")
+
+
+def test_a_suite_is_asked_once_whatever_the_number_of_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite, asked = find_suite("metaworld-8"), list[tuple[Any, ...]]()
+
+    def count(self: Any, *given: Any) -> Any:
+        asked.append(given)
+        return whole(self, *given)
+
+    whole = type(suite).instructions
+    monkeypatch.setattr(type(suite), "instructions", count)
+    tasks_of(("dance",) * 1000, suite)
+    assert len(asked) == len(set(asked)) == 2 * len(suite.tasks)

@@ -99,6 +99,23 @@ def test_the_exported_graph_gives_the_same_actions_and_keeps_the_masks() -> None
     torch.testing.assert_close(exported(*changed), policy(*changed), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["regression", "flow", "bins"])
+def test_the_exported_graph_takes_any_number_of_samples(kind: str) -> None:
+    """A length taken by len() would make the batch of the export the only one; fast has a loop over data."""
+    torch.manual_seed(0)
+    small = {"action": {"kind": kind, **({} if kind == "regression" else {"depth": 1})}}
+    policy = Exportable(ModelConfig.model_validate(small).build(SPEC)).eval()
+    if policy.model.action.needs_fit:
+        chunks = torch.randn(64, SPEC.horizon, SPEC.action_dim)
+        policy.model.action.fit(chunks, torch.ones_like(chunks, dtype=torch.bool))
+    seen = observation()
+    tensors = (seen.images, seen.image_mask, seen.text, seen.text_mask, seen.state)
+    batch = {0: torch.export.Dim("b", min=2, max=64)}
+    exported = torch.export.export(policy, tensors, dynamic_shapes=(batch,) * len(tensors)).module()
+    more = tuple(torch.cat([one, one.flip(0)]) for one in tensors)
+    torch.testing.assert_close(exported(*more), policy(*more), rtol=1e-5, atol=1e-5)
+
+
 def test_the_description_adds_up() -> None:
     torch.manual_seed(0)
     model: VLA = ModelConfig().build(METAWORLD)

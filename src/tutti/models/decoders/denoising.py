@@ -123,7 +123,7 @@ class DenoisingDecoder(ActionDecoder):
         self, chunk: Float[Tensor, "b t a"], level: float, condition: Condition
     ) -> Float[Tensor, "b t a"]:
         """What the network says of chunks that all are at this level."""
-        levels = torch.full((len(chunk),), level, dtype=chunk.dtype, device=chunk.device)
+        levels = torch.full((chunk.shape[0],), level, dtype=chunk.dtype, device=chunk.device)
         return self.denoiser(chunk, levels, condition)
 
 
@@ -187,7 +187,7 @@ class FlowDecoder(DenoisingDecoder):
     def predict(self, features: Features) -> Float[Tensor, "b t a"]:
         """The predicted chunk, normalised."""
         condition = self.conditioning(features)
-        chunk = (self.temperature * self.noise).expand(len(features.readout), -1, -1)
+        chunk = (self.temperature * self.noise).expand(features.readout.shape[0], -1, -1)
         for step in range(self.steps):
             chunk = chunk + self.denoised(chunk, step / self.steps, condition) / self.steps
         return chunk
@@ -281,7 +281,7 @@ class DiffusionDecoder(DenoisingDecoder):
     def predict(self, features: Features) -> Float[Tensor, "b t a"]:
         """The predicted chunk, normalised."""
         condition = self.conditioning(features)
-        chunk = (self.temperature * self.noise).expand(len(features.readout), -1, -1)
+        chunk = (self.temperature * self.noise).expand(features.readout.shape[0], -1, -1)
         for k, below in zip(self.visited, [*self.visited[1:], 0], strict=True):
             clean, noisy = self.share[k].sqrt(), (1 - self.share[k]).sqrt()
             actions = self.denoised(chunk, k / self.levels, condition)

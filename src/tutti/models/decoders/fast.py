@@ -116,7 +116,7 @@ class FastDecoder(ActionDecoder):
         x = condition.vector[:, None]
         caches = [Cache() for _ in self.trunk.blocks]
         spelled = self.tokens.lengths()
-        lacking = torch.full((len(x),), self.tokens.num_numbers, device=x.device)
+        lacking = torch.full((x.shape[0],), self.tokens.num_numbers, device=x.device)
         written: list[Tensor] = []
         # On the meta device, where no value can be read, as many tokens as there are numbers.
         longest = self.tokens.num_numbers if x.device.type == "meta" else int(self.tokens.longest)

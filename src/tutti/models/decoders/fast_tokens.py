@@ -100,7 +100,7 @@ class ChunkTokens(nn.Module):
         nowhere = (spelled == PAD) | (places >= self.num_numbers)
         places = torch.where(nowhere, self.num_numbers, places)
         values = (spelled + self.lowest).to(self.cosines.dtype) / self.scale
-        coefficients = values.new_zeros(len(tokens), self.num_numbers + 1)
+        coefficients = values.new_zeros(tokens.shape[0], self.num_numbers + 1)
         coefficients.scatter_(1, places.flatten(1), values.flatten(1))
         coefficients = coefficients[:, :-1].unflatten(1, (self.horizon, self.action_dim))
         return _exact_product(self.cosines.mT, coefficients)

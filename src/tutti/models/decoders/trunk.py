@@ -88,7 +88,7 @@ class Conditioning(nn.Module):
         if not self.keys_values:
             return Condition(vector=vector, memories=(None,) * self.depth)
         tokens = torch.cat([features.readout[:, None], features.fused_vision.values], dim=1)
-        always = features.fused_vision.mask.new_ones(len(tokens), 1)
+        always = features.fused_vision.mask.new_ones(tokens.shape[0], 1)
         mask = attention_mask(torch.cat([always, features.fused_vision.mask], dim=1))
         memories: list[Memory] = []
         for linear in self.keys_values:

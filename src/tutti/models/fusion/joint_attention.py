@@ -75,7 +75,7 @@ class JointAttention(Fusion):
         self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]
     ) -> tuple[Float[Tensor, "b d"], Tokens]:
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
-        b = len(state)
+        b = state.shape[0]
         if self.training and self.state_dropout > 0:
             # Drawn for the whole batch on every rank, so that a run on more ranks withholds the same states.
             draw = sample_whole_batch(lambda rows: torch.rand(rows, 1, device=state.device), b)

@@ -46,7 +46,7 @@ class AttentionPooling(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Attention of the queries over x where `mask` is True."""
         key, value = split_heads(self.key_value(self.norm(x)), 2, self.heads)
-        (query,) = split_heads(self.queries.expand(len(x), -1, -1), 1, self.heads)
+        (query,) = split_heads(self.queries.expand(x.shape[0], -1, -1), 1, self.heads)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out(join_heads(mixed))
 
