@@ -191,6 +191,16 @@ def test_an_excluded_episode_does_not_count_and_excluding_one_later_is_another_t
     kept.write_text(json.dumps({"sources": [opened(folder).content.to_dict()]}))
     with pytest.raises(UserError, match="it had 4 episodes and has 3"):
         check_unchanged([before], kept)
+    with pytest.raises(UserError, match="other episodes of it are used"):
+        kept.write_text(json.dumps({"sources": [opened(folder, exclude=[2]).content.to_dict()]}))
+        check_unchanged([before], kept)
+
+
+def test_a_change_is_told_by_the_number_that_an_episode_has_in_its_set(tmp_path: Path) -> None:
+    folder, other = write(tmp_path / "set"), write(tmp_path / "other")
+    change(other, "action", lambda values: values + (np.arange(len(values)) >= STARTS[3]))
+    before, after = (opened(path, exclude=[1]).content for path in (folder, other))
+    assert after.differences(type(before).from_dict(before.to_dict())) == ["actions differ in episode 3"]
 
 
 def jitter(folder: Path, most: float) -> None:

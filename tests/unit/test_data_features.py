@@ -225,4 +225,4 @@ def test_the_cameras_that_are_passed_over_are_said_once(
     folder = edit(write(tmp_path / "set"), **{"observation.images.depth": DEPTH[0]})
     data = {"sources": [{"path": str(folder)}], "horizon": 2, "image_size": 16, "validation_fraction": 0}
     build_data(RunConfig.model_validate({"name": "x", "data": data}), tmp_path / "run")
-    assert capsys.readouterr().out.count("observation.images.depth is pictures of one channel") == 1
+    assert capsys.readouterr().out.count("observation.images.depth has one channel") == 1

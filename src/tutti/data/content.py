@@ -31,7 +31,8 @@ def digest(*parts: bytes) -> int:
 @dataclass(frozen=True, slots=True)
 class Content:
     """Digests of what is used of a data set: `spec` of its sizes and rate, the others one for each episode.
-    `dimensions` are the names and units of its numbers, which are compared as `Dimensions` says.
+    `dimensions` are the names and units of its numbers, which are compared as `Dimensions` says; `numbers`
+    are those of the episodes in their data set, empty where all of it is used.
 
     Neither paths nor file sizes nor files that nobody reads count, so that a copy elsewhere is the same set.
     """
@@ -39,6 +40,7 @@ class Content:
     spec: int
     episodes: Mapping[str, Digests]
     dimensions: Dimensions = UNNAMED
+    numbers: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -53,6 +55,7 @@ class Content:
         """Plain values for JSON."""
         episodes = {name: many.tobytes().hex() for name, many in self.episodes.items()}
         spec = {"spec": f"{self.spec:016x}", "dimensions": self.dimensions.dimensions()}
+        spec |= {"numbers": list(self.numbers)} if self.numbers else {}
         return {"format": FORMAT, **spec, **episodes}
 
     @classmethod
@@ -62,7 +65,8 @@ class Content:
             raise ValueError("digests of another format")
         episodes = {name: np.frombuffer(bytes.fromhex(values[name]), np.uint64) for name in PARTS}
         dimensions = {name: tuple(map(str, many)) for name, many in values.get("dimensions", {}).items()}
-        return cls(int(values["spec"], 16), episodes, Dimensions(**dimensions))
+        numbers = tuple(map(int, values.get("numbers", ())))
+        return cls(int(values["spec"], 16), episodes, Dimensions(**dimensions), numbers)
 
     def differences(self, before: Content) -> list[str]:
         """Where this set is not as it was `before`, such as "actions differ in episodes 0 to 5"."""
@@ -74,11 +78,15 @@ class Content:
         if len(lengths) > 1:
             counts = [len(next(iter(content.episodes.values()))) for content in (before, self)]
             return [f"it had {counts[0]} episodes and has {counts[1]}"]
-        return [
-            f"{name} differ in {_ranges(np.flatnonzero(many != before.episodes[name]).tolist())}"
+        numbers = np.array(self.numbers or range(max(lengths)), np.int64)
+        differing = [
+            f"{name} differ in {_ranges(numbers[many != before.episodes[name]].tolist())}"
             for name, many in self.episodes.items()
             if not np.array_equal(many, before.episodes[name])
         ]
+        if differing and self.numbers != before.numbers:
+            return ["other episodes of it are used (sources.episodes, sources.exclude)"]
+        return differing
 
 
 def spans(numbers: Sequence[int]) -> list[tuple[int, int]]:

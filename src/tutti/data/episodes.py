@@ -86,6 +86,7 @@ class EpisodeStore(ABC):
     def content(self) -> Content:
         """Digests of all that is used: sizes, rate, numbers, instructions, pictures."""
         spec = repr((self.spec.views, self.spec.image_shapes, self.spec.fps, self.spec.embodiment))
+        numbers = tuple(episode.index for episode in self.episodes)
         texts = [normalized_text(text).encode() for text in self.instructions]
 
         def spoken(rows: slice) -> Iterator[bytes]:
@@ -98,6 +99,7 @@ class EpisodeStore(ABC):
             digest(spec.encode()),
             self.number_digests | {"instructions": self._digests(spoken), "pictures": self.picture_digests()},
             Dimensions(**self.spec.dimensions()),
+            () if numbers == tuple(range(len(numbers))) else numbers,
         )
 
     @cached_property

@@ -45,11 +45,11 @@ class Feature(BaseModel):
 
     @property
     def no_colours(self) -> str:
-        """Why its pictures are no colour pictures; empty if they are."""
+        """What makes its pictures no colour pictures; empty if they are."""
         info = self.info if isinstance(self.info, Mapping) else {}
         if any(info.get(key) is True for key in ("is_depth_map", "video.is_depth_map")):
-            return "a depth map"
-        return "pictures of one channel (depth or grey)" if self.image_shape[2] == 1 else ""
+            return "is a depth map"
+        return "has one channel (depth or grey)" if self.image_shape[2] == 1 else ""
 
 
 def find_cameras(
@@ -68,7 +68,7 @@ def find_cameras(
     listed = ", ".join(f"{key} {feature.shape}" for key, feature in cameras.items()) or "none"
     for view in chosen or ():
         if view in without:
-            problem = f"views: {view!r} of {where} is {without[view]}; Tutti learns from colour pictures."
+            problem = f"views: {view!r} of {where} {without[view]}; Tutti learns from colour pictures."
             cure = f"leave it out of sources.views, which may name {', '.join(colour) or 'none of this set'}."
             raise data_error(problem, expected="[height, width, 3], no depth map", found=listed, cure=cure)
         if view not in cameras:
@@ -88,10 +88,9 @@ def find_cameras(
                 "without '/' and '..'."
             )
         shapes[view] = (size[0], size[1])
-    left_out = "; ".join(f"{key} is {why}" for key, why in without.items() if chosen is None)
-    return shapes, f"{where.parents[1]}: views: auto passes over what has no colours: {left_out}" * bool(
-        left_out
-    )
+    left_out = "; ".join(f"{key} {why}" for key, why in without.items() if chosen is None)
+    text = f"{where.parents[1]}: cameras without colours are passed over (sources.views is auto): {left_out}"
+    return shapes, text if left_out else ""
 
 
 def vector_sizes(
