@@ -19,10 +19,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from jaxtyping import Int64, UInt8
+from test_data_loading import write_set
 
 from fixtures.cache_builder import ROWS, SHARD, SIZE, MemoryStore
 from tutti.data import cache as cache_module
 from tutti.data.cache import CacheConfig, cached_frames, resize_images
+from tutti.data.config import SourceConfig
 from tutti.storage.files import exclusive_lock
 from tutti.types import UserError
 
@@ -60,22 +62,15 @@ def test_a_changed_data_set_or_size_gets_its_own_cache(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*/frames.u8"))) == 3
 
 
-def test_only_the_rows_of_episodes_are_decoded_and_take_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cache_module, "_SHARD_ROWS", 4)
-    whole = MemoryStore(4000, 8)
-    part = MemoryStore(4000, 8, fatal_row=200, episodes=((3, 12), (12, 20), (3990, 4000)))
-    done: list[tuple[int, int]] = []
-    frames = cached_frames(part, tmp_path, 8, lambda *progress: done.append(progress))
-    used = [*range(3, 20), *range(3990, 4000)]
-    np.testing.assert_array_equal(frames[used], whole.pictures.transpose(1, 0, 4, 2, 3)[used])
-    assert frames.shape == (4000, 2, 3, 8, 8) and done[-1] == (27, 27)
-    (file,) = tmp_path.glob("*/frames.u8")
-    assert file.stat().st_blocks * 512 < file.stat().st_size / 10
-    # Another choice of episodes is another cache: the pictures of these are not there.
-    cached_frames(MemoryStore(4000, 8, episodes=((0, 9),)), tmp_path, 8)
-    assert len(list(tmp_path.iterdir())) == 2
+def test_of_a_source_only_the_episodes_that_are_used_take_room(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set", lengths=(5, 6, 7))
+    frames = [
+        cached_frames(SourceConfig(path=folder, exclude=exclude).open(), tmp_path / "cache", 8)
+        for exclude in ((), (1,))
+    ]
+    np.testing.assert_array_equal(frames[1], np.delete(frames[0], np.arange(5, 11), axis=0))
+    sizes = [file.stat().st_size for file in (tmp_path / "cache").glob("*/frames.u8")]
+    assert sorted(sizes) == [12 * 2 * 3 * 64, 18 * 2 * 3 * 64]
 
 
 def test_a_full_disk_is_found_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +26,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from pydantic import Field
 
-from tutti.data.episodes import Episode, EpisodeStore, Progress
+from tutti.data.episodes import EpisodeStore, Progress
 from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import (
     LocalPath,
@@ -92,16 +91,16 @@ def cached_frames(
     Where it is missing it is built first, shard by shard (at most 32 MiB); after a kill at any moment the
     next call goes on behind the last finished shard. The bytes do not depend on interruptions. Of several
     processes one builds and the others wait; where the file system has no locks each builds for itself, and
-    the file of the last one stays. The name is a hash of the store's fingerprint, views, rows and size, so a
-    changed data set gets a new cache. Rows of no episode are holes in the file. The time of the cache's
-    folder is that of its last use.
+    the file of the last one stays. The name is a hash of the store's fingerprint, views and size, so a
+    changed data set gets a new cache, and another choice of episodes too. The time of the cache's folder is
+    that of its last use.
 
     Raises UserError where a picture cannot be read, or the disk has not the room, which is found before the
     first picture is decoded.
     """
-    spec, spans = store.spec, _spans(store.episodes)
+    spec = store.spec
     shape = (spec.num_frames, len(spec.views), 3, image_size, image_size)
-    key = {"format": _FORMAT, "data": store.fingerprint, "views": spec.views, "shape": shape, "rows": spans}
+    key = {"format": _FORMAT, "data": store.fingerprint, "views": spec.views, "shape": shape}
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     home = folder / f"{image_size}px-{name}"
     path, marker = home / "frames.u8", home / "complete.json"
@@ -117,7 +116,7 @@ def cached_frames(
         with exclusive_lock(home, waiting=lambda: log.info(busy, home)) as locked:
             if not complete():  # another process may have built it meanwhile
                 with nullcontext(home) if locked else TemporaryDirectory(dir=home) as place:
-                    partial, built = _build(store, Path(place), image_size, spans, progress)
+                    partial, built = _build(store, Path(place), image_size, progress)
                     write_json(built, {**key, "store": store.name, "end": spec.num_frames})
                     with explain_disk_errors(home, "the frame cache"):
                         os.replace(partial, path)
@@ -129,66 +128,53 @@ def cached_frames(
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=shape))
 
 
-def _spans(episodes: Sequence[Episode]) -> list[tuple[int, int]]:
-    """The rows [start, end) of the episodes, joined where one begins at another's end."""
-    spans: list[tuple[int, int]] = []
-    for episode in sorted(episodes, key=lambda episode: episode.start):
-        start = spans.pop()[0] if spans and spans[-1][1] == episode.start else episode.start
-        spans.append((start, episode.end))
-    return spans
-
-
 def _build(
     store: EpisodeStore,
     place: Path,
     image_size: int,
-    spans: Sequence[tuple[int, int]],
     progress: Progress | None,
 ) -> tuple[Path, Path]:
     """Fills a file in `place`. Gives it, and the one that says up to which row it is on the disk."""
     partial, built, views = place / "frames.partial", place / "built.json", store.spec.views
-    row_bytes = len(views) * 3 * image_size**2
-    size, total = store.spec.num_frames * row_bytes, sum(end - start for start, end in spans)
+    row_bytes, total = len(views) * 3 * image_size**2, store.spec.num_frames
+    size = total * row_bytes
     if partial.is_symlink():  # it would be written through
         partial.unlink()
     kept = partial.is_file() and built.is_file() and partial.stat().st_size == size
     begin = int(read_json(built)["end"]) if kept else 0
-    left = [(max(start, begin), end) for start, end in spans if end > begin]
     step = max(1, min(_SHARD_ROWS, _SHARD_BYTES // row_bytes))
-    done = before = total - sum(end - start for start, end in left)
     with (
-        explain_full_disk(place, "the frame cache", lambda: megabytes(total * row_bytes), _CURE),
+        explain_full_disk(place, "the frame cache", lambda: megabytes(size), _CURE),
         partial.open("r+b" if begin else "w+b") as file,
     ):
         free, started = shutil.disk_usage(place).free, time.monotonic()
         try:  # a full disk is found before the first picture is decoded
-            reserve(file, [(start * row_bytes, (end - start) * row_bytes) for start, end in spans])
-            file.truncate(size)
+            reserve(file, size)
         except OSError:
             if not begin:  # give back what it did get
                 file.truncate(0)
             raise
-        for row, stop in ((row, end) for start, end in left for row in range(start, end, step)):
-            rows = np.arange(row, min(row + step, stop), dtype=np.int64)
+        for row in range(begin, total, step):
+            rows = np.arange(row, min(row + step, total), dtype=np.int64)
             pictures = [resize_images(store.frames(view, rows), image_size) for view in views]
             file.seek(row * row_bytes)
             file.write(np.stack(pictures, axis=1).data)
             file.flush()
             os.fsync(file.fileno())
-            write_atomically(built, json.dumps({"end": row + len(rows)}))
-            if done == before:
-                seconds = (time.monotonic() - started) / len(rows) * (total - done - len(rows))
+            done = row + len(rows)
+            write_atomically(built, json.dumps({"end": done}))
+            if row == begin:
+                seconds = (time.monotonic() - started) / len(rows) * (total - done)
                 log.info(
                     "frame cache: %s for %d pictures of %d px in %s (%s free)%s; data.cache.folder chooses "
                     "another folder, data.image_size another size",
-                    megabytes(total * row_bytes),
+                    megabytes(size),
                     total * len(views),
                     image_size,
                     place,
                     megabytes(free),
                     f", decoded in about {timedelta(seconds=round(seconds))}" if seconds > 1 else "",
                 )
-            done += len(rows)
             if progress is not None:
                 progress(done, total)
     return partial, built

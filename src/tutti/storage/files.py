@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -223,23 +223,22 @@ LocalFolder = Annotated[str, AfterValidator(lambda text: str(expanded(text)))]
 """The same as a text."""
 
 
-def reserve(file: IO[bytes], spans: Sequence[tuple[int, int]]) -> None:
-    """Room on the disk for these spans (offset, count) of an open file. Where the system cannot reserve it,
-    it is only seen whether it is there.
+def reserve(file: IO[bytes], size: int) -> None:
+    """Makes room on the disk for an open file of this size. Where the system cannot reserve it, it is only
+    seen whether it is there.
 
     Raises: OSError if the disk is full.
     """
-    held = os.fstat(file.fileno()).st_blocks * 512
-    if sum(count for _, count in spans) > shutil.disk_usage(file.name).free + held:
+    if size > shutil.disk_usage(file.name).free + os.fstat(file.fileno()).st_blocks * 512:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if not hasattr(os, "posix_fallocate"):  # macOS
-        return
     try:
-        for start, count in spans:
-            os.posix_fallocate(file.fileno(), start, count)
+        os.posix_fallocate(file.fileno(), 0, size)
+    except AttributeError:  # macOS
+        file.truncate(size)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
+        file.truncate(size)
 
 
 def megabytes(count: int | float) -> str:

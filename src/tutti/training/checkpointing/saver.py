@@ -109,7 +109,7 @@ class Saver:
             self._write(checkpoint)
         except Exception as error:
             self._error = error
-            log.error("the checkpoint after step %d could not be written: %s", checkpoint.step, error)
+            log.error("the checkpoint after step %d could not be written", checkpoint.step)  # why comes later
 
     def _write(self, checkpoint: Checkpoint) -> None:
         if self.sharded:
