@@ -122,12 +122,13 @@ def build_parts(
     """Data as the objective's terms need it, a model with fresh weights or those that `training.init_from`
     names, and the objective. A training that has checkpoints in `output` (by default `folder`) goes on from
     these instead."""
+    initial, output, weights = config.training.init_from, output or folder, None
+    begins = initial != "off" and not checkpoints(output)
+    source = source_of(initial, output, folder) if begins else None  # before a picture is decoded
     data = build_data(config, folder, config.objective.needs())
     seed_everything(config.seed)
     model = config.model.build(data.spec)
-    initial, output, weights = config.training.init_from, output or folder, None
-    if initial != "off" and not checkpoints(output):
-        source = source_of(initial, output, folder)
+    if initial != "off" and source is not None:
         weights = InitialWeights(initial, source, asdict(data.spec), data.tokenizer)
         weights.fill("model", model)  # before a term copies a part of it
     objective = config.objective.build(model, config.balancing)
