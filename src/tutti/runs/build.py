@@ -122,9 +122,9 @@ def build_parts(
     """Data as the objective's terms need it, a model with fresh weights or those that `training.init_from`
     names, and the objective. A training that has checkpoints in `output` (by default `folder`) goes on from
     these instead."""
-    initial, output, weights = config.training.init_from, output or folder, None
-    begins = initial != "off" and not checkpoints(output)
-    source = source_of(initial, output, folder) if begins else None  # before a picture is decoded
+    initial, output, weights, source = config.training.init_from, output or folder, None, None
+    if initial != "off" and not checkpoints(output):
+        source = source_of(initial, output, folder)  # before a picture is decoded
     data = build_data(config, folder, config.objective.needs())
     seed_everything(config.seed)
     model = config.model.build(data.spec)
