@@ -161,10 +161,10 @@ class Tokenizer:
         Raises: UserError if it is anything else.
         """
         data = parse_json(text, "tokenizer", finite=True)
-        bpe, length, most = (data.get(key) for key in ("bpe", "text_length", "max_length"))
+        bpe, length, most = data.get("bpe"), data.get("text_length"), data.get("max_length")
         if not (
             isinstance(bpe, dict)
-            and type(length) is type(most) is int  # no bool
+            and (type(length) is int and type(most) is int)  # no bool
             and 1 <= length <= most <= MAX_LENGTH
         ):
             raise UserError(
