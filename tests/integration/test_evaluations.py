@@ -12,6 +12,7 @@ import pytest
 from fixtures import squares_data, squares_world
 from robustness.conftest import MODEL, TRAINING
 from tutti import pipeline
+from tutti.evaluation.folder import EvaluationFolder
 from tutti.runs.folder import RunFolder
 from tutti.serving.policy import export_policy
 from tutti.types import UserError
@@ -254,6 +255,44 @@ def test_what_cannot_be_evaluated_is_refused_with_the_cure(home: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation\.checkpoint"):
         evaluate(export, "checkpoint=best")
     assert not Path(f"{export}-evaluation").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"policy": 3}', '{"config": {"episodes": "x"}}'])
+def test_a_torn_or_foreign_manifest_is_named_with_the_cure(tmp_path: Path, content: str) -> None:
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(UserError, match=r"evaluation\.json.*Delete"):
+        EvaluationFolder(tmp_path)
+
+
+def test_settings_of_another_version_are_named_with_the_cure(home: Path) -> None:
+    path = evaluate(home / "run", "episodes=1") / "evaluation.json"
+    values = json.loads(path.read_text())
+    values["config"]["gone"] = 1
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"evaluation\.json.*gone.*Delete"):
+        evaluate(home / "run")
+    values["config"].pop("gone")
+    values["config"].pop("videos_per_task")  # a key that is younger has its default
+    path.write_text(json.dumps(values))
+    evaluate(home / "run")
+
+
+def test_a_policy_without_a_state_is_judged_too(home: Path) -> None:
+    source = {"path": str(home / "data"), "state": "none"}
+    section = {"sources": [source], "batch_size": 2, "image_size": 16, "validation_fraction": 0.3}
+    objective = {"state": None}
+    config = squares_data.config(
+        home / "data",
+        data=section,
+        model=MODEL,
+        training=TRAINING,
+        objective=objective,
+        evaluation=EVALUATION | {"episodes": 1},
+    )
+    pipeline.train(config, home / "blind")
+    folder = evaluate(home / "blind")
+    assert results(folder)["scores"]["policy"]["tasks"][0]["episodes"] == 1
+    assert (folder / "open_loop.json").is_file()
 
 
 def test_training_again_deletes_every_evaluation_of_the_run(home: Path) -> None:

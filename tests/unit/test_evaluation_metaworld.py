@@ -67,6 +67,7 @@ def test_expert_reaches_where_the_noop_does_not_and_replays_exactly() -> None:
 def test_suite_takes_the_policys_views_in_its_order_and_refuses_another_rate_or_arm() -> None:
     fitted = fit_suite(SUITE, SPEC)
     assert fitted.views == ("left", "right") and fitted.tasks == SUITE.tasks
+    assert fit_suite(SUITE, replace(SPEC, state_dim=0)) == fitted, "a policy may act without the state"
     assert fit_suite(SUITE, SPEC, image_size=80).image_size == 80
     other = replace(SPEC, fps=80.0, state_dim=14, action_dim=7, views=("observation.images.ceiling",))
     with pytest.raises(UserError, match="does not fit the suite metaworld-8") as refused:

@@ -20,7 +20,7 @@ from tutti.runs.evaluations import Place, judged_policy
 from tutti.runs.folder import Redo, RunFolder
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.serving.contents import read_spec
-from tutti.serving.policy import CheckpointPolicyFactory
+from tutti.serving.policy import CheckpointPolicyFactory, Policy
 from tutti.storage.checkpoint import listed
 from tutti.suites.environment import Suite
 from tutti.suites.registry import fit_suite
@@ -121,9 +121,10 @@ def _measure_open_loop(
     if len(data.validation) == 0:
         return
     instructions = data.windows.instructions
+    trust, weights = policy.trust_code, policy.weights
     with training_threads(config):
         errors = measure_open_loop(
-            policy().model,
+            Policy.load(policy.path, weights, trust_code=trust, warn=False).model,
             data.validation,
             data.normalizer,
             data.tokenizer,

@@ -36,7 +36,7 @@ def fit_suite(suite: Suite, spec: DataSpec, image_size: int | None = None) -> Su
     views = tuple(view.rsplit(".", 1)[-1] for view in spec.views)
     sizes = {
         "actions a second": (f"{spec.fps:g}", f"{suite.fps:g}"),
-        "numbers of a state": (spec.state_dim, suite.state_dim),
+        "numbers of a state": (spec.state_dim, spec.state_dim and suite.state_dim),  # 0: it needs none
         "numbers of an action": (spec.action_dim, suite.action_dim),
     }
     differ = [f"{what}: the policy has {a}, the suite {b}" for what, (a, b) in sizes.items() if a != b]

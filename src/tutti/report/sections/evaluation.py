@@ -25,7 +25,7 @@ from tutti.report.blocks import (
     table,
 )
 from tutti.report.formatting import WORDS, anything, percent, plain, words
-from tutti.report.inputs import VIDEOS, Inputs, VideoEntry, config_value, own_bytes
+from tutti.report.inputs import VIDEOS, Inputs, Json, VideoEntry, config_value, own_bytes
 from tutti.report.svg.drawing import Chart, Scale, line
 from tutti.report.svg.rows import WIDTH, Row, row_chart, whisker
 from tutti.types import UserError
@@ -229,7 +229,7 @@ def protocol_section(inputs: Inputs) -> Section:
     """The protocol of the evaluation, so that another can be compared with it."""
     if inputs.evaluation is None:
         return Section(missing=not_evaluated(inputs))
-    protocol = asdict(inputs.evaluation.protocol) | {"rollouts_kept": inputs.evaluation.resumed}
+    protocol: Json = asdict(inputs.evaluation.protocol) | {"rollouts_kept": inputs.evaluation.resumed}
     environment = protocol.pop("environment")
     seeds = f"{protocol.pop('seed_first')} to {protocol.pop('seed_last')}"
     pairs = [(words(key), _value(key, value)) for key, value in protocol.items()]
