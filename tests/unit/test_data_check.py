@@ -19,7 +19,7 @@ from fixtures import squares_data as world
 from tutti import pipeline
 from tutti.cli.app import app
 from tutti.config.run_config import to_yaml
-from tutti.data.checks.recordings import MESSAGES
+from tutti.data.checks.recordings import MESSAGES, reduced
 from tutti.data.checks.result import CheckedPath
 from tutti.data.formats.lerobot.writer import EpisodeRecord
 from tutti.findings import Finding
@@ -296,3 +296,21 @@ def test_every_kind_of_finding_has_its_line_in_the_docs() -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `(\w+)` \| (?:fault|warning|hint)", page, re.MULTILINE)
     assert sorted(documented) == sorted(MESSAGES)
+
+
+def test_one_instruction_has_nothing_to_contrast_and_without_the_term_nothing_is_said(tmp_path: Path) -> None:
+    records = [replace(one, instruction=world.TEXTS[0]) for one in world.episodes(4)]
+    place = str(world.write(tmp_path / "set", records))
+    given = ["data.horizon=8", "objective.state.offsets=[2,4]"]
+    (finding,) = check_path(place, given).findings
+    assert (finding.kind, finding.severity) == ("nothing_to_contrast", "hint")
+    assert "align has nothing to contrast" in finding.text and "`objective.align` to null" in finding.cure
+    assert check_path(place, [*given, "objective.align=null"]).findings == []
+
+
+def test_extremes_of_many_rows_are_those_of_numpy() -> None:
+    random = np.random.default_rng(0)
+    for rows, dim in ((1, 3), (256, 2), (1000, 14), (700, 0)):
+        values = random.normal(size=(rows, dim)).astype(np.float32)
+        assert np.array_equal(reduced(np.minimum, values), values.min(0))
+        assert np.array_equal(reduced(np.maximum, values), values.max(0))

@@ -50,8 +50,11 @@ def spellings(data: Recordings) -> Iterator[Finding]:
 
 def one_instruction(data: Recordings) -> Iterator[Finding]:
     """All training episodes have the same instruction, and a term would tell instructions apart."""
+    first = {episode.instruction for source in data.sources for episode in source.training}
+    if not data.contrasting or len(set(map(normalized_text, first))) > 1:
+        return
     texts = {text for source in data.sources for text in texts_of(source.store, source.training)}
-    if len(texts) == 1 and data.contrasting:
+    if len(texts) == 1:
         terms = " and ".join(data.contrasting)
         cures = " and ".join(f"`objective.{term}` to null" for term in data.contrasting)
         yield say("nothing_to_contrast", 1, terms=terms, cures=cures, text=shown(texts.pop(), SHOWN_TEXT))

@@ -6,31 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from tutti.data.checks.recordings import VECTORS, Recorded, Recordings, Vector, say, some
 from tutti.data.normalize import NormalizationKind
-from tutti.data.windows import share_between
 from tutti.findings import (
     CLIPPED_ACTIONS_MAX,
     DISCRETE_VALUES_MAX,
-    GRIPPER_MOVES_MIN,
     LINK_MIN,
     NORMALIZED_MAX,
-    RELATIVE_RANGE_MIN,
     SOURCE_DIMENSIONS_MIN,
     SOURCE_RATIO_MAX,
     TWO_VALUES_APART,
     Finding,
 )
-from tutti.gripper_dims import MAX_AWAY
-
-
-def moving(source: Recorded, vector: Vector) -> Int64[np.ndarray, " k"]:
-    """The dimensions that are not constant."""
-    low, high = source.extremes[vector]
-    size = np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
-    return np.flatnonzero(high - low > RELATIVE_RANGE_MIN * size)
 
 
 def constant_dimensions(data: Recordings) -> Iterator[Finding]:
@@ -38,7 +27,7 @@ def constant_dimensions(data: Recordings) -> Iterator[Finding]:
     for source in data.sources:
         for vector in VECTORS:
             dim = source.values(vector).shape[1]
-            still = np.setdiff1d(np.arange(dim), moving(source, vector)).tolist()
+            still = np.setdiff1d(np.arange(dim), source.moving(vector)).tolist()
             about = {"source": source.name, "vector": vector}
             if len(still) == dim > 0:
                 yield say("constant_vector", dim, **about)
@@ -102,7 +91,7 @@ def clipped_actions(data: Recordings) -> Iterator[Finding]:
     """Share of actions exactly at the minimum or maximum; dimensions with few values are meant to be."""
     for source in data.sources:
         actions, clipped = source.store.actions[source.sample.rows], dict[str, float]()
-        for number in moving(source, "action").tolist() if len(actions) else ():
+        for number in source.moving("action").tolist() if len(actions) else ():
             column = actions[:, number]
             inside = column[(column > column.min()) & (column < column.max())]
             values, share = len(np.unique(inside)), 1 - len(inside) / len(column)
@@ -131,30 +120,10 @@ class Column:
         return self.steps[1] - self.steps[0] if self.steps else self.high - self.low
 
 
-def two_valued(source: Recorded) -> dict[int, tuple[float, float]]:
-    """The dimensions of the action that have two values in an episode, as a gripper's command has, with the
-    medians of the lower and of the upper ones."""
-    sample = source.sample
-    found: dict[int, tuple[float, float]] = {}
-    if not len(sample.rows):
-        return found
-    starts = np.cumsum(sample.lengths) - sample.lengths
-    for number in moving(source, "action").tolist():
-        command = source.store.actions[sample.rows, number]
-        low, high = (extreme.reduceat(command, starts) for extreme in (np.minimum, np.maximum))
-        step = float(np.max(high - low))
-        changes = high - low > step / 2
-        if step <= 0 or changes.mean() < GRIPPER_MOVES_MIN:
-            continue
-        if share_between(command, sample.ends) <= MAX_AWAY:
-            found[number] = float(np.median(low[changes])), float(np.median(high[changes]))
-    return found
-
-
 def gripper_dimensions_fit(data: Recordings) -> Iterator[Finding]:
     """Whether the dimensions that the config calls a gripper open and close."""
     for source in data.sources:
-        guess = two_valued(source)
+        guess = source.two_valued
         dim = source.store.spec.action_dim
         for key, named in data.grippers:
             number = named % dim if -dim <= named < dim else named
@@ -183,7 +152,7 @@ def sources_differ(data: Recordings) -> Iterator[Finding]:
 
 def _columns(source: Recorded, vector: Vector) -> dict[int, Column]:
     """The moving dimensions."""
-    chosen, steps = moving(source, vector), two_valued(source) if vector == "action" else {}
+    chosen, steps = source.moving(vector), source.two_valued if vector == "action" else {}
     exact = source.values(vector)[source.sample.rows][:, chosen].astype(np.float64)
     rows = np.quantile(exact, [0.01, 0.5, 0.99], axis=0).T.tolist()
     return {
@@ -228,7 +197,7 @@ def _other_units(a: Recorded, b: Recorded, vector: Vector) -> Iterator[Finding]:
 
 def _other_signs(a: Recorded, b: Recorded) -> Iterator[Finding]:
     """Two-valued dimensions whose links with the state, or else with the time, are all of the other sign."""
-    both = sorted(two_valued(a).keys() & two_valued(b).keys())
+    both = sorted(a.two_valued.keys() & b.two_valued.keys())
     if not both:
         return
     ours, theirs = _links(a, both), _links(b, both)

@@ -14,12 +14,15 @@ from jaxtyping import Float32, Int64
 from tutti.data.bundle import DataBundle, evenly_spread
 from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.normalize import Normalizer
-from tutti.findings import Finding, Severity, read_messages, worded
+from tutti.data.windows import share_between
+from tutti.findings import GRIPPER_MOVES_MIN, RELATIVE_RANGE_MIN, Finding, Severity, read_messages, worded
+from tutti.gripper_dims import MAX_AWAY
 from tutti.types import DataNeeds
 
 MESSAGES = read_messages(Path(__file__).parent / "findings.toml")
 SAMPLED_ROWS = 200_000
 """Rows of a source, of whole training episodes evenly spread, that costly statistics look at."""
+JOINED = 256
 Vector = Literal["state", "action"]
 VECTORS: tuple[Vector, ...] = ("state", "action")
 
@@ -69,8 +72,32 @@ class Recorded:
         found: dict[Vector, tuple[np.ndarray, np.ndarray]] = {}
         for vector in VECTORS:
             parts = [self.values(vector)[span] for span in self.spans]
-            low, high = np.stack([part.min(0) for part in parts]), np.stack([part.max(0) for part in parts])
+            low, high = (
+                np.stack([reduced(extreme, part) for part in parts]) for extreme in (np.minimum, np.maximum)
+            )
             found[vector] = low.min(0).astype(np.float64), high.max(0).astype(np.float64)
+        return found
+
+    def moving(self, vector: Vector) -> Int64[np.ndarray, " k"]:
+        """The dimensions that are not constant."""
+        low, high = self.extremes[vector]
+        size = np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
+        return np.flatnonzero(high - low > RELATIVE_RANGE_MIN * size)
+
+    @cached_property
+    def two_valued(self) -> dict[int, tuple[float, float]]:
+        """The dimensions of the action that have two values in an episode, as a gripper's command has, with
+        the medians of the lower and of the upper ones."""
+        found: dict[int, tuple[float, float]] = {}
+        lengths = self.sample.lengths
+        for number in self.moving("action").tolist() if len(lengths) else ():
+            command = self.store.actions[self.sample.rows, number]
+            starts = np.cumsum(lengths) - lengths
+            low, high = (extreme.reduceat(command, starts) for extreme in (np.minimum, np.maximum))
+            changes = high - low > float(np.max(high - low)) / 2
+            steady = share_between(command, self.sample.ends) <= MAX_AWAY
+            if steady and changes.mean() >= GRIPPER_MOVES_MIN:
+                found[number] = float(np.median(low[changes])), float(np.median(high[changes]))
         return found
 
     def place(self, row: int) -> tuple[Episode, int]:
@@ -136,6 +163,17 @@ class Recordings:
             needs=data.windows.needs,
             contrasting=contrasting,
         )
+
+
+def reduced(extreme: np.ufunc, values: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, " d"]:
+    """Smallest or largest value of each column; numpy is slow on many short rows, so some are joined."""
+    n, d = values.shape
+    whole = n - n % JOINED
+    parts = [values[whole:]]
+    if whole:
+        wide = values[:whole].reshape(whole // JOINED, JOINED * d)
+        parts.append(extreme.reduce(wide, axis=0).reshape(JOINED, d))
+    return extreme.reduce(np.concatenate(parts), axis=0)
 
 
 def say(

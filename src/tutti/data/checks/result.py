@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tutti.data.bundle import describe_source
-from tutti.data.checks.numbers import two_valued
 from tutti.data.checks.pictures import Glimpse
 from tutti.data.checks.recordings import Recorded
 from tutti.findings import Finding
@@ -28,7 +27,7 @@ class CheckedSource:
         """The dimensions of the action with two values, as a gripper has, and these values."""
         return [
             {"dimension": self.rows.dimension("action", number), "values": list(values)}
-            for number, values in two_valued(self.rows).items()
+            for number, values in self.rows.two_valued.items()
         ]
 
     def to_dict(self) -> dict[str, Any]:
