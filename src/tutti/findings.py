@@ -181,7 +181,7 @@ GRIPPER_MOVES_MIN = 0.1
 # Share of action targets past the episode's end above which the horizon does not fit the episodes ...
 MASKED_TARGETS_MAX = 0.5
 # ... and share of windows that reach an offset below which it teaches next to nothing.
-REACHED_OFFSET_MIN = 0.05
+REACHED_OFFSET_MIN = 0.01
 # Level of the permutation test of the text: 1 % of data sets with shuffled text pass by chance.
 TEXT_P_MAX = 0.01
 # Below 16 episodes a permutation test at that level has too little power.

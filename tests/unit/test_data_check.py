@@ -314,3 +314,15 @@ def test_extremes_of_many_rows_are_those_of_numpy() -> None:
         values = random.normal(size=(rows, dim)).astype(np.float32)
         assert np.array_equal(reduced(np.minimum, values), values.min(0))
         assert np.array_equal(reduced(np.maximum, values), values.max(0))
+
+
+@pytest.mark.parametrize("text", [None, " \t"])
+def test_episodes_without_an_instruction_are_one_finding_with_their_number(
+    tmp_path: Path, text: str | None
+) -> None:
+    folder = world.write(tmp_path / "set", world.episodes(6))  # two tasks in turn
+    path = folder / "meta" / "tasks.parquet"
+    name = next(name for name in pq.read_schema(path).names if name != "task_index")
+    rewrite(path, name, lambda texts: [text, *texts[1:]])
+    code, output = command(str(folder))
+    assert code == 2 and output.count("! ") == 1 and "3 of 6 have no instruction" in output

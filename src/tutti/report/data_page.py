@@ -35,7 +35,7 @@ from tutti.report.sections.run import facts_of
 from tutti.report.svg.histograms import histogram
 from tutti.storage.files import write_atomically
 
-EPISODES, TEXTS, DIMENSIONS = 8, 40, 64
+EPISODES, TEXTS, DIMENSIONS = 8, 20, 64
 """At most so many episodes of each view, instructions, and dimensions of each vector are shown."""
 
 
@@ -44,7 +44,8 @@ def write_data_page(path: Path, checked: Sequence[CheckedPath]) -> None:
     findings = [finding for one in checked for finding in one.findings]
     sources = [source for one in checked for source in one.sources]
     problems = sum(finding.is_problem for finding in findings)
-    said = f"{problems} problem{'s' if problems > 1 else ''}, {len(findings) - problems} hints."
+    hints = len(findings) - problems
+    said = f"{problems or 'No'} problem{'s' * (problems > 1)}, {hints or 'no'} hint{'s' * (hints > 1)}."
     names = ", ".join(one.path for one in checked)
     page = Page(
         kicker="Tutti: recorded data",

@@ -20,12 +20,14 @@ from tutti.data.formats.lerobot.tables import (
     COPY_AGAIN,
     check_column,
     data_error,
+    episodes_without_text,
     instructions,
     integers,
     numbers,
     read_parquet,
 )
 from tutti.data.formats.lerobot.video import TOLERANCE
+from tutti.errors import UserError
 from tutti.storage.reading import read_json, shown
 
 OTHER = "give the folder that contains meta/ and data/ (sources.path); other formats must be converted first."
@@ -197,7 +199,11 @@ def _read_tasks(path: Path, info: Info) -> tuple[str, ...]:
     order = integers(table, "task_index", path)
     check_column(path, "task_index", order, np.arange(len(table)), why, cure=cure)
     info.check_total("tasks", len(table), path)
-    return instructions(table, table.column_names[1], path)
+    try:
+        return instructions(table, table.column_names[1], path)
+    except UserError as error:
+        count = episodes_without_text(table[table.column_names[1]], path.parents[1] / "data")
+        raise UserError(f"{error}{f'{chr(10)}  episodes: {count}' * bool(count)}") from None
 
 
 def _read_episodes(

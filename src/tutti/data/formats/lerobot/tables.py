@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
@@ -151,3 +153,22 @@ def instructions(table: pa.Table, name: str, path: Path) -> tuple[str, ...]:
         raise data_error(
             f"{where} holds no instruction.", expected=expected, found=error, cure=cure
         ) from None
+
+
+def episodes_without_text(texts: pa.ChunkedArray, data: Path) -> str:
+    """How many episodes the rows of `data` give an instruction that is missing or blank, in words; empty where
+    there is none, or that cannot be counted."""
+    try:
+        trimmed: Any = pc.call_function("utf8_trim_whitespace", [texts.cast(pa.string()).fill_null("")])
+        bad = np.flatnonzero(pc.call_function("equal", [trimmed, pa.scalar("")]).to_numpy())
+        told: dict[bool, set[int]] = {True: set(), False: set()}
+        for path in sorted(data.glob("*/*.parquet")):
+            table = read_parquet(path, ["episode_index", "task_index"])
+            without = np.isin(integers(table, "task_index", path), bad)
+            episodes = integers(table, "episode_index", path)
+            for side, known in told.items():
+                known.update(np.unique(episodes[without == side]).tolist())
+    except (pa.ArrowException, UserError):
+        return ""
+    count, all_of_them = len(told[True]), len(told[True] | told[False])
+    return f"{count} of {all_of_them} have no instruction" if count else ""
