@@ -39,6 +39,15 @@ class Episode:
         return self.start + self.length
 
 
+def row_spans(episodes: Sequence[Episode]) -> list[tuple[int, int]]:
+    """The rows [start, end) of the episodes, joined where one begins at another's end."""
+    spans: list[tuple[int, int]] = []
+    for episode in sorted(episodes, key=lambda episode: episode.start):
+        start = spans.pop()[0] if spans and spans[-1][1] == episode.start else episode.start
+        spans.append((start, episode.end))
+    return spans
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSpec(Dimensions):
     """The sizes of a store, and what its numbers are. `image_shapes` has one (height, width) in pixels for

@@ -65,7 +65,7 @@ def named_grippers(config: RunConfig) -> list[tuple[str, int]]:
         for name, term in config.objective.terms().items()
         for dimension in term.needs(name).grippers
     ]
-    gripper = getattr(config.model.action, "gripper", "off")
+    gripper: Any = getattr(config.model.action, "gripper", "off")
     return named + ([] if gripper == "off" else [("model.action.gripper.dimension", gripper.dimension)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -110,12 +111,19 @@ def lengths(data: Recordings) -> Iterator[Finding]:
         longest = max((episode.length for episode in source.episodes), default=0)
         if data.horizon > longest or future >= longest:
             what = ("data.horizon", data.horizon) if data.horizon > longest else ("The future offset", future)
-            about = {"key": what[0], "longest": longest, "most": longest - (data.horizon <= longest)}
+            about: dict[str, Any] = {
+                "key": what[0],
+                "longest": longest,
+                "most": longest - (data.horizon <= longest),
+            }
             yield say("too_long", what[1], source=source.name, **about)
     long = np.array([e.length for source in data.sources for e in source.training], np.int64)
     windows = int(long.sum())
     masked = _beyond(long, data.horizon) / max(1, windows * data.horizon)
-    words = {"longest": int(long.max(initial=0)), "median": int(np.median(long)) if windows else 0}
+    words: dict[str, Any] = {
+        "longest": int(long.max(initial=0)),
+        "median": int(np.median(long)) if windows else 0,
+    }
     if masked > MASKED_TARGETS_MAX:
         yield say("horizon_masked", masked, share=f"{100 * masked:.0f} %", horizon=data.horizon, **words)
     offsets = sorted(label for label in data.needs.states if isinstance(label, int))

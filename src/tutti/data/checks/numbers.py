@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -28,7 +29,7 @@ def constant_dimensions(data: Recordings) -> Iterator[Finding]:
         for vector in VECTORS:
             dim = source.values(vector).shape[1]
             still = np.setdiff1d(np.arange(dim), source.moving(vector)).tolist()
-            about = {"source": source.name, "vector": vector}
+            about: dict[str, Any] = {"source": source.name, "vector": vector}
             if len(still) == dim > 0:
                 yield say("constant_vector", dim, **about)
             elif still:
@@ -101,7 +102,7 @@ def clipped_actions(data: Recordings) -> Iterator[Finding]:
         if clipped:
             where = some([f"{100 * share:.0f} % in dimension {name}" for name, share in clipped.items()])
             names = ", ".join(some([*clipped]))
-            said = {"dimension": names, "where": ", ".join(where)}
+            said: dict[str, Any] = {"dimension": names, "where": ", ".join(where)}
             yield say("clipped_actions", max(clipped.values()), source=source.name, **said)
 
 

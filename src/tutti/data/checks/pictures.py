@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -89,7 +90,7 @@ def check_pictures(source: Recorded, looked: list[Glimpse]) -> Iterator[Finding]
             if deviation < PICTURE_DEVIATION_MIN
         ]
         share = len(dark) / max(1, sum(len(glimpse.frames) for glimpse in here))
-        about = {"source": source.name, "view": view}
+        about: dict[str, Any] = {"source": source.name, "view": view}
         if dark:
             useless = share > EMPTY_FRAMES_MAX
             yield say(

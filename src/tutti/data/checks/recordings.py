@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from tutti.data.bundle import DataBundle, evenly_spread
-from tutti.data.episodes import Episode, EpisodeStore
+from tutti.data.episodes import Episode, EpisodeStore, row_spans
 from tutti.data.normalize import Normalizer
 from tutti.data.windows import share_between
 from tutti.findings import GRIPPER_MOVES_MIN, RELATIVE_RANGE_MIN, Finding, Severity, read_messages, worded
@@ -48,11 +48,7 @@ class Recorded:
     @cached_property
     def spans(self) -> list[slice]:
         """The rows of all episodes; neighbours are one span."""
-        spans: list[slice] = []
-        for episode in self.episodes:
-            start = spans.pop().start if spans and spans[-1].stop == episode.start else episode.start
-            spans.append(slice(start, episode.end))
-        return spans
+        return [slice(*span) for span in row_spans(self.episodes)]
 
     def values(self, vector: Vector) -> Float32[np.ndarray, "n d"]:
         """All states or actions of the store, also those of episodes that are left out."""

@@ -156,8 +156,8 @@ def instructions(table: pa.Table, name: str, path: Path) -> tuple[str, ...]:
 
 
 def episodes_without_text(texts: pa.ChunkedArray, data: Path) -> str:
-    """How many episodes the rows of `data` give an instruction that is missing or blank, in words; empty where
-    there is none, or that cannot be counted."""
+    """How many episodes of `data` have an instruction that is missing or blank, in words; empty where none
+    has, or that cannot be counted."""
     try:
         trimmed: Any = pc.call_function("utf8_trim_whitespace", [texts.cast(pa.string()).fill_null("")])
         bad = np.flatnonzero(pc.call_function("equal", [trimmed, pa.scalar("")]).to_numpy())
