@@ -110,20 +110,15 @@ def lengths(data: Recordings) -> Iterator[Finding]:
     for source in data.sources:
         longest = max((episode.length for episode in source.episodes), default=0)
         if data.horizon > longest or future >= longest:
-            what = ("data.horizon", data.horizon) if data.horizon > longest else ("The future offset", future)
-            about: dict[str, Any] = {
-                "key": what[0],
-                "longest": longest,
-                "most": longest - (data.horizon <= longest),
-            }
-            yield say("too_long", what[1], source=source.name, **about)
+            too_far = data.horizon <= longest
+            key, value = ("The future offset", future) if too_far else ("data.horizon", data.horizon)
+            words: dict[str, Any] = {"key": key, "longest": longest, "most": longest - too_far}
+            yield say("too_long", value, source=source.name, **words)
     long = np.array([e.length for source in data.sources for e in source.training], np.int64)
     windows = int(long.sum())
     masked = _beyond(long, data.horizon) / max(1, windows * data.horizon)
-    words: dict[str, Any] = {
-        "longest": int(long.max(initial=0)),
-        "median": int(np.median(long)) if windows else 0,
-    }
+    median = int(np.median(long)) if windows else 0
+    words = {"longest": int(long.max(initial=0)), "median": median}
     if masked > MASKED_TARGETS_MAX:
         yield say("horizon_masked", masked, share=f"{100 * masked:.0f} %", horizon=data.horizon, **words)
     offsets = sorted(label for label in data.needs.states if isinstance(label, int))
