@@ -54,7 +54,8 @@ CHANGES = [
     ({"kind": "standard"}, 'normalizer: kind: "quantile" -> "standard"'),
     ({"robot": "hand"}, 'normalizer: embodiments: ["arm"] -> ["hand"]'),
     ({"texts": ("open it", "shut it now")}, "tokenizer: tokens of the texts: "),
-    ({"length": 9}, "tokenizer: text_length: "),
+    ({"length": 9}, "tokenizer.text_length: "),
+    ({"length": 9}, "tokenizer.max_length: "),
 ]
 
 

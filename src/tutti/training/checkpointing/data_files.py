@@ -52,7 +52,8 @@ def _statistics(old: dict[str, Any], new: dict[str, Any], spec: Mapping[str, Any
 
 
 def _texts(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    yield from changed_keys(old["text_length"], new["text_length"], "tokenizer: text_length")
+    sizes = ({key: one.get(key) for key in old if key != "bpe"} for one in (old, new))
+    yield from changed_keys(*sizes, key="tokenizer")
     if old["bpe"] == new["bpe"]:
         return
     before, after = (dict.fromkeys(one["bpe"]["model"]["vocab"]) for one in (old, new))
