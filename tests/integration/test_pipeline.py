@@ -70,7 +70,7 @@ def stop_at(folder: Path, pattern: str, how: signal.Signals) -> tuple[int, str]:
 def test_every_stage_leaves_what_it_promises(run: Path, config: RunConfig, tmp_path: Path) -> None:
     for name in (
         *("config.yaml", "stages.json", "dataset/meta/info.json", "recording.json", "records.jsonl"),
-        *("first_batch.png", "model.json", "data.json", "data_content.json"),
+        *("first_batch.png", "model.json", "data.json", "data_content.json", "data_findings.json"),
         "checkpoints/step-000020/model.safetensors",
         *("evaluation/results.json", "evaluation/open_loop.json", "evaluation/videos/index.json"),
         *("report.html", "summary.json"),
