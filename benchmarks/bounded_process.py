@@ -22,7 +22,7 @@ from tutti.errors import UserError
 from tutti.runs.provenance import circumstances, made_with
 
 SECONDS, MEGABYTES = 60, 2000
-"""What one request may take."""
+"""What one request may take; the seconds are a processor's."""
 LINES, CHARACTERS = 25, 2500
 """A message that fits a screen."""
 FRESH = 600
@@ -76,7 +76,7 @@ class BoundedProcess:
         begun = time.perf_counter()
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
-        ready, *_ = select.select([process.stdout], [], [], SECONDS)
+        ready = self._wait(process, begun)
         line = process.stdout.readline() if ready else ""
         said = (
             json.loads(line)
@@ -86,6 +86,22 @@ class BoundedProcess:
         if said["left"] > FRESH:
             self.close()
         return said | {"seconds": round(time.perf_counter() - begun, 2)}
+
+    @staticmethod
+    def _wait(process: subprocess.Popen[str], begun: float) -> bool:
+        """Whether it answers: within SECONDS of a processor's time, or ten times that on a clock, so that a
+        busy machine makes no hang."""
+        clock = os.sysconf("SC_CLK_TCK")
+
+        def used() -> float:
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / clock
+
+        before = used()
+        while not select.select([process.stdout], [], [], 0.5)[0]:
+            if used() - before > SECONDS or time.perf_counter() - begun > 10 * SECONDS:
+                return False
+        return True
 
     def close(self) -> None:
         """Ends the process."""

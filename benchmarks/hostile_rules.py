@@ -28,12 +28,13 @@ IN_CHECKPOINT = (*WEIGHTS, *TEXTS, *SAVED, "state.json")
 IN_EXPORT = ("model.safetensors", *TEXTS, "export.json")
 JSON_OF_RUN = (
     *("stages.json", "summary.json", "model.json", "data.json", "data_content.json", "recording.json"),
-    *("evaluation/results.json", "evaluation/open_loop.json", "probes/probes.json", "videos/index.json"),
-    *("failures/step-000003/failure.json", "checkpoints/best.json", "init_from.json"),
+    *("evaluation/results.json", "evaluation/open_loop.json", "probes/probes.json"),
+    *("evaluation/videos/index.json", "failures/step-000003/failure.json", "checkpoints/best.json"),
+    "init_from.json",
 )
 OTHERS_OF_RUN = (
     *("config.yaml", "records.jsonl", "first_batch.png", "shapes.txt", "probes/occlusion.png", ".lock"),
-    *("failures/step-000003/batches.pt", "failures/step-000003/weights.pt", "videos/reach-0.mp4"),
+    *("failures/step-000003/batches.pt", "failures/step-000003/weights.pt", "evaluation/videos/reach-0.mp4"),
     *("report.html", "tensorboard"),
 )
 IN_STUDY = (
@@ -525,7 +526,9 @@ FOLDERS = (
 
 def odd_names(case: Case) -> None:
     """Folders and files with odd names beside the checkpoints, saved steps, probes and videos."""
-    home = case.random.choice(("checkpoints", "failures", "spikes", "probes", "videos", "evaluation", "."))
+    home = case.random.choice(
+        ("checkpoints", "failures", "spikes", "probes", "evaluation/videos", "evaluation", ".")
+    )
     name = case.random.choice(FOLDERS)
     path = case.place(RUN, f"{home}/{name}", "")
     case.note = f"{RUN}/{home}/{name[:30]!r}"

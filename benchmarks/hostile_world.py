@@ -19,6 +19,7 @@ from tutti.config.run_config import RunConfig, build_config, to_yaml
 from tutti.debug.probe import probe_checkpoint
 from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult
 from tutti.evaluation.closed_loop.rollouts import Rollout
+from tutti.report.inputs import VIDEOS
 from tutti.runs.build import build_training
 from tutti.serving.policy import export_policy
 from tutti.storage.files import write_json
@@ -65,13 +66,13 @@ def build(home: Path) -> None:
     (home / "mine.yaml").write_text(to_yaml(config))
     run = home / "run"
     pipeline.train(config, run)
-    pipeline.evaluate(run)
-    probe_checkpoint(run)
     export_policy(run, home / "export")
     shutil.rmtree(run / "checkpoints" / "step-000004")
+    pipeline.evaluate(run)
+    probe_checkpoint(run)
     _save_failure(config, run)
     write_json(run / "evaluation" / "results.json", _evaluation().to_dict())
-    _write_videos(run / "videos")
+    _write_videos(run)
     write_json(run / "recording.json", {"seeds": [1, 9], "tries": {"reach": 5}, "successes": {"reach": 4}})
     pipeline.report(run)
     _write_study(home / "study", config)
@@ -114,12 +115,13 @@ def _evaluation() -> EvaluationResult:
     return EvaluationResult.of(rollouts, protocol, resumed=0, seconds=1.0)
 
 
-def _write_videos(folder: Path) -> None:
+def _write_videos(run: Path) -> None:
+    folder = run / VIDEOS
     folder.mkdir()
     (folder / "reach-0.mp4").write_bytes(bytes(100))
     entry = {"task": "reach", "seed": 0, "success": True, "decisions": 3, "instruction": "do reach"}
     write_json(folder / "index.json", {"videos": [{**entry, "condition": "policy", "file": "reach-0.mp4"}]})
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder.parent / "probes" / "occlusion.png")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(run / "probes" / "occlusion.png")
 
 
 def _write_study(folder: Path, config: RunConfig) -> None:

@@ -1,9 +1,10 @@
-"""A sample of the damaged data sets and odd configs that the benchmarks go through by the thousand."""
+"""A sample of the damaged data sets, odd configs and command lines that benchmarks try by the thousand."""
 
 from __future__ import annotations
 
 import damaged_data
 import damaged_sets
+import odd_commands
 import odd_configs
 from bounded_process import BAD
 
@@ -18,3 +19,8 @@ def test_damaged_sets_are_read_as_they_are_or_refused() -> None:
 def test_odd_configs_are_refused_with_a_message() -> None:
     outcomes = odd_configs.outcomes_of(90)
     assert [one for one in outcomes if one.kind in BAD] == []
+
+
+def test_odd_command_lines_are_refused_with_a_message() -> None:
+    outcomes = odd_commands.outcomes_of(4 * len(odd_commands.NAMES))
+    assert {one.kind for one in outcomes} == {"refused"}, [one for one in outcomes if one.kind in BAD]
