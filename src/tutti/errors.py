@@ -42,7 +42,8 @@ class Terminated(SystemExit):
     """
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
-        super().__init__(128 + number)
+        self.exit_code = 128 + number
+        super().__init__(self.exit_code)
 
 
 def printable(text: str) -> str:

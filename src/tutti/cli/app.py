@@ -82,7 +82,7 @@ def guarded(command: Command) -> Command:
                 command(*arguments, **options)
                 sys.stdout.flush()  # what cannot be written is an error of the command
         except (KeyboardInterrupt, Terminated) as error:
-            code = int(error.code) if isinstance(error, Terminated) else 128 + signal.SIGINT
+            code = error.exit_code if isinstance(error, Terminated) else 128 + signal.SIGINT
             with suppress(OSError):  # the terminal may be gone
                 errors.print(how_to_go_on(code - 128), style="yellow")
             raise typer.Exit(code) from None
