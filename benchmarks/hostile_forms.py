@@ -6,11 +6,13 @@ import io
 import json
 import os
 import pickle
+import shutil
 import socket
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -75,6 +77,13 @@ def as_sparse(path: Path) -> None:
         file.truncate(SPARSE)
 
 
+def as_socket(path: Path) -> None:
+    """A socket, bound where its path is short enough for the system, then moved."""
+    with TemporaryDirectory(dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"{folder}/s")
+        shutil.move(f"{folder}/s", path)
+
+
 def in_place(make: Callable[[Path], Any]) -> Callable[[Path], None]:
     """What `make` makes stands where the file was."""
 
@@ -91,7 +100,7 @@ SPECIAL: dict[str, Callable[[Path], None]] = {
     "folder": in_place(Path.mkdir),
     "loop": in_place(lambda path: path.symlink_to(path)),
     "sparse": as_sparse,
-    "socket": in_place(lambda path: socket.socket(socket.AF_UNIX).bind(str(path))),
+    "socket": in_place(as_socket),
 }
 """Ways in which something stands in the place of a file that is no plain one, or far too large."""
 

@@ -99,7 +99,7 @@ def test_a_horizon_longer_than_every_episode_is_refused(data_set: Path, tmp_path
 
 
 def test_a_gripper_that_is_none_is_refused_with_the_name_of_the_set(data_set: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gripper\.dimension 0 .* no gripper in .*set[\s\S]*\(2 would do\)"):
+    with pytest.raises(UserError, match=r"gripper\.dimension 0 .* no gripper in .*[\s\S]*\(none would do\)"):
         build(data_set, tmp_path, DataNeeds(states=("next_key",), grippers=(0,)))
 
 

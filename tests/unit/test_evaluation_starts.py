@@ -128,6 +128,7 @@ def test_several_sources_count_together_and_unknown_ones_are_named(
 ) -> None:
     own = say_seeds(write_data(tmp_path / "own", per_task=3))
     pipeline.train(config(own, data, first_seed=1000), tmp_path / "run")
+    capsys.readouterr()
 
     def stop(suite: MetaWorldSuite) -> None:
         raise UserError("no simulator here")

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fixtures.studies import base, cell, make_study, write_data
-from tutti.cli import main as cli
+from tutti.cli import app as cli
 from tutti.storage.files import exclusive_lock
 from tutti.studies import pool as runner
 from tutti.studies.cells import Cell, cell_config
