@@ -1,7 +1,7 @@
 """Damaged data sets, odd configs, odd command lines and hostile folders: all of it by one command.
 
-    python benchmarks/robustness.py                             # as published, hours on two cores
-    python benchmarks/robustness.py --sets 60 --configs 90 --commands 150 --folders 36 --output /tmp/robust
+    python benchmarks/hostile_input.py                             # as published, hours on two cores
+    python benchmarks/hostile_input.py --sets 60 --configs 90 --commands 150 --folders 36 --output /tmp/robust
 
 Each part has its own table, in benchmarks/results or in `--output`. Exit code 1 if any input ended badly: a
 traceback, no end, more than 2 GB, a stranger's code run, a file outside read, another result without a word.
