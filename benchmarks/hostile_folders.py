@@ -53,7 +53,8 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
     outside = watched["outside"]
     if event == "open" and outside and isinstance(arguments[0], str | bytes | os.PathLike):
         path = os.path.realpath(os.fsdecode(arguments[0]))
-        if path.startswith(f"{outside}/secret"):
+        followed = not (arguments[2] or 0) & os.O_NOFOLLOW  # else the system opens no link
+        if followed and path.startswith(f"{outside}/secret"):
             watched["events"].append(f"outside: opened {path}")
     elif event == "socket.connect":
         watched["events"].append(f"outside: connected to {arguments[1]!r:.80}")
@@ -176,7 +177,15 @@ def kind_of_command(
         kind, text = event.split(":")[0], event
     if CONTROLS.search(one["said"]):
         kind, text = "escapes", repr(CONTROLS.search(one["said"]))
-    elif code == 0 and (command in case.refused_by or (not case.free and one["result"] != sound["result"])):
+    # A result that cannot be read is left out of what a finished evaluation shows, in words.
+    elif code == 0 and (
+        command in case.refused_by
+        or (
+            not case.free
+            and one["result"] != sound["result"]
+            and not (command == "evaluate" and "left out: " in one["said"])
+        )
+    ):
         kind = "silent"
     elif code not in (0, 1, 2) or "Traceback" in one["said"]:
         kind = "traceback"
