@@ -126,6 +126,8 @@ TEXTS = {
     "not text": "\xff\xfe",
     "unclosed": "name: [a\n",
 }
+SHORT_FORMS = {(("training", "compile"), bool)}
+"""Keys and types that may be given beside what the schema says: `compile: true` is `blocks`."""
 TAKEN = {"date", "bad date", "class", "builtin"}
 """Texts that may be taken: a date is a name, and a class is looked for when it is built."""
 OVERRIDES = (
@@ -278,8 +280,11 @@ def inputs(count: int, folder: Path) -> Iterator[tuple[str, str, str, list[Any]]
             below, given = below[key], given[key]
         if path[-1] == "kind":  # the defaults of the former kind are no keys of this one
             below.clear()
-        below |= given if path[-1] == "kind" else {path[-1]: odd}
-        judged = "may be taken" if finite and fits(merged, SCHEMA) else "refused: by the schema"
+        # Written without quotes, which YAML 1.2 reads as the number.
+        meant = 1e-3 if odd == "1e-3" else odd
+        below |= given if path[-1] == "kind" else {path[-1]: meant}
+        taken = (finite and fits(merged, SCHEMA)) or (path, type(odd)) in SHORT_FORMS
+        judged = "may be taken" if taken else "refused: by the schema"
         yield "values", f"{name}: {'.'.join(path)} = {str(odd)[:30]}", judged, [str(place), []]
 
 

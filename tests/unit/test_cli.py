@@ -67,6 +67,7 @@ MISTAKES = {
     "train configs/demo.yaml training.stepz=5": "training.stepz is not a key. Did you mean 'training.steps'?",
     "verify-resume configs/demo.yaml modle.size=small": "modle is not a key. Did you mean 'model'?",
     "model configs/demo.yaml training.steps": "'training.steps' is not an override",
+    "demo configs/smoke.yaml": "A config file comes as --config configs/smoke.yaml.",
     "evaluate configs training.steps=3": "only keys of evaluation",
 }
 

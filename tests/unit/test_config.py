@@ -153,6 +153,11 @@ def test_a_mistake_in_an_override_is_named(overrides: tuple[str, ...]) -> None:
         ("name: a\n  training: {steps\n", ", line 2"),
         ("- a\n- b\n", ": expected keys"),
         ("training: {steps: 3}", "'training.steps' is 3, which has no keys"),
+        ("model: {size: {1: 2}}", "model.size"),
+        ("model: {size: [{}]}", "model.size"),
+        ("objective: {state: {last: 0}}", "last is 0; expected true or false"),
+        ("objective: {state: {last: 'yes'}}", "last is 'yes'; expected true or false"),
+        ("training: {steps: true}", "steps is True; expected a number"),
     ],
 )
 def test_a_mistake_in_a_file_names_it(tmp_path: Path, text: str, says: str) -> None:

@@ -55,8 +55,9 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
+            file = f" A config file comes as --config {text:.200}." if text.endswith((".yaml", ".yml")) else ""
             raise UserError(
-                f"'{text:.200}' is not an override: expected key.sub=value, such as training.steps=500."
+                f"'{text:.200}' is not an override: expected key.sub=value, such as training.steps=500.{file}"
             )
         overrides.append(Override(text, path, parse_yaml(value, key)))
     for number, one in enumerate(overrides):

@@ -91,7 +91,7 @@ class ModelConfig(FrozenConfig):
         if not isinstance(given, dict):
             return given
         size, action = given.get("size", "tiny"), given.get("action")
-        if size not in PRESETS:
+        if not isinstance(size, str) or size not in PRESETS:
             return given
         preset, kind = PRESETS[size], action.get("kind") if isinstance(action, dict) else None
         if kind in ("flow", "diffusion", "bins", "fast"):
