@@ -53,7 +53,8 @@ class Observation(Movable):
     """What the robot sees, is told and feels at one moment, for a batch.
 
     `images` are bytes in [0, 255], or floats in [-1, 1] once prepared. A view whose `image_mask` is
-    False is absent: its tokens are removed, whatever its pixels say. `state` is normalised.
+    False is absent: its tokens are removed, whatever its pixels say. `state` is normalised; in a row whose
+    `state_mask` is False it is not known: its token is removed, and what it holds changes nothing.
     """
 
     images: UInt8[Tensor, "b v 3 h w"] | Float[Tensor, "b v 3 h w"]
@@ -61,6 +62,7 @@ class Observation(Movable):
     text: Int[Tensor, "b l"]
     text_mask: Bool[Tensor, "b l"]
     state: Float[Tensor, "b s"]
+    state_mask: Bool[Tensor, " b"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,7 @@ def batch(ids: list[int], actions: torch.Tensor, mask: torch.Tensor) -> Batch:
         text=text,
         text_mask=text_mask,
         state=torch.zeros(count, 2),
+        state_mask=torch.ones(count, dtype=torch.bool),
     )
     return Batch(
         observation=observation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -68,11 +69,34 @@ def test_masking_vision_tokens_in_the_fusion_is_removing_them() -> None:
     fusion = JointAttentionConfig(width=16, heads=2).build(SPEC, 16, 16).double()
     values, state = torch.randn(3, 6, 16, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     language = Tokens(values=values[:, :1], mask=torch.ones(3, 1, dtype=torch.bool))
-    mask = (torch.arange(6) < 4).expand(3, 6)
-    masked, tokens = fusion(Tokens(values=values, mask=mask), language, state)
-    cut, kept = fusion(Tokens(values=values[:, :4], mask=mask[:, :4]), language, state)
+    mask, known = (torch.arange(6) < 4).expand(3, 6), torch.tensor([True, False, True])
+    masked, tokens = fusion(Tokens(values=values, mask=mask), language, state, known)
+    cut, kept = fusion(Tokens(values=values[:, :4], mask=mask[:, :4]), language, state, known)
     torch.testing.assert_close(masked, cut, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(tokens.values[:, :4], kept.values, rtol=1e-12, atol=1e-12)
+
+
+def test_an_unknown_state_is_a_removed_token_whatever_it_holds() -> None:
+    """As the fusion of a robot without a state, in the rows where the state is not known; no NaN, forward or
+    backward."""
+    torch.manual_seed(0)
+    fusion = JointAttentionConfig(width=16, heads=2).build(SPEC, 16, 16).double()
+    stateless = JointAttentionConfig(width=16, heads=2).build(replace(SPEC, state_dim=0), 16, 16).double()
+    stateless.load_state_dict({k: v for k, v in fusion.state_dict().items() if not k.startswith("state.")})
+    seen, state = torch.randn(3, 6, 16, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    tokens = [
+        Tokens(values=seen[:, a:b], mask=torch.ones(3, b - a, dtype=torch.bool)) for a, b in ((0, 4), (4, 6))
+    ]
+    known, none = torch.tensor([True, False, True]), torch.zeros(3, dtype=torch.bool)
+    whole, _ = fusion(*tokens, state, ~none)
+    without, _ = stateless(*tokens, state[:, :0], ~none)
+    state[1] = math.nan
+    readout, _ = fusion(*tokens, state, known)
+    torch.testing.assert_close(readout[1], without[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(readout[::2], whole[::2], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(whole[1], without[1])
+    readout.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in fusion.parameters() if p.grad is not None)
 
 
 def test_a_masked_views_nan_does_not_spread(model: VLA) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -71,6 +71,9 @@ def test_float64_runs_throughout() -> None:
     assert model.predict(seen).dtype == torch.float64
 
 
+OBSERVED = tuple(entry.name for entry in fields(Observation))
+
+
 class Exportable(torch.nn.Module):
     """The policy on bare tensors, as an exporter wants it."""
 
@@ -78,24 +81,20 @@ class Exportable(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, images: Tensor, image_mask: Tensor, text: Tensor, text_mask: Tensor, state: Tensor
-    ) -> Tensor:
-        return self.model.predict(
-            Observation(images=images, image_mask=image_mask, text=text, text_mask=text_mask, state=state)
-        )
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.model.predict(Observation(**dict(zip(OBSERVED, tensors, strict=True))))
 
 
 def test_the_exported_graph_gives_the_same_actions_and_keeps_the_masks() -> None:
     torch.manual_seed(0)
     policy = Exportable(ModelConfig().build(SPEC)).eval()
     seen = observation()
-    tensors = (seen.images, seen.image_mask, seen.text, seen.text_mask, seen.state)
+    tensors = tuple(getattr(seen, name) for name in OBSERVED)
     exported = torch.export.export(policy, tensors).module()
     torch.testing.assert_close(exported(*tensors), policy(*tensors), rtol=1e-5, atol=1e-6)
     mask = seen.image_mask.clone()
     mask[:, 0] = False
-    changed = (seen.images, mask, *tensors[2:])
+    changed = (seen.images, mask, *tensors[2:-1], torch.tensor([False, *[True] * (len(mask) - 1)]))
     torch.testing.assert_close(exported(*changed), policy(*changed), rtol=1e-5, atol=1e-6)
 
 
@@ -109,9 +108,9 @@ def test_the_exported_graph_takes_any_number_of_samples(kind: str) -> None:
         chunks = torch.randn(64, SPEC.horizon, SPEC.action_dim)
         policy.model.action.fit(chunks, torch.ones_like(chunks, dtype=torch.bool))
     seen = observation()
-    tensors = (seen.images, seen.image_mask, seen.text, seen.text_mask, seen.state)
+    tensors = tuple(getattr(seen, name) for name in OBSERVED)
     batch = {0: torch.export.Dim("b", min=2, max=64)}
-    exported = torch.export.export(policy, tensors, dynamic_shapes=(batch,) * len(tensors)).module()
+    exported = torch.export.export(policy, tensors, dynamic_shapes=((batch,) * len(tensors),)).module()
     more = tuple(torch.cat([one, one.flip(0)]) for one in tensors)
     torch.testing.assert_close(exported(*more), policy(*more), rtol=1e-5, atol=1e-5)
 

@@ -98,6 +98,7 @@ def by_hand(trained: VLA, images: Images, state: np.ndarray, text: str, seen: bo
         text=ids,
         text_mask=mask,
         state=torch.from_numpy(normalizer().apply_state(state))[None],
+        state_mask=torch.ones(1, dtype=torch.bool),
     )
     return normalizer().undo_action(trained.predict(observation)[0].numpy())
 

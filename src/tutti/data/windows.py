@@ -179,6 +179,7 @@ class WindowIndex:
             text=torch.from_numpy(self._text[:, :width][ids]),
             text_mask=torch.from_numpy(self._text_mask[:, :width][ids]),
             state=torch.from_numpy(self._states[rows]),
+            state_mask=torch.ones(len(rows), dtype=torch.bool),
         )
 
     def _pictures(self, rows: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b v 3 s s"]:

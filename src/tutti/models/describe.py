@@ -108,6 +108,7 @@ def blank_observation(spec: DataSpec, device: torch.device) -> Observation:
         text=torch.zeros(1, spec.text_length, dtype=torch.int64, device=device),
         text_mask=torch.ones(1, spec.text_length, dtype=torch.bool, device=device),
         state=torch.zeros(1, spec.state_dim, device=device),
+        state_mask=torch.ones(1, dtype=torch.bool, device=device),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tutti.models.interfaces import ActionDecoder, Fusion, LanguageEncoder, VisionEncoder
@@ -33,16 +33,22 @@ class VLA(nn.Module):
     def forward(self, observation: Observation) -> Features:
         """Everything a loss term or the action decoder may read."""
         vision, language = self.encode(observation)
-        return self.fuse(vision, language, observation.state)
+        return self.fuse(vision, language, observation.state, observation.state_mask)
 
     def encode(self, observation: Observation) -> tuple[Tokens, Tokens]:
         """Vision and language tokens before the fusion. Bytes become x / 127.5 - 1 here."""
         vision = self.vision(self.prepare(observation.images), observation.image_mask)
         return vision, self.language(observation.text, observation.text_mask)
 
-    def fuse(self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]) -> Features:
-        """The features of already encoded images and texts, with the state."""
-        readout, fused_vision = self.fusion(vision, language, state)
+    def fuse(
+        self,
+        vision: Tokens,
+        language: Tokens,
+        state: Float[Tensor, "b s"],
+        state_mask: Bool[Tensor, " b"],
+    ) -> Features:
+        """The features of already encoded images and texts, with the state where it is known."""
+        readout, fused_vision = self.fusion(vision, language, state, state_mask)
         return Features(vision=vision, language=language, readout=readout, fused_vision=fused_vision)
 
     if TYPE_CHECKING:

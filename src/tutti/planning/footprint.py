@@ -299,6 +299,7 @@ def dummy_batch(spec: DataSpec, size: int, needs: DataNeeds = DataNeeds()) -> Ba
             text=numbers[:, None] // places % spec.vocab_size,
             text_mask=torch.ones(size, spec.text_length, dtype=torch.bool),
             state=noise(spec.state_dim),
+            state_mask=torch.ones(size, dtype=torch.bool),
         )
 
     later = LaterStates(

@@ -136,23 +136,23 @@ def _without_pixels(
 
 def _without_tokens(model: VLA, observation: Observation) -> Iterator[Float[Tensor, "b t a"]]:
     """The prediction, then that with each token removed by the mask, behind the vision encoder."""
-    vision, language, state = _encode(model, observation)
-    yield _act(model, vision, language, state)
+    vision, language, *state = _encode(model, observation)
+    yield _act(model, vision, language, *state)
     for token in range(vision.mask.shape[1]):
         mask = vision.mask.clone()
         mask[:, token] = False
-        yield _act(model, replace(vision, mask=mask), language, state)
+        yield _act(model, replace(vision, mask=mask), language, *state)
 
 
 @torch.no_grad()
-def _encode(model: VLA, observation: Observation) -> tuple[Tokens, Tokens, Float[Tensor, "b s"]]:
+def _encode(model: VLA, observation: Observation) -> tuple[Tokens, Tokens, Tensor, Tensor]:
     observation = observation.to(next(model.parameters()).device)
-    return *model.encode(observation), observation.state
+    return *model.encode(observation), observation.state, observation.state_mask
 
 
 @torch.no_grad()
-def _act(model: VLA, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]) -> Float[Tensor, "b t a"]:
-    return model.action.predict(model.fuse(vision, language, state)).float().cpu()
+def _act(model: VLA, vision: Tokens, language: Tokens, *state: Tensor) -> Float[Tensor, "b t a"]:
+    return model.action.predict(model.fuse(vision, language, *state)).float().cpu()
 
 
 def draw_maps(maps: Maps, frames: int = SHOWN_FRAMES) -> bytes:

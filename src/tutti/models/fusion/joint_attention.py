@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
@@ -40,9 +40,8 @@ class JointAttention(Fusion):
     """[readout, state, language, vision] plus a type embedding, `depth` blocks, layer norm.
 
     The readout token is learned and starts equal for all; the state becomes one token, and none where a state
-    has no numbers. Where an encoder's
-    width differs from `width`, a linear map adapts it. A masked token is never attended to, so what it
-    holds changes nothing; removing a view or the text is masking it.
+    has no numbers. Where an encoder's width differs from `width`, a linear map adapts it. A masked token is
+    never attended to, so what it holds changes nothing; removing a view, the text or the state is masking it.
 
     In training the state of a share `state_dropout` of the samples is 0, so that the policy cannot live on it
     alone: where the hand is betrays where the demonstrator was heading.
@@ -72,7 +71,11 @@ class JointAttention(Fusion):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"]
+        self,
+        vision: Tokens,
+        language: Tokens,
+        state: Float[Tensor, "b s"],
+        state_mask: Bool[Tensor, " b"],
     ) -> tuple[Float[Tensor, "b d"], Tokens]:
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
         b = state.shape[0]
@@ -81,9 +84,13 @@ class JointAttention(Fusion):
             draw = sample_whole_batch(lambda rows: torch.rand(rows, 1, device=state.device), b)
             state = state * (draw >= self.state_dropout).to(state.dtype)
         readout_type, state_type, language_type, vision_type = self.type_embedding.weight.unbind(0)
-        first = [(self.readout + readout_type).expand(b, 1, -1)]
+        # The readout is always there, so that no softmax is over nothing where all else is absent.
+        first, present = [(self.readout + readout_type).expand(b, 1, -1)], [torch.ones_like(state_mask)]
         if self.state is not None:
-            first.append((self.state(state) + state_type)[:, None])
+            # 0 where it is not known: a NaN in a masked token would still reach the gradient.
+            known = torch.where(state_mask[:, None], state, torch.zeros_like(state))
+            first.append((self.state(known) + state_type)[:, None])
+            present.append(state_mask)
         x = torch.cat(
             [
                 *first,
@@ -92,9 +99,7 @@ class JointAttention(Fusion):
             ],
             dim=1,
         )
-        # Readout and state are always there, so that no softmax is over nothing where all else is absent.
-        always = language.mask.new_ones(b, len(first))
-        mask = attention_mask(torch.cat([always, language.mask, vision.mask], dim=1))
+        mask = attention_mask(torch.cat([torch.stack(present, dim=1), language.mask, vision.mask], dim=1))
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)
