@@ -9,8 +9,11 @@ not.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
+import tempfile
+from itertools import product
 from typing import Any
 
 from bounded_process import BoundedProcess, Outcome, command_line, kind_of
@@ -119,11 +122,11 @@ def answer(given: list[str]) -> dict[str, Any]:
 
 
 def outcomes_of(count: int) -> list[Outcome]:
-    """What became of `count` lists, as many for each command."""
+    """What became of `count` lists, as many for each command; what is taken wrongly writes elsewhere."""
     outcomes = []
-    process = BoundedProcess(__file__)
-    for number in range(-(-count // len(NAMES))):
-        for name in NAMES:
+    with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
+        process = BoundedProcess(__file__)
+        for number, name in product(range(-(-count // len(NAMES))), NAMES):
             given = arguments(name, random.Random(f"{name} {number}"))
             said = process.ask(given)
             one = said.get("answer", {"code": None, "said": ""})
@@ -137,7 +140,7 @@ def outcomes_of(count: int) -> list[Outcome]:
             outcomes.append(
                 Outcome(name, number, note, "refused", kind, message, said["seconds"], said["megabytes"])
             )
-    process.close()
+        process.close()
     return outcomes
 
 

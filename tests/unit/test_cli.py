@@ -67,6 +67,9 @@ MISTAKES = {
     "train configs/demo.yaml training.stepz=5": "training.stepz is not a key. Did you mean 'training.steps'?",
     "verify-resume configs/demo.yaml modle.size=small": "modle is not a key. Did you mean 'model'?",
     "model configs/demo.yaml training.steps": "'training.steps' is not an override",
+    "record configs/smoke.yaml --run training.steps=5e": "looks like an override",
+    "compare configs/studies/smoke.yaml --folder a\x1b[31mred": "unprintable characters",
+    "export runs --to data.sources[0].path=x": "looks like an override",
     "demo configs/smoke.yaml": "A config file comes as --config configs/smoke.yaml.",
     "evaluate configs training.steps=3": "only keys of evaluation",
 }

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 from tutti import __version__
 from tutti.cli import commands, data_commands
 from tutti.cli.signals import how_to_go_on, obeyed
+from tutti.config.files import check_path_text
 from tutti.errors import Terminated, UserError, printable
 from tutti.runs.terminal import Terminal, console, show_logs
 from tutti.storage.reading import shown
@@ -79,6 +81,9 @@ def guarded(command: Command) -> Command:
         try:
             with obeyed():
                 show_logs()
+                for value in (*arguments, *options.values()):
+                    if isinstance(value, Path):
+                        check_path_text(value)
                 command(*arguments, **options)
                 sys.stdout.flush()  # what cannot be written is an error of the command
         except (KeyboardInterrupt, Terminated) as error:

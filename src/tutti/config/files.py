@@ -48,6 +48,20 @@ def require_run(path: Path) -> Path:
     raise UserError(f"{path}: no such run. {beside}")
 
 
+def check_path_text(path: Path) -> None:
+    """Raises: UserError where a path that does not exist is an override, which an option took for its value,
+    or has unprintable characters in it."""
+    text = "" if path.exists() else str(path)
+    key = text.partition("=")[0].partition(".")[0].partition("[")[0]
+    if "=" in text and key in shipped_schema()["properties"]:
+        raise UserError(
+            f"'{text:.200}' stands where a path is expected, but looks like an override.\n"
+            "  cure: name the path first; overrides come last."
+        )
+    if not text.isprintable():
+        raise UserError(f"{text!r:.200} has unprintable characters in it, and does not exist.")
+
+
 def read_yaml(path: Path, inside: Path | None = None) -> dict[str, Any]:
     """The keys of a config file, which may be no link that leads out of the folder `inside`.
 

@@ -55,7 +55,8 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
-            file = f" A config file comes as --config {text:.200}." if text.endswith((".yaml", ".yml")) else ""
+            is_file = text.endswith((".yaml", ".yml"))
+            file = f" A config file comes as --config {text:.200}." if is_file else ""
             raise UserError(
                 f"'{text:.200}' is not an override: expected key.sub=value, such as training.steps=500.{file}"
             )
