@@ -18,7 +18,9 @@ class Environment(Protocol):
     """A simulated task, ready to be acted on. Everything after `reset(seed)` is a function of seed and
     actions.
 
-    `success` latches: True from the first success to the next reset. `privileged` is all that the simulator
+    `success` latches: True from the first success to the next reset. `reached` names the goals that the robot
+    has been at since then, the first one first, by the tasks that they belong to; None where a scene does not
+    show the goals of several tasks. `privileged` is all that the simulator
     knows; it is hashed to count distinct starts and never shown to a policy. Pictures are drawn by `render`
     alone.
 
@@ -36,6 +38,8 @@ class Environment(Protocol):
     def privileged(self) -> np.ndarray: ...
     @property
     def success(self) -> bool: ...
+    @property
+    def reached(self) -> tuple[str, ...] | None: ...
     def expert_action(self) -> Float32[np.ndarray, " a"]: ...
     def close(self) -> None: ...
 

@@ -6,10 +6,10 @@ from pydantic import ValidationError
 
 from tutti.errors import UserError
 from tutti.suites.environment import Suite
-from tutti.suites.metaworld.suite import METAWORLD_8
+from tutti.suites.metaworld.suite import METAWORLD_8, THREE_GOALS
 from tutti.types import DataSpec
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (METAWORLD_8,)}
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (METAWORLD_8, THREE_GOALS)}
 CURE = "For data of another robot: evaluation.suite=none measures the open-loop error of a run alone."
 
 

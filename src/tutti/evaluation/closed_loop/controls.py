@@ -98,7 +98,7 @@ def plan(config: EvaluationConfig, environments: Suite) -> list[PlannedRollout]:
             instructed = partners[task] if condition == "wrong_instruction" and count else task
             texts = environments.instructions(instructed, config.split)
             planned += [
-                PlannedRollout(condition, task, seed, texts[seed % len(texts)])
+                PlannedRollout(condition, task, seed, texts[seed % len(texts)], instructed)
                 for seed in config.seeds[:count]
             ]
     return planned

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from pydantic import TypeAdapter
@@ -15,13 +16,22 @@ from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilso
 
 ONE_TRAINING = "one training: the interval says nothing about other seeds of the same config"
 HALF = 0.5
+GOALS = {
+    "told": "the goal that the sentence names",
+    "own": "the task's own goal against the sentence",
+    "another": "another goal",
+    "none": "none",
+}
+"""What `TaskScore.goals` counts, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskScore:
     """k of n rollouts of a task, with Wilson's 95 % interval.
 
-    `decisions` is the mean number of control steps of its successes.
+    `decisions` is the mean number of control steps of its successes. Where the scene shows the goals of
+    several tasks, `goals` counts which was reached first: that of the sentence ("told"), that of the task if
+    the sentence was another's ("own"), "another" or "none".
     """
 
     task: str
@@ -29,6 +39,7 @@ class TaskScore:
     episodes: int
     interval: Interval
     decisions: float | None
+    goals: dict[str, int] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -47,6 +58,14 @@ class Score:
     tasks: tuple[TaskScore, ...]
     mean: float
     interval: Interval
+
+    @property
+    def goals(self) -> dict[str, int]:
+        """How many rollouts reached which goal first, over all tasks, as in `TaskScore`; empty without goals."""
+        sums = Counter[str]()
+        for task in self.tasks:
+            sums.update(task.goals)
+        return dict(sums)
 
     @property
     def counts(self) -> dict[str, list[int]]:
@@ -151,6 +170,7 @@ class EvaluationResult:
             intervals,
             unknown,
             blind_note(self.solved_without_pictures),
+            goals_note(self.scores),
             *(verdict.sentence for verdict in self.verdicts),
         )
         return [sentence for sentence in sentences if sentence]
@@ -181,6 +201,27 @@ class EvaluationResult:
         )
 
 
+def first_goal(rollout: Rollout) -> str:
+    """Whose goal was reached first, as `TaskScore.goals` names it."""
+    first = (rollout.reached or (None,))[0]
+    if first is None:
+        return "none"
+    return "told" if first == rollout.told else "own" if first == rollout.task else "another"
+
+
+def goals_note(scores: Mapping[Condition, Score]) -> str:
+    """Which goal the policy went to, told its own sentence and the wrong one; empty without such goals."""
+    parts: list[str] = []
+    for condition, said in (
+        ("policy", "their own sentence"),
+        ("wrong_instruction", "another goal's sentence"),
+    ):
+        if condition in scores and (goals := scores[condition].goals):
+            count = [f"{goals.get(key, 0)} {words}" for key, words in GOALS.items() if goals.get(key)]
+            parts.append(f"Told {said}, of {sum(goals.values())} rollouts reached first: {', '.join(count)}.")
+    return " ".join(parts)
+
+
 def blind_note(tasks: Sequence[str]) -> str:
     """What `solved_without_pictures` means for these tasks; empty for none."""
     rule = (
@@ -203,6 +244,7 @@ def score(condition: Condition, rollouts: Sequence[Rollout]) -> Score:
                 episodes=len(played),
                 interval=wilson(len(solved), len(played)),
                 decisions=sum(solved) / len(solved) if solved else None,
+                goals=dict(Counter(first_goal(r) for r in played if r.reached is not None)),
             )
         )
     return Score(

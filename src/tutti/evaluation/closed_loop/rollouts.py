@@ -56,12 +56,14 @@ class PolicyFactory(Protocol):
 
 
 class PlannedRollout(NamedTuple):
-    """A rollout to play: who acts, on which task, from the start of which seed, told what."""
+    """A rollout to play: who acts, on which task, from the start of which seed, told what: the sentence, and
+    the task that it is one of."""
 
     condition: Condition
     task: str
     seed: int
     instruction: str
+    told: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,8 @@ class Rollout:
 
     `decisions` is the number of control steps, `queries` that of predicted chunks, `chunk` that of actions
     predicted at once (1 for expert and no-op), `start` the hash of the privileged state after the reset,
-    `identity` the hash of everything the rollout depends on.
+    `identity` the hash of everything the rollout depends on. `told` is the task of the instruction, `reached`
+    the `Environment`'s.
     """
 
     task: str
@@ -84,6 +87,8 @@ class Rollout:
     start: str
     identity: str
     actions: Float32[np.ndarray, "decisions a"]
+    told: str = ""
+    reached: tuple[str, ...] | None = None
 
     def about(self) -> dict[str, Any]:
         """Every field but the actions, as plain data."""
@@ -100,7 +105,8 @@ class Rollout:
         fields: dict[str, Any] = json.loads(text)
         shape = int(fields["decisions"]), int(fields.pop("action_dim"))
         actions = np.asarray(fields.pop("actions"), dtype=np.float32).reshape(shape)
-        return Rollout(**fields, actions=actions)
+        reached = fields.pop("reached", None)
+        return Rollout(**fields, actions=actions, reached=None if reached is None else tuple(reached))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +140,8 @@ class RolloutSpec:
             return None  # none, or not a record of ours: the rollout is played and the file replaced
         if rollout is None or rollout.identity != self.identity(one):
             return None
-        return replace(rollout, instruction=one.instruction)  # for expert and no-op it is only a label
+        # For expert and no-op the sentence is only a label.
+        return replace(rollout, instruction=one.instruction, told=one.told)
 
 
 class RolloutWorker:
@@ -206,6 +213,7 @@ class RolloutWorker:
             start=start,
             identity=spec.identity(one),
             actions=executed,
+            reached=environment.reached,
         )
 
     def _controller(

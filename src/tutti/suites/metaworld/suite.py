@@ -15,6 +15,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.suites.environment import Split
 from tutti.suites.metaworld.rendering import VIEWS, check_rendering
 from tutti.suites.metaworld.task import ACTION_DIM, CONTROL_RATE, STATE_DIM, STEP_LIMIT, MetaWorldTask
+from tutti.suites.metaworld.three_goals import COLOURS
 from tutti.types import Dimensions
 
 SENTENCES = Path(__file__).with_name("instructions.toml")
@@ -49,8 +50,11 @@ class MetaWorldSuite(FrozenConfig):
         "drawer-open": "drawer-close",
         "drawer-close": "drawer-open",
         "window-close": "drawer-close",
+        "reach-red": "reach-green",
+        "reach-green": "reach-blue",
+        "reach-blue": "reach-red",
     }
-    same_scene: ClassVar[tuple[str, ...]] = ("faucet-open", "faucet-close")
+    same_scene: ClassVar[tuple[str, ...]] = ("faucet-open", "faucet-close", *COLOURS)
 
     name: str
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -150,3 +154,6 @@ METAWORLD_8 = MetaWorldSuite(
         "window-close",
     ),
 )
+
+THREE_GOALS = MetaWorldSuite(name="three-goals", tasks=tuple(COLOURS))
+"""One scene with a red, a green and a blue goal: only the sentence says which of them to reach."""

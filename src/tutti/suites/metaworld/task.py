@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from tutti.errors import UserError
 from tutti.suites.metaworld.rendering import FastRenderer, load_metaworld, load_mujoco
+from tutti.suites.metaworld.three_goals import COLOURS, RADIUS, three_goals
 
 CONTROL_RATE = 80  # Simulation steps a second, each 5 x 0.0025 s.
 STEP_LIMIT = 500
@@ -55,28 +56,28 @@ class MetaWorldTask:
         action_repeat: int = 4,
         samples: int = 0,
     ) -> None:
-        """Builds the physics of `task` ("reach", "drawer-open": Meta-World's name without "-v3").
+        """Builds the physics of `task` ("reach", "drawer-open": Meta-World's name without "-v3"; or a task of
+        the scene with three goals).
 
         Raises:
             UserError: the task is unknown, or the simulator is missing.
         """
-        environments, experts = load_metaworld()
-        name = f"{task}-v3"
-        if name not in environments:
-            known = ", ".join(key.removesuffix("-v3") for key in environments)
-            raise UserError(f"tasks: {task!r} is not a task of Meta-World. Known: {known}.")
+        environment, expert = three_goals() if task in COLOURS else _of_metaworld(task)
         self.task = task
         self.views = views
         self.image_size = image_size
         self.action_repeat = action_repeat
         self._samples = samples
         self._mujoco = load_mujoco()
-        self._env = _make_environment(environments[name])
-        self._expert = experts[name]()
+        self._env = _make_environment(environment)
+        self._expert = expert()
+        if task in COLOURS:
+            self._env.told = task
         self._renderer: FastRenderer | None = None
         self._observation = np.zeros(PRIVILEGED_DIM)
         self._num_steps = STEP_LIMIT  # Nothing can be done before the first reset.
         self._success = False
+        self._reached: tuple[str, ...] = ()
 
     def reset(self, seed: int) -> Self:
         """Starts the episode that `seed` draws."""
@@ -96,6 +97,7 @@ class MetaWorldTask:
         self._observation = observation
         self._num_steps = 0
         self._success = False
+        self._reached = ()
         return self
 
     def step(self, action: np.ndarray) -> Self:
@@ -115,6 +117,7 @@ class MetaWorldTask:
         for _ in range(self.action_repeat):
             self._observation, _, _, _, info = self._env.step(clipped)
             self._num_steps += 1
+            self._note_goals()
             first = bool(info["success"]) and not self._success
             self._success |= first
             if first or self._num_steps >= STEP_LIMIT:
@@ -135,6 +138,19 @@ class MetaWorldTask:
     def success(self) -> bool:
         """Has the task been solved since the last reset?"""
         return self._success
+
+    @property
+    def reached(self) -> tuple[str, ...] | None:
+        """The goals that the hand has been at since the last reset, by their tasks, the first one first.
+
+        None where a scene does not show the goals of several tasks.
+        """
+        return self._reached if self.task in COLOURS else None
+
+    def _note_goals(self) -> None:
+        for name, place in self._env.places.items() if self.task in COLOURS else ():
+            near = float(np.linalg.norm(self._env.tcp_center - place)) <= RADIUS
+            self._reached += (name,) * (near and name not in self._reached)
 
     def expert_action(self) -> Float32[np.ndarray, " 4"]:
         """What the scripted expert, which sees `privileged`, does now; clipped to [-1, 1]."""
@@ -188,6 +204,16 @@ class MetaWorldTask:
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+
+def _of_metaworld(task: str) -> tuple[type, type]:
+    """Meta-World's own environment class and expert of a task."""
+    environments, experts = load_metaworld()
+    name = f"{task}-v3"
+    if name not in environments:
+        known = ", ".join((*(key.removesuffix("-v3") for key in environments), *COLOURS))
+        raise UserError(f"tasks: {task!r} is not a task of Meta-World. Known: {known}.")
+    return environments[name], experts[name]
 
 
 def _make_environment(kind: type) -> Any:
