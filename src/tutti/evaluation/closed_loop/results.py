@@ -61,7 +61,7 @@ class Score:
 
     @property
     def goals(self) -> dict[str, int]:
-        """How many rollouts reached which goal first, over all tasks, as in `TaskScore`; empty without goals."""
+        """How many rollouts reached which goal first, over all tasks, as in `TaskScore`; or empty."""
         sums = Counter[str]()
         for task in self.tasks:
             sums.update(task.goals)
