@@ -7,6 +7,7 @@ has seen that both make the same updates to the last bit. benchmarks/README.md s
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from tutti.distributed.ranks import MicroBatches
 from tutti.runs.build import build_data
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
+from tutti.training.optim.clipping import Clipper
 from tutti.training.rng import seed_everything
 from tutti.types import UserError
 
@@ -34,7 +36,8 @@ STEPS = 1_000_000
 class PlainLoop:
     """Forward, loss, backward, clip, optimizer, zero_grad, moving average: nothing else. Its losses are kept.
 
-    The optimizer's update is the package's; schedule, clipping and average are spelled out.
+    The optimizer's update and a clipping limit that follows the norms are the package's; schedule, a fixed
+    limit and average are spelled out.
     """
 
     def __init__(self, config: RunConfig, data_from: Path) -> None:
@@ -48,6 +51,8 @@ class PlainLoop:
             config.training.optimizer.build(self.model, self.objective).optimizers.values()
         )
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
+        given = {f"model.{number}": parameter for number, parameter in enumerate(self.parameters)}
+        self._clipper = Clipper(given, norm="auto", by="global", zclip="off")
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.totals: list[float] = []
         self._stream = iter(self._data.train)
@@ -77,8 +82,12 @@ class PlainLoop:
                 terms = self.objective(features, batch, self.model, done / training.steps)
             (terms.total / training.accumulation).backward()
             total += terms.total.item() / training.accumulation
-        if training.gradients.clip_norm != "off":
-            torch.nn.utils.clip_grad_norm_(self.parameters, training.gradients.clip_norm)
+        limit = training.gradients.clip_norm
+        if limit != "off":
+            fixed = math.inf if limit == "auto" else limit
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, fixed)
+            if limit == "auto":
+                self._clipper.clip(norm, float(norm))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()

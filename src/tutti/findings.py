@@ -125,8 +125,9 @@ NOISE_SCALE_RATIO_MAX = 10.0
 
 # More loss spikes or skipped updates a step than this are no accident of single batches.
 SPIKES_PER_STEP_MAX = 1 / 500
-# Share of clipped steps at which clipping is no safeguard any more but sets the length of every step ...
-CLIPPED_SHARE_MAX = 0.95
+# Share of clipped steps above which the threshold lies among the usual norms. A limit that follows the norms
+# clips about 1 % of them, of norms with heavy tails 2 % ...
+CLIPPED_SHARE_MAX = 0.2
 # ... and the records that it takes to say so: the first steps of a run are often clipped.
 CLIPPED_RECORDS_MIN = 10
 # Rise of a held-out term above its minimum that is more than the scatter of a validation ...

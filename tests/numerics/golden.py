@@ -83,6 +83,7 @@ def curve(name: str) -> list[dict[str, float]]:
         "threads": 1,
         "device": "cpu",
         "schedule": {"kind": "wsd", "warmup": 2},
+        "gradients": {"clip_norm": 1.0},
         "log_every": 1,
         "validation": {"every": 0},
         "checkpoints": {"every": 0},

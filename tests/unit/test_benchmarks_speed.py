@@ -46,6 +46,7 @@ def data(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {},
         {"accumulation": 2, "gradients": {"clip_norm": 0.1}},
         {"ema": "off", "gradients": {"clip_norm": "off"}},
+        {"gradients": {"clip_norm": "auto"}},
     ],
 )
 def test_the_engine_and_the_plain_loop_make_the_same_updates(

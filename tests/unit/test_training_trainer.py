@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"steps": 3}, "schedule.warmup is 3 but steps is 3"),
-        ({"gradients": {"clip_norm": 0.0}}, "give a positive norm, or 'off'"),
+        ({"gradients": {"clip_norm": 0.0}}, "give a positive norm, 'auto' or 'off'"),
         ({"ema": 1.0}, r"give a decay in \[0, 1\)"),
         ({"threads": 0}, "give at least 1, or 'auto'"),
         ({"optimizer": {"kind": "adamm"}}, "adamw"),

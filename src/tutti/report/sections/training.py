@@ -34,7 +34,7 @@ def training_section(inputs: Inputs) -> Section:
     clip_norm = config_value(inputs.config, "training", "gradients", "clip_norm")
     plots = [
         *_terms(records, terms, phase_marks(inputs)),
-        *_optimizer(phase_marks(inputs), clip_norm if isinstance(clip_norm, int | float) else None),
+        *_optimizer(records, phase_marks(inputs), clip_norm if isinstance(clip_norm, int | float) else None),
         *_speed(records),
     ]
     blocks: list[Block] = [Note(text=SMOOTHED), Charts(charts=draw(records, plots))]
@@ -118,7 +118,7 @@ def _terms(records: Records, terms: Mapping[str, str], marks: Marks) -> Iterator
         yield Plot(f"{term}: accuracy", "%", lines, name, log=False)
 
 
-def _optimizer(marks: Marks, clip_norm: Number | None) -> Iterator[Plot]:
+def _optimizer(records: Records, marks: Marks, clip_norm: Number | None) -> Iterator[Plot]:
     rates = [
         Line("optim/lr", "learning rate", "c4", "exact"),
         Line("optim/lr_adamw", "learning rate of AdamW", "c5", "exact"),
@@ -127,13 +127,18 @@ def _optimizer(marks: Marks, clip_norm: Number | None) -> Iterator[Plot]:
     norms = [
         Line("optim/grad_norm", "mean norm", "c5", "curve"),
         Line("optim/grad_norm_max", "largest", "grey", "reference"),
+        Line("optim/clip_threshold", "clipped above", "c2", "reference"),
     ]
     mean, largest = (describe_metric(f"optim/grad_norm{end}") for end in ("", "_max"))
     help = f"{mean} Largest: {_lower(largest)}"
     limit = [] if clip_norm is None else [(clip_norm, f"clip norm {plain(clip_norm)}", "c2")]
     yield Plot("Gradient norm before clipping", "norm", norms, help, levels=limit, marks=marks)
-    clipped = [Line("optim/clip_share", "clipped steps", "c2", "curve", 100)]
-    yield Plot("Clipped steps", "%", clipped, "optim/clip_share", log=False)
+    clipped, share = (
+        [Line("optim/clip_share", "clipped steps", "c2", "curve", 100)],
+        records.mean("optim/clip_share"),
+    )
+    title = "Clipped steps" + ("" if share is None else f" ({percent(share, 1)} of all)")
+    yield Plot(title, "%", clipped, "optim/clip_share", log=False)
 
 
 def _speed(records: Records) -> Iterator[Plot]:

@@ -44,14 +44,18 @@ class RollbackConfig(FrozenConfig):
 class GradientsConfig(FrozenConfig):
     """How gradients are clipped, and what follows a non-finite value or a divergence."""
 
-    clip_norm: float | Literal["off"] = Field(
-        default=1.0, description="Largest gradient norm; larger gradients are scaled down to it."
+    clip_norm: float | Literal["auto", "off"] = Field(
+        default="auto",
+        description="Largest gradient norm; larger gradients are scaled down to it. auto: a limit that "
+        "follows the recent norms, as `zclip` has it.",
     )
     clip_by: Literal["global", "part"] = Field(
-        default="global", description="What clip_norm limits: the whole gradient, or that of each part."
+        default="global", description="What is limited: the whole gradient, or that of each part."
     )
     zclip: ZClipConfig | Literal["off"] = Field(
-        default="off", description="Also clip gradients far above the recent mean of their norm (ZClip)."
+        default="off",
+        description="Settings of the limit that follows the recent norms (ZClip), which then holds beside a "
+        "clip_norm that is a number, too; off: the defaults where clip_norm is auto, else no such limit.",
     )
     non_finite: Literal["stop", "skip"] = Field(
         default="stop", description="On a NaN or infinity: stop the run, or skip the update."
@@ -63,8 +67,8 @@ class GradientsConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _norm_is_positive(self) -> Self:
-        if self.clip_norm != "off" and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; give a positive norm, or 'off'.")
+        if not isinstance(self.clip_norm, str) and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; give a positive norm, 'auto' or 'off'.")
         return self
 
     def check_rollback(self, checkpoint_every: int, keep: int) -> None:

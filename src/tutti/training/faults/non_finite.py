@@ -125,7 +125,7 @@ class NonFiniteGuard(Observer):
             f"Windows of the batch{named}: {listed}.\n"
             f"Batch and weights are saved in {folder}; look at them: tutti replay {folder}\n"
             "Look for non-finite or extreme values in these windows; else lower training.optimizer.lr, "
-            "lengthen training.schedule.warmup, or lower training.gradients.clip_norm."
+            "lengthen training.schedule.warmup, or clip more tightly (training.gradients)."
         )
         about: dict[str, Any] = {"step": step, "term": term, "value": str(value), "windows": windows}
         about |= {"message": message} | ({"skipped": True} if self.policy.may_skip else {})

@@ -148,7 +148,8 @@ def roll_back(
             f"{divergence} The run has rolled back {len(policy.rollbacks)} times already ({before}), the "
             "most that training.gradients.rollback.max_rollbacks allows, and stops here; its last checkpoint "
             f"is in {settings.run / 'checkpoints'}. Lower training.optimizer.lr, lengthen "
-            "training.schedule.warmup, lower training.gradients.clip_norm, or look at the batches in spikes/."
+            "training.schedule.warmup, clip more tightly (training.gradients), or look at the batches in "
+            "spikes/."
         )
     folders = {step_of(folder): folder for folder in checkpoints(settings.run)}
     old = [number for number in folders if number <= step - config.rewind_steps]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -44,77 +44,88 @@ class RunningMoments:
         + w d^2). So the first values count alike, and later ones fade."""
         self.count += 1
         weight = max(1 - decay, 1 / self.count)
-        difference = value - self.mean
+        self.move(value - self.mean, weight)
+
+    def move(self, difference: float, weight: float) -> None:
+        """mean += w d, variance = (1 - w)(variance + w d^2)."""
         self.mean += weight * difference
         self.variance = (1 - weight) * (self.variance + weight * difference**2)
 
 
+FIRST_DEVIATION = 0.5
+"""The standard deviation of log |g| that is assumed before any norm is known: a factor of 1.6 up or down."""
+LEAST_DEVIATION = 0.1
+"""It counts as at least this much: a norm that hardly changes may rise by a quarter without being clipped."""
+
+
 class ZClipConfig(FrozenConfig):
-    """Clip what lies far above the gradient norm's own recent values (2504.02507).
+    """Clip what lies far above the gradient norm's own recent values (ZClip, 2504.02507, on log norms).
 
-    With mean m and deviation s of the norms so far, z = (|g| - m) / s and the threshold k:
+    With mean m and standard deviation s of log |g| so far, z = (log |g| - m) / s and the threshold k:
 
-        |g| <- m + (k / z) k s   where z > k          a larger outlier is cut down further
-        m <- a m + (1 - a) |g|;   s^2 <- a s^2 + (1 - a) (|g| - m)^2      with the clipped |g| and the new m
+        |g| <- exp(m + (k / z) k s)   where z > k: a larger outlier is cut down further
+        m <- m + w d;   s^2 <- (1 - w)(s^2 + w d^2)   with d = min(log |g|, m + k s) - m
 
-    The first `warmup` norms only give the first m and s. Chosen over unit-wise adaptive clipping (AGC,
-    2102.06171), whose ratio |g| / |w| of each unit hardly matters to Adam and Muon: both undo a constant
-    scale of the gradient. What harms them is a gradient that is suddenly larger than those before it.
+    w is 1 - a, and 1 / n for the first n norms, so that these count alike; an outlier never counts more than
+    1 - a. Over the first `warmup` norms s^2 goes over from 0.5^2 to what is measured; s is at least 0.1. So
+    the second norm is guarded already, and of norms that stay higher all but the first dozens pass.
 
-    Differs from the authors' code: s counts as at least 0.1 % of m, so that equal norms are no division by 0.
+    Differs from 2504.02507: logarithms, since norms scatter by factors; no unguarded warm-up; and an outlier
+    moves m and s as a norm at the threshold would. With the paper's rule, under which it hardly moves them, a
+    norm that rises tenfold for good is clipped in every step from then on. Chosen over unit-wise adaptive
+    clipping (AGC, 2102.06171), whose ratio |g| / |w| of each unit hardly matters to Adam and Muon: both undo
+    a constant scale of the gradient. What harms them is a gradient suddenly larger than those before it.
     """
 
     z_threshold: float = Field(
         default=2.5, gt=0, description="k: standard deviations above the mean from which on to clip."
     )
     decay: float = Field(default=0.97, gt=0, lt=1, description="a: decay of mean and variance, each update.")
-    warmup: int = Field(default=25, ge=2, description="Norms that give the first mean and variance.")
+    warmup: int = Field(default=25, ge=2, description="Norms until the measured deviation counts alone.")
 
 
 @dataclass(slots=True)
 class NormMoments(RunningMoments):
-    """Mean and variance of a gradient's norm; `first` are the norms of the warm-up, until it is over."""
+    """Mean and variance of the logarithm of a gradient's norm."""
 
-    first: list[float] = field(default_factory=list)
+    def spread(self, config: ZClipConfig) -> float:
+        """The standard deviation to judge by."""
+        known = min(1.0, self.count / config.warmup)
+        return max(math.sqrt((1 - known) * FIRST_DEVIATION**2 + known * self.variance), LEAST_DEVIATION)
 
-    @property
-    def ready(self) -> bool:
-        """True once the warm-up is over."""
-        return self.count > 0 and not self.first
+    def threshold(self, config: ZClipConfig) -> float:
+        """The norm above which the next one is clipped."""
+        return math.exp(self.mean + config.z_threshold * self.spread(config))
 
     def limit(self, size: float, config: ZClipConfig) -> float:
-        """Adds the norm of an update. Gives the norm to clip it to; infinity if it is no outlier."""
-        if not self.ready:
-            self.first.append(size)
-            self.count += 1
-            if self.count == config.warmup:
-                self.mean = sum(self.first) / len(self.first)
-                self.variance = sum((one - self.mean) ** 2 for one in self.first) / len(self.first)
-                self.first = []
+        """Adds the norm of an update, above 0. Gives the norm to clip it to; infinity if it is no outlier."""
+        value, k, spread = math.log(size), config.z_threshold, self.spread(config)
+        z = (value - self.mean) / spread
+        if self.count == 0 or z <= k:
+            self.add(value, config.decay)
             return math.inf
-        z, deviation = self.z(size), self.deviation
-        limit = self.mean + config.z_threshold**2 / z * deviation if z > config.z_threshold else math.inf
-        clipped = min(size, limit)
-        self.count += 1
-        self.mean = config.decay * self.mean + (1 - config.decay) * clipped
-        self.variance = config.decay * self.variance + (1 - config.decay) * (clipped - self.mean) ** 2
+        limit = math.exp(self.mean + k**2 / z * spread)
+        self.move(k * spread, 1 - config.decay)
         return limit
 
 
 class Clipper:
-    """Scales gradients down to min(`norm`, the adaptive limit): by one factor, or by one for each part."""
+    """Scales gradients down to min(`norm`, the limit of `zclip`): by one factor, or by one for each part.
+
+    `norm` "auto" is none, with `zclip` by its defaults where that is off.
+    """
 
     def __init__(
         self,
         parameters: Mapping[str, Parameter],
         *,
-        norm: float | Literal["off"],
+        norm: float | Literal["auto", "off"],
         by: Literal["global", "part"],
         zclip: ZClipConfig | Literal["off"],
     ) -> None:
-        self.norm = math.inf if norm == "off" else norm
+        self.norm = math.inf if isinstance(norm, str) else norm
         self.by = by
-        self.zclip = zclip
+        self.zclip = ZClipConfig() if norm == "auto" and zclip == "off" else zclip
         self.groups: dict[str, list[Parameter]] = {}
         for name, parameter in parameters.items():
             self.groups.setdefault(part_of(name) if by == "part" else WHOLE, []).append(parameter)
@@ -142,8 +153,9 @@ class Clipper:
             values |= {f"optim/clip_share/{name}": share for name, share in shares.items()}
         if self.zclip != "off":
             for name, history in self.histories.items():
-                if history.ready:
-                    values["optim/grad_norm_mean" + ("" if name == WHOLE else f"/{name}")] = history.mean
+                part = "" if name == WHOLE else f"/{name}"
+                values["optim/grad_norm_mean" + part] = math.exp(history.mean)
+                values["optim/clip_threshold" + part] = min(self.norm, history.threshold(self.zclip))
         return values
 
     def state_dict(self) -> dict[str, Any]:
