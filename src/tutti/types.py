@@ -67,12 +67,15 @@ class Observation(Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Future(Movable):
-    """The observation k steps after each window's own. Where t + k lies past the episode's end, `mask` is
-    False and the episode's last frame stands in."""
+    """The observation k steps after each window's own, or the episode's last one. Where t + k lies past the
+    episode's end, `mask` is False and the last frame stands in; the last one itself is always there."""
 
     observation: Observation
     mask: Bool[Tensor, " b"]
 
+
+FutureLabel = int | Literal["last"]
+"""Which later observation: so many actions later, or the episode's last one."""
 
 StateLabel = int | Literal["last", "next_key"]
 """Which later state: so many actions later, the episode's last one, or the one at its next key frame."""
@@ -103,23 +106,29 @@ class LaterStates(Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataNeeds:
-    """What loss terms ask of the data besides the window itself: observations `futures` actions later, and
-    the `states` of these labels. The next key frame is where one of `grippers`, dimensions of the action
+    """What loss terms ask of the data besides the window itself: the later observations of these labels, and
+    the `states` of these. The next key frame is where one of `grippers`, dimensions of the action
     (negative ones from the end), opens or closes."""
 
-    futures: tuple[int, ...] = ()
+    futures: tuple[FutureLabel, ...] = ()
     states: tuple[StateLabel, ...] = ()
     grippers: tuple[int, ...] = ()
 
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Those of `futures` that are numbers of actions, rising."""
+        return tuple(sorted(label for label in self.futures if isinstance(label, int)))
+
     @classmethod
     def union(cls, needs: Iterable[DataNeeds]) -> Self:
-        """Whatever any of them asks for: offsets rising, then the named states."""
+        """Whatever any of them asks for: offsets rising, then the named ones."""
         needs = tuple(needs)
+        futures = DataNeeds(futures=tuple({label for each in needs for label in each.futures}))
         labels = {label for each in needs for label in each.states}
         offsets = sorted(label for label in labels if isinstance(label, int))
         named: tuple[StateLabel, ...] = ("last", "next_key")
         return cls(
-            futures=tuple(sorted({offset for each in needs for offset in each.futures})),
+            futures=(*futures.offsets, *(("last",) if "last" in futures.futures else ())),
             states=(*offsets, *(label for label in named if label in labels)),
             grippers=tuple(sorted({dimension for each in needs for dimension in each.grippers})),
         )
@@ -130,10 +139,12 @@ class Batch(Movable):
     """Training windows: an observation at time t, the actions from t on, the instruction's identity.
 
     `actions` are normalised; steps past the episode's end are False in `action_mask` and never count.
-    `instruction_id` is equal exactly where the instruction's normalised text is. `window` is the number of
-    the training example in its data set, which names a batch in errors and replays it. `futures[k]` is the
-    observation k steps later, for each k that a term asked for, `later_states` the states that terms asked
-    for. `progress` is t / (length - 1), how much of the episode lies behind, 0 to 1.
+    `instruction_id` is equal exactly where the instruction's normalised text is, `task_id` where the texts
+    are wordings of one task; None: no groups of wordings are known. `window` is the number of the training
+    example in its data set, which names a batch in errors and replays it. `futures[k]` is the observation k
+    steps later, for each k that a term asked for, `futures["last"]` the episode's last one, `later_states`
+    the states that terms asked for. `progress` is t / (length - 1), how much of the episode lies behind,
+    0 to 1.
     """
 
     observation: Observation
@@ -142,9 +153,15 @@ class Batch(Movable):
     instruction_id: Int[Tensor, " b"]
     embodiment: Int[Tensor, " b"]
     window: Int[Tensor, " b"]
-    futures: Mapping[int, Future] = field(default_factory=dict)
+    futures: Mapping[FutureLabel, Future] = field(default_factory=dict)
     later_states: LaterStates | None = None
     progress: Float[Tensor, " b"] | None = None
+    task_id: Int[Tensor, " b"] | None = None
+
+    @property
+    def tasks(self) -> Int[Tensor, " b"]:
+        """`task_id`, or where it is not known `instruction_id`: each instruction as a task of its own."""
+        return self.instruction_id if self.task_id is None else self.task_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

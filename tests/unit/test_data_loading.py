@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tutti.data.bundle import DataBundle
 from tutti.data.config import DataConfig, SourceConfig
@@ -101,6 +102,37 @@ def test_a_horizon_longer_than_every_episode_is_refused(data_set: Path, tmp_path
 def test_a_gripper_that_is_none_is_refused_with_the_name_of_the_set(data_set: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gripper\.dimension 0 .* no gripper in .*[\s\S]*\(none would do\)"):
         build(data_set, tmp_path, DataNeeds(states=("next_key",), grippers=(0,)))
+
+
+def test_wordings_of_a_task_share_its_number(data_set: Path, tmp_path: Path) -> None:
+    """By `data.tasks`, else by what the recordings know, else each instruction is a task of its own."""
+    plain = build(data_set, tmp_path).windows
+    batch = plain.gather(np.arange(len(plain)))
+    assert plain.tasks == ("close it", "open it") and batch.task_id is not None
+    assert torch.equal(batch.tasks, batch.instruction_id) and len(batch.task_id.unique()) == 2
+
+    config = DataConfig.model_validate(
+        {"sources": [{"path": data_set}], "horizon": HORIZON, "image_size": 8, "cache": {"folder": tmp_path}}
+    )
+    known = config.build(DataNeeds(), group_of=lambda text: "door").windows
+    assert known.tasks == ("door",) and not known.gather(np.arange(54)).tasks.any()
+    named = config.model_copy(update={"tasks": {"opening": ("OPEN  it",)}})
+    mixed = named.build(DataNeeds(), group_of=lambda text: "door")
+    assert mixed.windows.tasks == ("door", "opening")
+    opened = [text == "open it" for text in mixed.texts(mixed.windows.gather(np.arange(54)))]
+    assert mixed.windows.gather(np.arange(54)).tasks.bool().tolist() == opened
+    # The demonstrations of a task are counted by the same groups.
+    with pytest.raises(UserError, match="of 'opening' only"):
+        named.model_copy(update={"episodes_per_task": 5}).build(DataNeeds())
+
+
+def test_a_task_of_unknown_or_shared_wordings_is_refused(data_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.tasks\.door names 'open id'.* Did you mean 'open it'\?"):
+        build(data_set, tmp_path, tasks={"door": ["open id"]})
+    with pytest.raises(
+        ValidationError, match=r"each instruction in one task, found 'Open it' in 'a' and 'b'"
+    ):
+        DataConfig.model_validate({"tasks": {"a": ["open it"], "b": ["Open it"]}})
 
 
 def test_chunks_for_a_fit_are_those_of_the_training_windows(data_set: Path, tmp_path: Path) -> None:

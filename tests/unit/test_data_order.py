@@ -69,7 +69,7 @@ def index() -> WindowIndex:
         horizon=HORIZON,
         normalizer=Normalizer("standard", stats),
         tokenizer=Tokenizer.fit(TEXTS),
-        needs=DataNeeds(futures=(1, FUTURE), states=STATES, grippers=(1,)),
+        needs=DataNeeds(futures=(1, FUTURE, "last"), states=STATES, grippers=(1,)),
     )
 
 
@@ -84,7 +84,7 @@ def key_frame(store: Store, episode: Episode, row: int) -> int:
 def test_every_window_holds_what_a_loop_over_its_episode_finds(index: WindowIndex) -> None:
     batch = index.gather(np.arange(len(index)))
     assert batch.later_states is not None and batch.progress is not None
-    assert batch.later_states.labels == STATES and set(batch.futures) == {1, FUTURE}
+    assert batch.later_states.labels == STATES and set(batch.futures) == {1, FUTURE, "last"}
     window = 0
     for number, store in enumerate(STORES):
         for episode in store.episodes:
@@ -96,8 +96,9 @@ def test_every_window_holds_what_a_loop_over_its_episode_finds(index: WindowInde
                     assert batch.actions[window, step].tolist() == expected
                 last = episode.end - 1
                 for offset, future in batch.futures.items():
-                    assert bool(future.mask[window]) == (row + offset <= last)
-                    shown = min(row + offset, last)
+                    wanted = last if offset == "last" else row + offset
+                    assert bool(future.mask[window]) == (wanted <= last)
+                    shown = min(wanted, last)
                     assert int(future.observation.images[window, 0, 0, 0, 0]) == shown + 100 * number
                     assert future.observation.state[window].tolist() == store.states[shown].tolist()
                 assert int(batch.observation.images[window, 0, 0, 0, 0]) == row + 100 * number

@@ -67,7 +67,7 @@ def make_index(sources: list[list[int]], horizon: int, needs: DataNeeds) -> Wind
 
 @given(SOURCES, st.integers(1, 16), OFFSETS, OFFSETS, st.randoms(use_true_random=False))
 def test_a_window_holds_rows_of_its_own_episode_alone(sources, horizon, futures, offsets, random) -> None:
-    index = make_index(sources, horizon, DataNeeds(futures=futures, states=(*offsets, "last")))
+    index = make_index(sources, horizon, DataNeeds(futures=(*futures, "last"), states=(*offsets, "last")))
     windows = np.arange(len(index))
     random.shuffle(windows)
     batch = index.gather(windows)
@@ -86,10 +86,11 @@ def test_a_window_holds_rows_of_its_own_episode_alone(sources, horizon, futures,
     later = np.stack([*(windows + k for k in offsets), ends - 1], axis=1)
     assert batch.later_states.mask.numpy().tolist() == (later < ends[:, None]).tolist()
     assert (batch.later_states.values[..., 0].numpy() == -np.minimum(later, ends[:, None] - 1)).all()
-    assert tuple(batch.futures) == futures
-    for offset, future in batch.futures.items():
-        shown = np.minimum(windows + offset, ends - 1)
-        assert future.mask.tolist() == (windows + offset < ends).tolist()
+    assert tuple(batch.futures) == (*futures, "last")
+    for label, future in batch.futures.items():
+        wanted = ends - 1 if label == "last" else windows + label
+        shown = np.minimum(wanted, ends - 1)
+        assert future.mask.tolist() == (wanted < ends).tolist()
         assert future.observation.images[:, 0, 0, 0, 0].tolist() == shown.tolist()
         assert future.observation.state[:, 0].tolist() == (-shown).tolist()
 

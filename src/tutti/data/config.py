@@ -23,7 +23,7 @@ from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
 from tutti.data.mixture import Mixture
 from tutti.data.normalize import NormalizationKind, Normalizer
-from tutti.data.split import GroupOf, are_held_out, first_episodes
+from tutti.data.split import GroupOf, Tasks, are_held_out, check_wordings, first_episodes, grouped
 from tutti.data.tokenize import MAX_LENGTH, Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.errors import UserError
@@ -155,6 +155,11 @@ class DataConfig(FrozenConfig):
         description="Tokens that instructions are padded to, and cut after; auto: padded to 1.5 times the "
         "longest in training, and cut after 1.5 times its bytes, at least 64.",
     )
+    tasks: Tasks = Field(
+        default={},
+        description="Instructions that are wordings of one task, {open-door: [open the door, pull it open]}. "
+        "Of others the suite that recorded them knows the task; else each is one of its own.",
+    )
     augmentation: Augmentation = Field(
         default_factory=NoAugmentation, description="none, or colour: brightness, contrast, saturation."
     )
@@ -175,8 +180,9 @@ class DataConfig(FrozenConfig):
     ) -> DataBundle:
         """Opens the sources, fits normalisation and text on the training episodes, decodes frames once.
 
-        `group_of(instruction)` names the task that the split of validation episodes is stratified by; left
-        out, each wording counts as its own group. Frame caches are kept in `cache.folder` and found again.
+        `group_of(instruction)` names the task that the split of validation episodes is stratified by, and
+        that `task_id` numbers; left out, each wording counts as its own group. `tasks` goes before it. Frame
+        caches are kept in `cache.folder` and found again.
 
         `trained_on` is the file of digests of the data that a run has been trained on, which these must be.
         `kept` are the normaliser and the tokenizer of another run, instead of fitted ones.
@@ -209,7 +215,9 @@ class DataConfig(FrozenConfig):
             normalizer=normalizer,
             tokenizer=tokenizer,
             needs=needs,
+            group_of=grouped(self.tasks, group_of),
         )
+        check_wordings(self.tasks, windows.instructions)
         parts = tuple(windows.rows_of(number, part) for number, part in enumerate(training))
         # A resume must find the data sets, and what of them is trained on, unchanged.
         digest = hashlib.sha256(json.dumps([store.fingerprint for store in stores]).encode())
@@ -263,8 +271,10 @@ class DataConfig(FrozenConfig):
         """(training, validation) episodes of each store; to train on, the first ones of each group.
 
         One split over all of them (`are_held_out`), by the episodes' identities. How many are trained on does
-        not change it. Of store number i the episodes to train on are drawn with `seed` + i.
+        not change it. Of store number i the episodes to train on are drawn with `seed` + i. `tasks`
+        goes before `group_of`.
         """
+        group_of = grouped(self.tasks, group_of)
         episodes = [episode for store in stores for episode in store.episodes]
         identities = [identity for store in stores for identity in store.identities]
         held = iter(are_held_out(episodes, identities, self.validation_fraction, self.seed, group_of))
@@ -292,7 +302,7 @@ class DataConfig(FrozenConfig):
     def _check_lengths(self, stores: Sequence[EpisodeStore], needs: DataNeeds) -> None:
         for store in stores:
             longest = max(episode.length for episode in store.episodes)
-            offset = max(needs.futures, default=0)
+            offset = max(needs.offsets, default=0)
             if self.horizon > longest or offset >= longest:
                 name, value = ("data.horizon", self.horizon) if self.horizon > longest else ("future", offset)
                 raise UserError(

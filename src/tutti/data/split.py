@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator
 
 from tutti.data.content import digest
 from tutti.data.episodes import Episode
 from tutti.data.tokenize import normalized_text
-from tutti.errors import UserError
+from tutti.errors import UserError, near_miss
 
 GroupOf = Callable[[str], str]
 """The group (a task) that a normalised instruction belongs to."""
+
+
+def check_tasks(given: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """Raises: ValueError if two tasks name one instruction."""
+    owner: dict[str, str] = {}
+    for task, text in ((task, text) for task, texts in given.items() for text in texts):
+        if (other := owner.setdefault(normalized_text(text), task)) != task:
+            raise ValueError(
+                f"expected each instruction in one task, found {text!r:.60} in {other!r:.60} and {task!r:.60}"
+            )
+    return given
+
+
+Tasks = Annotated[dict[str, tuple[str, ...]], AfterValidator(check_tasks)]
+"""Tasks and the instructions that are wordings of them."""
+
+
+def grouped(tasks: Mapping[str, Sequence[str]], known: GroupOf | None) -> GroupOf | None:
+    """The task of a normalised instruction by `tasks`; of one that they do not name, by `known`."""
+    named = {normalized_text(text): task for task, texts in tasks.items() for text in texts}
+    if not named:
+        return known
+    return lambda text: named[text] if text in named else (known(text) if known else text)
+
+
+def check_wordings(tasks: Mapping[str, Sequence[str]], instructions: Sequence[str]) -> None:
+    """Raises: UserError if `tasks` names what is none of the (normalised) instructions."""
+    for task, texts in tasks.items():
+        if missing := [text for text in texts if normalized_text(text) not in instructions]:
+            raise UserError(
+                f"data.tasks.{task} names {missing[0]!r}, which is no instruction of the data."
+                f"{near_miss(normalized_text(missing[0]), instructions)}\n"
+                "  cure: write it as the data set does, or take it out."
+            )
 
 
 def split_episodes(

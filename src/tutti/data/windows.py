@@ -12,10 +12,11 @@ from torch import Tensor
 
 from tutti.data.episodes import Episode, EpisodeStore
 from tutti.data.normalize import Normalizer
+from tutti.data.split import GroupOf
 from tutti.data.tokenize import Tokenizer, log, normalized_text
 from tutti.errors import UserError
 from tutti.gripper_dims import MAX_AWAY, gripper_dimensions, share_away
-from tutti.types import Batch, DataNeeds, Future, LaterStates, Observation
+from tutti.types import Batch, DataNeeds, Future, FutureLabel, LaterStates, Observation
 
 CHANGE = 0.15
 """A change of the command from one frame to the next that counts, as a share of its range over the data."""
@@ -38,10 +39,12 @@ class WindowIndex:
 
     The chunk of window t is actions[t : t + horizon]. Steps past the episode's end are 0 and masked, never
     repeated. `futures[k]` is the observation at t + k of the same episode for k in `needs.futures`; where
-    that lies past the end it is masked and the last frame stands in. `later_states` are those of
+    that lies past the end it is masked and the last frame stands in. `futures["last"]` is that last frame of
+    the episode, masked nowhere. `later_states` are those of
     `needs.states`, masked past the end: at t + k, the episode's `last`, or that at the `next_key` frame
     (`next_keyframes`), where one of `needs.grippers` opens or closes. `instructions` are the distinct
-    normalised texts; spellings of one sentence share its `instruction_id`.
+    normalised texts; spellings of one sentence share its `instruction_id`. `tasks` are the groups that
+    `group_of` puts them into (without it each is its own), and `task_id` is their number.
 
     `remarks` are lines for the user: what the stores leave out, and hands that no gripper is named of.
 
@@ -56,6 +59,7 @@ class WindowIndex:
         normalizer: Normalizer,
         tokenizer: Tokenizer,
         needs: DataNeeds = DataNeeds(),
+        group_of: GroupOf | None = None,
     ) -> None:
         self.sources = tuple(sources)
         self.horizon, self.needs = horizon, needs
@@ -66,6 +70,9 @@ class WindowIndex:
         spoken = [tuple(map(normalized_text, store.instructions)) for store in stores]
         self.instructions = tuple(sorted(set[str]().union(*spoken)))
         number = {text: i for i, text in enumerate(self.instructions)}
+        groups = tuple(map(group_of, self.instructions)) if group_of else self.instructions
+        self.tasks = tuple(sorted(set(groups)))
+        self._task = np.array([self.tasks.index(group) for group in groups], dtype=np.int64)
         self._states = np.concatenate([normalizer.apply_state(s.states, s.spec.embodiment) for s in stores])
         self._actions = np.concatenate(
             [normalizer.apply_action(s.actions, s.spec.embodiment) for s in stores]
@@ -137,9 +144,10 @@ class WindowIndex:
             instruction_id=torch.from_numpy(self._instruction[windows]),
             embodiment=torch.from_numpy(self._embodiment[windows]),
             window=torch.from_numpy(windows.astype(np.int64)),
-            futures={offset: self._future(windows, offset) for offset in self.needs.futures},
+            futures={label: self._future(windows, label) for label in self.needs.futures},
             later_states=self._later_states(windows) if self.needs.states else None,
             progress=torch.from_numpy(self._progress[windows]),
+            task_id=torch.from_numpy(self._task[self._instruction[windows]]),
         )
 
     def chunks(
@@ -153,8 +161,9 @@ class WindowIndex:
         mask = np.broadcast_to(inside[..., None], actions.shape).copy()
         return torch.from_numpy(actions), torch.from_numpy(mask)
 
-    def _future(self, windows: Int64[np.ndarray, " b"], offset: int) -> Future:
-        later, end = windows + offset, self._end[windows]
+    def _future(self, windows: Int64[np.ndarray, " b"], label: FutureLabel) -> Future:
+        end = self._end[windows]
+        later = end - 1 if label == "last" else windows + label
         return Future(
             observation=self._observation(np.minimum(later, end - 1)), mask=torch.from_numpy(later < end)
         )

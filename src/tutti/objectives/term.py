@@ -21,6 +21,7 @@ from tutti.types import (
     DataSpec,
     Features,
     Future,
+    FutureLabel,
     LaterStates,
     StateLabel,
     Tokens,
@@ -201,8 +202,8 @@ class Term(nn.Module, ABC):
         To be overridden where others count; a function of the batch alone.
         """
         inside = torch.ones_like(batch.window, dtype=torch.bool)
-        for offset in self.needed.futures:
-            inside = inside & self.future(batch, offset).mask
+        for label in self.needed.futures:
+            inside = inside & self.future(batch, label).mask
         return inside
 
     def mean(self, errors: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, ""]:
@@ -210,18 +211,19 @@ class Term(nn.Module, ABC):
         rows = self.rows(batch)
         return masked_mean(errors, rows.view(-1, *(1,) * (errors.ndim - 1)), mask_of=self.rows)
 
-    def future(self, batch: Batch, offset: int) -> Future:
-        """The observation `offset` actions later.
+    def future(self, batch: Batch, label: FutureLabel) -> Future:
+        """The observation so many actions later, or the episode's "last" one.
 
         Raises: UserError if the batch was made without it.
         """
-        if offset not in batch.futures:
+        if label not in batch.futures:
+            asked = "the episode's last observation" if label == "last" else f"the one {label} actions later"
             raise UserError(
-                f"objective.{self.name} needs the observation {offset} actions later, but the batch holds "
-                f"{sorted(batch.futures) or 'none'}; build the data with config.objective.needs(), and let "
+                f"objective.{self.name} needs of later observations {asked}, but the batch holds "
+                f"{list(batch.futures) or 'none'}; build the data with config.objective.needs(), and let "
                 "the term's `needs` ask for it."
             )
-        return batch.futures[offset]
+        return batch.futures[label]
 
     def views_in_both(self, batch: Batch, offset: int) -> Bool[Tensor, "b v"]:
         """The views that are there now and `offset` actions later; none if that is past the episode's end."""

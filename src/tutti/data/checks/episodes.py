@@ -106,7 +106,7 @@ def _keys(source: Recorded, episodes: Sequence[Episode]) -> Iterator[tuple[tuple
 
 def lengths(data: Recordings) -> Iterator[Finding]:
     """Episodes that are short for the horizon, and offsets that few or none of them reach."""
-    future = max(data.needs.futures, default=0)
+    future = max(data.needs.offsets, default=0)
     for source in data.sources:
         longest = max((episode.length for episode in source.episodes), default=0)
         if data.horizon > longest or future >= longest:
