@@ -47,6 +47,7 @@ from tutti.runs.build import (
     check_data,
     training_starts,
     with_parent_data,
+    with_steps,
 )
 from tutti.runs.data_check import check_before_training
 from tutti.runs.evaluations import place_of
@@ -106,6 +107,7 @@ def train(
                 "Record first (tutti record CONFIG), or name data: "
                 "'data.sources=[{path: runs/demo/dataset}]'.",
             )
+        config = with_steps(config)
         if run.begin("train", config, *TRAIN_SECTIONS):
             with run.stage("train"):
                 _train(config, run)

@@ -198,7 +198,7 @@ def test_a_copy_of_the_vision_encoder_in_a_term_is_one_of_the_weights_taken(
     home: Path, tmp_path: Path
 ) -> None:
     """The target of future_latent begins as the encoder that the model has."""
-    objective = {"future": {"kind": "future_latent", "offset": 2, "hidden": 8}}
+    objective = {"future": {"kind": "future_latent", "offsets": [2], "hidden": 8}}
     config = config_of(home / "data", from_(home, "export"), objective=objective)
     _, model, terms = build_parts(config, tmp_path)
     target: Any = terms.terms["future"].target  # pyright: ignore[reportAttributeAccessIssue]

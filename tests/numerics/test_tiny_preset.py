@@ -40,7 +40,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "sigmoid": {},
     "state_contrastive": {},
     "recoverable_language": {},
-    "future_latent": {"offset": 2},
+    "future_latent": {"offsets": [2]},
     "progress": {},
     "chunk": {},
     "future_patches": {},

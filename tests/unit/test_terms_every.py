@@ -328,9 +328,11 @@ def test_it_asks_for_its_data_and_refuses_a_batch_without(case: str) -> None:
     ("kind", "options", "message"),
     [
         *(
-            (kind, {"offset": 6}, r"extra\.offset is 6, but must lie in 1\.\.5.*raise data\.horizon")
-            for kind in ("future_latent", "future_patches", "changed_patches", "inverse_dynamics")
+            (kind, {"offsets": (2, 6)}, r"extra\.offsets is 6, but must lie in 1\.\.5.*raise data\.horizon")
+            for kind in ("future_latent", "future_patches", "changed_patches")
         ),
+        ("inverse_dynamics", {"offset": 6}, r"extra\.offset is 6, but must lie in 1\.\.5.*data\.horizon"),
+        ("changed_patches", {"offsets": (4, 2)}, "must rise"),
         *(
             (kind, {"downsample": 3}, r"extra\.downsample is 3, but must divide the patch of 16")
             for kind in ("future_patches", "masked_patches")

@@ -25,7 +25,7 @@ RHO = 0.9
 
 def build() -> tuple[VLA, FutureLatentTerm]:
     model = make_model()
-    term = FutureLatentConfig(hidden=8, decay=RHO, offset=K).build(model, "latent")
+    term = FutureLatentConfig(hidden=8, decay=RHO, offsets=(K,)).build(model, "latent")
     return model.double(), term.double()
 
 

@@ -22,7 +22,7 @@ from tutti.objectives.terms.patches import (
 )
 from tutti.types import Batch, Features, Tokens
 
-SMALL = {"width": 16, "heads": 2, "offset": 3}
+SMALL = {"width": 16, "heads": 2, "offsets": (3,)}
 CELLS = 4
 
 
@@ -154,7 +154,7 @@ def test_its_own_floor_leaves_little_to_what_stands_still(kind: str, floor: floa
     striped = grey.clone()
     striped[..., :16, :16] = (torch.arange(16) // 2 % 2 * 255).to(torch.uint8)
     batch = replace(with_future(batch, images=striped), observation=replace(batch.observation, images=grey))
-    term = make_loss(model, recon={"kind": kind, **SMALL, "offset": 4}).terms["recon"]
+    term = make_loss(model, recon={"kind": kind, **SMALL, "offsets": (4,)}).terms["recon"]
     with torch.no_grad():
         term.out.weight.zero_()
         term.out.bias.zero_()

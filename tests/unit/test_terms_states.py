@@ -145,7 +145,7 @@ def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
         "state": {**small, "offsets": (1, 4)},
         "soon": {**small, "offsets": (2,), "last": False, "gripper": "off"},
         "grasp": {**small, "offsets": (1, 5), "last": False},
-        "recon": {"kind": "future_patches", "width": 16, "heads": 2, "offset": 3},
+        "recon": {"kind": "future_patches", "width": 16, "heads": 2, "offsets": (3,)},
         "inverse": {"kind": "inverse_dynamics", "hidden": 16, "offset": 2},
     }
     loss = make_loss(model, **terms)

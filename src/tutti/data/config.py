@@ -17,7 +17,7 @@ from tutti.data.cache import CacheConfig, cached_frames
 from tutti.data.episodes import Episode, EpisodeStore, Progress, check_unchanged
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.columns import MAX_TOLERANCE
-from tutti.data.formats.lerobot.metadata import Chosen
+from tutti.data.formats.lerobot.metadata import Chosen, read_info
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
@@ -26,6 +26,7 @@ from tutti.data.normalize import NormalizationKind, Normalizer
 from tutti.data.split import GroupOf, Tasks, are_held_out, check_wordings, first_episodes, grouped
 from tutti.data.tokenize import MAX_LENGTH, Tokenizer
 from tutti.data.windows import Source, WindowIndex
+from tutti.durations import ChunkSteps, require_steps
 from tutti.errors import UserError
 from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import LocalPath
@@ -109,6 +110,11 @@ class SourceConfig(FrozenConfig):
             )
         return given
 
+    @property
+    def fps(self) -> float:
+        """The frames a second of the data set, which is not opened."""
+        return read_info(self.path).fps
+
     def open(self) -> EpisodeStore:
         """Opens and checks the data set."""
         views = None if self.views == "auto" else self.views
@@ -131,7 +137,7 @@ class DataConfig(FrozenConfig):
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="Data sets of one embodiment; empty: the one that this run records."
     )
-    horizon: int = Field(default=16, ge=1, le=4096, description="Actions in a chunk.")
+    horizon: ChunkSteps = Field(default=16, description='Actions in a chunk, or how long it is: "0.8s".')
     batch_size: int = Field(default=64, ge=1, description="Windows in a batch.")
     image_size: int = Field(default=64, ge=8, le=1024, description="Edge of the square pictures, in pixels.")
     validation_fraction: float = Field(
@@ -192,6 +198,7 @@ class DataConfig(FrozenConfig):
         """
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <LeRobot folder>}.")
+        require_steps(self, "data")
         cache = self.cache.home()
         stores = [source.open() for source in self.sources]
         if trained_on is not None:

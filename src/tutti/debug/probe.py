@@ -12,7 +12,7 @@ from tutti.evaluation.probes.setup import ProbeSetup
 from tutti.plugin import Trust
 from tutti.report.blocks import texts
 from tutti.report.sections.held_out import probe_tables
-from tutti.runs.build import build_data, suite_of, training_threads
+from tutti.runs.build import build_data, suite_of, training_threads, with_steps
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
@@ -29,7 +29,7 @@ def probe_checkpoint(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
     Raises: UserError if the run has no checkpoint, or holds out no episode.
     """
     run = RunFolder(folder, new=False, trust_code=trust_code)
-    config = run.config()
+    config = with_steps(run.config())
     settings, checkpoint = config.evaluation, find_checkpoint(run.path)
     policy = Policy.load(checkpoint, settings.weights, trust_code=trust_code)
     data = build_data(config, run.path)

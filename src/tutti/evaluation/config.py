@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tutti.durations import Steps
 from tutti.frozen_config import FrozenConfig
 from tutti.suites.environment import Suite
 
@@ -75,8 +76,10 @@ class EvaluationConfig(FrozenConfig):
     first_seed: Annotated[int, Field(ge=0)] = Field(
         default=1000, description="seed of each task's first start; start i has the seed first_seed + i"
     )
-    actions_per_query: Count = Field(
-        default=4, description="actions executed of each predicted chunk before the policy is queried again"
+    actions_per_query: Steps = Field(
+        default=4,
+        description="actions executed of each predicted chunk before the policy is queried again, or how "
+        'long: "0.2s"',
     )
     max_decisions: Count = Field(default=100, description="control steps after which a rollout fails")
     split: Literal["held_out", "train"] = Field(

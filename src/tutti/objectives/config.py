@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from torch import nn
 
+from tutti.durations import require_steps
 from tutti.objectives.balancing.gradient_share import GradientShareBalancingConfig
 from tutti.objectives.balancing.interface import Balancing, FixedBalancingConfig
 from tutti.objectives.balancing.learned import FamoBalancingConfig, UncertaintyBalancingConfig
@@ -169,8 +170,10 @@ class ObjectiveConfig(BaseModel):
         >>> ObjectiveConfig.model_validate({"recon": None}).needs().futures
         ()
 
-        Raises: UserError if a term needs key frames and names no gripper, or two terms name different ones.
+        Raises: UserError if a term needs key frames and names no gripper, two terms name different ones, or
+        an offset is still in seconds.
         """
+        require_steps(self, "objective")
         needs = {
             name: config.needs(name)
             for name, config in self.terms().items()
@@ -195,6 +198,7 @@ class ObjectiveConfig(BaseModel):
         """The loss for `model`, with fresh heads from torch's global generator; lambdas are fixed unless
         `balancing` says otherwise. Raises UserError where sizes clash, a term owns what `model` owns, or
         reads a state that there is not."""
+        require_steps(self, "objective")
         reading = [k for k, term in self.terms().items() if term.reads_state or term.needs(k).states]
         if model.spec.state_dim == 0 and reading:
             raise UserError(

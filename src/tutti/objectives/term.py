@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import Counted, micro_part
+from tutti.distributed.ranks import Counted, micro_part, shared_mean
+from tutti.durations import Steps, rising
 from tutti.frozen_config import FrozenConfig
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import (
@@ -113,22 +114,84 @@ class BaseTermConfig(FrozenConfig, ABC):
         """The term called `name`, for sizes as those of `model`. Raises UserError where sizes clash."""
 
 
-class OffsetTermConfig(BaseTermConfig):
-    """The key of every term that looks at the observation k actions later."""
+class FutureTermConfig(BaseTermConfig):
+    """What the terms have in common that look at observations some actions later; `ahead` is that key."""
 
-    offset: PositiveInt = Field(default=4, description="k: how many actions later the observation lies.")
+    ahead: ClassVar[str]
+
+    def steps_ahead(self) -> tuple[int, ...]:
+        """The offsets, in steps."""
+        offsets = getattr(self, self.ahead)
+        return offsets if isinstance(offsets, tuple) else (offsets,)
 
     def needs(self, name: str) -> DataNeeds:
-        """The observation k actions later."""
-        return DataNeeds(futures=(self.offset,))
+        """The observations at the offsets."""
+        return DataNeeds(futures=self.steps_ahead())
 
     def require_in_chunk(self, model: Model, name: str) -> None:
-        """Raises: UserError if the offset is beyond the horizon."""
-        if self.offset > model.spec.horizon:
+        """Raises: UserError if an offset is beyond the horizon."""
+        if (most := max(self.steps_ahead())) > model.spec.horizon:
             raise UserError(
-                f"objective.{name}.offset is {self.offset}, but must lie in 1..{model.spec.horizon}, the "
+                f"objective.{name}.{self.ahead} is {most}, but must lie in 1..{model.spec.horizon}, the "
                 "horizon: what comes after the chunk is not the policy's. Lower it or raise data.horizon."
             )
+
+
+class OffsetTermConfig(FutureTermConfig):
+    """The key of a term that looks at the observation k actions later."""
+
+    ahead: ClassVar[str] = "offset"
+    offset: Steps = Field(
+        default=4, description='k: how many actions later the observation lies, or how long: "0.4s".'
+    )
+
+
+class OffsetsTermConfig(FutureTermConfig):
+    """The key of a term that predicts the observations at several offsets."""
+
+    ahead: ClassVar[str] = "offsets"
+    offsets: Annotated[tuple[Steps, ...], AfterValidator(rising)] = Field(
+        default=(4,),
+        min_length=1,
+        description="k: how many actions later the observations lie that one decoder predicts, or how long: "
+        '["0.4s", "0.8s"].',
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AtOffset:
+    """What counts of a batch at one offset; equal to another of the same method and offset, as the key of
+    the counts of an update must be."""
+
+    counted: Callable[[Batch, int], Tensor]
+    offset: int
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.counted(batch, self.offset)
+
+
+def at_each_offset(
+    offsets: Sequence[int],
+    errors: Mapping[str, Float[Tensor, "m n"]],
+    weight: Float[Tensor, "m n"],
+    counted: Callable[[Batch, int], Tensor],
+) -> dict[str, Tensor]:
+    """The weighted mean of each of the `errors` at each of several offsets, as in "copy_baseline/8"; nothing
+    of one offset. The rows are those of one offset after the other, the weight of a batch at an offset is
+    `counted`."""
+    if len(offsets) == 1:
+        return {}
+    count = len(weight) // len(offsets)
+    return {
+        f"{name}/{offset}": shared_mean((part * error).sum(), part.sum(), AtOffset(counted, offset))
+        for name, found in errors.items()
+        for offset, error, part in zip(offsets, found.split(count), weight.split(count), strict=True)
+    }
+
+
+def offset_vectors(offsets: Sequence[int], width: int) -> nn.Parameter | None:
+    """A vector for each of several offsets, which tells a decoder that they share which one is asked for."""
+    return nn.Parameter(torch.randn(len(offsets), width) * 0.02) if len(offsets) > 1 else None
 
 
 def two_layers(width_in: int, hidden: int, width_out: int) -> nn.Sequential:

@@ -9,7 +9,7 @@ from typing import Literal
 from tutti.config.run_config import RunConfig
 from tutti.planning.devices import Device, Precision, find_device
 from tutti.planning.footprint import Flops, Parts, Peaks, count_flops, fake_update, recompute
-from tutti.runs.build import expected_spec
+from tutti.runs.build import expected_spec, with_steps
 from tutti.types import DataSpec, UserError
 
 RESERVE = 0.92
@@ -133,6 +133,7 @@ def plan_run(
 
     Raises: UserError for an unknown device, or numbers out of range.
     """
+    config = with_steps(config, say=False)
     measured = device == "measured"
     precision = config.training.precision
     if precision == "auto":  # what it means there: bf16 on GPUs, fp32 on this machine's CPU

@@ -18,6 +18,7 @@ from tutti.data.config import DataConfig, SourceConfig
 from tutti.data.episodes import check_unchanged
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
+from tutti.durations import resolved, times_in
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts
 from tutti.evaluation.config import NO_SUITE
 from tutti.evaluation.open_loop import task_by_text
@@ -93,8 +94,25 @@ class BuiltTraining:
             self.trainer.rehearse(batches, step)
 
 
+def with_steps(config: RunConfig, fps: float | None = None, *, say: bool = True) -> RunConfig:
+    """The config with all its times in steps, and a printed line for each: at `fps` steps a second, or those
+    of the data sets that it names, or of what it would record.
+
+    Raises: UserError where the data are not there, or the steps are not allowed.
+    """
+    if not any(times_in(config)):
+        return config
+    if fps is None:
+        fps = config.data.sources[0].fps if config.data.sources else config.record.spec.fps
+    config, lines = resolved(config, fps)
+    for line in lines if say and world().ranks.first else ():
+        print_line(line)
+    return config
+
+
 def build_training(config: RunConfig, folder: Path, *, output: Path | None = None) -> BuiltTraining:
     """Builds the training of `config` on the data of the run in `folder`; it writes there or to `output`."""
+    config = with_steps(config)
     output, starts = output or folder, training_starts(config, folder)
     return BuiltTraining(config, *build_parts(config, folder, output), output, starts=starts)
 
@@ -122,6 +140,7 @@ def build_parts(
     """Data as the objective's terms need it, a model with fresh weights or those that `training.init_from`
     names, and the objective. A training that has checkpoints in `output` (by default `folder`) goes on from
     these instead."""
+    config = with_steps(config)
     initial, output, weights, source = config.training.init_from, output or folder, None, None
     if initial != "off" and not checkpoints(output):
         source = source_of(initial, output, folder)  # before a picture is decoded
@@ -166,6 +185,7 @@ def require_data(config: RunConfig, folder: Path) -> None:
 
 def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) -> DataBundle:
     """The run's data. Raises: UserError also where they are no longer those that it was trained on."""
+    config = with_steps(config)
     data, task_of = with_sources(config, folder), task_by_text(config.record.spec)
     kept = kept_statistics(config, folder)
 
@@ -234,6 +254,7 @@ def suite_of(config: RunConfig) -> Suite:
 
 def describe_model(config: RunConfig) -> Description:
     """Modules, parameters, FLOPs and tokens of the model that `config` builds, from `expected_spec`."""
+    config = with_steps(config)
     return describe(config.model.build(expected_spec(config)))
 
 

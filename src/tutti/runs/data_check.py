@@ -21,7 +21,7 @@ from tutti.evaluation.open_loop import task_by_text
 from tutti.findings import Finding
 from tutti.objectives.terms.alignment import EmbeddingTermConfig
 from tutti.objectives.weight_schedule import schedule_of
-from tutti.runs.build import with_sources
+from tutti.runs.build import with_sources, with_steps
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_findings, print_line
 from tutti.storage.checkpoint import checkpoints
@@ -80,6 +80,7 @@ def check_path(
         config = load_config(path, overrides) if is_config(path) else _defaults_for(path, overrides)
         data = with_sources(config, Path("runs") / config.name)
         stores = [source.open() for source in data.sources]
+        config = with_steps(config, stores[0].spec.fps)
     except UserError as error:
         return CheckedPath(path=path, findings=[say("unreadable", None, source=path, message=str(error))])
     try:
@@ -124,7 +125,7 @@ def read_recordings(config: RunConfig, data: DataConfig, stores: Sequence[Episod
             for store, used, held in zip(stores, training, held_out, strict=True)
         ],
         normalizer=data.fit_normalizer(stores, training),
-        horizon=data.horizon,
+        horizon=config.data.horizon,
         needs=config.objective.needs(),
         contrasting=contrasting(config),
         grippers=named_grippers(config),

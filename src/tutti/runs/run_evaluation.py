@@ -15,7 +15,7 @@ from tutti.evaluation.config import NO_SUITE, EvaluationConfig
 from tutti.evaluation.folder import OPEN_LOOP, RESULTS, VIDEOS, EvaluationFolder
 from tutti.evaluation.open_loop import measure_open_loop, tasks_of
 from tutti.plugin import Origin, Trust
-from tutti.runs.build import build_data, check_data, suite_of, training_threads
+from tutti.runs.build import build_data, check_data, suite_of, training_threads, with_steps
 from tutti.runs.evaluations import Place, judged_policy
 from tutti.runs.folder import Redo, RunFolder
 from tutti.runs.terminal import print_line, progress_bar
@@ -57,9 +57,11 @@ def run_evaluation(
     trained = place.starts(config) if plays else TrainingStarts()
     check_seeds(settings, trained)  # before anything slow
     policy = CheckpointPolicyFactory(place.policy(settings.checkpoint), settings.weights, trust_code=trust)
-    judged = judged_policy(policy)
+    judged, spec = judged_policy(policy), read_spec(listed(policy.path))
+    config = with_steps(config, spec.fps)
+    settings = config.evaluation
     suite = suite_of(config)
-    suite = fit_suite(suite, read_spec(listed(policy.path))) if plays else suite
+    suite = fit_suite(suite, spec) if plays else suite
     if trained.unknown:
         print_line(trained.warning)
     with evaluation.locked():

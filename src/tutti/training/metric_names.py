@@ -25,6 +25,8 @@ METRICS: dict[str, str] = {
     "metric/*/target_std": "RMS distance of the unit targets from their batch mean, 0 (collapsed) to 1.",
     "metric/*/target_rank": "Effective rank of these targets about their mean; on held-out data only.",
     "metric/*/copy_baseline": "The term if nothing changed until then; future_latent: on held-out data only.",
+    "metric/*/copy_baseline/*": "The same at this offset alone, where the term has several.",
+    "metric/*/value/*": "The term at this offset alone, where it has several.",
     "metric/*/mean_baseline": "The term if the batch's mean progress were always the answer.",
     "metric/*/l1": "Mean |y^ - y| of the predicted progress, 0 to 1.",
     "metric/*/changed_share": "Share of future patches that changed by more than the threshold, 0 to 1.",

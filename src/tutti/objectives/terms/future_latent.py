@@ -12,12 +12,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import mean_over_ranks, shared_mean
-from tutti.objectives.term import Model, OffsetTermConfig, Term, TermValue
+from tutti.objectives.term import Model, OffsetsTermConfig, Term, TermValue, at_each_offset, offset_vectors
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, Features, Future, at_least_float32, effective_rank, masked_mean
 
 
-class FutureLatentConfig(OffsetTermConfig):
+class FutureLatentConfig(OffsetsTermConfig):
     """`kind: future_latent`."""
 
     kind: Literal["future_latent"] = "future_latent"
@@ -29,7 +29,7 @@ class FutureLatentConfig(OffsetTermConfig):
 
     def build(self, model: Model, name: str) -> FutureLatentTerm:
         """The term for pictures and tokens as those of `model`; its target starts as the vision encoder that
-        `model` has now. Raises UserError if the offset is beyond the horizon."""
+        `model` has now. Raises UserError if an offset is beyond the horizon."""
         return FutureLatentTerm(self, model, name)
 
 
@@ -39,7 +39,8 @@ class FutureLatentTerm(Term):
     f_t are the fused vision tokens, which know the instruction and the state; h is a network of two layers on
     each token; e_xi is the vision encoder with the weights xi, on the picture at t + k. Token by token: each
     fused token predicts the latent of its own cell. m is 0 for views that are absent now or then and for all
-    that lies past the episode's end.
+    that lies past the episode's end. Several offsets share h: each adds a learned vector to the
+    tokens, and the mean goes over all of them.
 
     The target encoder `target` is a part of this term: it is in the checkpoint, no optimiser moves it and no
     gradient reaches it. After each optimizer step xi <- rho xi + (1 - rho) theta, theta the weights of the
@@ -55,13 +56,14 @@ class FutureLatentTerm(Term):
     def __init__(self, config: FutureLatentConfig, model: Model, name: str) -> None:
         super().__init__(name=name, stop_gradient=config.stop_gradient)
         config.require_in_chunk(model, name)
-        self.config = config
+        self.config, self.offsets = config, config.steps_ahead()
         self.tokens_per_view = model.vision.tokens_per_view
         self.predictor = nn.Sequential(
             nn.Linear(model.fusion.width, config.hidden),
             nn.GELU(),
             nn.Linear(config.hidden, model.vision.width),
         )
+        self.offset = offset_vectors(self.offsets, model.fusion.width)
         self.target = deepcopy(_encoder_of(model)).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -85,38 +87,43 @@ class FutureLatentTerm(Term):
             buffer.copy_(source)
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
-        """The masked mean over tokens. Metrics: `target_std`, the root mean squared distance of the unit
-        targets from their mean over the batch at the same cell, in [0, 1]; 0: collapsed. In evaluation mode
-        only, since they cost: `target_rank`, the effective rank exp(-sum p log p) of these deviations, p the
-        singular values divided by their sum; and `copy_baseline`, the mean of 1 - cos(e_xi(o_t),
-        e_xi(o_{t+k})), the loss of predicting that nothing changes."""
-        future = self.future(batch, self.config.offset)
-        fused = features.fused_vision
-        target, there = self._latents(future, model)
-        mask = fused.mask & there
+        """The masked mean over tokens and offsets. Metrics: `target_std`, the root mean squared distance of
+        the unit targets from their mean over the batch at the same cell, in [0, 1]; 0: collapsed. In
+        evaluation mode only, since they cost: `target_rank`, the effective rank exp(-sum p log p) of these
+        deviations, p the singular values divided by their sum; and `copy_baseline`, the mean of 1 -
+        cos(e_xi(o_t), e_xi(o_{t+k})), the loss of predicting that nothing changes. Of several offsets also
+        `value/<k>` and `copy_baseline/<k>`, the same at each."""
+        fused, several = features.fused_vision, len(self.offsets)
+        latents = [self._latents(self.future(batch, offset), model) for offset in self.offsets]
+        target, there = (torch.cat(parts) for parts in zip(*latents, strict=True))
+        mask = fused.mask.repeat(several, 1) & there
         # What does not count is blanked before it enters, so that a NaN there cannot come back in a gradient.
-        predicted = F.normalize(
-            self.predictor(fused.values.masked_fill(~mask[..., None], 0)).to(target.dtype), dim=-1
-        )
-        value = masked_mean(1 - (predicted * target).sum(dim=-1), mask, mask_of=self.mask)
+        told = fused.values.repeat(several, 1, 1).masked_fill(~mask[..., None], 0)
+        if self.offset is not None:
+            told = told + self.offset.repeat_interleave(len(fused.values), dim=0)[:, None]
+        predicted = F.normalize(self.predictor(told).to(target.dtype), dim=-1)
+        losses = {"value": 1 - (predicted * target).sum(dim=-1)}
+        value = masked_mean(losses["value"], mask, mask_of=self.mask)
         with torch.no_grad():
             deviations = _from_mean(target, mask)
             spread = mean_over_ranks(masked_mean(deviations.square().sum(dim=-1), mask)).sqrt()
-            metrics = {f"{self.name}/target_std": spread}
+            metrics = {"target_std": spread}
             if not self.training:
-                everyone = torch.ones_like(future.mask)
+                everyone = torch.ones_like(batch.window, dtype=torch.bool)
                 present, here = self._latents(Future(observation=batch.observation, mask=everyone), model)
-                unchanged = (present * target).sum(dim=-1)
-                metrics |= {
-                    f"{self.name}/target_rank": effective_rank(deviations.flatten(0, 1)),
-                    f"{self.name}/copy_baseline": masked_mean(1 - unchanged, mask & here),
-                }
-        return TermValue(value=value, metrics=metrics)
+                losses["copy_baseline"] = 1 - (present.repeat(several, 1, 1) * target).sum(dim=-1)
+                mask = mask & here.repeat(several, 1)
+                metrics["target_rank"] = effective_rank(deviations.flatten(0, 1))
+                metrics["copy_baseline"] = masked_mean(losses["copy_baseline"], mask)
+            metrics |= at_each_offset(self.offsets, losses, mask.to(value.dtype), self._mask_at)
+        return TermValue(value=value, metrics={f"{self.name}/{key}": one for key, one in metrics.items()})
 
-    def mask(self, batch: Batch) -> Bool[Tensor, "b n"]:
-        """m, by the batch: the tokens of views that are there now and then."""
-        there = self.views_in_both(batch, self.config.offset)
-        return there.repeat_interleave(self.tokens_per_view, dim=1)
+    def mask(self, batch: Batch) -> Bool[Tensor, "m n"]:
+        """m, by the batch, one offset after the other: the tokens of views that are there now and then."""
+        return torch.cat([self._mask_at(batch, offset) for offset in self.offsets])
+
+    def _mask_at(self, batch: Batch, offset: int) -> Bool[Tensor, "b n"]:
+        return self.views_in_both(batch, offset).repeat_interleave(self.tokens_per_view, dim=1)
 
     @torch.no_grad()
     def _latents(self, at: Future, model: Model) -> tuple[Float[Tensor, "b n d"], Bool[Tensor, "b n"]]:

@@ -14,9 +14,17 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import shared_mean
+from tutti.distributed.ranks import Counted, shared_mean
 from tutti.frozen_config import heads_divide
-from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue
+from tutti.objectives.term import (
+    BaseTermConfig,
+    Model,
+    OffsetsTermConfig,
+    Term,
+    TermValue,
+    at_each_offset,
+    offset_vectors,
+)
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, Features, UserError, at_least_float32, masked_mean
 
@@ -80,7 +88,7 @@ class PatchTerm(Term):
         return to_patches(images, self.grid, self.downsample, dtype)
 
 
-class FuturePatchesConfig(PatchTermConfig, OffsetTermConfig):
+class FuturePatchesConfig(PatchTermConfig, OffsetsTermConfig):
     """`kind: future_patches`."""
 
     kind: Literal["future_patches"] = "future_patches"
@@ -127,24 +135,28 @@ class FuturePatchesTerm(PatchTerm):
     r_p = 1 (uniform), or floor + 1[mean |x_p(t + k) - x_p(t)| > threshold] (changed; after DreamVLA,
     2507.04447).
 
-    Pixels are in [-1, 1], averaged over downsample^2 squares. Patches of views that are absent now or then,
-    or past the episode's end, do not count. Differs: DreamVLA tracks its regions; ours assume a still camera.
+    Several offsets share the decoder: each is told by a learned vector that is added to all its tokens, and
+    both sums go over all offsets. Pixels are in [-1, 1], averaged over downsample^2 squares. Patches of views
+    that are absent now or then, or past the episode's end, do not count. Differs: DreamVLA tracks its
+    regions; ours assume a still camera.
     """
 
     def __init__(self, config: FuturePatchesConfig, model: Model, name: str) -> None:
         super().__init__(config, model, name)
         config.require_in_chunk(model, name)
-        self.config = config
+        self.config, self.offsets = config, config.steps_ahead()
         self.embed = nn.Linear(model.fusion.width, config.width)
         self.add_decoder(config, model)
+        self.offset = offset_vectors(self.offsets, config.width)
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
-        """The weighted loss; metrics `changed_share` and `copy_baseline`, the loss of the
-        present picture as the prediction, below which something was learned about the future."""
+        """The weighted loss; metrics `changed_share` and `copy_baseline`, the loss of the present picture as
+        the prediction, below which something was learned about the future. Of several offsets also
+        `value/<k>` and `copy_baseline/<k>`, the same at each."""
         tokens = features.fused_vision
         predicted = at_least_float32(self.predict(tokens.values))
         with torch.no_grad():
-            mask = tokens.mask & self.mask(batch)
+            mask = tokens.mask.repeat(len(self.offsets), 1) & self.mask(batch)
             now, later = self._both(batch, predicted.dtype)
             changed = self._changed(now, later)
             # Where nothing counts both are blanked: a NaN there would come back, in the gradient as well.
@@ -152,49 +164,68 @@ class FuturePatchesTerm(PatchTerm):
                 normalise_patches(patches).masked_fill(~mask[..., None], 0) for patches in (later, now)
             )
             weight = self._weight(changed, mask, now.dtype)
+        errors, copied = ((guess - target).square().mean(dim=-1) for guess in (predicted, copy))
+        value = self._mean(errors, weight, self.weight)
+        with torch.no_grad():
             metrics = {
-                f"{self.name}/changed_share": masked_mean(changed.to(now.dtype), mask, mask_of=self.mask),
-                f"{self.name}/copy_baseline": self._error(copy, target, weight),
+                "changed_share": masked_mean(changed.to(now.dtype), mask, mask_of=self.mask),
+                "copy_baseline": self._mean(copied, weight, self.weight),
             }
-        return TermValue(value=self._error(predicted, target, weight), metrics=metrics)
+            each = {"value": errors, "copy_baseline": copied}
+            metrics |= at_each_offset(self.offsets, each, weight, self._weight_at)
+        return TermValue(value=value, metrics={f"{self.name}/{key}": one for key, one in metrics.items()})
 
-    def _error(
-        self, guess: Float[Tensor, "b n p"], target: Float[Tensor, "b n p"], weight: Float[Tensor, "b n"]
-    ) -> Float[Tensor, ""]:
+    @staticmethod
+    def _mean(errors: Float[Tensor, "m n"], weight: Float[Tensor, "m n"], of: Counted) -> Float[Tensor, ""]:
         """sum r l / sum r over all rows of the update; 0 where every weight is 0."""
-        errors = (guess - target).square().mean(dim=-1)
-        return shared_mean((weight * errors).sum(), weight.sum(), self.weight)
+        return shared_mean((weight * errors).sum(), weight.sum(), of)
 
-    def mask(self, batch: Batch) -> Bool[Tensor, "b n"]:
-        """Which patches count, by the batch: those of views that are there now and then."""
-        return self.views_in_both(batch, self.config.offset).repeat_interleave(self.grid**2, dim=1)
+    def mask(self, batch: Batch) -> Bool[Tensor, "m n"]:
+        """Which patches count, by the batch, offset by offset: those of views that are there now and then."""
+        return torch.cat([self._mask_at(batch, offset) for offset in self.offsets])
 
-    def weight(self, batch: Batch) -> Float[Tensor, "b n"]:
-        """r_p, and 0 where a patch does not count."""
+    def weight(self, batch: Batch) -> Float[Tensor, "m n"]:
+        """r_p, one offset after the other, and 0 where a patch does not count."""
+        return torch.cat([self._weight_at(batch, offset) for offset in self.offsets])
+
+    def _mask_at(self, batch: Batch, offset: int) -> Bool[Tensor, "b n"]:
+        return self.views_in_both(batch, offset).repeat_interleave(self.grid**2, dim=1)
+
+    def _weight_at(self, batch: Batch, offset: int) -> Float[Tensor, "b n"]:
         dtype = at_least_float32(self.position).dtype
-        return self._weight(self._changed(*self._both(batch, dtype)), self.mask(batch), dtype)
+        now, later = (
+            self.patches(images, dtype)
+            for images in (batch.observation.images, self.future(batch, offset).observation.images)
+        )
+        return self._weight(self._changed(now, later), self._mask_at(batch, offset), dtype)
 
     def _both(
         self, batch: Batch, dtype: torch.dtype
-    ) -> tuple[Float[Tensor, "b n p"], Float[Tensor, "b n p"]]:
-        """The patches of the present and of the later picture."""
-        later = self.future(batch, self.config.offset).observation.images
-        return self.patches(batch.observation.images, dtype), self.patches(later, dtype)
+    ) -> tuple[Float[Tensor, "m n p"], Float[Tensor, "m n p"]]:
+        """The patches of the present and of the later pictures, one offset after the other."""
+        later = [
+            self.patches(self.future(batch, offset).observation.images, dtype) for offset in self.offsets
+        ]
+        now = self.patches(batch.observation.images, dtype)
+        return now.repeat(len(later), 1, 1), torch.cat(later)
 
-    def _changed(self, now: Float[Tensor, "b n p"], later: Float[Tensor, "b n p"]) -> Bool[Tensor, "b n"]:
+    def _changed(self, now: Float[Tensor, "m n p"], later: Float[Tensor, "m n p"]) -> Bool[Tensor, "m n"]:
         return (later - now).abs().mean(dim=-1) > self.config.threshold
 
     def _weight(
-        self, changed: Bool[Tensor, "b n"], mask: Bool[Tensor, "b n"], dtype: torch.dtype
-    ) -> Float[Tensor, "b n"]:
+        self, changed: Bool[Tensor, "m n"], mask: Bool[Tensor, "m n"], dtype: torch.dtype
+    ) -> Float[Tensor, "m n"]:
         if self.config.weighting == "uniform":
             return mask.to(dtype)
         return (self.config.floor + changed).to(dtype) * mask
 
-    def predict(self, fused: Float[Tensor, "b n d"]) -> Float[Tensor, "b n p"]:
-        """The normalised future patch on which each fused vision token sits, p = 3 (patch / downsample)^2."""
+    def predict(self, fused: Float[Tensor, "b n d"]) -> Float[Tensor, "m n p"]:
+        """The normalised future patch on which each fused vision token sits, p = 3 (patch / downsample)^2,
+        one offset after the other: m = number of offsets * b."""
         x = self.embed(fused).view(len(fused), *self.position.shape) + self.position
-        return self.decode(x.flatten(0, 1)).view(*fused.shape[:2], -1)
+        if self.offset is not None:
+            x = (x + self.offset[:, None, None, None]).flatten(0, 1)
+        return self.decode(x.flatten(0, 1)).view(-1, fused.shape[1], self.out.out_features)
 
 
 def to_patches(images: Tensor, grid: int, downsample: int, dtype: torch.dtype) -> Float[Tensor, "b n p"]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from torch import Tensor
 
 from tutti.distributed.ranks import mean_over_ranks
+from tutti.durations import Steps, rising
 from tutti.frozen_config import FrozenConfig
 from tutti.gripper_dims import gripper_dimensions
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
@@ -38,8 +39,10 @@ class FutureStatesConfig(BaseTermConfig):
 
     kind: Literal["future_states"] = "future_states"
     weight: Weight = WeightSchedule(start=5.0, end=0.3, schedule="cosine")
-    offsets: tuple[PositiveInt, ...] = Field(
-        default=(2, 4, 6, 8, 12, 16, 24), min_length=1, description="how many actions ahead the states lie"
+    offsets: Annotated[tuple[Steps, ...], AfterValidator(rising)] = Field(
+        default=(2, 4, 6, 8, 12, 16, 24),
+        min_length=1,
+        description='how many actions ahead the states lie, or how long: ["0.4s", "0.8s"]',
     )
     last: bool = Field(default=True, description="also predict the last state of the episode")
     gripper: GripperConfig | Literal["off"] = Field(
@@ -59,12 +62,6 @@ class FutureStatesConfig(BaseTermConfig):
         if not given["key"]:
             return rest | {"gripper": "off"}
         return rest | ({"gripper": {"dimension": -1}} if rest.get("gripper", "off") == "off" else {})
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if list(self.offsets) != sorted(set(self.offsets)):
-            raise ValueError(f"offsets {self.offsets} must rise and not repeat")
-        return self
 
     @property
     def labels(self) -> tuple[StateLabel, ...]:

@@ -122,7 +122,7 @@ class LeRobotMeta:
 
 def read_meta(folder: Path, chosen: Chosen = ALL) -> LeRobotMeta:
     """Reads and checks `folder/meta`; every fault is a UserError that names file, key and cure."""
-    info = _read_info(folder)
+    info = read_info(folder)
     tasks = _read_tasks(folder / "meta" / "tasks.parquet", info)
     views = [key for key, one in info.features.items() if one.dtype == "video" and not one.no_colours]
     where = folder / "meta" / "episodes"
@@ -151,7 +151,8 @@ def _spans(numbers: Sequence[int]) -> str:
     return f"[{', '.join(texts[:_SHOWN])}{', ...' * (len(texts) > _SHOWN)}]"
 
 
-def _read_info(folder: Path) -> Info:
+def read_info(folder: Path) -> Info:
+    """Reads and checks `folder/meta/info.json` alone."""
     path = folder / "meta" / "info.json"
     if not path.is_file():
         raise data_error(f"{folder} is no LeRobot v3 data set: {_what_it_is(folder)}.", cure=OTHER)

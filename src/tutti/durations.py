@@ -1,0 +1,151 @@
+"""Times in steps, or in seconds ("0.4s"), which the frames a second of the data turn into steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from math import floor
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    ValidationError,
+    WithJsonSchema,
+)
+
+from tutti.errors import UserError
+
+_FORM = r"^(?=.*[1-9])(\d{1,6}(?:\.\d{1,6})?) ?(ms|s)$"
+_UNITS = {"s": Fraction(1), "ms": Fraction(1, 1000)}
+MAX_STEPS = 1_000_000
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class Seconds(str):
+    """A time as it is written in a config, with its unit: "0.4s", "400ms"."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> Fraction:
+        """The seconds, exactly."""
+        number, unit = _parsed(self)
+        return Fraction(number) * _UNITS[unit]
+
+
+def _parsed(text: str) -> tuple[str, str]:
+    found = re.fullmatch(_FORM, text)
+    if found is None:
+        raise ValueError(
+            f"expected steps, or a time with its unit as in '0.4s' or '400ms', found {text!r:.40}"
+        )
+    return found[1], found[2]
+
+
+def _checked(text: str) -> Seconds:
+    _parsed(text)
+    return Seconds(text)
+
+
+if TYPE_CHECKING:
+    # Who reads a config that is in use finds numbers: `resolved` has put them in the place of times.
+    Steps = ChunkSteps = int
+else:
+
+    def _steps(most: int) -> Any:
+        """The type of a number of steps up to `most`, or of a time."""
+        text = Annotated[
+            str,
+            AfterValidator(_checked),
+            PlainSerializer(str, return_type=str),
+            WithJsonSchema({"type": "string", "pattern": _FORM}),
+        ]
+        return Annotated[
+            Annotated[int, Field(ge=1, le=most), Tag("steps")] | Annotated[text, Tag("seconds")],
+            Discriminator(lambda given: "seconds" if isinstance(given, str) else "steps"),
+        ]
+
+    Steps, ChunkSteps = _steps(MAX_STEPS), _steps(4096)
+
+
+def in_steps(time: int | Seconds, fps: float) -> int:
+    """The nearest number of steps at `fps` steps a second, at least 1. A number of steps is itself."""
+    if not isinstance(time, Seconds):
+        return time
+    return max(1, floor(time.value * Fraction(fps) + Fraction(1, 2)))
+
+
+def times_in(config: BaseModel, key: str = "") -> Iterator[tuple[str, Seconds]]:
+    """The times of a config, and of the configs in it, that are still in seconds, each with its key."""
+    for name, value in dict(config).items():
+        here = f"{key}.{name}" if key else name
+        if isinstance(value, BaseModel):
+            yield from times_in(value, here)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Seconds):
+                yield here, one
+
+
+def require_steps(config: BaseModel, key: str) -> None:
+    """Raises: UserError if a time of the config at `key` is still in seconds."""
+    for where, time in times_in(config, key):
+        raise UserError(
+            f"{where} is {time}, but the frames a second of the data are not known here.\n"
+            "  cure: put steps in its place, or resolve the config first: "
+            "config, _ = tutti.durations.resolved(config, fps)."
+        )
+
+
+def resolved(config: Config, fps: float, key: str = "") -> tuple[Config, list[str]]:
+    """The config with every time in steps, and a line for each: "data.horizon 0.4s = 4 steps at 10 fps".
+
+    Raises: UserError where steps are not allowed: two times that are the same number of them, or too many.
+    """
+    changes: dict[str, Any] = {}
+    below: dict[str, BaseModel] = {}
+    lines: list[str] = []
+    for name, value in dict(config).items():
+        here = f"{key}.{name}" if key else name
+        if isinstance(value, BaseModel):
+            inner, said = resolved(value, fps, here)
+            below |= {name: inner} if said else {}
+            lines += said
+            continue
+        several = value if isinstance(value, tuple) else (value,)
+        if said := [f"{here} {_said(one, fps)}" for one in several if isinstance(one, Seconds)]:
+            steps = tuple(in_steps(one, fps) for one in several)
+            changes[name] = steps if isinstance(value, tuple) else steps[0]
+            lines += said
+    if changes:  # checked anew: what is allowed of times may not be of the steps
+        try:
+            config = type(config).model_validate(dict(config) | changes)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join([key, *(str(part) for part in problem["loc"] if part in changes)])
+            reason = str((problem.get("ctx") or {}).get("error", problem["msg"])).rstrip(".")
+            said = "; ".join(lines)
+            raise UserError(f"{said}.\n  {where}: {reason}.\n  cure: other times, or steps.") from None
+    return (config.model_copy(update=below) if below else config), lines
+
+
+def rising(offsets: tuple[Steps, ...]) -> tuple[Steps, ...]:
+    """A validator: offsets rise and do not repeat. Times are judged once they are steps."""
+    given: tuple[Any, ...] = offsets
+    if not any(isinstance(one, Seconds) for one in given) and list(given) != sorted(set(given)):
+        raise ValueError(f"{offsets} must rise and not repeat")
+    return offsets
+
+
+def _said(time: Seconds, fps: float) -> str:
+    """ "0.4s = 4 steps at 10 fps", and how long that really is where it is more than 1 % off."""
+    steps = in_steps(time, fps)
+    off = abs(steps / fps - time.value) > time.value / 100
+    real = f" ({steps / fps:.3g}s)" if off else ""
+    return f"{time} = {steps} step{'s' if steps > 1 else ''}{real} at {fps:g} fps"
