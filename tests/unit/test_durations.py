@@ -29,9 +29,7 @@ def test_steps_written_as_seconds_come_back(steps: int, fps: float) -> None:
 
 
 @given(microseconds, microseconds, rates)
-def test_a_later_time_is_never_fewer_steps_and_the_nearest_is_taken(
-    a: int, b: int, fps: float
-) -> None:
+def test_a_later_time_is_never_fewer_steps_and_the_nearest_is_taken(a: int, b: int, fps: float) -> None:
     first, second = (in_steps(text_of(count), fps) for count in sorted((a, b)))
     assert 1 <= first <= second
     exact = text_of(max(a, b)).value * Fraction(fps)
