@@ -9,7 +9,8 @@ from tutti.types import Batch, DataNeeds, Features
 
 
 class StateChange(Term):
-    """mean (head(readout) - (s_{t+k} - s_t))^2 over dimensions and windows whose t + k is in the episode."""
+    """mean (head(readout) - (s_{t+k} - s_t))^2 over dimensions and the windows that have a state and whose
+    t + k is in the episode."""
 
     def __init__(self, model: Model, *, offset: int = 4, **term: Any) -> None:
         super().__init__(**term)
@@ -18,7 +19,7 @@ class StateChange(Term):
 
     @classmethod
     def needs(cls, *, offset: int = 4) -> DataNeeds:
-        return DataNeeds(futures=(offset,))
+        return DataNeeds(futures=(offset,), labels=("state",))
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         change = self.future(batch, self.offset).observation.state - batch.observation.state

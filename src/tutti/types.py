@@ -9,7 +9,7 @@ Shape letters, used in every annotation of the package:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
@@ -74,6 +74,10 @@ class Future(Movable):
     mask: Bool[Tensor, " b"]
 
 
+Label = Literal["actions", "text", "state"]
+"""What an episode may lack, and a loss term may need."""
+LABELS: tuple[Label, ...] = ("actions", "text", "state")
+
 FutureLabel = int | Literal["last"]
 """Which later observation: so many actions later, or the episode's last one."""
 
@@ -83,7 +87,8 @@ StateLabel = int | Literal["last", "next_key"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaterStates(Movable):
-    """The normalised states that `labels` name, one column each. Past the episode's end `mask` is False."""
+    """The normalised states that `labels` name, one column each. `mask` is False past the episode's end,
+    where the state is not known, and at a next key frame that no actions tell."""
 
     labels: tuple[StateLabel, ...]
     values: Float[Tensor, "b o s"]
@@ -108,11 +113,12 @@ class LaterStates(Movable):
 class DataNeeds:
     """What loss terms ask of the data besides the window itself: the later observations of these labels, and
     the `states` of these. The next key frame is where one of `grippers`, dimensions of the action
-    (negative ones from the end), opens or closes."""
+    (negative ones from the end), opens or closes. `labels` are those that a row must have to count."""
 
     futures: tuple[FutureLabel, ...] = ()
     states: tuple[StateLabel, ...] = ()
     grippers: tuple[int, ...] = ()
+    labels: tuple[Label, ...] = ()
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -131,6 +137,7 @@ class DataNeeds:
             futures=(*futures.offsets, *(("last",) if "last" in futures.futures else ())),
             states=(*offsets, *(label for label in named if label in labels)),
             grippers=tuple(sorted({dimension for each in needs for dimension in each.grippers})),
+            labels=tuple(label for label in LABELS if any(label in each.labels for each in needs)),
         )
 
 
@@ -138,7 +145,9 @@ class DataNeeds:
 class Batch(Movable):
     """Training windows: an observation at time t, the actions from t on, the instruction's identity.
 
-    `actions` are normalised; steps past the episode's end are False in `action_mask` and never count.
+    `actions` are normalised; steps past the episode's end are False in `action_mask` and never count, and so
+    are all of a row without actions. A row without text has no True in `observation.text_mask`, one without
+    a state none in `observation.state_mask` (`labelled`).
     `instruction_id` is equal exactly where the instruction's normalised text is, `task_id` where the texts
     are wordings of one task; None: no groups of wordings are known. `window` is the number of the training
     example in its data set, which names a batch in errors and replays it. `futures[k]` is the observation k
@@ -162,6 +171,16 @@ class Batch(Movable):
     def tasks(self) -> Int[Tensor, " b"]:
         """`task_id`, or where it is not known `instruction_id`: each instruction as a task of its own."""
         return self.instruction_id if self.task_id is None else self.task_id
+
+    def labelled(self, labels: Collection[Label]) -> Bool[Tensor, " b"]:
+        """The rows that have all of these labels: an action, a token of text, the state. All rows, if none is
+        asked for."""
+        rows = torch.ones_like(self.window, dtype=torch.bool)
+        if "actions" in labels:
+            rows = rows & self.action_mask.flatten(1).any(dim=1)
+        if "text" in labels:
+            rows = rows & self.observation.text_mask.any(dim=1)
+        return rows & self.observation.state_mask if "state" in labels else rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

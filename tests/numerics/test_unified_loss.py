@@ -149,7 +149,7 @@ def test_a_weight_of_zero_is_the_same_as_no_term() -> None:
     model, loss = build(**zero)
     terms = evaluate(model, loss)
     assert list(terms.values) == ["action"]
-    assert config(**zero).needs() == DataNeeds()
+    assert config(**zero).needs() == DataNeeds(labels=("actions",))
     _, alone = build(align=None, recon=None, state=None)
     assert evaluate(model, alone).total.item() == terms.total.item()
 

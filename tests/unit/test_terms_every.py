@@ -77,13 +77,20 @@ REACHED = {
     CUSTOM: "vision language fusion head",
 }
 NEEDS = {
+    "contrastive": DataNeeds(labels=("text",)),
+    "sigmoid": DataNeeds(labels=("text",)),
+    "state_contrastive": DataNeeds(labels=("state",)),
+    "state_contrastive of vision": DataNeeds(labels=("state",)),
+    "recoverable_language": DataNeeds(labels=("actions", "text")),
+    "recoverable_language of the readout": DataNeeds(labels=("text",)),
+    "chunk": DataNeeds(labels=("actions",)),
     "future_latent": DataNeeds(futures=(4,)),
     "future_patches": DataNeeds(futures=(4,)),
     "uniform future_patches": DataNeeds(futures=(4,)),
     "changed_patches": DataNeeds(futures=(4,)),
-    "inverse_dynamics": DataNeeds(futures=(2,)),
-    "future_states": DataNeeds(states=(1, 3, "last", "next_key"), grippers=(-1,)),
-    CUSTOM: DataNeeds(futures=(2,)),
+    "inverse_dynamics": DataNeeds(futures=(2,), labels=("actions",)),
+    "future_states": DataNeeds(states=(1, 3, "last", "next_key"), grippers=(-1,), labels=("state",)),
+    CUSTOM: DataNeeds(futures=(2,), labels=("state",)),
 }
 STEPS = 3
 
@@ -316,8 +323,11 @@ def test_it_asks_for_its_data_and_refuses_a_batch_without(case: str) -> None:
     config = ObjectiveConfig.model_validate(
         {"align": None, "recon": None, "state": None, "extra": CASES[case]}
     )
-    assert config.needs() == NEEDS.get(case, DataNeeds())
-    if case in (*NEEDS, "progress"):
+    action, needs = NEEDS["chunk"], NEEDS.get(case, DataNeeds())
+    assert config.terms()["extra"].needs("extra") == needs and config.needs() == DataNeeds.union(
+        [action, needs]
+    )
+    if needs.futures or needs.states or case == "progress":
         model, term, batch = exact(case)
         bare = replace(batch, futures={}, later_states=None, progress=None)
         with pytest.raises(UserError, match=r"objective\.extra needs"):

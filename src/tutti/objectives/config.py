@@ -49,8 +49,7 @@ class CustomTermConfig(CustomConfig[Term], BaseTermConfig):
     def build(self, model: Model, name: str) -> Term:
         """The term called `name`. Raises UserError, naming the class, if it cannot be made."""
         key = f"objective.{name}.kind"
-        term = {"name": name, "stop_gradient": self.stop_gradient, "needed": self.needs(name)}
-        return self.call(self.find(key), key, model, **term)
+        return self.call(self.find(key), key, model, **self.arguments(name))
 
 
 TermConfig = Annotated[
@@ -199,7 +198,8 @@ class ObjectiveConfig(BaseModel):
         `balancing` says otherwise. Raises UserError where sizes clash, a term owns what `model` owns, or
         reads a state that there is not."""
         require_steps(self, "objective")
-        reading = [k for k, term in self.terms().items() if term.reads_state or term.needs(k).states]
+        needs = {name: term.needs(name) for name, term in self.terms().items()}
+        reading = [name for name, asked in needs.items() if "state" in asked.labels or asked.states]
         if model.spec.state_dim == 0 and reading:
             raise UserError(
                 f"{', '.join(f'objective.{name}' for name in reading)}: nothing to learn from, since "

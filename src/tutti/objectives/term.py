@@ -23,6 +23,7 @@ from tutti.types import (
     Features,
     Future,
     FutureLabel,
+    Label,
     LaterStates,
     StateLabel,
     Tokens,
@@ -96,8 +97,8 @@ class TermValue:
 class BaseTermConfig(FrozenConfig, ABC):
     """The keys and methods that the configs of all terms have."""
 
-    reads_state: ClassVar[bool] = False
-    """Whether it has nothing to learn where the state has no numbers."""
+    required: ClassVar[tuple[Label, ...]] = ()
+    """The labels without which a row has nothing to teach this term."""
 
     kind: Any  # a literal in each subclass
     weight: Weight = 1.0
@@ -106,8 +107,13 @@ class BaseTermConfig(FrozenConfig, ABC):
     )
 
     def needs(self, name: str) -> DataNeeds:
-        """What the term called `name` asks of the data: nothing but the window, unless overridden."""
-        return DataNeeds()
+        """What the term called `name` asks of the data: rows with the `required` labels, unless
+        overridden."""
+        return DataNeeds(labels=self.required)
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """What `Term.__init__` takes."""
+        return {"name": name, "stop_gradient": self.stop_gradient, "needed": self.needs(name)}
 
     @abstractmethod
     def build(self, model: Model, name: str) -> Term:
@@ -126,7 +132,7 @@ class FutureTermConfig(BaseTermConfig):
 
     def needs(self, name: str) -> DataNeeds:
         """The observations at the offsets."""
-        return DataNeeds(futures=self.steps_ahead())
+        return DataNeeds(futures=self.steps_ahead(), labels=self.required)
 
     def require_in_chunk(self, model: Model, name: str) -> None:
         """Raises: UserError if an offset is beyond the horizon."""
@@ -215,7 +221,7 @@ class Term(nn.Module, ABC):
     ...     def compute(self, features, batch, model):
     ...         return TermValue(value=self.mean(features.readout.square(), batch))
     >>> SmallReadout(name="small").needs()
-    DataNeeds(futures=(), states=(), grippers=())
+    DataNeeds(futures=(), states=(), grippers=(), labels=())
     """
 
     def __init__(
@@ -260,11 +266,12 @@ class Term(nn.Module, ABC):
         return TermValue(value=micro_part(found.value, rows), metrics=metrics)
 
     def rows(self, batch: Batch) -> Bool[Tensor, " b"]:
-        """The windows that count in `mean`: those whose later observations all lie in the episode.
+        """The windows that count in `mean`: those that have all `needed.labels`, and whose later observations
+        all lie in the episode.
 
         To be overridden where others count; a function of the batch alone.
         """
-        inside = torch.ones_like(batch.window, dtype=torch.bool)
+        inside = batch.labelled(self.needed.labels)
         for label in self.needed.futures:
             inside = inside & self.future(batch, label).mask
         return inside

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Future, Tokens, masked_mean
+from tutti.types import Batch, Features, Future, Label, Tokens, masked_mean
 
 
 class ChunkConfig(BaseTermConfig):
     """`kind: chunk`."""
 
+    required: ClassVar[tuple[Label, ...]] = ("actions",)
+
     kind: Literal["chunk"] = "chunk"
 
     def build(self, model: Model, name: str) -> ChunkTerm:
         """The term for the decoder of `model`."""
-        return ChunkTerm(name=name, stop_gradient=self.stop_gradient)
+        return ChunkTerm(**self.arguments(name))
 
 
 class ChunkTerm(Term):
@@ -52,6 +54,8 @@ def _actions(batch: Batch) -> Bool[Tensor, "b t a"]:
 
 class InverseDynamicsConfig(OffsetTermConfig):
     """`kind: inverse_dynamics`."""
+
+    required: ClassVar[tuple[Label, ...]] = ("actions",)
 
     kind: Literal["inverse_dynamics"] = "inverse_dynamics"
     weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
@@ -87,7 +91,7 @@ class InverseDynamicsTerm(Term):
     """
 
     def __init__(self, config: InverseDynamicsConfig, model: Model, name: str) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        super().__init__(**config.arguments(name))
         config.require_in_chunk(model, name)
         self.config = config
         places = len(model.spec.views) * model.vision.tokens_per_view

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC
 from math import log
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from tutti.distributed.ranks import gathered
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.terms.states import binary_entropy
 from tutti.objectives.weight_schedule import Weight
-from tutti.types import Batch, Features, at_least_float32
+from tutti.types import Batch, Features, Label, at_least_float32
 
 MAX_SCALE = 100.0
 """The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
@@ -37,6 +37,8 @@ Temperature = Annotated[
 
 class EmbeddingTermConfig(BaseTermConfig, ABC):
     """What the kinds that compare vision with language have in common."""
+
+    required: ClassVar[tuple[Label, ...]] = ("text",)
 
     width: PositiveInt = Field(default=128, description="Width of the embeddings that are compared.")
     temperature: Temperature
@@ -60,7 +62,7 @@ class EmbeddingTerm(Term):
     def __init__(
         self, config: EmbeddingTermConfig, vision_width: int, language_width: int, name: str
     ) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        super().__init__(**config.arguments(name))
         self.vision_head = nn.Linear(vision_width, config.width)
         self.language_head = nn.Linear(language_width, config.width)
         self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
@@ -185,7 +187,7 @@ class SigmoidTerm(EmbeddingTerm):
 
 def takes_part(batch: Batch) -> Bool[Tensor, " b"]:
     """The windows with a picture and with text."""
-    return batch.observation.image_mask.any(dim=1) & batch.observation.text_mask.any(dim=1)
+    return batch.observation.image_mask.any(dim=1) & batch.labelled(("text",))
 
 
 def contrast(

@@ -54,7 +54,7 @@ class FutureLatentTerm(Term):
     """
 
     def __init__(self, config: FutureLatentConfig, model: Model, name: str) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        super().__init__(**config.arguments(name))
         config.require_in_chunk(model, name)
         self.config, self.offsets = config, config.steps_ahead()
         self.tokens_per_view = model.vision.tokens_per_view

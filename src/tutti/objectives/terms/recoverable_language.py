@@ -13,7 +13,7 @@ from tutti.distributed.ranks import gathered
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.terms.alignment import only, takes_part
 from tutti.objectives.weight_schedule import Weight
-from tutti.types import Batch, Features, at_least_float32
+from tutti.types import Batch, DataNeeds, Features, at_least_float32
 
 
 class RecoverableLanguageConfig(BaseTermConfig):
@@ -27,6 +27,10 @@ class RecoverableLanguageConfig(BaseTermConfig):
         "decoded from (it has seen the instruction, so it can simply repeat it)",
     )
     width: PositiveInt = Field(default=128, description="Width of the embeddings that are compared.")
+
+    def needs(self, name: str) -> DataNeeds:
+        """Rows with text and, unless the readout stands for the action, actions."""
+        return DataNeeds(labels=("actions", "text") if self.action == "data" else ("text",))
 
     def build(self, model: Model, name: str) -> RecoverableLanguageTerm:
         """The term for encoders and chunks as those of `model`."""
@@ -48,10 +52,10 @@ class RecoverableLanguageTerm(Term):
     cross-entropy on detached features, which is added as CE - sg CE: gradient, but no value. So d L moves the
     model and f by the cross-entropy of p(l | v, a) alone, and no part of the model by p(l | v).
 
-    Windows without a picture or without text take no part. Below two distinct instructions the value is 0,
-    with zero gradient, and `skipped` is 1. With accumulation the instructions are those of a micro-batch,
-    which counts by the windows that take part. The value may be negative: the balancings `uncertainty` and
-    `dwa` do not fit, and `famo` needs a bound well below -log K.
+    Windows without a picture, text or (with `action: data`) actions take no part. Below two distinct
+    instructions the value is 0, with zero gradient, and `skipped` is 1. With accumulation the instructions
+    are those of a micro-batch, which counts by the windows that take part. The value may be negative: the
+    balancings `uncertainty` and `dwa` do not fit, and `famo` needs a bound well below -log K.
 
     Differs: LangForce scores the instruction's tokens with a language model, from learned action queries that
     see the picture alone, and its p(l | v) is that same model's; ours has no language model, so p is over the
@@ -60,7 +64,7 @@ class RecoverableLanguageTerm(Term):
     """
 
     def __init__(self, config: RecoverableLanguageConfig, model: Model, name: str) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        super().__init__(**config.arguments(name))
         vision, language, width = model.vision.width, model.language.width, config.width
         chunk = model.spec.horizon * model.spec.action_dim
         self.config = config
@@ -74,7 +78,9 @@ class RecoverableLanguageTerm(Term):
         """The value and gradient above; metrics `floor`, `chance`, `cross_entropy`, `accuracy` and
         `skipped`, and of the picture alone `vision_only_cross_entropy` and `vision_only_accuracy`."""
         vision, language = features.vision.mean(), features.language.mean()
-        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
+        present = gathered(
+            features.vision.mask.any(dim=1) & features.language.mask.any(dim=1) & self.rows(batch)
+        )
         candidates, answer = distinct(gathered(batch.instruction_id), present)
         enough = candidates.sum() > 1
 
@@ -101,7 +107,11 @@ class RecoverableLanguageTerm(Term):
                 "vision_only_accuracy": _accuracy(by_vision, answer, present),
                 "skipped": (~enough).to(right.dtype),
             }
-        return self.compared(TermValue(value=value, metrics=metrics), takes_part)
+        return self.compared(TermValue(value=value, metrics=metrics), self.takes_part)
+
+    def takes_part(self, batch: Batch) -> Bool[Tensor, " b"]:
+        """The windows with a picture, with text and with what stands for the action."""
+        return takes_part(batch) & self.rows(batch)
 
     def _action(self, features: Features, batch: Batch) -> Float[Tensor, "b c"]:
         """What stands for the action; masked steps of a chunk are 0."""

@@ -14,13 +14,13 @@ from tutti.distributed.ranks import gathered, sample_whole_batch
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.terms.alignment import only
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Tokens, at_least_float32
+from tutti.types import Batch, Features, Label, Tokens, at_least_float32
 
 
 class StateContrastiveConfig(BaseTermConfig):
     """`kind: state_contrastive`."""
 
-    reads_state: ClassVar[bool] = True
+    required: ClassVar[tuple[Label, ...]] = ("state",)
 
     kind: Literal["state_contrastive"] = "state_contrastive"
     weight: Weight = WeightSchedule(start=1.0, end=0.0, schedule="cosine")
@@ -51,9 +51,9 @@ class StateContrastiveTerm(Term):
 
     s is the normalised state and |.| the Euclidean norm; z is the readout, or the masked mean of the vision
     tokens, through a head of two layers and L2-normalised. j runs over windows of i's embodiment: states of
-    different robots have no distance. A window with fewer than two such others has nothing to tell apart and
-    is no i; without any i the value is 0, with zero gradient, and `skipped` is 1. The floor is the mean
-    entropy of q, chance the mean of log(number of others).
+    different robots have no distance. Windows without a state take no part. A window with fewer than two such
+    others has nothing to tell apart and is no i; without any i the value is 0, with zero gradient, and
+    `skipped` is 1. The floor is the mean entropy of q, chance the mean of log(number of others).
 
     With accumulation j runs over the windows of a micro-batch, which counts by its embeddings.
 
@@ -69,22 +69,21 @@ class StateContrastiveTerm(Term):
     """
 
     def __init__(self, config: StateContrastiveConfig, width: int, name: str) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        super().__init__(**config.arguments(name))
         self.config = config
         self.head = two_layers(width, config.width, config.width)
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; metrics `floor`, `above_floor`, `chance` and `skipped`."""
-        states, embodiment = batch.observation.state, batch.embodiment
+        states, embodiment, known = batch.observation.state, batch.embodiment, self.rows(batch)
         if self.config.read == "readout":
-            read = features.readout
-            present = torch.ones_like(embodiment, dtype=torch.bool)
+            read, present = features.readout, known
         else:
             sets = [features.vision]
             if self.config.drop_one_view:
                 sets.append(without_one_view(features.vision, batch.observation.image_mask))
             read = torch.cat([tokens.mean() for tokens in sets])
-            present = torch.cat([tokens.mask.any(dim=1) for tokens in sets])
+            present = torch.cat([tokens.mask.any(dim=1) & known for tokens in sets])
             states, embodiment = states.repeat(len(sets), 1), embodiment.repeat(len(sets))
         z = gathered(F.normalize(self.head(read), dim=-1))
         states, embodiment, present = gathered(states), gathered(embodiment), gathered(present)
@@ -93,11 +92,13 @@ class StateContrastiveTerm(Term):
         return self.compared(found, self.num_embeddings)
 
     def num_embeddings(self, batch: Batch) -> Int[Tensor, " b"]:
-        """How many embeddings each window has: none without a picture, two where a view can be dropped."""
+        """How many embeddings each window has: none without a state or a picture, two where a view can be
+        dropped."""
+        known = self.rows(batch).long()
         if self.config.read == "readout":
-            return torch.ones_like(batch.embodiment)
+            return known
         num_views = batch.observation.image_mask.sum(dim=1)
-        return num_views.clamp(max=2 if self.config.drop_one_view else 1)
+        return known * num_views.clamp(max=2 if self.config.drop_one_view else 1)
 
 
 def without_one_view(tokens: Tokens, image_mask: Bool[Tensor, "b v"]) -> Tokens:

@@ -16,7 +16,16 @@ from tutti.frozen_config import FrozenConfig
 from tutti.gripper_dims import gripper_dimensions
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, DataNeeds, Features, StateLabel, UserError, at_least_float32, masked_mean
+from tutti.types import (
+    Batch,
+    DataNeeds,
+    Features,
+    Label,
+    StateLabel,
+    UserError,
+    at_least_float32,
+    masked_mean,
+)
 
 
 class GripperConfig(FrozenConfig):
@@ -35,7 +44,7 @@ class GripperConfig(FrozenConfig):
 class FutureStatesConfig(BaseTermConfig):
     """`kind: future_states`."""
 
-    reads_state: ClassVar[bool] = True
+    required: ClassVar[tuple[Label, ...]] = ("state",)
 
     kind: Literal["future_states"] = "future_states"
     weight: Weight = WeightSchedule(start=5.0, end=0.3, schedule="cosine")
@@ -72,7 +81,7 @@ class FutureStatesConfig(BaseTermConfig):
     def needs(self, name: str) -> DataNeeds:
         """The states of `labels`."""
         grippers = () if self.gripper == "off" else self.gripper.dimensions
-        return DataNeeds(states=self.labels, grippers=grippers)
+        return DataNeeds(states=self.labels, grippers=grippers, labels=self.required)
 
     def build(self, model: Model, name: str) -> FutureStatesTerm:
         """The term for states and a readout as those of `model`."""
@@ -85,7 +94,8 @@ class FutureStatesTerm(Term):
     L = sum m |s^ - s| / sum m over offsets and dimensions of the normalised state
         + mean |s^ - s| over the dimensions of the state at the next key frame, if a gripper is named.
 
-    Offsets past the end are masked; the last state and the next key frame never are. The labels are
+    Offsets past the end are masked; the last state and the next key frame are not. Windows without a state do
+    not count, and those without actions have no next key frame. The labels are
     proprioception and the gripper's command alone. In an episode the command must have two values, open and
     closed, or the data are refused: another dimension's changes are no key frames (data/windows.py).
 
@@ -100,7 +110,7 @@ class FutureStatesTerm(Term):
     """
 
     def __init__(self, config: FutureStatesConfig, model: Model, name: str) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        super().__init__(**config.arguments(name))
         self.labels = config.labels
         self.has_key = config.gripper != "off"
         if config.gripper != "off":
@@ -113,8 +123,7 @@ class FutureStatesTerm(Term):
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The sum of both means; metrics `hold_baseline`, the value of predicting that the hand stays,
         and `key_l1`, the part of the next key frame."""
-        later = self.later_states(batch, self.labels)
-        states, mask = later.values, later.mask
+        states, mask = self.later_states(batch, self.labels).values, self.mask(batch)
         predicted = at_least_float32(self.predict(features.readout))
         with torch.no_grad():
             baseline = sum(self._parts((batch.observation.state[:, None] - states).abs(), mask))
@@ -132,11 +141,15 @@ class FutureStatesTerm(Term):
             parts.append(masked_mean(errors[:, count:], mask[:, count:, None], mask_of=self._at_key))
         return parts
 
+    def mask(self, batch: Batch) -> Bool[Tensor, "b o"]:
+        """m, by the batch: which later states there are, of windows whose own is known."""
+        return self.later_states(batch, self.labels).mask & self.rows(batch)[:, None]
+
     def _at_offsets(self, batch: Batch) -> Bool[Tensor, "b o"]:
-        return self.later_states(batch, self.labels).mask[:, : self.num_offsets]
+        return self.mask(batch)[:, : self.num_offsets]
 
     def _at_key(self, batch: Batch) -> Bool[Tensor, "b o"]:
-        return self.later_states(batch, self.labels).mask[:, self.num_offsets :]
+        return self.mask(batch)[:, self.num_offsets :]
 
     def predict(self, readout: Float[Tensor, "b d"]) -> Float[Tensor, "b o s"]:
         """The normalised states at the offsets, then at the episode's last and at its next key frame."""
@@ -168,7 +181,7 @@ class ProgressTerm(Term):
     """
 
     def __init__(self, config: ProgressConfig, width: int, name: str) -> None:
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        super().__init__(**config.arguments(name))
         self.head = two_layers(width, config.hidden, 1)
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
