@@ -223,6 +223,9 @@ class Trainer:
         clipped = self.fault_policy.clipper.clip(update.grad_norm, update.size)
         for values in (*(terms.to_record() for terms in update.terms), combined, clipped):
             self.meter.add(values)
+        update.clip = dict(self.fault_policy.clipper.factors)
+        for observer in self.observers:
+            observer.after_clipping(update)
         self.optimizer.step()
         self.optimizer.zero_grad()
         lap("optimizer")

@@ -102,6 +102,8 @@ class Update:
     terms: list[TermValues] = field(default_factory=list)
     grad_norm: Tensor = field(default_factory=lambda: torch.zeros(()))
     size: float = 0.0
+    clip: dict[str, float] = field(default_factory=dict)
+    """What clipping multiplied the gradient by (`Clipper.factors`)."""
     micro_batches: MicroBatches = field(init=False)
     shows_gradients: bool = False
     """True if an observer looks at the gradients of single terms, which must not be shown a NaN."""
@@ -146,6 +148,9 @@ class Observer:
 
     def before_step(self, update: Update) -> None:
         """Called when `.grad` is complete and nothing has moved."""
+
+    def after_clipping(self, update: Update) -> None:
+        """Called when `.grad` is what the optimiser is given, and nothing has moved."""
 
     def after_step(self, update: Update) -> None:
         """Called when the optimiser has moved the weights."""

@@ -130,10 +130,13 @@ class Clipper:
         for name, parameter in parameters.items():
             self.groups.setdefault(part_of(name) if by == "part" else WHOLE, []).append(parameter)
         self.histories: dict[str, NormMoments] = {}
+        self.factors: dict[str, float] = {}
+        """What the last update's gradient was multiplied by, under "all" or by part."""
 
     def clip(self, norm: Tensor, size: float) -> dict[str, float]:
         """Clips `.grad`, whose global norm is `norm` (`size` as a number). Gives metrics."""
         shares: dict[str, float] = {}
+        self.factors = {}
         norms, sizes = {WHOLE: norm}, [size]
         if self.by == "part":
             present = {name: [p.grad for p in own if p.grad is not None] for name, own in self.groups.items()}
@@ -144,8 +147,10 @@ class Clipper:
             if isinstance(self.zclip, ZClipConfig) and length > 0:
                 history = self.histories.setdefault(name, NormMoments())
                 limit = min(limit, history.limit(length, self.zclip))
+            self.factors[name] = 1.0
             if length > limit:
                 clip_to(members, limit, own)
+                self.factors[name] = min(1.0, limit / (length + 1e-6))  # as torch clips
             shares[name] = float(length > limit)
         clipped = max(shares.values(), default=0.0)
         values = {"optim/grad_norm": size, "optim/grad_norm_max": size, "optim/clip_share": clipped}

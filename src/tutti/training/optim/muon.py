@@ -71,6 +71,19 @@ def _collected(gram: Float[Tensor, "n rows rows"], rounds: int) -> Float[Tensor,
     return product
 
 
+def newton_schulz_maps(stack: Float[Tensor, "n rows columns"], rounds: int) -> Float[Tensor, "n rows rows"]:
+    """Q of each wide matrix G, with `orthogonalised`(G) = Q G in exact arithmetic: a polynomial in G G^T."""
+    length = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True) + 1e-7
+    scaled = stack / length
+    return _collected(torch.bmm(scaled, scaled.mT), rounds) / length
+
+
+def wide_matrix(weight: Tensor) -> Float[Tensor, "rows columns"]:
+    """A weight (out, in, ...) as the matrix (out, in * ...), transposed if it has more rows than columns."""
+    matrix = weight.reshape(len(weight), -1)
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+
+
 def divided(
     stacks: Sequence[Float[Tensor, "_ rows _"]], rounds: int, group: dist.ProcessGroup, first: int = 0
 ) -> list[Float[Tensor, "_ rows _"]]:
@@ -157,8 +170,7 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             for parameter, update in zip(parameters, self._directions(parameters, group), strict=True):
                 whole = update.full_tensor() if isinstance(update, DTensor) else update
-                matrix = whole.reshape(len(update), -1)
-                wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+                wide = wide_matrix(whole)
                 rows, columns = wide.shape
                 rate = group["lr"] * 0.2 * columns**0.5
                 batches[group["rounds"], rows][columns].append((parameter, wide, rate))
