@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import Parameter
 
-from tutti.training.backward.term_gradients import Gradients
 from tutti.training.optim.averages import ScheduleFreeAdamW
 from tutti.training.optim.clipping import WHOLE
 from tutti.training.optim.learning_rates import part_of
 from tutti.training.optim.muon import Muon, newton_schulz_maps, wide_matrix
 from tutti.training.optim.optimizers import OptimizerSet
+
+ByTerm = dict[str, list[Tensor | None]]
+"""For each term one tensor for every parameter, in their order, as its gradients; None where it has none."""
 
 BETAS = {
     torch.optim.AdamW: lambda group: group["betas"][0],
@@ -62,11 +64,11 @@ class MomentumParts:
             for group in one.param_groups
             for parameter in group["params"]
         }
-        self._momenta: Gradients = {}
-        self._directions: Gradients = {}
+        self._momenta: ByTerm = {}
+        self._directions: ByTerm = {}
 
     @torch.no_grad()
-    def add(self, gradients: Gradients, clip: Mapping[str, float] | None = None) -> None:
+    def add(self, gradients: ByTerm, clip: Mapping[str, float] | None = None) -> None:
         """Adds an update's gradients, the same sums over micro-batches and ranks as `.grad`.
 
         `clip`: the factor of the update, under "all", or that of each part of the model. A parameter without
@@ -95,7 +97,7 @@ class MomentumParts:
                     momentum = beta * momentum if new is None else torch.add(new, momentum, alpha=beta)
                 self._directions[term][number] = momentum
 
-    def parts(self) -> Gradients:
+    def parts(self) -> ByTerm:
         """Each term's part of the step to come, theta' - theta; None for what the term or the step leaves
         alone. To be called after `add`, with the `.grad` that the optimiser is given."""
         whole = [parameter.grad for parameter in self.parameters]
@@ -128,9 +130,9 @@ class MomentumParts:
 def preconditioned(
     optimizer: OptimizerSet,
     parameters: Sequence[Parameter],
-    directions: Gradients,
+    directions: ByTerm,
     whole: Sequence[Tensor | None],
-) -> Gradients:
+) -> ByTerm:
     """P u_i for each direction u_i, with P that of the update whose (clipped) gradient is `whole`, which the
     optimiser has not seen yet. With rate the learning rate of the parameter's group:
 
@@ -141,7 +143,7 @@ def preconditioned(
     v and t are those after the update. None where the direction or the whole gradient is.
     """
     numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
-    found: Gradients = {term: [None] * len(parameters) for term in directions}
+    found: ByTerm = {term: [None] * len(parameters) for term in directions}
     for one in optimizer.optimizers.values():
         matrices: defaultdict[tuple[int, torch.Size], list[tuple[int, Tensor, float]]] = defaultdict(list)
         for group in one.param_groups:
