@@ -26,6 +26,18 @@ def test_quantiles_are_those_of_all_frames_not_means_over_episodes() -> None:
     assert inside.mean() == pytest.approx(0.98, abs=0.005)
 
 
+def test_statistics_in_blocks_are_those_of_one_copy_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutti.data.normalize.BLOCK", 64)
+    rows = values(4) + np.float32(100)
+    exact = rows.astype(np.float64)
+    q01, q99 = np.quantile(exact, [0.01, 0.99], axis=0)
+    expected = {"q01": q01, "q99": q99, "mean": exact.mean(0), "std": exact.std(0)}
+    expected |= {"min": exact.min(0), "max": exact.max(0)}
+    found = ActionStats.fit(rows)
+    for name, numbers in expected.items():  # to the last bit: a resumed run compares them
+        np.testing.assert_array_equal(getattr(found, name), numbers, err_msg=name)
+
+
 def test_quantile_maps_q01_and_q99_to_the_ends_and_does_not_clip() -> None:
     actions = values()
     normalizer = Normalizer.fit("quantile", "arm", actions, actions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -15,6 +16,8 @@ from tutti.errors import UserError
 NormalizationKind = Literal["quantile", "standard"]
 _Numbers = TypeVar("_Numbers", np.ndarray, Tensor)
 _FLOOR = 1e-5
+BLOCK = 1 << 18
+"""Rows that are taken to float64 at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +38,14 @@ class ActionStats:
     @classmethod
     def fit(cls, values: Float[np.ndarray, "n d"]) -> Self:
         """Of all rows of `values`; quantiles interpolate linearly between neighbours."""
-        exact = values.astype(np.float64)
-        q01, q99 = np.quantile(exact, [0.01, 0.99], axis=0)
-        return cls(q01=q01, q99=q99, mean=exact.mean(0), std=exact.std(0), min=exact.min(0), max=exact.max(0))
+        columns = [np.quantile(column.astype(np.float64), [0.01, 0.99]) for column in values.T]
+        q01, q99 = np.array(columns, dtype=np.float64).reshape(-1, 2).T
+        mean = _mean(values, lambda rows: rows)
+        std = np.sqrt(_mean(values, lambda rows: np.square(rows - mean)))
+        low, high = (
+            extreme.reduce(values, axis=0).astype(np.float64) for extreme in (np.minimum, np.maximum)
+        )
+        return cls(q01=q01, q99=q99, mean=mean, std=std, min=low, max=high)
 
     def center_and_scale(
         self, kind: NormalizationKind
@@ -94,6 +102,18 @@ class ActionStats:
             if where.any():
                 raise UserError(f"dimension {np.flatnonzero(where)[0]}: {what}")
         return stats
+
+
+def _mean(
+    values: Float[np.ndarray, "n d"], of: Callable[[np.ndarray], np.ndarray]
+) -> Float64[np.ndarray, " d"]:
+    """The mean over the rows, added up row by row in float64; a block at a time, since a whole copy of
+    millions of rows would be several gigabytes."""
+    total = np.zeros((1, values.shape[1]))
+    for start in range(0, len(values), BLOCK):
+        rows = of(values[start : start + BLOCK].astype(np.float64))
+        total = np.concatenate([total, rows]).sum(axis=0, keepdims=True)
+    return total[0] / len(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
