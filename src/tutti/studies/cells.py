@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class Trained:
 
     `seconds` are those of the training's steps, `samples` its windows. `held_out` has each term's value on
     held-out episodes when it last counted, `open_loop` the error of the executed actions there (normalised
-    units; None without such episodes). `milliseconds` is a prediction's, batch 1, one thread.
+    units; None without such episodes). `milliseconds` is a prediction's, batch 1, one thread. `blind`: it
+    never saw a picture. `measures`: what was measured beside success (docs/compare.md).
     """
 
     arm: str
@@ -70,6 +71,8 @@ class Trained:
     versions: dict[str, str]
     machine: dict[str, Any]
     identity: str
+    blind: bool = False
+    measures: dict[str, float] = field(default_factory=dict)
 
     @property
     def bits(self) -> list[list[int]]:

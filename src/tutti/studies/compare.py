@@ -35,7 +35,7 @@ from tutti.studies.costs import StepCost, affordable_steps, measure_costs
 from tutti.studies.page import publish
 from tutti.studies.pool import Command, Work, number_of_jobs, own_command, run_cells
 from tutti.studies.run_cell import describe_cell
-from tutti.studies.scores import score_study
+from tutti.studies.scores import score_contrasts, score_study
 from tutti.studies.tables import Findings, show
 from tutti.types import UserError
 
@@ -206,13 +206,15 @@ def _report(plan: Plan, folder: Path) -> Path:
     results = {cell: cell.result() for cell in plan.cells}
     found = {cell: one for cell, one in results.items() if one is not None}
     study = StudyConfig.model_validate(plan.study)
+    scores = score_study(study, found)
     findings = Findings(
         study=study,
         data=plan.data,
         costs=plan.costs,
         found=found,
         missing=[cell for cell in results if cell not in found],
-        scores=score_study(study, found),
+        scores=scores,
+        contrasts=score_contrasts(study, scores),
     )
     tables = publish(findings, folder, circumstances())
     for table in tables[: SHOWN * len(findings.finished_levels)]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +22,7 @@ from tutti.storage.files import LocalPath, expanded
 from tutti.types import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+COMPARISON = NAME[:-1] + " - " + NAME[1:]
 ArmName = Annotated[str, Field(pattern=NAME)]
 Demonstrations = Annotated[int, Field(ge=1)] | Literal["all"]
 Seed = Annotated[int, Field(ge=0)]
@@ -44,6 +48,9 @@ class BudgetConfig(FrozenConfig):
     steps: Annotated[int, Field(ge=1)] | Literal["base"] = Field(
         default="base", description="Optimiser steps of the baseline; base: its training.steps."
     )
+    arms: dict[ArmName, Literal["steps", "samples", "flops"]] = Field(
+        default={}, description="Arms whose budget is of another kind, such as {control: flops}."
+    )
 
 
 class StudyConfig(FrozenConfig):
@@ -64,6 +71,16 @@ class StudyConfig(FrozenConfig):
         min_length=2, description="Each arm's own key.sub=value list; an empty one is the base itself."
     )
     baseline: str = Field(description="The arm that the others are held against.")
+    comparisons: tuple[Annotated[str, Field(pattern=COMPARISON)], ...] = Field(
+        default=(),
+        description='Comparisons fixed beforehand, as "joint - control": these are judged together (Holm), '
+        "and those with the baseline are exploratory. Empty, with no factors: those with the baseline.",
+    )
+    factors: dict[ArmName, tuple[ArmName, ...]] = Field(
+        default={},
+        description="Of a full factorial design, each factor with the arms in which it is on. The main "
+        "effects are judged together (Holm); interactions are exploratory.",
+    )
     seeds: Annotated[int, Field(ge=1)] | Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         default=3, description="Training seeds: how many (from 0), or which."
     )
@@ -79,6 +96,27 @@ class StudyConfig(FrozenConfig):
     jobs: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="Runs at a time, one thread each; auto: one for each core."
     )
+
+    @property
+    def contrasts(self) -> dict[str, dict[str, float]]:
+        """The weights of the arms in each comparison fixed beforehand: those listed, and main effects."""
+        found: dict[str, dict[str, float]] = {}
+        for text in self.comparisons:
+            first, second = text.split(" - ")
+            found[text] = {first: 1.0, second: -1.0}
+        return found | {factor: self._effect((factor,)) for factor in self.factors}
+
+    @property
+    def interactions(self) -> dict[str, dict[str, float]]:
+        """The weights of the arms in every interaction of two and more factors, as in "align x recon"."""
+        orders = (combinations(self.factors, size) for size in range(2, len(self.factors) + 1))
+        return {" x ".join(several): self._effect(several) for order in orders for several in order}
+
+    def _effect(self, factors: Sequence[str]) -> dict[str, float]:
+        """2/K, times -1 for each of these factors that is off, of the K arms of the design."""
+        on = {factor: {*self.factors[factor]} for factor in factors}
+        signs = {arm: prod(1 if arm in on[f] else -1 for f in factors) for arm in self.arms}
+        return {arm: 2 * sign / len(signs) for arm, sign in signs.items()}
 
     @property
     def seed_list(self) -> tuple[int, ...]:
@@ -106,14 +144,33 @@ class StudyConfig(FrozenConfig):
         return self
 
     @model_validator(mode="after")
+    def _comparisons_are_of_arms(self) -> Self:
+        named = [arm for text in self.comparisons for arm in text.split(" - ")]
+        named += [arm for arms in self.factors.values() for arm in arms] + [*self.budget.arms]
+        if unknown := sorted({*named} - self.arms.keys()):
+            raise ValueError(
+                f"comparisons, factors and budget.arms name no arm: {', '.join(unknown)}. "
+                f"The arms are {', '.join(self.arms)}"
+            )
+        if same := [text for text in self.comparisons if len({*text.split(" - ")}) == 1]:
+            raise ValueError(f"comparisons: an arm is held against itself: {', '.join(same)}")
+        cells = Counter(frozenset(f for f, on in self.factors.items() if arm in on) for arm in self.arms)
+        if self.factors and (len(cells) < 2 ** len(self.factors) or max(cells.values()) > 1):
+            raise ValueError(
+                f"factors: {len(self.factors)} factors need {2 ** len(self.factors)} arms, one for each way "
+                f"to switch them on and off; these {len(self.arms)} arms make {len(cells)} different ones"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _arms_differ(self) -> Self:
         seen: dict[frozenset[str], str] = {}
         for arm, overrides in self.arms.items():
-            changes = frozenset(overrides)
+            changes = frozenset((*overrides, self.budget.arms.get(arm, self.budget.kind)))
             if changes in seen:
                 raise ValueError(
-                    f"arms '{seen[changes]}' and '{arm}' have the same overrides, so they would give "
-                    "the same bits. Remove one of them."
+                    f"arms '{seen[changes]}' and '{arm}' have the same overrides and budget, so they would "
+                    "give the same bits. Remove one of them."
                 )
             seen[changes] = arm
         return self

@@ -179,9 +179,15 @@ def affordable_steps(
     budget: BudgetConfig, steps: int, costs: Mapping[str, StepCost], baseline: str
 ) -> dict[str, int]:
     """The steps of each arm where the baseline makes `steps`, rounded, at least 1."""
-    field = {"samples": "samples", "flops": "flops", "time": "time_ratio"}.get(budget.kind)
-    spent = {arm: 1.0 if field is None else getattr(cost, field) for arm, cost in costs.items()}
-    return {arm: max(1, round(steps / (own / spent[baseline]))) for arm, own in spent.items()}
+    fields = {"samples": "samples", "flops": "flops", "time": "time_ratio"}
+
+    def spent(arm: str, kind: str) -> float:
+        return 1.0 if kind not in fields else getattr(costs[arm], fields[kind])
+
+    kinds = {arm: budget.arms.get(arm, budget.kind) for arm in costs}
+    return {
+        arm: max(1, round(steps / (spent(arm, kind) / spent(baseline, kind)))) for arm, kind in kinds.items()
+    }
 
 
 def _measure(

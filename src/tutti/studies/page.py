@@ -19,21 +19,29 @@ from tutti.studies.config import Level, study_yaml
 from tutti.studies.tables import (
     MOODS,
     Findings,
+    contrast_table,
     cost_table,
     difference_table,
     held_out_table,
+    measure_table,
     success_table,
     task_table,
 )
 
 KINDS: dict[str, tuple[str, Callable[[Findings, Level], Table]]] = {
     "success": ("Success", success_table),
+    "comparisons": ("Comparisons fixed beforehand", contrast_table),
     "differences": ("Differences", difference_table),
     "tasks": ("Success per task", task_table),
+    "measures": ("Beside success", measure_table),
     "cost": ("Cost", cost_table),
     "held-out": ("Held-out losses", held_out_table),
 }
 """The tables of a study by the section of the page, with its title; each is made for every level."""
+
+
+OPTIONAL = ("comparisons", "measures")
+"""Sections of which many studies have nothing."""
 
 
 def publish(findings: Findings, folder: Path, made: dict[str, Any]) -> list[Table]:
@@ -60,6 +68,8 @@ def as_json(findings: Findings, made: dict[str, Any]) -> dict[str, Any]:
         "data": findings.data,
         "costs": {arm: asdict(cost) for arm, cost in findings.costs.items()},
         "scores": scores,
+        "contrasts": [asdict(one) for one in findings.contrasts],
+        "solvable_blind": list(findings.solvable_blind),
         "missing": [cell.name for cell in findings.missing],
         "cells": [asdict(one) | {"folder": cell.folder.name} for cell, one in findings.found.items()],
     }
@@ -84,12 +94,18 @@ def _page(findings: Findings, tables: Mapping[str, Sequence[Table]], made: dict[
     nothing = "" if findings.scores else "No cell is finished yet: `tutti compare STUDY.yaml` runs them."
     forests = (_forest(findings, level) for level in findings.finished_levels)
     charts = [Charts(charts=[chart]) for chart in forests if chart is not None]
-    leads = {"differences": "" if nothing else findings.basis[0]}
+    first = "comparisons" if study.contrasts else "differences"
     blocks: dict[str, list[Block]] = {section: [*several] for section, several in tables.items()}
-    blocks["differences"] = [*charts, *tables["differences"], *findings.notes]
+    if study.contrasts:
+        effects = (_effects(findings, level) for level in findings.finished_levels)
+        blocks[first][:0] = [Charts(charts=[chart]) for chart in effects if chart is not None]
+    blocks["differences"][:0] = charts
+    blocks[first] += findings.notes
+    leads = {first: "" if nothing else findings.basis[0]}
     sections = [
         Section(id=name, title=KINDS[name][0], lead=leads.get(name, ""), blocks=blocks[name], missing=nothing)
-        for name in sorted(KINDS, key=lambda name: name != "differences")
+        for name in sorted(KINDS, key=lambda name: name != first)
+        if blocks[name] or (nothing and name not in OPTIONAL)
     ]
     return Page(
         kicker="Tutti: report of a study",
@@ -141,6 +157,29 @@ def _forest(findings: Findings, level: Level) -> Chart | None:
         return None
     help = "Right of 0: better than the baseline. A verdict needs both intervals on one side of 0."
     return forest_chart(f"Against {baseline}{level_words(level)}", rows, baseline=baseline, help=help)
+
+
+def _effects(findings: Findings, level: Level) -> Chart | None:
+    rows = [
+        ForestRow(
+            name=one.name,
+            value=100 * one.found.difference.value,
+            interval=_points(one.found.difference.interval),
+            wide=_points(one.found.over_seeds) if one.found.over_seeds is not None else None,
+            seeds=[100 * seed for seed in one.found.of_seeds],
+            label=f"{100 * one.found.difference.value:+.1f}  {one.found.verdict}",
+            mood=MOODS[one.found.verdict].replace("quiet", ""),
+        )
+        for one in findings.contrasts
+        if one.level == level and not one.exploratory
+    ]
+    help = "Right of 0: the first arm, or the arms with the factor, are better."
+    title = f"Comparisons fixed beforehand{level_words(level)}"
+    return (
+        forest_chart(title, rows, baseline="the second arm, or without the factor", help=help)
+        if rows
+        else None
+    )
 
 
 def _points(interval: Interval) -> tuple[float, float]:

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from statistics import mean
 
-from tutti.evaluation.statistics.comparison import SIGNIFICANT, Comparison, compare_arms, holm
+from tutti.evaluation.statistics.comparison import (
+    SIGNIFICANT,
+    Comparison,
+    Contrast,
+    compare_arms,
+    contrast,
+    holm,
+)
 from tutti.evaluation.statistics.intervals import Interval, seeds_and_starts, t_interval
 from tutti.studies.cells import Cell, Trained
 from tutti.studies.config import Level, StudyConfig
@@ -21,7 +28,7 @@ class ArmScore:
     `seed_means` are the task means, `over_seeds` their t-interval (None with one seed), `bootstrap` that over
     seeds and starts. `tasks` has (k, n) over all seeds. `against` holds the seeds that the baseline has too
     (`shared_seeds`) against it; None for the baseline itself, or without such a seed. `adjusted_p` is Holm's
-    over all comparisons of the study.
+    over all comparisons of the study, None where it has fixed others beforehand.
     """
 
     arm: str
@@ -78,6 +85,8 @@ def score_study(study: StudyConfig, found: Mapping[Cell, Trained]) -> list[ArmSc
             for arm, trained in arms.items()
             if trained
         ]
+    if study.contrasts:  # these are then what is judged
+        return scores
     adjusted = holm([score.against.p if score.against else None for score in scores])
     return [replace(score, adjusted_p=p) for score, p in zip(scores, adjusted, strict=True)]
 
@@ -102,6 +111,50 @@ def _score(arm: str, level: Level, trained: Sequence[Trained], base: Sequence[Tr
         shared_seeds=tuple(one.seed for _, one in pairs),
         against=compare_arms([a.bits for a, _ in pairs], [b.bits for _, b in pairs]) if pairs else None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastScore:
+    """A comparison fixed beforehand, a main effect, or an interaction, over the seeds that all its arms have.
+
+    `adjusted_p` is Holm's over all of the study's but the interactions, which are exploratory.
+    """
+
+    name: str
+    level: Level
+    exploratory: bool
+    weights: dict[str, float]
+    seeds: tuple[int, ...]
+    found: Contrast
+    adjusted_p: float | None = None
+
+
+def score_contrasts(study: StudyConfig, scores: Sequence[ArmScore]) -> list[ContrastScore]:
+    """Every contrast of the study at every level at which its arms have a seed in common."""
+    made: list[ContrastScore] = []
+    for level in study.levels:
+        arms = {
+            score.arm: {one.seed: one.bits for one in score.trained}
+            for score in scores
+            if score.level == level
+        }
+        for exploratory, contrasts in ((False, study.contrasts), (True, study.interactions)):
+            for name, weights in contrasts.items():
+                seeds = sorted(set[int].intersection(*({*arms.get(arm, {})} for arm in weights)))
+                if seeds:
+                    bits = [[arms[arm][seed] for seed in seeds] for arm in weights]
+                    made.append(
+                        ContrastScore(
+                            name=name,
+                            level=level,
+                            exploratory=exploratory,
+                            weights=weights,
+                            seeds=tuple(seeds),
+                            found=contrast(bits, [*weights.values()]),
+                        )
+                    )
+    adjusted = holm([None if one.exploratory else one.found.p for one in made])
+    return [replace(one, adjusted_p=p) for one, p in zip(made, adjusted, strict=True)]
 
 
 def mcnemar_statement(score: ArmScore, baseline: str) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tutti.evaluation.closed_loop.results import ONE_TRAINING
+from tutti.evaluation.closed_loop.results import BLIND_RATE, ONE_TRAINING
 from tutti.evaluation.statistics.comparison import Comparison
-from tutti.evaluation.statistics.intervals import Interval, wilson
+from tutti.evaluation.statistics.intervals import Interval, t_interval, wilson
 from tutti.report.blocks import Cell, Note, Table, table, texts
 from tutti.report.formatting import NOTHING, count, duration, plain
 from tutti.runs.terminal import print_table
@@ -17,7 +17,7 @@ from tutti.studies.cells import Cell as StudyCell
 from tutti.studies.cells import Trained, level_words
 from tutti.studies.config import Level, StudyConfig
 from tutti.studies.costs import StepCost
-from tutti.studies.scores import ArmScore, mcnemar_statement, resolution
+from tutti.studies.scores import ArmScore, ContrastScore, mcnemar_statement, resolution
 
 WIDE = ("p", "McNemar, each seed", "to resolve")
 """Columns left out on the terminal; the notes below the tables have the same numbers."""
@@ -27,6 +27,7 @@ HELP = {
     "mean, %": "Mean over the training seeds.",
     "t over seeds": "95 %: what other seeds would give; wide at three seeds, and honestly so.",
     "bootstrap": "95 %: resamples seeds and, for all of them alike, starts. Too narrow at three seeds.",
+    "comparison": "As fixed in the study's file, or a factor's main effect; interactions are exploratory.",
     "points": "Task mean minus that of the baseline, over the shared seeds.",
     "paired bootstrap": "95 %: resamples seeds and, for all of them alike, starts; both arms together.",
     "p": "Two-sided t-test of the seeds' differences.",
@@ -61,6 +62,7 @@ class Findings:
     found: Mapping[StudyCell, Trained]
     missing: Sequence[StudyCell]
     scores: Sequence[ArmScore]
+    contrasts: Sequence[ContrastScore] = ()
 
     def at(self, level: Level) -> list[ArmScore]:
         """The scores of one data level."""
@@ -75,20 +77,27 @@ class Findings:
     def headline(self) -> str:
         """Counts the verdicts of all comparisons."""
         verdicts = Counter(score.against.verdict for score in self.scores if score.against is not None)
+        if self.study.contrasts:
+            verdicts = Counter(one.found.verdict for one in self.contrasts if not one.exploratory)
         total, kind = sum(verdicts.values()), self.study.budget.kind
         if not total:
             return "No arm can be compared yet: no training seed is finished in both an arm and the baseline."
         parts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in MOODS)
         plural, budget = "s" if total > 1 else "", "FLOPs" if kind == "flops" else kind
-        return f"{total} comparison{plural} with {self.study.baseline} at equal {budget}: {parts}."
+        what = "fixed beforehand" if self.study.contrasts else f"with {self.study.baseline}"
+        return f"{total} comparison{plural} {what} at equal {budget}: {parts}."
 
     @property
     def notes(self) -> list[Note]:
         """One sentence for each comparison."""
-        found: list[Note] = []
+        found = [_contrast_note(one) for one in self.contrasts if not one.exploratory]
+        if blind := self.solvable_blind:
+            text = f"Solvable without pictures: {', '.join(blind)}. A policy that was trained without them "
+            text += f"reaches {100 * BLIND_RATE:.0f} % there, so success says little about looking."
+            found.append(Note(text=text, mood="bad"))
         for score in self.scores:
             against = score.against
-            if against is None:
+            if against is None or self.study.contrasts:
                 continue
             where, gain = f"{score.arm}{level_words(score.level)}", against.difference
             how = f"{100 * gain.value:+.1f} points (paired bootstrap {points(gain.interval, '+')}"
@@ -99,6 +108,15 @@ class Findings:
             text = f"{where}: {against.verdict}, {how}); {tested}.{more}"
             found.append(Note(text=text, mood=MOODS[against.verdict].replace("quiet", "")))
         return found
+
+    @property
+    def solvable_blind(self) -> tuple[str, ...]:
+        """Tasks on which an arm that never sees a picture reaches `BLIND_RATE` over `MIN_SEEDS` seeds."""
+        found: dict[str, None] = {}
+        for score in self.scores:
+            if len(score.seeds) >= MIN_SEEDS and all(one.blind for one in score.trained):
+                found |= dict.fromkeys(t for t, (k, n) in score.tasks.items() if k >= BLIND_RATE * n)
+        return tuple(found)
 
     @property
     def cautions(self) -> list[str]:
@@ -131,6 +149,8 @@ class Findings:
     def basis(self) -> tuple[str, str]:
         """The assumptions of the tables: of the differences, and of the training."""
         compared = sum(score.against is not None for score in self.scores)
+        if self.study.contrasts:
+            compared = sum(not one.exploratory for one in self.contrasts)
         comparisons = "comparison" if compared == 1 else f"{compared} comparisons"
         played = next((sum(map(len, one.bits)) for score in self.scores for one in score.trained), 0)
         return (
@@ -158,6 +178,37 @@ def success_table(findings: Findings, level: Level) -> Table:
     return _table(findings.at(level), columns, caption)
 
 
+def contrast_table(findings: Findings, level: Level) -> Table:
+    """The comparisons fixed beforehand, main effects and interactions, in points of success."""
+    rows = [one for one in findings.contrasts if one.level == level]
+    columns: Columns[ContrastScore] = {
+        "comparison": lambda row: Cell(text=row.name, small="exploratory" if row.exploratory else ""),
+        "seeds": lambda row: str(len(row.seeds)),
+        "points": lambda row: f"{100 * row.found.difference.value:+.1f}",
+        "paired bootstrap": lambda row: points(row.found.difference.interval, "+"),
+        "t over seeds": lambda row: points(row.found.over_seeds, "+"),
+        "p": lambda row: _p(row.found.p),
+        "p, Holm": lambda row: _p(row.adjusted_p),
+        "verdict": lambda row: (
+            NOTHING if row.exploratory else Cell(text=row.found.verdict, mood=MOODS[row.found.verdict])
+        ),
+    }
+    caption = f"Fixed beforehand{level_words(level)}."
+    if findings.study.factors:
+        caption += (
+            " A factor's row is its main effect: the mean of all arms with it minus that of all without."
+        )
+    return _table(rows, columns, caption)
+
+
+def _contrast_note(one: ContrastScore) -> Note:
+    found = one.found
+    text = f"{one.name}{level_words(one.level)}: {found.verdict}, {100 * found.difference.value:+.1f} points "
+    text += f"(paired bootstrap {points(found.difference.interval, '+')}, t over {len(one.seeds)} seeds "
+    text += f"{points(found.over_seeds, '+')}, p after Holm {_p(one.adjusted_p)})."
+    return Note(text=text, mood=MOODS[found.verdict].replace("quiet", ""))
+
+
 def difference_table(findings: Findings, level: Level) -> Table:
     """Each arm minus the baseline, in points of success."""
     compared = [(score, score.against) for score in findings.at(level) if score.against is not None]
@@ -172,7 +223,8 @@ def difference_table(findings: Findings, level: Level) -> Table:
         "verdict": lambda row: Cell(text=row[1].verdict, mood=MOODS[row[1].verdict]),
         "to resolve": lambda row: Cell(text=resolution(row[0]) or NOTHING, mood="quiet"),
     }
-    return _table(compared, columns, f"Minus {findings.study.baseline}{level_words(level)}.")
+    more = " Exploratory: the study has fixed other comparisons." if findings.study.contrasts else ""
+    return _table(compared, columns, f"Minus {findings.study.baseline}{level_words(level)}.{more}")
 
 
 def task_table(findings: Findings, level: Level) -> Table:
@@ -181,7 +233,8 @@ def task_table(findings: Findings, level: Level) -> Table:
     def fraction(task: str) -> Callable[[ArmScore], Cell]:
         def make(score: ArmScore) -> Cell:
             k, n = score.tasks[task]
-            return Cell(text=f"{k}/{n}", small=f"[{wilson(k, n).percent()}]")
+            mark = "solvable without pictures" if task in findings.solvable_blind else ""
+            return Cell(text=f"{k}/{n}", small=f"[{wilson(k, n).percent()}] {mark}".rstrip())
 
         return make
 
@@ -230,6 +283,39 @@ def held_out_table(findings: Findings, level: Level) -> Table:
         "are no comparison."
     )
     return _table(scores, columns, caption)
+
+
+def measure_table(findings: Findings, level: Level) -> Table:
+    """What was measured beside success, each with its difference from the baseline over the shared seeds."""
+    scores = findings.at(level)
+    base = {one.seed: one.measures for s in scores if s.arm == findings.study.baseline for one in s.trained}
+
+    def value(name: str) -> Callable[[ArmScore], Cell | str]:
+        def make(score: ArmScore) -> Cell | str:
+            values = [one.measures[name] for one in score.trained if name in one.measures]
+            pairs = [
+                one.measures[name] - base[one.seed][name]
+                for one in score.trained
+                if name in one.measures and name in base.get(one.seed, {})
+            ]
+            if not values:
+                return NOTHING
+            small = ""
+            if score.arm != findings.study.baseline and len(pairs) > 1:
+                ends = t_interval(pairs)
+                small = f"{sum(pairs) / len(pairs):+.3f} [{ends.low:+.3f}, {ends.high:+.3f}]"
+            return Cell(text=f"{sum(values) / len(values):.3f}", small=small)
+
+        return make
+
+    names = dict.fromkeys(name for score in scores for one in score.trained for name in one.measures)
+    caption = (
+        f"Beside success{level_words(level)}: mean over the seeds, and the difference from "
+        f"{findings.study.baseline} with its t-interval over the seeds. Exploratory; docs/compare.md says "
+        "what each is."
+    )
+    columns: Columns[ArmScore] = {"arm": _arm} | {name: value(name) for name in names}
+    return _table(scores if names else [], columns, caption)
 
 
 def _table(rows: Iterable[T], columns: Columns[T], caption: str) -> Table:

@@ -16,6 +16,8 @@ from tutti.evaluation.statistics.intervals import Interval, mean_of_rates, wilso
 
 ONE_TRAINING = "one training: the interval says nothing about other seeds of the same config"
 HALF = 0.5
+BLIND_RATE = 0.2
+"""A task counts as solvable without pictures only if a policy that was trained without them reaches this."""
 GOALS = {
     "told": "the goal that the sentence names",
     "own": "the task's own goal against the sentence",

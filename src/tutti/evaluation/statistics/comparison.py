@@ -1,4 +1,5 @@
-"""Paired comparison of two arms over training seeds: difference, verdict, and the sample size it would take.
+"""Paired comparison of two arms over training seeds: difference, verdict, and the sample size it would take;
+and contrasts of several, such as the main effect of a factor.
 
 Both arms have the same training seeds and met the same starts. Arguments named `base` and `other` are
 [training seed][task] -> one 0/1 per start; every difference is `other` minus `base`, of task means.
@@ -68,6 +69,45 @@ class Comparison:
     mcnemar: tuple[float, ...]
     discordant: tuple[tuple[int, int], ...]
     needed: Needed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """A weighted sum of arms, over the same seeds and starts: its value, that of each seed, and intervals and
+    verdict as in `Comparison`."""
+
+    difference: Difference
+    of_seeds: tuple[float, ...]
+    over_seeds: Interval | None
+    p: float | None
+    verdict: Verdict
+
+
+def contrast(arms: Sequence[Arm], weights: Sequence[int | float], draws: int = DRAWS) -> Contrast:
+    """sum_k weights[k] * task mean of arms[k], formed seed by seed and start by start.
+
+    Two arms with the weights -1 and 1 give their difference. A factor of a full design over K arms gives its
+    main effect with 2/K where it is on and -2/K where it is off; an interaction of two has the product of
+    their signs. Source: Box, Hunter and Hunter, Statistics for Experimenters (2005), ch. 5.
+
+    Raises: ValueError where the arms do not have the same seeds, tasks and starts.
+
+    >>> off, on = [[[0, 0, 1, 1]], [[0, 1, 1, 0]]], [[[1, 0, 1, 1]], [[1, 1, 1, 1]]]
+    >>> contrast([off, on], [-1, 1]).difference.value
+    0.375
+    """
+    tables = _weighted(arms, weights)
+    interval = percentiles(resampled_means(tables, draws), f"paired {OVER_BOTH}")
+    value = float(np.mean([table.mean() for table in tables]))
+    of_seeds = np.mean([table.mean(axis=1) for table in tables], axis=0).tolist()
+    over_seeds = t_interval(of_seeds) if len(of_seeds) > 1 else None
+    return Contrast(
+        difference=Difference(value=value, interval=interval),
+        of_seeds=tuple(of_seeds),
+        over_seeds=over_seeds,
+        p=paired_t(of_seeds) if len(of_seeds) > 1 else None,
+        verdict=verdict(interval, over_seeds),
+    )
 
 
 def compare_arms(base: Arm, other: Arm, draws: int = DRAWS) -> Comparison:
@@ -210,6 +250,17 @@ def _t_power(effect: float, count: int) -> float:
     lower = stats.nct.cdf(-critical, count - 1, shift)
     # Far out in the tail scipy gives NaN; there the chance to err on that side is 0.
     return float(upper) + (0.0 if math.isnan(lower) else float(lower))
+
+
+def _weighted(arms: Sequence[Arm], weights: Sequence[int | float]) -> list[np.ndarray]:
+    """For each task the weighted sum of the arms' successes, [seed, start]."""
+    for other in arms[1:]:
+        _deltas(arms[0], other)  # the same seeds, tasks and starts
+    tables = [[np.stack(task) for task in zip(*arm, strict=True)] for arm in arms]
+    return [
+        sum((w * table for w, table in zip(weights, task, strict=True)), np.zeros(task[0].shape))
+        for task in zip(*tables, strict=True)
+    ]
 
 
 def _deltas(base: Arm, other: Arm) -> list[list[np.ndarray]]:

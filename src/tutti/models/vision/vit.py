@@ -48,6 +48,11 @@ class VisionTransformerConfig(TransformerConfig):
         default=1, ge=0, description="transformer blocks on each view alone; 0 leaves it to the fusion"
     )
 
+    withhold: bool = Field(
+        default=False,
+        description="true: all views are withheld, in training and in use: the control that never sees.",
+    )
+
     def build(self, spec: DataSpec) -> VisionTransformer:
         """The encoder for pictures of `spec`. Raises UserError if their size does not fit the stem."""
         return VisionTransformer(self, spec)
@@ -72,6 +77,7 @@ class VisionTransformer(VisionEncoder):
         self.width = config.width
         self.tokens_per_view = (size // stride) ** 2
         self.image_size = size
+        self.withhold = config.withhold
         self.unshuffle = config.stem.unshuffle
         channels = (3 * self.unshuffle**2, *config.stem.channels)
         self.stem = nn.Sequential(
@@ -89,6 +95,8 @@ class VisionTransformer(VisionEncoder):
                 f"the model was built for {len(self.position)} views of {self.image_size} x "
                 f"{self.image_size} pixels, but got {v} of {h} x {w}; use the data section of its training."
             )
+        if self.withhold:
+            image_mask = torch.zeros_like(image_mask)
         # An absent view may hold anything, even NaN, and 0 * NaN in an attention would spread it.
         if not all_present(image_mask):
             images = images.masked_fill(~image_mask[:, :, None, None, None], 0)
