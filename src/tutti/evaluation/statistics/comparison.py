@@ -97,16 +97,15 @@ def contrast(arms: Sequence[Arm], weights: Sequence[int | float], draws: int = D
     0.375
     """
     tables = _weighted(arms, weights)
-    interval = percentiles(resampled_means(tables, draws), f"paired {OVER_BOTH}")
-    value = float(np.mean([table.mean() for table in tables]))
+    difference = _difference(tables, draws)
     of_seeds = np.mean([table.mean(axis=1) for table in tables], axis=0).tolist()
     over_seeds = t_interval(of_seeds) if len(of_seeds) > 1 else None
     return Contrast(
-        difference=Difference(value=value, interval=interval),
+        difference=difference,
         of_seeds=tuple(of_seeds),
         over_seeds=over_seeds,
         p=paired_t(of_seeds) if len(of_seeds) > 1 else None,
-        verdict=verdict(interval, over_seeds),
+        verdict=verdict(difference.interval, over_seeds),
     )
 
 
@@ -146,10 +145,7 @@ def paired_difference(base: Arm, other: Arm, draws: int = DRAWS) -> Difference:
 
     Raises: ValueError where the arms do not have the same seeds, tasks and starts.
     """
-    deltas = _deltas(base, other)
-    tables = [np.stack(task) for task in zip(*deltas, strict=True)]
-    interval = percentiles(resampled_means(tables, draws), f"paired {OVER_BOTH}")
-    return Difference(value=float(np.mean([table.mean() for table in tables])), interval=interval)
+    return _difference([np.stack(task) for task in zip(*_deltas(base, other), strict=True)], draws)
 
 
 def seed_differences(base: Arm, other: Arm) -> list[float]:
@@ -250,6 +246,12 @@ def _t_power(effect: float, count: int) -> float:
     lower = stats.nct.cdf(-critical, count - 1, shift)
     # Far out in the tail scipy gives NaN; there the chance to err on that side is 0.
     return float(upper) + (0.0 if math.isnan(lower) else float(lower))
+
+
+def _difference(tables: Sequence[np.ndarray], draws: int) -> Difference:
+    """The mean of the tasks' means, [seed, start] each, with its bootstrap."""
+    interval = percentiles(resampled_means(tables, draws), f"paired {OVER_BOTH}")
+    return Difference(value=float(np.mean([table.mean() for table in tables])), interval=interval)
 
 
 def _weighted(arms: Sequence[Arm], weights: Sequence[int | float]) -> list[np.ndarray]:
