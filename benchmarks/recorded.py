@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from tutti.config.run_config import RunConfig
-from tutti.data.config import SourceConfig
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
+from tutti.data.sources import SourceConfig
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.pipeline import VIEW
 from tutti.runs.folder import RunFolder

@@ -36,7 +36,7 @@ ANOTHER_RESULT = (
     *("seed", "record", "model", "objective", "balancing", "backward", "strategy", "evaluation"),
     *("data.sources", "data.horizon", "data.batch_size", "data.image_size", "data.validation_fraction"),
     *("data.episodes_per_task", "data.validation_windows", "data.normalization", "data.vocab_size"),
-    *("data.tasks", "data.text_length", "data.augmentation", "data.seed"),
+    *("data.mixture", "data.tasks", "data.text_length", "data.augmentation", "data.seed"),
     *("training.steps", "training.seed", "training.optimizer", "training.schedule", "training.gradients"),
     *("training.accumulation", "training.batch_ramp", "training.ema", "training.fork"),
     *("training.init_from", "training.precision", "training.validation"),

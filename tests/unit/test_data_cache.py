@@ -24,7 +24,7 @@ from test_data_loading import write_set
 from fixtures.cache_builder import ROWS, SHARD, SIZE, MemoryStore
 from tutti.data import cache as cache_module
 from tutti.data.cache import CacheConfig, cached_frames, resize_images
-from tutti.data.config import SourceConfig
+from tutti.data.sources import SourceConfig
 from tutti.storage.files import exclusive_lock
 from tutti.types import UserError
 

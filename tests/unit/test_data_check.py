@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -283,7 +284,9 @@ def test_the_same_data_set_twice_and_copies_in_another_source_are_named(tmp_path
         checked = check_path(str(sound / "lab"), [f"data.sources=[{text}]", "data.horizon=8"])
         return [finding for finding in checked.findings if finding.kind != "offset_never"]
 
-    (twice,) = sources(sound / "lab", sound / "lab")
+    (refused,) = sources(sound / "lab", sound / "lab")
+    assert refused.kind == "refused" and "0 and 1 would both train on episode" in refused.sentence
+    (twice,) = sources(sound / "lab", Path(shutil.copytree(sound / "lab", tmp_path / "copy")))
     assert (twice.kind, twice.severity) == ("same_data_set", "fault") and "weight: 2" in twice.cure
     again = world.write(tmp_path / "again", clean("lab")[:6])
     found = {finding.kind: finding for finding in sources(sound / "lab", again)}

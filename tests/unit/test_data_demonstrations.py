@@ -13,7 +13,7 @@ from test_data_loading import write_set
 from tutti.data.bundle import DataBundle
 from tutti.data.config import DataConfig
 from tutti.data.episodes import Episode
-from tutti.data.split import first_episodes
+from tutti.data.split import episodes_at
 from tutti.types import DataNeeds, UserError
 
 PER_TASK = 8
@@ -39,21 +39,23 @@ def indices(episodes: tuple[Episode, ...]) -> list[int]:
 
 
 def test_every_task_gives_the_first_of_its_seeded_order() -> None:
-    few, more, other = (first_episodes(EPISODES, n, seed, task_of) for n, seed in ((4, 0), (9, 0), (4, 1)))
+    few, more, other = (
+        episodes_at(EPISODES, slice(0, n), seed, task_of) for n, seed in ((4, 0), (9, 0), (4, 1))
+    )
     assert sorted(task_of(e.instruction) for e in few) == ["open"] * 4 + ["shut"] * 4
     assert indices(few) == sorted(indices(few))
-    assert set(few) < set(more) and few != other == first_episodes(EPISODES, 4, 1, task_of)
+    assert set(few) < set(more) and few != other == episodes_at(EPISODES, slice(0, 4), 1, task_of)
     # Other tasks do not change which of a task are taken.
     alone = tuple(e for e in EPISODES if task_of(e.instruction) == "open")
-    assert first_episodes(alone, 4, 0, task_of) == tuple(e for e in few if e in alone)
+    assert episodes_at(alone, slice(0, 4), 0, task_of) == tuple(e for e in few if e in alone)
 
 
 def test_wordings_are_tasks_where_no_task_is_named() -> None:
-    assert len(first_episodes(EPISODES, 1, 0)) == 40
+    assert len(episodes_at(EPISODES, slice(0, 1), 0)) == 40
     with pytest.raises(UserError, match="of 'open wording 0' only 1 episodes"):
-        first_episodes(EPISODES, 2, 0)
-    with pytest.raises(UserError, match=r"episodes_per_task is 21, but of 'open' only 20.*Lower it"):
-        first_episodes(EPISODES, 21, 0, task_of)
+        episodes_at(EPISODES, slice(0, 2), 0)
+    with pytest.raises(UserError, match=r"asked, but of 'open' only 20.*Lower it"):
+        episodes_at(EPISODES, slice(0, 21), 0, task_of, "asked")
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "some", 2.5])
@@ -64,15 +66,15 @@ def test_what_is_no_number_of_episodes_is_refused(wrong: object) -> None:
 
 def test_validation_is_the_same_at_every_level(data_set: Path) -> None:
     whole, few = build(data_set, "all"), build(data_set, 2)
-    assert whole.validation_episodes == few.validation_episodes
+    assert whole.parts[0].held_out == few.parts[0].held_out
     assert np.array_equal(whole.validation.rows, few.validation.rows)
-    assert len(whole.training_episodes[0]) == 2 * (PER_TASK - 2) and len(few.training_episodes[0]) == 4
-    assert not set(indices(few.training_episodes[0])) & set(indices(few.validation_episodes[0]))
+    assert len(whole.parts[0].training) == 2 * (PER_TASK - 2) and len(few.parts[0].training) == 4
+    assert not set(indices(few.parts[0].training)) & set(indices(few.parts[0].held_out))
 
 
 def test_only_chosen_episodes_are_trained_on_and_fitted_to(data_set: Path) -> None:
     data = build(data_set, 2)
-    rows = np.concatenate([np.arange(e.start, e.end) for e in data.training_episodes[0]])
+    rows = np.concatenate([np.arange(e.start, e.end) for e in data.parts[0].training])
     assert set(data.train.mixture.windows[0].tolist()) == set(rows.tolist())
     states = data.windows.sources[0].store.states[rows]
     assert data.normalizer.stats["sawyer"].state.max == pytest.approx(states.max(axis=0))

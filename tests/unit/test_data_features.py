@@ -13,11 +13,12 @@ import pytest
 
 from fixtures.small_model import SPEC
 from tutti.config import RunConfig
-from tutti.data.config import DataConfig, SourceConfig
+from tutti.data.config import DataConfig
 from tutti.data.content import Content
 from tutti.data.formats.lerobot.features import Feature, describe_dimensions
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
+from tutti.data.sources import SourceConfig
 from tutti.runs.build import build_data
 from tutti.serving.contents import read_spec
 from tutti.storage.manifest import Manifest

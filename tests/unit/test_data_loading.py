@@ -17,9 +17,10 @@ import torch
 from pydantic import ValidationError
 
 from tutti.data.bundle import DataBundle
-from tutti.data.config import DataConfig, SourceConfig
+from tutti.data.config import DataConfig
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.normalize import ActionStats
+from tutti.data.sources import SourceConfig
 from tutti.distributed.ranks import ONE_RANK
 from tutti.types import Batch, DataNeeds, UserError
 
@@ -269,7 +270,7 @@ def test_held_out_episodes_share_no_window_with_training(data_set: Path, tmp_pat
     trained = set(data.train.mixture.windows[0].tolist())
     held = set(data.held_out_rows.tolist())
     assert held and not (trained & held) and len(trained | held) == 54
-    for episode in data.validation_episodes[0]:
+    for episode in data.parts[0].held_out:
         assert held >= set(range(episode.start, episode.end))
     seen = torch.cat([batch.window for batch in data.validation])
     assert set(seen.tolist()) == held and len(data.validation) == len(list(data.validation))

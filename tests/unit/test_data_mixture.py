@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tutti.data.config import SourceConfig
 from tutti.data.mixture import Mixture
+from tutti.data.sources import SourceConfig
 
 
 def sources(*sizes: int) -> tuple[np.ndarray, ...]:

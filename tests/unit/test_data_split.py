@@ -13,6 +13,7 @@ from test_data_order import Store
 
 from tutti.data.config import DataConfig
 from tutti.data.episodes import Episode
+from tutti.data.sources import Part
 from tutti.data.split import are_held_out, split_episodes
 
 Items = list[tuple[int, int]]
@@ -126,11 +127,10 @@ def test_spellings_and_wordings_of_a_task_are_one_group() -> None:
 def test_sources_are_split_as_one_by_what_the_episodes_hold() -> None:
     def sides(stores: list[Store], seed: int = 0) -> dict[float, bool]:
         config = DataConfig(validation_fraction=0.3, seed=seed)
-        training, validation = config.split(stores)
         found = {}
-        for store, parts in zip(stores, zip(training, validation, strict=True), strict=True):
-            for flag, part in enumerate(parts):
-                found |= {float(store.actions[episode.start, 0]): bool(flag) for episode in part}
+        for part in config.split([Part(store=store) for store in stores]):
+            for flag, episodes in enumerate((part.training, part.held_out)):
+                found |= {float(part.store.actions[one.start, 0]): bool(flag) for one in episodes}
         return found
 
     stores = [Store("arm", (5, 1, 4), 0), Store("hand", (2, 6), 1000)]
@@ -140,10 +140,15 @@ def test_sources_are_split_as_one_by_what_the_episodes_hold() -> None:
 
 
 def test_demonstrations_of_every_source_are_drawn_by_a_seed_of_its_own() -> None:
-    store = Store("arm", (3,) * 3, 0)
-    store.episodes = tuple(Episode(i, i % 9, 1, f"task {i % 2}") for i in range(40))
-    (first, second), _ = DataConfig(validation_fraction=0, episodes_per_task=5, seed=7).split([store, store])
-    (alone,), _ = DataConfig(validation_fraction=0, episodes_per_task=5, seed=8).split([store])
+    stores = [Store("arm", (3,) * 3, 0) for _ in range(2)]
+    for store in stores:
+        store.episodes = tuple(Episode(i, i % 9, 1, f"task {i % 2}") for i in range(40))
+
+    def drawn(seed: int, stores: list[Store]) -> list[tuple[Episode, ...]]:
+        config = DataConfig(validation_fraction=0, episodes_per_task=5, seed=seed)
+        return [part.training for part in config.split([Part(store=store) for store in stores])]
+
+    (first, second), (alone,) = drawn(7, stores), drawn(8, stores[:1])
     assert len(first) == len(second) == 10 and first != second == alone
 
 

@@ -17,10 +17,9 @@ from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders
 
 from fixtures.small_model import SPEC
-from tutti.data.bundle import texts_of
-from tutti.data.episodes import Episode
+from tutti.data.episodes import Episode, texts_of
 from tutti.data.normalize import EmbodimentStats, Normalizer
-from tutti.data.split import first_episodes
+from tutti.data.split import episodes_at
 from tutti.data.tokenize import Tokenizer, normalized_text
 from tutti.data.windows import Source, WindowIndex
 from tutti.models.language.transformer import TextTransformerConfig
@@ -65,7 +64,7 @@ def test_spellings_of_one_sentence_are_one_instruction_everywhere() -> None:
     assert index.instructions == ("open it", "push it") == tuple(sorted(texts_of(store, store.episodes)))
     batch = index.gather(np.arange(9))
     assert batch.instruction_id.tolist() == [0] * 2 + [1] * 3 + [0] * 4
-    assert len(first_episodes(store.episodes, 1, seed=0)) == 2
+    assert len(episodes_at(store.episodes, slice(0, 1), seed=0)) == 2
     ids, mask = tokenizer.encode(SPELLINGS)
     assert (ids == ids[0]).all() and (mask == mask[0]).all()
 

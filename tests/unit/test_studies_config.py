@@ -11,7 +11,7 @@ import yaml
 
 from fixtures.studies import base, make_study
 from tutti.config.run_config import RunConfig, load_config, to_yaml
-from tutti.data.config import SourceConfig
+from tutti.data.sources import SourceConfig
 from tutti.studies.cells import NO_CONTROLS, arm_config, cell_config, cell_name, check_same_starts
 from tutti.studies.config import StudyConfig, load_study, study_yaml
 from tutti.training.strategy import Strategy

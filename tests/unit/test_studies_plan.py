@@ -16,7 +16,7 @@ import pytest
 
 from fixtures.studies import cell, make_study, trained, write_data
 from tutti.config.run_config import RunConfig
-from tutti.data.config import SourceConfig
+from tutti.data.sources import SourceConfig
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.runs.folder import RunFolder
 from tutti.studies import costs as costs_module

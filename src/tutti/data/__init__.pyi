@@ -1,9 +1,10 @@
 from .bundle import Batches, DataBundle
-from .config import DataConfig, SourceConfig
+from .config import DataConfig
 from .episodes import Episode, EpisodeStore, StoreSpec
 from .loader import ColourJitter, Loader, NoAugmentation
 from .mixture import Mixture
 from .normalize import ActionStats, Normalizer
+from .sources import SourceConfig
 from .split import split_episodes
 from .tokenize import Tokenizer
 from .windows import Source, WindowIndex

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from tutti.data.episodes import Episode, EpisodeStore
+from tutti.data.episodes import Episode, EpisodeStore, StoreSpec, texts_of
 from tutti.data.loader import Loader
 from tutti.data.normalize import NormalizationKind, Normalizer
-from tutti.data.tokenize import Tokenizer, normalized_text
+from tutti.data.sources import Part, stores_of
+from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import WindowIndex
 from tutti.errors import UserError
 from tutti.types import Batch, DataSpec
@@ -48,12 +49,12 @@ class Statistics:
     normalizer: Normalizer
     tokenizer: Tokenizer
 
-    def check(self, store: EpisodeStore, kind: NormalizationKind) -> None:
-        """Whether they can be those of this data set too, under `data.normalization` = `kind`.
+    def check(self, mine: StoreSpec, name: str, kind: NormalizationKind) -> None:
+        """Whether they can be those of these data, called `name`, under `data.normalization` = `kind`.
 
         Raises: UserError that says what does not fit.
         """
-        theirs, mine, known = self.spec, store.spec, self.spec.embodiments
+        theirs, known = self.spec, self.spec.embodiments
         wrong = theirs.contradiction(mine)
         for what in ("state", "action"):
             here, there = getattr(mine, f"{what}_dim"), getattr(theirs, f"{what}_dim")
@@ -64,7 +65,7 @@ class Statistics:
             wrong = f"data.normalization is {kind}, {self.normalizer.kind} there"
         if wrong:
             raise UserError(
-                f"training.init_from.statistics is kept, but those of the other run do not fit {store.name}: "
+                f"training.init_from.statistics is kept, but those of the other run do not fit {name}: "
                 f"{wrong}. Set training.init_from.statistics=new, or make the data or data.normalization "
                 "those of the other run."
             )
@@ -72,8 +73,9 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataBundle:
-    """The data of a training: loader, validation set, and what a model must know. Episodes are per source.
+    """The data of a training: loader, validation set, and what a model must know.
 
+    `parts` say what each source uses of its data set; several may be of one of `windows.sources`.
     `training_rows` are the windows of all training episodes, in order, `held_out_rows` those of all others;
     `validation` has some of these, shuffled.
     """
@@ -84,8 +86,7 @@ class DataBundle:
     normalizer: Normalizer
     tokenizer: Tokenizer
     windows: WindowIndex
-    training_episodes: tuple[tuple[Episode, ...], ...]
-    validation_episodes: tuple[tuple[Episode, ...], ...]
+    parts: tuple[Part, ...]
     training_rows: Int64[np.ndarray, " n"]
     held_out_rows: Int64[np.ndarray, " m"]
 
@@ -94,8 +95,9 @@ class DataBundle:
         return self.windows.gather(torch.as_tensor(windows, dtype=torch.int64).cpu().numpy())
 
     def training_chunks(self, count: int) -> tuple[Float[Tensor, "n t a"], Bool[Tensor, "n t a"]]:
-        """Normalised actions and masks of at most `count` training windows, evenly spread, in order."""
-        return self.windows.chunks(evenly_spread(self.training_rows, count))
+        """Normalised actions and masks of at most `count` training windows with actions, evenly spread, in
+        order."""
+        return self.windows.chunks(evenly_spread(self.windows.having("actions", self.training_rows), count))
 
     def texts(self, batch: Batch) -> list[str]:
         """The instruction of each sample."""
@@ -107,21 +109,23 @@ class DataBundle:
 
     def describe(self) -> dict[str, Any]:
         """What the data is, as plain values for logs and reports; seconds are of robot time."""
-        parts = zip(self.windows.sources, self.training_episodes, self.validation_episodes, strict=True)
-        per_source = [
-            describe_source(source.store, *episodes) | {"weight": source.weight}
-            for source, *episodes in parts
-        ]
+        per_source = []
+        for store in stores_of(self.parts):
+            own = [part for part in self.parts if part.store is store]
+            training = [episode for part in own for episode in part.training]
+            held = [episode for part in own for episode in part.held_out]
+            weight = {"weight": sum(part.weight for part in own)}
+            per_source.append(describe_source(store, training, held) | weight)
         names = ("episodes", "training_episodes", "validation_episodes", "frames", "seconds")
         totals = {name: sum(entry[name] for entry in per_source) for name in names}
-        spoken = {normalized_text(one.instruction) for part in self.validation_episodes for one in part}
+        spoken = set[str]().union(*(part.texts(part.held_out) for part in self.parts))
         return {
             **totals,
             "validation_instructions": len(spoken),
-            "training_windows": self.train.mixture.epoch_length,
+            "training_windows": len(self.training_rows),
             "validation_windows": len(self.validation.rows),
             "batches_per_epoch": self.train.batches_per_epoch,
-            "instructions": len(self.windows.instructions),
+            "instructions": len(set(self.windows.instructions) - {""}),
             "vocab_size": self.tokenizer.vocab_size,
             "text_length": self.tokenizer.text_length,
             "normalization": self.normalizer.kind,
@@ -150,12 +154,6 @@ def describe_source(
         "views": list(spec.views),
         "stored_image_shapes": [list(shape) for shape in spec.image_shapes],
     }
-
-
-def texts_of(store: EpisodeStore, episodes: Sequence[Episode]) -> set[str]:
-    """The distinct instructions of these episodes, normalised."""
-    used = {int(i) for e in episodes for i in np.unique(store.instruction_of[e.start : e.end])}
-    return {normalized_text(store.instructions[i]) for i in used}
 
 
 def evenly_spread(rows: Int64[np.ndarray, " n"], count: int) -> Int64[np.ndarray, " _"]:
@@ -206,21 +204,21 @@ def spread(index: WindowIndex, rows: Int64[np.ndarray, " n"], most: int) -> Samp
 
 
 def held_out(data: DataBundle, most: int) -> Sample:
-    """Windows of held-out episodes.
+    """Windows of held-out episodes that have actions.
 
     Raises: UserError if there is none.
     """
-    if len(data.held_out_rows) == 0:
+    if len(rows := data.windows.having("actions", data.held_out_rows)) == 0:
         raise UserError(
-            "probes: there is no held-out window, and probing what was trained on says little. "
+            "probes: there is no held-out window with actions, and probing what was trained on says little. "
             "Set data.validation_fraction (0.05, say) and train again."
         )
-    return spread(data.windows, data.held_out_rows, most)
+    return spread(data.windows, rows, most)
 
 
 def training(data: DataBundle, most: int) -> Sample:
-    """Windows of training episodes."""
-    return spread(data.windows, data.training_rows, most)
+    """Windows of training episodes that have actions."""
+    return spread(data.windows, data.windows.having("actions", data.training_rows), most)
 
 
 def states(sample: Sample) -> Float64[np.ndarray, "n s"]:

@@ -4,131 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator
+from jaxtyping import Int64
+from pydantic import Field, model_validator
 
-from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread, texts_of
+from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
 from tutti.data.cache import CacheConfig, cached_frames
-from tutti.data.episodes import Episode, EpisodeStore, Progress, check_unchanged
-from tutti.data.formats.lerobot import ACTION, STATE
-from tutti.data.formats.lerobot.columns import MAX_TOLERANCE
-from tutti.data.formats.lerobot.metadata import Chosen, read_info
-from tutti.data.formats.lerobot.reader import LeRobotStore
-from tutti.data.formats.lerobot.video import TOLERANCE
+from tutti.data.episodes import ALL_USED, Label, Progress, StoreSpec, check_unchanged, rows_of
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
-from tutti.data.mixture import Mixture
+from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig
 from tutti.data.normalize import NormalizationKind, Normalizer
-from tutti.data.split import GroupOf, Tasks, are_held_out, check_wordings, first_episodes, grouped
-from tutti.data.tokenize import MAX_LENGTH, Tokenizer
+from tutti.data.sources import (
+    Part,
+    SourceConfig,
+    check_compatible,
+    labelled_rows,
+    open_parts,
+    split_parts,
+    stores_of,
+)
+from tutti.data.split import GroupOf, Tasks, check_wordings, grouped
+from tutti.data.tokenize import MAX_LENGTH, Tokenizer, normalized_text
 from tutti.data.windows import Source, WindowIndex
 from tutti.durations import ChunkSteps, require_steps
 from tutti.errors import UserError
 from tutti.frozen_config import FrozenConfig
-from tutti.storage.files import LocalPath
 from tutti.types import DataNeeds, DataSpec
 
 Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kind")]
-
-
-FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
-
-_SPAN = r"^\d{1,10}-\d{1,10}$"
-EpisodeNumbers = tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=_SPAN)], ...]
-
-
-def _as_range(numbers: int | str) -> range:
-    """Of 7, or of "0-99", both ends included."""
-    first, last = map(int, numbers.split("-")) if isinstance(numbers, str) else (numbers, numbers)
-    return range(first, last + 1)
-
-
-def _as_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
-    return keys if isinstance(keys, tuple) else (keys,)
-
-
-class SourceConfig(FrozenConfig):
-    """One data set: a LeRobotDataset v3.0 folder."""
-
-    path: LocalPath = Field(description="The folder that contains meta/ and data/.")
-    weight: float = Field(
-        default=1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Share of the samples: weight / sum of the weights of all sources.",
-    )
-    views: FeatureKeys | Literal["auto"] = Field(
-        default="auto",
-        description="The camera features to use, in order; auto: all, without depth and mono cameras.",
-    )
-    state: str | FeatureKeys | Literal["none"] = Field(
-        default=STATE,
-        description="The feature that is the state, or several, joined in this order; none: no "
-        "proprioception, a state without numbers.",
-    )
-    action: str | FeatureKeys = Field(
-        default=ACTION, description="The feature that is the action, or several, joined in this order."
-    )
-
-    episodes: EpisodeNumbers | Literal["all"] = Field(
-        default="all", description='The episodes to use: numbers and ranges, [3, "10-99"].'
-    )
-    exclude: EpisodeNumbers = Field(
-        default=(), description="Episodes to leave out, such as damaged ones; nothing of them is checked."
-    )
-    tolerance: float = Field(
-        default=TOLERANCE,
-        gt=0,
-        le=MAX_TOLERANCE,
-        description="How far a timestamp may lie off frame number / fps, in frames. Above the default, for "
-        "times by a clock, video frames are taken by number.",
-    )
-
-    @field_validator("episodes", "exclude", mode="before")
-    @classmethod
-    def _check_numbers(cls, given: Any) -> Any:
-        numbers = (given,) if isinstance(given, int | str) and given != "all" else given
-        for one in numbers if isinstance(numbers, list | tuple) else ():
-            is_span = isinstance(one, str) and re.fullmatch(_SPAN, one) is not None and len(_as_range(one))
-            if not is_span and not (type(one) is int and one >= 0):
-                raise ValueError(
-                    f'expected episode numbers and rising ranges, [7, "10-19"], found {one!r:.60}'
-                )
-        return numbers
-
-    @field_validator("state", "action", mode="before")
-    @classmethod
-    def _check_features(cls, given: Any) -> Any:
-        many = given if isinstance(given, list | tuple) else [given]
-        if not many or not all(isinstance(one, str) for one in many) or len(set(many)) < len(many):
-            raise ValueError(
-                f"expected the name of a feature, or several different ones, found {given!r:.60}"
-            )
-        return given
-
-    @property
-    def fps(self) -> float:
-        """The frames a second of the data set, which is not opened."""
-        return read_info(self.path).fps
-
-    def open(self) -> EpisodeStore:
-        """Opens and checks the data set."""
-        views = None if self.views == "auto" else self.views
-        state = () if self.state == "none" else _as_keys(self.state)
-        episodes = None if self.episodes == "all" else tuple(map(_as_range, self.episodes))
-        return LeRobotStore(
-            self.path,
-            views,
-            state=state,
-            action=_as_keys(self.action),
-            chosen=Chosen(
-                episodes=episodes, exclude=tuple(map(_as_range, self.exclude)), tolerance=self.tolerance
-            ),
-        )
 
 
 class DataConfig(FrozenConfig):
@@ -136,6 +43,10 @@ class DataConfig(FrozenConfig):
 
     sources: tuple[SourceConfig, ...] = Field(
         default=(), description="Data sets of one embodiment; empty: the one that this run records."
+    )
+    mixture: MixtureConfig = Field(
+        default_factory=MixtureConfig,
+        description="How windows are drawn, besides the weights of the sources.",
     )
     horizon: ChunkSteps = Field(default=16, description='Actions in a chunk, or how long it is: "0.8s".')
     batch_size: int = Field(default=64, ge=1, description="Windows in a batch.")
@@ -175,6 +86,22 @@ class DataConfig(FrozenConfig):
     )
     seed: int = Field(default=0, ge=0, description="Seed of the order, the split and the augmentation.")
 
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if self.sources and not any(source.labels.actions for source in self.sources):
+            raise ValueError("sources: labels.actions is false in all; at least one must have actions")
+        if self.episodes_per_task != "all" and any(one.per_task != "all" for one in self.sources):
+            raise ValueError(
+                "episodes_per_task is for all sources and sources.per_task for one: give one of them"
+            )
+        share, size = self.mixture.labelled, self.batch_size
+        if share != "by_weight" and abs(size * share - (whole := max(1, round(size * share)))) > 1e-6:
+            raise ValueError(
+                f"mixture.labelled is {share:g} of batch_size {size}, {size * share:g} windows; "
+                f"{whole / size:g} would be {whole}"
+            )
+        return self
+
     def build(
         self,
         needs: DataNeeds,
@@ -200,45 +127,49 @@ class DataConfig(FrozenConfig):
             raise UserError("data.sources is empty; expected at least one {path: <LeRobot folder>}.")
         require_steps(self, "data")
         cache = self.cache.home()
-        stores = [source.open() for source in self.sources]
+        opened = open_parts(self.sources)
         if trained_on is not None:
-            check_unchanged(stores, trained_on)
-        check_compatible(stores)
-        self._check_lengths(stores, needs)
+            check_unchanged(stores_of(opened), trained_on)
+        spec = check_compatible(opened)
+        self._check_lengths(opened, needs)
         if kept is not None:
-            for store in stores:
-                kept.check(store, self.normalization)
-        training, validation = self.split(stores, group_of)
-        normalizer, first = self.fit_normalizer(stores, training), stores[0].spec
+            kept.check(spec, opened[0].store.name, self.normalization)
+        parts = self.split(opened, group_of)
+        normalizer, stores = self.fit_normalizer(parts, spec), stores_of(parts)
         length = None if self.text_length == "auto" else self.text_length
-        texts = set[str]().union(*map(texts_of, stores, training))
-        tokenizer = Tokenizer.fit(texts, self.vocab_size, length)
+        tokenizer = Tokenizer.fit(training_texts(parts), self.vocab_size, length)
         if kept is not None:
             normalizer, tokenizer = kept.normalizer, kept.tokenizer
         frames = [cached_frames(store, cache, self.image_size, progress) for store in stores]
+        labelled = [labelled_rows(store, parts, spec) for store in stores]
         windows = WindowIndex(
-            list(map(Source, stores, frames, (source.weight for source in self.sources))),
+            list(map(Source, stores, frames, labelled)),
             horizon=self.horizon,
             normalizer=normalizer,
             tokenizer=tokenizer,
             needs=needs,
             group_of=grouped(self.tasks, group_of),
         )
-        check_wordings(self.tasks, windows.instructions)
-        parts = tuple(windows.rows_of(number, part) for number, part in enumerate(training))
+        check_wordings(self.tasks, [normalized_text(t) for store in stores for t in store.instructions])
+        trained = [windows.rows_of(stores.index(part.store), part.training) for part in parts]
+        drawn = [self._drawn(windows, rows) for rows in trained]
         # A resume must find the data sets, and what of them is trained on, unchanged.
         digest = hashlib.sha256(json.dumps([store.fingerprint for store in stores]).encode())
-        for part in parts:
-            digest.update(part.tobytes())
+        for rows in drawn:
+            digest.update(rows.tobytes())
+        if any(part.labels != ALL_USED for part in parts):
+            digest.update(b"".join(rows.tobytes() for own in labelled for rows in own.values()))
         train = Loader(
             windows,
-            Mixture(parts, tuple(source.weight for source in self.sources), self.seed),
+            self._mixture(windows, drawn),
             batch_size=self.batch_size,
             augmentation=self.augmentation,
             prefetch=self.prefetch,
             identity=digest.hexdigest()[:16],
         )
-        held_out = np.concatenate([windows.rows_of(number, part) for number, part in enumerate(validation)])
+        held_out = np.concatenate(
+            [windows.rows_of(stores.index(part.store), part.held_out) for part in parts]
+        )
         # Shuffled once, so that every batch of the validation mixes instructions.
         order = np.random.default_rng([self.seed, 4])
         chosen = order.permutation(evenly_spread(held_out, self.validation_windows))
@@ -246,95 +177,104 @@ class DataConfig(FrozenConfig):
             train=train,
             validation=Batches(windows, chosen, self.batch_size),
             spec=DataSpec(
-                views=first.views,
+                views=spec.views,
                 image_size=self.image_size,
-                state_dim=first.state_dim,
-                action_dim=first.action_dim,
+                state_dim=spec.state_dim,
+                action_dim=spec.action_dim,
                 horizon=self.horizon,
                 vocab_size=tokenizer.vocab_size,
                 text_length=tokenizer.text_length,
                 embodiments=windows.embodiments,
-                fps=first.fps,
-                **first.dimensions(),
+                fps=spec.fps,
+                **spec.dimensions(),
             ),
             normalizer=normalizer,
             tokenizer=tokenizer,
             windows=windows,
-            training_episodes=tuple(training),
-            validation_episodes=tuple(validation),
-            training_rows=np.concatenate(parts),
+            parts=tuple(parts),
+            training_rows=np.concatenate(trained),
             held_out_rows=held_out,
         )
 
-    def training_texts(self, group_of: GroupOf | None = None) -> set[str]:
-        """The instructions that `build` would fit the text on, without decoding a picture."""
-        stores = [source.open() for source in self.sources]
-        training, _ = self.split(stores, group_of)
-        return set[str]().union(*map(texts_of, stores, training))
+    def split(self, parts: Sequence[Part], group_of: GroupOf | None = None) -> list[Part]:
+        """The opened sources with their episodes, those held out and those to train on (`split_parts`). `tasks`
+        goes before `group_of`."""
+        count = None if self.episodes_per_task == "all" else self.episodes_per_task
+        return split_parts(parts, self.validation_fraction, self.seed, count, grouped(self.tasks, group_of))
 
-    def split(
-        self, stores: Sequence[EpisodeStore], group_of: GroupOf | None = None
-    ) -> tuple[list[tuple[Episode, ...]], list[tuple[Episode, ...]]]:
-        """(training, validation) episodes of each store; to train on, the first ones of each group.
+    def fit_normalizer(self, parts: Sequence[Part], spec: StoreSpec) -> Normalizer:
+        """The statistics of all rows to train on that have the label; `spec` is what the parts share.
 
-        One split over all of them (`are_held_out`), by the episodes' identities. How many are trained on does
-        not change it. Of store number i the episodes to train on are drawn with `seed` + i. `tasks`
-        goes before `group_of`.
+        Raises: UserError if none has.
         """
-        group_of = grouped(self.tasks, group_of)
-        episodes = [episode for store in stores for episode in store.episodes]
-        identities = [identity for store in stores for identity in store.identities]
-        held = iter(are_held_out(episodes, identities, self.validation_fraction, self.seed, group_of))
-        training, validation = [], []
-        for seed, store in enumerate(stores, self.seed):
-            flags = list(zip(store.episodes, held, strict=False))
-            used = tuple(episode for episode, is_held in flags if not is_held)
-            if self.episodes_per_task != "all":
-                used = first_episodes(used, self.episodes_per_task, seed, group_of)
-            training.append(used)
-            validation.append(tuple(episode for episode, is_held in flags if is_held))
-        return training, validation
-
-    def fit_normalizer(
-        self, stores: Sequence[EpisodeStore], training: Sequence[Sequence[Episode]]
-    ) -> Normalizer:
-        """The statistics of all rows to train on; `training` has the episodes of each store."""
-        rows = [np.concatenate([np.arange(e.start, e.end) for e in part]) for part in training]
-        states, actions = (
-            np.concatenate([getattr(store, name)[part] for store, part in zip(stores, rows, strict=True)])
-            for name in ("states", "actions")
-        )
-        return Normalizer.fit(self.normalization, stores[0].spec.embodiment, states, actions)
-
-    def _check_lengths(self, stores: Sequence[EpisodeStore], needs: DataNeeds) -> None:
-        for store in stores:
-            longest = max(episode.length for episode in store.episodes)
-            offset = max(needs.offsets, default=0)
-            if self.horizon > longest or offset >= longest:
-                name, value = ("data.horizon", self.horizon) if self.horizon > longest else ("future", offset)
+        known = {store: labelled_rows(store, parts, spec) for store in stores_of(parts)}
+        fitted: dict[Label, np.ndarray] = {}
+        for label, dim in (("state", spec.state_dim), ("actions", spec.action_dim)):
+            fitted[label] = np.empty((0, dim), np.float32)
+            for part in parts:
+                rows = rows_of(part.training)
+                if len(rows := rows[known[part.store][label][rows]]):
+                    values = part.store.states if label == "state" else part.store.actions
+                    fitted[label] = np.concatenate([fitted[label], values[rows]])
+            if not len(fitted[label]) and dim:
                 raise UserError(
-                    f"{name} is {value}, but the longest episode of {store.name} has {longest} frames.\n"
+                    f"data.sources: no frame to train on has {label}.\n  expected: one source with them\n"
+                    f"  cure: set sources.labels.{label}=true where they are, or name a source with them."
+                )
+        states = fitted["state"] if spec.state_dim else np.empty((1, 0), np.float32)
+        return Normalizer.fit(self.normalization, spec.embodiment, states, fitted["actions"])
+
+    def _drawn(self, windows: WindowIndex, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " _"]:
+        """The training windows of a source, those before a key frame as often as `mixture` says."""
+        if (times := self.mixture.near_key_frames) == 1:
+            return rows
+        if not windows.needs.grippers:
+            raise UserError(
+                f"data.mixture.near_key_frames is {times}, but no term names a gripper, whose opening and "
+                "closing makes key frames.\n  cure: set objective.state.gripper.dimension=N, or "
+                "near_key_frames=1."
+            )
+        return np.repeat(rows, np.where(windows.before_key_frame(rows), times, 1))
+
+    def _mixture(
+        self, windows: WindowIndex, drawn: Sequence[Int64[np.ndarray, " _"]]
+    ) -> Mixture | ComposedMixture:
+        """The order of the windows `drawn` of each source; with and without actions apart, if batches are
+        composed of both."""
+        weights = [source.weight for source in self.sources]
+        if self.mixture.labelled == "by_weight":
+            return Mixture(tuple(drawn), tuple(weights), self.seed)
+        kinds: list[Mixture] = []
+        for key in ((), (UNLABELLED,)):
+            some = [windows.having("actions", rows) for rows in drawn]
+            if key:
+                some = [rows[~np.isin(rows, own)] for rows, own in zip(drawn, some, strict=True)]
+            full = [(rows, weight) for rows, weight in zip(some, weights, strict=True) if len(rows)]
+            if not full:
+                raise UserError(
+                    f"data.mixture.labelled is {self.mixture.labelled:g}, but no window to train on "
+                    f"{'lacks' if key else 'has'} actions.\n  cure: set data.mixture.labelled=by_weight, or "
+                    f"add a source with sources.labels.actions={'false' if key else 'true'}."
+                )
+            kinds.append(Mixture(*map(tuple, zip(*full, strict=True)), seed=self.seed, key=key))
+        count = round(self.mixture.labelled * self.batch_size)
+        if count == self.batch_size:
+            return kinds[0]
+        return ComposedMixture(*kinds, counts=(count, self.batch_size - count))
+
+    def _check_lengths(self, parts: Sequence[Part], needs: DataNeeds) -> None:
+        for part in parts:
+            longest = max(episode.length for episode in part.store.episodes if part.names(episode))
+            offset, horizon = max(needs.offsets, default=0), self.horizon if part.labels["actions"] else 0
+            if horizon > longest or offset >= longest:
+                name, value = ("data.horizon", horizon) if horizon > longest else ("future", offset)
+                raise UserError(
+                    f"{name} is {value}, but the longest episode of {part.store.name} has {longest} frames.\n"
                     "  Episodes shorter than the horizon are masked at the end, but one must reach it.\n"
                     f"  cure: set data.horizon to at most {longest} and the future offset below it."
                 )
 
 
-def check_compatible(stores: Sequence[EpisodeStore]) -> None:
-    """One embodiment, and the same sizes, in all sources. Raises: UserError for others."""
-    first = stores[0]
-    for store in stores[1:]:
-        for key in ("embodiment", "views", "state_dim", "action_dim", "fps"):
-            expected, value = getattr(first.spec, key), getattr(store.spec, key)
-            if expected != value:
-                raise UserError(
-                    f"data.sources: {store.name} and {first.name} differ in {key}.\n"
-                    f"  expected: {expected}\n  found:    {value}\n"
-                    "  cure: mix data sets of one embodiment; choose the same cameras by sources.views."
-                )
-        if other := store.spec.contradiction(first.spec):
-            raise UserError(
-                f"data.sources: {first.name} and {store.name} have {other}.\n"
-                "  One number would mean two things to the model.\n"
-                "  cure: bring the numbers of one set into the order and units of the other, or correct its "
-                "names in meta/info.json."
-            )
+def training_texts(parts: Sequence[Part]) -> set[str]:
+    """The instructions that the text is fitted on."""
+    return set[str]().union(*(part.texts(part.training) for part in parts))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from tutti.data.content import Content, Digests, digest
 from tutti.data.tokenize import normalized_text
@@ -19,6 +20,14 @@ from tutti.types import Dimensions
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while a long step runs; total is 0 where it is not known beforehand."""
+Label = Literal["actions", "text", "state"]
+LABELS: tuple[Label, ...] = get_args(Label)
+Vector = Literal["state", "action"]
+VECTORS: dict[Vector, Label] = {"state": "state", "action": "actions"}
+"""The labels that are numbers, by the word that sizes and names of their dimensions begin with."""
+Use = bool | Literal["where_present"]
+"""Whether a label is used: it must be there, it is not looked at, or it is used in the rows that have it."""
+ALL_USED: Mapping[Label, Use] = dict[Label, Use].fromkeys(LABELS, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,17 @@ class Episode:
     def end(self) -> int:
         """One past the last frame row."""
         return self.start + self.length
+
+
+def rows_of(episodes: Iterable[Episode]) -> Int64[np.ndarray, " _"]:
+    """The frame rows of some episodes in their store, in this order."""
+    return np.concatenate([np.empty(0, np.int64), *(np.arange(e.start, e.end) for e in episodes)])
+
+
+def texts_of(store: EpisodeStore, episodes: Iterable[Episode]) -> set[str]:
+    """The distinct instructions of these episodes, normalised."""
+    used = {int(i) for e in episodes for i in np.unique(store.instruction_of[e.start : e.end])}
+    return {normalized_text(store.instructions[i]) for i in used}
 
 
 def row_spans(episodes: Sequence[Episode]) -> list[tuple[int, int]]:
@@ -68,10 +88,12 @@ class EpisodeStore(ABC):
 
     `states` (N, s) and `actions` (N, a) are in data units, `instruction_of` (N,) points into
     `instructions`. `content` tells whether another store says the same; `name` names the store in
-    messages (its folder). `remarks` are lines for the user on what the store leaves out.
+    messages (its folder). `remarks` are lines for the user on what the store leaves out. `parts` are the
+    numbers of the episodes that each choice it was opened with names; empty where it was one, of all.
     """
 
     remarks: tuple[str, ...] = ()
+    parts: tuple[frozenset[int], ...] = ()
 
     name: str
     spec: StoreSpec
@@ -119,9 +141,22 @@ class EpisodeStore(ABC):
             "actions": self._digests(lambda rows: (self.actions[rows].tobytes(),)),
         }
 
+    @cached_property
+    def present(self) -> Mapping[Label, Bool[np.ndarray, " n"]]:
+        """The rows that have each label: finite numbers, an instruction that is not blank."""
+        spoken = np.array([bool(text.strip()) for text in self.instructions], bool)
+        return {
+            "actions": np.isfinite(self.actions).all(axis=1) & (self.actions.shape[1] > 0),
+            "text": spoken[self.instruction_of],
+            "state": np.isfinite(self.states).all(axis=1),
+        }
+
     @property
     def identities(self) -> list[int]:
-        """A number for each episode, of its states and actions: the same wherever it lies and is numbered."""
+        """A number for each episode, of its states and actions, of its pictures where it has neither: the
+        same wherever it lies and is numbered."""
+        if self.states.shape[1] + self.actions.shape[1] == 0:
+            return self.content.episodes["pictures"].tolist()
         return [digest(both.tobytes()) for both in np.stack([*self.number_digests.values()], axis=1)]
 
     def _digests(self, part: Callable[[slice], Iterable[bytes]]) -> Digests:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from pydantic import Field
 
-from tutti.data.mixture import Mixture
+from tutti.data.mixture import ComposedMixture, Mixture
 from tutti.data.windows import WindowIndex
 from tutti.distributed.ranks import ONE_RANK, Ranks
 from tutti.errors import UserError
@@ -46,7 +46,7 @@ class Loader:
     def __init__(
         self,
         windows: WindowIndex,
-        mixture: Mixture,
+        mixture: Mixture | ComposedMixture,
         *,
         batch_size: int,
         augmentation: NoAugmentation | ColourJitter | None = None,
@@ -153,20 +153,31 @@ class Loader:
             batch = windows.gather(mixture.take(number * size, size)[rows])
             if isinstance(augmentation, NoAugmentation):
                 return batch
-            # By the batch's number: the same pictures after a resume and on any number of ranks.
-            random = np.random.default_rng([mixture.seed, 3, number])
-            change = augmentation.draw(batch.observation.images.numpy(), random, rows.start, size)
+            images, changes = batch.observation.images.numpy(), list[tuple[np.ndarray, ColourChange]]()
+            for stream in mixture.streams(rows, size):
+                # By the batch's number: the same pictures after a resume and on any number of ranks; and by
+                # the stream, so that they do not depend on what is beside it.
+                random = np.random.default_rng([mixture.seed, 3, number, *stream.key])
+                change = augmentation.draw(images[stream.rows], random, stream.first, stream.count)
+                changes.append((stream.rows, change))
             futures = {
-                offset: replace(future, observation=_changed(future.observation, change))
+                offset: replace(future, observation=_changed(future.observation, changes))
                 for offset, future in batch.futures.items()
             }
-            return replace(batch, observation=_changed(batch.observation, change), futures=futures)
+            return replace(batch, observation=_changed(batch.observation, changes), futures=futures)
 
         return make
 
 
-def _changed(observation: Observation, change: ColourChange) -> Observation:
-    return replace(observation, images=torch.from_numpy(change(observation.images.numpy())))
+def _changed(
+    observation: Observation, changes: Sequence[tuple[Int64[np.ndarray, " _"], ColourChange]]
+) -> Observation:
+    """The observation with each change made to its rows."""
+    before = observation.images.numpy()
+    images = np.empty_like(before)
+    for rows, change in changes:
+        images[rows] = change(before[rows])
+    return replace(observation, images=torch.from_numpy(images))
 
 
 def check_divides(ranks: Ranks, size: int) -> None:

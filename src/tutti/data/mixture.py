@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import lcm
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
+from pydantic import Field
+
+from tutti.frozen_config import FrozenConfig
+
+UNLABELLED = 7
+"""The key of the stream of windows without actions, which no other random draw of the data has."""
+
+
+class MixtureConfig(FrozenConfig):
+    """How windows are drawn into batches, besides the weights of the sources."""
+
+    labelled: Annotated[float, Field(gt=0, le=1)] | Literal["by_weight"] = Field(
+        default="by_weight",
+        description="Share of the windows with actions in every batch, exactly; by_weight: what the weights "
+        "of the sources give.",
+    )
+    near_key_frames: int = Field(
+        default=1,
+        ge=1,
+        le=100,
+        description="Windows at most data.horizon actions before a gripper opens or closes are drawn so many "
+        "times as often.",
+    )
+
+
+class Stream(NamedTuple):
+    """What a stream gives some rows of a batch: those at `rows`, with its own rows from `first` on, of the
+    `count` that it gives to all of the batch. `key` tells its random numbers from those of another."""
+
+    key: tuple[int, ...]
+    rows: Int64[np.ndarray, " _"]
+    first: int
+    count: int
 
 
 @dataclass(slots=True)
@@ -19,12 +54,13 @@ class Mixture:
     made up for later, so over the epochs its share is exact however small it is. They come in a shuffled
     order; a source's own windows come in one permutation after another, keyed by (seed, source, pass), so
     each is seen once before any is seen again. With one source, an epoch is one permutation keyed by (seed,
-    0, epoch).
+    0, epoch). Streams with another `key` are independent.
     """
 
     windows: tuple[Int64[np.ndarray, " _"], ...]
     weights: tuple[float, ...]
     seed: int
+    key: tuple[int, ...] = ()
     _shares: tuple[int, ...] = field(init=False)
     _spent: tuple[int, tuple[int, ...]] = field(init=False)
     _last: tuple[int, Int64[np.ndarray, " _"]] | None = field(init=False, default=None)
@@ -39,6 +75,10 @@ class Mixture:
     def epoch_length(self) -> int:
         """Entries in an epoch: the number of windows of all sources."""
         return sum(len(windows) for windows in self.windows)
+
+    def streams(self, rows: slice, size: int) -> Iterator[Stream]:
+        """What fills the `rows` of a batch of `size`."""
+        yield Stream((), np.arange(rows.stop - rows.start), rows.start, size)
 
     def take(self, start: int, count: int) -> Int64[np.ndarray, " {count}"]:
         """The windows at the entries [start, start + count) of the stream."""
@@ -60,7 +100,7 @@ class Mixture:
             sources = np.repeat(np.arange(len(self.windows)), counts)
             # Shuffled apart from the sources' own windows: another weight leaves their order as it is.
             if len(self.windows) > 1:
-                sources = np.random.default_rng([self.seed, 1, epoch]).permutation(sources)
+                sources = np.random.default_rng([self.seed, *self.key, 1, epoch]).permutation(sources)
             entries = np.empty(self.epoch_length, dtype=np.int64)
             for source, (start, count) in enumerate(zip(before, counts, strict=True)):
                 entries[sources == source] = self._of_source(source, start, count)
@@ -100,8 +140,53 @@ class Mixture:
         while count > 0:
             number, place = divmod(start, len(windows))
             # Keyed by the pass: any entry of the stream is computed without those before it.
-            random = np.random.default_rng([self.seed, 0, source, number])
+            random = np.random.default_rng([self.seed, *self.key, 0, source, number])
             part = windows[random.permutation(len(windows))][place : place + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedMixture:
+    """Batches of windows with actions and windows without, `counts` of each: two streams beside each other.
+
+    Each is the stream that a run on its windows alone would have: the labelled windows of batch k are those
+    of batch k of a run on the labelled sources with that batch size. They lie evenly among the rows, so that
+    any rank's rows, which are neighbours, have their share of both.
+    """
+
+    labelled: Mixture
+    unlabelled: Mixture
+    counts: tuple[int, int]
+
+    @property
+    def seed(self) -> int:
+        """That of both streams."""
+        return self.labelled.seed
+
+    @property
+    def epoch_length(self) -> int:
+        """Entries until every labelled window has come once."""
+        return -(-self.labelled.epoch_length * sum(self.counts) // self.counts[0])
+
+    def _filled(self) -> Iterator[tuple[Mixture, int, Bool[np.ndarray, " b"]]]:
+        """Each stream, how many rows of a batch it fills, and which: the labelled one fills row i where
+        floor(s (i + 1)) > floor(s i), s its share."""
+        filled = np.diff(np.arange(sum(self.counts) + 1) * self.counts[0] // sum(self.counts)) > 0
+        yield self.labelled, self.counts[0], filled
+        yield self.unlabelled, self.counts[1], ~filled
+
+    def streams(self, rows: slice, size: int) -> Iterator[Stream]:
+        """What fills the `rows` of a batch, all of whose `size` is that of `counts`."""
+        for mixture, own, filled in self._filled():
+            yield Stream(mixture.key, np.flatnonzero(filled[rows]), int(filled[: rows.start].sum()), own)
+
+    def take(self, start: int, count: int) -> Int64[np.ndarray, " {count}"]:
+        """The windows at the entries [start, start + count) of all batches laid end to end."""
+        size = sum(self.counts)
+        first, last = start // size, -(-(start + count) // size)
+        found = np.empty((last - first, size), dtype=np.int64)
+        for mixture, own, filled in self._filled():
+            found[:, filled] = mixture.take(first * own, (last - first) * own).reshape(-1, own)
+        return found.reshape(-1)[start - first * size :][:count]

@@ -146,9 +146,9 @@ class Normalizer:
         kind: NormalizationKind,
         embodiment: str,
         states: Float[np.ndarray, "n s"],
-        actions: Float[np.ndarray, "n a"],
+        actions: Float[np.ndarray, "m a"],
     ) -> Self:
-        """Of the training frames of one embodiment."""
+        """Of the training frames of one embodiment, those that have states and those that have actions."""
         both = EmbodimentStats(state=ActionStats.fit(states), action=ActionStats.fit(actions))
         return cls(kind, {embodiment: both})
 

@@ -100,26 +100,27 @@ def are_held_out(
     return [place in chosen for place in range(total)]
 
 
-def first_episodes(
-    training: Sequence[Episode], count: int, seed: int, group_of: GroupOf | None = None
+def episodes_at(
+    training: Sequence[Episode], places: slice, seed: int, group_of: GroupOf | None = None, said: str = ""
 ) -> tuple[Episode, ...]:
-    """`count` of the training episodes of each group, in their first order.
+    """Those of the training episodes of each group at `places`, such as the first ten, in their first order.
 
-    They are the first in a random order of the group's episodes that depends on `seed` and the group's name
+    The places are those in a random order of the group's episodes that depends on `seed` and the group's name
     alone, so a smaller count is a part of a larger one, and held-out episodes stay what they are. Groups are
     those of `are_held_out`.
 
-    Raises: UserError naming a group that has fewer.
+    Raises: UserError naming a group that has fewer, and what the config has `said`.
     """
+    needed = places.start + 1 if places.stop is None else places.stop
     chosen: set[int] = set()
     for name, members in _grouped(training, group_of).items():
-        if len(members) < count:
+        if len(members) < needed:
             raise UserError(
-                f"data.episodes_per_task is {count}, but of '{name}' only {len(members)} episodes can be "
+                f"{said}, but of '{name}' only {len(members)} episodes can be "
                 "trained on (those held out for validation do not count). Lower it, or record more."
             )
         random = np.random.default_rng([seed, 5, *name.encode()])
-        chosen |= {members[place] for place in random.permutation(len(members))[:count].tolist()}
+        chosen |= {members[place] for place in random.permutation(len(members))[places].tolist()}
     return tuple(episode for place, episode in enumerate(training) if place in chosen)
 
 

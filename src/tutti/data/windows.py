@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from tutti.data.episodes import Episode, EpisodeStore
+from tutti.data.episodes import LABELS, Episode, EpisodeStore, Label, rows_of
 from tutti.data.normalize import Normalizer
 from tutti.data.split import GroupOf
 from tutti.data.tokenize import Tokenizer, log, normalized_text
@@ -24,11 +25,16 @@ CHANGE = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One data set, opened: its store, its decoded frames (N, v, 3, s, s) and its weight in the mixture."""
+    """One data set, opened: its store and its decoded frames (N, v, 3, s, s). `labelled` are the rows in
+    which each label is used; None: wherever the store has it."""
 
     store: EpisodeStore
     frames: UInt8[np.ndarray, "n v 3 s s"]
-    weight: float = 1.0
+    labelled: Mapping[Label, Bool[np.ndarray, " n"]] | None = None
+
+    def known(self, label: Label) -> Bool[np.ndarray, " n"]:
+        """The rows in which this label is used."""
+        return (self.labelled or self.store.present)[label]
 
 
 class WindowIndex:
@@ -45,6 +51,9 @@ class WindowIndex:
     (`next_keyframes`), where one of `needs.grippers` opens or closes. `instructions` are the distinct
     normalised texts; spellings of one sentence share its `instruction_id`. `tasks` are the groups that
     `group_of` puts them into (without it each is its own), and `task_id` is their number.
+
+    Rows whose label is not known (`Source.labelled`) have actions and states of 0 that are masked, and the
+    text "", which is masked as well: all of them share its `instruction_id`.
 
     `remarks` are lines for the user: what the stores leave out, and hands that no gripper is named of.
 
@@ -67,22 +76,26 @@ class WindowIndex:
         counts = [store.spec.num_frames for store in stores]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.embodiments = tuple(dict.fromkeys(store.spec.embodiment for store in stores))
+        self._known = {
+            label: np.concatenate([source.known(label) for source in self.sources]) for label in LABELS
+        }
         spoken = [tuple(map(normalized_text, store.instructions)) for store in stores]
-        self.instructions = tuple(sorted(set[str]().union(*spoken)))
+        told = zip(spoken, self.sources, strict=True)
+        texts = set[str]().union(*(some for some, source in told if source.known("text").any()))
+        self.instructions = tuple(sorted(texts if self._known["text"].all() else texts | {""}))
         number = {text: i for i, text in enumerate(self.instructions)}
         groups = tuple(map(group_of, self.instructions)) if group_of else self.instructions
         self.tasks = tuple(sorted(set(groups)))
         self._task = np.array([self.tasks.index(group) for group in groups], dtype=np.int64)
-        self._states = np.concatenate([normalizer.apply_state(s.states, s.spec.embodiment) for s in stores])
-        self._actions = np.concatenate(
-            [normalizer.apply_action(s.actions, s.spec.embodiment) for s in stores]
+        self._states, self._actions = (
+            np.concatenate([_normalised(source, normalizer, label) for source in self.sources])
+            for label in ("state", "actions")
         )
-        self._instruction = np.concatenate(
-            [
-                np.array([number[text] for text in texts])[store.instruction_of]
-                for texts, store in zip(spoken, stores, strict=True)
-            ]
-        ).astype(np.int64)
+        said = [
+            np.array([number.get(text, 0) for text in some], np.int64)[store.instruction_of]
+            for some, store in zip(spoken, stores, strict=True)
+        ]
+        self._instruction = np.where(self._known["text"], np.concatenate(said), number.get("", 0))
         of_source = [self.embodiments.index(store.spec.embodiment) for store in stores]
         self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)
         self._end = np.empty(int(self._offsets[-1]), dtype=np.int64)
@@ -96,12 +109,13 @@ class WindowIndex:
                 rows = self.rows_of(source, [episode])
                 self._end[rows] = rows[-1] + 1
                 self._progress[rows] = (rows - rows[0]) / max(1, len(rows) - 1)
-            if grippers:
-                here, names = slice(*self._offsets[source : source + 2]), store.spec.action_names
+            here = np.arange(*self._offsets[source : source + 2])[self.sources[source].known("actions")]
+            if grippers and len(here):
                 self.remarks += check_grippers(
-                    self._actions[here], self._end[here], grippers, store.name, names
+                    self._actions[here], self._end[here], grippers, store.name, store.spec.action_names
                 )
-        self._next_key = next_keyframes(self._actions, self._end, grippers)
+        commands = np.where(self._known["actions"][:, None], self._actions, np.float32(np.nan))
+        self._next_key = next_keyframes(commands, self._end, grippers)
         text, mask = tokenizer.encode(self.instructions)
         most = tokenizer.max_length
         full = [self.instructions[row] for row in torch.nonzero(mask.sum(dim=1) == most).flatten()]
@@ -121,9 +135,16 @@ class WindowIndex:
 
     def rows_of(self, source: int, episodes: Sequence[Episode]) -> Int64[np.ndarray, " _"]:
         """The windows of some episodes of a source, in order."""
-        offset = int(self._offsets[source])
-        parts = [np.arange(offset + e.start, offset + e.end, dtype=np.int64) for e in episodes]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return rows_of(episodes) + self._offsets[source]
+
+    def having(self, label: Label, windows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " _"]:
+        """Those of the windows that have this label at their own time."""
+        return windows[self._known[label][windows]]
+
+    def before_key_frame(self, windows: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Which windows have at most `horizon` actions to go until a gripper opens or closes."""
+        key, last = self._next_key[windows], self._end[windows] - 1
+        return self._known["actions"][windows] & (key < last) & (key - windows <= self.horizon)
 
     def episodes_of(self, windows: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
         """A number for each window that is equal exactly where the episode is: one past its last window."""
@@ -156,8 +177,9 @@ class WindowIndex:
         """The normalised actions and masks of these windows alone, without their pictures."""
         end = self._end[windows]
         steps = windows[:, None] + np.arange(self.horizon)
-        inside = steps < end[:, None]
-        actions = self._actions[np.minimum(steps, end[:, None] - 1)] * inside[..., None]
+        rows = np.minimum(steps, end[:, None] - 1)
+        inside = (steps < end[:, None]) & self._known["actions"][rows]
+        actions = self._actions[rows] * inside[..., None]
         mask = np.broadcast_to(inside[..., None], actions.shape).copy()
         return torch.from_numpy(actions), torch.from_numpy(mask)
 
@@ -173,10 +195,14 @@ class WindowIndex:
         named = {"last": self._end[windows] - 1, "next_key": self._next_key[windows]}
         rows = [windows + k if isinstance(k, int) else named[k] for k in self.needs.states]
         at = np.stack(rows, axis=1)
+        inside = np.minimum(at, end - 1)
+        mask = (at < end) & self._known["state"][inside]
+        for column in (i for i, label in enumerate(self.needs.states) if label == "next_key"):
+            mask[:, column] &= self._known["actions"][windows]  # it is the gripper's command that tells
         return LaterStates(
             labels=self.needs.states,
-            values=torch.from_numpy(self._states[np.minimum(at, end - 1)]),
-            mask=torch.from_numpy(at < end),
+            values=torch.from_numpy(self._states[inside]),
+            mask=torch.from_numpy(mask),
         )
 
     def _observation(self, rows: Int64[np.ndarray, " b"]) -> Observation:
@@ -188,7 +214,7 @@ class WindowIndex:
             text=torch.from_numpy(self._text[:, :width][ids]),
             text_mask=torch.from_numpy(self._text_mask[:, :width][ids]),
             state=torch.from_numpy(self._states[rows]),
-            state_mask=torch.ones(len(rows), dtype=torch.bool),
+            state_mask=torch.from_numpy(self._known["state"][rows]),
         )
 
     def _pictures(self, rows: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b v 3 s s"]:
@@ -200,6 +226,20 @@ class WindowIndex:
             here = (local >= 0) & (local < len(source.frames))
             out[here] = source.frames[local[here]]
         return out
+
+
+def _normalised(
+    source: Source, normalizer: Normalizer, label: Literal["state", "actions"]
+) -> Float32[np.ndarray, "n d"]:
+    """The normalised states or actions of all rows, 0 where they are not known."""
+    store, known = source.store, source.known(label)
+    of = normalizer.stats[store.spec.embodiment]
+    dim = len((of.state if label == "state" else of.action).mean)
+    if not known.any():
+        return np.zeros((len(known), dim), np.float32)
+    apply = normalizer.apply_state if label == "state" else normalizer.apply_action
+    values = apply(store.states if label == "state" else store.actions, store.spec.embodiment)
+    return np.where(known[:, None], values, np.float32(0))
 
 
 def next_keyframes(
@@ -214,11 +254,11 @@ def next_keyframes(
     `ends` is the exclusive end of each row's episode, `grippers` the dimensions of the action that open and
     close a hand. Row r is a key frame if the command of one of them differs from that of row r - 1 of the
     same episode by more than `CHANGE` times its range, or if r is the episode's last row. A command that
-    never changes leaves only the ends.
+    never changes leaves only the ends; rows of NaN, whose command is not known, are no change.
     """
     rows = np.arange(len(actions))
     commands = actions[:, list(grippers)].astype(np.float64)
-    span = np.ptp(commands, axis=0) if len(commands) else 0.0
+    span = np.fmax.reduce(commands) - np.fmin.reduce(commands) if len(commands) else 0.0
     last = rows == ends - 1
     changes = np.zeros(len(rows), dtype=bool)
     changes[1:] = (np.abs(np.diff(commands, axis=0)) > CHANGE * span).any(axis=1) & ~last[:-1]

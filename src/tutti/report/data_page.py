@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from tutti.data.checks.pictures import Glimpse
-from tutti.data.checks.recordings import VECTORS
 from tutti.data.checks.result import CheckedPath, CheckedSource
 from tutti.data.formats.lerobot import VIEW
 from tutti.data.tokenize import normalized_text
@@ -99,7 +98,7 @@ def _source_section(number: int, source: CheckedSource) -> Section:
         chosen = np.linspace(0, len(looked) - 1, min(EPISODES, len(looked))).round().astype(int).tolist()
         title = f"{view.removeprefix(VIEW)}: the first, the middle and the last frame of some episodes"
         blocks.append(Gallery(title=title, pictures=[_picture(looked[place]) for place in chosen]))
-    for vector in VECTORS:
+    for vector in rows.vectors:
         chosen = rows.values(vector)[rows.sample.rows]
         charts = [
             histogram(

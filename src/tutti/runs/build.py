@@ -14,8 +14,9 @@ import torch
 
 from tutti.config.run_config import RunConfig, to_yaml
 from tutti.data.bundle import DataBundle, Statistics
-from tutti.data.config import DataConfig, SourceConfig
+from tutti.data.config import DataConfig, training_texts
 from tutti.data.episodes import check_unchanged
+from tutti.data.sources import SourceConfig, check_compatible, open_parts, stores_of
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
 from tutti.durations import resolved, times_in
@@ -170,7 +171,7 @@ def check_data(config: RunConfig, folder: Path) -> list[Path]:
     sources = with_sources(config, folder).sources
     away = [source.path for source in sources if not source.path.exists()]
     if not away:
-        check_unchanged([source.open() for source in sources], folder / CONTENT)
+        check_unchanged(stores_of(open_parts(sources)), folder / CONTENT)
     return away
 
 
@@ -259,12 +260,13 @@ def describe_model(config: RunConfig) -> Description:
 
 
 def expected_spec(config: RunConfig) -> DataSpec:
-    """The sizes of the data: of the first data set, or else of what the config would record."""
+    """The sizes of the data: of the data sets, or else of what the config would record."""
     suite, data = config.record.spec, config.data
     if data.sources:
-        sizes = named = data.sources[0].open().spec
+        parts = open_parts(data.sources)
+        sizes = named = check_compatible(parts)
         embodiment = sizes.embodiment
-        texts = sorted(data.training_texts(task_by_text(suite)))
+        texts = sorted(training_texts(data.split(parts, task_by_text(suite))))
     else:
         sizes, named, embodiment = suite, suite.dimensions, suite.robot
         texts = [text for task in suite.tasks for text in suite.instructions(task)]

@@ -9,13 +9,14 @@ from typing import Any
 
 from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config, load_config
-from tutti.data.bundle import DataBundle, texts_of
+from tutti.data.bundle import DataBundle
 from tutti.data.checks.pictures import Glimpse, check_pictures, glimpses
 from tutti.data.checks.recordings import Recorded, Recordings, say
 from tutti.data.checks.result import CheckedPath, CheckedSource
 from tutti.data.checks.rows import by_severity, check_decoded, check_rows
-from tutti.data.config import DataConfig, check_compatible
-from tutti.data.episodes import EpisodeStore
+from tutti.data.config import DataConfig
+from tutti.data.episodes import texts_of
+from tutti.data.sources import Part, check_compatible, open_parts, stores_of
 from tutti.distributed.world import world
 from tutti.evaluation.open_loop import task_by_text
 from tutti.findings import Finding
@@ -79,15 +80,16 @@ def check_path(
     try:
         config = load_config(path, overrides) if is_config(path) else _defaults_for(path, overrides)
         data = with_sources(config, Path("runs") / config.name)
-        stores = [source.open() for source in data.sources]
-        config = with_steps(config, stores[0].spec.fps)
+        parts = open_parts(data.sources)
+        config = with_steps(config, parts[0].store.spec.fps)
     except UserError as error:
         return CheckedPath(path=path, findings=[say("unreadable", None, source=path, message=str(error))])
     try:
-        check_compatible(stores)
-        found, groups = list[Finding](), [stores]
-    except UserError as error:  # each by itself, then
-        found, groups = [say("refused", None, source=path, message=str(error))], [[one] for one in stores]
+        check_compatible(parts)
+        found, groups = list[Finding](), [parts]
+    except UserError as error:  # each data set by itself, then
+        found = [say("refused", None, source=path, message=str(error))]
+        groups = [[part for part in parts if part.store is store] for store in stores_of(parts)]
     sources: list[CheckedSource] = []
     for group in groups:
         try:
@@ -105,7 +107,7 @@ def check_path(
                 found.append(say("unreadable", None, source=rows.name, message=str(error)))
             sources.append(CheckedSource(rows=rows, looked=looked))
             if progress is not None:
-                progress(len(sources), len(stores))
+                progress(len(sources), len(parts))
     return CheckedPath(
         path=path, against=_against(config, path), sources=sources, findings=by_severity(found)
     )
@@ -116,15 +118,12 @@ def is_config(path: str) -> bool:
     return path.endswith((".yaml", ".yml")) and not Path(path).is_dir()
 
 
-def read_recordings(config: RunConfig, data: DataConfig, stores: Sequence[EpisodeStore]) -> Recordings:
-    """The rows of `stores`, split and with the statistics that a training would fit, without pictures."""
-    training, held_out = data.split(stores, task_by_text(config.record.spec))
+def read_recordings(config: RunConfig, data: DataConfig, opened: Sequence[Part]) -> Recordings:
+    """The rows of sources, split and with the statistics that a training would fit, without pictures."""
+    parts = data.split(opened, task_by_text(config.record.spec))
     return Recordings(
-        sources=[
-            Recorded(store=store, training=used, held_out=held)
-            for store, used, held in zip(stores, training, held_out, strict=True)
-        ],
-        normalizer=data.fit_normalizer(stores, training),
+        sources=list(map(Recorded.of_part, parts)),
+        normalizer=data.fit_normalizer(parts, check_compatible(opened)),
         horizon=config.data.horizon,
         needs=config.objective.needs(),
         contrasting=contrasting(config),

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from tutti.config.overrides import apply_overrides, combine_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config
-from tutti.data.config import SourceConfig
+from tutti.data.sources import SourceConfig
 from tutti.evaluation.config import NO_SUITE, ControlsConfig
 from tutti.key_effects import with_effect
 from tutti.nested_dicts import content_hash, merge

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
-from tutti.data.config import SourceConfig
+from tutti.data.sources import SourceConfig, open_parts, stores_of
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts, check_seeds
 from tutti.runs.build import build_data
 from tutti.runs.folder import RunFolder
@@ -180,7 +180,9 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
         else:
             RunFolder(home, new=False).require("record", "Make it first: tutti record CONFIG.")
         sources = (SourceConfig(path=home / DATASET),)
-    contents = json.dumps([source.open().fingerprint for source in sources])
+    stores = [store.fingerprint for store in stores_of(open_parts(sources))]
+    used = [one.model_dump(include={"labels", "per_task"}, exclude_defaults=True) for one in sources]
+    contents = json.dumps(stores + (used if any(used) else []))
     return SharedData(
         sources=sources,
         fingerprint=hashlib.sha256(contents.encode()).hexdigest()[:16],

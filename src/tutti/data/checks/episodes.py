@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tutti.data.bundle import texts_of
 from tutti.data.checks.recordings import Recorded, Recordings, say, some
-from tutti.data.episodes import Episode
+from tutti.data.episodes import Episode, texts_of
 from tutti.data.tokenize import normalized_text
 from tutti.findings import (
     MASKED_TARGETS_MAX,
@@ -30,7 +29,7 @@ def spellings(data: Recordings) -> Iterator[Finding]:
     """Sentences that are written in several ways: Tutti reads them as one."""
     written: dict[str, tuple[Recorded, int]] = {}
     for source in data.sources:
-        for episode in source.episodes:
+        for episode in source.told:
             written.setdefault(episode.instruction, (source, episode.index))
     found: dict[str, dict[str, tuple[Recorded, int]]] = defaultdict(dict)
     for text, where in written.items():
@@ -51,10 +50,11 @@ def spellings(data: Recordings) -> Iterator[Finding]:
 
 def one_instruction(data: Recordings) -> Iterator[Finding]:
     """All training episodes have the same instruction, and a term would tell instructions apart."""
-    first = {episode.instruction for source in data.sources for episode in source.training}
+    told = [(one.store, [e for e in one.training if e in set(one.told)]) for one in data.sources]
+    first = {episode.instruction for _, episodes in told for episode in episodes}
     if not data.contrasting or len(set(map(normalized_text, first))) > 1:
         return
-    texts = {text for source in data.sources for text in texts_of(source.store, source.training)}
+    texts = {text for store, episodes in told for text in texts_of(store, episodes)}
     if len(texts) == 1:
         terms = " and ".join(data.contrasting)
         cures = " and ".join(f"`objective.{term}` to null" for term in data.contrasting)
@@ -66,14 +66,15 @@ def copies(data: Recordings) -> Iterator[Finding]:
     same = [
         (a, b)
         for a, b in combinations(range(len(data.sources)), 2)
-        if data.sources[a].store.fingerprint == data.sources[b].store.fingerprint
+        if data.sources[a].store is not data.sources[b].store
+        and data.sources[a].store.fingerprint == data.sources[b].store.fingerprint
     ]
     for a, b in same:
         first, second = data.sources[a], data.sources[b]
         yield say("same_data_set", b, source=second.name, other=first.name, first=a, second=b)
     again = {b for _, b in same}  # said already
     parts = [source for number, source in enumerate(data.sources) if number not in again]
-    twice, leaked, training = list[Copy](), list[Copy](), dict[tuple[int, int], tuple[Recorded, int]]()
+    twice, leaked, training = list[Copy](), list[Copy](), dict[int, tuple[Recorded, int]]()
     for side in ("training", "held_out"):
         first = training if side == "training" else {}
         for source in parts:
@@ -96,12 +97,11 @@ def copies(data: Recordings) -> Iterator[Finding]:
             yield say(kind, len(found), source=source.name, episode=index, count=count, example=example)
 
 
-def _keys(source: Recorded, episodes: Sequence[Episode]) -> Iterator[tuple[tuple[int, int], int]]:
-    """What two episodes have in common if they are copies, digests of states and actions; its number."""
-    place = {episode.index: number for number, episode in enumerate(source.store.episodes)}
-    numbers = [place[episode.index] for episode in episodes]
-    digests = (source.store.number_digests[name][numbers].tolist() for name in ("states", "actions"))
-    return zip(zip(*digests, strict=True), (episode.index for episode in episodes), strict=True)
+def _keys(source: Recorded, episodes: Sequence[Episode]) -> Iterator[tuple[int, int]]:
+    """What two episodes have in common if they are copies, their identity; and their numbers."""
+    known = zip((episode.index for episode in source.store.episodes), source.store.identities, strict=True)
+    identity = dict(known)
+    return ((identity[episode.index], episode.index) for episode in episodes)
 
 
 def lengths(data: Recordings) -> Iterator[Finding]:
@@ -109,19 +109,23 @@ def lengths(data: Recordings) -> Iterator[Finding]:
     future = max(data.needs.offsets, default=0)
     for source in data.sources:
         longest = max((episode.length for episode in source.episodes), default=0)
-        if data.horizon > longest or future >= longest:
-            too_far = data.horizon <= longest
-            key, value = ("The future offset", future) if too_far else ("data.horizon", data.horizon)
+        horizon = data.horizon if source.labels["actions"] else 0
+        if horizon > longest or future >= longest:
+            too_far = horizon <= longest
+            key, value = ("The future offset", future) if too_far else ("data.horizon", horizon)
             words: dict[str, Any] = {"key": key, "longest": longest, "most": longest - too_far}
             yield say("too_long", value, source=source.name, **words)
-    long = np.array([e.length for source in data.sources for e in source.training], np.int64)
-    windows = int(long.sum())
-    masked = _beyond(long, data.horizon) / max(1, windows * data.horizon)
-    median = int(np.median(long)) if windows else 0
-    words = {"longest": int(long.max(initial=0)), "median": median}
+    acting, long = (
+        np.array([e.length for one in data.sources if one.labels[label] for e in one.training], np.int64)
+        for label in ("actions", "state")
+    )
+    masked = _beyond(acting, data.horizon) / max(1, int(acting.sum()) * data.horizon)
     if masked > MASKED_TARGETS_MAX:
-        yield say("horizon_masked", masked, share=f"{100 * masked:.0f} %", horizon=data.horizon, **words)
-    offsets = sorted(label for label in data.needs.states if isinstance(label, int))
+        said = {"share": f"{100 * masked:.0f} %", "median": int(np.median(acting))}
+        yield say("horizon_masked", masked, horizon=data.horizon, **said)
+    windows = int(long.sum())
+    words = {"longest": int(long.max(initial=0)), "median": int(np.median(long)) if windows else 0}
+    offsets = sorted(label for label in data.needs.states if isinstance(label, int)) if windows else []
     reached = {k: float(np.maximum(long - k, 0).sum() / max(1, windows)) for k in offsets}
     if never := [k for k in offsets if reached[k] == 0]:
         yield say("offset_never", never[0], offsets=", ".join(f"+{k}" for k in never), **words)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from tutti.data.checks.recordings import VECTORS, Recorded, Recordings, Vector, say, some
+from tutti.data.checks.recordings import Recorded, Recordings, say, some
+from tutti.data.episodes import Vector
 from tutti.data.normalize import NormalizationKind
 from tutti.findings import (
     CLIPPED_ACTIONS_MAX,
@@ -26,8 +27,8 @@ from tutti.findings import (
 def constant_dimensions(data: Recordings) -> Iterator[Finding]:
     """Dimensions that never move; all of them are a fault."""
     for source in data.sources:
-        for vector in VECTORS:
-            dim = source.values(vector).shape[1]
+        for vector in source.vectors:
+            dim = source.width(vector)
             still = np.setdiff1d(np.arange(dim), source.moving(vector)).tolist()
             about: dict[str, Any] = {"source": source.name, "vector": vector}
             if len(still) == dim > 0:
@@ -42,7 +43,7 @@ def heavy_tails(data: Recordings) -> Iterator[Finding]:
     """Dimensions whose largest value lies far outside after normalization."""
     for source in data.sources:
         stats = data.normalizer.stats[source.store.spec.embodiment]
-        for vector in VECTORS:
+        for vector in source.vectors:
             of_vector = getattr(stats, vector)
             center, scale = of_vector.center_and_scale(data.normalizer.kind)
             largest = _largest(source, vector, center, scale)
@@ -123,7 +124,7 @@ class Column:
 
 def gripper_dimensions_fit(data: Recordings) -> Iterator[Finding]:
     """Whether the dimensions that the config calls a gripper open and close."""
-    for source in data.sources:
+    for source in (source for source in data.sources if "action" in source.vectors):
         guess = source.two_valued
         dim = source.store.spec.action_dim
         for key, named in data.grippers:
@@ -146,7 +147,7 @@ def sources_differ(data: Recordings) -> Iterator[Finding]:
     for source in data.sources:
         other = first.setdefault(source.store.spec.embodiment, source)
         if other is not source and len(source.sample.rows) and len(other.sample.rows):
-            for vector in VECTORS:
+            for vector in (one for one in source.vectors if one in other.vectors):
                 yield from _other_units(other, source, vector)
             yield from _other_signs(other, source)
 

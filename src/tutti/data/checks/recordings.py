@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from tutti.data.bundle import DataBundle, evenly_spread
-from tutti.data.episodes import Episode, EpisodeStore, row_spans
+from tutti.data.episodes import (
+    ALL_USED,
+    VECTORS,
+    Episode,
+    EpisodeStore,
+    Label,
+    Use,
+    Vector,
+    row_spans,
+    rows_of,
+)
 from tutti.data.normalize import Normalizer
+from tutti.data.sources import Part
 from tutti.data.windows import share_between
 from tutti.findings import GRIPPER_MOVES_MIN, RELATIVE_RANGE_MIN, Finding, Severity, read_messages, worded
 from tutti.gripper_dims import MAX_AWAY
@@ -23,17 +33,44 @@ MESSAGES = read_messages(Path(__file__).parent / "findings.toml")
 SAMPLED_ROWS = 200_000
 """Rows of a source, of whole training episodes evenly spread, that costly statistics look at."""
 JOINED = 256
-Vector = Literal["state", "action"]
-VECTORS: tuple[Vector, ...] = ("state", "action")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """One source: its store, and which of its episodes are trained on and held out."""
+    """One source: its store, which of its episodes are trained on and held out, and which labels are used."""
 
     store: EpisodeStore
     training: Sequence[Episode]
     held_out: Sequence[Episode]
+    labels: Mapping[Label, Use] = field(default_factory=lambda: ALL_USED)
+
+    @classmethod
+    def of_part(cls, part: Part) -> Recorded:
+        """What a source uses of its data set."""
+        return cls(store=part.store, training=part.training, held_out=part.held_out, labels=part.labels)
+
+    @property
+    def vectors(self) -> list[Vector]:
+        """Those of states and actions that are used, in the data set and of a size."""
+        used = [vector for vector, label in VECTORS.items() if self.labels[label] and len(self.complete)]
+        return [vector for vector in used if self.labels[VECTORS[vector]] is True or self.width(vector)]
+
+    def width(self, vector: Vector) -> int:
+        """How many numbers the store has of it."""
+        return self.values(vector).shape[1]
+
+    @cached_property
+    def complete(self) -> list[Episode]:
+        """The episodes, but for those that lack a state or an action where they may be missing."""
+        lenient = [label for label in VECTORS.values() if self.labels[label] == "where_present"]
+        known = [self.store.present[label] for label in lenient]
+        return [one for one in self.episodes if all(rows[one.start : one.end].all() for rows in known)]
+
+    @property
+    def told(self) -> list[Episode]:
+        """The episodes with an instruction that is used."""
+        used = self.episodes if self.labels["text"] else []
+        return [episode for episode in used if episode.instruction.strip()]
 
     @property
     def name(self) -> str:
@@ -47,8 +84,8 @@ class Recorded:
 
     @cached_property
     def spans(self) -> list[slice]:
-        """The rows of all episodes; neighbours are one span."""
-        return [slice(*span) for span in row_spans(self.episodes)]
+        """The rows of all complete episodes; neighbours are one span."""
+        return [slice(*span) for span in row_spans(self.complete)]
 
     def values(self, vector: Vector) -> Float32[np.ndarray, "n d"]:
         """All states or actions of the store, also those of episodes that are left out."""
@@ -57,16 +94,18 @@ class Recorded:
     @cached_property
     def sample(self) -> Sample:
         """Whole training episodes, evenly spread, of about `SAMPLED_ROWS` rows."""
-        lengths = np.array([episode.length for episode in self.training], np.int64)
+        complete = set(self.complete)
+        training = [episode for episode in self.training if episode in complete]
+        lengths = np.array([episode.length for episode in training], np.int64)
         most = max(1, int(SAMPLED_ROWS / max(1.0, float(lengths.mean())))) if len(lengths) else 0
         chosen = evenly_spread(np.arange(len(lengths)), most)
-        return Sample([self.training[number] for number in chosen.tolist()])
+        return Sample([training[number] for number in chosen.tolist()])
 
     @cached_property
     def extremes(self) -> dict[Vector, tuple[np.ndarray, np.ndarray]]:
         """Smallest and largest value of each dimension over all episodes."""
         found: dict[Vector, tuple[np.ndarray, np.ndarray]] = {}
-        for vector in VECTORS:
+        for vector in self.vectors:
             parts = [self.values(vector)[span] for span in self.spans]
             low, high = (
                 np.stack([reduced(extreme, part) for part in parts]) for extreme in (np.minimum, np.maximum)
@@ -75,7 +114,9 @@ class Recorded:
         return found
 
     def moving(self, vector: Vector) -> Int64[np.ndarray, " k"]:
-        """The dimensions that are not constant."""
+        """The dimensions that are not constant; none of what is not used."""
+        if vector not in self.vectors:
+            return np.empty(0, np.int64)
         low, high = self.extremes[vector]
         size = np.maximum(1.0, np.maximum(np.abs(low), np.abs(high)))
         return np.flatnonzero(high - low > RELATIVE_RANGE_MIN * size)
@@ -119,7 +160,7 @@ class Sample:
     @cached_property
     def rows(self) -> Int64[np.ndarray, " n"]:
         """The frame rows, episode by episode."""
-        return np.concatenate([np.arange(e.start, e.end) for e in self.episodes] or [np.empty(0, np.int64)])
+        return rows_of(self.episodes)
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " e"]:
@@ -150,10 +191,8 @@ class Recordings:
     @classmethod
     def of_bundle(cls, data: DataBundle, contrasting: Sequence[str]) -> Recordings:
         """The rows that a training has in memory."""
-        stores = (source.store for source in data.windows.sources)
-        parts = zip(stores, data.training_episodes, data.validation_episodes, strict=True)
         return cls(
-            sources=[Recorded(store=s, training=training, held_out=held) for s, training, held in parts],
+            sources=list(map(Recorded.of_part, data.parts)),
             normalizer=data.normalizer,
             horizon=data.windows.horizon,
             needs=data.windows.needs,

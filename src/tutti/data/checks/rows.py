@@ -27,9 +27,10 @@ def check_rows(data: Recordings) -> list[Finding]:
 def check_decoded(data: DataBundle, recordings: Recordings) -> list[Finding]:
     """`check_rows`, and the cameras by pictures that are decoded already."""
     found = check_rows(recordings)
-    for source, recorded in zip(data.windows.sources, recordings.sources, strict=True):
+    decoded = {source.store: source.frames for source in data.windows.sources}
+    for recorded in recordings.sources:
 
-        def read(view: int, rows: np.ndarray, frames: np.ndarray = source.frames) -> np.ndarray:
+        def read(view: int, rows: np.ndarray, frames: np.ndarray = decoded[recorded.store]) -> np.ndarray:
             return frames[rows, view].transpose(0, 2, 3, 1)
 
         looked: Read = read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Float64, Int64
 
+from tutti.data.episodes import Label
 from tutti.data.formats.lerobot.metadata import LeRobotMeta
-from tutti.data.formats.lerobot.tables import check_column, data_error, integers, numbers, read_parquet
+from tutti.data.formats.lerobot.tables import (
+    WITHOUT_TEXT,
+    check_column,
+    data_error,
+    integers,
+    numbers,
+    read_parquet,
+)
 from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.storage.reading import shown
 
@@ -25,11 +34,13 @@ REPAIR = "repair or remove the episode, or record the data set again."
 
 def read_numbers(
     meta: LeRobotMeta,
-    dims: dict[str, int],
+    sizes: Mapping[Label, dict[str, int]],
     rows: Int64[np.ndarray, " n"],
     episode_of: Int64[np.ndarray, " n"],
 ) -> dict[str, np.ndarray]:
-    """The numeric columns at `rows` of all data files, joined in path order and checked against meta."""
+    """The numeric columns at `rows` of all data files, joined in path order and checked against meta. `sizes`
+    has the columns of actions and of states with their numbers, which are finite where they are asked for."""
+    dims = {key: size for columns in sizes.values() for key, size in columns.items()}
     found: dict[str, np.ndarray] = {key: np.empty((len(rows), n), np.float32) for key, n in dims.items()}
     found["task_index"] = np.empty(len(rows), np.int64)
     frames = rows - meta.starts[episode_of]
@@ -58,8 +69,12 @@ def read_numbers(
             found["timestamp"][here] = numbers(table, "timestamp", path, local)
     _check_times(meta, found["timestamp"], rows, episode_of, of_file)
     _check_texts(meta, found["task_index"], episode_of)
-    for key in dims:
-        wrong = np.argwhere(~np.isfinite(found[key]))
+    for label, key in ((label, key) for label, columns in sizes.items() for key in columns):
+        unknown = ~np.isfinite(found[key])
+        asked, lenient = (meta.asked(label, use)[episode_of] for use in (True, "where_present"))
+        # A row without a single number has none; a number that is missing among others is damage.
+        asked |= lenient & ~unknown.all(axis=1)
+        wrong = np.argwhere(unknown & asked[:, None])
         if len(wrong):
             place, dimension = wrong[0].tolist()
             episode = int(episode_of[place])
@@ -115,14 +130,22 @@ def _check_times(
 def _check_texts(
     meta: LeRobotMeta, task_of: Int64[np.ndarray, " n"], episode_of: Int64[np.ndarray, " n"]
 ) -> None:
-    """The instructions of an episode's rows must be those that the episode table names."""
+    """The instructions of an episode's rows must be those that the episode table names, and there where they
+    are asked for."""
+    silent = np.array([not text.strip() for text in meta.tasks])[task_of]
+    if (wrong := np.unique(episode_of[silent & meta.asked("text", True)[episode_of]])).size:
+        raise data_error(
+            f"{meta.folder}: {len(wrong)} of the episodes have no instruction, such as {wrong[0]}.",
+            expected="texts that are not blank",
+            cure=WITHOUT_TEXT + "." + meta.or_leave_out(wrong.tolist()),
+        )
     if meta.texts is None:
         return
     used: list[set[str]] = [set() for _ in meta.texts]
     # Only where one of the two changes: a large data set has a million times as many rows.
     begins = np.flatnonzero(np.diff(episode_of, prepend=-1) | np.diff(task_of, prepend=-1))
     for episode, task in zip(episode_of[begins].tolist(), task_of[begins].tolist(), strict=True):
-        used[episode].add(meta.tasks[task])
+        used[episode] |= {meta.tasks[task]} - {""}
     for episode, (texts, named) in enumerate(zip(used, meta.texts, strict=True)):
         if meta.kept[episode] and texts != named:
             raise data_error(

@@ -37,6 +37,11 @@ class Feature(BaseModel):
         return self.dtype in ("image", "video")
 
     @property
+    def is_vector(self) -> bool:
+        """Whether it has one axis of numbers, of a length that can be read."""
+        return len(self.shape) == 1 and self.shape[0] <= MAX_DIM
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels). LeRobot's files are channels-last unless `names` says otherwise."""
         first, second, third = self.shape if len(self.shape) == 3 else (0, 0, 0)
@@ -93,6 +98,12 @@ def find_cameras(
     return shapes, text if left_out else ""
 
 
+def usable(features: Mapping[str, Feature], keys: Sequence[str]) -> tuple[str, ...]:
+    """`keys` where all of these features are vectors, none else: of a label that is not needed."""
+    fits = all(key in features and features[key].is_vector for key in keys)
+    return tuple(keys) if fits else ()
+
+
 def vector_sizes(
     features: Mapping[str, Feature], where: Path, keys: Sequence[str], setting: str
 ) -> dict[str, int]:
@@ -106,15 +117,17 @@ def vector_sizes(
         if feature.dtype.startswith("float") and len(feature.shape) == 1 and key != "timestamp"
     }
     none = ", or none for a policy without proprioception" if setting == "state" else ""
+    label = {"action": "actions"}.get(setting, setting)
     for key in keys:
-        if key not in features or len(shape := features[key].shape) != 1 or shape[0] > MAX_DIM:
+        if key not in features or not features[key].is_vector:
             wrong = f"has the shape {features[key].shape}" if key in features else "is missing"
             raise data_error(
                 f"{where}: the feature {key!r} {wrong}.",
                 expected=f"one axis of up to {MAX_DIM} numbers",
                 found=", ".join(f"{name} {shape}" for name, shape in floats.items())
                 or "no float feature in this data set",
-                cure=f"name one or several of these by sources.{setting}{none}.",
+                cure=f"name one or several of these by sources.{setting}{none}; or train on this set "
+                f"without {label} (sources.labels.{label}=false).",
             )
     return {key: features[key].shape[0] for key in keys}
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tutti.data.content import spans
+from tutti.data.episodes import ALL_USED, Label, Use
 from tutti.data.formats.lerobot.features import Feature
 from tutti.data.formats.lerobot.tables import (
     COPY_AGAIN,
@@ -70,12 +71,14 @@ class VideoTable:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
     """What of the episodes is used: those of the ranges `episodes`, all where it is None, without those of
-    `exclude`. `tolerance` is how far times may lie off frame number / fps, in frames.
+    `exclude`. `tolerance` is how far times may lie off frame number / fps, in frames. Of `labels` those that
+    are True must be in every row.
     """
 
     episodes: tuple[range, ...] | None = None
     exclude: tuple[range, ...] = ()
     tolerance: float = TOLERANCE
+    labels: Mapping[Label, Use] = field(default_factory=lambda: ALL_USED)
 
     def mask(self, count: int, where: Path) -> Bool[np.ndarray, " e"]:
         """Which of `count` episodes are used. Raises: UserError for a number that is none, or no episode."""
@@ -98,8 +101,9 @@ ALL = Chosen()
 @dataclass(frozen=True, slots=True)
 class LeRobotMeta:
     """The checked content of `meta/`. `starts` and `lengths` of the episodes are in frame rows of the files;
-    `texts` are the instructions of each, where the episode table names them. Of episodes that are not `kept`
-    nothing but their place is checked.
+    `texts` are the instructions of each, where the episode table names them. `parts` has the episodes of each
+    choice and what it asks of their labels. Of episodes that are in none, not `kept`, nothing but their place
+    is checked.
     """
 
     folder: Path
@@ -112,6 +116,12 @@ class LeRobotMeta:
     videos: dict[str, VideoTable]
     kept: Bool[np.ndarray, " e"]
     tolerance: float
+    parts: tuple[tuple[Bool[np.ndarray, " e"], Mapping[Label, Use]], ...]
+
+    def asked(self, label: Label, use: Use) -> Bool[np.ndarray, " e"]:
+        """The episodes that a choice with this use of the label names."""
+        masks = [mask for mask, labels in self.parts if labels[label] == use]
+        return np.any([np.zeros_like(self.kept), *masks], axis=0)
 
     def or_leave_out(self, episodes: Iterable[int]) -> str:
         """The way out of what is wrong with these episodes alone; empty if no other would be left."""
@@ -120,19 +130,25 @@ class LeRobotMeta:
         return f" Or leave the episode{'s' * (len(bad) > 1)} out: sources.exclude={_spans(bad)}" * bool(few)
 
 
-def read_meta(folder: Path, chosen: Chosen = ALL) -> LeRobotMeta:
+def read_meta(folder: Path, chosen: Sequence[Chosen] = (ALL,)) -> LeRobotMeta:
     """Reads and checks `folder/meta`; every fault is a UserError that names file, key and cure."""
     info = read_info(folder)
-    tasks = _read_tasks(folder / "meta" / "tasks.parquet", info)
+    needs_text = all(one.labels["text"] is True for one in chosen)
+    tasks = _read_tasks(folder / "meta" / "tasks.parquet", info, needs_text)
     views = [key for key, one in info.features.items() if one.dtype == "video" and not one.no_colours]
     where = folder / "meta" / "episodes"
     table, texts = _read_episodes(where, views)
-    kept = chosen.mask(len(table["episode_index"]), folder)
+    masks = [one.mask(len(table["episode_index"]), folder) for one in chosen]
+    kept = np.any(masks, axis=0)
     starts, lengths = _check_episodes(table, where, info, kept)
     if "data/chunk_index" in table and "data/file_index" in table:
         _named_files(folder, "data_path", info.data_path, table, "data", kept=kept)
     data_files = _parquet_files(folder / "data", "the rows of the episodes")
-    meta = LeRobotMeta(folder, info, tasks, starts, lengths, texts, data_files, {}, kept, chosen.tolerance)
+    parts = tuple((mask, one.labels) for mask, one in zip(masks, chosen, strict=True))
+    tolerance = max(one.tolerance for one in chosen)
+    meta = LeRobotMeta(
+        folder, info, tasks, starts, lengths, texts, data_files, {}, kept, tolerance, parts=parts
+    )
     meta.videos.update((view, _video_table(meta, table, view)) for view in views)
     return meta
 
@@ -189,7 +205,7 @@ def _what_it_is(folder: Path) -> str:
     return "meta/info.json is missing"
 
 
-def _read_tasks(path: Path, info: Info) -> tuple[str, ...]:
+def _read_tasks(path: Path, info: Info, needs_text: bool) -> tuple[str, ...]:
     # pandas calls an index without a name __index_level_0__.
     columns = ("task", "__index_level_0__")
     table = read_parquet(path, ["task_index"], columns, columns)
@@ -201,7 +217,7 @@ def _read_tasks(path: Path, info: Info) -> tuple[str, ...]:
     check_column(path, "task_index", order, np.arange(len(table)), why, cure=cure)
     info.check_total("tasks", len(table), path)
     try:
-        return instructions(table, table.column_names[1], path)
+        return instructions(table, table.column_names[1], path, blank=not needs_text)
     except UserError as error:
         count = episodes_without_text(table[table.column_names[1]], path.parents[1] / "data")
         raise UserError(f"{error}{f'{chr(10)}  episodes: {count}' * bool(count)}") from None
@@ -230,7 +246,9 @@ def _read_episodes(
     kind = first["tasks"].type
     if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
         raise data_error(f"{folder}: tasks is of another kind.", expected="a list of texts", found=kind)
-    return columns, tuple(frozenset(texts or ()) for part in parts for texts in part["tasks"].to_pylist())
+    return columns, tuple(
+        frozenset(filter(None, texts or ())) for part in parts for texts in part["tasks"].to_pylist()
+    )
 
 
 def _check_episodes(

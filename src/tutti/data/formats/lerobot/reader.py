@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -15,10 +15,15 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from tutti.data.content import Digests, digest
-from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
+from tutti.data.episodes import LABELS, Episode, EpisodeStore, Label, StoreSpec
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.columns import REPAIR, read_numbers
-from tutti.data.formats.lerobot.features import describe_dimensions, find_cameras, vector_sizes
+from tutti.data.formats.lerobot.features import (
+    describe_dimensions,
+    find_cameras,
+    usable,
+    vector_sizes,
+)
 from tutti.data.formats.lerobot.metadata import ALL, Chosen, LeRobotMeta, read_meta
 from tutti.data.formats.lerobot.tables import (
     TABLE_BYTES,
@@ -42,8 +47,9 @@ class LeRobotStore(EpisodeStore):
 
     `views` are the camera features to use, all colour cameras (in the order of info.json) where it is None.
     Actions and states are the 1-D features `action` and `state`, several of them joined in that order;
-    without `state` a state has no numbers. `remarks` name cameras that are passed over. Of episodes that are
-    not `chosen` nothing is read. Where its tolerance is above the default, video frames are taken by number.
+    without `state` a state has no numbers. So have labels that none of `chosen` asks for where the folder
+    lacks them. `remarks` name cameras that are passed over. Of episodes that no `chosen` names nothing is
+    read. Where the tolerance is above the default, video frames are taken by number.
 
     Raises UserError, naming file, key, expected, found and cure, for anything missing, damaged,
     inconsistent or not finite.
@@ -56,34 +62,40 @@ class LeRobotStore(EpisodeStore):
         *,
         state: tuple[str, ...] = (STATE,),
         action: tuple[str, ...] = (ACTION,),
-        chosen: Chosen = ALL,
+        chosen: Sequence[Chosen] = (ALL,),
     ) -> None:
         self._meta = meta = read_meta(folder, chosen)
-        self._by_number = chosen.tolerance > TOLERANCE
+        self._by_number = meta.tolerance > TOLERANCE
+        self.parts = tuple(frozenset(np.flatnonzero(mask).tolist()) for mask, _ in meta.parts)
         self.name = str(folder)
         features, info = meta.info.features, folder / "meta" / "info.json"
         shapes, passed_over = find_cameras(features, info, views)
         self.remarks = (passed_over,) if passed_over else ()
-        sizes = {
-            what: vector_sizes(features, info, keys, what)
-            for what, keys in (("state", state), ("action", action))
+        needed = {label: any(one.labels[label] is True for one in chosen) for label in LABELS}
+        if not needed["state"]:
+            state = usable(features, state)
+        if not needed["actions"]:
+            action = usable(features, action)
+        sizes: dict[Label, dict[str, int]] = {
+            "state": vector_sizes(features, info, state, "state"),
+            "actions": vector_sizes(features, info, action, "action"),
         }
         self.spec = StoreSpec(
             views=tuple(shapes),
             image_shapes=tuple(shapes.values()),
             state_dim=sum(sizes["state"].values()),
-            action_dim=sum(sizes["action"].values()),
+            action_dim=sum(sizes["actions"].values()),
             fps=meta.info.fps,
             num_frames=int(meta.lengths[meta.kept].sum()),
             embodiment=meta.info.robot_type or "unknown",
             **describe_dimensions(features, state, "state"),
             **describe_dimensions(features, action, "action"),
         )
-        self._columns, self._videos = _PictureColumns(meta), VideoReader(meta.info.fps, chosen.tolerance)
+        self._columns, self._videos = _PictureColumns(meta), VideoReader(meta.info.fps, meta.tolerance)
         # Rows of the store are those of the episodes that are used, rows of the files those of all.
         self._file_rows = np.flatnonzero(np.repeat(meta.kept, meta.lengths))
         self._episode_of = np.repeat(np.arange(len(meta.lengths)), meta.lengths)[self._file_rows]
-        numbers = read_numbers(meta, sizes["state"] | sizes["action"], self._file_rows, self._episode_of)
+        numbers = read_numbers(meta, sizes, self._file_rows, self._episode_of)
         none = np.empty((len(self._file_rows), 0), np.float32)
         self.states, self.actions = (
             np.concatenate([none, *map(numbers.__getitem__, keys)], axis=1) for keys in (state, action)

@@ -17,6 +17,7 @@ from tutti.errors import UserError
 from tutti.storage.reading import shown
 
 COPY_AGAIN = "copy or record the data set again."
+WITHOUT_TEXT = "train on its episodes without one (sources.labels.text=where_present)"
 MAX_TEXT = 4096
 """Characters of an instruction."""
 TABLE_BYTES, ROW_BYTES = 2**20, 2**16
@@ -107,8 +108,8 @@ def decoded_bytes(file: pq.ParquetFile, columns: Sequence[str], group: int | Non
     return sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values) for chunk in chunks)
 
 
-def _check_kind(column: pa.ChunkedArray, where: str, expected: str, fits: bool) -> None:
-    if not fits or column.null_count:
+def _check_kind(column: pa.ChunkedArray, where: str, expected: str, fits: bool, nulls: bool = False) -> None:
+    if not fits or (column.null_count and not nulls):
         problem = f"{where} is of another kind."
         found = f"{column.type}, {column.null_count} rows without value"
         raise data_error(problem, expected=f"{expected} in each row", found=found)
@@ -135,20 +136,21 @@ def numbers(
     return values
 
 
-def instructions(table: pa.Table, name: str, path: Path) -> tuple[str, ...]:
-    """A column of instructions. Raises: UserError for one that is missing, blank, too long or no text."""
+def instructions(table: pa.Table, name: str, path: Path, *, blank: bool = False) -> tuple[str, ...]:
+    """A column of instructions, "" where there is none. Raises: UserError for one that is too long or no
+    text, and unless `blank` is allowed for one that is missing or blank."""
     column, where = table[name], f"{path}: {name}"
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     fits = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    _check_kind(column, where, "a text", fits)
+    _check_kind(column, where, "a text", fits, nulls=blank)
     stored = [chunk.dictionary if pa.types.is_dictionary(column.type) else chunk for chunk in column.chunks]
     try:
-        for text in (text.as_py() for part in stored for text in part):
-            if not text.strip() or len(text) > MAX_TEXT:
+        for text in (text.as_py() or "" for part in stored for text in part):
+            if not (text.strip() or blank) or len(text) > MAX_TEXT:
                 raise ValueError(f"{len(text):,} characters: {shown(text)}")
-        return tuple(column.to_pylist())
+        return tuple(text or "" for text in column.to_pylist())
     except ValueError as error:  # UnicodeDecodeError is one
-        cure = "write the instruction into the table, or leave its episodes out of the data set."
+        cure = f"{WITHOUT_TEXT}, or write the instruction into the table."
         expected = f"texts of 1 to {MAX_TEXT} characters"
         raise data_error(
             f"{where} holds no instruction.", expected=expected, found=error, cure=cure

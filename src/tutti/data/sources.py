@@ -1,0 +1,342 @@
+"""Config of one source; and what the sources use of their data sets: episodes and labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Bool
+from pydantic import Field, field_validator, model_validator
+
+from tutti.data.episodes import (
+    ALL_USED,
+    LABELS,
+    VECTORS,
+    Episode,
+    EpisodeStore,
+    Label,
+    StoreSpec,
+    Use,
+    Vector,
+    rows_of,
+    texts_of,
+)
+from tutti.data.formats.lerobot import ACTION, STATE
+from tutti.data.formats.lerobot.columns import MAX_TOLERANCE
+from tutti.data.formats.lerobot.metadata import Chosen, read_info
+from tutti.data.formats.lerobot.reader import LeRobotStore
+from tutti.data.formats.lerobot.video import TOLERANCE
+from tutti.data.split import GroupOf, are_held_out, episodes_at
+from tutti.errors import UserError
+from tutti.frozen_config import FrozenConfig
+from tutti.storage.files import LocalPath
+
+FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
+
+_SPAN = r"^\d{1,10}-\d{1,10}$"
+EpisodeNumbers = tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=_SPAN)], ...]
+
+
+def _as_range(numbers: int | str) -> range:
+    """Of 7, or of "0-99", both ends included."""
+    first, last = map(int, numbers.split("-")) if isinstance(numbers, str) else (numbers, numbers)
+    return range(first, last + 1)
+
+
+def _as_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
+    return keys if isinstance(keys, tuple) else (keys,)
+
+
+class LabelsConfig(FrozenConfig):
+    """Which labels of a source train the model, each true, false or where_present.
+
+    true: every row must have it. false: it is neither used nor checked, and may be missing. where_present: it
+    is used in the rows that have it; rows of NaN alone have no numbers, blank texts are none.
+    """
+
+    actions: Use = Field(default=True, description="The actions; without them a source is video.")
+    text: Use = Field(default=True, description="The instructions; without them the model is told nothing.")
+    state: Use = Field(default=True, description="The states; without them the state token is masked.")
+
+
+class SourceConfig(FrozenConfig):
+    """One data set, or some episodes of it: a LeRobotDataset v3.0 folder."""
+
+    path: LocalPath = Field(description="The folder that contains meta/ and data/.")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Share of the samples: weight / sum of the weights of all sources.",
+    )
+    views: FeatureKeys | Literal["auto"] = Field(
+        default="auto",
+        description="The camera features to use, in order; auto: all, without depth and mono cameras.",
+    )
+    state: str | FeatureKeys | Literal["none"] = Field(
+        default=STATE,
+        description="The feature that is the state, or several, joined in this order; none: no "
+        "proprioception, a state without numbers.",
+    )
+    action: str | FeatureKeys = Field(
+        default=ACTION, description="The feature that is the action, or several, joined in this order."
+    )
+    labels: LabelsConfig = Field(
+        default_factory=LabelsConfig, description="Which of actions, text and state are used."
+    )
+    episodes: EpisodeNumbers | Literal["all"] = Field(
+        default="all", description='The episodes to use: numbers and ranges, [3, "10-99"].'
+    )
+    exclude: EpisodeNumbers = Field(
+        default=(), description="Episodes to leave out, such as damaged ones; nothing of them is checked."
+    )
+    per_task: Annotated[str, Field(pattern=r"^\d{1,7}-(\d{1,7})?$")] | Literal["all"] = Field(
+        default="all",
+        description="Of each task the episodes to train on, by their places in an order drawn by data.seed: "
+        '"0-9" the first ten, "10-" all others.',
+    )
+    tolerance: float = Field(
+        default=TOLERANCE,
+        gt=0,
+        le=MAX_TOLERANCE,
+        description="How far a timestamp may lie off frame number / fps, in frames. Above the default, for "
+        "times by a clock, video frames are taken by number.",
+    )
+
+    @field_validator("episodes", "exclude", mode="before")
+    @classmethod
+    def _check_numbers(cls, given: Any) -> Any:
+        numbers = (given,) if isinstance(given, int | str) and given != "all" else given
+        for one in numbers if isinstance(numbers, list | tuple) else ():
+            is_span = isinstance(one, str) and re.fullmatch(_SPAN, one) is not None and len(_as_range(one))
+            if not is_span and not (type(one) is int and one >= 0):
+                raise ValueError(
+                    f'expected episode numbers and rising ranges, [7, "10-19"], found {one!r:.60}'
+                )
+        return numbers
+
+    @field_validator("state", "action", mode="before")
+    @classmethod
+    def _check_features(cls, given: Any) -> Any:
+        many = given if isinstance(given, list | tuple) else [given]
+        if not many or not all(isinstance(one, str) for one in many) or len(set(many)) < len(many):
+            raise ValueError(
+                f"expected the name of a feature, or several different ones, found {given!r:.60}"
+            )
+        return given
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        if self.places.stop is not None and self.places.start >= self.places.stop:
+            raise ValueError(f'per_task: expected a rising range, such as "0-9", found {self.per_task!r}')
+        return self
+
+    @property
+    def places(self) -> slice:
+        """`per_task` as a slice of each task's order; all of it where it is "all"."""
+        first, _, last = ("0-" if self.per_task == "all" else self.per_task).partition("-")
+        return slice(int(first), int(last) + 1 if last else None)
+
+    @property
+    def fps(self) -> float:
+        """The frames a second of the data set, which is not opened."""
+        return read_info(self.path).fps
+
+    def open(self) -> EpisodeStore:
+        """Opens and checks the data set, as this source alone uses it."""
+        return open_parts([self])[0].store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a source uses of its data set: labels, and which episodes. Several parts may be of one store,
+    which is opened once, decoded once and split once; no two train on the same episode.
+
+    `named` are the numbers of the episodes that the source names, all where it is None, before the split.
+    """
+
+    store: EpisodeStore
+    weight: float = 1.0
+    labels: Mapping[Label, Use] = field(default_factory=lambda: ALL_USED)
+    named: frozenset[int] | None = None
+    places: slice | None = None
+    training: tuple[Episode, ...] = ()
+    held_out: tuple[Episode, ...] = ()
+
+    def names(self, episode: Episode) -> bool:
+        """Whether the source names this episode of its store."""
+        return self.named is None or episode.index in self.named
+
+    @property
+    def without(self) -> tuple[Label, ...]:
+        """The labels that are not used."""
+        return tuple(label for label in LABELS if not self.labels[label])
+
+    def texts(self, episodes: Iterable[Episode]) -> set[str]:
+        """The distinct instructions of these of its episodes that the model is told, normalised."""
+        return texts_of(self.store, episodes) - {""} if self.labels["text"] else set()
+
+
+def open_parts(sources: Sequence[SourceConfig]) -> list[Part]:
+    """Opens and checks the data sets, each folder once: sources that read the same of it share a store."""
+
+    def read(source: SourceConfig) -> tuple[Any, ...]:
+        return source.path.resolve(), source.views, source.state, source.action, source.tolerance
+
+    groups: dict[Any, list[int]] = {}
+    for number, source in enumerate(sources):
+        groups.setdefault(read(source), []).append(number)
+    parts: dict[int, Part] = {}
+    for numbers in groups.values():
+        first = sources[numbers[0]]
+        chosen = [
+            Chosen(
+                episodes=None if one.episodes == "all" else tuple(map(_as_range, one.episodes)),
+                exclude=tuple(map(_as_range, one.exclude)),
+                tolerance=one.tolerance,
+                labels=one.labels.model_dump(),
+            )
+            for one in map(sources.__getitem__, numbers)
+        ]
+        store = LeRobotStore(
+            first.path,
+            None if first.views == "auto" else first.views,
+            state=() if first.state == "none" else _as_keys(first.state),
+            action=_as_keys(first.action),
+            chosen=chosen,
+        )
+        for number, choice, named in zip(numbers, chosen, store.parts, strict=True):
+            one = sources[number]
+            parts[number] = Part(
+                store=store,
+                weight=one.weight,
+                labels=choice.labels,
+                named=named,
+                places=None if one.per_task == "all" else one.places,
+            )
+    return [parts[number] for number in range(len(sources))]
+
+
+def stores_of(parts: Iterable[Part]) -> list[EpisodeStore]:
+    """The data sets in the order of the sources, each once."""
+    return list(dict.fromkeys(part.store for part in parts))
+
+
+def used_vectors(part: Part) -> list[Vector]:
+    """Of states and actions those that a part uses and its store has; a state without numbers is one."""
+    return [
+        vector
+        for vector, label in VECTORS.items()
+        if part.labels[label] is True or (part.labels[label] and getattr(part.store.spec, f"{vector}_dim"))
+    ]
+
+
+def check_compatible(parts: Sequence[Part]) -> StoreSpec:
+    """One embodiment, the same cameras and rate in all sources, the same sizes in those that use them. Gives
+    what they have in common: sizes and names of the labels are those of the first source that uses them.
+
+    Raises: UserError for others, or if none has actions.
+    """
+    first = parts[0].store
+    spec = replace(first.spec, state_dim=0, action_dim=0, **dict.fromkeys(first.spec.dimensions(), ()))
+    origin: dict[str, EpisodeStore] = dict.fromkeys(("embodiment", "views", "fps"), first)
+    for part in parts:
+        own, store = part.store.spec, part.store
+        used = used_vectors(part)
+        for what in (what for what in used if f"{what}_dim" not in origin):
+            origin[f"{what}_dim"] = store
+            copied = {name: getattr(own, name) for name in own.dimensions() if name.startswith(what)}
+            spec = replace(spec, **copied, **{f"{what}_dim": getattr(own, f"{what}_dim")})
+        for key in ("embodiment", "views", *(f"{what}_dim" for what in used), "fps"):
+            expected, value = getattr(spec, key), getattr(own, key)
+            if expected != value:
+                raise UserError(
+                    f"data.sources: {store.name} and {origin[key].name} differ in {key}.\n"
+                    f"  expected: {expected}\n  found:    {value}\n"
+                    "  cure: mix data sets of one embodiment; choose the same cameras by sources.views, and "
+                    "leave out labels that do not fit by sources.labels."
+                )
+        unused = {name: () for name in own.dimensions() if not any(name.startswith(what) for what in used)}
+        if other := replace(own, **unused).contradiction(spec):
+            named = dict.fromkeys(origin[f"{what}_dim"].name for what in used)
+            raise UserError(
+                f"data.sources: {' and '.join(named)} and {store.name} have {other}.\n"
+                "  One number would mean two things to the model.\n"
+                "  cure: bring the numbers of one set into the order and units of the other, or correct its "
+                "names in meta/info.json."
+            )
+    if not spec.action_dim:
+        raise UserError("data.sources: no source has actions, which the policy learns from; one must.")
+    return spec
+
+
+def split_parts(
+    parts: Sequence[Part], fraction: float, seed: int, count: int | None, group_of: GroupOf | None
+) -> list[Part]:
+    """The parts with their episodes: those held out and those to train on.
+
+    One split over all stores (`are_held_out`), by the episodes' identities; what is trained on does not
+    change it. A held-out episode that several parts name belongs to the one with the most labels. Of store
+    number i each task's order, of which a part takes its `places` or else the first `count`, is drawn with
+    `seed` + i.
+
+    Raises: UserError if a task has too few episodes, or two parts would train on one.
+    """
+    stores = stores_of(parts)
+    episodes = [episode for store in stores for episode in store.episodes]
+    identities = [identity for store in stores for identity in store.identities]
+    flags = iter(are_held_out(episodes, identities, fraction, seed, group_of))
+    held = {
+        store: {e.index for e, flag in zip(store.episodes, flags, strict=False) if flag} for store in stores
+    }
+    found: list[Part] = []
+    trainer: dict[tuple[EpisodeStore, int], int] = {}
+    for number, part in enumerate(parts):
+        store, places = part.store, part.places or slice(0, count)
+        own = tuple(e for e in store.episodes if part.names(e))
+        training = tuple(e for e in own if e.index not in held[store])
+        if places != slice(0, None):
+            said = f"data.episodes_per_task is {count}"
+            if part.places:
+                last = "" if places.stop is None else places.stop - 1
+                said = f"data.sources.{number}.per_task is {places.start}-{last}"
+            training = episodes_at(training, places, seed + stores.index(store), group_of, said)
+        for episode in training:
+            if (other := trainer.setdefault((store, episode.index), number)) != number:
+                raise UserError(
+                    f"data.sources {other} and {number} would both train on episode {episode.index} of "
+                    f"{store.name}.\n  cure: give each its own episodes (sources.episodes, or "
+                    "sources.per_task such as 0-9 and 10-), or name the set once, with a weight."
+                )
+        found.append(replace(part, training=training))
+    owned: list[list[Episode]] = [[] for _ in parts]
+    for store in stores:
+        for episode in (episode for episode in store.episodes if episode.index in held[store]):
+            naming = (n for n, part in enumerate(parts) if part.store is store and part.names(episode))
+            owned[min(naming, key=lambda n: len(parts[n].without))].append(episode)
+    return [replace(part, held_out=tuple(own)) for part, own in zip(found, owned, strict=True)]
+
+
+def labelled_rows(
+    store: EpisodeStore, parts: Sequence[Part], spec: StoreSpec
+) -> dict[Label, Bool[np.ndarray, " n"]]:
+    """The rows of a store whose label is used: that of its part to train on, or of any part that names it.
+
+    `spec` is what the sources have in common: numbers of another size are none.
+    """
+    own = [part for part in parts if part.store is store]
+    found: dict[Label, Bool[np.ndarray, " n"]] = {}
+    for label in LABELS:
+        rows = np.zeros(store.spec.num_frames, dtype=bool)
+        for part in (part for part in own if part.labels[label]):
+            rows[rows_of(e for e in store.episodes if part.names(e))] = True
+        for part in (part for part in own if not part.labels[label]):
+            rows[rows_of(part.training)] = False
+        found[label] = rows & store.present[label]
+    for what, label in VECTORS.items():
+        if getattr(store.spec, f"{what}_dim") != getattr(spec, f"{what}_dim"):
+            found[label][:] = False
+    return found
