@@ -197,8 +197,8 @@ class DataConfig(FrozenConfig):
         )
 
     def split(self, parts: Sequence[Part], group_of: GroupOf | None = None) -> list[Part]:
-        """The opened sources with their episodes, those held out and those to train on (`split_parts`). `tasks`
-        goes before `group_of`."""
+        """The opened sources with their episodes, those held out and those to train on (`split_parts`).
+        `tasks` goes before `group_of`."""
         count = None if self.episodes_per_task == "all" else self.episodes_per_task
         return split_parts(parts, self.validation_fraction, self.seed, count, grouped(self.tasks, group_of))
 
@@ -210,12 +210,13 @@ class DataConfig(FrozenConfig):
         known = {store: labelled_rows(store, parts, spec) for store in stores_of(parts)}
         fitted: dict[Label, np.ndarray] = {}
         for label, dim in (("state", spec.state_dim), ("actions", spec.action_dim)):
-            fitted[label] = np.empty((0, dim), np.float32)
+            found = [np.empty((0, dim), np.float32)]
             for part in parts:
                 rows = rows_of(part.training)
                 if len(rows := rows[known[part.store][label][rows]]):
                     values = part.store.states if label == "state" else part.store.actions
-                    fitted[label] = np.concatenate([fitted[label], values[rows]])
+                    found.append(values[rows])
+            fitted[label] = np.concatenate(found)
             if not len(fitted[label]) and dim:
                 raise UserError(
                     f"data.sources: no frame to train on has {label}.\n  expected: one source with them\n"
