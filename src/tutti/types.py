@@ -215,13 +215,15 @@ class LossTerms:
     """The unified loss of one batch: each raw term, its lambda, and total = sum_i lambda_i * values_i.
 
     All are scalars. `metrics` holds what the terms report besides (for example `align/accuracy`),
-    already detached; nothing in it is part of the total.
+    already detached; nothing in it is part of the total. `per_window` has by term what it keeps
+    of each held-out window, for its metrics over all of them.
     """
 
     values: dict[str, Tensor]
     lambdas: dict[str, Tensor]
     total: Float[Tensor, ""]
     metrics: dict[str, Tensor]
+    per_window: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,6 +68,10 @@ class Objective(nn.Module, ABC):
     if TYPE_CHECKING:
         __call__ = forward
 
+    def joined(self, name: str, per_window: Mapping[str, Tensor]) -> dict[str, float]:
+        """What the term of this name reports over all held-out windows (`Term.joined`)."""
+        return {}
+
     def update_targets(self, model: nn.Module) -> None:
         """Called after each update of the weights of `model`, for targets that follow them."""
 

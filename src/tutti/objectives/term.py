@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
@@ -88,10 +88,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermValue:
-    """A term's scalar, not yet weighted, and what else it reports: detached scalars named `term/metric`."""
+    """A term's scalar, not yet weighted, and what else it reports: detached scalars named `term/metric`, and
+    on held-out data values of each window, which `Term.joined` is given for all windows at once."""
 
     value: Float[Tensor, ""]
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    per_window: Mapping[str, Shaped[Tensor, "b ..."]] = field(default_factory=dict)
 
 
 class BaseTermConfig(FrozenConfig, ABC):
@@ -263,7 +265,11 @@ class Term(nn.Module, ABC):
             f"{self.name}/{key}": metric if key in OF_NO_ROW else micro_part(metric, rows)
             for key, metric in found.metrics.items()
         }
-        return TermValue(value=micro_part(found.value, rows), metrics=metrics)
+        return replace(found, value=micro_part(found.value, rows), metrics=metrics)
+
+    def joined(self, per_window: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics over all held-out windows, by the `per_window` of all batches, laid end to end."""
+        return {}
 
     def rows(self, batch: Batch) -> Bool[Tensor, " b"]:
         """The windows that count in `mean`: those that have all `needed.labels`, and whose later observations
@@ -294,6 +300,14 @@ class Term(nn.Module, ABC):
                 "the term's `needs` ask for it."
             )
         return batch.futures[label]
+
+    def encode_later(self, future: Future, model: Model, *, stopped: bool = False) -> Tokens:
+        """The vision encoder's tokens of later pictures, masked where `future` is, in one more pass: with its
+        gradient, unless it is `stopped` here or at the boundary `vision`."""
+        there = future.observation.image_mask & future.mask[:, None]
+        stopped = stopped or "vision" in self.stop_gradient
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not stopped):
+            return model.vision(model.prepare(future.observation.images), there)
 
     def views_in_both(self, batch: Batch, offset: int) -> Bool[Tensor, "b v"]:
         """The views that are there now and `offset` actions later; none if that is past the episode's end."""

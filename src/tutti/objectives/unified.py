@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -44,18 +44,23 @@ class UnifiedLoss(Objective):
         """Every active term at `progress` in [0, 1] of the run, its lambda, the total and the metrics."""
         values: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
+        per_window: dict[str, Mapping[str, Tensor]] = {}
         for name, term in self.terms.items():
             if not self.balancing.is_active(name, progress) or (only is not None and name not in only):
                 continue
             result = term(features, batch, model)
             values[name] = at_least_float32(result.value)
+            per_window |= {name: result.per_window} if result.per_window else {}
             for key, metric in result.metrics.items():  # under the term's own name, whatever it is called
                 metrics[key if key.startswith(f"{name}/") else f"{name}/{key}"] = metric.detach()
         lambdas = self.balancing(values, progress)
         total = features.readout.new_zeros(())
         for name, value in values.items():
             total = total + lambdas[name] * value
-        return LossTerms(values=values, lambdas=lambdas, total=total, metrics=metrics)
+        return LossTerms(values=values, lambdas=lambdas, total=total, metrics=metrics, per_window=per_window)
+
+    def joined(self, name: str, per_window: Mapping[str, Tensor]) -> dict[str, float]:
+        return self.terms[name].joined(per_window)  # pyright: ignore[reportCallIssue]
 
     def update_targets(self, model: nn.Module) -> None:
         for term in self.terms.values():

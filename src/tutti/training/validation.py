@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from tutti.distributed.ranks import ONE_RANK, shared_batch
 from tutti.frozen_config import FrozenConfig
@@ -38,7 +39,8 @@ def validate(
 ) -> dict[str, float]:
     """Means over the held-out windows in evaluation mode: "valid/action", "valid/metric/...", "valid/total".
 
-    Batches are weighted by their number of windows. Equal weights give equal numbers, and training goes on as
+    Batches are weighted by their number of windows; what a term reports over all windows (`Term.joined`) is
+    computed once, from what it kept of each batch. Equal weights give equal numbers, and training goes on as
     if this had not happened. `progress` in [0, 1] is the share of training done, which decides the lambdas of
     the total; `only` names the terms that count.
 
@@ -49,7 +51,7 @@ def validate(
     """
 
     world, roots = parallel.world, (parallel.model, parallel.objective)
-    values_of_rank: list[tuple[int, int, dict[str, float]]] = []
+    values_of_rank: list[tuple[int, int, dict[str, float], dict[str, dict[str, Tensor]]]] = []
     with without_side_effects(*roots), own_randomness(seed), shared_batch(ONE_RANK):
         for root in roots:
             root.eval()
@@ -61,11 +63,21 @@ def validate(
             metrics = {f"metric/{name}": value for name, value in read.metrics.items()}
             if number is not None:
                 values = {**read.values, **metrics, "total": read.total}
-                values_of_rank.append((number, len(batch.window), values))
+                kept = {name: {k: v.cpu() for k, v in own.items()} for name, own in terms.per_window.items()}
+                values_of_rank.append((number, len(batch.window), values, kept))
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
-    for _, windows, values in sorted(chain(*world.all_gather(values_of_rank)), key=lambda one: one[0]):
+    parts: dict[str, list[dict[str, Tensor]]] = {}
+    in_order = sorted(chain(*world.all_gather(values_of_rank)), key=lambda one: one[0])
+    for _, windows, values, kept in in_order:
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * windows
             weights[name] = weights.get(name, 0) + windows
-    return {f"{prefix}/{name}": total / weights[name] for name, total in sums.items()}
+        for name, own in kept.items():
+            parts.setdefault(name, []).append(own)
+    means = {f"{prefix}/{name}": total / weights[name] for name, total in sums.items()}
+    for name, each in parts.items():
+        whole = {key: torch.cat([one[key] for one in each]) for key in each[0]}
+        joined = parallel.objective.joined(name, whole)
+        means |= {f"{prefix}/metric/{name}/{key}": value for key, value in joined.items()}
+    return means

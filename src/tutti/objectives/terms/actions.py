@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Future, Label, Tokens, masked_mean
+from tutti.types import Batch, Features, Label, Tokens, masked_mean
 
 
 class ChunkConfig(BaseTermConfig):
@@ -104,7 +104,8 @@ class InverseDynamicsTerm(Term):
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The masked mean of absolute errors; metric `zero_baseline`, its value if every action were
         predicted as 0 in normalised units, below which something was seen."""
-        now, later = features.vision, self.encode_later(self.future(batch, self.num_actions), model)
+        future = self.future(batch, self.num_actions)
+        now, later = features.vision, self.encode_later(future, model, stopped=self.config.stop_future)
         predicted = self.predict(now, later)
         seen = (now.mask & later.mask).any(dim=1)
         target, mask = batch.actions[:, : self.num_actions], self.mask(batch) & seen[:, None, None]
@@ -116,13 +117,6 @@ class InverseDynamicsTerm(Term):
         """m, by the batch: which actions are there between two looks of which a view is there at both."""
         seen = self.views_in_both(batch, self.num_actions).any(dim=1)
         return batch.action_mask[:, : self.num_actions] & seen[:, None, None]
-
-    def encode_later(self, future: Future, model: Model) -> Tokens:
-        """The vision encoder's tokens of the later pictures; past the episode's end all are masked."""
-        there = future.observation.image_mask & future.mask[:, None]
-        stopped = self.config.stop_future or "vision" in self.stop_gradient
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not stopped):
-            return model.vision(model.prepare(future.observation.images), there)
 
     def predict(self, now: Tokens, later: Tokens) -> Float[Tensor, "b k a"]:
         """The k normalised actions between two looks."""

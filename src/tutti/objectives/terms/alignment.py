@@ -1,11 +1,14 @@
 """The alignment terms: pictures and instructions that belong together get similar embeddings.
 
 `contrastive` asks which instruction of the batch belongs to a picture; `sigmoid` asks it of every pair.
+What belongs together, `positives` says (`pair_labels.py`), and what is looked at, `pictures`.
 """
 
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping
+from dataclasses import replace
 from math import log
 from typing import Annotated, ClassVar, Literal
 
@@ -16,10 +19,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import gathered
+from tutti.durations import Steps
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
+from tutti.objectives.terms.pair_labels import PairLabels, Positives, Said, retrieval
 from tutti.objectives.terms.states import binary_entropy
 from tutti.objectives.weight_schedule import Weight
-from tutti.types import Batch, Features, Label, at_least_float32
+from tutti.types import Batch, DataNeeds, Features, FutureLabel, Label, at_least_float32
 
 MAX_SCALE = 100.0
 """The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
@@ -42,6 +47,25 @@ class EmbeddingTermConfig(BaseTermConfig, ABC):
 
     width: PositiveInt = Field(default=128, description="Width of the embeddings that are compared.")
     temperature: Temperature
+    positives: Positives = Field(
+        default="task",
+        description="Which texts fit a picture: those of its task (where wordings are not grouped: its own "
+        "text), its own text alone, or soft: texts by how much they share of its words.",
+    )
+    pictures: Literal["now", "change", "goal"] = Field(
+        default="now",
+        description="What is compared with the text: the present pictures, what changes until `offset` "
+        "actions later, or the episode's last pictures. The latter two cost a second look.",
+    )
+    offset: Steps = Field(
+        default=4,
+        description='k of `pictures: change`: how many actions later the pictures lie, or how long: "0.4s".',
+    )
+
+    def needs(self, name: str) -> DataNeeds:
+        """Text, and the later pictures that are looked at, if any."""
+        later: dict[str, tuple[FutureLabel, ...]] = {"change": (self.offset,), "goal": ("last",)}
+        return DataNeeds(futures=later.get(self.pictures, ()), labels=self.required)
 
 
 class ContrastiveConfig(EmbeddingTermConfig):
@@ -57,50 +81,108 @@ class ContrastiveConfig(EmbeddingTermConfig):
 
 
 class EmbeddingTerm(Term):
-    """What compares vision with language: a linear head for each, and a learned scale of the similarities."""
+    """What compares vision with language: a linear head for each, and a learned scale of the similarities.
+
+    z_i = head(x_i) / |head(x_i)|, and x_i by `pictures`, f_t the masked mean of the vision tokens at t:
+
+    now     x = f_t
+    change  x = f_{t+k} - f_t, both over the tokens of views that are there at both times
+    goal    x = f_last, the episode's last pictures
+
+    The later pictures go through the model's own vision encoder, with gradient unless `stop_gradient` names
+    vision: one more forward and backward pass of it a batch. Windows whose later pictures are masked take no
+    part.
+    """
 
     def __init__(
         self, config: EmbeddingTermConfig, vision_width: int, language_width: int, name: str
     ) -> None:
         super().__init__(**config.arguments(name))
+        self.positives, self.pictures = config.positives, config.pictures
         self.vision_head = nn.Linear(vision_width, config.width)
         self.language_head = nn.Linear(language_width, config.width)
         self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
 
     def embedded(
-        self, features: Features, batch: Batch
-    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b w"], Bool[Tensor, "b b"], Bool[Tensor, " b"]]:
+        self, features: Features, batch: Batch, model: Model
+    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b w"], PairLabels, dict[str, Tensor]]:
         """Vision and language embedded, of the windows of all ranks (the masked means of the tokens, through
-        the heads, L2-normalised); which windows share an instruction; which have a picture and text."""
+        the heads, L2-normalised); the labels of their pairs; and on held-out data the rows for `joined`."""
         with torch.no_grad():  # clamped in place, as CLIP does: a clamp in the graph would lose its gradient
             self.log_scale.clamp_(max=log(MAX_SCALE))
-        vision = gathered(F.normalize(self.vision_head(features.vision.mean()), dim=-1))
+        seen, shown = self.look(features, batch, model)
+        vision = gathered(F.normalize(self.vision_head(seen), dim=-1))
         language = gathered(F.normalize(self.language_head(features.language.mean()), dim=-1))
-        present = gathered(features.vision.mask.any(dim=1) & features.language.mask.any(dim=1))
-        instruction = gathered(batch.instruction_id)
-        return vision, language, instruction[:, None] == instruction[None, :], present
+        present = gathered(shown & features.language.mask.any(dim=1))
+        dtype = at_least_float32(vision).dtype
+        with torch.no_grad():
+            said = Said.of(batch, self.positives, dtype)
+            labels = PairLabels.of(self.positives, said, present, dtype)
+        rows = {"vision": vision, "language": language, "present": present}
+        rows |= {"instruction": said.instruction, "task": said.task}
+        rows |= {} if said.pieces is None else {"pieces": said.pieces}
+        return vision, language, labels, {} if self.training else rows
+
+    def look(
+        self, features: Features, batch: Batch, model: Model
+    ) -> tuple[Float[Tensor, "b d"], Bool[Tensor, " b"]]:
+        """x, and which windows have one."""
+        now = features.vision
+        if self.pictures == "now":
+            return now.mean(), now.mask.any(dim=1)
+        (label,) = self.needed.futures
+        later = self.encode_later(self.future(batch, label), model)
+        if self.pictures == "goal":
+            return later.mean(), later.mask.any(dim=1)
+        both = now.mask & later.mask
+        return replace(later, mask=both).mean() - replace(now, mask=both).mean(), both.any(dim=1)
+
+    def rows(self, batch: Batch) -> Bool[Tensor, " b"]:
+        """The windows with the pictures that are looked at and with text."""
+        shown = batch.observation.image_mask
+        for label in self.needed.futures:
+            later = self.future(batch, label)
+            there = later.observation.image_mask & later.mask[:, None]
+            shown = there if self.pictures == "goal" else shown & there
+        return shown.any(dim=1) & batch.labelled(self.needed.labels)
+
+    def joined(self, per_window: Mapping[str, Tensor]) -> dict[str, float]:
+        """`retrieval`, its ceiling and its chance over all held-out windows."""
+        return retrieval(per_window, self.positives)
 
 
 class ContrastiveTerm(EmbeddingTerm):
-    """Multi-positive InfoNCE: windows with the same instruction are positives (after SupCon, 2004.11362).
+    """Multi-positive InfoNCE: windows whose text fits are positives (after SupCon, 2004.11362).
 
-    z_i and w_j are the masked means of the vision and language tokens, each through a linear head and
-    L2-normalised.
-    s_ij = exp(g) z_i . w_j;  y_ij = 1[same instruction];  q_ij = y_ij / sum_k y_ik;
+    z_i and w_j are the embeddings of the pictures (`EmbeddingTerm`) and of the masked mean of the language
+    tokens, each through a linear head and L2-normalised.
+    s_ij = exp(g) z_i . w_j;  u_ij in [0, 1] by `positives`;  q_ij = u_ij / sum_k u_ik;
     L = mean_i CE(q_i, softmax_j s_ij), averaged over both directions.
 
-    g is learned, exp(g) <= 100. The floor of L is mean_i log(sum_j y_ij), not 0; chance is log b. Windows
-    without a picture or without text take no part. Below two distinct instructions nothing can be told
-    apart: the value is then 0, with zero gradient, and the metric `skipped` is 1. On several ranks the
-    windows are those of all; with accumulation they are those of a micro-batch, which counts by how many take
-    part.
+    task         u_ij = 1[same task]: wordings of one task are positives of each other
+    instruction  u_ij = 1[same normalised text]
+    soft         u_ij = cos(c_i, c_j)^4, 1 for the same text; c counts a text's tokens and pairs of
+                 neighbouring tokens. Near in words is not near in meaning: of a token a word, "open the
+                 drawer" and "close the drawer" have u = 0.13
+
+    g is learned, exp(g) <= 100. The metric `floor` is the least value that any scores have, the mean entropy
+    of q_i (mean_i log sum_j u_ij if u is 0 or 1), not 0; `reachable` the least for scores that do not tell
+    the pictures of one task apart, as pictures cannot: with P_ij = 1[same task] / size of the task
+
+    reachable = 1/2 mean_i [CE(q_i, (P q)_i) + CE(q_i, (q P)_i)],
+
+    for `instruction` mean_i log(size of the task), for `task` the floor, so it is not recorded. Chance is
+    log b. Windows without a picture or without text take no part. Below two distinct tasks (instructions)
+    nothing can be told apart: the value is then 0, with zero gradient, and the metric `skipped` is 1. On
+    several ranks the windows are those of all; with accumulation they are those of a micro-batch, which
+    counts by how many take part.
     """
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
         """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
-        vision, language, same, present = self.embedded(features, batch)
+        vision, language, labels, rows = self.embedded(features, batch, model)
         scores = at_least_float32(self.log_scale.exp() * vision @ language.T)
-        return self.compared(contrast(scores, same, present, self.log_scale), takes_part)
+        return self.compared(replace(contrast(scores, labels, self.log_scale), per_window=rows), self.rows)
 
 
 class SigmoidConfig(EmbeddingTermConfig):
@@ -123,15 +205,17 @@ class SigmoidConfig(EmbeddingTermConfig):
 class SigmoidTerm(EmbeddingTerm):
     """Multi-positive sigmoid loss (SigLIP, 2303.15343): no softmax, so a pair does not depend on the others.
 
-    s_ij and y_ij as in `ContrastiveTerm`;
-    L = -(1/B) sum_ij log sigmoid((2 y_ij - 1)(s_ij + b)), B the number of windows that take part.
+    s_ij and u_ij as in `ContrastiveTerm`, B the number of windows that take part;
+    L = -(1/B) sum_ij [u_ij log sigmoid(s_ij + b) + (1 - u_ij) log sigmoid(-s_ij - b)],
+    for u of 0 and 1 that is -(1/B) sum_ij log sigmoid((2 u_ij - 1)(s_ij + b)).
 
     g and b are learned, exp(g) <= 100, neither decays. Windows without a picture or without text take no
-    part. Below two distinct instructions the value is 0, with zero gradient, and the metric `skipped` is 1.
-    With accumulation the pairs are those of a micro-batch, which counts by the windows that take part.
-    The least value is 0. A model that knows nothing answers the share of positives, pi, and has
-    B (-pi log pi - (1 - pi) log(1 - pi)), the metric `chance`: about 20 at B = 64 and pi = 0.1, where
-    `contrastive` has log 64 = 4. Hence the smaller default weight.
+    part. Below two distinct tasks (instructions) the value is 0, with zero gradient, and the metric `skipped`
+    is 1. With accumulation the pairs are those of a micro-batch, which counts by the windows that take part.
+    The least value is 0, for `soft` (1/B) sum_ij H(u_ij), the metric `floor`; `reachable`, as there, is
+    (1/B) sum_ij H((P u)_ij), with H(u) = -u log u - (1 - u) log(1 - u). A model that knows nothing
+    answers the share of positives, pi, and has B H(pi), the metric `chance`: about 20 at B = 64 and pi = 0.1,
+    where `contrastive` has log 64 = 4. Hence the smaller default weight.
 
     Differs: their pairs have one positive a row and b starts at -10, the logit of next to none. Here windows
     share instructions, so by default b starts at logit(pi) of the first training batch that counts. b is the
@@ -148,30 +232,32 @@ class SigmoidTerm(EmbeddingTerm):
         self.start_known = nn.Buffer(torch.tensor(isinstance(config.bias, float)))
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
-        """The loss over the pairs of the batch; metrics `chance`, `accuracy`, `temperature`, `bias` and
-        `skipped`."""
-        vision, language, same, present = self.embedded(features, batch)
-        pairs = present[:, None] & present[None, :]
-        enough = (pairs & ~same).any()
-        positive = (same & pairs).to(self.bias.dtype)
-        share = positive.sum() / pairs.sum().clamp(min=1)
+        """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
+        vision, language, labels, rows = self.embedded(features, batch, model)
+        pairs, enough, count = labels.pairs, labels.enough, labels.count
+        fits = labels.fits.to(self.bias.dtype)
+        share = fits.sum() / pairs.sum().clamp(min=1)
 
         scores = self.log_scale.exp() * (vision @ language.T).to(self.bias.dtype)
         offset = self._start(share, enough) + self.bias
         logits = scores + offset
-        losses = -F.logsigmoid(torch.where(same, logits, -logits))
-        count = present.sum().clamp(min=1)
+        losses = -(fits * F.logsigmoid(logits) + (1 - fits) * F.logsigmoid(-logits))
         total = torch.where(pairs, losses, torch.zeros_like(losses)).sum() / count
         value = torch.where(enough, total, torch.zeros_like(total))
         with torch.no_grad():
+            floor = binary_entropy(fits).sum() / count
             metrics = {
+                "floor": floor,
+                "above_floor": torch.where(enough, value.detach() - floor, 0),
                 "chance": torch.where(enough, count * binary_entropy(share), 0.0),
-                "accuracy": match_accuracy(scores, same, present),
+                "accuracy": match_accuracy(scores, fits, labels.present),
                 "temperature": (-self.log_scale).exp(),
                 "bias": offset.detach(),
                 "skipped": (~enough).to(self.bias.dtype),
             }
-        return self.compared(TermValue(value=value, metrics=metrics), takes_part)
+            if self.positives != "task":
+                metrics["reachable"] = binary_entropy(labels.by_task(fits)).sum() / count
+        return self.compared(TermValue(value=value, metrics=metrics, per_window=rows), self.rows)
 
     @torch.no_grad()
     def _start(self, share: Float[Tensor, ""], enough: Bool[Tensor, ""]) -> Float[Tensor, ""]:
@@ -185,50 +271,40 @@ class SigmoidTerm(EmbeddingTerm):
         return start
 
 
-def takes_part(batch: Batch) -> Bool[Tensor, " b"]:
-    """The windows with a picture and with text."""
-    return batch.observation.image_mask.any(dim=1) & batch.labelled(("text",))
-
-
-def contrast(
-    scores: Float[Tensor, "b b"],
-    same: Bool[Tensor, "b b"],
-    present: Bool[Tensor, " b"],
-    log_scale: Float[Tensor, ""],
-) -> TermValue:
-    """The multi-positive InfoNCE of `scores` (vision by language) over the windows in `present`; its metrics
-    have no term's name yet."""
-    pairs = present[:, None] & present[None, :]
-    positive = (same & pairs).to(scores.dtype)
-    num_positive = positive.sum(dim=1)  # `same` is symmetric: columns have the same sums
-    target = positive / num_positive.clamp(min=1)[:, None]
-    count = present.sum().clamp(min=1)
+def contrast(scores: Float[Tensor, "b b"], labels: PairLabels, log_scale: Float[Tensor, ""]) -> TermValue:
+    """The multi-positive InfoNCE of `scores` (vision by language) over the windows that take part; its
+    metrics have no term's name yet."""
+    present, fits, count, enough = labels.present, labels.fits, labels.count, labels.enough
+    weight = fits.sum(dim=1).clamp(min=1)  # u is symmetric: columns have the same sums
+    target = fits / weight[:, None]
     by_vision, by_language = (only(side, present[None, :]) for side in (scores, scores.T))
     cross = (target * (F.log_softmax(by_vision, dim=1) + F.log_softmax(by_language, dim=1))).sum()
-    enough = (pairs & ~same).any()
     value = torch.where(enough, -cross / (2 * count), torch.zeros_like(cross))
     with torch.no_grad():
-        floor = torch.where(present, num_positive.clamp(min=1).log(), 0).sum() / count
+        entropy = weight.log() + torch.special.entr(fits).sum(dim=1) / weight
+        floor = torch.where(present, entropy, 0).sum() / count
         metrics = {
             "floor": floor,
             "above_floor": torch.where(enough, value.detach() - floor, 0),
             "chance": count.to(scores.dtype).log(),
-            "accuracy": match_accuracy(scores, same, present),
+            "accuracy": match_accuracy(scores, fits, present),
             "temperature": (-log_scale.detach()).exp(),
             "skipped": (~enough).to(scores.dtype),
         }
+        if labels.positives != "task":
+            told = sum(torch.xlogy(side, labels.by_task(side)).sum() for side in (target, target.T))
+            metrics["reachable"] = -told / (2 * count)
     return TermValue(value=value, metrics=metrics)
 
 
 def match_accuracy(
-    scores: Float[Tensor, "b b"], same: Bool[Tensor, "b b"], present: Bool[Tensor, " b"]
+    scores: Float[Tensor, "b b"], fits: Float[Tensor, "b b"], present: Bool[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """Share of the windows in `present` whose best match among them has the same instruction, 0 to 1, the
-    mean of both directions; 0 where there is none."""
-    right = (same & present[:, None] & present[None, :]).to(scores.dtype)
+    """How well the best match of the windows in `present` fits on average, the mean of both directions: the
+    share of right matches where a pair fits or not; 0 where there is none."""
     count = present.sum().clamp(min=1)
     hits = [
-        right.gather(1, only(side, present[None, :]).argmax(dim=1, keepdim=True)).sum() / count
+        fits.gather(1, only(side, present[None, :]).argmax(dim=1, keepdim=True)).sum() / count
         for side in (scores, scores.T)
     ]
     return (hits[0] + hits[1]) / 2

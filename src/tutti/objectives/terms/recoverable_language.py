@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tutti.distributed.ranks import gathered
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
-from tutti.objectives.terms.alignment import only, takes_part
+from tutti.objectives.terms.alignment import only
 from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, DataNeeds, Features, at_least_float32
 
@@ -111,7 +111,7 @@ class RecoverableLanguageTerm(Term):
 
     def takes_part(self, batch: Batch) -> Bool[Tensor, " b"]:
         """The windows with a picture, with text and with what stands for the action."""
-        return takes_part(batch) & self.rows(batch)
+        return batch.observation.image_mask.any(dim=1) & self.rows(batch)
 
     def _action(self, features: Features, batch: Batch) -> Float[Tensor, "b c"]:
         """What stands for the action; masked steps of a chunk are 0."""
