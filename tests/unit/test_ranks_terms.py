@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from tutti.types import masked_mean
 TERMS: dict[str, dict[str, Any]] = {
     "align": {"kind": "contrastive", "width": 16},
     "sigmoid": {"kind": "sigmoid", "width": 16},
+    "goal": {"kind": "contrastive", "width": 16, "positives": "soft", "pictures": "goal"},
+    "change": {"kind": "sigmoid", "width": 16, "positives": "instruction", "pictures": "change", "offset": 2},
     "near": {"kind": "state_contrastive", "width": 16},
     "views": {"kind": "state_contrastive", "width": 16, "read": "vision"},
     "told": {"kind": "recoverable_language", "width": 16},
@@ -53,6 +56,7 @@ def evaluated(action: dict[str, Any], terms: dict[str, dict[str, Any]], dropout:
     loss: Objective = make_loss(model, **{name: {"weight": 0.7, **term} for name, term in terms.items()})
     model, loss = model.double(), loss.double()
     batch = as_double(make_batch(b=B))
+    batch = replace(batch, task_id=batch.instruction_id // 2)
     if model.action.needs_fit:
         model.action.fit(batch.actions, batch.action_mask)
     rows = current_ranks().rows(B)

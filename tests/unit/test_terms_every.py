@@ -51,6 +51,8 @@ KINDS: dict[str, dict[str, Any]] = {
     CUSTOM: {"kind": "own_term:StateChange", "options": {"offset": 2}},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
+    "contrastive of the change": {"kind": "contrastive", "width": 16, "pictures": "change", "offset": 2},
+    "sigmoid of the goal": {"kind": "sigmoid", "width": 16, "pictures": "goal", "positives": "soft"},
     "state_contrastive of vision": {"kind": "state_contrastive", "width": 16, "read": "vision"},
     "recoverable_language of the readout": {"kind": "recoverable_language", "width": 16, "action": "readout"},
     "uniform future_patches": {"kind": "future_patches", "width": 16, "heads": 2, "weighting": "uniform"},
@@ -60,6 +62,8 @@ CASES = {kind: {"kind": kind, **given} for kind, given in KINDS.items()} | VARIA
 # The parts of the model, and the term's own head, that its gradient moves.
 REACHED = {
     "contrastive": "vision language head",
+    "contrastive of the change": "vision language head",
+    "sigmoid of the goal": "vision language head",
     "sigmoid": "vision language head",
     "state_contrastive": "vision language fusion head",
     "state_contrastive of vision": "vision head",
@@ -77,6 +81,8 @@ REACHED = {
     CUSTOM: "vision language fusion head",
 }
 NEEDS = {
+    "contrastive of the change": DataNeeds(futures=(2,), labels=("text",)),
+    "sigmoid of the goal": DataNeeds(futures=("last",), labels=("text",)),
     "contrastive": DataNeeds(labels=("text",)),
     "sigmoid": DataNeeds(labels=("text",)),
     "state_contrastive": DataNeeds(labels=("state",)),

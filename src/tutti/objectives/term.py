@@ -304,7 +304,7 @@ class Term(nn.Module, ABC):
     def encode_later(self, future: Future, model: Model, *, stopped: bool = False) -> Tokens:
         """The vision encoder's tokens of later pictures, masked where `future` is, in one more pass: with its
         gradient, unless it is `stopped` here or at the boundary `vision`."""
-        there = future.observation.image_mask & future.mask[:, None]
+        there = future.mask[:, None] & future.observation.image_mask
         stopped = stopped or "vision" in self.stop_gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and not stopped):
             return model.vision(model.prepare(future.observation.images), there)

@@ -265,9 +265,11 @@ def chance(records: Records, _: Json) -> Iterator[Finding]:
         # A term that is more than a cross-entropy reports that one by itself; chance is its chance.
         own = f"metric/{term}/cross_entropy"
         own = own if own in records else f"loss/{term}/raw"
-        value, guess, floor = (
-            _end(records, name) for name in (own, f"metric/{term}/chance", f"metric/{term}/floor")
+        value, guess, floor, reachable = (
+            _end(records, name)
+            for name in (own, *(f"metric/{term}/{level}" for level in ("chance", "floor", "reachable")))
         )
+        floor = floor if reachable is None else reachable
         if value is None or guess is None or guess <= (floor or 0.0):
             continue
         share = (value - (floor or 0.0)) / (guess - (floor or 0.0))

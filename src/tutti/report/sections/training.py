@@ -116,6 +116,13 @@ def _terms(records: Records, terms: Mapping[str, str], marks: Marks) -> Iterator
             Line(f"valid/{name}", "held-out episodes", "grey", "points", 100),
         ]
         yield Plot(f"{term}: accuracy", "%", lines, name, log=False)
+        name = f"valid/metric/{term}/retrieval"
+        lines = [
+            Line(name, "held-out episodes", colour, "points", 100),
+            Line(f"{name}_ceiling", "a perfect recogniser of tasks", "c4", "reference", 100),
+            Line(f"{name}_chance", "one text for all", "grey", "reference", 100),
+        ]
+        yield Plot(f"{term}: retrieval", "%", lines, name, log=False)
 
 
 def _optimizer(records: Records, marks: Marks, clip_norm: Number | None) -> Iterator[Plot]:
