@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +17,10 @@ from test_data_loading import HORIZON, build, digest, write_set
 from test_data_order import Store, unit
 
 from fixtures import squares_data as world
+from fixtures.unlabelled import with_vector, without_feature, without_numbers, without_texts
 from tutti.data.bundle import DataBundle
 from tutti.data.config import DataConfig
-from tutti.data.episodes import LABELS, Episode, Label
+from tutti.data.episodes import Episode
 from tutti.data.loader import ColourJitter
 from tutti.data.mixture import ComposedMixture, Mixture
 from tutti.data.normalize import EmbodimentStats, Normalizer
@@ -30,52 +29,9 @@ from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import Source, WindowIndex
 from tutti.distributed.ranks import Ranks
 from tutti.runs.data_check import check_path
-from tutti.types import DataNeeds, UserError
+from tutti.types import LABELS, DataNeeds, Label, UserError
 
 NEEDS = DataNeeds(futures=(2,), states=(1, "last"))
-
-
-def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(change(pq.read_table(path)), path)
-
-
-def without_feature(folder: Path, *keys: str) -> Path:
-    """The data set as a recorder of videos alone would have written it."""
-    info = folder / "meta" / "info.json"
-    values = json.loads(info.read_text())
-    values["features"] = {key: value for key, value in values["features"].items() if key not in keys}
-    info.write_text(json.dumps(values))
-    for path in folder.glob("data/*/*.parquet"):
-        rewrite(path, lambda table: table.drop_columns(list(keys)))
-    return folder
-
-
-def without_texts(folder: Path, *tasks: int, text: str | None = "") -> Path:
-    """The instructions of these tasks are blank."""
-
-    def blank(table: pa.Table) -> pa.Table:
-        told = [text if row in tasks else one for row, one in enumerate(table["task"].to_pylist())]
-        return table.set_column(table.column_names.index("task"), "task", pa.array(told, pa.string()))
-
-    rewrite(folder / "meta" / "tasks.parquet", blank)
-    for path in (folder / "meta" / "episodes").glob("*/*.parquet"):
-        rewrite(path, lambda table: table.drop_columns(["tasks"]))
-    return folder
-
-
-def without_numbers(folder: Path, key: str, episodes: tuple[int, ...], rows: slice = slice(None)) -> Path:
-    """The rows of these episodes hold NaN alone."""
-
-    def unknown(table: pa.Table) -> pa.Table:
-        values = np.stack(table[key].to_numpy(zero_copy_only=False)).astype(np.float32)
-        for episode in episodes:
-            values[np.flatnonzero(table["episode_index"].to_numpy() == episode)[rows]] = np.nan
-        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-        return table.set_column(table.column_names.index(key), key, column)
-
-    for path in folder.glob("data/*/*.parquet"):
-        rewrite(path, unknown)
-    return folder
 
 
 def labels_of(data: DataBundle, rows: np.ndarray) -> dict[Label, list[bool]]:
@@ -160,14 +116,10 @@ def test_rows_that_lack_a_label_may_lie_in_one_folder_with_rows_that_have_it(tmp
 def test_a_number_missing_among_others_is_damage_also_where_rows_may_be_missing(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
 
-    def spoil(table: pa.Table) -> pa.Table:
-        values = np.stack(table["action"].to_numpy(zero_copy_only=False))
+    def spoil(values: np.ndarray, _: pa.Table) -> None:
         values[4, 1] = np.nan
-        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 3)
-        return table.set_column(table.column_names.index("action"), "action", column)
 
-    for path in folder.glob("data/*/*.parquet"):
-        rewrite(path, spoil)
+    with_vector(folder, "action", spoil)
     sources: tuple[dict[str, Any], ...] = ({"path": folder, "labels": {"actions": "where_present"}},)
     with pytest.raises(UserError, match="dimension 1"):
         build(folder, tmp_path, NEEDS, sources=sources)
@@ -417,14 +369,10 @@ def test_a_share_that_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_windows_before_a_key_frame_are_drawn_as_often_as_the_factor_says(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
 
-    def grip(table: pa.Table) -> pa.Table:
-        values = np.stack(table["action"].to_numpy(zero_copy_only=False))
+    def grip(values: np.ndarray, table: pa.Table) -> None:
         values[:, 2] = table["frame_index"].to_numpy() >= 6
-        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 3)
-        return table.set_column(table.column_names.index("action"), "action", column)
 
-    for path in folder.glob("data/*/*.parquet"):
-        rewrite(path, grip)
+    with_vector(folder, "action", grip)
     with pytest.raises(UserError, match="near_key_frames is 3, but no term names a gripper"):
         build(folder, tmp_path, mixture={"near_key_frames": 3})
     needs = DataNeeds(grippers=(2,))
@@ -466,16 +414,14 @@ def test_data_check_does_not_complain_of_what_labels_switch_off(tmp_path: Path) 
     assert found(sound, text=False, actions=False) == []
     # And of the actions of the other, which are not used, nothing is said either.
     silent, both = {"actions": False}, {"actions": False, "text": False}
-    rewrite(full / "data" / "chunk-000" / "file-000.parquet", without_motion)
+
+    def still(values: np.ndarray, _: pa.Table) -> None:
+        values[:] = 0
+
+    with_vector(full, "action", still)
     assert any("constant_vector" in one for one in found(sound, **both))
     (only,) = found({**sound, "labels": silent}, **both)
     assert "at least one must have actions" in only
-
-
-def without_motion(table: pa.Table) -> pa.Table:
-    still = np.stack(table["action"].to_numpy(zero_copy_only=False)) * 0
-    column = pa.FixedSizeListArray.from_arrays(pa.array(still.reshape(-1)), still.shape[1])
-    return table.set_column(table.column_names.index("action"), "action", column)
 
 
 def test_parts_of_a_folder_know_their_own_episodes(tmp_path: Path) -> None:

@@ -99,6 +99,11 @@ class DataBundle:
         order."""
         return self.windows.chunks(evenly_spread(self.windows.having("actions", self.training_rows), count))
 
+    def measured(self) -> Batches:
+        """The validation windows that a policy is measured on."""
+        chosen = self.validation
+        return Batches(self.windows, self.windows.measurable(chosen.rows), chosen.batch_size)
+
     def texts(self, batch: Batch) -> list[str]:
         """The instruction of each sample."""
         return [self.windows.instructions[number] for number in batch.instruction_id.tolist()]
@@ -204,11 +209,11 @@ def spread(index: WindowIndex, rows: Int64[np.ndarray, " n"], most: int) -> Samp
 
 
 def held_out(data: DataBundle, most: int) -> Sample:
-    """Windows of held-out episodes that have actions.
+    """Windows of held-out episodes, those that a policy is measured on.
 
     Raises: UserError if there is none.
     """
-    if len(rows := data.windows.having("actions", data.held_out_rows)) == 0:
+    if len(rows := data.windows.measurable(data.held_out_rows)) == 0:
         raise UserError(
             "probes: there is no held-out window with actions, and probing what was trained on says little. "
             "Set data.validation_fraction (0.05, say) and train again."
@@ -217,8 +222,8 @@ def held_out(data: DataBundle, most: int) -> Sample:
 
 
 def training(data: DataBundle, most: int) -> Sample:
-    """Windows of training episodes that have actions."""
-    return spread(data.windows, data.windows.having("actions", data.training_rows), most)
+    """Windows of training episodes, those that a policy is measured on."""
+    return spread(data.windows, data.windows.measurable(data.training_rows), most)
 
 
 def states(sample: Sample) -> Float64[np.ndarray, "n s"]:

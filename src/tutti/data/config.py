@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
 from tutti.data.cache import CacheConfig, cached_frames
-from tutti.data.episodes import ALL_USED, Label, Progress, StoreSpec, check_unchanged, rows_of
+from tutti.data.episodes import ALL_USED, Progress, StoreSpec, check_unchanged, rows_of
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
 from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig
 from tutti.data.normalize import NormalizationKind, Normalizer
@@ -33,7 +33,7 @@ from tutti.data.windows import Source, WindowIndex
 from tutti.durations import ChunkSteps, require_steps
 from tutti.errors import UserError
 from tutti.frozen_config import FrozenConfig
-from tutti.types import DataNeeds, DataSpec
+from tutti.types import DataNeeds, DataSpec, Label
 
 Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kind")]
 

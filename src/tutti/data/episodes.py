@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -16,12 +16,10 @@ from tutti.data.content import Content, Digests, digest
 from tutti.data.tokenize import normalized_text
 from tutti.errors import UserError
 from tutti.storage.reading import read_json
-from tutti.types import Dimensions
+from tutti.types import LABELS, Dimensions, Label
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while a long step runs; total is 0 where it is not known beforehand."""
-Label = Literal["actions", "text", "state"]
-LABELS: tuple[Label, ...] = get_args(Label)
 Vector = Literal["state", "action"]
 VECTORS: dict[Vector, Label] = {"state": "state", "action": "actions"}
 """The labels that are numbers, by the word that sizes and names of their dimensions begin with."""

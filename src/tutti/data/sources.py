@@ -13,11 +13,9 @@ from pydantic import Field, field_validator, model_validator
 
 from tutti.data.episodes import (
     ALL_USED,
-    LABELS,
     VECTORS,
     Episode,
     EpisodeStore,
-    Label,
     StoreSpec,
     Use,
     Vector,
@@ -33,6 +31,7 @@ from tutti.data.split import GroupOf, are_held_out, episodes_at
 from tutti.errors import UserError
 from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import LocalPath
+from tutti.types import LABELS, Label
 
 FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
 

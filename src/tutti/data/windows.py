@@ -11,13 +11,23 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from tutti.data.episodes import LABELS, Episode, EpisodeStore, Label, rows_of
+from tutti.data.episodes import Episode, EpisodeStore, rows_of
 from tutti.data.normalize import Normalizer
 from tutti.data.split import GroupOf
 from tutti.data.tokenize import Tokenizer, log, normalized_text
 from tutti.errors import UserError
 from tutti.gripper_dims import MAX_AWAY, gripper_dimensions, share_away
-from tutti.types import Batch, DataNeeds, Future, FutureLabel, LaterStates, Observation
+from tutti.types import (
+    LABELS,
+    Batch,
+    DataNeeds,
+    Future,
+    FutureLabel,
+    Label,
+    LaterStates,
+    Observation,
+    StateLabel,
+)
 
 CHANGE = 0.15
 """A change of the command from one frame to the next that counts, as a share of its range over the data."""
@@ -141,6 +151,13 @@ class WindowIndex:
         """Those of the windows that have this label at their own time."""
         return windows[self._known[label][windows]]
 
+    def measurable(self, windows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " _"]:
+        """Those of the windows that a policy is measured on: with actions, and of these those with an
+        instruction, if any has one."""
+        acting = self.having("actions", windows)
+        told = self.having("text", acting)
+        return told if len(told) else acting
+
     def before_key_frame(self, windows: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Which windows have at most `horizon` actions to go until a gripper opens or closes."""
         key, last = self._next_key[windows], self._end[windows] - 1
@@ -191,19 +208,40 @@ class WindowIndex:
         )
 
     def _later_states(self, windows: Int64[np.ndarray, " b"]) -> LaterStates:
-        end = self._end[windows][:, None]
-        named = {"last": self._end[windows] - 1, "next_key": self._next_key[windows]}
-        rows = [windows + k if isinstance(k, int) else named[k] for k in self.needs.states]
-        at = np.stack(rows, axis=1)
-        inside = np.minimum(at, end - 1)
-        mask = (at < end) & self._known["state"][inside]
-        for column in (i for i, label in enumerate(self.needs.states) if label == "next_key"):
-            mask[:, column] &= self._known["actions"][windows]  # it is the gripper's command that tells
+        found = [self._later_state(windows, label) for label in self.needs.states]
+        rows, mask = (np.stack(columns, axis=1) for columns in zip(*found, strict=True))
         return LaterStates(
             labels=self.needs.states,
-            values=torch.from_numpy(self._states[inside]),
+            values=torch.from_numpy(self._states[rows]),
             mask=torch.from_numpy(mask),
         )
+
+    def _later_state(
+        self, windows: Int64[np.ndarray, " b"], label: StateLabel
+    ) -> tuple[Int64[np.ndarray, " b"], Bool[np.ndarray, " b"]]:
+        """The row of this later state of each window, and whether it is in the episode and known."""
+        end = self._end[windows]
+        named = {"last": end - 1, "next_key": self._next_key[windows]}
+        at = windows + label if isinstance(label, int) else named[label]
+        row = np.minimum(at, end - 1)
+        mask = (at < end) & self._known["state"][row]
+        # The gripper's command tells where the key frames are.
+        return row, mask & self._known["actions"][windows] if label == "next_key" else mask
+
+    def targets(
+        self, windows: Int64[np.ndarray, " n"], needs: DataNeeds
+    ) -> tuple[Bool[np.ndarray, " n"], dict[str, Bool[np.ndarray, " n"]]]:
+        """Which windows have the labels that a term needs; and which have each of its later targets as well,
+        by words such as "+4" and "last"."""
+        known = np.ones(len(windows), dtype=bool)
+        for label in needs.labels:
+            known &= self._known[label][windows]
+        later = {f"+{k}": windows + k < self._end[windows] for k in needs.offsets}
+        later |= {
+            f"+{label}" if isinstance(label, int) else label: self._later_state(windows, label)[1]
+            for label in needs.states
+        }
+        return known, {name: known & mask for name, mask in later.items()}
 
     def _observation(self, rows: Int64[np.ndarray, " b"]) -> Observation:
         ids, images = self._instruction[rows], self._pictures(rows)

@@ -27,6 +27,7 @@ from tutti.report.judges import FEATURES, unhealthy_features
 from tutti.report.records import single_step
 from tutti.runs.build import BuiltTraining, require_data, training_threads, trial_training
 from tutti.runs.data_check import check_training_data
+from tutti.runs.label_shares import LabelShares, label_shares
 from tutti.runs.terminal import print_findings, print_line, print_table, progress_bar
 from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import checkpoints
@@ -50,6 +51,7 @@ class Diagnosis:
     features: Mapping[str, Mapping[str, float]]
     text: TextTest | None
     leak: Leak
+    labels: LabelShares
     findings: Sequence[Finding]
 
     @property
@@ -118,12 +120,14 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
         features=features,
         text=text,
         leak=leak,
+        labels=label_shares(config, data),
         findings=tuple(findings),
     )
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The tables, the hints, and last the problems or that there are none."""
+    diagnosis.labels.print()
     for phase, table in diagnosis.reach:
         heads, *rows = table.rows()
         print_table(

@@ -50,7 +50,10 @@ def check_text(data: DataBundle, seed: int = 0) -> tuple[TextTest | None, list[F
     """
     windows = data.windows
     rows = [windows.rows_of(number, s.store.episodes) for number, s in enumerate(windows.sources)]
-    all_rows = np.sort(np.concatenate(rows))
+    all_rows = windows.having("text", windows.having("actions", np.sort(np.concatenate(rows))))
+    if len(all_rows) == 0:
+        said = "No episode has an instruction and actions: whether the text says anything cannot be tested."
+        return None, [Finding(kind="few_episodes", severity="hint", sentence=said, number=0)]
     ends, places = np.unique(windows.episodes_of(all_rows), return_index=True)
     first, last = (spread(windows, own, EPISODES) for own in (all_rows[places], ends - 1))
     given = np.concatenate([batch.instruction_id.numpy() for batch in first.batches()])

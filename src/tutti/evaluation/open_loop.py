@@ -194,18 +194,19 @@ def _group(name: str, sums: Mapping[str, float]) -> GroupError:
 def swapped_texts(names: Sequence[str], partners: Mapping[str, str]) -> Int[Tensor, " i"] | None:
     """For each instruction the number of its replacement: that of the same rank in the partner's group.
 
-    `names[i]` is the group (task) of instruction i. None where there is one group only."""
+    `names[i]` is the group (task) of instruction i, "" where there is none, which stays so. None where there
+    is one group only."""
     members: dict[str, list[int]] = defaultdict(list)
     for number, name in enumerate(names):
         members[name].append(number)
-    order = sorted(members)
+    order = sorted(name for name in members if name)
     if len(order) < 2:
         return None
     following = dict(zip(order, order[1:] + order[:1], strict=True))
     other: list[int] = []
     for number, name in enumerate(names):
-        partner = partners.get(name, following[name])
-        texts = members.get(partner) or members[following[name]]
+        partner = partners.get(name, following.get(name, name))
+        texts = members.get(partner) or members[following.get(name, name)]
         other.append(texts[members[name].index(number) % len(texts)])
     return torch.tensor(other)
 

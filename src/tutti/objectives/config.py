@@ -161,6 +161,14 @@ class ObjectiveConfig(BaseModel):
         """The weight of each term that is on, in the order of the sum."""
         return {name: config.weight for name, config in self.terms().items()}
 
+    def needs_of_terms(self) -> dict[str, DataNeeds]:
+        """What each of the terms that ever count asks of the data."""
+        return {
+            name: config.needs(name)
+            for name, config in self.terms().items()
+            if not schedule_of(config.weight).is_zero
+        }
+
     def needs(self) -> DataNeeds:
         """What the terms that ever count ask of the data, from the keys of the config alone.
 
@@ -173,11 +181,7 @@ class ObjectiveConfig(BaseModel):
         an offset is still in seconds.
         """
         require_steps(self, "objective")
-        needs = {
-            name: config.needs(name)
-            for name, config in self.terms().items()
-            if not schedule_of(config.weight).is_zero
-        }
+        needs = self.needs_of_terms()
         for name, asked in needs.items():
             if "next_key" in asked.states and not asked.grippers:
                 raise UserError(

@@ -27,6 +27,7 @@ from tutti.models.describe import Description, describe
 from tutti.models.vla import VLA
 from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.folder import RunFolder
+from tutti.runs.label_shares import label_shares
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.serving.contents import read_normalizer, read_spec, read_tokenizer
 from tutti.storage.checkpoint import checkpoints, listed
@@ -146,6 +147,7 @@ def build_parts(
     if initial != "off" and not checkpoints(output):
         source = source_of(initial, output, folder)  # before a picture is decoded
     data = build_data(config, folder, config.objective.needs())
+    label_shares(config, data)  # refuses a term that nothing feeds
     seed_everything(config.seed)
     model = config.model.build(data.spec)
     if initial != "off" and source is not None:

@@ -24,6 +24,7 @@ from tutti.objectives.terms.alignment import EmbeddingTermConfig
 from tutti.objectives.weight_schedule import schedule_of
 from tutti.runs.build import with_sources, with_steps
 from tutti.runs.folder import RunFolder
+from tutti.runs.label_shares import label_shares
 from tutti.runs.terminal import print_findings, print_line
 from tutti.storage.checkpoint import checkpoints
 from tutti.types import UserError
@@ -38,9 +39,12 @@ def check_training_data(config: RunConfig, data: DataBundle) -> list[Finding]:
 
 
 def check_before_training(config: RunConfig, data: DataBundle, run: RunFolder) -> None:
-    """Prints what is wrong with the data and writes it into the run; on rank 0, before the first step."""
+    """Prints which sources feed which terms, where that is unequal, and what is wrong with the data, which is
+    written into the run; on rank 0, before the first step."""
     if not world().first or checkpoints(run.path):
         return
+    if (shares := label_shares(config, data)).may_differ:
+        shares.print()
     found = check_training_data(config, data)
     run.write_json(FINDINGS, [asdict(finding) for finding in found])
     if found:

@@ -120,14 +120,14 @@ def _measure_open_loop(
         print_line(f"open-loop errors are left out: {away[0]} is not there")
         return
     data = build_data(config, place.run)
-    if len(data.validation) == 0:
+    if len(measured := data.measured()) == 0:
         return
     instructions = data.windows.instructions
     trust, weights = policy.trust_code, policy.weights
     with training_threads(config):
         errors = measure_open_loop(
             Policy.load(policy.path, weights, trust_code=trust, warn=False).model,
-            data.validation,
+            measured,
             data.normalizer,
             data.tokenizer,
             instructions,

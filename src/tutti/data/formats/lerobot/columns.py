@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Float64, Int64
 
-from tutti.data.episodes import Label
 from tutti.data.formats.lerobot.metadata import LeRobotMeta
 from tutti.data.formats.lerobot.tables import (
     WITHOUT_TEXT,
@@ -24,6 +23,7 @@ from tutti.data.formats.lerobot.tables import (
 )
 from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.storage.reading import shown
+from tutti.types import Label
 
 MAX_TOLERANCE = 100.0
 """Largest tolerance of times, in frames."""

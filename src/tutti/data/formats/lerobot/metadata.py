@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64, Int64
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tutti.data.content import spans
-from tutti.data.episodes import ALL_USED, Label, Use
+from tutti.data.episodes import ALL_USED, Use
 from tutti.data.formats.lerobot.features import Feature
 from tutti.data.formats.lerobot.tables import (
     COPY_AGAIN,
@@ -30,6 +30,7 @@ from tutti.data.formats.lerobot.tables import (
 from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.errors import UserError
 from tutti.storage.reading import read_json, shown
+from tutti.types import Label
 
 OTHER = "give the folder that contains meta/ and data/ (sources.path); other formats must be converted first."
 MAX_FRAMES = 10**10

@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from tutti.data.content import Digests, digest
-from tutti.data.episodes import LABELS, Episode, EpisodeStore, Label, StoreSpec
+from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.columns import REPAIR, read_numbers
 from tutti.data.formats.lerobot.features import (
@@ -35,6 +35,7 @@ from tutti.data.formats.lerobot.tables import (
 from tutti.data.formats.lerobot.video import TOLERANCE, VideoReader
 from tutti.errors import UserError
 from tutti.storage.reading import shown
+from tutti.types import LABELS, Label
 
 PICTURES = ("PNG", "JPEG", "WEBP")
 SAMPLED_BYTES = 2**28
