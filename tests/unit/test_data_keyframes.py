@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tutti.data.windows import check_grippers, next_keyframes
+from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.types import UserError
 
 

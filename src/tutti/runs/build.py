@@ -265,10 +265,8 @@ def expected_spec(config: RunConfig) -> DataSpec:
     """The sizes of the data: of the data sets, or else of what the config would record."""
     suite, data = config.record.spec, config.data
     if data.sources:
-        parts = open_parts(data.sources)
-        sizes = named = check_compatible(parts)
-        embodiment = sizes.embodiment
-        texts = sorted(training_texts(data.split(parts, task_by_text(suite))))
+        sizes = named = check_compatible(parts := open_parts(data.sources))
+        embodiment, texts = sizes.embodiment, sorted(training_texts(data.split(parts, task_by_text(suite))))
     else:
         sizes, named, embodiment = suite, suite.dimensions, suite.robot
         texts = [text for task in suite.tasks for text in suite.instructions(task)]

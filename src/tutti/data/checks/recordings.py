@@ -12,9 +12,9 @@ from jaxtyping import Float32, Int64
 
 from tutti.data.bundle import DataBundle, evenly_spread
 from tutti.data.episodes import ALL_USED, VECTORS, Episode, EpisodeStore, Use, Vector, row_spans, rows_of
+from tutti.data.keyframes import share_between
 from tutti.data.normalize import Normalizer
 from tutti.data.sources import Part
-from tutti.data.windows import share_between
 from tutti.findings import GRIPPER_MOVES_MIN, RELATIVE_RANGE_MIN, Finding, Severity, read_messages, worded
 from tutti.gripper_dims import MAX_AWAY
 from tutti.types import DataNeeds, Label

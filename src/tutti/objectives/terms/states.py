@@ -97,7 +97,7 @@ class FutureStatesTerm(Term):
     Offsets past the end are masked; the last state and the next key frame are not. Windows without a state do
     not count, and those without actions have no next key frame. The labels are
     proprioception and the gripper's command alone. In an episode the command must have two values, open and
-    closed, or the data are refused: another dimension's changes are no key frames (data/windows.py).
+    closed, or the data are refused: another dimension's changes are no key frames (data/keyframes.py).
 
     Why it is there: where the hand will be when it grasps is where the object is, in metres. The action hides
     that: it is clipped, and depends on the present position as well. So this term teaches the vision encoder
