@@ -184,13 +184,16 @@ def test_a_frozen_part_and_an_absent_action_are_left_out(tmp_path: Path) -> None
 
 
 def test_resumed_run_records_and_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    """The noise scale's averages and the spike detector's levels are in the checkpoint."""
-    settings = {"diagnostics": {"every": 2, "spikes": {"warmup": 3}}, "optimizer": {"kind": "muon"}}
+    """Of step 10 the checkpoint has the noise scale's averages, the spike detector's levels and the momenta
+    of the window of updates that ends with step 12."""
+    settings = {"diagnostics": {"every": 1, "spikes": {"warmup": 3}}, "optimizer": {"kind": "muon"}}
     straight = toy_training.make_trainer(tmp_path / "b", **settings)
     straight.fit(toy_training.Data())
     killed_and_resumed(tmp_path / "a", (12,), **settings)
     assert differing(tmp_path / "a", tmp_path / "b") == []
     assert straight.diagnostics.noise.trace != 0.0
+    ends = [record["step"] for record in looks(tmp_path / "a") if "diag/update_share/recon/stem" in record]
+    assert ends == [2, 12]
 
 
 def test_cadence_and_share_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from fixtures.term_batches import as_double
 from fixtures.vla_training import make_batch, modules
 from tutti.nested_dicts import merge
 from tutti.training.backward import BackwardConfig
-from tutti.training.backward.term_gradients import Gradients, added, term_gradients
+from tutti.training.backward.term_gradients import Gradients, added, norm, term_gradients
 from tutti.training.config import TrainingConfig
 from tutti.training.diagnostics.measures import weighted_sum
+from tutti.training.optim.learning_rates import part_of
 from tutti.training.optim.update_parts import MomentumParts
+from tutti.training.records import read_records
 from tutti.training.trainer import Trainer
 from tutti.training.update import Observer, Update
 from tutti.types import Features, LossTerms
@@ -198,4 +200,22 @@ def test_a_saved_window_continues_to_the_last_bit(tmp_path: Path, optimizer: str
     assert again.updates == 3 and one.keys() == other.keys()
     for term, own in one.items():
         for a, b in zip(own, other[term], strict=True):
-            assert (a is None) == (b is None) and (a is None or torch.equal(a, b))
+            assert (a is None) == (b is None)
+            assert a is None or b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_recorded_shares_are_those_of_the_parts(tmp_path: Path, optimizer: str) -> None:
+    """At share 1 a window that begins with the training sees every gradient of it."""
+    settings: dict[str, Any] = {"diagnostics": {"every": 2, "share": 1.0}, "accumulation": 1}
+    found = follow(tmp_path, optimizer, dtype=torch.float32, **settings)
+    (record,) = [one for one in read_records(tmp_path) if "diag/update_share/action/vision" in one]
+    assert record["step"] == len(found.parts) == 4
+    for part in ("vision", "language", "fusion", "action"):
+        numbers = [n for n, name in enumerate(found.momenta.names) if part_of(name) == part]
+        norms = {
+            term: float(norm([own[number] for number in numbers])) for term, own in found.parts[-1].items()
+        }
+        for term, size in norms.items():
+            share = size / sum(norms.values())
+            assert record[f"diag/update_share/{term}/{part}"] == pytest.approx(share, abs=1e-3)

@@ -62,7 +62,8 @@ class TrainState:
 
     `parameters` are those that learn, by name. `averages` are the moving averages by the name of their file
     (ema, objective_ema). `parts` are further parts with a plain state, by the name that they have in
-    state.json: the loader, the meter, and so on.
+    state.json: the loader, the meter, and so on; `tensor_parts` those whose state has tensors, which lies
+    beside the optimiser's.
     """
 
     model: nn.Module
@@ -72,6 +73,7 @@ class TrainState:
     backward: Backward
     averages: dict[str, Ema]
     parts: dict[str, Stateful] = field(default_factory=dict)
+    tensor_parts: dict[str, Stateful] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
 
     @classmethod
@@ -109,6 +111,10 @@ class TrainState:
         """Model and objective by the name of their file."""
         return {"model": self.model, "objective": self.objective}
 
+    @property
+    def _beside_optimizer(self) -> dict[str, Stateful]:
+        return {BACKWARD: self.backward, **self.tensor_parts}
+
     @contextmanager
     def serving(self) -> Iterator[bool]:
         """Inside the block the modules have the weights that are served: the moving average, or that of a
@@ -133,7 +139,8 @@ class TrainState:
             states = {name: module.state_dict() for name, module in self.modules.items()}
             tensors = collect(states, copy=self.optimizer.averages)
         tensors |= collect({name: average.shadow for name, average in self.averages.items()})
-        optimizer = collect({**self.optimizer.state_dict(), BACKWARD: self.backward.state_dict()})
+        beside = {name: part.state_dict() for name, part in self._beside_optimizer.items()}
+        optimizer = collect({**self.optimizer.state_dict(), **beside})
         plain = {
             **self.counters.state_dict(),
             "ema_updates": {name: average.updates for name, average in self.averages.items()},
@@ -166,9 +173,10 @@ class TrainState:
                 f"{str(error)[:600]}\n"
                 "Resume with the same model and objective, or give the new run another name."
             ) from error
-        # The backward's state shares a file with the optimiser's: both hold tensors that may be sharded.
+        # These states share a file with the optimiser's: all hold tensors that may be sharded.
         optimizers = dict(saved.optimizer)
-        self.backward.load_state_dict(optimizers.pop(BACKWARD, {}))
+        for name, part in self._beside_optimizer.items():
+            part.load_state_dict(optimizers.pop(name, {}))
         self.optimizer.load_state_dict(optimizers)
         load_rng_state(saved.rng)  # after the modules, of which a custom one may draw while it loads
         self.counters.load_state_dict(saved.state)

@@ -91,6 +91,7 @@ class Trainer:
             "diagnostics": self.diagnostics,
             "fault_policy": self.fault_policy,
         }
+        self.state.tensor_parts["update_shares"] = self.diagnostics.update_shares
 
     def _build_observers(self, texts: Texts | None) -> tuple[Observer, ...]:
         """What watches an update, in the order of the calls: the guard first, so that no other sees a NaN."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tutti.training.diagnostics.measures import (
     weighted_sum,
 )
 from tutti.training.diagnostics.noise_scale import NoiseScale
+from tutti.training.diagnostics.update_shares import UpdateShares
 from tutti.training.faults.saved_steps import keep_newest, save_step
 from tutti.training.optim.learning_rates import part_of
 from tutti.training.parallel.ddp import Parallel
@@ -42,7 +43,7 @@ class DiagnosticsConfig(FrozenConfig):
     """How often a diagnostic step is made, on how much of the batch, and what counts as a loss spike."""
 
     every: int = Field(
-        default=50, ge=0, description="Updates between diagnostic steps; 0: none (spikes stay on)."
+        default=100, ge=0, description="Updates between diagnostic steps; 0: none (spikes stay on)."
     )
     share: float = Field(
         default=0.5,
@@ -59,6 +60,9 @@ class DiagnosticsObserver(Observer):
     It has a forward pass, features and random numbers of its own, in training mode, at the weights that the
     update starts from. It leaves `.grad`, buffers, modes and random states as they were, so the training
     goes on to the same bits. It costs about (1 + 2K) / 3 * share of a step for K terms.
+
+    Every tenth diagnostic step is the end of a window of ten updates, in which all have the terms' gradients
+    taken: their shares of the update (`UpdateShares`).
 
     Parts are the model's children (vision, language, fusion, action). A frozen part has no gradient, so
     nothing is recorded for it. A term that may not train a part has norm 0 there. The shares are of
@@ -88,14 +92,25 @@ class DiagnosticsObserver(Observer):
             if part_of(name) not in ("model", "objective"):
                 self._numbers.setdefault(part_of(name), []).append(number)
         self._values: dict[str, float] = {}
+        self._gradients: tuple[Gradients, dict[str, float]] | None = None
+        self.update_shares = UpdateShares(self.every, state.optimizer, state.parameters)
         self._before: dict[str, list[Tensor]] = {}
 
     def before_step(self, update: Update) -> None:
         self._watch(update.step + 1, update.batches, update.means)
-        if self.every and (update.step + 1) % self.every == 0:
-            self._diagnose(update.step, update.batches, update.point.progress, update.active_terms)
+        measures = self.every > 0 and (update.step + 1) % self.every == 0
+        if measures or self.update_shares.follows(update.step + 1):
+            self._gradients = self._diagnose(update, measures=measures)
+        if measures:
             self._values["spikes"] = float(self.spikes.count)
             self._before = {part: [p.detach().clone() for p in own] for part, own in self._learning().items()}
+
+    def after_clipping(self, update: Update) -> None:
+        """Follows the terms' momenta, which depend on how the whole gradient was clipped."""
+        if self._gradients and self.update_shares.follows(update.step + 1):
+            parts = self._trainable()
+            self._values |= self.update_shares.add(update.step + 1, *self._gradients, update.clip, parts)
+        self._gradients = None
 
     def after_step(self, update: Update) -> None:
         """Measures how far the optimiser moved each part."""
@@ -130,19 +145,24 @@ class DiagnosticsObserver(Observer):
                 parts[part] = learning
         return parts
 
-    def _diagnose(self, step: int, batches: Sequence[Batch], progress: float, only: Collection[str]) -> None:
-        size = len(batches[0].window)
+    def _diagnose(self, update: Update, *, measures: bool) -> tuple[Gradients, dict[str, float]]:
+        """The terms' gradients on the first windows, and their lambdas; records what is measured on them."""
+        batches, size = update.batches, len(update.batches[0].window)
         batch = batches[0].first(min(size, max(2, math.ceil(self.config.share * size))))
-        with own_randomness(self.seed + step), without_side_effects(*self.state.modules.values()):
+        model, objective = self.state.model, self.state.objective
+        seed = self.seed + update.step
+        with own_randomness(seed), without_side_effects(*self.state.modules.values()):
             with self.machine.autocast():
-                features = self.state.model(batch.observation)
-                terms = self.state.objective(features, batch, self.state.model, progress, only)
+                features = model(batch.observation)
+                terms = objective(features, batch, model, update.point.progress, update.active_terms)
             gradients = self.state.backward.masked(term_gradients(terms.values, self.parameters))
         lambdas = {name: float(value.detach()) for name, value in terms.lambdas.items()}
-        self._values |= gradient_measures(gradients, lambdas, self._trainable())
-        self._values |= feature_measures(features, batch.instruction_id)
-        if self.state.backward.is_sum:
-            self._values |= self._noise(gradients, lambdas, len(batch.window), batches)
+        if measures:
+            self._values |= gradient_measures(gradients, lambdas, self._trainable())
+            self._values |= feature_measures(features, batch.instruction_id)
+            if self.state.backward.is_sum:
+                self._values |= self._noise(gradients, lambdas, len(batch.window), batches)
+        return gradients, lambdas
 
     def _noise(
         self, gradients: Gradients, lambdas: Mapping[str, float], b: int, batches: Sequence[Batch]

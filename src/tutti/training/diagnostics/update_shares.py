@@ -1,0 +1,72 @@
+"""Each term's share of the update, now and then: its momentum over a window of consecutive updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.nn.parameter import Parameter
+
+from tutti.training.backward.term_gradients import Gradients
+from tutti.training.diagnostics.measures import Parts, gradient_measures
+from tutti.training.optim.optimizers import OptimizerSet
+from tutti.training.optim.update_parts import MomentumParts
+
+WINDOW = 10
+"""Updates of a window; and a window ends at every tenth diagnostic step, so that the two cost the same."""
+FIRST = 2
+"""The diagnostic step at which the first window ends: short runs have one too, after their first updates."""
+
+
+class UpdateShares:
+    """Follows the terms' momenta over the last WINDOW updates before a window's end, from 0 on.
+
+    The momentum from before the window is left out. What it would change: the shares are of an average over
+    about 10 updates, where AdamW averages over 1 / (1 - beta) = 10 and Muon over 20.
+    """
+
+    def __init__(self, every: int, optimizer: OptimizerSet, parameters: Mapping[str, Parameter]) -> None:
+        self.every, self.optimizer, self.parameters = every, optimizer, parameters
+        self.momenta = MomentumParts(optimizer, parameters)
+        self.end = 0
+
+    def left(self, number: int) -> int:
+        """Updates from update `number` (from 1) to the end of the next window, which begins at WINDOW - 1."""
+        return (FIRST * self.every - number) % (WINDOW * self.every)
+
+    def follows(self, number: int) -> bool:
+        """Whether update `number` (from 1) is in a window."""
+        return self.every > 0 and self.left(number) < WINDOW
+
+    def add(
+        self,
+        number: int,
+        gradients: Gradients,
+        lambdas: Mapping[str, float],
+        clip: Mapping[str, float],
+        parts: Parts,
+    ) -> dict[str, float]:
+        """Adds the gradients of the raw terms in update `number`, whose `.grad` is clipped. Gives
+        "update_share/<term>/<part>" at the end of a window."""
+        if (end := number + self.left(number)) != self.end:
+            self.momenta, self.end = MomentumParts(self.optimizer, self.parameters), end
+        weighted: Gradients = {
+            term: [None if one is None else lambdas[term] * one for one in own]
+            for term, own in gradients.items()
+        }
+        self.momenta.add(weighted, clip)
+        if number != end:
+            return {}
+        found = gradient_measures(self.momenta.parts(), dict.fromkeys(weighted, 1.0), parts)
+        self.momenta = MomentumParts(self.optimizer, self.parameters)
+        return {f"update_{name}": value for name, value in found.items() if name.startswith("share/")}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must keep, plain values and tensors: none outside of a window."""
+        return {"end": self.end, **self.momenta.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues within the window of `state`, if there is one."""
+        self.end, self.momenta = state.get("end", 0), MomentumParts(self.optimizer, self.parameters)
+        if state:
+            self.momenta.load_state_dict(state)
