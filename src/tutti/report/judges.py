@@ -277,7 +277,8 @@ def chance(records: Records, _: Json) -> Iterator[Finding]:
             yield _say("at_chance", value, term=term, value=plain(value), guess=plain(guess))
         elif floor is not None and share <= limits.FLOOR_SHARE_MAX:
             words = {"value": plain(value), "guess": plain(guess), "floor": plain(floor)}
-            yield _say("at_floor", value, term=term, **words)
+            by_heart = reachable is not None and share < -limits.FLOOR_SHARE_MAX
+            yield _say("by_heart" if by_heart else "at_floor", value, term=term, **words)
 
 
 def _end(records: Records, name: str) -> float | None:

@@ -98,7 +98,8 @@ class EmbeddingTerm(Term):
         self, config: EmbeddingTermConfig, vision_width: int, language_width: int, name: str
     ) -> None:
         super().__init__(**config.arguments(name))
-        self.positives, self.pictures = config.positives, config.pictures
+        self.positives: Positives = config.positives
+        self.pictures = config.pictures
         self.vision_head = nn.Linear(vision_width, config.width)
         self.language_head = nn.Linear(language_width, config.width)
         self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))

@@ -104,7 +104,8 @@ def _terms(records: Records, terms: Mapping[str, str], marks: Marks) -> Iterator
         for reference, meaning in WORDS["references"].items():
             if (name := f"metric/{term}/{reference}") in records:
                 label = reference.replace("_", " ")
-                lines.append(Line(name, label, "c4" if reference == "floor" else "grey", "reference"))
+                own = {"floor": "c4", "reachable": "c3"}.get(reference, "grey")
+                lines.append(Line(name, label, own, "reference"))
                 help += f" {label.capitalize()}: {meaning}."
         yield Plot(f"{term}: raw", "loss", lines, help, marks=marks)
     lambdas = [Line("lambda/*", style="exact")]
