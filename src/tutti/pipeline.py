@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tutti.config.run_config import RunConfig
-from tutti.data.formats.lerobot import VIEW
+from tutti.data.formats.lerobot import ENVIRONMENT_STATE, VIEW
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.distributed.world import process_group
 from tutti.evaluation.closed_loop.starts import DATASET, RECORDING
@@ -184,7 +184,7 @@ def _as_record(episode: RecordedEpisode) -> EpisodeRecord:
         states=episode.states,
         actions=episode.actions,
         instruction=episode.instruction,
-        extra={"observation.environment_state": episode.privileged},
+        extra={ENVIRONMENT_STATE: episode.privileged},
     )
 
 

@@ -27,7 +27,16 @@ from tutti.evaluation.probes.action_probes import (
     chunk_consistency,
 )
 from tutti.evaluation.probes.occlusion import TILE, draw_maps, occlude, overlay
-from tutti.evaluation.probes.ridge_probes import MEAN, PREVIOUS, STATE_ALONE, TASK_ALONE
+from tutti.evaluation.probes.place import place_probes
+from tutti.evaluation.probes.ridge_probes import (
+    MEAN,
+    PREVIOUS,
+    READOUT,
+    STATE_ALONE,
+    TASK_ALONE,
+    frozen_features,
+    task_numbers,
+)
 from tutti.evaluation.probes.run import ProbeResult, run_probes
 from tutti.evaluation.probes.setup import ProbeSetup
 from tutti.evaluation.statistics.intervals import ratio_of_sums
@@ -333,3 +342,23 @@ def test_sample_knows_episodes_and_the_action_before(data: DataBundle) -> None:
     actions, _ = sample.actions(1)
     assert np.array_equal(before[5], actions[4, 0])
     assert (before[world.LENGTH] == 0).all()
+
+
+def test_a_place_is_known_as_far_as_the_frozen_features_tell_it_beyond_the_task(
+    config: RunConfig, data: DataBundle
+) -> None:
+    torch.manual_seed(2)
+    model = config.model.build(data.spec).eval()
+    everything, random = spread(data.windows, np.arange(len(data.windows)), 10**6), np.random.default_rng(0)
+    readout, groups = frozen_features(model, everything)[READOUT], data.windows.instructions
+    task = task_numbers(everything, groups)
+    told = readout[:, :3] + 100.0 * task[:, None]
+    places = {
+        "told": told,
+        "noise": random.normal(size=told.shape),
+        "of the task": np.repeat(task[:, None].astype(float), 3, axis=1),
+    }
+    found = place_probes(model, data, places, groups)
+    assert found["probe/readout/told"] > 0.99
+    assert found["probe/readout/noise"] < 0.1 and found["probe/vision/noise"] < 0.1
+    assert not any("of the task" in name for name in found)  # the task's own mean tells it: nothing is left

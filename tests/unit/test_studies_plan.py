@@ -198,6 +198,25 @@ def test_folder_depends_on_data_and_training_but_not_on_the_place_of_either() ->
     assert folders(study) == folders(make_study(overrides=["training.checkpoints.keep=4"], name="other"))
 
 
+def test_an_arm_may_use_parts_of_the_shared_data_and_its_folder_depends_on_which() -> None:
+    parts = [f"data.sources=[{{path: data_from, episodes: ['{span}']}}]" for span in ("0-3", "0-5")]
+    study = make_study(arms={"all": [], "few": parts[:1], "more": parts[1:]}, baseline="all")
+    steps = dict.fromkeys(study.arms, 20)
+    planned = plan_cells(study, steps, SOURCES, "d", Path("s"))
+    assert [config.data.sources[0].path for config in planned.values()] == [SOURCES[0].path] * 3
+    assert [config.data.sources[0].episodes for config in planned.values()] == ["all", ("0-3",), ("0-5",)]
+    hashes = {cell.arm: cell.folder.name.rsplit("-", 1)[1] for cell in planned}
+    assert len({*hashes.values()}) == 3
+    elsewhere = plan_cells(study, steps, (SourceConfig(path=Path("/else")),), "d", Path("s"))
+    assert [cell.folder for cell in elsewhere] == [cell.folder for cell in planned]
+    both = make_study(overrides=parts[:1])  # for every arm alike
+    found = plan_cells(both, steps | dict.fromkeys(both.arms, 20), SOURCES, "d", Path("s"))
+    assert {config.data.sources[0].episodes for config in found.values()} == {("0-3",)}
+    wrong = make_study(arms={"all": [], "other": ["data.sources=[{path: /other/set}]"]}, baseline="all")
+    with pytest.raises(UserError, match=r"arm 'other': data\.sources: an arm uses parts.*path: data_from"):
+        plan_cells(wrong, steps | {"other": 20}, SOURCES, "d", Path("s"))
+
+
 def test_other_evaluation_keeps_the_training_and_asks_for_another_result(tmp_path: Path) -> None:
     steps = dict.fromkeys(make_study().arms, 20)
     few, more = (

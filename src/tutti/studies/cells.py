@@ -28,6 +28,8 @@ CELLS = "cells"
 RESULT = "result.json"
 HASH = 10
 CHECKPOINT_EVERY = 200
+SHARED = Path("data_from")
+"""In `data.sources` of an arm, or of a study's overrides: the data set that all arms share."""
 DECIDED_BY = {
     "name": "name",
     "seed": "seeds",
@@ -35,7 +37,6 @@ DECIDED_BY = {
     "training.seed": "seeds",
     "training.steps": "budget.steps",
     "data.episodes_per_task": "episodes_per_task",
-    "data.sources": "data_from, or base.data.sources",
 }
 """Keys of a run that no arm may change, each with the key of the study that sets it."""
 SAME_EVALUATION = ("suite", "tasks", "episodes", "first_seed", "split", "max_decisions")
@@ -175,8 +176,18 @@ def plan_cells(
 def training_hash(config: RunConfig, fingerprint: str) -> str:
     """A hash of all that a training depends on; of the data by their content, not by their path."""
     sections = with_effect(config.sections("seed", "record", *TRAIN_SECTIONS))
-    sections["data"]["sources"] = fingerprint
-    return content_hash(sections, HASH)
+    return content_hash(by_content(sections, config, fingerprint), HASH)
+
+
+def by_content(sections: dict[str, Any], config: RunConfig, fingerprint: str) -> dict[str, Any]:
+    """The sections with the data's fingerprint for their path, and with what is used of them."""
+    sources = config.data.sources
+    parts = [
+        source.model_dump(mode="json", exclude_defaults=True) | {"path": fingerprint} for source in sources
+    ]
+    plain = all(part.keys() == {"path"} for part in parts)
+    sections["data"]["sources"] = fingerprint if plain else parts
+    return sections
 
 
 @contextmanager
@@ -204,12 +215,22 @@ def arm_config(study: StudyConfig, arm: str) -> RunConfig:
         overrides = combine_overrides(of_study, of_arm)
         apply_overrides(values, overrides, RunConfig())
         config = build_config(values, "the base", overrides)
+        if any(one.touches(["data", "sources"]) for one in of_arm) and _places(config) != {SHARED}:
+            raise UserError(
+                "data.sources: an arm uses parts of the data that all arms share, so each path is "
+                f"'{SHARED}': data.sources=[{{path: {SHARED}, episodes: [\"0-9\"]}}]. Other data are the "
+                "study's data_from, or base.data.sources."
+            )
         if config.evaluation.suite == NO_SUITE:
             raise UserError(
                 f"evaluation.suite is '{NO_SUITE}', but arms are compared by their success in the simulator. "
                 "Name a suite."
             )
     return config
+
+
+def _places(config: RunConfig) -> set[Path]:
+    return {source.path for source in config.data.sources}
 
 
 def cell_config(
@@ -226,7 +247,11 @@ def cell_config(
     Validation, last checkpoint and evaluation are as in any run. Raises: UserError that names the arm and
     the key, also where a phase of its strategy is shorter than its warm-up.
     """
-    values = arm_config(study, arm).model_dump(mode="json")
+    config = arm_config(study, arm)
+    values = config.model_dump(mode="json")
+    if _places(config) == {SHARED}:
+        (path,) = {source.path for source in sources}
+        sources = tuple(source.model_copy(update={"path": path}) for source in config.data.sources)
     values |= {"name": cell_name(arm, level, seed), "seed": seed}
     values["data"] |= {"seed": seed, "sources": [source.model_dump(mode="json") for source in sources]}
     if level != "base":

@@ -29,7 +29,7 @@ from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
 from tutti.storage.reading import read_valid
-from tutti.studies.cells import CELLS, Cell, arm_config, cell_config, check_same_starts, plan_cells
+from tutti.studies.cells import CELLS, SHARED, Cell, arm_config, cell_config, check_same_starts, plan_cells
 from tutti.studies.config import StudyConfig, study_yaml
 from tutti.studies.costs import StepCost, affordable_steps, measure_costs
 from tutti.studies.page import publish
@@ -132,7 +132,7 @@ def make_plan(study: StudyConfig, folder: Path) -> tuple[Plan, dict[Cell, RunCon
     check_seeds(configs[study.baseline].evaluation, data.starts)
     if data.starts.unknown:
         print_line(data.starts.warning)
-    for config in {config.data.image_size: config for config in configs.values()}.values():
+    for config in {(c.data.image_size, c.data.sources): c for c in configs.values()}.values():
         build_data(config, folder)  # decodes every size once, before parallel runs would each do it
     what = "FLOPs and time" if study.budget.kind == "time" else "FLOPs"
     print_line(f"measuring {what} of a step of each arm, if not known yet ...")
@@ -171,8 +171,9 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
 
     Raises: UserError, if the run there has recorded nothing, or a data set cannot be opened.
     """
-    if study.data_from == "base" and config.data.sources:
-        sources = tuple(s.model_copy(update={"path": s.path.resolve()}) for s in config.data.sources)
+    named = [source for source in config.data.sources if source.path != SHARED]
+    if study.data_from == "base" and named:
+        sources = tuple(s.model_copy(update={"path": s.path.resolve()}) for s in named)
     else:
         home = (folder / RECORDED if study.data_from == "base" else study.data_from).resolve()
         if study.data_from == "base":

@@ -21,6 +21,7 @@ from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.build import TRAIN_SECTIONS, BuiltTraining, trial_training
 from tutti.storage.files import write_json
 from tutti.storage.reading import read_valid
+from tutti.studies.cells import by_content
 from tutti.studies.config import BudgetConfig
 from tutti.training.diagnostics.observer import DiagnosticsConfig
 from tutti.training.strategy import Strategy
@@ -159,9 +160,7 @@ def measure_costs(
 
     def described(config: RunConfig) -> dict[str, Any]:
         """All of a config that a cost depends on; the data by their content."""
-        sections = config.sections(*TRAIN_SECTIONS)
-        sections["data"]["sources"] = fingerprint
-        return sections
+        return by_content(config.sections(*TRAIN_SECTIONS), config, fingerprint)
 
     base, timed = described(configs[baseline]), budget.kind == "time"
     keys = {arm: content_hash([base, described(config), timed], 16) for arm, config in configs.items()}
@@ -181,7 +180,7 @@ def affordable_steps(
     """The steps of each arm where the baseline makes `steps`, rounded, at least 1."""
     fields = {"samples": "samples", "flops": "flops", "time": "time_ratio"}
 
-    def spent(arm: str, kind: str) -> float:
+    def spent(arm: str, kind: str) -> int | float:
         return 1.0 if kind not in fields else getattr(costs[arm], fields[kind])
 
     kinds = {arm: budget.arms.get(arm, budget.kind) for arm in costs}

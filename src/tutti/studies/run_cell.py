@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -21,12 +21,17 @@ import torch
 
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config, to_yaml
+from tutti.data.formats.lerobot import ENVIRONMENT_STATE
+from tutti.evaluation.open_loop import tasks_of
+from tutti.evaluation.probes.place import place_probes
+from tutti.runs.build import build_data, suite_of
 from tutti.runs.provenance import commit, machine, versions
 from tutti.runs.terminal import print_line, show_logs
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.storage.files import write_atomically, write_json
 from tutti.storage.reading import read_json
 from tutti.studies.cells import RESULT, Cell, Trained
+from tutti.suites.environment import Suite
 from tutti.training.records import read_records
 from tutti.types import UserError
 
@@ -62,6 +67,10 @@ def run_cell(folder: Path) -> None:
     records = read_records(folder)
     last = next(record for record in reversed(records) if record["kind"] == "train")
     open_loop = folder / "evaluation" / "open_loop.json"
+    data = build_data(config, folder)
+    suite = suite_of(config)
+    groups = tasks_of(data.windows.instructions, suite)
+    probed = place_probes(policy.model, data, recorded_places(config, suite), groups)
     result = Trained(
         **read_json(folder / DESCRIPTION),
         steps=config.training.steps,
@@ -77,8 +86,35 @@ def run_cell(folder: Path) -> None:
         commit=commit(),
         versions=versions(),
         machine=machine(),
+        blind=config.model.vision.withhold,
+        measures=control_measures(results["scores"]) | probed,
     )
     write_json(folder / RESULT, asdict(result))
+
+
+def control_measures(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Of each control its task mean; where the scene shows several goals, the share of rollouts that reached
+    the goal of their sentence before any other."""
+    found = {f"success/{name}": one["mean"] for name, one in scores.items() if name != "policy"}
+    for name, one in scores.items():
+        goals = [task["goals"] for task in one["tasks"]]
+        if played := sum(sum(of.values()) for of in goals):
+            found[f"told_goal_first/{name}"] = sum(of.get("told", 0) for of in goals) / played
+    return found
+
+
+def recorded_places(config: RunConfig, suite: Suite) -> dict[str, np.ndarray]:
+    """The places of the suite for each window of the data; none where a source does not hold them."""
+    try:
+        known = [
+            source.model_copy(update={"state": ENVIRONMENT_STATE}).open().states
+            for source in config.data.sources
+        ]
+    except UserError:  # recorded by another program
+        return {}
+    rows = np.concatenate(known).astype(np.float64)
+    places = suite.places.items()
+    return {name: rows[:, columns] for name, columns in places if columns.stop <= rows.shape[1]}
 
 
 def held_out_values(records: Sequence[dict[str, Any]]) -> dict[str, float]:

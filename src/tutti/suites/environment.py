@@ -61,13 +61,15 @@ class Suite(Protocol):
     for a task the one whose text the control of the wrong instruction takes, and `same_scene` those tasks
     that only the text tells apart. `robot` goes into the data sets; `noise` are the standard deviations that
     recording adds to the expert's actions by default; `packages` those whose versions the recorded bytes
-    depend on, `dimensions` the names and units of states and actions.
+    depend on, `dimensions` the names and units of states and actions. `places` says where
+    `privileged` has the places (x, y, z) of things, by name.
     """
 
     robot: ClassVar[str]
     state_dim: ClassVar[int]
     action_dim: ClassVar[int]
     dimensions: ClassVar[Dimensions] = UNNAMED
+    places: ClassVar[dict[str, slice]] = {}
     noise: ClassVar[tuple[float, ...]]
     packages: ClassVar[tuple[str, ...]]
     partners: ClassVar[dict[str, str]]

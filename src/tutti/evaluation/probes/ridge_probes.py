@@ -84,7 +84,7 @@ def linear_probes(setup: ProbeSetup) -> tuple[Probe, ...]:
     episode, tasks = setup.train.episode, len(set(setup.groups))
     labels = [task_numbers(sample, setup.groups) for sample in (setup.train, setup.held)]
     for network in (setup.model, setup.untrained):
-        train, held = (_features(network, sample) for sample in (setup.train, setup.held))
+        train, held = (frozen_features(network, sample) for sample in (setup.train, setup.held))
         for name in (VISION, FUSED, READOUT):
             for target in (STATE, PROGRESS, ACTION):
                 ridge = Ridge.fit(train[name], train[target], episode)
@@ -135,7 +135,7 @@ def _inputs(setup: ProbeSetup, sample: Sample) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def _features(model: VLA, sample: Sample) -> dict[str, Float64[np.ndarray, "n _"]]:
+def frozen_features(model: VLA, sample: Sample) -> dict[str, Float64[np.ndarray, "n _"]]:
     """Frozen features and targets of every window, by name."""
     device = next(model.parameters()).device
     rows: dict[str, list[np.ndarray]] = defaultdict(list)

@@ -37,6 +37,7 @@ class MetaWorldSuite(FrozenConfig):
         action_names=("hand_dx", "hand_dy", "hand_dz", "gripper_close"),
         action_units=("cm/step", "cm/step", "cm/step", ""),
     )
+    places: ClassVar[dict[str, slice]] = {"object": slice(4, 7), "goal": slice(36, 39)}
     noise: ClassVar[tuple[float, ...]] = (0.0, 0.1, 0.15, 0.2)
     packages: ClassVar[tuple[str, ...]] = ("metaworld", "mujoco")
     # Another task's text over the same start. The faucet pair shares its scene (0.3 % of the first pixels

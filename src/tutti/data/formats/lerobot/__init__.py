@@ -3,3 +3,5 @@
 VIEW = "observation.images."
 """What a camera's name begins with."""
 STATE, ACTION = "observation.state", "action"
+ENVIRONMENT_STATE = "observation.environment_state"
+"""All that the simulator knew: kept for probes, never read by a training."""
