@@ -68,7 +68,7 @@ class StudyConfig(FrozenConfig):
         "data.sources, or what it records, once for the study.",
     )
     arms: dict[ArmName, tuple[str, ...]] = Field(
-        min_length=2, description="Each arm's own key.sub=value list; an empty one is the base itself."
+        min_length=1, description="Each arm's own key.sub=value list; an empty one is the base itself."
     )
     baseline: str = Field(description="The arm that the others are held against.")
     comparisons: tuple[Annotated[str, Field(pattern=COMPARISON)], ...] = Field(

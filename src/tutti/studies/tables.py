@@ -80,6 +80,8 @@ class Findings:
         if self.study.contrasts:
             verdicts = Counter(one.found.verdict for one in self.contrasts if not one.exploratory)
         total, kind = sum(verdicts.values()), self.study.budget.kind
+        if len(self.study.arms) == 1:
+            return f"One arm, {self.study.baseline}: there is nothing to compare it with."
         if not total:
             return "No arm can be compared yet: no training seed is finished in both an arm and the baseline."
         parts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in MOODS)
