@@ -27,7 +27,7 @@ from tutti.evaluation.probes.action_probes import (
     chunk_consistency,
 )
 from tutti.evaluation.probes.occlusion import TILE, draw_maps, occlude, overlay
-from tutti.evaluation.probes.place import place_probes
+from tutti.evaluation.probes.place import place_probes, stateless
 from tutti.evaluation.probes.ridge_probes import (
     MEAN,
     PREVIOUS,
@@ -350,7 +350,7 @@ def test_a_place_is_known_as_far_as_the_frozen_features_tell_it_beyond_the_task(
     torch.manual_seed(2)
     model = config.model.build(data.spec).eval()
     everything, random = spread(data.windows, np.arange(len(data.windows)), 10**6), np.random.default_rng(0)
-    readout, groups = frozen_features(model, everything)[READOUT], data.windows.instructions
+    readout, groups = frozen_features(model, everything, stateless)[READOUT], data.windows.instructions
     task = task_numbers(everything, groups)
     told = readout[:, :3] + 100.0 * task[:, None]
     places = {

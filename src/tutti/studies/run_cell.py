@@ -22,6 +22,7 @@ import torch
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, load_config, to_yaml
 from tutti.data.formats.lerobot import ENVIRONMENT_STATE
+from tutti.data.sources import LabelsConfig, open_parts, stores_of
 from tutti.evaluation.open_loop import tasks_of
 from tutti.evaluation.probes.place import place_probes
 from tutti.runs.build import build_data, suite_of
@@ -106,10 +107,9 @@ def control_measures(scores: Mapping[str, Any]) -> dict[str, float]:
 def recorded_places(config: RunConfig, suite: Suite) -> dict[str, np.ndarray]:
     """The places of the suite for each window of the data; none where a source does not hold them."""
     try:
-        known = [
-            source.model_copy(update={"state": ENVIRONMENT_STATE}).open().states
-            for source in config.data.sources
-        ]
+        read = {"state": ENVIRONMENT_STATE, "labels": LabelsConfig()}
+        parts = open_parts([source.model_copy(update=read) for source in config.data.sources])
+        known = [store.states for store in stores_of(parts)]
     except UserError:  # recorded by another program
         return {}
     rows = np.concatenate(known).astype(np.float64)

@@ -22,7 +22,7 @@ from jaxtyping import Float64, Int64
 
 from tutti.data.bundle import Sample, states
 from tutti.data.checks.ridge import STILL, Ridge, fit_steps, fourier_features, one_hot, predict_steps
-from tutti.evaluation.probes.setup import ProbeSetup
+from tutti.evaluation.probes.setup import Change, ProbeSetup, unchanged
 from tutti.evaluation.statistics.intervals import Estimate
 from tutti.models.vla import VLA
 
@@ -135,12 +135,14 @@ def _inputs(setup: ProbeSetup, sample: Sample) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def frozen_features(model: VLA, sample: Sample) -> dict[str, Float64[np.ndarray, "n _"]]:
+def frozen_features(
+    model: VLA, sample: Sample, change: Change = unchanged
+) -> dict[str, Float64[np.ndarray, "n _"]]:
     """Frozen features and targets of every window, by name."""
     device = next(model.parameters()).device
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     for batch in sample.batches():
-        features = model(batch.observation.to(device))
+        features = model(change(batch).to(device))
         assert batch.progress is not None
         values = {
             VISION: features.vision.mean(),

@@ -1,0 +1,92 @@
+"""All experiments of docs/experiments.md in their order, each by its own command, which goes on after a kill.
+
+python benchmarks/experiments.py [PART ...] runs all parts, or those named: data, e1, e2, e3, blind, e4. What
+is finished is found again. The rates come first, by hand: `tutti tune --rate` (docs/experiments.md).
+
+--toy runs all studies within minutes on data of noise, with 2 seeds, a few steps and one short rollout: it
+finds mistakes of the configs, and its numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from recorded import synthetic_run
+from tables import prints_user_errors
+
+from tutti.config.run_config import load_config
+from tutti.runs.terminal import print_line
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO_SEEDS = range(100, 110)
+STUDIES = ("e1", "e2", "e3", "blind")
+PARTS: dict[str, list[list[str]]] = {
+    "data": [["tutti", "record", f"configs/{name}.yaml"] for name in ("demo", "three-goals")],
+    **{name: [["tutti", "compare", f"configs/studies/{name}.yaml"]] for name in STUDIES},
+    "e4": [
+        ["demo_seeds", "--run", "runs/demo", "--first-seed", "5000", "--seeds", *map(str, DEMO_SEEDS)],
+    ],
+}
+"""The commands of each part, in the order in which they run."""
+TOY = (
+    "seeds=2",
+    "budget.steps=4",
+    "evaluation.episodes=1",
+    "evaluation.max_decisions=4",
+    "evaluation.actions_per_query=2",
+)
+"""What a toy study changes, besides its data, its tasks and its base."""
+TOY_BASE = ("training.schedule.warmup=1", "training.validation.every=2", "data.validation_windows=16")
+TOY_TASKS = {"metaworld-8": "[push, faucet-open]", "three-goals": "[reach-red, reach-blue]"}
+
+
+def toy_commands(study: str, work: Path) -> list[str]:
+    """The command of a study at toy size, in a folder of its own below `work`."""
+    config = load_config(ROOT / "configs" / ("three-goals.yaml" if study == "e3" else "demo.yaml"))
+    suite = config.record.suite
+    run = work / suite
+    if not (run / "dataset").exists():
+        synthetic_run(run, config, per_task=14, length=12)
+    overrides = [*TOY, f"data_from={run}", f"evaluation.tasks={TOY_TASKS[suite]}"]
+    overrides += [f"base.{one}" for one in TOY_BASE]
+    if study == "e1":
+        overrides.append("episodes_per_task=[5]")
+    return ["tutti", "compare", f"configs/studies/{study}.yaml", *overrides, "--folder", str(work / study)]
+
+
+def run(command: list[str]) -> int:
+    """Runs one command in the repository's root, shown as it would be typed; its exit code."""
+    print_line(f"$ {' '.join(command)}")
+    program = ["-m", "tutti"] if command[0] == "tutti" else [f"benchmarks/{command[0]}.py"]
+    return subprocess.run([sys.executable, *program, *command[1:]], cwd=ROOT, check=False).returncode
+
+
+def parse(given: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--toy", action="store_true", help="every study at toy size")
+    parser.add_argument("--work", type=Path, default=Path("runs/toy"), help="folder of the toy studies")
+    return parser.parse_args(given)
+
+
+@prints_user_errors
+def main(given: list[str] | None = None) -> int:
+    """0, or the exit code of the first command that failed; the parts behind it do not run."""
+    arguments = parse(given)
+    parts = arguments.parts or [*PARTS]
+    if arguments.toy:
+        work = arguments.work.resolve()
+        commands = [toy_commands(part, work) for part in parts if part in STUDIES]
+    else:
+        commands = [command for part in parts for command in PARTS[part]]
+    return next((code for command in commands if (code := run(command))), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
