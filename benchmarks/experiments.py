@@ -18,6 +18,8 @@ from recorded import synthetic_run
 from tables import prints_user_errors
 
 from tutti.config.run_config import load_config
+from tutti.evaluation.closed_loop.starts import RECORDING
+from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,8 +50,11 @@ def toy_commands(study: str, work: Path) -> list[str]:
     config = load_config(ROOT / "configs" / ("three-goals.yaml" if study == "e3" else "demo.yaml"))
     suite = config.record.suite
     run = work / suite
-    if not (run / "dataset").exists():
-        synthetic_run(run, config, per_task=14, length=12)
+    folder = RunFolder(run)
+    if folder.begin("record", config, "record"):
+        with folder.stage("record"):
+            folder.write_json(RECORDING, {"seeds": [10_000, 10_013]})
+            synthetic_run(run, config, per_task=14, length=12)
     overrides = [*TOY, f"data_from={run}", f"evaluation.tasks={TOY_TASKS[suite]}"]
     overrides += [f"base.{one}" for one in TOY_BASE]
     if study == "e1":

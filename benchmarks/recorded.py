@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from tutti.config.run_config import RunConfig
+from tutti.data.formats.lerobot import ENVIRONMENT_STATE
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 from tutti.data.sources import SourceConfig
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.pipeline import VIEW
 from tutti.runs.folder import RunFolder
-from tutti.suites.metaworld.task import ACTION_DIM, STATE_DIM
+from tutti.suites.metaworld.task import ACTION_DIM, PRIVILEGED_DIM, STATE_DIM
 from tutti.types import UserError
 
 Snapshot = dict[str, tuple[int, int]]
@@ -66,6 +67,7 @@ def synthetic_run(folder: Path, config: RunConfig, per_task: int = 4, length: in
             states=random.normal(size=(length, STATE_DIM)).astype(np.float32),
             actions=actions,
             instruction=sentences[number % len(sentences)],
+            extra={ENVIRONMENT_STATE: random.normal(size=(length, PRIVILEGED_DIM)).astype(np.float32)},
         )
 
     write_lerobot(

@@ -13,18 +13,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from recorded import synthetic_run
 from typer.testing import CliRunner
 
 from fixtures.studies import base, cell, make_study, write_data
 from tutti.cli import app as cli
+from tutti.config.run_config import RunConfig
+from tutti.data.formats.lerobot import ENVIRONMENT_STATE
+from tutti.data.sources import SourceConfig
+from tutti.recording.recorder import RecordConfig
 from tutti.storage.files import exclusive_lock
 from tutti.studies import pool as runner
 from tutti.studies.cells import Cell, cell_config
 from tutti.studies.compare import compare, read_plan
 from tutti.studies.pool import ONE_THREAD, Work, number_of_jobs, own_command, run_cells
-from tutti.studies.run_cell import held_out_values
+from tutti.studies.run_cell import control_measures, held_out_values, recorded_places
 from tutti.suites.metaworld.suite import MetaWorldSuite
+from tutti.suites.registry import find_suite
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,6 +213,37 @@ def test_last_held_out_value_of_each_term_is_kept_when_it_stops_counting() -> No
         {"kind": "validation", "step": 20, "valid/action": 0.5, "valid/metric/action/chunk_l1": 0.4},
     ]
     assert held_out_values(records) == {"align": 2.0, "action": 0.5}
+
+
+def test_controls_and_the_first_goal_are_kept_beside_success() -> None:
+    def score(mean: float, *goals: dict[str, int]) -> dict[str, Any]:
+        return {"mean": mean, "tasks": [{"goals": one} for one in goals]}
+
+    plain = {"policy": score(0.5, {}, {}), "no_image": score(0.25, {}, {})}
+    assert control_measures(plain) == {"success/no_image": 0.25}
+    goals = {
+        "policy": score(0.75, {"told": 3, "none": 1}),
+        "wrong_instruction": score(0.25, {"told": 1, "own": 1, "another": 2}),
+    }
+    assert control_measures(goals) == {
+        "success/wrong_instruction": 0.25,
+        "told_goal_first/policy": 0.75,
+        "told_goal_first/wrong_instruction": 0.25,
+    }
+
+
+def test_places_are_those_that_the_simulator_knew_whatever_labels_are_used(tmp_path: Path) -> None:
+    suite = find_suite("metaworld-8")
+    run = synthetic_run(tmp_path, RunConfig(record=RecordConfig(tasks=("reach", "push"))), 2, length=5)
+    labels = {"actions": False, "state": False}
+    parts = [{"per_task": "0-0"}, {"per_task": "1-", "labels": labels}]
+    sources = [{"path": str(run / "dataset"), **part} for part in parts]
+    found = recorded_places(RunConfig.model_validate({"data": {"sources": sources}}), suite)
+    assert {name: place.shape for name, place in found.items()} == {"object": (20, 3), "goal": (20, 3)}
+    known = SourceConfig(path=run / "dataset", state=ENVIRONMENT_STATE).open().states
+    assert np.array_equal(found["object"], known[:, 4:7]) and np.array_equal(found["goal"], known[:, 36:39])
+    other = RunConfig.model_validate({"data": {"sources": [{"path": str(write_data(tmp_path / "other"))}]}})
+    assert recorded_places(other, suite) == {}
 
 
 # --- the whole study, with stand-ins for its cells

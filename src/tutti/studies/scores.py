@@ -128,6 +128,11 @@ class ContrastScore:
     found: Contrast
     adjusted_p: float | None = None
 
+    @property
+    def verdict(self) -> str:
+        """Better, worse or unresolved; "exploratory" where none is passed."""
+        return "exploratory" if self.exploratory else self.found.verdict
+
 
 def score_contrasts(study: StudyConfig, scores: Sequence[ArmScore]) -> list[ContrastScore]:
     """Every contrast of the study at every level at which its arms have a seed in common."""

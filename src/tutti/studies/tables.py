@@ -19,7 +19,7 @@ from tutti.studies.config import Level, StudyConfig
 from tutti.studies.costs import StepCost
 from tutti.studies.scores import ArmScore, ContrastScore, mcnemar_statement, resolution
 
-WIDE = ("p", "McNemar, each seed", "to resolve")
+WIDE = ("p", "seeds", "McNemar, each seed", "to resolve")
 """Columns left out on the terminal; the notes below the tables have the same numbers."""
 MOODS = {"better": "good", "worse": "bad", "unresolved": "quiet"}
 HELP = {
@@ -184,16 +184,14 @@ def contrast_table(findings: Findings, level: Level) -> Table:
     """The comparisons fixed beforehand, main effects and interactions, in points of success."""
     rows = [one for one in findings.contrasts if one.level == level]
     columns: Columns[ContrastScore] = {
-        "comparison": lambda row: Cell(text=row.name, small="exploratory" if row.exploratory else ""),
+        "comparison": lambda row: row.name,
         "seeds": lambda row: str(len(row.seeds)),
         "points": lambda row: f"{100 * row.found.difference.value:+.1f}",
         "paired bootstrap": lambda row: points(row.found.difference.interval, "+"),
         "t over seeds": lambda row: points(row.found.over_seeds, "+"),
         "p": lambda row: _p(row.found.p),
         "p, Holm": lambda row: _p(row.adjusted_p),
-        "verdict": lambda row: (
-            NOTHING if row.exploratory else Cell(text=row.found.verdict, mood=MOODS[row.found.verdict])
-        ),
+        "verdict": lambda row: Cell(text=row.verdict, mood=MOODS.get(row.verdict, "quiet")),
     }
     caption = f"Fixed beforehand{level_words(level)}."
     if findings.study.factors:
