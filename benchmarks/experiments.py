@@ -24,9 +24,10 @@ from tutti.runs.terminal import print_line
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO_SEEDS = range(100, 110)
+RECORDINGS = ("demo", "experiments", "three-goals")
 STUDIES = ("e1", "e2", "e3", "blind")
 PARTS: dict[str, list[list[str]]] = {
-    "data": [["tutti", "record", f"configs/{name}.yaml"] for name in ("demo", "three-goals")],
+    "data": [["tutti", "record", f"configs/{name}.yaml"] for name in RECORDINGS],
     **{name: [["tutti", "compare", f"configs/studies/{name}.yaml"]] for name in STUDIES},
     "e4": [
         ["demo_seeds", "--run", "runs/demo", "--first-seed", "5000", "--seeds", *map(str, DEMO_SEEDS)],
@@ -53,8 +54,8 @@ def toy_commands(study: str, work: Path) -> list[str]:
     folder = RunFolder(run)
     if folder.begin("record", config, "record"):
         with folder.stage("record"):
-            folder.write_json(RECORDING, {"seeds": [10_000, 10_013]})
-            synthetic_run(run, config, per_task=14, length=12)
+            folder.write_json(RECORDING, {"seeds": [10_000, 10_107]})
+            synthetic_run(run, config, per_task=108, length=9)
     overrides = [*TOY, f"data_from={run}", f"evaluation.tasks={TOY_TASKS[suite]}"]
     overrides += [f"base.{one}" for one in TOY_BASE]
     if study == "e1":
