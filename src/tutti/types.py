@@ -125,6 +125,11 @@ class DataNeeds:
         """Those of `futures` that are numbers of actions, rising."""
         return tuple(sorted(label for label in self.futures if isinstance(label, int)))
 
+    @property
+    def steps_ahead(self) -> tuple[int, ...]:
+        """How many actions later any of it lies, rising; what has a name is not among them."""
+        return tuple(sorted({label for label in (*self.futures, *self.states) if isinstance(label, int)}))
+
     @classmethod
     def union(cls, needs: Iterable[DataNeeds]) -> Self:
         """Whatever any of them asks for: offsets rising, then the named ones."""

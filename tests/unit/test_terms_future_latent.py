@@ -42,6 +42,24 @@ def unit_latents(encoder: Any, images: Tensor) -> Tensor:
         return F.normalize(encoder(prepared, torch.ones(images.shape[:2], dtype=torch.bool)).values, dim=-1)
 
 
+def contrasted(latents: Tensor, there: Tensor) -> Tensor:
+    """Of each window the unit deviations from the mean over its tokens; where none is, zeros."""
+    rows = [latents[i] - latents[i][there[i]].mean(dim=0) for i in range(len(latents))]
+    return torch.where(there[..., None], F.normalize(torch.stack(rows).nan_to_num(0), dim=-1), 0)
+
+
+def parts_of(term: FutureLatentTerm, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """z_t, z_{t+k} and the weight of each token. Of six windows the last has no second view, and the last but
+    one's future lies past the end; noise differs from noise in every cell."""
+    seen = torch.tensor([[i != 5 or n < CELLS for n in range(2 * CELLS)] for i in range(6)])
+    later = seen & (torch.arange(6) != 4)[:, None]
+    now, then = (
+        contrasted(unit_latents(term.target, one.images), mask)
+        for one, mask in ((batch.observation, seen), (batch.futures[K].observation, later))
+    )
+    return now, then, 1.01 * later.double()
+
+
 def disturb(model: VLA, seed: int = 0) -> None:
     """Stands for an optimizer step."""
     torch.manual_seed(seed)
@@ -52,23 +70,60 @@ def disturb(model: VLA, seed: int = 0) -> None:
 
 def test_value_is_one_minus_the_cosine_over_the_tokens_that_count() -> None:
     model, term, features, batch = scene()
-    target = unit_latents(term.target, batch.futures[K].observation.images)
-    predicted = F.normalize(term.predictor(features.fused_vision.values), dim=-1)
-    losses = 1 - (predicted * target).sum(-1)
-    # Of six windows the last has no second view, and the last but one's future lies past the end.
-    kept = [losses[i, n] for i in range(6) for n in range(2 * CELLS) if i != 4 and (i != 5 or n < CELLS)]
-    assert len(kept) == 4 * 8 + 4
-    expected = torch.stack(kept).mean()
+    now, then, weight = parts_of(term, batch)
+    predicted = F.normalize(now + term.predictor(features.fused_vision.values), dim=-1)
+    expected = (weight * (1 - (predicted * then).sum(-1))).sum() / weight.sum()
     assert term(features, batch, model).value.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_what_does_not_change_hardly_counts() -> None:
+    model, term, features, batch = scene()
+    images = batch.observation.images.clone()
+    images[:, 1, :, 16:, :16] = 255 - images[:, 1, :, 16:, :16]  # the third cell of view 1, nothing else
+    future = batch.futures[K]
+    changed = replace(future, observation=replace(future.observation, images=images))
+    batch = replace(batch, futures={K: changed})
+    now, then, weight = parts_of(term, batch)
+    weight = torch.where(torch.arange(8) == 6, weight, weight * 0.01 / 1.01)
+    predicted = F.normalize(now + term.predictor(features.fused_vision.values), dim=-1)
+    expected = (weight * (1 - (predicted * then).sum(-1))).sum() / weight.sum()
+    assert term(features, batch, model).value.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_predictor_that_knows_the_future_attains_zero_and_its_opposite_two() -> None:
     model, term, features, batch = scene()
-    target = unit_latents(term.target, batch.futures[K].observation.images)
+    now, then, _ = parts_of(term, batch)
     term.predictor = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     for factor, expected in ((3.0, 0.0), (-0.5, 2.0)):
-        told = replace(features, fused_vision=replace(features.fused_vision, values=factor * target))
+        told = replace(features, fused_vision=replace(features.fused_vision, values=factor * then - now))
         assert term(told, batch, model).value.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_it_starts_close_to_copying() -> None:
+    model, term, features, batch = scene()
+    found = term(features, batch, model)
+    assert found.value.item() == pytest.approx(found.metrics["latent/copy_baseline"].item(), rel=0.1)
+
+
+def test_several_offsets_share_the_predictor_and_are_told_apart() -> None:
+    model, batch = make_model(), as_double(make_batch())
+    term = FutureLatentConfig(hidden=8, decay=RHO, offsets=(2, K)).build(model, "latent").double()
+    model.double()
+    features = model(batch.observation)
+    found = term(features, batch, model)
+    assert term.offset is not None
+    values = []
+    for place, offset in enumerate(term.offsets):
+        alone = FutureLatentConfig(hidden=8, offsets=(offset,)).build(model, "latent").double()
+        alone.load_state_dict({k: v for k, v in term.state_dict().items() if k != "offset"})
+        fused = features.fused_vision
+        told = replace(features, fused_vision=replace(fused, values=fused.values + term.offset[place]))
+        expected = alone(told, batch, model)
+        values.append(expected.value.item())
+        assert found.metrics[f"latent/value/{offset}"].item() == pytest.approx(values[-1], rel=1e-12)
+        baseline = expected.metrics["latent/copy_baseline"].item()
+        assert found.metrics[f"latent/copy_baseline/{offset}"].item() == pytest.approx(baseline, rel=1e-12)
+    assert found.value.item() == pytest.approx(sum(values) / 2, rel=1e-12)  # as many rows at each
 
 
 def test_the_target_follows_exactly() -> None:
@@ -143,17 +198,12 @@ def test_the_copy_baseline_is_the_loss_of_a_scene_that_stands_still() -> None:
     model, term, features, batch = scene()
     disturb(model)
     term.update_targets(model)
-    term.eval()
-    now, then = (
-        unit_latents(term.target, o.images) for o in (batch.observation, batch.futures[K].observation)
-    )
-    losses = 1 - (now * then).sum(-1)
-    kept = torch.tensor([[i != 4 and (i != 5 or n < CELLS) for n in range(8)] for i in range(6)])
+    now, then, weight = parts_of(term, batch)
+    expected = (weight * (1 - (now * then).sum(-1))).sum() / weight.sum()
     found = term(features, batch, model).metrics["latent/copy_baseline"].item()
-    assert found == pytest.approx(losses[kept].mean().item(), rel=1e-12)
+    assert found == pytest.approx(expected.item(), rel=1e-12)
     still = replace(batch, futures={K: Future(observation=batch.observation, mask=batch.futures[K].mask)})
     assert term(features, still, model).metrics["latent/copy_baseline"].item() == pytest.approx(0, abs=1e-12)
-    assert "latent/copy_baseline" not in term.train()(features, batch, model).metrics
 
 
 def test_spread_and_rank_of_the_targets() -> None:

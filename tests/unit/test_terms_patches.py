@@ -113,6 +113,53 @@ def test_the_copy_baseline_is_the_loss_of_the_present_picture() -> None:
     assert term(features, still, NO_MODEL).metrics["recon/copy_baseline"] == 0
 
 
+def two_offsets() -> tuple[FuturePatchesTerm, Features, Batch]:
+    """The scene with a second, nearer future, which two windows do not have."""
+    term, features, batch = scene(offsets=(2, 4))
+    near = as_double(make_batch(7)).futures[4]
+    reached = torch.tensor([True, True, False, True, False, True])
+    return term, features, replace(batch, futures={**batch.futures, 2: replace(near, mask=reached)})
+
+
+def test_several_offsets_share_the_decoder_and_are_told_apart() -> None:
+    term, features, batch = two_offsets()
+    found, sums = term(features, batch, NO_MODEL), torch.zeros(3)
+    assert term.offset is not None
+    for place, offset in enumerate((2, 4)):
+        alone, _, _ = scene(offsets=(offset,))
+        alone.load_state_dict({name: v for name, v in term.state_dict().items() if name != "offset"})
+        with torch.no_grad():  # the vector of one offset, put where the decoder adds its positions
+            alone.position += term.offset[place]
+        expected = alone(features, batch, NO_MODEL)
+        torch.testing.assert_close(found.metrics[f"recon/value/{offset}"], expected.value)
+        baseline = expected.metrics["recon/copy_baseline"]
+        torch.testing.assert_close(found.metrics[f"recon/copy_baseline/{offset}"], baseline)
+        weight = alone.weight(batch).sum()
+        sums = sums + torch.stack([weight, weight * expected.value, weight * baseline]).detach()
+    torch.testing.assert_close(found.value, sums[1] / sums[0])
+    torch.testing.assert_close(found.metrics["recon/copy_baseline"], sums[2] / sums[0])
+
+
+def test_a_row_without_a_future_does_not_count_at_that_offset_alone() -> None:
+    term, features, batch = two_offsets()
+    spoilt = batch.futures[2].observation.images.clone()
+    spoilt[2] = 255 - spoilt[2]
+    near = replace(batch.futures[2], observation=replace(batch.futures[2].observation, images=spoilt))
+    other = replace(batch, futures={**batch.futures, 2: near})
+    before, after = (term(features, one, NO_MODEL) for one in (batch, other))
+    assert before.value == after.value and before.metrics == after.metrics
+    far = with_future(batch, images=255 - batch.futures[4].observation.images)
+    far = replace(far, futures={**batch.futures, **far.futures})
+    assert term(features, far, NO_MODEL).value != before.value
+
+
+def test_one_offset_has_no_vector_and_no_further_metrics() -> None:
+    term, features, batch = scene()
+    assert term.offset is None and not [name for name in term.state_dict() if name == "offset"]
+    found = term(features, batch, NO_MODEL)
+    assert set(found.metrics) == {"recon/changed_share", "recon/copy_baseline"}
+
+
 def test_a_view_that_is_absent_now_or_then_does_not_count() -> None:
     term, features, batch = scene()
     fused = features.fused_vision

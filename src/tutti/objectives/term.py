@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Shaped
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import Counted, micro_part, shared_mean
+from tutti.distributed.ranks import Counted, micro_part
 from tutti.durations import Steps, rising
 from tutti.frozen_config import FrozenConfig
 from tutti.objectives.weight_schedule import Weight
@@ -176,25 +176,6 @@ class AtOffset:
 
     def __call__(self, batch: Batch) -> Tensor:
         return self.counted(batch, self.offset)
-
-
-def at_each_offset(
-    offsets: Sequence[int],
-    errors: Mapping[str, Float[Tensor, "m n"]],
-    weight: Float[Tensor, "m n"],
-    counted: Callable[[Batch, int], Tensor],
-) -> dict[str, Tensor]:
-    """The weighted mean of each of the `errors` at each of several offsets, as in "copy_baseline/8"; nothing
-    of one offset. The rows are those of one offset after the other, the weight of a batch at an offset is
-    `counted`."""
-    if len(offsets) == 1:
-        return {}
-    count = len(weight) // len(offsets)
-    return {
-        f"{name}/{offset}": shared_mean((part * error).sum(), part.sum(), AtOffset(counted, offset))
-        for name, found in errors.items()
-        for offset, error, part in zip(offsets, found.split(count), weight.split(count), strict=True)
-    }
 
 
 def offset_vectors(offsets: Sequence[int], width: int) -> nn.Parameter | None:

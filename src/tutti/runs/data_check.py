@@ -180,8 +180,7 @@ def _summary(checked: CheckedPath) -> list[str]:
 
 def _against(config: RunConfig, path: str) -> str:
     needs = config.objective.needs()
-    offsets = sorted({*needs.offsets, *(label for label in needs.states if isinstance(label, int))})
-    said = f", offsets {', '.join(map(str, offsets))}" if offsets else ""
+    said = f", offsets {', '.join(map(str, needs.steps_ahead))}" if needs.steps_ahead else ""
     return (
         f"{path if is_config(path) else 'the defaults of a config'}: data.horizon {config.data.horizon}{said}"
     )

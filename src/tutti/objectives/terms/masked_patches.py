@@ -55,7 +55,7 @@ class MaskedPatchesTerm(PatchTerm):
     """
 
     def __init__(self, config: MaskedPatchesConfig, model: Model, name: str) -> None:
-        super().__init__(config, model, name)
+        super().__init__(config, model, name, config.downsample)
         tokens = self.grid**2
         self.num_visible = round(tokens * (1 - config.ratio))
         if not 0 < self.num_visible < tokens:

@@ -5,6 +5,7 @@ Patches lie on the grid of the vision tokens; each is normalised by itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from math import isqrt
 from typing import Literal
@@ -14,15 +15,15 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import Counted, shared_mean
+from tutti.distributed.ranks import shared_mean
 from tutti.frozen_config import heads_divide
 from tutti.objectives.term import (
+    AtOffset,
     BaseTermConfig,
     Model,
     OffsetsTermConfig,
     Term,
     TermValue,
-    at_each_offset,
     offset_vectors,
 )
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
@@ -46,20 +47,20 @@ class PatchTermConfig(BaseTermConfig):
 class PatchTerm(Term):
     """A term that guesses the patches of pictures: their grid, and a small transformer on each view."""
 
-    def __init__(self, config: PatchTermConfig, model: Model, name: str) -> None:
+    def __init__(self, config: BaseTermConfig, model: Model, name: str, downsample: int) -> None:
         """Raises: UserError unless the vision tokens form a square grid that divides the picture, and
         `downsample` divides a patch."""
-        super().__init__(**config.arguments(name))
+        super().__init__(name=name, stop_gradient=config.stop_gradient)
         tokens, size = model.vision.tokens_per_view, model.spec.image_size
-        self.grid, self.downsample = isqrt(tokens), config.downsample
+        self.grid, self.downsample = isqrt(tokens), downsample
         if self.grid**2 != tokens or size % self.grid:
             raise UserError(
                 f"objective.{name} needs vision tokens on a square grid that divides the picture; the "
                 f"encoder gives {tokens} for {size} px. Set objective.{name} to null."
             )
-        if (size // self.grid) % config.downsample:
+        if (size // self.grid) % downsample:
             raise UserError(
-                f"objective.{name}.downsample is {config.downsample}, but must divide the patch of "
+                f"objective.{name}.downsample is {downsample}, but must divide the patch of "
                 f"{size // self.grid} pixels (data.image_size {size} over {self.grid} tokens a side)."
             )
 
@@ -88,16 +89,84 @@ class PatchTerm(Term):
         return to_patches(images, self.grid, self.downsample, dtype)
 
 
-class FuturePatchesConfig(PatchTermConfig, OffsetsTermConfig):
-    """`kind: future_patches`."""
+class ChangeTermConfig(OffsetsTermConfig):
+    """The keys of the terms that predict later pictures patch by patch."""
 
-    kind: Literal["future_patches"] = "future_patches"
     weighting: Literal["uniform", "changed"] = Field(
         default="changed", description="uniform: all patches count alike; changed: those that change, more"
     )
     threshold: float = Field(
         default=0.04, gt=0, description="mean |change| above which a patch changed; pixels in [-1, 1]"
     )
+    floor: float = Field(
+        default=0.01, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
+    )
+
+
+class ChangeTerm(PatchTerm):
+    """A term that predicts something of each patch at each offset k: m rows, the batch one offset after the
+    other. Patches of views that are absent now or then, or past the episode's end, do not count; the others
+    weigh r_p = 1 (uniform), or floor + 1[mean |x_p(t + k) - x_p(t)| > threshold] (changed; after DreamVLA,
+    2507.04447). Differs: DreamVLA tracks its regions; ours assume a still camera.
+    """
+
+    def __init__(self, config: ChangeTermConfig, model: Model, name: str, downsample: int) -> None:
+        super().__init__(config, model, name, downsample)
+        config.require_in_chunk(model, name)
+        self.weighting, self.threshold, self.floor = config.weighting, config.threshold, config.floor
+        self.offsets = config.steps_ahead()
+
+    def mask(self, batch: Batch) -> Bool[Tensor, "m n"]:
+        """Which patches count, by the batch: those of views that are there now and then."""
+        return torch.cat([self._mask_at(batch, offset) for offset in self.offsets])
+
+    def weight(self, batch: Batch) -> Float[Tensor, "m n"]:
+        """r_p, and 0 where a patch does not count."""
+        return torch.cat([self._weight_at(batch, offset) for offset in self.offsets])
+
+    def change_mean(self, errors: Float[Tensor, "m n"], weight: Float[Tensor, "m n"]) -> Float[Tensor, ""]:
+        """sum r l / sum r over all rows of the update; 0 where every weight is 0."""
+        return shared_mean((weight * errors).sum(), weight.sum(), self.weight)
+
+    def each_offset(
+        self, errors: Mapping[str, Float[Tensor, "m n"]], weight: Float[Tensor, "m n"]
+    ) -> dict[str, Tensor]:
+        """That mean of each of the `errors` at each of several offsets, as in "copy_baseline/8"."""
+        count = len(weight) // len(self.offsets)
+        return {
+            f"{name}/{k}": shared_mean((part * error).sum(), part.sum(), AtOffset(self._weight_at, k))
+            for name, found in errors.items()
+            for k, error, part in zip(self.offsets, found.split(count), weight.split(count), strict=True)
+            if len(self.offsets) > 1
+        }
+
+    def _mask_at(self, batch: Batch, offset: int) -> Bool[Tensor, "b n"]:
+        return self.views_in_both(batch, offset).repeat_interleave(self.grid**2, dim=1)
+
+    def _weight_at(self, batch: Batch, offset: int) -> Float[Tensor, "b n"]:
+        mask, dtype = self._mask_at(batch, offset), at_least_float32(next(self.parameters())).dtype
+        if self.weighting == "uniform":
+            return mask.to(dtype)
+        later = self.patches(self.future(batch, offset).observation.images, dtype)
+        return self.of_change(self.changed(self.patches(batch.observation.images, dtype), later), mask, dtype)
+
+    def changed(self, now: Float[Tensor, "m n p"], later: Float[Tensor, "m n p"]) -> Bool[Tensor, "m n"]:
+        """Which patches change by more than the threshold."""
+        return (later - now).abs().mean(dim=-1) > self.threshold
+
+    def of_change(
+        self, changed: Bool[Tensor, "m n"], mask: Bool[Tensor, "m n"], dtype: torch.dtype
+    ) -> Float[Tensor, "m n"]:
+        """r_p of patches that changed or did not, 0 where `mask` is False."""
+        if self.weighting == "uniform":
+            return mask.to(dtype)
+        return (self.floor + changed).to(dtype) * mask
+
+
+class FuturePatchesConfig(PatchTermConfig, ChangeTermConfig):
+    """`kind: future_patches`."""
+
+    kind: Literal["future_patches"] = "future_patches"
     floor: float = Field(
         default=0.1, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
     )
@@ -124,27 +193,21 @@ class ChangedPatchesConfig(FuturePatchesConfig):
     )
 
 
-class FuturePatchesTerm(PatchTerm):
+class FuturePatchesTerm(ChangeTerm):
     """Language-conditioned future patches (GR-1, 2312.13139; targets as in MAE, 2111.06377).
 
     The fused vision tokens, which know the instruction and the state, go through a decoder of one or two
     transformer layers on each view and predict the patch they sit on in the picture at t + k:
 
     x~_p = (x_p - mean_p) / sqrt(var_p + 1e-6), mean and (population) variance over the patch's numbers;
-    l_p = mean over the numbers of (x^_p - x~_p)^2;  L = sum_p r_p l_p / sum_p r_p,
-    r_p = 1 (uniform), or floor + 1[mean |x_p(t + k) - x_p(t)| > threshold] (changed; after DreamVLA,
-    2507.04447).
+    l_p = mean over the numbers of (x^_p - x~_p)^2;  L = sum_p r_p l_p / sum_p r_p, r_p as in `ChangeTerm`.
 
     Several offsets share the decoder: each is told by a learned vector that is added to all its tokens, and
-    both sums go over all offsets. Pixels are in [-1, 1], averaged over downsample^2 squares. Patches of views
-    that are absent now or then, or past the episode's end, do not count. Differs: DreamVLA tracks its
-    regions; ours assume a still camera.
+    both sums go over all offsets. Pixels are in [-1, 1], averaged over downsample^2 squares.
     """
 
     def __init__(self, config: FuturePatchesConfig, model: Model, name: str) -> None:
-        super().__init__(config, model, name)
-        config.require_in_chunk(model, name)
-        self.config, self.offsets = config, config.steps_ahead()
+        super().__init__(config, model, name, config.downsample)
         self.embed = nn.Linear(model.fusion.width, config.width)
         self.add_decoder(config, model)
         self.offset = offset_vectors(self.offsets, config.width)
@@ -158,66 +221,32 @@ class FuturePatchesTerm(PatchTerm):
         with torch.no_grad():
             mask = tokens.mask.repeat(len(self.offsets), 1) & self.mask(batch)
             now, later = self._both(batch, predicted.dtype)
-            changed = self._changed(now, later)
+            changed = self.changed(now, later)
             # Where nothing counts both are blanked: a NaN there would come back, in the gradient as well.
             target, copy = (
                 normalise_patches(patches).masked_fill(~mask[..., None], 0) for patches in (later, now)
             )
-            weight = self._weight(changed, mask, now.dtype)
-        errors, copied = ((guess - target).square().mean(dim=-1) for guess in (predicted, copy))
-        value = self._mean(errors, weight, self.weight)
+            weight = self.of_change(changed, mask, now.dtype)
+        errors = {
+            name: (guess - target).square().mean(dim=-1)
+            for name, guess in (("value", predicted), ("copy_baseline", copy))
+        }
+        value = self.change_mean(errors["value"], weight)
         with torch.no_grad():
             metrics = {
                 "changed_share": masked_mean(changed.to(now.dtype), mask, mask_of=self.mask),
-                "copy_baseline": self._mean(copied, weight, self.weight),
+                "copy_baseline": self.change_mean(errors["copy_baseline"], weight),
+                **self.each_offset(errors, weight),
             }
-            each = {"value": errors, "copy_baseline": copied}
-            metrics |= at_each_offset(self.offsets, each, weight, self._weight_at)
         return TermValue(value=value, metrics={f"{self.name}/{key}": one for key, one in metrics.items()})
-
-    @staticmethod
-    def _mean(errors: Float[Tensor, "m n"], weight: Float[Tensor, "m n"], of: Counted) -> Float[Tensor, ""]:
-        """sum r l / sum r over all rows of the update; 0 where every weight is 0."""
-        return shared_mean((weight * errors).sum(), weight.sum(), of)
-
-    def mask(self, batch: Batch) -> Bool[Tensor, "m n"]:
-        """Which patches count, by the batch, offset by offset: those of views that are there now and then."""
-        return torch.cat([self._mask_at(batch, offset) for offset in self.offsets])
-
-    def weight(self, batch: Batch) -> Float[Tensor, "m n"]:
-        """r_p, one offset after the other, and 0 where a patch does not count."""
-        return torch.cat([self._weight_at(batch, offset) for offset in self.offsets])
-
-    def _mask_at(self, batch: Batch, offset: int) -> Bool[Tensor, "b n"]:
-        return self.views_in_both(batch, offset).repeat_interleave(self.grid**2, dim=1)
-
-    def _weight_at(self, batch: Batch, offset: int) -> Float[Tensor, "b n"]:
-        dtype = at_least_float32(self.position).dtype
-        now, later = (
-            self.patches(images, dtype)
-            for images in (batch.observation.images, self.future(batch, offset).observation.images)
-        )
-        return self._weight(self._changed(now, later), self._mask_at(batch, offset), dtype)
 
     def _both(
         self, batch: Batch, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "m n p"], Float[Tensor, "m n p"]]:
         """The patches of the present and of the later pictures, one offset after the other."""
-        later = [
-            self.patches(self.future(batch, offset).observation.images, dtype) for offset in self.offsets
-        ]
-        now = self.patches(batch.observation.images, dtype)
+        futures = [self.future(batch, offset).observation.images for offset in self.offsets]
+        now, later = self.patches(batch.observation.images, dtype), [self.patches(x, dtype) for x in futures]
         return now.repeat(len(later), 1, 1), torch.cat(later)
-
-    def _changed(self, now: Float[Tensor, "m n p"], later: Float[Tensor, "m n p"]) -> Bool[Tensor, "m n"]:
-        return (later - now).abs().mean(dim=-1) > self.config.threshold
-
-    def _weight(
-        self, changed: Bool[Tensor, "m n"], mask: Bool[Tensor, "m n"], dtype: torch.dtype
-    ) -> Float[Tensor, "m n"]:
-        if self.config.weighting == "uniform":
-            return mask.to(dtype)
-        return (self.config.floor + changed).to(dtype) * mask
 
     def predict(self, fused: Float[Tensor, "b n d"]) -> Float[Tensor, "m n p"]:
         """The normalised future patch on which each fused vision token sits, p = 3 (patch / downsample)^2,
