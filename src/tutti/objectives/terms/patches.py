@@ -50,7 +50,7 @@ class PatchTerm(Term):
     def __init__(self, config: BaseTermConfig, model: Model, name: str, downsample: int) -> None:
         """Raises: UserError unless the vision tokens form a square grid that divides the picture, and
         `downsample` divides a patch."""
-        super().__init__(name=name, stop_gradient=config.stop_gradient)
+        super().__init__(**config.arguments(name))
         tokens, size = model.vision.tokens_per_view, model.spec.image_size
         self.grid, self.downsample = isqrt(tokens), downsample
         if self.grid**2 != tokens or size % self.grid:
