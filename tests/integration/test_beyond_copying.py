@@ -44,7 +44,7 @@ def test_future_patches_and_latents_learn_together_at_each_offset(tmp_path: Path
 
 
 def test_latents_do_not_collapse_where_they_are_the_only_auxiliary_term(tmp_path: Path) -> None:
-    first, last = validations(tmp_path, 80, latent=LATENT | {"offsets": [4]})
-    assert last["latent"] < 0.95 * last["latent/copy_baseline"]
-    assert last["latent/target_std"] > max(0.2, 0.9 * first["latent/target_std"])
+    first, last = validations(tmp_path, 60, latent=LATENT | {"offsets": [4]})
+    assert last["latent"] < last["latent/copy_baseline"]
+    assert last["latent/target_std"] > 0.8 * first["latent/target_std"]  # without the contrast it halves
     assert last["latent/target_rank"] > 10

@@ -43,9 +43,9 @@ def unit_latents(encoder: Any, images: Tensor) -> Tensor:
 
 
 def contrasted(latents: Tensor, there: Tensor) -> Tensor:
-    """Of each window the unit deviations from the mean over its tokens; where none is, zeros."""
-    rows = [latents[i] - latents[i][there[i]].mean(dim=0) for i in range(len(latents))]
-    return torch.where(there[..., None], F.normalize(torch.stack(rows).nan_to_num(0), dim=-1), 0)
+    """Of each picture the unit deviations from the mean over its tokens; where there is none, zeros."""
+    views = [view - view.mean(dim=1, keepdim=True) for view in latents.split(CELLS, dim=1)]
+    return torch.where(there[..., None], F.normalize(torch.cat(views, dim=1), dim=-1), 0)
 
 
 def parts_of(term: FutureLatentTerm, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from tutti.distributed.ranks import mean_over_ranks, shared_mean
 from tutti.objectives.term import Model, TermValue, offset_vectors
 from tutti.objectives.terms.patches import ChangeTerm, ChangeTermConfig
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Future, at_least_float32, effective_rank, masked_mean
+from tutti.types import Batch, Features, Future, UserError, at_least_float32, effective_rank, masked_mean
 
 START_SCALE = 0.1
 """What the predictor's last layer is multiplied by at first: so the training begins close to copying."""
@@ -43,7 +43,7 @@ class FutureLatentTerm(ChangeTerm):
     `ChangeTerm`.
 
     f_t are the fused vision tokens, which know the instruction and the state; h is a network of two layers on
-    each token. z = sg u(u(e) - mean u(e)), u(x) = x / |x|, the mean over the tokens of the same moment,
+    each token. z = sg u(u(e) - mean u(e)), u(x) = x / |x|, the mean over the tokens of the same picture,
     e = e_xi(o) the tokens of the vision encoder with the weights xi. Token by token: each fused token
     predicts how the latent of its own cell changes. Several offsets share h: each adds a learned vector to
     the tokens.
@@ -66,6 +66,11 @@ class FutureLatentTerm(ChangeTerm):
         # Change is seen in pixels, averaged where a cell allows it: single ones are noise.
         even = model.spec.image_size // max(1, isqrt(model.vision.tokens_per_view)) % 2 == 0
         super().__init__(config, model, name, downsample=2 if even else 1)
+        if self.grid == 1:
+            raise UserError(
+                f"objective.{name} compares the cells of a picture, but the vision encoder gives one token a "
+                f"picture. Use a finer one (model.vision.stem.strides), or set objective.{name} to null."
+            )
         self.decay = config.decay
         self.predictor = nn.Sequential(
             nn.Linear(model.fusion.width, config.hidden),
@@ -111,7 +116,7 @@ class FutureLatentTerm(ChangeTerm):
         later = [self._latents(self.future(batch, offset), model) for offset in self.offsets]
         latents, there = (torch.cat(parts) for parts in zip(*later, strict=True))
         mask = (fused.mask & here).repeat(several, 1) & there
-        now, then = _contrasted(present, here).repeat(several, 1, 1), _contrasted(latents, there)
+        now, then = self._contrasted(present, here).repeat(several, 1, 1), self._contrasted(latents, there)
         # What does not count is blanked before it enters, so that a NaN there cannot come back in a gradient.
         told = fused.values.repeat(several, 1, 1).masked_fill(~mask[..., None], 0)
         if self.offset is not None:
@@ -140,11 +145,13 @@ class FutureLatentTerm(ChangeTerm):
         values = at_least_float32(tokens.values).masked_fill(~tokens.mask[..., None], 0)
         return F.normalize(values, dim=-1), tokens.mask
 
-
-def _contrasted(latents: Float[Tensor, "m n d"], mask: Bool[Tensor, "m n"]) -> Float[Tensor, "m n d"]:
-    """u(x - mean x), the mean over the tokens of the row that exist."""
-    mean = masked_mean(latents, mask[..., None], dim=1)[:, None]
-    return F.normalize(latents - mean, dim=-1).masked_fill(~mask[..., None], 0)
+    def _contrasted(
+        self, latents: Float[Tensor, "m n d"], mask: Bool[Tensor, "m n"]
+    ) -> Float[Tensor, "m n d"]:
+        """z = u(x - mean x), the mean over the tokens of the same picture."""
+        pictures = latents.unflatten(1, (-1, self.grid**2))
+        contrast = (pictures - pictures.mean(dim=2, keepdim=True)).flatten(1, 2)
+        return F.normalize(contrast, dim=-1).masked_fill(~mask[..., None], 0)
 
 
 def _encoder_of(model: Model) -> nn.Module:
