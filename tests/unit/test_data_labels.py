@@ -251,7 +251,7 @@ def test_any_cuts_of_the_order_share_out_the_training_episodes(
 ) -> None:
     store = Store("arm", (3,), 0)
     store.episodes = tuple(Episode(i, 0, 1, f"task {task}") for i, task in enumerate(tasks))
-    store.__dict__["number_digests"] = {name: np.arange(len(tasks), dtype=np.uint64) for name in "ab"}
+    vars(store)["number_digests"] = {name: np.arange(len(tasks), dtype=np.uint64) for name in "ab"}
     edges = [0, *(cut for cut in sorted(cuts) if cut)]
     places = [slice(a, b) for a, b in zip(edges, [*edges[1:], None], strict=True)]
     parts = [Part(store=store, places=place) for place in places]

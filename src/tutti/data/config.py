@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
 from tutti.data.cache import CacheConfig, cached_frames
-from tutti.data.episodes import ALL_USED, Progress, StoreSpec, check_unchanged, rows_of
+from tutti.data.episodes import ALL_USED, VECTORS, Progress, StoreSpec, check_unchanged, rows_of
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
 from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig
 from tutti.data.normalize import NormalizationKind, Normalizer
@@ -209,7 +209,8 @@ class DataConfig(FrozenConfig):
         """
         known = {store: labelled_rows(store, parts, spec) for store in stores_of(parts)}
         fitted: dict[Label, np.ndarray] = {}
-        for label, dim in (("state", spec.state_dim), ("actions", spec.action_dim)):
+        for vector, label in VECTORS.items():
+            dim: int = getattr(spec, f"{vector}_dim")
             found = [np.empty((0, dim), np.float32)]
             for part in parts:
                 rows = rows_of(part.training)

@@ -143,11 +143,10 @@ class EpisodeStore(ABC):
     def present(self) -> Mapping[Label, Bool[np.ndarray, " n"]]:
         """The rows that have each label: finite numbers, an instruction that is not blank."""
         spoken = np.array([bool(text.strip()) for text in self.instructions], bool)
-        return {
-            "actions": np.isfinite(self.actions).all(axis=1) & (self.actions.shape[1] > 0),
-            "text": spoken[self.instruction_of],
-            "state": np.isfinite(self.states).all(axis=1),
-        }
+        # By `logical_and`, since a row without a single number is finite.
+        acting = np.logical_and.reduce(np.isfinite(self.actions), axis=1, initial=self.actions.shape[1] > 0)
+        known = np.logical_and.reduce(np.isfinite(self.states), axis=1)
+        return {"actions": acting, "text": spoken[self.instruction_of], "state": known}
 
     @property
     def identities(self) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import lcm
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -35,7 +35,8 @@ class MixtureConfig(FrozenConfig):
     )
 
 
-class Stream(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Stream:
     """What a stream gives some rows of a batch: those at `rows`, with its own rows from `first` on, of the
     `count` that it gives to all of the batch. `key` tells its random numbers from those of another."""
 

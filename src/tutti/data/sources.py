@@ -60,6 +60,11 @@ class LabelsConfig(FrozenConfig):
     text: Use = Field(default=True, description="The instructions; without them the model is told nothing.")
     state: Use = Field(default=True, description="The states; without them the state token is masked.")
 
+    @property
+    def uses(self) -> dict[Label, Use]:
+        """The keys with their values."""
+        return {"actions": self.actions, "text": self.text, "state": self.state}
+
 
 class SourceConfig(FrozenConfig):
     """One data set, or some episodes of it: a LeRobotDataset v3.0 folder."""
@@ -196,7 +201,7 @@ def open_parts(sources: Sequence[SourceConfig]) -> list[Part]:
                 episodes=None if one.episodes == "all" else tuple(map(_as_range, one.episodes)),
                 exclude=tuple(map(_as_range, one.exclude)),
                 tolerance=one.tolerance,
-                labels=one.labels.model_dump(),
+                labels=one.labels.uses,
             )
             for one in map(sources.__getitem__, numbers)
         ]

@@ -163,7 +163,8 @@ def _summary(checked: CheckedPath) -> list[str]:
         shapes = zip(spec.views, spec.image_shapes, strict=True)
         views = ", ".join(f"{view.split('.')[-1]} {height} x {width}" for view, (height, width) in shapes)
         two = ", ".join(one["dimension"] for one in source.two_valued) or "none"
-        texts = len(texts_of(rows.store, rows.episodes))
+        texts = len(texts_of(rows.store, rows.told))
+        without = [label for label, use in rows.labels.items() if not use]
         looked = len({one.episode.index for one in source.looked})
         lines += [
             f"{rows.name}: robot {spec.embodiment}, {len(long):,} episodes of {long[0]} to {long[-1]} frames "
@@ -171,6 +172,7 @@ def _summary(checked: CheckedPath) -> list[str]:
             f"  views: {views}",
             f"  state {spec.state_dim}, action {spec.action_dim}; two-valued actions (grippers): {two}",
             f"  instructions: {texts:,}; held out: {len(rows.held_out):,} of {len(long):,} episodes",
+            *([f"  not used of it (sources.labels): {', '.join(without)}"] if without else []),
             *(f"  {remark}" for remark in rows.store.remarks),
             f"  looked at all rows, and at {sum(len(one.frames) for one in source.looked):,} pictures of "
             f"{looked:,} episodes",

@@ -142,14 +142,16 @@ def gripper_dimensions_fit(data: Recordings) -> Iterator[Finding]:
 
 
 def sources_differ(data: Recordings) -> Iterator[Finding]:
-    """Sources of one robot, whose statistics are pooled, against the first of them: units and signs."""
-    first: dict[str, Recorded] = {}
-    for source in data.sources:
-        other = first.setdefault(source.store.spec.embodiment, source)
-        if other is not source and len(source.sample.rows) and len(other.sample.rows):
-            for vector in (one for one in source.vectors if one in other.vectors):
+    """Sources of one robot, whose statistics are pooled, against the first of them that has the same labels:
+    units and signs."""
+    first: dict[tuple[str, Vector], Recorded] = {}
+    for source in (source for source in data.sources if len(source.sample.rows)):
+        for vector in source.vectors:
+            other = first.setdefault((source.store.spec.embodiment, vector), source)
+            if other is not source:
                 yield from _other_units(other, source, vector)
-            yield from _other_signs(other, source)
+                if vector == "action" and other.vectors == source.vectors:
+                    yield from _other_signs(other, source)
 
 
 def _columns(source: Recorded, vector: Vector) -> dict[int, Column]:

@@ -42,8 +42,11 @@ class Recorded:
     @property
     def vectors(self) -> list[Vector]:
         """Those of states and actions that are used, in the data set and of a size."""
-        used = [vector for vector, label in VECTORS.items() if self.labels[label] and len(self.complete)]
-        return [vector for vector in used if self.labels[VECTORS[vector]] is True or self.width(vector)]
+        found: list[Vector] = []
+        for vector, label in VECTORS.items() if self.complete else ():
+            if self.labels[label] is True or (self.labels[label] and self.width(vector)):
+                found.append(vector)
+        return found
 
     def width(self, vector: Vector) -> int:
         """How many numbers the store has of it."""
@@ -52,8 +55,8 @@ class Recorded:
     @cached_property
     def complete(self) -> list[Episode]:
         """The episodes, but for those that lack a state or an action where they may be missing."""
-        lenient = [label for label in VECTORS.values() if self.labels[label] == "where_present"]
-        known = [self.store.present[label] for label in lenient]
+        present, labels = self.store.present, self.labels
+        known = [present[label] for label in VECTORS.values() if labels[label] == "where_present"]
         return [one for one in self.episodes if all(rows[one.start : one.end].all() for rows in known)]
 
     @property

@@ -23,7 +23,7 @@ from tutti.data.formats.lerobot.tables import (
 )
 from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.storage.reading import shown
-from tutti.types import Label
+from tutti.types import LABELS, Label
 
 MAX_TOLERANCE = 100.0
 """Largest tolerance of times, in frames."""
@@ -69,7 +69,8 @@ def read_numbers(
             found["timestamp"][here] = numbers(table, "timestamp", path, local)
     _check_times(meta, found["timestamp"], rows, episode_of, of_file)
     _check_texts(meta, found["task_index"], episode_of)
-    for label, key in ((label, key) for label, columns in sizes.items() for key in columns):
+    used: list[tuple[str, Label]] = [(key, label) for label in LABELS for key in sizes.get(label, ())]
+    for key, label in used:
         unknown = ~np.isfinite(found[key])
         asked, lenient = (meta.asked(label, use)[episode_of] for use in (True, "where_present"))
         # A row without a single number has none; a number that is missing among others is damage.
