@@ -311,6 +311,20 @@ def test_one_instruction_has_nothing_to_contrast_and_without_the_term_nothing_is
     assert check_path(place, [*given, "objective.align=null"]).findings == []
 
 
+def test_wordings_of_one_task_are_nothing_to_contrast_unless_the_text_itself_counts(tmp_path: Path) -> None:
+    records = [replace(one, instruction=world.TEXTS[i % 2]) for i, one in enumerate(world.episodes(8))]
+    place = str(world.write(tmp_path / "set", records))
+    given = ["data.horizon=8", "objective.state.offsets=[2,4]"]
+    named = [*given, f"data.tasks={json.dumps({'go': world.TEXTS})}"]
+    kinds = [
+        {finding.kind for finding in check_path(place, overrides).findings}
+        for overrides in (given, named, [*named, "objective.align.positives=instruction"])
+    ]
+    assert [found & {"nothing_to_contrast"} for found in kinds] == [set(), {"nothing_to_contrast"}, set()]
+    (finding,) = (one for one in check_path(place, named).findings if one.kind == "nothing_to_contrast")
+    assert "One task in 2 wordings" in finding.sentence
+
+
 def test_extremes_of_many_rows_are_those_of_numpy() -> None:
     random = np.random.default_rng(0)
     for rows, dim in ((1, 3), (256, 2), (1000, 14), (700, 0)):

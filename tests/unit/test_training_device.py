@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fixtures.term_batches import make_batch as full_batch
 from fixtures.toy_training import Data, make_batch, make_trainer
 from tutti.distributed import world as distributed
 from tutti.storage.checkpoint import deserialize, load, serialize
@@ -63,6 +64,15 @@ def test_what_was_saved_on_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch
     (batch,), found = load_step(tmp_path / "step-1")
     assert torch.equal(batch.actions, make_batch(1).actions)
     assert torch.equal(found["model"]["weight"], torch.arange(3.0))
+
+
+def test_a_saved_step_keeps_tasks_and_the_last_observation(tmp_path: Path) -> None:
+    given = replace(full_batch(), task_id=torch.arange(6) // 2)
+    save_step(tmp_path / "step-1" / "failure.json", {"step": 1}, [given], {})
+    (batch,), _ = load_step(tmp_path / "step-1")
+    assert list(batch.futures) == [1, 2, 3, 4, 5, "last"] and torch.equal(batch.tasks, given.tasks)
+    last = (one.futures["last"].observation.images for one in (batch, given))
+    assert torch.equal(*last)
 
 
 def test_a_checkpoint_of_a_gpu_is_read_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

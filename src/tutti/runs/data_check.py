@@ -17,6 +17,7 @@ from tutti.data.checks.rows import by_severity, check_decoded, check_rows
 from tutti.data.config import DataConfig
 from tutti.data.episodes import texts_of
 from tutti.data.sources import Part, check_compatible, open_parts, stores_of
+from tutti.data.split import GroupOf, grouped
 from tutti.distributed.world import world
 from tutti.evaluation.open_loop import task_by_text
 from tutti.findings import Finding
@@ -54,13 +55,14 @@ def check_before_training(config: RunConfig, data: DataBundle, run: RunFolder) -
     print_findings(found)
 
 
-def contrasting(config: RunConfig) -> list[str]:
-    """The terms that tell instructions apart and ever count."""
-    return [
-        name
+def contrasting(config: RunConfig) -> dict[str, GroupOf]:
+    """The terms that tell instructions or tasks apart and ever count, each with the task of a text."""
+    task_of = grouped(config.data.tasks, task_by_text(config.record.spec)) or str
+    return {
+        name: str if term.positives == "instruction" else task_of
         for name, term in config.objective.terms().items()
         if isinstance(term, EmbeddingTermConfig) and not schedule_of(term.weight).is_zero
-    ]
+    }
 
 
 def named_grippers(config: RunConfig) -> list[tuple[str, int]]:

@@ -49,16 +49,20 @@ def spellings(data: Recordings) -> Iterator[Finding]:
 
 
 def one_instruction(data: Recordings) -> Iterator[Finding]:
-    """All training episodes have the same instruction, and a term would tell instructions apart."""
+    """All training episodes have the same instruction or task, and a term would tell these apart."""
     told = [(one.store, [e for e in one.training if e in set(one.told)]) for one in data.sources]
-    first = {episode.instruction for _, episodes in told for episode in episodes}
-    if not data.contrasting or len(set(map(normalized_text, first))) > 1:
-        return
-    texts = {text for store, episodes in told for text in texts_of(store, episodes)}
-    if len(texts) == 1:
-        terms = " and ".join(data.contrasting)
-        cures = " and ".join(f"`objective.{term}` to null" for term in data.contrasting)
-        yield say("nothing_to_contrast", 1, terms=terms, cures=cures, text=shown(texts.pop(), SHOWN_TEXT))
+    texts = {normalized_text(episode.instruction) for _, episodes in told for episode in episodes}
+
+    def idle_terms() -> list[str]:
+        return [term for term, group_of in data.contrasting.items() if len(set(map(group_of, texts))) == 1]
+
+    if idle_terms():  # rows may have other texts than their episode's first; to read them all takes longer
+        texts = {text for store, episodes in told for text in texts_of(store, episodes)}
+    if idle := idle_terms():
+        cures = " and ".join(f"`objective.{term}` to null" for term in idle)
+        what = "instruction" if len(texts) == 1 else f"task in {len(texts)} wordings"
+        text = shown(min(texts), SHOWN_TEXT)
+        yield say("nothing_to_contrast", 1, terms=" and ".join(idle), cures=cures, what=what, text=text)
 
 
 def copies(data: Recordings) -> Iterator[Finding]:

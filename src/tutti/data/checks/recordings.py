@@ -15,6 +15,7 @@ from tutti.data.episodes import ALL_USED, VECTORS, Episode, EpisodeStore, Use, V
 from tutti.data.keyframes import share_between
 from tutti.data.normalize import Normalizer
 from tutti.data.sources import Part
+from tutti.data.split import GroupOf
 from tutti.findings import GRIPPER_MOVES_MIN, RELATIVE_RANGE_MIN, Finding, Severity, read_messages, worded
 from tutti.gripper_dims import MAX_AWAY
 from tutti.types import DataNeeds, Label
@@ -170,7 +171,8 @@ class Sample:
 class Recordings:
     """All sources, and what the config asks of them.
 
-    `contrasting` are the terms that tell instructions apart, `grippers` the keys of the config that name a
+    `contrasting` are the terms that tell instructions apart, each with what it takes for one (a normalised
+    text's task, or itself), `grippers` the keys of the config that name a
     gripper with the dimensions of the action that they name.
     """
 
@@ -178,11 +180,11 @@ class Recordings:
     normalizer: Normalizer
     horizon: int
     needs: DataNeeds
-    contrasting: Sequence[str] = ()
+    contrasting: Mapping[str, GroupOf] = field(default_factory=dict)
     grippers: Sequence[tuple[str, int]] = ()
 
     @classmethod
-    def of_bundle(cls, data: DataBundle, contrasting: Sequence[str]) -> Recordings:
+    def of_bundle(cls, data: DataBundle, contrasting: Mapping[str, GroupOf]) -> Recordings:
         """The rows that a training has in memory."""
         return cls(
             sources=list(map(Recorded.of_part, data.parts)),
