@@ -1,7 +1,7 @@
 """All experiments of docs/experiments.md in their order, each by its own command, which goes on after a kill.
 
-python benchmarks/experiments.py [PART ...] runs all parts, or those named: data, e1, e2, e3, blind, e4. What
-is finished is found again. The rates come first, by hand: `tutti tune --rate` (docs/experiments.md).
+python benchmarks/experiments.py [PART ...] runs all parts, or those named: data, rates, e1, e2, e3, blind, e4.
+What is finished is found again. After `rates`, write the chosen ones into the configs (docs/experiments.md).
 
 --toy runs all studies within minutes on data of noise, with 2 seeds, a few steps and one short rollout: it
 finds mistakes of the configs, and its numbers mean nothing.
@@ -26,8 +26,25 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO_SEEDS = range(100, 110)
 RECORDINGS = ("demo", "experiments", "three-goals")
 STUDIES = ("e1", "e2", "e3", "blind")
+FIFTY = ("data.sources=[{path: runs/experiments/dataset, per_task: 0-49}]",)
+UNEQUAL = (
+    "data.sources=[{path: runs/experiments/dataset, per_task: 0-9}, {path: runs/experiments/dataset, "
+    "per_task: 10-99, labels: {actions: false, state: false}}]",
+)
+SCREENINGS: dict[str, tuple[str, ...]] = {
+    "e1": ("experiments", *FIFTY),
+    "e1-action": ("experiments", *FIFTY, "strategy.kind=action_only"),
+    "e2": ("experiments", *UNEQUAL, "data.batch_size=64", "data.mixture.labelled=0.5"),
+    "e2-action": ("experiments", *UNEQUAL, "data.mixture.labelled=1", "strategy.kind=action_only"),
+    "e3": ("three-goals", "data.sources=[{path: runs/three-goals/dataset}]"),
+}
+"""Of each screening of the learning rate, the config and what changes in it: the data of the arms."""
 PARTS: dict[str, list[list[str]]] = {
     "data": [["tutti", "record", f"configs/{name}.yaml"] for name in RECORDINGS],
+    "rates": [
+        ["tutti", "tune", "--rate", f"configs/{config}.yaml", *changes, "--run", f"runs/rates/{name}"]
+        for name, (config, *changes) in SCREENINGS.items()
+    ],
     **{name: [["tutti", "compare", f"configs/studies/{name}.yaml"]] for name in STUDIES},
     "e4": [
         ["demo_seeds", "--run", "runs/demo", "--first-seed", "5000", "--seeds", *map(str, DEMO_SEEDS)],

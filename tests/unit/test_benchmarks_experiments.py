@@ -10,8 +10,9 @@ import pytest
 from demo_seeds import note_look, summary, task_table
 from joint_scores import Trained
 
+from tutti.config.run_config import load_config
 from tutti.data.sources import SourceConfig
-from tutti.studies.cells import plan_cells
+from tutti.studies.cells import cell_config, plan_cells
 from tutti.studies.config import StudyConfig, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,28 @@ def test_arms_of_unequal_labels_share_labelled_windows_and_statistics() -> None:
     }
     assert labelled.pop("action-2b") == 64 and {*labelled.values()} == {32}
     assert own.budget.arms == {"action-flops": "flops"}
+
+
+@pytest.mark.parametrize("name", experiments.SCREENINGS)
+def test_rates_are_screened_on_the_data_and_terms_of_the_arms(name: str) -> None:
+    config, *changes = experiments.SCREENINGS[name]
+    screened = load_config(ROOT / "configs" / f"{config}.yaml", changes)
+    assert screened.strategy.kind == ("action_only" if name.endswith("action") else "end_to_end")
+    own = study(name[:2])
+    like = cell_config(
+        own,
+        {"e1": "align-recon-state", "e2": "joint", "e2-action": "action", "e3": "align"}.get(name, "action"),
+        level="base",
+        seed=0,
+        steps=1300,
+        sources=SOURCES,
+    )
+    assert screened.data.batch_size == like.data.batch_size and screened.data.mixture == like.data.mixture
+    if name[:2] == "e2":
+        parts = [[(one.per_task, one.labels) for one in c.data.sources] for c in (screened, like)]
+        assert parts[0] == parts[1]
+    if name != "e1-action":  # there the terms are off, here the strategy leaves them out
+        assert screened.objective == like.objective
 
 
 def test_parts_run_in_order_and_a_failure_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
