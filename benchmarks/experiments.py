@@ -1,7 +1,7 @@
 """All experiments of docs/experiments.md in their order, each by its own command, which goes on after a kill.
 
 python benchmarks/experiments.py [PART ...] runs all parts, or those named: data, rates, e1, e2, e3, blind,
-e4. What is finished is found again. After `rates`, write the chosen ones into the configs (docs/experiments.md).
+e4. What is finished is found again. After `rates`, write the chosen ones into the configs: the page says how.
 
 --toy runs all studies within minutes on data of noise, with 2 seeds, a few steps and one short rollout: it
 finds mistakes of the configs, and its numbers mean nothing.
