@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -60,7 +60,12 @@ def test_the_spread_goes_over_from_a_first_guess_to_what_is_measured() -> None:
 
 
 def test_the_smaller_of_the_fixed_and_the_adaptive_limit_clips() -> None:
-    for norm, expected in ((1.5, 1.5), (100.0, 2 * math.exp(6.25 / 6)), ("auto", 2 * math.exp(6.25 / 6))):
+    norms: dict[float | Literal["auto"], float] = {
+        1.5: 1.5,
+        100.0: 2 * math.exp(6.25 / 6),
+        "auto": 2 * math.exp(6.25 / 6),
+    }
+    for norm, expected in norms.items():
         made = parameters(a=[2 * math.e**6])
         zclip = "off" if norm == "auto" else ZClipConfig(warmup=2)
         clipper = Clipper(made, norm=norm, by="global", zclip=zclip)

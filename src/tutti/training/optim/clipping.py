@@ -156,7 +156,7 @@ class Clipper:
         values = {"optim/grad_norm": size, "optim/grad_norm_max": size, "optim/clip_share": clipped}
         if self.by == "part":
             values |= {f"optim/clip_share/{name}": share for name, share in shares.items()}
-        if self.zclip != "off":
+        if isinstance(self.zclip, ZClipConfig):
             for name, history in self.histories.items():
                 part = "" if name == WHOLE else f"/{name}"
                 values["optim/grad_norm_mean" + part] = math.exp(history.mean)
