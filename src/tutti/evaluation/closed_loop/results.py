@@ -214,13 +214,12 @@ def first_goal(rollout: Rollout) -> str:
 def goals_note(scores: Mapping[Condition, Score]) -> str:
     """Which goal the policy went to, told its own sentence and the wrong one; empty without such goals."""
     parts: list[str] = []
-    for condition, said in (
-        ("policy", "their own sentence"),
-        ("wrong_instruction", "another goal's sentence"),
-    ):
+    sentences: dict[Condition, str] = {"policy": "their own", "wrong_instruction": "another goal's"}
+    for condition, whose in sentences.items():
         if condition in scores and (goals := scores[condition].goals):
             count = [f"{goals.get(key, 0)} {words}" for key, words in GOALS.items() if goals.get(key)]
-            parts.append(f"Told {said}, of {sum(goals.values())} rollouts reached first: {', '.join(count)}.")
+            played, what = sum(goals.values()), ", ".join(count)
+            parts.append(f"Told {whose} sentence, of {played} rollouts reached first: {what}.")
     return " ".join(parts)
 
 

@@ -53,7 +53,7 @@ def place_probes(
     for features in FEATURES:
         for name, place in places.items():
             left = total = 0.0
-            for task in np.intersect1d(*tasks):
+            for task in np.intersect1d(tasks[0], tasks[1]):
                 of = [numbers == task for numbers in tasks]
                 y, truth = place[fit.rows][of[0]], place[unseen.rows][of[1]]
                 ridge = Ridge.fit(seen[features][of[0]], y, fit.episode[of[0]])
