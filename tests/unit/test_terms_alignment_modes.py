@@ -161,6 +161,11 @@ def test_windows_whose_later_pictures_are_masked_take_no_part(kind: str, picture
     assert found[0].value.item() == pytest.approx(found[1].value.item(), rel=1e-12)
     torch.testing.assert_close(found[0].metrics, found[1].metrics, rtol=1e-12, atol=0)
     assert term.rows(masked).tolist() == there.tolist()
+    # The goal needs no present picture, a change does.
+    seen = batch.observation.image_mask.clone()
+    seen[0] = False
+    blind = replace(masked, observation=replace(batch.observation, image_mask=seen))
+    assert term.rows(blind).tolist() == [pictures == "goal", *there[1:].tolist()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
