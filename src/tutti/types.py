@@ -180,12 +180,10 @@ class Batch(Movable):
     def labelled(self, labels: Collection[Label]) -> Bool[Tensor, " b"]:
         """The rows that have all of these labels: an action, a token of text, the state. All rows, if none is
         asked for."""
-        rows = torch.ones_like(self.window, dtype=torch.bool)
-        if "actions" in labels:
-            rows = rows & self.action_mask.flatten(1).any(dim=1)
-        if "text" in labels:
-            rows = rows & self.observation.text_mask.any(dim=1)
-        return rows & self.observation.state_mask if "state" in labels else rows
+        seen, acts = self.observation, self.action_mask.flatten(1)
+        has = {"actions": acts, "text": seen.text_mask, "state": seen.state_mask[:, None]}
+        every = torch.ones_like(self.window, dtype=torch.bool)
+        return torch.stack([every, *(has[label].any(dim=1) for label in labels)]).all(dim=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

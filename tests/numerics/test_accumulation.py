@@ -70,8 +70,9 @@ def _own_term(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def uneven(number: int, size: int = PARTS * ROWS) -> Batch:
-    """Windows of which the first quarter has no action, the second a lone one and no future, the third views
-    that are absent, instructions without text and still pictures, and the last nearly everything."""
+    """Windows of which the first quarter has neither action nor text, the second a lone action, no state and
+    no future, the third views that are absent, instructions without text and still pictures, and the last
+    nearly everything."""
     batch = as_double(make_batch(number, size))
     first, second, third, last = (slice(i * size // 4, (i + 1) * size // 4) for i in range(4))
     actions = torch.arange(5)[None, :, None] < (1 + torch.arange(size) % 5)[:, None, None]
@@ -79,9 +80,11 @@ def uneven(number: int, size: int = PARTS * ROWS) -> Batch:
     actions[first], actions[second] = False, False
     actions[second.start + 1, 0] = True
     seen, told = batch.observation.image_mask.clone(), batch.observation.text_mask.clone()
+    known = batch.observation.state_mask.clone()
     seen[third, 0] = False
     seen[third.start] = False
     told[third.start + 2] = False
+    told[first], known[second] = False, False
     ahead = torch.ones(size, dtype=torch.bool)
     ahead[second] = False
     ahead[last.start] = False
@@ -89,14 +92,14 @@ def uneven(number: int, size: int = PARTS * ROWS) -> Batch:
     assert batch.later_states is not None
     later = batch.later_states.mask.clone()
     later[first, 3] = False  # at t + 3
-    later[second, 2:] = False
+    later[second], later[first, 0] = False, False  # no state; no actions, so no next key frame
     later[third.start + 1 : third.stop, 0] = False  # the next key frame
     pictures = future.observation.images.clone()
     still = slice(third.start, third.start + 6)
     pictures[still, 1] = batch.observation.images[still, 1]
     return replace(
         batch,
-        observation=replace(batch.observation, image_mask=seen, text_mask=told),
+        observation=replace(batch.observation, image_mask=seen, text_mask=told, state_mask=known),
         action_mask=actions,
         futures={4: replace(future, observation=replace(future.observation, images=pictures), mask=ahead)},
         later_states=replace(batch.later_states, mask=later),
@@ -171,19 +174,20 @@ def test_a_mean_over_micro_batches_is_that_of_the_large_batch(kind: str) -> None
     assert furthest(gradient, summed) < 1e-12
     unknown, apart = evaluated(model, loss, parts, known=False)
     if kind not in EQUAL_ROWS:  # the masks are such that the mean of means is another number
-        assert abs(unknown["extra"] / expected["extra"] - 1) > 1e-3 and furthest(gradient, apart) > 1e-3
+        assert abs(unknown["extra"] / expected["extra"] - 1) > 5e-4 and furthest(gradient, apart) > 1e-3
 
 
 @pytest.mark.parametrize("kind", COMPARED)
 def test_what_compares_rows_counts_by_the_rows_that_take_part(kind: str) -> None:
     model, loss = built(kind, COMPARED[kind])
     parts = cut(uneven(1), PARTS)
-    seen = [int(batch.observation.image_mask.any(dim=1).sum()) for batch in parts]
-    both = [
-        int((batch.observation.image_mask.any(dim=1) & batch.labelled(("text",))).sum()) for batch in parts
-    ]
-    assert seen == [8, 8, 7, 8] and both == [8, 8, 6, 8]
-    others = {"state_contrastive": seen, "change": [8, 0, 6, 7], "recoverable_language": [0, 1, 6, 8]}
+    pictured = [batch.observation.image_mask.any(dim=1) for batch in parts]
+    seen, both = (
+        [int((batch.labelled(labels) & here).sum()) for batch, here in zip(parts, pictured, strict=True)]
+        for labels in (("state",), ("text",))
+    )
+    assert seen == [8, 0, 7, 8] and both == [0, 8, 6, 8]
+    others = {"state_contrastive": seen, "change": [0, 0, 6, 7], "recoverable_language": [0, 1, 6, 8]}
     counts = others.get(kind, both)
     apart = [evaluated(model, loss, [batch])[0] for batch in parts]
     found, _ = evaluated(model, loss, parts)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fixtures import squares_data as world
 from tutti.config.run_config import RunConfig
-from tutti.data.bundle import DataBundle, held_out, spread, training
+from tutti.data.bundle import DataBundle, held_out, spread, states, training
 from tutti.data.checks.ridge import PENALTIES, Leak, Ridge, state_leak
 from tutti.evaluation.probes.action_probes import (
     NO_STATE,
@@ -32,9 +32,11 @@ from tutti.evaluation.probes.ridge_probes import (
     MEAN,
     PREVIOUS,
     READOUT,
+    STATE,
     STATE_ALONE,
     TASK_ALONE,
     frozen_features,
+    linear_probes,
     task_numbers,
 )
 from tutti.evaluation.probes.run import ProbeResult, run_probes
@@ -193,6 +195,44 @@ def test_movement_is_in_units_of_the_error(config: RunConfig, data: DataBundle) 
     other = (np.abs(0.5 - own - actions) * mask).sum()
     assert swap.increase.value == pytest.approx(other / error - 1)
     assert found.error.value == pytest.approx(error / mask.sum())
+
+
+def test_windows_without_a_state_are_in_no_probe_of_it(folder: Path, tmp_path: Path) -> None:
+    """A policy that moves by the text and the state, where a third of the episodes has no state: its shift
+    under each change is that over the others, by hand."""
+    path = folder / "set"
+    whole: dict[str, Any] = {"path": str(path), "episodes": ["0-39"]}
+    lacking = {**whole, "episodes": ["40-59"], "labels": {"state": False}}
+    config = world.config(path, data={"sources": [whole, lacking]})
+    mixed = build_data(config, tmp_path)
+    ids, _ = mixed.tokenizer.encode([world.TEXTS[0]])
+
+    def act(_: DataBundle, o: Observation) -> Tensor:
+        told = (o.text == ids).all(1, keepdim=True)
+        felt = o.state_mask[:, None] & (o.state != 0).any(1, keepdim=True)
+        return (0.5 * told + 0.1 * felt).expand(-1, 3)
+
+    given = setup(Scripted(config, mixed, act), mixed, 200)
+    state, (error, steps) = given.held.known("state"), given.own_error
+    assert 0 < state.sum() < len(state)
+    found = ablate(given)
+    for name, moved, rows in ((SWAP, 0.5, np.ones_like(state)), (NO_STATE, 0.1, state)):
+        change = found.find(name)
+        assert change is not None
+        assert change.action_shift.value == pytest.approx(moved * steps[rows].sum() / error[rows].sum())
+
+    by_hand: list[tuple[np.ndarray, ...]] = []
+    for sample in (given.train, given.held):
+        known = sample.known("state")
+        assert (states(sample)[~known] == 0).all() and known.any()
+        with torch.no_grad():
+            seen = [given.model(b.observation).readout.double().numpy() for b in sample.batches()]
+        by_hand.append((np.concatenate(seen)[known], states(sample)[known], sample.episode[known]))
+    (x, y, episode), (x_held, y_held, _) = by_hand
+    left = np.square(Ridge.fit(x, y, episode).predict(x_held) - y_held).sum()
+    r2 = 1 - left / np.square(y_held - y_held.mean(0)).sum()
+    (probe,) = (one for one in linear_probes(given) if (one.features, one.target) == (READOUT, STATE))
+    assert probe.trained.value == pytest.approx(r2)
 
 
 def test_probes_are_repeatable_plain_json_and_limited(

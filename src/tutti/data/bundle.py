@@ -19,7 +19,7 @@ from tutti.data.sources import Part, stores_of
 from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import WindowIndex
 from tutti.errors import UserError
-from tutti.types import Batch, DataSpec
+from tutti.types import Batch, DataSpec, Label
 
 BATCH = 128
 """Windows of a sample that are read at once."""
@@ -178,6 +178,10 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def known(self, label: Label) -> Bool[np.ndarray, " n"]:
+        """Which windows have this label."""
+        return np.isin(self.rows, self.index.having(label, self.rows))
 
     @property
     def num_episodes(self) -> int:

@@ -50,11 +50,7 @@ class Fusion(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        vision: Tokens,
-        language: Tokens,
-        state: Float[Tensor, "b s"],
-        state_mask: Bool[Tensor, " b"],
+        self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"], state_mask: Bool[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b d"], Tokens]:
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in. Where
         `state_mask` is False, what the state holds changes nothing, even if it is NaN."""

@@ -41,11 +41,7 @@ class VLA(nn.Module):
         return vision, self.language(observation.text, observation.text_mask)
 
     def fuse(
-        self,
-        vision: Tokens,
-        language: Tokens,
-        state: Float[Tensor, "b s"],
-        state_mask: Bool[Tensor, " b"],
+        self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"], state_mask: Bool[Tensor, " b"]
     ) -> Features:
         """The features of already encoded images and texts, with the state where it is known."""
         readout, fused_vision = self.fusion(vision, language, state, state_mask)

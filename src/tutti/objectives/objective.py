@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from tutti.types import Batch, Features, LossTerms, UserError
+from tutti.types import Batch, Features, Label, LossTerms, UserError
 
 
 class UpdateHooks:
@@ -45,6 +45,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The terms, in the order of the sum."""
+
+    def labels(self, name: str) -> tuple[Label, ...]:
+        """The labels that a row must have to count in this term."""
+        return ()
 
     @property
     def hooks(self) -> UpdateHooks:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.objective import Objective, UpdateHooks
 from tutti.objectives.term import Term
-from tutti.types import Batch, Features, LossTerms, at_least_float32
+from tutti.types import Batch, Features, Label, LossTerms, at_least_float32
 
 
 class UnifiedLoss(Objective):
@@ -28,6 +28,9 @@ class UnifiedLoss(Objective):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.terms)
+
+    def labels(self, name: str) -> tuple[Label, ...]:
+        return self.terms[name].needed.labels  # pyright: ignore
 
     @property
     def hooks(self) -> UpdateHooks:

@@ -147,8 +147,7 @@ class Policy:
             vision = self.model.vision(self.model.prepare(resized), mask)
             state_tensor = torch.from_numpy(normalised)[None].to(self.device)
             language = self._language(instruction)
-            known = torch.ones(1, dtype=torch.bool, device=self.device)
-            features = self.model.fuse(vision, language, state_tensor, known)
+            features = self.model.fuse(vision, language, state_tensor, mask.new_ones(1))
             chunk = self.model.action.predict(features)[0].float().cpu().numpy()
         actions = self.normalizer.undo_action(chunk, self.embodiment)
         if not np.isfinite(actions).all():

@@ -61,6 +61,7 @@ METRICS: dict[str, str] = {
     "backward/cosine/*": "Cosine of two terms' gradients (a~b) over the shared parameters; by part likewise.",
     "strategy/phase": "Number of the strategy's phase, from 0; not recorded where there is only one.",
     "fault/damaged_checkpoints": "Damaged checkpoints set aside by the resume that went on from this step.",
+    "data/labelled/*": "Share of windows with this label (actions, text, state), where it is below 1.",
     "data/samples": "Training windows consumed since the start of the run.",
     "time/seconds": "Seconds spent training since the start of the run, resumed parts included.",
     "time/samples_per_second": "Windows per second since the last record, validation and saving excluded.",

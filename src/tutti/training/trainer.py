@@ -206,7 +206,7 @@ class Trainer:
             self.parallel.micro_batch(last=number == num_batches - 1)
             with self.machine.autocast(), update.micro_batches.use(number):
                 features, terms = self.parallel.evaluate(batch, update.point.progress, update.active_terms)
-                update.scalars.append(read_scalars(terms))
+                update.scalars.append(read_scalars(terms, batch))
             lap("forward")
             for observer in self.observers:
                 observer.after_forward(update, features, terms)
@@ -216,7 +216,7 @@ class Trainer:
         combined = self.backward.finish()
         self.parallel.finish()
         # The one place where the host waits for the device; all numbers of the update come in one transfer.
-        update.read(self.parameters.values())
+        update.read(self.parameters.values(), self.objective)
         lap("backward")
         for observer in self.observers:
             observer.before_step(update)
@@ -248,7 +248,8 @@ class Trainer:
     def _record(self, writer: MetricsWriter) -> None:
         """Write the means since the last record, with the time shares."""
         counters = self.counters
-        values = self.meter.take() | self.optimizer.metrics() | self.fault_policy.metrics()
+        values = {k: v for k, v in self.meter.take().items() if v < 1 or not k.startswith("data/labelled/")}
+        values |= self.optimizer.metrics() | self.fault_policy.metrics()
         if self.config.batch_ramp != "off":
             values["optim/accumulation"] = float(self.config.accumulation_at(self.step - 1))
         if len(self.strategy.phases) > 1:

@@ -23,13 +23,13 @@ from tutti.training.parallel.ddp import Parallel
 from tutti.training.rng import load_rng_state, own_randomness, rng_state
 from tutti.training.state import TrainState
 from tutti.training.strategy import SchedulePoint
-from tutti.types import Batch, Features, LossTerms
+from tutti.types import LABELS, Batch, Features, LossTerms
 
 Evaluate = Callable[[Batch, float, Collection[str]], tuple[Features, LossTerms]]
 """A forward pass: batch, progress of the schedules and the names of the terms that count."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TermValues:
     """Raw values, lambdas, metrics and total of one batch, as numbers."""
 
@@ -37,15 +37,19 @@ class TermValues:
     lambdas: dict[str, float]
     metrics: dict[str, float]
     total: float
+    labelled: dict[str, float] = field(default_factory=dict)
+    """Share of the rows that have each label."""
 
     def to_record(self) -> dict[str, float]:
-        """What is recorded of a batch: the total, each term raw and weighted, lambdas, the terms' metrics."""
+        """What is recorded of a batch: the total, each term raw and weighted, lambdas, the terms' metrics,
+        the shares of labelled rows."""
         return (
             {"loss/total": self.total}
             | {f"loss/{name}/raw": value for name, value in self.values.items()}
             | {f"loss/{name}/weighted": self.lambdas[name] * value for name, value in self.values.items()}
             | {f"lambda/{name}": value for name, value in self.lambdas.items()}
             | {f"metric/{name}": value for name, value in self.metrics.items()}
+            | {f"data/labelled/{label}": share for label, share in self.labelled.items()}
         )
 
 
@@ -57,9 +61,11 @@ class DeviceScalars:
     numbers: Float64[Tensor, " n"]
 
 
-def read_scalars(terms: LossTerms) -> DeviceScalars:
-    """A copy of raw values, lambdas, metrics and total, means over the ranks, without a synchronisation."""
-    groups = (terms.values, terms.lambdas, terms.metrics, {"total": terms.total})
+def read_scalars(terms: LossTerms, batch: Batch | None = None) -> DeviceScalars:
+    """A copy of raw values, lambdas, metrics, total and the shares of labelled rows of `batch`, if given,
+    means over the ranks, without a synchronisation."""
+    shares = {} if batch is None else {one: batch.labelled((one,)).double().mean() for one in LABELS}
+    groups = (terms.values, terms.lambdas, terms.metrics, {"total": terms.total}, shares)
     device = terms.total.device
     scalars = [
         value.detach().to(device, torch.float64).reshape(()) for group in groups for value in group.values()
@@ -79,9 +85,9 @@ def to_host(scalars: Sequence[DeviceScalars], *more: Tensor) -> tuple[list[TermV
     numbers = iter(torch.cat([*vectors, *extra]).tolist())
     terms: list[TermValues] = []
     for one in scalars:
-        values, lambdas, metrics, total = [{name: next(numbers) for name in group} for group in one.names]
+        values, lambdas, metrics, total, shares = [{name: next(numbers) for name in g} for g in one.names]
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        terms.append(TermValues(values=values, lambdas=lambdas, metrics=metrics, total=total["total"]))
+        terms.append(TermValues(values, lambdas, metrics, total["total"], shares))
     return terms, list(numbers)
 
 
@@ -116,10 +122,18 @@ class Update:
         """The micro-batch that has last gone through the forward pass, from 0."""
         return len(self.scalars) - 1
 
-    def read(self, parameters: Iterable[Tensor]) -> None:
-        """Fetches terms and gradient norm: the one time in an update that the host waits for the device."""
+    def read(self, parameters: Iterable[Tensor], objective: Objective) -> None:
+        """Fetches terms and gradient norm: the one time in an update that the host waits for the device.
+
+        A term of which no row has the labels is 0, but nothing was measured: it is left out.
+        """
         self.grad_norm = total_norm([p.grad for p in parameters if p.grad is not None])
         self.terms, (self.size,) = to_host(self.scalars, self.grad_norm)
+        lacking = {label for label in LABELS if not any(one.labelled[label] for one in self.terms)}
+        absent = {name for name in self.active_terms if lacking.intersection(objective.labels(name))}
+        for found in (found for one in self.terms for found in (one.values, one.metrics)):
+            for key in [key for key in found if key.split("/")[0] in absent]:
+                del found[key]
 
     @property
     def means(self) -> dict[str, float]:
@@ -210,4 +224,5 @@ class Reevaluation(Observer):
                     _, terms = self.evaluate(batch, update.point.progress, update.active_terms)
                     scalars.append(read_scalars(terms))
             values, _ = to_host(scalars)
-        return mean_terms(values)
+        there = update.means if update.terms else values[0].values
+        return {name: value for name, value in mean_terms(values).items() if name in there}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from itertools import chain
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -39,7 +40,8 @@ def validate(
 ) -> dict[str, float]:
     """Means over the held-out windows in evaluation mode: "valid/action", "valid/metric/...", "valid/total".
 
-    Batches are weighted by their number of windows; what a term reports over all windows (`Term.joined`) is
+    Batches are weighted by their number of windows; for a term and its metrics by those that have its labels,
+    and where none has them it is left out. What a term reports over all windows (`Term.joined`) is
     computed once, from what it kept of each batch. Equal weights give equal numbers, and training goes on as
     if this had not happened. `progress` in [0, 1] is the share of training done, which decides the lambdas of
     the total; `only` names the terms that count.
@@ -50,8 +52,9 @@ def validate(
     the same weights. All ranks must call it, and get the same.
     """
 
-    world, roots = parallel.world, (parallel.model, parallel.objective)
-    values_of_rank: list[tuple[int, int, dict[str, float], dict[str, dict[str, Tensor]]]] = []
+    world, objective = parallel.world, parallel.objective
+    roots = (parallel.model, objective)
+    judged: list[tuple[int, dict[str, int], dict[str, float], dict[str, float], Any]] = []
     with without_side_effects(*roots), own_randomness(seed), shared_batch(ONE_RANK):
         for root in roots:
             root.eval()
@@ -63,21 +66,26 @@ def validate(
             metrics = {f"metric/{name}": value for name, value in read.metrics.items()}
             if number is not None:
                 values = {**read.values, **metrics, "total": read.total}
+                rows = {name: int(batch.labelled(objective.labels(name)).sum()) for name in read.values}
+                rows["total"] = len(batch.window)
                 kept = {name: {k: v.cpu() for k, v in own.items()} for name, own in terms.per_window.items()}
-                values_of_rank.append((number, len(batch.window), values, kept))
+                judged.append((number, rows, values, read.lambdas, kept))
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
     parts: dict[str, list[dict[str, Tensor]]] = {}
-    in_order = sorted(chain(*world.all_gather(values_of_rank)), key=lambda one: one[0])
-    for _, windows, values, kept in in_order:
+    in_order = sorted(chain(*world.all_gather(judged)), key=lambda one: one[0])
+    for _, rows, values, _, kept in in_order:
         for name, value in values.items():
+            windows = rows.get(name.removeprefix("metric/").split("/")[0], rows["total"])
             sums[name] = sums.get(name, 0.0) + value * windows
             weights[name] = weights.get(name, 0) + windows
         for name, own in kept.items():
             parts.setdefault(name, []).append(own)
-    means = {f"{prefix}/{name}": total / weights[name] for name, total in sums.items()}
+    means = {name: total / weights[name] for name, total in sums.items() if weights[name]}
+    if any(min(rows.values()) < rows["total"] for _, rows, *_ in in_order):
+        # Terms have weights of their own: the mean of the batches' totals is no longer the sum of the means.
+        means["total"] = sum(factor * means.get(name, 0.0) for name, factor in in_order[0][3].items())
     for name, each in parts.items():
         whole = {key: torch.cat([one[key] for one in each]) for key in each[0]}
-        joined = parallel.objective.joined(name, whole)
-        means |= {f"{prefix}/metric/{name}/{key}": value for key, value in joined.items()}
-    return means
+        means |= {f"metric/{name}/{key}": value for key, value in objective.joined(name, whole).items()}
+    return {f"{prefix}/{name}": mean for name, mean in means.items()}

@@ -19,7 +19,7 @@ from tutti.data.bundle import spread
 from tutti.evaluation.open_loop import swapped_texts
 from tutti.evaluation.probes.setup import Change, ProbeSetup, masked_sums
 from tutti.evaluation.statistics.intervals import Estimate
-from tutti.types import Batch, Observation
+from tutti.types import Batch, Label, Observation
 
 SWAP, NO_TEXT, NO_VISION, NO_STATE = "instruction swapped", "no instruction", "no images", "no state"
 DEAD_BAND = 0.1
@@ -91,11 +91,16 @@ def ablate(setup: ProbeSetup) -> InputAblations:
     """Predicts every held-out window as it is and under every change."""
     error, count = setup.own_error
     rows: list[InputAblation] = []
+    of: dict[str, Label] = {NO_TEXT: "text", NO_STATE: "state"}
     for name, change in input_changes(setup).items():
+        # Where the input is not there anyway, taking it away changes nothing.
+        known = setup.held.known(of.get(name, "actions"))
+        if not known.any():
+            continue
         other = setup.predict(setup.held, change)
         moved, wrong = setup.sums(other - setup.predicted), setup.sums(other - setup.recorded[0])
-        shift, increase = setup.ratio(moved, error), setup.ratio(wrong, error).affine(1, -1)
-        rows.append(InputAblation(name=name, action_shift=shift, increase=increase))
+        shift, worse = (setup.ratio(part * known, error * known) for part in (moved, wrong))
+        rows.append(InputAblation(name=name, action_shift=shift, increase=worse.affine(1, -1)))
     return InputAblations(error=setup.ratio(error, count), rows=tuple(rows))
 
 

@@ -25,6 +25,7 @@ from tutti.data.checks.ridge import STILL, Ridge, fit_steps, fourier_features, o
 from tutti.evaluation.probes.setup import Change, ProbeSetup, unchanged
 from tutti.evaluation.statistics.intervals import Estimate
 from tutti.models.vla import VLA
+from tutti.types import Label
 
 MEAN, TASK_ALONE, STATE_ALONE = "mean action", "task alone", "state alone"
 PREVIOUS, IMAGES = "action before alone", "images alone"
@@ -34,6 +35,8 @@ VISION, FUSED, READOUT = "vision", "fused vision", "readout"
 """Features: the masked mean of the vision encoder's tokens, of the same tokens after the fusion, and the
 readout. The last two have seen the state and the text, so that these are in them in any model."""
 STATE, PROGRESS, ACTION, TASK = "state", "progress", "action", "task"
+TARGETS: dict[str, Label] = {STATE: "state", PROGRESS: "actions", ACTION: "actions"}
+"""The numbers that are asked for, of the windows with this label; all that are measured have actions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,22 +81,26 @@ def linear_probes(setup: ProbeSetup) -> tuple[Probe, ...]:
     """Ridge from each kind of features to each target: fitted on training windows, scored on held-out ones.
 
     The state is normalised, the progress t / (length - 1), the action the first of the chunk, the task its
-    one-hot (left out where there is one only).
+    one-hot (left out where there is one only). Where windows lack the state, it is that of the others.
     """
     estimates: dict[tuple[str, str], list[Estimate]] = {}
     episode, tasks = setup.train.episode, len(set(setup.groups))
-    labels = [task_numbers(sample, setup.groups) for sample in (setup.train, setup.held)]
+    samples = (setup.train, setup.held)
+    known = {target: [one.known(label) for one in samples] for target, label in TARGETS.items()}
+    labels = [task_numbers(sample, setup.groups) for sample in samples]
     for network in (setup.model, setup.untrained):
-        train, held = (frozen_features(network, sample) for sample in (setup.train, setup.held))
+        train, held = (frozen_features(network, sample) for sample in samples)
         for name in (VISION, FUSED, READOUT):
-            for target in (STATE, PROGRESS, ACTION):
-                ridge = Ridge.fit(train[name], train[target], episode)
-                left = np.square(ridge.predict(held[name]) - held[target]).sum(1)
-                total = np.square(held[target] - held[target].mean(0)).sum(1)
+            for target, (fitted, here) in known.items():
+                if not (fitted.any() and here.any()):
+                    continue
+                ridge = Ridge.fit(train[name][fitted], train[target][fitted], episode[fitted])
+                left = np.square(ridge.predict(held[name]) - held[target]).sum(1) * here
+                total = np.square(held[target] - held[target][here].mean(0)).sum(1) * here
                 if total.sum() > STILL * len(total):  # what never moves cannot be explained
                     r2 = setup.ratio(left, total).affine(-1, 1)
                     estimates.setdefault((name, target), []).append(r2)
-            if tasks > 1:
+            if len({*setup.groups} - {""}) > 1:
                 ridge = Ridge.fit(train[name], one_hot(labels[0], tasks), episode)
                 right = (ridge.predict(held[name]).argmax(1) == labels[1]).astype(np.float64)
                 share = setup.ratio(right, np.ones_like(right))

@@ -71,11 +71,7 @@ class JointAttention(Fusion):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self,
-        vision: Tokens,
-        language: Tokens,
-        state: Float[Tensor, "b s"],
-        state_mask: Bool[Tensor, " b"],
+        self, vision: Tokens, language: Tokens, state: Float[Tensor, "b s"], state_mask: Bool[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b d"], Tokens]:
         """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in."""
         b = state.shape[0]
@@ -88,8 +84,7 @@ class JointAttention(Fusion):
         first, present = [(self.readout + readout_type).expand(b, 1, -1)], [torch.ones_like(state_mask)]
         if self.state is not None:
             # 0 where it is not known: a NaN in a masked token would still reach the gradient.
-            known = torch.where(state_mask[:, None], state, torch.zeros_like(state))
-            first.append((self.state(known) + state_type)[:, None])
+            first.append((self.state(torch.where(state_mask[:, None], state, 0.0)) + state_type)[:, None])
             present.append(state_mask)
         x = torch.cat(
             [

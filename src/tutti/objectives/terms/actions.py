@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Label, Tokens, masked_mean
+from tutti.types import Batch, Features, Tokens, masked_mean
 
 
 class ChunkConfig(BaseTermConfig):
     """`kind: chunk`."""
 
-    required: ClassVar[tuple[Label, ...]] = ("actions",)
+    required = ("actions",)
 
     kind: Literal["chunk"] = "chunk"
 
@@ -55,7 +55,7 @@ def _actions(batch: Batch) -> Bool[Tensor, "b t a"]:
 class InverseDynamicsConfig(OffsetTermConfig):
     """`kind: inverse_dynamics`."""
 
-    required: ClassVar[tuple[Label, ...]] = ("actions",)
+    required = ("actions",)
 
     kind: Literal["inverse_dynamics"] = "inverse_dynamics"
     weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")

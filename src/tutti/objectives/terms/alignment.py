@@ -10,7 +10,7 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import replace
 from math import log
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.terms.pair_labels import PairLabels, Positives, Said, retrieval
 from tutti.objectives.terms.states import binary_entropy
 from tutti.objectives.weight_schedule import Weight
-from tutti.types import Batch, DataNeeds, Features, FutureLabel, Label, at_least_float32
+from tutti.types import Batch, DataNeeds, Features, FutureLabel, at_least_float32
 
 MAX_SCALE = 100.0
 """The largest exp(g), as in CLIP (2103.00020): beyond it, one wrong pair outweighs a batch."""
@@ -43,7 +43,7 @@ Temperature = Annotated[
 class EmbeddingTermConfig(BaseTermConfig, ABC):
     """What the kinds that compare vision with language have in common."""
 
-    required: ClassVar[tuple[Label, ...]] = ("text",)
+    required = ("text",)
 
     width: PositiveInt = Field(default=128, description="Width of the embeddings that are compared.")
     temperature: Temperature

@@ -78,9 +78,7 @@ class RecoverableLanguageTerm(Term):
         """The value and gradient above; metrics `floor`, `chance`, `cross_entropy`, `accuracy` and
         `skipped`, and of the picture alone `vision_only_cross_entropy` and `vision_only_accuracy`."""
         vision, language = features.vision.mean(), features.language.mean()
-        present = gathered(
-            features.vision.mask.any(dim=1) & features.language.mask.any(dim=1) & self.rows(batch)
-        )
+        present = gathered(self.rows(batch))
         candidates, answer = distinct(gathered(batch.instruction_id), present)
         enough = candidates.sum() > 1
 
@@ -107,11 +105,11 @@ class RecoverableLanguageTerm(Term):
                 "vision_only_accuracy": _accuracy(by_vision, answer, present),
                 "skipped": (~enough).to(right.dtype),
             }
-        return self.compared(TermValue(value=value, metrics=metrics), self.takes_part)
+        return self.compared(TermValue(value=value, metrics=metrics), self.rows)
 
-    def takes_part(self, batch: Batch) -> Bool[Tensor, " b"]:
+    def rows(self, batch: Batch) -> Bool[Tensor, " b"]:
         """The windows with a picture, with text and with what stands for the action."""
-        return batch.observation.image_mask.any(dim=1) & self.rows(batch)
+        return batch.observation.image_mask.any(dim=1) & super().rows(batch)
 
     def _action(self, features: Features, batch: Batch) -> Float[Tensor, "b c"]:
         """What stands for the action; masked steps of a chunk are 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,13 @@ from tutti.distributed.ranks import gathered, sample_whole_batch
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.terms.alignment import only
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Label, Tokens, at_least_float32
+from tutti.types import Batch, Features, Tokens, at_least_float32
 
 
 class StateContrastiveConfig(BaseTermConfig):
     """`kind: state_contrastive`."""
 
-    required: ClassVar[tuple[Label, ...]] = ("state",)
+    required = ("state",)
 
     kind: Literal["state_contrastive"] = "state_contrastive"
     weight: Weight = WeightSchedule(start=1.0, end=0.0, schedule="cosine")
@@ -94,11 +94,9 @@ class StateContrastiveTerm(Term):
     def num_embeddings(self, batch: Batch) -> Int[Tensor, " b"]:
         """How many embeddings each window has: none without a state or a picture, two where a view can be
         dropped."""
-        known = self.rows(batch).long()
-        if self.config.read == "readout":
-            return known
-        num_views = batch.observation.image_mask.sum(dim=1)
-        return known * num_views.clamp(max=2 if self.config.drop_one_view else 1)
+        known, num_views = self.rows(batch).long(), batch.observation.image_mask.sum(dim=1)
+        most = 2 if self.config.drop_one_view else 1
+        return known if self.config.read == "readout" else known * num_views.clamp(max=most)
 
 
 def without_one_view(tokens: Tokens, image_mask: Bool[Tensor, "b v"]) -> Tokens:

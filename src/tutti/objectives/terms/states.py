@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.gripper_dims import gripper_dimensions
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import (
-    Batch,
-    DataNeeds,
-    Features,
-    Label,
-    StateLabel,
-    UserError,
-    at_least_float32,
-    masked_mean,
-)
+from tutti.types import Batch, DataNeeds, Features, StateLabel, UserError, at_least_float32, masked_mean
 
 
 class GripperConfig(FrozenConfig):
@@ -44,7 +35,7 @@ class GripperConfig(FrozenConfig):
 class FutureStatesConfig(BaseTermConfig):
     """`kind: future_states`."""
 
-    required: ClassVar[tuple[Label, ...]] = ("state",)
+    required = ("state",)
 
     kind: Literal["future_states"] = "future_states"
     weight: Weight = WeightSchedule(start=5.0, end=0.3, schedule="cosine")

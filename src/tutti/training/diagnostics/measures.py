@@ -122,7 +122,8 @@ def feature_measures(features: Features, instruction_ids: Int64[Tensor, " b"]) -
         if len(rows) and bool(torch.isfinite(rows).all()):
             found[f"rank/{name}"] = float(effective_rank(rows))
             found[f"rank_limit/{name}"] = float(min(rows.shape))
-    told_apart = len(set(instruction_ids.tolist())) > 1  # else the language must be the same for all
+    # Where it is the same for all, the language must be so too.
+    told_apart = len(set(instruction_ids[features.language.mask.any(dim=1)].tolist())) > 1
     for name, tokens in (
         ("vision", features.vision),
         ("language", features.language if told_apart else None),

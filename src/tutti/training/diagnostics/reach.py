@@ -149,8 +149,8 @@ def _why_not(terms: Sequence[str], parts: Sequence[str], tables: Sequence[ReachT
     ]
     if any(table.norms[term].get(part) == 0 for table, term, part in pairs):
         return (
-            "its gradient is exactly zero on this batch. Is all of it masked (past the episodes' end, absent "
-            "views, fewer than two instructions), or are outputs dead? Try a larger batch."
+            "its gradient is exactly zero on this batch. Is all of it masked (no labels, the episode's end, "
+            "absent views, fewer than two instructions), or are outputs dead? Try a larger batch."
         )
     masked = _names(
         [term] for table, term, part in pairs if part in table.parts and _is_masked(table, term, part)
