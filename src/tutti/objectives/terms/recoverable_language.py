@@ -78,7 +78,8 @@ class RecoverableLanguageTerm(Term):
         """The value and gradient above; metrics `floor`, `chance`, `cross_entropy`, `accuracy` and
         `skipped`, and of the picture alone `vision_only_cross_entropy` and `vision_only_accuracy`."""
         vision, language = features.vision.mean(), features.language.mean()
-        present = gathered(self.rows(batch))
+        shown = features.vision.mask.any(dim=1) & features.language.mask.any(dim=1)
+        present = gathered(shown & self.rows(batch))
         candidates, answer = distinct(gathered(batch.instruction_id), present)
         enough = candidates.sum() > 1
 
