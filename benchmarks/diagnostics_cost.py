@@ -23,6 +23,7 @@ from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.diagnostics.loss_spikes import SpikeDetector
 from tutti.training.diagnostics.observer import DiagnosticsConfig
+from tutti.training.diagnostics.update_shares import measured_fraction
 
 PLAIN = "no look"
 MOST_ADDED = 0.03
@@ -49,12 +50,15 @@ def search_ms(config: RunConfig, steps: int = 20_000) -> float:
 
 
 def added(look: Spread, every: int, search: float) -> Spread:
-    """What a look in every `every`-th step and the search for spikes add to the time of training.
+    """What a look in every `every`-th step, the windows of updates before every tenth look and the search for
+    spikes add to the time of training.
 
-    (look - 1) / every + search: `look` is the time of a step with a look over that of one without, `search`
-    the share of a step that the search takes.
+    (look - 1) * fraction + search: `look` is the time of a step with a look over that of one without,
+    `fraction` that of the steps that have one (`measured_fraction`), `search` the share of a step that the
+    search takes.
     """
-    low, median, high = ((ratio - 1) / every + search for ratio in (look.low, look.median, look.high))
+    fraction = measured_fraction(every)
+    low, median, high = ((ratio - 1) * fraction + search for ratio in (look.low, look.median, look.high))
     return Spread(median=median, low=low, high=high)
 
 

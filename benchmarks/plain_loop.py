@@ -24,6 +24,7 @@ from tutti.distributed.ranks import MicroBatches
 from tutti.runs.build import build_data
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
+from tutti.training.diagnostics.update_shares import measured_fraction
 from tutti.training.optim.clipping import Clipper
 from tutti.training.rng import seed_everything
 from tutti.types import UserError
@@ -140,10 +141,11 @@ def engine_arms(config: RunConfig) -> dict[str, RunConfig]:
 
 def costs(times: Mapping[str, Sequence[float]], every: int) -> dict[str, Spread]:
     """What the engine adds to the plain loop's time, as shares: without a look, and with one in every
-    `every`-th step (0: none): t_engine / t_plain - 1, then + (t_look - t_engine) / t_plain / every."""
+    `every`-th step (0: none): t_engine / t_plain - 1, then + (t_look - t_engine) / t_plain * the fraction of
+    steps that have a look (with the windows before every tenth)."""
     rounds = list(zip(times[PLAIN], times[ENGINE], times[LOOKING], strict=True))
     without = [engine / plain - 1 for plain, engine, _ in rounds]
-    looks = [(look - engine) / plain / every if every else 0.0 for plain, engine, look in rounds]
+    looks = [(look - engine) / plain * measured_fraction(every) for plain, engine, look in rounds]
     return {
         "without diagnostics": spread(without),
         "with diagnostics": spread([one + more for one, more in zip(without, looks, strict=True)]),

@@ -73,21 +73,23 @@ def worded(
     return Finding(kind=kind, number=number, **texts, **about)
 
 
-# --- Gradient shares: |lambda_i g_i| / sum_j |lambda_j g_j| in one part of the model -----------------------
+# --- Shares of the update: |part_i| / sum_j |part_j|, part_i the term's part of the optimiser's step --------
 
-# Above this an auxiliary term trains the part almost alone: a warning. A term at a sound share of 0.1 whose
-# weight is 100 times too high comes to 0.92.
-AUX_SHARE_MAX = 0.9
-# Above this a term moves the part more than twice as much as all others together: a hint.
-AUX_SHARE_HIGH = 0.7
-# Two loud terms keep each other below the shares above, so a term is named from AUX_SHARE_LOUD on where the
-# action has less than ACTION_SHARE_MIN (measured: recon and state of the demo, both 100 times too high).
+# Judged where the terms meet: the language encoder may well be the alignment's, the decoder is the action's.
+SHARED_PARTS = ("vision", "fusion")
+# Above this a term moves a part more than all others together: a hint, for the demo's state term does so in
+# its first half on purpose; and a warning where the action has less than ACTION_SHARE_MIN beside it.
+AUX_SHARE_HIGH = 0.5
+ACTION_SHARE_MIN = 0.1
+# Two loud terms keep each other below the share above: there, a term is named from this one on.
 AUX_SHARE_LOUD = 0.3
-ACTION_SHARE_MIN = 0.01
+# Below this over the run the action has less of a part than a robot's main task should: a hint.
+ACTION_SHARE_LOW = 0.3
 # The share that a suggested weight would give: auxiliary terms help at 0.1 to 0.2 of the action's weight.
 AUX_SHARE_TARGET = 0.2
-# Below this in every part a term changes next to nothing and costs its time all the same ...
-AUX_SHARE_MIN = 0.01
+# Below this in the first half of a run, when representations form, a term hardly teaches and costs its time
+# all the same ...
+AUX_SHARE_MIN = 0.05
 # ... and this is the share that is suggested instead.
 AUX_SHARE_HELPFUL = 0.1
 

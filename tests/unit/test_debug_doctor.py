@@ -73,7 +73,8 @@ def test_every_part_is_reached_and_shares_are_read_at_the_training_s_start_and_e
     assert phase == "joint"
     assert {"vision", "language", "fusion", "action"} <= set.union(*(table.reached(t) for t in table.terms))
     for shares in healthy.shares:
-        assert all(sum(by_term.values()) == pytest.approx(1) for by_term in shares.by_part.values())
+        for kind in ("update_share", "share"):
+            assert all(sum(own.values()) == pytest.approx(1) for own in shares.by_part(kind).values())
     start, end = healthy.shares
     assert start.lambdas == pytest.approx({"align": 0.1, "action": 1.0, "recon": 0.1, "state": 0.3})
     assert set(end.lambdas) == {"action", "recon", "state"}, "align has ended"
@@ -129,7 +130,7 @@ def test_lambda_a_hundred_times_too_high_is_named_with_a_better_one(home: Path) 
     config = world.config(home / "set", objective={"state": {"weight": 30.0}})
     found = run_doctor(config, home / "run", updates=UPDATES)
     (text,) = about(found, "dominates")
-    assert "state supplies 9" in text and "Its weight (30) is likely too high" in text
+    assert "state makes" in text and "Its weight (30) is likely too high" in text
     advised = float(re.search(r"objective.state.weight=([\d.e-]+)", text).group(1))  # pyright: ignore[reportOptionalMemberAccess]
     assert advised < 3.0
     assert len(found.problems) == 1

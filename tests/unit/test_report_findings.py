@@ -25,9 +25,8 @@ def judged(columns: Mapping[str, Any], config: dict[str, Any] | None = None) -> 
 
 
 def shares(part: str, **terms: float) -> dict[str, float]:
-    return {
-        f"diag/{what}/{term}/{part}": share for term, share in terms.items() for what in ("norm", "share")
-    }
+    kinds = ("norm", "share", "update_share")
+    return {f"diag/{what}/{term}/{part}": share for term, share in terms.items() for what in kinds}
 
 
 def kinds(found: Sequence[Finding]) -> list[str]:
@@ -51,7 +50,14 @@ LIMITS: list[tuple[dict[str, Any], list[str]]] = [
     (SOUND, []),
     ({"loss/action/raw": 0.3}, []),
     # the action may dominate, and so may a term where the action does not train
-    (shares("vision", action=0.97, recon=0.03), []),
+    (shares("vision", action=0.95, recon=0.05), []),
+    (shares("vision", action=0.951, recon=0.049), ["idle"]),
+    (shares("vision", action=0.3, recon=0.5, align=0.2), []),
+    (shares("vision", action=0.29, recon=0.5, align=0.21), ["weak_action"]),
+    (shares("vision", action=0.29, recon=0.51, align=0.2), ["dominates"]),
+    # the language encoder may be another term's, and a gradient is not an update
+    (SOUND | shares("language", action=0.01, align=0.99), []),
+    (SOUND | {"diag/share/action/fusion": 0.02, "diag/share/recon/fusion": 0.98}, []),
     (
         shares("language", align=1.0, action=0.0) | shares("vision", action=0.5, align=0.5),
         ["no_action_gradient"],
@@ -67,7 +73,7 @@ LIMITS: list[tuple[dict[str, Any], list[str]]] = [
     (SOUND | {"diag/cosine/action~recon/fusion": [-0.5] * 15 + [0.05] * 5}, []),
     (SOUND | {"diag/cosine/action~recon/fusion": [-0.1] * 16 + [0.05] * 4}, []),
     (SOUND | {"diag/cosine/action~recon/fusion": [-0.5] * 8 + [0.05]}, []),
-    (FAINT | {"diag/cosine/action~recon/fusion": -0.9}, []),
+    (FAINT | {"diag/cosine/action~recon/fusion": -0.9}, ["idle"]),
     (SOUND | {"diag/dead/vision": 0.29}, []),
     # of few rows no rank says anything
     (SOUND | {"diag/rank/readout": 1.6, "diag/rank_limit/readout": 16.0}, []),
@@ -105,7 +111,7 @@ def test_each_rule_at_its_limits(columns: dict[str, Any], expected: list[str]) -
 def test_domination_names_term_part_share_and_the_weight_that_mends_it() -> None:
     found = only(shares("vision", action=0.05, recon=0.95), {"objective": {"recon": {"weight": 0.1}}})
     assert (found.kind, found.severity, found.term, found.part) == ("dominates", "warning", "recon", "vision")
-    assert found.sentence.startswith("recon supplies 95 % of the gradient of the vision encoder")
+    assert found.sentence.startswith("recon makes 95 % of the update of the vision encoder")
     assert found.number == pytest.approx(0.95)
     # with w' the norms are 0.05 and 0.95 w' / 0.1, a share of 0.2: w' = 0.1 x 0.0125 / 0.95 = 0.001316
     assert "objective.recon.weight=0.0013" in found.cure
@@ -124,10 +130,10 @@ def test_two_loud_terms_do_not_hide_each_other() -> None:
         ("dominates", "warning", "recon"),
         ("dominates", "warning", "state"),
     ]
-    assert "recon supplies 50 % of the gradient of the vision encoder, action 0.20 %" in found[0].sentence
+    assert "recon makes 50 % of the update of the vision encoder, action 0.20 %" in found[0].sentence
     # w' = 10 x 0.25 x 0.002 / 0.5 = 0.01: 0.0005 beside the action's 0.002 is a fifth of the two
     assert "objective.recon.weight=0.01" in found[0].cure and "what it and action supply" in found[0].cure
-    assert judged(shares("vision", action=0.02, recon=0.5, state=0.48), config) == []
+    assert kinds(judged(shares("vision", action=0.1, recon=0.46, state=0.44), config)) == ["weak_action"]
 
 
 def test_only_the_second_half_counts_for_domination_because_a_schedule_may_let_a_term_go_first() -> None:
@@ -136,14 +142,37 @@ def test_only_the_second_half_counts_for_domination_because_a_schedule_may_let_a
         return recon | {name: [1 - first] * 10 + [1 - second] * 10 for name in shares("vision", action=0.0)}
 
     found = only(run(0.3, 0.95))
-    assert "95 % of the gradient of the vision encoder (medians over the second half" in found.sentence
-    assert judged(run(0.95, 0.3)) == []
+    assert (
+        "95 % of the update of the vision encoder, action 5 % (medians over the second half" in found.sentence
+    )
+    assert judged(run(0.69, 0.3)) == []
+    # a window of updates in the first half alone speaks for the run
+    one = {
+        "diag/update_share/recon/vision": ([100], [0.6]),
+        "diag/update_share/action/vision": ([100], [0.4]),
+    }
+    assert only(shares("vision", action=0.4, recon=0.6) | one).kind == "dominates"
 
 
 def test_idle_term_is_named_with_the_factor_that_would_help() -> None:
-    found = only(SOUND | shares("vision", extra=0.004) | shares("fusion", extra=0.002))
+    extra = shares("vision", extra=0.004) | shares("fusion", extra=0.002)
+    found = only(SOUND | extra)
     assert (found.kind, found.severity, found.term) == ("idle", "hint", "extra")
-    assert "at most 0.40 %" in found.sentence and "times 25" in found.cure
+    assert "at most 0.40 %" in found.sentence
+    assert "Raise `objective.extra.weight` (times 25 would be 10 %)" in found.cure
+    found = only(SOUND | extra, {"objective": {"extra": {"share": 0.01}}})
+    assert "`objective.extra.share`" in found.cure
+    # what comes to teach later is not idle
+    assert judged(SOUND | {name: [0.004] * 10 + [0.1] * 10 for name in shares("vision", extra=0.0)}) == []
+
+
+def test_an_action_that_makes_little_of_the_update_is_told_with_the_others() -> None:
+    found = only(shares("fusion", action=0.2, recon=0.45, state=0.35))
+    assert (found.kind, found.severity, found.part) == ("weak_action", "hint", "fusion")
+    assert found.sentence == (
+        "action makes only 20 % of the update of the fusion over the run (recon 45 % and state 35 %)."
+    )
+    assert "lower the weight of recon: `objective.recon.weight`" in found.cure
 
 
 def test_part_without_any_gradient_and_part_without_the_actions() -> None:

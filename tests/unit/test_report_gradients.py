@@ -64,27 +64,35 @@ def test_section_of_a_sound_run_says_so_and_has_every_drawing(tmp_path: Path) ->
     assert top_notes(read_inputs(tmp_path)) == []
     titles = set(charts_of(tmp_path))
     assert {
-        *("Share of each part's gradient, first half", "Share of each part's gradient, second half"),
-        *("Who trains the vision encoder", "Who trains the fusion", "Cosines in the language encoder"),
+        *(
+            "Share of each part's update (and of its gradient), first half",
+            "Share of each part's update (and of its gradient), second half",
+        ),
+        *(
+            "Shares of the gradient in the vision encoder",
+            "Shares of the gradient in the fusion",
+            "Cosines in the language encoder",
+        ),
         *("Diagnostic steps in which two terms conflict", "Update-to-weight ratio", "Effective rank"),
         *("Dead units", "Gradient noise scale and batch", "lambda |g| in the fusion"),
     } <= titles
-    assert "Who trains the action decoder" not in titles  # one term alone has all of it
+    assert "Shares of the gradient in the action decoder" not in titles  # one term alone has all of it
     assert "Cosines in the action decoder" not in titles
     assert "Loss spikes" not in titles
 
 
 def test_no_fault_is_not_said_in_green_above_a_hint(tmp_path: Path) -> None:
-    idle = {f"diag/share/recon/{part}": 0.001 for part in ("vision", "language", "fusion", "action")}
+    idle = {f"diag/update_share/recon/{part}": 0.001 for part in ("vision", "language", "fusion", "action")}
     run = make_run(tmp_path, [look | idle for look in sound()])
     (head, _), (mood, _) = notes = notes_of(run)
     assert (head, mood) == ("hint", "hint")
     assert notes[0][1] == "No fault found in 12 diagnostic steps, but 1 hint:"
-    assert notes[1][1].startswith("recon supplies at most")
+    assert notes[1][1].startswith("recon hardly teaches")
 
 
 def test_findings_stand_in_the_section_and_the_grave_ones_at_the_top(tmp_path: Path) -> None:
-    changes = {"diag/share/recon/vision": 0.97, "diag/share/action/vision": 0.02, "diag/dead/readout": 0.4}
+    shares = {"diag/update_share/recon/vision": 0.97, "diag/update_share/action/vision": 0.02}
+    changes = shares | {"diag/dead/readout": 0.4}
     run = make_run(tmp_path, [look | changes for look in sound()])
     moods = [mood for mood, _ in notes_of(run)]
     assert moods == ["bad", "warn"]
@@ -93,7 +101,7 @@ def test_findings_stand_in_the_section_and_the_grave_ones_at_the_top(tmp_path: P
     assert top[0].text.startswith("40 % of the units of the readout are dead")
     page = write_report(run).read_text()
     assert page.index("of the units of the readout are dead") < page.index("<nav>")
-    assert '<p class="note warn">recon supplies 97\u00a0% of the gradient of the vision encoder' in page
+    assert '<p class="note warn">recon makes 97\u00a0% of the update of the vision encoder' in page
     dead = {f"diag/dead/{name}": 0.9 for name in ("vision", "language", "fused", "readout")}
     jumps = {f"diag/update_ratio/{part}": 0.5 for part in ("vision", "language")}
     top = top_notes(read_inputs(make_run(tmp_path, [look | dead | jumps for look in sound()])))
@@ -114,10 +122,14 @@ def test_a_single_look_and_a_frozen_part_are_drawn(tmp_path: Path) -> None:
         {k: v for k, v in look.items() if not (k.endswith("/vision") and look["step"] > 600)}
         for look in sound()
     ]
-    svg = charts_of(make_run(tmp_path, looks))["Share of each part's gradient, second half"]
+    svg = charts_of(make_run(tmp_path, looks))[
+        "Share of each part's update (and of its gradient), second half"
+    ]
     assert svg.count(">frozen<") == 1
     assert svg.count("<g data-tip") == 9  # three terms in three parts that are not frozen
-    assert charts_of(make_run(tmp_path, sound(1)))["Who trains the fusion"].count("<polygon") == 2
+    assert (
+        charts_of(make_run(tmp_path, sound(1)))["Shares of the gradient in the fusion"].count("<polygon") == 2
+    )
 
 
 def test_names_and_values_from_outside_are_escaped_and_do_no_harm(tmp_path: Path) -> None:

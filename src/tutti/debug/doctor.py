@@ -23,6 +23,7 @@ from tutti.debug.gradient_checks import (
 from tutti.debug.text_dependence import TextTest, check_text
 from tutti.findings import Finding
 from tutti.models.vla import VLA
+from tutti.report.formatting import percent
 from tutti.report.judges import FEATURES, unhealthy_features
 from tutti.report.records import single_step
 from tutti.runs.build import BuiltTraining, require_data, training_threads, trial_training
@@ -134,12 +135,17 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
             f"Reach, phase '{phase}': norm of each raw term's gradient (. none)", heads, rows, narrow=True
         )
     for shares in diagnosis.shares:
-        heads = ("part", *(f"{term} x {shares.lambdas[term]:g}" for term in shares.terms))
+        gradient, terms = shares.by_part("share"), shares.terms
+        heads = ("part", *(f"{term} x {shares.lambdas[term]:g}" for term in terms))
         rows = [
-            (part, *(f"{100 * by_term.get(term, 0):.1f} %" for term in shares.terms))
-            for part, by_term in shares.by_part.items()
+            (
+                part,
+                *(f"{percent(of_update.get(t, 0), 1)} ({percent(gradient[part].get(t, 0))})" for t in terms),
+            )
+            for part, of_update in shares.by_part("update_share").items()
         ]
-        print_table(f"Gradient shares {shares.when}", heads, rows, narrow=True)
+        title = f"Shares of the update (of the gradient) {shares.when}, of a step by {BATCHES} batches"
+        print_table(title, heads, rows, narrow=True)
     rows = []
     for when, measures in diagnosis.features.items():
         for name in (name for name in FEATURES if f"dead/{name}" in measures):

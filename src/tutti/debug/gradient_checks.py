@@ -1,9 +1,10 @@
-"""Gradient checks: which term reaches which part in each phase, and each term's share of the gradient."""
+"""Gradient checks: which term reaches which part in each phase; each term's share of update and gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from tutti.config.run_config import RunConfig
 from tutti.findings import Finding
@@ -13,11 +14,12 @@ from tutti.report.judges import dominating_terms
 from tutti.report.records import PRIMARY, single_step
 from tutti.runs.build import BuiltTraining
 from tutti.training.backward.masked import OBJECTIVE
-from tutti.training.backward.term_gradients import term_gradients
-from tutti.training.diagnostics.measures import gradient_measures
+from tutti.training.backward.term_gradients import Gradients, added, term_gradients
+from tutti.training.diagnostics.measures import gradient_measures, update_shares, weighted_sum
 from tutti.training.diagnostics.reach import ReachTable, problems, reach
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.training.optim.learning_rates import part_of
+from tutti.training.optim.update_parts import preconditioned
 from tutti.training.rng import own_randomness
 from tutti.types import Batch
 
@@ -27,9 +29,9 @@ TRIES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientShares:
-    """`norm/TERM/PART` = |lambda_i g_i| over the part's parameters, the mean over a few batches, and
-    `share/TERM/PART` = norm_i / sum_j norm_j, as in the records. `lambdas` are the weights in it, `when` says
-    at which weights of the model and of the terms."""
+    """`norm`, `share` and `update_share` of each term and part, as in the records, but of the step that a few
+    batches together would make: no run is there to follow. `lambdas` are the weights in it, `when` says at
+    which weights of the model and of the terms."""
 
     when: str
     measures: Mapping[str, float]
@@ -40,13 +42,12 @@ class GradientShares:
         """The terms, in the order of the sum."""
         return tuple(self.lambdas)
 
-    @property
-    def by_part(self) -> dict[str, dict[str, float]]:
-        """`by_part[part][term]`: the share."""
+    def by_part(self, kind: Literal["update_share", "share"]) -> dict[str, dict[str, float]]:
+        """`by_part(kind)[part][term]`: the share of the update or of the gradient."""
         table: dict[str, dict[str, float]] = {}
         for name, share in self.measures.items():
-            kind, term, part = name.split("/")
-            if kind == "share":
+            found, term, part = name.split("/")
+            if found == kind:
                 table.setdefault(part, {})[term] = share
         return table
 
@@ -131,34 +132,29 @@ def gradient_shares(
         parameter.requires_grad_(part_of(name) not in phase.frozen)
         if part_of(name) != OBJECTIVE:
             parts.setdefault(part_of(name), []).append(number)
-    norms: dict[str, float] = {}
     lambdas: dict[str, float] = {}
+    gradients: Gradients = {}
     with own_randomness(training.config.seed):
         for batch in batches:
             features = training.model(batch.observation)
             terms = training.objective(features, batch, training.model, progress, phase.active_terms(names))
-            gradients = trainer.backward.masked(term_gradients(terms.values, list(parameters.values())))
+            own = trainer.backward.masked(term_gradients(terms.values, list(parameters.values())))
+            gradients = added(gradients, own)
             lambdas = {name: float(value) for name, value in terms.lambdas.items()}
-            for name, value in gradient_measures(gradients, lambdas, parts).items():
-                if name.startswith("norm/"):
-                    norms[name] = norms.get(name, 0.0) + value / len(batches)
-    totals = {part: sum(norms[f"norm/{term}/{part}"] for term in lambdas) for part in parts}
-    shares = {
-        f"share/{term}/{part}": norms[f"norm/{term}/{part}"] / total
-        for part, total in totals.items()
-        for term in lambdas
-        if total > 0
-    }
+    mean = {name: value / len(batches) for name, value in lambdas.items()}
+    whole = weighted_sum(gradients, mean)
+    moved = preconditioned(trainer.optimizer, list(parameters.values()), gradients, whole)
+    measures = gradient_measures(gradients, mean, parts) | update_shares(moved, mean, parts)
     when = f"{when}, lambdas as at the training's {'end' if at_end else 'start'}"
-    return GradientShares(when=when, measures=norms | shares, lambdas=lambdas)
+    return GradientShares(when=when, measures=measures, lambdas=lambdas)
 
 
 def judge_shares(config: RunConfig, start: GradientShares, end: GradientShares) -> list[Finding]:
-    """Terms other than the action's that supply most of the gradient in a part that the action moves too.
+    """Terms other than the action's that make most of the update of a part that the action moves too.
 
-    A weight that falls is a curriculum, so what dominates only at the start is a hint: the demo's state term
-    begins with 92 % of the vision encoder's gradient, at a weight that was chosen by rollouts, and has about
-    half at its last weight. What a term keeps to the end competes with the action to the end.
+    A weight that falls is a curriculum, so what dominates only at the start is a hint: the weight of the
+    demo's state term, which begins with most of the vision encoder's update, was chosen by rollouts. What a
+    term keeps to the end competes with the action to the end.
     """
     settings = config.model_dump(mode="json")
     findings = [at(end.when, one) for one in dominating_terms(single_step(end.measures), settings)]
@@ -167,8 +163,8 @@ def judge_shares(config: RunConfig, start: GradientShares, end: GradientShares) 
         if finding.term not in named:
             schedule = schedule_of(config.objective.weights()[finding.term])
             cure = (
-                f"Its weight goes from {schedule.at(0.0):g} to {schedule.at(1.0):g}: nothing to do if it is "
-                "meant to lead at first."
+                f"Later it does not. Its weight goes from {schedule.at(0.0):g} to {schedule.at(1.0):g}: "
+                "nothing to do if it is meant to lead at first."
             )
             findings.append(at(start.when, replace(finding, severity="hint", cure=cure)))
     return findings

@@ -78,31 +78,35 @@ def _asked_for(config: Json, part: str) -> str:
     return ""
 
 
-def dominating_terms(records: Records, config: Json) -> Iterator[Finding]:
-    """Auxiliary terms that supply most of the gradient of a part that the action trains too.
+def _dominated(records: Records, term: str) -> dict[str, tuple[float, float]]:
+    """The parts of whose update the term makes most, though the action trains them too: its share and the
+    action's. The first half of the run is left out: a schedule may let a term go first on purpose."""
+    found: dict[str, tuple[float, float]] = {}
+    for part in limits.SHARED_PARTS:
+        share, own = (records.update_share(one, part, records.halves[1]) or 0.0 for one in (term, PRIMARY))
+        least = limits.AUX_SHARE_LOUD if own < limits.ACTION_SHARE_MIN else limits.AUX_SHARE_HIGH
+        if own and share > least:
+            found[part] = share, own
+    return found
 
-    The first half of the run is left out: a schedule may let a term go first on purpose.
-    """
-    half = records.halves[1]
+
+def dominating_terms(records: Records, config: Json) -> Iterator[Finding]:
+    """Auxiliary terms that make most of the update of a part that the action trains too."""
     when = " (medians over the second half of the run)" if len(records.diagnostic_steps) > 1 else ""
     for term in (term for term in records.terms if term != PRIMARY):
-        shares: dict[str, tuple[float, float]] = {}
-        for part in records.parts:
-            share, own = (records.median(f"diag/share/{one}/{part}", half) or 0.0 for one in (term, PRIMARY))
-            if own and share >= (
-                limits.AUX_SHARE_LOUD if own < limits.ACTION_SHARE_MIN else limits.AUX_SHARE_HIGH
-            ):
-                shares[part] = share, own
+        shares = _dominated(records, term)
         if not shares:
             continue
         worst = max(shares, key=lambda part: shares[part][0])
         share, own = shares.pop(worst)
-        others = f", {PRIMARY} {percent(own, 2)}" if own < limits.ACTION_SHARE_MIN else ""
+        others = (
+            f", {PRIMARY} {percent(own, 2 if own < 0.01 else 0)}" if own < limits.ACTION_SHARE_MIN else ""
+        )
         if shares:
             others += ", " + listed(
                 [f"{percent(s)} in {part_words(part)}" for part, (s, _) in shares.items()]
             )
-        likely = share >= limits.AUX_SHARE_MAX or own < limits.ACTION_SHARE_MIN
+        likely = own < limits.ACTION_SHARE_MIN
         yield _say(
             "dominates",
             share,
@@ -119,34 +123,54 @@ def dominating_terms(records: Records, config: Json) -> Iterator[Finding]:
 def _lighter(term: str, share: float, own: float, config: Json, *, likely: bool) -> str:
     """The weight w' that would give the target share s: w' = w s / (1 - s) rest / share. The rest is
     1 - share; for a term below AUX_SHARE_HIGH, which is named for a loud one beside it, the action's."""
-    rest = 1 - share if share >= limits.AUX_SHARE_HIGH else own
+    rest = 1 - share if share > limits.AUX_SHARE_HIGH else own
     factor = limits.AUX_SHARE_TARGET / (1 - limits.AUX_SHARE_TARGET) * rest / share
-    now, key = "", f"objective.{term}.weight"
+    now, kind = "", _strength(config, term)
+    key = f"objective.{term}.{kind}"
     wanted = f"{plain(factor, 2)} times `{key}`"
-    match config_value(config, "objective", term, "weight"):
+    match config_value(config, "objective", term, kind):
         case int() | float() as weight if weight > 0:
             now, wanted = f" ({plain(weight)})", f"`{key}={plain(weight * factor, 2)}`"
         case {"start": int() | float() as start, "end": int() | float() as end}:
             now = f" ({plain(start)} to {plain(end)})"
             wanted = f"`{key}.start={plain(start * factor, 2)}` and `end={plain(end * factor, 2)}`"
-    of = "" if share >= limits.AUX_SHARE_HIGH else f" of what it and {PRIMARY} supply"
+    of = "" if share > limits.AUX_SHARE_HIGH else f" of what it and {PRIMARY} supply"
     goal = f"{wanted} would be a share of {percent(limits.AUX_SHARE_TARGET)}{of}."
     if likely:
-        return f"Its weight{now} is likely too high: {goal}"
-    return f"It may be meant; if {PRIMARY} lags behind, lower its weight{now}: {goal}"
+        return f"Its {kind}{now} is likely too high: {goal}"
+    return f"It may be meant; if {PRIMARY} lags behind, lower its {kind}{now}: {goal}"
 
 
-def idle_terms(records: Records, _: Json) -> Iterator[Finding]:
-    """Auxiliary terms that are computed, to the end, and have next to no share anywhere in either half."""
+def _strength(config: Json, term: str) -> str:
+    """The key that says how strong the term is."""
+    return "weight" if config_value(config, "objective", term, "share") is None else "share"
+
+
+def weak_action(records: Records, config: Json) -> Iterator[Finding]:
+    """Parts of whose update the action makes little over the run, though no single term dominates there."""
+    named = {part for term in records.terms if term != PRIMARY for part in _dominated(records, term)}
+    for part in (part for part in limits.SHARED_PARTS if part not in named):
+        shares = {term: records.update_share(term, part) or 0.0 for term in records.terms}
+        own = shares.pop(PRIMARY, 0.0)
+        if 0 < own < limits.ACTION_SHARE_LOW and shares:
+            loudest = max(shares, key=lambda term: shares[term])
+            others = listed([f"{term} {percent(share)}" for term, share in shares.items() if share > 0])
+            words = {"share": percent(own), "others": others, "loudest": loudest}
+            kind = _strength(config, loudest)
+            yield _say("weak_action", own, term=PRIMARY, part=part, kind=kind, **words)
+
+
+def idle_terms(records: Records, config: Json) -> Iterator[Finding]:
+    """Auxiliary terms that make next to nothing of an update in the first half of the run, nor more later."""
     for term in (term for term in records.terms if term != PRIMARY):
-        reached = [part for part in records.parts if records.reaches(term, part)]
         medians = [
-            records.median(f"diag/share/{term}/{part}", half) for part in reached for half in records.halves
+            records.update_share(term, part, half) for part in limits.SHARED_PARTS for half in records.halves
         ]
         most = max((share for share in medians if share is not None), default=1.0)
         if 0 < most < limits.AUX_SHARE_MIN:
             times, goal = plain(limits.AUX_SHARE_HELPFUL / most, 2), percent(limits.AUX_SHARE_HELPFUL)
-            yield _say("idle", most, term=term, share=percent(most, 2), times=times, goal=goal)
+            words = {"share": percent(most, 2), "times": times, "goal": goal, "key": _strength(config, term)}
+            yield _say("idle", most, term=term, **words)
 
 
 def conflicting_terms(records: Records, _: Json) -> Iterator[Finding]:
@@ -290,6 +314,7 @@ def _end(records: Records, name: str) -> float | None:
 JUDGES = (
     unreached_parts,
     dominating_terms,
+    weak_action,
     idle_terms,
     conflicting_terms,
     unhealthy_features,

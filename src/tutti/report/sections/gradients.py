@@ -1,4 +1,4 @@
-"""What trains what: gradient shares, conflicts, update ratios, features, noise scale, findings."""
+"""What trains what: shares of updates, conflicts, update ratios, features, noise scale, findings."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ def influence_section(inputs: Inputs) -> Section:
         notes.insert(0, Note(text=f"No fault found in {count}{hints}", mood="hint" if findings else "good"))
     share, every = (config_value(inputs.config, "training", "diagnostics", key) for key in ("share", "every"))
     how = f" at {percent(share)} of the batch" if isinstance(share, int | float) else ""
-    often = f", one every {plain(every)} steps" if isinstance(every, int | float) else ""
+    often = f", one every {plain(every)} steps" if isinstance(every, int | float) and every > 1 else ""
     lead = (
-        f"{count}{how}{often}: the gradient of each term by itself, in each part of the model. A term's "
-        "share is its weighted gradient's norm over the sum of all norms."
+        f"{count}{how}{often}: each term by itself, in each part of the model. Its share of the update "
+        "is the norm of its part of the optimiser's step over the sum of these norms; its share of the "
+        "gradient that of its weighted gradient, before the optimiser rescales it and momentum cancels noise."
     )
     colours = term_colours(records.terms)
     conflicts = [*_conflicts(records), *draw(records, _cosines(records))]
@@ -75,22 +76,36 @@ def top_notes(inputs: Inputs) -> list[Note]:
 
 
 def _shares(records: Records) -> Iterator[Chart]:
-    """Shares of every term in every part, in the first half of the run and in the second."""
+    """Shares of every term in every part, in the first half of the run and in the second: of the update, with
+    that of the gradient beside it; of a run without windows of updates that of the gradient alone."""
+    updates = bool(records.named("diag/update_share/*/*"))
     for half, span in zip(("first", "second"), records.halves, strict=True):
         cells: dict[tuple[str, str], tuple[float, str]] = {}
+        beside: dict[tuple[str, str], float] = {}
         for term, part in product(records.terms, records.parts):
             share, norm = (records.median(f"diag/{kind}/{term}/{part}", span) for kind in ("share", "norm"))
-            if share is not None:
-                said = "" if norm is None else f", norm {plain(norm)}"
-                cells[term, part] = share, f"{term} in {part}: {percent(share, 1)}{said} (medians)"
+            if share is None:
+                continue
+            said = f"{percent(share, 1)} of the gradient" + ("" if norm is None else f", norm {plain(norm)}")
+            cells[term, part] = share, f"{term} in {part}: {said} (medians)"
+            if updates:
+                moved = records.update_share(term, part, span)
+                of_update = "" if moved is None else f"{percent(moved, 1)} of the update, "
+                cells[term, part] = (
+                    math.nan if moved is None else moved,
+                    f"{term} in {part}: {of_update}{said} (medians)",
+                )
+                beside[term, part] = share
+        shown = describe_metric(f"diag/{'update_' * updates}share/action/vision")
         help = (
-            f"{describe_metric('diag/share/action/vision')} Median over the diagnostic steps from "
-            f"{span[0]:,} to {span[1]:,}. A dash: the term was not computed, or no gradient reached the "
+            f"{shown}{' Below: its share of the gradient.' * updates} Median over the diagnostic steps "
+            f"from {span[0]:,} to {span[1]:,}. A dash: the term was not computed, or no gradient reached the "
             "part. Frozen: the part did not learn, so it had no gradient."
         )
         words = {part: "frozen" for part in records.parts if records.is_frozen(part, span)}
-        title = f"Share of each part's gradient, {half} half"
-        yield heat_map(title, records.terms, records.parts, cells, help=help, words=words)
+        of = "update (and of its gradient)" if updates else "gradient"
+        title = f"Share of each part's {of}, {half} half"
+        yield heat_map(title, records.terms, records.parts, cells, help=help, words=words, beside=beside)
 
 
 def _areas(records: Records, colours: Mapping[str, str]) -> Iterator[Chart]:
@@ -101,7 +116,7 @@ def _areas(records: Records, colours: Mapping[str, str]) -> Iterator[Chart]:
             shares[term] = {step: share for step, share in columns if math.isfinite(share)}
         if sum(any(values.values()) for values in shares.values()) > 1:  # one term alone has all of it
             help = describe_metric(f"diag/share/action/{part}") or ""
-            title = f"Who trains {part_words(part)}"
+            title = f"Shares of the gradient in {part_words(part)}"
             yield share_chart(title, records.diagnostic_steps, shares, colours, help)
 
 

@@ -144,10 +144,12 @@ def heat_map(
     help: str = "",
     colour: str = "c1",
     words: Mapping[str, str] | None = None,
+    beside: Mapping[tuple[str, str], Number] | None = None,
 ) -> Chart:
     """Fractions in [0, 1] by row and column, each a cell as dark as it is large, with what it says under the
-    pointer. A pair that is absent has a dash; `words` fill a whole column instead of values."""
-    words = words or {}
+    pointer. A pair that is absent has a dash; `words` fill a whole column instead of values. `beside` are
+    second fractions, which stand below in brackets."""
+    words, beside = words or {}, beside or {}
     width = (HEAT_WIDTH - HEAT_LABELS - 4) / max(1, len(columns))
     middles = {column: HEAT_LABELS + width * (place + 0.5) for place, column in enumerate(columns)}
     parts: list[str] = []
@@ -161,15 +163,16 @@ def heat_map(
         for column, x in middles.items():
             if column not in words:
                 value, tip = cells.get((row, column), (math.nan, f"{row}, {column}"))
-                parts.append(hover(tip, _heat_cell(value, x, y, width, colour)))
+                second = f"({percent(beside[row, column])})" if (row, column) in beside else ""
+                parts.append(hover(tip, _heat_cell(value, x, y, width, colour, below=second)))
     said = "; ".join(f"{row} in {column} {percent(value)}" for (row, column), (value, _) in cells.items())
     spoken = f"{title}: {said or 'nothing recorded'}"
     svg = drawing((HEAT_WIDTH, HEAT_TOP + HEAT_ROW * len(rows) + 6), spoken, parts)
     return Chart(title=title, help=help, svg=svg)
 
 
-def _heat_cell(value: Number, x: Number, y: Number, width: Number, colour: str) -> str:
-    """A cell around (x, y); NaN is a dash."""
+def _heat_cell(value: Number, x: Number, y: Number, width: Number, colour: str, *, below: str) -> str:
+    """A cell around (x, y), with small words below its value; NaN is a dash."""
     depth = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
     words = NOTHING if math.isnan(value) else percent(depth, 1 if 0 < depth < 0.01 else 0)
     words = "< 0.1 %" if 0 < depth < MIN_SHOWN else words
@@ -177,4 +180,8 @@ def _heat_cell(value: Number, x: Number, y: Number, width: Number, colour: str) 
     return (
         f'<rect class="heat {colour}" x="{x - width / 2 + 2:.1f}" y="{y - HEAT_ROW / 2 + 2:.1f}" rx="4" '
         f'width="{width - 4:.1f}" height="{HEAT_ROW - 4}" fill-opacity="{0.05 + 0.9 * depth:.3f}"/>'
-    ) + text(f"cell middle{light}", x, y + 4.5, words)
+    ) + "".join(
+        text(f"cell middle{light}{small}", x, y + shift, said)
+        for said, small, shift in ((words, "", -1.5 if below else 4.5), (below, " below", 12.0))
+        if said
+    )

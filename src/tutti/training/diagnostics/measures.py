@@ -67,6 +67,12 @@ def gradient_measures(gradients: Gradients, lambdas: Mapping[str, float], parts:
     return found
 
 
+def update_shares(moved: Gradients, lambdas: Mapping[str, float], parts: Parts) -> dict[str, float]:
+    """`share` as of gradients, named "update_share/<term>/<part>", of the terms' parts of a step."""
+    found = gradient_measures(moved, lambdas, parts)
+    return {f"update_{name}": value for name, value in found.items() if name.startswith("share/")}
+
+
 def _fetch(scalars: Mapping[Key, Tensor]) -> dict[Key, float]:
     """The numbers, brought from the device at once."""
     if not scalars:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.nn.parameter import Parameter
 
 from tutti.training.backward.term_gradients import Gradients
-from tutti.training.diagnostics.measures import Parts, gradient_measures
+from tutti.training.diagnostics.measures import Parts, update_shares
 from tutti.training.optim.optimizers import OptimizerSet
 from tutti.training.optim.update_parts import MomentumParts
 
@@ -16,6 +16,11 @@ WINDOW = 10
 """Updates of a window; and a window ends at every tenth diagnostic step, so that the two cost the same."""
 FIRST = 2
 """The diagnostic step at which the first window ends: short runs have one too, after their first updates."""
+
+
+def measured_fraction(every: int) -> float:
+    """The fraction of all updates in which the terms' gradients are taken; 0 without diagnostic steps."""
+    return min(1.0, (1 + (WINDOW - 1) / WINDOW) / every) if every else 0.0
 
 
 class UpdateShares:
@@ -57,9 +62,8 @@ class UpdateShares:
         self.momenta.add(weighted, clip)
         if number != end:
             return {}
-        found = gradient_measures(self.momenta.parts(), dict.fromkeys(weighted, 1.0), parts)
-        self.momenta = MomentumParts(self.optimizer, self.parameters)
-        return {f"update_{name}": value for name, value in found.items() if name.startswith("share/")}
+        moved, self.momenta = self.momenta.parts(), MomentumParts(self.optimizer, self.parameters)
+        return update_shares(moved, dict.fromkeys(moved, 1.0), parts)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep, plain values and tensors: none outside of a window."""
