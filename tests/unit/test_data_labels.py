@@ -308,7 +308,7 @@ def composed(tmp_path: Path, **changes: Any) -> DataBundle:
     if not folder.exists():
         write_set(folder, lengths=LENGTHS)
     sources = ({"per_task": "0-2"}, {"per_task": "3-", "labels": {"actions": False}})
-    return arm(folder, tmp_path, *sources, mixture={"labelled": 0.25}, **({"batch_size": 8} | changes))
+    return arm(folder, tmp_path, *sources, **({"mixture": {"labelled": 0.25}, "batch_size": 8} | changes))
 
 
 def test_arms_see_the_same_labelled_windows_at_every_step_in_the_same_colours(tmp_path: Path) -> None:
@@ -322,6 +322,10 @@ def test_arms_see_the_same_labelled_windows_at_every_step_in_the_same_colours(tm
         assert one.observation.images[own].equal(other.observation.images)
         assert one.futures[2].observation.images[own].equal(other.futures[2].observation.images)
     assert both.train.batches_per_epoch == few.train.batches_per_epoch == 15
+    alone = composed(
+        tmp_path, **colours, mixture={"labelled": 1}, batch_size=2
+    )  # the same, from these sources
+    assert alone.train.batch_at(7).window.equal(few.train.batch_at(7).window)
 
 
 def test_a_composed_order_is_resumed_exactly_on_any_number_of_ranks(tmp_path: Path) -> None:

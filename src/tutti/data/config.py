@@ -247,7 +247,8 @@ class DataConfig(FrozenConfig):
         if self.mixture.labelled == "by_weight":
             return Mixture(tuple(drawn), tuple(weights), self.seed)
         kinds: list[Mixture] = []
-        for key in ((), (UNLABELLED,)):
+        count = round(self.mixture.labelled * self.batch_size)
+        for key in ((), (UNLABELLED,))[: 1 + (count < self.batch_size)]:
             some = [windows.having("actions", rows) for rows in drawn]
             if key:
                 some = [rows[~np.isin(rows, own)] for rows, own in zip(drawn, some, strict=True)]
@@ -259,8 +260,7 @@ class DataConfig(FrozenConfig):
                     f"add a source with sources.labels.actions={'false' if key else 'true'}."
                 )
             kinds.append(Mixture(*map(tuple, zip(*full, strict=True)), seed=self.seed, key=key))
-        count = round(self.mixture.labelled * self.batch_size)
-        if count == self.batch_size:
+        if len(kinds) == 1:
             return kinds[0]
         return ComposedMixture(*kinds, counts=(count, self.batch_size - count))
 

@@ -60,11 +60,6 @@ class LabelsConfig(FrozenConfig):
     text: Use = Field(default=True, description="The instructions; without them the model is told nothing.")
     state: Use = Field(default=True, description="The states; without them the state token is masked.")
 
-    @property
-    def uses(self) -> dict[Label, Use]:
-        """The keys with their values."""
-        return {"actions": self.actions, "text": self.text, "state": self.state}
-
 
 class SourceConfig(FrozenConfig):
     """One data set, or some episodes of it: a LeRobotDataset v3.0 folder."""
@@ -134,15 +129,23 @@ class SourceConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:
-        if self.places.stop is not None and self.places.start >= self.places.stop:
+        if self.places and self.places.stop is not None and self.places.start >= self.places.stop:
             raise ValueError(f'per_task: expected a rising range, such as "0-9", found {self.per_task!r}')
         return self
 
     @property
-    def places(self) -> slice:
-        """`per_task` as a slice of each task's order; all of it where it is "all"."""
-        first, _, last = ("0-" if self.per_task == "all" else self.per_task).partition("-")
-        return slice(int(first), int(last) + 1 if last else None)
+    def places(self) -> slice | None:
+        """`per_task` as a slice of each task's order; None: all of it."""
+        first, _, last = self.per_task.partition("-")
+        return slice(int(first), int(last) + 1 if last else None) if first != "all" else None
+
+    @property
+    def chosen(self) -> Chosen:
+        """What of the data set is read."""
+        episodes = None if self.episodes == "all" else tuple(map(_as_range, self.episodes))
+        exclude = tuple(map(_as_range, self.exclude))
+        labels: dict[Label, Use] = {one: getattr(self.labels, one) for one in LABELS}
+        return Chosen(episodes=episodes, exclude=exclude, tolerance=self.tolerance, labels=labels)
 
     @property
     def fps(self) -> float:
@@ -195,32 +198,14 @@ def open_parts(sources: Sequence[SourceConfig]) -> list[Part]:
         groups.setdefault(read(source), []).append(number)
     parts: dict[int, Part] = {}
     for numbers in groups.values():
+        chosen = [sources[number].chosen for number in numbers]
         first = sources[numbers[0]]
-        chosen = [
-            Chosen(
-                episodes=None if one.episodes == "all" else tuple(map(_as_range, one.episodes)),
-                exclude=tuple(map(_as_range, one.exclude)),
-                tolerance=one.tolerance,
-                labels=one.labels.uses,
-            )
-            for one in map(sources.__getitem__, numbers)
-        ]
-        store = LeRobotStore(
-            first.path,
-            None if first.views == "auto" else first.views,
-            state=() if first.state == "none" else _as_keys(first.state),
-            action=_as_keys(first.action),
-            chosen=chosen,
-        )
+        views = None if first.views == "auto" else first.views
+        state = () if first.state == "none" else _as_keys(first.state)
+        store = LeRobotStore(first.path, views, state=state, action=_as_keys(first.action), chosen=chosen)
         for number, choice, named in zip(numbers, chosen, store.parts, strict=True):
-            one = sources[number]
-            parts[number] = Part(
-                store=store,
-                weight=one.weight,
-                labels=choice.labels,
-                named=named,
-                places=None if one.per_task == "all" else one.places,
-            )
+            weight, places = sources[number].weight, sources[number].places
+            parts[number] = Part(store=store, weight=weight, labels=choice.labels, named=named, places=places)
     return [parts[number] for number in range(len(sources))]
 
 

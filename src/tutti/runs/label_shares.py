@@ -58,6 +58,8 @@ def label_shares(config: RunConfig, data: DataBundle) -> LabelShares:
     """
     stores = [source.store for source in data.windows.sources]
     rows = [data.windows.rows_of(stores.index(part.store), part.training) for part in data.parts]
+    if config.data.mixture.labelled == 1:  # the others are not drawn
+        rows = [data.windows.having("actions", own) for own in rows]
     needs = resolved(config, data.spec.fps)[0].objective.needs_of_terms()
     shares, masked = dict[str, list[float]](), dict[str, dict[str, float]]()
     for name, asked in needs.items():
@@ -76,15 +78,12 @@ def label_shares(config: RunConfig, data: DataBundle) -> LabelShares:
 
 def _unfed(name: str, asked: DataNeeds, labelled: int) -> UserError:
     out = "" if name == "action" else f", or take the term out (objective.{name}=null)"
+    needed, targets = " and ".join(asked.labels), (*asked.offsets, *asked.states)
+    wrong = f"it needs {needed}, which no training window of any source has"
+    cure = " ".join(f"data.sources.labels.{label}=true" for label in asked.labels)
+    cure = f"set {cure} where the data have them, add a source that has them"
     if labelled:
-        targets = ", ".join(f"+{k}" if isinstance(k, int) else k for k in (*asked.offsets, *asked.states))
-        return UserError(
-            f"objective.{name} learns from nothing: no training window reaches {targets} inside of its "
-            f"episode, with a label there.\n  cure: name smaller offsets{out}."
-        )
-    cures = " ".join(f"data.sources.labels.{label}=true" for label in asked.labels)
-    return UserError(
-        f"objective.{name} learns from nothing: it needs {' and '.join(asked.labels)}, which no training "
-        f"window of any source has.\n  cure: set {cures} where the data have them, add a source that has them"
-        f"{out}."
-    )
+        reach = ", ".join(f"+{k}" if isinstance(k, int) else k for k in targets)
+        wrong = f"no training window reaches {reach} inside of its episode, with a label there"
+        cure = "name smaller offsets"
+    return UserError(f"objective.{name} learns from nothing: {wrong}.\n  cure: {cure}{out}.")

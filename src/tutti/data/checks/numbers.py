@@ -28,7 +28,7 @@ def constant_dimensions(data: Recordings) -> Iterator[Finding]:
     """Dimensions that never move; all of them are a fault."""
     for source in data.sources:
         for vector in source.vectors:
-            dim = source.width(vector)
+            dim = source.values(vector).shape[1]
             still = np.setdiff1d(np.arange(dim), source.moving(vector)).tolist()
             about: dict[str, Any] = {"source": source.name, "vector": vector}
             if len(still) == dim > 0:

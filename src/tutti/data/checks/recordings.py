@@ -45,13 +45,9 @@ class Recorded:
         """Those of states and actions that are used, in the data set and of a size."""
         found: list[Vector] = []
         for vector, label in VECTORS.items() if self.complete else ():
-            if self.labels[label] is True or (self.labels[label] and self.width(vector)):
+            if self.labels[label] is True or (self.labels[label] and self.values(vector).shape[1]):
                 found.append(vector)
         return found
-
-    def width(self, vector: Vector) -> int:
-        """How many numbers the store has of it."""
-        return self.values(vector).shape[1]
 
     @cached_property
     def complete(self) -> list[Episode]:
