@@ -99,6 +99,27 @@ def test_an_unknown_state_is_a_removed_token_whatever_it_holds() -> None:
     assert all(torch.isfinite(p.grad).all() for p in fusion.parameters() if p.grad is not None)
 
 
+def test_a_row_without_text_and_state_and_with_one_view_trains(model: VLA) -> None:
+    """As a batch of its own, where nothing but the readout and one view is left, it is that row of the
+    larger one."""
+    whole = observation()
+    lone = torch.tensor([True] + [False] * (len(whole.state) - 1))
+    seen = replace(
+        whole,
+        text_mask=whole.text_mask & ~lone[:, None],
+        image_mask=whole.image_mask & (~lone[:, None] | (torch.arange(whole.image_mask.shape[1]) == 0)),
+        state=whole.state.masked_fill(lone[:, None], math.nan),
+        state_mask=~lone,
+    )
+    alone = model(seen.first(1))
+    torch.testing.assert_close(alone.readout, model(seen).readout[:1])
+    alone.readout.square().sum().backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+    assert {"fusion.readout", "vision.embed.weight"} <= moved
+    assert not any(name.startswith(("language", "fusion.state")) for name in moved)
+
+
 def test_a_masked_views_nan_does_not_spread(model: VLA) -> None:
     seen = observation()
     images = model.prepare(seen.images)
