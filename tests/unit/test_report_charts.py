@@ -126,7 +126,7 @@ def test_a_phase_is_marked_behind_the_last_record_of_the_one_before(tmp_path: Pa
 def test_a_term_is_drawn_against_its_baseline(tmp_path: Path) -> None:
     inputs = inputs_of(tmp_path / "run", "two_stage", [0, 0, 1], **{"metric/progress/mean_baseline": 0.69})
     charts = [c for b in training_section(inputs).blocks if isinstance(b, Charts) for c in b.charts]
-    (term,) = [chart for chart in charts if chart.title == "progress: raw"]
+    (term,) = [chart for chart in charts if chart.title.startswith("progress: raw, ")]
     assert ("mean baseline", "grey", "reference") in term.legend
     assert "always answering the batch's mean" in term.help
     assert 'class="mark"' in term.svg

@@ -10,6 +10,7 @@ import pytest
 from tutti.findings import Finding
 from tutti.report.judges import judge_records
 from tutti.report.records import Records
+from tutti.report.sections.training import beyond
 
 STEPS = list(range(50, 1050, 50))  # 20 looks
 
@@ -98,6 +99,21 @@ LIMITS: list[tuple[dict[str, Any], list[str]]] = [
     (ALIGN | {"loss/align/raw": 1.5, "metric/align/reachable": 2.0}, ["by_heart"]),
     (ALIGN | {"loss/align/raw": 2.0}, []),
     (ALIGN | {"loss/align/raw": 3.3}, []),
+    # a baseline must stand above in no quarter; without a record in each quarter nothing is said
+    ({"loss/recon/raw": 0.7, "metric/recon/copy_baseline": 0.6}, ["above_baseline"]),
+    ({"loss/recon/raw": [0.7] * 15 + [0.5] * 5, "metric/recon/copy_baseline": 0.6}, []),
+    ({"loss/recon/raw": [0.5] * 5 + [0.7] * 15, "metric/recon/copy_baseline": 0.6}, []),
+    ({"loss/recon/raw": [0.7] * 3, "metric/recon/copy_baseline": 0.6}, []),
+    # held-out values are compared with each other, not with those of the training
+    (
+        {
+            "loss/recon/raw": 0.5,
+            "metric/recon/copy_baseline": 0.6,
+            "valid/recon": (HELD_OUT, [0.7] * 4),
+            "valid/metric/recon/copy_baseline": (HELD_OUT, [0.6] * 4),
+        },
+        ["above_baseline"],
+    ),
     # chance is compared with the cross-entropy where a term reports one
     ({"loss/text/raw": 9.0, "metric/text/cross_entropy": 1.0, "metric/text/chance": 3.0}, []),
 ]
@@ -121,6 +137,27 @@ def test_domination_names_term_part_share_and_the_weight_that_mends_it() -> None
     # 0.25 x 0.25 / 0.75 = 1 / 12
     assert "weight (5 to 0.5)" in found.cure
     assert "`objective.state.weight.start=0.42` and `end=0.042`" in found.cure
+
+
+def test_a_term_above_its_baseline_is_named_with_both_numbers() -> None:
+    falling = [0.9] * 15 + [0.75] * 5
+    found = only({"loss/state/raw": falling, "metric/state/hold_baseline": 0.6})
+    assert (found.kind, found.severity, found.term) == ("above_baseline", "warning", "state")
+    assert found.sentence.startswith(
+        "state never gets below holding still: at best 0.75, against 0.6, the loss"
+    )
+
+
+def test_a_chart_says_how_far_a_term_is_below_copying_at_each_offset() -> None:
+    columns = {
+        "loss/recon/raw": 0.48,
+        "metric/recon/copy_baseline": 0.6,
+        **{f"metric/recon/value/{k}": value for k, value in ((2, 0.63), (10, 0.3))},
+        **{f"metric/recon/copy_baseline/{k}": 0.6 for k in (10, 2)},
+    }
+    records = Records(columns={name: (STEPS, [value] * len(STEPS)) for name, value in columns.items()})
+    assert beyond(records, "recon") == ", 20 % below copying (+2 5 % above, +10 50 % below)"
+    assert beyond(records, "action") == ""
 
 
 def test_two_loud_terms_do_not_hide_each_other() -> None:

@@ -305,6 +305,18 @@ def chance(records: Records, _: Json) -> Iterator[Finding]:
             yield _say("by_heart" if by_heart else "at_floor", value, term=term, **words)
 
 
+def baselines(records: Records, _: Json) -> Iterator[Finding]:
+    """Terms that no quarter of the run brings below what they would be if nothing was learned."""
+    for term in records.loss_terms:
+        for reference, name in WORDS["baselines"].items():
+            quarters = records.against(term, reference)
+            if len(quarters) < LAST_FRACTION or any(value < baseline for value, baseline in quarters):
+                continue
+            value, baseline = min(quarters, key=lambda pair: pair[0] - pair[1])
+            words = {"value": plain(value), "baseline": plain(baseline), "name": name}
+            yield _say("above_baseline", value, term=term, meaning=WORDS["references"][reference], **words)
+
+
 def _end(records: Records, name: str) -> float | None:
     """The mean of the finite values in the last quarter of the column."""
     values = records.values(name)
@@ -324,4 +336,5 @@ JUDGES = (
     clipping,
     overfitting,
     chance,
+    baselines,
 )

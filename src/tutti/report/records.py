@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from statistics import fmean, median
 
 from tutti.report.formatting import WORDS, Number
@@ -121,6 +122,24 @@ class Records:
         steps = self.diagnostic_steps or [0]
         middle = len(steps) // 2
         return (steps[0], steps[max(0, middle - 1)]), (steps[middle], steps[-1])
+
+    def against(self, term: str, reference: str) -> list[tuple[float, float]]:
+        """(term, reference) in each quarter of the records of both, means: on held-out data where it was
+        recorded there, else in training. `reference` such as "copy_baseline", or "copy_baseline/8"."""
+        offset = reference.partition("/")[2]
+        for held_out, own in (("valid/", f"valid/{term}"), ("", f"loss/{term}/raw")):
+            first = f"{held_out}metric/{term}"
+            values = self.get(f"{first}/value/{offset}" if offset else own)
+            theirs = dict(zip(*self.get(f"{first}/{reference}"), strict=True))
+            pairs = [(v, theirs.get(step, math.nan)) for step, v in zip(*values, strict=True)]
+            if pairs := [pair for pair in pairs if all(map(math.isfinite, pair))]:
+                parts = min(LAST_FRACTION, len(pairs))
+                ends = [part * len(pairs) // parts for part in range(parts + 1)]
+                return [
+                    (fmean(v for v, _ in pairs[a:b]), fmean(r for _, r in pairs[a:b]))
+                    for a, b in pairwise(ends)
+                ]
+        return []
 
     def is_frozen(self, part: str, span: Span) -> bool:
         """Whether the part had no gradient in these steps because it did not learn."""

@@ -107,7 +107,7 @@ def _terms(records: Records, terms: Mapping[str, str], marks: Marks) -> Iterator
                 own = {"floor": "c4", "reachable": "c3"}.get(reference, "grey")
                 lines.append(Line(name, label, own, "reference"))
                 help += f" {label.capitalize()}: {meaning}."
-        yield Plot(f"{term}: raw", "loss", lines, help, marks=marks)
+        yield Plot(f"{term}: raw{beyond(records, term)}", "loss", lines, help, marks=marks)
     lambdas = [Line("lambda/*", style="exact")]
     yield Plot("Lambdas", "lambda", lambdas, "lambda/action", each=terms, log=False, marks=marks)
     for term, colour in terms.items():
@@ -160,6 +160,25 @@ def _speed(records: Records) -> Iterator[Plot]:
     help = " ".join(f"{name.capitalize()}: {describe_metric(f'time/{name}_share')}" for name in SHARES)
     lines = [Line("time/*_share", factor=100)]
     yield Plot("Where a step's time goes", "%", lines, help, each=SHARES, log=False)
+
+
+def beyond(records: Records, term: str) -> str:
+    """How far below its baseline a term ends, by offset where it has several: ", 12 % below copying"."""
+    for reference, name in WORDS["baselines"].items():
+        if ends := records.against(term, reference):
+            each = {
+                offset: found[-1]
+                for (offset,) in records.named(f"metric/{term}/{reference}/*")
+                if (found := records.against(term, f"{reference}/{offset}"))
+            }
+            parts = [f"+{k} {_below(*pair)}" for k, pair in sorted(each.items(), key=lambda one: int(one[0]))]
+            return f", {_below(*ends[-1])} {name}" + (f" ({', '.join(parts)})" if parts else "")
+    return ""
+
+
+def _below(value: float, baseline: float) -> str:
+    share = 1 - value / baseline if baseline > 0 else 0.0
+    return f"{percent(abs(share))} {'below' if share > 0 else 'above'}"
 
 
 def _lower(text: str | None) -> str:
