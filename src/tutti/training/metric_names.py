@@ -28,7 +28,7 @@ METRICS: dict[str, str] = {
     "metric/*/vision_only_accuracy": "Share of windows whose instruction the picture alone tells, 0 to 1.",
     "metric/*/target_std": "RMS distance of the unit targets from their batch mean, 0 (collapsed) to 1.",
     "metric/*/target_rank": "Effective rank of these targets about their mean; on held-out data only.",
-    "metric/*/copy_baseline": "The term if nothing changed until then; future_latent: on held-out data only.",
+    "metric/*/copy_baseline": "The term if nothing changed until then, of the future picture or its latent.",
     "metric/*/copy_baseline/*": "The same at this offset alone, where the term has several.",
     "metric/*/value/*": "The term at this offset alone, where it has several.",
     "metric/*/mean_baseline": "The term if the batch's mean progress were always the answer.",
