@@ -8,16 +8,8 @@ from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    Discriminator,
-    Field,
-    PlainSerializer,
-    Tag,
-    ValidationError,
-    WithJsonSchema,
-)
+import pydantic
+from pydantic import BaseModel, Field, Tag
 
 from tutti.errors import UserError
 
@@ -36,21 +28,13 @@ class Seconds(str):
     @property
     def value(self) -> Fraction:
         """The seconds, exactly."""
-        number, unit = _parsed(self)
+        number, unit = re.findall(_FORM, self)[0]
         return Fraction(number) * _UNITS[unit]
 
 
-def _parsed(text: str) -> tuple[str, str]:
-    found = re.fullmatch(_FORM, text)
-    if found is None:
-        raise ValueError(
-            f"expected steps, or a time with its unit as in '0.4s' or '400ms', found {text!r:.40}"
-        )
-    return found[1], found[2]
-
-
 def _checked(text: str) -> Seconds:
-    _parsed(text)
+    if re.fullmatch(_FORM, text) is None:
+        raise ValueError(f"expected steps, or a time with its unit as '0.4s' or '400ms', found '{text:.40}'")
     return Seconds(text)
 
 
@@ -61,16 +45,11 @@ else:
 
     def _steps(most: int) -> Any:
         """The type of a number of steps up to `most`, or of a time."""
-        text = Annotated[
-            str,
-            AfterValidator(_checked),
-            PlainSerializer(str, return_type=str),
-            WithJsonSchema({"type": "string", "pattern": _FORM}),
-        ]
-        return Annotated[
-            Annotated[int, Field(ge=1, le=most), Tag("steps")] | Annotated[text, Tag("seconds")],
-            Discriminator(lambda given: "seconds" if isinstance(given, str) else "steps"),
-        ]
+        form = pydantic.WithJsonSchema({"type": "string", "pattern": _FORM})
+        plain = pydantic.PlainSerializer(str, return_type=str)  # YAML takes no subclass of str
+        text = Annotated[str, pydantic.AfterValidator(_checked), plain, form, Tag("seconds")]
+        kind = pydantic.Discriminator(lambda given: "seconds" if isinstance(given, str) else "steps")
+        return Annotated[Annotated[int, Field(ge=1, le=most), Tag("steps")] | text, kind]
 
     Steps, ChunkSteps = _steps(MAX_STEPS), _steps(4096)
 
@@ -126,7 +105,7 @@ def resolved(config: Config, fps: float, key: str = "") -> tuple[Config, list[st
     if changes:  # checked anew: what is allowed of times may not be of the steps
         try:
             config = type(config).model_validate(dict(config) | changes)
-        except ValidationError as error:
+        except pydantic.ValidationError as error:
             problem = error.errors(include_url=False)[0]
             where = ".".join([key, *(str(part) for part in problem["loc"] if part in changes)])
             reason = str((problem.get("ctx") or {}).get("error", problem["msg"])).rstrip(".")

@@ -24,7 +24,7 @@ from tutti.data.episodes import (
 )
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.columns import MAX_TOLERANCE
-from tutti.data.formats.lerobot.metadata import Chosen, read_info
+from tutti.data.formats.lerobot.metadata import Chosen
 from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.data.split import GroupOf, are_held_out, episodes_at
@@ -146,11 +146,6 @@ class SourceConfig(FrozenConfig):
         exclude = tuple(map(_as_range, self.exclude))
         labels: dict[Label, Use] = {one: getattr(self.labels, one) for one in LABELS}
         return Chosen(episodes=episodes, exclude=exclude, tolerance=self.tolerance, labels=labels)
-
-    @property
-    def fps(self) -> float:
-        """The frames a second of the data set, which is not opened."""
-        return read_info(self.path).fps
 
     def open(self) -> EpisodeStore:
         """Opens and checks the data set, as this source alone uses it."""

@@ -122,48 +122,28 @@ class BaseTermConfig(FrozenConfig, ABC):
         """The term called `name`, for sizes as those of `model`. Raises UserError where sizes clash."""
 
 
-class FutureTermConfig(BaseTermConfig):
-    """What the terms have in common that look at observations some actions later; `ahead` is that key."""
-
-    ahead: ClassVar[str]
-
-    def steps_ahead(self) -> tuple[int, ...]:
-        """The offsets, in steps."""
-        offsets = getattr(self, self.ahead)
-        return offsets if isinstance(offsets, tuple) else (offsets,)
-
-    def needs(self, name: str) -> DataNeeds:
-        """The observations at the offsets."""
-        return DataNeeds(futures=self.steps_ahead(), labels=self.required)
-
-    def require_in_chunk(self, model: Model, name: str) -> None:
-        """Raises: UserError if an offset is beyond the horizon."""
-        if (most := max(self.steps_ahead())) > model.spec.horizon:
-            raise UserError(
-                f"objective.{name}.{self.ahead} is {most}, but must lie in 1..{model.spec.horizon}, the "
-                "horizon: what comes after the chunk is not the policy's. Lower it or raise data.horizon."
-            )
-
-
-class OffsetTermConfig(FutureTermConfig):
-    """The key of a term that looks at the observation k actions later."""
-
-    ahead: ClassVar[str] = "offset"
-    offset: Steps = Field(
-        default=4, description='k: how many actions later the observation lies, or how long: "0.4s".'
-    )
-
-
-class OffsetsTermConfig(FutureTermConfig):
+class OffsetsTermConfig(BaseTermConfig):
     """The key of a term that predicts the observations at several offsets."""
 
-    ahead: ClassVar[str] = "offsets"
     offsets: Annotated[tuple[Steps, ...], AfterValidator(rising)] = Field(
         default=(4,),
         min_length=1,
         description="k: how many actions later the observations lie that one decoder predicts, or how long: "
         '["0.4s", "0.8s"].',
     )
+
+    def needs(self, name: str) -> DataNeeds:
+        """The observations at the offsets."""
+        return DataNeeds(futures=self.offsets, labels=self.required)
+
+
+def require_in_chunk(offset: int, model: Model, key: str) -> None:
+    """Raises: UserError if an offset is beyond the horizon."""
+    if offset > model.spec.horizon:
+        raise UserError(
+            f"{key} is {offset}, but must lie in 1..{model.spec.horizon}, the horizon: what comes after the "
+            "chunk is not the policy's. Lower it or raise data.horizon."
+        )
 
 
 @dataclass(frozen=True, slots=True)

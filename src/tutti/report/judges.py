@@ -312,7 +312,7 @@ def baselines(records: Records, _: Json) -> Iterator[Finding]:
             quarters = records.against(term, reference)
             if len(quarters) < LAST_FRACTION or any(value < baseline for value, baseline in quarters):
                 continue
-            value, baseline = min(quarters, key=lambda pair: pair[0] - pair[1])
+            value, baseline = min(quarters, key=lambda pair: pair[0] / max(pair[1], 1e-9))
             words = {"value": plain(value), "baseline": plain(baseline), "name": name}
             yield _say("above_baseline", value, term=term, meaning=WORDS["references"][reference], **words)
 

@@ -133,11 +133,11 @@ class Records:
             theirs = dict(zip(*self.get(f"{first}/{reference}"), strict=True))
             pairs = [(v, theirs.get(step, math.nan)) for step, v in zip(*values, strict=True)]
             if pairs := [pair for pair in pairs if all(map(math.isfinite, pair))]:
-                parts = min(LAST_FRACTION, len(pairs))
-                ends = [part * len(pairs) // parts for part in range(parts + 1)]
+                ends = [part * len(pairs) // LAST_FRACTION for part in range(LAST_FRACTION + 1)]
                 return [
                     (fmean(v for v, _ in pairs[a:b]), fmean(r for _, r in pairs[a:b]))
                     for a, b in pairwise(ends)
+                    if a < b
                 ]
         return []
 

@@ -16,6 +16,7 @@ from tutti.config.run_config import RunConfig, to_yaml
 from tutti.data.bundle import DataBundle, Statistics
 from tutti.data.config import DataConfig, training_texts
 from tutti.data.episodes import check_unchanged
+from tutti.data.formats.lerobot.metadata import read_info
 from tutti.data.sources import SourceConfig, check_compatible, open_parts, stores_of
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
@@ -97,16 +98,13 @@ class BuiltTraining:
 
 
 def with_steps(config: RunConfig, fps: float | None = None, *, say: bool = True) -> RunConfig:
-    """The config with all its times in steps, and a printed line for each: at `fps` steps a second, or those
-    of the data sets that it names, or of what it would record.
-
-    Raises: UserError where the data are not there, or the steps are not allowed.
-    """
+    """The config with all its times in steps, and a printed line for each: at `fps`, or the rate of the data
+    that it names, or would record. Raises: UserError where there are none, or the steps are not allowed."""
     if not any(times_in(config)):
         return config
-    if fps is None:
-        fps = config.data.sources[0].fps if config.data.sources else config.record.spec.fps
-    config, lines = resolved(config, fps)
+    for source in config.data.sources[:1] if fps is None else ():
+        fps = read_info(source.path).fps
+    config, lines = resolved(config, config.record.spec.fps if fps is None else fps)
     for line in lines if say and world().ranks.first else ():
         print_line(line)
     return config

@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.objectives.term import BaseTermConfig, Model, OffsetTermConfig, Term, TermValue, two_layers
+from tutti.durations import Steps
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, require_in_chunk, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, Tokens, masked_mean
+from tutti.types import Batch, DataNeeds, Features, Tokens, masked_mean
 
 
 class ChunkConfig(BaseTermConfig):
@@ -52,13 +53,16 @@ def _actions(batch: Batch) -> Bool[Tensor, "b t a"]:
     return batch.action_mask
 
 
-class InverseDynamicsConfig(OffsetTermConfig):
+class InverseDynamicsConfig(BaseTermConfig):
     """`kind: inverse_dynamics`."""
 
     required = ("actions",)
 
     kind: Literal["inverse_dynamics"] = "inverse_dynamics"
     weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
+    offset: Steps = Field(
+        default=4, description='k: how many actions later the second picture lies, or how long: "0.4s".'
+    )
     stop_future: bool = Field(
         default=False, description="the look at the later picture sends no gradient; cheaper by its backward"
     )
@@ -66,6 +70,10 @@ class InverseDynamicsConfig(OffsetTermConfig):
         default=16, description="Features kept of each image patch of both pictures."
     )
     hidden: PositiveInt = Field(default=256, description="width of the head's hidden layer")
+
+    def needs(self, name: str) -> DataNeeds:
+        """The observation k actions later."""
+        return DataNeeds(futures=(self.offset,), labels=self.required)
 
     def build(self, model: Model, name: str) -> InverseDynamicsTerm:
         """The term for the vision encoder and actions of `model`. Raises UserError where sizes clash."""
@@ -92,7 +100,7 @@ class InverseDynamicsTerm(Term):
 
     def __init__(self, config: InverseDynamicsConfig, model: Model, name: str) -> None:
         super().__init__(**config.arguments(name))
-        config.require_in_chunk(model, name)
+        require_in_chunk(config.offset, model, f"objective.{name}.offset")
         self.config = config
         places = len(model.spec.views) * model.vision.tokens_per_view
         self.num_actions, self.action_dim = config.offset, model.spec.action_dim

@@ -122,10 +122,8 @@ class FutureLatentTerm(ChangeTerm):
         if self.offset is not None:
             told = told + self.offset.repeat_interleave(len(fused.values), dim=0)[:, None]
         predicted = F.normalize(now + self.predictor(told).to(now.dtype), dim=-1)
-        errors = {
-            name: 1 - (guess * then).sum(dim=-1)
-            for name, guess in (("value", predicted), ("copy_baseline", now))
-        }
+        guesses = {"value": predicted, "copy_baseline": now}
+        errors = {name: 1 - (guess * then).sum(dim=-1) for name, guess in guesses.items()}
         weight = self.weight(batch).masked_fill(~mask, 0)
         value = self.change_mean(errors["value"], weight)
         with torch.no_grad():

@@ -25,6 +25,7 @@ from tutti.objectives.term import (
     Term,
     TermValue,
     offset_vectors,
+    require_in_chunk,
 )
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, Features, UserError, at_least_float32, masked_mean
@@ -112,9 +113,8 @@ class ChangeTerm(PatchTerm):
 
     def __init__(self, config: ChangeTermConfig, model: Model, name: str, downsample: int) -> None:
         super().__init__(config, model, name, downsample)
-        config.require_in_chunk(model, name)
-        self.weighting, self.threshold, self.floor = config.weighting, config.threshold, config.floor
-        self.offsets = config.steps_ahead()
+        require_in_chunk(max(config.offsets), model, f"objective.{name}.offsets")
+        self.config, self.offsets = config, config.offsets
 
     def mask(self, batch: Batch) -> Bool[Tensor, "m n"]:
         """Which patches count, by the batch: those of views that are there now and then."""
@@ -145,22 +145,20 @@ class ChangeTerm(PatchTerm):
 
     def _weight_at(self, batch: Batch, offset: int) -> Float[Tensor, "b n"]:
         mask, dtype = self._mask_at(batch, offset), at_least_float32(next(self.parameters())).dtype
-        if self.weighting == "uniform":
-            return mask.to(dtype)
         later = self.patches(self.future(batch, offset).observation.images, dtype)
         return self.of_change(self.changed(self.patches(batch.observation.images, dtype), later), mask, dtype)
 
     def changed(self, now: Float[Tensor, "m n p"], later: Float[Tensor, "m n p"]) -> Bool[Tensor, "m n"]:
         """Which patches change by more than the threshold."""
-        return (later - now).abs().mean(dim=-1) > self.threshold
+        return (later - now).abs().mean(dim=-1) > self.config.threshold
 
     def of_change(
         self, changed: Bool[Tensor, "m n"], mask: Bool[Tensor, "m n"], dtype: torch.dtype
     ) -> Float[Tensor, "m n"]:
         """r_p of patches that changed or did not, 0 where `mask` is False."""
-        if self.weighting == "uniform":
+        if self.config.weighting == "uniform":
             return mask.to(dtype)
-        return (self.floor + changed).to(dtype) * mask
+        return (self.config.floor + changed).to(dtype) * mask
 
 
 class FuturePatchesConfig(PatchTermConfig, ChangeTermConfig):
@@ -220,17 +218,17 @@ class FuturePatchesTerm(ChangeTerm):
         predicted = at_least_float32(self.predict(tokens.values))
         with torch.no_grad():
             mask = tokens.mask.repeat(len(self.offsets), 1) & self.mask(batch)
-            now, later = self._both(batch, predicted.dtype)
+            now = self.patches(batch.observation.images, predicted.dtype).repeat(len(self.offsets), 1, 1)
+            futures = [self.future(batch, offset).observation.images for offset in self.offsets]
+            later = torch.cat([self.patches(images, now.dtype) for images in futures])
             changed = self.changed(now, later)
             # Where nothing counts both are blanked: a NaN there would come back, in the gradient as well.
             target, copy = (
                 normalise_patches(patches).masked_fill(~mask[..., None], 0) for patches in (later, now)
             )
             weight = self.of_change(changed, mask, now.dtype)
-        errors = {
-            name: (guess - target).square().mean(dim=-1)
-            for name, guess in (("value", predicted), ("copy_baseline", copy))
-        }
+        guesses = {"value": predicted, "copy_baseline": copy}
+        errors = {name: (guess - target).square().mean(dim=-1) for name, guess in guesses.items()}
         value = self.change_mean(errors["value"], weight)
         with torch.no_grad():
             metrics = {
@@ -239,14 +237,6 @@ class FuturePatchesTerm(ChangeTerm):
                 **self.each_offset(errors, weight),
             }
         return TermValue(value=value, metrics={f"{self.name}/{key}": one for key, one in metrics.items()})
-
-    def _both(
-        self, batch: Batch, dtype: torch.dtype
-    ) -> tuple[Float[Tensor, "m n p"], Float[Tensor, "m n p"]]:
-        """The patches of the present and of the later pictures, one offset after the other."""
-        futures = [self.future(batch, offset).observation.images for offset in self.offsets]
-        now, later = self.patches(batch.observation.images, dtype), [self.patches(x, dtype) for x in futures]
-        return now.repeat(len(later), 1, 1), torch.cat(later)
 
     def predict(self, fused: Float[Tensor, "b n d"]) -> Float[Tensor, "m n p"]:
         """The normalised future patch on which each fused vision token sits, p = 3 (patch / downsample)^2,

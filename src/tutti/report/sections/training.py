@@ -166,12 +166,9 @@ def beyond(records: Records, term: str) -> str:
     """How far below its baseline a term ends, by offset where it has several: ", 12 % below copying"."""
     for reference, name in WORDS["baselines"].items():
         if ends := records.against(term, reference):
-            each = {
-                offset: found[-1]
-                for (offset,) in records.named(f"metric/{term}/{reference}/*")
-                if (found := records.against(term, f"{reference}/{offset}"))
-            }
-            parts = [f"+{k} {_below(*pair)}" for k, pair in sorted(each.items(), key=lambda one: int(one[0]))]
+            offsets = sorted(int(k) for (k,) in records.named(f"metric/{term}/{reference}/*"))
+            each = [(k, records.against(term, f"{reference}/{k}")) for k in offsets]
+            parts = [f"+{k} {_below(*found[-1])}" for k, found in each if found]
             return f", {_below(*ends[-1])} {name}" + (f" ({', '.join(parts)})" if parts else "")
     return ""
 
