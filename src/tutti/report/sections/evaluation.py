@@ -7,7 +7,14 @@ from itertools import zip_longest
 from pathlib import Path
 
 from tutti.data.formats.lerobot import VIEW
-from tutti.evaluation.closed_loop.results import ONE_TRAINING, EvaluationResult, Score, TaskScore, blind_note
+from tutti.evaluation.closed_loop.results import (
+    ONE_TRAINING,
+    EvaluationResult,
+    Score,
+    TaskScore,
+    blind_note,
+    goals_note,
+)
 from tutti.evaluation.closed_loop.rollouts import Condition
 from tutti.report.blocks import (
     ABSENT,
@@ -56,6 +63,8 @@ def headline(inputs: Inputs) -> tuple[str, list[Note]]:
     )
     moods = {"falls to chance": "good", "does not fall": "bad"}
     notes = [Note(text=one.sentence, mood=moods.get(one.outcome, "")) for one in result.verdicts]
+    if goals := goals_note(result.scores):
+        notes.append(Note(text=goals))
     if blind := blind_note(result.solved_without_pictures):
         notes.append(Note(text=blind, mood="bad"))
     if not any(one.control == "wrong_instruction" for one in result.verdicts):
