@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tutti.evaluation.statistics.comparison import Comparison, Contrast
 from tutti.evaluation.statistics.intervals import Interval
 from tutti.report.blocks import Block, Charts, Code, Facts, Note, Page, Section, Table, Tile, markdown, render
 from tutti.report.formatting import anything, words
@@ -136,49 +137,37 @@ def _tiles(findings: Findings) -> list[Tile]:
 def _forest(findings: Findings, level: Level) -> Chart | None:
     baseline, scores = findings.study.baseline, findings.at(level)
     base = {one.seed: one.mean for score in scores if score.arm == baseline for one in score.trained}
-    rows: list[ForestRow] = []
-    for score in scores:
-        against = score.against
-        if against is None:
-            continue
-        value = 100 * against.difference.value
-        rows.append(
-            ForestRow(
-                name=score.arm,
-                value=value,
-                interval=_points(against.difference.interval),
-                wide=_points(against.over_seeds) if against.over_seeds is not None else None,
-                seeds=[100 * (o.mean - base[o.seed]) for o in score.trained if o.seed in score.shared_seeds],
-                label=f"{value:+.1f}  {against.verdict}",
-                mood=MOODS[against.verdict].replace("quiet", ""),
-            )
-        )
-    if not rows:
-        return None
+    rows = [
+        _forest_row(score.arm, against, [o.mean - base[o.seed] for o in score.trained if o.seed in base])
+        for score in scores
+        if (against := score.against) is not None
+    ]
     help = "Right of 0: better than the baseline. A verdict needs both intervals on one side of 0."
-    return forest_chart(f"Against {baseline}{level_words(level)}", rows, baseline=baseline, help=help)
+    title = f"Against {baseline}{level_words(level)}"
+    return forest_chart(title, rows, baseline=baseline, help=help) if rows else None
 
 
 def _effects(findings: Findings, level: Level) -> Chart | None:
-    rows = [
-        ForestRow(
-            name=one.name,
-            value=100 * one.found.difference.value,
-            interval=_points(one.found.difference.interval),
-            wide=_points(one.found.over_seeds) if one.found.over_seeds is not None else None,
-            seeds=[100 * seed for seed in one.found.of_seeds],
-            label=f"{100 * one.found.difference.value:+.1f}  {one.found.verdict}",
-            mood=MOODS[one.found.verdict].replace("quiet", ""),
-        )
-        for one in findings.contrasts
-        if one.level == level and not one.exploratory
-    ]
+    own = [one for one in findings.contrasts if one.level == level and not one.exploratory]
+    rows = [_forest_row(one.name, one.found, one.found.of_seeds) for one in own]
     help = "Right of 0: the first arm, or the arms with the factor, are better."
-    title = f"Comparisons fixed beforehand{level_words(level)}"
-    return (
-        forest_chart(title, rows, baseline="the second arm, or without the factor", help=help)
-        if rows
-        else None
+    title, minus = (
+        f"Comparisons fixed beforehand{level_words(level)}",
+        "the second arm, or without the factor",
+    )
+    return forest_chart(title, rows, baseline=minus, help=help) if rows else None
+
+
+def _forest_row(name: str, found: Comparison | Contrast, seeds: Sequence[float]) -> ForestRow:
+    value = 100 * found.difference.value
+    return ForestRow(
+        name=name,
+        value=value,
+        interval=_points(found.difference.interval),
+        wide=_points(found.over_seeds) if found.over_seeds is not None else None,
+        seeds=[100 * seed for seed in seeds],
+        label=f"{value:+.1f}  {found.verdict}",
+        mood=MOODS[found.verdict].replace("quiet", ""),
     )
 
 
