@@ -15,6 +15,7 @@ is kept if it is finished, and continues if it was interrupted.
       evaluation/      every rollout, the scores, videos  evaluations/    others of another name
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
       report.html      all results on one page            summary.json    the same for programs
+      tune/            rates that `tutti tune` screened
 
 Decoded pictures are kept for all runs outside of them (data/cache.py).
 """

@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from tutti import __version__
-from tutti.cli import commands, data_commands
+from tutti.cli import commands, data_commands, study_commands
 from tutti.cli.signals import how_to_go_on, obeyed
 from tutti.config.files import check_path_text
 from tutti.errors import Terminated, UserError, printable
@@ -31,7 +31,14 @@ MISTAKE_CHARACTERS = 900
 COMMANDS: tuple[Command, ...] = (
     *(commands.demo, commands.record, commands.train, commands.evaluate, commands.report),
     *(commands.doctor, commands.probe, commands.verify_resume, commands.replay, commands.export),
-    *(commands.compare, commands.schema, commands.model, commands.plan, commands.version),
+    *(
+        study_commands.compare,
+        study_commands.tune,
+        commands.schema,
+        commands.model,
+        commands.plan,
+        commands.version,
+    ),
 )
 """In the order of `tutti --help`."""
 
@@ -143,6 +150,10 @@ def options(
     [bold]What will it need? Memory, time, traffic, before anything runs[/bold]
 
       tutti plan configs/plans/3b.yaml --gpus 8 --episodes 1e7
+
+    [bold]At which learning rate? Short trainings, judged on held-out episodes[/bold]
+
+      tutti tune --rate configs/demo.yaml
 
     [bold]Which way is better? At an equal budget, over seeds, with intervals[/bold]
 

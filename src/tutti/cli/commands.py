@@ -263,32 +263,6 @@ def export(
     print_line(f"Written: {folder}")
 
 
-def compare(
-    study: Annotated[
-        Path, typer.Argument(help="A YAML file, such as configs/studies/strategies.yaml.", metavar="STUDY")
-    ],
-    overrides: Overrides = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--folder", help="The study's folder.", show_default="runs/studies/NAME", metavar="FOLDER"
-        ),
-    ] = None,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="Makes the tables of what is finished, and runs nothing.")
-    ] = False,
-) -> None:
-    """Trains and judges arms at an equal budget over several seeds, and says which differ from the baseline.
-
-    docs/compare.md tells how to write a study and to read its tables. Run it again, and it goes on.
-    """
-    file = config_file(study)
-    from tutti.studies.compare import compare as run
-    from tutti.studies.config import load_study
-
-    run(load_study(file, overrides or []), folder, report_only=report_only)
-
-
 def schema() -> None:
     """Prints the JSON schema of a config file."""
     from tutti.config.run_config import json_schema

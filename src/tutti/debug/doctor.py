@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +29,7 @@ from tutti.report.records import single_step
 from tutti.runs.build import BuiltTraining, require_data, training_threads, trial_training
 from tutti.runs.data_check import check_training_data
 from tutti.runs.label_shares import LabelShares, label_shares
+from tutti.runs.screened_rates import rate_findings
 from tutti.runs.terminal import print_findings, print_line, print_table, progress_bar
 from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import checkpoints
@@ -72,7 +73,8 @@ def run_doctor(config: RunConfig, folder: Path | None = None, *, updates: int = 
     require_data(config, folder)
     kept = checkpoints(folder)
     with training_threads(config), trial_training(config, folder) as training:
-        return examine(training, updates=updates, checkpoint=kept[-1] if kept else None)
+        found = examine(training, updates=updates, checkpoint=kept[-1] if kept else None)
+    return replace(found, findings=(*found.findings, *rate_findings(config, folder)))
 
 
 def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path | None = None) -> Diagnosis:

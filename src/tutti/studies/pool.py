@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from tutti.config.run_config import RunConfig
 from tutti.distributed.cores import usable_cores
@@ -37,6 +37,21 @@ ROLLOUT_STEPS = 2.0
 """A rollout counts as so many steps in the time left: 0.5 s and 0.22 s with the demo's model."""
 TAIL = 16_384
 
+
+@runtime_checkable
+class Job(Protocol):
+    """What runs in a process of its own: its folder, how it is called, and its result once it is finished."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def result(self) -> object | None: ...
+
+
+J = TypeVar("J", bound=Job)
 Command = Callable[[Cell], list[str]]
 
 
@@ -67,7 +82,7 @@ class Work:
 
     def text(self, done: Work) -> str:
         """As "training 640/1300" or "evaluating 12/80"."""
-        if done.steps < self.steps:
+        if done.steps < self.steps or not self.rollouts:
             return f"training {done.steps}/{self.steps}"
         return f"evaluating {done.rollouts}/{self.rollouts}"
 
@@ -86,9 +101,9 @@ def _last_step(path: Path) -> int:
     return 0
 
 
-def own_command(cell: Cell) -> list[str]:
-    """The command that runs a cell in its own process."""
-    return [sys.executable, "-m", "tutti.studies.run_cell", str(cell.folder), "--attached"]
+def own_command(cell: Job, module: str = "tutti.studies.run_cell") -> list[str]:
+    """The command that runs a cell in its own process, by this module."""
+    return [sys.executable, "-m", module, str(cell.folder), "--attached"]
 
 
 def number_of_jobs(jobs: int | Literal["auto"], cells: int) -> int:
@@ -97,11 +112,11 @@ def number_of_jobs(jobs: int | Literal["auto"], cells: int) -> int:
 
 
 def run_cells(
-    work: Mapping[Cell, Work],
+    work: Mapping[J, Work],
     jobs: int,
     bar: Bar,
     *,
-    command: Command = own_command,
+    command: Callable[[J], list[str]] = own_command,
     poll: float = POLL,
     grace: float = GRACE,
 ) -> list[str]:
@@ -112,8 +127,8 @@ def run_cells(
     each running cell is. Ctrl-C interrupts the running ones, waits until they have saved, and is raised
     again; a second one kills them. Should this process die, theirs end with it.
     """
-    waiting, ended = deque(work), list[Cell]()
-    running: dict[Cell, tuple[subprocess.Popen[bytes], float]] = {}
+    waiting, ended = deque(work), list[J]()
+    running: dict[J, tuple[subprocess.Popen[bytes], float]] = {}
     failures: list[str] = []
     before = {cell: one.done_in(cell.folder).units for cell, one in work.items()}
     total = sum(one.units - before[cell] for cell, one in work.items())
@@ -162,7 +177,7 @@ def _defer_interrupt() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _start(cell: Cell, command: list[str]) -> subprocess.Popen[Any]:
+def _start(cell: Job, command: list[str]) -> subprocess.Popen[Any]:
     """Starts a process in its own session: Ctrl-C reaches it only through `_stop`. It writes a log."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with (cell.folder / LOG).open("ab") as log:
@@ -193,7 +208,7 @@ def _stop(running: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
         process.communicate()
 
 
-def _failure(cell: Cell, code: int) -> str:
+def _failure(cell: Job, code: int) -> str:
     how = f"killed by signal {-code}" if code < 0 else f"exit {code}"
     log, lines = cell.folder / LOG, list[str]()
     with suppress(OSError):

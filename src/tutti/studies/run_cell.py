@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -151,14 +151,15 @@ def _end_with_the_study() -> None:
     os._exit(1)  # at any moment: what is on the disk is whole
 
 
-def main(folder: Path, *, attached: bool) -> int:
-    """0 if the cell is finished, 2 for a mistake of the user, 130 after Ctrl-C."""
+def run_process(run: Callable[[Path], None], folder: Path, *, attached: bool) -> int:
+    """The process of a cell, which is `run` by its folder: 0 if it is finished, 2 for a mistake of the user,
+    130 after Ctrl-C."""
     if attached:
         threading.Thread(target=_end_with_the_study, daemon=True).start()
         os.nice(NICE)
     show_logs()
     try:
-        run_cell(folder)
+        run(folder)
     except UserError as error:
         print_line(f"error: {error}")
         return MISTAKE
@@ -168,4 +169,4 @@ def main(folder: Path, *, attached: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), attached="--attached" in sys.argv[2:]))
+    sys.exit(run_process(run_cell, Path(sys.argv[1]), attached="--attached" in sys.argv[2:]))

@@ -1,0 +1,81 @@
+"""The commands that train several times: `tutti compare` and `tutti tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tutti.cli.commands import Config, Folder, Overrides, load
+from tutti.config.files import config_file
+from tutti.errors import UserError
+
+
+def compare(
+    study: Annotated[
+        Path, typer.Argument(help="A YAML file, such as configs/studies/strategies.yaml.", metavar="STUDY")
+    ],
+    overrides: Overrides = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder", help="The study's folder.", show_default="runs/studies/NAME", metavar="FOLDER"
+        ),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Makes the tables of what is finished, and runs nothing.")
+    ] = False,
+) -> None:
+    """Trains and judges arms at an equal budget over several seeds, and says which differ from the baseline.
+
+    docs/compare.md tells how to write a study and to read its tables. Run it again, and it goes on.
+    """
+    file = config_file(study)
+    from tutti.studies.compare import compare as run
+    from tutti.studies.config import load_study
+
+    run(load_study(file, overrides or []), folder, report_only=report_only)
+
+
+def tune(
+    config: Config,
+    overrides: Overrides = None,
+    run: Folder = None,
+    *,
+    rate: Annotated[bool, typer.Option("--rate", help="Screens the peak learning rate.")] = False,
+    which: Annotated[
+        Literal["training.optimizer.lr", "training.optimizer.adamw_lr"],
+        typer.Option("--which", help="The rate; adamw_lr is Muon's, for what AdamW moves."),
+    ] = "training.optimizer.lr",
+    highest: Annotated[
+        float | None,
+        typer.Option("--from", help="The highest rate.", show_default="twice the config's", min=1e-12),
+    ] = None,
+    halvings: Annotated[int, typer.Option("--halvings", help="Times that it is halved.", min=1, max=12)] = 4,
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds of each rate, from the config's.", min=1)] = 2,
+    share: Annotated[
+        float, typer.Option("--share", help="Of training.steps, for each training.", min=1e-6, max=1)
+    ] = 0.2,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", help="Trainings at a time.", show_default="one a core", min=1)
+    ] = None,
+) -> None:
+    """Finds a learning rate: halvings of it, each trained for the first steps, judged on held-out episodes.
+
+    Needs data; nothing is played. docs/training.md tells how to read it. Run it again, and it goes on.
+    """
+    if not rate:
+        raise UserError("tutti tune: say what to tune: tutti tune --rate CONFIG")
+    loaded = load(config, overrides)
+    from tutti.studies.tune import Screening, screen_rate
+
+    wanted = Screening(
+        rate=which.rpartition(".")[2],
+        highest="auto" if highest is None else highest,
+        halvings=halvings,
+        seeds=seeds,
+        share=share,
+        jobs="auto" if jobs is None else jobs,
+    )
+    screen_rate(loaded, run, wanted)
