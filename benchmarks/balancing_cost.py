@@ -25,16 +25,16 @@ from tables import Table, publish
 from timing import Spread, StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig, load_config, to_yaml
-from tutti.objectives.config import BalancingConfig
+from tutti.objectives.config import BalancingConfig, ObjectiveConfig
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.training.backward.config import BackwardConfig
 from tutti.types import UserError
 
 PLAIN = "plain sum"
-NEVER_FROZEN = {"kind": "gradient_share", "start": 0, "steps": 100_000}
+NEVER_FROZEN = {"kind": "shares", "start": 0, "steps": 100_000}
 BALANCINGS: dict[str, dict[str, Any]] = {
-    "gradient_share, while it measures": NEVER_FROZEN,
+    "shares, while they are measured": NEVER_FROZEN,
     **{kind: {"kind": kind} for kind in ("uncertainty", "dwa", "rlw", "famo")},
 }
 AGGREGATORS = (
@@ -55,7 +55,7 @@ PEAK = Path("/proc/self/clear_refs")
 
 def arms(config: RunConfig) -> dict[str, RunConfig]:
     """The plain sum, then every method by itself, each without diagnostics."""
-    # No warm-up and more steps than are ever made, so that gradient_share measures in all of them.
+    # No warm-up and more steps than are ever made, so that shares are measured in all of them.
     schedule = config.training.schedule.model_dump() | {"warmup": 0}
     diagnostics = config.training.diagnostics.model_dump() | {"every": 0}
     config = with_training(config, steps=1_000_000, schedule=schedule, diagnostics=diagnostics)
@@ -65,7 +65,19 @@ def arms(config: RunConfig) -> dict[str, RunConfig]:
     for key, name, section in sections:
         union: TypeAdapter[Any] = TypeAdapter(BalancingConfig if key == "balancing" else BackwardConfig)
         found[name] = config.model_copy(update={key: union.validate_python(section)})
+        if section is NEVER_FROZEN:
+            found[name] = found[name].model_copy(update={"objective": with_shares(config)})
     return found
+
+
+def with_shares(config: RunConfig) -> ObjectiveConfig:
+    """The config's objective with shares for all terms but the action's."""
+    terms = {
+        name: term.model_dump(exclude={"weight"}) | {"share": 0.1}
+        for name, term in config.objective.terms().items()
+        if name != "action"
+    }
+    return ObjectiveConfig.model_validate(terms)
 
 
 def peak_mebibytes(config: RunConfig, data_from: Path, scratch: Path, steps: int) -> float:

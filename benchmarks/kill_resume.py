@@ -58,6 +58,7 @@ TINY: dict[str, Any] = {
         "diagnostics": {"every": 7},
     },
 }
+SHARES = {name: {"weight": None, "share": 0.2} for name in ("align", "recon", "state")}
 MODES: dict[str, dict[str, Any]] = {
     "plain (AdamW)": {},
     "Muon, EMA": {"training": {"optimizer": {"kind": "muon"}, "ema": 0.99}},
@@ -65,7 +66,7 @@ MODES: dict[str, dict[str, Any]] = {
     "prefetch 3, colour augmentation": {"data": {"prefetch": 3, "augmentation": {"kind": "colour"}}},
     "two stages": {"strategy": {"kind": "two_stage"}, "training": {"ema": 0.99}},
     "K gradients": {"backward": {"kind": "k_gradients", "aggregator": {"kind": "cosine_gate"}}},
-    "gradient share": {"balancing": {"kind": "gradient_share", "start": 5, "steps": 20}},
+    "shares": {"balancing": {"kind": "shares", "start": 5, "steps": 20}, "objective": SHARES},
     "FAMO, prefetch 3": {"balancing": {"kind": "famo"}, "data": {"prefetch": 3}},
     "RLW, flow decoder": {"balancing": {"kind": "rlw"}, "model": {"action": {"kind": "flow"}}},
     "sharded, Muon, EMA": {

@@ -1,7 +1,7 @@
 """What each loss term adds to a training step beside the action's, and how loud it is at the first weights.
 
 python benchmarks/terms_cost.py --threads 1 measures the Trainer's own step with the action term alone and
-with one further term at its default weight; they take turns. benchmarks/README.md says what a column means.
+with one further term at a weight of 1; they take turns. benchmarks/README.md says what a column means.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from timing import StepTimer, interleave, ratios, spread, with_training
 from tutti.config.run_config import RunConfig, build_config
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
-from tutti.training.backward.term_gradients import PRIMARY, norm, term_gradients
+from tutti.training.backward.term_gradients import PRIMARY, term_gradients
 
 ALONE = "action alone"
 TERM = "term"
@@ -46,7 +46,7 @@ TERMS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loudness:
-    """Of a term at its weight: its gradient's norm over the action's, and the parameters of its head."""
+    """Of a raw term: its gradient's norm over the action's, and the parameters of its head."""
 
     gradient: float
     parameters: int
@@ -59,13 +59,13 @@ def arms(config: RunConfig) -> dict[str, RunConfig]:
     alone = dict.fromkeys(("align", "recon", "state")) | {PRIMARY: {}}
     found = {ALONE: build_config(values | {"objective": alone}, ALONE)}
     for name, options in TERMS.items():
-        term = {"kind": name.partition(",")[0]} | options
+        term = {"kind": name.partition(",")[0], "weight": 1.0} | options
         found[name] = build_config(values | {"objective": alone | {TERM: term}}, name)
     return found
 
 
 def loudness(timer: StepTimer, batches: int) -> Loudness:
-    """|lambda dL/d model| over |dL_action/d model|, each norm a mean over batches, at the first weights."""
+    """|dL/d model| over |dL_action/d model|, each norm a mean over batches, at the first weights."""
     trainer, loader = timer.trainer, timer.data.train
     parameters = list(trainer.model.parameters())
     norms = {TERM: 0.0, PRIMARY: 0.0}
@@ -73,7 +73,7 @@ def loudness(timer: StepTimer, batches: int) -> Loudness:
         batch = loader.batch_at(number)
         terms = trainer.objective(trainer.model(batch.observation), batch, trainer.model)
         for name, found in term_gradients(terms.values, parameters).items():
-            norms[name] += float(terms.lambdas[name] * norm(found))
+            norms[name] += float(torch.nn.utils.get_total_norm([one for one in found if one is not None]))
     heads = sum(parameter.numel() for parameter in trainer.objective.parameters())
     return Loudness(gradient=norms[TERM] / norms[PRIMARY], parameters=heads)
 
@@ -108,7 +108,7 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
         for timer in timers.values():
             timer.close()
     notes = [
-        f"Gradient: norm of the weighted term's over the model, against the action's, at the first weights, "
+        f"Gradient: norm of the raw term's over the model, against the action's, at the first weights, "
         f"means over {arguments.batches} batches. Batch {config.data.batch_size}, "
         f"{torch.get_num_threads()} thread(s). {made_with(found_in)}",
     ]

@@ -19,6 +19,7 @@ import torch
 from fixtures.checkpoints import load_latest
 from fixtures.ranks import on_ranks
 from fixtures.ranks_training import (
+    OBJECTIVE,
     SIZE,
     TOLERANCE,
     Data,
@@ -50,7 +51,13 @@ TWO_PHASES = {
 }
 K_GRADIENTS = {"backward": {"kind": "k_gradients", "aggregator": {"kind": "mgda"}}}
 MASKED = {"backward": {"kind": "masked", "may_train": {"recon": ["vision"], "action": ["fusion", "action"]}}}
-SHARES = {"balancing": {"kind": "gradient_share", "start": 2, "steps": 1}}
+SHARES = {
+    "balancing": {"kind": "shares", "start": 2, "steps": 2},
+    "objective": {
+        name: {key: value for key, value in term.items() if key != "weight"} | {"share": share}
+        for (name, term), share in zip(OBJECTIVE.items(), (0.1, 0.2, 0.3), strict=True)
+    },
+}
 FAMO = {"balancing": {"kind": "famo", "bounds": {"align": -1.0}}}
 MUON = {"optimizer": {"kind": "muon"}}
 CONSTANT = {"kind": "constant", "warmup": 1}
@@ -67,7 +74,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
     "by_part": (BY_PART, {}, ("ddp2", "fsdp2")),
     "k_gradients": ({"accumulation": 2}, K_GRADIENTS, ("ddp2",)),
     "masked": ({"accumulation": 2}, MASKED, ("ddp2",)),
-    "gradient_share": ({}, SHARES, ("ddp2",)),
+    "shares": ({"accumulation": 2}, SHARES, ("ddp2",)),
 }
 PAIRS = [(case, kind) for case, given in CASES.items() for kind in given[2]]
 MOVES = [("one", "fsdp2"), ("fsdp2", "one"), ("fsdp2", "ddp4"), ("ddp4", "fsdp2")]

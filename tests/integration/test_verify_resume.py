@@ -182,10 +182,10 @@ def test_a_kill_that_would_come_after_the_end_comes_at_the_end(
 
 
 def test_what_is_shortened_is_said_and_the_rest_stays(dataset: Path) -> None:
-    balancing = {"kind": "gradient_share", "start": 10, "steps": 30}
+    balancing = {"kind": "shares", "start": 10, "steps": 30}
     short, changes = shorten(config(dataset, balancing=balancing), 12)
     assert {"training.steps: 50 -> 12", "training.schedule.warmup: 5 -> 1"} <= set(changes)
-    assert {"balancing.start: 10 -> 4", "balancing.steps: 30 -> 4"} <= set(changes)
+    assert 'balancing.start: 10 -> "warmup"' in changes
     assert (
         short.model == config(dataset).model
         and short.training.optimizer == config(dataset).training.optimizer

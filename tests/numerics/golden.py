@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "two_stage": {"strategy": {"kind": "two_stage"}},
     "k_gradients": {"backward": {"kind": "k_gradients", "aggregator": {"kind": "cosine_gate"}}},
     "masked_routing": {"backward": {"kind": "masked", "may_train": MOVES}},
-    "gradient_share": {"balancing": {"kind": "gradient_share", "start": 2, "steps": 5}},
+    "shares": {"objective": {name: {"weight": None, "share": 0.2} for name in MOVES}},
     "flow_decoder": {"model": {"action": {"kind": "flow"}}},
     "accumulation": {"training": {"accumulation": 3}},
     "ema": {"training": {"ema": 0.9, "validation": {"every": 2}}},
@@ -91,10 +91,11 @@ def curve(name: str) -> list[dict[str, float]]:
     }
     training = merge(settings, changes.get("training", {}))
     sections = {key: changes[key] for key in ("strategy", "backward", "balancing") if key in changes}
-    config = RunConfig.model_validate({"training": training, "objective": OBJECTIVE, **sections})
+    terms = merge(OBJECTIVE, changes.get("objective", {}))
+    config = RunConfig.model_validate({"training": training, "objective": terms, **sections})
     torch.manual_seed(0)
     model = ModelConfig.model_validate(MODEL | changes.get("model", {})).build(SPEC)
-    objective = ObjectiveConfig.model_validate(OBJECTIVE).build(model, config.balancing)
+    objective = ObjectiveConfig.model_validate(terms).build(model, config.balancing)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         trainer = Trainer(

@@ -23,6 +23,7 @@ from fixtures.vla_training import MODEL, SPEC, make_batch
 from tutti.distributed.ranks import MicroBatches, current_ranks
 from tutti.models.config import ModelConfig
 from tutti.models.vla import VLA
+from tutti.nested_dicts import merge
 from tutti.objectives.config import ObjectiveConfig, TermConfig
 from tutti.objectives.objective import Objective
 from tutti.objectives.term import Term, TermValue
@@ -217,21 +218,25 @@ def test_a_second_look_at_the_micro_batches_is_that_of_the_large_batch() -> None
     assert means(cut(uneven(1), PARTS)) == pytest.approx(means([uneven(1)]), rel=1e-12)
 
 
-SHARES = {"balancing": {"kind": "gradient_share", "start": 1, "steps": 1}}
+SHARES: dict[str, Any] = {"balancing": {"kind": "shares", "start": 1, "steps": 1}}
 MASKED = {"backward": {"kind": "masked", "may_train": {"recon": ["vision"], "action": ["fusion", "action"]}}}
 SECTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "k_gradients": {"backward": {"kind": "k_gradients"}},
     "masked": MASKED,
-    "gradient_share": SHARES,
+    "shares": SHARES,
     "shares_of_k": SHARES | {"backward": {"kind": "k_gradients", "scope": "part"}},
 }
 ON_RANKS = ("plain", "shares_of_k")
 OBJECTIVE = {
     "align": None,
-    "recon": {"width": 16, "heads": 2, "downsample": 2},
-    "state": {"hidden": 16, "offsets": [1, 3], "gripper": {"dimension": -1}},
+    "recon": {"width": 16, "heads": 2, "downsample": 2, "weight": 0.1},
+    "state": {"hidden": 16, "offsets": [1, 3], "gripper": {"dimension": -1}, "weight": 1.0},
 }
+
+WITH_SHARES = merge(
+    OBJECTIVE, {"recon": {"weight": None, "share": 0.2}, "state": {"weight": None, "share": 0.3}}
+)
 
 
 def trained(folder: str, accumulation: int, name: str, parallel: dict[str, Any]) -> dict[str, Any]:
@@ -242,8 +247,9 @@ def trained(folder: str, accumulation: int, name: str, parallel: dict[str, Any])
         "schedule": {"kind": "constant", "warmup": 1},
         **parallel,
     }
+    objective = WITH_SHARES if "balancing" in SECTIONS[name] else OBJECTIVE
     trainer = trainer_of(
-        Path(folder) / f"{name}-{accumulation}", changes, objective=OBJECTIVE, **SECTIONS[name]
+        Path(folder) / f"{name}-{accumulation}", changes, objective=objective, **SECTIONS[name]
     )
     gradients: list[list[Tensor]] = []
     (adam,) = trainer.optimizer.optimizers.values()

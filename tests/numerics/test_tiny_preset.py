@@ -52,8 +52,7 @@ TERMS: dict[str, dict[str, Any]] = {
 }
 DECODERS = ("regression", "flow", "diffusion", "bins", "fast", "own_decoder:Laplace")
 BALANCINGS: dict[str, dict[str, Any]] = {
-    "fixed": {},
-    "gradient_share": {"start": 1, "steps": 2},
+    "shares": {"start": 1, "steps": 2},
     "uncertainty": {"learning_rate": 0.1},
     "dwa": {"every": 1},
     "rlw": {},
@@ -225,11 +224,14 @@ def test_every_decoder(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", BALANCINGS)
 def test_every_balancing(kind: str, tmp_path: Path) -> None:
-    trainer = trained(tmp_path, balancing={"kind": kind, **BALANCINGS[kind]})
-    terms = check_gradient(trainer, STEPS)
     configured = {"align": 0.3, "action": 1.0, "recon": 0.2, "state": 1.0}
+    key = "share" if kind == "shares" else "weight"
+    objective = {name: {key: own} for name, own in configured.items() if name != "action"}
+    objective["state"]["offsets"] = [1, 3]  # type: ignore[assignment]
+    trainer = trained(tmp_path, balancing={"kind": kind, **BALANCINGS[kind]}, objective=objective)
+    terms = check_gradient(trainer, STEPS)
     learned = any(terms.lambdas[name].item() != pytest.approx(own) for name, own in configured.items())
-    assert learned == (kind != "fixed")
+    assert learned
 
 
 @pytest.mark.parametrize("kind", BACKWARDS)

@@ -42,7 +42,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_moves_the_weights_and_its_state_is_in_the_checkpoint(tmp_path: Path) -> None:
-    fixed = {"kind": "fixed"}
+    fixed = {"kind": "shares"}
     own = {"kind": "own_backward_of_a_test:Half", "options": {"factor": 0.25}}
     quarter = trainer(tmp_path / "a", fixed, own, steps=4, gradients={"clip_norm": "off"})
     whole = trainer(tmp_path / "b", fixed, {"kind": "one"}, steps=4, gradients={"clip_norm": "off"})
@@ -74,4 +74,4 @@ def test_it_moves_the_weights_and_its_state_is_in_the_checkpoint(tmp_path: Path)
 )
 def test_errors_name_the_target(backward: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        trainer(tmp_path / "run", {"kind": "fixed"}, backward)
+        trainer(tmp_path / "run", {"kind": "shares"}, backward)

@@ -26,7 +26,7 @@ BACKWARDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", BACKWARDS)
 def test_every_backward_trains_and_resumes(kind: str, tmp_path: Path) -> None:
-    found = resumes(tmp_path, {"kind": "fixed"}, BACKWARDS[kind])
+    found = resumes(tmp_path, {"kind": "shares"}, BACKWARDS[kind])
     weights = {name for name in found.counters.latest if name.startswith("backward/weight/")}
     part = "stem/" if "part" in kind else ""
     assert weights == set() or f"backward/weight/{part}align" in weights

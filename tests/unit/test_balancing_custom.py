@@ -13,12 +13,14 @@ from torch import Tensor
 
 from tutti.config.run_config import load_config
 from tutti.objectives.balancing.interface import Balancing
+from tutti.objectives.balancing.shares import SharesBalancing
 from tutti.objectives.config import BalancingConfig
+from tutti.objectives.objective import TermSize
 from tutti.objectives.weight_schedule import WeightSchedule, schedule_of
 from tutti.types import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-KINDS = ("fixed", "gradient_share", "uncertainty", "dwa", "rlw", "famo", "own_balancing:EqualLosses")
+KINDS = ("shares", "uncertainty", "dwa", "rlw", "famo", "own_balancing:EqualLosses")
 SCHEDULES = {
     "action": schedule_of(1.0),
     "recon": WeightSchedule(start=0.5, end=0.0, schedule="linear"),
@@ -33,7 +35,8 @@ def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(kind: str, **options: Any) -> Balancing:
-    return TypeAdapter(BalancingConfig).validate_python({"kind": kind, **options}).build(SCHEDULES)
+    method = TypeAdapter(BalancingConfig).validate_python({"kind": kind, **options})
+    return method.build(SCHEDULES, ("recon", "align")) if kind == "shares" else method.build(SCHEDULES)
 
 
 def values(dtype: torch.dtype = torch.float32, **given: float) -> dict[str, Tensor]:
@@ -68,12 +71,13 @@ def test_errors_name_the_target(kind: str, options: dict[str, Any], message: str
         build(kind, **options)
 
 
-def learn(balancing: Balancing, step: int = 100) -> None:
+def learn(balancing: Balancing) -> None:
     """What a trainer tells it in one update (and, of gradients, in those before)."""
     before, after = {"action": 0.9, "recon": 2.5, "align": 1.1}, {"action": 0.8, "recon": 2.4, "align": 1.0}
-    if balancing.wants_gradients(step):
-        for _ in range(100):
-            balancing.observe_gradients({"action": 1.0, "recon": 0.5, "align": 3.0})
+    if isinstance(balancing, SharesBalancing):
+        found = {"action": (1.0, 1.0), "recon": (0.5, 1.0), "align": (3.0, 2.0)}
+        sizes = {n: TermSize(own=a, primary=b, anywhere=a, value=1.0) for n, (a, b) in found.items()}
+        balancing.observe_gradients(sizes)
     if balancing.needs_losses_after_step:
         balancing.reevaluate(before, after)
     balancing.after_step(before)
@@ -118,8 +122,8 @@ def test_it_has_no_parameters_and_a_loaded_state_gives_the_same_lambdas(kind: st
     for _ in range(2):
         found, expected = other(values(torch.float64), 0.25), one(values(torch.float64), 0.25)
         assert {n: v.item() for n, v in found.items()} == {n: v.item() for n, v in expected.items()}
-        learn(one, step=200)
-        learn(other, step=200)
+        learn(one)
+        learn(other)
 
 
 @pytest.mark.parametrize("kind", ["dwa", "rlw", "famo"])

@@ -13,7 +13,7 @@ from torch.nn.parameter import Parameter
 
 from fixtures.term_batches import make_batch, make_loss, make_model
 from tutti.models.vla import VLA
-from tutti.objectives.balancing.interface import FixedBalancing
+from tutti.objectives.balancing.shares import SharesBalancing, SharesBalancingConfig
 from tutti.objectives.config import ObjectiveConfig
 from tutti.objectives.term import Model, Term, TermValue
 from tutti.objectives.unified import UnifiedLoss
@@ -92,11 +92,11 @@ def test_a_term_that_registers_a_part_of_the_model_is_refused(way: str, place: s
     assert len(said.splitlines()) <= 4
 
 
-class Holding(FixedBalancing):
+class Holding(SharesBalancing):
     """A balancing that keeps the model."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__({"action": schedule_of(1.0)})
+        super().__init__({"action": schedule_of(1.0)}, SharesBalancingConfig())
         self.kept = model
 
 

@@ -101,7 +101,7 @@ def test_times_are_taken_in_turns_after_an_uncounted_one_and_compared_within_a_r
 def test_stretches_end_with_phases_with_terms_and_with_calibration(meter: Callable[..., StepMeter]) -> None:
     assert [stretch.steps for stretch in meter().stretches] == [20]
     weight = "objective.align.weight={start: 1, end: 0, schedule: linear, end_at: 0.5}"
-    balancing = ("balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=3")
+    balancing = ("balancing.start=2", "balancing.steps=3", "objective.recon.share=0.1")
     own = meter(weight, *balancing, "strategy.kind=warmup_then_joint", "strategy.first_share=0.1")
     assert [(stretch.at, stretch.steps) for stretch in own.stretches] == [(1, 2), (3, 3), (7, 5), (15, 10)]
 
@@ -127,7 +127,7 @@ def test_calibration_of_a_balancing_is_charged_and_may_be_rehearsed_longer_than_
     meter: Callable[..., StepMeter],
 ) -> None:
     plain = meter()
-    calibrated = meter("balancing.kind=gradient_share", "balancing.start=2", "balancing.steps=2")
+    calibrated = meter("balancing.start=2", "balancing.steps=2", "objective.recon.share=0.1")
     assert calibrated.milliseconds(5) > 0
     assert plain.flops(1) < calibrated.flops(1) < 1.3 * plain.flops(1)
     assert plain.parameters == calibrated.parameters > 0

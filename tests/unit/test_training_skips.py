@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fixtures.balanced_training import STEPS, trainer
+from fixtures.balanced_training import SHARES, STEPS, trainer
 from fixtures.run_equality import leaves, records, unequal
 from fixtures.toy_training import Data
 from tutti.training.trainer import Trainer
@@ -18,7 +18,7 @@ from tutti.types import Batch
 BAD = 5
 """The update that is left out, from 1."""
 SKIP: dict[str, Any] = {"gradients": {"non_finite": "skip"}, "accumulation": 1, "log_every": 1}
-SHARE: dict[str, Any] = {"kind": "gradient_share", "start": 3, "steps": 4}
+SHARE: dict[str, Any] = SHARES | {"start": 3, "steps": 4}
 BALANCINGS: list[dict[str, Any]] = [
     {"kind": "uncertainty", "learning_rate": 0.1},
     {"kind": "dwa", "every": 2},
@@ -59,7 +59,7 @@ def states(run: Path, balancing: dict[str, Any], backward: dict[str, Any], *, by
 
 @pytest.mark.parametrize("balancing", BALANCINGS, ids=lambda one: one["kind"])
 def test_a_balancing_is_as_it_was(balancing: dict[str, Any], tmp_path: Path) -> None:
-    found = states(tmp_path, balancing, {"kind": "one"}, by_gradient=balancing["kind"] == "gradient_share")
+    found = states(tmp_path, balancing, {"kind": "one"}, by_gradient=balancing["kind"] == "shares")
     assert unequal(found[BAD - 1], found[BAD - 2]) == []
     assert unequal(found[BAD], found[BAD - 1])  # it would have moved
 
@@ -67,7 +67,7 @@ def test_a_balancing_is_as_it_was(balancing: dict[str, Any], tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["gradvac", "pcd", "cosine_gate"])
 def test_a_backward_is_as_it_was(kind: str, tmp_path: Path) -> None:
     backward = {"kind": "k_gradients", "scope": "part", "aggregator": {"kind": kind}}
-    found = states(tmp_path, {"kind": "fixed"}, backward, by_gradient=True)
+    found = states(tmp_path, {"kind": "shares"}, backward, by_gradient=True)
     assert unequal(found[BAD - 1], found[BAD - 2]) == []
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from tutti.objectives.balancing.gradient_share import PRIMARY, GradientShareBalancingConfig
 from tutti.objectives.balancing.learned import FamoBalancingConfig
+from tutti.objectives.balancing.shares import PRIMARY, SharesBalancingConfig
 from tutti.objectives.balancing.softmax import DwaBalancingConfig
-from tutti.objectives.config import BalancingConfig, TermConfig
+from tutti.objectives.config import BalancingConfig, TermConfig, no_shares
 from tutti.objectives.terms.recoverable_language import RecoverableLanguageConfig
-from tutti.objectives.weight_schedule import Weight, schedule_of
 from tutti.training.backward.aggregators import DECIDES_ALONE
 from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.interface import OneBackwardConfig
 from tutti.training.backward.k_gradients import KGradientsConfig
 from tutti.training.config import TrainingConfig
 from tutti.training.optim.learning_rates import unknown_parts
-from tutti.training.strategy import PARTS, Strategy, StrategyConfig
+from tutti.training.strategy import PARTS, StrategyConfig
 
-BY_LOSS = ("uncertainty", "dwa", "rlw", "famo", "gradient_share")
+BY_LOSS = ("uncertainty", "dwa", "rlw", "famo")
 """Balancings that set the ratios of the lambdas, which some aggregators undo."""
 
 
@@ -33,10 +33,15 @@ def check_combination(
 
     Raises: ValueError naming both keys, the reason and the cure.
     """
-    weights = {name: term.weight for name, term in terms.items()}
+    shares = [name for name, term in terms.items() if term.share is not None]
     _check_signs(balancing, terms)
-    if isinstance(balancing, GradientShareBalancingConfig):
-        _check_calibration(balancing, strategy, training)
+    if shares and sets_lambdas(balancing, backward):
+        alone = isinstance(balancing, SharesBalancingConfig)
+        kind = backward.aggregator.kind if isinstance(backward, KGradientsConfig) else ""
+        what = f"backward.aggregator.kind {kind}" if alone else f"balancing.kind {balancing.kind}"
+        raise ValueError(no_shares(shares, what))
+    if isinstance(balancing, SharesBalancingConfig):
+        _check_calibration(balancing, training)
     if isinstance(balancing, DwaBalancingConfig) and 2 * balancing.every >= training.steps:
         raise ValueError(
             f"balancing.kind dwa compares two stretches of balancing.every {balancing.every} updates, but "
@@ -44,9 +49,9 @@ def check_combination(
         )
     if isinstance(backward, KGradientsConfig):
         _check_aggregator(balancing.kind, backward.aggregator.kind)
-    _check_moves(backward, weights)
+    _check_moves(backward, terms)
     if training.parallel.kind == "fsdp":
-        _check_sharded(balancing, backward, training)
+        _check_sharded(_counted(shares, terms, strategy), backward, training)
     for key, parts in training.optimizer.parts.items():
         if message := unknown_parts(f"training.optimizer.{key}", parts, (*PARTS, "objective")):
             raise ValueError(message)
@@ -55,7 +60,7 @@ def check_combination(
 def _check_signs(balancing: BalancingConfig, terms: Mapping[str, TermConfig]) -> None:
     """Refuses a negative term where the balancing takes its logarithm: the run would stop in the middle."""
     for name, term in terms.items():
-        counts = not schedule_of(term.weight).is_zero
+        counts = not term.schedule.is_zero
         if not isinstance(term, RecoverableLanguageConfig) or not counts:
             continue
         start = f"balancing.kind {balancing.kind} with objective.{name}.kind {term.kind}: that term may be"
@@ -71,17 +76,41 @@ def _check_signs(balancing: BalancingConfig, terms: Mapping[str, TermConfig]) ->
             )
 
 
-def _check_sharded(balancing: BalancingConfig, backward: BackwardConfig, training: TrainingConfig) -> None:
+def sets_lambdas(balancing: Any, backward: Any) -> bool:
+    """True if this balancing or the aggregator of this backward chooses how much each term counts, so that
+    no share would be kept. Both are configs, or as they are written."""
+    aggregator = _key(backward, "aggregator")
+    return (_key(balancing, "kind") or "shares") != "shares" or _key(aggregator, "kind") in DECIDES_ALONE
+
+
+def _key(section: Any, key: str) -> Any:
+    return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
+
+
+def _counted(
+    names: Iterable[str], terms: Mapping[str, TermConfig], strategy: StrategyConfig
+) -> tuple[str, ...]:
+    """Those of the terms that count in some phase."""
+    active = {name for phase in strategy.phases() for name in phase.active_terms(terms)}
+    return tuple(name for name in names if name in active and not terms[name].schedule.is_zero)
+
+
+def _check_sharded(shares: Sequence[str], backward: BackwardConfig, training: TrainingConfig) -> None:
     """Refuses what needs the gradient of a single term: FSDP averages gradients as they reach `.grad`."""
-    wants = {
-        f"backward.kind {backward.kind}": not isinstance(backward, OneBackwardConfig),
-        f"balancing.kind {balancing.kind}": isinstance(balancing, GradientShareBalancingConfig),
-    }
+    if shares:
+        weights = ", ".join(f"objective.{name}.weight" for name in shares)
+        raise ValueError(
+            f"training.parallel.kind fsdp with a share for {', '.join(shares)}: lambdas follow from the "
+            "gradient of each term by itself, which FSDP does not give. Train some updates with "
+            "training.parallel.kind=single (or ddp): the log prints the weights that these shares stand for. "
+            f"Give those instead: {weights}."
+        )
+    wants = {f"backward.kind {backward.kind}": not isinstance(backward, OneBackwardConfig)}
     for key in (key for key, wanted in wants.items() if wanted):
         raise ValueError(
             f"training.parallel.kind fsdp with {key}: that needs the gradient of each term by itself, but "
             "under FSDP gradients are averaged and given back as they are made, in one backward pass of the "
-            "total. Use training.parallel.kind=ddp, or backward.kind=one and balancing.kind=fixed."
+            "total. Use training.parallel.kind=ddp, or backward.kind=one."
         )
     if training.compile != "off":
         raise ValueError(
@@ -91,32 +120,22 @@ def _check_sharded(balancing: BalancingConfig, backward: BackwardConfig, trainin
         )
 
 
-def _check_calibration(
-    balancing: GradientShareBalancingConfig, strategy: StrategyConfig, training: TrainingConfig
-) -> None:
-    """Requires that the norms are measured within the run, after its warm-up, while action counts."""
-    last = balancing.start + balancing.steps - 1
-    if last >= training.steps:
+def _check_calibration(balancing: SharesBalancingConfig, training: TrainingConfig) -> None:
+    """Requires that the parts of the update are measured within the run, and after its warm-up."""
+    start = balancing.start
+    if start == "warmup":
+        return
+    if start >= training.steps:
         raise ValueError(
-            f"balancing.start {balancing.start} and balancing.steps {balancing.steps}: the gradients would "
-            f"be measured until update {last + 1}, but training.steps is {training.steps}. Lower one of the "
-            "two."
+            f"balancing.start is {start}, but training.steps is {training.steps}: the parts of the update "
+            "would never be measured. Lower it, or let it be warmup."
         )
-    if balancing.start < training.schedule.warmup:
+    if start < training.schedule.warmup:
         raise ValueError(
-            f"balancing.start is {balancing.start}, but the learning rate warms up for "
-            f"{training.schedule.warmup} updates (training.schedule.warmup), and gradients measured before "
-            "that mislead. Raise balancing.start."
+            f"balancing.start is {start}, but the learning rate warms up for {training.schedule.warmup} "
+            "updates (training.schedule.warmup), and what is measured before that misleads. Raise "
+            "balancing.start, or let it be warmup."
         )
-    phases = Strategy(strategy.phases(), steps=training.steps)
-    for step in range(balancing.start, last + 1):
-        phase = phases.at(step).phase
-        if PRIMARY not in phase.active_terms([PRIMARY]):
-            raise ValueError(
-                f"balancing.kind gradient_share measures against '{PRIMARY}' from update {balancing.start} "
-                f"to {last}, but in phase '{phase.name}' of the strategy that term does not count. Move "
-                "balancing.start, or use balancing.kind=fixed."
-            )
 
 
 def _check_aggregator(balancing: str, aggregator: str) -> None:
@@ -124,24 +143,24 @@ def _check_aggregator(balancing: str, aggregator: str) -> None:
     if balancing == "famo" and aggregator not in ("sum", "mean"):
         raise ValueError(
             f"{names}: FAMO learns from what its own weights have done to the losses, but here the "
-            "aggregator decides the direction. Use one of them: balancing.kind=fixed, or backward.kind=one."
+            "aggregator decides the direction. Use one of them: balancing.kind=shares, or backward.kind=one."
         )
     if balancing in BY_LOSS and aggregator in DECIDES_ALONE:
         raise ValueError(
             f"{names}: the aggregator normalises the gradients, so what the balancing does to their lengths "
-            "is undone. Use balancing.kind=fixed, or another aggregator."
+            "is undone. Use balancing.kind=shares, or another aggregator."
         )
     if balancing == "rlw" and aggregator == "random":
         raise ValueError(f"{names}: the weights would be drawn twice. Use one of the two.")
 
 
-def _check_moves(backward: BackwardConfig, weights: Mapping[str, Weight]) -> None:
-    unknown = [term for term in backward.may_train if term not in weights]
+def _check_moves(backward: BackwardConfig, terms: Mapping[str, TermConfig]) -> None:
+    unknown = [term for term in backward.may_train if term not in terms]
     if unknown:
         raise ValueError(
-            f"backward.may_train names the term {', '.join(unknown)}; the objective has {', '.join(weights)}."
+            f"backward.may_train names the term {', '.join(unknown)}; the objective has {', '.join(terms)}."
         )
-    free = [term for term, weight in weights.items() if not schedule_of(weight).is_zero]
+    free = [name for name, term in terms.items() if not term.schedule.is_zero]
     if backward.kind == "knowledge_insulation" and free == [PRIMARY]:
         raise ValueError(
             "backward.kind is knowledge_insulation, but there is no term besides action: the encoders would "

@@ -90,6 +90,10 @@ def combine_overrides(*layers: Sequence[Override]) -> list[Override]:
     return kept
 
 
+INSTEAD = {"share": "weight", "weight": "share"}
+"""Keys that replace one another: of a term one is given, so an override of it drops the file's other one."""
+
+
 def apply_overrides(values: dict[str, Any], overrides: Iterable[Override], defaults: Any) -> None:
     """Sets each override's value in `values`: outer keys before inner ones, a `kind` before its neighbours.
 
@@ -107,6 +111,9 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[Override], defau
         given = any(before.covers(holder) for before in ordered[:number])
         if last == KIND and not given and _drops(place, one.value, _at(defaults, holder)):
             place.clear()
+        other = INSTEAD.get(last, "")
+        if place.get(other) is not None and not any(before.covers((*holder, other)) for before in ordered):
+            del place[other]
         place[last] = copy.deepcopy(one.value)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tutti.config.combinations import check_combination
+from tutti.config.combinations import check_combination, sets_lambdas
 from tutti.config.files import read_yaml
 from tutti.config.messages import explain
 from tutti.config.overrides import Override, apply_overrides, parse_overrides
@@ -24,8 +24,9 @@ from tutti.evaluation.closed_loop.evaluate import EvaluationConfig
 from tutti.frozen_config import FrozenConfig
 from tutti.models.config import ModelConfig
 from tutti.nested_dicts import merge
-from tutti.objectives.balancing.interface import FixedBalancingConfig
-from tutti.objectives.config import BalancingConfig, ObjectiveConfig
+from tutti.objectives.balancing.shares import SharesBalancingConfig
+from tutti.objectives.config import DEFAULT_KINDS, BalancingConfig, ObjectiveConfig, plain_weights
+from tutti.objectives.weight_schedule import AMOUNTS
 from tutti.plugin import Origin, Trust, classes_in
 from tutti.recording.recorder import RecordConfig
 from tutti.training.backward.config import BackwardConfig
@@ -52,7 +53,7 @@ class RunConfig(FrozenConfig):
     model: ModelConfig = Field(default_factory=ModelConfig, description="Encoders, fusion, action decoder.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The terms of the loss.")  # pyright: ignore
     balancing: BalancingConfig = Field(
-        default_factory=FixedBalancingConfig, description="How the lambdas are chosen."
+        default_factory=SharesBalancingConfig, description="How the lambdas are chosen."
     )
     backward: BackwardConfig = Field(
         default_factory=OneBackwardConfig, description="How the terms become one gradient."
@@ -62,6 +63,14 @@ class RunConfig(FrozenConfig):
     )
     training: TrainingConfig = Field(default_factory=TrainingConfig, description="Optimizer and schedule.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="How it is judged.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_amounts(cls, given: Any) -> Any:
+        """Beside what sets lambdas by itself, terms with neither weight nor share weigh 1."""
+        if isinstance(given, dict) and sets_lambdas(given.get("balancing"), given.get("backward")):
+            return {**given, "objective": plain_weights(given.get("objective", {}))}
+        return given
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -107,7 +116,9 @@ def build_config(
     `origin` is for a config that somebody else may have written.
     """
     # So `optimizer: {lr: 3e-4}` means the default optimizer; `model` does the same with its size's preset.
-    values = merge(RunConfig().model_dump(mode="json", exclude={"model"}), _with_seed(values))
+    # What a term weighs is not merged: a weight in the file must not meet the default share.
+    spared = {"model": True, "objective": {name: set(AMOUNTS) for name in DEFAULT_KINDS}}
+    values = merge(RunConfig().model_dump(mode="json", exclude=spared), _with_seed(values))
     try:
         return RunConfig.model_validate(values, context=origin)
     except ValidationError as error:

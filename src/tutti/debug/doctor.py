@@ -35,6 +35,7 @@ from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import checkpoints
 from tutti.training.diagnostics.measures import feature_measures
 from tutti.training.diagnostics.reach import ReachTable
+from tutti.training.update import Update
 from tutti.types import Batch, Features, Tokens, UserError
 
 UPDATES = 100
@@ -98,6 +99,9 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
         bar(3, PARTS)
         when = "at initialisation"
         features = {when: check_features(model, samples)}
+        strategy = training.trainer.strategy
+        calibrate = training.trainer.calibration.after_batches  # lambdas as the training will begin with
+        calibrate(Update(step=0, point=strategy.at(0), active_terms=(), batches=list(batches)))
         shares = [gradient_shares(training, batches, when, at_end=False)]
         failures = first_updates(training, updates)
         findings += failures

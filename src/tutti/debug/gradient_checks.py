@@ -8,7 +8,6 @@ from typing import Literal
 
 from tutti.config.run_config import RunConfig
 from tutti.findings import Finding
-from tutti.objectives.weight_schedule import schedule_of
 from tutti.report.formatting import capitalised
 from tutti.report.judges import dominating_terms
 from tutti.report.records import PRIMARY, single_step
@@ -161,9 +160,10 @@ def judge_shares(config: RunConfig, start: GradientShares, end: GradientShares) 
     named = {finding.term for finding in findings}
     for finding in dominating_terms(single_step(start.measures), settings):
         if finding.term not in named:
-            schedule = schedule_of(config.objective.weights()[finding.term])
+            schedule = config.objective.schedules()[finding.term]
+            kind = "share" if finding.term in config.objective.shares() else "weight"
             cure = (
-                f"Later it does not. Its weight goes from {schedule.at(0.0):g} to {schedule.at(1.0):g}: "
+                f"Later it does not. Its {kind} goes from {schedule.at(0.0):g} to {schedule.at(1.0):g}: "
                 "nothing to do if it is meant to lead at first."
             )
             findings.append(at(start.when, replace(finding, severity="hint", cure=cure)))

@@ -151,9 +151,8 @@ def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
     values = config.model_dump(mode="json")
     before = values["balancing"]
     balancing: dict[str, Any] = {}
-    if before["kind"] == "gradient_share":
-        start = max(min(before["start"], steps // 3), training["schedule"]["warmup"])
-        balancing = {"start": start, "steps": min(before["steps"], steps // 3)}
+    if before["kind"] == "shares":
+        balancing = {"start": "warmup"}
     if before["kind"] == "dwa":
         balancing = {"every": 2}
     short = merge(values, {"training": training, "balancing": balancing})

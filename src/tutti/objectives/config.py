@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any
+from collections.abc import Collection
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from torch import nn
 
 from tutti.durations import require_steps
-from tutti.objectives.balancing.gradient_share import GradientShareBalancingConfig
-from tutti.objectives.balancing.interface import Balancing, FixedBalancingConfig
+from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.balancing.learned import FamoBalancingConfig, UncertaintyBalancingConfig
+from tutti.objectives.balancing.shares import PRIMARY, SharesBalancingConfig
 from tutti.objectives.balancing.softmax import DwaBalancingConfig, RandomWeightsBalancingConfig
 from tutti.objectives.objective import check_ownership
 from tutti.objectives.term import BaseTermConfig, Model, Term
@@ -28,7 +29,7 @@ from tutti.objectives.terms.recoverable_language import RecoverableLanguageConfi
 from tutti.objectives.terms.state_contrastive import StateContrastiveConfig
 from tutti.objectives.terms.states import FutureStatesConfig, ProgressConfig
 from tutti.objectives.unified import UnifiedLoss
-from tutti.objectives.weight_schedule import Weight, schedule_of
+from tutti.objectives.weight_schedule import AMOUNTS, WeightSchedule
 from tutti.plugin import CUSTOM, CustomConfig, tag_of
 from tutti.types import DataNeeds, UserError
 
@@ -77,8 +78,7 @@ class CustomBalancingConfig(CustomConfig[Balancing]):
 
 
 BalancingConfig = Annotated[
-    Annotated[FixedBalancingConfig, Tag("fixed")]
-    | Annotated[GradientShareBalancingConfig, Tag("gradient_share")]
+    Annotated[SharesBalancingConfig, Tag("shares")]
     | Annotated[UncertaintyBalancingConfig, Tag("uncertainty")]
     | Annotated[DwaBalancingConfig, Tag("dwa")]
     | Annotated[RandomWeightsBalancingConfig, Tag("rlw")]
@@ -109,7 +109,8 @@ class ObjectiveConfig(BaseModel):
     """Which terms there are and what each weighs: any number of them, each under a name of its own.
 
     `align`, `action`, `recon` and `state` are there unless they are set to `null`, which removes the term
-    together with its head; `action` must stay. Every other key is a further term: `{kind: ..., weight: ...}`.
+    together with its head; `action` must stay. Every other key is a further term: `{kind: ..., share: ...}`.
+    A term has a `weight`, or a `share` relative to action; action itself, the reference, has a weight.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -138,6 +139,8 @@ class ObjectiveConfig(BaseModel):
         for name, kind in DEFAULT_KINDS.items():
             if isinstance(filled.get(name), dict) and "kind" not in filled[name]:
                 filled[name] = {"kind": kind, **filled[name]}
+        if PRIMARY in filled:
+            filled[PRIMARY] = _weighing(filled[PRIMARY])
         for name, value in filled.items():
             if not (isinstance(name, str) and re.fullmatch("[a-z][a-z0-9_]*", name)):
                 raise ValueError(f"{name!r} cannot be a term's name: use lower-case letters, digits and _")
@@ -151,23 +154,30 @@ class ObjectiveConfig(BaseModel):
                 raise ValueError(f"'{name}' is a further term, which needs a `kind`.{meant}")
         return filled
 
+    @model_validator(mode="after")
+    def _action_has_a_weight(self) -> Self:
+        if self.action.share is not None:
+            raise ValueError(f"shares are relative to '{PRIMARY}': give that a weight, and the others shares")
+        return self
+
     def terms(self) -> dict[str, TermConfig]:
         """The terms that are on, by name, in the order of the sum."""
         default = {name: getattr(self, name) for name in DEFAULT_KINDS}
         chosen = {**default, **(self.__pydantic_extra__ or {})}
         return {name: config for name, config in chosen.items() if config is not None}
 
-    def weights(self) -> dict[str, Weight]:
-        """The weight of each term that is on, in the order of the sum."""
-        return {name: config.weight for name, config in self.terms().items()}
+    def schedules(self) -> dict[str, WeightSchedule]:
+        """The weight or share of each term that is on, over the run, in the order of the sum."""
+        return {name: config.schedule for name, config in self.terms().items()}
+
+    def shares(self) -> tuple[str, ...]:
+        """The terms that have a share."""
+        return tuple(name for name, config in self.terms().items() if config.share is not None)
 
     def needs_of_terms(self) -> dict[str, DataNeeds]:
         """What each of the terms that ever count asks of the data."""
-        return {
-            name: config.needs(name)
-            for name, config in self.terms().items()
-            if not schedule_of(config.weight).is_zero
-        }
+        counted = {name: config for name, config in self.terms().items() if not config.schedule.is_zero}
+        return {name: config.needs(name) for name, config in counted.items()}
 
     def needs(self) -> DataNeeds:
         """What the terms that ever count ask of the data, from the keys of the config alone.
@@ -198,9 +208,9 @@ class ObjectiveConfig(BaseModel):
         return DataNeeds.union(needs.values())
 
     def build(self, model: Model, balancing: BalancingConfig | None = None) -> UnifiedLoss:
-        """The loss for `model`, with fresh heads from torch's global generator; lambdas are fixed unless
-        `balancing` says otherwise. Raises UserError where sizes clash, a term owns what `model` owns, or
-        reads a state that there is not."""
+        """The loss for `model`, with fresh heads from torch's global generator; lambdas are weights or follow
+        from shares, unless `balancing` says otherwise. Raises UserError where sizes clash, a term owns what
+        `model` owns, or reads a state that there is not, or has a share that `balancing` cannot give it."""
         require_steps(self, "objective")
         needs = {name: term.needs(name) for name, term in self.terms().items()}
         reading = [name for name, asked in needs.items() if "state" in asked.labels or asked.states]
@@ -212,8 +222,38 @@ class ObjectiveConfig(BaseModel):
                 "the feature that is the state by sources.state."
             )
         terms = {name: config.build(model, name) for name, config in self.terms().items()}
-        schedules = {name: schedule_of(weight) for name, weight in self.weights().items()}
-        loss = UnifiedLoss(terms, (balancing or FixedBalancingConfig()).build(schedules))
+        balancing, shares = balancing or SharesBalancingConfig(), self.shares()
+        if isinstance(balancing, SharesBalancingConfig):
+            method: Balancing = balancing.build(self.schedules(), shares)
+        elif shares:
+            raise UserError(no_shares(shares, f"balancing.kind {balancing.kind}"))
+        else:
+            method = balancing.build(self.schedules())
+        loss = UnifiedLoss(terms, method)
         if isinstance(model, nn.Module):
             check_ownership(model, loss)
         return loss
+
+
+def no_shares(shares: Collection[str], instead: str) -> str:
+    """The message that refuses shares beside what sets the lambdas `instead`."""
+    weights = " ".join(f"objective.{name}.weight=1" for name in shares)
+    return (
+        f"{instead} with a share for {', '.join(shares)}: it chooses how much each term counts by itself, so "
+        f"a share would not be kept. Give weights ({weights}), or use balancing.kind=shares and "
+        "backward.kind=one."
+    )
+
+
+def plain_weights(objective: Any) -> Any:
+    """An objective as it is written, in which terms with neither weight nor share weigh 1, not by a share."""
+    if not isinstance(objective, dict):
+        return objective
+    default: dict[str, Any] = {name: {} for name in DEFAULT_KINDS}
+    return {name: _weighing(term) for name, term in (default | objective).items()}
+
+
+def _weighing(term: Any) -> Any:
+    """A term as it is written, with a weight of 1 where it has neither weight nor share."""
+    plain = isinstance(term, dict) and all(term.get(key) is None for key in AMOUNTS)
+    return {**term, "weight": 1.0} if plain else term

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from tutti.types import Batch, Features, Label, LossTerms, UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermSize:
+    """How long a term's vector (a gradient, or a part of an update) is: `own` and that of the primary term,
+    `primary`, over the parameters that both move; `anywhere`: its own over all that it moves. `value` is the
+    raw term."""
+
+    own: float
+    primary: float
+    anywhere: float
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSpan:
+    """A stretch of a run as a balancing needs to know it: updates `start` to `end` - 1 (0-based), whether its
+    schedules begin anew, and the terms that count."""
+
+    start: int
+    end: int
+    restarts: bool
+    terms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a balancing has found: a table in words, and numbers by their names in the records."""
+
+    table: str
+    values: dict[str, float]
 
 
 class UpdateHooks:
@@ -17,14 +49,34 @@ class UpdateHooks:
     def before_step(self, step: int) -> None:
         """Called before each update of a run (0-based), whether it is made or skipped."""
 
-    def wants_gradients(self, step: int) -> bool:
-        """True if `observe_gradients` must be called in this update (0-based), before its last backward
-        pass."""
-        return False
+    def before_run(self, phases: Sequence[PhaseSpan], warmup: int) -> None:
+        """Called once, before all others, with the phases of the run and the updates in which its learning
+        rate rises."""
 
-    def observe_gradients(self, norms: Mapping[str, float]) -> None:
-        """Norm of d L_i / d theta of each raw term, a mean over the update's micro-batches, over the
-        parameters that the action term moves too."""
+    def unmeasured(self, step: int) -> tuple[str, ...]:
+        """The terms whose raw gradients must be measured on the batches of this update (0-based) before it is
+        made, the term that the others are compared with among them; none: nothing to measure."""
+        return ()
+
+    def observe_gradients(self, sizes: Mapping[str, TermSize]) -> None:
+        """Sizes of d L_i / d theta of the `unmeasured` terms, of all micro-batches and ranks."""
+
+    @property
+    def observes(self) -> Collection[str]:
+        """The terms that `observe_updates` asks for."""
+        return ()
+
+    def window(self, step: int) -> range | None:
+        """The updates over which the terms' parts of the update are measured, of which this is one."""
+        return None
+
+    def observe_updates(self, row: int, sizes: Mapping[str, TermSize]) -> None:
+        """Sizes of the raw terms' parts of an update, preconditioned momentum (docs/balancing.md), in the
+        second half of a `window`, whose update it is by `row`. Updates that are left out are not shown."""
+
+    def take_news(self, progress: float) -> Calibration | None:
+        """What was calibrated since the last call, with the lambdas at `progress`."""
+        return None
 
     @property
     def needs_losses_after_step(self) -> bool:
@@ -75,6 +127,12 @@ class Objective(nn.Module, ABC):
     def joined(self, name: str, per_window: Mapping[str, Tensor]) -> dict[str, float]:
         """What the term of this name reports over all held-out windows (`Term.joined`)."""
         return {}
+
+    def raw(
+        self, features: Features, batch: Batch, model: nn.Module, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The named terms, whether they count at present or not."""
+        return self(features, batch, model, only=names).values
 
     def update_targets(self, model: nn.Module) -> None:
         """Called after each update of the weights of `model`, for targets that follow them."""

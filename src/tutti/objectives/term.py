@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from tutti.distributed.ranks import Counted, micro_part
 from tutti.durations import Steps, rising
-from tutti.frozen_config import FrozenConfig
-from tutti.objectives.weight_schedule import Weight
+from tutti.objectives.weight_schedule import WeighedConfig
 from tutti.types import (
     Batch,
     DataNeeds,
@@ -96,14 +95,13 @@ class TermValue:
     per_window: Mapping[str, Shaped[Tensor, "b ..."]] = field(default_factory=dict)
 
 
-class BaseTermConfig(FrozenConfig, ABC):
+class BaseTermConfig(WeighedConfig, ABC):
     """The keys and methods that the configs of all terms have."""
 
     required: ClassVar[tuple[Label, ...]] = ()
     """The labels without which a row has nothing to teach this term."""
 
     kind: Any  # a literal in each subclass
-    weight: Weight = 1.0
     stop_gradient: tuple[Boundary, ...] = Field(
         default=(), description="Boundaries that this term's gradient does not pass."
     )

@@ -65,6 +65,12 @@ class UnifiedLoss(Objective):
     def joined(self, name: str, per_window: Mapping[str, Tensor]) -> dict[str, float]:
         return self.terms[name].joined(per_window)  # pyright: ignore[reportCallIssue]
 
+    def raw(
+        self, features: Features, batch: Batch, model: nn.Module, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        chosen = {name: term for name, term in self.terms.items() if name in names}
+        return {name: at_least_float32(term(features, batch, model).value) for name, term in chosen.items()}
+
     def update_targets(self, model: nn.Module) -> None:
         for term in self.terms.values():
             term.update_targets(model)  # pyright: ignore[reportCallIssue]

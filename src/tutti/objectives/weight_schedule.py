@@ -1,11 +1,12 @@
-"""Weight of a term over a run: a number, or a schedule from start to end."""
+"""How much a term counts over a run: a weight or a share, each a number or a schedule from start to end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import cos, pi
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from tutti.frozen_config import FrozenConfig
 
@@ -79,3 +80,47 @@ def schedule_of(weight: float | WeightSchedule) -> WeightSchedule:
     if isinstance(weight, WeightSchedule):
         return weight
     return WeightSchedule(start=weight, schedule="constant")
+
+
+AMOUNTS = ("weight", "share")
+"""The keys that say how much a term counts; it has one of them."""
+
+
+class WeighedConfig(FrozenConfig):
+    """The keys of a term that say how much it counts, of which it has one."""
+
+    share_by_default: ClassVar[Weight | None] = 0.1
+    """The share where neither is given; None: a weight of 1."""
+
+    weight: Weight | None = Field(
+        default=None, description="lambda: a number, or a schedule over the run; this or `share`."
+    )
+    share: Weight | None = Field(
+        default=None,
+        description="In place of a weight: the size of the term's part of the update, relative to action's.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _amount_by_default(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or any(given.get(key) is not None for key in AMOUNTS):
+            return given
+        share = cls.share_by_default
+        return {**given, "weight": 1.0} if share is None else {**given, "share": share}
+
+    @model_validator(mode="after")
+    def _weight_or_share(self) -> Self:
+        if self.weight is not None and self.share is not None:
+            raise ValueError("it has a weight and a share: lambda itself, or what to measure it by. Give one")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _one_of_them(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without the one that is not given."""
+        values = serialize(self)
+        return {key: value for key, value in values.items() if key not in AMOUNTS or value is not None}
+
+    @property
+    def schedule(self) -> WeightSchedule:
+        """The weight or the share, which `share` tells apart, over the run."""
+        return schedule_of(next(one for one in (self.weight, self.share) if one is not None))

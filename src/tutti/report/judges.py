@@ -121,7 +121,7 @@ def dominating_terms(records: Records, config: Json) -> Iterator[Finding]:
 
 
 def _lighter(term: str, share: float, own: float, config: Json, *, likely: bool) -> str:
-    """The weight w' that would give the target share s: w' = w s / (1 - s) rest / share. The rest is
+    """The weight or asked share w' that would give the share s: w' = w s / (1 - s) rest / share. The rest is
     1 - share; for a term below AUX_SHARE_HIGH, which is named for a loud one beside it, the action's."""
     rest = 1 - share if share > limits.AUX_SHARE_HIGH else own
     factor = limits.AUX_SHARE_TARGET / (1 - limits.AUX_SHARE_TARGET) * rest / share

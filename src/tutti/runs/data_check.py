@@ -22,7 +22,6 @@ from tutti.distributed.world import world
 from tutti.evaluation.open_loop import task_by_text
 from tutti.findings import Finding
 from tutti.objectives.terms.alignment import EmbeddingTermConfig
-from tutti.objectives.weight_schedule import schedule_of
 from tutti.runs.build import with_sources, with_steps
 from tutti.runs.folder import RunFolder
 from tutti.runs.label_shares import label_shares
@@ -61,7 +60,7 @@ def contrasting(config: RunConfig) -> dict[str, GroupOf]:
     return {
         name: str if term.positives == "instruction" else task_of
         for name, term in config.objective.terms().items()
-        if isinstance(term, EmbeddingTermConfig) and not schedule_of(term.weight).is_zero
+        if isinstance(term, EmbeddingTermConfig) and not term.schedule.is_zero
     }
 
 

@@ -80,7 +80,7 @@ def stretches(objective: UnifiedLoss, strategy: Strategy) -> list[Stretch]:
             for name in moment.phase.active_terms(objective.names)
             if objective.balancing.is_active(name, moment.progress)
         )
-        key = (moment.index, computed, objective.hooks.wants_gradients(step))
+        key = (moment.index, computed, objective.hooks.window(step) is not None)
         groups.setdefault(key, []).append(step)
     return [Stretch(at=steps[len(steps) // 2], steps=len(steps)) for steps in groups.values()]
 
@@ -93,6 +93,8 @@ class StepMeter:
         self.stretches = stretches(training.objective, training.trainer.strategy)
         self.parameters = sum(parameter.numel() for parameter in training.trainer.parameters.values())
         self.samples = training.data.train.batch_size * training.config.training.accumulation
+        if training.objective.hooks.unmeasured(0):
+            training.run_updates([0])  # lambdas are measured once, which is no part of a step
         self._initial = {name: value.clone() for name, value in training.objective.state_dict().items()}
         self._stream = iter(training.data.train)
 

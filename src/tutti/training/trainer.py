@@ -16,13 +16,14 @@ from tutti.training.checkpointing import RunSettings, Saver, restore
 from tutti.training.config import TrainingConfig
 from tutti.training.data_feed import BatchStream, Texts, TrainingData, feed
 from tutti.training.diagnostics import DiagnosticsObserver, FirstBatch
+from tutti.training.diagnostics.calibration import GradientCalibration
 from tutti.training.faults import FaultPolicy, NonFiniteGuard, roll_back
 from tutti.training.parallel import LossModule
 from tutti.training.records import Meter, MetricsWriter, StepTimer
 from tutti.training.signals import Interruptible
 from tutti.training.state import TrainState
 from tutti.training.strategy import EndToEndConfig, Strategy, StrategyConfig
-from tutti.training.update import GradientCalibration, Observer, Reevaluation, Update, read_scalars
+from tutti.training.update import Observer, Reevaluation, Update, read_scalars
 from tutti.training.validation import validate
 
 log = logging.getLogger("tutti.training")
@@ -91,7 +92,10 @@ class Trainer:
             "diagnostics": self.diagnostics,
             "fault_policy": self.fault_policy,
         }
-        self.state.tensor_parts["update_shares"] = self.diagnostics.update_shares
+        self.state.tensor_parts |= {
+            "update_shares": self.diagnostics.update_shares,
+            "calibration": self.calibration,
+        }
 
     def _build_observers(self, texts: Texts | None) -> tuple[Observer, ...]:
         """What watches an update, in the order of the calls: the guard first, so that no other sees a NaN."""
@@ -101,9 +105,11 @@ class Trainer:
         self.diagnostics = DiagnosticsObserver(
             config.diagnostics, state, parallel, machine, seed=config.seed, run=run
         )
-        calibration = GradientCalibration(state, parallel)
+        self.calibration = GradientCalibration(
+            state, parallel, machine, self.strategy, warmup=config.schedule.warmup, seed=config.seed
+        )
         reevaluation = Reevaluation(self.objective, parallel.evaluate, machine)
-        return (self.guard, calibration, self.first_batch, reevaluation, self.diagnostics)
+        return (self.guard, self.calibration, self.first_batch, reevaluation, self.diagnostics)
 
     @property
     def step(self) -> int:
@@ -151,7 +157,6 @@ class Trainer:
         self.model.train()
         self.objective.train()
         while self.step < config.steps:
-            self.objective.hooks.before_step(self.step)  # the balancing sets its lambdas
             self.update(stream)
             if self.fault_policy.diverged:
                 self.saver.wait()  # the newest checkpoint may be the one to go back to
@@ -160,6 +165,8 @@ class Trainer:
             last = self.step == config.steps
             if last or self.step % config.log_every == 0:
                 self._record(writer)
+            if found := self.calibration.take():
+                writer.write(self.step, "event", found)
             if measures := self.diagnostics.take():
                 writer.write(self.step, "diagnostics", measures)
             if (every := config.validation.every) and (last or self.step % every == 0):
@@ -181,6 +188,7 @@ class Trainer:
         """One step of the run on the next batches: an update, unless a value is not finite and the policy
         leaves it out."""
         self.timer.start()
+        self.objective.hooks.before_step(self.step)  # the balancing sets its lambdas
         point = self.strategy.enter(self.step, self.parameters)
         update = Update(
             step=self.step, point=point, active_terms=point.phase.active_terms(self.objective.names)
@@ -202,6 +210,9 @@ class Trainer:
         while len(update.batches) < num_batches:
             update.batches.append(next(stream).to(self.machine.device, non_blocking=True))
         lap("data")
+        for observer in self.observers:
+            observer.after_batches(update)
+        lap("diagnostics")
         for number, batch in enumerate(update.batches):
             self.parallel.micro_batch(last=number == num_batches - 1)
             with self.machine.autocast(), update.micro_batches.use(number):

@@ -1,6 +1,6 @@
 """One update of the parameters: its batches, what was computed from them, and the observers that watch it.
 
-Two observers tell a balancing what it asks for: the terms' gradients, and their values after the step.
+One observer tells a balancing the terms' values after the step, where it asks for them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from torch import Tensor
 from tutti.distributed.ranks import MicroBatches, mean_over_ranks
 from tutti.distributed.sharded_tensors import total_norm
 from tutti.objectives.objective import Objective
-from tutti.training.backward.term_gradients import Gradients, added, shared_norms, term_gradients
 from tutti.training.device import Machine
-from tutti.training.parallel.ddp import Parallel
 from tutti.training.rng import load_rng_state, own_randomness, rng_state
-from tutti.training.state import TrainState
 from tutti.training.strategy import SchedulePoint
 from tutti.types import LABELS, Batch, Features, LossTerms
 
@@ -157,6 +154,9 @@ class Observer:
     def before_batches(self, update: Update) -> None:
         """Called before the batches of the update are drawn."""
 
+    def after_batches(self, update: Update) -> None:
+        """Called when all batches of the update are there, before the first forward pass."""
+
     def after_forward(self, update: Update, features: Features, terms: LossTerms) -> None:
         """Called between the forward and the backward pass of micro-batch `update.number`."""
 
@@ -168,30 +168,6 @@ class Observer:
 
     def after_step(self, update: Update) -> None:
         """Called when the optimiser has moved the weights."""
-
-
-class GradientCalibration(Observer):
-    """Shows the norms of the terms' gradients to a balancing that asks for them (gradient_share)."""
-
-    def __init__(self, state: TrainState, parallel: Parallel) -> None:
-        self.objective, self.backward, self.parallel = state.objective, state.backward, parallel
-        self.parameters = list(state.parameters.values())
-        self._gradients: Gradients = {}
-
-    def before_batches(self, update: Update) -> None:
-        update.shows_gradients |= self.objective.hooks.wants_gradients(update.step)
-
-    def after_forward(self, update: Update, features: Features, terms: LossTerms) -> None:
-        """Adds the micro-batch to the gradients of the update, and shows them after the last."""
-        if not self.objective.hooks.wants_gradients(update.step):
-            return
-        self.parallel.require_term_gradients("a balancing that observes gradients")
-        parts = {name: value / len(update.batches) for name, value in terms.values.items()}
-        gradients = self.backward.masked(term_gradients(parts, self.parameters))
-        self._gradients = added(self._gradients, gradients) if update.number else gradients
-        if update.number == len(update.batches) - 1:
-            self.objective.hooks.observe_gradients(shared_norms(self._gradients))
-            self._gradients = {}
 
 
 class Reevaluation(Observer):

@@ -1,11 +1,11 @@
-from .gradient_share import GradientShareBalancing, GradientShareBalancingConfig
-from .interface import Balancing, FixedBalancing, FixedBalancingConfig
+from .interface import Balancing
 from .learned import (
     FamoBalancing,
     FamoBalancingConfig,
     UncertaintyBalancing,
     UncertaintyBalancingConfig,
 )
+from .shares import SharesBalancing, SharesBalancingConfig
 from .softmax import (
     DwaBalancing,
     DwaBalancingConfig,
@@ -19,12 +19,10 @@ __all__ = [
     "DwaBalancingConfig",
     "FamoBalancing",
     "FamoBalancingConfig",
-    "FixedBalancing",
-    "FixedBalancingConfig",
-    "GradientShareBalancing",
-    "GradientShareBalancingConfig",
     "RandomWeightsBalancing",
     "RandomWeightsBalancingConfig",
+    "SharesBalancing",
+    "SharesBalancingConfig",
     "UncertaintyBalancing",
     "UncertaintyBalancingConfig",
 ]

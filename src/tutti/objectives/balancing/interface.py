@@ -1,18 +1,17 @@
-"""How the lambdas are chosen: what every balancing is, and `fixed`, which takes them from the config."""
+"""What every balancing is: how the lambdas are chosen."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import current_ranks, mean_over_ranks
-from tutti.frozen_config import FrozenConfig
 from tutti.objectives.objective import UpdateHooks
 from tutti.objectives.weight_schedule import WeightSchedule
 
@@ -36,14 +35,18 @@ class Balancing(UpdateHooks, nn.Module, ABC):
 
     def is_active(self, name: str, progress: float) -> bool:
         """False where the term's weight is exactly 0 at `progress`: the term is then not computed."""
-        return self.schedules[name].at(progress) != 0
+        return self.weight(name, progress) != 0
+
+    def weight(self, name: str, progress: float) -> float:
+        """w of a term at `progress`."""
+        return self.schedules[name].at(progress)
 
     def forward(self, values: dict[str, Float[Tensor, ""]], progress: float) -> dict[str, Float[Tensor, ""]]:
         """lambda of every computed term, detached, in the precision and on the device of its value."""
         factors = self.factors(_of_all_ranks(values))
         lambdas: dict[str, Tensor] = {}
         for name, value in values.items():
-            factor, weight = factors[name], self.schedules[name].at(progress)
+            factor, weight = factors[name], self.weight(name, progress)
             # `full` fills on the device; `torch.tensor` would copy there and make the CPU wait.
             lambdas[name] = torch.full((), weight, dtype=value.dtype, device=value.device) * (
                 factor.to(value.dtype) if isinstance(factor, Tensor) else factor
@@ -82,20 +85,3 @@ def _of_all_ranks(values: dict[str, Float[Tensor, ""]]) -> dict[str, Float[Tenso
         return values
     means = mean_over_ranks(torch.stack([value.detach().double() for value in values.values()]))
     return {name: mean.to(value.dtype) for (name, value), mean in zip(values.items(), means, strict=True)}
-
-
-class FixedBalancing(Balancing):
-    """b_i = 1: lambda_i is its weight or schedule, whatever the losses do."""
-
-    def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
-        return dict.fromkeys(values, 1.0)
-
-
-class FixedBalancingConfig(FrozenConfig):
-    """`kind: fixed`: no balancing method reliably beats tuned fixed lambdas (2201.04122, 2209.11379)."""
-
-    kind: Literal["fixed"] = "fixed"
-
-    def build(self, schedules: Mapping[str, WeightSchedule]) -> FixedBalancing:
-        """The balancing of terms with these schedules."""
-        return FixedBalancing(schedules)

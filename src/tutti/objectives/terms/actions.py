@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ class ChunkConfig(BaseTermConfig):
     required = ("actions",)
 
     kind: Literal["chunk"] = "chunk"
+    share_by_default: ClassVar[Weight | None] = None
 
     def build(self, model: Model, name: str) -> ChunkTerm:
         """The term for the decoder of `model`."""
@@ -59,7 +60,7 @@ class InverseDynamicsConfig(BaseTermConfig):
     required = ("actions",)
 
     kind: Literal["inverse_dynamics"] = "inverse_dynamics"
-    weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
+    share_by_default: ClassVar[Weight | None] = WeightSchedule(start=0.1, end=0.0)
     offset: Steps = Field(
         default=4, description='k: how many actions later the second picture lies, or how long: "0.4s".'
     )

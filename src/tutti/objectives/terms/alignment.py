@@ -23,7 +23,6 @@ from tutti.durations import Steps
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue
 from tutti.objectives.terms.pair_labels import PairLabels, Positives, Said, retrieval
 from tutti.objectives.terms.states import binary_entropy
-from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, DataNeeds, Features, FutureLabel, at_least_float32
 
 MAX_SCALE = 100.0
@@ -72,7 +71,6 @@ class ContrastiveConfig(EmbeddingTermConfig):
     """`kind: contrastive`."""
 
     kind: Literal["contrastive"] = "contrastive"
-    weight: Weight = 0.1
     temperature: Temperature = 0.07
 
     def build(self, model: Model, name: str) -> ContrastiveTerm:
@@ -190,7 +188,6 @@ class SigmoidConfig(EmbeddingTermConfig):
     """`kind: sigmoid`."""
 
     kind: Literal["sigmoid"] = "sigmoid"
-    weight: Weight = 0.02
     temperature: Temperature = 0.1
     bias: Annotated[float, Field(allow_inf_nan=False)] | Literal["positive_share"] = Field(
         default="positive_share",
@@ -216,7 +213,7 @@ class SigmoidTerm(EmbeddingTerm):
     The least value is 0, for `soft` (1/B) sum_ij H(u_ij), the metric `floor`; `reachable`, as there, is
     (1/B) sum_ij H((P u)_ij), with H(u) = -u log u - (1 - u) log(1 - u). A model that knows nothing
     answers the share of positives, pi, and has B H(pi), the metric `chance`: about 20 at B = 64 and pi = 0.1,
-    where `contrastive` has log 64 = 4. Hence the smaller default weight.
+    where `contrastive` has log 64 = 4.
 
     Differs: their pairs have one positive a row and b starts at -10, the logit of next to none. Here windows
     share instructions, so by default b starts at logit(pi) of the first training batch that counts. b is the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from math import isqrt
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class FutureLatentConfig(ChangeTermConfig):
     """`kind: future_latent`."""
 
     kind: Literal["future_latent"] = "future_latent"
-    weight: Weight = WeightSchedule(start=0.2, end=0.0, schedule="cosine", start_at=0.6)
+    share_by_default: ClassVar[Weight | None] = WeightSchedule(start=0.2, end=0.0, start_at=0.6)
     decay: float = Field(
         default=0.995, ge=0, le=1, description="rho: how much of the target encoder stays at each step"
     )

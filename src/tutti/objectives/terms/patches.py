@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import reduce
 from math import isqrt
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,7 +34,7 @@ from tutti.types import Batch, Features, UserError, at_least_float32, masked_mea
 class PatchTermConfig(BaseTermConfig):
     """The keys of every term that reconstructs patches."""
 
-    weight: Weight = WeightSchedule(start=0.1, end=0.0, schedule="cosine")
+    share_by_default: ClassVar[Weight | None] = WeightSchedule(start=0.2, end=0.0)
     downsample: PositiveInt = Field(
         default=2, description="the target is averaged over squares of this many pixels a side"
     )

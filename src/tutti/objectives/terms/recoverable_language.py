@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tutti.distributed.ranks import gathered
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.terms.alignment import only
-from tutti.objectives.weight_schedule import Weight
 from tutti.types import Batch, DataNeeds, Features, at_least_float32
 
 
@@ -20,7 +19,6 @@ class RecoverableLanguageConfig(BaseTermConfig):
     """`kind: recoverable_language`."""
 
     kind: Literal["recoverable_language"] = "recoverable_language"
-    weight: Weight = 0.1
     action: Literal["data", "readout"] = Field(
         default="data",
         description="what stands for the action: the chunk of the data, or the readout that actions are "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ class StateContrastiveConfig(BaseTermConfig):
     required = ("state",)
 
     kind: Literal["state_contrastive"] = "state_contrastive"
-    weight: Weight = WeightSchedule(start=1.0, end=0.0, schedule="cosine")
+    share_by_default: ClassVar[Weight | None] = WeightSchedule(start=0.1, end=0.0)
     read: Literal["readout", "vision"] = Field(
         default="readout", description="what is embedded: the fused readout, or the mean of the vision tokens"
     )

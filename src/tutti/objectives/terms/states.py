@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class FutureStatesConfig(BaseTermConfig):
     required = ("state",)
 
     kind: Literal["future_states"] = "future_states"
-    weight: Weight = WeightSchedule(start=5.0, end=0.3, schedule="cosine")
+    share_by_default: ClassVar[Weight | None] = WeightSchedule(start=0.3, end=0.1)
     offsets: Annotated[tuple[Steps, ...], AfterValidator(rising)] = Field(
         default=(2, 4, 6, 8, 12, 16, 24),
         min_length=1,
@@ -151,7 +151,6 @@ class ProgressConfig(BaseTermConfig):
     """`kind: progress`."""
 
     kind: Literal["progress"] = "progress"
-    weight: Weight = 0.1
     hidden: PositiveInt = Field(default=128, description="width of the head's hidden layer")
 
     def build(self, model: Model, name: str) -> ProgressTerm:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutti.distributed.ranks import current_ranks, mean_over_ranks
-from tutti.types import UserError
+from tutti.objectives.objective import TermSize
 
 PRIMARY = "action"
 """The term that the others are to help; what they share with it is where they compete."""
@@ -85,11 +85,6 @@ def averaged_gradients(gradients: Gradients) -> Gradients:
     return found
 
 
-def norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    """The Euclidean norm of one term's gradient over all its parameters; 0 of nothing."""
-    return torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-
-
 def shared_numbers(gradients: Gradients, primary: str = PRIMARY) -> list[int]:
     """Numbers of the parameters that the primary term and at least one other move; none without it.
 
@@ -113,18 +108,24 @@ def _moved(own: Sequence[Tensor | None]) -> set[int]:
     return {number for number, moves in zip(there, (largest != 0).tolist(), strict=True) if moves}
 
 
-def shared_norms(gradients: Gradients, primary: str = PRIMARY) -> dict[str, float]:
-    """Norm of each term's gradient over the shared parameters (see `shared_numbers`).
-
-    Where the primary term is alone it is over all that it moves.
-
-    Raises: UserError if the primary term is not computed, or reaches nothing.
-    """
-    moved = [number for number, gradient in enumerate(gradients.get(primary, [])) if gradient is not None]
-    if not moved:
-        raise UserError(
-            f"balancing: it weighs the terms against '{primary}', but that term is not computed in this "
-            "phase or moves no parameter. Use balancing.kind=fixed, or another strategy."
+@torch.no_grad()
+def term_sizes(
+    vectors: Gradients, values: Mapping[str, float], primary: str = PRIMARY
+) -> dict[str, TermSize]:
+    """The sizes of the terms' gradients, or parts of an update, each beside the primary term's over the
+    parameters that these two move; 0 without it. `values` are the raw terms."""
+    places = [(name, n) for name, own in vectors.items() for n, one in enumerate(own) if one is not None]
+    # In float64 no square of a float32 is lost: only zeros have a length of 0. One transfer for all.
+    lengths = [torch.linalg.vector_norm(vectors[name][n], dtype=torch.float64) for name, n in places]
+    squares = dict(zip(places, torch.stack(lengths).square().tolist() if lengths else (), strict=True))
+    found: dict[str, TermSize] = {}
+    for name, own in vectors.items():
+        moved = [n for n in range(len(own)) if squares.get((name, n), 0.0) != 0]
+        both = [n for n in moved if squares.get((primary, n), 0.0) != 0]
+        found[name] = TermSize(
+            own=sum(squares[name, n] for n in both) ** 0.5,
+            primary=sum(squares[primary, n] for n in both) ** 0.5,
+            anywhere=sum(squares[name, n] for n in moved) ** 0.5,
+            value=values.get(name, 0.0),
         )
-    shared = shared_numbers(gradients, primary) or moved
-    return {name: float(norm([own[number] for number in shared])) for name, own in gradients.items()}
+    return found
