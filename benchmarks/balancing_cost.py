@@ -167,7 +167,7 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
         print_line(f"measuring memory, {arguments.repeats} processes for each method ...")
         peaks = memory(configs, data_from, scratch, steps=arguments.turn, repeats=arguments.repeats)
     against: dict[str, Spread] = ratios(times, PLAIN)
-    terms = ", ".join(config.objective.weights())
+    terms = ", ".join(config.objective.terms())
     notes = [
         f"Terms: {terms}. Batch {config.data.batch_size}, {torch.get_num_threads()} thread(s); memory with "
         f"as many, the least of {arguments.repeats} processes. {made_with(found_in)}",

@@ -42,7 +42,7 @@ def arms(config: RunConfig, shares: Sequence[float]) -> dict[str, RunConfig]:
 def search_ms(config: RunConfig, steps: int = 20_000) -> float:
     """Milliseconds that the search for loss spikes takes in a step: too little to see in a step's time."""
     detector = SpikeDetector(config.training.diagnostics.spikes)
-    values = dict.fromkeys(config.objective.weights(), 1.0)
+    values = dict.fromkeys(config.objective.terms(), 1.0)
     started = time.perf_counter()
     for _ in range(steps):
         detector.detect(values)
@@ -117,7 +117,7 @@ def benchmark(arguments: argparse.Namespace, config: RunConfig, data_from: Path,
         f"Default (a look every {default.every} steps at {default.share:g} of the batch): "
         f"{100 * own.median:+.2f} % of the training time, wanted at most {100 * MOST_ADDED:.0f} %: "
         f"{'PASS' if passed else 'FAIL'}. The search for spikes is {100 * search:.4f} % of it.",
-        f"Terms: {', '.join(config.objective.weights())}. Batch {config.data.batch_size}, "
+        f"Terms: {', '.join(config.objective.terms())}. Batch {config.data.batch_size}, "
         f"{torch.get_num_threads()} thread(s). {made_with(found_in)}",
     ]
     result = {

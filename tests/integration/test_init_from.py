@@ -199,7 +199,8 @@ def test_a_copy_of_the_vision_encoder_in_a_term_is_one_of_the_weights_taken(
 ) -> None:
     """The target of future_latent begins as the encoder that the model has."""
     objective = {"future": {"kind": "future_latent", "offsets": [2], "hidden": 8}}
-    config = config_of(home / "data", from_(home, "export"), objective=objective)
+    finer = {"vision": {"stem": {"strides": [1, 2]}}}  # several tokens a picture, which this term compares
+    config = config_of(home / "data", from_(home, "export"), objective=objective, model=finer)
     _, model, terms = build_parts(config, tmp_path)
     target: Any = terms.terms["future"].target  # pyright: ignore[reportAttributeAccessIssue]
     pairs = zip(model.vision.state_dict().values(), target.state_dict().values(), strict=True)

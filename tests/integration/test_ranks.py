@@ -350,8 +350,11 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sections", [K_GRADIENTS, MASKED, SHARES, {"training": {"compile": True}}])
 def test_what_fsdp_cannot_do_is_refused_with_the_reason(sections: dict[str, Any]) -> None:
     training = {"parallel": {"kind": "fsdp"}, "schedule": {"kind": "wsd", "warmup": 1}}
-    given = {**sections, "training": {**sections.get("training", {}), **training}}
-    with pytest.raises(ValueError, match=r"parallel\.kind fsdp with .*parallel\.kind=ddp"):
+    weights = {name: {"weight": 0.1} for name in ("align", "recon", "state")}
+    given = {"objective": weights, **sections, "training": {**sections.get("training", {}), **training}}
+    with pytest.raises(
+        ValueError, match=r"parallel\.kind fsdp with .*parallel\.kind=(ddp|single \(or ddp\))"
+    ):
         RunConfig.model_validate(given)
 
 

@@ -102,7 +102,7 @@ def test_cost_of_looking_is_spread_over_the_cadence() -> None:
     ],
 )
 def test_arm_keeps_exactly_its_terms(config: RunConfig, arm: str, terms: set[str]) -> None:
-    assert set(timing.with_arm(config, arm).objective.weights()) == terms
+    assert set(timing.with_arm(config, arm).objective.terms()) == terms
 
 
 def test_flops_grow_with_the_terms_and_newton_schulz_is_counted_apart(
@@ -136,7 +136,7 @@ def test_cell_is_one_thread_with_its_seed_everywhere_and_no_controls(config: Run
     assert (own.evaluation.workers, own.evaluation.episodes, own.evaluation.split) == (1, 3, "held_out")
     controls = own.evaluation.controls
     assert controls.expert == controls.noop == controls.no_image == controls.wrong_instruction == 0
-    assert set(own.objective.weights()) == {"action"}
+    assert set(own.objective.terms()) == {"action"}
     assert own.data.sources[0].path == Path("demo/dataset").resolve()
 
 

@@ -269,7 +269,7 @@ def test_a_budgets_kind_keeps_its_steps_in_both_orders(tmp_path: Path) -> None:
     path = written(tmp_path, budget={"kind": "steps", "steps": 9})
     assert load_study(path, ["budget.kind=flops"]).budget.steps == 9
     for texts in permutations(["budget.kind=flops", "budget.steps=7"]):
-        assert load_study(path, texts).budget.model_dump() == {"kind": "flops", "steps": 7}
+        assert load_study(path, texts).budget.model_dump() == {"kind": "flops", "steps": 7, "arms": {}}
 
 
 def test_an_override_of_the_base_that_the_studys_own_would_undo_is_refused(tmp_path: Path) -> None:

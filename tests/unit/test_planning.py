@@ -44,7 +44,7 @@ from tutti.types import DataNeeds, DataSpec, UserError
 SMALL: dict[str, Any] = {
     "model": MODEL,
     "data": {"batch_size": 8},
-    "objective": {"recon": None, "state": None},
+    "objective": {"align": {"weight": 0.1}, "recon": None, "state": None},
     "training": {"steps": 100, "schedule": {"warmup": 5}, "precision": "fp32"},
 }
 
@@ -90,7 +90,7 @@ def test_fake_tensors_predict_the_peak_of_real_ones(optimizer: str, again: str) 
     assert predicted.passes == pytest.approx(measured.passes, rel=0.1)
     assert predicted.step == pytest.approx(measured.step, rel=0.01)
     assert parts == real.parts()
-    assert parts.weights == 4 * parts.total  # the default objective has no buffers of its own
+    assert parts.weights == 4 * parts.total  # an objective of weights has no buffers of its own
     assert parts.gradients == 4 * parts.trainable == 4 * parts.total
     assert parts.ema == parts.weights
     if optimizer == "adamw":  # two moments each, and its count of steps

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures.run_equality import unequal
 from fixtures.term_batches import as_double, make_batch
 from numerics import test_unified_loss
 from tutti.training.diagnostics.reach import ReachTable, problems, reach
@@ -74,7 +75,7 @@ def test_nothing_is_left_behind() -> None:
     assert not any(parameter.requires_grad for parameter in model.language.parameters())
     assert all(parameter.grad is None for module in (model, loss) for parameter in module.parameters())
     after = {key: value for module in (model, loss) for key, value in module.state_dict().items()}
-    assert all(torch.equal(state[key], after[key]) for key in state)
+    assert unequal(state, after) == []
     assert reach(model, loss, batch(), frozen=("vision",)) == first
 
 
