@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from independent_reader import ACTION, DATA, EPISODES, MAX_TEXT, STATE
 from PIL import Image
 
+from tutti.data.formats.lerobot.video import priority_kept
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
 
 FPS = 10
@@ -677,7 +678,7 @@ def _videos(case: Case) -> None:
     case.note = kind = case.pick(*texts, "cut", "lost", "other", "bit", "twice")
     path.unlink()
     if kind == "other":
-        with av.open(str(path), "w", format="mp4") as container:
+        with priority_kept(), av.open(str(path), "w", format="mp4") as container:
             stream = container.add_stream("libsvtav1", rate=FPS)
             stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
             for _ in range(case.pick(1, 5)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,14 @@ def set_column(name: str, values: pa.Array) -> Callable[[pa.Table], pa.Table]:
 DATA = Path("data/chunk-000/file-000.parquet")
 EPISODES = Path("meta/episodes/chunk-000/file-000.parquet")
 TASKS = Path("meta/tasks.parquet")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system does not tell")
+def test_writing_videos_leaves_the_process_as_it_was_scheduled(tmp_path: Path) -> None:
+    """The encoder makes root's threads real-time ones, which starved everything beside them."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    write(tmp_path / "set", make_episodes(), "video")
+    assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == before
 
 
 def test_png_round_trip_is_exact_to_the_bit_in_any_order(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,25 @@ TOLERANCE = 0.25
 _OPEN_FILES = 4
 _FORWARD_SECONDS = 0.5
 """A frame this little ahead is reached by decoding on; further ahead a seek is cheaper."""
+
+
+@contextmanager
+def priority_kept() -> Iterator[None]:
+    """Inside, video may be encoded; afterwards this thread is scheduled as before.
+
+    SVT-AV1 makes the thread that opens it a real-time one (SCHED_FIFO 99) where the process is root's, as in
+    most containers. It would stay so, with every thread that it starts: a training whose threads wait for
+    each other in loops then takes all cores from whatever it waits for.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 class VideoWriter:
@@ -56,13 +76,14 @@ class VideoWriter:
         if self._bytes >= FILE_BYTES:
             self._open(images.shape[1], images.shape[2])
         start = self._frames
-        for image in images:
-            frame = VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = self._frames, 1 / self._rate
-            for packet in self._stream.encode(frame):
-                self._bytes += packet.size
-                self._container.mux(packet)
-            self._frames += 1
+        with priority_kept():  # the first frame opens the encoder
+            for image in images:
+                frame = VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = self._frames, 1 / self._rate
+                for packet in self._stream.encode(frame):
+                    self._bytes += packet.size
+                    self._container.mux(packet)
+                self._frames += 1
         chunk, file = divmod(self._number, FILES_PER_CHUNK)
         return chunk, file, float(start / self._rate), float(self._frames / self._rate)
 
