@@ -181,7 +181,7 @@ class Sample:
 
     def known(self, label: Label) -> Bool[np.ndarray, " n"]:
         """Which windows have this label."""
-        return np.isin(self.rows, self.index.having(label, self.rows))
+        return self.index.known(label, self.rows)
 
     @property
     def num_episodes(self) -> int:

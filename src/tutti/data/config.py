@@ -249,9 +249,7 @@ class DataConfig(FrozenConfig):
         kinds: list[Mixture] = []
         count = round(self.mixture.labelled * self.batch_size)
         for key in ((), (UNLABELLED,))[: 1 + (count < self.batch_size)]:
-            some = [windows.having("actions", rows) for rows in drawn]
-            if key:
-                some = [rows[~np.isin(rows, own)] for rows, own in zip(drawn, some, strict=True)]
+            some = [rows[windows.known("actions", rows) != bool(key)] for rows in drawn]
             full = [(rows, weight) for rows, weight in zip(some, weights, strict=True) if len(rows)]
             if not full:
                 raise UserError(

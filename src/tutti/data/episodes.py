@@ -148,7 +148,7 @@ class EpisodeStore(ABC):
         known = np.logical_and.reduce(np.isfinite(self.states), axis=1)
         return {"actions": acting, "text": spoken[self.instruction_of], "state": known}
 
-    @property
+    @cached_property
     def identities(self) -> list[int]:
         """A number for each episode, of its states and actions, of its pictures where it has neither: the
         same wherever it lies and is numbered."""

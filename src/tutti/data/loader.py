@@ -153,7 +153,7 @@ class Loader:
             batch = windows.gather(mixture.take(number * size, size)[rows])
             if isinstance(augmentation, NoAugmentation):
                 return batch
-            images, changes = batch.observation.images.numpy(), list[tuple[np.ndarray, ColourChange]]()
+            images, changes = batch.observation.images.numpy(), list[RowChange]()
             for stream in mixture.streams(rows, size):
                 # By the batch's number: the same pictures after a resume and on any number of ranks; and by
                 # the stream, so that they do not depend on what is beside it.
@@ -169,9 +169,7 @@ class Loader:
         return make
 
 
-def _changed(
-    observation: Observation, changes: Sequence[tuple[Int64[np.ndarray, " _"], ColourChange]]
-) -> Observation:
+def _changed(observation: Observation, changes: Sequence[RowChange]) -> Observation:
     """The observation with each change made to its rows."""
     before = observation.images.numpy()
     images = np.empty_like(before)
@@ -210,6 +208,10 @@ class ColourChange:
         grey = _grey(x)
         x = (x - grey) * self.saturation + grey
         return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+
+RowChange = tuple[slice | Int64[np.ndarray, " _"], ColourChange]
+"""Some rows of a batch, and what changes in their pictures."""
 
 
 class NoAugmentation(FrozenConfig):

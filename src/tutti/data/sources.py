@@ -209,12 +209,12 @@ def stores_of(parts: Iterable[Part]) -> list[EpisodeStore]:
     return list(dict.fromkeys(part.store for part in parts))
 
 
-def used_vectors(part: Part) -> list[Vector]:
-    """Of states and actions those that a part uses and its store has; a state without numbers is one."""
+def used_vectors(store: EpisodeStore, labels: Mapping[Label, Use]) -> list[Vector]:
+    """Of states and actions those that are used and that the store has; a state without numbers is one."""
     return [
         vector
         for vector, label in VECTORS.items()
-        if part.labels[label] is True or (part.labels[label] and getattr(part.store.spec, f"{vector}_dim"))
+        if labels[label] is True or (labels[label] and getattr(store.spec, f"{vector}_dim"))
     ]
 
 
@@ -229,7 +229,7 @@ def check_compatible(parts: Sequence[Part]) -> StoreSpec:
     origin: dict[str, EpisodeStore] = dict.fromkeys(("embodiment", "views", "fps"), first)
     for part in parts:
         own, store = part.store.spec, part.store
-        used = used_vectors(part)
+        used = used_vectors(store, part.labels)
         for what in (what for what in used if f"{what}_dim" not in origin):
             origin[f"{what}_dim"] = store
             copied = {name: getattr(own, name) for name in own.dimensions() if name.startswith(what)}

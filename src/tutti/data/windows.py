@@ -122,8 +122,9 @@ class WindowIndex:
                 self.remarks += check_grippers(
                     self._actions[here], self._end[here], grippers, store.name, store.spec.action_names
                 )
-        commands = np.where(self._known["actions"][:, None], self._actions, np.float32(np.nan))
-        self._next_key = next_keyframes(commands, self._end, grippers)
+        acting = self._known["actions"][:, None]
+        commands = np.where(acting, self._actions[:, list(grippers)], np.float32(np.nan))
+        self._next_key = next_keyframes(commands, self._end, range(len(grippers)))
         text, mask = tokenizer.encode(self.instructions)
         most = tokenizer.max_length
         full = [self.instructions[row] for row in torch.nonzero(mask.sum(dim=1) == most).flatten()]
@@ -145,9 +146,13 @@ class WindowIndex:
         """The windows of some episodes of a source, in order."""
         return rows_of(episodes) + self._offsets[source]
 
+    def known(self, label: Label, windows: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Which of the windows have this label at their own time."""
+        return self._known[label][windows]
+
     def having(self, label: Label, windows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " _"]:
         """Those of the windows that have this label at their own time."""
-        return windows[self._known[label][windows]]
+        return windows[self.known(label, windows)]
 
     def measurable(self, windows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " _"]:
         """Those of the windows that a policy is measured on: with actions, and of these those with an
@@ -233,7 +238,7 @@ class WindowIndex:
         by words such as "+4" and "last"."""
         known = np.ones(len(windows), dtype=bool)
         for label in needs.labels:
-            known &= self._known[label][windows]
+            known &= self.known(label, windows)
         later = {f"+{k}": windows + k < self._end[windows] for k in needs.offsets}
         later |= {
             f"+{label}" if isinstance(label, int) else label: self._later_state(windows, label)[1]
@@ -275,4 +280,5 @@ def _normalised(
         return np.zeros((len(known), dim), np.float32)
     apply = normalizer.apply_state if label == "state" else normalizer.apply_action
     values = apply(store.states if label == "state" else store.actions, store.spec.embodiment)
-    return np.where(known[:, None], values, np.float32(0))
+    values[~known] = 0
+    return values

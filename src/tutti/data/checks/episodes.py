@@ -50,7 +50,7 @@ def spellings(data: Recordings) -> Iterator[Finding]:
 
 def one_instruction(data: Recordings) -> Iterator[Finding]:
     """All training episodes have the same instruction or task, and a term would tell these apart."""
-    told = [(one.store, [e for e in one.training if e in set(one.told)]) for one in data.sources]
+    told = [(one.store, {*one.training} & {*one.told}) for one in data.sources]
     texts = {normalized_text(episode.instruction) for _, episodes in told for episode in episodes}
 
     def idle_terms() -> list[str]:

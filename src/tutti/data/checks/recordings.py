@@ -14,7 +14,7 @@ from tutti.data.bundle import DataBundle, evenly_spread
 from tutti.data.episodes import ALL_USED, VECTORS, Episode, EpisodeStore, Use, Vector, row_spans, rows_of
 from tutti.data.keyframes import share_between
 from tutti.data.normalize import Normalizer
-from tutti.data.sources import Part
+from tutti.data.sources import Part, used_vectors
 from tutti.data.split import GroupOf
 from tutti.findings import GRIPPER_MOVES_MIN, RELATIVE_RANGE_MIN, Finding, Severity, read_messages, worded
 from tutti.gripper_dims import MAX_AWAY
@@ -42,12 +42,8 @@ class Recorded:
 
     @property
     def vectors(self) -> list[Vector]:
-        """Those of states and actions that are used, in the data set and of a size."""
-        found: list[Vector] = []
-        for vector, label in VECTORS.items() if self.complete else ():
-            if self.labels[label] is True or (self.labels[label] and self.values(vector).shape[1]):
-                found.append(vector)
-        return found
+        """Those of states and actions that are used and in the data set; none without a complete episode."""
+        return used_vectors(self.store, self.labels) if self.complete else []
 
     @cached_property
     def complete(self) -> list[Episode]:

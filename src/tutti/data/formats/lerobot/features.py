@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tutti.data.episodes import VECTORS, Vector
 from tutti.data.formats.lerobot.tables import data_error
 from tutti.storage.reading import shown
 
@@ -105,7 +106,7 @@ def usable(features: Mapping[str, Feature], keys: Sequence[str]) -> tuple[str, .
 
 
 def vector_sizes(
-    features: Mapping[str, Feature], where: Path, keys: Sequence[str], setting: str
+    features: Mapping[str, Feature], where: Path, keys: Sequence[str], setting: Vector
 ) -> dict[str, int]:
     """How many numbers each of these features has. `setting` is the config key that names them.
 
@@ -117,7 +118,6 @@ def vector_sizes(
         if feature.dtype.startswith("float") and len(feature.shape) == 1 and key != "timestamp"
     }
     none = ", or none for a policy without proprioception" if setting == "state" else ""
-    label = {"action": "actions"}.get(setting, setting)
     for key in keys:
         if key not in features or not features[key].is_vector:
             wrong = f"has the shape {features[key].shape}" if key in features else "is missing"
@@ -127,7 +127,7 @@ def vector_sizes(
                 found=", ".join(f"{name} {shape}" for name, shape in floats.items())
                 or "no float feature in this data set",
                 cure=f"name one or several of these by sources.{setting}{none}; or train on this set "
-                f"without {label} (sources.labels.{label}=false).",
+                f"without {VECTORS[setting]} (sources.labels.{VECTORS[setting]}=false).",
             )
     return {key: features[key].shape[0] for key in keys}
 
