@@ -20,7 +20,7 @@ from tutti.data.sources import SourceConfig
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.runs.folder import RunFolder
 from tutti.studies import costs as costs_module
-from tutti.studies.cells import cell_config, plan_cells, training_hash
+from tutti.studies.cells import arm_config, cell_config, plan_cells, training_hash
 from tutti.studies.compare import read_plan, share_data
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.costs import (
@@ -215,6 +215,21 @@ def test_an_arm_may_use_parts_of_the_shared_data_and_its_folder_depends_on_which
     wrong = make_study(arms={"all": [], "other": ["data.sources=[{path: /other/set}]"]}, baseline="all")
     with pytest.raises(UserError, match=r"arm 'other': data\.sources: an arm uses parts.*path: data_from"):
         plan_cells(wrong, steps | {"other": 20}, SOURCES, "d", Path("s"))
+
+
+def test_parts_are_of_the_data_that_the_base_names_and_of_one_data_set(data: Path, tmp_path: Path) -> None:
+    few = "data.sources=[{path: data_from, episodes: ['0-3']}]"
+    study = make_study(data, arms={"few": [few], "all": []}, baseline="few")
+    shared = share_data(study, arm_config(study, "few"), tmp_path)
+    assert [source.path for source in shared.sources] == [data.resolve()]
+    two = (*SOURCES, SourceConfig(path=Path("/else")))
+    with pytest.raises(
+        UserError, match=r"arm 'few': data\.sources: .* one data set.*has 2"
+    ):
+        plan_cells(study, dict.fromkeys(study.arms, 20), two, "d", tmp_path)
+    mixed = make_study(overrides=["data.sources=[{path: data_from}, {path: /other}]"])
+    with pytest.raises(UserError, match="each path is 'data_from'"):
+        arm_config(mixed, "end_to_end")
 
 
 def test_other_evaluation_keeps_the_training_and_asks_for_another_result(tmp_path: Path) -> None:

@@ -215,7 +215,8 @@ def arm_config(study: StudyConfig, arm: str) -> RunConfig:
         overrides = combine_overrides(of_study, of_arm)
         apply_overrides(values, overrides, RunConfig())
         config = build_config(values, "the base", overrides)
-        if any(one.touches(["data", "sources"]) for one in of_arm) and _places(config) != {SHARED}:
+        shares = SHARED in (places := _places(config)) or any(o.touches(["data", "sources"]) for o in of_arm)
+        if shares and places != {SHARED}:
             raise UserError(
                 "data.sources: an arm uses parts of the data that all arms share, so each path is "
                 f"'{SHARED}': data.sources=[{{path: {SHARED}, episodes: [\"0-9\"]}}]. Other data are the "
@@ -250,8 +251,14 @@ def cell_config(
     config = arm_config(study, arm)
     values = config.model_dump(mode="json")
     if _places(config) == {SHARED}:
-        (path,) = {source.path for source in sources}
-        sources = tuple(source.model_copy(update={"path": path}) for source in config.data.sources)
+        folders = sorted({source.path for source in sources})
+        with _naming(study, arm):
+            if len(folders) > 1:
+                raise UserError(
+                    f"data.sources: '{SHARED}' stands for one data set, but the study has {len(folders)}: "
+                    f"{', '.join(map(str, folders))}. Let data_from, or base.data.sources, name one."
+                )
+        sources = tuple(source.model_copy(update={"path": folders[0]}) for source in config.data.sources)
     values |= {"name": cell_name(arm, level, seed), "seed": seed}
     values["data"] |= {"seed": seed, "sources": [source.model_dump(mode="json") for source in sources]}
     if level != "base":

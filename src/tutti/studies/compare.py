@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tutti import pipeline
-from tutti.config.run_config import RunConfig
+from tutti.config.run_config import RunConfig, build_config
 from tutti.data.sources import SourceConfig, open_parts, stores_of
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts, check_seeds
 from tutti.runs.build import build_data
@@ -42,7 +42,7 @@ from tutti.types import UserError
 PLAN, RECORDED = "plan.json", "recorded"
 AGAIN = "Run the same command again: what is finished is kept."
 SHOWN = 2
-"""How many of the five kinds of table the terminal shows: success and differences."""
+"""Kinds of table that the terminal shows: success; the comparisons fixed beforehand, or the differences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,9 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
 
     Raises: UserError, if the run there has recorded nothing, or a data set cannot be opened.
     """
-    named = [source for source in config.data.sources if source.path != SHARED]
+    named = config.data.sources
+    if any(source.path == SHARED for source in named):  # the baseline uses parts of what the base names
+        named = tuple(s for s in build_config(study.base, "the base").data.sources if s.path != SHARED)
     if study.data_from == "base" and named:
         sources = tuple(s.model_copy(update={"path": s.path.resolve()}) for s in named)
     else:
@@ -181,9 +183,7 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
         else:
             RunFolder(home, new=False).require("record", "Make it first: tutti record CONFIG.")
         sources = (SourceConfig(path=home / DATASET),)
-    stores = [store.fingerprint for store in stores_of(open_parts(sources))]
-    used = [one.model_dump(include={"labels", "per_task"}, exclude_defaults=True) for one in sources]
-    contents = json.dumps(stores + (used if any(used) else []))
+    contents = json.dumps([store.fingerprint for store in stores_of(open_parts(sources))])
     return SharedData(
         sources=sources,
         fingerprint=hashlib.sha256(contents.encode()).hexdigest()[:16],
