@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from fixtures.studies import found, make_study, trained
 from tutti.evaluation.statistics.comparison import compare_arms, contrast, holm
-from tutti.studies.config import StudyConfig
+from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.costs import StepCost, affordable_steps
 from tutti.studies.scores import ContrastScore, score_contrasts, score_study
 from tutti.studies.tables import Findings, contrast_table
@@ -137,6 +138,8 @@ def test_listed_comparisons_are_judged_in_place_of_those_with_the_baseline() -> 
     assert all(score.adjusted_p is None for score in scores)
     findings = Findings(study=study, data="d", costs={}, found={}, missing=[], scores=scores, contrasts=made)
     assert findings.headline.startswith("2 comparisons fixed beforehand at equal steps: 1 better")
+    own = study.model_copy(update={"budget": BudgetConfig(arms={"few": "flops"})})
+    assert " at equal steps (few: FLOPs): 1 better" in replace(findings, study=own).headline
     assert "joint - few: better, +75.0 points" in findings.notes[0].text and len(findings.notes) == 2
     table = contrast_table(findings, "base")
     assert [row[0].text for row in table.rows] == ["joint - few", "joint - many"]

@@ -223,9 +223,7 @@ def test_parts_are_of_the_data_that_the_base_names_and_of_one_data_set(data: Pat
     shared = share_data(study, arm_config(study, "few"), tmp_path)
     assert [source.path for source in shared.sources] == [data.resolve()]
     two = (*SOURCES, SourceConfig(path=Path("/else")))
-    with pytest.raises(
-        UserError, match=r"arm 'few': data\.sources: .* one data set.*has 2"
-    ):
+    with pytest.raises(UserError, match=r"arm 'few': data\.sources: .* one data set.*has 2"):
         plan_cells(study, dict.fromkeys(study.arms, 20), two, "d", tmp_path)
     mixed = make_study(overrides=["data.sources=[{path: data_from}, {path: /other}]"])
     with pytest.raises(UserError, match="each path is 'data_from'"):

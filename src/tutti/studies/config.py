@@ -52,6 +52,13 @@ class BudgetConfig(FrozenConfig):
         default={}, description="Arms whose budget is of another kind, such as {control: flops}."
     )
 
+    @property
+    def text(self) -> str:
+        """As in "steps (control: FLOPs)"."""
+        kind, *own = ("FLOPs" if one == "flops" else one for one in (self.kind, *self.arms.values()))
+        others = ", ".join(f"{arm}: {one}" for arm, one in zip(self.arms, own, strict=True))
+        return f"{kind} ({others})" if others else kind
+
 
 class StudyConfig(FrozenConfig):
     """Arms x demonstrations x seeds: each a run of its own, all on the same data and the same starts."""

@@ -181,7 +181,7 @@ def _protocol(findings: Findings) -> Section:
         ("baseline", study.baseline),
         ("training seeds", ", ".join(map(str, study.seed_list))),
         ("demonstrations a task", ", ".join(map(str, study.levels)).replace("base", "as in the base")),
-        ("equal budget", f"{study.budget.kind}, of {study.budget.steps} steps of the baseline"),
+        ("equal budget", f"{study.budget.text}, of {study.budget.steps} steps of the baseline"),
         ("for every arm", "; ".join(study.overrides) or "nothing"),
         ("fingerprint of the data", findings.data),
     ]

@@ -79,13 +79,13 @@ class Findings:
         verdicts = Counter(score.against.verdict for score in self.scores if score.against is not None)
         if self.study.contrasts:
             verdicts = Counter(one.found.verdict for one in self.contrasts if not one.exploratory)
-        total, kind = sum(verdicts.values()), self.study.budget.kind
+        total = sum(verdicts.values())
         if len(self.study.arms) == 1:
             return f"One arm, {self.study.baseline}: there is nothing to compare it with."
         if not total:
             return "No arm can be compared yet: no training seed is finished in both an arm and the baseline."
         parts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in MOODS)
-        plural, budget = "s" if total > 1 else "", "FLOPs" if kind == "flops" else kind
+        plural, budget = "s" if total > 1 else "", self.study.budget.text
         what = "fixed beforehand" if self.study.contrasts else f"with {self.study.baseline}"
         return f"{total} comparison{plural} {what} at equal {budget}: {parts}."
 
