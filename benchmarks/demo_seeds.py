@@ -25,7 +25,9 @@ from recorded import check_recorded, require_unchanged, snapshot
 from tables import RESULTS, Table, prints_user_errors, publish
 
 from tutti.config.run_config import load_config
+from tutti.key_effects import with_effect
 from tutti.nested_dicts import content_hash
+from tutti.runs.build import TRAIN_SECTIONS
 from tutti.runs.provenance import circumstances, made_with
 from tutti.storage.files import write_json
 
@@ -114,20 +116,20 @@ def benchmark(arguments: argparse.Namespace) -> None:
     require_unchanged(before, snapshot(run))
     trained = [load(cell) for cell in cells]
     seeds = config.evaluation.seeds
-    recipe = content_hash(config.sections("data", "model", "objective", "training"), 10)
+    recipe = content_hash(with_effect(config.sections("record", *TRAIN_SECTIONS)), 10)
     looked = {
         "recipe": recipe,
         "seeds": arguments.seeds,
         "mean": float(np.mean([one.mean for one in trained])),
     }
-    before = note_look(arguments.looks, seeds, looked)
+    warning = note_look(arguments.looks, seeds, looked)
     publish(
         arguments.output,
         "benchmarks/demo_seeds",
         [table(trained), task_table(trained)],
         [
             summary(trained),
-            *filter(None, [before]),
+            *filter(None, [warning]),
             f"Recipe {recipe}: {steps} steps, {config.training.optimizer.kind} at "
             f"{config.training.optimizer.lr:g}; one thread a training; starts {seeds[0]} to {seeds[-1]}, "
             "sentences never shown, no controls.",

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tutti.config.run_config import RunConfig
+from tutti.data.sources import open_parts
 from tutti.findings import Finding
 from tutti.key_effects import with_effect
 from tutti.nested_dicts import content_hash
@@ -94,9 +95,10 @@ def record_folder(config: RunConfig, folder: Path, rate: str = "lr", home: Path 
     sections = with_effect(config.sections(*names))
     training, data = sections.pop("training"), sections["data"]
     sections |= {name: training[name] for name in ("optimizer", "accumulation", "batch_ramp", "init_from")}
+    sources = with_sources(config, folder).sources
     data["sources"] = [
-        source.model_dump(mode="json", exclude={"path", "tolerance"}) | {"content": source.open().fingerprint}
-        for source in with_sources(config, folder).sources
+        source.model_dump(mode="json", exclude={"path", "tolerance"}) | {"content": part.store.fingerprint}
+        for source, part in zip(sources, open_parts(sources), strict=True)
     ]
     for section in (one for one in sections.values() if isinstance(one, dict)):
         for key in ("seed", "validation_windows", *RATES):
