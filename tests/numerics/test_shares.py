@@ -156,6 +156,24 @@ def test_the_first_measurement_leaves_nothing_behind(tmp_path: Path) -> None:
         assert torch.equal(one, told.parameters[name]), name
 
 
+def test_a_rehearsed_step_takes_no_window_for_one_without_updates(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind a window of which no update was made, lambdas stay without a warning; in sequence they move."""
+    run = trainer(tmp_path, SHARES, {"kind": "one"})
+    behind, factor = 5, run.objective.balancing.factor  # type: ignore[union-attr]
+    assert [step for step in range(STEPS) if run.objective.hooks.window(step)][:3] == [2, 3, 4]
+    stream = iter(ToyData().train)
+    run.rehearse(stream, 0)
+    first = factor.clone()
+    for _ in range(2):
+        run.rehearse(stream, behind)
+    assert "balancing" not in caplog.text and torch.equal(factor, first)
+    for step in range(behind + 1):
+        run.rehearse(stream, step)
+    assert not torch.equal(factor, first)
+
+
 def test_terms_that_do_not_count_yet_and_an_action_that_does_not_are_measured(tmp_path: Path) -> None:
     run = trainer(tmp_path, SHARES, {"kind": "one"}, strategy=TwoStageConfig())
     run.fit(ToyData())

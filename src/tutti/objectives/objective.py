@@ -47,7 +47,8 @@ class UpdateHooks:
     """Methods that the trainer calls around each update. All may stay as they are."""
 
     def before_step(self, step: int) -> None:
-        """Called before each update of a run (0-based), whether it is made or skipped."""
+        """Called before each update of a run (0-based), whether it is made or skipped; not before one that
+        is rehearsed without those before it."""
 
     def before_run(self, phases: Sequence[PhaseSpan], warmup: int) -> None:
         """Called once, before all others, with the phases of the run and the updates in which its learning

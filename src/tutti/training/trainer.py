@@ -181,14 +181,15 @@ class Trainer:
 
     def rehearse(self, stream: BatchStream, step: int) -> None:
         """One update as it is made at `step` (0-based), which no record keeps: to measure what it costs."""
-        self.counters.step = step
-        self.update(stream)
+        follows, self.counters.step = step == self.step, step
+        self.update(stream, follows=follows)
 
-    def update(self, stream: BatchStream) -> None:
+    def update(self, stream: BatchStream, *, follows: bool = True) -> None:
         """One step of the run on the next batches: an update, unless a value is not finite and the policy
-        leaves it out."""
+        leaves it out. `follows`: the steps before it were made, by which the balancing sets its lambdas."""
         self.timer.start()
-        self.objective.hooks.before_step(self.step)  # the balancing sets its lambdas
+        if follows:
+            self.objective.hooks.before_step(self.step)
         point = self.strategy.enter(self.step, self.parameters)
         update = Update(
             step=self.step, point=point, active_terms=point.phase.active_terms(self.objective.names)
