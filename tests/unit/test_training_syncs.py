@@ -82,6 +82,20 @@ def test_an_update_fetches_its_numbers_once(
     assert [name for name in waits.seen if name != "_local_scalar_dense"] == []
 
 
+def test_shares_that_are_known_are_not_read_again_in_the_warm_up(
+    as_on_a_gpu: list[int], tmp_path: Path
+) -> None:
+    training = {"schedule": {"kind": "wsd", "warmup": 4}, "steps": 8}
+    objective = {"align": {"share": 0.1, "width": 16}}
+    trainer = any_trainer(tmp_path, "cpu", training=training, objective=objective)
+    updated(trainer, 0, 1)
+    as_on_a_gpu.clear()
+    updated(trainer, 2, 2)
+    assert len(as_on_a_gpu) == 1
+    trainer.objective.load_state_dict(trainer.objective.state_dict())  # what is loaded may be of earlier
+    assert trainer.objective.hooks.unmeasured(3) == () and len(as_on_a_gpu) == 2
+
+
 def test_a_look_at_a_number_is_found(
     as_on_a_gpu: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,10 @@ class Balancing(UpdateHooks, nn.Module, ABC):
         super().__init__()
         self.schedules = dict(schedules)
         self.names = tuple(self.schedules)
+        self.register_load_state_dict_post_hook(lambda balancing, _: balancing.after_load())
+
+    def after_load(self) -> None:
+        """Called when buffers were loaded: to forget what the host knows of them, which saves it a wait."""
 
     @abstractmethod
     def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:

@@ -87,6 +87,7 @@ class SharesBalancing(Balancing):
         self.windows: tuple[range, ...] = ()
         self._asked: tuple[str, ...] = ()
         self._deadline = 0
+        self._all_measured = False  # as the host knows it: to read it from the device, it would have to wait
         self._news: tuple[int, dict[str, float], list[float]] | None = None
         if not self.shares:
             return  # nothing to keep in a checkpoint
@@ -121,11 +122,15 @@ class SharesBalancing(Balancing):
         self._deadline = self.windows[0].start if self.windows else wait + 1
 
     def unmeasured(self, step: int) -> tuple[str, ...]:
-        if not self._asked or step >= max(self._deadline, 1):
+        if self._all_measured or not self._asked or step >= max(self._deadline, 1):
             return ()
         known = dict(zip(self.names, self.measured.tolist(), strict=True))
         missing = [name for name in self._asked if not known[name]]
+        self._all_measured = not missing
         return (PRIMARY, *missing) if missing else ()
+
+    def after_load(self) -> None:
+        self._all_measured = False
 
     @torch.no_grad()
     def observe_gradients(self, sizes: Mapping[str, TermSize]) -> None:

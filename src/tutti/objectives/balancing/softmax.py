@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy
 import torch
@@ -93,10 +93,12 @@ class RandomWeightsBalancing(Balancing):
         self.updates = nn.Buffer(torch.tensor(0))
         self.draw = nn.Buffer(self._drawn(0))
         self._made: int | None = 0  # `updates` as the host knows it: to read it there, it would have to wait
-        self.register_load_state_dict_post_hook(_forget)
 
     def factors(self, values: dict[str, Float[Tensor, ""]]) -> dict[str, float | Tensor]:
         return self.softmax(self.draw, values)
+
+    def after_load(self) -> None:
+        self._made = None
 
     @torch.no_grad()
     def after_step(self, values: Mapping[str, float]) -> None:
@@ -108,8 +110,3 @@ class RandomWeightsBalancing(Balancing):
     def _drawn(self, update: int) -> Float[Tensor, " k"]:
         random = numpy.random.default_rng([self.seed, update])
         return torch.from_numpy(random.standard_normal(len(self.names)))
-
-
-def _forget(module: Any, keys: Any) -> None:
-    """Behind a load, the buffer must be read once."""
-    module._made = None
