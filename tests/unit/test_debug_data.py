@@ -170,6 +170,8 @@ def test_large_share_at_the_start_alone_says_where_the_weight_goes() -> None:
     assert not finding.is_problem
     assert finding.sentence.startswith("At initialisation: align makes 95 % of the update")
     assert "Its weight goes from 0.1 to 0" in finding.cure
+    (finding,) = judged(end, start, align=0.1)
+    assert finding.cure.startswith("Later it does not. Its weight stays 0.1: nothing to do")
 
 
 def test_two_loud_terms_at_the_start_do_not_hide_each_other() -> None:

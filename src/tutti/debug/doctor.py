@@ -99,9 +99,11 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
         bar(3, PARTS)
         when = "at initialisation"
         features = {when: check_features(model, samples)}
-        strategy = training.trainer.strategy
-        calibrate = training.trainer.calibration.after_batches  # lambdas as the training will begin with
-        calibrate(Update(step=0, point=strategy.at(0), active_terms=(), batches=list(batches)))
+        trainer, first = training.trainer, given[: config.training.accumulation_at(0)]
+        # Lambdas as the training will begin with.
+        trainer.calibration.after_batches(
+            Update(step=0, point=trainer.strategy.at(0), active_terms=(), batches=first)
+        )
         shares = [gradient_shares(training, batches, when, at_end=False)]
         failures = first_updates(training, updates)
         findings += failures

@@ -162,10 +162,9 @@ def judge_shares(config: RunConfig, start: GradientShares, end: GradientShares) 
         if finding.term not in named:
             schedule = config.objective.schedules()[finding.term]
             kind = "share" if finding.term in config.objective.shares() else "weight"
-            cure = (
-                f"Later it does not. Its {kind} goes from {schedule.at(0.0):g} to {schedule.at(1.0):g}: "
-                "nothing to do if it is meant to lead at first."
-            )
+            first, last = f"{schedule.at(0.0):g}", f"{schedule.at(1.0):g}"
+            how = f"stays {first}" if first == last else f"goes from {first} to {last}"
+            cure = f"Later it does not. Its {kind} {how}: nothing to do if it is meant to lead at first."
             findings.append(at(start.when, replace(finding, severity="hint", cure=cure)))
     return findings
 
