@@ -159,6 +159,17 @@ def test_what_cannot_be_measured_keeps_its_factor_with_a_warning(caplog: pytest.
     assert "share times 0.25" in said[1] and "objective.align.weight" in said[1]
 
 
+def test_a_term_of_a_later_phase_is_no_warning_in_an_earlier_one(caplog: pytest.LogCaptureFixture) -> None:
+    phases = [*spans(40, terms=("action", "align")), *spans(40, 100)[1:]]
+    balancing = build(phases)
+    balancing.observe_gradients(FIRST)
+    for start in (2, 40):
+        balancing.before_step(start)
+        balancing.observe_updates(3, {"action": size(1.0, 1.0), "align": size(2.0, 1.0)})
+        balancing.before_step(start + 4)
+        assert ("'recon' was not active" in caplog.text) == (start == 40)
+
+
 def test_without_a_gradient_of_action_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
     balancing = build()
     with pytest.raises(UserError, match=r"'action' had no gradient on the batches of the first update"):

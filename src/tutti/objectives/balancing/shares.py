@@ -63,8 +63,9 @@ class SharesBalancing(Balancing):
        (training.gradients.non_finite: skip) is not measured.
 
     Between measurements b does not change. A term that is not active in a window, or moves nothing that
-    action moves, keeps its b, 1 if it has none yet, with a warning. A window is never longer than a quarter
-    of what is left of its phase; there is none where action or all terms with a share do not count.
+    action moves, keeps its b, 1 if it has none yet, with a warning if it counts in that phase. A window is
+    never longer than a quarter of what is left of its phase; there is none where action or all terms with a
+    share do not count.
 
     Source: ours. Norms of gradients at initialisation mislead (why GradNorm, 1711.02257, goes on measuring),
     and norms of gradients are not what AdamW or Muon make of them.
@@ -85,6 +86,7 @@ class SharesBalancing(Balancing):
                 "Give the terms weights instead."
             )
         self.windows: tuple[range, ...] = ()
+        self._phases: tuple[PhaseSpan, ...] = ()
         self._asked: tuple[str, ...] = ()
         self._deadline = 0
         self._all_measured = False  # as the host knows it: to read it from the device, it would have to wait
@@ -109,7 +111,7 @@ class SharesBalancing(Balancing):
         counted = {name for phase in phases for name in phase.terms if not self.schedules[name].is_zero}
         self._asked = tuple(name for name in self.names if name in self.shares & counted)
         wait = warmup if self.config.start == "warmup" else self.config.start
-        windows: list[range] = []
+        self._phases, windows = tuple(phases), list[range]()
         for phase in phases:
             if PRIMARY not in phase.terms or not set(self._asked) & set(phase.terms):
                 continue
@@ -169,7 +171,7 @@ class SharesBalancing(Balancing):
         """
         # Before the update: what an update does to buffers is undone where it is left out.
         if any(step == window.stop for window in self.windows):
-            self._freeze()
+            self._freeze(next(phase.terms for phase in self._phases if phase.start < step <= phase.end))
         if any(step == window.start for window in self.windows):
             self.sizes.fill_(torch.nan)
 
@@ -179,7 +181,8 @@ class SharesBalancing(Balancing):
             numbers = {name: getattr(one, which) for name, one in sizes.items()}
             self.sizes[row, :, column] = self.in_order(numbers, self.sizes)
 
-    def _freeze(self) -> None:
+    def _freeze(self, counted: Collection[str]) -> None:
+        """Sets b of the terms that were measured, and warns of the others among those that `counted`."""
         sizes, before = self.sizes.cpu(), self.factor.tolist()
         main = sizes[:, self.names.index(PRIMARY), 0]
         updates = int(main.isfinite().sum())
@@ -195,7 +198,8 @@ class SharesBalancing(Balancing):
             both = (own > 0) & (primary > 0)
             if not bool(both.any()):
                 why = "moved nothing that action moves" if len(own) else "was not active"
-                log.warning("balancing: %s", _no_size(name, why, before[place]))
+                if name in counted:
+                    log.warning("balancing: %s", _no_size(name, why, before[place]))
                 continue
             # `quantile` has the middle of two as median; `median` would take the lower one.
             own, primary = own[both].quantile(0.5), primary[both].quantile(0.5)
