@@ -32,7 +32,7 @@ from tutti.objectives.terms.alignment import (
     SigmoidConfig,
     SigmoidTerm,
 )
-from tutti.objectives.terms.pair_labels import Said, fit, retrieval, text_pieces
+from tutti.objectives.terms.pair_labels import PairLabels, Said, fit, retrieval, text_pieces
 from tutti.training.device import resolve_machine
 from tutti.training.parallel.ddp import LossModule, Parallel
 from tutti.training.validation import validate
@@ -201,6 +201,20 @@ def test_texts_are_as_near_as_their_tokens_and_neighbours() -> None:
 
 
 # --- what can be reached
+
+
+def test_labels_are_not_rounded_where_the_network_computes_in_fewer_bits() -> None:
+    """Of 257 windows of one task bf16 would make 258: a share above 1, and reachable no number."""
+    _, _, batch = example(positives="soft")
+    pieces = text_pieces(batch.observation.text, batch.observation.text_mask, torch.float32)
+    said = Said(instruction=batch.instruction_id, task=batch.tasks, pieces=pieces)
+    near = fit("soft", said, said, torch.float32)
+    large = Said(instruction=torch.zeros(257).long(), task=torch.zeros(257).long())
+    everyone = torch.ones(257, dtype=torch.bool)
+    labels = PairLabels.of("instruction", large, everyone, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fit("soft", said, said, torch.float32), near)
+        assert bool((labels.by_task(labels.fits) == 1).all())
 
 
 def plain_term(kind: str, positives: Any, width: int = 8) -> EmbeddingTerm:

@@ -7,7 +7,6 @@ On a device nothing is read back, which a text library's would need. Nothing dep
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tutti.models.layers import readable
+from tutti.precision import exact_product
 from tutti.types import UserError
 
 FIT_NUMBERS = 500_000
@@ -103,7 +103,7 @@ class ChunkTokens(nn.Module):
         coefficients = values.new_zeros(tokens.shape[0], self.num_numbers + 1)
         coefficients.scatter_(1, places.flatten(1), values.flatten(1))
         coefficients = coefficients[:, :-1].unflatten(1, (self.horizon, self.action_dim))
-        return _exact_product(self.cosines.mT, coefficients)
+        return exact_product(self.cosines.mT, coefficients)
 
     def lengths(self) -> Int[Tensor, " v"]:
         """How many numbers each token spells; unused tokens spell more than a chunk has."""
@@ -133,7 +133,7 @@ class ChunkTokens(nn.Module):
         }
 
     def _integers(self, actions: Float[Tensor, "b t a"]) -> Int[Tensor, "b n"]:
-        return (self.scale * _exact_product(self.cosines, actions)).round().long().flatten(1)
+        return (self.scale * exact_product(self.cosines, actions)).round().long().flatten(1)
 
     def _symbols(self, integers: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
         # Against tensors, not numbers read from them, so that a device is not waited for.
@@ -158,13 +158,6 @@ class ChunkTokens(nn.Module):
                 f"{math.ceil((highest - lowest + 1) / ALPHABET_SHARE)}, or model.action.scale lower."
             )
         return lowest + start, most
-
-
-def _exact_product(matrix: Float[Tensor, "t t"], chunk: Float[Tensor, "b t a"]) -> Float[Tensor, "b t a"]:
-    """matrix @ chunk in the matrix's own precision, whatever is cast automatically around it."""
-    kind = chunk.device.type
-    with nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
-        return matrix @ chunk.to(matrix.dtype)
 
 
 def cosine_matrix(length: int) -> Float[Tensor, "t t"]:

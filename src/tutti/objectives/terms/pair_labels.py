@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tutti.distributed.ranks import gathered
+from tutti.precision import exact_product
 from tutti.types import Batch, Movable
 
 Positives = Literal["task", "instruction", "soft"]
@@ -64,7 +65,7 @@ def fit(positives: Positives, pictures: Said, texts: Said, dtype: torch.dtype) -
     same = pictures.instruction[:, None] == texts.instruction[None, :]
     if pictures.pieces is None or texts.pieces is None:
         return same.to(dtype)
-    near = (pictures.pieces @ texts.pieces.T).clamp(max=1) ** POWER
+    near = exact_product(pictures.pieces, texts.pieces.T).clamp(max=1) ** POWER
     return torch.where(same, torch.ones_like(near), near).to(dtype)
 
 
@@ -109,7 +110,7 @@ class PairLabels:
     def by_task(self, x: Float[Tensor, "b b"]) -> Float[Tensor, "b b"]:
         """Each row the mean of the rows of its task: all that a picture can tell of it."""
         share = self.same_task.to(x.dtype)
-        return share @ x / share.sum(dim=1, keepdim=True).clamp(min=1)
+        return exact_product(share, x) / share.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def retrieval(rows: Mapping[str, Tensor], positives: Positives) -> dict[str, float]:
