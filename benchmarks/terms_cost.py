@@ -19,9 +19,10 @@ from tables import Table, publish
 from timing import StepTimer, interleave, ratios, spread, with_training
 
 from tutti.config.run_config import RunConfig, build_config
+from tutti.objectives.objective import PRIMARY
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
-from tutti.training.backward.term_gradients import PRIMARY, term_gradients
+from tutti.training.backward.term_gradients import term_gradients
 
 ALONE = "action alone"
 TERM = "term"

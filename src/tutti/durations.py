@@ -122,6 +122,10 @@ def rising(offsets: tuple[Steps, ...]) -> tuple[Steps, ...]:
     return offsets
 
 
+RisingSteps = Annotated[tuple[Steps, ...], pydantic.AfterValidator(rising)]
+"""Offsets of one term."""
+
+
 def _said(time: Seconds, fps: float) -> str:
     """ "0.4s = 4 steps at 10 fps", and how long that really is where it is more than 1 % off."""
     steps = in_steps(time, fps)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tutti.objectives.balancing.learned import FamoBalancingConfig
-from tutti.objectives.balancing.shares import PRIMARY, SharesBalancingConfig
+from tutti.objectives.balancing.shares import SharesBalancingConfig
 from tutti.objectives.balancing.softmax import DwaBalancingConfig
 from tutti.objectives.config import BalancingConfig, TermConfig, no_shares
+from tutti.objectives.objective import PRIMARY
 from tutti.objectives.terms.recoverable_language import RecoverableLanguageConfig
 from tutti.training.backward.aggregators import DECIDES_ALONE
 from tutti.training.backward.config import BackwardConfig

@@ -16,9 +16,9 @@ from torch import nn
 from tutti.durations import require_steps
 from tutti.objectives.balancing.interface import Balancing
 from tutti.objectives.balancing.learned import FamoBalancingConfig, UncertaintyBalancingConfig
-from tutti.objectives.balancing.shares import PRIMARY, SharesBalancingConfig
+from tutti.objectives.balancing.shares import SharesBalancingConfig
 from tutti.objectives.balancing.softmax import DwaBalancingConfig, RandomWeightsBalancingConfig
-from tutti.objectives.objective import check_ownership
+from tutti.objectives.objective import PRIMARY, check_ownership
 from tutti.objectives.term import BaseTermConfig, Model, Term
 from tutti.objectives.terms.actions import ChunkConfig, InverseDynamicsConfig
 from tutti.objectives.terms.alignment import ContrastiveConfig, SigmoidConfig

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from tutti.types import Batch, Features, Label, LossTerms, UserError
 
+PRIMARY = "action"
+"""The term that the others are to help; what they share with it is where they compete."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermSize:

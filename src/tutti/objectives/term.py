@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Shaped
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import Counted, micro_part
-from tutti.durations import Steps, rising
 from tutti.objectives.weight_schedule import WeighedConfig
 from tutti.types import (
     Batch,
@@ -120,21 +119,6 @@ class BaseTermConfig(WeighedConfig, ABC):
         """The term called `name`, for sizes as those of `model`. Raises UserError where sizes clash."""
 
 
-class OffsetsTermConfig(BaseTermConfig):
-    """The key of a term that predicts the observations at several offsets."""
-
-    offsets: Annotated[tuple[Steps, ...], AfterValidator(rising)] = Field(
-        default=(4,),
-        min_length=1,
-        description="k: how many actions later the observations lie that one decoder predicts, or how long: "
-        '["0.4s", "0.8s"].',
-    )
-
-    def needs(self, name: str) -> DataNeeds:
-        """The observations at the offsets."""
-        return DataNeeds(futures=self.offsets, labels=self.required)
-
-
 def require_in_chunk(offset: int, model: Model, key: str) -> None:
     """Raises: UserError if an offset is beyond the horizon."""
     if offset > model.spec.horizon:
@@ -142,23 +126,6 @@ def require_in_chunk(offset: int, model: Model, key: str) -> None:
             f"{key} is {offset}, but must lie in 1..{model.spec.horizon}, the horizon: what comes after the "
             "chunk is not the policy's. Lower it or raise data.horizon."
         )
-
-
-@dataclass(frozen=True, slots=True)
-class AtOffset:
-    """What counts of a batch at one offset; equal to another of the same method and offset, as the key of
-    the counts of an update must be."""
-
-    counted: Callable[[Batch, int], Tensor]
-    offset: int
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return self.counted(batch, self.offset)
-
-
-def offset_vectors(offsets: Sequence[int], width: int) -> nn.Parameter | None:
-    """A vector for each of several offsets, which tells a decoder that they share which one is asked for."""
-    return nn.Parameter(torch.randn(len(offsets), width) * 0.02) if len(offsets) > 1 else None
 
 
 def two_layers(width_in: int, hidden: int, width_out: int) -> nn.Sequential:

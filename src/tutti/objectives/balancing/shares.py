@@ -14,13 +14,11 @@ from torch import Tensor, nn
 
 from tutti.frozen_config import FrozenConfig
 from tutti.objectives.balancing.interface import Balancing
-from tutti.objectives.objective import Calibration, PhaseSpan, TermSize
+from tutti.objectives.objective import PRIMARY, Calibration, PhaseSpan, TermSize
 from tutti.objectives.weight_schedule import WeightSchedule
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.objectives")
-
-PRIMARY = "action"
 
 
 class SharesBalancingConfig(FrozenConfig):

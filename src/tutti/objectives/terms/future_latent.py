@@ -13,8 +13,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import mean_over_ranks, shared_mean
-from tutti.objectives.term import Model, TermValue, offset_vectors
-from tutti.objectives.terms.patches import ChangeTerm, ChangeTermConfig
+from tutti.objectives.term import Model, TermValue
+from tutti.objectives.terms.patches import ChangeTerm, ChangeTermConfig, offset_vectors
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
 from tutti.types import Batch, Features, Future, UserError, at_least_float32, effective_rank, masked_mean
 

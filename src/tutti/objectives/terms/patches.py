@@ -5,7 +5,8 @@ Patches lie on the grid of the vision tokens; each is normalised by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from math import isqrt
 from typing import ClassVar, Literal
@@ -16,19 +17,11 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import shared_mean
+from tutti.durations import RisingSteps
 from tutti.frozen_config import heads_divide
-from tutti.objectives.term import (
-    AtOffset,
-    BaseTermConfig,
-    Model,
-    OffsetsTermConfig,
-    Term,
-    TermValue,
-    offset_vectors,
-    require_in_chunk,
-)
+from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, require_in_chunk
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, Features, UserError, at_least_float32, masked_mean
+from tutti.types import Batch, DataNeeds, Features, UserError, at_least_float32, masked_mean
 
 
 class PatchTermConfig(BaseTermConfig):
@@ -90,9 +83,32 @@ class PatchTerm(Term):
         return to_patches(images, self.grid, self.downsample, dtype)
 
 
-class ChangeTermConfig(OffsetsTermConfig):
-    """The keys of the terms that predict later pictures patch by patch."""
+@dataclass(frozen=True, slots=True)
+class AtOffset:
+    """What counts of a batch at one offset; equal to another of the same method and offset, as the key of
+    the counts of an update must be."""
 
+    counted: Callable[[Batch, int], Tensor]
+    offset: int
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.counted(batch, self.offset)
+
+
+def offset_vectors(offsets: Sequence[int], width: int) -> nn.Parameter | None:
+    """A vector for each of several offsets, which tells a decoder that they share which one is asked for."""
+    return nn.Parameter(torch.randn(len(offsets), width) * 0.02) if len(offsets) > 1 else None
+
+
+class ChangeTermConfig(BaseTermConfig):
+    """The keys of the terms that predict later pictures patch by patch, at several offsets."""
+
+    offsets: RisingSteps = Field(
+        default=(4,),
+        min_length=1,
+        description="k: how many actions later the observations lie that one decoder predicts, or how long: "
+        '["0.4s", "0.8s"].',
+    )
     weighting: Literal["uniform", "changed"] = Field(
         default="changed", description="uniform: all patches count alike; changed: those that change, more"
     )
@@ -102,6 +118,10 @@ class ChangeTermConfig(OffsetsTermConfig):
     floor: float = Field(
         default=0.01, gt=0, description="weight of a patch that did not change; one that did has floor + 1"
     )
+
+    def needs(self, name: str) -> DataNeeds:
+        """The observations at the offsets."""
+        return DataNeeds(futures=self.offsets, labels=self.required)
 
 
 class ChangeTerm(PatchTerm):

@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from tutti.distributed.ranks import mean_over_ranks
-from tutti.durations import Steps, rising
+from tutti.durations import RisingSteps
 from tutti.frozen_config import FrozenConfig
 from tutti.gripper_dims import gripper_dimensions
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
@@ -39,7 +39,7 @@ class FutureStatesConfig(BaseTermConfig):
 
     kind: Literal["future_states"] = "future_states"
     share_by_default: ClassVar[Weight | None] = WeightSchedule(start=0.3, end=0.1)
-    offsets: Annotated[tuple[Steps, ...], AfterValidator(rising)] = Field(
+    offsets: RisingSteps = Field(
         default=(2, 4, 6, 8, 12, 16, 24),
         min_length=1,
         description='how many actions ahead the states lie, or how long: ["0.4s", "0.8s"]',

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.parameter import Parameter
 
 from tutti.frozen_config import FrozenConfig
+from tutti.objectives.objective import PRIMARY
 from tutti.training.backward.aggregators import AggregatorConfig, CosineGateAggregatorConfig, Weighting
 from tutti.training.backward.masked import BackwardUnderMask
 from tutti.training.backward.term_gradients import (
-    PRIMARY,
     Gradients,
     added,
     averaged_gradients,

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from tutti.distributed.ranks import current_ranks, mean_over_ranks
-from tutti.objectives.objective import TermSize
-
-PRIMARY = "action"
-"""The term that the others are to help; what they share with it is where they compete."""
+from tutti.objectives.objective import PRIMARY, TermSize
 
 Gradients = dict[str, list[Tensor | None]]
 """For each term the gradient of every parameter, in their order; None where the term does not reach it."""
