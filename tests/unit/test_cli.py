@@ -70,6 +70,7 @@ MISTAKES = {
     "record configs/smoke.yaml --run training.steps=5e": "looks like an override",
     "compare configs/studies/smoke.yaml --folder a\x1b[31mred": "unprintable characters",
     "export runs --to data.sources[0].path=x": "looks like an override",
+    "train configs/demo.yaml configs/smoke.yaml": "other commands take one file, before all overrides",
     "demo configs/smoke.yaml": "A config file comes as --config configs/smoke.yaml.",
     "evaluate configs training.steps=3": "only keys of evaluation",
 }

@@ -55,11 +55,11 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
-            is_file = text.endswith((".yaml", ".yml"))
-            file = f" A config file comes as --config {text:.200}." if is_file else ""
-            raise UserError(
-                f"'{text:.200}' is not an override: expected key.sub=value, such as training.steps=500.{file}"
-            )
+            said = f"'{text:.200}' is not an override: expected key.sub=value, such as training.steps=500."
+            if text.endswith((".yaml", ".yml")):
+                said += f" A config file comes as --config {text:.200}. So for tutti demo; other commands "
+                said += "take one file, before all overrides."
+            raise UserError(said)
         overrides.append(Override(text, path, parse_yaml(value, key)))
     for number, one in enumerate(overrides):
         for other in overrides[:number]:
