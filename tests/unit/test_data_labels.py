@@ -194,6 +194,15 @@ def test_one_folder_may_be_several_sources_and_is_opened_and_decoded_once(tmp_pa
     assert found == np.isin(data.held_out_rows, own).tolist()
 
 
+def test_a_source_whose_episodes_are_all_held_out_is_refused(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set", lengths=(6,) * 6)
+    (held, *_) = build(folder, tmp_path / "cache").parts[0].held_out
+    others = [number for number in range(6) if number != held.index]
+    sources = ({"path": folder, "episodes": others}, {"path": folder, "episodes": [held.index]})
+    with pytest.raises(UserError, match=r"sources\.1 has nothing to train on[\s\S]*validation_fraction=0"):
+        build(folder, tmp_path / "cache", sources=sources)
+
+
 def test_two_sources_may_not_train_on_one_episode(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
     sources = ({"path": folder, "episodes": ["0-3"]}, {"path": folder, "episodes": ["3-5"]})

@@ -267,7 +267,7 @@ def split_parts(
     number i each task's order, of which a part takes its `places` or else the first `count`, is drawn with
     `seed` + i.
 
-    Raises: UserError if a task has too few episodes, or two parts would train on one.
+    Raises: UserError if a task has too few episodes, a part none to train on, or two would train on one.
     """
     stores = stores_of(parts)
     episodes = [episode for store in stores for episode in store.episodes]
@@ -288,6 +288,11 @@ def split_parts(
                 last = "" if places.stop is None else places.stop - 1
                 said = f"data.sources.{number}.per_task is {places.start}-{last}"
             training = episodes_at(training, places, seed + stores.index(store), group_of, said)
+        if not training:
+            raise UserError(
+                f"data.sources.{number} has nothing to train on: of {store.name} it names only episodes that "
+                "are held out.\n  cure: let it name more of them, or set data.validation_fraction=0."
+            )
         for episode in training:
             if (other := trainer.setdefault((store, episode.index), number)) != number:
                 raise UserError(
