@@ -21,11 +21,11 @@ import pytest
 from pydantic import ValidationError
 
 from fixtures.exploding import explode
+from fixtures.rendering import require_rendering
 from tutti.recording import episode_files as recording
 from tutti.recording.episode_files import RecordedEpisode, load_recorded
 from tutti.recording.recorder import RecordConfig, RecordSummary, record, record_episode
 from tutti.recording.seed_queue import SeedQueue
-from tutti.suites.metaworld.rendering import check_rendering
 from tutti.suites.metaworld.suite import METAWORLD_8
 from tutti.suites.workers import WorkerError, run_jobs
 from tutti.types import UserError
@@ -39,10 +39,7 @@ SMALL = RecordConfig(
 
 @pytest.fixture(scope="module", autouse=True)
 def egl() -> None:
-    try:
-        check_rendering()
-    except UserError as error:
-        pytest.skip(f"no EGL: {error}")
+    require_rendering()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tutti.suites.metaworld.rendering import FastRenderer, check_rendering, load_mujoco
+from fixtures.rendering import require_rendering
+from tutti.suites.metaworld.rendering import FastRenderer, load_mujoco
 from tutti.suites.metaworld.task import MetaWorldTask, to_action
 from tutti.types import UserError
 
@@ -25,10 +26,7 @@ World = Callable[[str], MetaWorldTask]
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """A simulation of each task that is asked for, shared: to build one takes seconds."""
-    try:
-        check_rendering()
-    except UserError as error:
-        pytest.skip(f"no EGL: {error}")
+    require_rendering()
     built: dict[str, MetaWorldTask] = {}
 
     def of(task: str) -> MetaWorldTask:

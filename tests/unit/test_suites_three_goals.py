@@ -11,15 +11,14 @@ import pytest
 
 from fixtures.line_world import GOALS as PLACES
 from fixtures.line_world import LineWorld, LineWorlds, Policies
+from fixtures.rendering import require_rendering
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.results import EvaluationResult, first_goal
 from tutti.evaluation.closed_loop.rollouts import Rollout
 from tutti.evaluation.config import ControlsConfig, EvaluationConfig
-from tutti.suites.metaworld.rendering import check_rendering
 from tutti.suites.metaworld.task import MetaWorldTask
 from tutti.suites.metaworld.three_goals import APART, CLEAR, COLOURS, HIGH, LOW, draw_goals
 from tutti.suites.registry import find_suite
-from tutti.types import UserError
 
 SUITE = find_suite("three-goals")
 Worlds = dict[str, MetaWorldTask]
@@ -27,10 +26,7 @@ Worlds = dict[str, MetaWorldTask]
 
 @pytest.fixture(scope="module")
 def worlds() -> Iterator[Worlds]:
-    try:
-        check_rendering()
-    except UserError as error:
-        pytest.skip(f"no EGL: {error}")
+    require_rendering()
     built = {task: MetaWorldTask(task) for task in COLOURS}
     yield built
     for one in built.values():
