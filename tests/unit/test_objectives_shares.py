@@ -38,6 +38,7 @@ def test_an_override_replaces_the_other_one_of_the_file_and_both_are_refused(tmp
         "objective: {align: {weight: 0.5}, recon: {share: 0.4}, mine: {kind: progress, share: 1}}"
     )
     assert amounts(path=path)["align"] == ("weight", 0.5)
+    assert amounts("objective.align.share=null", path=path)["align"] == ("weight", 0.5)
     found = amounts("objective.align.share=0.3", "objective.mine.weight=2", path=path)
     assert (found["align"], found["recon"], found["mine"]) == (
         ("share", 0.3),

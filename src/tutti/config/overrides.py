@@ -111,7 +111,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[Override], defau
         given = any(before.covers(holder) for before in ordered[:number])
         if last == KIND and not given and _drops(place, one.value, _at(defaults, holder)):
             place.clear()
-        other = INSTEAD.get(last, "")
+        other = "" if one.value is None else INSTEAD.get(last, "")
         if place.get(other) is not None and not any(before.covers((*holder, other)) for before in ordered):
             del place[other]
         place[last] = copy.deepcopy(one.value)
