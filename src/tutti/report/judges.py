@@ -92,7 +92,9 @@ def _dominated(records: Records, term: str) -> dict[str, tuple[float, float]]:
 
 def dominating_terms(records: Records, config: Json) -> Iterator[Finding]:
     """Auxiliary terms that make most of the update of a part that the action trains too."""
-    when = " (medians over the second half of the run)" if len(records.diagnostic_steps) > 1 else ""
+    half = records.halves[1]
+    late = len(records.diagnostic_steps) > 1 and records.updates_in(half) == half
+    when = " (medians over the second half of the run)" if late else ""
     for term in (term for term in records.terms if term != PRIMARY):
         shares = _dominated(records, term)
         if not shares:

@@ -150,11 +150,14 @@ class Records:
         norms = self.values(f"diag/norm/{term}/{part}", self.end)
         return any(norm > 0 for norm in norms) if norms else None
 
+    def updates_in(self, span: Span) -> Span:
+        """`span`, or the whole run where no window of updates ended in it."""
+        names = (f"diag/update_share/{term}/{part}" for term, part in self.named("diag/update_share/*/*"))
+        return span if any(self.values(name, span) for name in names) else EVER
+
     def update_share(self, term: str, part: str, span: Span = EVER) -> float | None:
-        """The median share of the update; of the whole run where no window of updates ended in `span`."""
-        names = (f"diag/update_share/{one}/{place}" for one, place in self.named("diag/update_share/*/*"))
-        ever = not any(self.values(name, span) for name in names)
-        return self.median(f"diag/update_share/{term}/{part}", EVER if ever else span)
+        """The median share of the update in `updates_in` these steps."""
+        return self.median(f"diag/update_share/{term}/{part}", self.updates_in(span))
 
     def conflict(self, a: str, b: str, part: str) -> tuple[float, float, int] | None:
         """Share of the diagnostic steps with a cosine below 0, the mean cosine, and their number."""

@@ -97,10 +97,12 @@ def _shares(records: Records) -> Iterator[Chart]:
                 )
                 beside[term, part] = share
         shown = describe_metric(f"diag/{'update_' * updates}share/action/vision")
+        elsewhere = updates and records.updates_in(span) != span
+        over = "; of the update, which was not measured then, over the whole run" * elsewhere
         help = (
             f"{shown}{' Below: its share of the gradient.' * updates} Median over the diagnostic steps "
-            f"from {span[0]:,} to {span[1]:,}. A dash: the term was not computed, or no gradient reached the "
-            "part. Frozen: the part did not learn, so it had no gradient."
+            f"from {span[0]:,} to {span[1]:,}{over}. A dash: the term was not computed, or no gradient "
+            "reached the part. Frozen: the part did not learn, so it had no gradient."
         )
         words = {part: "frozen" for part in records.parts if records.is_frozen(part, span)}
         of = "update (and of its gradient)" if updates else "gradient"
