@@ -19,7 +19,7 @@ from tutti.suites.metaworld.task import MetaWorldTask, to_action
 from tutti.types import UserError
 
 pytestmark = pytest.mark.simulation
-SOURCE = Path(__file__).parents[2] / "src"
+ROOT = Path(__file__).parents[2]
 World = Callable[[str], MetaWorldTask]
 
 
@@ -50,7 +50,9 @@ def fingerprint(simulation: MetaWorldTask, seed: int, decisions: int = 4) -> str
 
 
 def run_python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {"PYTHONPATH": str(SOURCE), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment}
+    # What pytest puts on its own path (pyproject.toml) is not handed to another process.
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("src", "tests", "tests/unit"))
+    variables = {"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-c", script]
     return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, timeout=120)
 
@@ -63,9 +65,7 @@ def test_a_seed_gives_the_same_bits_after_another_episode_and_in_another_process
     np.random.seed(1)
     assert fingerprint(simulation, 7) == first != other
     # Nothing is closed: what is still open at the end of Python must not print anything.
-    script = f"""
-import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+    script = """
 from test_suites_metaworld import MetaWorldTask, fingerprint
 simulation = MetaWorldTask("window-close")
 print(fingerprint(simulation, 7))
