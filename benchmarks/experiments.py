@@ -1,4 +1,4 @@
-"""All experiments of docs/experiments.md in their order, each by its own command, which goes on after a kill.
+"""All experiments of docs/background/experiments.md in order, each by its own command; a killed one goes on.
 
 python benchmarks/experiments.py [PART ...] runs all parts, or those named: data, rates, e1, e2, e3, blind,
 e4. What is finished is found again. After `rates`, write the chosen ones into the configs: the page says how.

@@ -1,7 +1,8 @@
 """The packages of Tutti, their sizes and imports: a picture for docs/, and counts beside another commit's.
 
 python benchmarks/house.py [--against COMMIT] reads the sources, imports none of them, and writes
-docs/packages.svg and benchmarks/results/house.md. The floors are those of pyproject.toml (import-linter).
+docs/pictures/packages.svg and benchmarks/results/house.md. The floors are those of pyproject.toml
+(import-linter).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from tables import RESULTS, Table, publish
 
 ROOT = Path(__file__).resolve().parents[1]
-PICTURE = ROOT / "docs" / "packages.svg"
+PICTURE = ROOT / "docs" / "pictures" / "packages.svg"
 SKIPPED = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 

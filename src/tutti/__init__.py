@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 # How long an idle OpenMP thread spins before it sleeps, read when torch loads. The default spins for ever and
 # collapses when other work shares the cores; sleeping at once costs a small model half its speed. 20,000
-# turns (some 50 microseconds) keep nine tenths of the speed of spinning; docs/log.md has the figures.
+# turns (some 50 microseconds) keep nine tenths of the speed of spinning; see docs/background/log.md.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 # cuBLAS gives the same bits each time only with workspaces of fixed sizes, read when it is first used.

@@ -1,4 +1,4 @@
-"""Which keys of a config may change while its run goes on: the one table of it, which docs/data.md shows.
+"""Which keys of a config may change while its run goes on: the table of docs/reference/key-effects.md.
 
 A key belongs to the longest entry that it begins with.
 """

@@ -87,7 +87,7 @@ def test_every_stage_leaves_what_it_promises(run: Path, config: RunConfig, tmp_p
 
 def test_summary_holds_what_docs_summary_promises(run: Path, config: RunConfig) -> None:
     summary = read(run / "summary.json")
-    documented = (ROOT / "docs" / "summary.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "reference" / "summary.md").read_text(encoding="utf-8")
     assert all(f"| `{key}` |" in documented for key in summary)
     assert {task: n for task, (_, n) in summary["success"].items()} == {"faucet-open": 2}
     assert set(summary["controls"]) == {"wrong_instruction", "no_image", "noop", "expert"}

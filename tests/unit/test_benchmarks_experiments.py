@@ -41,7 +41,7 @@ def test_every_cell_of_the_experiments_has_a_config_and_as_many_as_the_plan_says
     assert len(cells) == trainings
     assert f"| {trainings} |" in next(
         line
-        for line in (ROOT / "docs" / "experiments.md").read_text().splitlines()
+        for line in (ROOT / "docs" / "background" / "experiments.md").read_text().splitlines()
         if line.startswith(f"| {name} |")
     )
 

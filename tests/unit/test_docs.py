@@ -10,9 +10,9 @@ import pytest
 from tutti.config.run_config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-HISTORY = ROOT / "docs" / "log.md"  # speaks of files as they were
+HISTORY = ROOT / "docs" / "background" / "log.md"  # speaks of files as they were
 PAGES = sorted(
-    {*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"} - {HISTORY}
+    {*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"} - {HISTORY}
 )
 
 
@@ -38,7 +38,7 @@ def test_every_python_file_that_a_page_names_exists() -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/debugging.md", "src/tutti/cli/app.py"])
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/debugging.md", "src/tutti/cli/app.py"])
 def test_the_replay_that_a_newcomer_copies_begins_at_a_checkpoint_that_is_kept(page: str) -> None:
     training = load_config(ROOT / "configs" / "demo.yaml").training
     every, keep = training.checkpoints.every, training.checkpoints.keep
@@ -48,7 +48,7 @@ def test_the_replay_that_a_newcomer_copies_begins_at_a_checkpoint_that_is_kept(p
 
 
 def test_every_fault_that_was_found_has_its_test() -> None:
-    """`unit/test_x.py::test_y` is looked for below tests/; docs/faults.md has one in each row."""
+    """`unit/test_x.py::test_y` is looked for below tests/; docs/background/faults.md has one in each row."""
     named = re.compile(r"`(\w+/test_\w+\.py)::(test_\w+)`")
     missing = [
         f"{page.name}: {file}::{test}"
@@ -58,6 +58,6 @@ def test_every_fault_that_was_found_has_its_test() -> None:
         or f"\ndef {test}(" not in path.read_text(encoding="utf-8")
     ]
     assert missing == []
-    lines = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs" / "background" / "faults.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in lines if line.startswith("| ") and "| what holds now |" not in line]
     assert len(rows) > 60 and [row for row in rows if not named.search(row)] == []

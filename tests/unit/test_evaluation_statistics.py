@@ -73,7 +73,7 @@ def test_readme_and_results_show_the_interval_of_the_demo() -> None:
     counts = json.loads((root / "benchmarks" / "results" / "demo.json").read_text())["success"].values()
     low, high = st.mean_of_rates([(k, n) for k, n in counts]).percent().removesuffix(" %").split("-")
     rate = sum(k / n for k, n in counts) / len(counts)
-    for page in ("README.md", "docs/results.md"):
+    for page in ("README.md", "docs/background/results.md"):
         text = (root / page).read_text(encoding="utf-8")
         assert f"{100 * rate:.1f} % ({low} to {high} %, Price and Bonett)" in text
 

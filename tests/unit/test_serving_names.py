@@ -337,7 +337,7 @@ def test_the_page_on_calling_a_policy_runs_as_it_is_written(
 ) -> None:
     spec = replace(SPEC, views=LONG, state_names=("x", "y", "gripper"), action_names=("dx", "grip"))
     export_policy(write(tmp_path / "step-000001", model(0, spec), spec=spec), tmp_path / "policy")
-    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "serving.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) <= 15
     monkeypatch.chdir(tmp_path)

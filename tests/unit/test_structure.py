@@ -246,7 +246,7 @@ def test_every_public_name_is_used() -> None:
 
 
 def test_metrics_and_their_docs_name_the_same() -> None:
-    documented = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([^`]+)` \|", documented, re.MULTILINE)) == set(METRICS)
 
 

@@ -168,20 +168,20 @@ def documented(page: str) -> str:
 def test_study_in_the_docs_is_sound(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text((ROOT / "configs" / "demo.yaml").read_text())
     (tmp_path / "studies").mkdir()
-    (tmp_path / "studies" / "study.yaml").write_text(documented("compare.md"))
+    (tmp_path / "studies" / "study.yaml").write_text(documented("how-to/studies.md"))
     study = load_study(tmp_path / "studies" / "study.yaml")
     assert cell_of(study, "action_only", level=10, steps=1300).training.schedule.warmup == 60
 
 
 def test_phases_in_the_docs_are_sound() -> None:
-    values: Any = yaml.safe_load(documented("strategies.md"))
+    values: Any = yaml.safe_load(documented("background/strategies.md"))
     phases = RunConfig.model_validate(values).strategy.phases()
     strategy = Strategy(phases, steps=4000, warmup=100, terms=("align", "action", "recon", "state"))
     assert strategy.ends == (1000, 3000, 4000)
 
 
 def test_every_preset_is_in_the_docs() -> None:
-    page = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "background" / "strategies.md").read_text(encoding="utf-8")
     kinds = RunConfig.model_json_schema()["properties"]["strategy"]["discriminator"]["mapping"]
     assert len(kinds) >= 7
     assert [kind for kind in kinds if f"| `{kind}`" not in page] == []

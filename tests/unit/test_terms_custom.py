@@ -129,7 +129,7 @@ def test_the_page_about_own_classes_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its files, written as the page says, do what it says."""
-    page = (EXAMPLES.parent / "docs" / "own-classes.md").read_text(encoding="utf-8")
+    page = (EXAMPLES.parent / "docs" / "how-to" / "own-classes.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```\w+\n# (\w+\.\w+)\n(.*?)```", page, flags=re.DOTALL)
     assert [name for name, _ in blocks] == ["foresight.yaml", "foresight.py", "try_foresight.py"]
     for name, text in blocks:

@@ -32,7 +32,7 @@ from tutti.training.optim.optimizers import AdamWConfig
 from tutti.types import Batch, DataNeeds, Observation, Tokens, UserError
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs" / "terms.md"
+EXAMPLES, DOCS = ROOT / "examples", ROOT / "docs" / "background" / "terms.md"
 
 # What stands in the config of each kind besides its `kind`: sizes that suit the small model, nothing more.
 KINDS: dict[str, dict[str, Any]] = {
@@ -390,7 +390,7 @@ def test_its_metrics_are_scalars_with_a_line_of_their_own(kind: str) -> None:
     found = {**loss(features, batch, model).metrics, **loss.eval()(features, batch, model).metrics}
     assert all(value.ndim == 0 and not value.requires_grad for value in found.values())
     bare = [metric for metric in found if describe_metric(f"metric/{metric}") == METRICS["metric/*"]]
-    assert bare == [], f"training/metric_names.py and docs/metrics.md need a line metric/*/... for {bare}"
+    assert bare == [], f"metric_names.py and docs/reference/metrics.md need a line metric/*/... for {bare}"
 
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {CUSTOM}))

@@ -10,7 +10,7 @@ import pytest
 from tutti.config.run_config import load_config
 from tutti.types import UserError
 
-DOCS = Path(__file__).parents[2] / "docs" / "balancing.md"
+DOCS = Path(__file__).parents[2] / "docs" / "background" / "balancing.md"
 
 SHARE = "balancing.start=150"
 K = "backward.kind=k_gradients"

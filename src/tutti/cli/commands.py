@@ -42,7 +42,8 @@ AllowInexact = Annotated[
     bool,
     typer.Option(
         "--allow-inexact",
-        help="Go on although keys have changed that may change the last bits (docs/data.md); it is noted.",
+        help="Go on although keys have changed that may change the last bits; it is noted. "
+        "docs/reference/key-effects.md lists them.",
     ),
 ]
 TrustCode = Annotated[
@@ -176,7 +177,8 @@ def doctor(
 ) -> None:
     """Examines what a training would begin with: data, text, gradients, features. Ends with 1 if it is wrong.
 
-    Data are read as `tutti train` would read them. Nothing is trained for good; docs/probes.md tells more.
+    Data are read as `tutti train` would read them. Nothing is trained for good.
+    See docs/background/probes.md.
     """
     loaded = load(config, overrides)
     from tutti.debug.doctor import print_diagnosis, run_doctor
@@ -209,7 +211,8 @@ def verify_resume(
 ) -> None:
     """Proves that this config resumes to the same bits: trains, kills, resumes, compares. Ends with 1 if not.
 
-    Data are read as `tutti train` would read them; all else lies in a temporary folder. See docs/training.md.
+    Data are read as `tutti train` would read them; all else lies in a temporary folder.
+    See docs/background/exactness.md.
     """
     loaded = load(config, overrides)
     from tutti.debug.verify_resume import print_verification, prove_resume
@@ -233,7 +236,7 @@ def replay(
 ) -> None:
     """Makes one step of a run again, to the same bits, and shows its batch, terms and gradients.
 
-    Ends with 1 if a value is not finite or the step differs from its record. See docs/debugging.md.
+    Ends with 1 if a value is not finite or the step differs from its record. See docs/how-to/debugging.md.
     """
     require_run(run)
     from tutti.debug.replay_command import run_replay
@@ -297,7 +300,7 @@ def plan(
 ) -> None:
     """Predicts memory, FLOPs, traffic, time and the largest batch of a training. Runs nothing.
 
-    docs/scaling.md has the formulas: tutti plan configs/plans/3b.yaml --gpus 1000 --episodes 1e7
+    docs/how-to/plan.md has the formulas: tutti plan configs/plans/3b.yaml --gpus 1000 --episodes 1e7
     """
     loaded = load(config, overrides)
     from tutti.planning.plan import plan_run

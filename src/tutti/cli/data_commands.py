@@ -30,7 +30,7 @@ def check(
     """Says what is wrong with recorded data: texts, copies, units, outliers, cameras, lengths, the split.
 
     Ends with 0 where nothing is serious, 1 with faults or warnings, 2 where data cannot be read. Nothing is
-    trained or written. docs/data.md lists every check with its threshold and cure.
+    trained or written. docs/how-to/check-data.md lists every check with its threshold and cure.
     """
     overrides = [one for one in paths if "=" in one and not Path(one).exists()]
     places = [one for one in paths if one not in overrides]

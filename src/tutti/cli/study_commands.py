@@ -29,7 +29,7 @@ def compare(
 ) -> None:
     """Trains and judges arms at an equal budget over several seeds, and says which differ from the baseline.
 
-    docs/compare.md tells how to write a study and to read its tables. Run it again, and it goes on.
+    docs/how-to/studies.md tells how to write a study and to read its tables. Run it again, and it goes on.
     """
     file = config_file(study)
     from tutti.studies.compare import compare as run
@@ -63,7 +63,7 @@ def tune(
 ) -> None:
     """Finds a learning rate: halvings of it, each trained for the first steps, judged on held-out episodes.
 
-    Needs data; nothing is played. docs/training.md tells how to read it. Run it again, and it goes on.
+    Needs data; nothing is played. See docs/how-to/tune-rate.md. Run it again, and it goes on.
     """
     if not rate:
         raise UserError("tutti tune: say what to tune: tutti tune --rate CONFIG")

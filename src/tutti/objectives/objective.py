@@ -75,8 +75,8 @@ class UpdateHooks:
         return None
 
     def observe_updates(self, row: int, sizes: Mapping[str, TermSize]) -> None:
-        """Sizes of the raw terms' parts of an update, preconditioned momentum (docs/balancing.md), in the
-        second half of a `window`, whose update it is by `row`. Updates that are left out are not shown."""
+        """Sizes of the raw terms' parts of an update, preconditioned momentum (docs/background/balancing.md),
+        in the second half of a `window`, whose update it is by `row`. Updates left out are not shown."""
 
     def take_news(self, progress: float) -> Calibration | None:
         """What was calibrated since the last call, with the lambdas at `progress`."""

@@ -33,7 +33,7 @@ def assumptions(plan: Plan) -> list[str]:
     where = "between machines" if request.gpus > GPUS_PER_MACHINE else "inside the machine"
     kept = [
         "On a CPU malloc may keep freed tensors, up to a third of the rest again, unless "
-        "MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ are set, which costs time (docs/scaling.md)."
+        "MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ are set, which costs time (docs/how-to/plan.md)."
     ]
     return [
         f"{device.name}: {device.peak(plan.precision) / 1e12:.3g} TFLOP/s peak in {plan.precision}, of which "

@@ -51,7 +51,7 @@ class RecordConfig(FrozenConfig):
     Before an episode begins, the robot holds one random direction for a random number of decisions, 0 to
     `random_start_decisions`, which are not recorded. Without it every episode starts from one pose, and from
     the second decision on the hand's own place tells where the expert is heading: a policy then reads its
-    state and never looks for the object (the copycat problem, 1905.11979; docs/log.md has the figures).
+    state and never looks for the object (the copycat problem, 1905.11979; see docs/background/log.md).
     """
 
     suite: str = Field(default="metaworld-8", description="the tasks, by the name of their suite")

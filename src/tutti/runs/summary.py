@@ -1,4 +1,4 @@
-"""The summary of a run: summary.json (docs/summary.md), and the tables printed at the end."""
+"""The summary of a run: summary.json (docs/reference/summary.md), and the tables printed at the end."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Trained:
     `seconds` are those of the training's steps, `samples` its windows. `held_out` has each term's value on
     held-out episodes when it last counted, `open_loop` the error of the executed actions there (normalised
     units; None without such episodes). `milliseconds` is a prediction's, batch 1, one thread. `blind`: it
-    never saw a picture. `measures`: what was measured beside success (docs/compare.md).
+    never saw a picture. `measures`: what was measured beside success (docs/how-to/studies.md).
     """
 
     arm: str

@@ -311,8 +311,8 @@ def measure_table(findings: Findings, level: Level) -> Table:
     names = dict.fromkeys(name for score in scores for one in score.trained for name in one.measures)
     caption = (
         f"Beside success{level_words(level)}: mean over the seeds, and the difference from "
-        f"{findings.study.baseline} with its t-interval over the seeds. Exploratory; docs/compare.md says "
-        "what each is."
+        f"{findings.study.baseline} with its t-interval over the seeds. Exploratory; docs/how-to/studies.md "
+        "says what each is."
     )
     columns: Columns[ArmScore] = {"arm": _arm} | {name: value(name) for name in names}
     return _table(scores if names else [], columns, caption)

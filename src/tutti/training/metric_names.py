@@ -1,4 +1,4 @@
-"""Every metric that a run can record, with its meaning; docs/metrics.md is this list for people."""
+"""Every metric that a run can record, with its meaning; docs/reference/metrics.md is this list for people."""
 
 from __future__ import annotations
 

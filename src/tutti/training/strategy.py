@@ -1,7 +1,7 @@
 """Training strategies: phases, each with the parts that learn and the terms that count.
 
 `end_to_end` is one phase in which everything learns from everything. The others are here to be compared with
-it at an equal budget: science has results both ways (docs/strategies.md).
+it at an equal budget: science has results both ways (docs/background/strategies.md).
 """
 
 from __future__ import annotations

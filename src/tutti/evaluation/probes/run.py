@@ -108,7 +108,7 @@ def findings(
     chunk_consistency: ChunkConsistency | None,
     occlusion: Occlusion,
 ) -> tuple[Finding, ...]:
-    """Every sentence, in the order of the table in docs/probes.md."""
+    """Every sentence, in the order of the table in docs/background/probes.md."""
     of = {(probe.features, probe.target): probe for probe in probes}
     return (
         _instruction(ablations, of.get((ridge_probes.VISION, ridge_probes.TASK))),

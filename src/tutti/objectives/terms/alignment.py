@@ -178,7 +178,7 @@ class ContrastiveTerm(EmbeddingTerm):
     """
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
-        """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
+        """The loss over the pairs of the batch; the metrics are listed in docs/reference/metrics.md."""
         vision, language, labels, rows = self.embedded(features, batch, model)
         scores = at_least_float32(self.log_scale.exp() * vision @ language.T)
         return self.compared(replace(contrast(scores, labels, self.log_scale), per_window=rows), self.rows)
@@ -230,7 +230,7 @@ class SigmoidTerm(EmbeddingTerm):
         self.start_known = nn.Buffer(torch.tensor(isinstance(config.bias, float)))
 
     def compute(self, features: Features, batch: Batch, model: Model) -> TermValue:
-        """The loss over the pairs of the batch; the metrics are listed in docs/metrics.md."""
+        """The loss over the pairs of the batch; the metrics are listed in docs/reference/metrics.md."""
         vision, language, labels, rows = self.embedded(features, batch, model)
         pairs, enough, count = labels.pairs, labels.enough, labels.count
         fits = labels.fits.to(self.bias.dtype)

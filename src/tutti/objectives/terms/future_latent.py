@@ -55,7 +55,8 @@ class FutureLatentTerm(ChangeTerm):
     Two things keep it from a cheap end. Of tokens as they are, what all of them share grows until any two
     are alike: without the subtracted mean `target_std` fell from 0.29 to 0.09 in 120 updates of a small
     world, and the value with it. And a head that must also repeat what stands still stays above the copy
-    baseline for good; so it is given the present latent, and weighs what moves (docs/log.md, 2026-11-27).
+    baseline for good; so it is given the present latent, and weighs what moves
+    (docs/background/log.md, 2026-11-27).
 
     Differs: FLARE adds learned future tokens to a diffusion transformer, reads them inside it and predicts a
     compact, pre-trained embedding of picture and text at the end of the chunk; here the tokens that are there

@@ -93,7 +93,7 @@ class FutureStatesTerm(Term):
     Why it is there: where the hand will be when it grasps is where the object is, in metres. The action hides
     that: it is clipped, and depends on the present position as well. So this term teaches the vision encoder
     to localise long before the action loss alone does. The next grasp is a sum of its own because it is the
-    only label of a small object, in the few windows before the grasp (docs/log.md has the figures).
+    only label of a small object, in the few windows before the grasp (see docs/background/log.md).
 
     Source: key frames as targets, ARM (2105.14829) and PerAct (2209.05451). Differs: they predict the key
     pose as the action; here it is a regression beside the action, as are several offsets, with the absolute

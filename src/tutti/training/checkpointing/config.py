@@ -28,7 +28,7 @@ class KeepBestConfig(FrozenConfig):
         if not metric.startswith(("valid/", "valid_raw/")) or describe_metric(metric) is None:
             raise ValueError(
                 f"'{metric}' is recorded by no validation; give a name that begins with valid/ (or valid_raw/"
-                "), such as valid/total or valid/action (docs/metrics.md)"
+                "), such as valid/total or valid/action (docs/reference/metrics.md)"
             )
         return metric
 

@@ -87,7 +87,7 @@ def _warn_of_lone_mean() -> None:
     log.warning(
         "training.accumulation: a term of your own takes a masked_mean of each micro-batch alone: the lone "
         "row of one counts as much as the many of another. Give masked_mean its mask as a function of the "
-        "batch too, `mask_of=` (docs/terms.md)"
+        "batch too, `mask_of=` (docs/background/terms.md)"
     )
 
 
