@@ -296,7 +296,7 @@ def test_the_same_data_set_twice_and_copies_in_another_source_are_named(tmp_path
 
 
 def test_every_kind_of_finding_has_its_line_in_the_docs() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "own-data.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "check-data.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `(\w+)` \| (?:fault|warning|hint)", page, re.MULTILINE)
     assert sorted(documented) == sorted(MESSAGES)
 

@@ -106,7 +106,7 @@ def test_key_without_effect_may_change(tmp_path: Path) -> None:
 
 
 def test_how_a_training_is_saved_may_change_and_how_it_is_spread_too_if_one_says_so(tmp_path: Path) -> None:
-    """docs/how-to/scaling.md says so."""
+    """docs/how-to/checkpoints.md says so."""
     begin(tmp_path, "train")
     changes = ["training.checkpoints={format: sharded, background: false, every: 7, keep: 9}"]
     changes += ["training.steps=210", "training.parallel={kind: auto, timeout: 60}"]
