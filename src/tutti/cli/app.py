@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from tutti import __version__
-from tutti.cli import commands, data_commands, study_commands
+from tutti.cli import commands, data_commands, play_command, study_commands
 from tutti.cli.signals import how_to_go_on, obeyed
 from tutti.config.files import check_path_text
 from tutti.errors import Terminated, UserError, printable
@@ -29,7 +29,8 @@ MISTAKE_CHARACTERS = 900
 """Of a message about a wrong command line, in typer's frame of 80 columns."""
 
 COMMANDS: tuple[Command, ...] = (
-    *(commands.demo, commands.record, commands.train, commands.evaluate, commands.report),
+    *(commands.demo, play_command.play),
+    *(commands.record, commands.train, commands.evaluate, commands.report),
     *(commands.doctor, commands.probe, commands.verify_resume, commands.replay, commands.export),
     *(
         study_commands.compare,
@@ -131,6 +132,7 @@ def options(
     [bold]Start here[/bold]
 
       tutti demo     record, train, evaluate, report: 10 to 25 minutes
+      tutti play     a trained policy acts: a moving picture in seconds
 
     [bold]The same in pieces, in the usual order[/bold]
 

@@ -20,6 +20,26 @@ def shipped_configs() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "configs"
 
 
+def released_policy() -> Path:
+    """The folder of the policy that comes with Tutti, as benchmarks/release_policy.py makes it; it may be
+    missing."""
+    return Path(__file__).resolve().parents[1] / "released" / "demo"
+
+
+def default_policy() -> Path:
+    """The policy that acts where none is named: the one that comes with Tutti, or else that of the demo here.
+
+    Raises: UserError if there is neither.
+    """
+    for folder, made in ((released_policy(), "export.json"), (Path("runs/demo"), "checkpoints")):
+        if (folder / made).exists():
+            return folder
+    raise UserError(
+        "No policy is named, none comes with this installation, and runs/demo has none. Make one: `tutti "
+        "demo` (10 to 25 minutes), or name a run, a checkpoint or an export: tutti play RUN"
+    )
+
+
 def config_file(path: Path) -> Path:
     """The file at `path`, or the shipped config of that name, with or without "configs/".
 

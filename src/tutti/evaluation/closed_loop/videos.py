@@ -1,19 +1,25 @@
-"""Videos of rollouts: the executed actions are replayed in the simulator, rendered larger, and encoded."""
+"""Videos of rollouts: the executed actions are replayed in the simulator, rendered larger, and encoded.
+
+An evaluation writes MP4s of the bare views; `tutti play` writes them below the sentence, as GIF or MP4.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 from tutti.evaluation.closed_loop.rollouts import Rollout, in_parallel
 from tutti.storage.files import write_atomically
@@ -22,6 +28,13 @@ from tutti.suites.environment import Suite
 IMAGE_SIZE = 240  # even, as yuv420p needs
 MAX_FRAMES = 50
 QUALITY = 30  # x264's constant rate factor
+BAND, LETTERS, SMALLEST, GAP = 40, 17, 11, 4
+"""Pixels: the band above the pictures, its letters, which shrink for a long sentence, the gap of views."""
+INK, PAPER = (255, 255, 255), (32, 34, 40)
+OUTCOMES = {True: ("success", (120, 220, 130)), False: ("no success", (255, 170, 110))}
+COLOURS, HELD = 128, 1.5
+"""Colours of a GIF, and the seconds that its last picture is held."""
+PLAIN = Image.Dither.NONE  # dithering would change every pixel of every picture, which a GIF must then store
 
 
 def choose(rollouts: Sequence[Rollout], per_task: int = 2) -> list[Rollout]:
@@ -80,7 +93,7 @@ def file_name(rollout: Rollout) -> str:
 def make_video(suite: Suite, folder: Path, image_size: int, rollout: Rollout) -> None:
     """Replays and encodes one rollout and puts the file in its place."""
     frames, stride = replay(suite, image_size, rollout)
-    write_atomically(folder / file_name(rollout), encode(frames, round(suite.fps / stride)))
+    write_atomically(folder / file_name(rollout), encode(side_by_side(frames), round(suite.fps / stride)))
 
 
 def replay(suite: Suite, image_size: int, rollout: Rollout) -> tuple[UInt8[np.ndarray, "t v h w 3"], int]:
@@ -101,21 +114,67 @@ def replay(suite: Suite, image_size: int, rollout: Rollout) -> tuple[UInt8[np.nd
     return np.stack(frames), stride
 
 
-def encode(frames: UInt8[np.ndarray, "t v h w 3"], fps: int) -> bytes:
-    """H.264 in yuv420p as MP4 with its index in front; views side by side, the last frame held for half a
-    second.
-    """
+def side_by_side(frames: UInt8[np.ndarray, "t v h w 3"]) -> UInt8[np.ndarray, "t h wide 3"]:
+    """The views of each moment in one picture."""
     count, views, height, width, _ = frames.shape
-    wide = frames.transpose(0, 2, 1, 3, 4).reshape(count, height, views * width, 3)
+    return frames.transpose(0, 2, 1, 3, 4).reshape(count, height, views * width, 3)
+
+
+def told(
+    frames: UInt8[np.ndarray, "t v h w 3"], instruction: str, success: bool
+) -> UInt8[np.ndarray, "t tall wide 3"]:
+    """The views side by side below a band with the instruction; on the last picture whether it succeeded."""
+    _, views, height, width, _ = frames.shape
+    wide, middle = views * (width + GAP) - GAP, BAND // 2
+    outcome, colour = OUTCOMES[success]
+    right = wide - 10 - _font(LETTERS).getlength(outcome)
+    words, room, size = f"\u201c{instruction}\u201d", right - 20, LETTERS
+    while size > SMALLEST and _font(size).getlength(words) > room:
+        size -= 1
+    letters = max(8, int(len(words) * room / max(1, _font(size).getlength(words))))
+    text = "\n".join(textwrap.wrap(words, letters, max_lines=2, placeholder=" \u2026\u201d"))
+    sheets: list[np.ndarray] = []
+    for pictures in frames:
+        sheet = Image.new("RGB", (wide, height + BAND), PAPER)
+        for number, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture), (number * (width + GAP), BAND))
+        draw = ImageDraw.Draw(sheet)
+        draw.multiline_text((10, middle), text, INK, _font(size), anchor="lm", spacing=2)
+        if len(sheets) == len(frames) - 1:
+            draw.text((right, middle), outcome, colour, _font(LETTERS), anchor="lm")
+        sheets.append(np.asarray(sheet))
+    return np.stack(sheets)
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def encode_gif(pictures: UInt8[np.ndarray, "t h w 3"], fps: float) -> bytes:
+    """A looped GIF of one palette, whose last picture is held. The same pictures give the same bytes."""
+    some = pictures[:: max(1, len(pictures) // 8)]
+    palette = Image.fromarray(np.concatenate([*some, pictures[-1]])).quantize(COLOURS, dither=PLAIN)
+    frames = [Image.fromarray(one).quantize(palette=palette, dither=PLAIN) for one in pictures]
+    lasts = [round(100 / fps) * 10] * (len(frames) - 1) + [round(1000 * HELD)]  # a GIF counts in 10 ms
+    file = io.BytesIO()  # optimised: only pixels that change are stored
+    frames[0].save(
+        file, "GIF", save_all=True, append_images=frames[1:], duration=lasts, loop=0, optimize=True
+    )
+    return file.getvalue()
+
+
+def encode(pictures: UInt8[np.ndarray, "t h w 3"], fps: int) -> bytes:
+    """H.264 in yuv420p as MP4 with its index in front; the last picture held for half a second."""
+    height, width = pictures.shape[1:3]
     with tempfile.TemporaryDirectory() as scratch:  # moving the index to the front needs a real file
         path = Path(scratch) / "video.mp4"
         with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
             # Without mbtree=0, x264 gives other bytes for the same frames now and then.
             options = {"crf": str(QUALITY), "preset": "veryfast", "x264-params": "mbtree=0"}
             stream = container.add_stream("libx264", rate=fps, options=options)
-            stream.width, stream.height, stream.pix_fmt = views * width, height, "yuv420p"
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.codec_context.thread_count = 1  # the same bytes on any number of cores
-            for image in (*wide, *[wide[-1]] * (fps // 2)):
+            for image in (*pictures, *[pictures[-1]] * (fps // 2)):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())

@@ -1,0 +1,187 @@
+"""`tutti play`: a policy acts where it is told to, what it does is a moving picture, mistakes are told."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fixtures import squares_data, squares_world
+from robustness.conftest import MODEL, TRAINING
+from tutti import pipeline
+from tutti.cli.app import app
+from tutti.config import files
+from tutti.evaluation.closed_loop.videos import BAND, GAP, encode_gif, told
+from tutti.runs.play import Player, play_policy
+from tutti.serving.policy import export_policy
+from tutti.types import UserError
+
+EVALUATION = {"suite": "squares", "first_seed": 1000, "max_decisions": 12, "actions_per_query": 2}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `run`, of data from the starts 5000 to 5005, and `export`."""
+    home = tmp_path_factory.mktemp("trained")
+    squares_data.write(home / "data", squares_data.episodes(6))
+    (home / "data" / "recording.json").write_text(json.dumps({"seeds": [5000, 5005]}))
+    section = {"batch_size": 2, "image_size": 16, "validation_fraction": 0.3}
+    config = squares_data.config(
+        home / "data", data=section, model=MODEL, training=TRAINING, evaluation=EVALUATION
+    )
+    pipeline.train(config, home / "run")
+    export_policy(home / "run", home / "export")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    squares_world.register(monkeypatch)
+
+
+def play(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["play", *arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_run_checkpoint_and_export_play_the_same_and_say_where_the_picture_is(
+    trained: Path, tmp_path: Path
+) -> None:
+    checkpoint = next((trained / "run" / "checkpoints").iterdir())
+    said: list[str] = []
+    for number, policy in enumerate((trained / "run", checkpoint, trained / "export")):
+        code, text = play(str(policy), "--task", "blue", "--task", "red", "--to", str(tmp_path / str(number)))
+        assert code == 0
+        said.append(text.partition(" blue, ")[2].replace(f"{tmp_path}/{number}/", ""))
+        assert len(list((tmp_path / str(number)).iterdir())) == 2
+    assert said[0] == said[1] == said[2]
+    assert re.match(
+        r'start 1000, told "to the blue square": (success after \d+|no success in 12) decisions -> blue-',
+        said[0],
+    )
+
+
+def test_each_form_shows_the_rollout_from_its_start_to_its_end(trained: Path, tmp_path: Path) -> None:
+    ((rollout, paths),) = play_policy(trained / "run", ("red",), to=tmp_path, forms=("gif", "mp4"))
+    gif, mp4 = paths
+    size = 2 * squares_data.SIZE + GAP, squares_data.SIZE + BAND
+    with Image.open(gif) as picture:
+        assert picture.size == size and picture.info["loop"] == 0
+        assert 1 < getattr(picture, "n_frames", 1) <= rollout.decisions + 1
+    with av.open(str(mp4)) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert (frames[0].shape[1], frames[0].shape[0]) == size
+    assert len(frames) >= rollout.decisions + 1
+    again = play_policy(trained / "run", ("red",), to=tmp_path / "again")
+    assert again[0][1][0].read_bytes() == gif.read_bytes()
+
+
+def test_a_sentence_chooses_its_scene_and_a_scene_takes_any_sentence(trained: Path) -> None:
+    player = Player.of(trained / "run")
+    assert [(one.task, one.seed) for one in player.plan((), "Move to the BLUE  square", None)] == [
+        ("blue", 1000)
+    ]
+    (other,) = player.plan(("red",), "move to the blue square", 7)
+    assert (other.task, other.told, other.seed) == ("red", "blue", 7)
+    assert [one.task for one in player.plan((), None, None)] == ["red"]
+    assert [one.task for one in player.plan(("all",), "dance", None)] == ["red", "blue"]
+    assert [one.instruction for one in player.plan(("red",), None, None)] == ["to the red square"]
+
+
+def test_the_goal_is_that_of_the_scene_where_the_sentence_is_of_another_task(
+    trained: Path, tmp_path: Path
+) -> None:
+    _, text = play(str(trained / "run"), "-t", "red", "-i", "to the blue square", "--to", str(tmp_path))
+    assert "(its goal is red; the sentence is one of blue)" in text
+
+
+def test_new_words_and_starts_of_the_training_are_noted(trained: Path, tmp_path: Path) -> None:
+    code, text = play(
+        str(trained / "run"), "-i", "dance to the square!", "--seed", "5003", "--to", str(tmp_path)
+    )
+    assert code == 0
+    assert "! 'dance': in no training sentence of the suite squares." in text
+    assert "! start 5003 is among those of the training" in text
+    _, text = play(str(trained / "run"), "-i", "Go to the Blue square", "--to", str(tmp_path))
+    assert "! " not in text
+
+
+def test_mistakes_name_what_is_known(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = str(trained / "run")
+    assert play(run, "--task", "rde") == (
+        2,
+        "error: --task rde: not a task of the suite squares. Known: red, blue, or all. Did you mean 'red'?",
+    )
+    assert "no letters in it" in play(run, "-i", "???", "--to", str(tmp_path))[1]
+    assert "no such run" in play(str(tmp_path / "nowhere"))[1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "released_policy", lambda: tmp_path / "none")
+    code, text = play()
+    assert code == 2 and text.startswith("error: No policy is named, none comes with this installation")
+
+
+def test_without_a_simulator_it_is_said_before_the_policy_is_read(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NotInstalled(squares_world.SquaresSuite):
+        def check_rendering(self) -> None:
+            raise UserError("The simulator is not installed. Install it with: pip install ...")
+
+    squares_world.register(monkeypatch, NotInstalled())
+    monkeypatch.setattr("tutti.runs.play.CheckpointPolicyFactory", None)
+    with pytest.raises(UserError, match="simulator is not installed"):
+        play_policy(trained / "run")
+
+
+def test_a_policy_without_a_simulator_is_told_what_measures_it(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("suite: squares", "suite: none"))
+    with pytest.raises(UserError, match="no simulator is known"):
+        Player.of(run)
+
+
+def test_where_no_policy_is_named_the_released_one_acts_then_that_of_the_demo(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "released_policy", lambda: trained / "none")
+    shutil.copytree(trained / "run", tmp_path / "runs" / "demo")
+    assert "policy runs/demo/checkpoints/" in play("--task", "red")[1]
+    monkeypatch.setattr(files, "released_policy", lambda: trained / "export")
+    assert f"policy {trained}/export, suite squares" in play("--task", "red")[1]
+    assert list((tmp_path / "play").glob("red-*-1000-*.gif"))
+
+
+def test_a_released_policy_with_a_changed_byte_does_not_act(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(trained / "export", tmp_path / "export")
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.setattr(files, "released_policy", lambda: copy)
+    code, text = play()
+    assert code == 2 and "model.safetensors: damaged, its checksum differs." in text
+
+
+@pytest.mark.parametrize("text", ["go", "open the tap " * 40, "\u00e9" * 300, ""])
+def test_any_sentence_fits_its_band(text: str) -> None:
+    frames = np.full((3, 2, 120, 120, 3), 77, np.uint8)
+    pictures = told(frames, text, success=True)
+    assert pictures.shape == (3, 120 + BAND, 240 + GAP, 3)
+    band = pictures[0, :BAND]
+    assert not (band[:, -5:] > 100).any() and not (band[:2] > 100).any() and not (band[-2:] > 100).any()
+    assert (pictures[:, BAND:, :120] == 77).all()
+    assert (pictures[-1, :BAND] != pictures[0, :BAND]).any()  # whether it succeeded
+    with Image.open(io.BytesIO(encode_gif(pictures, 20.0))) as gif:
+        assert gif.info["duration"] in (50, 100)  # the same picture twice is one of twice the time
