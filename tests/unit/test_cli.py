@@ -16,6 +16,7 @@ import tutti
 from tutti import pipeline
 from tutti.cli.app import COMMANDS, app
 from tutti.config.files import config_file
+from tutti.runs.data_check import is_config
 from tutti.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +56,13 @@ MISTAKES = {
     "train configs/dmo.yaml": "configs/dmo.yaml: no such config file. Did you mean 'configs/demo.yaml'?",
     "record nowhere/demo.yml": "nowhere/demo.yml: no such config file.",
     "demo --config configs/smok.yaml": "Did you mean 'configs/smoke.yaml'?",
-    "doctor configs/smoke": "Did you mean 'configs/smoke.yaml'?",
+    "doctor configs/smok": "Did you mean 'configs/smoke.yaml'?",
     "plan plan/3b.yaml": "Did you mean 'configs/plans/3b.yaml'?",
     "compare configs/studies/strategie.yaml": "Did you mean 'configs/studies/strategies.yaml'?",
+    "model smok": "Did you mean 'configs/smoke.yaml'? `tutti configs` lists what is shipped.",
+    "tune --rate nowhere": "configs/smoke.yaml, configs/three-goals.yaml, configs/plans/3b.yaml",
+    "train e1": "e1.yaml is a study of several trainings.\n  cure: tutti compare ",
+    "compare demo": "demo.yaml is the config of one run, not a study",
     "evaluate runs/nowhere": "runs/nowhere: no such run.",
     "evaluate runs/nowhere evaluation.episodes=3": "runs/nowhere: no such run.",
     "report runs/nowhere": "runs/nowhere: no such run.",
@@ -105,10 +110,20 @@ def test_a_shipped_config_is_found_by_its_name_in_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("configs/demo.yaml", "demo.yaml", "plans/3b.yaml", "configs/studies/smoke.yaml"):
-        assert config_file(Path(name)).is_file()
+    for name, file in {
+        **{"configs/demo.yaml": "demo.yaml", "demo.yaml": "demo.yaml", "configs/demo": "demo.yaml"},
+        **{"plans/3b.yaml": "plans/3b.yaml", "3b": "plans/3b.yaml", "e1": "studies/e1.yaml"},
+        **{"configs/studies/smoke.yaml": "studies/smoke.yaml", "smoke": "smoke.yaml"},
+    }.items():
+        assert config_file(Path(name)) == ROOT / "configs" / file
+    assert config_file(Path("smoke"), study=True) == ROOT / "configs" / "studies" / "smoke.yaml"
+    assert is_config("demo") and not is_config("README")
+    (tmp_path / "demo").mkdir()
+    assert config_file(Path("demo")) == ROOT / "configs" / "demo.yaml"  # a folder is no config
+    assert not is_config("demo")  # but it may be a data set
     (tmp_path / "demo.yaml").write_text("name: mine\n")
-    assert config_file(Path("demo.yaml")) == Path("demo.yaml")  # one's own file comes first
+    for name in ("demo.yaml", "demo"):
+        assert config_file(Path(name)) == Path("demo.yaml")  # one's own file comes first
     with pytest.raises(UserError, match="no such config file"):
         config_file(Path("../configs/demo.yaml"))
 

@@ -55,6 +55,7 @@ def test_base_is_found_beside_the_study_or_written_inline_and_may_be_overridden(
     (tmp_path / "other.yaml").write_text("training: {steps: 700}")
     study = load_study(path, ["base=other.yaml", "base.data.batch_size=8"])
     assert study.base == {"training": {"steps": 700}, "data": {"batch_size": 8}}
+    assert load_study(path, ["base=configs/smoke.yaml"]).base["name"] == "smoke"  # shipped, from anywhere
     assert arm_config(load_study(written(tmp_path, base=base())), "joint").training.steps == 20
 
 

@@ -35,6 +35,7 @@ COMMANDS: tuple[Command, ...] = (
     *(
         study_commands.compare,
         study_commands.tune,
+        commands.configs,
         commands.schema,
         commands.model,
         commands.plan,
@@ -166,6 +167,7 @@ def options(
       tutti train configs/demo.yaml name=short training.steps=500 \\
         'data.sources=[{path: runs/demo/dataset}]'     the demo's data again
       tutti train configs/demo.yaml name=mine 'data.sources=[{path: my/data}]'
+      tutti configs                      the configs that are shipped, by name
       tutti schema > tutti.schema.json   every key, for an editor
 
     Interrupt any command with Ctrl-C and run it again: finished work is kept.

@@ -7,15 +7,18 @@ and `tutti --help` or a misspelt key should answer at once.
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tutti import __version__
-from tutti.config.files import check_keys, config_file, require_run, shipped_configs
+from tutti.config.files import check_keys, config_file, require_run, shipped_configs, shipped_names
 from tutti.errors import UserError
 from tutti.runs.terminal import print_line, print_table
+from tutti.storage.reading import read_text
 
 if TYPE_CHECKING:
     from tutti.config.run_config import RunConfig
@@ -23,7 +26,13 @@ if TYPE_CHECKING:
 WRONG = 1
 """Exit code where a command finds that something is wrong."""
 
-Config = Annotated[Path, typer.Argument(help="A YAML file, such as configs/demo.yaml.", metavar="CONFIG")]
+Config = Annotated[
+    Path,
+    typer.Argument(
+        help="A YAML file, such as mine.yaml, or one that is shipped: demo, smoke, ... (`tutti configs`).",
+        metavar="CONFIG",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -264,6 +273,31 @@ def export(
     title, rows = table(read_json(folder / EXPORT))
     print_table(title, ("", "name", "unit", "smallest", "largest"), rows)
     print_line(f"Written: {folder}")
+
+
+def configs(
+    name: Annotated[
+        Path | None,
+        typer.Argument(help="Prints this one: tutti configs demo > mine.yaml", metavar="NAME"),
+    ] = None,
+) -> None:
+    """Lists the shipped configs, which every command takes by name; prints one, to begin your own from."""
+    if name is not None:
+        typer.echo(read_text(config_file(name)), nl=False)
+        return
+    for one in shipped_names():
+        lines = read_text(shipped_configs() / one).splitlines()
+        about = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
+        print_line(one)
+        print_line(
+            fill(
+                f"{about.partition('. ')[0].rstrip('.')}.",
+                100,
+                initial_indent="    ",
+                subsequent_indent="    ",
+            )
+        )
+    print_line("studies/ are for tutti compare, plans/ for tutti plan. The part before .yaml is enough.")
 
 
 def schema() -> None:

@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from tutti.cli.commands import Config, Folder, Overrides, load
-from tutti.config.files import config_file
+from tutti.config.files import config_file, read_yaml
 from tutti.errors import UserError
 
 
 def compare(
     study: Annotated[
-        Path, typer.Argument(help="A YAML file, such as configs/studies/strategies.yaml.", metavar="STUDY")
+        Path,
+        typer.Argument(
+            help="A YAML file, or one that is shipped, such as e1 (`tutti configs`).", metavar="STUDY"
+        ),
     ],
     overrides: Overrides = None,
     folder: Annotated[
@@ -31,7 +34,7 @@ def compare(
 
     docs/how-to/studies.md tells how to write a study and to read its tables. Run it again, and it goes on.
     """
-    file = config_file(study)
+    read_yaml(file := config_file(study, study=True), study=True)  # what is no study is answered at once
     from tutti.studies.compare import compare as run
     from tutti.studies.config import load_study
 

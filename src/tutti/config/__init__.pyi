@@ -1,4 +1,12 @@
-from .files import check_keys, config_file, read_yaml, require_run, shipped_configs
+from .files import (
+    check_keys,
+    config_file,
+    find_config,
+    read_yaml,
+    require_run,
+    shipped_configs,
+    shipped_names,
+)
 from .overrides import parse_overrides
 from .run_config import RunConfig, build_config, json_schema, load_config, load_run_config, to_yaml
 
@@ -7,6 +15,7 @@ __all__ = [
     "build_config",
     "check_keys",
     "config_file",
+    "find_config",
     "json_schema",
     "load_config",
     "load_run_config",
@@ -14,5 +23,6 @@ __all__ = [
     "read_yaml",
     "require_run",
     "shipped_configs",
+    "shipped_names",
     "to_yaml",
 ]

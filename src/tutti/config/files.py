@@ -40,23 +40,48 @@ def default_policy() -> Path:
     )
 
 
-def config_file(path: Path) -> Path:
-    """The file at `path`, or the shipped config of that name, with or without "configs/".
+def find_config(path: Path, *, study: bool = False) -> Path | None:
+    """The file at `path`, or the shipped config of that name, with or without "configs/" and ".yaml".
 
-    Raises: UserError if there is neither, with the nearest name.
+    Shipped are runs (demo), plans (plans/3b or 3b) and studies (studies/e1 or e1); where two share a name,
+    as smoke does, `study` asks for the study.
     """
-    if path.exists():
-        return path
+    names = (path,) if path.suffix else (path, path.with_name(f"{path.name}.yaml"))
+    if own := [one for one in names if path.name and one.exists() and not one.is_dir()]:
+        return own[0]
     home = shipped_configs()
-    inside = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-    if not inside.is_absolute() and ".." not in inside.parts and (home / inside).is_file():
-        return home / inside
+    if not path.is_absolute() and ".." not in path.parts:
+        for folder in ("studies", "", "plans") if study else ("", "plans", "studies"):
+            for name in names:
+                inside = name.relative_to("configs") if name.parts[:1] == ("configs",) else name
+                if (home / folder / inside).is_file():
+                    return home / folder / inside
+    return path if path.exists() else None
+
+
+def config_file(path: Path, *, study: bool = False) -> Path:
+    """As `find_config`.
+
+    Raises: UserError if there is none, with the nearest name or all that are shipped.
+    """
+    if (found := find_config(path, study=study)) is not None:
+        return found
     beside = {file.name: str(file) for file in path.parent.glob("*.yaml")}
-    shipped = [f"configs/{file.relative_to(home).as_posix()}" for file in sorted(home.rglob("*.yaml"))]
+    shipped = [f"configs/{name}" for name in shipped_names()]
+    stems = {Path(name).stem: name for name in reversed(shipped)}
     near = [beside[name] for name in get_close_matches(path.name, beside, n=1)]
     near += get_close_matches(path.as_posix(), shipped, n=1)
-    cure = f"Did you mean '{near[0]}'?" if near else f"Shipped with Tutti: {', '.join(shipped)}."
+    near += [stems[name] for name in get_close_matches(path.name, stems, n=1)]
+    every = f"Shipped with Tutti: {', '.join(shipped)}."
+    cure = f"Did you mean '{near[0]}'? `tutti configs` lists what is shipped." if near else every
     raise UserError(f"{path}: no such config file. {cure}")
+
+
+def shipped_names() -> list[str]:
+    """The names of the shipped configs, such as demo.yaml and studies/e1.yaml; runs come first."""
+    home = shipped_configs()
+    found = sorted(home.rglob("*.yaml"), key=lambda file: (len(file.relative_to(home).parts), file))
+    return [file.relative_to(home).as_posix() for file in found]
 
 
 def require_run(path: Path) -> Path:
@@ -82,15 +107,24 @@ def check_path_text(path: Path) -> None:
         raise UserError(f"{text!r:.200} has unprintable characters in it, and does not exist.")
 
 
-def read_yaml(path: Path, inside: Path | None = None) -> dict[str, Any]:
-    """The keys of a config file, which may be no link that leads out of the folder `inside`.
+def read_yaml(path: Path, inside: Path | None = None, *, study: bool = False) -> dict[str, Any]:
+    """The keys of a config file, which may be no link that leads out of the folder `inside`: those of a
+    run, or of a study.
 
     Raises: UserError, naming the file and, where YAML fails, the line.
     """
-    path = config_file(path)
+    path = config_file(path, study=study)
     values = parse_yaml(read_text(path, YAML_BYTES, inside=inside), path)
     if not isinstance(values, dict | None):
         raise UserError(f"{path}: expected keys such as `training:`, found {shown(values)}.")
+    keys = {*(values or {})}
+    if not study and keys >= {"base", "arms"}:
+        raise UserError(f"{path} is a study of several trainings.\n  cure: tutti compare {path}")
+    if study and "arms" not in keys and keys & {"record", "data", "model", "objective", "training"}:
+        raise UserError(
+            f"{path} is the config of one run, not a study, which has base, arms and baseline.\n"
+            "  cure: `tutti configs` lists the studies that are shipped, to begin from."
+        )
     return values or {}
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tutti.config.files import find_config
 from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.data.bundle import DataBundle
@@ -119,8 +120,11 @@ def check_path(
 
 
 def is_config(path: str) -> bool:
-    """Whether a path names a config file in place of a data set."""
-    return path.endswith((".yaml", ".yml")) and not Path(path).is_dir()
+    """Whether a path names a config file, its own or one that is shipped, in place of a data set."""
+    place = Path(path)
+    return not place.is_dir() and (
+        path.endswith((".yaml", ".yml")) or (not place.exists() and find_config(place) is not None)
+    )
 
 
 def read_recordings(config: RunConfig, data: DataConfig, opened: Sequence[Part]) -> Recordings:

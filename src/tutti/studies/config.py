@@ -188,7 +188,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
     Raises: UserError, naming the file, the key, what was expected and found, and the nearest known key.
     """
-    values = read_yaml(path)
+    values = read_yaml(path, study=True)
     bases, others = (
         parse_overrides([text for text in overrides if (text.partition("=")[0].strip() == "base") is whole])
         for whole in (True, False)
@@ -198,7 +198,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     if isinstance(base, str):
         here = expanded(base)
         beside = path.parent / here
-        values["base"] = read_yaml(beside if beside.is_file() or not here.is_file() else here)
+        values["base"] = read_yaml(beside if beside.is_file() else here)
     apply_overrides(values, others, {"base": RunConfig(), "budget": BudgetConfig()})
     try:
         study = StudyConfig.model_validate(values)
