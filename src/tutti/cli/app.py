@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from tutti import __version__
-from tutti.cli import commands, data_commands, play_command, study_commands
+from tutti.cli import commands, config_commands, data_commands, play_command, study_commands
 from tutti.cli.signals import how_to_go_on, obeyed
 from tutti.config.files import check_path_text
 from tutti.errors import Terminated, UserError, printable
@@ -35,8 +35,8 @@ COMMANDS: tuple[Command, ...] = (
     *(
         study_commands.compare,
         study_commands.tune,
-        commands.configs,
-        commands.schema,
+        config_commands.configs,
+        config_commands.schema,
         commands.model,
         commands.plan,
         commands.version,

@@ -6,19 +6,15 @@ and `tutti --help` or a misspelt key should answer at once.
 
 from __future__ import annotations
 
-import json
-from itertools import takewhile
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tutti import __version__
-from tutti.config.files import check_keys, config_file, require_run, shipped_configs, shipped_names
+from tutti.config.files import check_keys, config_file, require_run, shipped_configs
 from tutti.errors import UserError
 from tutti.runs.terminal import print_line, print_table
-from tutti.storage.reading import read_text
 
 if TYPE_CHECKING:
     from tutti.config.run_config import RunConfig
@@ -273,38 +269,6 @@ def export(
     title, rows = table(read_json(folder / EXPORT))
     print_table(title, ("", "name", "unit", "smallest", "largest"), rows)
     print_line(f"Written: {folder}")
-
-
-def configs(
-    name: Annotated[
-        Path | None,
-        typer.Argument(help="Prints this one: tutti configs demo > mine.yaml", metavar="NAME"),
-    ] = None,
-) -> None:
-    """Lists the shipped configs, which every command takes by name; prints one, to begin your own from."""
-    if name is not None:
-        typer.echo(read_text(config_file(name)), nl=False)
-        return
-    for one in shipped_names():
-        lines = read_text(shipped_configs() / one).splitlines()
-        about = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
-        print_line(one)
-        print_line(
-            fill(
-                f"{about.partition('. ')[0].rstrip('.')}.",
-                100,
-                initial_indent="    ",
-                subsequent_indent="    ",
-            )
-        )
-    print_line("studies/ are for tutti compare, plans/ for tutti plan. The part before .yaml is enough.")
-
-
-def schema() -> None:
-    """Prints the JSON schema of a config file."""
-    from tutti.config.run_config import json_schema
-
-    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 def model(config: Config, overrides: Overrides = None) -> None:
