@@ -1,6 +1,7 @@
 # make smoke  the whole pipeline on a toy size, to see that it works here: a minute after the installation
 # make demo   record, train, evaluate and report on this machine: the whole of Tutti in one command
-# make test   every test          make lint   style, types, floors          make clean   removes .venv and stamps
+# make test   every test          make lint   style, types, floors, docs    make clean   removes .venv, stamps, site
+# make docs   the site of docs/ -> site/index.html; a broken link or a missing page fails
 #
 # Needs Python 3.11-3.13, make and a C compiler. Each installation step leaves a stamp, so a repeat is instant.
 
@@ -16,7 +17,7 @@ CURE = Tutti needs Python 3.11, 3.12 or 3.13. Name one: make $(MAKECMDGOALS) PYT
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 20000
 
-.PHONY: smoke demo test lint clean rendering
+.PHONY: smoke demo test lint docs clean rendering
 .DELETE_ON_ERROR:
 
 NEXT = @printf '\nTo use the command tutti in this shell:\n  . $(BIN)/activate\n'
@@ -34,14 +35,17 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev rendering
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site
 
 # Off-screen rendering needs two Debian packages. They are installed where root or sudo without a password allows;
 # elsewhere tutti says what is missing when it first renders.
@@ -81,7 +85,12 @@ $(VENV)/.simulation: pyproject.toml $(VENV)/.torch
 	$(PIP) install -c constraints.txt -e '.[simulation]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.simulation
+$(VENV)/.docs: pyproject.toml $(VENV)/.torch
+	@echo "Installing the tools that build the site ..."
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.simulation $(VENV)/.docs
 	@echo "Installing the developers' tools ..."
 	$(PIP) install -c constraints.txt -e '.[simulation,dev]'
 	@touch $@

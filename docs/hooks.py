@@ -1,0 +1,263 @@
+"""What the site adds to the pages in docs/: their order, the generated references, files of the repository.
+
+The index.md of a folder lists its pages in their order, on a Git host and here. A marker such as
+`<!-- generated: config -->` stands for what is drawn from the code when the site is built. A link that leaves
+docs/ leads to a copy of the file, shown as a page; so the same relative links work in both places.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import posixpath
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS, PACKAGE = ROOT / "docs", ROOT / "src" / "tutti"
+COPIES = "repository/"
+"""Where the site has the repository's other files."""
+
+LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
+HIDDEN = "---\nsearch: {exclude: true}\n---\n\n"
+PROSE = {".md": None, ".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json"}
+log = logging.getLogger("mkdocs.hooks.tutti")  # strict: a warning fails the build
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The order of the pages is that of the links in each index.md."""
+    config.nav = _nav("index.md", {uri: title for uri, title, _ in _generated()})
+    return config
+
+
+def _nav(index: str, generated: dict[str, str]) -> list[Any]:
+    folder = posixpath.dirname(index)
+    text = (DOCS / index).read_text(encoding="utf-8")
+    entries: list[Any] = [index]
+    for found in LINK.finditer(text):
+        uri = posixpath.normpath(posixpath.join(folder, found[2]))
+        if not uri.startswith(folder) or not (DOCS / uri).exists():
+            continue  # a broken link is told when the page is read
+        title = (DOCS / uri).read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+        entries.append({title: _nav(uri, generated)} if uri.endswith("index.md") else uri)
+    return entries + [{name: uri} for uri, name in generated.items() if posixpath.dirname(uri) == folder]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the generated pages, and the repository's files that pages link to, and those that these link to."""
+    for uri, _, text in _generated():
+        files.append(File.generated(config, uri, content=text))
+    waiting = [(f"docs/{file.src_uri}", file.content_string) for file in files.documentation_pages()]
+    while waiting:
+        here, text = waiting.pop()
+        for target in _leaving(here, text):
+            if files.get_file_from_path(_site_uri(target)) is None and (ROOT / target).is_file():
+                content = (ROOT / target).read_text(encoding="utf-8")
+                language = PROSE[Path(target).suffix]
+                shown = content if language is None else f"# {target}\n\n````{language}\n{content}\n````\n"
+                files.append(File.generated(config, _site_uri(target), content=HIDDEN + shown))
+                waiting += [(target, content)] if language is None else []
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fills in what is generated, and turns links to the repository's files into links to their copies."""
+    uri = page.file.src_uri
+    here = uri.removeprefix(COPIES) if uri.startswith(COPIES) else f"docs/{uri}"
+    markdown = markdown.replace("<!-- generated: cli -->", _commands())
+
+    def led(found: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(here), found[2]))
+        if not (ROOT / target).is_file() and target.startswith("docs/"):
+            return found[0]  # a generated page, or a mistake that mkdocs tells
+        return found[1] + posixpath.relpath(_site_uri(target), posixpath.dirname(uri)) + found[3]
+
+    return LINK.sub(led, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
+    """Tells Markdown that a Git host understands and Python-Markdown does not: it is shown as it was typed."""
+    for text in re.findall(r"<p>(.*?)</p>", html, re.DOTALL):
+        if re.search(r"```|^\| |^\s*[-*] |^\d+\. ", text, re.MULTILINE):
+            log.warning(f"{page.file.src_uri}: a list, table or fence is shown as text: {text[:100]!r}")
+
+
+def _leaving(here: str, text: str) -> Iterator[str]:
+    """The repository's files outside of docs/ that a page links to, by their paths from the root."""
+    for found in LINK.finditer(text):
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(here), found[2]))
+        if not target.startswith(("docs/", "..")):
+            yield target
+
+
+def _site_uri(target: str) -> str:
+    """Where the site has a file of the repository."""
+    if target.startswith("docs/"):
+        return target.removeprefix("docs/")
+    return COPIES + target + ("" if target.endswith(".md") else ".md")
+
+
+@cache
+def _generated() -> list[tuple[str, str, str]]:
+    """(place, title, text) of the pages that no file in docs/ has."""
+    return [*_config_pages(), *_python_pages()]
+
+
+# The commands --------------------------------------------------------------------------------------------
+
+
+@cache
+def _commands() -> str:
+    import typer.main
+    from typer.cli import get_docs_for_click
+
+    from tutti.cli.app import app
+
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="tutti"), name="tutti")
+    text = text[text.index("\n## ") :]  # before it: what `tutti --help` shows, in the marks of a terminal
+    return re.sub(r"docs/(\S+\.md)", r"[\1](../\1)", text)
+
+
+# The config ----------------------------------------------------------------------------------------------
+
+
+def _config_pages() -> Iterator[tuple[str, str, str]]:
+    """A page for each section, from the schema that `tutti schema` prints."""
+    schema = json.loads((PACKAGE / "config" / "schema.json").read_text(encoding="utf-8"))
+    for name, value in schema["properties"].items():
+        if "default" not in value:
+            page = _Section(name, schema["$defs"])
+            yield f"reference/config/{name}.md", name, page.text(value)
+
+
+class _Section:
+    """The keys of one section: a table for each class of the config, each class once."""
+
+    def __init__(self, name: str, classes: dict[str, Any]) -> None:
+        self.name, self.classes = name, classes
+        self.anchors: dict[str, str] = {}
+        self.waiting: list[tuple[str, str, str]] = []  # anchor, heading, class
+
+    def text(self, value: dict[str, Any]) -> str:
+        blocks = [f"# {self.name}", value["description"]]
+        if "$ref" in value:
+            blocks += self._table(self.name, value["$ref"])
+        else:
+            blocks += [f"One of: {self._type(self.name, value)}"]
+        while self.waiting:
+            anchor, heading, reference = self.waiting.pop(0)
+            blocks += [f"## {heading} {{ #{anchor} }}", *self._table(heading.split("`")[1], reference)]
+        return "\n\n".join(blocks) + "\n"
+
+    def _table(self, path: str, reference: str) -> list[str]:
+        found = self.classes[reference.rpartition("/")[2]]
+        required = found.get("required", ())
+        rows = [
+            f"| `{key}` | {self._type(f'{path}.{key}', value)} | {_default(value, key in required)} "
+            f"| {_range(value)} | {_cell(value.get('description', ''))} |"
+            for key, value in found["properties"].items()
+            if key != "kind" or "const" not in value
+        ]
+        if isinstance(more := found.get("additionalProperties"), dict):
+            rows.append(f"| any other | {self._type(f'{path}.NAME', more)} | | | |")
+        head = ["| key | type | default | range | meaning |\n|---|---|---|---|---|"]
+        return [found["description"], "\n".join(head + rows)] if rows else [found["description"]]
+
+    def _type(self, path: str, value: dict[str, Any]) -> str:
+        """In words; a class is a link to its table, which is added where it is new."""
+        if "$ref" in value:
+            return self._link(path, value["$ref"])
+        if union := value.get("oneOf", value.get("anyOf")):
+            return " or ".join(dict.fromkeys(self._type(path, one) for one in union))
+        if "const" in value:
+            return f"`{value['const']}`"
+        match value.get("type"):
+            case "array":
+                items = value.get("prefixItems", [value.get("items", {})])
+                return "list of " + self._type(path, items[0])
+            case "object":
+                more = value.get("additionalProperties")
+                return "mapping" + (f" to {self._type(path, more)}" if isinstance(more, dict) else "")
+            case "boolean":
+                return "true, false"
+            case "string":
+                return "one of the range" if "enum" in value else "text"
+            case kind:
+                return str(kind)
+
+    def _link(self, path: str, reference: str) -> str:
+        kinds = self.classes[reference.rpartition("/")[2]]["properties"].get("kind", {})
+        names = [kinds["const"]] if "const" in kinds else kinds.get("enum", [])
+        if reference not in self.anchors:
+            self.anchors[reference] = "-".join([path, *names[:1]])
+            heading = f"`{path}`" + "".join(f", kind `{name}`" for name in names)
+            self.waiting.append((self.anchors[reference], heading, reference))
+        return f"[{' or '.join(f'`{name}`' for name in names) or 'keys'}](#{self.anchors[reference]})"
+
+
+def _default(value: dict[str, Any], required: bool) -> str:
+    if required:
+        return "needed"
+    return f"`{_cell(json.dumps(value['default']))}`" if "default" in value else ""
+
+
+def _range(value: dict[str, Any]) -> str:
+    """Of a number, a text or a list; of a union that of each of its kinds that has one."""
+    if union := value.get("anyOf", value.get("oneOf")):
+        return "; ".join(dict.fromkeys(filter(None, map(_range, union))))
+    if "enum" in value:
+        return ", ".join(f"`{one}`" for one in value["enum"])
+    words = {"minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}"}
+    words |= {"exclusiveMaximum": "below {}", "minItems": "at least {}", "maxItems": "at most {}"}
+    return " ".join(said.format(value[key]) for key, said in words.items() if key in value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "&#124;").replace("\n", " ")
+
+
+# The public names ----------------------------------------------------------------------------------------
+
+
+def _python_pages() -> Iterator[tuple[str, str, str]]:
+    """A page for each package, of the names that its `__init__.pyi` exports; a name is described once."""
+    homes: dict[str, str] = {}
+    for stub in sorted(PACKAGE.rglob("__init__.pyi"), key=lambda stub: stub.parts):
+        package = ".".join(stub.relative_to(PACKAGE.parent).parent.parts)
+        names = [
+            f"{package if node.level == 1 else ''}.{node.module}.{alias.name}"
+            for node in ast.parse(stub.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ImportFrom) and node.module
+            for alias in node.names
+        ]
+        known = [f"[`{name.rpartition('.')[2]}`][{name}]" for name in names if name in homes]
+        blocks = [f"# {package}", _first_line(stub)]
+        blocks += [f"Also here: {', '.join(known)}."] if known else []
+        blocks += [f"::: {name}" for name in names if name not in homes]
+        homes |= dict.fromkeys(names, package)
+        yield f"reference/python/{package}.md", package, "\n\n".join(blocks) + "\n"
+
+
+def _first_line(stub: Path) -> str:
+    source = stub.with_suffix(".py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
+
+
+class Doctests(griffe.Extension):
+    """Fences the examples in docstrings, which Markdown takes for quotations."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Of every object whose sources were read."""
+        if obj.docstring and ">>>" in obj.docstring.value:
+            value = re.sub(r"(?:^>>> .*\n?(?:.+\n?)*)+", r"```pycon\n\g<0>\n```\n", obj.docstring.value, flags=re.M)
+            obj.docstring.value = value
