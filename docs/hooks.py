@@ -35,25 +35,25 @@ log = logging.getLogger("mkdocs.hooks.tutti")  # strict: a warning fails the bui
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The order of the pages is that of the links in each index.md."""
-    config.nav = _nav("index.md", {uri: title for uri, title, _ in _generated()})
+    _, *sections = _nav("index.md", {uri: title for uri, title, _ in _generated()})
+    config.nav = [{"Home": "index.md"}, *sections]
     return config
 
 
 def _nav(index: str, generated: dict[str, str]) -> list[Any]:
     folder = posixpath.dirname(index)
-    text = (DOCS / index).read_text(encoding="utf-8")
     entries: list[Any] = [index]
-    for found in LINK.finditer(text):
-        uri = posixpath.normpath(posixpath.join(folder, found[2]))
-        if not uri.startswith(folder) or not (DOCS / uri).exists():
-            continue  # a broken link is told when the page is read
-        title = (DOCS / uri).read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
-        entries.append({title: _nav(uri, generated)} if uri.endswith("index.md") else uri)
+    for title, target in re.findall(
+        r"\[([^]]+)\]\(([^)#\s:]+)\)", (DOCS / index).read_text(encoding="utf-8")
+    ):
+        uri = posixpath.normpath(posixpath.join(folder, target))
+        if uri.startswith(folder) and (DOCS / uri).exists():  # a broken link is told when the page is read
+            entries.append({title: _nav(uri, generated) if uri.endswith("index.md") else uri})
     return entries + [{name: uri} for uri, name in generated.items() if posixpath.dirname(uri) == folder]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the generated pages, and the repository's files that pages link to, and those that these link to."""
+    """Adds the generated pages, and files of the repository that pages link to, and what these link to."""
     for uri, _, text in _generated():
         files.append(File.generated(config, uri, content=text))
     waiting = [(f"docs/{file.src_uri}", file.content_string) for file in files.documentation_pages()]
@@ -73,7 +73,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Fills in what is generated, and turns links to the repository's files into links to their copies."""
     uri = page.file.src_uri
     here = uri.removeprefix(COPIES) if uri.startswith(COPIES) else f"docs/{uri}"
-    markdown = markdown.replace("<!-- generated: cli -->", _commands())
+    markdown = re.sub("<!-- generated: (.*) -->", _fill, markdown)
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation", "toc"]
 
     def led(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(here), found[2]))
@@ -85,10 +87,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
-    """Tells Markdown that a Git host understands and Python-Markdown does not: it is shown as it was typed."""
+    """Tells Markdown that a Git host understands and Python-Markdown shows as it was typed."""
     for text in re.findall(r"<p>(.*?)</p>", html, re.DOTALL):
         if re.search(r"```|^\| |^\s*[-*] |^\d+\. ", text, re.MULTILINE):
             log.warning(f"{page.file.src_uri}: a list, table or fence is shown as text: {text[:100]!r}")
+
+
+def _fill(found: re.Match[str]) -> str:
+    """What stands for a marker: the commands, or the generated pages beside it."""
+    if found[1] == "cli":
+        return _commands()
+    beside = [(uri, title) for uri, title, _ in _generated() if uri.startswith(f"reference/{found[1]}/")]
+    return "\n".join(f"* [`{title}`]({posixpath.basename(uri)})" for uri, title in beside)
 
 
 def _leaving(here: str, text: str) -> Iterator[str]:
@@ -125,7 +135,11 @@ def _commands() -> str:
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="tutti"), name="tutti")
     text = text[text.index("\n## ") :]  # before it: what `tutti --help` shows, in the marks of a terminal
-    return re.sub(r"docs/(\S+\.md)", r"[\1](../\1)", text)
+    return re.sub(r"docs/(\S+\.md)", lambda found: f"[{_title(found[1])}](../{found[1]})", text)
+
+
+def _title(uri: str) -> str:
+    return (DOCS / uri).read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
 
 
 # The config ----------------------------------------------------------------------------------------------
@@ -133,18 +147,20 @@ def _commands() -> str:
 
 def _config_pages() -> Iterator[tuple[str, str, str]]:
     """A page for each section, from the schema that `tutti schema` prints."""
-    schema = json.loads((PACKAGE / "config" / "schema.json").read_text(encoding="utf-8"))
+    from tutti.config import RunConfig, json_schema
+
+    schema, defaults = json_schema(), RunConfig().model_dump(mode="json")
     for name, value in schema["properties"].items():
-        if "default" not in value:
-            page = _Section(name, schema["$defs"])
+        if isinstance(defaults[name], dict):
+            page = _Section(name, schema["$defs"], defaults)
             yield f"reference/config/{name}.md", name, page.text(value)
 
 
 class _Section:
     """The keys of one section: a table for each class of the config, each class once."""
 
-    def __init__(self, name: str, classes: dict[str, Any]) -> None:
-        self.name, self.classes = name, classes
+    def __init__(self, name: str, classes: dict[str, Any], defaults: dict[str, Any]) -> None:
+        self.name, self.classes, self.defaults = name, classes, defaults
         self.anchors: dict[str, str] = {}
         self.waiting: list[tuple[str, str, str]] = []  # anchor, heading, class
 
@@ -153,7 +169,8 @@ class _Section:
         if "$ref" in value:
             blocks += self._table(self.name, value["$ref"])
         else:
-            blocks += [f"One of: {self._type(self.name, value)}"]
+            default = self._default(self.name, value, required=False)
+            blocks += [f"Key `kind`: {self._type(self.name, value)}; {default} unless given."]
         while self.waiting:
             anchor, heading, reference = self.waiting.pop(0)
             blocks += [f"## {heading} {{ #{anchor} }}", *self._table(heading.split("`")[1], reference)]
@@ -162,12 +179,13 @@ class _Section:
     def _table(self, path: str, reference: str) -> list[str]:
         found = self.classes[reference.rpartition("/")[2]]
         required = found.get("required", ())
-        rows = [
-            f"| `{key}` | {self._type(f'{path}.{key}', value)} | {_default(value, key in required)} "
-            f"| {_range(value)} | {_cell(value.get('description', ''))} |"
-            for key, value in found["properties"].items()
-            if key != "kind" or "const" not in value
-        ]
+        rows = []
+        for key, value in found["properties"].items():
+            if key != "kind" or "const" not in value:
+                place = f"{path}.{key}"
+                cells = [f"`{key}`", self._type(place, value), self._default(place, value, key in required)]
+                cells += [_range(value), _cell(value.get("description", ""))]
+                rows.append(f"| {' | '.join(cells)} |")
         if isinstance(more := found.get("additionalProperties"), dict):
             rows.append(f"| any other | {self._type(f'{path}.NAME', more)} | | | |")
         head = ["| key | type | default | range | meaning |\n|---|---|---|---|---|"]
@@ -181,19 +199,24 @@ class _Section:
             return " or ".join(dict.fromkeys(self._type(path, one) for one in union))
         if "const" in value:
             return f"`{value['const']}`"
-        match value.get("type"):
-            case "array":
-                items = value.get("prefixItems", [value.get("items", {})])
-                return "list of " + self._type(path, items[0])
-            case "object":
-                more = value.get("additionalProperties")
-                return "mapping" + (f" to {self._type(path, more)}" if isinstance(more, dict) else "")
-            case "boolean":
-                return "true, false"
-            case "string":
-                return "one of the range" if "enum" in value else "text"
-            case kind:
-                return str(kind)
+        named = {"boolean": "true, false", "string": "a word" if "enum" in value else "text"}
+        kind = named.get(value.get("type", ""), value.get("type", ""))
+        if kind == "array":
+            kind = f"list of {self._type(path, value.get('prefixItems', [value.get('items')])[0])}"
+        elif isinstance(more := value.get("additionalProperties"), dict):
+            kind = f"mapping to {self._type(path, more)}"
+        return kind
+
+    def _default(self, path: str, value: dict[str, Any], required: bool) -> str:
+        """Of a section that has kinds the kind; of one without nothing, since its own table says it."""
+        if required:
+            return "needed"
+        found: Any = value.get("default", self.defaults)
+        for key in path.split(".") if "default" not in value else ():
+            found = found.get(key, {}) if isinstance(found, dict) else {}
+        if isinstance(found, dict) and "default" not in value:
+            found = found.get("kind")
+        return "" if found is None else f"`{_cell(found if isinstance(found, str) else json.dumps(found))}`"
 
     def _link(self, path: str, reference: str) -> str:
         kinds = self.classes[reference.rpartition("/")[2]]["properties"].get("kind", {})
@@ -203,12 +226,6 @@ class _Section:
             heading = f"`{path}`" + "".join(f", kind `{name}`" for name in names)
             self.waiting.append((self.anchors[reference], heading, reference))
         return f"[{' or '.join(f'`{name}`' for name in names) or 'keys'}](#{self.anchors[reference]})"
-
-
-def _default(value: dict[str, Any], required: bool) -> str:
-    if required:
-        return "needed"
-    return f"`{_cell(json.dumps(value['default']))}`" if "default" in value else ""
 
 
 def _range(value: dict[str, Any]) -> str:
@@ -259,5 +276,7 @@ class Doctests(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Of every object whose sources were read."""
         if obj.docstring and ">>>" in obj.docstring.value:
-            value = re.sub(r"(?:^>>> .*\n?(?:.+\n?)*)+", r"```pycon\n\g<0>\n```\n", obj.docstring.value, flags=re.M)
+            value = re.sub(
+                r"(?:^>>> .*\n?(?:.+\n?)*)+", r"```pycon\n\g<0>\n```\n", obj.docstring.value, flags=re.M
+            )
             obj.docstring.value = value
