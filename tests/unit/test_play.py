@@ -1,4 +1,7 @@
-"""`tutti play`: a policy acts where it is told to, what it does is a moving picture, mistakes are told."""
+"""`tutti play`: a policy acts where it is told to, what it does is a moving picture, mistakes are told.
+
+And how the policy that comes with Tutti is made, and the picture of one scene and two sentences.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,39 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import av
 import numpy as np
+import picture_obey
 import pytest
+import release_policy
 from PIL import Image
 from typer.testing import CliRunner
 
 from fixtures import squares_data, squares_world
+from fixtures.rendering import require_rendering
 from robustness.conftest import MODEL, TRAINING
 from tutti import pipeline
 from tutti.cli.app import app
 from tutti.config import files
-from tutti.evaluation.closed_loop.videos import BAND, GAP, encode_gif, told
+from tutti.evaluation.closed_loop.videos import BAND, GAP, HELD, encode_gif, told
 from tutti.runs.play import Player, play_policy
-from tutti.serving.policy import export_policy
+from tutti.serving.policy import Policy, export_policy
+from tutti.suites.metaworld.suite import METAWORLD_8
 from tutti.types import UserError
 
-EVALUATION = {"suite": "squares", "first_seed": 1000, "max_decisions": 12, "actions_per_query": 2}
+EVALUATION = {
+    "suite": "squares",
+    "episodes": 2,
+    "first_seed": 1000,
+    "max_decisions": 12,
+    "actions_per_query": 2,
+    "workers": 1,
+    "videos_per_task": 0,
+    "controls": {"expert": 0, "noop": 2, "no_image": 0, "wrong_instruction": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -184,4 +201,67 @@ def test_any_sentence_fits_its_band(text: str) -> None:
     assert (pictures[:, BAND:, :120] == 77).all()
     assert (pictures[-1, :BAND] != pictures[0, :BAND]).any()  # whether it succeeded
     with Image.open(io.BytesIO(encode_gif(pictures, 20.0))) as gif:
-        assert gif.info["duration"] in (50, 100)  # the same picture twice is one of twice the time
+        assert gif.info["duration"] == 1000 * HELD[0] + 50  # the second picture is the first again
+
+
+def test_a_release_holds_what_a_policy_needs_with_sums_and_a_card_of_its_own_scores(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, to = shutil.copytree(trained / "run", tmp_path / "run"), tmp_path / "released" / "demo"
+    assert release_policy.main([str(run), "--to", str(to)]) == 2  # it has not been evaluated
+    assert not to.exists()
+    pipeline.evaluate(run)
+    pipeline.report(run)
+    assert release_policy.main([str(run), "--to", str(to)]) == 0
+    assert release_policy.main([str(run), "--to", str(to)]) == 2  # it exists
+    release_policy.check_release(to)
+    assert (
+        subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=to, check=False).returncode
+        == 0
+    )
+    assert {path.name for path in to.iterdir()} == {
+        *("README.md", "SHA256SUMS", "config.yaml", "export.json", "model.safetensors", "normalizer.json"),
+        *("spec.json", "starts.json", "tokenizer.json"),
+    }
+    shutil.rmtree(run)
+    assert Policy.load(to).spec.views
+    monkeypatch.setattr(files, "released_policy", lambda: to)
+    assert play("--task", "blue", "--to", str(tmp_path / "play"))[0] == 0
+    card = (to / "README.md").read_text()
+    assert re.search(r"\| blue \| [0-2]/2 \[\d+ to \d+ %\] \| [0-2]/2 \[", card)
+    assert "starts 5000 to 5005" in card and "starts 1000 to 1001, which training did not have" in card
+    assert "With the wrong instruction, success on red and blue goes from" in card
+    (to / "README.md").write_text(card.replace("Apache", "Other"))
+    with pytest.raises(UserError, match=r"not as SHA256SUMS says: README\.md"):
+        release_policy.check_release(to)
+
+
+def test_the_policy_that_comes_with_tutti_is_whole_and_small() -> None:
+    """Of what lies in the place of the release; an empty place is what a checkout without one has."""
+    folder = files.released_policy()
+    if not folder.exists():
+        with pytest.raises(UserError, match="SHA256SUMS"):
+            release_policy.check_release(folder)
+        return
+    release_policy.check_release(folder)
+    assert release_policy.size(folder) <= release_policy.MOST
+
+
+@pytest.mark.simulation
+def test_two_tasks_have_one_start_and_move_alike() -> None:
+    require_rendering()
+    scene, other = (METAWORLD_8.make(task) for task in picture_obey.TASKS)
+    other.reset(3)
+    picture_obey.same_start(scene, other, 5)
+    for action in ((0.5, 1, -1, -1), (1, -1, 0, 1), (0, 1, -1, 0)):
+        for one in (scene, other):
+            one.step(np.array(action, np.float32))
+        np.testing.assert_allclose(scene.save_physics(), other.save_physics(), rtol=0, atol=1e-9)
+
+
+def test_panels_end_together_and_the_shorter_one_waits() -> None:
+    long, short = (np.full((count, 4, 6, 3), count, np.uint8) for count in (5, 2))
+    short[-1] = 99
+    both = picture_obey.beside([long, short])
+    assert both.shape == (5, 4, 12 + picture_obey.GAP, 3)
+    assert both[:, 0, -1, 0].tolist() == [2, 99, 99, 99, 99] and (both[:, 0, 0] == 5).all()

@@ -285,6 +285,31 @@ def test_an_export_acts_like_its_checkpoint_without_the_run(
     }
 
 
+def test_half_an_export_is_half_as_large_and_acts_almost_alike(run: Path, tmp_path: Path) -> None:
+    whole, half = export_policy(run, tmp_path / "whole"), export_policy(run, tmp_path / "half", half=True)
+    tensors = load_file(half / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float16}
+    assert all(
+        torch.equal(tensors[name], value.half())
+        for name, value in load_file(whole / "model.safetensors").items()
+    )
+    images, state = look()
+    first, second = (Policy.load(one).predict(images, state, "open the tap") for one in (whole, half))
+    np.testing.assert_allclose(first, second, atol=0.02)
+    assert next(Policy.load(half).model.parameters()).dtype == torch.float32
+    assert json.loads((half / "export.json").read_text())["stored"] == "float16"
+
+
+def test_weights_beyond_float16_are_not_halved(tmp_path: Path) -> None:
+    large = model()
+    with torch.no_grad():
+        next(large.parameters()).view(-1)[0] = 1e5
+    folder = write(tmp_path / "checkpoints" / "step-000001", large)
+    with pytest.raises(UserError, match="numbers that float16 does not have"):
+        export_policy(folder, tmp_path / "to", half=True)
+    assert not (tmp_path / "to").exists()
+
+
 def test_an_export_says_what_goes_in_and_what_comes_out(tmp_path: Path) -> None:
     spec = replace(
         SPEC,

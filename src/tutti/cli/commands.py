@@ -255,6 +255,8 @@ def export(
     to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.", metavar="FOLDER")],
     weights: Annotated[Literal["ema", "raw"], typer.Option("--weights")] = "ema",
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="latest, best, or a step.")] = "latest",
+    *,
+    half: Annotated[bool, typer.Option("--half", help="Store them in float16: half the size.")] = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Writes what a policy needs of a checkpoint into a folder; prints what goes into it and comes out."""
@@ -265,7 +267,7 @@ def export(
     from tutti.storage.reading import read_json
 
     which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
-    folder = export_policy(run, to, weights, which, trust_code=trust_code)
+    folder = export_policy(run, to, weights, which, half=half, trust_code=trust_code)
     title, rows = table(read_json(folder / EXPORT))
     print_table(title, ("", "name", "unit", "smallest", "largest"), rows)
     print_line(f"Written: {folder}")

@@ -284,18 +284,20 @@ def export_policy(
     weights: Weights = "ema",
     checkpoint: int | str = "latest",
     *,
+    half: bool = False,
     trust_code: Trust = False,
 ) -> Path:
     """Writes `to`: model.safetensors (the moving average, or the raw weights; where training kept no average,
-    the raw ones), config.yaml, spec.json, normalizer.json, tokenizer.json, and export.json, which says where
-    they come from and what goes in and comes out (`interface`), and lists the size and SHA-256 of each.
-    `Policy.load(to)` reads it, without the run and its data.
+    the raw ones; with `half` rounded to float16, half the size), config.yaml, spec.json, normalizer.json,
+    tokenizer.json, and export.json, which says where they come from and what goes in and comes out
+    (`interface`), and lists the size and SHA-256 of each. `Policy.load(to)` reads it, without the run and its
+    data, and computes in the model's own type of numbers, however they are stored.
 
     The folder appears whole or not at all, and only after a policy could be loaded from it. Gives the folder.
     `trust_code`: an action decoder of the user's own is imported for that.
 
-    Raises: UserError if there is no such checkpoint, it is damaged, its weights are not finite, `to` exists,
-    or the disk is full.
+    Raises: UserError if there is no such checkpoint, it is damaged, its weights are not finite or, with
+    `half`, too large for float16, `to` exists, or the disk is full.
     """
     source, to = listed(find_checkpoint(Path(run), checkpoint)), Path(to)
     if to.exists():
@@ -303,11 +305,19 @@ def export_policy(
     weights, _ = weights_in(source, weights)
     _, spec = read_model(source, weights, trust_code)
     tensors = read_weights(source, weights)
+    if half:
+        rounded = {n: value.half() if value.is_floating_point() else value for n, value in tensors.items()}
+        if large := [name for name, value in rounded.items() if not bool(torch.isfinite(value).all())]:
+            raise UserError(
+                f"{source.folder}: {large[0]} has numbers that float16 does not have. Leave out --half."
+            )
+        tensors = rounded
     names = (*POLICY_FILES, *(name for name in (STARTS,) if name in source.files))
     content = {WEIGHTS["raw"]: save(tensors)} | {name: source.read(name) for name in names}
     about = {
         "checkpoint": source.folder.name,
         "weights": weights,
+        **({"stored": "float16"} if half else {}),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         **interface(spec, read_normalizer(source, spec), read_tokenizer(source, spec)),
         "files": {name: size_of(data, "sha256") for name, data in content.items()},

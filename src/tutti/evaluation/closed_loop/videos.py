@@ -32,8 +32,8 @@ BAND, LETTERS, SMALLEST, GAP = 40, 17, 11, 4
 """Pixels: the band above the pictures, its letters, which shrink for a long sentence, the gap of views."""
 INK, PAPER = (255, 255, 255), (32, 34, 40)
 OUTCOMES = {True: ("success", (120, 220, 130)), False: ("no success", (255, 170, 110))}
-COLOURS, HELD = 128, 1.5
-"""Colours of a GIF, and the seconds that its last picture is held."""
+COLOURS, HELD = 128, (0.8, 1.5)
+"""Colours of a GIF, and the seconds that its first and its last picture are held."""
 PLAIN = Image.Dither.NONE  # dithering would change every pixel of every picture, which a GIF must then store
 
 
@@ -151,11 +151,12 @@ def _font(size: int) -> Any:
 
 
 def encode_gif(pictures: UInt8[np.ndarray, "t h w 3"], fps: float) -> bytes:
-    """A looped GIF of one palette, whose last picture is held. The same pictures give the same bytes."""
+    """A looped GIF of one palette, its first and last picture held. The same pictures give the same bytes."""
     some = pictures[:: max(1, len(pictures) // 8)]
     palette = Image.fromarray(np.concatenate([*some, pictures[-1]])).quantize(COLOURS, dither=PLAIN)
     frames = [Image.fromarray(one).quantize(palette=palette, dither=PLAIN) for one in pictures]
-    lasts = [round(100 / fps) * 10] * (len(frames) - 1) + [round(1000 * HELD)]  # a GIF counts in 10 ms
+    lasts = [round(100 / fps) * 10] * len(frames)  # a GIF counts in 10 ms
+    lasts[0], lasts[-1] = (round(1000 * seconds) for seconds in HELD)
     file = io.BytesIO()  # optimised: only pixels that change are stored
     frames[0].save(
         file, "GIF", save_all=True, append_images=frames[1:], duration=lasts, loop=0, optimize=True
