@@ -8,7 +8,6 @@ docs/ leads to a copy of the file, shown as a page; so the same relative links w
 from __future__ import annotations
 
 import ast
-import json
 import logging
 import posixpath
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -27,7 +27,9 @@ DOCS, PACKAGE = ROOT / "docs", ROOT / "src" / "tutti"
 COPIES = "repository/"
 """Where the site has the repository's other files."""
 
+MANY = 8
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
+BREAK = "\n\n"
 HIDDEN = "---\nsearch: {exclude: true}\n---\n\n"
 PROSE = {".md": None, ".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json"}
 log = logging.getLogger("mkdocs.hooks.tutti")  # strict: a warning fails the build
@@ -97,8 +99,11 @@ def _fill(found: re.Match[str]) -> str:
     """What stands for a marker: the commands, or the generated pages beside it."""
     if found[1] == "cli":
         return _commands()
-    beside = [(uri, title) for uri, title, _ in _generated() if uri.startswith(f"reference/{found[1]}/")]
-    return "\n".join(f"* [`{title}`]({posixpath.basename(uri)})" for uri, title in beside)
+    return "\n".join(
+        f"* [`{title}`]({posixpath.basename(uri)}): {text.split(BREAK)[1]}"
+        for uri, title, text in _generated()
+        if uri.startswith(f"reference/{found[1]}/")
+    )
 
 
 def _leaving(here: str, text: str) -> Iterator[str]:
@@ -161,8 +166,8 @@ class _Section:
 
     def __init__(self, name: str, classes: dict[str, Any], defaults: dict[str, Any]) -> None:
         self.name, self.classes, self.defaults = name, classes, defaults
-        self.anchors: dict[str, str] = {}
-        self.waiting: list[tuple[str, str, str]] = []  # anchor, heading, class
+        self.anchors: dict[str, str] = {}  # of a class, and of a choice of many classes
+        self.waiting: list[tuple[str, str, str, str]] = []  # anchor, heading, key, class
 
     def text(self, value: dict[str, Any]) -> str:
         blocks = [f"# {self.name}", value["description"]]
@@ -170,24 +175,26 @@ class _Section:
             blocks += self._table(self.name, value["$ref"])
         else:
             default = self._default(self.name, value, required=False)
-            blocks += [f"Key `kind`: {self._type(self.name, value)}; {default} unless given."]
+            blocks += [f"`kind` is {self._type(self.name, value)}; {default} unless given."]
         while self.waiting:
-            anchor, heading, reference = self.waiting.pop(0)
-            blocks += [f"## {heading} {{ #{anchor} }}", *self._table(heading.split("`")[1], reference)]
-        return "\n\n".join(blocks) + "\n"
+            anchor, heading, path, reference = self.waiting.pop(0)
+            blocks += [f"## {heading} {{ #{anchor} }}", *self._table(path, reference)]
+        return BREAK.join(blocks) + "\n"
 
     def _table(self, path: str, reference: str) -> list[str]:
         found = self.classes[reference.rpartition("/")[2]]
         required = found.get("required", ())
         rows = []
+        more = found.get("additionalProperties")
+        further = self._type(f"{path}.NAME", more) if isinstance(more, dict) else ""
         for key, value in found["properties"].items():
-            if key != "kind" or "const" not in value:
+            if key != "kind" or "pattern" in value:  # else the heading has it
                 place = f"{path}.{key}"
                 cells = [f"`{key}`", self._type(place, value), self._default(place, value, key in required)]
                 cells += [_range(value), _cell(value.get("description", ""))]
                 rows.append(f"| {' | '.join(cells)} |")
-        if isinstance(more := found.get("additionalProperties"), dict):
-            rows.append(f"| any other | {self._type(f'{path}.NAME', more)} | | | |")
+        if further:
+            rows.append(f"| any other | {further} | | | |")
         head = ["| key | type | default | range | meaning |\n|---|---|---|---|---|"]
         return [found["description"], "\n".join(head + rows)] if rows else [found["description"]]
 
@@ -196,10 +203,11 @@ class _Section:
         if "$ref" in value:
             return self._link(path, value["$ref"])
         if union := value.get("oneOf", value.get("anyOf")):
-            return " or ".join(dict.fromkeys(self._type(path, one) for one in union))
+            said = " or ".join(dict.fromkeys(self._type(path, one) for one in union))
+            return said if len(union) < MANY else self._once(said)
         if "const" in value:
             return f"`{value['const']}`"
-        named = {"boolean": "true, false", "string": "a word" if "enum" in value else "text"}
+        named = {"boolean": "true, false", "string": "text"}
         kind = named.get(value.get("type", ""), value.get("type", ""))
         if kind == "array":
             kind = f"list of {self._type(path, value.get('prefixItems', [value.get('items')])[0])}"
@@ -207,36 +215,61 @@ class _Section:
             kind = f"mapping to {self._type(path, more)}"
         return kind
 
+    def _once(self, kinds: str) -> str:
+        """A choice of many kinds is listed where it comes first."""
+        first = kinds[kinds.index("(") + 1 : kinds.index(")")]
+        if kinds in self.anchors:
+            return f"[a kind]({first})"
+        self.anchors[kinds] = first
+        return kinds
+
     def _default(self, path: str, value: dict[str, Any], required: bool) -> str:
-        """Of a section that has kinds the kind; of one without nothing, since its own table says it."""
+        """Of a choice of kinds the kind, and what differs from its own defaults, which its table has."""
         if required:
             return "needed"
-        found: Any = value.get("default", self.defaults)
-        for key in path.split(".") if "default" not in value else ():
+        found: Any = self.defaults
+        for key in path.split("."):
             found = found.get(key, {}) if isinstance(found, dict) else {}
-        if isinstance(found, dict) and "default" not in value:
-            found = found.get("kind")
-        return "" if found is None else f"`{_cell(found if isinstance(found, str) else json.dumps(found))}`"
+        if "default" in value and not found:
+            found = value["default"]
+        if isinstance(found, dict) and "kind" in found:
+            kinds = [one["properties"] for one in self.classes.values() if "kind" in one["properties"]]
+            own = next((one for one in kinds if one["kind"].get("const") == found["kind"]), {})
+            differs = {key: one for key, one in found.items() if one != own.get(key, {}).get("default")}
+            found = found["kind"] if "$ref" in value or not differs else {"kind": found["kind"], **differs}
+        if isinstance(found, dict) and ("$ref" in value or "default" not in value):
+            return ""
+        if not isinstance(found, str):
+            found = yaml.safe_dump(found, default_flow_style=True, sort_keys=False, width=10**6)
+        return f"`{_cell(found.replace(f'{chr(10)}...', '').strip())}`"
 
     def _link(self, path: str, reference: str) -> str:
-        kinds = self.classes[reference.rpartition("/")[2]]["properties"].get("kind", {})
-        names = [kinds["const"]] if "const" in kinds else kinds.get("enum", [])
+        kinds = self.classes[reference.rpartition("/")[2]]["properties"].get("kind")
+        names = kinds.get("enum", [kinds.get("const", "MODULE:CLASS")]) if kinds else []
         if reference not in self.anchors:
-            self.anchors[reference] = "-".join([path, *names[:1]])
-            heading = f"`{path}`" + "".join(f", kind `{name}`" for name in names)
-            self.waiting.append((self.anchors[reference], heading, reference))
+            self.anchors[reference] = "-".join([path, *names[:1]]).replace(":", "-")
+            heading = f"`{path}`" + (f", kind {' or '.join(f'`{name}`' for name in names)}" if names else "")
+            self.waiting.append((self.anchors[reference], heading, path, reference))
         return f"[{' or '.join(f'`{name}`' for name in names) or 'keys'}](#{self.anchors[reference]})"
 
 
 def _range(value: dict[str, Any]) -> str:
-    """Of a number, a text or a list; of a union that of each of its kinds that has one."""
+    """Of a number, a text or a list; of a union that of each of its members that has one."""
     if union := value.get("anyOf", value.get("oneOf")):
         return "; ".join(dict.fromkeys(filter(None, map(_range, union))))
     if "enum" in value:
         return ", ".join(f"`{one}`" for one in value["enum"])
     words = {"minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}"}
-    words |= {"exclusiveMaximum": "below {}", "minItems": "at least {}", "maxItems": "at most {}"}
-    return " ".join(said.format(value[key]) for key, said in words.items() if key in value)
+    words |= {"exclusiveMaximum": "below {}"}
+    said = [said.format(value[key]) for key, said in words.items() if key in value]
+    least, most = value.get("minItems"), value.get("maxItems")
+    if least == most is not None:
+        said.append(f"{least} items")
+    elif least is not None:
+        said.append(f"{least} or more items" if most is None else f"{least} to {most} items")
+    if (items := value.get("items")) and (each := _range(items)):
+        said.append(f"each {each}")
+    return ", ".join(said) if value.get("type") == "array" else " ".join(said)
 
 
 def _cell(text: str) -> str:
@@ -262,12 +295,12 @@ def _python_pages() -> Iterator[tuple[str, str, str]]:
         blocks += [f"Also here: {', '.join(known)}."] if known else []
         blocks += [f"::: {name}" for name in names if name not in homes]
         homes |= dict.fromkeys(names, package)
-        yield f"reference/python/{package}.md", package, "\n\n".join(blocks) + "\n"
+        yield f"reference/python/{package}.md", package, BREAK.join(blocks) + "\n"
 
 
 def _first_line(stub: Path) -> str:
     source = stub.with_suffix(".py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0]
+    return (ast.get_docstring(ast.parse(source)) or "").split(BREAK)[0]
 
 
 class Doctests(griffe.Extension):

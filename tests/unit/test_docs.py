@@ -16,6 +16,19 @@ PAGES = sorted(
 )
 
 
+BAR = re.compile(r"(?<!\\)\|")
+
+
+def test_every_page_is_in_the_index_of_its_folder() -> None:
+    """The site takes its order from there."""
+    missing = [
+        str(page.relative_to(ROOT))
+        for page in (ROOT / "docs").rglob("*.md")
+        if page.name != "index.md" and f"({page.name})" not in (page.parent / "index.md").read_text()
+    ]
+    assert missing == []
+
+
 def test_every_link_to_a_file_leads_somewhere() -> None:
     broken = [
         f"{page.relative_to(ROOT)}: {target}"
@@ -24,6 +37,17 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_every_row_of_a_table_has_a_cell_for_each_column() -> None:
+    """A bar within a cell is written as \\|."""
+    odd = []
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+            head, *rows = table.splitlines()
+            odd += [f"{page.name}: {row}" for row in rows if len(BAR.findall(row)) != len(BAR.findall(head))]
+    assert odd == []
 
 
 def test_every_python_file_that_a_page_names_exists() -> None:
