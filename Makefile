@@ -1,6 +1,6 @@
 # make smoke  the whole pipeline on a toy size, to see that it works here: a minute after the installation
 # make demo   record, train, evaluate and report on this machine: the whole of Tutti in one command
-# make test   every test          make lint   style, types, floors, docs    make clean   removes .venv, stamps, site
+# make test   every test          make lint   style, types, floors, docs    make clean   removes all that these make, but no run
 # make docs   the site of docs/ -> site/index.html; a broken link or a missing page fails
 #
 # Needs Python 3.11-3.13, make and a C compiler. Each installation step leaves a stamp, so a repeat is instant.
@@ -17,7 +17,10 @@ CURE = Tutti needs Python 3.11, 3.12 or 3.13. Name one: make $(MAKECMDGOALS) PYT
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 20000
 
-.PHONY: smoke demo test lint docs clean rendering
+help: # what there is, from the first lines of this file
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' $(MAKEFILE_LIST)
+
+.PHONY: help smoke demo test lint docs clean rendering
 .DELETE_ON_ERROR:
 
 NEXT = @printf '\nTo use the command tutti in this shell:\n  . $(BIN)/activate\n'
@@ -45,7 +48,8 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) site build dist .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
 # Off-screen rendering needs two Debian packages. They are installed where root or sudo without a password allows;
 # elsewhere tutti says what is missing when it first renders.

@@ -35,7 +35,7 @@ class Dot:
 
     @property
     def privileged(self) -> np.ndarray:
-        return np.array([self.x, self.end])
+        return np.array([self.x, self.end], np.float32)
 
     def render(self) -> np.ndarray:
         return self.render_physics(self.state)

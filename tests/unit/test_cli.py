@@ -50,6 +50,8 @@ def test_help_shows_the_order_and_every_command() -> None:
 def test_version_is_the_packages() -> None:
     assert run("version") == (0, tutti.__version__ + "\n")
     assert run("--version") == (0, f"tutti {tutti.__version__}\n")
+    code, text = run("version", "--all")
+    assert code == 0 and all(f"\n{name}: " in text for name in ("python", "torch", "cores", "commit"))
 
 
 MISTAKES = {

@@ -1,6 +1,6 @@
 """The examples of a suite and of a data format: recorded, read, trained on and played, as their pages say.
 
-Those of a term, a decoder and a balancing are in test_terms_custom, test_decoders_custom, test_balancing_custom.
+The other examples: test_terms_custom, test_decoders_custom and test_balancing_custom.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -74,3 +75,15 @@ def test_smoke_and_demo_end_with_how_to_activate() -> None:
             ["make", "-n", target], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True, check=True
         ).stdout
         assert planned.rstrip().endswith(". .venv/bin/activate\\n'")
+
+
+def test_help_comes_first_and_names_every_target() -> None:
+    said = [
+        subprocess.run(
+            ["make", "-s", *target], cwd=ROOT, env=OUTSIDE, capture_output=True, text=True, check=True
+        ).stdout
+        for target in ((), ("help",))
+    ]
+    (phony,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert said[0] == said[1]
+    assert all(f"make {target} " in said[0] for target in {*phony.split()} - {"help", "rendering"})

@@ -312,6 +312,15 @@ def plan(
     print_plan(made, as_json=as_json)
 
 
-def version() -> None:
+def version(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Of Python and packages too, and the machine: for a bug report.")
+    ] = False,
+) -> None:
     """Prints the version."""
     typer.echo(__version__)
+    if everything:
+        from tutti.runs.provenance import commit, machine, versions
+
+        for name, value in (versions() | machine() | {"commit": commit()}).items():
+            print_line(f"{name}: {value}")
