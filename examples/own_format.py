@@ -1,7 +1,7 @@
 """A data format of your own, one .npz file an episode; as a script it converts: own_format.py FROM TO."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +10,6 @@ import numpy as np
 from tutti import UserError
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
 from tutti.data.formats import EpisodeRecord, write_lerobot
-from tutti.data.formats.lerobot.metadata import ALL, Chosen
 
 VIEW = "observation.images.front"
 
@@ -23,34 +22,22 @@ def read(file: Path) -> dict[str, np.ndarray]:
 
 
 class NpzStore(EpisodeStore):
-    """Numbers in memory, pictures on request. The arguments are those that `open_parts` gives a reader."""
+    """A folder of such files: numbers in memory, pictures on request."""
 
-    def __init__(
-        self,
-        folder: Path,
-        views: tuple[str, ...] | None = None,
-        *,
-        state: tuple[str, ...] = (),
-        action: tuple[str, ...] = (),
-        chosen: Sequence[Chosen] = (ALL,),
-    ) -> None:
-        files = sorted(folder.glob("*.npz"))
-        if not files:
+    def __init__(self, folder: Path) -> None:
+        self.name, self.files = str(folder), sorted(folder.glob("*.npz"))
+        if not self.files:
             raise UserError(f"{folder}: expected one .npz file an episode, found none.")
-        masks = [one.mask(len(files), folder) for one in chosen]
-        self.parts = tuple(frozenset(np.flatnonzero(mask).tolist()) for mask in masks)
-        used = np.flatnonzero(np.any(masks, axis=0)).tolist()
-        self.name, self.files = str(folder), [files[index] for index in used]
         lengths = [len(read(file)["states"]) for file in self.files]
-        self.starts = np.cumsum([0, *lengths])
         texts = [str(read(file)["text"]) for file in self.files]
+        self.starts = np.cumsum([0, *lengths])
         self.instructions = tuple(dict.fromkeys(texts))
         self.instruction_of = np.repeat([self.instructions.index(text) for text in texts], lengths)
         self.states, self.actions = (
             np.concatenate([read(file)[key] for file in self.files]).astype(np.float32)
             for key in ("states", "actions")
         )
-        self.episodes = tuple(map(Episode, used, self.starts[:-1].tolist(), lengths, texts))
+        self.episodes = tuple(map(Episode, range(len(texts)), self.starts.tolist(), lengths, texts))
         self.spec = StoreSpec(
             views=(VIEW,),
             image_shapes=(read(self.files[0])["images"].shape[1:3],),
@@ -77,8 +64,8 @@ def records(folder: Path) -> Iterator[EpisodeRecord]:
     for episode in map(read, sorted(folder.glob("*.npz"))):
         yield EpisodeRecord(
             images={VIEW: episode["images"]},
-            states=episode["states"],
-            actions=episode["actions"],
+            states=episode["states"].astype(np.float32),
+            actions=episode["actions"].astype(np.float32),
             instruction=str(episode["text"]),
         )
 
