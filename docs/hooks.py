@@ -8,6 +8,8 @@ docs/ leads to a copy of the file, shown as a page; so the same relative links w
 from __future__ import annotations
 
 import ast
+import base64
+import json
 import logging
 import posixpath
 import re
@@ -50,7 +52,7 @@ def _nav(index: str, generated: dict[str, str]) -> list[Any]:
     ):
         uri = posixpath.normpath(posixpath.join(folder, target))
         if uri.startswith(folder) and (DOCS / uri).exists():  # a broken link is told when the page is read
-            entries.append({title: _nav(uri, generated) if uri.endswith("index.md") else uri})
+            entries.append({title: _nav(uri, generated) if uri.endswith("index.md") else _page_uri(uri)})
     return entries + [{name: uri} for uri, name in generated.items() if posixpath.dirname(uri) == folder]
 
 
@@ -58,6 +60,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages, and files of the repository that pages link to, and what these link to."""
     for uri, _, text in _generated():
         files.append(File.generated(config, uri, content=text))
+    for path in sorted(DOCS.rglob("*.ipynb")):
+        uri = _page_uri(path.relative_to(DOCS).as_posix())
+        files.append(File.generated(config, uri, content=_notebook(json.loads(path.read_text("utf-8")))))
     waiting = [(f"docs/{file.src_uri}", file.content_string) for file in files.documentation_pages()]
     while waiting:
         here, text = waiting.pop()
@@ -81,6 +86,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def led(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(here), found[2]))
+        if target.endswith(".ipynb"):
+            return found[1] + _page_uri(found[2]) + found[3]
         if not (ROOT / target).is_file() and target.startswith("docs/"):
             return found[0]  # a generated page, or a mistake that mkdocs tells
         return found[1] + posixpath.relpath(_site_uri(target), posixpath.dirname(uri)) + found[3]
@@ -125,6 +132,33 @@ def _site_uri(target: str) -> str:
 def _generated() -> list[tuple[str, str, str]]:
     """(place, title, text) of the pages that no file in docs/ has."""
     return [*_config_pages(), *_python_pages()]
+
+
+def _page_uri(uri: str) -> str:
+    """Where the site has a page; a notebook is one too."""
+    return re.sub(r"\.ipynb$", ".md", uri)
+
+
+def _notebook(notebook: dict[str, Any]) -> str:
+    """A notebook as a page: its texts, its code, and the outputs that are stored in it."""
+    blocks: list[str] = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        blocks.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for one in cell.get("outputs", ()):
+            data = {kind: "".join(content) for kind, content in one.get("data", {}).items()}
+            if "image/png" in data:
+                blocks.append(_picture("image/png", data["image/png"].strip()))
+            elif "image/svg+xml" in data:
+                drawn = base64.b64encode(data["image/svg+xml"].encode()).decode()
+                blocks.append(_picture("image/svg+xml", drawn))
+            elif said := "".join(one.get("text", ())) or data.get("text/plain", ""):
+                blocks.append(f"```text\n{said.rstrip()}\n```")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _picture(kind: str, content: str) -> str:
+    return f'<img alt="output of the cell above" src="data:{kind};base64,{content}">'
 
 
 # The commands --------------------------------------------------------------------------------------------

@@ -17,6 +17,12 @@ from markupsafe import Markup
 from tutti.report.formatting import Number
 
 Point = tuple[Number, Number]
+ALONE = (
+    "text{font:13px sans-serif;fill:#20262e} .title{font-weight:600;font-size:14px} .end{text-anchor:end} "
+    ".middle{text-anchor:middle} .tick{font-size:11px;fill:#5b6470} .below{font-size:11px} .on{fill:#fff} "
+    ".grid,.axis{stroke:#d5d9de} .heat,.bar{fill:currentColor} .c1{color:#1f6fb2} .c2{color:#d0702a}"
+)
+"""The style of a chart outside of the report, whose page has its own: text, heat maps and bars."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +34,21 @@ class Chart:
     svg: Markup
     legend: Sequence[tuple[str, str, str]] = ()
     wide: bool = False
+
+    def _repr_svg_(self) -> str:
+        """The drawing by itself, as a notebook shows it: on a card of its own, so that it can be read on a
+        light and on a dark page."""
+        start = self.svg.index(">") + 1
+        _, _, width, height = self.svg[: start - 1].split('viewBox="')[1].split('"')[0].split()
+        tall = float(height) + 34
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 -30 {float(width) + 24:g} {tall + 8:g}" '
+        )
+        card = (
+            f'<rect x="-12" y="-30" width="{float(width) + 24:g}" height="{tall + 8:g}" rx="8" fill="#fff"/>'
+        )
+        title = text("title", 0, -8, self.title)
+        return f'{head}width="{float(width) + 24:g}"><style>{ALONE}</style>{card}{title}{self.svg[start:]}'
 
 
 def drawing(size: Point, spoken: str, parts: Iterable[str], values: object = None) -> Markup:
