@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
+from tutti.data.formats import EpisodeRecord, write_lerobot
 from tutti.types import Dimensions
 
 SENTENCES = (
