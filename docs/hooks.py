@@ -33,6 +33,11 @@ MANY = 8
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 BREAK = "\n\n"
 HIDDEN = "---\nsearch: {exclude: true}\n---\n\n"
+TAGS = (
+    "a|p|ul|ol|li|code|pre|div|span|h[1-6]|hr|table|thead|tbody|tr|th|td|em|strong|article|img|br|blockquote|"
+    "button|nav|label|input|svg|path|sup|sub|autoref"
+)
+ODD_TAG = re.compile(rf"<(?!(?:{TAGS})\b)[a-z]\w*")
 PROSE = {".md": None, ".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json"}
 log = logging.getLogger("mkdocs.hooks.tutti")  # strict: a warning fails the build
 
@@ -97,6 +102,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
     """Tells Markdown that a Git host understands and Python-Markdown shows as it was typed."""
+    if odd := set(ODD_TAG.findall(html)):
+        log.warning(f"{page.file.src_uri}: {odd} was read as HTML and is not shown: it needs backticks")
     for text in re.findall(r"<p>(.*?)</p>", html, re.DOTALL):
         if re.search(r"```|^\| |^\s*[-*] |^\d+\. ", text, re.MULTILINE):
             log.warning(f"{page.file.src_uri}: a list, table or fence is shown as text: {text[:100]!r}")

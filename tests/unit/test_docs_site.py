@@ -112,6 +112,7 @@ def test_the_order_of_the_pages_is_that_of_the_index(site: Path) -> None:
         ("notes/read.md", "[gone](gone.md)", "gone.md"),
         ("docs/how/c.md", "# Not in the index", r"how/c\.md"),
         ("docs/how/a.md", "A list:\n* shown as text", "shown as text"),
+        ("docs/how/a.md", "Named `norm/<term>` or norm/<term>.", "term.* read as HTML"),
         ("docs/how/a.md", "A table:\n| a | b |\n|---|---|\n| 1 | 2 |", "shown as text"),
     ],
 )

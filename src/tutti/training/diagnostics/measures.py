@@ -27,8 +27,8 @@ def gradient_measures(gradients: Gradients, lambdas: Mapping[str, float], parts:
 
         norm_i = lambda_i |g_i|,   share_i = norm_i / sum_j norm_j,   cosine_ij = g_i . g_j / (|g_i| |g_j|),
 
-    the cosine over the parameters that both terms reach. Names: "norm/<term>/<part>", "share/<term>/<part>",
-    "cosine/<a>~<b>/<part>". A term that does not reach a part has norm 0 there. What is undefined is left
+    the cosine over the parameters that both terms reach. Names: `norm/<term>/<part>`, `share/<term>/<part>`,
+    `cosine/<a>~<b>/<part>`. A term that does not reach a part has norm 0 there. What is undefined is left
     out: the shares of a part that nothing reaches, the cosine with a gradient of 0.
     """
     numbers = sorted({number for own in parts.values() for number in own})
@@ -68,7 +68,7 @@ def gradient_measures(gradients: Gradients, lambdas: Mapping[str, float], parts:
 
 
 def update_shares(moved: Gradients, lambdas: Mapping[str, float], parts: Parts) -> dict[str, float]:
-    """`share` as of gradients, named "update_share/<term>/<part>", of the terms' parts of a step."""
+    """`share` as of gradients, named `update_share/<term>/<part>`, of the terms' parts of a step."""
     found = gradient_measures(moved, lambdas, parts)
     return {f"update_{name}": value for name, value in found.items() if name.startswith("share/")}
 

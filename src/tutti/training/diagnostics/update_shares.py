@@ -52,7 +52,7 @@ class UpdateShares:
         parts: Parts,
     ) -> dict[str, float]:
         """Adds the gradients of the raw terms in update `number`, whose `.grad` is clipped. Gives
-        "update_share/<term>/<part>" at the end of a window."""
+        `update_share/<term>/<part>` at the end of a window."""
         if (end := number + self.left(number)) != self.end:
             self.momenta, self.end = MomentumParts(self.optimizer, self.parameters), end
         weighted: Gradients = {
