@@ -38,7 +38,9 @@ TAGS = (
     "button|nav|label|input|svg|path|sup|sub|autoref"
 )
 ODD_TAG = re.compile(rf"<(?!(?:{TAGS})\b)[a-z]\w*")
-PROSE = {".md": None, ".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json"}
+SHOWN = {".md": "", ".py": "python", ".yaml": "yaml", ".yml": "yaml", ".cff": "yaml", ".toml": "toml"}
+SHOWN |= {".json": "json", ".sh": "bash", ".txt": "text", "": "text"}
+"""Files that are shown as a page, and the language of their text; any other is copied as it is."""
 log = logging.getLogger("mkdocs.hooks.tutti")  # strict: a warning fails the build
 
 
@@ -73,11 +75,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         here, text = waiting.pop()
         for target in _leaving(here, text):
             if files.get_file_from_path(_site_uri(target)) is None and (ROOT / target).is_file():
+                if (language := SHOWN.get(Path(target).suffix)) is None:
+                    files.append(File.generated(config, _site_uri(target), abs_src_path=str(ROOT / target)))
+                    continue
                 content = (ROOT / target).read_text(encoding="utf-8")
-                language = PROSE[Path(target).suffix]
-                shown = content if language is None else f"# {target}\n\n````{language}\n{content}\n````\n"
+                shown = f"# {target}\n\n````{language}\n{content}\n````\n" if language else content
                 files.append(File.generated(config, _site_uri(target), content=HIDDEN + shown))
-                waiting += [(target, content)] if language is None else []
+                waiting += [] if language else [(target, content)]
     return files
 
 
@@ -132,7 +136,7 @@ def _site_uri(target: str) -> str:
     """Where the site has a file of the repository."""
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
-    return COPIES + target + ("" if target.endswith(".md") else ".md")
+    return COPIES + target + (".md" if SHOWN.get(Path(target).suffix) else "")
 
 
 @cache

@@ -26,8 +26,10 @@ def site(tmp_path: Path) -> Path:
         "docs/index.md": "# Home\n\n* [How](how/index.md)\n",
         "docs/how/index.md": "# How\n\n* [Second](b.md)\n* [First](a.md)\n",
         "docs/how/a.md": "# A\n\n## Part\n\n[the code](../../code.py)\n",
-        "docs/how/b.md": "# B\n\n[A's part](a.md#part), [notes](../../notes/read.md)\n",
-        "notes/read.md": "# Notes\n\n[back](../docs/how/a.md), [numbers](numbers.json)\n",
+        "docs/how/b.md": "# B\n\n[part](a.md#part), [rules](../../LICENSE), [notes](../../notes/read.md)\n",
+        "notes/read.md": "# Notes\n\n[back](../docs/how/a.md), [numbers](numbers.json), ![dot](dot.svg)\n",
+        "notes/dot.svg": "<svg/>",
+        "LICENSE": "As is.\n",
         "notes/numbers.json": '{"loss": 0.25}\n',
         "code.py": "print('<loss>')\n",
     }
@@ -93,6 +95,8 @@ def test_links_to_files_outside_of_the_pages_lead_to_copies_of_them(site: Path) 
     assert "&lt;loss&gt;" in (found / "repository" / "code.py.html").read_text()
     notes = (found / "repository" / "notes" / "read.html").read_text()
     assert 'href="../../how/a.html"' in notes and 'href="numbers.json.html"' in notes
+    assert "As is." in (found / "repository" / "LICENSE.html").read_text()
+    assert (found / "repository" / "notes" / "dot.svg").read_text() == "<svg/>"
     assert "0.25" in (found / "repository" / "notes" / "numbers.json.html").read_text()
 
 
