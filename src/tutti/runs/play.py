@@ -45,6 +45,7 @@ class Player:
     """A policy and the simulator that it was trained for, with the settings of its evaluation."""
 
     place: Place
+    policy: CheckpointPolicyFactory
     spec: RolloutSpec
     first_seed: int
 
@@ -75,7 +76,7 @@ class Player:
             max_decisions=config.evaluation.max_decisions,
             folder=None,
         )
-        return cls(place, spec, settings.first_seed)
+        return cls(place, factory, spec, settings.first_seed)
 
     @property
     def suite(self) -> Suite:
@@ -119,7 +120,7 @@ class Player:
                     f"{listed}: in no training sentence of the suite {self.suite.name}. The policy reads any "
                     "text, but what a new word means it cannot know."
                 )
-        trained = self.place.starts(self.place.config(self.spec.policy.trust_code)).seeds
+        trained = self.place.starts(self.place.config(self.policy.trust_code)).seeds
         for seed in dict.fromkeys(one.seed for one in planned):
             if any(seed in seeds for seeds in trained):
                 notes.append(f"start {seed} is among those of the training: success there shows little.")
@@ -143,7 +144,7 @@ def play_policy(
     """
     player = Player.of(policy, trust_code)
     planned = player.plan(tasks, instruction, seed)
-    print_line(f"policy {player.spec.policy.path}, suite {player.suite.name}")
+    print_line(f"policy {player.policy.path}, suite {player.suite.name}")
     for note in player.notes(planned):
         print_line(f"! {note}")
     played: list[tuple[Rollout, list[Path]]] = []
