@@ -135,3 +135,28 @@ def test_nothing_of_the_site_is_loaded_from_elsewhere(site: Path) -> None:
     loads = re.compile(r'(?:src|href)="(?:https?:)?//|url\(["\']?(?:https?:)?//|@import')
     files = [*found.rglob("*.html"), *found.rglob("*.css")]
     assert len(files) > 8 and [file for file in files if loads.search(file.read_text())] == []
+
+
+def test_a_notebook_is_a_page_with_its_outputs_in_the_order_of_its_index(site: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": ["# Steps\n", "\n", "[the code](../../code.py)"]},
+        {
+            "cell_type": "code",
+            "source": ["print(2 < 3)"],
+            "outputs": [
+                {"output_type": "stream", "text": ["True\n"]},
+                {
+                    "output_type": "execute_result",
+                    "data": {"image/svg+xml": ["<svg/>"], "text/plain": ["Chart"]},
+                },
+            ],
+        },
+    ]
+    (site / "docs" / "how" / "steps.ipynb").write_text(json.dumps({"cells": cells}))
+    (site / "docs" / "how" / "index.md").write_text(
+        "# How\n\n* [Steps](steps.ipynb)\n* [B](b.md)\n* [A](a.md)\n"
+    )
+    page = (made(site) / "how" / "steps.html").read_text()
+    assert "data:image/svg+xml;base64,PHN2Zy8+" in page and "True" in page and "Chart" not in page
+    links = re.findall(r'href="(?:\./)?(steps|b|a)\.html"', page.partition("<body")[2])
+    assert list(dict.fromkeys(links)) == ["steps", "b", "a"]
