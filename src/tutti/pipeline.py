@@ -29,7 +29,8 @@ from pathlib import Path
 
 from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot import ENVIRONMENT_STATE, VIEW
-from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot
+from tutti.data.formats.lerobot.pieces import EpisodeRecord
+from tutti.data.formats.lerobot.writer import write_lerobot
 from tutti.distributed.world import process_group
 from tutti.evaluation.closed_loop.starts import DATASET, RECORDING
 from tutti.evaluation.config import EvaluationConfig

@@ -231,9 +231,9 @@ def write_json_file(folder: Path, name: str, text: str) -> Path:
 
 
 OTHERS: dict[str, tuple[str, str, str]] = {
-    "v21": ("meta/info.json", '{"codebase_version": "v2.1"}', "of version 'v2.1'"),
-    "tfds": ("features.json", "{}", "it is a TFDS data set"),
-    "hdf5": ("demo.hdf5", "", "it holds HDF5 files"),
+    "v16": ("meta/info.json", '{"codebase_version": "v1.6"}', "of version 'v1.6'"),
+    "tfds": ("features.json", "{}", "dataset_info.json is missing"),
+    "hdf5": ("demo.hdf5", "", "demo.hdf5"),
     "zarr": (".zgroup", "{}", "it is a Zarr store"),
 }
 

@@ -231,7 +231,7 @@ def test_without_as_many_frames_as_rows_the_nearest_frame_is_taken(tmp_path: Pat
     # The frame that the last rows name is not in the video: none of another episode is taken for it.
     change(folder, f"videos/{VIEW}/from_timestamp", lambda starts: starts + 0.4 * (np.arange(4) == 3), TABLE)
     change(folder, f"videos/{VIEW}/to_timestamp", lambda ends: ends + 0.4 * (np.arange(4) == 3), TABLE)
-    with pytest.raises(UserError, match=r"has no frame at 3\..*\n.*\n.*exclude=\[3\]"):
+    with pytest.raises(UserError, match=r"too few for episode 3 of.*\n.*\n.*exclude=\[3\]"):
         check_rows(opened(folder, tolerance=1.01), rows_of(0, 1, 2, 3))
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,18 @@ def write(folder: Path, episodes: list[EpisodeRecord] | None = None, storage: St
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "set")
+
+
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_an_episode_of_more_pictures_than_are_encoded_at_once_keeps_them_all(
+    tmp_path: Path, storage: Storage
+) -> None:
+    (record,) = make_episodes((150,), 64)
+    levels = np.linspace(5, 250, 150).astype(np.uint8)[:, None, None, None]
+    images = {view: np.broadcast_to(levels, (150, 64, 64, 3)).copy() for view in VIEWS}
+    store = LeRobotStore(write(tmp_path / "set", [replace(record, images=images)], storage))
+    seen = store.frames(VIEWS[1], np.arange(150)).mean(axis=(1, 2, 3))
+    assert np.abs(seen - levels.ravel()).max() <= (0 if storage == "image" else 4.5)
 
 
 def tree_hash(folder: Path) -> str:
@@ -230,11 +243,11 @@ def total(key: str, value: int) -> Callable[[Path], None]:
 
 
 BAD_INPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (shutil.rmtree, r"there is no such file or folder"),
+    "no folder": (shutil.rmtree, r"no LeRobotDataset: meta/info\.json is missing"),
     "info not JSON": (lambda f: (f / "meta/info.json").write_text("{"), r"info\.json: not valid JSON"),
-    "v2.1": (
-        lambda f: edit_info(f, lambda i: i.update(codebase_version="v2.1")),
-        r"info\.json: .*'v2\.1'; expected 'v3\.x'[\s\S]*convert_dataset_v21_to_v30",
+    "v1.6": (
+        lambda f: edit_info(f, lambda i: i.update(codebase_version="v1.6")),
+        r"info\.json: .*'v1\.6'; expected 'v2\.0', 'v2\.1' or 'v3\.x'[\s\S]*v1 to v2\.0",
     ),
     "no fps": (lambda f: edit_info(f, lambda i: i.pop("fps")), r"info\.json: fps is wrong"),
     "fps 0": (lambda f: edit_info(f, lambda i: i.update(fps=0)), r"fps is wrong[\s\S]*found: +0"),
@@ -315,7 +328,7 @@ def end_early(video: Path) -> None:
 BAD_VIDEOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (Path.unlink, r"top/chunk-000/file-000\.mp4 is missing"),
     "damaged": (lambda v: v.write_bytes(b"\0" * 500), r"top/chunk-000/file-000\.mp4 cannot be decoded"),
-    "ends early": (end_early, r"has no frame at 0\.6000 s[\s\S]*the end"),
+    "ends early": (end_early, r"has 12 frames and ends at 0\.6 s: too few for episode 2"),
     "of another size": (
         lambda v: edit_info(v.parents[3], lambda i: i["features"][VIEWS[1]].update(shape=[32, 32, 3])),
         r"file-000\.mp4: a picture .*\(64, 68, 3\); info\.json says \(32, 32, 3\)",

@@ -144,7 +144,9 @@ def options(
 
     [bold]What is wrong, before a training and after it[/bold]
 
+      tutti data inspect my/data         what it holds, how to train on it
       tutti data check my/data           texts, units, cameras, copies, split
+      tutti data convert my/data new     any format -> LeRobot v3.0
       tutti doctor configs/demo.yaml     data, model, loss: is anything broken?
       tutti probe runs/demo              does it look, listen, or copy its state?
       tutti verify-resume configs/demo.yaml     killed, resumed: the same bits?
@@ -177,13 +179,15 @@ def options(
 for one in COMMANDS:
     app.command()(guarded(one))
 data = typer.Typer(name="data", no_args_is_help=True)
-data.command()(guarded(data_commands.check))
+for one in (data_commands.inspect, data_commands.check, data_commands.convert):
+    data.command()(guarded(one))
 app.add_typer(data)
 
 
 @data.callback()
-def _data_options() -> None:  # with a callback a lone command keeps its name
-    """Looks at recorded data: `tutti data check PATH` says what is wrong with them."""
+def _data_options() -> None:
+    """Recorded data: `inspect` says what they hold, `check` what is wrong with them, and `convert` makes
+    LeRobot v3.0 of any format."""
 
 
 def system_error_message(error: Exception) -> str:

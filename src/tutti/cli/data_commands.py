@@ -1,8 +1,9 @@
-"""The commands `tutti data ...`: what is wrong with recorded data, before anything is trained on them."""
+"""The commands `tutti data ...`: what is in recorded data, what is wrong with them, and their conversion."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ def check(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="LeRobot data sets, or config files whose data.sources are checked together; and values "
+            help="Data sets, or config files whose data.sources are checked together; and values "
             "that win over the config's, such as data.horizon=8.",
             metavar="PATH ... [KEY.SUB=VALUE ...]",
         ),
@@ -55,3 +56,68 @@ def check(
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     if code := max(one.code for one in checked):
         raise typer.Exit(code)
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A data set in any format: its folder or file.", metavar="PATH")
+    ],
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--sheet", help="Write pictures of some episodes in every view.", metavar="FILE.png"),
+    ] = None,
+) -> None:
+    """Says what a data set holds, what each feature is taken for and why, and how to train on it.
+
+    Reads any format (docs/how-to/own-data.md lists them). Nothing is trained or written but the sheet.
+    """
+    from tutti.data.checks.inspection import inspect_path
+    from tutti.runs.data_inspect import print_inspected, write_sheet
+    from tutti.runs.terminal import print_line
+
+    print_inspected(inspected := inspect_path(path))
+    if sheet is not None:
+        write_sheet(inspected, sheet)
+        print_line(f"Written: {sheet}")
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A data set of any format that Tutti reads.", metavar="SRC")],
+    target: Annotated[Path, typer.Argument(help="The folder to write.", metavar="DST")],
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Keys of a source: views=[front] state=[arm,hand] exclude=[3].", metavar="[KEY=VALUE ...]"
+        ),
+    ] = None,
+    *,
+    pictures: Annotated[
+        str, typer.Option("--pictures", help="video (AV1) or png (without loss).", metavar="video|png")
+    ] = "video",
+    shard: Annotated[
+        str, typer.Option("--shard", help="The i-th of n parts, on machines that share DST.", metavar="I/N")
+    ] = "1/1",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes; one a core unless given.")
+    ] = None,
+) -> None:
+    """Converts a data set to LeRobot v3.0: views as video or PNG, one process a core, checked at the end.
+
+    Interrupted or killed, the same command goes on and ends in the same files. DST is there when it is whole.
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"--shard: expected I/N with I from 1 to N, such as 2/8, found {shard!r:.40}.")
+    if pictures not in ("video", "png"):
+        raise UserError(f"--pictures: expected video or png, found {pictures!r:.40}.")
+    from tutti.runs.data_check import defaults_for
+    from tutti.runs.data_convert import convert as convert_source
+    from tutti.runs.data_convert import lenient
+
+    given = keys or []
+    config = defaults_for(source, [f"data.sources.0.{one}" for one in given]).data.sources[0]
+    if not any(one.startswith("labels") for one in given):
+        config = lenient(config)
+    storage = "image" if pictures == "png" else "video"
+    convert_source(config, target, storage=storage, shard=(number, count), workers=workers)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec, texts_of
+from tutti.data.formats.wanted import read_as
 from tutti.data.loader import Loader
 from tutti.data.normalize import NormalizationKind, Normalizer
 from tutti.data.sources import Part, stores_of
@@ -158,6 +159,8 @@ def describe_source(
         "instructions": len(texts_of(store, episodes)),
         "views": list(spec.views),
         "stored_image_shapes": [list(shape) for shape in spec.image_shapes],
+        "format": store.format,
+        "read_as": read_as(store.roles),
     }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from tutti.data.content import Content, Digests, digest
+from tutti.data.formats.interface import Roles
 from tutti.data.tokenize import normalized_text
 from tutti.errors import UserError
 from tutti.storage.reading import read_json
@@ -86,10 +87,13 @@ class EpisodeStore(ABC):
 
     `states` (N, s) and `actions` (N, a) are in data units, `instruction_of` (N,) points into
     `instructions`. `content` tells whether another store says the same; `name` names the store in
-    messages (its folder). `remarks` are lines for the user on what the store leaves out. `parts` are the
-    numbers of the episodes that each choice it was opened with names; empty where it was one, of all.
+    messages (its folder). `remarks` are lines for the user on what the store leaves out or guesses. `parts`
+    are the numbers of the episodes that each choice it was opened with names; empty where it was one, of all.
+    `format` is the name of its format, `roles` what each of its features was taken for.
     """
 
+    format: str = ""
+    roles: Roles = Roles()
     remarks: tuple[str, ...] = ()
     parts: tuple[frozenset[int], ...] = ()
 

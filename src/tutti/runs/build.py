@@ -16,7 +16,6 @@ from tutti.config.run_config import RunConfig, to_yaml
 from tutti.data.bundle import DataBundle, Statistics
 from tutti.data.config import DataConfig, training_texts
 from tutti.data.episodes import check_unchanged
-from tutti.data.formats.lerobot.metadata import read_info
 from tutti.data.sources import SourceConfig, check_compatible, open_parts, stores_of
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
@@ -103,7 +102,7 @@ def with_steps(config: RunConfig, fps: float | None = None, *, say: bool = True)
     if not any(times_in(config)):
         return config
     for source in config.data.sources[:1] if fps is None else ():
-        fps = read_info(source.path).fps
+        fps = source.rate()
     config, lines = resolved(config, config.record.spec.fps if fps is None else fps)
     for line in lines if say and world().ranks.first else ():
         print_line(line)

@@ -84,7 +84,7 @@ def check_path(
     A data set is checked against the defaults of a config. `overrides` are as for `tutti train`.
     """
     try:
-        config = load_config(path, overrides) if is_config(path) else _defaults_for(path, overrides)
+        config = load_config(path, overrides) if is_config(path) else defaults_for(path, overrides)
         data = with_sources(config, Path("runs") / config.name)
         parts = open_parts(data.sources)
         config = with_steps(config, parts[0].store.spec.fps)
@@ -140,7 +140,7 @@ def read_recordings(config: RunConfig, data: DataConfig, opened: Sequence[Part])
     )
 
 
-def _defaults_for(path: str, overrides: Sequence[str]) -> RunConfig:
+def defaults_for(path: str, overrides: Sequence[str]) -> RunConfig:
     """A config of nothing but defaults for one data set."""
     values: dict[str, Any] = {"data": {"sources": [{"path": path}]}}
     parsed = parse_overrides(overrides)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from tutti.data.formats.chosen import MAX_TEXT
 from tutti.data.formats.lerobot import VIEW
-from tutti.data.formats.lerobot.tables import MAX_TEXT
 from tutti.errors import near_miss
 from tutti.types import DataSpec, UserError, dimension_label
 

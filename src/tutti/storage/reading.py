@@ -138,12 +138,12 @@ def parse_value(text: str, source: Path | str, *, finite: bool = False, cure: st
         raise _wrong(source, f"not valid JSON ({error})", cure) from None
 
 
-def read_lines(path: Path) -> Iterator[str | None]:
+def read_lines(path: Path, *, links: bool = False) -> Iterator[str | None]:
     """The lines of a file of JSON lines one by one; None for one that is too long or not UTF-8.
 
-    Raises: UserError as `read_bytes`, also for a link that leads out of its folder.
+    Raises: UserError as `read_bytes`, unless `links` also for a link that leads out of its folder.
     """
-    with open_plain(path, LINES_BYTES, inside=path.parent) as file:
+    with open_plain(path, LINES_BYTES, inside=None if links else path.parent) as file:
         while line := file.readline(LINE_BYTES):
             whole = len(line) < LINE_BYTES or line.endswith(b"\n")
             while len(line) == LINE_BYTES and not line.endswith(b"\n"):

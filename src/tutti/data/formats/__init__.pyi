@@ -1,4 +1,6 @@
+from .lerobot.pieces import EpisodeRecord
 from .lerobot.reader import LeRobotStore
-from .lerobot.writer import EpisodeRecord, write_lerobot
+from .lerobot.writer import write_lerobot
+from .rlds.reader import RldsReader
 
-__all__ = ["EpisodeRecord", "LeRobotStore", "write_lerobot"]
+__all__ = ["EpisodeRecord", "LeRobotStore", "RldsReader", "write_lerobot"]

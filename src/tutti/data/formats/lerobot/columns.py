@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Float64, Int64
 
+from tutti.data.formats.chosen import TOLERANCE
+from tutti.data.formats.errors import COPY_AGAIN, data_error
 from tutti.data.formats.lerobot.metadata import LeRobotMeta
 from tutti.data.formats.lerobot.tables import (
-    WITHOUT_TEXT,
+    NO_TEXTS,
     check_column,
-    data_error,
     integers,
     numbers,
     read_parquet,
 )
-from tutti.data.formats.lerobot.video import TOLERANCE
 from tutti.storage.reading import shown
 from tutti.types import LABELS, Label
 
@@ -29,7 +31,8 @@ MAX_TOLERANCE = 100.0
 """Largest tolerance of times, in frames."""
 MAX_DRIFT, MIN_STEPS = 0.02, 50
 """How far the rate that the times tell may lie off fps, as a share of it, over how many steps at least."""
-REPAIR = "repair or remove the episode, or record the data set again."
+_READERS, _AHEAD = 4, 64
+"""Threads that read files of one episode each, and how many files they are ahead at most."""
 
 
 def read_numbers(
@@ -42,51 +45,67 @@ def read_numbers(
     has the columns of actions and of states with their numbers, which are finite where they are asked for."""
     dims = {key: size for columns in sizes.values() for key, size in columns.items()}
     found: dict[str, np.ndarray] = {key: np.empty((len(rows), n), np.float32) for key, n in dims.items()}
-    found["task_index"] = np.empty(len(rows), np.int64)
+    found["task_index"] = np.zeros(len(rows), np.int64)
     frames = rows - meta.starts[episode_of]
     found["timestamp"] = frames / meta.info.fps
     of_file: list[tuple[Path, int]] = []
     end, done, tasks = 0, 0, len(meta.tasks)
-    optional = ["index", "frame_index", "timestamp"]
-    for path in meta.data_files:
-        table = read_parquet(path, [*dims, "episode_index", "task_index"], optional)
+    for path, whole, length in _tables(meta, dims):
         of_file.append((path, begin := end))
-        end += len(table)
+        end += length
+        if whole is None:
+            continue
         here = slice(done, done := int(np.searchsorted(rows, end)))
         local = rows[here] - begin
-        if len(local) < len(table):
-            table = table.take(pa.array(local))
+        table = whole if len(local) == length else whole.take(pa.array(local))
         for key, dim in dims.items():
             found[key][here] = _vector_column(table[key], key, dim, path)
         for key, wanted in (("episode_index", episode_of), ("index", rows), ("frame_index", frames)):
             if key in table.column_names:
                 why = ": frames must lie one after the other, in order"
                 check_column(path, key, integers(table, key, path), wanted[here], why, rows=local)
-        task, known = integers(table, "task_index", path), f" of {tasks} in meta/tasks.parquet"
-        check_column(path, "task_index", task, task.clip(0, tasks - 1), known, rows=local)
-        found["task_index"][here] = task
+        if (key := meta.text_column) in table.column_names:
+            task, known = integers(table, key, path), f" of {tasks} in {meta.tables[0]}"
+            check_column(path, key, task, task.clip(0, tasks - 1), known, rows=local)
+            found["task_index"][here] = task
         if "timestamp" in table.column_names:
             found["timestamp"][here] = numbers(table, "timestamp", path, local)
     _check_times(meta, found["timestamp"], rows, episode_of, of_file)
     _check_texts(meta, found["task_index"], episode_of)
     used: list[tuple[str, Label]] = [(key, label) for label in LABELS for key in sizes.get(label, ())]
     for key, label in used:
-        unknown = ~np.isfinite(found[key])
-        asked, lenient = (meta.asked(label, use)[episode_of] for use in (True, "where_present"))
-        # A row without a single number has none; a number that is missing among others is damage.
-        asked |= lenient & ~unknown.all(axis=1)
-        wrong = np.argwhere(unknown & asked[:, None])
-        if len(wrong):
-            place, dimension = wrong[0].tolist()
-            episode = int(episode_of[place])
-            raise data_error(
-                f"{meta.folder}: {key} is {found[key][place, dimension]} in episode {episode}, row "
-                f"{frames[place]} of it (frame row {rows[place]}), dimension {dimension}; {len(wrong)} such "
-                "values in all.",
-                expected="finite numbers",
-                cure=REPAIR + meta.or_leave_out(episode_of[wrong[:, 0]].tolist()),
-            )
+        what, at = f"{meta.folder}: {key}", {"episode_of": episode_of, "frames": frames, "rows": rows}
+        meta.check_finite(what, label, found[key], **at)
     return found
+
+
+def _tables(meta: LeRobotMeta, dims: Mapping[str, int]) -> Iterator[tuple[Path, pa.Table | None, int]]:
+    """Each data file in path order, the columns that are used, and its rows; None for the columns of an
+    episode that is left out, where each has a file of its own. These may be many thousands, so some are read
+    ahead, and none stays open.
+
+    Raises: UserError for a file with fewer or more rows than its episode has.
+    """
+    texts = [] if meta.tasks == NO_TEXTS else [meta.text_column]
+    needed, optional = [*dims, "episode_index", *texts], ["frame_index", "timestamp"]
+    if not meta.info.file_an_episode:
+        for path in meta.data_files:
+            yield path, (table := read_parquet(path, needed, [*optional, "index"])), len(table)
+        return
+    with ThreadPoolExecutor(_READERS) as pool:
+        for begin in range(0, len(meta.data_files), _AHEAD):
+            block = slice(begin, begin + _AHEAD)
+            paths, used = meta.data_files[block], meta.kept[block]
+            tables = pool.map(lambda path: read_parquet(path, needed, optional), compress(paths, used))
+            for episode, (path, kept) in enumerate(zip(paths, used, strict=True), begin):
+                table, length = next(tables) if kept else None, int(meta.lengths[episode])
+                if table is not None and len(table) != length:
+                    raise data_error(
+                        f"{path} has {len(table)} rows, but meta/episodes.jsonl says that episode {episode} "
+                        f"has {length}.",
+                        cure=COPY_AGAIN + meta.or_leave_out([episode]),
+                    )
+                yield path, table, length
 
 
 def _check_times(
@@ -133,14 +152,8 @@ def _check_texts(
 ) -> None:
     """The instructions of an episode's rows must be those that the episode table names, and there where they
     are asked for."""
-    silent = np.array([not text.strip() for text in meta.tasks])[task_of]
-    if (wrong := np.unique(episode_of[silent & meta.asked("text", True)[episode_of]])).size:
-        raise data_error(
-            f"{meta.folder}: {len(wrong)} of the episodes have no instruction, such as {wrong[0]}.",
-            expected="texts that are not blank",
-            cure=WITHOUT_TEXT + "." + meta.or_leave_out(wrong.tolist()),
-        )
-    if meta.texts is None:
+    meta.check_spoken(str(meta.folder), meta.tasks, task_of, episode_of)
+    if meta.texts is None or meta.tasks == NO_TEXTS:
         return
     used: list[set[str]] = [set() for _ in meta.texts]
     # Only where one of the two changes: a large data set has a million times as many rows.
@@ -148,13 +161,15 @@ def _check_texts(
     for episode, task in zip(episode_of[begins].tolist(), task_of[begins].tolist(), strict=True):
         used[episode] |= {meta.tasks[task]} - {""}
     for episode, (texts, named) in enumerate(zip(used, meta.texts, strict=True)):
-        if meta.kept[episode] and texts != named:
+        # GR00T also lists words such as "valid" among the tasks of an episode.
+        if meta.kept[episode] and texts != (texts & named if meta.modality.annotation else named):
             raise data_error(
-                f"{meta.folder}: the rows of episode {episode} have other instructions than meta/episodes.",
+                f"{meta.folder}: the rows of episode {episode} have other instructions "
+                f"than {meta.tables[1]}.",
                 expected=shown(sorted(map(str, named)), 200),
                 found=shown(sorted(texts), 200),
-                cure="correct task_index, meta/tasks.parquet or the column tasks, so that they agree."
-                + meta.or_leave_out([episode]),
+                cure=f"correct {meta.text_column}, {meta.tables[0]} or the tasks of the episode, so that "
+                "they agree." + meta.or_leave_out([episode]),
             )
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from tutti.data.episodes import VECTORS, Vector
-from tutti.data.formats.lerobot.tables import data_error
+from tutti.data.formats.dimensions import joined_dimensions
+from tutti.data.formats.errors import data_error
 from tutti.storage.reading import shown
 
 MAX_EDGE, MAX_DIM = 8192, 4096
 """Largest picture edge (pixels) and vector that a data set may have."""
 _MAX_NAME, _MAX_DEPTH = 100, 8
+_CHANNELS, _FIRST = (1, 3, 4), (["c"], ["channel"], ["channels"])
 
 
 class Feature(BaseModel):
@@ -30,7 +31,7 @@ class Feature(BaseModel):
     shape: list[Annotated[int, Field(gt=0, lt=2**31)]] = Field(max_length=8)
     names: Any = None
     units: Any = None
-    info: Any = None
+    info: Any = Field(default=None, validation_alias=AliasChoices("info", "video_info"))  # the latter in v2.0
 
     @property
     def is_camera(self) -> bool:
@@ -44,9 +45,11 @@ class Feature(BaseModel):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels). LeRobot's files are channels-last unless `names` says otherwise."""
+        """(height, width, channels). The channels are the axis of 1, 3 or 4; where both ends are that, the
+        one that `names` calls so, and else the last: names and shape of public sets contradict each other."""
         first, second, third = self.shape if len(self.shape) == 3 else (0, 0, 0)
-        channels_first = isinstance(self.names, list) and str(self.names[:1]).startswith("['channel")
+        named = [str(path[-1]).lower() for path in _leaves(self.names)]
+        channels_first = first in _CHANNELS and (third not in _CHANNELS or named[:1] in _FIRST)
         return (second, third, first) if channels_first else (first, second, third)
 
     @property
@@ -95,7 +98,7 @@ def find_cameras(
             )
         shapes[view] = (size[0], size[1])
     left_out = "; ".join(f"{key} {why}" for key, why in without.items() if chosen is None)
-    text = f"{where.parents[1]}: cameras without colours are passed over (sources.views is auto): {left_out}"
+    text = f"cameras without colours are passed over (sources.views is auto): {left_out}"
     return shapes, text if left_out else ""
 
 
@@ -135,24 +138,23 @@ def vector_sizes(
 def describe_dimensions(
     features: Mapping[str, Feature], keys: Sequence[str], what: str
 ) -> dict[str, tuple[str, ...]]:
-    """Names and units of the numbers of these features, joined, as the fields of `Dimensions` have them.
+    """Names and units of the numbers of these features, joined (`joined_dimensions`)."""
+    sizes = {key: features[key].shape[0] for key in keys}
+    names = {key: number_names(features[key]) for key in keys}
+    units = {key: number_units(features[key]) for key in keys}
+    return joined_dimensions(sizes, names, units, what)
 
-    Numbers without names are numbered: "state[0]", with several features by the last part of theirs. Names
-    that two features share get that part in front. Units are empty where no feature tells them.
-    """
-    parts: list[list[str]] = []
-    units: list[str] = []
-    for key in keys:
-        feature, count = features[key], features[key].shape[0]
-        numbered = [f"{_last(key) if len(keys) > 1 else what}[{place}]" for place in range(count)]
-        parts.append(_names(feature.names, count) or numbered)
-        given = feature.units
-        fits = isinstance(given, list) and len(given) == count and all(map(_is_text, given))
-        units += given if fits else [""] * count
-    names = list(chain(*parts))
-    if len(set(names)) < len(names):
-        names = [f"{_last(key)}.{name}" for key, part in zip(keys, parts, strict=True) for name in part]
-    return {f"{what}_names": tuple(names), f"{what}_units": tuple(units) if any(units) else ()}
+
+def number_names(feature: Feature) -> list[str]:
+    """The names of a vector's numbers; none where info.json does not have one for each."""
+    return _names(feature.names, feature.shape[0])
+
+
+def number_units(feature: Feature) -> list[str]:
+    """The units of a vector's numbers; none where info.json does not have one for each."""
+    given = feature.units
+    fits = isinstance(given, list) and len(given) == feature.shape[0] and all(map(_is_text, given))
+    return given if fits else []
 
 
 def _names(given: Any, count: int) -> list[str]:
@@ -179,7 +181,3 @@ def _leaves(given: Any, path: tuple[str, ...] = (), depth: int = 0) -> Iterator[
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= _MAX_NAME and value.isprintable()
-
-
-def _last(key: str) -> str:
-    return key.rsplit(".", 1)[-1]

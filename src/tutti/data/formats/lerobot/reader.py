@@ -1,56 +1,67 @@
-"""Reads LeRobotDataset v3.0 folders: numbers at once, checked; pictures on request from PNG or video."""
+"""Reads LeRobotDataset folders, v2.0 to v3.0: numbers at once, checked; pictures on request."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64, UInt8
-from PIL import Image, UnidentifiedImageError
 
 from tutti.data.content import Digests, digest
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
+from tutti.data.formats.chosen import ALL, REPAIR, TOLERANCE, Chosen
+from tutti.data.formats.errors import data_error
 from tutti.data.formats.lerobot import ACTION, STATE
-from tutti.data.formats.lerobot.columns import REPAIR, read_numbers
+from tutti.data.formats.lerobot.columns import read_numbers
+from tutti.data.formats.lerobot.episodes_v2 import read_v2
+from tutti.data.formats.lerobot.episodes_v3 import read_v3
 from tutti.data.formats.lerobot.features import (
+    Feature,
     describe_dimensions,
     find_cameras,
     usable,
     vector_sizes,
 )
-from tutti.data.formats.lerobot.metadata import ALL, Chosen, LeRobotMeta, read_meta
-from tutti.data.formats.lerobot.tables import (
-    TABLE_BYTES,
-    data_error,
-    decoded_bytes,
-    explain_damage,
-    open_parquet,
-)
-from tutti.data.formats.lerobot.video import TOLERANCE, VideoReader
+from tutti.data.formats.lerobot.metadata import LeRobotMeta, read_info
+from tutti.data.formats.lerobot.modality import columns_of, part_of, read_modality
+from tutti.data.formats.lerobot.tables import TABLE_BYTES, decoded_bytes, explain_damage, open_parquet
+from tutti.data.formats.lerobot.video import VideoReader
+from tutti.data.formats.lerobot.video_lengths import check_videos
+from tutti.data.formats.pictures import SAMPLED_BYTES, decode_picture
 from tutti.errors import UserError
 from tutti.storage.reading import shown
 from tutti.types import LABELS, Label
 
-PICTURES = ("PNG", "JPEG", "WEBP")
-SAMPLED_BYTES = 2**28
-"""Bytes of pictures of a view that its digests look at, at most."""
 _BLOCK = 2**16
+_OPEN_FILES = 16
+
+
+def read_meta(folder: Path, chosen: Sequence[Chosen] = (ALL,), text: str | None = None) -> LeRobotMeta:
+    """Reads and checks `folder/meta`, whatever its version; `text` names an annotation as the instruction.
+
+    Raises: UserError that names file, key and cure.
+    """
+    info, modality = read_info(folder), read_modality(folder)
+    read = read_v2 if info.file_an_episode else read_v3
+    return read(folder, info, modality.reading(text) if text else modality, chosen)
 
 
 class LeRobotStore(EpisodeStore):
-    """A LeRobotDataset v3.0 on disk.
+    """A LeRobotDataset on disk, v2.0, v2.1 or v3.
 
     `views` are the camera features to use, all colour cameras (in the order of info.json) where it is None.
     Actions and states are the 1-D features `action` and `state`, several of them joined in that order;
     without `state` a state has no numbers. So have labels that none of `chosen` asks for where the folder
-    lacks them. `remarks` name cameras that are passed over. Of episodes that no `chosen` names nothing is
-    read. Where the tolerance is above the default, video frames are taken by number.
+    lacks them. GR00T's meta/modality.json adds names of slices and cameras, and annotations, of which `text`
+    names the one that is the instruction. `remarks` name cameras that are passed over, those slices, and
+    videos with more frames than rows. Of episodes that no `chosen` names nothing is read. Where the tolerance
+    is above the default, video frames are taken by number.
 
     Raises UserError, naming file, key, expected, found and cure, for anything missing, damaged,
     inconsistent or not finite.
@@ -63,43 +74,54 @@ class LeRobotStore(EpisodeStore):
         *,
         state: tuple[str, ...] = (STATE,),
         action: tuple[str, ...] = (ACTION,),
+        text: str | None = None,
         chosen: Sequence[Chosen] = (ALL,),
     ) -> None:
-        self._meta = meta = read_meta(folder, chosen)
+        self.meta = meta = read_meta(folder, chosen, text)
+        info, modality = meta.info, meta.modality
         self._by_number = meta.tolerance > TOLERANCE
-        self.parts = tuple(frozenset(np.flatnonzero(mask).tolist()) for mask, _ in meta.parts)
-        self.name = str(folder)
-        features, info = meta.info.features, folder / "meta" / "info.json"
-        shapes, passed_over = find_cameras(features, info, views)
-        self.remarks = (passed_over,) if passed_over else ()
+        self.parts = meta.numbers
+        self.name, path = str(folder), folder / "meta" / "info.json"
+        named = None if views is None else tuple(map(modality.camera, views))
+        shapes, passed_over = find_cameras(info.features, path, named)
+        features: dict[Label, dict[str, Feature]] = {
+            "state": modality.features(info.features, "state", STATE),
+            "actions": modality.features(info.features, "action", ACTION),
+        }
         needed = {label: any(one.labels[label] is True for one in chosen) for label in LABELS}
         if not needed["state"]:
-            state = usable(features, state)
+            state = usable(features["state"], state)
         if not needed["actions"]:
-            action = usable(features, action)
+            action = usable(features["actions"], action)
         sizes: dict[Label, dict[str, int]] = {
-            "state": vector_sizes(features, info, state, "state"),
-            "actions": vector_sizes(features, info, action, "action"),
+            "state": vector_sizes(features["state"], path, state, "state"),
+            "actions": vector_sizes(features["actions"], path, action, "action"),
         }
         self.spec = StoreSpec(
             views=tuple(shapes),
             image_shapes=tuple(shapes.values()),
             state_dim=sum(sizes["state"].values()),
             action_dim=sum(sizes["actions"].values()),
-            fps=meta.info.fps,
+            fps=info.fps,
             num_frames=int(meta.lengths[meta.kept].sum()),
-            embodiment=meta.info.robot_type or "unknown",
-            **describe_dimensions(features, state, "state"),
-            **describe_dimensions(features, action, "action"),
+            embodiment=info.robot_type or "unknown",
+            **describe_dimensions(features["state"], state, "state"),
+            **describe_dimensions(features["actions"], action, "action"),
         )
-        self._columns, self._videos = _PictureColumns(meta), VideoReader(meta.info.fps, meta.tolerance)
+        told = (passed_over, modality.describe(), *check_videos(meta, tuple(shapes)))
+        self.remarks = tuple(f"{folder}: {remark}" for remark in told if remark)
+        self._columns, self._videos = _PictureColumns(meta), VideoReader(info.fps, meta.tolerance)
         # Rows of the store are those of the episodes that are used, rows of the files those of all.
         self._file_rows = np.flatnonzero(np.repeat(meta.kept, meta.lengths))
         self._episode_of = np.repeat(np.arange(len(meta.lengths)), meta.lengths)[self._file_rows]
-        numbers = read_numbers(meta, sizes, self._file_rows, self._episode_of)
+        columns: dict[Label, dict[str, int]] = {
+            label: columns_of(features[label], keys) for label, keys in sizes.items()
+        }
+        numbers = read_numbers(meta, columns, self._file_rows, self._episode_of)
         none = np.empty((len(self._file_rows), 0), np.float32)
         self.states, self.actions = (
-            np.concatenate([none, *map(numbers.__getitem__, keys)], axis=1) for keys in (state, action)
+            np.concatenate([none, *(part_of(features[label][key], key, numbers) for key in keys)], axis=1)
+            for label, keys in sizes.items()
         )
         self._times, self.instruction_of = numbers["timestamp"], numbers["task_index"]
         self.instructions = meta.tasks
@@ -120,14 +142,14 @@ class LeRobotStore(EpisodeStore):
             try:
                 out[place] = next(pictures)
             except UserError as error:
-                way_out = self._meta.or_leave_out([int(self._episode_of[rows[place]])])
+                way_out = self.meta.or_leave_out([int(self._episode_of[rows[place]])])
                 raise UserError(f"{error}{way_out}") from error
         return out
 
     def _pictures(
         self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        if view in self._meta.videos:
+        if view in self.meta.videos:
             return self._video(view, rows, shape)
         return self._columns.read(view, self._file_rows[rows], shape)
 
@@ -137,8 +159,8 @@ class LeRobotStore(EpisodeStore):
         """
         rows = np.zeros((len(self.spec.views), self.spec.num_frames), np.uint64)
         for of_view, view in zip(rows, self.spec.views, strict=True):
-            if (table := self._meta.videos.get(view)) is None:
-                of_file = np.zeros(self._meta.info.total_frames, np.uint64)
+            if (table := self.meta.videos.get(view)) is None:
+                of_file = np.zeros(self.meta.info.total_frames, np.uint64)
                 self._columns.digests(view, out=of_file)
                 of_view[:] = of_file[self._file_rows]
                 continue
@@ -158,14 +180,14 @@ class LeRobotStore(EpisodeStore):
     def _video(
         self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        table, episodes = self._meta.videos[view], self._episode_of[rows]
+        table, episodes = self.meta.videos[view], self._episode_of[rows]
         times = table.from_timestamp[episodes] + self._times[rows]
         for episode in np.unique(episodes).tolist() if self._by_number else ():
             here = episodes == episode
             span = float(table.from_timestamp[episode]), float(table.to_timestamp[episode])
-            frames = self._file_rows[rows[here]] - self._meta.starts[episode]
+            frames = self._file_rows[rows[here]] - self.meta.starts[episode]
             times[here] = self._videos.by_number(
-                table.paths[episode], span, times[here], frames, int(self._meta.lengths[episode])
+                table.paths[episode], span, times[here], frames, int(self.meta.lengths[episode])
             )
         begin = 0
         for end in range(1, len(rows) + 1):
@@ -179,93 +201,89 @@ class LeRobotStore(EpisodeStore):
                 begin = end
 
 
-def decode_picture(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture's RGB bytes. Its size is looked at first, so that a small file cannot fill the memory, and of
-    Pillow's many formats, some of which start other programs, only `PICTURES` are tried.
-
-    Raises: ValueError for another size than `shape` (h, w, 3), and what Pillow raises.
-    """
-    try:
-        opened = Image.open(BytesIO(content), formats=PICTURES)
-    except UnidentifiedImageError:
-        raise ValueError(f"it is none of {', '.join(PICTURES)}") from None
-    with opened as image:
-        if (image.height, image.width) != tuple(shape[:2]):
-            raise ValueError(f"it has {image.height} x {image.width} pixels; meta/info.json says {shape}")
-        deep = image.format == "PNG" and content[24] != 8  # Pillow would cut 16 bits a channel to 8
-        if image.mode != "RGB" or deep:
-            raise ValueError(
-                f"it is {'16-bit ' if deep else ''}{image.mode}; convert the pictures to 8-bit RGB"
-            )
-        return np.asarray(image)
-
-
 class _PictureColumns:
-    """PNG (or other) pictures inside the data files; keeps the row group it read last of each view."""
+    """PNG (or other) pictures inside the data files; keeps the row group it read last of each view, and a few
+    open files: there may be one for each of many thousand episodes."""
 
     def __init__(self, meta: LeRobotMeta) -> None:
-        self._groups: list[tuple[Path, int]] = []
-        starts = [0]
-        for path in meta.data_files:
-            with explain_damage(path):
-                metadata = open_parquet(path).metadata
-            for group in range(metadata.num_row_groups):
-                self._groups.append((path, group))
-                starts.append(starts[-1] + metadata.row_group(group).num_rows)
-        meta.info.check_total("frames", starts[-1], meta.folder / "data")
-        self._starts = starts
+        self._paths = meta.data_files
+        self._open: OrderedDict[int, tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]] = OrderedDict()
+        if meta.info.file_an_episode:
+            rows = meta.lengths
+        else:
+            rows = np.array([self._file(number)[1][-1] for number in range(len(self._paths))])
+        self._starts = np.concatenate([[0], np.cumsum(rows)])
+        meta.info.check_total("frames", int(self._starts[-1]), meta.folder / "data")
+        self._used = np.unique(np.repeat(np.arange(len(rows)), rows)[np.repeat(meta.kept, meta.lengths)])
         self._shapes = {view: feature.shape for view, feature in meta.info.features.items()}
-        self._files: dict[Path, pq.ParquetFile] = {}
-        self._last: dict[str, tuple[int, pa.Array]] = {}
+        self._last: dict[str, tuple[int, int, pa.Array]] = {}
 
     def digests(self, view: str, out: Digests) -> None:
         """Writes a digest of each row's encoded picture; rows of groups beyond the sample keep their 0."""
-        sizes = [decoded_bytes(self._open(path), [view], group) for path, group in self._groups]
-        for group in range(0, len(sizes), max(1, math.ceil(sum(sizes) / SAMPLED_BYTES))):
-            for row, content in enumerate(self._encoded(view, group), self._starts[group]):
+        groups = [
+            (number, group, decoded_bytes(self._file(number)[0], [view], group))
+            for number in self._used.tolist()
+            for group in range(len(self._file(number)[1]) - 1)
+        ]
+        stride = max(1, math.ceil(sum(size for *_, size in groups) / SAMPLED_BYTES))
+        for number, group, _ in groups[::stride]:
+            begin = self._starts[number] + self._file(number)[1][group]
+            for row, content in enumerate(self._encoded(view, number, group), begin):
                 out[row] = digest(content.as_py() or b"")
 
     def read(
         self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The pictures at ascending `rows`. One of another size than `shape` (h, w, 3) is not decoded."""
-        groups = np.searchsorted(np.asarray(self._starts), rows, side="right") - 1
-        for row, group in zip(rows.tolist(), groups.tolist(), strict=True):
-            content = self._encoded(view, group)[row - self._starts[group]].as_py()
+        files = np.searchsorted(self._starts, rows, side="right") - 1
+        for row, number in zip(rows.tolist(), files.tolist(), strict=True):
+            begins, local = self._file(number)[1], row - int(self._starts[number])
+            group = int(np.searchsorted(begins, local, side="right")) - 1
             try:
+                content = self._encoded(view, number, group)[local - begins[group]].as_py()
                 if content is None:
                     raise OSError("the picture has no bytes")
-                picture = decode_picture(content, shape)
+                picture = decode_picture(content, shape, "meta/info.json")
+            except UserError:
+                raise
             except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to
                 raise data_error(
-                    f"{self._groups[group][0]}: the picture of {view} in frame row {row} cannot be read: "
+                    f"{self._paths[number]}: the picture of {view} in frame row {row} cannot be read: "
                     f"{shown(str(error), 300, quoted=False)}.",
                     cure=REPAIR,
                 ) from error
             yield picture
 
-    def _open(self, path: Path) -> pq.ParquetFile:
-        if path not in self._files:
-            self._files[path] = open_parquet(path)
-        return self._files[path]
-
-    def _encoded(self, view: str, group: int) -> pa.Array:
-        """The encoded pictures of a row group."""
-        if self._last.get(view, (-1, None))[0] != group:
-            path, number = self._groups[group]
+    def _file(self, number: int) -> tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]:
+        """A data file, and where its row groups begin, its length last."""
+        if number not in self._open:
+            while len(self._open) >= _OPEN_FILES:
+                self._open.popitem(last=False)[1][0].close()
+            path = self._paths[number]
             with explain_damage(path):
-                file = self._open(path)
-                size = decoded_bytes(file, [view], number)
-                rows = self._starts[group + 1] - self._starts[group]
+                metadata = (file := open_parquet(path)).metadata
+                rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            self._open[number] = file, np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._open.move_to_end(number)
+        return self._open[number]
+
+    def _encoded(self, view: str, number: int, group: int) -> pa.Array:
+        """The encoded pictures of a row group."""
+        last = self._last.get(view)
+        if last is None or last[:2] != (number, group):
+            path = self._paths[number]
+            file, begins = self._file(number)
+            with explain_damage(path):
+                size, rows = decoded_bytes(file, [view], group), int(begins[group + 1] - begins[group])
                 if size > TABLE_BYTES + 2 * rows * (math.prod(self._shapes[view]) + 2**12):
                     raise data_error(f"{path}: the pictures of {view} take {size:,} bytes in {rows} rows.")
-                table = file.read_row_group(number, columns=[view], use_threads=False)
+                table = file.read_row_group(group, columns=[view], use_threads=False)
                 column = table[view].combine_chunks()
                 encoded = column.field("bytes") if pa.types.is_struct(column.type) else column
                 if not pa.types.is_binary(encoded.type):
                     raise data_error(f"{path}: {view} holds {encoded.type}.", expected="encoded pictures")
-            self._last[view] = (group, encoded)
-        return self._last[view][1]
+            self._last[view] = last = number, group, encoded
+        return last[2]
 
 
 def sampled_bytes(path: Path, most: int) -> bytes:

@@ -13,24 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float64, Int64
 
+from tutti.data.formats.chosen import MAX_TEXT, WITHOUT_TEXT
+from tutti.data.formats.errors import COPY_AGAIN, data_error, no_permission
 from tutti.errors import UserError
 from tutti.storage.reading import shown
 
-COPY_AGAIN = "copy or record the data set again."
-WITHOUT_TEXT = "train on its episodes without one (sources.labels.text=where_present)"
-MAX_TEXT = 4096
-"""Characters of an instruction."""
+NO_TEXTS = ("",)
+"""The instructions of a data set that has none: one that is blank."""
 TABLE_BYTES, ROW_BYTES = 2**20, 2**16
 """What a table without pictures may take in memory, and what more for each of its rows."""
-
-
-def data_error(
-    problem: str, *, expected: object = "", found: object = "", cure: str = COPY_AGAIN
-) -> UserError:
-    """The message for a data set that is wrong; `expected` and `found` where `problem` does not say them."""
-    lines = {"expected": expected, "found": found, "cure": cure}
-    texts = {name: shown(str(text), 500, quoted=False) for name, text in lines.items() if text}
-    return UserError(problem + "".join(f"\n  {name + ':':9} {text}" for name, text in texts.items()))
 
 
 def check_column(
@@ -60,6 +51,8 @@ def explain_damage(path: Path) -> Iterator[None]:
         raise data_error(f"{path} is missing.", expected="a Parquet file of the data set")
     try:
         yield
+    except PermissionError:
+        raise no_permission(path) from None
     except (pa.ArrowException, OSError, KeyError) as error:
         problem = f"{path} cannot be read as Parquet: it is truncated or damaged."
         raise data_error(problem, expected="a complete file", found=str(error).splitlines()[0]) from error
@@ -136,25 +129,32 @@ def numbers(
     return values
 
 
-def instructions(table: pa.Table, name: str, path: Path, *, blank: bool = False) -> tuple[str, ...]:
-    """A column of instructions, "" where there is none. Raises: UserError for one that is too long or no
-    text, and unless `blank` is allowed for one that is missing or blank."""
-    column, where = table[name], f"{path}: {name}"
+def instructions(column: pa.ChunkedArray, name: str, path: Path, *, blank: bool = False) -> tuple[str, ...]:
+    """The instructions in a column of `path`, a file of meta/; "" where there is none, NO_TEXTS without rows.
+
+    Raises: UserError for one that is too long or no text, and unless `blank` is allowed for one that is
+    missing or blank, with the number of episodes that have none, and for none at all.
+    """
+    where = f"{path}: {name}"
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     fits = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    _check_kind(column, where, "a text", fits, nulls=blank)
+    _check_kind(column, where, "a text", fits, nulls=True)
     stored = [chunk.dictionary if pa.types.is_dictionary(column.type) else chunk for chunk in column.chunks]
     try:
         for text in (text.as_py() or "" for part in stored for text in part):
             if not (text.strip() or blank) or len(text) > MAX_TEXT:
                 raise ValueError(f"{len(text):,} characters: {shown(text)}")
-        return tuple(text or "" for text in column.to_pylist())
+        if not blank and (column.null_count or not len(column)):
+            missing = f"{column.null_count} rows without value" if len(column) else "a table without rows"
+            raise ValueError(missing)
+        return tuple(text or "" for text in column.to_pylist()) or NO_TEXTS
     except ValueError as error:  # UnicodeDecodeError is one
-        cure = f"{WITHOUT_TEXT}, or write the instruction into the table."
+        problem = f"{where} holds no instruction."
         expected = f"texts of 1 to {MAX_TEXT} characters"
-        raise data_error(
-            f"{where} holds no instruction.", expected=expected, found=error, cure=cure
-        ) from None
+        cure = f"{WITHOUT_TEXT}, or write the instruction into the table."
+        if count := episodes_without_text(column, path.parents[1] / "data"):
+            cure += f"\n  episodes: {count}"
+        raise data_error(problem, expected=expected, found=error, cure=cure) from None
 
 
 def episodes_without_text(texts: pa.ChunkedArray, data: Path) -> str:

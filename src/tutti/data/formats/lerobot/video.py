@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from jaxtyping import Float64, Int64, UInt8
 
-from tutti.data.formats.lerobot.tables import data_error
+from tutti.data.formats.chosen import TOLERANCE
+from tutti.data.formats.errors import data_error, no_permission
 from tutti.errors import UserError
 
 CODEC = "libsvtav1"
@@ -24,8 +25,8 @@ OPTIONS = {"crf": "30", "preset": "12", "svtav1-params": "fast-decode=0"}
 KEYFRAME_EVERY = 2
 FILE_BYTES = 200 * 2**20
 FILES_PER_CHUNK = 1000
-TOLERANCE = 0.25
-"""How far a time may lie off frame number / fps, in frames, by default. Half a frame would be ambiguous."""
+Span = tuple[int, int, float, float]
+"""Where an episode lies: chunk index, file index, and its times from and to in that file (s)."""
 _OPEN_FILES = 4
 _FORWARD_SECONDS = 0.5
 """A frame this little ahead is reached by decoding on; further ahead a seek is cheaper."""
@@ -58,6 +59,7 @@ class VideoWriter:
         self._rate = Fraction(fps).limit_denominator(1000)
         self._container: Any = None
         self._stream: Any = None
+        self._encodes = False
         self._number, self._frames, self._bytes = -1, 0, FILE_BYTES  # none is open
 
     def describe(self, shape: list[int]) -> dict[str, Any]:
@@ -65,46 +67,82 @@ class VideoWriter:
         height, width, channels = shape
         if height % 2 or width % 2:
             problem = f"{self._view}: pictures of {height}x{width} pixels cannot be stored as yuv420p video."
-            raise data_error(problem, cure="record with even sizes, or use storage='image'.")
+            cure = (
+                "record with even sizes, or store PNG (storage='image', tutti data convert --pictures png)."
+            )
+            raise data_error(problem, cure=cure)
         info = {"height": height, "width": width, "codec": "av1", "pix_fmt": "yuv420p"}
         described = {f"video.{name}": value for name, value in info.items()} | {"is_depth_map": False}
         described |= {"video.fps": float(self._rate), "video.channels": channels, "has_audio": False}
         return described | {"video.g": KEYFRAME_EVERY, "video.crf": int(OPTIONS["crf"])}
 
-    def add(self, images: UInt8[np.ndarray, "t h w 3"]) -> tuple[int, int, float, float]:
-        """Encodes one episode; gives (chunk index, file index, from, to) with times in seconds."""
-        if self._bytes >= FILE_BYTES:
-            self._open(images.shape[1], images.shape[2])
-        start = self._frames
-        with priority_kept():  # the first frame opens the encoder
-            for image in images:
+    def add(self, images: Iterable[UInt8[np.ndarray, "h w 3"]]) -> Span:
+        """Encodes one episode; gives where it lies."""
+        start = None
+        for image in images:
+            with priority_kept():  # the first frame opens the encoder
+                if start is None:
+                    start = self._next_episode()
+                    self._stream = self._stream or self._encoder(*image.shape[:2])
                 frame = VideoFrame.from_ndarray(image, format="rgb24")
                 frame.pts, frame.time_base = self._frames, 1 / self._rate
                 for packet in self._stream.encode(frame):
-                    self._bytes += packet.size
-                    self._container.mux(packet)
+                    self._mux(packet)
                 self._frames += 1
-        chunk, file = divmod(self._number, FILES_PER_CHUNK)
-        return chunk, file, float(start / self._rate), float(self._frames / self._rate)
+        return self._span(start or 0)
+
+    def join(self, path: Path) -> Span:
+        """Appends one episode that was encoded before, a file of its own, as it is; gives where it lies."""
+        start = self._next_episode()
+        with av.open(str(path), "r", format="mp4") as source:
+            stream = source.streams.video[0]
+            self._stream = self._stream or self._container.add_stream_from_template(stream, opaque=True)
+            base: Any = stream.time_base
+            moved = round(start / (self._rate * base))
+            for packet in source.demux(stream):
+                if packet.pts is not None and packet.dts is not None:
+                    packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
+                    packet.stream = self._stream
+                    self._mux(packet)
+                    self._frames += 1
+        return self._span(start)
 
     def close(self) -> None:
         """Flushes the encoder and closes the file."""
         container, self._container = self._container, None
+        stream, self._stream, encodes = self._stream, None, self._encodes
         if container is not None:
             with container:
-                container.mux(self._stream.encode(None))
+                if encodes:
+                    container.mux(stream.encode(None))
 
-    def _open(self, height: int, width: int) -> None:
-        self.close()
-        self._number, self._frames, self._bytes = self._number + 1, 0, 0
+    def _mux(self, packet: Any) -> None:
+        self._bytes += packet.size
+        self._container.mux(packet)
+
+    def _span(self, start: int) -> Span:
         chunk, file = divmod(self._number, FILES_PER_CHUNK)
-        path = self._folder / self._pattern.format(video_key=self._view, chunk_index=chunk, file_index=file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("SVT_LOG", "1")  # errors only; else every file prints a page of settings
-        self._container = av.open(str(path), "w", options={"movflags": "faststart"})
-        self._stream = stream = self._container.add_stream(CODEC, rate=self._rate, options=dict(OPTIONS))
+        return chunk, file, float(start / self._rate), float(self._frames / self._rate)
+
+    def _next_episode(self) -> int:
+        """The frame at which an episode begins, in a new file where the old one is full."""
+        if self._bytes >= FILE_BYTES:
+            self.close()
+            self._number, self._frames, self._bytes, self._encodes = self._number + 1, 0, 0, False
+            chunk, file = divmod(self._number, FILES_PER_CHUNK)
+            named = self._pattern.format(video_key=self._view, chunk_index=chunk, file_index=file)
+            path = self._folder / named
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.environ.setdefault("SVT_LOG", "1")  # errors only; else every file prints a page of settings
+            self._container = av.open(str(path), "w", options={"movflags": "faststart"})
+        return self._frames
+
+    def _encoder(self, height: int, width: int) -> Any:
+        stream = self._container.add_stream(CODEC, rate=self._rate, options=dict(OPTIONS))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size, stream.codec_context.thread_count = KEYFRAME_EVERY, 1
+        self._encodes = True
+        return stream
 
 
 class VideoReader:
@@ -159,6 +197,8 @@ class VideoReader:
 
 
 def _undecodable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, PermissionError):
+        return no_permission(path)
     found = "one that is truncated, damaged or without video"
     return data_error(f"{path} cannot be decoded: {error}.", expected="a complete mp4 file", found=found)
 
@@ -170,6 +210,18 @@ def frame_times(path: Path) -> Float64[np.ndarray, " n"]:
         stamps = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
         base: Any = stream.time_base
         return np.array([float(stamp * base) for stamp in stamps])
+
+
+def frames_and_end(path: Path) -> tuple[int, float]:
+    """How many frames a video has by its header, 0 where that does not tell, and when the last ends (s)."""
+    try:
+        with av.open(str(path), "r", format="mp4") as container:
+            stream = container.streams.video[0]
+            base: Any = stream.time_base
+            start, duration = stream.start_time or 0, stream.duration
+            return stream.frames, np.inf if duration is None else float((start + duration) * base)
+    except (av.error.FFmpegError, IndexError) as error:
+        raise _undecodable(path, error) from error
 
 
 class _Decoder:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from io import BytesIO
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
 from tutti.data.episodes import Progress
 from tutti.data.formats.lerobot import ACTION, STATE
-from tutti.data.formats.lerobot.video import FILE_BYTES, FILES_PER_CHUNK, VideoWriter
+from tutti.data.formats.lerobot.pieces import (
+    PARQUET,
+    Counted,
+    EpisodeRecord,
+    Piece,
+    Storage,
+    count_values,
+    load_piece,
+    prepare,
+    shapes_of,
+    summarize,
+    vector_column,
+)
+from tutti.data.formats.lerobot.video import FILE_BYTES, FILES_PER_CHUNK, Span, VideoWriter
 from tutti.errors import UserError
 from tutti.storage.files import explain_full_disk, megabytes, partial_path, write_folder
 from tutti.types import UNNAMED, Dimensions
@@ -28,34 +39,10 @@ DATA_FILE_BYTES = 100 * 2**20
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
-PARQUET: dict[str, Any] = {"compression": "snappy", "write_page_checksum": True}
-"""How tables are written: a flipped bit is found when a page is read."""
-Storage = Literal["image", "video"]
 
 _SCALARS = {"timestamp": "float32"} | dict.fromkeys(
     ("frame_index", "episode_index", "index", "task_index"), "int64"
 )
-_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
-_BIG_PICTURE = 300
-_FEWEST_FRAMES = 100
-
-_Counted = tuple[int, np.ndarray]
-"""Of an episode: the number of frames looked at, and its numbers (t, k) or counts of bytes (c, 256)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeRecord:
-    """One episode to be stored, in data units.
-
-    `images` maps each view's feature key (such as "observation.images.right") to its pictures; `extra`
-    maps further feature keys (such as "observation.environment_state") to float vectors.
-    """
-
-    images: dict[str, UInt8[np.ndarray, "t _ _ 3"]]
-    states: Float32[np.ndarray, "t s"]
-    actions: Float32[np.ndarray, "t a"]
-    instruction: str
-    extra: dict[str, Float32[np.ndarray, "t _"]] = field(default_factory=dict)
 
 
 def write_lerobot(
@@ -93,7 +80,7 @@ def write_lerobot(
 
     with write_folder(folder) as partial, explain_full_disk(folder, "a LeRobot data set", needed):
         with closing(
-            _DatasetWriter(
+            DatasetWriter(
                 partial, fps=fps, views=views, robot_type=robot_type, storage=storage, dimensions=dimensions
             )
         ) as writer:
@@ -107,8 +94,8 @@ def write_lerobot(
     return folder
 
 
-class _DatasetWriter:
-    """The open files of a data set being written; `add` each episode, then `finish`."""
+class DatasetWriter:
+    """The open files of a data set being written; `add` or `join` each episode, then `finish`."""
 
     def __init__(
         self,
@@ -134,7 +121,7 @@ class _DatasetWriter:
         self.dimensions = dimensions
         self.features: dict[str, dict[str, Any]] = {}
         self.tasks: dict[str, int] = {}
-        self.counted: dict[str, list[_Counted]] = {}
+        self.counted: dict[str, list[Counted]] = {}
         self.rows: list[dict[str, Any]] = []
         self.num_frames = 0
         self._pool = ThreadPoolExecutor(max_workers=2)
@@ -151,29 +138,52 @@ class _DatasetWriter:
                     stack.callback(open_file.close)
 
     def add(self, episode: EpisodeRecord) -> None:
-        """Appends one episode to the data file, the videos, the statistics and the episode table."""
-        vectors: dict[str, np.ndarray] = {STATE: episode.states, ACTION: episode.actions, **episode.extra}
-        self._check(episode, vectors)
-        length, number = len(episode.actions), len(self.rows)
-        task = self.tasks.setdefault(episode.instruction, len(self.tasks))
+        """Appends one episode, the pictures encoded here."""
+        name = f"Episode {len(self.rows)} ({episode.instruction!r})"
+        if set(episode.images) != set(self.views):
+            raise UserError(f"{name}: expected the views {self.views}, found {tuple(episode.images)}.")
+        if tuple(episode.images) != self.views:
+            episode = replace(episode, images={view: episode.images[view] for view in self.views})
+        spans: dict[str, Span] = {}
+
+        def film(view: str) -> Callable[[Iterator[UInt8[np.ndarray, "h w 3"]]], None]:
+            def write(frames: Iterator[UInt8[np.ndarray, "h w 3"]]) -> None:
+                spans[view] = self._videos[view].add(frames)
+
+            return write
+
+        # Before a picture is encoded: an encoder takes one size only.
+        self._check(name, shapes_of(episode))
+        self._append(prepare(episode, name, self._pool, {view: film(view) for view in self._videos}), spans)
+
+    def join(self, folder: Path) -> None:
+        """Appends one episode that `save_piece` wrote into `folder`; its videos are not encoded again."""
+        piece = load_piece(folder)
+        self._check(f"Episode {len(self.rows)} ({folder})", piece.shapes)
+        self._append(piece, {v: video.join(folder / f"{v}.mp4") for v, video in self._videos.items()})
+
+    def _append(self, piece: Piece, spans: Mapping[str, Span]) -> None:
+        """To the data file, the statistics and the episode table."""
+        length, number = piece.length, len(self.rows)
+        begins = [frame for frame, _ in piece.texts]
+        tasks = [self.tasks.setdefault(text, len(self.tasks)) for _, text in piece.texts]
         frame = np.arange(length, dtype=np.int64)
-        columns = {view: episode.images[view] for view in self.views} | vectors
-        columns |= {"timestamp": (frame / self.fps).astype(np.float32), "frame_index": frame}
-        columns |= {"episode_index": np.full(length, number), "index": self.num_frames + frame}
-        columns["task_index"] = np.full(length, task)
-        row: dict[str, Any] = {"episode_index": number, "tasks": [episode.instruction], "length": length}
+        places = {"timestamp": (frame / self.fps).astype(np.float32), "frame_index": frame}
+        places |= {"episode_index": np.full(length, number), "index": self.num_frames + frame}
+        places["task_index"] = np.repeat(tasks, np.diff([*begins, length]))
+        said = list(dict.fromkeys(text for _, text in piece.texts))
+        row: dict[str, Any] = {"episode_index": number, "tasks": said, "length": length}
         row["dataset_from_index"] = self.num_frames
         row["dataset_to_index"] = self.num_frames = self.num_frames + length
-        for view, video in self._videos.items():
-            values = video.add(columns[view])
+        for view, span in spans.items():
             names = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-            row |= {f"videos/{view}/{name}": value for name, value in zip(names, values, strict=True)}
-        file = self._write_rows({k: v for k, v in columns.items() if k not in self._videos})
+            row |= {f"videos/{view}/{name}": value for name, value in zip(names, span, strict=True)}
+        file = self._write_rows(piece.columns | {key: vector_column(one) for key, one in places.items()})
         row |= {"data/chunk_index": file // FILES_PER_CHUNK, "data/file_index": file % FILES_PER_CHUNK}
-        for key, values in columns.items():
-            counted = _count_values(values)
-            self.counted.setdefault(key, []).append(counted)
-            row |= {f"stats/{key}/{name}": value for name, value in _summarize([counted]).items()}
+        counts = piece.counted | {key: count_values(one) for key, one in places.items()}
+        for key in (*piece.shapes, *places):
+            self.counted.setdefault(key, []).append(counts[key])
+            row |= {f"stats/{key}/{name}": value for name, value in summarize([counts[key]]).items()}
         self.rows.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
 
     def finish(self) -> None:
@@ -201,25 +211,13 @@ class _DatasetWriter:
             "video_path": VIDEO_PATH if self.storage == "video" else None,
             "features": self.features,
         }
-        stats = {key: _summarize(counted) for key, counted in self.counted.items()}
+        stats = {key: summarize(counted) for key, counted in self.counted.items()}
         for name, value in (("stats", stats), ("info", info)):
             (meta / f"{name}.json").write_text(json.dumps(value, indent=4), encoding="utf-8")
 
-    def _check(self, episode: EpisodeRecord, vectors: dict[str, np.ndarray]) -> None:
+    def _check(self, name: str, shapes: dict[str, list[int]]) -> None:
         """Fixes the features by the first episode and holds every later one to them."""
-        name = f"Episode {len(self.rows)} ({episode.instruction!r})"
-        if set(episode.images) != set(self.views):
-            raise UserError(f"{name}: expected the views {self.views}, found {tuple(episode.images)}.")
-        lengths = {key: len(value) for key, value in {**episode.images, **vectors}.items()}
-        if len(set(lengths.values())) != 1 or len(episode.actions) < 2:
-            raise UserError(f"{name}: expected one length of at least 2 frames for all, found {lengths}.")
-        for key, value in vectors.items():
-            if not np.isfinite(value).all():
-                step, dimension = np.argwhere(~np.isfinite(value))[0].tolist()
-                raise UserError(f"{name}: {key} is {value[step, dimension]} at {step=}, {dimension=}.")
-        shapes = {key: list(episode.images[key].shape[1:]) for key in self.views}
-        shapes |= {key: list(value.shape[1:]) for key, value in vectors.items()}
-        if not self.rows:
+        if not self.features:
             self._declare(shapes)
         known = {key: self.features[key]["shape"] for key in self.features if key not in _SCALARS}
         if shapes != known:
@@ -232,7 +230,7 @@ class _DatasetWriter:
             self.features[key] = {"dtype": dtype, "shape": shapes.get(key, [1]), "names": names}
         for key, what in ((STATE, "state"), (ACTION, "action")):
             for each in ("names", "units"):
-                if texts := getattr(self.dimensions, f"{what}_{each}"):
+                if key in shapes and (texts := getattr(self.dimensions, f"{what}_{each}")):
                     if [len(texts)] != shapes[key]:
                         raise UserError(f"{key} has {shapes[key]} dimensions, but {each} {texts}.")
                     self.features[key][each] = list(texts)
@@ -240,14 +238,12 @@ class _DatasetWriter:
             self._videos[view] = VideoWriter(self.folder, view, VIDEO_PATH, self.fps)
             self.features[view]["info"] = self._videos[view].describe(shapes[view])
 
-    def _write_rows(self, columns: dict[str, np.ndarray]) -> int:
+    def _write_rows(self, columns: dict[str, pa.Array]) -> int:
         """Writes one row group, in a new data file where the old one is full; gives the file's number."""
-        arrays = [
-            self._png_column(values) if key in self.views else _vectors(values)
-            for key, values in columns.items()
-        ]
-        fields = [pa.field(key, array.type) for key, array in zip(columns, arrays, strict=True)]
-        table = pa.table(arrays, schema=pa.schema(fields, metadata=_hugging_face(self.features)))
+        ordered = {key: columns[key] for key in self.features if key in columns}
+        fields = [pa.field(key, array.type) for key, array in ordered.items()]
+        schema = pa.schema(fields, metadata=_hugging_face(self.features))
+        table = pa.table([*ordered.values()], schema=schema)
         if self._parquet is None or self._data_bytes + table.nbytes >= DATA_FILE_BYTES:
             if self._parquet is not None:
                 self._parquet.close()
@@ -261,25 +257,6 @@ class _DatasetWriter:
         self._parquet.write_table(table, row_group_size=table.num_rows)
         self._data_bytes += table.nbytes
         return self._data_file
-
-    def _png_column(self, images: UInt8[np.ndarray, "t h w 3"]) -> pa.Array:
-        # Pillow releases the GIL while it compresses, so two threads use two cores.
-        encoded: Iterator[bytes] = self._pool.map(_png, images)
-        items = [{"bytes": png, "path": f"frame-{i:06d}.png"} for i, png in enumerate(encoded)]
-        return pa.array(items, type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-
-
-def _png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _vectors(values: np.ndarray) -> pa.Array:
-    """(t, k) to fixed_size_list<T>[k]; (t,) or (t, 1) to plain numbers."""
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    width = values.shape[1] if values.ndim > 1 else 1
-    return flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
 
 
 def _hugging_face(features: dict[str, dict[str, Any]]) -> dict[bytes, bytes]:
@@ -308,41 +285,3 @@ def _tasks_table(tasks: tuple[str, ...]) -> pa.Table:
         [("task_index", pa.int64()), ("task", pa.string())], metadata={"pandas": json.dumps(pandas)}
     )
     return pa.table([list(range(len(tasks))), list(tasks)], schema=schema)
-
-
-def _count_values(values: np.ndarray) -> _Counted:
-    """Of (t, k) or (t,) numbers, or of (t, h, w, c) pictures as bytes.
-
-    Of pictures, max(100, n^0.75) frames are looked at, strided from 300 pixels.
-    """
-    if values.ndim != 4:
-        return len(values), values.reshape(len(values), -1).astype(np.float64)
-    wanted = min(len(values), max(_FEWEST_FRAMES, int(len(values) ** 0.75)))
-    rows = np.linspace(0, len(values) - 1, wanted).round().astype(np.int64)
-    stride = max(1, min(values.shape[1:3]) // 150) if max(values.shape[1:3]) >= _BIG_PICTURE else 1
-    sample = values[rows, ::stride, ::stride]
-    levels = [np.bincount(sample[..., c].ravel(), minlength=256) for c in range(values.shape[-1])]
-    return wanted, np.stack(levels)
-
-
-def _summarize(episodes: Sequence[_Counted]) -> dict[str, list[Any]]:
-    """min, max, mean, std, count and quantiles as nested lists, in the shapes and order that LeRobot writes.
-
-    Those of pictures are (C, 1, 1) in [0, 1]. LeRobot 0.6.1 stores the mean of the episodes' quantiles for a
-    data set; these are the true quantiles of all values.
-    """
-    count, parts = sum(frames for frames, _ in episodes), [part for _, part in episodes]
-    found: dict[str, Any] = {}
-    if parts[0].dtype == np.float64:
-        values, shape = np.concatenate(parts), (-1,)
-        found |= {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
-        quantiles = dict(zip(_QUANTILES, np.quantile(values, [*_QUANTILES.values()], axis=0), strict=True))
-    else:
-        histogram, level, shape = np.sum(parts, axis=0), np.arange(256) / 255.0, (-1, 1, 1)
-        share = histogram / histogram.sum(1, keepdims=True)
-        mean, counted, cumulative = share @ level, histogram > 0, np.cumsum(share, axis=1)
-        found |= {"min": level[counted.argmax(1)], "max": level[255 - counted[:, ::-1].argmax(1)]}
-        found |= {"mean": mean, "std": np.sqrt(np.maximum(share @ level**2 - mean**2, 0.0))}
-        quantiles = {k: level[(cumulative >= q - 1e-12).argmax(1)] for k, q in _QUANTILES.items()}
-    found |= {"count": None, **quantiles}
-    return {k: [count] if k == "count" else v.reshape(shape).tolist() for k, v in found.items()}

@@ -1,15 +1,13 @@
-"""Config of one source; and what the sources use of their data sets: episodes and labels."""
+"""What the sources of a config use of their data sets: episodes and labels."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from pydantic import Field, field_validator, model_validator
 
 from tutti.data.episodes import (
     ALL_USED,
@@ -22,134 +20,10 @@ from tutti.data.episodes import (
     rows_of,
     texts_of,
 )
-from tutti.data.formats.lerobot import ACTION, STATE
-from tutti.data.formats.lerobot.columns import MAX_TOLERANCE
-from tutti.data.formats.lerobot.metadata import Chosen
-from tutti.data.formats.lerobot.reader import LeRobotStore
-from tutti.data.formats.lerobot.video import TOLERANCE
+from tutti.data.sources.config import SourceConfig, open_together
 from tutti.data.split import GroupOf, are_held_out, episodes_at
 from tutti.errors import UserError
-from tutti.frozen_config import FrozenConfig
-from tutti.storage.files import LocalPath
 from tutti.types import LABELS, Label
-
-FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
-
-_SPAN = r"^\d{1,10}-\d{1,10}$"
-EpisodeNumbers = tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=_SPAN)], ...]
-
-
-def _as_range(numbers: int | str) -> range:
-    """Of 7, or of "0-99", both ends included."""
-    first, last = map(int, numbers.split("-")) if isinstance(numbers, str) else (numbers, numbers)
-    return range(first, last + 1)
-
-
-def _as_keys(keys: str | tuple[str, ...]) -> tuple[str, ...]:
-    return keys if isinstance(keys, tuple) else (keys,)
-
-
-class LabelsConfig(FrozenConfig):
-    """Which labels of a source train the model, each true, false or where_present.
-
-    true: every row must have it. false: it is neither used nor checked, and may be missing. where_present: it
-    is used in the rows that have it; rows of NaN alone have no numbers, blank texts are none.
-    """
-
-    actions: Use = Field(default=True, description="The actions; without them a source is video.")
-    text: Use = Field(default=True, description="The instructions; without them the model is told nothing.")
-    state: Use = Field(default=True, description="The states; without them the state token is masked.")
-
-
-class SourceConfig(FrozenConfig):
-    """One data set, or some episodes of it: a LeRobotDataset v3.0 folder."""
-
-    path: LocalPath = Field(description="The folder that contains meta/ and data/.")
-    weight: float = Field(
-        default=1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Share of the samples: weight / sum of the weights of all sources.",
-    )
-    views: FeatureKeys | Literal["auto"] = Field(
-        default="auto",
-        description="The camera features to use, in order; auto: all, without depth and mono cameras.",
-    )
-    state: str | FeatureKeys | Literal["none"] = Field(
-        default=STATE,
-        description="The feature that is the state, or several, joined in this order; none: no "
-        "proprioception, a state without numbers.",
-    )
-    action: str | FeatureKeys = Field(
-        default=ACTION, description="The feature that is the action, or several, joined in this order."
-    )
-    labels: LabelsConfig = Field(
-        default_factory=LabelsConfig, description="Which of actions, text and state are used."
-    )
-    episodes: EpisodeNumbers | Literal["all"] = Field(
-        default="all", description='The episodes to use: numbers and ranges, [3, "10-99"].'
-    )
-    exclude: EpisodeNumbers = Field(
-        default=(), description="Episodes to leave out, such as damaged ones; nothing of them is checked."
-    )
-    per_task: Annotated[str, Field(pattern=r"^\d{1,7}-(\d{1,7})?$")] | Literal["all"] = Field(
-        default="all",
-        description="Of each task the episodes to train on, by their places in an order drawn by data.seed: "
-        '"0-9" the first ten, "10-" all others.',
-    )
-    tolerance: float = Field(
-        default=TOLERANCE,
-        gt=0,
-        le=MAX_TOLERANCE,
-        description="How far a timestamp may lie off frame number / fps, in frames. Above the default, for "
-        "times by a clock, video frames are taken by number.",
-    )
-
-    @field_validator("episodes", "exclude", mode="before")
-    @classmethod
-    def _check_numbers(cls, given: Any) -> Any:
-        numbers = (given,) if isinstance(given, int | str) and given != "all" else given
-        for one in numbers if isinstance(numbers, list | tuple) else ():
-            is_span = isinstance(one, str) and re.fullmatch(_SPAN, one) is not None and len(_as_range(one))
-            if not is_span and not (type(one) is int and one >= 0):
-                raise ValueError(
-                    f'expected episode numbers and rising ranges, [7, "10-19"], found {one!r:.60}'
-                )
-        return numbers
-
-    @field_validator("state", "action", mode="before")
-    @classmethod
-    def _check_features(cls, given: Any) -> Any:
-        many = given if isinstance(given, list | tuple) else [given]
-        if not many or not all(isinstance(one, str) for one in many) or len(set(many)) < len(many):
-            raise ValueError(
-                f"expected the name of a feature, or several different ones, found {given!r:.60}"
-            )
-        return given
-
-    @model_validator(mode="after")
-    def _check_places(self) -> Self:
-        if self.places and self.places.stop is not None and self.places.start >= self.places.stop:
-            raise ValueError(f'per_task: expected a rising range, such as "0-9", found {self.per_task!r}')
-        return self
-
-    @property
-    def places(self) -> slice | None:
-        """`per_task` as a slice of each task's order; None: all of it."""
-        first, _, last = self.per_task.partition("-")
-        return slice(int(first), int(last) + 1 if last else None) if first != "all" else None
-
-    @property
-    def chosen(self) -> Chosen:
-        """What of the data set is read."""
-        episodes = None if self.episodes == "all" else tuple(map(_as_range, self.episodes))
-        exclude = tuple(map(_as_range, self.exclude))
-        labels: dict[Label, Use] = {one: getattr(self.labels, one) for one in LABELS}
-        return Chosen(episodes=episodes, exclude=exclude, tolerance=self.tolerance, labels=labels)
-
-    def open(self) -> EpisodeStore:
-        """Opens and checks the data set, as this source alone uses it."""
-        return open_parts([self])[0].store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,23 +58,16 @@ class Part:
 
 def open_parts(sources: Sequence[SourceConfig]) -> list[Part]:
     """Opens and checks the data sets, each folder once: sources that read the same of it share a store."""
-
-    def read(source: SourceConfig) -> tuple[Any, ...]:
-        return source.path.resolve(), source.views, source.state, source.action, source.tolerance
-
     groups: dict[Any, list[int]] = {}
     for number, source in enumerate(sources):
-        groups.setdefault(read(source), []).append(number)
+        groups.setdefault(source.reads, []).append(number)
     parts: dict[int, Part] = {}
     for numbers in groups.values():
-        chosen = [sources[number].chosen for number in numbers]
-        first = sources[numbers[0]]
-        views = None if first.views == "auto" else first.views
-        state = () if first.state == "none" else _as_keys(first.state)
-        store = LeRobotStore(first.path, views, state=state, action=_as_keys(first.action), chosen=chosen)
-        for number, choice, named in zip(numbers, chosen, store.parts, strict=True):
-            weight, places = sources[number].weight, sources[number].places
-            parts[number] = Part(store=store, weight=weight, labels=choice.labels, named=named, places=places)
+        store = open_together([sources[number] for number in numbers])
+        for number, named in zip(numbers, store.parts, strict=True):
+            source = sources[number]
+            labels, weight, places = source.chosen.labels, source.weight, source.places
+            parts[number] = Part(store=store, weight=weight, labels=labels, named=named, places=places)
     return [parts[number] for number in range(len(sources))]
 
 

@@ -1,0 +1,42 @@
+"""Decodes the pictures that data sets of any format keep as PNG, JPEG or WEBP, within bounds."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+PICTURES = ("PNG", "JPEG", "WEBP")
+SAMPLED_BYTES = 2**28
+"""Bytes of pictures of a view that its digests look at, at most."""
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """A picture whose size and mode are known; nothing is decoded yet. Of Pillow's many formats, some of
+    which start other programs, only `PICTURES` are tried.
+
+    Raises: ValueError for another format, and what Pillow raises.
+    """
+    try:
+        return Image.open(BytesIO(content), formats=PICTURES)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(PICTURES)}") from None
+
+
+def decode_picture(content: bytes, shape: tuple[int, ...], promised_by: str) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture's RGB bytes. Its size is looked at first, so that a small file cannot fill the memory;
+    `promised_by` names what says that it is `shape` (h, w, 3).
+
+    Raises: ValueError for another size, or other than 8-bit RGB, and what Pillow raises.
+    """
+    with open_picture(content) as image:
+        if (image.height, image.width) != tuple(shape[:2]):
+            raise ValueError(f"it has {image.height} x {image.width} pixels; {promised_by} says {shape}")
+        deep = image.format == "PNG" and content[24] != 8  # Pillow would cut 16 bits a channel to 8
+        if image.mode != "RGB" or deep:
+            raise ValueError(
+                f"it is {'16-bit ' if deep else ''}{image.mode}; convert the pictures to 8-bit RGB"
+            )
+        return np.asarray(image)

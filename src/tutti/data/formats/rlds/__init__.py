@@ -1,0 +1,1 @@
+"""RLDS episodes in TFDS version folders, read without TensorFlow."""

@@ -1,0 +1,22 @@
+from .config import LabelsConfig, SourceConfig
+from .parts import (
+    Part,
+    check_compatible,
+    labelled_rows,
+    open_parts,
+    split_parts,
+    stores_of,
+    used_vectors,
+)
+
+__all__ = [
+    "LabelsConfig",
+    "Part",
+    "SourceConfig",
+    "check_compatible",
+    "labelled_rows",
+    "open_parts",
+    "split_parts",
+    "stores_of",
+    "used_vectors",
+]
