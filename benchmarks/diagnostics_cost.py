@@ -50,8 +50,8 @@ def search_ms(config: RunConfig, steps: int = 20_000) -> float:
 
 
 def added(look: Spread, every: int, search: float) -> Spread:
-    """What a look in every `every`-th step, the windows of updates before every tenth look and the search for
-    spikes add to the time of training.
+    """What a look in every `every`-th step, the windows of updates before every twentieth look and the search
+    for spikes add to the time of training.
 
     (look - 1) * fraction + search: `look` is the time of a step with a look over that of one without,
     `fraction` that of the steps that have one (`measured_fraction`), `search` the share of a step that the

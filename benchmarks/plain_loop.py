@@ -142,7 +142,7 @@ def engine_arms(config: RunConfig) -> dict[str, RunConfig]:
 def costs(times: Mapping[str, Sequence[float]], every: int) -> dict[str, Spread]:
     """What the engine adds to the plain loop's time, as shares: without a look, and with one in every
     `every`-th step (0: none): t_engine / t_plain - 1, then + (t_look - t_engine) / t_plain * the fraction of
-    steps that have a look (with the windows before every tenth)."""
+    steps that have a look (with the windows before every twentieth)."""
     rounds = list(zip(times[PLAIN], times[ENGINE], times[LOOKING], strict=True))
     without = [engine / plain - 1 for plain, engine, _ in rounds]
     looks = [(look - engine) / plain * measured_fraction(every) for plain, engine, look in rounds]

@@ -53,6 +53,23 @@ def test_an_interrupted_cache_goes_on_and_ends_with_the_same_bytes(
     assert len(cached_frames(MemoryStore(30, 8, fatal_row=0), tmp_path / "cut", 8)) == 30
 
 
+def test_large_pictures_are_decoded_few_at_a_time_and_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore(30, 16)
+    expected = cached_frames(store, tmp_path / "at once", 8)
+    asked: list[int] = []
+
+    def frames(view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
+        asked.append(len(rows))
+        return MemoryStore.frames(store, view, rows)
+
+    monkeypatch.setattr(store, "frames", frames)
+    monkeypatch.setattr(cache_module, "_SHARD_BYTES", 4 * 3 * 16**2)
+    np.testing.assert_array_equal(cached_frames(store, tmp_path / "in parts", 8), expected)
+    assert max(asked) == 4 and sum(asked) == 30 * len(store.spec.views)
+
+
 def test_a_changed_data_set_or_size_gets_its_own_cache(tmp_path: Path) -> None:
     store = MemoryStore(20, 8)
     for size in (8, 16):

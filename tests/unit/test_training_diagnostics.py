@@ -183,9 +183,12 @@ def test_a_frozen_part_and_an_absent_action_are_left_out(tmp_path: Path) -> None
     assert "diag/dead/vision" in frozen and "diag/norm/action/fusion" in frozen
 
 
-def test_resumed_run_records_and_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+def test_resumed_run_records_and_ends_like_an_undisturbed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of step 10 the checkpoint has the noise scale's averages, the spike detector's levels and the momenta
     of the window of updates that ends with step 12."""
+    monkeypatch.setattr("tutti.training.diagnostics.update_shares.EVERY", 10)
     settings = {"diagnostics": {"every": 1, "spikes": {"warmup": 3}}, "optimizer": {"kind": "muon"}}
     straight = toy_training.make_trainer(tmp_path / "b", **settings)
     straight.fit(toy_training.Data())

@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from pydantic import Field
 
@@ -128,6 +128,21 @@ def cached_frames(
     return np.asarray(np.memmap(path, dtype=np.uint8, mode="r", shape=shape))
 
 
+def _resized(
+    store: EpisodeStore, rows: Int64[np.ndarray, " n"], image_size: int
+) -> UInt8[np.ndarray, "n v 3 s s"]:
+    """The pictures of these rows, of which so many are decoded at once as are no larger than a shard: large
+    ones would fill the memory, and leave the processor's caches before they are resized."""
+    spec = store.spec
+    out = np.empty((len(rows), len(spec.views), 3, image_size, image_size), dtype=np.uint8)
+    for number, (view, (height, width)) in enumerate(zip(spec.views, spec.image_shapes, strict=True)):
+        step = max(1, _SHARD_BYTES // (3 * height * width))
+        for first in range(0, len(rows), step):
+            here = slice(first, first + step)
+            out[here, number] = resize_images(store.frames(view, rows[here]), image_size)
+    return out
+
+
 def _build(
     store: EpisodeStore,
     place: Path,
@@ -156,9 +171,8 @@ def _build(
             raise
         for row in range(begin, total, step):
             rows = np.arange(row, min(row + step, total), dtype=np.int64)
-            pictures = [resize_images(store.frames(view, rows), image_size) for view in views]
             file.seek(row * row_bytes)
-            file.write(np.stack(pictures, axis=1).data)
+            file.write(_resized(store, rows, image_size).data)
             file.flush()
             os.fsync(file.fileno())
             done = row + len(rows)

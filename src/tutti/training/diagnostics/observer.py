@@ -61,8 +61,8 @@ class DiagnosticsObserver(Observer):
     update starts from. It leaves `.grad`, buffers, modes and random states as they were, so the training
     goes on to the same bits. It costs about (1 + 2K) / 3 * share of a step for K terms.
 
-    Every tenth diagnostic step is the end of a window of ten updates, in which all have the terms' gradients
-    taken: their shares of the update (`UpdateShares`).
+    Every twentieth diagnostic step is the end of a window of 30 updates, in which all have the terms'
+    gradients taken: their shares of the update (`UpdateShares`).
 
     Parts are the model's children (vision, language, fusion, action). A frozen part has no gradient, so
     nothing is recorded for it. A term that may not train a part has norm 0 there. The shares are of
