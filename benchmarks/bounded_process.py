@@ -25,8 +25,9 @@ SECONDS, MEGABYTES = 60, 2000
 """What one request may take; the seconds are a processor's."""
 LINES, CHARACTERS = 25, 2500
 """A message that fits a screen."""
-FRESH = 600
-"""Megabytes: a process that keeps more of an earlier request is replaced, so the next has its own peak."""
+FRESH = 200
+"""Megabytes: a process that keeps so much more than after its first request is replaced, so that the next has
+its own peak."""
 BAD = (
     "executed",
     "outside",
@@ -113,6 +114,7 @@ class BoundedProcess:
 
 def serve(answer: Callable[[Any], Any]) -> None:
     """Answers the requests that standard input gives, one on a line, until it ends."""
+    first = None
     for line in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
         try:
@@ -121,7 +123,9 @@ def serve(answer: Callable[[Any], Any]) -> None:
             said = {"refused": str(error)}
         except BaseException:
             said = {"traceback": traceback.format_exc()[-1500:]}
-        print(json.dumps(said | {"megabytes": _memory("VmHWM"), "left": _memory("VmRSS")}), flush=True)
+        now = _memory("VmRSS")
+        first = now if first is None else first
+        print(json.dumps(said | {"megabytes": _memory("VmHWM"), "left": now - first}), flush=True)
 
 
 def _memory(name: str) -> int:

@@ -57,6 +57,7 @@ def test_version_is_the_packages() -> None:
 MISTAKES = {
     "train configs/dmo.yaml": "configs/dmo.yaml: no such config file. Did you mean 'configs/demo.yaml'?",
     "record nowhere/demo.yml": "nowhere/demo.yml: no such config file.",
+    "compare .": ".: expected a plain file, found a folder.",
     "demo --config configs/smok.yaml": "Did you mean 'configs/smoke.yaml'?",
     "doctor configs/smok": "Did you mean 'configs/smoke.yaml'?",
     "plan plan/3b.yaml": "Did you mean 'configs/plans/3b.yaml'?",

@@ -46,7 +46,7 @@ def find_config(path: Path, *, study: bool = False) -> Path | None:
     Shipped are runs (demo), plans (plans/3b or 3b) and studies (studies/e1 or e1); where two share a name,
     as smoke does, `study` asks for the study.
     """
-    names = (path,) if path.suffix else (path, path.with_name(f"{path.name}.yaml"))
+    names = (path,) if path.suffix or not path.name else (path, path.with_name(f"{path.name}.yaml"))
     if own := [one for one in names if path.name and one.exists() and not one.is_dir()]:
         return own[0]
     home = shipped_configs()
