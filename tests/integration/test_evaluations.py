@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from fixtures import squares_data, squares_world
-from robustness.conftest import MODEL, TRAINING
+from fixtures.squares_data import MODEL, TRAINING
 from tutti import pipeline
 from tutti.evaluation.folder import EvaluationFolder
 from tutti.runs.folder import RunFolder
-from tutti.serving.policy import export_policy
 from tutti.types import UserError
 
 EVALUATION = {
@@ -30,17 +29,7 @@ EVALUATION = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `data` (recorded from the starts 5000 to 5005), `run` and `export`."""
-    home = tmp_path_factory.mktemp("trained")
-    squares_data.write(home / "data", squares_data.episodes(6))
-    (home / "data" / "recording.json").write_text(json.dumps({"seeds": [5000, 5005]}))
-    section = {"batch_size": 2, "image_size": 16, "validation_fraction": 0.3}
-    config = squares_data.config(
-        home / "data", data=section, model=MODEL, training=TRAINING, evaluation=EVALUATION
-    )
-    pipeline.train(config, home / "run")
-    export_policy(home / "run", home / "export")
-    return home
+    return squares_data.train(tmp_path_factory.mktemp("trained"), EVALUATION)
 
 
 @pytest.fixture

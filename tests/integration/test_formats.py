@@ -14,7 +14,7 @@ import yaml
 from fixtures import squares_data
 from fixtures.format_sets import RLDS, write_openpi, write_robomimic
 from fixtures.run_equality import differing
-from robustness.conftest import MODEL, TRAINING
+from fixtures.squares_data import MODEL, TRAINING
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config
 from tutti.data.checks.inspection import contact_sheet, inspect_path

@@ -18,7 +18,7 @@ from torch import Tensor
 from fixtures import squares_data
 from fixtures.ranks import on_ranks
 from fixtures.small_model import relist
-from robustness.conftest import MODEL, TRAINING
+from fixtures.squares_data import MODEL, TRAINING
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot.writer import EpisodeRecord, write_lerobot

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fixtures import squares_data
-from robustness.conftest import MODEL, TRAINING
+from fixtures.squares_data import MODEL, TRAINING
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot.reader import LeRobotStore

@@ -13,23 +13,9 @@ import yaml
 
 from fixtures import squares_data
 from fixtures.hostile import STEP, Stranger, put
+from fixtures.squares_data import MODEL, TRAINING
 from tutti import pipeline
 from tutti.serving.policy import export_policy
-
-MODEL = {
-    "vision": {"stem": {"channels": [8, 8], "strides": [2, 2]}, "width": 8, "heads": 1},
-    "language": {"width": 8, "depth": 1, "heads": 1},
-    "fusion": {"width": 8, "depth": 1, "heads": 1},
-    "action": {"hidden": 8},
-}
-TRAINING = {
-    "steps": 4,
-    "schedule": {"kind": "wsd", "warmup": 1},
-    "log_every": 1,
-    "checkpoints": {"every": 2, "keep": 9},
-    "ema": 0.9,
-    "diagnostics": {"every": 0},
-}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +23,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("template")
     squares_data.write(home / "data", squares_data.episodes(6))
     config = squares_data.config(
-        home / "data", data={"batch_size": 2, "image_size": 16}, model=MODEL, training=TRAINING
+        home / "data",
+        data={"batch_size": 2, "image_size": 16},
+        model=MODEL,
+        training=TRAINING,
     )
     run = home / "run"
     pipeline.train(config, run)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fixtures import squares_data
-from robustness.conftest import MODEL, TRAINING
+from fixtures.squares_data import MODEL, TRAINING
 from tutti import pipeline
 from tutti.config.run_config import build_config
 from tutti.data.formats import LeRobotStore

@@ -6,7 +6,6 @@ And how the policy that comes with Tutti is made, and the picture of one scene a
 from __future__ import annotations
 
 import io
-import json
 import re
 import shutil
 import subprocess
@@ -22,13 +21,12 @@ from typer.testing import CliRunner
 
 from fixtures import squares_data, squares_world
 from fixtures.rendering import require_rendering
-from robustness.conftest import MODEL, TRAINING
 from tutti import pipeline
 from tutti.cli.app import app
 from tutti.config import files
 from tutti.evaluation.closed_loop.videos import BAND, GAP, HELD, encode_gif, told
 from tutti.runs.play import Player, play_policy
-from tutti.serving.policy import Policy, export_policy
+from tutti.serving.policy import Policy
 from tutti.suites.metaworld.suite import METAWORLD_8
 from tutti.types import UserError
 
@@ -46,17 +44,7 @@ EVALUATION = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `run`, of data from the starts 5000 to 5005, and `export`."""
-    home = tmp_path_factory.mktemp("trained")
-    squares_data.write(home / "data", squares_data.episodes(6))
-    (home / "data" / "recording.json").write_text(json.dumps({"seeds": [5000, 5005]}))
-    section = {"batch_size": 2, "image_size": 16, "validation_fraction": 0.3}
-    config = squares_data.config(
-        home / "data", data=section, model=MODEL, training=TRAINING, evaluation=EVALUATION
-    )
-    pipeline.train(config, home / "run")
-    export_policy(home / "run", home / "export")
-    return home
+    return squares_data.train(tmp_path_factory.mktemp("trained"), EVALUATION)
 
 
 @pytest.fixture(autouse=True)
