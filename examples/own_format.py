@@ -28,15 +28,13 @@ class NpzStore(EpisodeStore):
         self.name, self.files = str(folder), sorted(folder.glob("*.npz"))
         if not self.files:
             raise UserError(f"{folder}: expected one .npz file an episode, found none.")
-        lengths = [len(read(file)["states"]) for file in self.files]
-        texts = [str(read(file)["text"]) for file in self.files]
+        kept = [(one["states"], one["actions"], str(one["text"])) for one in map(read, self.files)]
+        states, actions, texts = zip(*kept, strict=True)
+        lengths = list(map(len, states))
         self.starts = np.cumsum([0, *lengths])
         self.instructions = tuple(dict.fromkeys(texts))
         self.instruction_of = np.repeat([self.instructions.index(text) for text in texts], lengths)
-        self.states, self.actions = (
-            np.concatenate([read(file)[key] for file in self.files]).astype(np.float32)
-            for key in ("states", "actions")
-        )
+        self.states, self.actions = (np.concatenate(one).astype(np.float32) for one in (states, actions))
         self.episodes = tuple(map(Episode, range(len(texts)), self.starts.tolist(), lengths, texts))
         self.spec = StoreSpec(
             views=(VIEW,),
