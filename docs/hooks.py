@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import griffe
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -346,15 +345,3 @@ def _python_pages() -> Iterator[tuple[str, str, str]]:
 def _first_line(stub: Path) -> str:
     source = stub.with_suffix(".py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").split(BREAK)[0]
-
-
-class Doctests(griffe.Extension):
-    """Fences the examples in docstrings, which Markdown takes for quotations."""
-
-    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Of every object whose sources were read."""
-        if obj.docstring and ">>>" in obj.docstring.value:
-            value = re.sub(
-                r"(?:^>>> .*\n?(?:.+\n?)*)+", r"```pycon\n\g<0>\n```\n", obj.docstring.value, flags=re.M
-            )
-            obj.docstring.value = value
