@@ -154,6 +154,17 @@ def test_a_policy_without_a_simulator_is_told_what_measures_it(trained: Path, tm
         Player.of(run)
 
 
+def test_a_rollout_longer_than_the_simulator_plays_is_refused_as_an_evaluation_refuses_it(
+    trained: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("max_decisions: 12", "max_decisions: 51"))
+    for refuses in (Player.of, pipeline.evaluate):
+        with pytest.raises(UserError, match=r"max_decisions is 51, .* after 50 control steps"):
+            refuses(run)
+
+
 def test_where_no_policy_is_named_the_released_one_acts_then_that_of_the_demo(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

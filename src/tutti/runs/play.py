@@ -53,7 +53,8 @@ class Player:
     def of(cls, policy: Path, trust_code: Trust = False) -> Player:
         """The policy of a run's folder, a checkpoint's or an export's.
 
-        Raises: UserError if there is none, it is damaged, no simulator fits it, or nothing can be drawn here.
+        Raises: UserError if there is none, it is damaged, no simulator fits it or plays as long as its config
+        says, or nothing can be drawn here.
         """
         place = place_of(policy)
         config = place.config(trust_code)
@@ -63,7 +64,8 @@ class Player:
                 f"{place.config_file}: evaluation.suite is none, so no simulator is known that this policy "
                 f"could act in. `tutti evaluate {policy}` measures its error on recorded episodes."
             )
-        suite_of(config).check_rendering()  # before anything slow
+        suite = suite_of(config)
+        suite.check_rendering()  # before anything slow
         factory = CheckpointPolicyFactory(
             place.policy(settings.checkpoint), settings.weights, trust_code=trust_code
         )
@@ -71,7 +73,7 @@ class Player:
         config = with_steps(config, data.fps, say=False)
         spec = RolloutSpec(
             policy=factory,
-            environments=fit_suite(suite_of(config), data),
+            environments=fit_suite(suite, data),
             actions_per_query=config.evaluation.actions_per_query,
             max_decisions=config.evaluation.max_decisions,
             folder=None,
@@ -115,9 +117,9 @@ class Player:
         for text in dict.fromkeys(one.instruction for one in planned):
             notes += wordless(text)
             if new := [word for word in _words([text]) if word not in words]:
-                listed = ", ".join(map(repr, new))
+                said = ", ".join(map(repr, new))
                 notes.append(
-                    f"{listed}: in no training sentence of the suite {self.suite.name}. The policy reads any "
+                    f"{said}: in no training sentence of the suite {self.suite.name}. The policy reads any "
                     "text, but what a new word means it cannot know."
                 )
         trained = self.place.starts(self.place.config(self.policy.trust_code)).seeds

@@ -26,7 +26,6 @@ from tutti.evaluation.closed_loop.rollouts import (
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.evaluation.config import EvaluationConfig
 from tutti.suites.environment import Suite
-from tutti.types import UserError
 
 
 def evaluate(
@@ -52,11 +51,6 @@ def evaluate(
     """
     trained = trained or TrainingStarts()
     check_seeds(config, trained)
-    if config.max_decisions > environments.longest:
-        raise UserError(
-            f"evaluation.max_decisions is {config.max_decisions}, but the simulator ends an episode after "
-            f"{environments.longest} control steps. Set it to at most {environments.longest}."
-        )
     began = time.perf_counter()
     planned = plan(config, environments)
     spec = RolloutSpec(

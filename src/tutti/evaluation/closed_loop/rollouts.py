@@ -111,13 +111,23 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSpec:
-    """Everything a worker needs to play rollouts; picklable. `folder` None keeps the records in memory."""
+    """Everything a worker needs to play rollouts; picklable. `folder` None keeps the records in memory.
+
+    Raises: UserError if `max_decisions` exceeds what the simulator allows.
+    """
 
     policy: PolicyFactory
     environments: Suite
     actions_per_query: int
     max_decisions: int
     folder: Path | None
+
+    def __post_init__(self) -> None:
+        if self.max_decisions > (longest := self.environments.longest):
+            raise UserError(
+                f"evaluation.max_decisions is {self.max_decisions}, but the simulator ends an episode after "
+                f"{longest} control steps. Set it to at most {longest}."
+            )
 
     def identity(self, one: PlannedRollout) -> str:
         """The hash of everything a rollout depends on; expert and no-op do not depend on the policy."""
