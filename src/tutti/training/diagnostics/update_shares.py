@@ -13,7 +13,7 @@ from tutti.training.optim.optimizers import OptimizerSet
 from tutti.training.optim.update_parts import MomentumParts
 
 WINDOW, EVERY = 30, 20
-"""Updates of a window, which ends at each so many diagnostic steps: the two cost about the same."""
+"""Updates of a window, which ends at each so many diagnostic steps: 29 further steps for every twenty."""
 FIRST = 2
 """The diagnostic step at which the first window ends: short runs have one too, after their first updates."""
 
