@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
+from rich.text import Text
 from typer.testing import CliRunner
 
 import tutti
@@ -146,6 +149,21 @@ def test_schema_is_valid_json() -> None:
 def test_brackets_in_a_message_are_printed_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "train", raising(UserError("found [bold] and [/] here")))
     assert "found [bold] and [/] here" in run("train", DEMO)[1]
+
+
+def test_brackets_in_a_help_are_printed_as_they_are() -> None:
+    """Rich takes `[front]` for a style and leaves it out; help of an option has no style."""
+    helps: list[str] = []
+
+    def collect(command: Any) -> None:
+        helps.extend(getattr(one, "help", None) or "" for one in command.params)
+        for one in getattr(command, "commands", {}).values():
+            collect(one)
+
+    collect(typer.main.get_command(app))
+    assert len(helps) > 50 and [text for text in helps if Text.from_markup(text).spans] == []
+    shown = re.sub("[\\s\u2502]+", " ", run("data", "convert", "--help")[1])
+    assert "views=[front] state=[arm,hand] exclude=[3]" in shown
 
 
 def test_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -87,12 +87,12 @@ def convert(
     keys: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Keys of a source: views=[front] state=[arm,hand] exclude=[3].", metavar="[KEY=VALUE ...]"
+            help=r"Keys of a source: views=\[front] state=\[arm,hand] exclude=[3].", metavar="[KEY=VALUE ...]"
         ),
     ] = None,
     *,
     pictures: Annotated[
-        str, typer.Option("--pictures", help="video (AV1) or png (without loss).", metavar="video|png")
+        Literal["video", "png"], typer.Option("--pictures", help="video (AV1) or png (without loss).")
     ] = "video",
     shard: Annotated[
         str, typer.Option("--shard", help="The i-th of n parts, on machines that share DST.", metavar="I/N")
@@ -109,8 +109,6 @@ def convert(
     number, count = map(int, found.groups()) if found else (0, 0)
     if not 1 <= number <= count:
         raise UserError(f"--shard: expected I/N with I from 1 to N, such as 2/8, found {shard!r:.40}.")
-    if pictures not in ("video", "png"):
-        raise UserError(f"--pictures: expected video or png, found {pictures!r:.40}.")
     from tutti.runs.data_check import defaults_for
     from tutti.runs.data_convert import convert as convert_source
     from tutti.runs.data_convert import lenient
