@@ -1,4 +1,4 @@
-"""A data set of your own in 40 lines: a hand goes to the square that the sentence names, red or blue.
+"""A data set of your own in 50 lines: a hand goes to the square that the sentence names, red or blue.
 
 python examples/two_squares.py FOLDER writes 60 episodes of 16 frames as a LeRobotDataset v3.0.
 """
