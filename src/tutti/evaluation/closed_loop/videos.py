@@ -12,7 +12,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,19 +133,18 @@ def told(
         size -= 1
     letters = max(8, int(len(words) * room / max(1, _font(size).getlength(words))))
     text = "\n".join(textwrap.wrap(words, letters, max_lines=2, placeholder=" \u2026\u201d"))
-    sheets: list[np.ndarray] = []
-    for pictures in frames:
-        sheet = Image.new("RGB", (wide, height + BAND), PAPER)
-        for number, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(picture), (number * (width + GAP), BAND))
-        draw = ImageDraw.Draw(sheet)
-        draw.multiline_text((10, middle), text, INK, _font(size), anchor="lm", spacing=2)
-        if len(sheets) == len(frames) - 1:
-            draw.text((right, middle), outcome, colour, _font(LETTERS), anchor="lm")
-        sheets.append(np.asarray(sheet))
-    return np.stack(sheets)
+    sheet = Image.new("RGB", (wide, height + BAND), PAPER)
+    ImageDraw.Draw(sheet).multiline_text((10, middle), text, INK, _font(size), anchor="lm", spacing=2)
+    sheets = np.stack([np.asarray(sheet)] * len(frames))
+    for view in range(views):
+        sheets[:, BAND:, view * (width + GAP) :][:, :, :width] = frames[:, view]
+    last = Image.fromarray(sheets[-1])
+    ImageDraw.Draw(last).text((right, middle), outcome, colour, _font(LETTERS), anchor="lm")
+    sheets[-1] = np.asarray(last)
+    return sheets
 
 
+@cache
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
