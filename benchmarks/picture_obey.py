@@ -1,4 +1,4 @@
-"""The moving picture of the README: one scene twice, from one start, told two things; the sentence decides.
+"""A moving picture for the README: one scene twice, from one start, told two things; the sentence decides.
 
 python benchmarks/picture_obey.py runs/demo plays the start `--seed` of the task faucet-open twice, to the bit
 the same one: told to open the tap, and told to close it, both in words that were held out. Meta-World itself
