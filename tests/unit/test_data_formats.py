@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from fixtures import squares_data
 from fixtures.format_sets import RLDS, write_openpi, write_robomimic
+from fixtures.lerobot_sets import FPS, write_v21
 from fixtures.toy_reader import ROLES, ToyReader
 from tutti.cli.app import app
 from tutti.config.run_config import build_config
@@ -133,6 +135,21 @@ def test_sources_that_read_the_same_share_a_store_and_others_do_not(tmp_path: Pa
         for keys in ({"episodes": [0]}, {"episodes": [1], "weight": 2}, {"lag": 1})
     )
     assert one == two != three
+
+
+def test_the_rate_is_known_whatever_is_wrong_with_episodes_that_are_left_out(tmp_path: Path) -> None:
+    folder = write_v21(tmp_path / "set")
+    (folder / "data/chunk-000/episode_000001.parquet").unlink()
+    source = SourceConfig(path=folder, exclude=(1,))
+    assert len(source.open().episodes) == 2 and source.rate() == FPS
+    rlds = Path(shutil.copytree(RLDS, tmp_path / "rlds"))
+    for shard in rlds.glob("1.0.0/*train*"):
+        shard.unlink()
+    known = SourceConfig(path=rlds, split="val", fps=5)
+    assert known.open().spec.fps == known.rate() == 5
+    info = rlds / "1.0.0/dataset_info.json"
+    info.write_text(info.read_text().replace('"name": "tiny_rlds"', '"name": "droid"'))
+    assert SourceConfig(path=rlds, split="val").rate() == 15
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class DataConfig(FrozenConfig):
         the horizon, or a full disk.
         """
         if not self.sources:
-            raise UserError("data.sources is empty; expected at least one {path: <LeRobot folder>}.")
+            raise UserError("data.sources is empty; expected at least one {path: <data set>}.")
         require_steps(self, "data")
         cache = self.cache.home()
         opened = open_parts(self.sources)

@@ -27,11 +27,13 @@ LOOKED_AT, SHOWN = 2000, 8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """A format: its name in `sources.format`, what it is in a line that says what makes a path one of it, and
-    how it is recognised (the reason, "" if it is not), looked into, and opened."""
+    how it is recognised (the reason, "" if it is not), looked into, and opened. `rate` is the one that a set
+    stores, None where it stores none; whatever is wrong with an episode is no matter for it."""
 
     name: str
     what: str
     recognises: Callable[[Path], str]
+    rate: Callable[[Path], float | None]
     look: Callable[[Path], Found]
     open: Callable[[Path, Wanted, Sequence[Chosen]], EpisodeStore]
     has_splits: bool = False
@@ -45,6 +47,7 @@ def mapped(
         name=name,
         what=what,
         recognises=recognises,
+        rate=lambda path: read(path).fps,
         look=lambda path: Found.by(read(path)),
         open=lambda path, wanted, chosen: MappedStore(read(path), wanted, chosen, name),
     )
@@ -55,6 +58,7 @@ FORMATS: tuple[Format, ...] = (
         name=lerobot.NAME,
         what="a LeRobotDataset: a folder with meta/info.json",
         recognises=lerobot.recognises,
+        rate=lerobot.rate,
         look=lerobot.look,
         open=lerobot.open_source,
     ),
@@ -68,6 +72,7 @@ FORMATS: tuple[Format, ...] = (
         name=rlds.NAME,
         what="an RLDS data set: a TFDS version folder with features.json, or the folder above it",
         recognises=rlds.recognises,
+        rate=rlds.rate,
         look=rlds.look,
         open=rlds.open_source,
         has_splits=True,

@@ -194,8 +194,8 @@ class SourceConfig(FrozenConfig):
         return self.path.resolve(), self.format, self.wanted, self.tolerance
 
     def rate(self) -> float:
-        """Steps a second, without a look at the numbers. Raises: UserError where nothing tells them."""
-        fps = find_format(self.path, self.format).look(self.path).fps if self.fps == "auto" else self.fps
+        """Steps a second, without a look at the episodes. Raises: UserError where nothing tells them."""
+        fps = find_format(self.path, self.format).rate(self.path) if self.fps == "auto" else self.fps
         if fps is None:
             raise without_rate(str(self.path))
         return fps

@@ -9,7 +9,8 @@ from tutti.data.cache import CacheConfig
 from tutti.data.episodes import EpisodeStore
 from tutti.data.formats.chosen import Chosen
 from tutti.data.formats.mapped import MappedStore
-from tutti.data.formats.rlds.info import find_version
+from tutti.data.formats.rlds.info import find_version, read_info, version_folder
+from tutti.data.formats.rlds.presets import find_preset
 from tutti.data.formats.rlds.reader import RldsReader
 from tutti.data.formats.wanted import Found, Wanted
 from tutti.errors import UserError
@@ -21,6 +22,12 @@ def recognises(path: Path) -> str:
     """The file that makes a folder an RLDS set; "" where it is none."""
     folder = find_version(path)
     return str((folder / "features.json").relative_to(path)) if folder else ""
+
+
+def rate(path: Path) -> float | None:
+    """Steps a second, by the preset of the set's name; no set stores it."""
+    preset = find_preset(read_info(version_folder(path)).name)
+    return preset.fps if preset else None
 
 
 def look(path: Path) -> Found:
