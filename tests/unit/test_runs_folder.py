@@ -91,6 +91,29 @@ def test_a_run_that_is_older_than_a_key_goes_on_with_its_default(tmp_path: Path)
         begin(tmp_path, "train")
 
 
+@pytest.mark.parametrize("written", [{}, {"state": "observation.state", "action": "action"}])
+def test_a_run_of_before_there_were_formats_goes_on_with_what_was_the_default(
+    tmp_path: Path, written: dict[str, str]
+) -> None:
+    def config(**keys: str) -> RunConfig:
+        return RunConfig.model_validate({"data": {"sources": [{"path": "a", **keys}]}})
+
+    def source_of(train: dict[str, Any]) -> dict[str, Any]:
+        return train["inputs"]["data"]["sources"][0]
+
+    finish_with(tmp_path, config(state="observation.state", action="action"))
+    edit(tmp_path, lambda train: [source_of(train).pop(key) for key in ("format", "flip", "text")])
+    assert not begin(tmp_path, "train", config(**written))
+    with pytest.raises(UserError, match=r"state: .observation\.state. -> .none."):
+        begin(tmp_path, "train", config(state="none"))
+    edit(tmp_path, lambda train: source_of(train).update(state="other"))
+    with pytest.raises(UserError, match=r"state: .other. -> .auto."):
+        begin(tmp_path, "train", config())
+    edit(tmp_path, lambda train: source_of(train).update(state="observation.state", format="auto"))
+    with pytest.raises(UserError, match=r"state: .observation\.state. -> .auto."):
+        begin(tmp_path, "train", config())
+
+
 def test_an_older_run_whose_checkpoints_must_reach_far_back_goes_on_too(tmp_path: Path) -> None:
     """The book lacks `checkpoints.keep`, of which a roll-back demands more than the default."""
     far = "training.gradients.rollback.rewind_steps=500"

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from tutti.config.files import require_run
 from tutti.config.run_config import RunConfig, load_run_config, to_yaml
+from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.distributed.world import launched_world_size, world
 from tutti.key_effects import of_effect
 from tutti.nested_dicts import changed_keys, indented
@@ -60,6 +61,7 @@ Redo = bool | Literal["if changed"]
 
 ENTRY = {"finished": bool, "seconds": int | float, "inputs": dict}
 """What the manifest holds for each stage."""
+FORMER_DEFAULTS = {"state": STATE, "action": ACTION}
 MANIFEST = "stages.json"
 MANIFEST_CURE = "Only Tutti writes this file; delete it to start again."
 SAVE_SECONDS = 2.0
@@ -120,7 +122,7 @@ class RunFolder:
     def _begin(self, stage: str, config: RunConfig, sections: tuple[str, ...]) -> bool:
         values = config.sections(*sections)
         entry = self._manifest.get(stage)
-        before = _in_todays_keys(entry["inputs"], sections) if entry else values
+        before = _in_todays_keys(entry["inputs"], values) if entry else values
         changed = changed_keys(before, values)
         other, inexact = of_effect(changed, "another result"), of_effect(changed, "last bits")
         changes = other if self.allow_inexact else [*other, *inexact]
@@ -301,11 +303,20 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     return manifest
 
 
-def _in_todays_keys(inputs: dict[str, Any], sections: tuple[str, ...]) -> dict[str, Any]:
-    """The inputs of a stage with the keys of today: a key younger than its manifest has its default, as it
-    had then. Inputs that are no longer valid are returned as they are.
+def _in_todays_keys(inputs: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a stage with the keys of today, those of `now`: a key younger than its manifest has its
+    default, as it had then. Inputs that are no longer valid are returned as they are.
+
+    Before a source had a `format`, every data set was LeRobot's, where `auto` is what the defaults of state
+    and action were then; so those are `auto` where they are now.
     """
     try:
-        return RunConfig.model_validate(inputs).sections(*sections)
+        before = RunConfig.model_validate(inputs).sections(*now)
     except ValidationError:
         return inputs
+    sources = (values.get("data", {}).get("sources", ()) for values in (inputs, before, now))
+    for was, old, new in zip(*sources, strict=False):
+        for key, usual in FORMER_DEFAULTS.items():
+            if "format" not in was and old[key] == usual and new[key] == "auto":
+                old[key] = "auto"
+    return before
