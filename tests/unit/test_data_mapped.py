@@ -45,6 +45,7 @@ def test_what_a_source_says_wins_and_is_no_guess() -> None:
     store = MappedStore(ToyReader(fps=None), wanted)
     assert store.spec.views == ("obs.wrist",) and store.spec.fps == 5.0 and store.remarks == ()
     assert store.states[7].tolist() == pytest.approx([101, 101, 101.1])
+    assert store.roles.text is None  # no feature is the instruction
     assert store.instructions == ("go",) and {e.instruction for e in store.episodes} == {"go"}
     assert MappedStore(ToyReader(), Wanted(state=())).spec.state_dim == 0
 

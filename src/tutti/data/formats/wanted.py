@@ -74,6 +74,8 @@ def settle(wanted: Wanted, found: Roles, features: Mapping[str, Feature], name: 
     Raises: UserError where a named feature is not there, or is of another kind.
     """
     said = {field: value for field in _FIELDS if (value := getattr(wanted, field)) is not None}
+    if wanted.say is not None:
+        said["text"] = None
     reasons = {field: why for field, why in found.reasons.items() if field not in said}
     roles = replace(found, **said, reasons=reasons)
     for field, kind in _KINDS.items():
