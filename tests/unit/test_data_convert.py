@@ -164,6 +164,27 @@ def test_a_killed_command_goes_on_and_several_processes_write_what_one_does(tmp_
     assert tree(tmp_path / "new") == tree(tmp_path / "whole")
 
 
+def test_each_process_opens_no_more_than_the_episodes_that_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = source(write_v21(tmp_path / "set", lengths=(3,) * 18), exclude=[4, 5])
+    opened: list[int] = []
+
+    def alternating(function: Any, count: int, next_job: Any) -> Any:
+        """Two workers by turns, in this process."""
+        jobs = [job for _ in range(20) for worker in range(count) if (job := next_job(worker))]
+        for job in jobs:
+            function(job)
+            opened.append(len(data_convert._opened[0][1].episodes))
+            yield 0, None
+
+    convert(given, tmp_path / "whole", storage="image", workers=0)
+    monkeypatch.setattr(data_convert, "run_jobs", alternating)
+    convert(given, tmp_path / "new", storage="image", workers=2)
+    assert opened == [2] * 16
+    assert tree(tmp_path / "new") == tree(tmp_path / "whole")
+
+
 def test_what_is_there_is_kept_and_another_conversion_is_refused(tmp_path: Path) -> None:
     folder = write_v21(tmp_path / "set")
     convert(source(folder), tmp_path / "new", storage="image", workers=0)
@@ -174,6 +195,10 @@ def test_what_is_there_is_kept_and_another_conversion_is_refused(tmp_path: Path)
         convert(source(folder), tmp_path / "new", workers=0)
     with pytest.raises(UserError, match=r"exists already[\s\S]*other episodes, frames, content"):
         convert(source(folder, exclude=[1]), tmp_path / "new", storage="image", workers=0)
+    path = write_robomimic(tmp_path / "squares.hdf5", squares_data.episodes(2))
+    convert(source(path), tmp_path / "upright", storage="image", workers=0)
+    with pytest.raises(UserError, match=r"exists already[\s\S]*other flip"):
+        convert(source(path, flip="vertical"), tmp_path / "upright", storage="image", workers=0)
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match=r"exists already[\s\S]*another folder"):
         convert(source(folder), tmp_path / "mine", workers=0)

@@ -27,6 +27,8 @@ VECTORS: dict[Vector, Label] = {"state": "state", "action": "actions"}
 Use = bool | Literal["where_present"]
 """Whether a label is used: it must be there, it is not looked at, or it is used in the rows that have it."""
 ALL_USED: Mapping[Label, Use] = dict[Label, Use].fromkeys(LABELS, True)
+WHERE_PRESENT: Mapping[Label, Use] = dict[Label, Use].fromkeys(LABELS, "where_present")
+"""Nothing need be there: of a look into a data set, and of a conversion."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from tutti.data.content import digest
-from tutti.data.episodes import Episode, EpisodeStore, Use
+from tutti.data.content import digest, spans
+from tutti.data.episodes import WHERE_PRESENT, Episode, EpisodeStore
 from tutti.data.formats.chosen import Chosen
 from tutti.data.formats.lerobot import VIEW
 from tutti.data.formats.lerobot.pieces import ROWS, EpisodeRecord, Storage, save_piece
@@ -37,25 +37,27 @@ from tutti.storage.files import (
 )
 from tutti.storage.reading import read_json
 from tutti.suites.workers import run_jobs
-from tutti.types import LABELS, Dimensions, Label
+from tutti.types import Dimensions
 
 PLAN = "conversion.json"
 """What was converted and how; kept in the data set, where it tells that it is whole."""
-LENIENT: dict[Label, Use] = dict.fromkeys(LABELS, "where_present")
-"""What a conversion asks of labels: what is not there stays away."""
 _IN_FRONT = r"^(steps\.)?(observations?|obs)\.(images\.)?"
 """What other formats put before the name of a camera."""
 _EPISODES, _LEVEL, _SHARE = 24, 8.0, 0.75
 """Episodes of which frames are compared at the end; by how many of 255 levels a frame of a video may differ
 from its source on average, or by which share of the source's standard deviation, whichever is more."""
+_BLOCKS = 4
+"""Parts of the episodes that each process opens one after the other: all end at about the same time."""
 _NEARER = 0.5
 """By how many levels the frame before or after may be nearer: if the robot stands still they are alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
+    """An episode of what `source`, the JSON of a config, opens: by its number in the data set."""
+
     source: str
-    place: int
+    episode: int
     folder: Path
     storage: Storage
 
@@ -119,10 +121,13 @@ def convert(
     with explain_full_disk(target, "the converted data set", needed):
         number, count = shard
         text = source.model_dump_json()
-        every = [_Job(text, place, folder, storage) for place, folder in enumerate(folders)]
+        every = [
+            _Job(text, episode.index, folder, storage)
+            for episode, folder in zip(store.episodes, folders, strict=True)
+        ]
         own = every[number - 1 :: count]
         with _alone(work / f"shard-{number}-of-{count}", f"{target}: another process converts this shard."):
-            _write_pieces(store, own, workers)
+            _write_pieces(source, store, own, workers)
         missing = sum(not (folder / ROWS).exists() for folder in folders)
         if missing and not target.exists():  # which another shard may have joined meanwhile
             print_line(
@@ -141,7 +146,7 @@ def convert(
 
 def lenient(source: SourceConfig) -> SourceConfig:
     """The source with labels that may be missing: what is not there stays away."""
-    return source.model_copy(update={"labels": LabelsConfig.model_validate(LENIENT)})
+    return source.model_copy(update={"labels": LabelsConfig.model_validate(WHERE_PRESENT)})
 
 
 @contextmanager
@@ -170,6 +175,7 @@ def _plan(store: EpisodeStore, names: Mapping[str, str], storage: Storage) -> di
         "format": 1,
         "pictures": storage,
         "views": dict(names),
+        "flip": store.roles.flip,
         "episodes": len(store.episodes),
         "frames": spec.num_frames,
         "content": f"{digest(told, *numbers, store.instruction_of.tobytes(), *texts):016x}",
@@ -187,31 +193,56 @@ def _require_same(path: Path, plan: dict[str, Any], problem: str) -> None:
         )
 
 
-def _write_pieces(store: EpisodeStore, jobs: Sequence[_Job], workers: int | None) -> None:
-    """Those that are not there yet. `store` is what the source of the jobs opens."""
+def _write_pieces(
+    source: SourceConfig, store: EpisodeStore, jobs: Sequence[_Job], workers: int | None
+) -> None:
+    """Those that are not there yet. `store` is what `source`, that of the jobs, opens."""
     todo = [job for job in jobs if not (job.folder / ROWS).exists()]
-    count, waiting = min(usable_cores() if workers is None else workers, len(todo)), iter(todo)
-    if todo and count <= 1:
-        count, _stores[todo[0].source] = 0, store
+    count = min(usable_cores() if workers is None else workers, len(todo))
+    blocks = iter([todo])
+    if count <= 1:
+        count, _opened[:] = 0, [(source.model_dump_json(), store)]
+    else:
+        blocks = _blocks(source, todo, -(-len(todo) // (_BLOCKS * count)))
+    own: dict[int, Iterator[_Job]] = {}
+
+    def next_job(worker: int) -> _Job | None:
+        for job in own.get(worker, ()):
+            return job
+        own[worker] = iter(next(blocks, ()))
+        return next(own[worker], None)
+
     try:
         with progress_bar("converting episodes") as bar:
             done = len(jobs) - len(todo)
             bar(done, len(jobs), "")
-            for _ in run_jobs(_write_piece, count, lambda _: next(waiting, None)):
+            for _ in run_jobs(_write_piece, count, next_job):
                 bar(done := done + 1, len(jobs), "")
     finally:
-        _stores.clear()
+        _opened.clear()
 
 
-_stores: dict[str, EpisodeStore] = {}
-"""The data set that this process has opened, by its config."""
+def _blocks(source: SourceConfig, jobs: Sequence[_Job], size: int) -> Iterator[list[_Job]]:
+    """The jobs in blocks, the source of each of which names no other episode: where numbers lie beside
+    pictures, opening all of a data set in every process would read it as often as there are processes."""
+    for begin in range(0, len(jobs), size):
+        block = jobs[begin : begin + size]
+        numbers = tuple(f"{first}-{last}" for first, last in spans([job.episode for job in block]))
+        text = source.model_copy(update={"episodes": numbers}).model_dump_json()
+        yield [replace(job, source=text) for job in block]
+
+
+_opened: list[tuple[str, EpisodeStore]] = []
+"""The config and the store of the last data set that this process has opened, if any."""
 
 
 def _write_piece(job: _Job) -> None:
-    if job.source not in _stores:
-        _stores[job.source] = SourceConfig.model_validate_json(job.source).open()
-    store = _stores[job.source]
-    episode, names = store.episodes[job.place], view_names(store.spec.views)
+    if not _opened or _opened[0][0] != job.source:
+        _opened.clear()  # before the next one is there, which takes as much memory
+        _opened.append((job.source, SourceConfig.model_validate_json(job.source).open()))
+    store = _opened[0][1]
+    episode = next(one for one in store.episodes if one.index == job.episode)
+    names = view_names(store.spec.views)
     rows = slice(episode.start, episode.end)
     record = EpisodeRecord(
         images={name: StoredPictures(store, view, episode) for view, name in names.items()},
@@ -275,7 +306,7 @@ def compare(store: EpisodeStore, folder: Path, names: Mapping[str, str], *, exac
 
     Raises: UserError naming the episode that differs.
     """
-    new = LeRobotStore(folder, tuple(names.values()), chosen=(Chosen(labels=LENIENT),))
+    new = LeRobotStore(folder, tuple(names.values()), chosen=(Chosen(labels=WHERE_PRESENT),))
 
     def differs(episode: Episode, what: str) -> UserError:
         return UserError(

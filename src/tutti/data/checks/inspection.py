@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from tutti.data.bundle import evenly_spread
 from tutti.data.checks.pictures import glimpses
 from tutti.data.checks.recordings import Recorded
-from tutti.data.episodes import EpisodeStore, Use, Vector
+from tutti.data.episodes import WHERE_PRESENT, EpisodeStore, Use, Vector
 from tutti.data.formats.chosen import Chosen
 from tutti.data.formats.detect import Format, find_format
 from tutti.data.formats.wanted import Found, Wanted
@@ -130,8 +130,7 @@ def inspect_path(path: Path) -> Inspected:
     found, store, problem = kind.look(path), None, ""
     roles, lengths = found.roles, found.lengths
     some = evenly_spread(np.flatnonzero(lengths - roles.lag >= 2), EPISODES).tolist()
-    used: dict[Label, Use] = dict.fromkeys(LABELS, "where_present")
-    chosen = Chosen(episodes=tuple(range(one, one + 1) for one in some), labels=used)
+    chosen = Chosen(episodes=tuple(range(one, one + 1) for one in some), labels=WHERE_PRESENT)
     wanted = Wanted(state=None if roles.state else (), fps=1.0 if found.fps is None else None)
     try:
         store = kind.open(path, wanted, [chosen])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tutti.data.episodes import EpisodeStore, Use
+from tutti.data.episodes import WHERE_PRESENT, EpisodeStore
 from tutti.data.formats import interface
 from tutti.data.formats.chosen import Chosen
 from tutti.data.formats.errors import data_error
@@ -18,7 +18,6 @@ from tutti.data.formats.lerobot.modality import TEXT_COLUMN
 from tutti.data.formats.lerobot.reader import LeRobotStore, read_meta
 from tutti.data.formats.wanted import AS_FOUND, Found, Wanted, guesses
 from tutti.errors import UserError
-from tutti.types import LABELS, Label
 
 NAME = "lerobot"
 OPENPI = {"state": "state", "action": "actions"}
@@ -38,8 +37,7 @@ def rate(path: Path) -> float:
 
 def look(path: Path) -> Found:
     """What is in it, from its meta folder alone."""
-    lenient: dict[Label, Use] = dict.fromkeys(LABELS, "where_present")
-    meta, info = read_meta(path, (Chosen(labels=lenient),)), path / "meta" / "info.json"
+    meta, info = read_meta(path, (Chosen(labels=WHERE_PRESENT),)), path / "meta" / "info.json"
     features = {key: _feature(feature) for key, feature in _every_feature(meta).items()}
     try:
         shapes, remark = find_cameras(meta.info.features, info, None)
