@@ -193,7 +193,9 @@ def test_inspect_of_what_cannot_be_trained_on_as_it_is_says_why(
         "broken": ToyReader(damaged=(0,), numbers={("act", 1): np.array([[0, np.inf]] * 5, np.float32)}),
         "lost": ToyReader(roles=Roles()),
     }
-    kinds = [mapped(name, name, lambda p, n=name: n * (p.name == n), lambda p: toys[p.name]) for name in toys]
+    kinds = [
+        mapped(name, name, lambda p, n=name: n * (p.name == n), lambda p, _: toys[p.name]) for name in toys
+    ]
     monkeypatch.setattr(detect, "FORMATS", tuple(kinds))
     for name in toys:
         (tmp_path / name).mkdir()

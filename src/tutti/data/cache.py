@@ -54,8 +54,7 @@ class CacheConfig(FrozenConfig):
     """Where decoded pictures are kept for all runs. It is always safe to delete that folder."""
 
     folder: Literal["auto"] | LocalPath = Field(
-        default="auto",
-        description="auto: $TUTTI_CACHE, else $XDG_CACHE_HOME/tutti, else ~/.cache/tutti.",
+        default="auto", description="auto: $TUTTI_CACHE, else $XDG_CACHE_HOME/tutti, else ~/.cache/tutti."
     )
 
     def home(self) -> Path:
@@ -143,12 +142,7 @@ def _resized(
     return out
 
 
-def _build(
-    store: EpisodeStore,
-    place: Path,
-    image_size: int,
-    progress: Progress | None,
-) -> tuple[Path, Path]:
+def _build(store: EpisodeStore, place: Path, image_size: int, progress: Progress | None) -> tuple[Path, Path]:
     """Fills a file in `place`. Gives it, and the one that says up to which row it is on the disk."""
     partial, built, views = place / "frames.partial", place / "built.json", store.spec.views
     row_bytes, total = len(views) * 3 * image_size**2, store.spec.num_frames

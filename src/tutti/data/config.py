@@ -52,10 +52,7 @@ class DataConfig(FrozenConfig):
     batch_size: int = Field(default=64, ge=1, description="Windows in a batch.")
     image_size: int = Field(default=64, ge=8, le=1024, description="Edge of the square pictures, in pixels.")
     validation_fraction: float = Field(
-        default=0.05,
-        ge=0,
-        lt=1,
-        description="Share of all episodes held out, of every task alike.",
+        default=0.05, ge=0, lt=1, description="Share of all episodes held out, of every task alike."
     )
     episodes_per_task: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         default="all", description="Episodes of each task to train on, of those that are not held out."

@@ -214,9 +214,7 @@ class WindowIndex:
         found = [self._later_state(windows, label) for label in self.needs.states]
         rows, mask = (np.stack(columns, axis=1) for columns in zip(*found, strict=True))
         return LaterStates(
-            labels=self.needs.states,
-            values=torch.from_numpy(self._states[rows]),
-            mask=torch.from_numpy(mask),
+            labels=self.needs.states, values=torch.from_numpy(self._states[rows]), mask=torch.from_numpy(mask)
         )
 
     def _later_state(

@@ -13,11 +13,7 @@ from jaxtyping import Int64
 from tutti.data.checks.recordings import Recorded, Recordings, say, some
 from tutti.data.episodes import Episode, texts_of
 from tutti.data.tokenize import normalized_text
-from tutti.findings import (
-    MASKED_TARGETS_MAX,
-    REACHED_OFFSET_MIN,
-    Finding,
-)
+from tutti.findings import MASKED_TARGETS_MAX, REACHED_OFFSET_MIN, Finding
 from tutti.storage.reading import shown
 
 SHOWN_TEXT = 60

@@ -51,10 +51,7 @@ class Inspected:
             return []
         values = self.store.states if vector == "state" else self.store.actions
         names = getattr(self.store.spec, f"{vector}_names")
-        low, high = (
-            np.fmin.reduce(values, axis=0, initial=np.nan),
-            np.fmax.reduce(values, axis=0, initial=np.nan),
-        )
+        low, high = (of.reduce(values, axis=0, initial=np.nan) for of in (np.fmin, np.fmax))
         return list(zip(names, low.tolist(), high.tolist(), strict=True))
 
     @property

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from tutti.data import formats
 from tutti.data.episodes import EpisodeStore
 from tutti.data.formats.chosen import Chosen
 from tutti.data.formats.errors import data_error
-from tutti.data.formats.hdf5.index import recognises_hdf5
-from tutti.data.formats.hdf5.reader import HDF5Reader
+from tutti.data.formats.hdf5.paths import recognises_hdf5
 from tutti.data.formats.interface import EpisodeReader
 from tutti.data.formats.lerobot import source as lerobot
 from tutti.data.formats.mapped import MappedStore
@@ -40,17 +41,19 @@ class Format:
 
 
 def mapped(
-    name: str, what: str, recognises: Callable[[Path], str], read: Callable[[Path], EpisodeReader]
+    name: str,
+    what: str,
+    recognises: Callable[[Path], str],
+    read: Callable[[Path, str | None], EpisodeReader],
+    **more: Any,
 ) -> Format:
-    """The format of a reader."""
-    return Format(
-        name=name,
-        what=what,
-        recognises=recognises,
-        rate=lambda path: read(path).fps,
-        look=lambda path: Found.by(read(path)),
-        open=lambda path, wanted, chosen: MappedStore(read(path), wanted, chosen, name),
+    """The format of a reader of a path and the split that a source names; `more` are other fields."""
+    own = dict[str, Any](
+        rate=lambda path: read(path, None).fps,
+        look=lambda path: Found.by(read(path, None)),
+        open=lambda path, wanted, chosen: MappedStore(read(path, wanted.split), wanted, chosen, name),
     )
+    return Format(name=name, what=what, recognises=recognises, **own | more)
 
 
 FORMATS: tuple[Format, ...] = (
@@ -66,15 +69,14 @@ FORMATS: tuple[Format, ...] = (
         "hdf5",
         "HDF5 of LIBERO, robomimic or ALOHA: a file, or a folder of *.hdf5 or *.h5",
         recognises_hdf5,
-        HDF5Reader,
+        lambda path, _: formats.HDF5Reader(path),  # with the HDF5 library, for those who have such a set
     ),
-    Format(
-        name=rlds.NAME,
-        what="an RLDS data set: a TFDS version folder with features.json, or the folder above it",
-        recognises=rlds.recognises,
+    mapped(
+        "rlds",
+        "an RLDS data set: a TFDS version folder with features.json, or the folder above it",
+        rlds.recognises,
+        rlds.read,
         rate=rlds.rate,
-        look=rlds.look,
-        open=rlds.open_source,
         has_splits=True,
     ),
 )

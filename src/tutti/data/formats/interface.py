@@ -12,6 +12,12 @@ from jaxtyping import Float32, Int64, UInt8
 
 from tutti.data.content import digest
 
+Flip = Literal["none", "vertical", "turned"]
+MAX_EDGE, MAX_DIM = 8192, 4096
+"""Largest picture edge (pixels) and vector that a data set may have."""
+MIN_FPS, MAX_FPS = 0.01, 10_000.0
+"""Steps a second that a data set may have."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
@@ -40,7 +46,7 @@ class Roles:
     state: tuple[str, ...] = ()
     action: tuple[str, ...] = ()
     text: str | None = None
-    flip: Literal["none", "vertical", "turned"] = "none"
+    flip: Flip = "none"
     lag: int = 0
     reasons: Mapping[str, str] = field(default_factory=dict)
 

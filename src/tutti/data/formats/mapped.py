@@ -14,13 +14,11 @@ from tutti.data.episodes import VECTORS, Episode, EpisodeStore, StoreSpec, Vecto
 from tutti.data.formats.chosen import ALL, MAX_TEXT, WITHOUT_TEXT, Chosen, Selection, excluding
 from tutti.data.formats.dimensions import joined_dimensions
 from tutti.data.formats.errors import data_error
-from tutti.data.formats.interface import EpisodeReader
-from tutti.data.formats.wanted import AS_FOUND, Flip, Wanted, guesses, missing, settle
+from tutti.data.formats.interface import MAX_FPS, MIN_FPS, EpisodeReader, Flip
+from tutti.data.formats.wanted import AS_FOUND, Wanted, guesses, missing, settle
 from tutti.errors import UserError
 from tutti.storage.reading import shown
 from tutti.types import LABELS
-
-MIN_FPS, MAX_FPS = 0.01, 10_000.0
 
 
 class MappedStore(EpisodeStore):

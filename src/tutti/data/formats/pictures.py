@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from tutti.data.formats.interface import MAX_EDGE
+
 PICTURES = ("PNG", "JPEG", "WEBP")
 SAMPLED_BYTES = 2**28
 """Bytes of pictures of a view that its digests look at, at most."""
@@ -23,6 +25,14 @@ def open_picture(content: bytes) -> Image.Image:
         return Image.open(BytesIO(content), formats=PICTURES)
     except UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(PICTURES)}") from None
+
+
+def picture_size(content: bytes) -> tuple[int, int]:
+    """(height, width) of a picture by its header. Raises: ValueError if it is too large, or no picture."""
+    with open_picture(content) as image:
+        if max(image.size) > MAX_EDGE:
+            raise ValueError(f"it has {image.height} x {image.width} pixels; {MAX_EDGE} an edge are read")
+        return image.height, image.width
 
 
 def decode_picture(content: bytes, shape: tuple[int, ...], promised_by: str) -> UInt8[np.ndarray, "h w 3"]:

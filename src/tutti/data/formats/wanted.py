@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Int64
 
 from tutti.data.formats.errors import data_error
-from tutti.data.formats.interface import EpisodeReader, Feature, Roles
+from tutti.data.formats.interface import EpisodeReader, Feature, Flip, Roles
 from tutti.errors import near_miss
 
-Flip = Literal["none", "vertical", "turned"]
 SHOWN_KEYS = 40
 _KINDS = {"views": "picture", "state": "vector", "action": "vector", "text": "text"}
 _CALLED = {"views": "a view", "text": "the instruction"}

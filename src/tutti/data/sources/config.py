@@ -12,9 +12,10 @@ from tutti.data.episodes import EpisodeStore, Use
 from tutti.data.formats.chosen import MAX_TEXT, TOLERANCE, Chosen
 from tutti.data.formats.detect import find_format
 from tutti.data.formats.errors import data_error
+from tutti.data.formats.interface import MAX_FPS, MIN_FPS, Flip
 from tutti.data.formats.lerobot.columns import MAX_TOLERANCE
-from tutti.data.formats.mapped import MAX_FPS, MIN_FPS, without_rate
-from tutti.data.formats.wanted import Flip, Wanted
+from tutti.data.formats.mapped import without_rate
+from tutti.data.formats.wanted import Wanted
 from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import LocalPath
 from tutti.types import LABELS, Label

@@ -6,15 +6,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tutti.data.formats.errors import data_error
 from tutti.data.formats.hdf5.files import HDF5File
 from tutti.data.formats.hdf5.layouts import LIBERO, Layout
+from tutti.data.formats.interface import MAX_FPS, MIN_FPS, Flip
 from tutti.storage.reading import parse_json, shown
 
-RATES = (0.01, 10_000)
-"""Of control_freq, in Hz."""
 TEXT = "language_instruction"
 """The key of the texts, wherever a file keeps them."""
 _LANGUAGE = re.compile(r"\(:language\s+([^()]*)\)")
@@ -29,7 +28,7 @@ class FileFacts:
     fps: float | None
     embodiment: str
     controller: str
-    flip: Literal["none", "vertical"]
+    flip: Flip
     lag: int
     reasons: Mapping[str, str] = field(compare=False)
 
@@ -53,9 +52,9 @@ def read_facts(file: HDF5File, layout: Layout) -> FileFacts:
     inner = settings.get("env_kwargs")
     given: Mapping[str, Any] = inner if isinstance(inner, dict) else {}
     fps = given.get("control_freq")
-    if fps is not None and not (type(fps) in (int, float) and RATES[0] <= fps <= RATES[1]):
+    if fps is not None and not (type(fps) in (int, float) and MIN_FPS <= fps <= MAX_FPS):
         key = f"{file.path}: control_freq in the attribute env_args of {home}"
-        raise data_error(f"{key} is no rate.", expected=f"{RATES[0]} to {RATES[1]} Hz", found=shown(fps))
+        raise data_error(f"{key} is no rate.", expected=f"{MIN_FPS:g} to {MAX_FPS:g} Hz", found=shown(fps))
     robots = given.get("robots")
     names = [robots] if isinstance(robots, str) else robots if isinstance(robots, list) else []
     text = "+".join(name.lower() for name in names if isinstance(name, str))[:100]

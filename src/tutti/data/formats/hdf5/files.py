@@ -43,10 +43,7 @@ _BUILT_IN = (
 )
 _CLASSES = (h5t.INTEGER, h5t.FLOAT, h5t.ENUM, h5t.STRING)
 _LAYOUTS = (h5d.COMPACT, h5d.CONTIGUOUS, h5d.CHUNKED)
-_LINKS = {
-    h5l.TYPE_SOFT: "a soft link",
-    h5l.TYPE_EXTERNAL: "a link to another file, which could be any",
-}
+_LINKS = {h5l.TYPE_SOFT: "a soft link", h5l.TYPE_EXTERNAL: "a link to another file, which could be any"}
 
 
 @contextmanager

@@ -13,14 +13,12 @@ from tutti.data.formats.errors import data_error
 from tutti.data.formats.hdf5.attributes import FileFacts, read_facts
 from tutti.data.formats.hdf5.files import Array, HDF5File, OpenFiles
 from tutti.data.formats.hdf5.layouts import EXPECTED, LAYOUTS, Layout, vector
-from tutti.data.formats.interface import Feature
-from tutti.data.formats.pictures import open_picture
+from tutti.data.formats.hdf5.paths import by_number
+from tutti.data.formats.interface import MAX_DIM, MAX_EDGE, Feature
+from tutti.data.formats.pictures import picture_size
 from tutti.errors import UserError
 from tutti.storage.reading import shown
 
-SUFFIXES = (".hdf5", ".h5")
-MAX_EDGE, MAX_DIM = 8192, 4096
-"""Of a picture in pixels, of a vector."""
 _DEMO = re.compile(r"demo_(\d{1,18})")
 
 
@@ -114,36 +112,6 @@ def _place(file: HDF5File, number: int, group: str, clock: str) -> Place:
         return Place(number, group, 0, error)
 
 
-def recognises_hdf5(path: Path) -> str:
-    """The name of the file, or of the first in the folder; "" where there is none."""
-    return next((one.name for one in sorted(_files(path)) if one.suffix in SUFFIXES and one.is_file()), "")
-
-
-def find_files(path: Path) -> list[Path]:
-    """The file itself, or the HDF5 files in a folder, in the order of the numbers in their names.
-
-    Raises: UserError if there is none.
-    """
-    if not path.is_dir():
-        return [path]
-    files = [one for one in _files(path) if one.suffix in SUFFIXES]
-    if not files:
-        problem = f"{path} has no file *{' or *'.join(SUFFIXES)}."
-        raise data_error(problem, cure="name a file, or the folder in which the files lie.")
-    return sorted(files, key=lambda one: _by_number(one.name))
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """The file itself, or the files in a folder without hidden ones, in any order."""
-    yield from (one for one in path.iterdir() if one.name[0] != ".") if path.is_dir() else (path,)
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    """A key for sorting: episode_2 comes before episode_10."""
-    parts = re.split(r"(\d{1,18})", name)
-    return [(int(part), "") if number % 2 else (0, part) for number, part in enumerate(parts)]
-
-
 def join(group: str, key: str) -> str:
     return f"{group}/{key}" if group else key
 
@@ -153,7 +121,7 @@ def _episodes(file: HDF5File) -> Iterator[str]:
     for home in dict.fromkeys(layout.episodes for layout in LAYOUTS if layout.episodes):
         demos = [name for name in file.names(home) if _DEMO.fullmatch(name)]
         if demos:
-            yield from (join(home, name) for name in sorted(demos, key=_by_number))
+            yield from (join(home, name) for name in sorted(demos, key=by_number))
             return
     if not any(file.has(mark) for layout in LAYOUTS if not layout.episodes for mark in layout.marks):
         found = ", ".join(file.names("")[:20]) or "an empty file"
@@ -215,16 +183,12 @@ def _encoded_size(array: Array) -> tuple[int, int]:
     try:
         if not array.shape[0]:
             raise ValueError("there is none")
-        with open_picture(array.read(0, 1)[0].tobytes()) as picture:
-            size = picture.height, picture.width
-        if max(size) > MAX_EDGE:
-            raise ValueError(f"it has {size} pixels; at most {MAX_EDGE} are read")
+        return picture_size(array.read(0, 1)[0].tobytes())
     except UserError:
         raise
     except Exception as error:  # Pillow raises whatever damaged bytes lead to
         why = shown(str(error), 300, quoted=False)
         raise data_error(f"{array.path}: the first picture of {array.key} cannot be read: {why}.") from error
-    return size
 
 
 def _masks(file: HDF5File, groups: Sequence[str]) -> dict[str, list[int]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
-from tutti.data.formats.interface import Feature
+from tutti.data.formats.interface import Feature, Flip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +29,7 @@ class Layout:
     states: tuple[tuple[str, ...], ...]
     privileged: tuple[str, ...] = ()
     without_steps: tuple[str, ...] = ()
-    flip: Literal["none", "vertical"] = "none"
+    flip: Flip = "none"
     embodiment: str = "unknown"
     fps: str = ""
 

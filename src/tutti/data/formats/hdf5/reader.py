@@ -14,7 +14,8 @@ from tutti.data.formats.chosen import REPAIR, excluding
 from tutti.data.formats.errors import data_error
 from tutti.data.formats.hdf5.attributes import TEXT, episode_text
 from tutti.data.formats.hdf5.files import MAX_BYTES, Array, HDF5File, OpenFiles
-from tutti.data.formats.hdf5.index import find_files, is_encoded, join, read_index
+from tutti.data.formats.hdf5.index import is_encoded, join, read_index
+from tutti.data.formats.hdf5.paths import find_files
 from tutti.data.formats.interface import EpisodeReader, Feature, Roles
 from tutti.data.formats.pictures import SAMPLED_BYTES, decode_picture
 from tutti.storage.reading import shown

@@ -17,13 +17,7 @@ from jaxtyping import Float32, Float64, Int64
 from tutti.data.formats.chosen import TOLERANCE
 from tutti.data.formats.errors import COPY_AGAIN, data_error
 from tutti.data.formats.lerobot.metadata import LeRobotMeta
-from tutti.data.formats.lerobot.tables import (
-    NO_TEXTS,
-    check_column,
-    integers,
-    numbers,
-    read_parquet,
-)
+from tutti.data.formats.lerobot.tables import NO_TEXTS, check_column, integers, numbers, read_parquet
 from tutti.storage.reading import shown
 from tutti.types import LABELS, Label
 

@@ -57,16 +57,16 @@ def read_v2(folder: Path, info: Info, modality: Modality, chosen: Sequence[Chose
     starts = np.cumsum(lengths) - lengths
     data_files = files("data_path", info.data_path)
     return LeRobotMeta(
-        folder,
-        info,
-        tasks,
-        starts,
-        lengths,
-        texts,
-        data_files,
-        videos,
-        tolerance,
-        modality,
+        folder=folder,
+        info=info,
+        tasks=tasks,
+        starts=starts,
+        lengths=lengths,
+        texts=texts,
+        data_files=data_files,
+        videos=videos,
+        tolerance=tolerance,
+        modality=modality,
         kept=kept,
         parts=parts,
     )

@@ -11,13 +11,7 @@ from jaxtyping import Bool, Int64
 
 from tutti.data.formats.chosen import Chosen, Selection, excluding
 from tutti.data.formats.errors import COPY_AGAIN, data_error
-from tutti.data.formats.lerobot.metadata import (
-    Info,
-    LeRobotMeta,
-    VideoTable,
-    fill_pattern,
-    require_file,
-)
+from tutti.data.formats.lerobot.metadata import Info, LeRobotMeta, VideoTable, fill_pattern, require_file
 from tutti.data.formats.lerobot.modality import Modality
 from tutti.data.formats.lerobot.tables import (
     NO_TEXTS,
@@ -43,16 +37,16 @@ def read_v3(folder: Path, info: Info, modality: Modality, chosen: Sequence[Chose
         _named_files(folder, "data_path", info.data_path, table, "data", kept=kept)
     data_files = _parquet_files(folder / "data", "the rows of the episodes")
     meta = LeRobotMeta(
-        folder,
-        info,
-        tasks,
-        starts,
-        lengths,
-        texts,
-        data_files,
-        {},
-        tolerance,
-        modality,
+        folder=folder,
+        info=info,
+        tasks=tasks,
+        starts=starts,
+        lengths=lengths,
+        texts=texts,
+        data_files=data_files,
+        videos={},
+        tolerance=tolerance,
+        modality=modality,
         kept=kept,
         parts=parts,
     )

@@ -11,10 +11,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from tutti.data.episodes import VECTORS, Vector
 from tutti.data.formats.dimensions import joined_dimensions
 from tutti.data.formats.errors import data_error
+from tutti.data.formats.interface import MAX_DIM, MAX_EDGE
 from tutti.storage.reading import shown
 
-MAX_EDGE, MAX_DIM = 8192, 4096
-"""Largest picture edge (pixels) and vector that a data set may have."""
 _MAX_NAME, _MAX_DEPTH = 100, 8
 _CHANNELS, _FIRST = (1, 3, 4), (["c"], ["channel"], ["channels"])
 

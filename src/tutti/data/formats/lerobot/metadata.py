@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tutti.data.formats.chosen import Selection, excluding
 from tutti.data.formats.errors import COPY_AGAIN, data_error
+from tutti.data.formats.interface import MAX_FPS, MIN_FPS
 from tutti.data.formats.lerobot.features import Feature
 from tutti.data.formats.lerobot.modality import TEXT_COLUMN, Modality
 from tutti.storage.reading import read_json, shown
@@ -30,7 +31,7 @@ class Info(BaseModel):
     model_config = ConfigDict(strict=True)
 
     codebase_version: str = Field(max_length=40)
-    fps: float = Field(ge=0.01, le=10_000)
+    fps: float = Field(ge=MIN_FPS, le=MAX_FPS)
     robot_type: str | None = Field(None, max_length=200)
     total_episodes: int = Field(gt=0, le=MAX_FRAMES)
     total_frames: int = Field(gt=0, le=MAX_FRAMES)
@@ -62,7 +63,7 @@ class VideoTable:
     to_timestamp: Float64[np.ndarray, " e"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeRobotMeta(Selection):
     """The checked content of `meta/`. `starts` and `lengths` of the episodes are in frame rows of the files;
     `texts` are the instructions of each, where the episode table names them. Of episodes that are not `kept`

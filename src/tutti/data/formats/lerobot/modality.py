@@ -10,7 +10,8 @@ from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tutti.data.formats.errors import data_error
-from tutti.data.formats.lerobot.features import MAX_DIM, Feature
+from tutti.data.formats.interface import MAX_DIM
+from tutti.data.formats.lerobot.features import Feature
 from tutti.storage.reading import read_json, shown
 
 TEXT_COLUMN = "task_index"

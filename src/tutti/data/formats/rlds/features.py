@@ -12,14 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from tutti.data.formats.errors import COPY_AGAIN, data_error
+from tutti.data.formats.interface import MAX_DIM, MAX_EDGE
 from tutti.errors import UserError
 from tutti.storage.reading import read_json, read_text, shown
 
 STEPS = "steps/"
 CLOCKS = ("is_first", "is_last", "is_terminal")
 """Features of which each step has one value: the first that is there tells how many steps there are."""
-MAX_PIXELS, MAX_NUMBERS = 8192, 4096
-"""Largest side of a picture, and most numbers of a vector."""
 _DEPTH = 12
 _INTEGERS = ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 _FLOATS = ("float16", "float32", "float64")
@@ -161,15 +160,15 @@ def _stored(folder: Path, key: str, kind: str, content: dict[str, Any]) -> Store
             raise _PassedOver(f"depth pictures ({dtype})")
         if len(shape) != 3 or shape[2] not in (0, 3):
             raise _PassedOver("pictures that are not RGB")
-        if max(shape[:2]) > MAX_PIXELS:
-            raise _PassedOver(f"pictures of more than {MAX_PIXELS:,} pixels a side")
+        if max(shape[:2]) > MAX_EDGE:
+            raise _PassedOver(f"pictures of more than {MAX_EDGE:,} pixels a side")
         return Stored(key=key, kind="picture", storage="file", shape=shape[:2], optional=optional)
     if kind != "tensor" or dtype not in _DTYPES or encoding not in ("none", "bytes", "zlib"):
         raise _PassedOver(f"of a kind that is not read ({shown(f'{kind} {dtype} {encoding}', quoted=False)})")
     if 0 in shape:
         raise _PassedOver("an array of unknown size")
     storage = "numbers" if encoding == "none" else encoding
-    if len(shape) == 3 and shape[2] == 3 and dtype == "uint8" and max(shape) <= MAX_PIXELS:
+    if len(shape) == 3 and shape[2] == 3 and dtype == "uint8" and max(shape) <= MAX_EDGE:
         pixels = _DTYPES["uint8"]
         return Stored(
             key=key, kind="picture", storage=storage, shape=shape[:2], dtype=pixels, optional=optional
@@ -177,6 +176,6 @@ def _stored(folder: Path, key: str, kind: str, content: dict[str, Any]) -> Store
     last, number = key.rpartition("/")[2], _DTYPES[dtype]
     if "instruction" in last and len(shape) == 1 and dtype.startswith("int") and encoding == "none":
         return Stored(key=key, kind="text", storage="code points", shape=shape, optional=optional)
-    if math.prod(shape) > MAX_NUMBERS:
-        raise _PassedOver(f"a vector of more than {MAX_NUMBERS:,} numbers")
+    if math.prod(shape) > MAX_DIM:
+        raise _PassedOver(f"a vector of more than {MAX_DIM:,} numbers")
     return Stored(key=key, kind="vector", storage=storage, shape=shape, dtype=number, optional=optional)

@@ -12,9 +12,9 @@ from jaxtyping import Float32, Int64, UInt8
 
 from tutti.data.content import digest
 from tutti.data.formats.interface import EpisodeReader, Feature, Roles
-from tutti.data.formats.pictures import decode_picture, open_picture
+from tutti.data.formats.pictures import decode_picture, picture_size
 from tutti.data.formats.rlds.example import Record
-from tutti.data.formats.rlds.features import MAX_PIXELS, Stored, read_features
+from tutti.data.formats.rlds.features import Stored, read_features
 from tutti.data.formats.rlds.index import EpisodeIndex
 from tutti.data.formats.rlds.info import choose_splits, read_info, shards, version_folder
 from tutti.data.formats.rlds.presets import choose_roles, cut, find_preset
@@ -205,10 +205,7 @@ class RldsReader(EpisodeReader):
         episode = int(filled[0])
         content, record = self._encoded(stored.name, episode)[0], self._record(episode)
         try:
-            with open_picture(content) as image:
-                if max(image.size) > MAX_PIXELS:
-                    raise ValueError(f"{image.size} pixels")
-                return image.height, image.width
+            return picture_size(content)
         except Exception as error:
             raise record.wrong(f"the picture {stored.name} of step 0 cannot be read: {error}") from error
 
