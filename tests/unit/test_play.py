@@ -9,6 +9,7 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -25,7 +26,7 @@ from tutti import pipeline
 from tutti.cli.app import app
 from tutti.config import files
 from tutti.evaluation.closed_loop.videos import BAND, GAP, HELD, encode_gif, told
-from tutti.runs.play import Player, play_policy
+from tutti.runs.play import Player, play_policy, write_pictures
 from tutti.serving.policy import Policy
 from tutti.suites.metaworld.suite import METAWORLD_8
 from tutti.types import UserError
@@ -188,6 +189,15 @@ def test_a_released_policy_with_a_changed_byte_does_not_act(
     monkeypatch.setattr(files, "released_policy", lambda: copy)
     code, text = play()
     assert code == 2 and "model.safetensors: damaged, its checksum differs." in text
+
+
+def test_a_start_that_is_solved_already_is_one_picture(trained: Path, tmp_path: Path) -> None:
+    ((rollout, _),) = play_policy(trained / "run", ("red",), to=tmp_path / "whole")
+    solved = replace(rollout, actions=rollout.actions[:0], decisions=0, success=True)
+    paths = write_pictures(squares_world.SquaresSuite(), solved, tmp_path, ("gif", "mp4"))
+    with Image.open(paths[0]) as picture:
+        assert getattr(picture, "n_frames", 1) == 1
+    assert paths[1].stat().st_size > 0
 
 
 @pytest.mark.parametrize("text", ["go", "open the tap " * 40, "\u00e9" * 300, ""])

@@ -78,8 +78,8 @@ def rollout_videos(
     for _ in in_parallel(partial(make_video, suite, folder, image_size), left, workers):
         done += 1
         progress(done, len(chosen))
-    told = ("task", "seed", "instruction", "success", "decisions", "condition")
-    index = [{"file": file_name(r)} | {name: getattr(r, name) for name in told} for r in chosen]
+    about = ("task", "seed", "instruction", "success", "decisions", "condition")
+    index = [{"file": file_name(r)} | {name: getattr(r, name) for name in about} for r in chosen]
     write_atomically(folder / "index.json", json.dumps({"videos": index}, indent=1))
     return [folder / file_name(rollout) for rollout in chosen]
 
@@ -103,7 +103,7 @@ def replay(suite: Suite, image_size: int, rollout: Rollout) -> tuple[UInt8[np.nd
     A larger image with smooth edges takes 20 ms, so a long rollout is shown at half the rate.
     """
     actions = rollout.actions
-    stride = math.ceil(len(actions) / MAX_FRAMES)
+    stride = max(1, math.ceil(len(actions) / MAX_FRAMES))
     with closing(suite.make(rollout.task, image_size, samples=4)) as simulation:
         simulation.reset(rollout.seed)
         frames = [simulation.render()]
