@@ -147,6 +147,22 @@ def test_shards_end_in_the_same_files_and_the_last_one_joins(tmp_path: Path) -> 
     assert tree(tmp_path / "new") == tree(tmp_path / "whole")
 
 
+def test_a_shard_that_another_one_has_joined_meanwhile_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, target = source(write_v21(tmp_path / "set")), tmp_path / "new"
+    write = data_convert._write_pieces
+
+    def overtaken(*arguments: Any) -> None:
+        write(*arguments)
+        monkeypatch.setattr(data_convert, "_write_pieces", write)
+        assert convert(given, target, storage="image", shard=(2, 2), workers=0)
+
+    monkeypatch.setattr(data_convert, "_write_pieces", overtaken)
+    assert convert(given, target, storage="image", shard=(1, 2), workers=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "set"]
+
+
 @pytest.mark.timeout(900)
 def test_a_killed_command_goes_on_and_several_processes_write_what_one_does(tmp_path: Path) -> None:
     """kill -9 of the command after the first episode; two processes write the others."""

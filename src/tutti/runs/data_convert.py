@@ -129,7 +129,9 @@ def convert(
         with _alone(work / f"shard-{number}-of-{count}", f"{target}: another process converts this shard."):
             _write_pieces(source, store, own, workers)
         missing = sum(not (folder / ROWS).exists() for folder in folders)
-        if missing and not target.exists():  # which another shard may have joined meanwhile
+        if target.exists():  # another shard joined the pieces meanwhile, and deleted them
+            return True
+        if missing:
             print_line(
                 f"shard {number} of {count} is finished: {len(own)} episodes; {missing} of {len(folders)} "
                 "are to be written by other shards, the last of which joins all"
