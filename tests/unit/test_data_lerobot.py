@@ -10,14 +10,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fixtures.lerobot_sets import write_v21
+from tutti.data.formats.lerobot import reader
 from tutti.data.formats.lerobot import writer as lerobot_writer
-from tutti.data.formats.lerobot.reader import LeRobotStore
+from tutti.data.formats.lerobot.reader import LeRobotStore, sampled_bytes
 from tutti.data.formats.lerobot.writer import EpisodeRecord, Storage, write_lerobot
 from tutti.types import UserError
 
@@ -52,6 +55,28 @@ def write(folder: Path, episodes: list[EpisodeRecord] | None = None, storage: St
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write(tmp_path / "set")
+
+
+def test_of_many_videos_no_more_is_digested_than_of_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LeRobotStore(write_v21(tmp_path / "set", video=True))
+    files = sorted((tmp_path / "set").rglob("*.mp4"))
+    for path in files:
+        path.write_bytes(path.read_bytes().ljust(300_000))
+    read: list[int] = []
+
+    def sampled(*arguments: Any) -> bytes:
+        content = sampled_bytes(*arguments)
+        read.append(len(content))
+        return content
+
+    monkeypatch.setattr(reader, "SAMPLED_BYTES", 3 * 2**15)
+    monkeypatch.setattr(reader, "sampled_bytes", sampled)
+    before = store.picture_digests()
+    assert read == [2**15 + 8] * len(files) == [2**15 + 8] * 3
+    files[1].write_bytes(b"x" + files[1].read_bytes()[1:])
+    assert (store.picture_digests() != before).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("storage", ["image", "video"])

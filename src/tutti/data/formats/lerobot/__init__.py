@@ -1,4 +1,4 @@
-"""LeRobotDataset v3.0: reader, writer, metadata and videos; here the names that its features go by."""
+"""LeRobotDataset: v2.0 to v3 read, v3.0 written; here the names that its features go by."""
 
 VIEW = "observation.images."
 """What a camera's name begins with."""

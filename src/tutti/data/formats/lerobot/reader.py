@@ -38,7 +38,7 @@ from tutti.errors import UserError
 from tutti.storage.reading import shown
 from tutti.types import LABELS, Label
 
-_BLOCK = 2**16
+_BLOCK, _SMALL = 2**16, 2**12
 _OPEN_FILES = 16
 
 
@@ -165,10 +165,10 @@ class LeRobotStore(EpisodeStore):
                 of_view[:] = of_file[self._file_rows]
                 continue
             files = dict.fromkeys(table.paths[episode.index] for episode in self.episodes)
-            content = {
-                path: hashlib.sha256(sampled_bytes(path, SAMPLED_BYTES // len(files))).digest()
-                for path in files
-            }
+            most = SAMPLED_BYTES // len(files)
+            # Where each episode is a file these may be many thousands, of which large blocks would be all.
+            block = min(_BLOCK, max(_SMALL, most // 4)) if self.meta.info.file_an_episode else _BLOCK
+            content = {path: hashlib.sha256(sampled_bytes(path, most, block)).digest() for path in files}
             for episode in self.episodes:
                 path, start = table.paths[episode.index], table.from_timestamp[episode.index]
                 here = slice(episode.start, episode.end)
@@ -286,15 +286,15 @@ class _PictureColumns:
         return last[2]
 
 
-def sampled_bytes(path: Path, most: int) -> bytes:
+def sampled_bytes(path: Path, most: int, block: int = _BLOCK) -> bytes:
     """A file's content; its size and evenly spread blocks, at least four, where it is larger than `most`."""
     size = path.stat().st_size
-    count = max(4, most // _BLOCK)
+    count = max(4, most // block)
     with path.open("rb") as file:
-        if size <= count * _BLOCK:
+        if size <= count * block:
             return file.read()
         parts = [size.to_bytes(8, "little")]
-        for place in np.linspace(0, size - _BLOCK, count).astype(np.int64).tolist():
+        for place in np.linspace(0, size - block, count).astype(np.int64).tolist():
             file.seek(place)
-            parts.append(file.read(_BLOCK))
+            parts.append(file.read(block))
     return b"".join(parts)
