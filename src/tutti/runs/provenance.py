@@ -13,7 +13,10 @@ from typing import Any
 
 from tutti.distributed.cores import processor_name, usable_cores
 
-PACKAGES = ("tutti-vla", "torch", "numpy", "pyarrow", "av", "tokenizers", "metaworld", "mujoco")
+PACKAGES = (
+    *("tutti-vla", "torch", "numpy", "pyarrow", "h5py", "av", "pillow", "tokenizers"),
+    *("metaworld", "mujoco"),
+)
 
 
 def circumstances() -> dict[str, Any]:
