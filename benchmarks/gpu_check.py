@@ -52,17 +52,19 @@ OPTIONS = {
     "adamw": "training.optimizer={kind: adamw, lr: 1.0e-3}",
     "any": "training.deterministic=false",
     "recompute": "training.activation_checkpointing=block",
+    "residual": "training.residual=bf16",
 }
 """Parts of a cell's option, joined by "+"."""
 
 CELLS = (
-    "base,224,256,bf16+compile+adamw base,224,256,bf16 large,224,128,bf16+compile+adamw "
-    "base,224,256,bf16+compile base,224,64,bf16+compile+adamw base,224,256,bf16+compile+adamw+any "
-    "large,224,64,bf16+compile+adamw small,64,1024,bf16+compile"
+    "base,224,256,bf16+compile+adamw* large,224,128,bf16+compile+adamw "
+    "base,224,256,bf16+compile+adamw+residual large,224,128,bf16+compile+adamw+residual "
+    "base,224,256,bf16+compile* base,224,256,bf16 base,224,256,bf16+compile+adamw+residual+any "
+    "small,224,512,bf16+compile+adamw base,224,64,bf16+compile+adamw"
     if CUDA
     else "tiny,64,4,fp32+adamw"
 )
-"""What `Cell.parse` reads: preset, image size, batch size, option."""
+"""What `Cell.parse` reads: preset, image size, batch size, option; those with a * are profiled too."""
 
 KERNELS = {
     "optimizer": r"multi_tensor|adam|lerp|foreach",
@@ -171,7 +173,9 @@ def attention() -> None:
     dtype = torch.bfloat16 if CUDA else torch.float32
     report("attention, forward + backward (tokens, kernel, order, ms, TFLOP/s):")
     for b, h, n, e in ((256, 12, 398, 64), (512, 12, 196, 64)) if CUDA else ((2, 2, 16, 8),):
-        q, k, v = (torch.randn(b, h, n, e, device=DEVICE, dtype=dtype, requires_grad=True) for _ in range(3))
+        # As a block hands them over: side by side in what one linear layer gave.
+        joined = torch.randn(b, n, 3, h, e, device=DEVICE, dtype=dtype).permute(2, 0, 3, 1, 4)
+        q, k, v = (one.requires_grad_() for one in joined.unbind(0))
         everywhere = torch.ones(b, 1, 1, n, dtype=torch.bool, device=DEVICE)
         kernels = {
             "flash": (SDPBackend.FLASH_ATTENTION, None),
@@ -288,7 +292,7 @@ def throughput(cell: Cell, data_from: Path, scratch: Path) -> None:
     )
 
 
-def profile(cell: Cell, data_from: Path, scratch: Path) -> None:
+def profile(cell: Cell, number: int, data_from: Path, scratch: Path) -> None:
     """Three updates under torch's profiler: how busy the GPU is, and with which kinds of kernels."""
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     training = build_training(shortened(cell.config(), 1_000_000), data_from, output=scratch)
@@ -312,7 +316,12 @@ def profile(cell: Cell, data_from: Path, scratch: Path) -> None:
         )
         by_kind[kind] += event.device_time / 3000
     busy = sum(by_kind.values())
-    result["profile"] = {"wall_ms": wall, "busy_ms": busy, "kernels": len(kernels) / 3, **by_kind}
+    result.setdefault("profiles", {})[str(cell)] = {
+        "wall_ms": wall,
+        "busy_ms": busy,
+        "kernels": len(kernels) / 3,
+        **by_kind,
+    }
     report(
         f"profile of {cell}: {wall:.1f} ms an update with the profiler, "
         f"GPU busy {busy:.1f} ms, {len(kernels) / 3:.0f} kernels and copies"
@@ -322,7 +331,7 @@ def profile(cell: Cell, data_from: Path, scratch: Path) -> None:
     table = seen.key_averages().table(
         sort_by="self_device_time_total", row_limit=60, max_name_column_width=90
     )
-    (OUT / "profile.txt").write_text(table, encoding="utf-8")
+    (OUT / f"profile-{number}.txt").write_text(table, encoding="utf-8")
 
 
 def main() -> int:
@@ -334,11 +343,12 @@ def main() -> int:
         sizes = (4, 40) if CUDA else (1, 16)
         data_from = synthetic_run(scratch / "data", load_config(DEMO), *sizes)
         for number, text in enumerate(os.environ.get("CELLS", CELLS).split()):
-            measured = partial(throughput, Cell.parse(text), data_from, scratch / f"run-{number}")
+            cell = Cell.parse(text.rstrip("*"))
+            measured = partial(throughput, cell, data_from, scratch / f"run-{number}")
             passed.append(section(text, measured, need=45 if CUDA else 0))
             release()
-            if number == 0 and CUDA:
-                profiled = partial(profile, Cell.parse(text), data_from, scratch / "profile")
+            if text.endswith("*") and CUDA:
+                profiled = partial(profile, cell, number, data_from, scratch / f"profile-{number}")
                 passed.append(section("profile", profiled, need=40))
                 release()
     passed += [

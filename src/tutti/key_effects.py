@@ -39,7 +39,7 @@ ANOTHER_RESULT = (
     *("data.mixture", "data.tasks", "data.text_length", "data.augmentation", "data.seed"),
     *("training.steps", "training.seed", "training.optimizer", "training.schedule", "training.gradients"),
     *("training.accumulation", "training.batch_ramp", "training.ema", "training.fork"),
-    *("training.init_from", "training.precision", "training.validation"),
+    *("training.init_from", "training.precision", "training.residual", "training.validation"),
 )
 """All other keys: another value is another training, which is refused."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tutti.distributed.ranks import Counted, shared_mean
 from tutti.errors import UserError  # noqa: F401 (what lies above takes it from here)
+from tutti.masks import moved
 
 
 class Movable:
@@ -40,8 +41,8 @@ class Movable:
         return replace(self, **changed)  # pyright: ignore[reportArgumentType]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same value with every tensor on `device`."""
-        return self.apply(lambda value: value.to(device, non_blocking=non_blocking))
+        """The same value with every tensor on `device`. What is seen in a mask here is known there."""
+        return self.apply(lambda value: moved(value, value.to(device, non_blocking=non_blocking)))
 
     def first(self, count: int) -> Self:
         """The first `count` of the batch: every tensor in it begins with b. Views, no copies."""

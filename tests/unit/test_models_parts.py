@@ -14,7 +14,7 @@ from fixtures.small_model import SPEC, observation
 from tutti.models.config import ModelConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
 from tutti.models.language.transformer import TextTransformer, TextTransformerConfig
-from tutti.models.layers import Block, activate, attention_mask, space_to_depth
+from tutti.models.layers import Block, activate, attention_mask, blocks_of, space_to_depth
 from tutti.models.vision.vit import StemConfig, VisionTransformerConfig
 from tutti.models.vla import VLA
 from tutti.types import Tokens, UserError
@@ -180,6 +180,28 @@ def test_no_mask_is_an_all_true_mask() -> None:
     holes = everything.clone()
     holes[0, 2] = False
     assert attention_mask(holes) is not None
+
+
+HOLES = {"image_mask": (0, 1), "text_mask": (2,), "state_mask": (1,)}
+"""What of a mask is absent: a view, a text, a state."""
+
+
+@pytest.mark.parametrize("absent", [None, "withheld", *HOLES])
+def test_a_device_attends_without_a_mask_where_the_host_saw_that_nothing_is_absent(
+    absent: str | None,
+) -> None:
+    model = ModelConfig.model_validate({"vision": {"withhold": absent == "withheld"}}).build(SPEC).to("meta")
+    given: list[Tensor | None] = []
+    blocks_of(model.fusion)[0].register_forward_pre_hook(lambda _, inputs: given.append(inputs[1]))
+    seen = observation()
+    if absent in HOLES:
+        mask = getattr(seen, absent).clone()
+        mask[HOLES[absent]] = False
+        seen = replace(seen, **{absent: mask})
+    there = seen.to("meta")
+    model(there)
+    model(there.first(2))  # other rows: nothing was seen of them
+    assert [mask is None for mask in given] == [absent is None, False]
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

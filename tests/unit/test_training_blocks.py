@@ -19,7 +19,9 @@ from tutti.models.layers import TransformerBlock, blocks_of
 from tutti.training.backward.config import BackwardConfig
 from tutti.training.backward.term_gradients import term_gradients
 from tutti.training.config import TrainingConfig
+from tutti.training.parallel.ddp import LossModule
 from tutti.training.trainer import Trainer
+from tutti.types import UserError
 
 END_TO_END = {"kind": "end_to_end"}
 
@@ -161,3 +163,28 @@ def test_under_bf16_weights_gradients_and_optimizer_stay_float32(optimizer: str,
     assert kept and {value.dtype for value in kept} == {torch.float32}
     assert all(value.isfinite().all() for value in weights(trainer).values())
     assert trainer.counters.latest["loss/total"] < 100
+
+
+def test_the_residual_sum_is_in_bf16_where_products_are_and_nowhere_else() -> None:
+    found: dict[Any, Any] = {}
+    for residual in (None, torch.bfloat16):
+        model, objective = modules()
+        LossModule(model, objective, residual=residual)
+        batch, sums = make_batch(0), []
+        blocks_of(model.fusion)[-1].register_forward_hook(
+            lambda *found, sums=sums: sums.append(found[2].dtype)
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = objective(model(batch.observation), batch, model)
+        terms.total.backward()
+        model(batch.observation)
+        assert sums == [residual or torch.float32, torch.float32]
+        assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+        found[residual] = {name: value.item() for name, value in terms.values.items()}
+    assert found[None] == pytest.approx(found[torch.bfloat16], rel=0.02)
+    assert found[None] != found[torch.bfloat16]
+
+
+def test_a_residual_sum_of_fewer_bits_than_its_parts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.residual is bf16, but training\.precision is fp32"):
+        make_trainer(tmp_path, END_TO_END, residual="bf16", precision="fp32")

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from tutti.frozen_config import FrozenConfig, heads_divide
+from tutti.masks import told
 
 Activation = Literal["relu", "gelu"]
 
@@ -38,26 +39,30 @@ def readable(tensor: Tensor) -> bool:
 
 
 def all_present(mask: Tensor) -> bool:
-    """True if `mask` is known to be all True, so that the work of masking can be saved.
-
-    Where its values are not `readable` the work is always done; the result is the same.
+    """True if `mask` is known to be all True, so that the work of masking can be saved: by a look at it, or
+    where its values are not `readable` by what was told of it. Else the work is done; the result is the same.
     """
-    return readable(mask) and bool(mask.all())
+    return bool(mask.all()) if readable(mask) else told(mask).every
 
 
-def attention_mask(mask: Bool[Tensor, "b n"]) -> Bool[Tensor, "b 1 1 n"] | None:
-    """The keys' mask for `scaled_dot_product_attention`; None, for its fastest kernel, if all are seen."""
-    return None if all_present(mask) else mask[:, None, None, :]
+def attention_mask(*masks: Bool[Tensor, "b _"]) -> Bool[Tensor, "b 1 1 n"] | None:
+    """The keys' mask for `scaled_dot_product_attention`, of keys whose `masks` stand side by side; None, for
+    its fastest kernel, if all are seen."""
+    if all(map(all_present, masks)):
+        return None
+    return (masks[0] if len(masks) == 1 else torch.cat(masks, dim=1))[:, None, None, :]
 
 
 class TransformerBlock(nn.Module, ABC):
     """What repeats in depth: the unit in which a model is compiled and its activations are recomputed.
 
     With `recompute` a training forward keeps only the block's inputs; the backward pass computes the rest
-    once more, from the same random numbers, to the same bits (1604.06174).
+    once more, from the same random numbers, to the same bits (1604.06174). `residual` is the dtype of the sum
+    that runs through the blocks where products are cast automatically; None: that of what comes in.
     """
 
     recompute: bool = False
+    residual: torch.dtype | None = None
 
     @abstractmethod
     def compute(self, *inputs: Any) -> Tensor:
@@ -65,6 +70,8 @@ class TransformerBlock(nn.Module, ABC):
 
     def forward(self, *inputs: Any) -> Tensor:
         """`compute`, with or without its activations kept."""
+        if self.residual is not None and torch.is_autocast_enabled(inputs[0].device.type):
+            inputs = (inputs[0].to(self.residual), *inputs[1:])
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self.compute, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return self.compute(*inputs)

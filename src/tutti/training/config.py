@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from tutti.frozen_config import FrozenConfig
@@ -16,6 +17,7 @@ from tutti.training.optim.schedules import BatchRampConfig, ScheduleConfig, WsdC
 from tutti.training.parallel.config import AutoParallelConfig, ParallelConfig
 from tutti.training.parallel.ddp import CompileMode
 from tutti.training.validation import ValidationConfig
+from tutti.types import UserError
 
 Off = Literal["off"]
 
@@ -50,6 +52,11 @@ class TrainingConfig(FrozenConfig):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="bf16 autocasts the forward pass; auto means bf16 on CUDA, else fp32."
+    )
+    residual: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="Precision of the sum that runs through a transformer's blocks. bf16, with precision "
+        "bf16: fewer bytes to move, other results.",
     )
     deterministic: bool = Field(
         default=True, description="On CUDA: the same bits each time, also where other algorithms are faster."
@@ -116,6 +123,19 @@ class TrainingConfig(FrozenConfig):
         Raises: UserError if CUDA is asked for and there is none.
         """
         return resolve_machine(self.device, self.threads, self.precision)
+
+    def of_blocks(self, machine: Machine) -> dict[str, Any]:
+        """What `LossModule` is told of compiling, recomputing and the residual sum.
+
+        Raises: UserError if it asks for bf16 and the products are in float32.
+        """
+        if self.residual == "bf16" and machine.precision == "fp32":
+            raise UserError(
+                "training.residual is bf16, but training.precision is fp32 here, and a sum has no fewer bits "
+                "than its parts. Set training.precision=bf16 or training.residual=fp32."
+            )
+        again, residual = self.activation_checkpointing == "block", self.residual == "bf16"
+        return {"mode": self.compile, "recompute": again, "residual": torch.bfloat16 if residual else None}
 
     def accumulation_at(self, step: int) -> int:
         """The micro-batches of update `step` (0-based)."""

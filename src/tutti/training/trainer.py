@@ -57,12 +57,7 @@ class Trainer:
         self.machine = config.machine()
         self.machine.set_determinism(deterministic=config.deterministic)
         self.model, self.objective = model.to(self.machine.device), objective.to(self.machine.device)
-        joint = LossModule(
-            self.model,
-            self.objective,
-            mode=config.compile,
-            recompute=config.activation_checkpointing == "block",
-        )
+        joint = LossModule(self.model, self.objective, **config.of_blocks(self.machine))
         # Before the optimiser, which must hold the parameters that FSDP puts into the place of the model's.
         self.parallel = config.parallel.build(joint, self.machine)
         self.state = TrainState.build(

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from tutti.masks import EVERY, tell
 from tutti.models.layers import (
     Activation,
     TransformerBlock,
@@ -88,8 +89,8 @@ class Conditioning(nn.Module):
         if not self.keys_values:
             return Condition(vector=vector, memories=(None,) * self.depth)
         tokens = torch.cat([features.readout[:, None], features.fused_vision.values], dim=1)
-        always = features.fused_vision.mask.new_ones(tokens.shape[0], 1)
-        mask = attention_mask(torch.cat([always, features.fused_vision.mask], dim=1))
+        always = tell(features.fused_vision.mask.new_ones(tokens.shape[0], 1), EVERY)
+        mask = attention_mask(always, features.fused_vision.mask)
         memories: list[Memory] = []
         for linear in self.keys_values:
             keys, values = split_heads(linear(tokens), 2, self.heads)

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import sample_whole_batch
+from tutti.masks import EVERY, tell, told
 from tutti.models.interfaces import Fusion
 from tutti.models.layers import TransformerConfig, attention_mask
 from tutti.types import DataSpec, Tokens, UserError
@@ -81,11 +82,12 @@ class JointAttention(Fusion):
             state = state * (draw >= self.state_dropout).to(state.dtype)
         readout_type, state_type, language_type, vision_type = self.type_embedding.weight.unbind(0)
         # The readout is always there, so that no softmax is over nothing where all else is absent.
-        first, present = [(self.readout + readout_type).expand(b, 1, -1)], [torch.ones_like(state_mask)]
+        first = [(self.readout + readout_type).expand(b, 1, -1)]
+        present = [tell(torch.ones_like(state_mask[:, None]), EVERY)]
         if self.state is not None:
             # 0 where it is not known: a NaN in a masked token would still reach the gradient.
             first.append((self.state(torch.where(state_mask[:, None], state, 0.0)) + state_type)[:, None])
-            present.append(state_mask)
+            present.append(tell(state_mask[:, None], told(state_mask)))
         x = torch.cat(
             [
                 *first,
@@ -94,7 +96,7 @@ class JointAttention(Fusion):
             ],
             dim=1,
         )
-        mask = attention_mask(torch.cat([torch.stack(present, dim=1), language.mask, vision.mask], dim=1))
+        mask = attention_mask(*present, language.mask, vision.mask)
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x)

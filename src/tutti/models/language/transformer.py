@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from tutti.masks import EVERY, Seen, tell, told
 from tutti.models.interfaces import LanguageEncoder
 from tutti.models.layers import TransformerConfig, attention_mask, join_heads, readable, split_heads
 from tutti.types import DataSpec, Tokens
@@ -87,7 +88,7 @@ class TextTransformer(LanguageEncoder):
         if self.pool is None:
             return Tokens(values=values, mask=text_mask)
         present = text_mask.any(dim=1, keepdim=True).expand(-1, values.shape[1])
-        return Tokens(values=values, mask=present)
+        return Tokens(values=values, mask=tell(present, EVERY if told(text_mask).each_row else Seen()))
 
     def encode(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b n d"]:
         """Every row on its own, whether rows repeat or not."""

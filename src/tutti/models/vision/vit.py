@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tutti.frozen_config import FrozenConfig
+from tutti.masks import tell, told
 from tutti.models.interfaces import VisionEncoder
 from tutti.models.layers import ConvLayer, TransformerConfig, all_present, space_to_depth
 from tutti.types import DataSpec, Tokens, UserError
@@ -106,5 +107,5 @@ class VisionTransformer(VisionEncoder):
         for block in self.blocks:
             x = block(x)
         n = self.tokens_per_view
-        mask = image_mask[:, :, None].expand(b, v, n).reshape(b, v * n)
+        mask = tell(image_mask[:, :, None].expand(b, v, n).reshape(b, v * n), told(image_mask))
         return Tokens(values=x.view(b, v * n, self.width), mask=mask)

@@ -185,11 +185,20 @@ class Muon(torch.optim.Optimizer):
                 made = divided(stacked, rounds, mesh.get_group(), done)
             done += sum(map(len, stacked))
             for members, directions in zip(stacks.values(), made, strict=True):
-                for (parameter, _, rate), direction in zip(members, directions, strict=True):
+                # All of a shape at once, not some kernels for each: the GPU would wait for their launches.
+                whole = directions.to(members[0][0].dtype)
+                plain = defaultdict[float, tuple[list[Tensor], list[Tensor]]](lambda: ([], []))
+                for (parameter, _, rate), direction in zip(members, whole, strict=True):
                     rows = len(parameter)
                     moved = direction.mT if rows > parameter.numel() // rows else direction
                     step = moved.reshape(parameter.shape).to(parameter.dtype)
-                    parameter.add_(shard_like(step, parameter), alpha=-rate)
+                    if isinstance(parameter, DTensor):
+                        parameter.add_(shard_like(step, parameter), alpha=-rate)
+                    else:
+                        plain[rate][0].append(parameter)
+                        plain[rate][1].append(step)
+                for rate, (parameters, steps) in plain.items():
+                    torch._foreach_add_(parameters, steps, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
         return loss
 
     def _stacked(self, matrices: list[Tensor]) -> Float[Tensor, "n rows columns"]:

@@ -72,16 +72,23 @@ class LossModule(nn.Module):
     """Model and objective as one module that returns the total loss, and all else as `Opaque`.
 
     The model is compiled in this `mode`; `recompute`: a block's activations are computed again in the
-    backward pass. Weights keep their names.
+    backward pass; `residual`: the dtype of the sum that runs through the blocks in mixed precision, if it is
+    another. Weights keep their names.
     """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, *, mode: CompileMode = "off", recompute: bool = False
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        mode: CompileMode = "off",
+        recompute: bool = False,
+        residual: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.model, self.objective = model, objective
         for block in blocks_of(model, objective):
-            block.recompute = recompute
+            block.recompute, block.residual = recompute, residual
         # As a bound method: a compiled model is a module too, whose weights would count twice.
         self._run_model: Callable[..., Features] = compiled(model, mode).__call__
 
