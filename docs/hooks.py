@@ -94,11 +94,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def led(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(here), found[2]))
-        if target.endswith(".ipynb"):
-            return found[1] + _page_uri(found[2]) + found[3]
         if not (ROOT / target).is_file() and target.startswith("docs/"):
             return found[0]  # a generated page, or a mistake that mkdocs tells
-        return found[1] + posixpath.relpath(_site_uri(target), posixpath.dirname(uri)) + found[3]
+        return found[1] + posixpath.relpath(_page_uri(_site_uri(target)), posixpath.dirname(uri)) + found[3]
 
     return LINK.sub(led, markdown)
 

@@ -153,10 +153,13 @@ def test_a_notebook_is_a_page_with_its_outputs_in_the_order_of_its_index(site: P
         },
     ]
     (site / "docs" / "how" / "steps.ipynb").write_text(json.dumps({"cells": cells}))
+    (site / "notes" / "read.md").write_text("# Notes\n\n[steps](../docs/how/steps.ipynb)\n")
     (site / "docs" / "how" / "index.md").write_text(
         "# How\n\n* [Steps](steps.ipynb)\n* [B](b.md)\n* [A](a.md)\n"
     )
-    page = (made(site) / "how" / "steps.html").read_text()
+    found = made(site)
+    assert 'href="../../how/steps.html"' in (found / "repository" / "notes" / "read.html").read_text()
+    page = (found / "how" / "steps.html").read_text()
     assert "data:image/svg+xml;base64,PHN2Zy8+" in page and "True" in page and "Chart" not in page
     links = re.findall(r'href="(?:\./)?(steps|b|a)\.html"', page.partition("<body")[2])
     assert list(dict.fromkeys(links)) == ["steps", "b", "a"]

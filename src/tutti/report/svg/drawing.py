@@ -20,9 +20,19 @@ Point = tuple[Number, Number]
 ALONE = (
     "text{font:13px sans-serif;fill:#20262e} .title{font-weight:600;font-size:14px} .end{text-anchor:end} "
     ".middle{text-anchor:middle} .tick{font-size:11px;fill:#5b6470} .below{font-size:11px} .on{fill:#fff} "
-    ".grid,.axis{stroke:#d5d9de} .heat,.bar{fill:currentColor} .c1{color:#1f6fb2} .c2{color:#d0702a}"
+    ".strong{font-weight:600} .key{font-size:12px;fill:#5b6470;stroke-width:2} polyline{stroke-width:1.9} "
+    "polyline,line{fill:none;stroke:currentColor} .reference,.wide-interval{stroke-dasharray:5 4} "
+    ".faint{stroke-width:1;opacity:.26} .points polyline{stroke-width:1;opacity:.55} "
+    ".reference{stroke-width:1.4} .whisker line,.ceiling{stroke-width:2.2} .area{opacity:.82} "
+    ".heat,.bar,.area,circle{fill:currentColor} .hollow circle{fill:#fff;stroke:currentColor;stroke-width:2} "
+    ".cursor,.hit{display:none} "
+    ".grid,.axis{stroke:#d5d9de} .mark,.zero,.ceiling,.wide-interval{stroke:#8b929c} .grey{color:#8b929c} "
+    ".c1{color:#1f6fb2} .c2{color:#d0702a} .c3{color:#2c8a63} .c4{color:#7d5bb0} .c5{color:#b2476a} "
+    ".c6{color:#3c4450} .good{fill:#1d7a4f} .bad{fill:#b3372f}"
 )
-"""The style of a chart outside of the report, whose page has its own: text, heat maps and bars."""
+"""The style of a chart outside of the report, whose page has its own."""
+KEY, KEY_ROW, LETTER = 16, 18, 6.3
+"""Of a legend in pixels: the width of a sign, the height of a row, about the width of a letter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +50,33 @@ class Chart:
         light and on a dark page."""
         start = self.svg.index(">") + 1
         _, _, width, height = self.svg[: start - 1].split('viewBox="')[1].split('"')[0].split()
-        tall = float(height) + 34
-        head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 -30 {float(width) + 24:g} {tall + 8:g}" '
-        )
-        card = (
-            f'<rect x="-12" y="-30" width="{float(width) + 24:g}" height="{tall + 8:g}" rx="8" fill="#fff"/>'
-        )
-        title = text("title", 0, -8, self.title)
-        return f'{head}width="{float(width) + 24:g}"><style>{ALONE}</style>{card}{title}{self.svg[start:]}'
+        keys, rows = _legend(self.legend, float(width))
+        top = 30 + KEY_ROW * rows
+        wide, tall = float(width) + 24, float(height) + top + 12
+        keys = f'<g transform="translate(0 {4 - KEY_ROW * rows})">{keys}</g>' if rows else ""
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 {-top} {wide:g} {tall:g}" '
+        card = f'<rect x="-12" y="{-top}" width="{wide:g}" height="{tall:g}" rx="8" fill="#fff"/>'
+        title = text("title", 0, 22 - top, self.title)
+        return f'{head}width="{wide:g}"><style>{ALONE}</style>{card}{title}{keys}{self.svg[start:]}'
+
+
+def _legend(keys: Sequence[tuple[str, str, str]], width: Number) -> tuple[str, int]:
+    """The signs of a legend with their names, in as many rows as it takes, and the number of rows."""
+    parts: list[str] = []
+    x, row = 0.0, 0
+    for name, colour, kind in keys:
+        if x and x + KEY + 6 + LETTER * len(name) > width:
+            x, row = 0.0, row + 1
+        y = KEY_ROW * row
+        if kind in ("points", "hollow", "square"):
+            sign = f'<g class="{kind}">{circle(x + KEY / 2, y, 4)}</g>'
+        else:
+            lies = kind != "tick"
+            ends = ((x, y), (x + KEY, y)) if lies else ((x + KEY / 2, y - 6), (x + KEY / 2, y + 6))
+            sign = line(f"{kind} key", *ends)
+        parts.append(f'<g class="{colour}">{sign}</g>{text("key", x + KEY + 6, y + 4, name)}')
+        x += KEY + 20 + LETTER * len(name)
+    return "".join(parts), row + 1 if parts else 0
 
 
 def drawing(size: Point, spoken: str, parts: Iterable[str], values: object = None) -> Markup:

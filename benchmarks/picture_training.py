@@ -1,0 +1,163 @@
+"""Pictures for docs/ of a finished run: its losses, rates, gradients, shares and success, each as an SVG.
+
+python benchmarks/picture_training.py runs/demo draws charts of the run's report into
+docs/pictures/training-NAME.svg, each on a card of its own that can be read on a light and on a dark page; and
+strategies-10.svg and strategies-50.svg, the differences of benchmarks/results/study_strategies.json.
+benchmarks/results/picture_training has the numbers of the heat map, with commit and machine of the run. The
+same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tables import RESULTS, Table, prints_user_errors, publish
+
+from tutti.config.files import require_run
+from tutti.errors import UserError
+from tutti.report.blocks import Block, Charts, Fold
+from tutti.report.formatting import percent
+from tutti.report.inputs import Inputs, read_inputs
+from tutti.report.sections.evaluation import success_section
+from tutti.report.sections.gradients import influence_section
+from tutti.report.sections.training import training_section
+from tutti.report.svg.drawing import Chart
+from tutti.report.svg.rows import ForestRow, forest_chart
+from tutti.runs.terminal import print_line
+from tutti.storage.files import write_atomically
+
+PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+SECTIONS = (training_section, influence_section, success_section)
+DRAWN = {
+    "losses": "Total and its weighted terms",
+    "lambdas": "Lambdas",
+    "shares": "Share of each part's ",
+    "vision": "Shares of the gradient in the vision encoder",
+    "rate": "Learning rate",
+    "norms": "Gradient norm before clipping",
+    "success": "Success rate",
+}
+"""What a picture is called, and the beginning of its chart's title in the report."""
+STUDY, LEVELS = RESULTS / "study_strategies.json", (10, 50)
+"""Whose differences are drawn, and at how many demonstrations a task."""
+
+
+def charts_of(blocks: Sequence[Block]) -> Iterator[Chart]:
+    """The charts of a section in their order, those that are folded away too."""
+    for block in blocks:
+        if isinstance(block, Charts):
+            yield from block.charts
+        elif isinstance(block, Fold):
+            yield from charts_of(block.blocks)
+
+
+def drawn(inputs: Inputs) -> dict[str, Chart]:
+    """The chart of each picture.
+
+    Raises: UserError that names the charts which the run has no records for.
+    """
+    charts = [chart for section in SECTIONS for chart in charts_of(section(inputs).blocks)]
+    found = {
+        name: chart
+        for name, title in DRAWN.items()
+        for chart in charts[::-1]
+        if chart.title.startswith(title)
+    }
+    if missing := [title for name, title in DRAWN.items() if name not in found]:
+        raise UserError(f"{inputs.folder}: expected a finished run, found no records for: {missing}.")
+    return found
+
+
+def differences(study: dict[str, Any], level: int) -> Chart:
+    """The arms of a study at one level, each against its baseline."""
+
+    def points(interval: dict[str, float]) -> tuple[float, float]:
+        return 100 * interval["low"], 100 * interval["high"]
+
+    baseline, scores = study["study"]["baseline"], [one for one in study["scores"] if one["level"] == level]
+    base = next(one for one in scores if one["arm"] == baseline)["seed_means"]
+    rows: list[ForestRow] = []
+    for one in scores:
+        if (against := one["against"]) is not None:
+            value, verdict = 100 * against["difference"]["value"], against["verdict"]
+            row = ForestRow(
+                name=one["arm"],
+                value=value,
+                interval=points(against["difference"]["interval"]),
+                wide=points(against["over_seeds"]),
+                seeds=[100 * (mean - of) for mean, of in zip(one["seed_means"], base, strict=True)],
+                label=f"{value:+.1f}  {verdict}",
+                mood={"better": "good", "worse": "bad"}.get(verdict, ""),
+            )
+            rows.append(row)
+    return forest_chart(f"Against {baseline}, {level} demonstrations a task", rows, baseline=baseline)
+
+
+def shares(inputs: Inputs) -> dict[str, dict[str, dict[str, float]]]:
+    """Half of the run -> term -> part -> its share, as the heat map of the report has it: of the update where
+    that was measured, else of the gradient."""
+    records = inputs.records
+    updates = bool(records.named("diag/update_share/*/*"))
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for half, span in zip(("first", "second"), records.halves, strict=True):
+        for term in records.terms:
+            for part in records.parts:
+                value = (
+                    records.update_share(term, part, span)
+                    if updates
+                    else records.median(f"diag/share/{term}/{part}", span)
+                )
+                if value is not None:
+                    found.setdefault(half, {}).setdefault(term, {})[part] = value
+    return found
+
+
+def share_table(found: dict[str, dict[str, float]], title: str) -> Table:
+    """One line a term, one column a part."""
+    parts = tuple(dict.fromkeys(part for of in found.values() for part in of))
+    rows = tuple(
+        (term, *(percent(of[part], 1) if part in of else "-" for part in parts)) for term, of in found.items()
+    )
+    return Table(title=title, heads=("term", *parts), rows=rows)
+
+
+@prints_user_errors
+def main(given: list[str] | None = None) -> int:
+    """0 if every picture was drawn."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--to", type=Path, default=PICTURES)
+    parser.add_argument("--output", type=Path, default=RESULTS / "picture_training", help="without suffix")
+    arguments = parser.parse_args(given)
+    inputs = read_inputs(require_run(arguments.run))
+    charts = {f"training-{name}": chart for name, chart in drawn(inputs).items()}
+    study = json.loads(STUDY.read_text(encoding="utf-8"))
+    charts |= {f"strategies-{level}": differences(study, level) for level in LEVELS}
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    for name, chart in charts.items():
+        path = arguments.to / f"{name}.svg"
+        write_atomically(path, f"{chart._repr_svg_()}\n")
+        print_line(f"Written: {path}, {path.stat().st_size / 1e3:.0f} kB")
+    found, summary = shares(inputs), inputs.summary
+    of = charts["training-shares"].title.removeprefix(DRAWN["shares"]).split()[0].rstrip(",")
+    made = {"run": summary.name, "commit": summary.commit, "machine": summary.machine}
+    made |= {"versions": summary.versions, "steps": inputs.records.get("loss/total")[0][-1]}
+    note = (
+        f"Medians over the diagnostic steps of one run, {summary.name}, {made['steps']} steps. "
+        f"Commit {summary.commit}; {summary.machine.get('processor', '?')}. Command: "
+        "`python benchmarks/picture_training.py runs/demo`."
+    )
+    tables = [share_table(one, f"Share of each part's {of}, {half} half") for half, one in found.items()]
+    publish(arguments.output, "benchmarks/picture_training", tables, [note], made | {"shares": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
