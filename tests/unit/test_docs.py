@@ -92,12 +92,21 @@ def test_every_metric_that_the_chinese_page_names_is_recorded() -> None:
     assert len(named) > 10 and [name for name in named if describe_metric(name) is None] == []
 
 
+def test_chinese_text_is_not_broken_within_a_paragraph() -> None:
+    """A page shows the end of a line as a space, which Chinese does not have between two words."""
+    wide = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
+    cut = re.compile(rf"^(?![|#]|    ).*{wide}\n(?!\n|[-*|#`]|    ).+", re.MULTILINE)
+    texts = {page.name: FENCE.sub("", page.read_text(encoding="utf-8")) for page in PAGES}
+    broken = [f"{name}: {found}" for name, text in texts.items() for found in cut.findall(text)]
+    assert broken == []
+
+
 def commands(page: Path) -> Iterator[str]:
     """What a page tells to type: lines of its blocks, and `tutti ...` within its text."""
     text = page.read_text(encoding="utf-8")
     for kind, block in FENCE.findall(text):
         if kind in ("", "sh"):
-            yield from (bare(line) for line in block.splitlines())
+            yield from (bare(line) for line in re.sub(r"\\\n\s*", "", block).splitlines())
     yield from re.findall(r"`(tutti [^`]+)`", FENCE.sub("", text))
 
 
