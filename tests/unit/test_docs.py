@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from tutti.cli.app import app
 from tutti.config.run_config import load_config
+from tutti.errors import UserError
 from tutti.training.metric_names import METRICS, describe_metric
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +131,11 @@ def mistake(line: str) -> str:
             return f"{key} is no key"
         if word.startswith("configs/") and not (ROOT / word).is_file():
             return f"{word} is no file"
+    if command.name in ("record", "train", "doctor") and words[0].startswith("configs/"):
+        try:
+            load_config(ROOT / words[0], [word for word in words[1:] if not word.startswith("--")])
+        except UserError as error:
+            return str(error)
     return ""
 
 
@@ -140,6 +146,7 @@ def test_a_mistake_in_a_command_is_found() -> None:
         ("tutti train configs/demo.yml", "demo.yml"),
         ("tutti train configs/demo.yaml training.stepz=3", "training.stepz"),
         ("tutti tune --rates configs/demo.yaml", "--rates"),
+        ("tutti train configs/demo.yaml strategy.kind=staged", "staged"),
     ):
         assert wrong in mistake(line)
     assert mistake("tutti tune --rate configs/demo.yaml --seeds 3") == ""

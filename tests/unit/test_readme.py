@@ -129,7 +129,7 @@ def test_the_other_numbers_are_those_of_the_result_files() -> None:
     (one,) = (one for one in study if one["arm"] == "action_only" and one["level"] == 50)
     low, high = (100 * one["against"]["over_seeds"][end] for end in ("low", "high"))
     value, p = 100 * one["against"]["difference"]["value"], f"{one['adjusted_p']:.3f}".lstrip("0")
-    left = take(left, f"{value:.1f} points (95 % {low:.1f} to {high:.1f}), adjusted p {p}")
+    left = take(left, f"{value:.1f} points of success (95 % {low:.1f} to {high:.1f}); adjusted p {p}")
     assert numbers(left) == []
 
 
