@@ -158,7 +158,8 @@ class Batch(Movable):
     are wordings of one task; None: no groups of wordings are known. `window` is the number of the training
     example in its data set, which names a batch in errors and replays it. `futures[k]` is the observation k
     steps later, for each k that a term asked for, `futures["last"]` the episode's last one, `later_states`
-    the states that terms asked for. `progress` is t / (length - 1), how much of the episode lies behind,
+    the states that terms asked for. `embodiment` numbers the robots of the data, -1 where there is none, in a
+    picture with a text. `progress` is t / (length - 1), how much of the episode lies behind,
     0 to 1.
     """
 

@@ -48,6 +48,9 @@ def test_the_config_names_every_format() -> None:
         (("demo.hdf5",), "hdf5"),
         (("1.0.0/features.json", "1.0.0/dataset_info.json"), "rlds"),
         (("features.json", "dataset_info.json"), "rlds"),
+        (("metadata.jsonl", "a.jpg"), "picture_text"),
+        (("data/train-00000-of-00002.parquet",), "picture_text"),
+        (("00000.tar", "00001.tar"), "picture_text"),
     ],
 )
 def test_a_path_is_recognised_by_the_names_of_its_files(
@@ -63,7 +66,9 @@ OTHERS: dict[str, tuple[tuple[str, ...], str]] = {
     "pickles": (("a/data.pickle",), "Python pickles, which can run code"),
     "mcap": (("run.mcap",), "a recording of ROS"),
     "zarr": (("d.zarr/.zgroup",), "a Zarr store"),
-    "webdataset": (("0001.tar",), "tar files, as WebDataset"),
+    "webdataset": (("train/0001.tar",), "holds 1[\\s\\S]*name one of them: train"),
+    "half a lerobot set": (("meta/tasks.jsonl", "data/chunk-000/a.parquet"), "in no format that Tutti reads"),
+    "packed": (("0001.tar.gz",), "a packed tar[\\s\\S]*gunzip"),
     "riegeli": (("x-train.riegeli-00000-of-00001",), "in Riegeli files[\\s\\S]*file_format=tfrecord"),
     "tfrecord": (
         ("x-train.tfrecord-00000-of-00001",), "without features.json[\\s\\S]*copy the whole version folder"),

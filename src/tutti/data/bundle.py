@@ -158,7 +158,7 @@ def describe_source(
         "longest": max(lengths),
         "instructions": len(texts_of(store, episodes)),
         "views": list(spec.views),
-        "stored_image_shapes": [list(shape) for shape in spec.image_shapes],
+        "stored_image_shapes": [list(shape) for shape in spec.image_shapes] if not store.is_pairs else [],
         "format": store.format,
         "read_as": read_as(store.roles),
     }

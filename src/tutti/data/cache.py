@@ -23,10 +23,10 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import Image
 from pydantic import Field
 
 from tutti.data.episodes import EpisodeStore, Progress
+from tutti.data.formats.pictures import resized
 from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import (
     LocalPath,
@@ -77,8 +77,7 @@ def resize_images(images: UInt8[np.ndarray, "k h w 3"], size: int) -> UInt8[np.n
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     out = np.empty((len(images), 3, size, size), dtype=np.uint8)
     for target, image in zip(out, images, strict=True):
-        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-        target[:] = np.asarray(resized).transpose(2, 0, 1)
+        target[:] = resized(image, size).transpose(2, 0, 1)
     return out
 
 
@@ -135,6 +134,10 @@ def _resized(
     spec = store.spec
     out = np.empty((len(rows), len(spec.views), 3, image_size, image_size), dtype=np.uint8)
     for number, (view, (height, width)) in enumerate(zip(spec.views, spec.image_shapes, strict=True)):
+        if store.is_pairs:  # each from its own size, or one would be resized twice
+            for place, picture in enumerate(store.own_sizes(view, rows)):
+                out[place, number] = resize_images(picture[None], image_size)[0]
+            continue
         step = max(1, _SHARD_BYTES // (3 * height * width))
         for first in range(0, len(rows), step):
             here = slice(first, first + step)

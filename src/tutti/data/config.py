@@ -24,6 +24,7 @@ from tutti.data.sources import (
     check_compatible,
     labelled_rows,
     open_parts,
+    slots,
     split_parts,
     stores_of,
 )
@@ -42,7 +43,9 @@ class DataConfig(FrozenConfig):
     """Data sets and how they become batches."""
 
     sources: tuple[SourceConfig, ...] = Field(
-        default=(), description="Data sets of one embodiment; empty: the one that this run records."
+        default=(),
+        description="Data sets of one embodiment, and of pictures with texts; empty: the one that this run "
+        "records.",
     )
     mixture: MixtureConfig = Field(
         default_factory=MixtureConfig,
@@ -139,8 +142,9 @@ class DataConfig(FrozenConfig):
             normalizer, tokenizer = kept.normalizer, kept.tokenizer
         frames = [cached_frames(store, cache, self.image_size, progress) for store in stores]
         labelled = [labelled_rows(store, parts, spec) for store in stores]
+        places = [slots(store, spec) for store in stores]
         windows = WindowIndex(
-            list(map(Source, stores, frames, labelled)),
+            list(map(Source, stores, frames, labelled, places)),
             horizon=self.horizon,
             normalizer=normalizer,
             tokenizer=tokenizer,
@@ -260,7 +264,7 @@ class DataConfig(FrozenConfig):
         return ComposedMixture(*kinds, counts=(count, self.batch_size - count))
 
     def _check_lengths(self, parts: Sequence[Part], needs: DataNeeds) -> None:
-        for part in parts:
+        for part in (part for part in parts if not part.store.is_pairs):  # which end at once, and are masked
             longest = max(episode.length for episode in part.store.episodes if part.names(episode))
             offset, horizon = max(needs.offsets, default=0), self.horizon if part.labels["actions"] else 0
             if horizon > longest or offset >= longest:

@@ -27,6 +27,11 @@ VECTORS: dict[Vector, Label] = {"state": "state", "action": "actions"}
 Use = bool | Literal["where_present"]
 """Whether a label is used: it must be there, it is not looked at, or it is used in the rows that have it."""
 ALL_USED: Mapping[Label, Use] = dict[Label, Use].fromkeys(LABELS, True)
+PAIRS = (
+    "picture-text pairs: pictures with a text each, without robot, state and action. They feed the terms "
+    "that need pictures and texts alone, such as align, beside a robot's data set in one run (data.sources)"
+)
+"""What a set of pairs is, for the user."""
 WHERE_PRESENT: Mapping[Label, Use] = dict[Label, Use].fromkeys(LABELS, "where_present")
 """Nothing need be there: of a look into a data set, and of a conversion."""
 
@@ -91,11 +96,14 @@ class EpisodeStore(ABC):
     `instructions`. `content` tells whether another store says the same; `name` names the store in
     messages (its folder). `remarks` are lines for the user on what the store leaves out or guesses. `parts`
     are the numbers of the episodes that each choice it was opened with names; empty where it was one, of all.
-    `format` is the name of its format, `roles` what each of its features was taken for.
+    `format` is the name of its format, `roles` what each of its features was taken for. `is_pairs`: each
+    episode is a picture and a text, of one step, without a robot: it has no time (an infinite rate), neither
+    state nor action, and pictures of their own sizes.
     """
 
     format: str = ""
     roles: Roles = Roles()
+    is_pairs: bool = False
     remarks: tuple[str, ...] = ()
     parts: tuple[frozenset[int], ...] = ()
 
@@ -176,6 +184,10 @@ class EpisodeStore(ABC):
 
         Raises UserError where a picture is missing, damaged or not of the promised size.
         """
+
+    def own_sizes(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The same pictures one by one; those of pairs in their own sizes, which `frames` makes equal."""
+        yield from self.frames(view, rows)
 
 
 def check_unchanged(stores: Sequence[EpisodeStore], kept: Path) -> None:

@@ -100,6 +100,12 @@ def are_held_out(
     return [place in chosen for place in range(total)]
 
 
+def pair_is_held_out(identity: int, fraction: float, seed: int) -> bool:
+    """Whether a picture with this identity is held out, with all its texts; of many about a `fraction` is.
+    A hash of the two numbers alone: no other pair counts."""
+    return _hash(seed, str(identity)) < fraction
+
+
 def episodes_at(
     training: Sequence[Episode], places: slice, seed: int, group_of: GroupOf | None = None, said: str = ""
 ) -> tuple[Episode, ...]:

@@ -34,11 +34,13 @@ from tutti.types import (
 @dataclass(frozen=True, slots=True)
 class Source:
     """One data set, opened: its store and its decoded frames (N, v, 3, s, s). `labelled` are the rows in
-    which each label is used; None: wherever the store has it."""
+    which each label is used; None: wherever the store has it. `slots` are the views of the model that its
+    own are, the others are masked; None: all, in order."""
 
     store: EpisodeStore
     frames: UInt8[np.ndarray, "n v 3 s s"]
     labelled: Mapping[Label, Bool[np.ndarray, " n"]] | None = None
+    slots: tuple[int, ...] | None = None
 
     def known(self, label: Label) -> Bool[np.ndarray, " n"]:
         """The rows in which this label is used."""
@@ -54,12 +56,13 @@ class WindowIndex:
     The chunk of window t is actions[t : t + horizon]. Steps past the episode's end are 0 and masked, never
     repeated. `futures[k]` is the observation at t + k of the same episode for k in `needs.futures`; where
     that lies past the end it is masked and the last frame stands in. `futures["last"]` is that last frame of
-    the episode, masked nowhere. `later_states` are those of
+    the episode, masked in episodes of one step alone, which have no later one. `later_states` are those of
     `needs.states`, masked past the end: at t + k, the episode's `last`, or that at the `next_key` frame
     (`next_keyframes`), where one of `needs.grippers` opens or closes. `instructions` are the distinct
     normalised texts; spellings of one sentence share its `instruction_id`. `tasks` are the groups that
     `group_of` puts them into (without it each is its own), and `task_id` is their number.
 
+    Of picture-text pairs the embodiment is -1, none, and views that a source lacks are masked.
     Rows whose label is not known (`Source.labelled`) have actions and states of 0 that are masked, and the
     text "", which is masked as well: all of them share its `instruction_id`.
 
@@ -83,7 +86,9 @@ class WindowIndex:
         stores = [source.store for source in self.sources]
         counts = [store.spec.num_frames for store in stores]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self.embodiments = tuple(dict.fromkeys(store.spec.embodiment for store in stores))
+        named = [None if store.is_pairs else store.spec.embodiment for store in stores]
+        self.embodiments = tuple(dict.fromkeys(name for name in named if name is not None))
+        self._views = _views(self.sources)
         self._known = {
             label: np.concatenate([source.known(label) for source in self.sources]) for label in LABELS
         }
@@ -94,7 +99,8 @@ class WindowIndex:
         number = {text: i for i, text in enumerate(self.instructions)}
         groups = tuple(map(group_of, self.instructions)) if group_of else self.instructions
         self.tasks = tuple(sorted(set(groups)))
-        self._task = np.array([self.tasks.index(group) for group in groups], dtype=np.int64)
+        place = {group: i for i, group in enumerate(self.tasks)}
+        self._task = np.array([place[group] for group in groups], dtype=np.int64)
         self._states, self._actions = (
             np.concatenate([_normalised(source, normalizer, label) for source in self.sources])
             for label in ("state", "actions")
@@ -104,7 +110,7 @@ class WindowIndex:
             for some, store in zip(spoken, stores, strict=True)
         ]
         self._instruction = np.where(self._known["text"], np.concatenate(said), number.get("", 0))
-        of_source = [self.embodiments.index(store.spec.embodiment) for store in stores]
+        of_source = [-1 if name is None else self.embodiments.index(name) for name in named]
         self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)
         self._end = np.empty(int(self._offsets[-1]), dtype=np.int64)
         self._progress = np.zeros(len(self._end), dtype=np.float32)
@@ -206,9 +212,12 @@ class WindowIndex:
     def _future(self, windows: Int64[np.ndarray, " b"], label: FutureLabel) -> Future:
         end = self._end[windows]
         later = end - 1 if label == "last" else windows + label
-        return Future(
-            observation=self._observation(np.minimum(later, end - 1)), mask=torch.from_numpy(later < end)
-        )
+        mask = self._has_last(windows) if label == "last" else later < end
+        return Future(observation=self._observation(np.minimum(later, end - 1)), mask=torch.from_numpy(mask))
+
+    def _has_last(self, windows: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
+        """Which windows lie in an episode of more than one step."""
+        return (windows < self._end[windows] - 1) | (self._progress[windows] > 0)
 
     def _later_states(self, windows: Int64[np.ndarray, " b"]) -> LaterStates:
         found = [self._later_state(windows, label) for label in self.needs.states]
@@ -238,6 +247,8 @@ class WindowIndex:
         for label in needs.labels:
             known &= self.known(label, windows)
         later = {f"+{k}": windows + k < self._end[windows] for k in needs.offsets}
+        if "last" in needs.futures and any(source.store.is_pairs for source in self.sources):
+            later["last picture"] = self._has_last(windows)
         later |= {
             f"+{label}" if isinstance(label, int) else label: self._later_state(windows, label)[1]
             for label in needs.states
@@ -249,7 +260,7 @@ class WindowIndex:
         width = self._text_width[ids].max()
         return Observation(
             images=torch.from_numpy(images),
-            image_mask=torch.ones(images.shape[:2], dtype=torch.bool),
+            image_mask=torch.from_numpy(self._shown(rows)),
             text=torch.from_numpy(self._text[:, :width][ids]),
             text_mask=torch.from_numpy(self._text_mask[:, :width][ids]),
             state=torch.from_numpy(self._states[rows]),
@@ -259,12 +270,28 @@ class WindowIndex:
     def _pictures(self, rows: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b v 3 s s"]:
         if len(self.sources) == 1:
             return self.sources[0].frames[rows]
-        out = np.empty((len(rows), *self.sources[0].frames.shape[1:]), dtype=np.uint8)
+        views, pixels = self._views.shape[1], self.sources[0].frames.shape[2:]
+        out = np.empty((len(rows), views, *pixels), dtype=np.uint8)
         for source, offset in zip(self.sources, self._offsets, strict=False):
             local = rows - offset
             here = (local >= 0) & (local < len(source.frames))
-            out[here] = source.frames[local[here]]
+            if source.slots is None:
+                out[here] = source.frames[local[here]]
+            elif here.any():
+                filled = np.zeros((int(here.sum()), views, *pixels), np.uint8)  # what is masked is black
+                filled[:, list(source.slots)] = source.frames[local[here]]
+                out[here] = filled
         return out
+
+    def _shown(self, rows: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, "b v"]:
+        """Which views these rows have."""
+        return self._views[np.searchsorted(self._offsets, rows, side="right") - 1]
+
+
+def _views(sources: Sequence[Source]) -> Bool[np.ndarray, "k v"]:
+    """Which of the views of the model each source has."""
+    every = range(max(source.frames.shape[1] for source in sources))
+    return np.array([[source.slots is None or view in source.slots for view in every] for source in sources])
 
 
 def _normalised(
@@ -272,7 +299,7 @@ def _normalised(
 ) -> Float32[np.ndarray, "n d"]:
     """The normalised states or actions of all rows, 0 where they are not known."""
     store, known = source.store, source.known(label)
-    of = normalizer.stats[store.spec.embodiment]
+    of = next(iter(normalizer.stats.values())) if store.is_pairs else normalizer.stats[store.spec.embodiment]
     dim = len((of.state if label == "state" else of.action).mean)
     if not known.any():
         return np.zeros((len(known), dim), np.float32)

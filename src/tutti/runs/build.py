@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -101,7 +101,8 @@ def with_steps(config: RunConfig, fps: float | None = None, *, say: bool = True)
     that it names, or would record. Raises: UserError where there are none, or the steps are not allowed."""
     if not any(times_in(config)):
         return config
-    for source in config.data.sources[:1] if fps is None else ():
+    robots = (source for source in config.data.sources if not source.is_pairs)
+    for source in islice(robots, int(fps is None)):
         fps = source.rate()
     config, lines = resolved(config, config.record.spec.fps if fps is None else fps)
     for line in lines if say and world().ranks.first else ():

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tutti.config.files import find_config
 from tutti.config.overrides import apply_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config, load_config
@@ -16,8 +18,9 @@ from tutti.data.checks.recordings import Recorded, Recordings, say
 from tutti.data.checks.result import CheckedPath, CheckedSource
 from tutti.data.checks.rows import by_severity, check_decoded, check_rows
 from tutti.data.config import DataConfig
-from tutti.data.episodes import texts_of
-from tutti.data.sources import Part, check_compatible, open_parts, stores_of
+from tutti.data.episodes import PAIRS, texts_of
+from tutti.data.normalize import Normalizer
+from tutti.data.sources import Part, check_compatible, open_parts, robots, stores_of
 from tutti.data.split import GroupOf, grouped
 from tutti.distributed.world import world
 from tutti.evaluation.open_loop import task_by_text
@@ -87,11 +90,13 @@ def check_path(
         config = load_config(path, overrides) if is_config(path) else defaults_for(path, overrides)
         data = with_sources(config, Path("runs") / config.name)
         parts = open_parts(data.sources)
-        config = with_steps(config, parts[0].store.spec.fps)
+        only_pairs = all(part.store.is_pairs for part in parts)
+        config = with_steps(config, None if only_pairs else robots(parts)[0].store.spec.fps)
     except UserError as error:
         return CheckedPath(path=path, findings=[say("unreadable", None, source=path, message=str(error))])
     try:
-        check_compatible(parts)
+        if not only_pairs:
+            check_compatible(parts)
         found, groups = list[Finding](), [parts]
     except UserError as error:  # each data set by itself, then
         found = [say("refused", None, source=path, message=str(error))]
@@ -130,9 +135,14 @@ def is_config(path: str) -> bool:
 def read_recordings(config: RunConfig, data: DataConfig, opened: Sequence[Part]) -> Recordings:
     """The rows of sources, split and with the statistics that a training would fit, without pictures."""
     parts = data.split(opened, task_by_text(config.record.spec))
+    if all(part.store.is_pairs for part in opened):  # without numbers there is nothing to fit
+        none = np.empty((1, 0))
+        normalizer = Normalizer.fit(data.normalization, opened[0].store.spec.embodiment, none, none)
+    else:
+        normalizer = data.fit_normalizer(parts, check_compatible(opened))
     return Recordings(
         sources=list(map(Recorded.of_part, parts)),
-        normalizer=data.fit_normalizer(parts, check_compatible(opened)),
+        normalizer=normalizer,
         horizon=config.data.horizon,
         needs=config.objective.needs(),
         contrasting=contrasting(config),
@@ -170,6 +180,15 @@ def _summary(checked: CheckedPath) -> list[str]:
         two = ", ".join(one["dimension"] for one in source.two_valued) or "none"
         texts = len(texts_of(rows.store, rows.told))
         without = [label for label, use in rows.labels.items() if not use]
+        pictures = sum(len(one.frames) for one in source.looked)
+        if rows.store.is_pairs:
+            lines += [
+                f"{rows.name}: {len(long):,} {PAIRS}",
+                f"  texts: {texts:,}; held out: {len(rows.held_out):,} of {len(long):,} pairs",
+                *(f"  {remark}" for remark in rows.store.remarks),
+                f"  looked at all texts, and at {pictures:,} pictures",
+            ]
+            continue
         looked = len({one.episode.index for one in source.looked})
         lines += [
             f"{rows.name}: robot {spec.embodiment}, {len(long):,} episodes of {long[0]} to {long[-1]} frames "
@@ -179,8 +198,7 @@ def _summary(checked: CheckedPath) -> list[str]:
             f"  instructions: {texts:,}; held out: {len(rows.held_out):,} of {len(long):,} episodes",
             *([f"  not used of it (sources.labels): {', '.join(without)}"] if without else []),
             *(f"  {remark}" for remark in rows.store.remarks),
-            f"  looked at all rows, and at {sum(len(one.frames) for one in source.looked):,} pictures of "
-            f"{looked:,} episodes",
+            f"  looked at all rows, and at {pictures:,} pictures of {looked:,} episodes",
         ]
     return [*lines, f"  against {checked.against}"] if lines else []
 

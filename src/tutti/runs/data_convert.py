@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tutti.data.content import digest, spans
-from tutti.data.episodes import WHERE_PRESENT, Episode, EpisodeStore
+from tutti.data.episodes import PAIRS, WHERE_PRESENT, Episode, EpisodeStore
 from tutti.data.formats.chosen import Chosen
 from tutti.data.formats.lerobot import VIEW
 from tutti.data.formats.lerobot.pieces import ROWS, EpisodeRecord, Storage, save_piece
@@ -97,6 +97,9 @@ def convert(
     Raises: UserError for a source that cannot be read or stored, or a `target` that is something else.
     """
     store = source.open()
+    if store.is_pairs:
+        cure = "cure: name it in data.sources as it is; a LeRobotDataset stores episodes of a robot."
+        raise UserError(f"{store.name}: {PAIRS}.\n  {cure}")
     names = view_names(store.spec.views)
     plan, work = _plan(store, names, storage), partial_path(target)
     if target.exists():

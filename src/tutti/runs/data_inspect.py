@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tutti.data.checks.inspection import Inspected, contact_sheet
 from tutti.data.checks.recordings import some
-from tutti.data.episodes import VECTORS
+from tutti.data.episodes import PAIRS, VECTORS
 from tutti.data.formats.interface import Feature
 from tutti.data.formats.wanted import in_words
 from tutti.errors import UserError
@@ -17,6 +17,7 @@ from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
 from tutti.storage.reading import shown
 
+ROLES = ("views", "state", "action", "text", "flip", "lag")
 FEATURES, NAMES, DIMENSIONS, TEXTS = 60, 12, 64, 5
 """At most so many features, names of a vector, dimensions and instructions are printed."""
 
@@ -27,7 +28,8 @@ def print_inspected(inspected: Inspected) -> None:
         print_line(line)
     if inspected.problem:
         print_line(f"! It cannot be opened as it is: {inspected.problem}")
-    if not inspected.found.roles.views or not inspected.found.roles.action:
+    roles = inspected.found.roles
+    if not roles.views or not (roles.action or inspected.format.is_pairs):
         return
     print_line("To train on it, save this as mine.yaml; then: tutti data check mine.yaml\n")
     print_line(inspected.config())
@@ -48,16 +50,19 @@ def _lines(inspected: Inspected) -> Iterator[str]:
     rate = "at a rate that is not stored"
     if found.fps is not None:
         rate = f"{duration(sum(lengths) / found.fps)} at {found.fps:g} a second"
-    yield f"{inspected.path}: {inspected.format.name}, by {inspected.reason}; robot {found.embodiment}"
-    if lengths:
+    robot = f"; robot {found.embodiment}" * (not inspected.format.is_pairs)
+    yield f"{inspected.path}: {inspected.format.name}, by {inspected.reason}{robot}"
+    if inspected.format.is_pairs:
+        yield f"  {len(lengths):,} {PAIRS}"
+    elif lengths:
         spread = f"{lengths[0]:,} to {lengths[-1]:,} steps, {sum(lengths):,} in all"
         yield f"  {len(lengths):,} episodes of {spread}, {rate}"
     yield "  features"
     for key, feature in list(found.features.items())[:FEATURES]:
-        yield f"    {feature.kind:8} {key}{_size(feature)}"
+        yield f"    {feature.kind:8} {key}{_size(feature) * (not inspected.format.is_pairs)}"
     yield from _more(len(found.features), FEATURES, "features")
     yield "  taken for"
-    for field in ("views", "state", "action", "text", "flip", "lag"):
+    for field in ("views", "text", "flip") if inspected.format.is_pairs else ROLES:
         why = f"   guessed: {roles.reasons[field]}" if field in roles.reasons else ""
         yield f"    {field:8} {in_words(getattr(roles, field))}{why}"
     yield from (f"    {key:8} {why}" for key, why in roles.reasons.items() if not hasattr(roles, key))

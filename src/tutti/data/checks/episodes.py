@@ -107,7 +107,7 @@ def _keys(source: Recorded, episodes: Sequence[Episode]) -> Iterator[tuple[int, 
 def lengths(data: Recordings) -> Iterator[Finding]:
     """Episodes that are short for the horizon, and offsets that few or none of them reach."""
     future = max(data.needs.offsets, default=0)
-    for source in data.sources:
+    for source in (source for source in data.sources if not source.store.is_pairs):
         longest = max((episode.length for episode in source.episodes), default=0)
         horizon = data.horizon if source.labels["actions"] else 0
         if horizon > longest or future >= longest:

@@ -26,6 +26,12 @@ from tutti.types import LABELS, Label
 EPISODES, ON_SHEET, HORIZON = 200, 6, 16
 """Episodes whose numbers are read and those on a contact sheet, at most; the horizon of the suggestion."""
 _MARGIN, _LINE = 6, 14
+_YAML: dict[str, Any] = {
+    "sort_keys": False,
+    "allow_unicode": True,
+    "default_flow_style": None,
+    "width": 100,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +68,21 @@ class Inspected:
     def config(self) -> str:
         """A config that trains on it: whatever was guessed is said, so that it can be corrected."""
         roles, source = self.found.roles, dict[str, Any](path=str(self.path))
+        pairs = self.format.is_pairs
         for field in ("views", "state", "action", "text", "flip", "lag"):
             value = getattr(roles, field)
             if field in roles.reasons and value not in ((), None):
                 source[field] = list(value) if isinstance(value, tuple) else value
-        if not roles.state:
+        if not roles.state and not pairs:
             source["state"] = "none"
-        if self.found.fps is None:
+        if self.found.fps is None and not pairs:
             source["fps"] = int(rate) if (rate := self._usual_rate).is_integer() else rate
         if labels := {label: use for label in LABELS if (use := self._use(label)) is not True}:
             source["labels"] = labels
+        if pairs:
+            beside = {"path": "path/to/robot/data"}
+            text = yaml.safe_dump({"data": {"sources": [beside, source]}}, **_YAML)
+            return f"# beside your robot's data set, and your other keys\n{text}"
         longest = int(max(self.found.lengths, default=2)) - roles.lag
         objective = dict[str, Any]()
         if len(self.instructions) < 2:
@@ -93,7 +104,7 @@ class Inspected:
             "training": {"steps": 20000},
         }
         full = {key: value for key, value in values.items() if value}
-        text = yaml.safe_dump(full, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+        text = yaml.safe_dump(full, **_YAML)
         return "".join(f"# {line}\n" for line in self._comments()) + text
 
     def _comments(self) -> Iterator[str]:
@@ -112,6 +123,8 @@ class Inspected:
     def _use(self, label: Label) -> Use:
         """How a source can use a label of the rows that were read."""
         roles = self.found.roles
+        if label != "text" and self.format.is_pairs:
+            return True
         if label == "state" and not roles.state:  # which `state: none` says
             return True
         absent = {"actions": not roles.action, "text": roles.text is None, "state": False}[label]
@@ -126,7 +139,8 @@ def inspect_path(path: Path) -> Inspected:
     kind = find_format(path)
     found, store, problem = kind.look(path), None, ""
     roles, lengths = found.roles, found.lengths
-    some = evenly_spread(np.flatnonzero(lengths - roles.lag >= 2), EPISODES).tolist()
+    least = 1 if kind.is_pairs else 2
+    some = evenly_spread(np.flatnonzero(lengths - roles.lag >= least), EPISODES).tolist()
     chosen = Chosen(episodes=tuple(range(one, one + 1) for one in some), labels=WHERE_PRESENT)
     wanted = Wanted(state=None if roles.state else (), fps=1.0 if found.fps is None else None)
     try:

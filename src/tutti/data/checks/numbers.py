@@ -41,7 +41,7 @@ def constant_dimensions(data: Recordings) -> Iterator[Finding]:
 
 def heavy_tails(data: Recordings) -> Iterator[Finding]:
     """Dimensions whose largest value lies far outside after normalization."""
-    for source in data.sources:
+    for source in (source for source in data.sources if source.vectors):
         stats = data.normalizer.stats[source.store.spec.embodiment]
         for vector in source.vectors:
             of_vector = getattr(stats, vector)

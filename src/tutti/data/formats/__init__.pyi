@@ -2,6 +2,7 @@ from .hdf5.reader import HDF5Reader
 from .lerobot.pieces import EpisodeRecord
 from .lerobot.reader import LeRobotStore
 from .lerobot.writer import write_lerobot
+from .picture_text.reader import PairsReader
 from .rlds.reader import RldsReader
 
-__all__ = ["EpisodeRecord", "HDF5Reader", "LeRobotStore", "RldsReader", "write_lerobot"]
+__all__ = ["EpisodeRecord", "HDF5Reader", "LeRobotStore", "PairsReader", "RldsReader", "write_lerobot"]

@@ -17,6 +17,7 @@ from tutti.data.formats.hdf5.paths import recognises_hdf5
 from tutti.data.formats.interface import EpisodeReader
 from tutti.data.formats.lerobot import source as lerobot
 from tutti.data.formats.mapped import MappedStore
+from tutti.data.formats.picture_text.paths import recognises_pairs
 from tutti.data.formats.rlds import source as rlds
 from tutti.data.formats.wanted import Found, Wanted
 from tutti.errors import UserError, near_miss
@@ -29,7 +30,8 @@ LOOKED_AT, SHOWN = 2000, 8
 class Format:
     """A format: its name in `sources.format`, what it is in a line that says what makes a path one of it, and
     how it is recognised (the reason, "" if it is not), looked into, and opened. `rate` is the one that a set
-    stores, None where it stores none; whatever is wrong with an episode is no matter for it."""
+    stores, None where it stores none; whatever is wrong with an episode is no matter for it. `is_pairs`: it
+    has pictures with texts, and no robot."""
 
     name: str
     what: str
@@ -38,6 +40,7 @@ class Format:
     look: Callable[[Path], Found]
     open: Callable[[Path, Wanted, Sequence[Chosen]], EpisodeStore]
     has_splits: bool = False
+    is_pairs: bool = False
 
 
 def mapped(
@@ -79,6 +82,14 @@ FORMATS: tuple[Format, ...] = (
         rate=rlds.rate,
         has_splits=True,
     ),
+    mapped(
+        "picture_text",
+        "picture-text pairs: a file or a folder of *.jsonl beside pictures, *.parquet, or *.tar (WebDataset)",
+        recognises_pairs,
+        lambda path, _: formats.PairsReader(path),
+        rate=lambda _: None,
+        is_pairs=True,
+    ),
 )
 """In the order in which a path is tried."""
 
@@ -100,7 +111,11 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
     (r"\.(mcap|bag|db3)$", "a recording of ROS (MCAP, bag), whose topics have clocks of their own", _CONVERT),
     (r"(\.zarr(\.zip)?|^\.zgroup|^\.zarray|^zarr\.json)$", "a Zarr store", _CONVERT),
     (r"\.lance$", "a Lance data set", _CONVERT),
-    (r"\.tar$", "tar files, as WebDataset has them", _CONVERT),
+    (
+        r"\.(tar\.(gz|bz2|xz|zst)|tgz)$",
+        "a packed tar, whose members cannot be reached one by one",
+        "unpack it to a plain .tar (gunzip).",
+    ),
     (r"\.(pkl|pickle|pt|pth)$", "Python pickles, which can run code; Tutti never unpickles", _CONVERT),
     (r"\.(hdf5|h5)$", "HDF5 files in folders below it", "name the folder in which they lie (sources.path)."),
     (r"\.(npz|npy)$", "NumPy files", _CONVERT),

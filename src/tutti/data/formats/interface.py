@@ -57,7 +57,8 @@ class EpisodeReader(ABC):
     `name` is its folder in messages, `fps` None where the format does not store it. Episodes are numbered
     from 0 in the format's own order. Of an episode that nobody asks for nothing is read but its length, which
     is 0 where that cannot be; reading it then says why.
-    `remarks` are lines for the user on what is passed over, and why.
+    `remarks` are lines for the user on what is passed over, and why. `is_pairs`: its episodes are no
+    recordings of a robot, but a picture and a text each, of one step; its pictures have sizes of their own.
 
     Raises: UserError (`data_error`) naming file, key, expected, found and cure for anything missing, damaged,
     or not of the promised shape, when it is opened or read. Nothing is ever unpickled.
@@ -69,6 +70,7 @@ class EpisodeReader(ABC):
     features: Mapping[str, Feature]
     lengths: Int64[np.ndarray, " e"]
     remarks: tuple[str, ...] = ()
+    is_pairs: bool = False
 
     @abstractmethod
     def roles(self) -> Roles:

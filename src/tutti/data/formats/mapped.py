@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,6 +16,7 @@ from tutti.data.formats.chosen import ALL, MAX_TEXT, WITHOUT_TEXT, Chosen, Selec
 from tutti.data.formats.dimensions import joined_dimensions
 from tutti.data.formats.errors import data_error
 from tutti.data.formats.interface import MAX_FPS, MIN_FPS, EpisodeReader, Flip
+from tutti.data.formats.pictures import resized
 from tutti.data.formats.wanted import AS_FOUND, Wanted, guesses, missing, settle
 from tutti.errors import UserError
 from tutti.storage.reading import shown
@@ -45,7 +47,14 @@ class MappedStore(EpisodeStore):
         self.remarks = (*reader.remarks, *(f"{reader.name}: {line}" for line in guesses(roles).values()))
         if not roles.views:
             raise missing(reader.name, "views", reader.features)
-        needed = {label: any(one.labels[label] is True for one in chosen) for label in LABELS}
+        self.is_pairs = reader.is_pairs
+        if self.is_pairs and len(roles.views) > 1:
+            problem = f"{reader.name}: sources.views names {', '.join(roles.views)}; a pair has one picture."
+            raise data_error(problem, cure="name one of them.")
+        could = ("text",) if self.is_pairs else LABELS
+        needed = {
+            label: label in could and any(one.labels[label] is True for one in chosen) for label in LABELS
+        }
         for field, label in (*VECTORS.items(), ("text", "text")):
             told = {"state": wanted.state == (), "text": wanted.say is not None}.get(field, False)
             if needed[label] and not getattr(roles, field) and not told:
@@ -74,6 +83,8 @@ class MappedStore(EpisodeStore):
     def frames(self, view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
         """The pictures of `view` at the global frame rows, in the order asked; sorted rows are fast."""
         shape = self.spec.image_shapes[self.spec.views.index(view)]
+        if self.is_pairs:
+            return np.stack([resized(picture, shape[0]) for picture in self.own_sizes(view, rows)])
         out = np.empty((len(rows), *shape, 3), dtype=np.uint8)
         each, place = np.unique(rows, return_inverse=True)
         rising = np.array_equal(each, rows)
@@ -97,6 +108,16 @@ class MappedStore(EpisodeStore):
                 out[here] = turned[place[here] - begin]
         return out
 
+    def own_sizes(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The pictures one by one; those of pairs in their own sizes."""
+        if not self.is_pairs:
+            yield from super().own_sizes(view, rows)
+            return
+        for episode, step in zip(self._episode_of[rows].tolist(), self._frames[rows], strict=True):
+            with self._way_out(episode):
+                pictures = self._reader.pictures(self._keys[view], episode, step[None])
+            yield upright(pictures, self.roles.flip)[0]
+
     def picture_digests(self) -> Digests:
         """Of the pictures as the reader digests them, and of how they are turned and paired."""
         paired = f"{self.roles.flip} {self.roles.lag}".encode()
@@ -116,7 +137,8 @@ class MappedStore(EpisodeStore):
             raise UserError(f"{error}{self._used.or_leave_out([episode])}") from error
 
     def _check_lengths(self, lengths: Int64[np.ndarray, " e"]) -> None:
-        short = np.flatnonzero(self._used.kept & (lengths < 2)).tolist()
+        least = 1 if self.is_pairs else 2
+        short = np.flatnonzero(self._used.kept & (lengths < least)).tolist()
         if short:
             for key in (*self.roles.action, *self.roles.state):
                 if not self._reader.lengths[short[0]]:  # the reader says why
@@ -125,7 +147,7 @@ class MappedStore(EpisodeStore):
             lag = f" of which sources.lag={self.roles.lag} takes {self.roles.lag}" * bool(self.roles.lag)
             raise data_error(
                 f"{self.name}: episode {short[0]} has {self._reader.lengths[short[0]]} steps{lag}.",
-                expected="2 or more",
+                expected=f"{least} or more",
                 cure=f"leave short episodes out: {excluding(short)}",
             )
 
@@ -175,9 +197,11 @@ class MappedStore(EpisodeStore):
     def _describe(self, wanted_fps: float | None) -> StoreSpec:
         reader, features, roles = self._reader, self._reader.features, self.roles
         fps = reader.fps if wanted_fps is None else wanted_fps
-        if fps is None:
+        if self.is_pairs:
+            fps = math.inf  # a picture takes no time
+        elif fps is None:
             raise without_rate(self.name)
-        if not MIN_FPS <= fps <= MAX_FPS:
+        elif not MIN_FPS <= fps <= MAX_FPS:
             raise data_error(f"{self.name}: {fps:g} steps a second.", expected=f"{MIN_FPS:g} to {MAX_FPS:g}")
         named: dict[str, tuple[str, ...]] = {}
         for vector in VECTORS:

@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tutti.data.formats.interface import MAX_EDGE
 
@@ -50,3 +50,27 @@ def decode_picture(content: bytes, shape: tuple[int, ...], promised_by: str) -> 
                 f"it is {'16-bit ' if deep else ''}{image.mode}; convert the pictures to 8-bit RGB"
             )
         return np.asarray(image)
+
+
+def as_rgb(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture of any size as RGB, turned as its EXIF orientation says. Grey, palettes and CMYK are
+    converted, what is transparent is laid on white. Its size is looked at before it is decoded.
+
+    Raises: ValueError for an edge of over `MAX_EDGE` pixels or more than 8 bits a channel, and what Pillow
+    raises.
+    """
+    picture_size(content)
+    with open_picture(content) as image:
+        if (image.format == "PNG" and content[24] > 8) or image.mode[0] in "IF":
+            raise ValueError(f"it has over 8 bits a channel ({image.mode}); convert it to 8-bit RGB")
+        image.load()
+        found = ImageOps.exif_transpose(image)
+        if found.has_transparency_data:
+            found = found.convert("RGBA")
+            found = Image.alpha_composite(Image.new("RGBA", found.size, (255, 255, 255, 255)), found)
+        return np.asarray(found.convert("RGB"))
+
+
+def resized(picture: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
+    """A picture as a square of `size` pixels: triangle filter with antialiasing (Pillow's BILINEAR)."""
+    return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))

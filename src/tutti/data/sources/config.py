@@ -20,7 +20,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import LocalPath
 from tutti.types import LABELS, Label
 
-FormatName = Literal["lerobot", "hdf5", "rlds"]
+FormatName = Literal["lerobot", "hdf5", "rlds", "picture_text"]
 """Those of `FORMATS`."""
 FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
 
@@ -200,6 +200,11 @@ class SourceConfig(FrozenConfig):
         if fps is None:
             raise without_rate(str(self.path))
         return fps
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether it is pictures with texts, without a robot. Raises: UserError where nothing is there."""
+        return find_format(self.path, self.format).is_pairs
 
     def open(self) -> EpisodeStore:
         """Opens and checks the data set, as this source alone uses it."""

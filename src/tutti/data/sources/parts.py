@@ -21,7 +21,7 @@ from tutti.data.episodes import (
     texts_of,
 )
 from tutti.data.sources.config import SourceConfig, open_together
-from tutti.data.split import GroupOf, are_held_out, episodes_at
+from tutti.data.split import GroupOf, are_held_out, episodes_at, pair_is_held_out
 from tutti.errors import UserError
 from tutti.types import LABELS, Label
 
@@ -66,7 +66,9 @@ def open_parts(sources: Sequence[SourceConfig]) -> list[Part]:
         store = open_together([sources[number] for number in numbers])
         for number, named in zip(numbers, store.parts, strict=True):
             source = sources[number]
-            labels, weight, places = source.chosen.labels, source.weight, source.places
+            labels, weight, places = dict(source.chosen.labels), source.weight, source.places
+            if store.is_pairs:
+                labels |= {"actions": False, "state": False}
             parts[number] = Part(store=store, weight=weight, labels=labels, named=named, places=places)
     return [parts[number] for number in range(len(sources))]
 
@@ -74,6 +76,24 @@ def open_parts(sources: Sequence[SourceConfig]) -> list[Part]:
 def stores_of(parts: Iterable[Part]) -> list[EpisodeStore]:
     """The data sets in the order of the sources, each once."""
     return list(dict.fromkeys(part.store for part in parts))
+
+
+def robots(parts: Sequence[Part]) -> list[Part]:
+    """The parts that are recordings of a robot, without picture-text pairs. Raises: UserError if none is."""
+    if found := [part for part in parts if not part.store.is_pairs]:
+        return found
+    raise UserError(
+        f"data.sources: {', '.join(store.name for store in stores_of(parts))}: picture-text pairs alone. The "
+        "policy learns from actions, which these do not have.\n  cure: name a robot's data set beside them."
+    )
+
+
+def slots(store: EpisodeStore, spec: StoreSpec) -> tuple[int, ...] | None:
+    """Which of the views that the sources have in common those of a store are; None: all, in order. The
+    picture of a pair is the view of its name, else the first."""
+    if not store.is_pairs:
+        return None
+    return tuple(spec.views.index(view) if view in spec.views else 0 for view in store.spec.views)
 
 
 def used_vectors(store: EpisodeStore, labels: Mapping[Label, Use]) -> list[Vector]:
@@ -88,9 +108,11 @@ def used_vectors(store: EpisodeStore, labels: Mapping[Label, Use]) -> list[Vecto
 def check_compatible(parts: Sequence[Part]) -> StoreSpec:
     """One embodiment, the same cameras and rate in all sources, the same sizes in those that use them. Gives
     what they have in common: sizes and names of the labels are those of the first source that uses them.
+    Picture-text pairs have none of these, and fit to all.
 
     Raises: UserError for others, or if none has actions.
     """
+    parts = robots(parts)
     first = parts[0].store
     spec = replace(first.spec, state_dim=0, action_dim=0, **dict.fromkeys(first.spec.dimensions(), ()))
     origin: dict[str, EpisodeStore] = dict.fromkeys(("embodiment", "views", "fps"), first)
@@ -132,21 +154,26 @@ def split_parts(
     One split over all stores (`are_held_out`), by the episodes' identities; what is trained on does not
     change it. A held-out episode that several parts name belongs to the one with the most labels. Of store
     number i each task's order, of which a part takes its `places` or else the first `count`, is drawn with
-    `seed` + i.
+    `seed` + i. Picture-text pairs are no episodes of a task: they have a split of their own
+    (`pair_is_held_out`), which leaves that of the others as it is, and `count` is not for them.
 
     Raises: UserError if a task has too few episodes, a part none to train on, or two would train on one.
     """
     stores = stores_of(parts)
-    episodes = [episode for store in stores for episode in store.episodes]
-    identities = [identity for store in stores for identity in store.identities]
+    recorded = [store for store in stores if not store.is_pairs]
+    episodes = [episode for store in recorded for episode in store.episodes]
+    identities = [identity for store in recorded for identity in store.identities]
     flags = iter(are_held_out(episodes, identities, fraction, seed, group_of))
     held = {
-        store: {e.index for e, flag in zip(store.episodes, flags, strict=False) if flag} for store in stores
+        store: {e.index for e, flag in zip(store.episodes, flags, strict=False) if flag} for store in recorded
     }
+    for store in (store for store in stores if store.is_pairs):
+        each = zip(store.episodes, store.identities, strict=True)
+        held[store] = {e.index for e, identity in each if pair_is_held_out(identity, fraction, seed)}
     found: list[Part] = []
     trainer: dict[tuple[EpisodeStore, int], int] = {}
     for number, part in enumerate(parts):
-        store, places = part.store, part.places or slice(0, count)
+        store, places = part.store, part.places or slice(0, None if part.store.is_pairs else count)
         own = tuple(e for e in store.episodes if part.names(e))
         training = tuple(e for e in own if e.index not in held[store])
         if places != slice(0, None):
