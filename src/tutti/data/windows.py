@@ -56,7 +56,7 @@ class WindowIndex:
     The chunk of window t is actions[t : t + horizon]. Steps past the episode's end are 0 and masked, never
     repeated. `futures[k]` is the observation at t + k of the same episode for k in `needs.futures`; where
     that lies past the end it is masked and the last frame stands in. `futures["last"]` is that last frame of
-    the episode, masked in episodes of one step alone, which have no later one. `later_states` are those of
+    the episode, masked in picture-text pairs alone, which have no later one. `later_states` are those of
     `needs.states`, masked past the end: at t + k, the episode's `last`, or that at the `next_key` frame
     (`next_keyframes`), where one of `needs.grippers` opens or closes. `instructions` are the distinct
     normalised texts; spellings of one sentence share its `instruction_id`. `tasks` are the groups that
@@ -216,8 +216,8 @@ class WindowIndex:
         return Future(observation=self._observation(np.minimum(later, end - 1)), mask=torch.from_numpy(mask))
 
     def _has_last(self, windows: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
-        """Which windows lie in an episode of more than one step."""
-        return (windows < self._end[windows] - 1) | (self._progress[windows] > 0)
+        """Which windows lie in an episode of a robot: a pair is no episode that ends later."""
+        return self._embodiment[windows] >= 0
 
     def _later_states(self, windows: Int64[np.ndarray, " b"]) -> LaterStates:
         found = [self._later_state(windows, label) for label in self.needs.states]
