@@ -358,6 +358,7 @@ def test_it_asks_for_its_data_and_refuses_a_batch_without(case: str) -> None:
         ("masked_patches", {"ratio": 0.9}, r"extra\.ratio is 0\.9, which leaves 0 of a view's 4 patches"),
         ("masked_patches", {"ratio": 0.1}, r"leaves 4 of .* Choose a ratio between 0\.25 and 0\.75"),
         ("future_states", {"offsets": (3, 1)}, "must rise"),
+        ("future_states", {"offsets": (), "last": False, "gripper": "off"}, "no state is predicted"),
         ("sigmoid", {"bias": math.nan}, "bias"),
         ("sigmoid", {"bias": "half"}, "bias"),
         ("sigmoid", {"temperature": 0.001}, "temperature"),

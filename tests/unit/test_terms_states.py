@@ -145,6 +145,7 @@ def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
         "state": {**small, "offsets": (1, 4)},
         "soon": {**small, "offsets": (2,), "last": False, "gripper": "off"},
         "grasp": {**small, "offsets": (1, 5), "last": False},
+        "key": {**small, "offsets": (), "last": False},
         "recon": {"kind": "future_patches", "width": 16, "heads": 2, "offsets": (3,)},
         "inverse": {"kind": "inverse_dynamics", "hidden": 16, "offset": 2},
     }
@@ -158,6 +159,7 @@ def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
         "state": (1, 4, "last", "next_key"),
         "soon": (2,),
         "grasp": (1, 5, "next_key"),
+        "key": ("next_key",),
     }
     for name, labels in wanted.items():
         term = cast("FutureStatesTerm", loss.terms[name])
@@ -166,6 +168,7 @@ def test_several_state_terms_share_a_batch_under_their_own_names() -> None:
         assert torch.equal(found.values[name], term(features, alone, model).value)
         assert f"{name}/hold_baseline" in found.metrics
         assert (f"{name}/key_l1" in found.metrics) == ("next_key" in labels)
+    assert found.values["key"] == found.metrics["key/key_l1"]
     assert len({value.item() for value in found.values.values()}) == len(found.values)
 
 

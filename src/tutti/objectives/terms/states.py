@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +41,7 @@ class FutureStatesConfig(BaseTermConfig):
     share_by_default: ClassVar[Weight | None] = WeightSchedule(start=0.3, end=0.1)
     offsets: RisingSteps = Field(
         default=(2, 4, 6, 8, 12, 16, 24),
-        min_length=1,
-        description='how many actions ahead the states lie, or how long: ["0.4s", "0.8s"]',
+        description='how many actions ahead the states lie, or how long: ["0.4s", "0.8s"]; []: none of these',
     )
     last: bool = Field(default=True, description="also predict the last state of the episode")
     gripper: GripperConfig | Literal["off"] = Field(
@@ -62,6 +61,14 @@ class FutureStatesConfig(BaseTermConfig):
         if not given["key"]:
             return rest | {"gripper": "off"}
         return rest | ({"gripper": {"dimension": -1}} if rest.get("gripper", "off") == "off" else {})
+
+    @model_validator(mode="after")
+    def _predicts_something(self) -> Self:
+        if not self.labels:
+            raise ValueError(
+                "no state is predicted: offsets is [], last false, gripper off. Give one of them."
+            )
+        return self
 
     @property
     def labels(self) -> tuple[StateLabel, ...]:
@@ -84,6 +91,8 @@ class FutureStatesTerm(Term):
 
     L = sum m |s^ - s| / sum m over offsets and dimensions of the normalised state
         + mean |s^ - s| over the dimensions of the state at the next key frame, if a gripper is named.
+
+    Either sum may be left out, so that each can be a term with a share of its own.
 
     Offsets past the end are masked; the last state and the next key frame are not. Windows without a state do
     not count, and those without actions have no next key frame. The labels are
@@ -127,7 +136,9 @@ class FutureStatesTerm(Term):
     def _parts(self, errors: Float[Tensor, "b o s"], mask: Bool[Tensor, "b o"]) -> list[Tensor]:
         """The mean over offsets and the end, and then, if it is asked for, that of the next key frame."""
         count = self.num_offsets
-        parts = [masked_mean(errors[:, :count], mask[:, :count, None], mask_of=self._at_offsets)]
+        parts: list[Tensor] = []
+        if count:
+            parts.append(masked_mean(errors[:, :count], mask[:, :count, None], mask_of=self._at_offsets))
         if self.has_key:
             parts.append(masked_mean(errors[:, count:], mask[:, count:, None], mask_of=self._at_key))
         return parts
