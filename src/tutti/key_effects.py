@@ -35,6 +35,7 @@ LAST_BITS = {
 ANOTHER_RESULT = (
     *("seed", "record", "model", "objective", "balancing", "backward", "strategy", "evaluation"),
     *("data.sources", "data.horizon", "data.batch_size", "data.image_size", "data.validation_fraction"),
+    "data.canonical",
     *("data.episodes_per_task", "data.validation_windows", "data.normalization", "data.vocab_size"),
     *("data.mixture", "data.tasks", "data.text_length", "data.augmentation", "data.seed"),
     *("training.steps", "training.seed", "training.optimizer", "training.schedule", "training.gradients"),

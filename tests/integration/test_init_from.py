@@ -27,7 +27,7 @@ from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.models.config import ModelConfig
 from tutti.nested_dicts import merge
 from tutti.runs.build import build_parts, build_training, training_starts
-from tutti.serving.policy import export_policy
+from tutti.serving.export import export_policy
 from tutti.storage.checkpoint import load
 from tutti.storage.manifest import EXPORT
 from tutti.training.checkpointing.init_from import REPORT

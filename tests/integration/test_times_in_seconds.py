@@ -14,7 +14,8 @@ from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot.writer import write_lerobot
 from tutti.runs.build import expected_spec, with_steps
 from tutti.runs.data_check import check_path, print_checked
-from tutti.serving.policy import Policy, export_policy, find_checkpoint
+from tutti.serving.export import export_policy
+from tutti.serving.policy import Policy, find_checkpoint
 from tutti.types import UserError
 
 STEPS = {10: 2, 30: 6}

@@ -15,7 +15,8 @@ from tutti.config.run_config import RunConfig
 from tutti.debug.doctor import run_doctor
 from tutti.debug.probe import probe_checkpoint
 from tutti.runs.build import build_parts, describe_model
-from tutti.serving.policy import CheckpointPolicyFactory, Policy, export_policy
+from tutti.serving.export import export_policy
+from tutti.serving.policy import CheckpointPolicyFactory, Policy
 from tutti.types import UserError
 
 TEXT = squares_data.TEXTS[0]

@@ -15,7 +15,7 @@ from fixtures import squares_data
 from fixtures.hostile import STEP, Stranger, put
 from fixtures.squares_data import MODEL, TRAINING
 from tutti import pipeline
-from tutti.serving.policy import export_policy
+from tutti.serving.export import export_policy
 
 
 @pytest.fixture(scope="session")

@@ -257,17 +257,18 @@ def export(
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="latest, best, or a step.")] = "latest",
     *,
     half: Annotated[bool, typer.Option("--half", help="Store them in float16: half the size.")] = False,
+    robot: Annotated[int, typer.Option("--robot", help="The source whose conventions it answers in.")] = 0,
     trust_code: TrustCode = False,
 ) -> None:
     """Writes what a policy needs of a checkpoint into a folder; prints what goes into it and comes out."""
     require_run(run)
+    from tutti.serving.export import export_policy
     from tutti.serving.interface import table
-    from tutti.serving.policy import export_policy
     from tutti.storage.manifest import EXPORT
     from tutti.storage.reading import read_json
 
     which = int(checkpoint) if checkpoint.isdecimal() else checkpoint
-    folder = export_policy(run, to, weights, which, half=half, trust_code=trust_code)
+    folder = export_policy(run, to, weights, which, half=half, robot=robot, trust_code=trust_code)
     title, rows = table(read_json(folder / EXPORT))
     print_table(title, ("", "name", "unit", "smallest", "largest"), rows)
     print_line(f"Written: {folder}")

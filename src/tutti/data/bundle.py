@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from tutti.data.conventions.served import Served
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec, texts_of
 from tutti.data.formats.wanted import read_as
 from tutti.data.loader import Loader
@@ -20,6 +21,7 @@ from tutti.data.sources import Part, stores_of
 from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import WindowIndex
 from tutti.errors import UserError
+from tutti.nested_dicts import changed_keys, indented
 from tutti.types import Batch, DataSpec, Label
 
 BATCH = 128
@@ -49,6 +51,7 @@ class Statistics:
     spec: DataSpec
     normalizer: Normalizer
     tokenizer: Tokenizer
+    served: Served | None = None
 
     def check(self, mine: StoreSpec, name: str, kind: NormalizationKind) -> None:
         """Whether they can be those of these data, called `name`, under `data.normalization` = `kind`.
@@ -71,6 +74,16 @@ class Statistics:
                 "those of the other run."
             )
 
+    def check_form(self, mine: Served | None, name: str) -> None:
+        """Raises: UserError unless both learn their numbers in one form."""
+        here, there = (one.form if one else {} for one in (mine, self.served))
+        if lines := changed_keys(there, here, "conventions"):
+            raise UserError(
+                f"training.init_from.statistics is kept, but the numbers of {name} are learned in another "
+                f"form (there -> here):\n{indented(lines)}\nSet training.init_from.statistics=new, or make "
+                "sources.conventions and data.canonical those of the other run."
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataBundle:
@@ -78,7 +91,8 @@ class DataBundle:
 
     `parts` say what each source uses of its data set; several may be of one of `windows.sources`.
     `training_rows` are the windows of all training episodes, in order, `held_out_rows` those of all others;
-    `validation` has some of these, shuffled.
+    `validation` has some of these, shuffled. `served` are the conventions of the sources, None where their
+    numbers are learned as they are recorded.
     """
 
     train: Loader
@@ -90,6 +104,7 @@ class DataBundle:
     parts: tuple[Part, ...]
     training_rows: Int64[np.ndarray, " n"]
     held_out_rows: Int64[np.ndarray, " m"]
+    served: Served | None = None
 
     def replay(self, windows: Sequence[int] | Int64[Tensor, " b"]) -> Batch:
         """The batch of these window numbers (`batch.window` of a saved bad batch), without augmentation."""
@@ -161,6 +176,7 @@ def describe_source(
         "stored_image_shapes": [list(shape) for shape in spec.image_shapes] if not store.is_pairs else [],
         "format": store.format,
         "read_as": read_as(store.roles),
+        **({"conventions": [*store.converted.conversion.said.lines()]} if store.converted else {}),
     }
 
 

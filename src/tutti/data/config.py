@@ -14,10 +14,13 @@ from pydantic import Field, model_validator
 
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
 from tutti.data.cache import CacheConfig, cached_frames
+from tutti.data.conventions.config import CanonicalConfig
+from tutti.data.conventions.served import Served
+from tutti.data.conventions.store import MOST_CHUNKS, chunks_of
 from tutti.data.episodes import ALL_USED, VECTORS, Progress, StoreSpec, check_unchanged, rows_of
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
 from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig
-from tutti.data.normalize import NormalizationKind, Normalizer
+from tutti.data.normalize import ActionStats, EmbodimentStats, NormalizationKind, Normalizer
 from tutti.data.sources import (
     Part,
     SourceConfig,
@@ -46,6 +49,11 @@ class DataConfig(FrozenConfig):
         default=(),
         description="Data sets of one embodiment, and of pictures with texts; empty: the one that this run "
         "records.",
+    )
+    canonical: CanonicalConfig = Field(
+        default_factory=CanonicalConfig,
+        description="The one form of rotations and actions that sources of several conventions are brought "
+        "to.",
     )
     mixture: MixtureConfig = Field(
         default_factory=MixtureConfig,
@@ -127,7 +135,7 @@ class DataConfig(FrozenConfig):
             raise UserError("data.sources is empty; expected at least one {path: <data set>}.")
         require_steps(self, "data")
         cache = self.cache.home()
-        opened = open_parts(self.sources)
+        opened = open_parts(self.sources, self.canonical)
         if trained_on is not None:
             check_unchanged(stores_of(opened), trained_on)
         spec = check_compatible(opened)
@@ -138,6 +146,8 @@ class DataConfig(FrozenConfig):
         normalizer, stores = self.fit_normalizer(parts, spec), stores_of(parts)
         length = None if self.text_length == "auto" else self.text_length
         tokenizer = Tokenizer.fit(training_texts(parts), self.vocab_size, length)
+        if any(store.converted and store.converted.conversion.relative for store in stores):
+            normalizer = self._of_chunks(parts, spec, normalizer)
         if kept is not None:
             normalizer, tokenizer = kept.normalizer, kept.tokenizer
         frames = [cached_frames(store, cache, self.image_size, progress) for store in stores]
@@ -174,21 +184,26 @@ class DataConfig(FrozenConfig):
         # Shuffled once, so that every batch of the validation mixes instructions.
         order = np.random.default_rng([self.seed, 4])
         chosen = order.permutation(evenly_spread(held_out, self.validation_windows))
+        described = DataSpec(
+            views=spec.views,
+            image_size=self.image_size,
+            state_dim=spec.state_dim,
+            action_dim=spec.action_dim,
+            horizon=self.horizon,
+            vocab_size=tokenizer.vocab_size,
+            text_length=tokenizer.text_length,
+            embodiments=windows.embodiments,
+            fps=spec.fps,
+            **spec.dimensions(),
+        )
+        served = Served.of(stores, described)
+        if kept is not None:
+            kept.check_form(served, opened[0].store.name)
         return DataBundle(
             train=train,
             validation=Batches(windows, chosen, self.batch_size),
-            spec=DataSpec(
-                views=spec.views,
-                image_size=self.image_size,
-                state_dim=spec.state_dim,
-                action_dim=spec.action_dim,
-                horizon=self.horizon,
-                vocab_size=tokenizer.vocab_size,
-                text_length=tokenizer.text_length,
-                embodiments=windows.embodiments,
-                fps=spec.fps,
-                **spec.dimensions(),
-            ),
+            spec=described,
+            served=served,
             normalizer=normalizer,
             tokenizer=tokenizer,
             windows=windows,
@@ -226,6 +241,21 @@ class DataConfig(FrozenConfig):
                 )
         states = fitted["state"] if spec.state_dim else np.empty((1, 0), np.float32)
         return Normalizer.fit(self.normalization, spec.embodiment, states, fitted["actions"])
+
+    def _of_chunks(self, parts: Sequence[Part], spec: StoreSpec, rows: Normalizer) -> Normalizer:
+        """The statistics of actions relative to the state at the start of their chunk, of training chunks;
+        those of the states are kept."""
+        acting = [part for part in parts if part.labels["actions"] and part.store.spec.action_dim]
+        found = [
+            chunks_of(
+                *(part.store, part.training, labelled_rows(part.store, parts, spec)["actions"]),
+                *(self.horizon, MOST_CHUNKS // len(acting)),
+            )
+            for part in acting
+        ]
+        stats = rows.stats[spec.embodiment]
+        moved = EmbodimentStats(state=stats.state, action=ActionStats.fit(np.concatenate(found)))
+        return Normalizer(self.normalization, {spec.embodiment: moved})
 
     def _drawn(self, windows: WindowIndex, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " _"]:
         """The training windows of a source, those before a key frame as often as `mixture` says."""

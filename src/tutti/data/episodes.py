@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
 from tutti.data.content import Content, Digests, digest
+from tutti.data.conventions.config import NOTHING_SAID, ConventionsConfig
+from tutti.data.conventions.conversion import Conversion
 from tutti.data.formats.interface import Roles
 from tutti.data.tokenize import normalized_text
 from tutti.errors import UserError
@@ -89,6 +91,16 @@ class StoreSpec(Dimensions):
     embodiment: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """How a store's numbers were recorded: `spec` is that of the recorded ones, `ranges` their smallest and
+    largest values. `conversion` tells how they became those that are learned."""
+
+    conversion: Conversion
+    spec: StoreSpec
+    ranges: Mapping[Vector, tuple[list[float], list[float]]]
+
+
 class EpisodeStore(ABC):
     """Episodes end to end in one global frame order; numbers in memory, pictures decoded on request.
 
@@ -98,12 +110,15 @@ class EpisodeStore(ABC):
     are the numbers of the episodes that each choice it was opened with names; empty where it was one, of all.
     `format` is the name of its format, `roles` what each of its features was taken for. `is_pairs`: each
     episode is a picture and a text, of one step, without a robot: it has no time (an infinite rate), neither
-    state nor action, and pictures of their own sizes.
+    state nor action, and pictures of their own sizes. `conventions` is what the format tells of its numbers.
+    `converted` is there once they are those that are learned.
     """
 
     format: str = ""
     roles: Roles = Roles()
     is_pairs: bool = False
+    conventions: ConventionsConfig = NOTHING_SAID
+    converted: Converted | None = None
     remarks: tuple[str, ...] = ()
     parts: tuple[frozenset[int], ...] = ()
 

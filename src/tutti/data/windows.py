@@ -105,6 +105,13 @@ class WindowIndex:
             np.concatenate([_normalised(source, normalizer, label) for source in self.sources])
             for label in ("state", "actions")
         )
+        self._normalizer, self._moves = normalizer, None
+        if any(moves := [s.converted.conversion.relative if s.converted else None for s in stores]):
+            self._moves = next(filter(None, moves))
+            self._targets, self._poses = (
+                np.concatenate([_padded(getattr(store, what), like.shape[1]) for store in stores])
+                for what, like in (("actions", self._actions), ("states", self._states))
+            )
         said = [
             np.array([number.get(text, 0) for text in some], np.int64)[store.instruction_of]
             for some, store in zip(spoken, stores, strict=True)
@@ -205,9 +212,21 @@ class WindowIndex:
         steps = windows[:, None] + np.arange(self.horizon)
         rows = np.minimum(steps, end[:, None] - 1)
         inside = (steps < end[:, None]) & self._known["actions"][rows]
-        actions = self._actions[rows] * inside[..., None]
+        found = self._actions[rows]
+        if self._moves is not None:
+            found = self._relative(rows, windows)
+            inside &= np.isfinite(self._poses[windows]).all(axis=1, keepdims=True)
+        actions = found * inside[..., None]
         mask = np.broadcast_to(inside[..., None], actions.shape).copy()
         return torch.from_numpy(actions), torch.from_numpy(mask)
+
+    def _relative(
+        self, rows: Int64[np.ndarray, "n t"], windows: Int64[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n t a"]:
+        """Normalised actions as changes from the state at the start of their chunk."""
+        assert self._moves is not None
+        moved = self._moves.relative(self._targets[rows], self._poses[windows])
+        return np.nan_to_num(self._normalizer.apply_action(moved)).astype(np.float32)
 
     def _future(self, windows: Int64[np.ndarray, " b"], label: FutureLabel) -> Future:
         end = self._end[windows]
@@ -292,6 +311,11 @@ def _views(sources: Sequence[Source]) -> Bool[np.ndarray, "k v"]:
     """Which of the views of the model each source has."""
     every = range(max(source.frames.shape[1] for source in sources))
     return np.array([[source.slots is None or view in source.slots for view in every] for source in sources])
+
+
+def _padded(values: Float32[np.ndarray, "n d"], dim: int) -> Float32[np.ndarray, "n e"]:
+    """The numbers; NaN where a source has those of another size."""
+    return values if values.shape[1] == dim else np.full((len(values), dim), np.nan, np.float32)
 
 
 def _normalised(

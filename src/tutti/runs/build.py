@@ -29,9 +29,9 @@ from tutti.objectives.unified import UnifiedLoss
 from tutti.runs.folder import RunFolder
 from tutti.runs.label_shares import label_shares
 from tutti.runs.terminal import print_line, progress_bar
-from tutti.serving.contents import read_normalizer, read_spec, read_tokenizer
+from tutti.serving.contents import read_normalizer, read_served, read_spec, read_tokenizer
 from tutti.storage.checkpoint import checkpoints, listed
-from tutti.storage.manifest import CONFIG, EXPORT, NORMALIZER, SPEC, STARTS, STATE, TOKENIZER
+from tutti.storage.manifest import CONFIG, CONVENTIONS, EXPORT, NORMALIZER, SPEC, STARTS, STATE, TOKENIZER
 from tutti.storage.reading import parse_json, read_json, shown
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
@@ -168,10 +168,10 @@ def with_sources(config: RunConfig, folder: Path) -> DataConfig:
 
 def check_data(config: RunConfig, folder: Path) -> list[Path]:
     """The data sets of a run that are not there any more. Raises: UserError for one that has changed."""
-    sources = with_sources(config, folder).sources
-    away = [source.path for source in sources if not source.path.exists()]
+    data = with_sources(config, folder)
+    away = [source.path for source in data.sources if not source.path.exists()]
     if not away:
-        check_unchanged(stores_of(open_parts(sources)), folder / CONTENT)
+        check_unchanged(stores_of(open_parts(data.sources, data.canonical)), folder / CONTENT)
     return away
 
 
@@ -221,7 +221,10 @@ def kept_statistics(config: RunConfig, folder: Path) -> Statistics | None:
     saved = listed(source)
     spec = read_spec(saved)
     return Statistics(
-        spec=spec, normalizer=read_normalizer(saved, spec), tokenizer=read_tokenizer(saved, spec)
+        spec=spec,
+        normalizer=read_normalizer(saved, spec),
+        tokenizer=read_tokenizer(saved, spec),
+        served=read_served(saved, spec),
     )
 
 
@@ -233,7 +236,7 @@ def policy_files(config: RunConfig, data: DataBundle, starts: TrainingStarts) ->
         NORMALIZER: json.dumps(data.normalizer.to_dict(), indent=1),
         TOKENIZER: data.tokenizer.to_json(),
         STARTS: json.dumps(starts.to_dict(), indent=1),
-    }
+    } | ({CONVENTIONS: data.served.model_dump_json(indent=1)} if data.served else {})
 
 
 @contextmanager
@@ -263,7 +266,7 @@ def expected_spec(config: RunConfig) -> DataSpec:
     """The sizes of the data: of the data sets, or else of what the config would record."""
     suite, data = config.record.spec, config.data
     if data.sources:
-        sizes = named = check_compatible(parts := open_parts(data.sources))
+        sizes = named = check_compatible(parts := open_parts(data.sources, data.canonical))
         embodiment, texts = sizes.embodiment, sorted(training_texts(data.split(parts, task_by_text(suite))))
     else:
         sizes, named, embodiment = suite, suite.dimensions, suite.robot

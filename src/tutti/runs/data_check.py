@@ -89,7 +89,7 @@ def check_path(
     try:
         config = load_config(path, overrides) if is_config(path) else defaults_for(path, overrides)
         data = with_sources(config, Path("runs") / config.name)
-        parts = open_parts(data.sources)
+        parts = open_parts(data.sources, data.canonical)
         only_pairs = all(part.store.is_pairs for part in parts)
         config = with_steps(config, None if only_pairs else robots(parts)[0].store.spec.fps)
     except UserError as error:

@@ -1,4 +1,5 @@
-from .policy import CheckpointPolicyFactory, Policy, export_policy
+from .export import export_policy
+from .policy import CheckpointPolicyFactory, Policy
 
 __all__ = [
     "CheckpointPolicyFactory",

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tutti.data.conventions.served import Served
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import CustomDecoderConfig, ModelConfig
 from tutti.plugin import Origin, Trust
-from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER, Manifest, Weights
+from tutti.storage.manifest import CONFIG, CONVENTIONS, NORMALIZER, SPEC, TOKENIZER, Manifest, Weights
 from tutti.storage.reading import parse_json, parse_yaml, shown
 from tutti.storage.tensors import weights_in
 from tutti.types import DataSpec, UserError
@@ -90,6 +91,19 @@ def read_normalizer(folder: Manifest, spec: DataSpec) -> Normalizer:
         for name in spec.embodiments:
             normalizer.check(name, spec.state_dim, spec.action_dim)
         return normalizer
+
+
+def read_served(folder: Manifest, spec: DataSpec) -> Served | None:
+    """The content of conventions.json, None where there is none: numbers are learned as they are recorded.
+
+    Raises: UserError, also if they are not those of `spec`.
+    """
+    if CONVENTIONS not in folder.files:
+        return None
+    with _usable(folder.folder / CONVENTIONS):
+        served = Served.model_validate_json(folder.text(CONVENTIONS))
+        served.check(spec)
+        return served
 
 
 def read_tokenizer(folder: Manifest, spec: DataSpec) -> Tokenizer:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from tutti.data.conventions.served import RecordedVector, Served
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.serving.observation import shortest
@@ -13,14 +14,22 @@ from tutti.types import DataSpec
 MAX_ROWS = 32
 
 
-def interface(spec: DataSpec, normalizer: Normalizer, tokenizer: Tokenizer) -> dict[str, Any]:
+def interface(
+    spec: DataSpec, normalizer: Normalizer, tokenizer: Tokenizer, served: Served | None = None
+) -> dict[str, Any]:
     """The inputs and outputs of a policy as plain data, for people and programs.
 
     `min` and `max` are the smallest and largest value that the training data have, over all robots. `name`
-    is None where the data had none, `unit` "" where they did not say.
+    is None where the data had none, `unit` "" where they did not say. With conventions that are `served` all
+    four are those of the first source, as it was recorded.
     """
 
-    def numbers(what: str, dim: int) -> list[dict[str, Any]]:
+    def numbers(what: Literal["state", "action"], dim: int) -> list[dict[str, Any]]:
+        keys = ("name", "unit", "min", "max")
+        if served is not None:
+            own: RecordedVector = getattr(served.sources[0], what)
+            parts = (own.names or [None] * len(own.min), own.units or [""] * len(own.min), own.min, own.max)
+            return [dict(zip(keys, row, strict=True)) for row in zip(*parts, strict=True)]
         stats = [getattr(both, what) for name, both in normalizer.stats.items() if name in spec.embodiments]
         low, high = (
             [
@@ -31,7 +40,6 @@ def interface(spec: DataSpec, normalizer: Normalizer, tokenizer: Tokenizer) -> d
         )
         names = getattr(spec, f"{what}_names") or [None] * dim
         units = getattr(spec, f"{what}_units") or [""] * dim
-        keys = ("name", "unit", "min", "max")
         return [dict(zip(keys, row, strict=True)) for row in zip(names, units, low, high, strict=True)]
 
     return {
@@ -47,6 +55,7 @@ def interface(spec: DataSpec, normalizer: Normalizer, tokenizer: Tokenizer) -> d
             "horizon": spec.horizon,
             "fps": spec.fps,
         },
+        **({"conventions": dict(served.sources[0].conventions.lines())} if served else {}),
     }
 
 

@@ -8,15 +8,16 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from safetensors.torch import save
 
 from tutti import __version__
 from tutti.data.cache import resize_images
+from tutti.data.conventions.conversion import Conversion
+from tutti.data.conventions.served import Served
 from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.models.vla import VLA
@@ -26,9 +27,9 @@ from tutti.serving.contents import (
     read_model,
     read_model_config,
     read_normalizer,
+    read_served,
     read_tokenizer,
 )
-from tutti.serving.interface import interface
 from tutti.serving.observation import (
     Pictures,
     State,
@@ -39,10 +40,13 @@ from tutti.serving.observation import (
     wordless,
 )
 from tutti.storage.checkpoint import find_checkpoint, listed
-from tutti.storage.files import explain_disk_errors, megabytes, write_folder
-from tutti.storage.manifest import DATA_FILES, EXPORT, POLICY_FILES, STARTS, WEIGHTS, Weights, size_of
-from tutti.storage.tensors import check_finite, read_weights, weights_in
-from tutti.types import DataSpec, Tokens, UserError, dimension_label
+from tutti.storage.manifest import (
+    CONVENTIONS,
+    DATA_FILES,
+    Weights,
+)
+from tutti.storage.tensors import check_finite, read_weights
+from tutti.types import Tokens, UserError, dimension_label
 
 MAX_INSTRUCTIONS = 256  # encodings kept; the oldest goes first
 
@@ -63,13 +67,23 @@ class Policy:
         clip: bool = True,
         device: torch.device | str = "cpu",
         warn: bool = True,
+        served: Served | None = None,
+        convention: int | Literal["learned"] = 0,
     ) -> None:
         """`clip` keeps actions inside the smallest and largest value that the training data has per
-        dimension. `warn`: what `check` would note is given as a Python warning too, once.
+        dimension, as they are learned. `warn`: what `check` would note is given as a Python warning too,
+        once.
 
         `embodiment` may be left out where the data has only one. Raises UserError where there are several.
+
+        `served` are the conventions of the training's sources. States are taken, and actions given, in
+        those of the source number `convention`, or "learned", as the model has them; `spec` has their names.
         """
-        self.spec: DataSpec = model.spec
+        self.learned, self.spec = model.spec, model.spec
+        self._conversion: Conversion | None = None
+        if served is not None and convention != "learned":
+            self._conversion = served.conversion(convention)
+            self.spec = served.spec(model.spec, convention)
         self.model = model.eval().to(device)
         self.normalizer = normalizer
         self.tokenizer = tokenizer
@@ -80,7 +94,7 @@ class Policy:
         if embodiment is None or embodiment not in known:
             raise UserError(f"embodiment: expected one of {', '.join(known)}, got {embodiment!r}.")
         self.embodiment = embodiment
-        normalizer.check(self.embodiment, self.spec.state_dim, self.spec.action_dim)
+        normalizer.check(self.embodiment, self.learned.state_dim, self.learned.action_dim)
         stats = normalizer.stats[self.embodiment].action
         bounds = (stats.min.astype(np.float32), stats.max.astype(np.float32))
         self._bounds = bounds if clip else None
@@ -99,13 +113,15 @@ class Policy:
         device: torch.device | str = "cpu",
         trust_code: Trust = False,
         warn: bool = True,
+        convention: int | Literal["learned"] = 0,
     ) -> Self:
         """From a checkpoint folder, or from a run's folder, whose newest checkpoint is taken.
 
         Reads model.safetensors ("raw") or ema.safetensors ("ema"; the raw weights where training kept no
-        average), or the same out of shards/; spec.json, normalizer.json, tokenizer.json and config.yaml. Each
-        has the checksum that state.json, or export.json, lists. `trust_code`: a class of the user's own that
-        config.yaml names is imported.
+        average), or the same out of shards/; spec.json, normalizer.json, tokenizer.json and config.yaml, and
+        conventions.json where there is one. Each has the checksum that state.json, or export.json, lists.
+        `convention`: the number of the source there that the robot is like, or "learned". `trust_code`: a
+        class of the user's own that config.yaml names is imported.
 
         Raises UserError: a file is missing, damaged or does not fit the others, or a number is not finite.
         """
@@ -118,12 +134,20 @@ class Policy:
         except RuntimeError as error:
             raise another_model(folder.folder, error) from error
         check_finite(folder.folder, model.state_dict())  # as they are in the model's own type of numbers
-        return cls(model, normalizer, tokenizer, embodiment=embodiment, clip=clip, device=device, warn=warn)
+        return cls(
+            *(model, normalizer, tokenizer),
+            embodiment=embodiment,
+            clip=clip,
+            device=device,
+            warn=warn,
+            served=read_served(folder, spec),
+            convention=convention,
+        )
 
     def predict(
         self, images: Pictures, state: State, instruction: Text, use_images: bool = True
     ) -> Float32[np.ndarray, "t a"]:
-        """The next `horizon` actions in data units.
+        """The next `horizon` actions in data units, in the conventions of the robot.
 
         `images` maps each view to its picture: {"front": ..., "wrist": ...}, by the names of `spec.views` or
         their last parts. A picture is an array, a tensor or a PIL image, (height, width, 3) or (3, height,
@@ -138,7 +162,7 @@ class Policy:
         model was trained on, or an action is not finite.
         """
         resized = self._images(images, use_images)
-        vector = state_vector(state, self.spec)
+        vector = self._state(state)
         if self._noted is not None:
             self._warn(vector)
         normalised = self.normalizer.apply_state(vector, self.embodiment)
@@ -152,13 +176,19 @@ class Policy:
         actions = self.normalizer.undo_action(chunk, self.embodiment)
         if not np.isfinite(actions).all():
             bad = sorted(set(np.argwhere(~np.isfinite(actions))[:, 1].tolist()))
-            where = ", ".join(dimension_label(self.spec.action_names, number) for number in bad)
+            where = ", ".join(dimension_label(self.learned.action_names, number) for number in bad)
             raise UserError(
                 f"the predicted action is not finite in {where}. Nothing was given to the robot. The state "
                 "may be far from those of the training data, or a number too large for the model: "
                 f"{vector!r:.200}."
             )
-        return actions if self._bounds is None else np.clip(actions, *self._bounds)
+        actions = actions if self._bounds is None else np.clip(actions, *self._bounds)
+        return actions if self._conversion is None else self._conversion.record(actions, vector)
+
+    def _state(self, state: State) -> Float32[np.ndarray, " s"]:
+        """A state that a robot gives, as it is learned."""
+        vector = state_vector(state, self.spec)
+        return vector if self._conversion is None else self._conversion.learn_state(vector)
 
     __call__ = predict
 
@@ -173,14 +203,14 @@ class Policy:
         Raises: UserError as `predict`.
         """
         self._images(images, use_images)
-        vector, text = state_vector(state, self.spec), sentence(instruction)
+        vector, text = self._state(state), sentence(instruction)
         return [*self._far(vector).values(), *self._text_notes(text)]
 
     def _far(self, state: Float32[np.ndarray, " s"]) -> dict[int, str]:
         """What is to be said of each dimension that is far outside of the training data."""
         stats = self.normalizer.stats[self.embodiment].state
         return {
-            n: f"state: {dimension_label(self.spec.state_names, n)} is {state[n]:.4g}, far outside of the "
+            n: f"state: {dimension_label(self.learned.state_names, n)} is {state[n]:.4g}, far outside of the "
             f"training data ({stats.min[n]:.4g} to {stats.max[n]:.4g})"
             for n in np.flatnonzero(stats.is_far(state)).tolist()
         }
@@ -264,7 +294,7 @@ class CheckpointPolicyFactory:
         model = read_model_config(folder, self.trust_code).model_dump(mode="json")
         about = {"clip": self.clip, "model": model, "torch": torch.__version__, "tutti": __version__}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-        for name in DATA_FILES:
+        for name in (*DATA_FILES, *(name for name in (CONVENTIONS,) if name in folder.files)):
             digest.update(hashlib.sha256(folder.read(name)).digest())
         for name, value in sorted(read_weights(folder, self.weights).items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -276,56 +306,3 @@ class CheckpointPolicyFactory:
         trust = self.trust_code
         policy = Policy.load(self.path, self.weights, clip=self.clip, trust_code=trust, warn=False)
         return policy if policy.spec.state_dim else WithoutState(policy)
-
-
-def export_policy(
-    run: Path | str,
-    to: Path | str,
-    weights: Weights = "ema",
-    checkpoint: int | str = "latest",
-    *,
-    half: bool = False,
-    trust_code: Trust = False,
-) -> Path:
-    """Writes `to`: model.safetensors (the moving average, or the raw weights; where training kept no average,
-    the raw ones; with `half` rounded to float16, half the size), config.yaml, spec.json, normalizer.json,
-    tokenizer.json, and export.json, which says where they come from and what goes in and comes out
-    (`interface`), and lists the size and SHA-256 of each. `Policy.load(to)` reads it, without the run and its
-    data, and computes in the model's own type of numbers, however they are stored.
-
-    The folder appears whole or not at all, and only after a policy could be loaded from it. Gives the folder.
-    `trust_code`: an action decoder of the user's own is imported for that.
-
-    Raises: UserError if there is no such checkpoint, it is damaged, its weights are not finite or, with
-    `half`, too large for float16, `to` exists, or the disk is full.
-    """
-    source, to = listed(find_checkpoint(Path(run), checkpoint)), Path(to)
-    if to.exists():
-        raise UserError(f"{to} exists. Give --to a folder that does not, or delete this one.")
-    weights, _ = weights_in(source, weights)
-    _, spec = read_model(source, weights, trust_code)
-    tensors = read_weights(source, weights)
-    if half:
-        rounded = {n: value.half() if value.is_floating_point() else value for n, value in tensors.items()}
-        if large := [name for name, value in rounded.items() if not bool(torch.isfinite(value).all())]:
-            raise UserError(
-                f"{source.folder}: {large[0]} has numbers that float16 does not have. Leave out --half."
-            )
-        tensors = rounded
-    names = (*POLICY_FILES, *(name for name in (STARTS,) if name in source.files))
-    content = {WEIGHTS["raw"]: save(tensors)} | {name: source.read(name) for name in names}
-    about = {
-        "checkpoint": source.folder.name,
-        "weights": weights,
-        **({"stored": "float16"} if half else {}),
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        **interface(spec, read_normalizer(source, spec), read_tokenizer(source, spec)),
-        "files": {name: size_of(data, "sha256") for name, data in content.items()},
-    }
-    needed = megabytes(sum(map(len, content.values())))
-    with explain_disk_errors(to, "the export", needed), write_folder(to) as folder:
-        for name, data in content.items():
-            (folder / name).write_bytes(data)
-        (folder / EXPORT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        Policy.load(folder, trust_code=trust_code)
-    return to

@@ -9,6 +9,7 @@ shards/                instead of the .safetensors files and the tensors of opti
                        written its own shares (see tutti.storage.shards)
 config.yaml            the run's config
 spec.json  normalizer.json  tokenizer.json     what the policy must know of the data
+conventions.json       what the numbers of each robot are, where the model has learned them in another form
 starts.json            the simulator's starts that the training data hold, which no evaluation may use
 state.json             manifest of a checkpoint: step, loader position, metrics, versions, checksums
 export.json            manifest of an export, in place of state.json
@@ -41,6 +42,8 @@ CONFIG = "config.yaml"
 SPEC, NORMALIZER, TOKENIZER = "spec.json", "normalizer.json", "tokenizer.json"
 STARTS = "starts.json"
 """The simulator's starts in the training data, so that no evaluation uses them; older checkpoints lack it."""
+CONVENTIONS = "conventions.json"
+"""Of a policy whose numbers are not learned as they are recorded; others have none."""
 DATA_FILES = (SPEC, NORMALIZER, TOKENIZER)
 """What a checkpoint says of its data; a resumed or forked run must have the same."""
 POLICY_FILES = (CONFIG, *DATA_FILES)

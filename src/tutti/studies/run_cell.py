@@ -107,7 +107,7 @@ def control_measures(scores: Mapping[str, Any]) -> dict[str, float]:
 def recorded_places(config: RunConfig, suite: Suite) -> dict[str, np.ndarray]:
     """The places of the suite for each window of the data; none where a source does not hold them."""
     try:
-        read = {"state": ENVIRONMENT_STATE, "labels": LabelsConfig()}
+        read = {"state": ENVIRONMENT_STATE, "labels": LabelsConfig(), "conventions": "none"}
         parts = open_parts([source.model_copy(update=read) for source in config.data.sources])
         known = [store.states for store in stores_of(parts)]
     except UserError:  # recorded by another program

@@ -75,6 +75,8 @@ class Inspected:
                 source[field] = list(value) if isinstance(value, tuple) else value
         if not roles.state and not pairs:
             source["state"] = "none"
+        if any("guessed" in why for why in self.found.told_by.values()):
+            source["conventions"] = self.found.conventions.model_dump(mode="json", exclude_defaults=True)
         if self.found.fps is None and not pairs:
             source["fps"] = int(rate) if (rate := self._usual_rate).is_integer() else rate
         if labels := {label: use for label in LABELS if (use := self._use(label)) is not True}:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from tutti.data.content import digest
+from tutti.data.conventions.config import NOTHING_SAID, ConventionsConfig
 
 Flip = Literal["none", "vertical", "turned"]
 MAX_EDGE, MAX_DIM = 8192, 4096
@@ -59,6 +61,8 @@ class EpisodeReader(ABC):
     is 0 where that cannot be; reading it then says why.
     `remarks` are lines for the user on what is passed over, and why. `is_pairs`: its episodes are no
     recordings of a robot, but a picture and a text each, of one step; its pictures have sizes of their own.
+    `conventions` are those that the format stores, of the state and the action of its own roles; `told_by`
+    says of each ("action.gripper") where it is from, and what of it was guessed.
 
     Raises: UserError (`data_error`) naming file, key, expected, found and cure for anything missing, damaged,
     or not of the promised shape, when it is opened or read. Nothing is ever unpickled.
@@ -71,6 +75,8 @@ class EpisodeReader(ABC):
     lengths: Int64[np.ndarray, " e"]
     remarks: tuple[str, ...] = ()
     is_pairs: bool = False
+    conventions: ConventionsConfig = NOTHING_SAID
+    told_by: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def roles(self) -> Roles:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from tutti.data.content import Digests, digest
+from tutti.data.conventions.config import NOTHING_SAID
 from tutti.data.episodes import VECTORS, Episode, EpisodeStore, StoreSpec, Vector
 from tutti.data.formats.chosen import ALL, MAX_TEXT, WITHOUT_TEXT, Chosen, Selection, excluding
 from tutti.data.formats.dimensions import joined_dimensions
@@ -45,6 +46,14 @@ class MappedStore(EpisodeStore):
         self.name, self.format, self._reader = reader.name, kind, reader
         self.roles = roles = settle(wanted, reader.roles(), reader.features, reader.name)
         self.remarks = (*reader.remarks, *(f"{reader.name}: {line}" for line in guesses(roles).values()))
+        self.conventions = known = reader.conventions
+        for vector in VECTORS:
+            keys, told = getattr(roles, vector), getattr(known, vector)
+            if told != getattr(NOTHING_SAID, vector) and keys != getattr(reader.roles(), vector):
+                nothing = {vector: getattr(NOTHING_SAID, vector)}
+                self.conventions = self.conventions.model_copy(update=nothing)
+                line = f"sources.{vector} names other features than {reader.name}'s conventions are of"
+                self.remarks += (f"{line}, which are left out",)
         if not roles.views:
             raise missing(reader.name, "views", reader.features)
         self.is_pairs = reader.is_pairs

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as default
 from typing import Self
 
 import numpy as np
 from jaxtyping import Int64
 
+from tutti.data.conventions.config import NOTHING_SAID, ConventionsConfig
 from tutti.data.formats.errors import data_error
 from tutti.data.formats.interface import EpisodeReader, Feature, Flip, Roles
 from tutti.errors import near_miss
@@ -53,6 +55,8 @@ class Found:
     fps: float | None
     embodiment: str = "unknown"
     remarks: tuple[str, ...] = ()
+    conventions: ConventionsConfig = NOTHING_SAID
+    told_by: Mapping[str, str] = default(default_factory=dict)
 
     @classmethod
     def by(cls, reader: EpisodeReader) -> Self:
@@ -64,6 +68,8 @@ class Found:
             fps=reader.fps,
             embodiment=reader.embodiment,
             remarks=reader.remarks,
+            conventions=reader.conventions,
+            told_by=reader.told_by,
         )
 
 

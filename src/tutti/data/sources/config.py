@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tutti.data.conventions.config import ConventionsConfig
 from tutti.data.episodes import EpisodeStore, Use
 from tutti.data.formats.chosen import MAX_TEXT, TOLERANCE, Chosen
 from tutti.data.formats.detect import find_format
@@ -103,6 +104,11 @@ class SourceConfig(FrozenConfig):
         default="auto",
         description="The split of an RLDS set, or all of them; auto: train, all where there is no train.",
     )
+    conventions: ConventionsConfig | Literal["auto", "none"] = Field(
+        default="auto",
+        description="What the numbers of state and action are. auto: what the format stores (presets of RLDS "
+        "sets do). none: they are learned as they are recorded.",
+    )
     labels: LabelsConfig = Field(
         default_factory=LabelsConfig, description="Which of actions, text and state are used."
     )
@@ -192,7 +198,7 @@ class SourceConfig(FrozenConfig):
     @property
     def reads(self) -> tuple[Any, ...]:
         """What two sources have in common that can share a store."""
-        return self.path.resolve(), self.format, self.wanted, self.tolerance
+        return self.path.resolve(), self.format, self.wanted, self.tolerance, self.conventions
 
     def rate(self) -> float:
         """Steps a second, without a look at the episodes. Raises: UserError where nothing tells them."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from tutti.data.conventions.config import KEPT, CanonicalConfig
+from tutti.data.conventions.store import apply, check_one_form, convention_of
 from tutti.data.episodes import (
     ALL_USED,
     VECTORS,
@@ -56,14 +58,16 @@ class Part:
         return texts_of(self.store, episodes) - {""} if self.labels["text"] else set()
 
 
-def open_parts(sources: Sequence[SourceConfig]) -> list[Part]:
-    """Opens and checks the data sets, each folder once: sources that read the same of it share a store."""
+def open_parts(sources: Sequence[SourceConfig], canonical: CanonicalConfig = KEPT) -> list[Part]:
+    """Opens and checks the data sets, each folder once: sources that read the same of it share a store. Their
+    numbers are brought to the `canonical` form."""
     groups: dict[Any, list[int]] = {}
     for number, source in enumerate(sources):
         groups.setdefault(source.reads, []).append(number)
     parts: dict[int, Part] = {}
     for numbers in groups.values():
         store = open_together([sources[number] for number in numbers])
+        apply(store, convention_of(store, sources[numbers[0]].conventions), canonical)
         for number, named in zip(numbers, store.parts, strict=True):
             source = sources[number]
             labels, weight, places = dict(source.chosen.labels), source.weight, source.places
@@ -110,9 +114,10 @@ def check_compatible(parts: Sequence[Part]) -> StoreSpec:
     what they have in common: sizes and names of the labels are those of the first source that uses them.
     Picture-text pairs have none of these, and fit to all.
 
-    Raises: UserError for others, or if none has actions.
+    Raises: UserError for others, for numbers in other conventions, or if none has actions.
     """
     parts = robots(parts)
+    check_one_form(stores_of(parts))
     first = parts[0].store
     spec = replace(first.spec, state_dim=0, action_dim=0, **dict.fromkeys(first.spec.dimensions(), ()))
     origin: dict[str, EpisodeStore] = dict.fromkeys(("embodiment", "views", "fps"), first)

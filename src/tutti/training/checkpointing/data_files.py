@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tutti.nested_dicts import changed_keys
-from tutti.storage.manifest import NORMALIZER, SPEC, TOKENIZER
+from tutti.storage.manifest import CONVENTIONS, NORMALIZER, SPEC, TOKENIZER
 from tutti.storage.reading import parse_json, shown
 
 SAME = 1e-6
@@ -27,11 +27,21 @@ def data_differences(saved: Mapping[str, str], now: Mapping[str, str]) -> list[s
     lines: list[str] = []
     if SPEC in both:
         lines += changed_keys(old[SPEC], {key: new[SPEC].get(key) for key in old[SPEC]}, "spec")
+    if both:
+        lines += changed_keys(_learned(saved), _learned(now), "conventions")
     if NORMALIZER in both:
         lines += _statistics(old[NORMALIZER], new[NORMALIZER], new.get(SPEC, {}))
     if TOKENIZER in both:
         lines += _texts(old[TOKENIZER], new[TOKENIZER])
     return lines
+
+
+def _learned(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The conventions of the data, without the names of their folders; none where numbers are learned as
+    they are recorded."""
+    found = parse_json(texts[CONVENTIONS], CONVENTIONS) if CONVENTIONS in texts else {}
+    sources = [one["conventions"] for one in found.get("sources", ())]
+    return {"canonical": found["canonical"], "sources": sources} if found else {}
 
 
 def _statistics(old: dict[str, Any], new: dict[str, Any], spec: Mapping[str, Any]) -> Iterator[str]:

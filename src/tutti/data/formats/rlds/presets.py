@@ -8,10 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tutti.data.conventions.config import (
+    ActionConventions,
+    ConventionsConfig,
+    GripperConfig,
+    RotationConfig,
+)
+from tutti.data.conventions.rotations import RotationForm, size_of
 from tutti.data.formats.interface import Feature, Roles
 
 Gripper = Literal[
@@ -24,8 +31,28 @@ _PARTS = ("world_vector", "rotation_delta", "open_gripper", "gripper_closedness_
 _NO_ACTION = ("terminate_episode", "is_terminal")
 
 
+_OPEN, _CLOSED = {"open": 1.0, "closed": 0.0}, {"open": 0.0, "closed": 1.0}
+_GRIPPERS: Mapping[Gripper, dict[str, Any]] = {
+    "open_is_one": _OPEN,
+    "closed_is_one": _CLOSED,
+    "clipped_open": {**_OPEN, "values": "clipped"},
+    "clipped_closed": {**_CLOSED, "values": "clipped"},
+    "relative_closed": {"open": -1.0, "closed": 1.0, "values": "changes"},
+}
+_ROTATIONS: Mapping[str, RotationForm] = {
+    "euler": "euler_xyz",
+    "axis_angle": "axis_angle",
+    "quaternion": "quaternion_xyzw",
+}
+"""What is read where only the kind is known: roll, pitch and yaw about fixed axes, and w last."""
+GUESSED = {
+    "euler": "their order is taken to be roll, pitch, yaw",
+    "quaternion": "w is taken to be the last number",
+}
+
+
 class Preset(BaseModel):
-    """What is known of a set: keys of its roles, robot, rate, and conventions, told but not applied.
+    """What is known of a set: keys of its roles, robot, rate, and conventions.
 
     `gripper` says how the action's last number becomes 1 = open and 0 = closed, `rotation` in which form the
     action turns, `drop` what other trainings leave out; presets.toml lists the words.
@@ -44,6 +71,17 @@ class Preset(BaseModel):
     rotation: Literal["euler", "axis_angle", "quaternion", "none", "unknown"] = "unknown"
     drop: tuple[Literal["first_step", "zero_actions"], ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def conventions(self, action_dim: int) -> ConventionsConfig:
+        """Gripper and rotation of an action of three numbers of position, the rotation, and the gripper."""
+        known: dict[str, Any] = {}
+        if hand := _GRIPPERS.get(self.gripper):
+            known["gripper"] = GripperConfig(dimension=action_dim - 1, **hand)
+        if form := _ROTATIONS.get(self.rotation):
+            last = 2 + size_of(form)
+            if last < action_dim:
+                known["rotation"] = RotationConfig(dimensions=f"3-{last}", form=form)
+        return ConventionsConfig(action=ActionConventions(**known))
 
 
 @cache

@@ -17,7 +17,7 @@ from tutti.data.formats.rlds.example import Record
 from tutti.data.formats.rlds.features import Stored, read_features
 from tutti.data.formats.rlds.index import EpisodeIndex
 from tutti.data.formats.rlds.info import choose_splits, read_info, shards, version_folder
-from tutti.data.formats.rlds.presets import choose_roles, cut, find_preset
+from tutti.data.formats.rlds.presets import GUESSED, choose_roles, cut, find_preset
 from tutti.errors import UserError
 from tutti.storage.reading import shown
 
@@ -31,8 +31,8 @@ class RldsReader(EpisodeReader):
 
     `split` names a split, or "all"; without it train is read, or all splits where none is called that.
     Keys are those of the features, joined by "/" and without "steps/": `observation/image`; a feature
-    outside of the steps has one value for all of them. `preset` tells what is known of the set's
-    conventions, none of which is applied. Where the index takes long it is kept in `cache`.
+    outside of the steps has one value for all of them. `preset` tells what is known of the set, `conventions`
+    what of that tells of the numbers of its action. Where the index takes long it is kept in `cache`.
 
     Raises: UserError as EpisodeReader says.
     """
@@ -54,6 +54,13 @@ class RldsReader(EpisodeReader):
             part = cut(key)[1]
             if part.stop is not None:
                 features[key] = Feature(kind="vector", shape=(part.stop - part.start,))
+        action_dim = sum(features[key].shape[0] for key in self._roles.action)
+        self.conventions = self.preset.conventions(action_dim)
+        by_name = preset is None or "action" in self._roles.reasons
+        source = "guessed: by the names of the features" if by_name else f"by the preset of {info.name}"
+        order = "".join(f"; guessed: {GUESSED[one]}" for one in {self.preset.rotation} & GUESSED.keys())
+        lines = dict(self.conventions.lines())
+        self.told_by = {key: source + order * (key == "action.rotation") for key in lines}
         self.fps, self.embodiment = self.preset.fps, self.preset.robot
         rate = f"{self.fps:g} Hz" if self.fps else "unknown rate"
         known = f"known as {info.name}: {self.embodiment}, {rate}, gripper {self.preset.gripper}"

@@ -1,0 +1,138 @@
+"""Served: conventions as a checkpoint keeps them, so that a policy answers in those of its robot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tutti.data.conventions.config import CanonicalConfig, ConventionsConfig
+from tutti.data.conventions.conversion import Conversion
+from tutti.data.episodes import VECTORS, EpisodeStore
+from tutti.errors import UserError
+from tutti.frozen_config import FrozenConfig
+from tutti.types import DataSpec
+
+Name = Annotated[str, Field(max_length=200)]
+MAX_NUMBERS = 4096
+Numbers = Annotated[tuple[float, ...], Field(max_length=MAX_NUMBERS)]
+Names = Annotated[tuple[Name, ...], Field(max_length=MAX_NUMBERS)]
+
+
+class RecordedVector(FrozenConfig):
+    """The numbers of a source's state or action as they are recorded: names and units, both empty where they
+    are not known, and their smallest and largest values."""
+
+    names: Names = ()
+    units: Names = ()
+    min: Numbers = ()
+    max: Numbers = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.max) != len(self.min) or {len(self.names), len(self.units)} - {0, len(self.min)}:
+            raise ValueError("expected as many names, units and largest values as smallest ones")
+        return self
+
+
+class ServedSource(FrozenConfig):
+    """A source: its name, what it says of its numbers, and what they were."""
+
+    name: str
+    conventions: ConventionsConfig
+    state: RecordedVector
+    action: RecordedVector
+
+
+class Served(FrozenConfig):
+    """The form that is learned, and the sources whose conventions a policy can answer in. The first one is
+    that of the robot, unless another is asked for."""
+
+    format: Literal[1] = 1
+    canonical: CanonicalConfig
+    sources: Annotated[tuple[ServedSource, ...], Field(min_length=1, max_length=1024)]
+
+    @classmethod
+    def of(cls, stores: Sequence[EpisodeStore], spec: DataSpec) -> Served | None:
+        """Of stores whose numbers are those that are learned; None where all were recorded so. A source
+        without the state or the actions of the `spec` is no robot that could be served."""
+        converted = [(store.name, store.converted) for store in stores if store.converted]
+        if not any(one.conversion.changes for _, one in converted):
+            return None
+        sources: list[ServedSource] = []
+        for name, one in converted:
+            layouts = one.conversion.state, one.conversion.action
+            if tuple(layout.learned_dim for layout in layouts) != (spec.state_dim, spec.action_dim):
+                continue
+            vectors: dict[str, Any] = {}
+            for what in VECTORS:
+                low, high = one.ranges[what]
+                names, units = getattr(one.spec, f"{what}_names"), getattr(one.spec, f"{what}_units")
+                vectors[what] = RecordedVector(names=names, units=units, min=tuple(low), max=tuple(high))
+            known = ServedSource(name=name, conventions=one.conversion.said, **vectors)
+            if not any(_same(known, other) for other in sources):
+                sources.append(known)
+        canonical = converted[0][1].conversion.canonical
+        return cls(canonical=canonical, sources=tuple(sources)) if sources else None
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What the learned numbers are, whatever they were recorded as."""
+        conversion = self.conversion(0)
+        described = {what: conversion.described(what) for what in VECTORS}
+        return {"canonical": self.canonical.model_dump(mode="json"), **described}
+
+    def beginning_with(self, source: int) -> Self:
+        """The same, with this source as the robot. Raises: UserError for a number that is none."""
+        self._check_number(source)
+        others = (one for number, one in enumerate(self.sources) if number != source)
+        return self.model_copy(update={"sources": (self.sources[source], *others)})
+
+    def check(self, spec: DataSpec) -> None:
+        """Raises: UserError for conventions that are not those of a model of this `spec`."""
+        for number in range(len(self.sources)):
+            conversion = self.conversion(number)
+            for what, layout in (("state", conversion.state), ("action", conversion.action)):
+                if layout.learned_dim != (dim := getattr(spec, f"{what}_dim")):
+                    raise UserError(
+                        f"source {number} gives a {what} of {layout.learned_dim} numbers, the model has {dim}"
+                    )
+
+    def conversion(self, source: int) -> Conversion:
+        """That of one of the sources. Raises: UserError for a number that is none."""
+        self._check_number(source)
+        one = self.sources[source]
+        return Conversion.of(
+            *(one.conventions, self.canonical),
+            state_dim=len(one.state.min),
+            action_dim=len(one.action.min),
+            name=one.name,
+        )
+
+    def spec(self, spec: DataSpec, source: int) -> DataSpec:
+        """That of the model, with the numbers of this source as they are recorded."""
+        one = self.sources[source]
+        return replace(
+            spec,
+            state_dim=len(one.state.min),
+            action_dim=len(one.action.min),
+            state_names=one.state.names,
+            state_units=one.state.units,
+            action_names=one.action.names,
+            action_units=one.action.units,
+        )
+
+    def _check_number(self, source: int) -> None:
+        if not 0 <= source < len(self.sources):
+            names = ", ".join(f"{number} {one.name}" for number, one in enumerate(self.sources))
+            raise UserError(
+                f"robot: expected the number of a source ({names}), or learned; found {source!r}."
+            )
+
+
+def _same(one: ServedSource, other: ServedSource) -> bool:
+    """Whether a robot of either could be served as the other."""
+    sizes = [(len(a.state.min), len(a.action.min)) for a in (one, other)]
+    return one.conventions == other.conventions and sizes[0] == sizes[1]

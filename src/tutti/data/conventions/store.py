@@ -1,0 +1,137 @@
+"""Brings the numbers of an opened data set into the form that is learned, and its chunks where relative."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from tutti.data.conventions.config import CanonicalConfig, ConventionsConfig
+from tutti.data.conventions.conversion import Conversion
+from tutti.data.episodes import VECTORS, Converted, Episode, EpisodeStore, Vector
+from tutti.data.formats.chosen import excluding
+from tutti.data.formats.errors import data_error
+from tutti.errors import UserError
+
+MOST_CHUNKS = 1 << 17
+"""Chunks that statistics of relative actions are of, at most, evenly spread."""
+
+
+def convention_of(
+    store: EpisodeStore, said: ConventionsConfig | Literal["auto", "none"]
+) -> ConventionsConfig:
+    """What a source says of its numbers; auto: what its format stores."""
+    if isinstance(said, ConventionsConfig):
+        return said
+    return store.conventions if said == "auto" else ConventionsConfig()
+
+
+def apply(store: EpisodeStore, said: ConventionsConfig, canonical: CanonicalConfig) -> None:
+    """Makes the states and actions of a store, as they are recorded, those that are learned, in place.
+
+    Digests stay those of the recorded numbers: the same data are the same episodes, and held out alike, in
+    whatever form they are learned.
+
+    Raises: UserError naming data set, key, episode and row for conventions that do not fit the numbers.
+    """
+    spec = store.spec
+    conversion = Conversion.of(
+        said, canonical, state_dim=spec.state_dim, action_dim=spec.action_dim, name=store.name
+    )
+    ranges: dict[Vector, Any] = {"state": _extremes(store.states), "action": _extremes(store.actions)}
+    store.converted = Converted(conversion=conversion, spec=spec, ranges=ranges)
+    if not conversion.changes:
+        return
+    for wrong, key, found, expected in conversion.faults(store.states, store.actions):
+        raise _fault(store, wrong, key, found, expected)
+    _ = store.identities, store.number_digests
+    starts = np.array([episode.start for episode in store.episodes], np.int64)
+    store.states, store.actions = conversion.learn(store.states, store.actions, starts)
+    state, action = conversion.state, conversion.action
+    state_names, state_units = state.names(spec.state_names, spec.state_units)
+    action_names, action_units = action.names(spec.action_names, spec.action_units)
+    store.spec = replace(
+        spec,
+        state_dim=state.learned_dim,
+        action_dim=action.learned_dim,
+        state_names=state_names,
+        state_units=state_units,
+        action_names=action_names,
+        action_units=action_units,
+    )
+
+
+def check_one_form(stores: Sequence[EpisodeStore]) -> None:
+    """Raises: UserError where two data sets would be learned in different forms, so that one number would
+    mean two things; or where none names a rotation although they are to be of one form."""
+    converted = [(store, store.converted) for store in stores if store.converted]
+    for what in VECTORS:
+        having = [(s.name, c.conversion) for s, c in converted if getattr(c.spec, f"{what}_dim")]
+        for name, conversion in having[1:]:
+            first, its, mine = having[0][0], having[0][1].described(what), conversion.described(what)
+            for key in {**its, **mine}:
+                here, there = mine.get(key, ("nothing", False)), its.get(key, ("nothing", False))
+                if here[0] != there[0] and (here[1] or there[1] or (key in mine and key in its)):
+                    raise data_error(
+                        f"data.sources: {first} and {name} have other conventions of the {what}, at the "
+                        f"{key} as it is learned.",
+                        expected=f"{there[0]}, as in {first}",
+                        found=f"{here[0]} is said of {name}",
+                        cure="say what each is by sources.conventions (one that is 0 closed to 1 open too), "
+                        "and bring rotations and actions to one form by data.canonical.",
+                    )
+    asked = {c.conversion.canonical.rotation for _, c in converted}
+    if asked - {"keep"} and not any(c.conversion.turns for _, c in converted):
+        raise data_error(
+            f"data.canonical.rotation is {', '.join(asked)}, but no source names a rotation.",
+            expected="sources.conventions.state.rotation or .action.rotation",
+            cure="name dimensions and form of each, or leave data.canonical.rotation out.",
+        )
+
+
+def chunks_of(
+    store: EpisodeStore, episodes: Sequence[Episode], rows: Bool[np.ndarray, " n"], horizon: int, most: int
+) -> Float64[np.ndarray, "m a"]:
+    """The actions of evenly spread chunks of these episodes as changes from the state at their start, all
+    steps one behind the other. `rows` are those with actions."""
+    assert store.converted is not None and store.converted.conversion.relative is not None
+    starts = np.concatenate([np.arange(e.start, e.end) for e in episodes])
+    ends = np.concatenate([np.full(e.length, e.end) for e in episodes])
+    few = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), most)).astype(np.int64))
+    steps = starts[few, None] + np.arange(horizon)
+    inside = np.minimum(steps, ends[few, None] - 1)
+    first = store.states[starts[few]]
+    known = np.asarray(np.isfinite(first).all(axis=1))
+    used = (steps < ends[few, None]) & rows[inside] & known[:, None]
+    moved = store.converted.conversion.relative.relative(store.actions[inside], first)
+    return moved[used]
+
+
+def _extremes(values: np.ndarray) -> tuple[list[float], list[float]]:
+    """The smallest and the largest finite value of each dimension, 0 where there is none."""
+    finite = np.isfinite(values)
+    low, high = (
+        of.reduce(np.where(finite, values, fill), axis=0, initial=fill)
+        for of, fill in ((np.minimum, np.inf), (np.maximum, -np.inf))
+    )
+    return tuple(np.where(np.isfinite(one), one, 0.0).astype(np.float64).tolist() for one in (low, high))
+
+
+def _fault(
+    store: EpisodeStore, wrong: Bool[np.ndarray, " n"], key: str, found: np.ndarray, expected: str
+) -> UserError:
+    rows = np.flatnonzero(wrong)
+    bad = [one for one in store.episodes if wrong[one.start : one.end].any()]
+    episode = next(one for one in bad if one.start <= rows[0] < one.end)
+    few = len(bad) < len(store.episodes)
+    leave = f" Or leave the episode{'s' * (len(bad) > 1)} out: {excluding([e.index for e in bad])}" * few
+    return data_error(
+        f"{key} does not fit episode {episode.index}, row {rows[0] - episode.start} of it; {len(rows):,} "
+        "such rows in all.",
+        expected=expected,
+        found=", ".join(f"{value:.6g}" for value in found[rows[0]]),
+        cure=f"correct sources.conventions (none reads the numbers as they are), or the numbers.{leave}",
+    )
