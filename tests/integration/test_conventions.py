@@ -223,4 +223,5 @@ def test_numbers_that_cannot_be_are_refused_with_their_place(tmp_path: Path) -> 
     zero["conventions"]["state"]["rotation"] = {"dimensions": "2-5", "form": "quaternion_xyzw"}
     zero["conventions"]["action"].pop("motion")
     with pytest.raises(UserError, match=r"rotation, dimensions 2-5, .*\n.*quaternion_xyzw of length 1"):
-        opened([zero])
+        opened([zero], rotation="rotation_6d")
+    assert opened([zero]).state_dim == 7  # it is kept, and its length is no matter

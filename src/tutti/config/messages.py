@@ -52,6 +52,10 @@ def explain(
         (_key(problem["loc"], values, missing=problem["type"] == "missing"), problem)
         for problem in error.errors(include_url=False)
     ]
+    # Of a choice of forms pydantic has the mistakes in each; those inside of one tell more than that no other
+    # form fits either.
+    inner = [key for key, _ in problems]
+    problems = [one for one in problems if not any(key.startswith(f"{one[0]}.") for key in inner)]
     return error_message(problems, values, source, schema, overrides)
 
 

@@ -47,6 +47,8 @@ def apply(store: EpisodeStore, said: ConventionsConfig, canonical: CanonicalConf
         return
     for wrong, key, found, expected in conversion.faults(store.states, store.actions):
         raise _fault(store, wrong, key, found, expected)
+    said = "; ".join(f"{key} {value}" for key, value in conversion.said.lines())
+    store.remarks += (f"{store.name}: conventions, which are brought to one form: {said}",)
     _ = store.identities, store.number_digests
     starts = np.array([episode.start for episode in store.episodes], np.int64)
     store.states, store.actions = conversion.learn(store.states, store.actions, starts)

@@ -162,7 +162,8 @@ class Layout:
         return out
 
     def faults(self, values: Float[np.ndarray, "n d"]) -> Iterator[tuple[Bool[np.ndarray, " n"], Piece, str]]:
-        """(rows, piece, what is expected) for what a piece cannot be. Rows of NaN are none."""
+        """(rows, piece, what is expected) for what a piece that is learned in another form cannot be. Rows of
+        NaN are none."""
         for one in self.pieces:
             part = np.asarray(values[..., one.here], np.float64)
             if isinstance(one.said, GripperConfig):
@@ -174,7 +175,7 @@ class Layout:
                 elif hand.values == "range":
                     low, high = sorted((hand.open, hand.closed))
                     yield (share < -OUTSIDE) | (share > 1 + OUTSIDE), one, f"{low:g} to {high:g}"
-            else:
+            elif one.form:
                 yield from self._turns(part, one, one.said)
 
     @staticmethod

@@ -63,7 +63,7 @@ class RldsReader(EpisodeReader):
         self.told_by = {key: source + order * (key == "action.rotation") for key in lines}
         self.fps, self.embodiment = self.preset.fps, self.preset.robot
         rate = f"{self.fps:g} Hz" if self.fps else "unknown rate"
-        known = f"known as {info.name}: {self.embodiment}, {rate}, gripper {self.preset.gripper}"
+        known = f"known as {info.name}: {self.embodiment}, {rate}"
         reasons: dict[str, list[str]] = {}
         for key, why in passed_over.items():
             reasons.setdefault(why, []).append(key)
