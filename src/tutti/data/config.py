@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
 from tutti.data.cache import CacheConfig, cached_frames
+from tutti.data.conventions.chunks import MOST_CHUNKS, chunks_of
 from tutti.data.conventions.config import CanonicalConfig
 from tutti.data.conventions.served import Served
-from tutti.data.conventions.store import MOST_CHUNKS, chunks_of
 from tutti.data.episodes import ALL_USED, VECTORS, Progress, StoreSpec, check_unchanged, rows_of
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
 from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -94,11 +94,12 @@ class StoreSpec(Dimensions):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
     """How a store's numbers were recorded: `spec` is that of the recorded ones, `ranges` their smallest and
-    largest values. `conversion` tells how they became those that are learned."""
+    largest values where they have become others. `conversion` tells how they became those that are learned.
+    """
 
     conversion: Conversion
     spec: StoreSpec
-    ranges: Mapping[Vector, tuple[list[float], list[float]]]
+    ranges: Mapping[str, tuple[list[float], list[float]]] = field(default_factory=dict)
 
 
 class EpisodeStore(ABC):

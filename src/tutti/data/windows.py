@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from tutti.data.conventions.chunks import RelativeChunks
 from tutti.data.episodes import Episode, EpisodeStore, rows_of
 from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
@@ -84,6 +85,7 @@ class WindowIndex:
         self.sources = tuple(sources)
         self.horizon, self.needs = horizon, needs
         stores = [source.store for source in self.sources]
+        self._relative = RelativeChunks.of(stores, normalizer)
         counts = [store.spec.num_frames for store in stores]
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         named = [None if store.is_pairs else store.spec.embodiment for store in stores]
@@ -105,13 +107,6 @@ class WindowIndex:
             np.concatenate([_normalised(source, normalizer, label) for source in self.sources])
             for label in ("state", "actions")
         )
-        self._normalizer, self._moves = normalizer, None
-        if any(moves := [s.converted.conversion.relative if s.converted else None for s in stores]):
-            self._moves = next(filter(None, moves))
-            self._targets, self._poses = (
-                np.concatenate([_padded(getattr(store, what), like.shape[1]) for store in stores])
-                for what, like in (("actions", self._actions), ("states", self._states))
-            )
         said = [
             np.array([number.get(text, 0) for text in some], np.int64)[store.instruction_of]
             for some, store in zip(spoken, stores, strict=True)
@@ -213,20 +208,12 @@ class WindowIndex:
         rows = np.minimum(steps, end[:, None] - 1)
         inside = (steps < end[:, None]) & self._known["actions"][rows]
         found = self._actions[rows]
-        if self._moves is not None:
-            found = self._relative(rows, windows)
-            inside &= np.isfinite(self._poses[windows]).all(axis=1, keepdims=True)
+        if self._relative is not None:
+            found, known = self._relative.chunks(rows, windows)
+            inside &= known[:, None]
         actions = found * inside[..., None]
         mask = np.broadcast_to(inside[..., None], actions.shape).copy()
         return torch.from_numpy(actions), torch.from_numpy(mask)
-
-    def _relative(
-        self, rows: Int64[np.ndarray, "n t"], windows: Int64[np.ndarray, " n"]
-    ) -> Float32[np.ndarray, "n t a"]:
-        """Normalised actions as changes from the state at the start of their chunk."""
-        assert self._moves is not None
-        moved = self._moves.relative(self._targets[rows], self._poses[windows])
-        return np.nan_to_num(self._normalizer.apply_action(moved)).astype(np.float32)
 
     def _future(self, windows: Int64[np.ndarray, " b"], label: FutureLabel) -> Future:
         end = self._end[windows]
@@ -311,11 +298,6 @@ def _views(sources: Sequence[Source]) -> Bool[np.ndarray, "k v"]:
     """Which of the views of the model each source has."""
     every = range(max(source.frames.shape[1] for source in sources))
     return np.array([[source.slots is None or view in source.slots for view in every] for source in sources])
-
-
-def _padded(values: Float32[np.ndarray, "n d"], dim: int) -> Float32[np.ndarray, "n e"]:
-    """The numbers; NaN where a source has those of another size."""
-    return values if values.shape[1] == dim else np.full((len(values), dim), np.nan, np.float32)
 
 
 def _normalised(

@@ -192,13 +192,7 @@ def build_data(config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds()) 
 
     def build() -> DataBundle:
         with progress_bar("decoding pictures") as bar:
-            return data.build(
-                needs,
-                bar,
-                group_of=task_of,
-                trained_on=folder / CONTENT,
-                kept=kept,
-            )
+            return data.build(needs, bar, group_of=task_of, trained_on=folder / CONTENT, kept=kept)
 
     built = world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache
     for remark in built.windows.remarks if world().ranks.first else ():

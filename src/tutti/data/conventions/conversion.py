@@ -161,6 +161,13 @@ class Conversion:
         return found
 
 
+def extremes(values: Float[np.ndarray, "n d"]) -> tuple[list[float], list[float]]:
+    """The smallest and the largest value of each dimension, without NaN; 0 where there is none."""
+    low = np.fmin.reduce(values, axis=0, initial=np.inf)
+    high = np.fmax.reduce(values, axis=0, initial=-np.inf)
+    return tuple(np.where(np.isfinite(one), one, 0).astype(np.float64).tolist() for one in (low, high))
+
+
 def _where(one: Piece) -> str:
     first, last = one.here.start, one.here.stop - 1
     if isinstance(one.said, GripperConfig):

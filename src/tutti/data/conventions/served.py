@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tutti.data.conventions.config import CanonicalConfig, ConventionsConfig
-from tutti.data.conventions.conversion import Conversion
+from tutti.data.conventions.conversion import Conversion, extremes
 from tutti.data.episodes import VECTORS, EpisodeStore
 from tutti.errors import UserError
 from tutti.frozen_config import FrozenConfig
@@ -58,20 +58,21 @@ class Served(FrozenConfig):
     def of(cls, stores: Sequence[EpisodeStore], spec: DataSpec) -> Served | None:
         """Of stores whose numbers are those that are learned; None where all were recorded so. A source
         without the state or the actions of the `spec` is no robot that could be served."""
-        converted = [(store.name, store.converted) for store in stores if store.converted]
+        converted = [(store, store.converted) for store in stores if store.converted]
         if not any(one.conversion.changes for _, one in converted):
             return None
         sources: list[ServedSource] = []
-        for name, one in converted:
+        for store, one in converted:
             layouts = one.conversion.state, one.conversion.action
             if tuple(layout.learned_dim for layout in layouts) != (spec.state_dim, spec.action_dim):
                 continue
             vectors: dict[str, Any] = {}
             for what in VECTORS:
-                low, high = one.ranges[what]
+                values = store.states if what == "state" else store.actions
+                low, high = one.ranges.get(what) or extremes(values)
                 names, units = getattr(one.spec, f"{what}_names"), getattr(one.spec, f"{what}_units")
                 vectors[what] = RecordedVector(names=names, units=units, min=tuple(low), max=tuple(high))
-            known = ServedSource(name=name, conventions=one.conversion.said, **vectors)
+            known = ServedSource(name=store.name, conventions=one.conversion.said, **vectors)
             if not any(_same(known, other) for other in sources):
                 sources.append(known)
         canonical = converted[0][1].conversion.canonical

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool
 
 from tutti.data.conventions.config import CanonicalConfig, ConventionsConfig
-from tutti.data.conventions.conversion import Conversion
-from tutti.data.episodes import VECTORS, Converted, Episode, EpisodeStore, Vector
+from tutti.data.conventions.conversion import Conversion, extremes
+from tutti.data.episodes import VECTORS, Converted, EpisodeStore
 from tutti.data.formats.chosen import excluding
 from tutti.data.formats.errors import data_error
 from tutti.errors import UserError
-
-MOST_CHUNKS = 1 << 17
-"""Chunks that statistics of relative actions are of, at most, evenly spread."""
 
 
 def convention_of(
@@ -41,14 +38,15 @@ def apply(store: EpisodeStore, said: ConventionsConfig, canonical: CanonicalConf
     conversion = Conversion.of(
         said, canonical, state_dim=spec.state_dim, action_dim=spec.action_dim, name=store.name
     )
-    ranges: dict[Vector, Any] = {"state": _extremes(store.states), "action": _extremes(store.actions)}
-    store.converted = Converted(conversion=conversion, spec=spec, ranges=ranges)
+    store.converted = Converted(conversion=conversion, spec=spec)
     if not conversion.changes:
         return
+    ranges = {"state": extremes(store.states), "action": extremes(store.actions)}
+    store.converted = Converted(conversion=conversion, spec=spec, ranges=ranges)
     for wrong, key, found, expected in conversion.faults(store.states, store.actions):
         raise _fault(store, wrong, key, found, expected)
-    said = "; ".join(f"{key} {value}" for key, value in conversion.said.lines())
-    store.remarks += (f"{store.name}: conventions, which are brought to one form: {said}",)
+    lines = "; ".join(f"{key} {value}" for key, value in conversion.said.lines())
+    store.remarks += (f"{store.name}: conventions, which are brought to one form: {lines}",)
     _ = store.identities, store.number_digests
     starts = np.array([episode.start for episode in store.episodes], np.int64)
     store.states, store.actions = conversion.learn(store.states, store.actions, starts)
@@ -92,34 +90,6 @@ def check_one_form(stores: Sequence[EpisodeStore]) -> None:
             expected="sources.conventions.state.rotation or .action.rotation",
             cure="name dimensions and form of each, or leave data.canonical.rotation out.",
         )
-
-
-def chunks_of(
-    store: EpisodeStore, episodes: Sequence[Episode], rows: Bool[np.ndarray, " n"], horizon: int, most: int
-) -> Float64[np.ndarray, "m a"]:
-    """The actions of evenly spread chunks of these episodes as changes from the state at their start, all
-    steps one behind the other. `rows` are those with actions."""
-    assert store.converted is not None and store.converted.conversion.relative is not None
-    starts = np.concatenate([np.arange(e.start, e.end) for e in episodes])
-    ends = np.concatenate([np.full(e.length, e.end) for e in episodes])
-    few = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), most)).astype(np.int64))
-    steps = starts[few, None] + np.arange(horizon)
-    inside = np.minimum(steps, ends[few, None] - 1)
-    first = store.states[starts[few]]
-    known = np.asarray(np.isfinite(first).all(axis=1))
-    used = (steps < ends[few, None]) & rows[inside] & known[:, None]
-    moved = store.converted.conversion.relative.relative(store.actions[inside], first)
-    return moved[used]
-
-
-def _extremes(values: np.ndarray) -> tuple[list[float], list[float]]:
-    """The smallest and the largest finite value of each dimension, 0 where there is none."""
-    finite = np.isfinite(values)
-    low, high = (
-        of.reduce(np.where(finite, values, fill), axis=0, initial=fill)
-        for of, fill in ((np.minimum, np.inf), (np.maximum, -np.inf))
-    )
-    return tuple(np.where(np.isfinite(one), one, 0.0).astype(np.float64).tolist() for one in (low, high))
 
 
 def _fault(
