@@ -20,6 +20,7 @@ from tutti.data.formats.mapped import MappedStore
 from tutti.data.formats.picture_text.paths import recognises_pairs
 from tutti.data.formats.rlds import source as rlds
 from tutti.data.formats.wanted import Found, Wanted
+from tutti.data.formats.zarr.stores import recognises_zarr
 from tutti.errors import UserError, near_miss
 
 LOOKED_AT, SHOWN = 2000, 8
@@ -83,6 +84,13 @@ FORMATS: tuple[Format, ...] = (
         has_splits=True,
     ),
     mapped(
+        "zarr",
+        "a Zarr replay buffer of diffusion policy or UMI: a folder with .zgroup, or a *.zarr.zip",
+        recognises_zarr,
+        lambda path, _: formats.ZarrReader(path),
+        rate=lambda _: None,
+    ),
+    mapped(
         "picture_text",
         "picture-text pairs: a file or a folder of *.jsonl beside pictures, *.parquet, or *.tar (WebDataset)",
         recognises_pairs,
@@ -109,7 +117,7 @@ KNOWN: tuple[tuple[str, str, str], ...] = (
         "copy the whole version folder.",
     ),
     (r"\.(mcap|bag|db3)$", "a recording of ROS (MCAP, bag), whose topics have clocks of their own", _CONVERT),
-    (r"(\.zarr(\.zip)?|^\.zgroup|^\.zarray|^zarr\.json)$", "a Zarr store", _CONVERT),
+    (r"\.zarr(\.zip)?$", "a folder with Zarr stores", "name the store itself (sources.path)."),
     (r"\.lance$", "a Lance data set", _CONVERT),
     (
         r"\.(tar\.(gz|bz2|xz|zst)|tgz)$",

@@ -21,7 +21,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import LocalPath
 from tutti.types import LABELS, Label
 
-FormatName = Literal["lerobot", "hdf5", "rlds", "picture_text"]
+FormatName = Literal["lerobot", "hdf5", "rlds", "zarr", "picture_text"]
 """Those of `FORMATS`."""
 FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
 

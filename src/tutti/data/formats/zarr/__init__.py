@@ -1,0 +1,1 @@
+"""Zarr replay buffers: diffusion policy's and UMI's data/ and meta/episode_ends."""
