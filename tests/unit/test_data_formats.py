@@ -51,6 +51,7 @@ def test_the_config_names_every_format() -> None:
         (("metadata.jsonl", "a.jpg"), "picture_text"),
         (("data/train-00000-of-00002.parquet",), "picture_text"),
         (("00000.tar", "00001.tar"), "picture_text"),
+        ((".zgroup", "data/.zgroup", "meta/.zgroup"), "zarr"),
     ],
 )
 def test_a_path_is_recognised_by_the_names_of_its_files(
@@ -65,7 +66,8 @@ OTHERS: dict[str, tuple[tuple[str, ...], str]] = {
         ("traj0/policy_out.pkl", "traj0/im_0.jpg"), r"raw BridgeData.*never unpickles[\s\S]*RLDS copy"),
     "pickles": (("a/data.pickle",), "Python pickles, which can run code"),
     "mcap": (("run.mcap",), "a recording of ROS"),
-    "zarr": (("d.zarr/.zgroup",), "a Zarr store"),
+    "zarr": (("d.zarr/.zgroup",), "holds 1[\\s\\S]*name one of them: d.zarr"),
+    "a zip beside others": (("d.zarr.zip", "readme.md"), "a folder with Zarr stores[\\s\\S]*name the store"),
     "webdataset": (("train/0001.tar",), "holds 1[\\s\\S]*name one of them: train"),
     "half a lerobot set": (("meta/tasks.jsonl", "data/chunk-000/a.parquet"), "in no format that Tutti reads"),
     "packed": (("0001.tar.gz",), "a packed tar[\\s\\S]*gunzip"),
@@ -158,7 +160,7 @@ def test_the_rate_is_known_whatever_is_wrong_with_episodes_that_are_left_out(tmp
 
 
 @pytest.mark.parametrize(
-    "keys", [{"text": {"say": " "}}, {"lag": -1}, {"fps": 0}, {"flip": "up"}, {"format": "zarr"}]
+    "keys", [{"text": {"say": " "}}, {"lag": -1}, {"fps": 0}, {"flip": "up"}, {"format": "lance"}]
 )
 def test_keys_of_a_source_are_checked(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):

@@ -245,3 +245,13 @@ def test_the_commands_say_what_it_is(sets: tuple[Path, Path], tmp_path: Path) ->
     assert "robot dot" in said and "30 picture-text pairs" in said
     said = run("convert", str(pairs), str(tmp_path / "out"), code=2)
     assert "picture-text pairs" in said and not (tmp_path / "out").exists()
+
+
+def test_conventions_of_the_robot_are_no_matter_for_pairs(sets: tuple[Path, Path]) -> None:
+    robot, pairs = sets
+    motion = {"action": {"motion": {"kind": "delta", "dimensions": "0-1"}}}
+    sources = [{"path": str(pairs)}, {"path": str(robot), "conventions": motion}]
+    built = data(sets, sources=sources, canonical={"actions": "relative"}).build(NEEDS)
+    batch = built.windows.gather(np.array([3, 34, 4]))
+    assert batch.action_mask.any(dim=(1, 2)).tolist() == [False, True, False]
+    assert not batch.actions[[0, 2]].any() and batch.actions.isfinite().all()
