@@ -16,9 +16,12 @@ from tutti import pipeline
 from tutti.config.run_config import RunConfig
 from tutti.data.config import DataConfig
 from tutti.data.sources import check_compatible, open_parts
+from tutti.runs.build import build_data
 from tutti.serving.export import export_policy
 from tutti.serving.policy import CheckpointPolicyFactory, Policy
-from tutti.storage.manifest import CONVENTIONS, size_of
+from tutti.storage.manifest import CONVENTIONS, SPEC, size_of
+from tutti.training.checkpointing.config import InitFromConfig
+from tutti.training.checkpointing.data_files import data_differences
 from tutti.types import DataNeeds, UserError
 
 FIRST: tuple[Any, ...] = ({"kind": "absolute"}, "quaternion_wxyz", "euler_xyz")
@@ -225,3 +228,29 @@ def test_numbers_that_cannot_be_are_refused_with_their_place(tmp_path: Path) -> 
     with pytest.raises(UserError, match=r"rotation, dimensions 2-5, .*\n.*quaternion_xyzw of length 1"):
         opened([zero], rotation="rotation_6d")
     assert opened([zero]).state_dim == 7  # it is kept, and its length is no matter
+
+
+def test_statistics_of_another_form_are_not_kept(
+    run: Path, sources: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    begin = {"run": str(run), "statistics": "kept"}
+    same, other = config(sources), config(sources, canonical={"rotation": "matrix", "actions": "relative"})
+    training = same.training.model_copy(update={"init_from": InitFromConfig.model_validate(begin)})
+    bundle = build_data(same.model_copy(update={"training": training}), tmp_path / "same")
+    assert bundle.normalizer.to_dict() == build_data(same, tmp_path / "own").normalizer.to_dict()
+    moved = config(sources, canonical={**CANONICAL, "frame": "hand"})
+    for made, words in ((other, "dimensions"), (moved, r"another form.*\n.*frame: .*base.* -> .*hand")):
+        with pytest.raises(UserError, match=words):
+            build_data(made.model_copy(update={"training": training}), tmp_path / "other")
+
+
+def test_a_checkpoint_notices_other_conventions_by_itself() -> None:
+    def texts(closed: int) -> dict[str, str]:
+        gripper = {"dimension": 0, "open": 1, "closed": closed}
+        said = {"canonical": {}, "sources": [{"name": "a", "conventions": {"action": {"gripper": gripper}}}]}
+        return {SPEC: "{}", CONVENTIONS: json.dumps(said)}
+
+    assert data_differences(texts(0), texts(0)) == []
+    assert data_differences(texts(0), texts(-1)) == ["conventions.sources.0.action.gripper.closed: 0 -> -1"]
+    (line, *_) = data_differences({SPEC: "{}"}, texts(0))
+    assert line.startswith("conventions.canonical: (absent)")

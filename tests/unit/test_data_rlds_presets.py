@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rlds_sets as sets
+import yaml
 
+from tutti.data.checks.inspection import inspect_path
+from tutti.data.episodes import EpisodeStore
 from tutti.data.formats.rlds.presets import cut, find_preset, read_presets
 from tutti.data.formats.rlds.reader import RldsReader
+from tutti.data.sources import SourceConfig, open_parts
+from tutti.runs.data_inspect import print_inspected
 
 NATURAL, PLAIN = {"observation/natural_language_instruction": "text"}, {"language_instruction": "text"}
 PARTS = {"action/world_vector": 3, "action/rotation_delta": 3, "action/terminate_episode": "int 3"}
@@ -170,14 +176,20 @@ def stored(kind: Any, generator: np.random.Generator) -> tuple[dict[str, Any], A
     return sets.tensor(*shape), floats, floats
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_preset_reads_a_set_of_its_layout(name: str, tmp_path: Path) -> None:
-    layout, state_dim, action_dim, gripper = LAYOUTS[name]
+def published(name: str, folder: Path) -> dict[str, tuple[dict[str, Any], Any, np.ndarray]]:
+    """Writes a set of this layout; gives what `stored` gives of each feature."""
     generator = np.random.default_rng(0)
-    made = {key: stored(kind, generator) for key, kind in layout.items()}
+    made = {key: stored(kind, generator) for key, kind in LAYOUTS[name][0].items()}
     example = sets.example(sets.flags_of(STEPS) | {f"steps/{key}": one[1] for key, one in made.items()})
     features = sets.episodes_of({key: one[0] for key, one in made.items()})
-    reader = RldsReader(sets.write_set(tmp_path, name, features, {"train": [[example]]}))
+    sets.write_set(folder, name, features, {"train": [[example]]})
+    return made
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_preset_reads_a_set_of_its_layout(name: str, tmp_path: Path) -> None:
+    _, state_dim, action_dim, gripper = LAYOUTS[name]
+    made, reader = published(name, tmp_path), RldsReader(tmp_path)
     roles, preset = reader.roles(), find_preset(name)
     assert preset is not None and reader.preset == preset
     assert roles.reasons == {}  # nothing was guessed
@@ -193,6 +205,73 @@ def test_a_preset_reads_a_set_of_its_layout(name: str, tmp_path: Path) -> None:
     assert roles.text is not None and set(reader.texts(roles.text, 0)) == {TEXT}
     for view in roles.views:
         np.testing.assert_array_equal(reader.pictures(view, 0, np.arange(STEPS)), made[view][2])
+
+
+def as_octo_has_it(commands: np.ndarray) -> np.ndarray:
+    """Octo's rel2abs_gripper_actions: 1 open, 0 closed."""
+    asked = np.where(commands < -0.1, 1, np.where(commands > 0.1, -1, 0))
+    now = -asked[np.argmax(asked != 0)] or 1
+    held = []
+    for one in asked:
+        now = one or now
+        held.append(now / 2 + 0.5)
+    return np.array(held)
+
+
+OPEN_SHARE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "open_is_one": lambda x: x,
+    "closed_is_one": lambda x: 1 - x,
+    "clipped_open": lambda x: np.clip(x, 0, 1),
+    "clipped_closed": lambda x: 1 - np.clip(x, 0, 1),
+    "relative_closed": as_octo_has_it,
+}
+"""As OpenVLA and Octo bring each to 1 = open."""
+
+
+def learned(path: Path, **more: Any) -> EpisodeStore:
+    return open_parts([SourceConfig(path=path, fps=10, **more)])[0].store
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_its_conventions_are_used_unless_a_source_says_otherwise(name: str, tmp_path: Path) -> None:
+    published(name, tmp_path)
+    gripper, preset = LAYOUTS[name][3], find_preset(name)
+    more: dict[str, Any] = {} if LAYOUTS[name][1] else {"state": "none"}
+    usual, plain = learned(tmp_path, **more), learned(tmp_path, conventions="none", **more)
+    np.testing.assert_array_equal(usual.states, plain.states)
+    expected = plain.actions.copy()
+    if gripper != "none":
+        expected[:, -1] = OPEN_SHARE[gripper](plain.actions[:, -1].astype(np.float64))
+    np.testing.assert_array_equal(usual.actions, expected)
+    assert usual.fingerprint == plain.fingerprint and usual.identities == plain.identities
+    hand = {"action": {"gripper": {"dimension": 0, "open": 0, "closed": 2}}}
+    own = learned(tmp_path, conventions=hand, **more)
+    np.testing.assert_allclose(own.actions[:, 0], 1 - plain.actions[:, 0] / 2, atol=1e-7)
+    np.testing.assert_array_equal(own.actions[:, 1:], plain.actions[:, 1:])
+    assert preset is not None
+    turned = usual.conventions.action.rotations
+    assert [one.dimensions for one in turned] == {"none": [], "quaternion": ["3-6"]}.get(
+        preset.rotation, ["3-5"]
+    )
+
+
+def test_what_is_known_and_guessed_of_the_conventions_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published("droid", tmp_path)
+    print_inspected(inspect_path(tmp_path))
+    told = capsys.readouterr().out
+    assert "action.gripper  dimension 6: 0 open, 1 closed   by the preset of droid\n" in told
+    assert "action.rotation dimensions 3-5: euler_xyz   by the preset of droid; guessed: their order" in told
+    config = yaml.safe_load(told[told.index("name: mine") :])  # what was guessed is said there
+    assert config["data"]["sources"][0]["conventions"]["action"]["rotation"]["form"] == "euler_xyz"
+    remarks = " ".join(learned(tmp_path).remarks)
+    assert "brought to one form: action.gripper dimension 6: 0 open, 1 closed" in remarks
+    other = learned(tmp_path, action=["action"])
+    np.testing.assert_array_equal(
+        other.actions, learned(tmp_path, action=["action"], conventions="none").actions
+    )
+    assert "conventions are of, which are left out" in " ".join(other.remarks)
 
 
 def test_every_preset_has_a_layout_and_every_name_finds_its_own() -> None:

@@ -159,6 +159,7 @@ def describe_source(
 ) -> dict[str, Any]:
     """What a data set is, as plain values."""
     spec, episodes = store.spec, store.episodes
+    lines = [*store.converted.conversion.said.lines()] if store.converted else []
     lengths = [episode.length for episode in episodes]
     return {
         "name": store.name,
@@ -176,7 +177,7 @@ def describe_source(
         "stored_image_shapes": [list(shape) for shape in spec.image_shapes] if not store.is_pairs else [],
         "format": store.format,
         "read_as": read_as(store.roles),
-        **({"conventions": [*store.converted.conversion.said.lines()]} if store.converted else {}),
+        **({"conventions": lines} if lines else {}),
     }
 
 

@@ -168,7 +168,11 @@ class ConventionsConfig(FrozenConfig):
                 unit = f", {turn.scale:g} rad each" * (turn.scale != 1)
                 yield f"{name}.rotation", f"dimensions {turn.dimensions}: {turn.form}{unit}"
         if moved := self.action.motion:
-            yield "action.motion", f"dimensions {moved.dimensions}: {moved.kind}, of state {moved.of_state}"
+            along = ", along the hand" * (moved.frame == "hand") + f", {moved.scale:g} each" * (
+                moved.scale != 1
+            )
+            value = f"dimensions {moved.dimensions}: {moved.kind}{along}, of state {moved.of_state}"
+            yield "action.motion", value
 
 
 NOTHING_SAID = ConventionsConfig()
