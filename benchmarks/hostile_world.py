@@ -21,7 +21,7 @@ from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationR
 from tutti.evaluation.closed_loop.rollouts import Rollout
 from tutti.report.inputs import VIDEOS
 from tutti.runs.build import build_training
-from tutti.serving.policy import export_policy
+from tutti.serving.export import export_policy
 from tutti.storage.files import write_json
 from tutti.studies.cells import RESULT, Cell, Trained
 from tutti.studies.compare import PLAN, PLANS, Plan

@@ -21,7 +21,8 @@ from fixtures import hostile
 from fixtures.small_model import relist
 from tutti.data.normalize import Normalizer
 from tutti.distributed.world import ONE_PROCESS
-from tutti.serving.policy import CheckpointPolicyFactory, Policy, export_policy
+from tutti.serving.export import export_policy
+from tutti.serving.policy import CheckpointPolicyFactory, Policy
 from tutti.storage.checkpoint import Checkpoint, load, save, save_sharded, verify
 from tutti.storage.manifest import EXPORT, STATE
 from tutti.training.checkpointing.config import InitFromConfig
