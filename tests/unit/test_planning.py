@@ -98,6 +98,24 @@ def test_fake_tensors_predict_the_peak_of_real_ones(optimizer: str, again: str) 
     assert parts.block + parts.outside < parts.total
 
 
+@pytest.mark.parametrize("again", ["off", "block"])
+def test_on_a_gpu_in_bf16_layer_norms_keep_float32(again: str) -> None:
+    """As CUDA casts them: only those of the stem are given bf16, each number of which costs more."""
+    own = config(training=SMALL["training"] | {"precision": "bf16", "activation_checkpointing": again})
+    passes: list[int] = []
+    for gpu in (False, True):
+        with fake_update(own, SPEC, gpu=gpu) as (trial, memory):
+            few, many = (trial.peaks(memory, size).passes for size in (8, 16))
+            stem = trial.model.vision.get_submodule("stem")
+            passes.append(many - few)
+    edge, maps = SPEC.image_size // 4, 0
+    for layer in stem.children():
+        edge //= layer.conv.stride[0]
+        maps += layer.conv.out_channels * edge**2
+    numbers = 8 * len(SPEC.views) * maps  # of 8 samples more
+    assert 4 * numbers <= passes[1] - passes[0] <= 10 * numbers
+
+
 def test_more_samples_and_no_recomputation_need_more() -> None:
     deep = config(model=MODEL | {"fusion": {"width": 32, "depth": 3}})
     with fake_update(deep, SPEC) as (trial, memory):

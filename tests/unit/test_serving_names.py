@@ -19,8 +19,8 @@ from test_serving_policy import CONFIG, SPEC, TOKENIZER, look, model, normalizer
 from tutti.data.cache import resize_images
 from tutti.data.normalize import ActionStats, EmbodimentStats, Normalizer
 from tutti.models.config import ModelConfig
-from tutti.serving.observation import pictures, short_names, state_vector
 from tutti.serving.export import export_policy
+from tutti.serving.observation import pictures, short_names, state_vector
 from tutti.serving.policy import Policy
 from tutti.types import DataSpec, UserError
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -124,11 +126,26 @@ class LiveMemory(TorchDispatchMode):
         self.live -= size
 
 
-class TrialUpdate:
-    """A model, its loss and its optimiser without data; its updates are measured on real or fake tensors."""
+class NormsInFloat32(TorchFunctionMode):
+    """Layer norms cast as CUDA's autocast does: what comes in and goes out is float32. A CPU's keeps bf16."""
 
-    def __init__(self, config: RunConfig, spec: DataSpec) -> None:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+class TrialUpdate:
+    """A model, its loss and its optimiser without data; its updates are measured on real or fake tensors.
+
+    With `gpu` a CPU's tensors stand for those of a GPU, and what is cast there is cast here.
+    """
+
+    def __init__(self, config: RunConfig, spec: DataSpec, *, gpu: bool = False) -> None:
         self.config, self.spec = config, spec
+        self.casts = NormsInFloat32 if gpu else nullcontext
         self.model = config.model.build(spec)
         self.objective = config.objective.build(self.model, config.balancing)
         for module in self.model.modules():
@@ -151,22 +168,23 @@ class TrialUpdate:
         return dummy_batch(self.spec, size, self.config.objective.needs())
 
     def autocast(self) -> AbstractContextManager[object]:
-        """That of training. A CPU stands for any device: it casts the same products."""
+        """That of training. A CPU stands for any device: it casts the same products and convolutions."""
         low = self.config.training.precision == "bf16"
         return torch.autocast("cpu", torch.bfloat16) if low else nullcontext()
 
     def forward(self, batch: Batch) -> LossTerms:
         """Model and loss at the start of a run."""
-        with self.autocast():
+        with self.autocast(), self.casts():
             return self.objective(self.model(batch.observation), batch, self.model)
 
     def backward(self, terms: LossTerms) -> None:
         """The backward pass. Terms whose gradients are taken one by one hold all K."""
-        if self.config.backward.kind in ("one", "masked", "knowledge_insulation"):
-            terms.total.backward()
-            return
         parameters = list(self.state.parameters.values())
-        found = term_gradients(terms.values, parameters)
+        with self.casts():  # for what is computed again
+            if self.config.backward.kind in ("one", "masked", "knowledge_insulation"):
+                terms.total.backward()
+                return
+            found = term_gradients(terms.values, parameters)
         for number, parameter in enumerate(parameters):
             own = [gradients[number] for gradients in found.values()]
             present = [gradient for gradient in own if gradient is not None]
@@ -231,13 +249,15 @@ def _count(module: nn.Module) -> int:
 
 
 @contextmanager
-def fake_update(config: RunConfig, spec: DataSpec) -> Iterator[tuple[TrialUpdate, LiveMemory]]:
+def fake_update(
+    config: RunConfig, spec: DataSpec, *, gpu: bool = False
+) -> Iterator[tuple[TrialUpdate, LiveMemory]]:
     """A model of fake tensors and the counter of the bytes that it would take; inside, nothing is allocated.
 
     The device is a CPU's stand-in for any: its fused attention keeps what the fused ones of GPUs keep.
     """
     with FakeTensorMode(), LiveMemory() as memory:
-        yield TrialUpdate(config, spec), memory
+        yield TrialUpdate(config, spec, gpu=gpu), memory
 
 
 def count_flops(config: RunConfig, spec: DataSpec, size: int = 8, *, gpu: bool = False) -> Flops:

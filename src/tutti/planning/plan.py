@@ -154,9 +154,9 @@ def plan_run(
 
 def make_plan(config: RunConfig, spec: DataSpec, request: Request) -> Plan:
     """Predicts a training of `config`, whose precision is decided on, from fake tensors of `spec`'s sizes."""
-    flops = count_flops(config, spec, gpu=not request.device.process)
-    global_batch = config.data.batch_size * config.training.accumulation
-    parts, peaks, tokens = _measured(config, spec, sizes=sizes_near(global_batch, request.gpus))
+    gpu, global_batch = not request.device.process, config.data.batch_size * config.training.accumulation
+    flops, sizes = count_flops(config, spec, gpu=gpu), sizes_near(global_batch, request.gpus)
+    parts, peaks, tokens = _measured(config, spec, sizes=sizes, gpu=gpu)
     kinds: tuple[Kind, ...] = ("single", "ddp", "fsdp") if request.gpus > 1 else ("single",)
     return Plan(
         request=request,
@@ -194,12 +194,12 @@ def sizes_near(global_batch: int, gpus: int) -> tuple[int, int]:
 
 
 def _measured(
-    config: RunConfig, spec: DataSpec, sizes: tuple[int, int]
+    config: RunConfig, spec: DataSpec, sizes: tuple[int, int], *, gpu: bool
 ) -> tuple[Parts, dict[bool, tuple[Peaks, Peaks]], int]:
     """What lives through the training; the peaks at both sizes without and with recomputation; the tokens."""
     peaks: dict[bool, tuple[Peaks, Peaks]] = {}
     accumulation = config.training.accumulation
-    with fake_update(config, spec) as (trial, memory):
+    with fake_update(config, spec, gpu=gpu) as (trial, memory):
         for again in (False, True):
             recompute(trial, again)
             first, second = (trial.peaks(memory, size, accumulation) for size in sizes)
