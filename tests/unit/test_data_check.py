@@ -234,7 +234,7 @@ OTHERS: dict[str, tuple[str, str, str]] = {
     "v16": ("meta/info.json", '{"codebase_version": "v1.6"}', "of version 'v1.6'"),
     "tfds": ("features.json", "{}", "dataset_info.json is missing"),
     "hdf5": ("demo.hdf5", "", "demo.hdf5"),
-    "zarr": (".zgroup", "{}", "it is a Zarr store"),
+    "zarr": (".zgroup", "{}", "meta/episode_ends: it is missing"),
 }
 
 

@@ -237,6 +237,8 @@ def test_the_commands_say_what_it_is(sets: tuple[Path, Path], tmp_path: Path) ->
     assert Image.open(tmp_path / "sheet.png").size > (100, 100)
     said = run("check", str(pairs), "--report", str(tmp_path / "page.html"))
     assert "30 picture-text pairs" in said and "Nothing is wrong" in said
+    page = (tmp_path / "page.html").read_text()
+    assert "image: some pictures" in page and "not finite" not in page and "episode lengths" not in page
     config = tmp_path / "mixed.yaml"
     config.write_text(
         json.dumps({"data": {"sources": [{"path": str(robot)}, {"path": str(pairs)}], "horizon": 4}})

@@ -9,14 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from fixtures import squares_data
 from fixtures import zarr_sets as sets
 from tutti.cli.app import app
+from tutti.config.run_config import build_config
 from tutti.data.formats.detect import find_format
 from tutti.data.formats.zarr.reader import ZarrReader
 from tutti.data.sources import SourceConfig
 from tutti.errors import UserError
+from tutti.nested_dicts import merge
+from tutti.runs.build import build_training
 
 SAID = {"text": {"say": "push the block"}, "fps": 10}
 
@@ -108,6 +113,20 @@ def test_the_extra_is_named_where_its_package_is_missing(
     monkeypatch.setitem(__import__("sys").modules, "numcodecs.blosc", None)
     with pytest.raises(UserError, match=r"numcodecs is not installed[\s\S]*pip install 'tutti-vla\[zarr\]'"):
         opened(folder)
+
+
+def test_the_config_of_the_page_trains(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/zarr.md").read_text()
+    values = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    values["data"]["sources"][0]["path"] = str(sets.write(tmp_path / "pusht.zarr", sets.diffusion()))
+    values["model"] = squares_data.MODEL
+    smaller: dict[str, Any] = {
+        "data": {"image_size": 16, "horizon": 4, "batch_size": 4, "cache": {"folder": str(tmp_path)}},
+        "objective": {"state": {"offsets": [2]}, "recon": {"offsets": [2]}},
+        "training": squares_data.TRAINING | {"steps": 2, "checkpoints": {"every": 0}},
+    }
+    made = build_config(merge(values, smaller), "the page")
+    assert build_training(made, tmp_path / "run").fit().is_dir()
 
 
 @pytest.mark.parametrize("codec", ["blosc", "zstd", "zlib", "default"])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tutti.data.checks.pictures import Glimpse
 from tutti.data.checks.result import CheckedPath, CheckedSource
+from tutti.data.episodes import PAIRS
 from tutti.data.formats.lerobot import VIEW
 from tutti.data.tokenize import normalized_text
 from tutti.report.blocks import (
@@ -92,11 +93,15 @@ def _source_section(number: int, source: CheckedSource) -> Section:
     long = np.array([episode.length for episode in rows.episodes], np.float64)
     values = source.to_dict()
     shown = ("embodiment", "episodes", "frames", "seconds", "views", "stored_image_shapes", "instructions")
-    blocks: list[Block] = [facts_of({name: values[name] for name in shown} | {"frames_a_second": spec.fps})]
+    facts = {name: values[name] for name in shown} | {"frames_a_second": spec.fps}
+    if pairs := rows.store.is_pairs:
+        facts = {name: values[name] for name in ("episodes", "views", "instructions")}
+    blocks: list[Block] = [facts_of(facts)]
     for view in spec.views:
         looked = [glimpse for glimpse in source.looked if glimpse.view == view]
         chosen = np.linspace(0, len(looked) - 1, min(EPISODES, len(looked))).round().astype(int).tolist()
-        title = f"{view.removeprefix(VIEW)}: the first, the middle and the last frame of some episodes"
+        what = "some pictures" if pairs else "the first, the middle and the last frame of some episodes"
+        title = f"{view.removeprefix(VIEW)}: {what}"
         blocks.append(Gallery(title=title, pictures=[_picture(looked[place]) for place in chosen]))
     for vector in rows.vectors:
         chosen = rows.values(vector)[rows.sample.rows]
@@ -109,12 +114,12 @@ def _source_section(number: int, source: CheckedSource) -> Section:
             for place, column in enumerate(chosen.T[:DIMENSIONS])
         ]
         blocks.append(Charts(charts=charts, small=True))
-    blocks.append(Charts(charts=[histogram("episode lengths, frames", long)], small=True))
+    if not pairs:
+        blocks.append(Charts(charts=[histogram("episode lengths, frames", long)], small=True))
     blocks.append(_texts(source))
     sample = rows.sample
-    lead = (
-        f"{rows.name}. Histograms: {len(sample.rows):,} rows of {len(sample.episodes):,} training episodes."
-    )
+    lead = f"Histograms: {len(sample.rows):,} rows of {len(sample.episodes):,} training episodes"
+    lead = f"{rows.name}. {PAIRS[:1].upper() + PAIRS[1:] if pairs else lead}."
     return Section(id=f"source-{number}", title=Path(rows.name).name, lead=lead, blocks=blocks)
 
 

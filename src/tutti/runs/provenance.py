@@ -15,7 +15,7 @@ from tutti.distributed.cores import processor_name, usable_cores
 
 PACKAGES = (
     *("tutti-vla", "torch", "numpy", "pyarrow", "h5py", "av", "pillow", "tokenizers"),
-    *("metaworld", "mujoco"),
+    *("numcodecs", "imagecodecs", "metaworld", "mujoco"),
 )
 
 

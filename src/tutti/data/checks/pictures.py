@@ -64,7 +64,7 @@ def glimpses(source: Recorded, read: Read | None = None, most: int = FRAMES) -> 
                     deviations=tuple(float(picture.std((0, 1)).max()) for picture in pictures),
                     change=int((pictures.max(0) - pictures.min(0)).max()),
                     moved=bool((np.ptp(numbers, axis=0) > size).any()),
-                    strip=_strip(pictures[[0, len(pictures) // 2, -1]]),
+                    strip=_strip(pictures[sorted({0, len(pictures) // 2, len(pictures) - 1})]),
                 )
             )
     return found
@@ -101,7 +101,7 @@ def check_pictures(source: Recorded, looked: list[Glimpse]) -> Iterator[Finding]
                 frame=dark[0][1],
                 share=f"{100 * share:.{0 if useless else 1}f} %",
                 why=": black, or covered." if useless else ".",
-                cure=LEAVE_OUT if useless else "",
+                cure=LEAVE_OUT if useless and not source.store.is_pairs else "",
                 **about,
             )
         still = [

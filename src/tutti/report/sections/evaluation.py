@@ -248,9 +248,11 @@ def protocol_section(inputs: Inputs) -> Section:
     views = [name.removeprefix(f"vision: {VIEW}") for name in names if name.startswith("vision: ")]
     if views:
         pairs.append(("views", ", ".join(views)))
-    frames, seconds = (config_value(inputs.data, key) for key in ("frames", "seconds"))
-    if frames and seconds:
-        pairs.append(("control rate", f"{plain(frames / seconds)} actions per second"))
+    timed = [one for one in config_value(inputs.data, "sources") or () if config_value(one, "seconds")]
+    if timed:  # all have one rate; pictures with texts have none
+        pairs.append(
+            ("control rate", f"{plain(timed[0]['frames'] / timed[0]['seconds'])} actions per second")
+        )
     blocks: list[Block] = [Facts(pairs=pairs), Code(title="Fingerprint of the simulator", text=environment)]
     blocks += [Note(text=note) for note in inputs.evaluation.notes()[:2]]
     lead = "A rollout ends at its first success. Every control uses the same starts."

@@ -47,7 +47,7 @@ class ZarrReader(EpisodeReader):
         self._ends = self._read_ends(ZarrArray(files, ENDS))
         self.lengths = np.diff(self._ends, prepend=0)
         self._arrays: dict[str, ZarrArray] = {}
-        self.features: dict[str, Feature] = {}
+        features: dict[str, Feature] = {}
         passed_over: list[str] = []
         for key in files.arrays("data"):
             array = ZarrArray(files, f"data/{key}")
@@ -55,9 +55,10 @@ class ZarrReader(EpisodeReader):
                 expected = f"{self._ends[-1]:,} rows, as {ENDS} says"
                 raise array.error("it is of another length", expected, f"{array.shape[0]:,}")
             if feature := _feature(key, array):
-                self._arrays[key], self.features[key] = array, feature
+                self._arrays[key], features[key] = array, feature
             else:
                 passed_over.append(f"{key} {list(array.shape)} of {array.dtype}")
+        self.features = features
         line = f"passed over, neither colour pictures nor vectors: {', '.join(passed_over[:12])}"
         self.remarks = (f"{self.name}: {line}",) * bool(passed_over)
 
