@@ -15,7 +15,8 @@ from fixtures.poses import STEPS, Walk, decoded, recorded, write_poses
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
 from tutti.data.config import DataConfig
-from tutti.data.sources import check_compatible, open_parts
+from tutti.data.conventions import store as conventions
+from tutti.data.sources import check_compatible, open_parts, stores_of
 from tutti.runs.build import build_data
 from tutti.serving.export import export_policy
 from tutti.serving.policy import CheckpointPolicyFactory, Policy
@@ -254,3 +255,17 @@ def test_a_checkpoint_notices_other_conventions_by_itself() -> None:
     assert data_differences(texts(0), texts(-1)) == ["conventions.sources.0.action.gripper.closed: 0 -> -1"]
     (line, *_) = data_differences({SPEC: "{}"}, texts(0))
     assert line.startswith("conventions.canonical: (absent)")
+
+
+def test_many_rows_are_learned_in_blocks_to_the_same_numbers(
+    sources: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learned() -> list[np.ndarray]:
+        data = config(sources).data
+        stores = stores_of(open_parts(data.sources, data.canonical))
+        return [values for store in stores for values in (store.states, store.actions)]
+
+    whole = learned()
+    monkeypatch.setattr(conventions, "BLOCK", 10)  # rows; episodes of 7 stay whole
+    for mine, theirs in zip(learned(), whole, strict=True):
+        np.testing.assert_array_equal(mine, theirs)

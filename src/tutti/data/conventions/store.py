@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from tutti.data.conventions.config import CanonicalConfig, ConventionsConfig
 from tutti.data.conventions.conversion import Conversion, extremes
 from tutti.data.episodes import VECTORS, Converted, EpisodeStore
 from tutti.data.formats.chosen import excluding
 from tutti.data.formats.errors import data_error
+from tutti.data.normalize import BLOCK
 from tutti.errors import UserError
 
 
@@ -43,14 +44,16 @@ def apply(store: EpisodeStore, said: ConventionsConfig, canonical: CanonicalConf
         return
     ranges = {"state": extremes(store.states), "action": extremes(store.actions)}
     store.converted = Converted(conversion=conversion, spec=spec, ranges=ranges)
-    for wrong, key, found, expected in conversion.faults(store.states, store.actions):
-        raise _fault(store, wrong, key, found, expected)
+    _check(store, conversion)
     lines = "; ".join(f"{key} {value}" for key, value in conversion.said.lines())
     store.remarks += (f"{store.name}: conventions, which are brought to one form: {lines}",)
     _ = store.identities, store.number_digests
-    starts = np.array([episode.start for episode in store.episodes], np.int64)
-    store.states, store.actions = conversion.learn(store.states, store.actions, starts)
     state, action = conversion.state, conversion.action
+    states = np.empty((len(store.states), state.learned_dim), np.float32)
+    actions = np.empty((len(store.actions), action.learned_dim), np.float32)
+    for rows, starts in _blocks(store):
+        states[rows], actions[rows] = conversion.learn(store.states[rows], store.actions[rows], starts)
+    store.states, store.actions = states, actions
     state_names, state_units = state.names(spec.state_names, spec.state_units)
     action_names, action_units = action.names(spec.action_names, spec.action_units)
     store.spec = replace(
@@ -92,18 +95,42 @@ def check_one_form(stores: Sequence[EpisodeStore]) -> None:
         )
 
 
+def _blocks(store: EpisodeStore) -> Iterator[tuple[slice, Int64[np.ndarray, " e"]]]:
+    """Rows of whole episodes, about `BLOCK` at a time since they are taken to float64, and where episodes
+    begin among them."""
+    begin, starts = 0, list[int]()
+    for episode in store.episodes:
+        starts.append(episode.start - begin)
+        if episode.end - begin >= BLOCK or episode is store.episodes[-1]:
+            yield slice(begin, episode.end), np.array(starts, np.int64)
+            begin, starts = episode.end, []
+
+
+def _check(store: EpisodeStore, conversion: Conversion) -> None:
+    """Raises: UserError for the first number that cannot be what is said of it."""
+    found: dict[str, tuple[Bool[np.ndarray, " n"], np.ndarray, str]] = {}
+    for rows, _ in _blocks(store):
+        for wrong, key, values, expected in conversion.faults(store.states[rows], store.actions[rows]):
+            everywhere = found.setdefault(
+                key, (np.zeros(len(store.states), bool), values[np.argmax(wrong)], expected)
+            )[0]
+            everywhere[rows] = wrong
+    for key, (wrong, first, expected) in found.items():
+        raise _fault(store, np.flatnonzero(wrong), key, first, expected)
+
+
 def _fault(
-    store: EpisodeStore, wrong: Bool[np.ndarray, " n"], key: str, found: np.ndarray, expected: str
+    store: EpisodeStore, rows: Int64[np.ndarray, " w"], key: str, found: np.ndarray, expected: str
 ) -> UserError:
-    rows = np.flatnonzero(wrong)
-    bad = [one for one in store.episodes if wrong[one.start : one.end].any()]
-    episode = next(one for one in bad if one.start <= rows[0] < one.end)
+    starts = [one.start for one in store.episodes]
+    bad = [store.episodes[number] for number in np.unique(np.searchsorted(starts, rows, side="right") - 1)]
+    episode = bad[0]
     few = len(bad) < len(store.episodes)
     leave = f" Or leave the episode{'s' * (len(bad) > 1)} out: {excluding([e.index for e in bad])}" * few
     return data_error(
         f"{key} does not fit episode {episode.index}, row {rows[0] - episode.start} of it; {len(rows):,} "
         "such rows in all.",
         expected=expected,
-        found=", ".join(f"{value:.6g}" for value in found[rows[0]]),
+        found=", ".join(f"{value:.6g}" for value in found),
         cure=f"correct sources.conventions (none reads the numbers as they are), or the numbers.{leave}",
     )
