@@ -23,6 +23,7 @@ from tutti.data.formats.detect import find_format
 from tutti.data.formats.picture_text.reader import PairsReader
 from tutti.data.formats.pictures import as_rgb
 from tutti.data.sources import SourceConfig, open_parts
+from tutti.runs.data_check import check_path
 from tutti.types import DataNeeds, UserError
 
 COUNT = 12
@@ -214,6 +215,27 @@ def test_held_out_pairs_go_by_their_picture_alone(tmp_path: Path) -> None:
 def test_a_count_of_episodes_per_task_is_not_for_pairs(sets: tuple[Path, Path]) -> None:
     built = data(sets, episodes_per_task=1, validation_fraction=0.0).build(NEEDS)
     assert [len(part.training) for part in built.parts] == [2, 30]
+
+
+def test_a_picture_is_the_view_of_its_name_else_the_first(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = pair_sets.write(tmp_path / "set", "lines", 4)
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    named = squares_data.VIEWS[1]
+    pair_sets.write_lines(folder, [{named: row["file_name"], "text": row["text"]} for row in rows])
+    windows = data((sets[0], folder)).build(NEEDS).windows
+    batch = windows.gather(np.array([72]))
+    assert batch.observation.image_mask.tolist() == [[False, True]]
+    assert batch.observation.images[0, 1].any() and not batch.observation.images[0, 0].any()
+
+
+def test_several_texts_of_a_picture_are_no_copies_of_it(tmp_path: Path) -> None:
+    folder = pair_sets.write(tmp_path / "set", "lines", 8)
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    pair_sets.write_lines(folder, [*rows, *({**row, "text": f"also {row['text']}"} for row in rows)])
+    assert check_path(str(folder)).findings == []
+    pair_sets.write_lines(folder, [*rows, rows[0]])
+    (finding,) = check_path(str(folder)).findings
+    assert finding.kind == "duplicates"
 
 
 def test_pairs_alone_are_refused(sets: tuple[Path, Path]) -> None:

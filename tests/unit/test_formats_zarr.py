@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from fixtures import squares_data
 from fixtures import zarr_sets as sets
 from tutti.cli.app import app
 from tutti.config.run_config import build_config
+from tutti.data.config import DataConfig
 from tutti.data.formats.detect import find_format
 from tutti.data.formats.zarr.reader import ZarrReader
 from tutti.data.sources import SourceConfig
 from tutti.errors import UserError
 from tutti.nested_dicts import merge
 from tutti.runs.build import build_training
+from tutti.types import DataNeeds
 
 SAID = {"text": {"say": "push the block"}, "fps": 10}
 
@@ -81,6 +84,16 @@ def test_umi_s_actions_are_the_poses_that_come_of_them(tmp_path: Path) -> None:
     assert [episode.length for episode in store.episodes] == [4, 2, 6]
     np.testing.assert_array_equal(store.states[:4], poses[:4])
     np.testing.assert_array_equal(store.actions[:4], poses[1:5])
+
+
+def test_the_conventions_of_the_page_fit_umi(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/zarr.md").read_text()
+    values = yaml.safe_load(textwrap.dedent(page.split("```yaml\n")[2].split("```")[0]))["data"]
+    values["sources"][0]["path"] = str(sets.write(tmp_path / "umi.zarr", sets.umi()))
+    small = {"horizon": 2, "image_size": 16, "cache": {"folder": str(tmp_path)}, "validation_fraction": 0.0}
+    data = DataConfig.model_validate(values | small).build(DataNeeds())
+    # A pose of position and two columns of a matrix, and the width, which stays as it is.
+    assert (data.spec.state_dim, data.spec.action_dim) == (10, 10)
 
 
 def test_it_is_inspected_and_converted(tmp_path: Path) -> None:

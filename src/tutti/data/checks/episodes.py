@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from tutti.data.checks.recordings import Recorded, Recordings, say, some
+from tutti.data.content import digest
 from tutti.data.episodes import Episode, texts_of
 from tutti.data.tokenize import normalized_text
 from tutti.findings import MASKED_TARGETS_MAX, REACHED_OFFSET_MIN, Finding
@@ -98,10 +99,13 @@ def copies(data: Recordings) -> Iterator[Finding]:
 
 
 def _keys(source: Recorded, episodes: Sequence[Episode]) -> Iterator[tuple[int, int]]:
-    """What two episodes have in common if they are copies, their identity; and their numbers."""
+    """What two episodes have in common if they are copies, their identity; and their numbers. A picture may
+    have several texts: of pairs, these count too."""
     known = zip((episode.index for episode in source.store.episodes), source.store.identities, strict=True)
-    identity = dict(known)
-    return ((identity[episode.index], episode.index) for episode in episodes)
+    identity, pairs = dict(known), source.store.is_pairs
+    for episode in episodes:
+        own = identity[episode.index]
+        yield digest(own.to_bytes(8, "little"), episode.instruction.encode()) if pairs else own, episode.index
 
 
 def lengths(data: Recordings) -> Iterator[Finding]:
