@@ -13,6 +13,7 @@ NO_EFFECT = {
     "record.workers": "each episode has a seed of its own",
     "evaluation.workers": "each rollout has a seed of its own",
     "data.sources.path": "whether the data are the same, their content tells",
+    "data.sources.name": "names the source in the records",
     "data.prefetch": "batches depend on their number alone",
     "data.cache": "the pictures are the same wherever they lie",
     "training.log_every": "values are read, not changed",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
 from tutti.distributed.ranks import Counted, shared_mean
@@ -160,7 +160,7 @@ class Batch(Movable):
     steps later, for each k that a term asked for, `futures["last"]` the episode's last one, `later_states`
     the states that terms asked for. `embodiment` numbers the robots of the data, -1 where there is none, in a
     picture with a text. `progress` is t / (length - 1), how much of the episode lies behind,
-    0 to 1.
+    0 to 1. `source` is True at the one of `data.sources` that the window is of; None: there is one.
     """
 
     observation: Observation
@@ -173,6 +173,7 @@ class Batch(Movable):
     later_states: LaterStates | None = None
     progress: Float[Tensor, " b"] | None = None
     task_id: Int[Tensor, " b"] | None = None
+    source: Bool[Tensor, "b k"] | None = None
 
     @property
     def tasks(self) -> Int[Tensor, " b"]:
@@ -221,7 +222,9 @@ class LossTerms:
 
     All are scalars. `metrics` holds what the terms report besides (for example `align/accuracy`),
     already detached; nothing in it is part of the total. `per_window` has by term what it keeps
-    of each held-out window, for its metrics over all of them.
+    of each held-out window, for its metrics over all of them. `by_source` has what a term is the mean of, in
+    the windows of each of k sources: for each of the p means that it is the sum of, the sum of what counts
+    and its count (or weight), of these rows alone; nothing where there is one source.
     """
 
     values: dict[str, Tensor]
@@ -229,6 +232,7 @@ class LossTerms:
     total: Float[Tensor, ""]
     metrics: dict[str, Tensor]
     per_window: dict[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    by_source: dict[str, Float64[Tensor, "p 2 k"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ def three(folders: dict[str, Path]) -> list[dict[str, Any]]:
     return [
         {"path": str(folders["full"])},
         {"path": str(folders["videos"]), "labels": {"actions": False, "state": False}},
-        {"path": str(folders["play"]), "labels": {"text": False}},
+        {"path": str(folders["play"]), "labels": {"text": False}, "name": "games"},
     ]
 
 
@@ -73,13 +73,32 @@ def test_three_sources_train_evaluate_probe_and_are_reported(run: tuple[Path, st
     assert len(losses) == 6
     assert all(step[f"loss/{term}/raw"] > 0 for step in losses for term in TERMS)
     words = " ".join(said.split())
-    assert "term needs 0: full 1: videos 2: play" in words
+    assert "term needs 0: full 1: videos 2: games" in words
+    assert "source 1, videos: 96 windows to train on, weight 1, 25 % of a batch" in words, said
     for row in ("align text 100 % 100 % 0 %", "action actions 100 % 0 % 100 %"):
         assert row in words, said
     pipeline.evaluate(folder)
     probe_checkpoint(folder)
     page = pipeline.report(folder).read_text()
+    assert "action by source" in page and "Epochs by source" in page and ">games<" in page
     assert "nan" not in page.lower().split("<style")[0]
+
+
+def test_the_records_tell_epochs_and_losses_of_each_source(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    records, held = ([line for line in lines if line["kind"] == kind] for kind in ("train", "validation"))
+    for record in records:
+        losses = {name for name in record if name.startswith("loss/") and "@" in name}
+        # Of a batch of 8 six have actions, of two sources, and two are videos.
+        assert "loss/recon/raw@videos" in losses and not any("align" in name for name in losses)
+        assert not losses & {"loss/action/raw@videos", "loss/state/raw@videos"}
+        shares = {name: record[f"data/epochs@{name}"] for name in ("full", "videos", "games")}
+        assert shares["videos"] == pytest.approx(2 * record["step"] / 96)
+        assert 132 * shares["full"] + 120 * shares["games"] == pytest.approx(6 * record["step"])
+    for term in ("action", "recon", "state"):
+        assert {f"valid/{term}@full", f"valid/{term}@games"} <= held[-1].keys()
+    assert "valid/action@videos" not in held[-1]
 
 
 def test_doctor_shows_the_shares_and_the_masked_targets(

@@ -7,9 +7,11 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tutti.data.mixture import Mixture
+from tutti.data.mixture import ComposedMixture, Mixture, MixtureConfig, weight_of
 from tutti.data.sources import SourceConfig
 
 
@@ -55,6 +57,48 @@ def test_every_source_gets_its_share_over_the_epochs(
         mine = stream[np.isin(stream, own)]
         for start in range(0, len(mine) - len(own) + 1, len(own)):
             assert sorted(mine[start : start + len(own)]) == own.tolist()
+
+
+DRAWS = 100_000
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 4000), min_size=2, max_size=8),
+    temperature=st.sampled_from([1.0, 1.5, 2.0, 5.0, 100.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_weights_by_size_starve_nobody_over_many_draws(
+    sizes: list[int], temperature: float, seed: int
+) -> None:
+    windows, powers = sources(*sizes), [size ** (1 / temperature) for size in sizes]
+    mixture = Mixture(windows, tuple(weight_of(size, temperature) for size in sizes), seed)
+    epochs = -(-DRAWS // sum(sizes))
+    stream = mixture.take(0, epochs * sum(sizes))
+    of_source = np.searchsorted(np.cumsum(sizes), stream, side="right")
+    for draws in {epochs * sum(sizes), epochs // 2 * sum(sizes)}:
+        counts = np.bincount(of_source[:draws], minlength=len(sizes))
+        shares = draws * np.array(powers) / sum(powers)
+        assert np.abs(counts - shares).max() < 2
+    if temperature == 1:  # by size: an epoch is each window of all sources once
+        assert sorted(stream[: sum(sizes)]) == list(range(sum(sizes)))
+    place = seed % len(stream)
+    found = np.bincount(of_source[:place], minlength=len(sizes))
+    assert mixture.drawn(place) == dict(enumerate(found))
+
+
+def test_what_was_drawn_of_composed_batches_is_told_by_the_sources_own_numbers() -> None:
+    first, second, third = sources(30, 20, 10)
+    labelled = Mixture((second,), (1.0,), 0, numbers=(1,))
+    videos = Mixture((first, third), (1.0, 2.0), 0, key=(7,), numbers=(0, 2))
+    mixture = ComposedMixture(labelled, videos, counts=(3, 5))
+    stream = mixture.take(0, 80)
+    counts = dict(enumerate(drawn((first, second, third), stream)))
+    assert mixture.drawn(80) == counts and counts[1] == 30
+
+
+def test_by_default_sizes_count_by_their_square_root() -> None:
+    assert weight_of(400, MixtureConfig().temperature) == 20
 
 
 def test_an_entry_depends_on_its_place_alone() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tutti.data.conventions.served import Served
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec, texts_of
 from tutti.data.formats.wanted import read_as
 from tutti.data.loader import Loader
+from tutti.data.mixture import SourceShare
 from tutti.data.normalize import NormalizationKind, Normalizer
 from tutti.data.sources import Part, stores_of
 from tutti.data.tokenize import Tokenizer
@@ -89,7 +90,8 @@ class Statistics:
 class DataBundle:
     """The data of a training: loader, validation set, and what a model must know.
 
-    `parts` say what each source uses of its data set; several may be of one of `windows.sources`.
+    `parts` say what each source uses of its data set; several may be of one of `windows.sources`. `shares`
+    are what they have of a batch.
     `training_rows` are the windows of all training episodes, in order, `held_out_rows` those of all others;
     `validation` has some of these, shuffled. `served` are the conventions of the sources, None where their
     numbers are learned as they are recorded.
@@ -102,6 +104,7 @@ class DataBundle:
     tokenizer: Tokenizer
     windows: WindowIndex
     parts: tuple[Part, ...]
+    shares: tuple[SourceShare, ...]
     training_rows: Int64[np.ndarray, " n"]
     held_out_rows: Int64[np.ndarray, " m"]
     served: Served | None = None
@@ -109,6 +112,16 @@ class DataBundle:
     def replay(self, windows: Sequence[int] | Int64[Tensor, " b"]) -> Batch:
         """The batch of these window numbers (`batch.window` of a saved bad batch), without augmentation."""
         return self.windows.gather(torch.as_tensor(windows, dtype=torch.int64).cpu().numpy())
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Those of the sources, each another."""
+        return tuple(share.name for share in self.shares)
+
+    def epochs(self, position: Mapping[str, Any]) -> tuple[float, ...]:
+        """How often each source's windows have been drawn, on average, at this position of the loader."""
+        drawn = self.train.mixture.drawn(int(position["consumed"]) * self.train.batch_size)
+        return tuple(drawn.get(n, 0) / max(1, share.windows) for n, share in enumerate(self.shares))
 
     def training_chunks(self, count: int) -> tuple[Float[Tensor, "n t a"], Bool[Tensor, "n t a"]]:
         """Normalised actions and masks of at most `count` training windows with actions, evenly spread, in
@@ -151,6 +164,7 @@ class DataBundle:
             "text_length": self.tokenizer.text_length,
             "normalization": self.normalizer.kind,
             "sources": per_source,
+            **({"mixture": list(map(asdict, self.shares))} if len(self.shares) > 1 else {}),
         }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -19,7 +20,7 @@ from tutti.data.conventions.config import CanonicalConfig
 from tutti.data.conventions.served import Served
 from tutti.data.episodes import ALL_USED, VECTORS, Progress, StoreSpec, check_unchanged, rows_of
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
-from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig
+from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig, SourceShare, weight_of
 from tutti.data.normalize import ActionStats, EmbodimentStats, NormalizationKind, Normalizer
 from tutti.data.sources import (
     Part,
@@ -102,6 +103,7 @@ class DataConfig(FrozenConfig):
             raise ValueError(
                 "episodes_per_task is for all sources and sources.per_task for one: give one of them"
             )
+        self._check_mixture()
         share, size = self.mixture.labelled, self.batch_size
         if share != "by_weight" and abs(size * share - (whole := max(1, round(size * share)))) > 1e-6:
             raise ValueError(
@@ -109,6 +111,24 @@ class DataConfig(FrozenConfig):
                 f"{whole / size:g} would be {whole}"
             )
         return self
+
+    def _check_mixture(self) -> None:
+        """Raises: ValueError for names that are not each another, and weights that cannot be compared."""
+        given = [source.name for source in self.sources if source.name != "auto"]
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise ValueError(f"sources.name: {twice[0]!r} is given twice; give each source its own name")
+        by_size = [source.weight == "auto" for source in self.sources]
+        if any(by_size) and not all(by_size):
+            other, number = by_size.index(False), by_size.index(True)
+            raise ValueError(
+                f"sources.{number}.weight is auto, sources.{other}.weight {self.sources[other].weight:g}; "
+                "a number says nothing beside sizes: give auto to all sources, or numbers to all"
+            )
+        if self.mixture.temperature != 2 and not any(by_size):
+            raise ValueError(
+                f"mixture.temperature is {self.mixture.temperature:g}, but no source has weight: auto, which "
+                "alone it is for; set sources.weight to auto in all"
+            )
 
     def build(
         self,
@@ -160,6 +180,7 @@ class DataConfig(FrozenConfig):
             tokenizer=tokenizer,
             needs=needs,
             group_of=grouped(self.tasks, group_of),
+            parts=[(stores.index(part.store), (*part.training, *part.held_out)) for part in parts],
         )
         check_wordings(self.tasks, [normalized_text(t) for store in stores for t in store.instructions])
         trained = [windows.rows_of(stores.index(part.store), part.training) for part in parts]
@@ -172,7 +193,7 @@ class DataConfig(FrozenConfig):
             digest.update(b"".join(rows.tobytes() for own in labelled for rows in own.values()))
         train = Loader(
             windows,
-            self._mixture(windows, drawn),
+            self._mixture(windows, drawn, [part.weight for part in parts]),
             batch_size=self.batch_size,
             augmentation=self.augmentation,
             prefetch=self.prefetch,
@@ -208,15 +229,41 @@ class DataConfig(FrozenConfig):
             tokenizer=tokenizer,
             windows=windows,
             parts=tuple(parts),
+            shares=self.shares(parts, spec),
             training_rows=np.concatenate(trained),
             held_out_rows=held_out,
         )
 
     def split(self, parts: Sequence[Part], group_of: GroupOf | None = None) -> list[Part]:
-        """The opened sources with their episodes, those held out and those to train on (`split_parts`).
-        `tasks` goes before `group_of`."""
+        """The opened sources with their episodes, those held out and those to train on (`split_parts`), and
+        the weights that are by their size. `tasks` goes before `group_of`."""
         count = None if self.episodes_per_task == "all" else self.episodes_per_task
-        return split_parts(parts, self.validation_fraction, self.seed, count, grouped(self.tasks, group_of))
+        found = split_parts(parts, self.validation_fraction, self.seed, count, grouped(self.tasks, group_of))
+        if not any(source.weight == "auto" for source in self.sources):
+            return found
+        sizes = [sum(episode.length for episode in part.training) for part in found]
+        weights = [weight_of(size, self.mixture.temperature) for size in sizes]
+        return [replace(part, weight=weight) for part, weight in zip(found, weights, strict=True)]
+
+    def shares(self, parts: Sequence[Part], spec: StoreSpec) -> tuple[SourceShare, ...]:
+        """What each source has of a batch; `spec` is what the parts share."""
+        known = {store: labelled_rows(store, parts, spec)["actions"] for store in stores_of(parts)}
+        rows = [rows_of(part.training) for part in parts]
+        acting = np.array([known[part.store][own].sum() for part, own in zip(parts, rows, strict=True)])
+        windows, weights = np.array(list(map(len, rows))), np.array([part.weight for part in parts])
+        kinds = {"by_weight": (1.0, windows)}
+        if (labelled := self.mixture.labelled) != "by_weight":
+            kinds = {"with": (labelled, acting), "without": (1 - labelled, windows - acting)}
+            windows = acting if labelled == 1 else windows
+        shares = np.zeros(len(parts))
+        for share, own in kinds.values():
+            there = weights * (own > 0)
+            shares += share * there / max(there.sum(), 1e-300)
+        columns = zip(parts, windows.tolist(), weights.tolist(), shares.tolist(), strict=True)
+        return tuple(
+            SourceShare(name=part.name, windows=size, weight=weight, share=share)
+            for part, size, weight, share in columns
+        )
 
     def fit_normalizer(self, parts: Sequence[Part], spec: StoreSpec) -> Normalizer:
         """The statistics of all rows to train on that have the label; `spec` is what the parts share.
@@ -270,25 +317,26 @@ class DataConfig(FrozenConfig):
         return np.repeat(rows, np.where(windows.before_key_frame(rows), times, 1))
 
     def _mixture(
-        self, windows: WindowIndex, drawn: Sequence[Int64[np.ndarray, " _"]]
+        self, windows: WindowIndex, drawn: Sequence[Int64[np.ndarray, " _"]], weights: Sequence[float]
     ) -> Mixture | ComposedMixture:
         """The order of the windows `drawn` of each source; with and without actions apart, if batches are
         composed of both."""
-        weights = [source.weight for source in self.sources]
         if self.mixture.labelled == "by_weight":
             return Mixture(tuple(drawn), tuple(weights), self.seed)
         kinds: list[Mixture] = []
         count = round(self.mixture.labelled * self.batch_size)
         for key in ((), (UNLABELLED,))[: 1 + (count < self.batch_size)]:
             some = [rows[windows.known("actions", rows) != bool(key)] for rows in drawn]
-            full = [(rows, weight) for rows, weight in zip(some, weights, strict=True) if len(rows)]
+            each = enumerate(zip(some, weights, strict=True))
+            full = [(rows, weight, number) for number, (rows, weight) in each if len(rows)]
             if not full:
                 raise UserError(
                     f"data.mixture.labelled is {self.mixture.labelled:g}, but no window to train on "
                     f"{'lacks' if key else 'has'} actions.\n  cure: set data.mixture.labelled=by_weight, or "
                     f"add a source with sources.labels.actions={'false' if key else 'true'}."
                 )
-            kinds.append(Mixture(*map(tuple, zip(*full, strict=True)), seed=self.seed, key=key))
+            own, shares, numbers = map(tuple, zip(*full, strict=True))
+            kinds.append(Mixture(own, shares, self.seed, key=key, numbers=numbers))
         if len(kinds) == 1:
             return kinds[0]
         return ComposedMixture(*kinds, counts=(count, self.batch_size - count))

@@ -9,7 +9,7 @@ from math import lcm
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt16
 from pydantic import Field
 
 from tutti.frozen_config import FrozenConfig
@@ -26,6 +26,13 @@ class MixtureConfig(FrozenConfig):
         description="Share of the windows with actions in every batch, exactly; by_weight: what the weights "
         "of the sources give.",
     )
+    temperature: float = Field(
+        default=2.0,
+        ge=1,
+        le=1000,
+        description="T of sources with `weight: auto`: their weight is n^(1/T), n their windows to train on. "
+        "1: by size; 2: by its square root; the larger, the more alike.",
+    )
     near_key_frames: int = Field(
         default=1,
         ge=1,
@@ -33,6 +40,30 @@ class MixtureConfig(FrozenConfig):
         description="Windows at most data.horizon actions before a gripper opens or closes are drawn so many "
         "times as often.",
     )
+
+
+def weight_of(windows: int, temperature: float) -> float:
+    """The weight of a source of n windows: n^(1/T), so p_i = n_i^(1/T) / sum_j n_j^(1/T) of what is drawn.
+
+    Source: sampling by temperature, Arivazhagan et al. (1907.05019), of the sentences of languages. Differs:
+    they choose T = 5 and draw at random; here T is 2 unless given, and shares are exact.
+    """
+    return float(windows ** (1 / temperature))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceShare:
+    """What a source has of a mixture: its windows to train on, its weight, as decided, and its share of a
+    batch."""
+
+    name: str
+    windows: int
+    weight: float
+    share: float
+
+    def epochs(self, samples: int) -> float:
+        """How often each of its windows is drawn, on average, where so many of all sources are."""
+        return samples * self.share / max(1, self.windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +86,22 @@ class Mixture:
     made up for later, so over the epochs its share is exact however small it is. They come in a shuffled
     order; a source's own windows come in one permutation after another, keyed by (seed, source, pass), so
     each is seen once before any is seen again. With one source, an epoch is one permutation keyed by (seed,
-    0, epoch). Streams with another `key` are independent.
+    0, epoch). Streams with another `key` are independent. `numbers` are those of the sources in the config.
     """
 
     windows: tuple[Int64[np.ndarray, " _"], ...]
     weights: tuple[float, ...]
     seed: int
     key: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
     _shares: tuple[int, ...] = field(init=False)
     _spent: tuple[int, tuple[int, ...]] = field(init=False)
-    _last: tuple[int, Int64[np.ndarray, " _"]] | None = field(init=False, default=None)
+    _last: tuple[int, Int64[np.ndarray, " _"], UInt16[np.ndarray, " _"]] | None = field(
+        init=False, default=None
+    )
 
     def __post_init__(self) -> None:
+        self.numbers = self.numbers or tuple(range(len(self.windows)))
         exact = [Fraction(repr(float(weight))) for weight in self.weights]  # the decimal number as written
         unit = lcm(*(weight.denominator for weight in exact))
         self._shares = tuple(int(weight * unit) for weight in exact)
@@ -87,26 +122,33 @@ class Mixture:
         while count > 0:
             # From the position alone, so that a resume and a replay need no history of what was drawn.
             epoch, place = divmod(start, self.epoch_length)
-            part = self._epoch(epoch)[place : place + count]
+            part = self._epoch(epoch)[0][place : place + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        """All entries of one epoch; the last one computed is kept."""
+    def drawn(self, entries: int) -> dict[int, int]:
+        """How many of the first `entries` of the stream are of each source, by its number."""
+        epoch, place = divmod(entries, self.epoch_length)
+        begun = np.bincount(self._epoch(epoch)[1][:place], minlength=len(self.windows)).tolist()
+        before = self._before(epoch)
+        return {number: had + new for number, had, new in zip(self.numbers, before, begun, strict=True)}
+
+    def _epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " _"], UInt16[np.ndarray, " _"]]:
+        """All entries of one epoch, and the source of each; the last one computed is kept."""
         last = self._last  # read and set at once: the loader's thread and a replay may both be here
         if last is None or last[0] != epoch:
             before = self._before(epoch)
             counts = self._counts(epoch, before)
-            sources = np.repeat(np.arange(len(self.windows)), counts)
+            sources = np.repeat(np.arange(len(self.windows), dtype=np.uint16), counts)
             # Shuffled apart from the sources' own windows: another weight leaves their order as it is.
             if len(self.windows) > 1:
                 sources = np.random.default_rng([self.seed, *self.key, 1, epoch]).permutation(sources)
             entries = np.empty(self.epoch_length, dtype=np.int64)
             for source, (start, count) in enumerate(zip(before, counts, strict=True)):
                 entries[sources == source] = self._of_source(source, start, count)
-            self._last = last = (epoch, entries)
-        return last[1]
+            self._last = last = (epoch, entries, sources)
+        return last[1:]
 
     def _before(self, epoch: int) -> tuple[int, ...]:
         """The entries that each source has had before this epoch."""
@@ -182,6 +224,14 @@ class ComposedMixture:
         """What fills the `rows` of a batch, all of whose `size` is that of `counts`."""
         for mixture, own, filled in self._filled():
             yield Stream(mixture.key, np.flatnonzero(filled[rows]), int(filled[: rows.start].sum()), own)
+
+    def drawn(self, entries: int) -> dict[int, int]:
+        """How many of the first `entries`, whole batches, are of each source, by its number."""
+        batches, found = entries // sum(self.counts), dict[int, int]()
+        for mixture, own, _ in self._filled():
+            for number, count in mixture.drawn(batches * own).items():
+                found[number] = found.get(number, 0) + count
+        return found
 
     def take(self, start: int, count: int) -> Int64[np.ndarray, " {count}"]:
         """The windows at the entries [start, start + count) of all batches laid end to end."""

@@ -68,6 +68,8 @@ class WindowIndex:
     text "", which is masked as well: all of them share its `instruction_id`.
 
     `remarks` are lines for the user: what the stores leave out, and hands that no gripper is named of.
+    `parts` are what the sources of a config use, each as the number of its store among `sources` and its
+    episodes; where there are several, batches say which of them a window is of.
 
     Raises: UserError if one of these is no gripper.
     """
@@ -81,6 +83,7 @@ class WindowIndex:
         tokenizer: Tokenizer,
         needs: DataNeeds = DataNeeds(),
         group_of: GroupOf | None = None,
+        parts: Sequence[tuple[int, Sequence[Episode]]] = (),
     ) -> None:
         self.sources = tuple(sources)
         self.horizon, self.needs = horizon, needs
@@ -115,6 +118,10 @@ class WindowIndex:
         of_source = [-1 if name is None else self.embodiments.index(name) for name in named]
         self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)
         self._end = np.empty(int(self._offsets[-1]), dtype=np.int64)
+        self._parts = np.arange(len(parts))
+        self._part = np.full(len(self._end) if len(parts) > 1 else 0, -1, np.int16)
+        for number, (source, episodes) in enumerate(parts if len(parts) > 1 else ()):
+            self._part[self.rows_of(source, episodes)] = number
         self._progress = np.zeros(len(self._end), dtype=np.float32)
         self.remarks = tuple(remark for store in stores for remark in store.remarks)
         grippers = gripper_dimensions(
@@ -197,7 +204,11 @@ class WindowIndex:
             later_states=self._later_states(windows) if self.needs.states else None,
             progress=torch.from_numpy(self._progress[windows]),
             task_id=torch.from_numpy(self._task[self._instruction[windows]]),
+            source=self._source(windows) if len(self._parts) > 1 else None,
         )
+
+    def _source(self, windows: Int64[np.ndarray, " b"]) -> Bool[Tensor, "b k"]:
+        return torch.from_numpy(self._part[windows][:, None] == self._parts)
 
     def chunks(
         self, windows: Int64[np.ndarray, " n"]

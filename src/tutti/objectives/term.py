@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import Counted, micro_part
+from tutti.distributed.ranks import Counted, micro_part, shared_mean
 from tutti.objectives.weight_schedule import WeighedConfig
 from tutti.types import (
     Batch,
@@ -26,6 +26,7 @@ from tutti.types import (
     StateLabel,
     Tokens,
     UserError,
+    at_least_float32,
     masked_mean,
 )
 
@@ -87,11 +88,13 @@ class Model(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermValue:
     """A term's scalar, not yet weighted, and what else it reports: detached scalars named `term/metric`, and
-    on held-out data values of each window, which `Term.joined` is given for all windows at once."""
+    on held-out data values of each window, which `Term.joined` is given for all windows at once. `by_source`,
+    as in `LossTerms`, is filled in by `Term` where the value is a mean over rows."""
 
     value: Float[Tensor, ""]
     metrics: dict[str, Tensor] = field(default_factory=dict)
     per_window: Mapping[str, Shaped[Tensor, "b ..."]] = field(default_factory=dict)
+    by_source: Float64[Tensor, "p 2 k"] | None = None
 
 
 class BaseTermConfig(WeighedConfig, ABC):
@@ -133,6 +136,9 @@ def two_layers(width_in: int, hidden: int, width_out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, width_out))
 
 
+Averaged = tuple[Tensor, Tensor]
+"""What a mean is taken of, one row after the other, and which of it counts or by what weight."""
+
 OF_NO_ROW = frozenset({"temperature", "bias", "skipped"})
 """Metrics of a comparison that are no means over rows."""
 
@@ -140,7 +146,8 @@ OF_NO_ROW = frozenset({"temperature", "bias", "skipped"})
 class Term(nn.Module, ABC):
     """One L_i of the unified loss.
 
-    Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, then computes.
+    Write `compute`; `forward` is final: it stops the gradient where `stop_gradient` says, computes, and
+    splits the value by the rows' sources, if `mean`, `masked_mean`, `weighted_mean` or `sum_of` gave it.
     A custom term that reads more than the window itself also writes `needs`.
     Metrics are named `<name>/...`: the same class may serve under two names. The model comes as an argument:
     a term may use its parts, but not register them.
@@ -159,6 +166,7 @@ class Term(nn.Module, ABC):
         self.name = name
         self.stop_gradient = frozenset(stop_gradient)
         self.needed = needed
+        self._means: dict[int, tuple[Tensor, list[Averaged]]] | None = None
 
     @classmethod
     def needs(cls, *args: Any, **options: Any) -> DataNeeds:
@@ -174,8 +182,20 @@ class Term(nn.Module, ABC):
         """
 
     def forward(self, features: Features, batch: Batch, model: Model) -> TermValue:
-        """`compute` on features that are detached at the boundaries in `stop_gradient`."""
-        return self.compute(stopped(features, self.stop_gradient), batch, model)
+        """`compute` on features that are detached at the boundaries in `stop_gradient`; of several sources
+        also `by_source`."""
+        self._means = None if batch.source is None else {}
+        try:
+            found = self.compute(stopped(features, self.stop_gradient), batch, model)
+            averaged = self._means.get(id(found.value)) if self._means else None
+        finally:
+            self._means = None  # it holds the graph
+        if averaged is None or batch.source is None:
+            return found
+        parts, size = averaged[1], len(batch.source)
+        if any(len(errors) % size for errors, _ in parts):  # a term of the user's own, and no mean over rows
+            return found
+        return replace(found, by_source=torch.stack([_split(*one, batch.source) for one in parts]))
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -211,7 +231,34 @@ class Term(nn.Module, ABC):
     def mean(self, errors: Float[Tensor, "b ..."], batch: Batch) -> Float[Tensor, ""]:
         """The mean of the errors over everything in the `rows` that count, of all micro-batches and ranks."""
         rows = self.rows(batch)
-        return masked_mean(errors, rows.view(-1, *(1,) * (errors.ndim - 1)), mask_of=self.rows)
+        return self.masked_mean(errors, rows.view(-1, *(1,) * (errors.ndim - 1)), self.rows)
+
+    def masked_mean(
+        self, errors: Float[Tensor, "m ..."], mask: Bool[Tensor, "m ..."], mask_of: Counted
+    ) -> Float[Tensor, ""]:
+        """The mean of the errors where the mask is True, of all micro-batches and ranks; `mask_of(batch)` is
+        the mask of any batch. m is b, or a multiple: the whole batch several times."""
+        return self.remembered(masked_mean(errors, mask, mask_of=mask_of), errors, mask)
+
+    def weighted_mean(
+        self, errors: Float[Tensor, "m ..."], weight: Float[Tensor, "m ..."], weight_of: Counted
+    ) -> Float[Tensor, ""]:
+        """sum w e / sum w, likewise; 0 where every weight is 0."""
+        mean = shared_mean((weight * errors).sum(), weight.sum(), weight_of)
+        return self.remembered(mean, errors, weight)
+
+    def sum_of(self, means: Sequence[Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """The sum of several such means."""
+        total, known = torch.stack(list(means)).sum(), self._means or {}
+        if all(id(mean) in known for mean in means):
+            known[id(total)] = total, [one for mean in means for one in known[id(mean)][1]]
+        return total
+
+    def remembered(self, mean: Float[Tensor, ""], errors: Tensor, weight: Tensor) -> Float[Tensor, ""]:
+        """`mean` itself, which is known from here on as the mean of these rows."""
+        if self._means is not None:
+            self._means[id(mean)] = mean, [(errors.detach(), weight.detach())]
+        return mean
 
     def future(self, batch: Batch, label: FutureLabel) -> Future:
         """The observation so many actions later, or the episode's "last" one.
@@ -265,6 +312,18 @@ def stopped(features: Features, boundaries: Collection[Boundary]) -> Features:
         fused_vision = _detached(features.fused_vision)
         features = replace(features, readout=features.readout.detach(), fused_vision=fused_vision)
     return features
+
+
+@torch.no_grad()
+def _split(
+    errors: Float[Tensor, "m ..."], weight: Shaped[Tensor, ...], source: Bool[Tensor, "b k"]
+) -> Float64[Tensor, "2 k"]:
+    """The sums of weight * errors and of the weights over the rows of each source."""
+    errors, full = at_least_float32(errors), weight.expand_as(errors)
+    counted = torch.where(full != 0, errors, 0) * full  # what does not count may be NaN
+    rows = torch.stack([counted, full.to(counted.dtype)]).reshape(2, -1, len(source), errors[0].numel())
+    # By where, not by a product: a NaN stays in its own source.
+    return torch.where(source, rows.sum((1, 3), dtype=torch.float64)[..., None], 0.0).sum(1)
 
 
 def _detached(tokens: Tokens) -> Tokens:

@@ -48,19 +48,28 @@ class UnifiedLoss(Objective):
         values: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         per_window: dict[str, Mapping[str, Tensor]] = {}
+        by_source: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             if not self.balancing.is_active(name, progress) or (only is not None and name not in only):
                 continue
             result = term(features, batch, model)
             values[name] = at_least_float32(result.value)
             per_window |= {name: result.per_window} if result.per_window else {}
+            by_source |= {} if result.by_source is None else {name: result.by_source}
             for key, metric in result.metrics.items():  # under the term's own name, whatever it is called
                 metrics[key if key.startswith(f"{name}/") else f"{name}/{key}"] = metric.detach()
         lambdas = self.balancing(values, progress)
         total = features.readout.new_zeros(())
         for name, value in values.items():
             total = total + lambdas[name] * value
-        return LossTerms(values=values, lambdas=lambdas, total=total, metrics=metrics, per_window=per_window)
+        return LossTerms(
+            values=values,
+            lambdas=lambdas,
+            total=total,
+            metrics=metrics,
+            per_window=per_window,
+            by_source=by_source,
+        )
 
     def joined(self, name: str, per_window: Mapping[str, Tensor]) -> dict[str, float]:
         return self.terms[name].joined(per_window)  # pyright: ignore[reportCallIssue]

@@ -28,7 +28,7 @@ from tutti.findings import Finding
 from tutti.objectives.terms.alignment import EmbeddingTermConfig
 from tutti.runs.build import with_sources, with_steps
 from tutti.runs.folder import RunFolder
-from tutti.runs.label_shares import label_shares
+from tutti.runs.label_shares import label_shares, mixture_lines
 from tutti.runs.terminal import print_findings, print_line
 from tutti.storage.checkpoint import checkpoints
 from tutti.types import UserError
@@ -47,6 +47,8 @@ def check_before_training(config: RunConfig, data: DataBundle, run: RunFolder) -
     written into the run; on rank 0, before the first step."""
     if not world().first or checkpoints(run.path):
         return
+    for line in mixture_lines(config, data.shares):
+        print_line(line)
     if (shares := label_shares(config, data)).may_differ:
         shares.print()
     found = check_training_data(config, data)
@@ -102,9 +104,13 @@ def check_path(
         found = [say("refused", None, source=path, message=str(error))]
         groups = [[part for part in parts if part.store is store] for store in stores_of(parts)]
     sources: list[CheckedSource] = []
+    mixture: list[str] = []
     for group in groups:
         try:
-            recordings = read_recordings(config, data, group)
+            split = data.split(group, task_by_text(config.record.spec))
+            recordings = read_recordings(config, data, split)
+            if len(groups) == 1 and not only_pairs:
+                mixture += mixture_lines(config, data.shares(split, check_compatible(split)))
         except UserError as error:
             found.append(say("refused", None, source=path, message=str(error)))
             continue
@@ -120,7 +126,11 @@ def check_path(
             if progress is not None:
                 progress(len(sources), len(parts))
     return CheckedPath(
-        path=path, against=_against(config, path), sources=sources, findings=by_severity(found)
+        path=path,
+        against=_against(config, path),
+        sources=sources,
+        mixture=mixture,
+        findings=by_severity(found),
     )
 
 
@@ -132,14 +142,13 @@ def is_config(path: str) -> bool:
     )
 
 
-def read_recordings(config: RunConfig, data: DataConfig, opened: Sequence[Part]) -> Recordings:
-    """The rows of sources, split and with the statistics that a training would fit, without pictures."""
-    parts = data.split(opened, task_by_text(config.record.spec))
-    if all(part.store.is_pairs for part in opened):  # without numbers there is nothing to fit
+def read_recordings(config: RunConfig, data: DataConfig, parts: Sequence[Part]) -> Recordings:
+    """The rows of sources that are split, with the statistics that a training would fit, without pictures."""
+    if all(part.store.is_pairs for part in parts):  # without numbers there is nothing to fit
         none = np.empty((1, 0))
-        normalizer = Normalizer.fit(data.normalization, opened[0].store.spec.embodiment, none, none)
+        normalizer = Normalizer.fit(data.normalization, parts[0].store.spec.embodiment, none, none)
     else:
-        normalizer = data.fit_normalizer(parts, check_compatible(opened))
+        normalizer = data.fit_normalizer(parts, check_compatible(parts))
     return Recordings(
         sources=list(map(Recorded.of_part, parts)),
         normalizer=normalizer,
@@ -200,7 +209,7 @@ def _summary(checked: CheckedPath) -> list[str]:
             *(f"  {remark}" for remark in rows.store.remarks),
             f"  looked at all rows, and at {pictures:,} pictures of {looked:,} episodes",
         ]
-    return [*lines, f"  against {checked.against}"] if lines else []
+    return [*lines, *checked.mixture, f"  against {checked.against}"] if lines else []
 
 
 def _against(config: RunConfig, path: str) -> str:

@@ -9,7 +9,9 @@ import numpy as np
 
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
+from tutti.data.mixture import SourceShare
 from tutti.durations import resolved
+from tutti.report.formatting import plain
 from tutti.runs.terminal import print_line, print_table
 from tutti.types import DataNeeds, UserError
 
@@ -51,6 +53,21 @@ class LabelShares:
             print_line(f"{name}: masked targets, past the episode's end or without a label: {said}")
 
 
+def mixture_lines(config: RunConfig, shares: Sequence[SourceShare]) -> list[str]:
+    """A line for each of several sources: how much of it a training of `config` sees, and why."""
+    if len(shares) < 2:
+        return []
+    steps, temperature = config.training.steps, config.data.mixture.temperature
+    samples = config.training.num_batches * config.data.batch_size
+    why = f" (auto: windows^(1/{temperature:g}))"
+    return [
+        f"source {number}, {one.name}: {one.windows:,} windows to train on, weight {one.weight:.6g}"
+        f"{why if source.weight == 'auto' else ''}, {plain(100 * one.share)} % of a batch, "
+        f"{plain(one.epochs(samples))} epochs in {steps:,} steps"
+        for number, (one, source) in enumerate(zip(shares, config.data.sources, strict=True))
+    ]
+
+
 def label_shares(config: RunConfig, data: DataBundle) -> LabelShares:
     """Counted over all training windows, without a picture.
 
@@ -71,7 +88,7 @@ def label_shares(config: RunConfig, data: DataBundle) -> LabelShares:
         shares[name] = [float(own.mean()) if len(own) else 0.0 for own in fed]
         if targets := every[0][1]:
             masked[name] = {k: 1 - sum(int(own[k].sum()) for _, own in every) / labelled for k in targets}
-    names = [f"{number}: {part.store.name.rsplit('/', 1)[-1]}" for number, part in enumerate(data.parts)]
+    names = [f"{number}: {part.name}" for number, part in enumerate(data.parts)]
     windows = [len(own) for own in rows]
     return LabelShares(sources=names, windows=windows, needs=needs, shares=shares, masked=masked)
 

@@ -124,7 +124,8 @@ def held_out_values(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         for record in records
         if record["kind"] == "validation"
         for key, value in record.items()
-        if key.startswith("valid/") and "/" not in (name := key.removeprefix("valid/")) and name != "total"
+        if key.startswith("valid/") and key != "valid/total"
+        if {*"/@"}.isdisjoint(name := key.removeprefix("valid/"))
     }
 
 

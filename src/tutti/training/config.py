@@ -143,6 +143,13 @@ class TrainingConfig(FrozenConfig):
             return self.accumulation
         return self.batch_ramp.accumulation_at(step, self.accumulation, self.steps)
 
+    @property
+    def num_batches(self) -> int:
+        """The batches of the whole training."""
+        if self.batch_ramp == "off":
+            return self.steps * self.accumulation
+        return sum(map(self.accumulation_at, range(self.steps)))
+
     def batch_factor(self, step: int) -> float:
         """What the batch of update `step` (0-based) multiplies the learning rates with."""
         if self.batch_ramp == "off":

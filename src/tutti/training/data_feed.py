@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,6 +34,17 @@ class TrainingData(Protocol):
     def train(self) -> TrainLoader: ...
     @property
     def validation(self) -> Iterable[Batch]: ...
+
+
+@runtime_checkable
+class Mixed(Protocol):
+    """Training data of several sources, where it tells them apart."""
+
+    @property
+    def source_names(self) -> tuple[str, ...]: ...
+    def epochs(self, position: Mapping[str, Any]) -> tuple[float, ...]:
+        """How often each source's windows have been drawn at this position of the loader, on average."""
+        ...
 
 
 BatchStream = Iterator[Batch]

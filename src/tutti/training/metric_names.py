@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 METRICS: dict[str, str] = {
     "loss/total": "L_total = sum_i lambda_i L_i, mean over the steps since the last record.",
     "loss/*/raw": "The term L_i before its lambda, mean over the steps since the last record.",
+    "loss/*/raw@*": "The term over the windows of this source alone, mean over the steps that had some.",
     "loss/*/weighted": "lambda_i L_i, mean over the steps since the last record.",
     "lambda/*": "The weight lambda_i of the term in the total.",
     "metric/*": "What a term reports besides its value; its name starts with the term's. Not in the total.",
@@ -65,6 +66,7 @@ METRICS: dict[str, str] = {
     "strategy/phase": "Number of the strategy's phase, from 0; not recorded where there is only one.",
     "fault/damaged_checkpoints": "Damaged checkpoints set aside by the resume that went on from this step.",
     "data/labelled/*": "Share of windows with this label (actions, text, state), where it is below 1.",
+    "data/epochs@*": "How often each window of this source has been drawn since the start, on average.",
     "data/samples": "Training windows consumed since the start of the run.",
     "time/seconds": "Seconds spent training since the start of the run, resumed parts included.",
     "time/samples_per_second": "Windows per second since the last record, validation and saving excluded.",
@@ -74,8 +76,10 @@ METRICS: dict[str, str] = {
     "time/optimizer_share": "Share of that time in clipping, the optimiser's step and the moving average.",
     "time/diagnostics_share": "Share of that time in diagnostics and in terms computed again (FAMO).",
     "valid/*": "The term (or total) on held-out episodes with the averaged weights (raw ones if EMA is off).",
+    "valid/*@*": "The term over the held-out windows of this source alone.",
     "valid/metric/*": "What a term reports besides, on held-out episodes.",
     "valid_raw/*": "The term (or total) on held-out episodes with the raw weights.",
+    "valid_raw/*@*": "The term over the held-out windows of this source alone, with the raw weights.",
     "valid_raw/metric/*": "What a term reports besides, on held-out episodes with the raw weights.",
     "time/validation_seconds": "Seconds that the validation took.",
     "diag/norm/*/*": "Norm of lambda_i g_i: the weighted gradient of a term in a part, on the sub-batch.",
@@ -92,7 +96,7 @@ METRICS: dict[str, str] = {
     "diag/spikes": "Steps with a loss spike since the start of the run.",
     "diag/spike/*": "Standard deviations by which the term lay above its mean in this step, a loss spike.",
 }
-"""Every metric that a run can record, by name; `*` stands for a term (or a term's metric)."""
+"""Every metric that a run can record, by name; `*` stands for a term (or its metric), behind `@` a source."""
 
 
 def describe_metric(name: str) -> str | None:

@@ -6,10 +6,11 @@ One observer tells a balancing the terms' values after the step, where it asks f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -26,6 +27,10 @@ Evaluate = Callable[[Batch, float, Collection[str]], tuple[Features, LossTerms]]
 """A forward pass: batch, progress of the schedules and the names of the terms that count."""
 
 
+Sums = dict[str, Float64[np.ndarray, "p 2 k"]]
+"""`LossTerms.by_source` as numbers."""
+
+
 @dataclass(frozen=True, slots=True)
 class TermValues:
     """Raw values, lambdas, metrics and total of one batch, as numbers."""
@@ -36,6 +41,7 @@ class TermValues:
     total: float
     labelled: dict[str, float] = field(default_factory=dict)
     """Share of the rows that have each label."""
+    by_source: Sums = field(default_factory=dict)
 
     def to_record(self) -> dict[str, float]:
         """What is recorded of a batch: the total, each term raw and weighted, lambdas, the terms' metrics,
@@ -56,6 +62,8 @@ class DeviceScalars:
 
     names: tuple[tuple[str, ...], ...]
     numbers: Float64[Tensor, " n"]
+    shapes: Mapping[str, torch.Size] = field(default_factory=dict)
+    """Those of the terms' sums by source, which are the last of the numbers."""
 
 
 def read_scalars(terms: LossTerms, batch: Batch | None = None) -> DeviceScalars:
@@ -67,8 +75,13 @@ def read_scalars(terms: LossTerms, batch: Batch | None = None) -> DeviceScalars:
     scalars = [
         value.detach().to(device, torch.float64).reshape(()) for group in groups for value in group.values()
     ]
+    numbers = torch.stack(scalars)
+    if terms.by_source:  # means over the ranks as well: only their ratios count
+        numbers = torch.cat([numbers, *(sums.to(device).flatten() for sums in terms.by_source.values())])
     return DeviceScalars(
-        names=tuple(tuple(group) for group in groups), numbers=mean_over_ranks(torch.stack(scalars))
+        names=tuple(tuple(group) for group in groups),
+        numbers=mean_over_ranks(numbers),
+        shapes={name: sums.shape for name, sums in terms.by_source.items()},
     )
 
 
@@ -84,7 +97,11 @@ def to_host(scalars: Sequence[DeviceScalars], *more: Tensor) -> tuple[list[TermV
     for one in scalars:
         values, lambdas, metrics, total, shares = [{name: next(numbers) for name in g} for g in one.names]
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        terms.append(TermValues(values, lambdas, metrics, total["total"], shares))
+        sums = {
+            name: np.array([next(numbers) for _ in range(shape.numel())]).reshape(shape)
+            for name, shape in one.shapes.items()
+        }
+        terms.append(TermValues(values, lambdas, metrics, total["total"], shares, sums))
     return terms, list(numbers)
 
 
@@ -137,10 +154,31 @@ class Update:
         """The raw terms, means over the micro-batches."""
         return mean_terms(self.terms)
 
+    def of_sources(self) -> dict[str, float]:
+        """What is recorded of each source where there are several: the raw terms over its rows."""
+        means = source_means(one.by_source for one in self.terms).items()
+        return {"loss/{}/raw@{}".format(*name.split("@")): value for name, value in means}
+
     @property
     def total(self) -> float:
         """The total, mean over the micro-batches."""
         return sum(one.total for one in self.terms) / len(self.terms)
+
+
+def source_means(sums: Iterable[Sums]) -> dict[str, float]:
+    """Each term over all rows of source i alone, by names such as "action@i", from the sums of batches: what
+    is the sum of several means is the sum of those of which something counts there. A term of which nothing
+    counts in a source is left out."""
+    whole: Sums = {}
+    for one in sums:
+        whole |= {name: whole[name] + parts if name in whole else parts for name, parts in one.items()}
+    means: dict[str, float] = {}
+    for name, parts in whole.items():
+        totals, counts = parts[:, 0], parts[:, 1]
+        own = np.where(counts > 0, totals / np.where(counts > 0, counts, 1), 0).sum(axis=0)
+        counted = np.flatnonzero((counts > 0).any(axis=0))
+        means |= {f"{name}@{source}": float(own[source]) for source in counted}
+    return means
 
 
 def mean_terms(terms: Sequence[TermValues]) -> dict[str, float]:

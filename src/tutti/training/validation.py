@@ -16,7 +16,7 @@ from tutti.training.data_feed import portion
 from tutti.training.device import Machine
 from tutti.training.parallel.ddp import Parallel
 from tutti.training.rng import own_randomness, seed_everything, without_side_effects
-from tutti.training.update import read_scalars, to_host
+from tutti.training.update import Sums, read_scalars, source_means, to_host
 from tutti.types import Batch
 
 
@@ -42,9 +42,10 @@ def validate(
 
     Batches are weighted by their number of windows; for a term and its metrics by those that have its labels,
     and where none has them it is left out. What a term reports over all windows (`Term.joined`) is
-    computed once, from what it kept of each batch. Equal weights give equal numbers, and training goes on as
-    if this had not happened. `progress` in [0, 1] is the share of training done, which decides the lambdas of
-    the total; `only` names the terms that count.
+    computed once, from what it kept of each batch. Of several sources there is also "valid/action@i": the
+    term over all that counts in the windows of source i. Equal weights give equal numbers, and training
+    goes on as if this had not happened. `progress` in [0, 1] is the share of training done, which decides the
+    lambdas of the total; `only` names the terms that count.
 
     On several ranks batch i is judged by rank i mod n, alone: no row meets those of another rank,
     so the batches are those of one process. The random draws of batch i come from `seed` + i, and the values
@@ -54,7 +55,7 @@ def validate(
 
     world, objective = parallel.world, parallel.objective
     roots = (parallel.model, objective)
-    judged: list[tuple[int, dict[str, int], dict[str, float], dict[str, float], Any]] = []
+    judged: list[tuple[int, dict[str, int], dict[str, float], dict[str, float], Any, Sums]] = []
     with without_side_effects(*roots), own_randomness(seed), shared_batch(ONE_RANK):
         for root in roots:
             root.eval()
@@ -69,12 +70,12 @@ def validate(
                 rows = {name: int(batch.labelled(objective.labels(name)).sum()) for name in read.values}
                 rows["total"] = len(batch.window)
                 kept = {name: {k: v.cpu() for k, v in own.items()} for name, own in terms.per_window.items()}
-                judged.append((number, rows, values, read.lambdas, kept))
+                judged.append((number, rows, values, read.lambdas, kept, read.by_source))
     sums: dict[str, float] = {}
     weights: dict[str, int] = {}
     parts: dict[str, list[dict[str, Tensor]]] = {}
     in_order = sorted(chain(*world.all_gather(judged)), key=lambda one: one[0])
-    for _, rows, values, _, kept in in_order:
+    for _, rows, values, _, kept, _ in in_order:
         for name, value in values.items():
             windows = rows.get(name.removeprefix("metric/").split("/")[0], rows["total"])
             sums[name] = sums.get(name, 0.0) + value * windows
@@ -88,4 +89,5 @@ def validate(
     for name, each in parts.items():
         whole = {key: torch.cat([one[key] for one in each]) for key in each[0]}
         means |= {f"metric/{name}/{key}": value for key, value in objective.joined(name, whole).items()}
+    means |= source_means(one[-1] for one in in_order)
     return {f"{prefix}/{name}": mean for name, mean in means.items()}

@@ -43,13 +43,14 @@ class CheckedSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedPath:
-    """What was found in the data of one path; `against` says what config they were checked against. Nothing
-    but `findings` where they cannot be read."""
+    """What was found in the data of one path; `against` says what config they were checked against, `mixture`
+    how much of each of several sources a training sees. Nothing but `findings` where they cannot be read."""
 
     path: str
     findings: Sequence[Finding]
     against: str = ""
     sources: Sequence[CheckedSource] = ()
+    mixture: Sequence[str] = ()
 
     @property
     def code(self) -> int:
@@ -65,5 +66,6 @@ class CheckedPath:
             "exit_code": self.code,
             "against": self.against,
             "sources": [source.to_dict() for source in self.sources],
+            "mixture": list(self.mixture),
             "findings": [asdict(finding) for finding in self.findings],
         }

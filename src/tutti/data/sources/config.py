@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +27,7 @@ FormatName = Literal["lerobot", "hdf5", "rlds", "zarr", "picture_text"]
 FeatureKeys = Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
 
 _SPAN = r"^\d{1,10}-\d{1,10}$"
+_NAME = r"^[^\s/\\@*\[\]]{1,64}$"
 EpisodeNumbers = tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=_SPAN)], ...]
 
 
@@ -62,11 +64,15 @@ class SourceConfig(FrozenConfig):
     format: FormatName | Literal["auto"] = Field(
         default="auto", description="auto: the format that recognises the path."
     )
-    weight: float = Field(
+    name: Annotated[str, Field(pattern=_NAME)] = Field(
+        default="auto",
+        description="What records and report call it, without blanks and / \\ @ * [ ]; auto: the folder's "
+        "name, with a number where several have it.",
+    )
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = Field(
         default=1.0,
-        gt=0,
-        allow_inf_nan=False,
-        description="Share of the samples: weight / sum of the weights of all sources.",
+        description="Share of the samples: weight / sum of the weights of all sources; auto, of all or none: "
+        "by their windows, as data.mixture.temperature says.",
     )
     views: FeatureKeys | Literal["auto"] = Field(
         default="auto",
@@ -130,6 +136,15 @@ class SourceConfig(FrozenConfig):
         description="How far a timestamp may lie off frame number / fps, in frames. Above the default, for "
         "times by a clock, video frames are taken by number.",
     )
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _check_name(cls, given: Any) -> Any:
+        if not isinstance(given, str) or re.fullmatch(_NAME, given) is None:
+            raise ValueError(
+                f"expected 1 to 64 characters without blanks and / \\ @ * [ ], found {given!r:.80}"
+            )
+        return given
 
     @field_validator("episodes", "exclude", mode="before")
     @classmethod
@@ -196,6 +211,13 @@ class SourceConfig(FrozenConfig):
         )
 
     @property
+    def folder_name(self) -> str:
+        """What it is called by its path: the folder's name, or that above one that is a version."""
+        place = self.path.resolve()
+        named = place.parent if re.fullmatch(r"v?\d+(\.\d+)*", place.name) else place
+        return re.sub(r"[\s/\\@*\[\]]", "-", named.name)[:60] or "root"
+
+    @property
     def reads(self) -> tuple[Any, ...]:
         """What two sources have in common that can share a store."""
         return self.path.resolve(), self.format, self.wanted, self.tolerance, self.conventions
@@ -215,6 +237,19 @@ class SourceConfig(FrozenConfig):
     def open(self) -> EpisodeStore:
         """Opens and checks the data set, as this source alone uses it."""
         return open_together([self])
+
+
+def names_of(sources: Sequence[SourceConfig]) -> list[str]:
+    """The names of sources, each another; those that are given stay."""
+    taken = {source.name for source in sources}
+    names: list[str] = []
+    for source in sources:
+        name, own = source.name, source.folder_name
+        if name == "auto":
+            name = next(one for n in count(1) if (one := own if n == 1 else f"{own}-{n}") not in taken)
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def open_together(sources: Sequence[SourceConfig]) -> EpisodeStore:

@@ -22,7 +22,7 @@ from tutti.data.episodes import (
     rows_of,
     texts_of,
 )
-from tutti.data.sources.config import SourceConfig, open_together
+from tutti.data.sources.config import SourceConfig, names_of, open_together
 from tutti.data.split import GroupOf, are_held_out, episodes_at, pair_is_held_out
 from tutti.errors import UserError
 from tutti.types import LABELS, Label
@@ -33,10 +33,12 @@ class Part:
     """What a source uses of its data set: labels, and which episodes. Several parts may be of one store,
     which is opened once, decoded once and split once; no two train on the same episode.
 
+    `name` is the source's own, other than the others'; `weight` is 1 until it is decided, where it is auto.
     `named` are the numbers of the episodes that the source names, all where it is None, before the split.
     """
 
     store: EpisodeStore
+    name: str = ""
     weight: float = 1.0
     labels: Mapping[Label, Use] = field(default_factory=lambda: ALL_USED)
     named: frozenset[int] | None = None
@@ -65,15 +67,19 @@ def open_parts(sources: Sequence[SourceConfig], canonical: CanonicalConfig = KEP
     for number, source in enumerate(sources):
         groups.setdefault(source.reads, []).append(number)
     parts: dict[int, Part] = {}
+    names = names_of(sources)
     for numbers in groups.values():
         store = open_together([sources[number] for number in numbers])
         apply(store, convention_of(store, sources[numbers[0]].conventions), canonical)
         for number, named in zip(numbers, store.parts, strict=True):
             source = sources[number]
-            labels, weight, places = dict(source.chosen.labels), source.weight, source.places
+            labels, places = dict(source.chosen.labels), source.places
+            weight = 1.0 if source.weight == "auto" else source.weight
             if store.is_pairs:
                 labels |= {"actions": False, "state": False}
-            parts[number] = Part(store=store, weight=weight, labels=labels, named=named, places=places)
+            parts[number] = Part(
+                store=store, name=names[number], weight=weight, labels=labels, named=named, places=places
+            )
     return [parts[number] for number in range(len(sources))]
 
 

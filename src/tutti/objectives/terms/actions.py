@@ -38,7 +38,7 @@ class ChunkTerm(Term):
         """The masked mean of the decoder's error. Metrics, in evaluation mode only because a generative
         decoder samples for them: `first_l1`, the masked mean |a^_0 - a_0| of the first predicted action, and
         `chunk_l1`, that of the chunk, which compare decoders whose errors are of different kinds."""
-        value = masked_mean(model.action(features, batch), batch.action_mask, mask_of=_actions)
+        value = self.masked_mean(model.action(features, batch), batch.action_mask, _actions)
         if self.training:
             return TermValue(value=value, metrics={})
         with torch.no_grad():
@@ -119,7 +119,7 @@ class InverseDynamicsTerm(Term):
         seen = (now.mask & later.mask).any(dim=1)
         target, mask = batch.actions[:, : self.num_actions], self.mask(batch) & seen[:, None, None]
         baseline = masked_mean(target.abs(), mask, mask_of=self.mask)
-        value = masked_mean((predicted - target).abs(), mask, mask_of=self.mask)
+        value = self.masked_mean((predicted - target).abs(), mask, self.mask)
         return TermValue(value=value, metrics={f"{self.name}/zero_baseline": baseline})
 
     def mask(self, batch: Batch) -> Bool[Tensor, "b k a"]:

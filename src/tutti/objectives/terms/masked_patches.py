@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tutti.distributed.ranks import sample_whole_batch
 from tutti.objectives.term import Model, TermValue
 from tutti.objectives.terms.patches import PatchTerm, PatchTermConfig, normalise_patches
-from tutti.types import Batch, Features, Tokens, UserError, at_least_float32, masked_mean
+from tutti.types import Batch, Features, Tokens, UserError, at_least_float32
 
 NUM_FIXED = 64
 """How many masks there are in evaluation mode; a window always has the same one."""
@@ -135,4 +135,4 @@ class MaskedPatchesTerm(PatchTerm):
         self, predicted: Float[Tensor, "b n p"], target: Float[Tensor, "b n p"], count: Bool[Tensor, "b n"]
     ) -> Float[Tensor, ""]:
         """The masked mean over patches of the mean square error of their numbers."""
-        return masked_mean((predicted - target).square().mean(dim=-1), count, mask_of=self.num_hidden)
+        return self.masked_mean((predicted - target).square().mean(dim=-1), count, self.num_hidden)

@@ -146,7 +146,7 @@ class ChangeTerm(PatchTerm):
 
     def change_mean(self, errors: Float[Tensor, "m n"], weight: Float[Tensor, "m n"]) -> Float[Tensor, ""]:
         """sum r l / sum r over all rows of the update; 0 where every weight is 0."""
-        return shared_mean((weight * errors).sum(), weight.sum(), self.weight)
+        return self.weighted_mean(errors, weight, self.weight)
 
     def each_offset(
         self, errors: Mapping[str, Float[Tensor, "m n"]], weight: Float[Tensor, "m n"]

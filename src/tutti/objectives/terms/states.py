@@ -16,7 +16,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.gripper_dims import gripper_dimensions
 from tutti.objectives.term import BaseTermConfig, Model, Term, TermValue, two_layers
 from tutti.objectives.weight_schedule import Weight, WeightSchedule
-from tutti.types import Batch, DataNeeds, Features, StateLabel, UserError, at_least_float32, masked_mean
+from tutti.types import Batch, DataNeeds, Features, StateLabel, UserError, at_least_float32
 
 
 class GripperConfig(FrozenConfig):
@@ -131,16 +131,16 @@ class FutureStatesTerm(Term):
         metrics: dict[str, Tensor] = {f"{self.name}/hold_baseline": torch.as_tensor(baseline)}
         if self.has_key:
             metrics[f"{self.name}/key_l1"] = parts[-1].detach()
-        return TermValue(value=torch.stack(parts).sum(), metrics=metrics)
+        return TermValue(value=self.sum_of(parts), metrics=metrics)
 
     def _parts(self, errors: Float[Tensor, "b o s"], mask: Bool[Tensor, "b o"]) -> list[Tensor]:
         """The mean over offsets and the end, and then, if it is asked for, that of the next key frame."""
         count = self.num_offsets
         parts: list[Tensor] = []
         if count:
-            parts.append(masked_mean(errors[:, :count], mask[:, :count, None], mask_of=self._at_offsets))
+            parts.append(self.masked_mean(errors[:, :count], mask[:, :count, None], self._at_offsets))
         if self.has_key:
-            parts.append(masked_mean(errors[:, count:], mask[:, count:, None], mask_of=self._at_key))
+            parts.append(self.masked_mean(errors[:, count:], mask[:, count:, None], self._at_key))
         return parts
 
     def mask(self, batch: Batch) -> Bool[Tensor, "b o"]:
@@ -199,7 +199,8 @@ class ProgressTerm(Term):
             )
         logits = at_least_float32(self.head(features.readout)[:, 0])
         target = batch.progress.to(logits.dtype)
-        value = F.binary_cross_entropy_with_logits(logits, target)
+        errors = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        value = self.remembered(errors.mean(), errors, torch.ones_like(target))
         with torch.no_grad():
             metrics = {
                 f"{self.name}/floor": binary_entropy(target).mean(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tutti.data.formats.lerobot import VIEW
 from tutti.report.blocks import (
     Block,
@@ -17,8 +19,10 @@ from tutti.report.blocks import (
     note_of,
     table,
 )
-from tutti.report.formatting import anything, count, duration, percent, words
+from tutti.report.curves import Line, Plot, draw
+from tutti.report.formatting import NOTHING, anything, count, duration, percent, plain, words
 from tutti.report.inputs import Inputs, Json
+from tutti.report.records import Records
 from tutti.report.svg.rows import seconds_chart
 
 
@@ -63,6 +67,7 @@ def data_section(inputs: Inputs) -> Section:
     """The training data, and how they were recorded."""
     blocks: list[Block] = [note_of(finding) for finding in inputs.data_findings]
     blocks += _data(inputs.data) if inputs.data else []
+    blocks += _mixture(inputs.data.get("mixture", ()), inputs.records) if inputs.data else []
     if (recording := inputs.recording) is not None:
         columns: list[Column[str]] = [
             column("recorded task", str),
@@ -81,7 +86,8 @@ def _data(data: Json) -> list[Block]:
     """What `DataBundle.describe` says, in all and of each source."""
     nested = {name: value for name, value in data.items() if isinstance(value, dict)}
     sources: list[Json] = data["sources"]
-    totals = {name: value for name, value in data.items() if name not in nested and name != "sources"}
+    listed = ("sources", "mixture")
+    totals = {name: value for name, value in data.items() if name not in nested and name not in listed}
     blocks: list[Block] = [facts_of(totals)]
     if len(sources) > 1:
         columns = [(words(key), "", lambda row, key=key: _data_cell(key, row.get(key))) for key in sources[0]]
@@ -89,6 +95,51 @@ def _data(data: Json) -> list[Block]:
     else:
         blocks += [facts_of(source, "sources") for source in sources]
     return [*blocks, *(facts_of(value, words(name)) for name, value in nested.items())]
+
+
+def _mixture(shares: Sequence[Json], records: Records) -> list[Block]:
+    """What each of several sources has of the batches, and the loss of each term on it."""
+    if not shares:
+        return []
+    terms = list(dict.fromkeys(term for term, _ in records.named("loss/*/raw@*")))
+
+    def loss(term: str, source: str) -> Cell:
+        training, held = (
+            records.last(name) for name in (f"loss/{term}/raw@{source}", f"valid/{term}@{source}")
+        )
+        shown = [plain(one) if one is not None else "" for one in (training, held)]
+        return Cell(text=shown[0] or NOTHING, small=f"{shown[1]} held out" if shown[1] else "")
+
+    def epochs(source: str) -> str:
+        drawn = records.last(f"data/epochs@{source}")
+        return NOTHING if drawn is None else plain(drawn)
+
+    columns: list[Column[Json]] = [
+        column("source", lambda row: Cell(text=row["name"], mood="text")),
+        column("training windows", lambda row: f"{row['windows']:,}"),
+        column("weight", lambda row: plain(row["weight"])),
+        column("share of a batch", lambda row: percent(row["share"], 1)),
+        column("epochs so far", lambda row: epochs(row["name"])),
+        *(column(f"{term} loss", lambda row, term=term: loss(term, row["name"])) for term in terms),
+    ]
+    colours = {row["name"]: f"c{1 + number % 6}" for number, row in enumerate(shares)}
+    plots = [
+        Plot(
+            f"{term} by source",
+            "loss",
+            [
+                Line(f"loss/{term}/raw@*", style="curve"),
+                Line(f"valid/{term}@*", "*, held-out episodes", style="points"),
+            ],
+            f"loss/{term}/raw@*",
+            each=colours,
+        )
+        for term in terms
+    ]
+    drawn = [Line("data/epochs@*", style="exact")]
+    plots.append(Plot("Epochs by source", "epochs", drawn, "data/epochs@*", each=colours, log=False))
+    caption = "Mixture: losses are those of the last record, of the windows of each source alone."
+    return [table(shares, columns, caption), Charts(charts=draw(records, plots))]
 
 
 def facts_of(values: Json, title: str = "") -> Facts:

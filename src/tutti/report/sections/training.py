@@ -21,7 +21,7 @@ Marks = list[tuple[Number, str]]
 
 SMOOTHED = "Lines: smoothed over about 1 % of the records. Faint: each record."
 SHARES = {"data": "c2", "forward": "c1", "backward": "c4", "optimizer": "c3", "diagnostics": "c5"}
-ELSEWHERE = ("diag/*", "data/samples", "time/seconds")
+ELSEWHERE = ("diag/*", "data/samples", "time/seconds", "*@*")
 """Metrics that another part of the page shows."""
 
 
