@@ -91,11 +91,12 @@ def test_the_records_tell_epochs_and_losses_of_each_source(run: tuple[Path, str]
     for record in records:
         losses = {name for name in record if name.startswith("loss/") and "@" in name}
         # Of a batch of 8 six have actions, of two sources, and two are videos.
-        assert "loss/recon/raw@videos" in losses and not any("align" in name for name in losses)
+        assert "loss/recon/raw@full" in losses and not any("align" in name for name in losses)
         assert not losses & {"loss/action/raw@videos", "loss/state/raw@videos"}
         shares = {name: record[f"data/epochs@{name}"] for name in ("full", "videos", "games")}
         assert shares["videos"] == pytest.approx(2 * record["step"] / 96)
         assert 132 * shares["full"] + 120 * shares["games"] == pytest.approx(6 * record["step"])
+    assert any("loss/recon/raw@videos" in record for record in records)
     for term in ("action", "recon", "state"):
         assert {f"valid/{term}@full", f"valid/{term}@games"} <= held[-1].keys()
     assert "valid/action@videos" not in held[-1]
