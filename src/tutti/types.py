@@ -222,9 +222,7 @@ class LossTerms:
 
     All are scalars. `metrics` holds what the terms report besides (for example `align/accuracy`),
     already detached; nothing in it is part of the total. `per_window` has by term what it keeps
-    of each held-out window, for its metrics over all of them. `by_source` has what a term is the mean of, in
-    the windows of each of k sources: for each of the p means that it is the sum of, the sum of what counts
-    and its count (or weight), of these rows alone; nothing where there is one source.
+    of each held-out window, for its metrics over all of them; `by_source` is as in `TermValue`.
     """
 
     values: dict[str, Tensor]

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tutti.data.mixture import ComposedMixture, Mixture, MixtureConfig, weight_of
+from tutti.data.mixture import ComposedMixture, Mixture, MixtureConfig
 from tutti.data.sources import SourceConfig
+from tutti.data.sources.shares import weight_of
 
 
 def sources(*sizes: int) -> tuple[np.ndarray, ...]:

@@ -16,9 +16,8 @@ from tutti.data.conventions.served import Served
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec, texts_of
 from tutti.data.formats.wanted import read_as
 from tutti.data.loader import Loader
-from tutti.data.mixture import SourceShare
 from tutti.data.normalize import NormalizationKind, Normalizer
-from tutti.data.sources import Part, stores_of
+from tutti.data.sources import Part, SourceShare, stores_of
 from tutti.data.tokenize import Tokenizer
 from tutti.data.windows import WindowIndex
 from tutti.errors import UserError

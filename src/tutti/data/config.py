@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -20,7 +19,7 @@ from tutti.data.conventions.config import CanonicalConfig
 from tutti.data.conventions.served import Served
 from tutti.data.episodes import ALL_USED, VECTORS, Progress, StoreSpec, check_unchanged, rows_of
 from tutti.data.loader import ColourJitter, Loader, NoAugmentation
-from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig, SourceShare, weight_of
+from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig
 from tutti.data.normalize import ActionStats, EmbodimentStats, NormalizationKind, Normalizer
 from tutti.data.sources import (
     Part,
@@ -29,8 +28,10 @@ from tutti.data.sources import (
     labelled_rows,
     open_parts,
     slots,
+    source_shares,
     split_parts,
     stores_of,
+    weighed,
 )
 from tutti.data.split import GroupOf, Tasks, check_wordings, grouped
 from tutti.data.tokenize import MAX_LENGTH, Tokenizer, normalized_text
@@ -229,7 +230,7 @@ class DataConfig(FrozenConfig):
             tokenizer=tokenizer,
             windows=windows,
             parts=tuple(parts),
-            shares=self.shares(parts, spec),
+            shares=source_shares(parts, spec, self.mixture.labelled),
             training_rows=np.concatenate(trained),
             held_out_rows=held_out,
         )
@@ -239,31 +240,8 @@ class DataConfig(FrozenConfig):
         the weights that are by their size. `tasks` goes before `group_of`."""
         count = None if self.episodes_per_task == "all" else self.episodes_per_task
         found = split_parts(parts, self.validation_fraction, self.seed, count, grouped(self.tasks, group_of))
-        if not any(source.weight == "auto" for source in self.sources):
-            return found
-        sizes = [sum(episode.length for episode in part.training) for part in found]
-        weights = [weight_of(size, self.mixture.temperature) for size in sizes]
-        return [replace(part, weight=weight) for part, weight in zip(found, weights, strict=True)]
-
-    def shares(self, parts: Sequence[Part], spec: StoreSpec) -> tuple[SourceShare, ...]:
-        """What each source has of a batch; `spec` is what the parts share."""
-        known = {store: labelled_rows(store, parts, spec)["actions"] for store in stores_of(parts)}
-        rows = [rows_of(part.training) for part in parts]
-        acting = np.array([known[part.store][own].sum() for part, own in zip(parts, rows, strict=True)])
-        windows, weights = np.array(list(map(len, rows))), np.array([part.weight for part in parts])
-        kinds = {"by_weight": (1.0, windows)}
-        if (labelled := self.mixture.labelled) != "by_weight":
-            kinds = {"with": (labelled, acting), "without": (1 - labelled, windows - acting)}
-            windows = acting if labelled == 1 else windows
-        shares = np.zeros(len(parts))
-        for share, own in kinds.values():
-            there = weights * (own > 0)
-            shares += share * there / max(there.sum(), 1e-300)
-        columns = zip(parts, windows.tolist(), weights.tolist(), shares.tolist(), strict=True)
-        return tuple(
-            SourceShare(name=part.name, windows=size, weight=weight, share=share)
-            for part, size, weight, share in columns
-        )
+        by_size = any(source.weight == "auto" for source in self.sources)
+        return weighed(found, self.mixture.temperature) if by_size else found
 
     def fit_normalizer(self, parts: Sequence[Part], spec: StoreSpec) -> Normalizer:
         """The statistics of all rows to train on that have the label; `spec` is what the parts share.

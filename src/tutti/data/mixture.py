@@ -42,30 +42,6 @@ class MixtureConfig(FrozenConfig):
     )
 
 
-def weight_of(windows: int, temperature: float) -> float:
-    """The weight of a source of n windows: n^(1/T), so p_i = n_i^(1/T) / sum_j n_j^(1/T) of what is drawn.
-
-    Source: sampling by temperature, Arivazhagan et al. (1907.05019), of the sentences of languages. Differs:
-    they choose T = 5 and draw at random; here T is 2 unless given, and shares are exact.
-    """
-    return float(windows ** (1 / temperature))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceShare:
-    """What a source has of a mixture: its windows to train on, its weight, as decided, and its share of a
-    batch."""
-
-    name: str
-    windows: int
-    weight: float
-    share: float
-
-    def epochs(self, samples: int) -> float:
-        """How often each of its windows is drawn, on average, where so many of all sources are."""
-        return samples * self.share / max(1, self.windows)
-
-
 @dataclass(frozen=True, slots=True)
 class Stream:
     """What a stream gives some rows of a batch: those at `rows`, with its own rows from `first` on, of the

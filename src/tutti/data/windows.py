@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int16, Int64, UInt8
 from torch import Tensor
 
 from tutti.data.conventions.chunks import RelativeChunks
@@ -118,10 +118,7 @@ class WindowIndex:
         of_source = [-1 if name is None else self.embodiments.index(name) for name in named]
         self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)
         self._end = np.empty(int(self._offsets[-1]), dtype=np.int64)
-        self._parts = np.arange(len(parts))
-        self._part = np.full(len(self._end) if len(parts) > 1 else 0, -1, np.int16)
-        for number, (source, episodes) in enumerate(parts if len(parts) > 1 else ()):
-            self._part[self.rows_of(source, episodes)] = number
+        self._part, self._parts = self._numbered(parts), np.arange(len(parts))
         self._progress = np.zeros(len(self._end), dtype=np.float32)
         self.remarks = tuple(remark for store in stores for remark in store.remarks)
         grippers = gripper_dimensions(
@@ -206,6 +203,13 @@ class WindowIndex:
             task_id=torch.from_numpy(self._task[self._instruction[windows]]),
             source=self._source(windows) if len(self._parts) > 1 else None,
         )
+
+    def _numbered(self, parts: Sequence[tuple[int, Sequence[Episode]]]) -> Int16[np.ndarray, " _"]:
+        """The part that each window is of, -1 for none; nothing where there is one."""
+        numbers = np.full(len(self) if len(parts) > 1 else 0, -1, np.int16)
+        for number, (source, episodes) in enumerate(parts if len(parts) > 1 else ()):
+            numbers[self.rows_of(source, episodes)] = number
+        return numbers
 
     def _source(self, windows: Int64[np.ndarray, " b"]) -> Bool[Tensor, "b k"]:
         return torch.from_numpy(self._part[windows][:, None] == self._parts)

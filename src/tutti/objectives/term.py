@@ -88,8 +88,9 @@ class Model(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TermValue:
     """A term's scalar, not yet weighted, and what else it reports: detached scalars named `term/metric`, and
-    on held-out data values of each window, which `Term.joined` is given for all windows at once. `by_source`,
-    as in `LossTerms`, is filled in by `Term` where the value is a mean over rows."""
+    on held-out data values of each window, which `Term.joined` is given for all windows at once. `by_source`
+    is filled in by `Term` where there are k > 1 sources and the value is the sum of p means over rows: of
+    each mean the sum of what it counts and the count (or weight), in the rows of each source alone."""
 
     value: Float[Tensor, ""]
     metrics: dict[str, Tensor] = field(default_factory=dict)

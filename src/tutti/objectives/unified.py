@@ -45,30 +45,21 @@ class UnifiedLoss(Objective):
         only: Collection[str] | None = None,
     ) -> LossTerms:
         """Every active term at `progress` in [0, 1] of the run, its lambda, the total and the metrics."""
-        values: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
-        per_window: dict[str, Mapping[str, Tensor]] = {}
-        by_source: dict[str, Tensor] = {}
+        values, metrics, by_source = (dict[str, Tensor]() for _ in range(3))
+        kept: dict[str, Mapping[str, Tensor]] = {}
         for name, term in self.terms.items():
             if not self.balancing.is_active(name, progress) or (only is not None and name not in only):
                 continue
             result = term(features, batch, model)
             values[name] = at_least_float32(result.value)
-            per_window |= {name: result.per_window} if result.per_window else {}
+            kept |= {name: result.per_window} if result.per_window else {}
             by_source |= {} if result.by_source is None else {name: result.by_source}
             for key, metric in result.metrics.items():  # under the term's own name, whatever it is called
                 metrics[key if key.startswith(f"{name}/") else f"{name}/{key}"] = metric.detach()
         lambdas = self.balancing(values, progress)
-        total = features.readout.new_zeros(())
-        for name, value in values.items():
-            total = total + lambdas[name] * value
+        total = sum((lambdas[name] * values[name] for name in values), start=features.readout.new_zeros(()))
         return LossTerms(
-            values=values,
-            lambdas=lambdas,
-            total=total,
-            metrics=metrics,
-            per_window=per_window,
-            by_source=by_source,
+            values=values, lambdas=lambdas, total=total, metrics=metrics, per_window=kept, by_source=by_source
         )
 
     def joined(self, name: str, per_window: Mapping[str, Tensor]) -> dict[str, float]:

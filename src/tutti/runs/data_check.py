@@ -20,7 +20,7 @@ from tutti.data.checks.rows import by_severity, check_decoded, check_rows
 from tutti.data.config import DataConfig
 from tutti.data.episodes import PAIRS, texts_of
 from tutti.data.normalize import Normalizer
-from tutti.data.sources import Part, check_compatible, open_parts, robots, stores_of
+from tutti.data.sources import Part, check_compatible, open_parts, robots, source_shares, stores_of
 from tutti.data.split import GroupOf, grouped
 from tutti.distributed.world import world
 from tutti.evaluation.open_loop import task_by_text
@@ -110,7 +110,9 @@ def check_path(
             split = data.split(group, task_by_text(config.record.spec))
             recordings = read_recordings(config, data, split)
             if len(groups) == 1 and not only_pairs:
-                mixture += mixture_lines(config, data.shares(split, check_compatible(split)))
+                mixture += mixture_lines(
+                    config, source_shares(split, check_compatible(split), data.mixture.labelled)
+                )
         except UserError as error:
             found.append(say("refused", None, source=path, message=str(error)))
             continue

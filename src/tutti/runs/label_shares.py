@@ -9,7 +9,7 @@ import numpy as np
 
 from tutti.config.run_config import RunConfig
 from tutti.data.bundle import DataBundle
-from tutti.data.mixture import SourceShare
+from tutti.data.sources import SourceShare
 from tutti.durations import resolved
 from tutti.report.formatting import plain
 from tutti.runs.terminal import print_line, print_table

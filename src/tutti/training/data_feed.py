@@ -43,8 +43,31 @@ class Mixed(Protocol):
     @property
     def source_names(self) -> tuple[str, ...]: ...
     def epochs(self, position: Mapping[str, Any]) -> tuple[float, ...]:
-        """How often each source's windows have been drawn at this position of the loader, on average."""
+        """How often each window of a source has been drawn at this position of the loader, on average."""
         ...
+
+
+class OfSources:
+    """What is recorded of each of several sources, in names such as "loss/action/raw@drawer".
+
+    Until then numbers of sources stand behind the "@", also in checkpoints: a data set that has moved may
+    have another name. Of one source, and of data that do not tell, there is nothing.
+    """
+
+    def __init__(self, data: TrainingData) -> None:
+        self._data = data if isinstance(data, Mixed) and len(data.source_names) > 1 else None
+
+    def named(
+        self, values: Mapping[str, float], position: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
+        """The values by the names of sources, with the epochs at a `position` of the loader."""
+        if (data := self._data) is None:
+            return dict(values)
+        drawn = data.epochs(position) if position is not None else ()
+        every = {**values, **{f"data/epochs@{source}": epochs for source, epochs in enumerate(drawn)}}
+        split = [key.partition("@") for key in every]
+        keys = [f"{key}@{data.source_names[int(source)]}" if at else key for key, at, source in split]
+        return dict(zip(keys, every.values(), strict=True))
 
 
 BatchStream = Iterator[Batch]

@@ -14,7 +14,7 @@ from tutti.objectives.objective import Objective
 from tutti.training.backward import BackwardConfig, OneBackwardConfig
 from tutti.training.checkpointing import RunSettings, Saver, restore
 from tutti.training.config import TrainingConfig
-from tutti.training.data_feed import BatchStream, Mixed, Texts, TrainingData, feed
+from tutti.training.data_feed import BatchStream, OfSources, Texts, TrainingData, feed
 from tutti.training.diagnostics import DiagnosticsObserver, FirstBatch
 from tutti.training.diagnostics.calibration import GradientCalibration
 from tutti.training.faults import FaultPolicy, NonFiniteGuard, roll_back
@@ -81,7 +81,6 @@ class Trainer:
         self.saver = Saver(run, config.checkpoints, self.parallel.world)
         self.fault_policy = FaultPolicy(config.gradients, self.parameters)
         self.meter, self.timer = Meter(), StepTimer()
-        self.mixed: Mixed | None = None
         self.observers = self._build_observers(texts)
         self.state.parts |= {
             "meter": self.meter,
@@ -126,7 +125,7 @@ class Trainer:
         log.info("training on %s; %s", "; ".join(self.machine.reasons), self.config.parallel.reason)
         with self.machine.computing(self.config.seed):
             self.state.parts["loader"] = data.train
-            self.mixed = data if isinstance(data, Mixed) and len(data.source_names) > 1 else None
+            self.sources = OfSources(data)
             event = restore(self.state, self.settings, self.config.fork, world)
             with (
                 self.saver,
@@ -231,8 +230,7 @@ class Trainer:
             observer.before_step(update)
         lap("diagnostics")
         clipped = self.fault_policy.clipper.clip(update.grad_norm, update.size)
-        of_batches = (terms.to_record() for terms in update.terms)
-        for values in (*of_batches, update.of_sources(), combined, clipped):
+        for values in (*update.to_records(), combined, clipped):
             self.meter.add(values)
         update.clip = dict(self.fault_policy.clipper.factors)
         for observer in self.observers:
@@ -269,21 +267,9 @@ class Trainer:
         values |= {"data/samples": float(counters.samples), "time/seconds": counters.seconds}
         values |= self.timer.take(counters.samples - counters.samples_recorded)
         counters.samples_recorded = counters.samples
-        if self.mixed is not None:
-            drawn = self.mixed.epochs(self.state.parts["loader"].state_dict())
-            values |= {f"data/epochs@{source}": epochs for source, epochs in enumerate(drawn)}
-        values = self._named(values)
+        values = self.sources.named(values, self.state.parts["loader"].state_dict())
         writer.write(self.step, "train", values)
         counters.latest |= values
-
-    def _named(self, values: dict[str, float]) -> dict[str, float]:
-        """The values with names of sources for their numbers, by which the checkpoints' sums go: a data set
-        that has moved may have another name."""
-        if self.mixed is None:
-            return values
-        names, split = self.mixed.source_names, [key.partition("@") for key in values]
-        keys = [f"{key}@{names[int(source)]}" if at else key for key, at, source in split]
-        return dict(zip(keys, values.values(), strict=True))
 
     def validate(self, data: TrainingData) -> dict[str, float]:
         """Every term on held-out episodes with the weights that are served, as valid/..., and, if the config
@@ -305,7 +291,7 @@ class Trainer:
     def _validate(self, data: TrainingData, writer: MetricsWriter) -> None:
         started = monotonic()
         if values := self.validate(data):
-            values = self._named(values) | {"time/validation_seconds": monotonic() - started}
+            values = self.sources.named(values) | {"time/validation_seconds": monotonic() - started}
             writer.write(self.step, "validation", values)
             self.counters.latest |= values
 

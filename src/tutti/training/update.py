@@ -154,10 +154,11 @@ class Update:
         """The raw terms, means over the micro-batches."""
         return mean_terms(self.terms)
 
-    def of_sources(self) -> dict[str, float]:
-        """What is recorded of each source where there are several: the raw terms over its rows."""
+    def to_records(self) -> list[dict[str, float]]:
+        """What is recorded of each micro-batch; of several sources also the raw terms over their rows."""
         means = source_means(one.by_source for one in self.terms).items()
-        return {"loss/{}/raw@{}".format(*name.split("@")): value for name, value in means}
+        of_sources = {"loss/{}/raw@{}".format(*name.split("@")): value for name, value in means}
+        return [*(one.to_record() for one in self.terms), of_sources]
 
     @property
     def total(self) -> float:

@@ -10,17 +10,21 @@ from .parts import (
     stores_of,
     used_vectors,
 )
+from .shares import SourceShare, source_shares, weighed
 
 __all__ = [
     "LabelsConfig",
     "Part",
     "SourceConfig",
+    "SourceShare",
     "check_compatible",
     "labelled_rows",
     "open_parts",
     "robots",
     "slots",
+    "source_shares",
     "split_parts",
     "stores_of",
     "used_vectors",
+    "weighed",
 ]
