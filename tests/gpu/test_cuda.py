@@ -33,7 +33,9 @@ from fixtures.gpu_trainings import (
 )
 from fixtures.term_batches import make_batch
 from tutti.config.run_config import RunConfig
+from tutti.data.augmentation import PictureJitter, raw_batch
 from tutti.data.bundle import DataBundle
+from tutti.data.mixture import Stream
 from tutti.evaluation.open_loop import measure_open_loop
 from tutti.evaluation.probes.run import run_probes
 from tutti.evaluation.probes.setup import ProbeSetup
@@ -207,6 +209,21 @@ def test_a_moved_batch_arrives_with_its_bytes() -> None:
     assert arrived.actions.device.type == "cuda"
     assert torch.equal(arrived.actions.cpu(), given.actions)
     assert torch.equal(arrived.futures[4].observation.images.cpu(), given.futures[4].observation.images)
+
+
+def test_pictures_are_changed_on_the_gpu_as_on_a_cpu_and_each_time_alike() -> None:
+    config = PictureJitter.model_validate(
+        {name: {"probability": 0.7} for name in ("hue", "blur", "crop", "rotation", "shift", "view_drop")}
+    )
+    batch = make_batch(1)
+    raw = raw_batch(batch, config, 0, 1, [Stream((), slice(None), 0, len(batch.window))])
+    here, there, again = raw.augmented(), *(CudaMove(torch.device("cuda"))(raw)() for _ in range(2))
+    for one in (lambda batch: batch.observation, lambda batch: batch.futures[4].observation):
+        images = one(there).images
+        assert images.device.type == "cuda" and torch.equal(images, one(again).images)
+        difference = images.cpu().int() - one(here).images.int()
+        assert difference.abs().max() <= 1 and difference.ne(0).double().mean() < 1e-2
+        assert torch.equal(one(there).image_mask.cpu(), one(here).image_mask)
 
 
 def run_alone(*command: str) -> str:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import augmentation
 import memory
 import memory_cell
 import plain_loop
@@ -152,3 +153,9 @@ def test_one_thread_of_a_cpu_is_timed_by_its_own_clock() -> None:
     assert "thread" in name and now() - started < 0.04  # sleeping is no work
     for device, threads in (("cpu", 2), ("cuda", 1)):
         assert timing.work_clock(device, threads) == ("wall time", time.perf_counter)
+
+
+def test_augmentation_is_measured_in_turns_and_is_that_of_plain_numpy() -> None:
+    rates, largest = augmentation.measured(size=16, rows=2, rounds=2)
+    assert [len(found) for found in rates.values()] == [2] * (1 + len(augmentation.KINDS))
+    assert largest <= 1

@@ -18,10 +18,10 @@ from test_data_order import Store, unit
 
 from fixtures import squares_data as world
 from fixtures.unlabelled import with_vector, without_feature, without_numbers, without_texts
+from tutti.data.augmentation import ColourJitter
 from tutti.data.bundle import DataBundle
 from tutti.data.config import DataConfig
 from tutti.data.episodes import Episode
-from tutti.data.loader import ColourJitter
 from tutti.data.mixture import ComposedMixture, Mixture
 from tutti.data.normalize import EmbodimentStats, Normalizer
 from tutti.data.sources import Part, check_compatible, labelled_rows, open_parts, split_parts

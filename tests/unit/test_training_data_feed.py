@@ -12,6 +12,8 @@ import torch
 
 from fixtures import toy_training
 from fixtures.vla_training import Data, make_batch
+from tutti.data.augmentation import PictureJitter, RawBatch, raw_batch
+from tutti.data.mixture import Stream
 from tutti.distributed.ranks import ONE_RANK, Ranks, current_ranks
 from tutti.storage.checkpoint import load
 from tutti.training import data_feed, trainer
@@ -43,6 +45,11 @@ class Counting:
 
 def number(batch: Batch) -> int:
     return int(batch.window[0]) // 100
+
+
+def raw(number: int) -> RawBatch:
+    batch = make_batch(number)
+    return raw_batch(batch, PictureJitter(), 0, number, [Stream((), slice(None), 0, len(batch.window))])
 
 
 def at_once(batch: Batch) -> Callable[[], Batch]:
@@ -119,6 +126,23 @@ def test_on_a_gpu_batches_are_ahead_and_the_thread_ends_with_the_block(
         assert len(first.window) == len(make_batch(0).window) // 2
         assert data.train.state_dict() == {"position": 1}
     assert loader.position == 1 and current_ranks() == ONE_RANK
+
+
+def test_pictures_are_left_to_the_device_where_the_loader_can() -> None:
+    made = [raw(number) for number in range(2)]
+
+    class Leaving(Counting):
+        def raw_batches(self) -> Iterator[RawBatch]:
+            while True:
+                yield raw(number(next(self)))
+
+    prefetcher = DevicePrefetcher(Leaving(), lambda batch: batch.augmented)
+    for expected in made:
+        found = next(prefetcher).observation.images
+        assert torch.equal(found, expected.augmented().observation.images)
+        assert not torch.equal(found, expected.batch.observation.images)
+    assert prefetcher.state_dict() == {"position": 2}
+    prefetcher.close()
 
 
 def test_the_last_checkpoint_counts_no_batch_that_is_still_on_its_way(

@@ -13,6 +13,8 @@ from fixtures.gpu_trainings import EVERY_TERM, ONCE, updated
 from fixtures.gpu_trainings import make_trainer as any_trainer
 from fixtures.small_model import NumberedLoader
 from fixtures.vla_training import make_batch, make_trainer
+from tutti.data.augmentation import PictureJitter, raw_batch
+from tutti.data.mixture import Stream
 from tutti.models import layers
 from tutti.models.decoders import fast_tokens as chunk_tokens
 from tutti.models.language import transformer as language
@@ -112,6 +114,20 @@ def test_a_look_at_a_number_is_found(
     with Waits() as waits:
         updated(trainer, 1, 1)
     assert waits.seen.count("_local_scalar_dense") in (1, as_on_a_gpu[0] + 1)
+
+
+def test_pictures_are_changed_on_a_device_without_a_look_at_a_number() -> None:
+    every = {"probability": 0.5}
+    config = PictureJitter.model_validate(
+        dict.fromkeys(("hue", "blur", "crop", "rotation", "shift", "view_drop"), every)
+    )
+    raw = raw_batch(make_batch(1), config, 0, 1, [Stream((), slice(None), 0, len(make_batch(1).window))])
+    assert len(raw.changes.warped) and len(raw.changes.blurred)
+    there = raw.to("meta")  # looks at masks before it moves them
+    with Waits() as waits:
+        images = there.augmented().observation.images
+    assert images.shape == raw.batch.observation.images.shape and images.dtype == torch.uint8
+    assert waits.seen == []
 
 
 def test_what_is_recorded_is_what_was_fetched_micro_batch_by_micro_batch(tmp_path: Path) -> None:

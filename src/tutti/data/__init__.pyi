@@ -1,7 +1,8 @@
+from .augmentation import ColourJitter, NoAugmentation, PictureJitter
 from .bundle import Batches, DataBundle
 from .config import DataConfig
 from .episodes import Episode, EpisodeStore, StoreSpec
-from .loader import ColourJitter, Loader, NoAugmentation
+from .loader import Loader
 from .mixture import Mixture
 from .normalize import ActionStats, Normalizer
 from .sources import SourceConfig
@@ -21,6 +22,7 @@ __all__ = [
     "Mixture",
     "NoAugmentation",
     "Normalizer",
+    "PictureJitter",
     "Source",
     "SourceConfig",
     "StoreSpec",

@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import Field, model_validator
 
+from tutti.data.augmentation import Augmentation, NoAugmentation
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
 from tutti.data.cache import CacheConfig, cached_frames
 from tutti.data.conventions.chunks import MOST_CHUNKS, chunks_of
 from tutti.data.conventions.config import CanonicalConfig
 from tutti.data.conventions.served import Served
 from tutti.data.episodes import ALL_USED, VECTORS, Progress, StoreSpec, check_unchanged, rows_of
-from tutti.data.loader import ColourJitter, Loader, NoAugmentation
+from tutti.data.loader import Loader
 from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig
 from tutti.data.normalize import ActionStats, EmbodimentStats, NormalizationKind, Normalizer
 from tutti.data.sources import (
@@ -40,8 +41,6 @@ from tutti.durations import ChunkSteps, require_steps
 from tutti.errors import UserError
 from tutti.frozen_config import FrozenConfig
 from tutti.types import DataNeeds, DataSpec, Label
-
-Augmentation = Annotated[NoAugmentation | ColourJitter, Field(discriminator="kind")]
 
 
 class DataConfig(FrozenConfig):
@@ -88,7 +87,9 @@ class DataConfig(FrozenConfig):
         "Of others the suite that recorded them knows the task; else each is one of its own.",
     )
     augmentation: Augmentation = Field(
-        default_factory=NoAugmentation, description="none, or colour: brightness, contrast, saturation."
+        default_factory=NoAugmentation,
+        description="none; colour: brightness, contrast, saturation; or "
+        "pictures: each operation with its range and probability.",
     )
     prefetch: int = Field(default=3, ge=0, le=64, description="Batches made ahead by a thread; 0: none.")
     cache: CacheConfig = Field(

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from tutti.data.augmentation import RawBatch
 from tutti.data.loader import check_divides
 from tutti.distributed.ranks import Ranks, shared_batch
 from tutti.types import Batch
@@ -73,8 +74,15 @@ class OfSources:
 BatchStream = Iterator[Batch]
 Texts = Callable[[Batch], list[str]]
 """Gives the instructions of a batch as texts."""
-Move = Callable[[Batch], Callable[[], Batch]]
+Move = Callable[[Batch | RawBatch], Callable[[], Batch]]
 """Starts to move a batch; what it gives, called where the batch is used, waits until it is there."""
+
+
+@runtime_checkable
+class Augmenting(Protocol):
+    """A loader that can leave the change of the pictures to the device that they are moved to."""
+
+    def raw_batches(self) -> Iterator[Batch | RawBatch]: ...
 
 
 class DevicePrefetcher:
@@ -87,7 +95,7 @@ class DevicePrefetcher:
 
     def __init__(self, loader: TrainLoader, move: Move, depth: int = 1) -> None:
         self._loader, self._move, self._depth = loader, move, depth
-        self._stream: Iterator[Batch] | None = None
+        self._stream: Iterator[Batch | RawBatch] | None = None
         self._thread: ThreadPoolExecutor | None = None
         # The loader's position before each batch that is on its way, and the batch.
         self._ahead: deque[tuple[Future[dict[str, Any]], Future[Callable[[], Batch]]]] = deque()
@@ -124,7 +132,10 @@ class DevicePrefetcher:
     def _begin(self) -> None:
         """Take the next batches and start to move them, in the thread, which alone knows the position."""
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="tutti-feed")
-        self._stream = stream = self._stream or iter(self._loader)
+        if self._stream is None:
+            augments = isinstance(self._loader, Augmenting)
+            self._stream = self._loader.raw_batches() if augments else iter(self._loader)
+        stream = self._stream
         while len(self._ahead) < self._depth:
             state = self._thread.submit(self._loader.state_dict)
             batch = self._thread.submit(lambda: self._move(next(stream)))
@@ -205,7 +216,8 @@ def portion(batches: Iterable[Batch], ranks: Ranks) -> Iterator[tuple[int | None
 
 
 class CudaMove:
-    """Copies a batch through page-locked memory on a stream of its own, beside the computation.
+    """Copies a batch through page-locked memory on a stream of its own, beside the computation, and there
+    changes its pictures.
 
     The stream that computes waits for the copy, not the host. Each tensor is made known to that stream, so
     that its memory is not given to another before the computation has read it.
@@ -215,12 +227,13 @@ class CudaMove:
         self.device = device
         self.stream = torch.cuda.Stream(device)
 
-    def __call__(self, batch: Batch) -> Callable[[], Batch]:
+    def __call__(self, batch: Batch | RawBatch) -> Callable[[], Batch]:
         """Starts the copy and gives what waits for it."""
         # Every thread begins with the first device: a look back at it from rank 3 would make a context there.
         torch.cuda.set_device(self.stream.device)
         with torch.cuda.stream(self.stream):
-            moved = batch.apply(Tensor.pin_memory).to(self.device, non_blocking=True)
+            there = batch.apply(Tensor.pin_memory).to(self.device, non_blocking=True)
+            moved = there.augmented() if isinstance(there, RawBatch) else there
             arrived = self.stream.record_event()
 
         def arrive() -> Batch:
