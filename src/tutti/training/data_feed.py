@@ -132,9 +132,9 @@ class DevicePrefetcher:
     def _begin(self) -> None:
         """Take the next batches and start to move them, in the thread, which alone knows the position."""
         self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="tutti-feed")
+        loader = self._loader
         if self._stream is None:
-            augments = isinstance(self._loader, Augmenting)
-            self._stream = self._loader.raw_batches() if augments else iter(self._loader)
+            self._stream = loader.raw_batches() if isinstance(loader, Augmenting) else iter(loader)
         stream = self._stream
         while len(self._ahead) < self._depth:
             state = self._thread.submit(self._loader.state_dict)
