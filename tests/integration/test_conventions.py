@@ -128,7 +128,7 @@ def test_an_export_says_whose_convention_it_answers_in(run: Path, tmp_path: Path
     )
     prints = {CheckpointPolicyFactory(folder).fingerprint for folder in (first, second)}
     assert len(prints) == 2  # they are evaluated apart
-    with pytest.raises(UserError, match=r"robot: expected the number of a source \(0 .*, 1 .*\)"):
+    with pytest.raises(UserError, match=r"robot: .*\(0 poses0/first, 1 poses0/second\), found 2"):
         export_policy(run, tmp_path / "third", robot=2)
     with pytest.raises(UserError, match=r"state: rotation, dimensions 3-6, is .*length 1"):
         Policy.load(first).predict(picture, np.zeros(8, np.float32), "go")

@@ -11,9 +11,19 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fixtures.poses import STEPS, Walk, decoded, recorded
+from fixtures.toy_reader import ToyReader
+from tutti.data.conventions.chunks import chunks_of
 from tutti.data.conventions.config import CanonicalConfig, ConventionsConfig, GripperConfig, MotionConfig
 from tutti.data.conventions.conversion import Conversion
 from tutti.data.conventions.rotations import FORMS, size_of
+from tutti.data.conventions.store import apply
+from tutti.data.episodes import WHERE_PRESENT
+from tutti.data.formats.chosen import Chosen
+from tutti.data.formats.mapped import MappedStore
+from tutti.data.formats.wanted import Wanted
+from tutti.data.normalize import Normalizer
+from tutti.data.tokenize import Tokenizer
+from tutti.data.windows import Source, WindowIndex
 from tutti.errors import UserError
 
 ANGLE, NUMBER = 2e-6, 1e-5
@@ -287,3 +297,40 @@ def test_a_robots_state_is_checked_and_its_gripper_may_lie_outside() -> None:
         UserError, match=r"state: rotation, dimensions 3-6, is .*expected quaternion_wxyz of length 1"
     ):
         made.learn_state(state)
+
+
+LENIENT = Chosen(labels=WHERE_PRESENT)
+FOLLOWS = ConventionsConfig.model_validate({"action": {"motion": {"kind": "absolute", "dimensions": "0-1"}}})
+
+
+def toy_store(actions: bool) -> MappedStore:
+    """Episode 1 lacks the state of its first step, and where not `actions` the action too."""
+    arm, act = np.ones((5, 3), np.float32), np.full((5, 2), 0.5, np.float32)
+    arm[0] = np.nan
+    if not actions:
+        act[0] = np.nan
+    numbers: dict[tuple[str, int], np.ndarray] = {("obs/arm", 1): arm, ("act", 1): act}
+    numbers |= {
+        ("act", episode): np.full((length, 2), 0.5, np.float32) for episode, length in ((0, 6), (2, 7))
+    }
+    return MappedStore(ToyReader(numbers=numbers), Wanted(state=("obs/arm",)), (LENIENT,))
+
+
+def test_actions_that_need_a_state_which_is_not_there_are_refused_or_masked() -> None:
+    canonical = CanonicalConfig(actions="relative")
+    with pytest.raises(UserError, match=r"motion does not fit episode 1, row 0[\s\S]*the state of each step"):
+        apply(toy_store(actions=True), FOLLOWS, canonical)
+    store = toy_store(actions=False)
+    apply(store, FOLLOWS, canonical)
+    normalizer = Normalizer.fit("standard", "arm", store.states[11:], store.actions[11:])
+    frames = np.zeros((18, 2, 3, 8, 8), np.uint8)
+    tokenizer = Tokenizer.fit({"open", "close"}, 512)
+    index = WindowIndex([Source(store, frames)], horizon=3, normalizer=normalizer, tokenizer=tokenizer)
+    actions, mask = index.chunks(np.array([0, 6, 7]))
+    assert mask[:, :, 0].tolist() == [[True] * 3, [False] * 3, [True] * 3]
+    assert bool(np.isfinite(actions.numpy()).all())
+    assert store.converted is not None and store.converted.conversion.relative is not None
+    rows = np.isfinite(store.actions).all(axis=1)
+    found = chunks_of(store, store.episodes[1:2], rows, 3, 100)
+    assert found.shape == (3 + 3 + 2 + 1, 2)  # of the four steps that have a state
+    np.testing.assert_allclose(found, [[-0.5, -0.5]] * 9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -72,7 +73,8 @@ class Served(FrozenConfig):
                 low, high = one.ranges.get(what) or extremes(values)
                 names, units = getattr(one.spec, f"{what}_names"), getattr(one.spec, f"{what}_units")
                 vectors[what] = RecordedVector(names=names, units=units, min=tuple(low), max=tuple(high))
-            known = ServedSource(name=store.name, conventions=one.conversion.said, **vectors)
+            called = "/".join(Path(store.name).parts[-2:])  # a stranger need not know where it lay
+            known = ServedSource(name=called, conventions=one.conversion.said, **vectors)
             if not any(_same(known, other) for other in sources):
                 sources.append(known)
         canonical = converted[0][1].conversion.canonical
@@ -129,7 +131,7 @@ class Served(FrozenConfig):
         if not 0 <= source < len(self.sources):
             names = ", ".join(f"{number} {one.name}" for number, one in enumerate(self.sources))
             raise UserError(
-                f"robot: expected the number of a source ({names}), or learned; found {source!r}."
+                f"robot: expected the number of a source in conventions.json ({names}), found {source!r}."
             )
 
 
