@@ -103,16 +103,10 @@ class Layout:
         """Whether any number becomes another one."""
         return any(isinstance(one.said, GripperConfig) or one.form for one in self.pieces)
 
-    def rotation(self, at: int, *, learned: bool = False) -> Piece | None:
-        """The rotation that begins at this recorded, or learned, number."""
-        return next(
-            (
-                one
-                for one in self.pieces
-                if isinstance(one.said, RotationConfig) and (one.there if learned else one.here).start == at
-            ),
-            None,
-        )
+    def rotation(self, at: int) -> Piece | None:
+        """The rotation that begins at this recorded number."""
+        turns = (one for one in self.pieces if isinstance(one.said, RotationConfig))
+        return next((one for one in turns if one.here.start == at), None)
 
     def place(self, at: int) -> int:
         """Where the recorded number `at` lies in the learned vector."""
