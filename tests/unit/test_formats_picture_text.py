@@ -255,6 +255,7 @@ def test_the_commands_say_what_it_is(sets: tuple[Path, Path], tmp_path: Path) ->
 
     said = run("inspect", str(pairs), "--sheet", str(tmp_path / "sheet.png"))
     assert "30 picture-text pairs" in said and "such as align" in said and "a second" not in said
+    assert "conventions" not in said
     assert f"- {{path: {pairs}}}" in said and "robot none" not in said
     assert Image.open(tmp_path / "sheet.png").size > (100, 100)
     said = run("check", str(pairs), "--report", str(tmp_path / "page.html"))

@@ -66,7 +66,8 @@ def _lines(inspected: Inspected) -> Iterator[str]:
         why = f"   guessed: {roles.reasons[field]}" if field in roles.reasons else ""
         yield f"    {field:8} {in_words(getattr(roles, field))}{why}"
     yield from (f"    {key:8} {why}" for key, why in roles.reasons.items() if not hasattr(roles, key))
-    yield f"  conventions{': none are stored; sources.conventions says them' * (not found.told_by)}"
+    if not inspected.format.is_pairs:
+        yield f"  conventions{': none are stored; sources.conventions says them' * (not found.told_by)}"
     for key, value in found.conventions.lines():
         yield f"    {key:15} {value}   {found.told_by[key]}"
     if inspected.store is not None:
