@@ -15,7 +15,7 @@ NO_EFFECT = {
     "data.sources.path": "whether the data are the same, their content tells",
     "data.sources.name": "names the source in the records",
     "data.prefetch": "batches depend on their number alone",
-    "data.cache": "the pictures are the same wherever they lie",
+    "data.cache": "the pictures are the same wherever they lie; another kind or quality are other pictures",
     "training.log_every": "values are read, not changed",
     "training.checkpoints": "a resumed run goes on to the same bits; but a rollback goes to what is there",
     "training.diagnostics": "they draw random numbers of their own and leave no gradient",
@@ -38,6 +38,7 @@ ANOTHER_RESULT = (
     *("data.sources", "data.horizon", "data.batch_size", "data.image_size", "data.validation_fraction"),
     "data.canonical",
     *("data.episodes_per_task", "data.validation_windows", "data.normalization", "data.vocab_size"),
+    *("data.cache.kind", "data.cache.quality"),
     *("data.mixture", "data.tasks", "data.text_length", "data.augmentation", "data.seed"),
     *("training.steps", "training.seed", "training.optimizer", "training.schedule", "training.gradients"),
     *("training.accumulation", "training.batch_ramp", "training.ema", "training.fork"),
@@ -75,4 +76,10 @@ def with_effect(values: Any, key: str = "") -> Any:
     if not isinstance(values, Mapping):
         return values
     below = {name: f"{key}.{name}" if key else str(name) for name in values}
-    return {name: with_effect(values[name], path) for name, path in below.items() if path not in NO_EFFECT}
+    kept = {name: path for name, path in below.items() if effect_of(path) != "none" or _has_others(path)}
+    return {name: with_effect(values[name], path) for name, path in kept.items()}
+
+
+def _has_others(key: str) -> bool:
+    """Whether a key below this one has another effect than its own."""
+    return any(one.startswith(f"{key}.") and effect != EFFECTS[key] for one, effect in EFFECTS.items())

@@ -11,13 +11,13 @@ is kept if it is finished, and continues if it was interrupted.
       first_batch.png  and .json: the first batch         model.json, data.json  sizes of model and data
       data_content.json  digests of each episode          data_findings.json  remarks on the data
       init_from.json   what was taken from another run    failures/, spikes/  steps saved for a replay
-      shapes.txt       tensors of the first batch
+      shapes.txt       tensors of the first batch         frame_cache.json  what data.cache.kind auto chose
       evaluation/      every rollout, the scores, videos  evaluations/    others of another name
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
       report.html      all results on one page            summary.json    the same for programs
       tune/            rates that `tutti tune` screened
 
-Decoded pictures are kept for all runs outside of them (data/cache.py).
+Decoded pictures are kept for all runs outside of them (data/cache/).
 """
 
 from __future__ import annotations

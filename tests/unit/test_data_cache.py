@@ -22,8 +22,7 @@ from jaxtyping import Int64, UInt8
 from test_data_loading import write_set
 
 from fixtures.cache_builder import ROWS, SHARD, SIZE, MemoryStore
-from tutti.data import cache as cache_module
-from tutti.data.cache import CacheConfig, cached_frames, resize_images
+from tutti.data.cache import CacheConfig, building, cached_frames, decoding, resize_images
 from tutti.data.sources import SourceConfig
 from tutti.storage.files import exclusive_lock
 from tutti.types import UserError
@@ -40,7 +39,7 @@ def test_pictures_of_the_right_size_are_cached_byte_for_byte(tmp_path: Path) -> 
 def test_an_interrupted_cache_goes_on_and_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache_module, "_SHARD_ROWS", 4)
+    monkeypatch.setattr(building, "SHARD_ROWS", 4)
     expected = cached_frames(MemoryStore(30, 8), tmp_path / "whole", 8)
     with pytest.raises(KeyboardInterrupt):
         cached_frames(MemoryStore(30, 8, fatal_row=17), tmp_path / "cut", 8)
@@ -65,7 +64,7 @@ def test_large_pictures_are_decoded_few_at_a_time_and_all_the_same(
         return MemoryStore.frames(store, view, rows)
 
     monkeypatch.setattr(store, "frames", frames)
-    monkeypatch.setattr(cache_module, "_SHARD_BYTES", 4 * 3 * 16**2)
+    monkeypatch.setattr(decoding, "SHARD_BYTES", 4 * 3 * 16**2)
     np.testing.assert_array_equal(cached_frames(store, tmp_path / "in parts", 8), expected)
     assert max(asked) == 4 and sum(asked) == 30 * len(store.spec.views)
 
@@ -112,9 +111,9 @@ def test_a_full_disk_is_found_before_decoding(tmp_path: Path, monkeypatch: pytes
 def test_size_room_time_and_place_are_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cache_module, "_SHARD_ROWS", 4)
+    monkeypatch.setattr(building, "SHARD_ROWS", 4)
     clock = iter((0.0, 360.0))
-    monkeypatch.setattr(cache_module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(building.time, "monotonic", lambda: next(clock))
     caplog.set_level("INFO", "tutti")
     for _ in range(2):
         cached_frames(MemoryStore(44, 8), tmp_path, 8)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from tutti.data.augmentation import Augmentation, NoAugmentation
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
-from tutti.data.cache import CacheConfig, cached_frames
+from tutti.data.cache import CacheConfig, decided, open_frames
 from tutti.data.conventions.chunks import MOST_CHUNKS, chunks_of
 from tutti.data.conventions.config import CanonicalConfig
 from tutti.data.conventions.served import Served
@@ -140,6 +140,7 @@ class DataConfig(FrozenConfig):
         group_of: GroupOf | None = None,
         trained_on: Path | None = None,
         kept: Statistics | None = None,
+        decision: Path | None = None,
     ) -> DataBundle:
         """Opens the sources, fits normalisation and text on the training episodes, decodes frames once.
 
@@ -148,7 +149,8 @@ class DataConfig(FrozenConfig):
         caches are kept in `cache.folder` and found again.
 
         `trained_on` is the file of digests of the data that a run has been trained on, which these must be.
-        `kept` are the normaliser and the tokenizer of another run, instead of fitted ones.
+        `kept` are the normaliser and the tokenizer of another run, instead of fitted ones. `decision` is the
+        file that keeps what `cache.kind` auto has decided.
 
         Raises UserError for anything wrong with the data sets or between them, one that is too short for
         the horizon, or a full disk.
@@ -156,7 +158,6 @@ class DataConfig(FrozenConfig):
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <data set>}.")
         require_steps(self, "data")
-        cache = self.cache.home()
         opened = open_parts(self.sources, self.canonical)
         if trained_on is not None:
             check_unchanged(stores_of(opened), trained_on)
@@ -172,7 +173,8 @@ class DataConfig(FrozenConfig):
             normalizer = self._of_chunks(parts, spec, normalizer)
         if kept is not None:
             normalizer, tokenizer = kept.normalizer, kept.tokenizer
-        frames = [cached_frames(store, cache, self.image_size, progress) for store in stores]
+        cache = decided(stores, self.cache, self.image_size, decision)
+        frames = open_frames(stores, cache, self.image_size, progress=progress)
         labelled = [labelled_rows(store, parts, spec) for store in stores]
         places = [slots(store, spec) for store in stores]
         windows = WindowIndex(
@@ -193,6 +195,8 @@ class DataConfig(FrozenConfig):
             digest.update(rows.tobytes())
         if any(part.labels != ALL_USED for part in parts):
             digest.update(b"".join(rows.tobytes() for own in labelled for rows in own.values()))
+        if cache.kind == "jpeg":  # other pictures
+            digest.update(f"jpeg {cache.quality}".encode())
         train = Loader(
             windows,
             self._mixture(windows, drawn, [part.weight for part in parts]),

@@ -201,6 +201,15 @@ class EpisodeStore(ABC):
         Raises UserError where a picture is missing, damaged or not of the promised size.
         """
 
+    def another_reader(self) -> EpisodeStore | None:
+        """The same data set for another thread, which shares the numbers, but neither open files nor what was
+        read last; None where one thread at a time may read pictures."""
+        return None
+
+    def picture_files(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterable[Path]:
+        """The files that the pictures of `view` at these rows are read from, as far as they are known."""
+        return ()
+
     def own_sizes(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The same pictures one by one; those of pairs in their own sizes, which `frames` makes equal."""
         yield from self.frames(view, rows)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int16, Int64, UInt8
 from torch import Tensor
 
+from tutti.data.cache import Frames, gathered
 from tutti.data.conventions.chunks import RelativeChunks
 from tutti.data.episodes import Episode, EpisodeStore, rows_of
 from tutti.data.keyframes import check_grippers, next_keyframes
@@ -39,7 +40,7 @@ class Source:
     own are, the others are masked; None: all, in order."""
 
     store: EpisodeStore
-    frames: UInt8[np.ndarray, "n v 3 s s"]
+    frames: UInt8[np.ndarray, "n v 3 s s"] | Frames
     labelled: Mapping[Label, Bool[np.ndarray, " n"]] | None = None
     slots: tuple[int, ...] | None = None
 
@@ -190,14 +191,19 @@ class WindowIndex:
         if len(windows) == 0 or windows.min() < 0 or windows.max() >= len(self):
             raise UserError(f"windows: expected numbers in [0, {len(self)}), found {windows.tolist()[:8]}.")
         actions, mask = self.chunks(windows)
+        later = {label: self._later(windows, label) for label in self.needs.futures}
+        now, *then = self._pictures([windows, *(rows for rows, _ in later.values())])
         return Batch(
-            observation=self._observation(windows),
+            observation=self._observation(windows, now),
             actions=actions,
             action_mask=mask,
             instruction_id=torch.from_numpy(self._instruction[windows]),
             embodiment=torch.from_numpy(self._embodiment[windows]),
             window=torch.from_numpy(windows.astype(np.int64)),
-            futures={label: self._future(windows, label) for label in self.needs.futures},
+            futures={
+                label: Future(observation=self._observation(rows, images), mask=torch.from_numpy(known))
+                for (label, (rows, known)), images in zip(later.items(), then, strict=True)
+            },
             later_states=self._later_states(windows) if self.needs.states else None,
             progress=torch.from_numpy(self._progress[windows]),
             task_id=torch.from_numpy(self._task[self._instruction[windows]]),
@@ -230,11 +236,14 @@ class WindowIndex:
         mask = np.broadcast_to(inside[..., None], actions.shape).copy()
         return torch.from_numpy(actions), torch.from_numpy(mask)
 
-    def _future(self, windows: Int64[np.ndarray, " b"], label: FutureLabel) -> Future:
+    def _later(
+        self, windows: Int64[np.ndarray, " b"], label: FutureLabel
+    ) -> tuple[Int64[np.ndarray, " b"], Bool[np.ndarray, " b"]]:
+        """The row of this later picture of each window, and whether it is in the episode."""
         end = self._end[windows]
         later = end - 1 if label == "last" else windows + label
         mask = self._has_last(windows) if label == "last" else later < end
-        return Future(observation=self._observation(np.minimum(later, end - 1)), mask=torch.from_numpy(mask))
+        return np.minimum(later, end - 1), mask
 
     def _has_last(self, windows: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
         """Which windows lie in an episode of a robot: a pair is no episode that ends later."""
@@ -276,8 +285,10 @@ class WindowIndex:
         }
         return known, {name: known & mask for name, mask in later.items()}
 
-    def _observation(self, rows: Int64[np.ndarray, " b"]) -> Observation:
-        ids, images = self._instruction[rows], self._pictures(rows)
+    def _observation(
+        self, rows: Int64[np.ndarray, " b"], images: UInt8[np.ndarray, "b v 3 s s"]
+    ) -> Observation:
+        ids = self._instruction[rows]
         width = self._text_width[ids].max()
         return Observation(
             images=torch.from_numpy(images),
@@ -288,20 +299,23 @@ class WindowIndex:
             state_mask=torch.from_numpy(self._known["state"][rows]),
         )
 
-    def _pictures(self, rows: Int64[np.ndarray, " b"]) -> UInt8[np.ndarray, "b v 3 s s"]:
+    def _pictures(self, wanted: Sequence[Int64[np.ndarray, " b"]]) -> list[UInt8[np.ndarray, "b v 3 s s"]]:
+        """The pictures of each of some lists of rows, those of a source together."""
         if len(self.sources) == 1:
-            return self.sources[0].frames[rows]
+            return gathered(self.sources[0].frames, wanted)
         views, pixels = self._views.shape[1], self.sources[0].frames.shape[2:]
-        out = np.empty((len(rows), views, *pixels), dtype=np.uint8)
+        out = [np.empty((len(rows), views, *pixels), dtype=np.uint8) for rows in wanted]
         for source, offset in zip(self.sources, self._offsets, strict=False):
-            local = rows - offset
-            here = (local >= 0) & (local < len(source.frames))
-            if source.slots is None:
-                out[here] = source.frames[local[here]]
-            elif here.any():
-                filled = np.zeros((int(here.sum()), views, *pixels), np.uint8)  # what is masked is black
-                filled[:, list(source.slots)] = source.frames[local[here]]
-                out[here] = filled
+            count = len(source.frames)
+            here = [(rows >= offset) & (rows < offset + count) for rows in wanted]
+            own = [rows[some] - offset for rows, some in zip(wanted, here, strict=True)]
+            for to, some, found in zip(out, here, gathered(source.frames, own), strict=True):
+                if source.slots is None:
+                    to[some] = found
+                elif len(found):
+                    filled = np.zeros((len(found), views, *pixels), np.uint8)  # what is masked is black
+                    filled[:, list(source.slots)] = found
+                    to[some] = filled
         return out
 
     def _shown(self, rows: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, "b v"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -95,6 +96,15 @@ class EpisodeReader(ABC):
         self, key: str, episode: int, steps: Int64[np.ndarray, " k"]
     ) -> UInt8[np.ndarray, "k h w 3"]:
         """The pictures `key` at these steps of an episode, as stored, RGB."""
+
+    def another_reader(self) -> EpisodeReader | None:
+        """The same data set for another thread, without what this one has open or read last; None where one
+        thread at a time may read pictures."""
+        return None
+
+    def picture_files(self, key: str, episode: int) -> Sequence[Path]:
+        """The files that the pictures `key` of an episode are read from, as far as they are known."""
+        return ()
 
     def picture_digest(self, key: str, episode: int) -> int:
         """A digest of an episode's pictures; a format may take them as stored, or a stated sample."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
@@ -126,6 +128,19 @@ class MappedStore(EpisodeStore):
             with self._way_out(episode):
                 pictures = self._reader.pictures(self._keys[view], episode, step[None])
             yield upright(pictures, self.roles.flip)[0]
+
+    def another_reader(self) -> MappedStore | None:
+        """With another reader of the same files, if the format has one."""
+        if (reader := self._reader.another_reader()) is None:
+            return None
+        other = copy.copy(self)
+        other._reader = reader
+        return other
+
+    def picture_files(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[Path]:
+        """As the reader tells of the episodes."""
+        for episode in np.unique(self._episode_of[rows]).tolist():
+            yield from self._reader.picture_files(self._keys[view], episode)
 
     def picture_digests(self) -> Digests:
         """Of the pictures as the reader digests them, and of how they are turned and paired."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,6 +108,16 @@ class HDF5Reader(EpisodeReader):
                     why = shown(str(error), 300, quoted=False)
                     raise data_error(f"{problem}: {why}.", cure=REPAIR) from error
         return out
+
+    def another_reader(self) -> HDF5Reader:
+        """With open files of its own."""
+        other = copy.copy(self)
+        other._files = OpenFiles(self._files.paths)
+        return other
+
+    def picture_files(self, key: str, episode: int) -> Sequence[Path]:
+        """The file of the episode."""
+        return (self._files.paths[self._index.places[episode].file],)
 
     def picture_digest(self, key: str, episode: int) -> int:
         """Of the pictures as stored, evenly spread steps of them where a view has over `SAMPLED_BYTES`."""

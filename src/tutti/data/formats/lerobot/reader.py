@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,19 @@ class LeRobotStore(EpisodeStore):
             return self._video(view, rows, shape)
         return self._columns.read(view, self._file_rows[rows], shape)
 
+    def another_reader(self) -> LeRobotStore:
+        """With open files of its own."""
+        other = copy.copy(self)
+        other._columns = self._columns.another()
+        other._videos = VideoReader(self.meta.info.fps, self.meta.tolerance)
+        return other
+
+    def picture_files(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterable[Path]:
+        """The videos of the episodes, or the data files with the rows."""
+        if (table := self.meta.videos.get(view)) is None:
+            return self._columns.files(self._file_rows[rows])
+        return [table.paths[episode] for episode in np.unique(self._episode_of[rows]).tolist()]
+
     def picture_digests(self) -> Digests:
         """Of the encoded pictures: all of a view up to SAMPLED_BYTES, beyond that evenly spread row groups or
         blocks of its videos, and of where each episode lies in its video.
@@ -217,6 +231,17 @@ class _PictureColumns:
         self._used = np.unique(np.repeat(np.arange(len(rows)), rows)[np.repeat(meta.kept, meta.lengths)])
         self._shapes = {view: feature.shape for view, feature in meta.info.features.items()}
         self._last: dict[str, tuple[int, int, pa.Array]] = {}
+
+    def another(self) -> _PictureColumns:
+        """The same with nothing open, for another thread."""
+        other = copy.copy(self)
+        other._open, other._last = OrderedDict(), {}
+        return other
+
+    def files(self, rows: Int64[np.ndarray, " k"]) -> list[Path]:
+        """The files of these rows."""
+        numbers = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
+        return [self._paths[number] for number in numbers.tolist()]
 
     def digests(self, view: str, out: Digests) -> None:
         """Writes a digest of each row's encoded picture; rows of groups beyond the sample keep their 0."""

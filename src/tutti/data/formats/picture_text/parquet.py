@@ -42,6 +42,8 @@ class ParquetTable(StretchTable):
     read together: rising ones are fast.
     """
 
+    for_threads = False  # it goes on in the row group that it read last
+
     def __init__(self, files: Sequence[Path]) -> None:
         self._files, counts = files, [self._open(path).metadata.num_rows for path in files]
         self._starts = [0, *accumulate(counts)]
@@ -90,6 +92,10 @@ class ParquetTable(StretchTable):
         """The bytes in the table, or of the file that it names."""
         content = self._stored(key, row)
         return super().picture(key, row) if content is None else content
+
+    def picture_file(self, key: str, row: int) -> Path:
+        """The table, which has the bytes; of a column of paths the file that it names."""
+        return self._files[self._place(row)[0]] if key in self._bytes else super().picture_file(key, row)
 
     def sampled(self, key: str, row: int) -> int:
         """As of every table."""

@@ -93,6 +93,14 @@ class PairsReader(EpisodeReader):
             raise self._table.wrong(episode, f"the picture {shown(key)} cannot be read: {why}") from error
         return np.repeat(picture[None], len(steps), axis=0)
 
+    def another_reader(self) -> PairsReader | None:
+        """This one, where the table keeps nothing of what it has read."""
+        return self if self._table.for_threads else None
+
+    def picture_files(self, key: str, episode: int) -> Sequence[Path]:
+        """The file of the picture, or the shard that it lies in."""
+        return (self._table.picture_file(key, episode),)
+
     def picture_digest(self, key: str, episode: int) -> int:
         """Of the stored picture's length, beginning and end."""
         return self._table.sampled(key, episode)

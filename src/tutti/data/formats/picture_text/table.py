@@ -26,7 +26,8 @@ LEAVE_OUT = "repair or remove this pair."
 
 class PairTable(ABC):
     """Rows with encoded pictures and with texts, by the names of columns. It is opened fast: of pictures
-    only where they lie is known. `passed_over` are columns that are neither.
+    only where they lie is known. `passed_over` are columns that are neither. `for_threads`: pictures may be
+    read by several threads at once.
 
     Raises: UserError for a damaged file when it is opened, for a damaged row when that is asked for.
     """
@@ -35,6 +36,7 @@ class PairTable(ABC):
     texts: tuple[str, ...]
     passed_over: tuple[str, ...] = ()
     count: int
+    for_threads: bool = True
 
     @abstractmethod
     def where(self, row: int) -> str:
@@ -47,6 +49,10 @@ class PairTable(ABC):
     @abstractmethod
     def picture(self, key: str, row: int) -> bytes:
         """The encoded picture of a row."""
+
+    @abstractmethod
+    def picture_file(self, key: str, row: int) -> Path:
+        """The file that the picture of a row is in."""
 
     def sampled(self, key: str, row: int) -> int:
         """A digest of the picture's length, beginning and end."""
@@ -75,6 +81,10 @@ class StretchTable(PairTable):
     @abstractmethod
     def stretch(self, key: str, row: int) -> tuple[Path, int, int | None]:
         """File, first byte and number of bytes of a picture; None: all that follow."""
+
+    def picture_file(self, key: str, row: int) -> Path:
+        """That of the stretch."""
+        return self.stretch(key, row)[0]
 
     def picture(self, key: str, row: int) -> bytes:
         """Read from its file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,6 +150,16 @@ class RldsReader(EpisodeReader):
                 why = shown(str(error), 300, quoted=False)
                 raise record.wrong(f"the picture {key} of step {step} cannot be read: {why}") from error
         return out
+
+    def another_reader(self) -> RldsReader:
+        """With a last record of its own."""
+        other = copy.copy(self)
+        other._last, other._views = None, {}
+        return other
+
+    def picture_files(self, key: str, episode: int) -> Sequence[Path]:
+        """The shard of the episode."""
+        return (self._index.path(episode),)
 
     def picture_digest(self, key: str, episode: int) -> int:
         """Of the checksum that is stored for the whole record; with array_record, of the stored pictures."""

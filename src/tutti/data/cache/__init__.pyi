@@ -1,0 +1,20 @@
+from .choice import decided, open_frames
+from .config import CacheConfig, CacheKind
+from .decoding import resize_images
+from .frames import Frames, gathered
+from .jpeg import JpegFrames
+from .live import LiveFrames
+from .raw import cached_frames
+
+__all__ = [
+    "CacheConfig",
+    "CacheKind",
+    "Frames",
+    "JpegFrames",
+    "LiveFrames",
+    "cached_frames",
+    "decided",
+    "gathered",
+    "open_frames",
+    "resize_images",
+]
