@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Int64, UInt8
 from test_data_loading import digest, write_set
 
-from fixtures import hdf5_sets, lerobot_sets, pair_sets
+from fixtures import hdf5_sets, lerobot_sets, pair_sets, zarr_sets
 from fixtures.cache_builder import MemoryStore
 from tutti.data.bundle import DataBundle
-from tutti.data.cache import CacheConfig, LiveFrames, building, cached_frames, choice, decided
+from tutti.data.cache import CacheConfig, LiveFrames, building, cached_frames, choice, decide
 from tutti.data.cache.jpeg import jpeg_frames
 from tutti.data.config import DataConfig
 from tutti.data.episodes import EpisodeStore
@@ -48,6 +48,9 @@ SETS: dict[str, Callable[[Path], SourceConfig]] = {
     "LIBERO": hdf5(hdf5_sets.libero),
     "robomimic": hdf5(hdf5_sets.robomimic, text={"say": "lift"}),
     "ALOHA": hdf5(hdf5_sets.aloha, text={"say": "lift"}),
+    "Zarr": lambda folder: SourceConfig(
+        path=zarr_sets.write(folder, zarr_sets.diffusion()), fps=10, text={"say": "push"}
+    ),
     "RLDS": lambda _: SourceConfig(path=TINY_RLDS, fps=10),
     **{
         f"pairs, {layout}": lambda folder, layout=layout: SourceConfig(path=pair_sets.write(folder, layout))
@@ -363,7 +366,7 @@ def free_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 
 def chosen(stores: Sequence[EpisodeStore], folder: Path, kept: Path | None = None) -> str:
-    return decided(stores, CacheConfig(kind="auto", folder=folder), 64, kept).kind
+    return decide(stores, CacheConfig(kind="auto", folder=folder), 64, kept).kind
 
 
 def test_auto_takes_what_the_disk_has_room_for_and_says_it_in_one_line(
@@ -407,7 +410,7 @@ def test_what_auto_decided_stays_with_the_run(tmp_path: Path, monkeypatch: pytes
     assert chosen([store], tmp_path, kept) == "none"
     free_disk(monkeypatch, 2**40)
     assert chosen([store], tmp_path, kept) == "none" and read_json(kept) == {"kind": "none"}
-    assert decided([store], CacheConfig(kind="jpeg"), 64, kept).kind == "jpeg"
+    assert decide([store], CacheConfig(kind="jpeg"), 64, kept).kind == "jpeg"
     kept.write_text('{"kind": "zip"}')
     with pytest.raises(
         UserError, match=r"frame_cache\.json: kind is .zip[\s\S]*expected: one of raw, jpeg, none"

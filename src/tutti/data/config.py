@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from tutti.data.augmentation import Augmentation, NoAugmentation
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
-from tutti.data.cache import CacheConfig, decided, open_frames
+from tutti.data.cache import CacheConfig, decide, open_frames
 from tutti.data.conventions.chunks import MOST_CHUNKS, chunks_of
 from tutti.data.conventions.config import CanonicalConfig
 from tutti.data.conventions.served import Served
@@ -140,7 +140,7 @@ class DataConfig(FrozenConfig):
         group_of: GroupOf | None = None,
         trained_on: Path | None = None,
         kept: Statistics | None = None,
-        decision: Path | None = None,
+        choice: Path | None = None,
     ) -> DataBundle:
         """Opens the sources, fits normalisation and text on the training episodes, decodes frames once.
 
@@ -149,7 +149,7 @@ class DataConfig(FrozenConfig):
         caches are kept in `cache.folder` and found again.
 
         `trained_on` is the file of digests of the data that a run has been trained on, which these must be.
-        `kept` are the normaliser and the tokenizer of another run, instead of fitted ones. `decision` is the
+        `kept` are the normaliser and the tokenizer of another run, instead of fitted ones. `choice` is the
         file that keeps what `cache.kind` auto has decided.
 
         Raises UserError for anything wrong with the data sets or between them, one that is too short for
@@ -173,7 +173,7 @@ class DataConfig(FrozenConfig):
             normalizer = self._of_chunks(parts, spec, normalizer)
         if kept is not None:
             normalizer, tokenizer = kept.normalizer, kept.tokenizer
-        cache = decided(stores, self.cache, self.image_size, decision)
+        cache = decide(stores, self.cache, self.image_size, choice)
         frames = open_frames(stores, cache, self.image_size, progress=progress)
         labelled = [labelled_rows(store, parts, spec) for store in stores]
         places = [slots(store, spec) for store in stores]

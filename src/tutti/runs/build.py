@@ -44,8 +44,7 @@ from tutti.types import Batch, DataNeeds, DataSpec, UserError
 TRAIN_SECTIONS = ("data", "model", "objective", "balancing", "backward", "strategy", "training")
 """The sections of a config that decide what a training gives."""
 DATA, CONTENT, FRAME_CACHE = "data.json", "data_content.json", "frame_cache.json"
-"""What a run says of the data that it is trained on, digests of each episode, and the kind of its frame cache
-where `data.cache.kind` is auto."""
+"""What a run says of its data, digests of each episode, and the kind of frame cache that auto chose."""
 FIT_CHUNKS = 20_000
 """Windows whose actions an action decoder is fitted to, where it must be (bin edges, a vocabulary)."""
 
@@ -188,20 +187,16 @@ def require_data(config: RunConfig, folder: Path) -> None:
 def build_data(
     config: RunConfig, folder: Path, needs: DataNeeds = DataNeeds(), output: Path | None = None
 ) -> DataBundle:
-    """The run's data. The kind of its frame cache that auto decides on is kept in `output`.
-
-    Raises: UserError also where they are no longer those that the run was trained on.
-    """
+    """The run's data; the kind of frame cache that auto decides on is kept in `output`. Raises: UserError
+    where they are not those that it was trained on."""
     config = with_steps(config)
     data, task_of = with_sources(config, folder), task_by_text(config.record.spec)
     kept, home = kept_statistics(config, folder), folder if (folder / FRAME_CACHE).exists() else output
-    decision = home and home / FRAME_CACHE
+    at = home and home / FRAME_CACHE
 
     def build() -> DataBundle:
         with progress_bar("decoding pictures") as bar:
-            return data.build(
-                needs, bar, group_of=task_of, trained_on=folder / CONTENT, kept=kept, decision=decision
-            )
+            return data.build(needs, bar, group_of=task_of, trained_on=folder / CONTENT, kept=kept, choice=at)
 
     built = world().rank_zero_first(build)  # of several processes one decodes, and the others find its cache
     for remark in built.windows.remarks if world().ranks.first else ():

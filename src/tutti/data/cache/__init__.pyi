@@ -1,4 +1,4 @@
-from .choice import decided, open_frames
+from .choice import decide, open_frames
 from .config import CacheConfig, CacheKind
 from .decoding import resize_images
 from .frames import Frames, gathered
@@ -13,7 +13,7 @@ __all__ = [
     "JpegFrames",
     "LiveFrames",
     "cached_frames",
-    "decided",
+    "decide",
     "gathered",
     "open_frames",
     "resize_images",

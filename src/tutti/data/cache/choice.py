@@ -42,7 +42,7 @@ def open_frames(
     *,
     progress: Progress | None = None,
 ) -> list[UInt8[np.ndarray, "n v 3 s s"] | Frames]:
-    """The frames of each store, as `config` says, whose kind is not auto (`decided`)."""
+    """The frames of each store, as `config` says, whose kind is not auto (`decide`)."""
     found = list[UInt8[np.ndarray, "n v 3 s s"] | Frames]()
     for store in stores:
         if config.kind == "none":
@@ -56,7 +56,7 @@ def open_frames(
     return found
 
 
-def decided(
+def decide(
     stores: Sequence[EpisodeStore], config: CacheConfig, image_size: int, kept: Path | None = None
 ) -> CacheConfig:
     """The config with a kind other than auto: what the file `kept` says was decided; else it is decided now,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,17 @@ class ZarrArray:
             out[here] = self._block(number)[steps[here] - number * self._chunks[0]]
         return out
 
+    def another(self) -> ZarrArray:
+        """The same for another thread, without the rows that were read last."""
+        other = copy.copy(self)
+        other._last = None
+        return other
+
+    def files(self, steps: Int64[np.ndarray, " k"]) -> Iterator[Path]:
+        """The files on the disk of the chunks that have these rows."""
+        for number in np.unique(steps // self._chunks[0]).tolist():
+            yield from (self._files.path(self._name(place)) for place in self._places(number))
+
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
@@ -106,8 +119,7 @@ class ZarrArray:
         if self._last is None or self._last[0] != number:
             self._last = None
             out = np.empty((self._chunks[0], *self.shape[1:]), self.dtype)
-            counts = [-(-size // chunk) for size, chunk in zip(self.shape[1:], self._chunks[1:], strict=True)]
-            for place in product(*map(range, counts)):
+            for _, *place in self._places(number):
                 chunk = self._chunk((number, *place))
                 spans = zip(place, self._chunks[1:], self.shape[1:], strict=True)
                 into = [slice(at * each, min((at + 1) * each, size)) for at, each, size in spans]
@@ -117,8 +129,16 @@ class ZarrArray:
             self._last = number, out
         return self._last[1]
 
+    def _places(self, number: int) -> Iterator[tuple[int, ...]]:
+        """The chunks at place `number` of the first axis."""
+        counts = [-(-size // chunk) for size, chunk in zip(self.shape[1:], self._chunks[1:], strict=True)]
+        return product((number,), *map(range, counts))
+
+    def _name(self, place: tuple[int, ...]) -> str:
+        return f"{self._key}/{self._between.join(map(str, place))}"
+
     def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
-        name = f"{self._key}/{self._between.join(map(str, place))}"
+        name = self._name(place)
         content = self._files.read(name, 2 * self._chunk_bytes + 2**16)
         if content is None:
             raise self.error(f"the chunk {name} was never written")

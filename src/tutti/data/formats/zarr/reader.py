@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Sequence
@@ -105,6 +106,16 @@ class ZarrReader(EpisodeReader):
                 cure="write the pictures as uint8.",
             )
         return pixels
+
+    def another_reader(self) -> ZarrReader:
+        """With arrays that keep what they have read last for themselves."""
+        other = copy.copy(self)
+        other._arrays = {key: array.another() for key, array in self._arrays.items()}
+        return other
+
+    def picture_files(self, key: str, episode: int) -> Sequence[Path]:
+        """The files of the episode's chunks, or the zip file."""
+        return list(self._arrays[key].files(self._steps(episode)))
 
     def picture_digest(self, key: str, episode: int) -> int:
         """Of the pictures, evenly spread steps of them where a view has over `SAMPLED_BYTES`."""

@@ -35,6 +35,10 @@ class ZarrFiles(ABC):
         """The content of a file of at most `most` bytes; None where there is none. Raises: UserError."""
 
     @abstractmethod
+    def path(self, key: str) -> Path:
+        """The file on the disk that a key lies in."""
+
+    @abstractmethod
     def arrays(self, group: str) -> Iterator[str]:
         """The names of the arrays in a group."""
 
@@ -55,6 +59,10 @@ class FolderFiles(ZarrFiles):
                 return file.read(most)
         except UserError as error:
             raise data_error(str(error)) from None
+
+    def path(self, key: str) -> Path:
+        """One of its own."""
+        return self._path / key
 
     def arrays(self, group: str) -> Iterator[str]:
         """Folders in it, in the order of their names."""
@@ -91,6 +99,10 @@ class ZipFiles(ZarrFiles):
         if len(content) != info.file_size:
             raise data_error(f"{self.name}: {key} is damaged.", found=f"{len(content):,} bytes")
         return content
+
+    def path(self, key: str) -> Path:
+        """The zip file."""
+        return Path(self.name)
 
     def arrays(self, group: str) -> Iterator[str]:
         """Names with metadata, in order."""
