@@ -191,8 +191,8 @@ class WindowIndex:
         if len(windows) == 0 or windows.min() < 0 or windows.max() >= len(self):
             raise UserError(f"windows: expected numbers in [0, {len(self)}), found {windows.tolist()[:8]}.")
         actions, mask = self.chunks(windows)
-        later = {label: self._later(windows, label) for label in self.needs.futures}
-        now, *then = self._pictures([windows, *(rows for rows, _ in later.values())])
+        later = [self._later(windows, label) for label in self.needs.futures]
+        now, *then = self._pictures([windows, *(rows for rows, _ in later)])
         return Batch(
             observation=self._observation(windows, now),
             actions=actions,
@@ -202,7 +202,7 @@ class WindowIndex:
             window=torch.from_numpy(windows.astype(np.int64)),
             futures={
                 label: Future(observation=self._observation(rows, images), mask=torch.from_numpy(known))
-                for (label, (rows, known)), images in zip(later.items(), then, strict=True)
+                for label, (rows, known), images in zip(self.needs.futures, later, then, strict=True)
             },
             later_states=self._later_states(windows) if self.needs.states else None,
             progress=torch.from_numpy(self._progress[windows]),

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -80,7 +80,7 @@ class FrameFiles(ABC):
         """Bytes of each file with so many rows, of which `said` is what `state` gave then."""
 
     @abstractmethod
-    def begin(self, files: list[IO[bytes]], said: Mapping[str, Any]) -> None:
+    def begin(self, files: Sequence[IO[bytes]], said: Mapping[str, Any]) -> None:
         """Makes ready to write behind what is there, where `said` is what `state` gave; nothing: from 0 on.
 
         Raises: OSError if it is known to be too much for the disk.

@@ -41,7 +41,7 @@ class JpegFiles(FrameFiles):
         """As was said of the pictures; an offset more than rows."""
         return [*map(int, said["bytes"]), *[8 * (rows + 1)] * self.shape[1]]
 
-    def begin(self, files: list[IO[bytes]], said: Mapping[str, Any]) -> None:
+    def begin(self, files: Sequence[IO[bytes]], said: Mapping[str, Any]) -> None:
         """Cuts off what lies behind the last finished shard."""
         views = self.shape[1]
         self._pictures, self._offsets = files[:views], files[views:]
@@ -131,7 +131,7 @@ def decoder(size: int) -> Decode:
     """From the bytes of a JPEG of `size` pixels an edge to its RGB pixels."""
     shape = (size, size, 3)
     try:
-        import simplejpeg
+        import simplejpeg  # pyright: ignore[reportMissingImports]
     except ImportError:
         return lambda content: decode_picture(bytes(content), shape, "the frame cache")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +27,7 @@ class RawFiles(FrameFiles):
         """That of all pictures, from the beginning."""
         return [self.expected(rows)]
 
-    def begin(self, files: list[IO[bytes]], said: Mapping[str, Any]) -> None:
+    def begin(self, files: Sequence[IO[bytes]], said: Mapping[str, Any]) -> None:
         """Reserves the room."""
         (self._file,) = files
         try:

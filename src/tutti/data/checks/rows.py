@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 from tutti.data.bundle import DataBundle
+from tutti.data.cache import Frames
 from tutti.data.checks import episodes, numbers
 from tutti.data.checks.pictures import Read, check_pictures, glimpses
 from tutti.data.checks.recordings import Recordings
@@ -30,8 +32,12 @@ def check_decoded(data: DataBundle, recordings: Recordings) -> list[Finding]:
     decoded = {source.store: source.frames for source in data.windows.sources}
     for recorded in recordings.sources:
 
-        def read(view: int, rows: np.ndarray, frames: np.ndarray = decoded[recorded.store]) -> np.ndarray:
-            return frames[rows, view].transpose(0, 2, 3, 1)
+        def read(
+            view: int,
+            rows: Int64[np.ndarray, " k"],
+            frames: UInt8[np.ndarray, "n v 3 s s"] | Frames = decoded[recorded.store],
+        ) -> UInt8[np.ndarray, "k h w 3"]:
+            return frames[rows][:, view].transpose(0, 2, 3, 1)
 
         looked: Read = read
         found += check_pictures(recorded, glimpses(recorded, looked))
