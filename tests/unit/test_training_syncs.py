@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -82,6 +83,23 @@ def test_an_update_fetches_its_numbers_once(
     assert len(as_on_a_gpu) == 1
     assert waits.seen.count("_local_scalar_dense") in (0, as_on_a_gpu[0])  # inside that one list
     assert [name for name in waits.seen if name != "_local_scalar_dense"] == []
+
+
+def test_the_losses_of_sources_come_in_the_same_transfer(as_on_a_gpu: list[int], tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, END_TO_END, accumulation=2)
+    batches = [make_batch(number) for number in range(4)]
+    of_two = torch.arange(len(batches[0].window))[:, None] % 2 == torch.arange(2)
+    stream = iter([replace(batch, source=of_two) for batch in batches])
+    trainer.update(stream)
+    trainer.meter.take()
+    as_on_a_gpu.clear()
+    with Waits() as waits:
+        trainer.update(stream)
+    assert len(as_on_a_gpu) == 1
+    assert [name for name in waits.seen if name != "_local_scalar_dense"] == []
+    found = trainer.meter.take()
+    both = (found["loss/action/raw@0"] + found["loss/action/raw@1"]) / 2  # as many rows of each
+    assert both == pytest.approx(found["loss/action/raw"], rel=1e-6)
 
 
 def test_shares_that_are_known_are_not_read_again_in_the_warm_up(
