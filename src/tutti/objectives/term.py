@@ -317,7 +317,7 @@ def stopped(features: Features, boundaries: Collection[Boundary]) -> Features:
 
 @torch.no_grad()
 def _split(
-    errors: Float[Tensor, "m ..."], weight: Shaped[Tensor, ...], source: Bool[Tensor, "b k"]
+    errors: Float[Tensor, "m ..."], weight: Shaped[Tensor, "m ..."], source: Bool[Tensor, "b k"]
 ) -> Float64[Tensor, "2 k"]:
     """The sums of weight * errors and of the weights over the rows of each source."""
     errors, full = at_least_float32(errors), weight.expand_as(errors)
