@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cache_kinds
 import numpy as np
 import pytest
 import torch
@@ -416,3 +417,12 @@ def test_what_auto_decided_stays_with_the_run(tmp_path: Path, monkeypatch: pytes
         UserError, match=r"frame_cache\.json: kind is .zip[\s\S]*expected: one of raw, jpeg, none"
     ):
         chosen([store], tmp_path, kept)
+
+
+def test_the_benchmark_measures_every_kind_in_one_run(tmp_path: Path) -> None:
+    sizes = {"episodes": 2, "length": 6, "edge": 16, "rounds": 2, "batches": 2, "batch-size": 4}
+    given = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    assert cache_kinds.main([*given, "--output", str(tmp_path / "out")]) == 0
+    rates = read_json(tmp_path / "out.json")["rates"]
+    assert {kind: len(each["gathering"]) for kind, each in rates.items()} == {"raw": 2, "jpeg": 2, "none": 2}
+    assert all(rate > 0 for each in rates.values() for many in each.values() for rate in many)
