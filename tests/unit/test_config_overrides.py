@@ -38,7 +38,9 @@ def choices(node: Any) -> list[Any]:
 def kinds_of(node: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for choice in choices(node):
-        (kind,) = choices(choice.get("properties", {}).get("kind", {}))
+        kind, *others = choices(choice.get("properties", {}).get("kind", {}))
+        if others:  # a key that is called kind, as that of data.cache: it chooses between no other keys
+            continue
         found |= dict.fromkeys(kind.get("enum", [kind["const"]] if "const" in kind else []), choice)
     return found
 

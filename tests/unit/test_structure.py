@@ -262,3 +262,9 @@ def test_every_mutant_names_a_line_and_tests_that_are_there() -> None:
         for test in mutant.tests:
             file, _, name = test.partition("::")
             assert f"def {name}" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
+def test_every_file_of_tests_has_a_name_of_its_own() -> None:
+    """pytest imports them by it, and knows one of two that share it."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)
