@@ -63,7 +63,7 @@ def test_every_source_gets_its_share_over_the_epochs(
 DRAWS = 100_000
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 4000), min_size=2, max_size=8),
     temperature=st.sampled_from([1.0, 1.5, 2.0, 5.0, 100.0]),
