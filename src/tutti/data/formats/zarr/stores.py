@@ -79,7 +79,7 @@ class ZipFiles(ZarrFiles):
         self.name = str(path)
         try:
             self._zip = zipfile.ZipFile(open_plain(path))
-        except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:  # the last: an unknown version
+        except (zipfile.BadZipFile, OSError, ValueError, RuntimeError) as error:  # an unknown version
             raise data_error(f"{path} cannot be read as a zip file.", found=error) from error
 
     def read(self, key: str, most: int) -> bytes | None:
