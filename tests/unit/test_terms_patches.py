@@ -51,12 +51,15 @@ def errors_of(term: FuturePatchesTerm, features: Features, batch: Batch) -> Tens
     return (term.predict(features.fused_vision.values) - normalise_patches(later)).square().mean(dim=-1)
 
 
-@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 12])
 def test_averaged_is_average_pooling_to_the_last_bit_on_bytes(factor: int) -> None:
-    bytes_ = torch.randint(0, 256, (5, 3, 12, 24)).to(torch.float32)
-    assert torch.equal(averaged(bytes_, factor), F.avg_pool2d(bytes_, factor))
+    drawn = torch.randint(0, 256, (5, 3, 12, 24))
+    drawn[0] = 255  # the largest sums
+    expected = F.avg_pool2d(drawn.double(), factor).float()
+    for dtype in (torch.uint8, torch.float32):
+        assert torch.equal(averaged(drawn.to(dtype), factor, torch.float32), expected)
     floats = torch.rand(5, 3, 12, 24)
-    torch.testing.assert_close(averaged(floats, factor), F.avg_pool2d(floats, factor))
+    torch.testing.assert_close(averaged(floats, factor, torch.float32), F.avg_pool2d(floats, factor))
 
 
 def test_a_patch_holds_its_own_square_row_by_row_and_colour_last() -> None:

@@ -12,7 +12,7 @@ from math import isqrt
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -271,8 +271,7 @@ def to_patches(images: Tensor, grid: int, downsample: int, dtype: torch.dtype) -
     """Pictures (b, v, 3, h, w) to patches in [-1, 1], averaged over downsample^2 squares, in the order of the
     vision tokens: view by view, row by row. The numbers of a patch are row, column, colour."""
     b, v = images.shape[:2]
-    x = images.flatten(0, 1).to(dtype)
-    x = averaged(x, downsample) if downsample > 1 else x
+    x = averaged(images.flatten(0, 1), downsample, dtype)
     if images.dtype == torch.uint8:
         x = x / 127.5 - 1.0
     side = x.shape[-1] // grid
@@ -280,13 +279,20 @@ def to_patches(images: Tensor, grid: int, downsample: int, dtype: torch.dtype) -
     return cells.reshape(b, v * grid**2, 3 * side**2)
 
 
-def averaged(x: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c p q"]:
-    """The mean of each factor x factor square, as `torch.nn.functional.avg_pool2d` gives it.
+def averaged(x: Num[Tensor, "b c h w"], factor: int, dtype: torch.dtype) -> Float[Tensor, "b c p q"]:
+    """The mean of each factor x factor square in `dtype`, as `torch.nn.functional.avg_pool2d` gives it.
 
-    Adding whole rows first takes a third of its time on a CPU; sums of bytes are exact in any order.
+    Adding whole rows first takes a third of its time on a CPU. Sums of bytes are exact in any order, and are
+    taken as bytes come: a quarter of the memory that floats would move.
     """
-    rows = reduce(torch.add, [x[..., start::factor, :] for start in range(factor)])
-    return reduce(torch.add, [rows[..., start::factor] for start in range(factor)]) / factor**2
+    if factor == 1:
+        return x.to(dtype)
+    # 11^2 bytes are the most that int16 can add up.
+    adding = torch.int16 if x.dtype == torch.uint8 and factor <= 11 else dtype
+    for axis in (-2, -1):
+        first, *others = x.unflatten(axis, (-1, factor)).unbind(axis)
+        x = reduce(torch.add, others, first.to(adding))
+    return x.to(dtype) / factor**2
 
 
 def normalise_patches(patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n p"]:
