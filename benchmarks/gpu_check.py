@@ -17,10 +17,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from frame import DEMO
@@ -33,7 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tutti.config.run_config import RunConfig, load_config
 from tutti.distributed.ranks import ONE_RANK
-from tutti.models.layers import Block
+from tutti.models.layers import Block, Stem
 from tutti.runs.build import build_training
 from tutti.runs.provenance import circumstances
 from tutti.training.data_feed import feed
@@ -56,6 +58,28 @@ OPTIONS = {
 }
 """Parts of a cell's option, joined by "+"."""
 
+
+def init_without_biases(self: Block, *arguments: Any, **named: Any) -> None:
+    """A block as ever, whose four linear maps have no bias."""
+    WITH_BIASES(self, *arguments, **named)
+    for layer in (self.query_key_value, self.attention_out, self.mlp_in, self.mlp_out):
+        layer.register_parameter("bias", None)
+
+
+WITH_BIASES = Block.__init__
+CUDNN = [
+    *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
+    *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+]
+ASIDE: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "cudnn": partial(sdpa_kernel, CUDNN, set_priority=True),
+    "nobias": partial(patch.object, Block, "__init__", init_without_biases),
+    "eagerstem": partial(patch.object, Stem, "compile", lambda _self, **_options: None),
+}
+"""More such parts: what no key of a config says, compared here."""
+
+SECTIONS = os.environ.get("SECTIONS", "attention blocks").split()
+"""The micro-benchmarks behind the cells."""
 CELLS = (
     "base,224,256,bf16+compile+adamw* large,224,128,bf16+compile+adamw "
     "base,224,256,bf16+compile+adamw+residual large,224,128,bf16+compile+adamw+residual "
@@ -265,10 +289,17 @@ class Cell(NamedTuple):
 
     def config(self) -> RunConfig:
         """The demo's config with this preset, picture size, batch and option."""
-        keys = [OPTIONS[part] for part in self.option.split("+")]
+        keys = [OPTIONS[part] for part in self.option.split("+") if part not in ASIDE]
         sizes = (f"model.size={self.preset}", f"data.image_size={self.size}", f"data.batch_size={self.rows}")
         config = load_config(DEMO, [*sizes, *keys, "training.diagnostics.every=0"])
         return with_training(config, device=DEVICE, threads=torch.get_num_threads())
+
+    def aside(self) -> ExitStack:
+        """In it holds what no key says."""
+        stack = ExitStack()
+        for part in self.option.split("+"):
+            stack.enter_context(ASIDE[part]() if part in ASIDE else nullcontext())
+        return stack
 
     def __str__(self) -> str:
         return f"{self.preset:6s} {self.size} px batch {self.rows:4d} {self.option:20s}"
@@ -278,7 +309,8 @@ def throughput(cell: Cell, data_from: Path, scratch: Path) -> None:
     """Samples per second, MFU against the data sheet and against the measured product, memory, data wait."""
     config = cell.config()
     steps = 20 if CUDA else 1
-    got = measure(config, data_from, scratch, steps=steps, warmup=4 if CUDA else 1)
+    with cell.aside():
+        got = measure(config, data_from, scratch, steps=steps, warmup=4 if CUDA else 1)
     peak = peak_of(config.training.precision)[1]
     one = found_of(config, data_from, preset=cell.preset, option=cell.option, peak=peak, got=got)
     of_product = one.flops_per_sample * one.samples_per_second / result["matmul"]
@@ -351,10 +383,9 @@ def main() -> int:
                 profiled = partial(profile, cell, number, data_from, scratch / f"profile-{number}")
                 passed.append(section("profile", profiled, need=40))
                 release()
-    passed += [
-        section("attention", attention, need=25 if CUDA else 0),
-        section("blocks", blocks, need=30 if CUDA else 0),
-    ]
+    for work, need in ((attention, 25), (blocks, 30)):
+        if work.__name__ in SECTIONS:
+            passed.append(section(work.__name__, work, need=need if CUDA else 0))
     report(f"end at {time.time() - BEGAN:.0f} s")
     return 0 if all(passed) else 1
 

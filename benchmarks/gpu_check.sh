@@ -4,6 +4,7 @@
 #
 #   OUT=results bash benchmarks/gpu_check.sh
 #   SKIP_TESTS=1  leaves tests/gpu out;   CELLS="base,224,256,bf16+compile+adamw ..."  chooses the cells
+#   SECTIONS="attention"  chooses the micro-benchmarks (attention blocks; none: empty)
 #   LIMIT=465     seconds after which no new section starts
 #
 # On a machine with torch and CUDA but without Tutti's other packages and without network, put their wheels into .gpu/

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -240,6 +241,27 @@ class ConvLayer(nn.Module):
         """The map, `stride` times smaller on each side."""
         normed = self.norm(self.conv(x).permute(0, 2, 3, 1))
         return activate(normed, "relu").permute(0, 3, 1, 2)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class Stem(nn.Sequential):
+    """Convolutions that make a picture's tokens: cells of `unshuffle` x `unshuffle` pixels become channels,
+    then one `ConvLayer` for each entry of `channels`. Compiled as one graph for each size of its input: what
+    lies between two convolutions (a cast, the norm, ReLU) becomes one pass over memory.
+    """
+
+    def __init__(self, unshuffle: int, channels: Sequence[int], strides: Sequence[int]) -> None:
+        widths = (3 * unshuffle**2, *channels)
+        super().__init__(*(ConvLayer(widths[i], widths[i + 1], stride) for i, stride in enumerate(strides)))
+        self.unshuffle = unshuffle
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b n c"]:
+        """One token a cell, row by row."""
+        return super().forward(space_to_depth(images, self.unshuffle)).permute(0, 2, 3, 1).flatten(1, 2)
 
     if TYPE_CHECKING:
         __call__ = forward

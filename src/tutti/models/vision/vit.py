@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tutti.frozen_config import FrozenConfig
 from tutti.masks import tell, told
 from tutti.models.interfaces import VisionEncoder
-from tutti.models.layers import ConvLayer, TransformerConfig, present_pictures, space_to_depth
+from tutti.models.layers import Stem, TransformerConfig, present_pictures
 from tutti.types import DataSpec, Tokens, UserError
 
 
@@ -79,12 +79,8 @@ class VisionTransformer(VisionEncoder):
         self.tokens_per_view = (size // stride) ** 2
         self.image_size = size
         self.withhold = config.withhold
-        self.unshuffle = config.stem.unshuffle
-        channels = (3 * self.unshuffle**2, *config.stem.channels)
-        self.stem = nn.Sequential(
-            *(ConvLayer(channels[i], channels[i + 1], s) for i, s in enumerate(config.stem.strides))
-        )
-        self.embed = nn.Linear(channels[-1], config.width)
+        self.stem = Stem(config.stem.unshuffle, config.stem.channels, config.stem.strides)
+        self.embed = nn.Linear(config.stem.channels[-1], config.width)
         self.position = nn.Parameter(torch.randn(len(spec.views), self.tokens_per_view, config.width) * 0.02)
         self.blocks = config.blocks()
 
@@ -94,8 +90,7 @@ class VisionTransformer(VisionEncoder):
             images, image_mask, views=len(self.position), size=self.image_size, withhold=self.withhold
         )
         b, v = image_mask.shape
-        cells = self.stem(space_to_depth(images.flatten(0, 1), self.unshuffle))
-        x = self.embed(cells.permute(0, 2, 3, 1).flatten(1, 2))
+        x = self.embed(self.stem(images.flatten(0, 1)))
         x = (x.view(b, v, -1, self.width) + self.position).flatten(0, 1)
         for block in self.blocks:
             x = block(x)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tutti.distributed.world import World
-from tutti.models.layers import blocks_of
+from tutti.models.layers import Stem, blocks_of
 from tutti.objectives.objective import Objective
 from tutti.training.backward.interface import Backward, OneBackward
 from tutti.training.backward.term_gradients import rank_means
@@ -54,6 +54,9 @@ def compiled(model: nn.Module, mode: CompileMode, **options: Any) -> Callable[..
         return torch.compile(model, **options)
     for block in blocks_of(model):
         block.compile(fullgraph=True, **options)
+    for stem in (part for part in model.modules() if isinstance(part, Stem)):
+        # Sizes stay numbers: with symbols for them inductor of torch 2.11 fails at the stem's second size.
+        stem.compile(**{"fullgraph": True, "dynamic": False, **options})
     return model
 
 
