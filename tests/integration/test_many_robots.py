@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 
 from fixtures import format_sets, pair_sets
 from fixtures import squares_data as world
-from fixtures.run_equality import Killed, differing
+from fixtures.ranks import on_ranks
+from fixtures.run_equality import Killed, differing, records
 from tutti.config.run_config import RunConfig
+from tutti.data.loader import Loader
+from tutti.distributed.world import world as ranks
 from tutti.evaluation.open_loop import measure_open_loop
 from tutti.runs.build import build_training
 from tutti.serving.export import export_policy
@@ -25,8 +29,8 @@ FRONT, MIRROR = world.VIEWS
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A dot of two views, a Panda with one of them and seven numbers of state more, a third robot that is
-    only watched, and pictures with texts."""
+    """A dot of two views, a Panda with one of them and more numbers of state and action, a third robot that
+    is only watched, and pictures with texts."""
     home = tmp_path_factory.mktemp("robots")
     dot = world.write(home / "dot", world.episodes(8))
     panda = format_sets.write_robomimic(home / "panda" / "demos.hdf5", world.episodes(8, 1))
@@ -35,7 +39,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     views = {"front": format_sets.FRONT}
     sources: list[dict[str, Any]] = [
         {"path": dot, "views": {"front": FRONT, "mirror": MIRROR}, "name": "dot"},
-        {"path": panda, "views": views, "name": "panda", "embodiment": "panda"},
+        {"path": panda, "views": views, "name": "panda", "embodiment": "panda"}
+        | {"action": ["actions", "obs/robot0_gripper_qpos"]},
         {"path": watched, "views": {"front": "camera_0", "mirror": "camera_1"}, "name": "watched"}
         | {"fps": 10, "text": {"say": "look"}, "labels": {"actions": False}, "embodiment": "watched"},
         {"path": pairs, "name": "pairs"},
@@ -65,7 +70,7 @@ def test_a_mixture_of_robots_trains_resumes_and_is_measured(config: RunConfig, t
     built = build_training(config, straight)
     spec = built.data.spec
     assert spec.embodiments == ("dot", "panda", "watched") and spec.views == ("front", "mirror")
-    assert (spec.state_dim, spec.action_dim, spec.state_names) == (9, 3, ())
+    assert (spec.state_dim, spec.action_dim, spec.state_names) == (9, 5, ())
     built.fit()
     with pytest.raises(Killed):
         build_training(config, killed).fit(kill)
@@ -89,13 +94,54 @@ def test_a_mixture_of_robots_trains_resumes_and_is_measured(config: RunConfig, t
     _require_own_robots(Policy.load(tmp_path / "export", "raw"))
 
 
+def drawn_on_ranks(config: RunConfig, run: str, until: int | None = None) -> list[list[int]]:
+    """The windows of each update of a training on these ranks, those of this rank, killed after `until`."""
+    found: list[list[int]] = []
+
+    def stop(step: int, steps: int, latest: dict[str, float]) -> None:
+        if step == until:
+            raise Killed
+
+    def take(self: Loader) -> Any:
+        batch = following(self)
+        found.append(batch.window.tolist())
+        return batch
+
+    following = Loader.__next__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Loader, "__next__", take)
+        training = build_training(config, Path(run))
+        with pytest.raises(Killed) if until else nullcontext():
+            training.fit(stop)
+    ranks().max(0)  # a checkpoint that another rank was still writing is there now
+    return found
+
+
+def test_two_ranks_are_given_the_same_order_and_record_the_same_losses(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    alone, both, killed = (tmp_path / name for name in ("alone", "both", "killed"))
+    expected = drawn_on_ranks(config, str(alone))
+    first, second = on_ranks(2, drawn_on_ranks, config, str(both))
+    assert [one + other for one, other in zip(first, second, strict=True)] == expected
+    on_ranks(2, drawn_on_ranks, config, str(killed), 5)
+    again = on_ranks(2, drawn_on_ranks, config, str(killed))
+    assert [one + other for one, other in zip(*again, strict=True)] == expected[3:]
+    assert differing(both, killed) == []
+    one, other = records(alone), records(both)
+    assert any("loss/action/raw@panda" in record for record in one)
+    for mine, theirs in zip(map(dict, one), map(dict, other), strict=True):
+        assert mine.pop("kind") == theirs.pop("kind")
+        assert theirs == pytest.approx(mine, rel=1e-6, abs=1e-6)
+
+
 def _require_own_robots(policy: Policy) -> None:
     """Each robot gives its own views and numbers, and gets its own."""
     picture = np.zeros((20, 20, 3), np.uint8)
     both = {"front": picture, "mirror": picture}
     dot = policy.predict(both, np.zeros(2), "go", embodiment="dot")
     panda = policy.predict({"front": picture}, np.zeros(9), "go", embodiment="panda")
-    assert dot.shape == panda.shape == (4, 3) and not np.array_equal(dot, panda)
+    assert (dot.shape, panda.shape) == ((4, 3), (4, 5)) and not np.array_equal(dot, panda[:, :3])
     assert policy.robot("panda").spec.state_names[:3] == ("x", "y", "z")
     for embodiment in (None, "watched", "pandas"):
         with pytest.raises(UserError, match="embodiment: expected one of dot, panda, got"):
