@@ -13,6 +13,7 @@ is kept if it is finished, and continues if it was interrupted.
       init_from.json   what was taken from another run    failures/, spikes/  steps saved for a replay
       shapes.txt       tensors of the first batch         frame_cache.json  what data.cache.kind auto chose
       evaluation/      every rollout, the scores, videos  evaluations/    others of another name
+      training_evaluations/  rollouts of checkpoints while the training went on
       probes/          input ablations, linear probes     probes/occlusion.png  where the model looks
       report.html      all results on one page            summary.json    the same for programs
       tune/            rates that `tutti tune` screened
@@ -54,6 +55,7 @@ from tutti.runs.build import (
 from tutti.runs.data_check import check_before_training
 from tutti.runs.evaluations import place_of
 from tutti.runs.folder import Redo, RunFolder, require_one_process
+from tutti.runs.judges.during_training import TrainingJudge
 from tutti.runs.run_evaluation import run_evaluation
 from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import print_line, progress_bar, quiet
@@ -205,7 +207,9 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     )
     check_before_training(config, data, run)
     with progress_bar("training") as bar:
-        training = BuiltTraining(config, data, model, objective, run.path, starts=starts, tracked=True)
+        judge = TrainingJudge.of(config, run.path, data.spec, starts)
+        parts = (config, data, model, objective, run.path)
+        training = BuiltTraining(*parts, starts=starts, tracked=True, judge=judge)
         training.fit(lambda step, steps, latest: bar(step, steps, _loss(latest)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tutti.evaluation.config import NO_SUITE, EvaluationConfig
 from tutti.objectives.balancing.learned import FamoBalancingConfig
 from tutti.objectives.balancing.shares import SharesBalancingConfig
 from tutti.objectives.balancing.softmax import DwaBalancingConfig
@@ -56,6 +57,26 @@ def check_combination(
     for key, parts in training.optimizer.parts.items():
         if message := unknown_parts(f"training.optimizer.{key}", parts, (*PARTS, "objective")):
             raise ValueError(message)
+
+
+def check_playing(score: EvaluationConfig, during: EvaluationConfig) -> None:
+    """Requires a simulator, and starts that the score does not use.
+
+    Raises: ValueError naming both keys, the reason and the cure.
+    """
+    if score.suite == NO_SUITE:
+        raise ValueError(
+            "training.evaluate_every plays in the suite of the evaluation, but evaluation.suite is none. "
+            "Name a suite, or set training.evaluate_every to 0."
+        )
+    shared = range(max(score.seeds[0], during.seeds[0]), min(score.seeds[-1], during.seeds[-1]) + 1)
+    if shared:
+        raise ValueError(
+            f"training.evaluate_first_seed {during.first_seed} with evaluation.first_seed "
+            f"{score.first_seed}: both play the seeds {shared[0]} to {shared[-1]}. The checkpoint would be "
+            f"chosen by what it is scored with. Set training.evaluate_first_seed to {score.seeds[-1] + 1} or "
+            "more."
+        )
 
 
 def _check_signs(balancing: BalancingConfig, terms: Mapping[str, TermConfig]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tutti.config.combinations import check_combination, sets_lambdas
+from tutti.config.combinations import check_combination, check_playing, sets_lambdas
 from tutti.config.files import read_yaml
 from tutti.config.layers import BASE, BASE_SCHEMA, composed, read_layers
 from tutti.config.messages import explain
@@ -82,7 +82,19 @@ class RunConfig(FrozenConfig):
     def _sections_fit(self) -> Self:
         terms = self.objective.terms()
         check_combination(self.balancing, self.backward, terms, self.strategy, self.training)
+        if self.training.evaluate_every:
+            check_playing(self.evaluation, self.during_training)
         return self
+
+    @property
+    def during_training(self) -> EvaluationConfig:
+        """The evaluations of `training.evaluate_every`: the averaged weights on starts of their own, without
+        controls or videos."""
+        training = self.training
+        own = {"episodes": training.evaluate_episodes, "first_seed": training.evaluate_first_seed}
+        controls = self.evaluation.controls.none()
+        own |= {"weights": "ema", "controls": controls, "videos_per_task": 0}
+        return self.evaluation.model_copy(update=own)
 
     @property
     def classes(self) -> frozenset[str]:

@@ -48,6 +48,10 @@ class ControlsConfig(FrozenConfig):
                 raise ValueError(f"partners: {task} must be told another task's text, not its own")
         return self
 
+    def none(self) -> Self:
+        """The same without any rollout."""
+        return self.model_copy(update={"expert": 0, "noop": 0, "no_image": 0, "wrong_instruction": 0})
+
     def partners_of(self, suite: Suite) -> dict[str, str]:
         """For each task, the one whose text the control of the wrong instruction takes."""
         return suite.partners if self.partners == "suite" else self.partners

@@ -36,6 +36,7 @@ from tutti.storage.manifest import CONFIG, CONVENTIONS, EXPORT, NORMALIZER, SPEC
 from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
+from tutti.training.checkpointing import Judge
 from tutti.training.checkpointing.init_from import InitialWeights, source_of
 from tutti.training.data_feed import TrainingData
 from tutti.training.rng import seed_everything
@@ -66,8 +67,10 @@ class BuiltTraining:
         *,
         starts: TrainingStarts,
         tracked: bool = False,
+        judge: Judge | None = None,
     ) -> None:
-        """The trainer works in `folder`; `starts` are those in the data. `tracked`: trackers are told."""
+        """The trainer works in `folder`; `starts` are those in the data. `tracked`: trackers are told.
+        `judge` plays checkpoints in between."""
         self.config, self.data, self.model, self.objective = config, data, model, objective
         self.trainer = Trainer(
             config.training,
@@ -79,6 +82,7 @@ class BuiltTraining:
             files=policy_files(config, data, starts),
             texts=data.texts,
             loggers=config.logging if tracked else (),
+            judge=judge,
         )
 
     def fit(self, progress: Progress | None = None, data: TrainingData | None = None) -> Path:

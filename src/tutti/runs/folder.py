@@ -44,7 +44,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "train": (
         *("checkpoints", "records.jsonl", "tensorboard", "failures", "spikes"),
         *("first_batch.png", "first_batch.json", "init_from.json", "shapes.txt", "model.json"),
-        "tracking",
+        *("tracking", "training_evaluations"),
         *("data.json", "data_content.json", "data_findings.json", "frame_cache.json", "probes", "replays"),
     ),
     "evaluate": (DEFAULT, OTHERS),

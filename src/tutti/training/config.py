@@ -76,6 +76,18 @@ class TrainingConfig(FrozenConfig):
     validation: ValidationConfig = Field(
         default_factory=ValidationConfig, description="Loss terms on held-out episodes."
     )
+    evaluate_every: int = Field(
+        default=0,
+        ge=0,
+        description="Steps between evaluations in the suite of `evaluation`: the averaged weights play some "
+        "starts, and the best checkpoint by success is kept; 0: never.",
+    )
+    evaluate_episodes: int = Field(
+        default=5, ge=1, le=100_000, description="Rollouts of each task in such an evaluation."
+    )
+    evaluate_first_seed: int = Field(
+        default=600_000, ge=0, description="Seed of their first start; they may not be those of the score."
+    )
     checkpoints: CheckpointsConfig = Field(
         default_factory=CheckpointsConfig, description="When checkpoints are written, and which are kept."
     )
@@ -114,7 +126,7 @@ class TrainingConfig(FrozenConfig):
                 "fork goes on from the whole state of another run, init_from begins anew with its weights. "
                 "Set one of them to off."
             )
-        self.checkpoints.check_keeping(self.validation.every)
+        self.checkpoints.check_keeping(self.validation.every, self.evaluate_every)
         return self
 
     def machine(self) -> Machine:

@@ -19,7 +19,7 @@ from tutti.training.metric_names import describe_metric
 from tutti.types import UserError
 
 DELETE = "Delete this line."
-Kind = Literal["train", "validation", "diagnostics", "event"]
+Kind = Literal["train", "validation", "evaluation", "diagnostics", "event"]
 
 
 class MetricsWriter:

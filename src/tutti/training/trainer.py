@@ -13,7 +13,7 @@ from torch import nn
 from tutti.objectives.objective import Objective
 from tutti.trackers import LoggerConfig, TensorBoardConfig
 from tutti.training.backward import BackwardConfig, OneBackwardConfig
-from tutti.training.checkpointing import RunSettings, Saver, restore
+from tutti.training.checkpointing import Judge, Playing, RunSettings, Saver, restore
 from tutti.training.config import TrainingConfig
 from tutti.training.data_feed import BatchStream, OfSources, Texts, TrainingData, feed
 from tutti.training.diagnostics import DiagnosticsObserver, FirstBatch
@@ -37,7 +37,7 @@ class Trainer:
     Everything it writes is under `run`: checkpoints/, records.jsonl, first_batch.png, shapes.txt and, if it
     comes to that, failures/ and spikes/. `loggers` are told its records. `files` are texts by file name that
     go into every checkpoint. `texts` gives the instructions of a batch. `progress` is called after each step
-    with (step, steps, latest metrics).
+    with (step, steps, latest metrics). `judge` plays the checkpoints of `config.evaluate_every`.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Trainer:
         texts: Texts | None = None,
         loggers: Sequence[LoggerConfig] = (TensorBoardConfig(),),
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.config, self.run, self.progress = config, run, progress
         strategy, backward = strategy or EndToEndConfig(), backward or OneBackwardConfig()
@@ -65,35 +66,26 @@ class Trainer:
         self.state = TrainState.build(
             self.model, self.objective, optimizer=config.optimizer, backward=backward, ema=config.ema
         )
-        self.parameters, self.optimizer = self.state.parameters, self.state.optimizer
-        self.backward, self.averages = self.state.backward, self.state.averages
-        self.counters = self.state.counters
+        state = self.state
+        self.parameters, self.optimizer = state.parameters, state.optimizer
+        self.backward, self.averages, self.counters = state.backward, state.averages, state.counters
         self.parallel.start(self.backward)
         self.strategy = Strategy(
             strategy.phases(), steps=config.steps, warmup=config.schedule.warmup, terms=objective.names
         )
+        sections = {"training": config, "strategy": strategy, "backward": backward}
         self.settings = RunSettings(
-            run=run,
-            training=config,
-            strategy=strategy,
-            backward=backward,
-            machine=self.machine,
-            texts=files or {},
-            loggers=loggers,
+            run=run, machine=self.machine, texts=files or {}, loggers=loggers, **sections
         )
-        self.saver = Saver(run, config.checkpoints, self.parallel.world)
+        every, world = config.evaluate_every, self.parallel.world
+        self.saver = Saver(run, config.checkpoints, world, every)
+        self.playing = Playing(judge=judge, every=every, last=config.steps, world=world, saver=self.saver)
         self.fault_policy = FaultPolicy(config.gradients, self.parameters)
         self.meter, self.timer = Meter(), StepTimer()
         self.observers = self._build_observers(texts)
-        self.state.parts |= {
-            "meter": self.meter,
-            "diagnostics": self.diagnostics,
-            "fault_policy": self.fault_policy,
-        }
-        self.state.tensor_parts |= {
-            "update_shares": self.diagnostics.update_shares,
-            "calibration": self.calibration,
-        }
+        shown, calibration = self.diagnostics, self.calibration
+        state.parts |= {"meter": self.meter, "diagnostics": shown, "fault_policy": self.fault_policy}
+        state.tensor_parts |= {"update_shares": shown.update_shares, "calibration": calibration}
 
     def _build_observers(self, texts: Texts | None) -> tuple[Observer, ...]:
         """What watches an update, in the order of the calls: the guard first, so that no other sees a NaN."""
@@ -150,6 +142,8 @@ class Trainer:
         stream = iter(data.train)
         self.model.train()
         self.objective.train()
+        if self.playing.missing(self.step):
+            self._play(writer, interrupt)
         while self.step < config.steps:
             self.update(stream)
             if self.fault_policy.diverged:
@@ -165,7 +159,9 @@ class Trainer:
                 writer.write(self.step, "diagnostics", measures)
             if (every := config.validation.every) and (last or self.step % every == 0):
                 self._validate(data, writer)
-            if (every := config.checkpoints.every) and not last and self.step % every == 0:
+            if self.playing.due(self.step):
+                self._play(writer, interrupt)
+            elif (every := config.checkpoints.every) and not last and self.step % every == 0:
                 self.save()
             if self.progress is not None:
                 self.progress(self.step, config.steps, self.counters.latest)
@@ -292,6 +288,9 @@ class Trainer:
             values = self.sources.named(values) | {"time/validation_seconds": monotonic() - started}
             writer.write(self.step, "validation", values)
             self.counters.latest |= values
+
+    def _play(self, writer: MetricsWriter, interrupt: Interruptible) -> None:
+        self.counters.latest |= self.playing(self.save(wait=True), self.step, writer, interrupt)
 
     def save(self, *, wait: bool = False) -> Path:
         """Write a checkpoint, or begin to unless it is to `wait`. Gives the folder that it will have."""

@@ -77,17 +77,20 @@ class TrainingStarts:
         )
 
 
-def check_seeds(config: EvaluationConfig, trained: TrainingStarts) -> None:
-    """Raises UserError if the evaluation's starts overlap those of the training data."""
+def check_seeds(
+    config: EvaluationConfig, trained: TrainingStarts, key: str = "evaluation.first_seed"
+) -> None:
+    """Raises UserError if the evaluation's starts, of which `key` says the first, overlap those of the
+    training data."""
     overlaps = [one for one in trained.seeds if config.seeds[0] <= one[-1] and one[0] <= config.seeds[-1]]
     if not overlaps:
         return
     shared = ", ".join(f"{one[0]} to {one[-1]}" for one in overlaps)
     below = min(one[0] for one in trained.seeds) - config.episodes
     raise UserError(
-        f"evaluation.first_seed: the evaluation's starts (seeds {config.seeds[0]} to {config.seeds[-1]}) "
+        f"{key}: the evaluation's starts (seeds {config.seeds[0]} to {config.seeds[-1]}) "
         f"overlap the demonstrations' (seeds {shared}): the score would count starts that were trained on. "
-        f"Set evaluation.first_seed to {max(one[-1] for one in trained.seeds) + 1} or more"
+        f"Set {key} to {max(one[-1] for one in trained.seeds) + 1} or more"
         + (f", or to at most {below}." if below >= 0 else ".")
     )
 

@@ -1,5 +1,6 @@
+from .playing import Judge, Playing
 from .recovery import restore
 from .resume import RunSettings
 from .saver import Saver
 
-__all__ = ["RunSettings", "Saver", "restore"]
+__all__ = ["Judge", "Playing", "RunSettings", "Saver", "restore"]

@@ -11,12 +11,16 @@ from tutti.storage.files import LocalFolder
 from tutti.storage.manifest import Weights
 from tutti.training.metric_names import describe_metric
 
+SUCCESS = "success/"
+"""How the metrics of `training.evaluate_every` begin."""
+
 
 class KeepBestConfig(FrozenConfig):
-    """Mark the checkpoint with the best value of a validation metric, and never delete it."""
+    """Mark the checkpoint with the best value of a validation metric or of success, and never delete it."""
 
     metric: str = Field(
-        default="valid/total", description="Name of a validation metric, such as valid/action."
+        default="valid/total",
+        description="Name of a validation metric, such as valid/action, or success/mean.",
     )
     mode: Literal["min", "max"] = Field(
         default="min", description="min: smaller is better; max: larger is better."
@@ -25,10 +29,10 @@ class KeepBestConfig(FrozenConfig):
     @field_validator("metric")
     @classmethod
     def _is_a_validation_metric(cls, metric: str) -> str:
-        if not metric.startswith(("valid/", "valid_raw/")) or describe_metric(metric) is None:
+        if not metric.startswith(("valid/", "valid_raw/", SUCCESS)) or describe_metric(metric) is None:
             raise ValueError(
                 f"'{metric}' is recorded by no validation; give a name that begins with valid/ (or valid_raw/"
-                "), such as valid/total or valid/action (docs/reference/metrics.md)"
+                "), such as valid/total or valid/action, or success/mean (docs/reference/metrics.md)"
             )
         return metric
 
@@ -48,18 +52,25 @@ class CheckpointsConfig(FrozenConfig):
     keep_every: int = Field(
         default=0, ge=0, description="Never delete checkpoints at multiples of so many steps; 0: none."
     )
-    keep_best: KeepBestConfig | Literal["off"] = Field(
-        default="off", description="Never delete the checkpoint that is best by a validation metric."
+    keep_best: KeepBestConfig | Literal["auto", "off"] = Field(
+        default="auto",
+        description="Never delete the checkpoint that is best by a metric; auto: by success, where the "
+        "training is evaluated (training.evaluate_every), else off.",
     )
-
     mirror: Annotated[str, Field(pattern=r"^(off|[a-z][a-z0-9+.-]*://.+)$")] = Field(
         default="off",
         description="Where each checkpoint is copied to in the background, as fsspec names it, such as "
         "s3://bucket/runs (pip install s3fs): URL/RUN/step-N, read back and compared; off: nowhere.",
     )
 
-    def check_keeping(self, validate_every: int) -> None:
-        """Refuses to keep checkpoints that are never made, or never validated.
+    def best(self, evaluate_every: int) -> KeepBestConfig | None:
+        """What the best checkpoint is marked by, if it is."""
+        if self.keep_best == "auto":
+            return KeepBestConfig(metric=f"{SUCCESS}mean", mode="max") if evaluate_every else None
+        return None if self.keep_best == "off" else self.keep_best
+
+    def check_keeping(self, validate_every: int, evaluate_every: int = 0) -> None:
+        """Refuses to keep checkpoints that are never made, or never validated or evaluated.
 
         Raises: ValueError that names the keys and the cure.
         """
@@ -68,9 +79,16 @@ class CheckpointsConfig(FrozenConfig):
                 f"checkpoints.keep_every is {self.keep_every}, but checkpoints.every is {self.every} "
                 "(0: only at the end). Make keep_every a multiple of every."
             )
-        if self.keep_best != "off" and (not validate_every or self.every % validate_every):
+        best = self.best(evaluate_every)
+        if best is not None and best.metric.startswith(SUCCESS):
+            if not evaluate_every:
+                raise ValueError(
+                    f"checkpoints.keep_best compares checkpoints by '{best.metric}', but evaluate_every is "
+                    "0: nothing is played. Set evaluate_every, or another metric."
+                )
+        elif best is not None and (not validate_every or self.every % validate_every):
             raise ValueError(
-                f"checkpoints.keep_best compares checkpoints by '{self.keep_best.metric}' of a validation at "
+                f"checkpoints.keep_best compares checkpoints by '{best.metric}' of a validation at "
                 f"the same step, but checkpoints.every is {self.every} and validation.every is "
                 f"{validate_every}. Make checkpoints.every a multiple of validation.every."
             )

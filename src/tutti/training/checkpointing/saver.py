@@ -17,7 +17,7 @@ from tutti.distributed.world import World
 from tutti.storage.checkpoint import Checkpoint, checkpoints, folder_of, save, save_sharded, step_of
 from tutti.storage.files import explain_disk_errors, remove_folder, sync, write_atomically
 from tutti.storage.manifest import BEST_MARK
-from tutti.training.checkpointing.config import CheckpointsConfig, KeepBestConfig
+from tutti.training.checkpointing.config import SUCCESS, CheckpointsConfig, KeepBestConfig
 from tutti.training.checkpointing.mirror import Mirror
 from tutti.training.records import read_records
 from tutti.types import UserError
@@ -41,10 +41,10 @@ class Saver:
     As a context manager around the training: what is still being written when it fails gets some seconds.
     """
 
-    def __init__(self, run: Path, config: CheckpointsConfig, world: World) -> None:
+    def __init__(self, run: Path, config: CheckpointsConfig, world: World, evaluate_every: int = 0) -> None:
         self.run = run
         self.world = world
-        self.config = config
+        self.config, self.evaluate_every = config, evaluate_every
         self.sharded = config.format == "sharded"
         self.background = config.background
         self._thread: threading.Thread | None = None
@@ -120,13 +120,17 @@ class Saver:
             world = self.world.for_checkpoint_thread
             world.on_rank_zero(self._sync_records)
             save_sharded(self.run, checkpoint, world)
-            world.on_rank_zero(lambda: retain(self.run, self.config))
+            world.on_rank_zero(self.retain)
         else:
             self._sync_records()
             save(self.run, checkpoint)
-            retain(self.run, self.config)
+            self.retain()
         if self._mirror is not None:
             self._mirror.send(folder_of(self.run, checkpoint.step))
+
+    def retain(self) -> None:
+        """`retain` of this run, as after each checkpoint."""
+        retain(self.run, self.config, self.evaluate_every)
 
     def _sync_records(self) -> None:
         """Before a checkpoint counts, the records up to it are on the disk: the run goes on behind them."""
@@ -166,13 +170,13 @@ class Saver:
             self._mirror.close()
 
 
-def retain(run: Path, config: CheckpointsConfig) -> None:
+def retain(run: Path, config: CheckpointsConfig, evaluate_every: int = 0) -> None:
     """Marks the best checkpoint in best.json, then deletes all but the newest `keep`, those whose step is a
     multiple of `keep_every` (0: none) and the best.
 
-    A checkpoint is judged by what a validation recorded at its own step, so one that was not validated is no
-    candidate; of equals the earliest is the best. Killed at any moment it leaves whole checkpoints, and the
-    next call ends what this one began.
+    A checkpoint is judged by what a validation or an evaluation recorded at its own step, so one without is
+    no candidate; of equals the earliest is the best. Killed at any moment it leaves whole checkpoints, and
+    the next call ends what this one began.
 
     Raises: UserError if best.json cannot be written, or a checkpoint not be deleted.
     """
@@ -180,7 +184,8 @@ def retain(run: Path, config: CheckpointsConfig) -> None:
     retained = set(folders[-config.keep :])
     if config.keep_every:
         retained |= {folder for folder in folders if step_of(folder) % config.keep_every == 0}
-    if config.keep_best != "off" and (step := _mark_best(run, folders, config.keep_best)) is not None:
+    best = config.best(evaluate_every)
+    if best is not None and (step := _mark_best(run, folders, best)) is not None:
         retained.add(folder_of(run, step))
     # The best is marked before anything goes: a kill in between leaves a checkpoint too many, never too few.
     for folder in folders:
@@ -190,7 +195,8 @@ def retain(run: Path, config: CheckpointsConfig) -> None:
 
 def _mark_best(run: Path, folders: list[Path], best: KeepBestConfig) -> int | None:
     """Writes best.json if it changes. Gives the step of the best; None while no checkpoint has a value."""
-    validations = {record["step"]: record for record in read_records(run) if record["kind"] == "validation"}
+    kind = "evaluation" if best.metric.startswith(SUCCESS) else "validation"
+    validations = {record["step"]: record for record in read_records(run) if record["kind"] == kind}
     sign = 1 if best.mode == "min" else -1
     values = {
         step: sign * validations[step].get(best.metric, math.nan)
@@ -198,7 +204,7 @@ def _mark_best(run: Path, folders: list[Path], best: KeepBestConfig) -> int | No
         if step in validations
     }
     if folders and best.metric not in validations.get(step_of(folders[-1]), {best.metric: 0}):
-        log.warning("keep_best: the validation after step %d has no '%s'", step_of(folders[-1]), best.metric)
+        log.warning("keep_best: the %s after step %d has no '%s'", kind, step_of(folders[-1]), best.metric)
     # min() of (value, step): of equal values the earliest step, so that a resumed run marks the same one.
     finite = [(value, step) for step, value in values.items() if math.isfinite(value)]
     if not finite:
