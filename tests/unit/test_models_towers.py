@@ -16,10 +16,12 @@ from torch import nn
 from fixtures import small_model
 from fixtures.small_model import MODEL, observation
 from fixtures.towers import LANGUAGE, SIZE, VISION, save_tower
+from tutti.config.run_config import load_config, to_yaml
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
 from tutti.models.layers import blocks_of
 from tutti.models.pretrained.convolutions import EfficientNetLite0, fix_batch_norms
+from tutti.models.pretrained.hub import hub_folder
 from tutti.models.vla import VLA
 from tutti.nested_dicts import merge
 from tutti.training.optim.averages import Ema
@@ -50,26 +52,40 @@ def loaded(config: ModelConfig, given: tuple[str, ...] = ()) -> VLA:
     return model.eval()
 
 
-@pytest.mark.parametrize("layer", [-1, -2])
-def test_pictures_give_the_tokens_of_transformers_own(home: tuple[Path, dict[str, Any]], layer: int) -> None:
+def hidden(found: Any, layer: int | list[int]) -> torch.Tensor:
+    """Those of the whole network, by transformers' own numbers."""
+    several = [
+        found.last_hidden_state if one == -1 else found.hidden_states[one]
+        for one in (layer if isinstance(layer, list) else [layer])
+    ]
+    return torch.cat(several, dim=-1)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, [1, 3], [2, -1]])
+def test_pictures_give_the_tokens_of_transformers_own(home: tuple[Path, dict[str, Any]], layer: Any) -> None:
     folder, networks = home
     images = small_model.observation(SPEC, b=1).images.float().flatten(0, 1) / 127.5 - 1
     for name in VISION:
+        if isinstance(layer, list) and name in ("convnext", "resnet"):
+            with pytest.raises(UserError, match=r"maps of different sizes.\n  expected: one layer"):
+                loaded(config_of("vision", folder / name, layer=layer))
+            continue
         model = loaded(config_of("vision", folder / name, layer=layer))
         (part,) = pretrained_parts(model).values()
         with torch.no_grad():
             found = networks[name](images * part.scale + part.shift, output_hidden_states=True)
-            expected = found.last_hidden_state if layer == -1 else found.hidden_states[layer]
+            expected = hidden(found, layer)
             got = model.vision(images[None], torch.ones(1, 2, dtype=torch.bool))
         own = part.tower.values
         front = part.tower.facts.front + (own.get("num_register_tokens", 0) if part.tower.facts.front else 0)
         expected = expected.flatten(2).transpose(1, 2) if expected.ndim == 4 else expected[:, front:]
+        expected = expected if part.project is None else part.project(expected)
         assert got.values.shape == (1, 2 * part.tokens_per_view, part.width), name
         torch.testing.assert_close(got.values[0], expected.flatten(0, 1), atol=3e-6, rtol=0)
 
 
-@pytest.mark.parametrize("layer", [-1, -2])
-def test_texts_give_the_states_of_transformers_own(home: tuple[Path, dict[str, Any]], layer: int) -> None:
+@pytest.mark.parametrize("layer", [-1, -2, [1, 2]])
+def test_texts_give_the_states_of_transformers_own(home: tuple[Path, dict[str, Any]], layer: Any) -> None:
     folder, networks = home
     for name in LANGUAGE:
         model = loaded(config_of("language", folder / name, layer=layer))
@@ -78,7 +94,8 @@ def test_texts_give_the_states_of_transformers_own(home: tuple[Path, dict[str, A
                 input_ids=SEEN.text, attention_mask=SEEN.text_mask.long(), output_hidden_states=True
             )
             got = model.language(SEEN.text, SEEN.text_mask)
-        expected = found.last_hidden_state if layer == -1 else found.hidden_states[layer]
+        project = model.language.project  # pyright: ignore
+        expected = hidden(found, layer) if project is None else project(hidden(found, layer))
         assert got.mask.equal(SEEN.text_mask), name
         torch.testing.assert_close(got.values[got.mask], expected[got.mask], atol=1e-6, rtol=0)
         empty = torch.zeros_like(SEEN.text_mask)
@@ -115,6 +132,54 @@ def test_neighbours_fold_into_width_and_views_have_a_vector(home: tuple[Path, di
     with pytest.raises(UserError, match=r"data\.image_size=16, or model\.vision\.interpolate=true"):
         config_of("vision", path).build(other)
     assert config_of("vision", path, interpolate=True).build(other).vision.tokens_per_view == 36
+
+
+def test_what_a_hubs_file_leaves_out_is_its_kinds_default(tmp_path: Path) -> None:
+    """google/siglip-base-patch16-224 says no more of its pictures than model_type."""
+    said = {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    tower = config_of("vision", tmp_path).towers()["vision"]
+    assert tower.all_values()["patch_size"] == 16 and tower.picture_size() == 224  # pyright: ignore
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
+    (tmp_path / "preprocessor_config.json").write_text('{"crop_size": {"height": 288, "width": 288}}')
+    found = load_config(
+        None, [f"model.vision={{kind: pretrained, path: {tmp_path}}}", "data.image_size=auto"]
+    )
+    assert found.data.image_size == 288 and "image_size: 288" in to_yaml(found)
+    with pytest.raises(UserError, match=r"image_size is auto.*no such tower"):
+        load_config(None, ["data.image_size=auto"])
+
+
+def test_a_name_of_the_hub_is_found_in_its_cache_and_fetched_with_consent_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    place = tmp_path / "models--own--tiny"
+    save_tower(place / "snapshots" / "abc", "dinov2")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    hub_folder.cache_clear()
+    config = config_of("vision", Path("hf:own/tiny"), learn="none")
+    assert loaded(config).vision.tower.loaded.tensors == 60  # pyright: ignore
+    assert str(config.resolved().vision.path) == "hf:own/tiny"  # pyright: ignore
+    with pytest.raises(
+        UserError, match=r"hf:own/other, which is not in the local cache.\n  cure: tutti --download"
+    ):
+        config_of("vision", Path("hf:own/other")).build(SPEC)
+    with pytest.raises(UserError, match="expected: hf:OWNER/NAME"):
+        config_of("vision", Path("hf:../other")).build(SPEC)
+    asked: list[Any] = []
+
+    def fetch(name: str, **given: Any) -> str:
+        asked.append((name, given["local_files_only"], huggingface_hub.constants.HF_HUB_OFFLINE))
+        return str(place / "snapshots" / "abc")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setenv("TUTTI_DOWNLOAD", "1")
+    assert config_of("vision", Path("hf:own/other")).build(SPEC).vision.tokens_per_view == 16
+    assert asked == [("own/other", False, False)] and huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_efficientnet_gives_a_map_at_stride_8(tmp_path: Path) -> None:

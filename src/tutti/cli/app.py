@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from tutti.cli import (
 from tutti.cli.signals import how_to_go_on, obeyed
 from tutti.config.files import check_path_text
 from tutti.errors import Terminated, UserError, printable
+from tutti.models.pretrained.hub import DOWNLOAD
 from tutti.runs.terminal import Terminal, console, show_logs
 from tutti.storage.reading import shown
 
@@ -138,6 +140,10 @@ def options(
     _: Annotated[
         bool, typer.Option("--version", help="Prints the version.", callback=_print_version, is_eager=True)
     ] = False,
+    download: Annotated[
+        bool,
+        typer.Option("--download", help="Models of a hub that the config names (hf:NAME) may be fetched."),
+    ] = False,
 ) -> None:
     """Tutti pre-trains vision-language-action robot models end to end: vision
     encoder, language encoder, fusion and action decoder learn together, from one
@@ -194,6 +200,8 @@ def options(
 
     Interrupt any command with Ctrl-C and run it again: finished work is kept.
     """
+    if download:
+        os.environ[DOWNLOAD] = "1"  # for the processes that it starts, too
 
 
 for one in COMMANDS:

@@ -79,6 +79,14 @@ class RunConfig(FrozenConfig):
         return given
 
     @model_validator(mode="after")
+    def _picture_size(self) -> Self:
+        """`data.image_size: auto` becomes a number here: a run's config.yaml holds that."""
+        if self.data.image_size == "auto":
+            size = self.model.picture_size() or self.data.pixels
+            object.__setattr__(self, "data", self.data.model_copy(update={"image_size": size}))
+        return self
+
+    @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         terms = self.objective.terms()
         check_combination(self.balancing, self.backward, terms, self.strategy, self.training)

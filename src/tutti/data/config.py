@@ -48,6 +48,8 @@ from tutti.frozen_config import FrozenConfig
 from tutti.storage.text_source import TextSource
 from tutti.types import DataNeeds, DataSpec
 
+PictureSize = Annotated[int, Field(ge=8, le=1024)]
+
 
 class DataConfig(FrozenConfig):
     """Data sets and how they become batches."""
@@ -72,7 +74,11 @@ class DataConfig(FrozenConfig):
         description='Pictures and states that are observed: steps or times back, ["-0.8s", "-0.4s", 0].',
     )
     batch_size: int = Field(default=64, ge=1, description="Windows in a batch.")
-    image_size: int = Field(default=64, ge=8, le=1024, description="Edge of the square pictures, in pixels.")
+    image_size: PictureSize | Literal["auto"] = Field(
+        default=64,
+        description="Edge of the square pictures, in pixels; auto: of those which the pre-trained "
+        "vision tower was trained with.",
+    )
     validation_fraction: float = Field(
         default=0.05, ge=0, lt=1, description="Share of all episodes held out, of every task alike."
     )
@@ -142,6 +148,16 @@ class DataConfig(FrozenConfig):
                 "alone it is for; set sources.weight to auto in all"
             )
 
+    @property
+    def pixels(self) -> int:
+        """`image_size` as a number. Raises: UserError if it is auto, and there is no tower."""
+        if self.image_size == "auto":
+            raise UserError(
+                "data.image_size is auto, the size of a pre-trained vision tower's pictures, and there is no "
+                "such tower.\n  cure: give a number, or model.vision.kind=pretrained"
+            )
+        return self.image_size
+
     def build(
         self,
         needs: DataNeeds,
@@ -183,8 +199,8 @@ class DataConfig(FrozenConfig):
             normalizer = with_relative_chunks(normalizer, parts, spec, self.horizon)
         if kept is not None:
             normalizer, tokenizer = kept.normalizer, kept.tokenizer
-        cache = decide(stores, self.cache, self.image_size, choice)
-        frames = open_frames(stores, cache, self.image_size, progress=progress)
+        cache = decide(stores, self.cache, self.pixels, choice)
+        frames = open_frames(stores, cache, self.pixels, progress=progress)
         labelled = [labelled_rows(store, parts, spec) for store in stores]
         places = [slots(store, spec) for store in stores]
         windows = WindowIndex(
@@ -227,7 +243,7 @@ class DataConfig(FrozenConfig):
         chosen = order.permutation(evenly_spread(held_out, self.validation_windows))
         described = DataSpec(
             views=spec.views,
-            image_size=self.image_size,
+            image_size=self.pixels,
             state_dim=spec.state_dim,
             action_dim=spec.action_dim,
             horizon=self.horizon,

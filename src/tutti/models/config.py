@@ -135,6 +135,10 @@ class ModelConfig(FrozenConfig):
         """The tokenizer that the language encoder was trained with; None: one is fitted to the data."""
         return self.language.source() if isinstance(self.language, PretrainedTextConfig) else None
 
+    def picture_size(self) -> int | None:
+        """The edge of the pictures that the vision tower was trained with; None: it is no tower."""
+        return self.vision.picture_size() if isinstance(self.vision, PretrainedVisionConfig) else None
+
     def towers(self) -> dict[str, TowerConfig]:
         """The pre-trained towers by their socket."""
         sockets = {"vision": self.vision, "language": self.language}

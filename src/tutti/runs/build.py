@@ -282,7 +282,7 @@ def expected_spec(config: RunConfig) -> DataSpec:
     tokenizer = Tokenizer.of(texts, data.vocab_size, data.text_length, config.model.text_source)
     return DataSpec(
         views=sizes.views,
-        image_size=data.image_size,
+        image_size=data.pixels,
         state_dim=sizes.state_dim,
         action_dim=sizes.action_dim,
         horizon=data.horizon,

@@ -13,6 +13,7 @@ from pydantic import Field, PositiveInt
 
 from tutti.frozen_config import FrozenConfig
 from tutti.models.pretrained.facts import FACTS, SECTIONS, Facts, Socket, kinds
+from tutti.models.pretrained.hub import HUB, hub_folder
 from tutti.storage.reading import read_json, shown
 from tutti.types import UserError
 
@@ -33,16 +34,19 @@ class TowerConfig(FrozenConfig):
 
     socket: ClassVar[Socket]
 
-    path: Path = Field(description="Folder with config.json and model.safetensors, as transformers saves it.")
+    path: Path = Field(
+        description="Folder with config.json and model.safetensors, as transformers saves it; or hf:NAME, a "
+        "model of the hub that is in its local cache, or may be fetched (tutti --download)."
+    )
     weights: Literal["pretrained", "random"] = Field(
         default="pretrained",
         description="random: the same network from scratch, the control of what pre-training gives.",
     )
-    layer: int = Field(
+    layer: int | Annotated[tuple[int, ...], Field(min_length=2, max_length=64)] = Field(
         default=-1,
         description="What is read: -1 the network's output; n or -n the hidden state behind a block, as "
         "hidden_states[n] of transformers; of a convolutional tower the map of stage n. What lies behind is "
-        "removed.",
+        "removed. A list: these side by side, brought to the tower's width by a linear layer that learns.",
     )
     learn: Literal["all", "none"] | LoraConfig = Field(
         default="all", description="all of its weights, none (frozen for ever), or {lora: RANK} beside them."
@@ -59,6 +63,17 @@ class TowerConfig(FrozenConfig):
         """Where it stands in a config."""
         return f"model.{self.socket}"
 
+    @property
+    def folder(self) -> Path:
+        """Where it lies. Raises: UserError if it is a model of the hub, and not here."""
+        name = str(self.path)
+        return hub_folder(name.removeprefix(HUB), self.key) if name.startswith(HUB) else self.path
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """What is read, as a list."""
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
+
     def values(self) -> dict[str, Any]:
         """The tower's own config as plain values: that of the section for this socket.
 
@@ -71,10 +86,26 @@ class TowerConfig(FrozenConfig):
             found = {**(found.get(section) or {}), "model_type": kind}
         if kind not in FACTS or FACTS[kind].socket != self.socket:
             raise UserError(
-                f"{self.key}.path: {self.path / CONFIG_FILE} has model_type {shown(kind)}.\n  expected: one "
-                f"of {', '.join(kinds(self.socket))}\n  cure: name the folder of such a tower"
+                f"{self.key}.path: {self.folder / CONFIG_FILE} has model_type {shown(kind)}.\n  expected: "
+                f"one of {', '.join(kinds(self.socket))}\n  cure: name the folder of such a tower"
             )
         return {key: value for key, value in found.items() if key not in LEFT_OUT}
+
+    def all_values(self) -> dict[str, Any]:
+        """The same with the defaults of its kind, which files of a hub leave out.
+
+        Raises: UserError as `values`, or if transformers is not installed or refuses them.
+        """
+        values = self.values()
+        if not FACTS[values["model_type"]].network:
+            return values
+        try:
+            return transformers(self.key).AutoConfig.for_model(**values).to_dict() | values
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError(
+                f"{self.key}: the config.json of {self.path} cannot be used "
+                f"({shown(str(error), 300, quoted=False)})."
+            ) from error
 
     def facts(self) -> Facts:
         """What is known of its kind."""
@@ -82,7 +113,9 @@ class TowerConfig(FrozenConfig):
 
     def resolved(self) -> Self:
         """The same with what a checkpoint must hold, so that it needs the folder for frozen weights alone."""
-        known: dict[str, Any] = {"architecture": self.values(), "path": self.path.resolve()}
+        hub = str(self.path).startswith(HUB)
+        place = self.path if hub else self.path.resolve()
+        known: dict[str, Any] = {"architecture": self.values(), "path": place}
         if self.weights == "pretrained":
             known["sha256"] = weights_hash(self)
         return self.model_copy(update=known)
@@ -94,7 +127,7 @@ class TowerConfig(FrozenConfig):
 
     def file(self, name: str) -> Path:
         """A file of the folder. Raises: UserError if it is not there."""
-        if not (path := self.path / name).is_file():
+        if not (path := self.folder / name).is_file():
             raise UserError(
                 f"{self.key}.path: {path} is not there.\n  expected: the folder of a tower, with "
                 f"{CONFIG_FILE} and {WEIGHTS_FILE}\n  cure: name it, or save one by transformers' "
@@ -108,7 +141,7 @@ def weights_hash(config: TowerConfig) -> str:
 
     Raises: UserError if there are none, or they are not those that the config asks for.
     """
-    index = config.path / f"{WEIGHTS_FILE}.index.json"
+    index = config.folder / f"{WEIGHTS_FILE}.index.json"
     names = [WEIGHTS_FILE]
     if index.is_file() and isinstance(table := read_json(index).get("weight_map"), dict):
         names = sorted({Path(str(name)).name for name in table.values()})

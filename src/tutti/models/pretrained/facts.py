@@ -6,7 +6,7 @@ The names are those of transformers 5.5 to 5.18, which loads older files under t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Socket = Literal["vision", "language"]
 Colours = tuple[float, float, float]
@@ -50,6 +50,14 @@ _DINO = {**_VIT, "front": 1, "unread": ("embeddings.mask_token",)}
 _BERT = {"socket": "language", "blocks": "encoder.layer", "positions": 0}
 _BERT |= {"unread": ("pooler",), "others": ("cls.", "lm_head.", "qa_outputs.", "classifier.")}
 _CAUSAL = {"socket": "language", "blocks": "layers", "tail": "norm", "others": ("lm_head.",)}
+_T5: dict[str, Any] = {"socket": "language", "blocks": "encoder.block", "tail": "encoder.final_layer_norm"}
+_T5 |= {"others": ("decoder.", "lm_head.")}
+_CONVNEXT: dict[str, Any] = {
+    **_VIT,
+    "blocks": "encoder.stages",
+    "unread": ("layernorm",),
+    "others": ("classifier.",),
+}
 
 FACTS: dict[str, Facts] = {
     "siglip_vision_model": Facts(
@@ -77,9 +85,33 @@ FACTS: dict[str, Facts] = {
         **_DINO, network="Dinov2WithRegistersModel", blocks="encoder.layer", tail="layernorm", sizes="itself"
     ),
     "dinov3_vit": Facts(**_DINO, network="DINOv3ViTModel", blocks="model.layer", tail="norm"),
+    "vit": Facts(
+        **{**_VIT, "mean": HALF, "std": HALF},
+        network="ViTModel",
+        blocks="layers",
+        tail="layernorm",
+        unread=("pooler",),
+        others=("classifier.",),
+        front=1,
+        sizes="flag",
+    ),
+    "ijepa": Facts(
+        **_VIT, network="IJepaModel", blocks="layers", tail="layernorm", unread=("pooler",), sizes="flag"
+    ),
+    "aimv2_vision_model": Facts(
+        socket="vision",
+        network="Aimv2VisionModel",
+        blocks="encoder.layers",
+        tail="rms_norm",
+        unread=("head",),
+        others=("text_model.", "text_projection.", "visual_projection.", "logit_scale"),
+        mean=CLIP[0],
+        std=CLIP[1],
+    ),
     "resnet": Facts(
         **_VIT, network="ResNetModel", blocks="encoder.stages", others=("classifier.",), convolutional=True
     ),
+    "convnextv2": Facts(**_CONVNEXT, network="ConvNextV2Model", convolutional=True),
     "efficientnet_lite0": Facts(
         socket="vision", network="", blocks="blocks", convolutional=True, mean=LITE[0], std=LITE[1]
     ),
@@ -91,13 +123,8 @@ FACTS: dict[str, Facts] = {
         others=("vision_model.", "text_projection.", "visual_projection.", "logit_scale"),
         positions=0,
     ),
-    "t5": Facts(
-        socket="language",
-        network="T5EncoderModel",
-        blocks="encoder.block",
-        tail="encoder.final_layer_norm",
-        others=("decoder.", "lm_head."),
-    ),
+    "t5": Facts(**_T5, network="T5EncoderModel"),
+    "mt5": Facts(**_T5, network="MT5EncoderModel"),
     "bert": Facts(**_BERT, network="BertModel"),
     # Their first position is that behind the padding's id.
     "roberta": Facts(**{**_BERT, "positions": 2}, network="RobertaModel"),
@@ -106,12 +133,21 @@ FACTS: dict[str, Facts] = {
         **{**_BERT, "blocks": "transformer.layer", "unread": (), "others": ("vocab_", "classifier.")},
         network="DistilBertModel",
     ),
+    "electra": Facts(
+        socket="language",
+        network="ElectraModel",
+        blocks="encoder.layer",
+        others=("generator_", "discriminator_", "classifier."),
+        positions=0,
+    ),
     "gemma": Facts(**_CAUSAL, network="GemmaModel"),
     "gemma2": Facts(**_CAUSAL, network="Gemma2Model"),
     "gemma3_text": Facts(**_CAUSAL, network="Gemma3TextModel"),
     "llama": Facts(**_CAUSAL, network="LlamaModel"),
+    "mistral": Facts(**_CAUSAL, network="MistralModel"),
     "qwen2": Facts(**_CAUSAL, network="Qwen2Model"),
     "qwen3": Facts(**_CAUSAL, network="Qwen3Model"),
+    "smollm3": Facts(**_CAUSAL, network="SmolLM3Model"),
 }
 
 SECTIONS: dict[tuple[str, Socket], tuple[str, str]] = {

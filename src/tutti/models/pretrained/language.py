@@ -15,11 +15,13 @@ from tutti.models.language.transformer import AttentionPooling, distinct_texts, 
 from tutti.models.layers import attention_mask
 from tutti.models.pretrained.config import TowerConfig
 from tutti.models.pretrained.facts import Socket
-from tutti.models.pretrained.tower import Tower
+from tutti.models.pretrained.tower import Tower, projection
 from tutti.storage.text_source import TextSource
 from tutti.types import DataSpec, Tokens, UserError
 
 PLACE = "{instruction}"
+WIDTHS = ("hidden_size", "d_model", "dim")
+"""What configs call the width."""
 
 
 class PretrainedTextConfig(TowerConfig):
@@ -45,11 +47,11 @@ class PretrainedTextConfig(TowerConfig):
 
     def source(self) -> TextSource:
         """For the tokenizer."""
-        facts, values = self.facts(), self.values()
+        facts, values = self.facts(), self.all_values()
         longest = values.get("max_position_embeddings", 512)
         most = None if facts.positions is None else int(longest) - facts.positions
         before, behind = self.template.split(PLACE)
-        return TextSource(folder=self.path, around=(before, behind), longest=most)
+        return TextSource(folder=self.folder, around=(before, behind), longest=most)
 
     def build(self, spec: DataSpec) -> PretrainedText:
         """The encoder for texts of the tower's tokens, random until its tower is loaded.
@@ -68,13 +70,16 @@ class PretrainedText(LanguageEncoder):
     def __init__(self, config: PretrainedTextConfig, spec: DataSpec) -> None:
         super().__init__()
         self.tower = Tower(config)
-        rows, self.width = self.tower.network.get_input_embeddings().weight.shape  # pyright: ignore
+        rows: int = self.tower.network.get_input_embeddings().weight.shape[0]  # pyright: ignore
+        # Not that of the embeddings: ELECTRA's are narrower than its hidden states.
+        self.width = int(next(self.tower.values[key] for key in WIDTHS if key in self.tower.values))
         if spec.vocab_size > rows:
             raise UserError(
                 f"model.language: the tokenizer of {config.path} has {spec.vocab_size:,} tokens, its tower "
                 f"embeds {rows:,}.\n  cure: put the tokenizer.json of this very tower beside its config.json"
             )
         self.num_tokens = config.num_tokens or spec.text_length  # at least, where it keeps every token
+        self.project = projection(config, self.width)
         self.pool = self.norm = None
         if config.num_tokens:
             if self.width % config.heads:
@@ -95,8 +100,8 @@ class PretrainedText(LanguageEncoder):
         # A softmax over nothing is NaN: an empty row looks at its padding, and is masked for its readers.
         seen = text_mask | ~text_mask.any(dim=1, keepdim=True)
         with torch.no_grad() if self.tower.still else nullcontext():
-            hidden = self.tower.network(input_ids=text, attention_mask=seen.long(), **self._named())
-        x: Tensor = hidden.last_hidden_state
+            x = self.tower.hidden(input_ids=text, attention_mask=seen.long(), **self._named())
+        x = x if self.project is None else self.project(x)
         return x if self.pool is None or self.norm is None else self.norm(self.pool(x, attention_mask(seen)))
 
     def _named(self) -> dict[str, bool]:

@@ -19,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from tutti.models.layers import make_repeated
 from tutti.models.pretrained.config import WEIGHTS_FILE, LoraConfig, TowerConfig, transformers, weights_hash
 from tutti.models.pretrained.convolutions import EfficientNetLite0, fix_batch_norms
-from tutti.models.pretrained.facts import FACTS
 from tutti.models.pretrained.lora import LoraLinear
 from tutti.storage.reading import shown
 from tutti.types import UserError
@@ -64,8 +63,8 @@ class Tower(nn.Module):
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
-        self.config, self.values = config, config.values()
-        self.facts = FACTS[self.values["model_type"]]
+        self.config, self.facts = config, config.facts()
+        self.values = config.all_values()
         self.loaded: Loaded | None = None
         self.still = config.learn == "none"
         self.in_folder = config.learn != "all" and config.weights == "pretrained"
@@ -93,6 +92,18 @@ class Tower(nn.Module):
             return {}
         factors = {f"network.{name}" for name in self._factors()}
         return {name: tensor for name, tensor in _persistent(self) if name not in factors}
+
+    def hidden(self, *inputs: Tensor, **named: Any) -> Tensor:
+        """What is read of the network: its last hidden state, or several on the last axis, side by side."""
+        if len(self.places) == 1:
+            found = self.network(*inputs, **named)
+            return found if isinstance(found, Tensor) else found.last_hidden_state
+        found = self.network(*inputs, **named, output_hidden_states=True)
+        deepest = max(self.places)
+        # Behind the last block stands the output: whether hidden_states[-1] is normed differs by version.
+        return torch.cat(
+            [found.last_hidden_state if n == deepest else found.hidden_states[n] for n in self.places], dim=-1
+        )
 
     def load(self) -> Loaded:
         """Fills the network with the weights of the folder: all that it has, and none that is not known.
@@ -126,7 +137,7 @@ class Tower(nn.Module):
         drawn = torch.empty(0)
         sizes_alone = drawn.is_meta or isinstance(drawn, FakeTensor)
         try:
-            config = library.AutoConfig.for_model(**self.values)
+            config = library.AutoConfig.for_model(**self.config.values())
             # Some of its initialisations look at what they have drawn, which here has no values.
             empty = import_module("transformers.initialization").no_init_weights
             with empty() if sizes_alone else nullcontext():
@@ -146,17 +157,25 @@ class Tower(nn.Module):
 
     def _trimmed(self, network: nn.Module) -> nn.Module:
         """Without what lies behind the layer that is read, and what no token depends on."""
-        layer, facts = self.config.layer, self.facts
+        layers, facts = self.config.layers, self.facts
         holder, _, place = facts.blocks.rpartition(".")
         blocks = [*network.get_submodule(facts.blocks).children()]
-        count = layer if layer >= 0 else len(blocks) + 1 + layer
-        if not 1 <= count <= len(blocks):
+        self.places = tuple(layer if layer >= 0 else len(blocks) + 1 + layer for layer in layers)
+        wrong = [
+            layer for layer, count in zip(layers, self.places, strict=True) if not 1 <= count <= len(blocks)
+        ]
+        if wrong:
             raise UserError(
-                f"{self.config.key}.layer is {layer}, but the tower has {len(blocks)} blocks.\n  expected: 1 "
-                f"to {len(blocks)}, or -{len(blocks)} to -1"
+                f"{self.config.key}.layer is {wrong[0]}, but the tower has {len(blocks)} blocks.\n  "
+                f"expected: 1 to {len(blocks)}, or -{len(blocks)} to -1"
             )
-        setattr(network.get_submodule(holder), place, nn.ModuleList(blocks[:count]))
-        for path in (*facts.unread, *([facts.tail] if facts.tail and layer != -1 else [])):
+        if len({*self.places}) < len(layers) or (len(layers) > 1 and facts.convolutional):
+            why = "maps of different sizes" if facts.convolutional else "one of them twice"
+            raise UserError(
+                f"{self.config.key}.layer is {[*layers]}, {why}.\n  expected: one layer, or different ones"
+            )
+        setattr(network.get_submodule(holder), place, nn.ModuleList(blocks[: max(self.places)]))
+        for path in (*facts.unread, *([facts.tail] if facts.tail and -1 not in layers else [])):
             holder, _, place = path.rpartition(".")
             parent = network.get_submodule(holder)
             setattr(parent, place, nn.Identity() if place in parent._modules else None)
@@ -183,14 +202,14 @@ class Tower(nn.Module):
 
         Raises: UserError if some are missing, of another shape, or of nothing that is known.
         """
-        folder, facts = self.config.path, self.facts
+        folder, facts = self.config.folder, self.facts
         try:
             if not facts.network:
                 return load_file(self.config.file(WEIGHTS_FILE)), ()
             library = transformers(self.config.key)
             network, info = getattr(library, facts.network).from_pretrained(
                 folder,
-                config=library.AutoConfig.for_model(**self.values),
+                config=library.AutoConfig.for_model(**self.config.values()),
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
@@ -215,6 +234,11 @@ class Tower(nn.Module):
                 f"{sorted(names)[0]}.\n  expected: the weights of the {self.values['model_type']} that its "
                 "config.json describes\n  cure: save the tower again by transformers' save_pretrained"
             )
+
+
+def projection(config: TowerConfig, width: int) -> nn.Linear | None:
+    """From several layers side by side to the width of one; None where one is read."""
+    return nn.Linear(len(config.layers) * width, width) if len(config.layers) > 1 else None
 
 
 def _persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

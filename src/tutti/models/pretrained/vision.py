@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,11 +16,11 @@ from tutti.models.layers import present_pictures, readable, space_to_depth
 from tutti.models.pretrained.config import TowerConfig
 from tutti.models.pretrained.facts import Colours, Socket
 from tutti.models.pretrained.remembered import Remembered
-from tutti.models.pretrained.tower import Tower
+from tutti.models.pretrained.tower import Tower, projection
 from tutti.storage.reading import read_json
 from tutti.types import DataSpec, Tokens, UserError
 
-PICTURE_FILE = "preprocessor_config.json"
+PICTURE_FILE, USUAL_SIZE = "preprocessor_config.json", 224
 
 
 class PretrainedVisionConfig(TowerConfig):
@@ -61,8 +61,7 @@ class PretrainedVisionConfig(TowerConfig):
 
     def colours(self) -> tuple[Colours, Colours]:
         """Mean and deviation of red, green and blue, of pictures from 0 to 1."""
-        path, facts = self.path / PICTURE_FILE, self.facts()
-        said = read_json(path) if self.architecture == "auto" and path.is_file() else {}
+        said, facts = self._said(), self.facts()
 
         def chosen(given: Colours | Literal["auto"], key: str, usual: Colours) -> Colours:
             own = said.get(key)
@@ -72,6 +71,23 @@ class PretrainedVisionConfig(TowerConfig):
             return given if given != "auto" else tuple(map(float, own)) if three else usual  # pyright: ignore
 
         return chosen(self.mean, "image_mean", facts.mean), chosen(self.std, "image_std", facts.std)
+
+    def picture_size(self) -> int:
+        """The edge of the square pictures that it was trained with, in pixels; as far as its files tell, else
+        the 224 of ImageNet's."""
+        said, own = self._said(), self.all_values().get("image_size")
+        for size in (own, said.get("crop_size"), said.get("size")):
+            given = size if isinstance(size, dict) else {"height": size}
+            for edge in (given.get("height"), given.get("shortest_edge")):
+                if type(edge) is int and edge > 0:
+                    return edge
+        return USUAL_SIZE
+
+    def _said(self) -> dict[str, Any]:
+        """What the file beside the weights says of pictures."""
+        if self.architecture != "auto" or not (path := self.folder / PICTURE_FILE).is_file():
+            return {}
+        return read_json(path)
 
     def resolved(self) -> Self:
         """With the colours, too."""
@@ -112,7 +128,9 @@ class PretrainedVision(VisionEncoder):
         self._check_size(config)
         with torch.no_grad():
             map_ = self.maps(torch.zeros(1, 3, spec.image_size, spec.image_size))
-        _, width, self.grid, _ = map_.shape
+        _, features, self.grid, _ = map_.shape
+        width = features // len(config.layers)
+        self.project = projection(config, width)
         if self.grid % config.shuffle:
             raise UserError(
                 f"model.vision.shuffle is {config.shuffle}, but the tower gives {self.grid} x {self.grid} "
@@ -135,22 +153,27 @@ class PretrainedVision(VisionEncoder):
             else:
                 seen = self.tokens(pictures)
         n = self.tokens_per_view
+        seen = self._folded(seen if self.project is None else self.project(seen))
         values = (seen.view(b, v, n, self.width) + self.position).flatten(1, 2)
         mask = tell(image_mask[:, :, None].expand(b, v, n).reshape(b, v * n), told(image_mask))
         return Tokens(values=values, mask=mask)
 
     def tokens(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        """The tower's tokens of pictures in [-1, 1], shuffled."""
-        found = self.maps(images * self.scale + self.shift)
-        return (space_to_depth(found, self.shuffle) if self.shuffle > 1 else found).flatten(2).transpose(1, 2)
+        """The tower's own tokens of pictures in [-1, 1]; of several layers side by side."""
+        return self.maps(images * self.scale + self.shift).flatten(2).transpose(1, 2)
+
+    def _folded(self, seen: Float[Tensor, "b n d"]) -> Float[Tensor, "b m e"]:
+        """Neighbouring tokens as one."""
+        if self.shuffle == 1:
+            return seen
+        map_ = seen.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return space_to_depth(map_, self.shuffle).flatten(2).transpose(1, 2)
 
     def maps(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d p q"]:
         """What the tower gives of pictures in its own colours, as a map."""
-        facts, network = self.tower.facts, self.tower.network
-        found = network(pixels, **self.named)
+        facts, hidden = self.tower.facts, self.tower.hidden(pixels, **self.named)
         if facts.convolutional:
-            return found if isinstance(found, Tensor) else found.last_hidden_state
-        hidden: Tensor = found.last_hidden_state
+            return hidden
         front = facts.front + int(self.tower.values.get("num_register_tokens", 0) if facts.front else 0)
         side = self.image_size // self.tower.values["patch_size"]
         return hidden[:, front:].transpose(1, 2).unflatten(2, (side, side))
