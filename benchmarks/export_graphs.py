@@ -1,10 +1,12 @@
 """The graphs of an export: how far they are from the model, and what one prediction costs on one core.
 
-    python benchmarks/export_graphs.py [--kinds regression flow ...]
+    python benchmarks/export_graphs.py [--kinds regression flow ...] [--policy runs/demo]
 
-A policy of every decoder with random weights, two views of 96 pixels, the model of the configs. Process CPU
-time of one thread, the best of 20 predictions of a batch of one; differences are the largest of three batches
-of noise, over the largest action. Writes results/export_graphs.json and .md.
+A policy of every decoder with random weights, two views of 96 pixels, the model of the configs; with --policy
+a trained one in a first row. Process CPU time of one thread, the best of 40 predictions of a batch of one, in
+turns; differences are the largest of a batch of noise, over the largest action. `Policy.predict` has the
+language tokens of an instruction after the first time, the graphs encode the text each time. The error of
+int8 is the mean of `exports.int8`. Writes results/export_graphs.json and .md.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from tutti.data.normalize import Normalizer
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig
 from tutti.serving.exports.graph import INPUTS, GraphPolicy, example, graphs_of
+from tutti.serving.exports.int8 import error_of, quantised
 from tutti.serving.policy import Policy
 from tutti.types import DataSpec, UserError
 
@@ -58,33 +61,47 @@ def policy_of(kind: str) -> Policy:
     return Policy(model, Normalizer.fit("quantile", "arm", *numbers), tokenizer, warn=False)
 
 
-def cost(predict: Callable[[], Any]) -> float:
-    """CPU milliseconds of a prediction, the best of 20."""
-    spent: list[float] = []
-    for _ in range(20):
-        began = time.process_time()
-        predict()
-        spent.append(1000 * (time.process_time() - began))
-    return round(min(spent), 2)
+def costs(forms: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """CPU milliseconds of a prediction of each, the best of 40, in turns."""
+    spent = {name: list[float]() for name in forms}
+    for _ in range(40):
+        for name, predict in forms.items():
+            began = time.process_time()
+            predict()
+            spent[name].append(1000 * (time.process_time() - began))
+    return {f"{name}, CPU ms": round(min(those), 2) for name, those in spent.items()}
 
 
-def measure(kind: str) -> dict[str, Any]:
+def predicting(policy: Policy, size: int) -> Callable[[], Any]:
+    """`Policy.predict` of pictures of noise of this size, with a state near the mean."""
+    random, spec = np.random.default_rng(0), policy.spec
+    pictures = {view: random.integers(0, 256, (size, size, 3), np.uint8) for view in spec.views}
+    state = policy.normalizer.stats[spec.embodiments[0]].state.mean.astype(np.float32)
+    return lambda: policy.predict(pictures, state, "open the drawer")
+
+
+def measure(kind: str, trained: Policy | None = None) -> dict[str, Any]:
     """One row."""
-    policy = policy_of(kind)
+    policy = trained or policy_of(kind)
     try:
         files = graphs_of(policy, ("pt2", "onnx"))
     except UserError as error:
-        return {"decoder": kind, "no graph": str(error)}
+        return {"policy": kind, "no graph": str(error)}
+    files["model.int8.onnx"] = quantised(files["model.onnx"])
     graph = GraphPolicy(policy).eval()
     program = torch.export.load(io.BytesIO(files["model.pt2"])).module()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(files["model.onnx"], options, providers=["CPUExecutionProvider"])
+    sessions = {
+        name: onnxruntime.InferenceSession(files[name], options, providers=["CPUExecutionProvider"])
+        for name in ("model.onnx", "model.int8.onnx")
+    }
 
-    def onnx(given: tuple[torch.Tensor, ...]) -> np.ndarray:
-        return session.run(None, {n: one.numpy() for n, one in zip(INPUTS, given, strict=True)})[0]
+    def onnx(given: tuple[torch.Tensor, ...], name: str = "model.onnx") -> np.ndarray:
+        inputs = {n: one.numpy() for n, one in zip(INPUTS, given, strict=True)}
+        return np.asarray(sessions[name].run(None, inputs)[0])
 
-    row: dict[str, Any] = {"decoder": kind}
+    row: dict[str, Any] = {"policy": kind}
     with torch.no_grad():
         for batch in BATCHES:
             given = example(policy, batch)
@@ -93,18 +110,35 @@ def measure(kind: str) -> dict[str, Any]:
                 apart = float(np.abs(found - expected).max() / np.abs(expected).max())
                 row[f"{name}, batch {batch}"] = float(f"{apart:.1e}")
         one = example(policy, 1)
-        row |= {"eager, CPU ms": cost(lambda: graph(*one)), "pt2, CPU ms": cost(lambda: program(*one))}
-        row |= {"onnxruntime, CPU ms": cost(lambda: onnx(one))}
+        row |= costs(
+            {
+                "predict": predicting(policy, policy.spec.image_size),
+                "predict of 480 x 480": predicting(policy, 480),
+                "eager": lambda: graph(*one),
+                "pt2": lambda: program(*one),
+                "onnxruntime": lambda: onnx(one),
+                "int8": lambda: onnx(one, "model.int8.onnx"),
+            }
+        )
+    row["int8, mean error"] = f"{error_of(policy, files['model.onnx'], files['model.int8.onnx'])['mean']:.1%}"
     return row | {f"{name}, MiB": round(len(data) / 2**20, 1) for name, data in files.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="*", default=KINDS, choices=KINDS)
+    parser.add_argument("--policy", type=Path, help="a run's folder, or an export's")
     torch.set_num_threads(1)
-    found = []
-    for kind in parser.parse_args().kinds:
-        found.append(measure(kind))
+    arguments, found = parser.parse_args(), list[dict[str, Any]]()
+    policies: list[tuple[str, str, Policy | None]] = [
+        (f"{kind}, random weights", kind, None) for kind in arguments.kinds
+    ]
+    if arguments.policy is not None:
+        trained = Policy.load(arguments.policy, warn=False)
+        size = sum(one.numel() for one in trained.model.parameters())
+        policies.insert(0, (f"{arguments.policy.name}, {size / 1e6:.1f} M parameters", "", trained))
+    for title, kind, trained in policies:
+        found.append(measure(kind, trained) | {"policy": title})
         print(json.dumps(found[-1]), flush=True)
         (RESULTS / "export_graphs.json").write_text(json.dumps(found, indent=1) + "\n")
         columns = [name for name in found[0] if name != "no graph"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tutti.models.config import ModelConfig
 from tutti.serving.export import export_policy
 from tutti.serving.exports.card import NOT_MEASURED
 from tutti.serving.exports.graph import INPUTS, GraphPolicy, example
+from tutti.serving.exports.int8 import EXAMPLES, quantised
 from tutti.serving.exports.lerobot import export_to_lerobot
 from tutti.serving.policy import Policy
 from tutti.types import UserError
@@ -37,10 +39,11 @@ def test_graphs_are_the_policy_for_any_batch(tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     to = tmp_path / "to"
     command = ["export", str(write(tmp_path / "step-000001", model())), "--to", str(to)]
-    result = CliRunner().invoke(app, [*command, "--graph", "both"])
+    result = CliRunner().invoke(app, [*command, "--graph", "both", "--int8"])
     assert result.exit_code == 0, result.output
-    files = json.loads((to / "export.json").read_text())["files"]
-    assert {"model.pt2", "model.onnx"} < set(files) and "README.md" not in files
+    about = json.loads((to / "export.json").read_text())
+    files = about["files"]
+    assert {"model.pt2", "model.onnx", "model.int8.onnx"} < set(files) and "README.md" not in files
     policy = Policy.load(to)
     program = torch.export.load(io.BytesIO((to / "model.pt2").read_bytes())).module()
     session = runtime.InferenceSession(to / "model.onnx", providers=["CPUExecutionProvider"])
@@ -59,6 +62,21 @@ def test_graphs_are_the_policy_for_any_batch(tmp_path: Path) -> None:
             expected = GraphPolicy(policy)(*given).numpy()
         np.testing.assert_allclose(program(*given).detach(), expected, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(onnx(given), expected, rtol=1e-5, atol=5e-6)
+    rounded = runtime.InferenceSession(to / "model.int8.onnx", providers=["CPUExecutionProvider"])
+    given = example(policy, EXAMPLES)
+    found = rounded.run(None, {n: one.numpy() for n, one in zip(INPUTS, given, strict=True)})[0]
+    stats = policy.normalizer.stats["arm"].action
+    apart = np.abs(found - onnx(given)) / (stats.max - stats.min)
+    assert 0 < apart.mean() < 0.02, "rounded, and not by much"
+    assert apart.mean() == pytest.approx(about["int8"]["mean"])
+    assert apart.max() == pytest.approx(about["int8"]["largest"])
+    assert f"off by {apart.mean():.2%} of their range" in (to / "README.md").read_text()
+
+
+def test_int8_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
+    with pytest.raises(UserError, match=r"--int8 needs onnxruntime.*tutti-vla\[onnx\]"):
+        quantised(b"")
 
 
 def test_what_has_no_graph_says_so_and_nothing_is_left(tmp_path: Path) -> None:

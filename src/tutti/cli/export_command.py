@@ -27,6 +27,9 @@ def export(
         Literal["none", "pt2", "onnx", "both"],
         typer.Option("--graph", help="Adds the policy as one graph, for programs without Tutti."),
     ] = "none",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Adds model.int8.onnx: smaller, and not exact.")
+    ] = False,
     form: Annotated[
         Literal["tutti", "lerobot"], typer.Option("--for", help="Who reads the folder (plugins/lerobot).")
     ] = "tutti",
@@ -34,8 +37,10 @@ def export(
 ) -> None:
     """Writes what a policy needs of a checkpoint into a folder; prints what goes into it and comes out."""
     require_run(run)
-    if form == "lerobot" and (half or graph != "none"):
-        raise UserError("--for lerobot: its folder has no place for --half and --graph. Leave them out.")
+    if form == "lerobot" and (half or int8 or graph != "none"):
+        raise UserError(
+            "--for lerobot: its folder has no place for --half, --int8 and --graph. Leave them out."
+        )
     from tutti.evaluation.folder import RESULTS
     from tutti.runs.folder import DEFAULT
     from tutti.serving.export import export_policy
@@ -55,6 +60,7 @@ def export(
         half=half,
         robot=robot,
         graphs=GRAPHS[graph],
+        int8=int8,
         results=read_json(results) if results.is_file() else None,
         trust_code=trust_code,
     )

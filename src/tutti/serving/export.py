@@ -14,7 +14,8 @@ from tutti.models.config import exported
 from tutti.plugin import Trust
 from tutti.serving.contents import read_model, read_normalizer, read_served, read_tokenizer
 from tutti.serving.exports.card import CARD, card
-from tutti.serving.exports.graph import GraphKind, graphs_of
+from tutti.serving.exports.graph import EXACT, INT8, GraphKind, graphs_of
+from tutti.serving.exports.int8 import error_of, quantised
 from tutti.serving.interface import interface
 from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import find_checkpoint, listed
@@ -43,6 +44,7 @@ def export_policy(
     half: bool = False,
     robot: int = 0,
     graphs: Collection[GraphKind] = (),
+    int8: bool = False,
     results: Mapping[str, Any] | None = None,
     trust_code: Trust = False,
 ) -> Path:
@@ -52,7 +54,8 @@ def export_policy(
     (`interface`), and lists the size and SHA-256 of each. `Policy.load(to)` reads it, without the run and its
     data, and computes in the model's own type of numbers, however they are stored.
 
-    `graphs` adds model.pt2 or model.onnx, one graph for programs without Tutti (`exports.graph`).
+    `graphs` adds model.pt2 or model.onnx, one graph for programs without Tutti (`exports.graph`); with `int8`
+    model.int8.onnx comes beside the latter, smaller and not exact (`exports.int8`).
     README.md is a model card; `results` are those of an evaluation, as results.json has them.
 
     The folder appears whole or not at all, and only after a policy could be loaded from it. Gives the folder.
@@ -101,7 +104,11 @@ def export_policy(
             (folder / name).write_bytes(data)
         write_json(folder / EXPORT, about)
         policy = Policy.load(folder, trust_code=trust_code)
-        more = graphs_of(policy, graphs) | {CARD: card(to.name, about, values, results).encode()}
+        more = graphs_of(policy, {*graphs, "onnx"} if int8 else graphs)
+        if int8:
+            more[INT8] = quantised(more[EXACT])
+            about["int8"] = error_of(policy, more[EXACT], more[INT8])
+        more[CARD] = card(to.name, about, values, results).encode()
         for name, data in more.items():
             (folder / name).write_bytes(data)
             if name != CARD:  # people edit it, and no policy reads it

@@ -43,7 +43,7 @@ def card(
         f"{training.get('steps', '?')}.",
         f"* Terms of the loss: {', '.join(objective) or 'as config.yaml says'}. All of it is in config.yaml.",
         *("", "## Evaluation", "", *_scores(results)),
-        *("", "## Limits", "", *(f"* {line}" for line in LIMITS)),
+        *("", "## Limits", "", *(f"* {line}" for line in (*_rounding(about), *LIMITS))),
         *("", "## Licence", "", "Not said. The data that it was trained on may bind it."),
         *("", "## Files", "", "export.json lists the SHA-256 of each; nothing in them is a pickle.", ""),
     ]
@@ -53,6 +53,16 @@ def card(
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = config.get(key)
     return found if isinstance(found, Mapping) else {}
+
+
+def _rounding(about: Mapping[str, Any]) -> list[str]:
+    if (found := about.get("int8")) is None:
+        return []
+    return [
+        f"model.int8.onnx rounds: its actions are off by {found['mean']:.2%} of their range in the training "
+        f"data on average and by {found['largest']:.1%} at most, on {found['examples']} pictures of noise; "
+        "evaluate it before you rely on it."
+    ]
 
 
 def _scores(results: Mapping[str, Any] | None) -> list[str]:

@@ -28,6 +28,7 @@ from tutti.serving.policy import Policy
 from tutti.types import Observation, UserError
 
 GraphKind = Literal["pt2", "onnx"]
+EXACT, INT8 = "model.onnx", "model.int8.onnx"
 OPSET = 20
 INPUTS = ("images", "state", "text", "text_mask")
 TRIED = 3
@@ -129,7 +130,7 @@ def graphs_of(policy: Policy, kinds: Collection[GraphKind]) -> dict[str, bytes]:
             torch.export.save(program, file)
             made["model.pt2"] = file.getvalue()
         if "onnx" in kinds:
-            made["model.onnx"] = _onnx(program)
+            made[EXACT] = _onnx(program)
     return made
 
 
