@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -111,6 +112,16 @@ class DataSpec(Dimensions):
             return self.robots[self.embodiments.index(name)]
         state, action = tuple(range(self.state_dim)), tuple(range(self.action_dim))
         return Embodiment(views=self.views, state_slots=state, action_slots=action, **self.dimensions())
+
+    def label(self, what: Literal["state", "action"], place: int) -> str:
+        """How a message calls a number of the model's state or action: "3 (gripper)"; where robots name it
+        differently, "3 (arm z, hand grip)"."""
+        names = getattr(self, f"{what}_names")
+        told = [names[place]] if names else []
+        for name, robot in zip(self.embodiments, () if told else self.robots, strict=False):
+            slots, names = getattr(robot, f"{what}_slots"), getattr(robot, f"{what}_names")
+            told += [f"{name} {names[slots.index(place)]}"] if names and place in slots else []
+        return f"{place} ({', '.join(told)})" if told else str(place)
 
     def alone(self, name: str) -> DataSpec:
         """That of one embodiment by itself: its own views, sizes, names and units. Raises: KeyError."""

@@ -79,10 +79,12 @@ def robots_of(spec: DataSpec, number: Int[Tensor, " b"]) -> Robots | None:
         return None
     has: dict[str, Tensor | None] = {}
     for what in ("state", "action"):
-        table = torch.zeros(len(spec.embodiments) + 1, getattr(spec, f"{what}_dim"), dtype=torch.bool)
-        for row, name in enumerate(spec.embodiments):
-            table[row, list(getattr(spec.robot(name), f"{what}_slots"))] = True
-        has[what] = None if bool(table[:-1].all()) else table.to(number.device)[number]
+        slots = [list(getattr(spec.robot(name), f"{what}_slots")) for name in spec.embodiments]
+        table = torch.zeros(len(slots) + 1, dim := getattr(spec, f"{what}_dim"), dtype=torch.bool)
+        for row, own in zip(table, slots, strict=False):
+            row[own] = True
+        # Counted, not read off the table: what a plan computes with has no values.
+        has[what] = None if all(len(own) == dim for own in slots) else table.to(number.device)[number]
     return Robots(number=number, **has)
 
 

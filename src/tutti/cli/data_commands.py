@@ -60,7 +60,12 @@ def check(
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A data set in any format: its folder or file.", metavar="PATH")
+        str,
+        typer.Argument(
+            help="A data set in any format: its folder, file or URL; or a config file, whose robots and "
+            "their numbers are shown.",
+            metavar="PATH",
+        ),
     ],
     sheet: Annotated[
         Path | None,
@@ -72,10 +77,20 @@ def inspect(
     Reads any format (docs/how-to/own-data.md lists them). Nothing is trained or written but the sheet.
     """
     from tutti.data.checks.inspection import inspect_path
-    from tutti.runs.data_inspect import print_inspected, write_sheet
+    from tutti.runs.data_check import defaults_for, is_config
+    from tutti.runs.data_inspect import print_inspected, print_sources, write_sheet
     from tutti.runs.terminal import print_line
 
-    print_inspected(inspected := inspect_path(path))
+    if is_config(path):
+        if sheet is not None:
+            raise UserError(
+                f"--sheet: {path} is a config.\n  expected: one data set, whose pictures are shown"
+            )
+        print_sources(path)
+        return
+    source = defaults_for(path, ()).data.sources[0]
+    source.fetch()
+    print_inspected(inspected := inspect_path(source.path, url=source.url))
     if sheet is not None:
         write_sheet(inspected, sheet)
         print_line(f"Written: {sheet}")

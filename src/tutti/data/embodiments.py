@@ -25,6 +25,11 @@ class CommonSpec(StoreSpec):
     own: Mapping[str, StoreSpec] = field(default_factory=dict)
     robots: tuple[Embodiment, ...] = ()
 
+    @property
+    def each(self) -> tuple[Embodiment, ...]:
+        """What each embodiment is, in the order of `own`, also where all are alike."""
+        return self.robots or tuple(map(_whole, self.own.values()))
+
     def places(self, embodiment: str, vector: Vector) -> list[int] | None:
         """Where the numbers of an embodiment stand in the model's vector; None: all of it, in order."""
         if not self.robots or embodiment not in self.own:
@@ -83,15 +88,7 @@ def common_spec(own: Mapping[str, StoreSpec]) -> CommonSpec:
     for spec in specs:
         shapes = dict(zip(spec.views, spec.image_shapes, strict=True)) | shapes
     views = tuple(dict.fromkeys(view for spec in specs for view in spec.views))
-    robots = tuple(
-        Embodiment(
-            views=spec.views,
-            state_slots=tuple(range(spec.state_dim)),
-            action_slots=tuple(range(spec.action_dim)),
-            **spec.dimensions(),
-        )
-        for spec in specs
-    )
+    robots = tuple(map(_whole, specs))
     found: dict[str, Any] = {entry.name: getattr(specs[0], entry.name) for entry in fields(StoreSpec)}
     found["fps"] = max(spec.fps for spec in specs)
     if all(robot == robots[0] for robot in robots):
@@ -103,3 +100,13 @@ def common_spec(own: Mapping[str, StoreSpec]) -> CommonSpec:
         each = {getattr(spec, entry.name) for spec in specs}
         found[entry.name] = each.pop() if len(each) == 1 else ()
     return CommonSpec(**found, own=own, robots=robots)
+
+
+def _whole(spec: StoreSpec) -> Embodiment:
+    """An embodiment whose numbers stand first, in their own order."""
+    return Embodiment(
+        views=spec.views,
+        state_slots=tuple(range(spec.state_dim)),
+        action_slots=tuple(range(spec.action_dim)),
+        **spec.dimensions(),
+    )

@@ -29,6 +29,7 @@ from tutti.report.judges import FEATURES, unhealthy_features
 from tutti.report.records import single_step
 from tutti.runs.build import BuiltTraining, require_data, training_threads, trial_training
 from tutti.runs.data_check import check_training_data
+from tutti.runs.data_inspect import print_robots
 from tutti.runs.label_shares import LabelShares, label_shares
 from tutti.runs.screened_rates import rate_findings
 from tutti.runs.terminal import print_findings, print_line, print_table, progress_bar
@@ -37,7 +38,7 @@ from tutti.storage.checkpoint import checkpoints
 from tutti.training.diagnostics.measures import feature_measures
 from tutti.training.diagnostics.reach import ReachTable
 from tutti.training.update import Update
-from tutti.types import Batch, Features, Tokens, UserError
+from tutti.types import Batch, DataSpec, Features, Tokens, UserError
 
 UPDATES = 100
 BATCHES = 4
@@ -48,8 +49,8 @@ PARTS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """Every table and finding of the doctor. `features` are the feature measures by the model examined,
-    `towers` lines about pre-trained parts."""
+    """Every table and finding of the doctor, and the `spec` of the data. `features` are the feature measures
+    by the model examined, `towers` lines about pre-trained parts."""
 
     reach: Sequence[tuple[str, ReachTable]]
     shares: Sequence[GradientShares]
@@ -57,6 +58,7 @@ class Diagnosis:
     text: TextTest | None
     leak: Leak
     labels: LabelShares
+    spec: DataSpec
     findings: Sequence[Finding]
     towers: Sequence[str] = ()
 
@@ -91,7 +93,7 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
         leak = measure_leak(data)
         bar(1, PARTS)
         text, text_findings = check_text(data, config.seed)
-        findings += leak_findings(leak) + text_findings
+        findings += leak_findings(leak, data.spec) + text_findings
         bar(2, PARTS)
         needed = -(-SAMPLES // config.data.batch_size)
         taken = [data.train.batch_at(number) for number in range(max(BATCHES, needed))]
@@ -135,6 +137,7 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
         text=text,
         leak=leak,
         labels=label_shares(config, data),
+        spec=data.spec,
         findings=tuple(findings),
         towers=towers,
     )
@@ -143,6 +146,7 @@ def examine(training: BuiltTraining, *, updates: int = UPDATES, checkpoint: Path
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The tables, the hints, and last the problems or that there are none."""
     diagnosis.labels.print()
+    print_robots(diagnosis.spec.embodiments, diagnosis.spec.robots)
     for line in diagnosis.towers:
         print_line(line)
     for phase, table in diagnosis.reach:

@@ -107,6 +107,7 @@ class Plan:
     """Everything that was predicted, and what for."""
 
     request: Request
+    spec: DataSpec
     precision: Precision
     global_batch: int
     steps: int
@@ -160,6 +161,7 @@ def make_plan(config: RunConfig, spec: DataSpec, request: Request) -> Plan:
     kinds: tuple[Kind, ...] = ("single", "ddp", "fsdp") if request.gpus > 1 else ("single",)
     return Plan(
         request=request,
+        spec=spec,
         precision=precision_of(config),
         global_batch=global_batch,
         steps=math.ceil(request.samples / global_batch),

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from tutti.planning.plan import DAY, GPUS_PER_MACHINE, RESERVE, Plan, Way
+from tutti.runs.data_inspect import print_robots
 from tutti.runs.terminal import print_line, print_table
 
 SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
@@ -52,6 +53,7 @@ def print_plan(plan: Plan, *, as_json: bool = False) -> None:
         print(json.dumps(plain(plan), indent=1))
         return
     parts, flops = plan.parts, plan.flops
+    print_robots(plan.spec.embodiments, plan.spec.robots)
     rows = [(f"parameters: {name}", f"{count:,}") for name, count in parts.parameters.items()]
     rows.append(("parameters", f"{parts.total:,}"))
     for name in ("weights", "gradients", "optimizer", "ema"):

@@ -15,7 +15,7 @@ from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.data.bundle import DataBundle
 from tutti.data.checks.pictures import Glimpse, check_pictures, glimpses
 from tutti.data.checks.recordings import Recorded, Recordings, say
-from tutti.data.checks.result import CheckedPath, CheckedSource
+from tutti.data.checks.result import CheckedPath, CheckedSource, KnownRobot
 from tutti.data.checks.rows import by_severity, check_decoded, check_rows
 from tutti.data.config import DataConfig
 from tutti.data.episodes import PAIRS, texts_of
@@ -35,6 +35,7 @@ from tutti.evaluation.open_loop import task_by_text
 from tutti.findings import Finding
 from tutti.objectives.terms.alignment import EmbeddingTermConfig
 from tutti.runs.build import with_sources, with_steps
+from tutti.runs.data_inspect import print_robot
 from tutti.runs.folder import RunFolder
 from tutti.runs.label_shares import label_shares, mixture_lines
 from tutti.runs.terminal import print_findings, print_line
@@ -113,14 +114,19 @@ def check_path(
         groups = [[part for part in parts if part.store is store] for store in stores_of(parts)]
     sources: list[CheckedSource] = []
     mixture: list[str] = []
+    known: dict[str, KnownRobot] = {}
     for group in groups:
         try:
             split = data.split(group, task_by_text(config.record.spec))
             recordings = read_recordings(config, data, split)
             if len(groups) == 1 and not only_pairs:
-                mixture += mixture_lines(
-                    config, source_shares(split, check_compatible(split), data.mixture.labelled)
-                )
+                common = check_compatible(split)
+                mixture += mixture_lines(config, source_shares(split, common, data.mixture.labelled))
+                if common.robots:
+                    known = {
+                        name: KnownRobot(embodiment=one, stats=recordings.normalizer.stats[name])
+                        for name, one in zip(common.own, common.robots, strict=True)
+                    }
         except UserError as error:
             found.append(say("refused", None, source=path, message=str(error)))
             continue
@@ -140,6 +146,7 @@ def check_path(
         against=_against(config, path),
         sources=sources,
         mixture=mixture,
+        robots=known,
         findings=by_severity(found),
     )
 
@@ -181,6 +188,8 @@ def print_checked(checked: CheckedPath) -> None:
     """What was looked at, the findings, and how many are serious."""
     for line in _summary(checked):
         print_line(line)
+    for name, robot in checked.robots.items():
+        print_robot(name, robot.embodiment, robot.stats)
     print_findings(checked.findings)
     if checked.sources:
         count = sum(finding.is_problem for finding in checked.findings)
@@ -194,7 +203,7 @@ def _summary(checked: CheckedPath) -> list[str]:
     for source in checked.sources:
         rows, spec = source.rows, source.rows.store.spec
         long = sorted(episode.length for episode in rows.episodes)
-        shapes = zip(spec.views, spec.image_shapes, strict=True)
+        shapes = zip(rows.store.views, spec.image_shapes, strict=True)
         views = ", ".join(f"{view.split('.')[-1]} {height} x {width}" for view, (height, width) in shapes)
         two = ", ".join(one["dimension"] for one in source.two_valued) or "none"
         texts = len(texts_of(rows.store, rows.told))

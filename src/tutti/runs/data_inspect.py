@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
+from tutti.config.run_config import load_config
 from tutti.data.checks.inspection import Inspected, contact_sheet
 from tutti.data.checks.recordings import some
 from tutti.data.episodes import PAIRS, VECTORS
 from tutti.data.formats.interface import Feature
 from tutti.data.formats.wanted import in_words
+from tutti.data.normalize import EmbodimentStats
+from tutti.data.sources import check_compatible, fit_normalizer, open_parts, stores_of
+from tutti.dimensions import Embodiment
 from tutti.errors import UserError
+from tutti.evaluation.open_loop import task_by_text
 from tutti.report.formatting import duration
-from tutti.runs.terminal import print_line
+from tutti.runs.terminal import print_line, print_table
 from tutti.storage.files import write_atomically
 from tutti.storage.reading import shown
 
@@ -35,6 +41,57 @@ def print_inspected(inspected: Inspected) -> None:
     print_line(inspected.config())
 
 
+def print_robots(names: Sequence[str], robots: Sequence[Embodiment]) -> None:
+    """Of several robots that differ: their views, and where their numbers lie in the model's vectors."""
+    heads = ("robot", "views", "state", "in the model", "action", "in the model")
+    rows = [
+        (name, ", ".join(one.views), *_spans(one.state_slots), *_spans(one.action_slots))
+        for name, one in zip(names, robots, strict=False)
+    ]
+    if rows:
+        print_table("Robots: how many numbers each has, and their places in the model's", heads, rows)
+
+
+def print_robot(name: str, robot: Embodiment, stats: EmbodimentStats) -> None:
+    """Each number of one robot: what it is, its place in the model's vector, and between what it lies."""
+    rows = list[tuple[str, ...]]()
+    for vector in VECTORS:
+        slots, own = getattr(robot, f"{vector}_slots"), getattr(stats, vector)
+        called, units = getattr(robot, f"{vector}_names"), getattr(robot, f"{vector}_units")
+        for number, place in enumerate(slots[:DIMENSIONS]):
+            unit = f" ({units[number]})" if units and units[number] else ""
+            text = (called[number] if called else f"{vector}[{number}]") + unit
+            spread = (f"{quantile[number]:.5g}" for quantile in (own.q01, own.q99))
+            rows.append((f"{vector} {number}", text, f"{place}", *spread))
+        rows += [(line.strip(), "", "", "", "") for line in _more(len(slots), DIMENSIONS, "numbers")]
+    title = f"Robot {name}: views {', '.join(robot.views)}"
+    print_table(title, ("its own", "what", "in the model", "1 %", "99 %"), rows)
+
+
+def _spans(slots: Sequence[int]) -> tuple[str, str]:
+    """How many places, and which, as "0-2, 5"."""
+    begins = [n for n, place in enumerate(slots) if not n or place != slots[n - 1] + 1]
+    runs = [(slots[begin], slots[end - 1]) for begin, end in pairwise([*begins, len(slots)])]
+    said = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return str(len(slots)), said or "-"
+
+
+def print_sources(path: str) -> None:
+    """What the sources of a config have in common, and each number of each robot with its statistics."""
+    config = load_config(path)
+    data = config.data
+    parts = open_parts(data.sources, data.canonical)
+    spec = check_compatible(parts)
+    split = data.split(parts, task_by_text(config.record.spec))
+    for store in stores_of(parts):
+        what = "picture-text pairs" if store.is_pairs else f"episodes of the robot {store.spec.embodiment}"
+        for line in (f"{store.name}: {store.format}, {len(store.episodes):,} {what}", *store.remarks):
+            print_line(line)
+    stats = fit_normalizer(split, spec, data.normalization).stats
+    for name, robot in zip(spec.own, spec.each, strict=True):
+        print_robot(name, robot, stats[name])
+
+
 def write_sheet(inspected: Inspected, path: Path) -> None:
     """Writes a PNG with some pictures of every view. Raises: UserError where they cannot be read."""
     if inspected.rows is None:
@@ -51,7 +108,7 @@ def _lines(inspected: Inspected) -> Iterator[str]:
     if found.fps is not None:
         rate = f"{duration(sum(lengths) / found.fps)} at {found.fps:g} a second"
     robot = f"; robot {found.embodiment}" * (not inspected.format.is_pairs)
-    yield f"{inspected.path}: {inspected.format.name}, by {inspected.reason}{robot}"
+    yield f"{inspected.name}: {inspected.format.name}, by {inspected.reason}{robot}"
     if inspected.format.is_pairs:
         yield f"  {len(lengths):,} {PAIRS}"
     elif lengths:

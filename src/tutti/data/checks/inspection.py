@@ -38,7 +38,7 @@ _YAML: dict[str, Any] = {
 class Inspected:
     """A data set: its format and why it is taken for one, what was found before a number was read, and the
     store of some of its episodes; None, with the `problem`, where it cannot be opened. `wanted` is what
-    the user said of it."""
+    the user said of it; `url` is where it was fetched from."""
 
     path: Path
     format: Format
@@ -47,6 +47,12 @@ class Inspected:
     store: EpisodeStore | None
     problem: str
     wanted: Wanted = AS_FOUND
+    url: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it: its URL or path."""
+        return self.url or str(self.path)
 
     @cached_property
     def rows(self) -> Recorded | None:
@@ -69,7 +75,7 @@ class Inspected:
 
     def values(self) -> dict[str, Any]:
         """The keys of a config that trains on it: what was guessed is said, so that it can be corrected."""
-        roles, source = self.found.roles, dict[str, Any](path=str(self.path))
+        roles, source = self.found.roles, dict[str, Any](path=self.name)
         pairs = self.format.is_pairs
         for field in ("views", "state", "action", "text", "flip", "lag"):
             value = getattr(roles, field)
@@ -149,8 +155,9 @@ def as_yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, **_YAML)
 
 
-def inspect_path(path: Path, said: Wanted = AS_FOUND) -> Inspected:
-    """Looks into a data set; `said` tells of features that a guess would get wrong.
+def inspect_path(path: Path, said: Wanted = AS_FOUND, url: str = "") -> Inspected:
+    """Looks into a data set; `said` tells of features that a guess would get wrong; `url` is what it is a
+    copy of.
 
     Raises: UserError where nothing is known of it, or a feature that is named is not there.
     """
@@ -176,6 +183,7 @@ def inspect_path(path: Path, said: Wanted = AS_FOUND) -> Inspected:
         store=store,
         problem=problem,
         wanted=said,
+        url=url,
     )
 
 

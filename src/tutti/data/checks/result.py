@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tutti.data.bundle import describe_source
 from tutti.data.checks.pictures import Glimpse
 from tutti.data.checks.recordings import Recorded
+from tutti.data.episodes import VECTORS
+from tutti.data.normalize import EmbodimentStats
+from tutti.dimensions import Embodiment
 from tutti.findings import Finding
 
 NOTHING_SERIOUS, WRONG, UNREADABLE = 0, 1, 2
@@ -42,15 +45,30 @@ class CheckedSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KnownRobot:
+    """One of several robots: where its numbers lie in the model's vectors, and their statistics."""
+
+    embodiment: Embodiment
+    stats: EmbodimentStats
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        stats = {what: getattr(self.stats, what).to_dict() for what in VECTORS}
+        return asdict(self.embodiment) | {"statistics": stats}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedPath:
     """What was found in the data of one path; `against` says what config they were checked against, `mixture`
-    how much of each of several sources a training sees. Nothing but `findings` where they cannot be read."""
+    how much of each of several sources a training sees, `robots` what each is where they differ. Nothing but
+    `findings` where they cannot be read."""
 
     path: str
     findings: Sequence[Finding]
     against: str = ""
     sources: Sequence[CheckedSource] = ()
     mixture: Sequence[str] = ()
+    robots: Mapping[str, KnownRobot] = field(default_factory=dict)
 
     @property
     def code(self) -> int:
@@ -67,5 +85,6 @@ class CheckedPath:
             "against": self.against,
             "sources": [source.to_dict() for source in self.sources],
             "mixture": list(self.mixture),
+            "robots": {name: robot.to_dict() for name, robot in self.robots.items()},
             "findings": [asdict(finding) for finding in self.findings],
         }

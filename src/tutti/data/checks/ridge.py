@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64, Shaped
 
 from tutti.data.bundle import DataBundle, Sample, held_out, spread, states, training
+from tutti.dimensions import DataSpec
 from tutti.findings import LEAK_NEXT_STEP_RATIO, LEAK_R2_MIN, Finding
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -180,8 +181,8 @@ def measure_leak(data: DataBundle) -> Leak:
     return state_leak(*(spread(train.index, train.rows[part], len(train)) for part in (~odd, odd)))
 
 
-def leak_findings(leak: Leak) -> list[Finding]:
-    """A fault if the state holds the command, a hint if it nearly gives it away."""
+def leak_findings(leak: Leak, spec: DataSpec | None = None) -> list[Finding]:
+    """A fault if the state holds the command, a hint if it nearly gives it away; `spec` names dimensions."""
     hint = partial(Finding, kind="state_near_action", severity="hint", number=leak.now)
     if leak.leaks:
         later = "" if leak.next is None else f", the action after it with {leak.next:.3f}"
@@ -199,7 +200,7 @@ def leak_findings(leak: Leak) -> list[Finding]:
         )
         return [hint(sentence=text, cure="Trust closed-loop rollouts only.")]
     if leak.dimensions:
-        dimensions = ", ".join(map(str, leak.dimensions))
+        dimensions = ", ".join(spec.label("action", one) if spec else str(one) for one in leak.dimensions)
         return [
             hint(sentence=f"The state alone gives dimension {dimensions} of the action (R2 > {LEAK_R2_MIN}).")
         ]

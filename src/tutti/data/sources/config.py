@@ -322,5 +322,5 @@ def open_together(sources: Sequence[SourceConfig]) -> EpisodeStore:
     store = found.open(first.path, first.wanted, chosen)
     if first.embodiment != "auto" and not store.is_pairs:
         store.spec = replace(store.spec, embodiment=first.embodiment)
-    store.view_names = first.view_names
+    store.view_names, store.name = first.view_names, first.url or store.name
     return store
