@@ -31,8 +31,8 @@ TAUGHT = [
 ]
 """Pages whose every command is checked: those that a newcomer copies from."""
 SCHEMA: dict[str, Any] = json.loads((ROOT / "src" / "tutti" / "config" / "schema.json").read_text("utf-8"))
-NO_KEYS = {"model.safetensors", "model.spec", "model.vision.tokens_per_view"}
-"""A file and attributes that are written as keys are."""
+NO_KEYS = {"model.safetensors", "model.onnx", "model.int8.onnx", "model.spec", "model.vision.tokens_per_view"}
+"""Files and attributes that are written as keys are."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BAR = re.compile(r"(?<!\\)\|")
 
