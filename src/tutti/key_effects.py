@@ -16,6 +16,7 @@ NO_EFFECT = {
     "data.sources.url": "whether the data are the same, their content tells",
     "data.sources.name": "names the source in the records",
     "model.vision.path": "whether it is the same tower, the SHA-256 of its weights tells",
+    "model.vlm.path": "whether it is the same model, the SHA-256 of its weights tells",
     "model.language.path": "whether it is the same tower, the SHA-256 of its weights tells",
     "data.prefetch": "batches depend on their number alone",
     "data.cache": "the pictures are the same wherever they lie; another kind or quality are other pictures",

@@ -39,6 +39,8 @@ class Movable:
                 changed[entry.name] = value.apply(function)
             elif isinstance(value, Mapping):
                 changed[entry.name] = {key: item.apply(function) for key, item in value.items()}
+            elif isinstance(value, tuple) and value and isinstance(value[0], Movable):
+                changed[entry.name] = tuple(item.apply(function) for item in value)
         return replace(self, **changed)  # pyright: ignore[reportArgumentType]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -250,13 +252,16 @@ class Features(Movable):
     `vision` and `language` are the encoders' own tokens, before either has seen the other. `readout` is
     the fused summary that actions are read from; `fused_vision` are the vision tokens after the fusion,
     in the order of `vision` (view by view, row by row), so they know the instruction and the state.
-    `robots` are those of the observation.
+    A VLM also gives `fused_language`, the text's tokens after it, and `layers`, by block what vision and
+    language, one behind the other, are behind it (b, n, d). `robots` are those of the observation.
     """
 
     vision: Tokens
     language: Tokens
     readout: Float[Tensor, "b d"]
     fused_vision: Tokens
+    fused_language: Tokens | None = None
+    layers: tuple[Tokens, ...] = ()
     robots: Robots | None = None
 
 
@@ -293,10 +298,9 @@ def masked_mean(
     does not count even if it is NaN. Nothing left gives 0, with gradient 0. It is at least float32.
 
     Over everything it counts the rows of all ranks that share the batch (`distributed.ranks`): the mean over
-    the ranks is the mean over the whole batch. Where an update has several micro-batches their counts must be
-    known beforehand: `mask_of(batch)` gives the mask of any batch, `mask` being that of this one. Then the
-    mean over the micro-batches is the mean over all their rows; without `mask_of` it is the mean of their
-    means. Over a `dim` it is of these rows alone.
+    the ranks is that over the whole batch. Where an update has several micro-batches their counts must be
+    known beforehand, by `mask_of(batch)`, the mask of any batch: then the mean over the micro-batches is that
+    over all their rows, without it the mean of their means. Over a `dim` it is of these rows alone.
     """
     values, full = at_least_float32(values), mask.expand_as(values)
     kept = torch.where(full, values, torch.zeros((), dtype=values.dtype, device=values.device))
@@ -307,10 +311,8 @@ def masked_mean(
 
 def effective_rank(rows: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """exp(-sum_k p_k log p_k), p_k = s_k / sum_l s_l, s the singular values of `rows`: from 1 (all rows point
-    one way) to min(n, d) (Roy & Vetterli 2007). The rows are not centred, so a constant has rank 1. All
-    zeros: 0.
-
-    From the eigenvalues of the smaller Gram matrix in float64, which is exact to about 1e-6 and cheap.
+    one way) to min(n, d) (Roy & Vetterli 2007); of all zeros 0. The rows are not centred. From the
+    eigenvalues of the smaller Gram matrix in float64, which is exact to about 1e-6 and cheap.
     """
     x = rows.detach().double()
     gram = x @ x.mT if x.shape[0] < x.shape[1] else x.mT @ x

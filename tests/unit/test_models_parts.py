@@ -70,10 +70,10 @@ def test_masking_vision_tokens_in_the_fusion_is_removing_them() -> None:
     values, state = torch.randn(3, 6, 16, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
     language = Tokens(values=values[:, :1], mask=torch.ones(3, 1, dtype=torch.bool))
     mask, known = (torch.arange(6) < 4).expand(3, 6), torch.tensor([True, False, True])
-    masked, tokens = fusion(Tokens(values=values, mask=mask), language, state, known)
-    cut, kept = fusion(Tokens(values=values[:, :4], mask=mask[:, :4]), language, state, known)
-    torch.testing.assert_close(masked, cut, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(tokens.values[:, :4], kept.values, rtol=1e-12, atol=1e-12)
+    masked = fusion(Tokens(values=values, mask=mask), language, state, known)
+    cut = fusion(Tokens(values=values[:, :4], mask=mask[:, :4]), language, state, known)
+    torch.testing.assert_close(masked.readout, cut.readout, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(masked.vision.values[:, :4], cut.vision.values, rtol=1e-12, atol=1e-12)
 
 
 def test_an_unknown_state_is_a_removed_token_whatever_it_holds() -> None:
@@ -88,10 +88,10 @@ def test_an_unknown_state_is_a_removed_token_whatever_it_holds() -> None:
         Tokens(values=seen[:, a:b], mask=torch.ones(3, b - a, dtype=torch.bool)) for a, b in ((0, 4), (4, 6))
     ]
     known, none = torch.tensor([True, False, True]), torch.zeros(3, dtype=torch.bool)
-    whole, _ = fusion(*tokens, state, ~none)
-    without, _ = stateless(*tokens, state[:, :0], ~none)
+    whole = fusion(*tokens, state, ~none).readout
+    without = stateless(*tokens, state[:, :0], ~none).readout
     state[1] = math.nan
-    readout, _ = fusion(*tokens, state, known)
+    readout = fusion(*tokens, state, known).readout
     torch.testing.assert_close(readout[1], without[1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(readout[::2], whole[::2], rtol=1e-12, atol=1e-12)
     assert not torch.allclose(whole[1], without[1])

@@ -43,7 +43,8 @@ class Origins:
         model = self.given.get("model") or {}
         action = model.get("action") or {}
         self.size = model.get("size", RunConfig().model.size)
-        self.preset = {"model": preset_of(self.size, action.get("kind"))}
+        vlm = model.get("vlm") is not None
+        self.preset = {"model": preset_of(self.size, action.get("kind"), vlm=vlm)}
 
     def of(self, path: Sequence[str]) -> str:
         """Such as "demo.yaml", "training.steps=5", "model.size tiny", "seed" or "default"."""

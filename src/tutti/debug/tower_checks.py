@@ -9,6 +9,8 @@ import torch
 from tutti.findings import HARMFUL_RATE, UNKNOWN_WORDS, Finding
 from tutti.models.config import pretrained_parts
 from tutti.models.pretrained.vision import PretrainedVision
+from tutti.models.pretrained.vlm import VlmFusion
+from tutti.models.pretrained.vlm_vision import VlmVision
 from tutti.report.formatting import percent
 from tutti.runs.build import BuiltTraining
 from tutti.training.optim.learning_rates import part_of
@@ -23,7 +25,7 @@ def check_towers(training: BuiltTraining, batch: Batch) -> tuple[list[str], list
         tower = part.tower
         kind = f"{tower.values['model_type']} with random weights, from scratch"
         lines.append(f"{socket}: {tower.loaded or kind}.")
-        told, found = (_pictures if isinstance(part, PretrainedVision) else _texts)(training, batch)
+        told, found = {"vision": _pictures, "language": _texts}.get(socket, _sequence)(training, batch)
         lines.append(f"{socket}: {told}")
         findings += [*found, *_rate(training, socket)]
     if not lines:
@@ -42,12 +44,13 @@ def check_towers(training: BuiltTraining, batch: Batch) -> tuple[list[str], list
 @torch.no_grad()
 def _pictures(training: BuiltTraining, batch: Batch) -> tuple[str, list[Finding]]:
     vision, spec, seen = training.model.vision, training.model.spec, batch.observation
-    assert isinstance(vision, PretrainedVision)
+    assert isinstance(vision, PretrainedVision | VlmVision)
     found = vision(training.model.prepare(seen.images), seen.image_mask).values.shape[1]
     expected = len(spec.views) * vision.tokens_per_view
     mean, std = vision.tower.config.colours()  # pyright: ignore[reportAttributeAccessIssue]
     shown = ", ".join(f"{m:.3g} +- {s:.3g}" for m, s in zip(mean, std, strict=True))
-    own = vision.tower.values.get("image_size", "any size")
+    values = vision.tower.values
+    own = values.get("vision_config", values).get("image_size", "any size")
     line = (
         f"{found} picture tokens found, {len(spec.views)} views x {vision.tokens_per_view}; pictures of "
         f"{spec.image_size} px (the tower's: {own}), colours {shown}."
@@ -56,6 +59,18 @@ def _pictures(training: BuiltTraining, batch: Batch) -> tuple[str, list[Finding]
         return line, []
     sentence = f"{found} picture tokens reach the fusion; expected {expected}."
     return line, [Finding(kind="picture_tokens", severity="fault", sentence=sentence, part="vision")]
+
+
+def _sequence(training: BuiltTraining, batch: Batch) -> tuple[str, list[Finding]]:
+    """The tokens that the decoder of a VLM reads."""
+    model, fusion = training.model, training.model.fusion
+    assert isinstance(fusion, VlmFusion)
+    pictures = len(model.spec.history or (0,)) * len(model.spec.views) * model.vision.tokens_per_view
+    sees = "causally" if fusion.causal else "both ways"
+    return (
+        f"{fusion.depth} blocks of width {fusion.width} over {pictures} picture tokens, up to "
+        f"{batch.observation.text.shape[1]} of text, which see each other {sees}, state and readout."
+    ), []
 
 
 def _texts(training: BuiltTraining, _: Batch) -> tuple[str, list[Finding]]:
@@ -96,7 +111,7 @@ def _rate(training: BuiltTraining, socket: str) -> Sequence[Finding]:
     )
     cure = (
         f"Set training.optimizer.learning_rates={{{socket}: 0.1}}, strategy.kind=warmup_then_joint, or "
-        f"model.{socket}.learn to none or {{lora: 16}}."
+        f"{tower.config.key}.learn to none or {{lora: 16}}."
     )
     return [
         Finding(

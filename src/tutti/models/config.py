@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor
@@ -14,13 +14,21 @@ from tutti.models.decoders.denoising import DiffusionConfig, FlowConfig
 from tutti.models.decoders.fast import FastConfig
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
-from tutti.models.interfaces import ActionDecoder, RobotKind
+from tutti.models.interfaces import ActionDecoder, Fusion, LanguageEncoder, RobotKind, VisionEncoder
 from tutti.models.language.transformer import TextTransformerConfig
-from tutti.models.pretrained.config import TowerConfig
+from tutti.models.pretrained.config import FolderConfig, PicturesConfig, TextsConfig
 from tutti.models.pretrained.language import PretrainedText, PretrainedTextConfig
 from tutti.models.pretrained.lora import merged
-from tutti.models.pretrained.tower import Loaded
+from tutti.models.pretrained.tower import Loaded, Read
 from tutti.models.pretrained.vision import PretrainedVision, PretrainedVisionConfig
+from tutti.models.pretrained.vlm import VlmFusion, VlmLanguage, build_vlm
+from tutti.models.pretrained.vlm_config import (
+    VlmConfig,
+    VlmFusionConfig,
+    VlmLanguageConfig,
+    VlmVisionConfig,
+)
+from tutti.models.pretrained.vlm_vision import VlmVision
 from tutti.models.vision.vit import VisionTransformerConfig
 from tutti.models.vla import VLA
 from tutti.nested_dicts import merge
@@ -41,9 +49,13 @@ class CustomDecoderConfig(CustomConfig[ActionDecoder]):
 
 
 # The union of kinds of each part: a further kind is one more member here, told apart by `kind`.
-VisionConfig = Annotated[VisionTransformerConfig | PretrainedVisionConfig, Field(discriminator="kind")]
-LanguageConfig = Annotated[TextTransformerConfig | PretrainedTextConfig, Field(discriminator="kind")]
-FusionConfig = JointAttentionConfig
+VisionConfig = Annotated[
+    VisionTransformerConfig | PretrainedVisionConfig | VlmVisionConfig, Field(discriminator="kind")
+]
+LanguageConfig = Annotated[
+    TextTransformerConfig | PretrainedTextConfig | VlmLanguageConfig, Field(discriminator="kind")
+]
+FusionConfig = Annotated[JointAttentionConfig | VlmFusionConfig, Field(discriminator="kind")]
 ActionDecoderConfig = Annotated[
     Annotated[RegressionConfig, Tag("regression")]
     | Annotated[FlowConfig, Tag("flow")]
@@ -81,11 +93,15 @@ PRESETS: dict[Size, dict[str, dict[str, Any]]] = {
 }
 
 
-def preset_of(size: Any, decoder: Any) -> dict[str, Any]:
+VLM = ("vision", "language", "fusion")
+"""The parts that a vision-language model fills."""
+
+
+def preset_of(size: Any, decoder: Any, *, vlm: bool = False) -> dict[str, Any]:
     """The keys that a size stands for, beside a decoder of this kind; none where there is no such size."""
     if not isinstance(size, str) or size not in PRESETS:
         return {}
-    preset = PRESETS[size]
+    preset = PRESETS[size] | ({part: {"kind": "vlm"} for part in VLM} if vlm else {})
     if decoder in ("flow", "diffusion", "bins", "fast"):
         return preset | {"action": {"kind": decoder, **dict(zip(_KEYS, _TRUNKS[size], strict=False))}}
     return preset
@@ -98,9 +114,12 @@ class ModelConfig(FrozenConfig):
     """
 
     size: Size = Field(default="tiny", description="The preset: about 1, 28, 100 or 500 M parameters.")
+    vlm: VlmConfig | None = Field(
+        default=None, description="A vision-language model that is vision, language and fusion at once."
+    )
     vision: VisionConfig = Field(default=VisionTransformerConfig(), description="The vision encoder.")
     language: LanguageConfig = Field(default=TextTransformerConfig(), description="The language encoder.")
-    fusion: FusionConfig = Field(default=FusionConfig(), description="Where both and the state meet.")
+    fusion: FusionConfig = Field(default=JointAttentionConfig(), description="Where both and the state meet.")
     action: ActionDecoderConfig = Field(default=RegressionConfig(), description="The action decoder.")
     embodiment: Literal["shared"] | RobotKind = Field(
         default="shared",
@@ -115,13 +134,34 @@ class ModelConfig(FrozenConfig):
             return given
         size, action = given.get("size", "tiny"), given.get("action")
         kind = action.get("kind") if isinstance(action, dict) else None
-        return merge(preset_of(size, kind), given)
+        return merge(preset_of(size, kind, vlm=given.get("vlm") is not None), given)
+
+    @model_validator(mode="after")
+    def _vlm_is_three_parts(self) -> Self:
+        given = "model.vlm is given" if self.vlm else "there is no model.vlm"
+        for name in VLM:
+            if (getattr(self, name).kind == "vlm") != (self.vlm is not None):
+                raise ValueError(
+                    f"{name}.kind is {getattr(self, name).kind}, but {given}, which is vision, language and "
+                    f"fusion at once. Take model.{name} out, or set model.{name}.kind=vlm and model.vlm.path"
+                )
+        return self
+
+    def encoders(self, spec: DataSpec) -> tuple[VisionEncoder, LanguageEncoder, Fusion]:
+        """What the action decoder reads."""
+        if isinstance(self.vision, VlmVisionConfig) and isinstance(self.fusion, VlmFusionConfig):
+            assert self.vlm is not None
+            return build_vlm(self.vlm, self.vision, self.fusion, spec)
+        assert not isinstance(self.vision, VlmVisionConfig)
+        assert not isinstance(self.language, VlmLanguageConfig)
+        assert not isinstance(self.fusion, VlmFusionConfig)
+        vision = self.vision.build(spec)
+        language = self.language.build(spec)
+        return vision, language, self.fusion.build(spec, vision.width, language.width)
 
     def build(self, spec: DataSpec) -> VLA:
         """The model with fresh weights from torch's global generator. Raises UserError where sizes clash."""
-        vision = self.vision.build(spec)
-        language = self.language.build(spec)
-        fusion = self.fusion.build(spec, vision.width, language.width)
+        vision, language, fusion = self.encoders(spec)
         action = self.action.build(spec, fusion.width)
         count = len(spec.embodiments)
         if self.embodiment != "shared" and count > 1:
@@ -133,26 +173,31 @@ class ModelConfig(FrozenConfig):
     @property
     def text_source(self) -> TextSource | None:
         """The tokenizer that the language encoder was trained with; None: one is fitted to the data."""
-        return self.language.source() if isinstance(self.language, PretrainedTextConfig) else None
+        texts = self.vlm or self.language
+        return texts.source() if isinstance(texts, TextsConfig) else None
 
     def picture_size(self) -> int | None:
         """The edge of the pictures that the vision tower was trained with; None: it is no tower."""
-        return self.vision.picture_size() if isinstance(self.vision, PretrainedVisionConfig) else None
+        seeing = self.vlm or self.vision
+        return seeing.picture_size() if isinstance(seeing, PicturesConfig) else None
 
-    def towers(self) -> dict[str, TowerConfig]:
-        """The pre-trained towers by their socket."""
-        sockets = {"vision": self.vision, "language": self.language}
-        return {name: one for name, one in sockets.items() if isinstance(one, TowerConfig)}
+    def towers(self) -> dict[str, FolderConfig]:
+        """What comes out of folders, by its key."""
+        keys = {"vlm": self.vlm, "vision": self.vision, "language": self.language}
+        return {name: one for name, one in keys.items() if isinstance(one, FolderConfig)}
 
     def resolved(self) -> ModelConfig:
         """The same with what a checkpoint must hold of its towers."""
         return self.model_copy(update={name: one.resolved() for name, one in self.towers().items()})
 
 
-def pretrained_parts(model: VLA) -> dict[str, PretrainedVision | PretrainedText]:
-    """The parts of a model that are pre-trained towers, by their socket."""
-    parts = {"vision": model.vision, "language": model.language}
-    return {name: one for name, one in parts.items() if isinstance(one, PretrainedVision | PretrainedText)}
+WithTower = PretrainedVision | PretrainedText | VlmVision | VlmLanguage | VlmFusion
+
+
+def pretrained_parts(model: VLA) -> dict[str, WithTower]:
+    """The parts of a model that have a pre-trained tower, by their socket."""
+    parts = {"vision": model.vision, "language": model.language, "fusion": model.fusion}
+    return {name: one for name, one in parts.items() if isinstance(one, WithTower)}
 
 
 def load_towers(model: VLA, given: Collection[str] = ()) -> dict[str, Loaded]:
@@ -162,12 +207,13 @@ def load_towers(model: VLA, given: Collection[str] = ()) -> dict[str, Loaded]:
     Raises: UserError if a folder is not there, or does not hold the tower.
     """
     loaded: dict[str, Loaded] = {}
+    known: dict[str, Read] = {}
     for socket, part in pretrained_parts(model).items():
         if part.tower.config.weights == "random":
             continue
         outside = {f"{socket}.tower.{name}" for name in part.tower.outside()}
         if not given or not outside <= set(given):
-            loaded[socket] = part.tower.load()
+            loaded[socket] = part.tower.load(known)
     return loaded
 
 

@@ -58,6 +58,17 @@ class Past(Movable):
     state_mask: Bool[Tensor, "b m"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused(Movable):
+    """What a fusion gives: the readout and the fused vision tokens, in the order they came in; a VLM also its
+    text tokens, and by block vision and language behind it (`Features.layers`)."""
+
+    readout: Float[Tensor, "b d"]
+    vision: Tokens
+    language: Tokens | None = None
+    layers: tuple[Tokens, ...] = ()
+
+
 class Fusion(nn.Module, ABC):
     """Vision, language and state become one. `width` is the d of what it gives."""
 
@@ -73,11 +84,10 @@ class Fusion(nn.Module, ABC):
         past: Past | None = None,
         *,
         robots: Robots | None = None,
-    ) -> tuple[Float[Tensor, "b d"], Tokens]:
-        """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in. Where
-        `state_mask` is False, what the state holds changes nothing, even if it is NaN. `past` is what was
-        observed before, where the data have a history; only the present's tokens are given back. `robots`
-        tells whose states these are; None: there is one robot."""
+    ) -> Fused:
+        """What each has become. Where `state_mask` is False, what the state holds changes nothing, even if it
+        is NaN. `past` is what was observed before, where the data have a history; only the present's tokens
+        are given back. `robots` tells whose states these are; None: there is one robot."""
 
     @abstractmethod
     def tell_robots(self, count: int, how: RobotKind) -> None:

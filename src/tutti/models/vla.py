@@ -67,10 +67,9 @@ class VLA(nn.Module):
         if robots is not None and robots.state is not None:
             state = torch.where(robots.state, state, 0.0)
             past = past and replace(past, state=torch.where(robots.state[:, None], past.state, 0.0))
-        readout, fused_vision = self.fusion(vision, language, state, state_mask, past, robots=robots)
-        return Features(
-            vision=vision, language=language, readout=readout, fused_vision=fused_vision, robots=robots
-        )
+        fused = self.fusion(vision, language, state, state_mask, past, robots=robots)
+        known = {"fused_vision": fused.vision, "fused_language": fused.language, "layers": fused.layers}
+        return Features(vision=vision, language=language, readout=fused.readout, robots=robots, **known)
 
     if TYPE_CHECKING:
         __call__ = forward

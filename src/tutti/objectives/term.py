@@ -31,7 +31,7 @@ from tutti.types import (
 )
 
 Boundary = Literal["vision", "language", "fused"]
-"""Where a gradient may be stopped. `fused` is both the readout and the fused vision tokens."""
+"""Where a gradient may be stopped. `fused` is the readout, the fused tokens, and every layer of a VLM."""
 
 
 @runtime_checkable
@@ -310,8 +310,10 @@ def stopped(features: Features, boundaries: Collection[Boundary]) -> Features:
     if "language" in boundaries:
         features = replace(features, language=_detached(features.language))
     if "fused" in boundaries:
-        fused_vision = _detached(features.fused_vision)
+        fused_vision, text = _detached(features.fused_vision), features.fused_language
         features = replace(features, readout=features.readout.detach(), fused_vision=fused_vision)
+        layers = tuple(map(_detached, features.layers))
+        features = replace(features, fused_language=text and _detached(text), layers=layers)
     return features
 
 

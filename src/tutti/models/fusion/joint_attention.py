@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,11 +9,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.distributed.ranks import sample_whole_batch
 from tutti.masks import EVERY, tell, told
-from tutti.models.interfaces import Fusion, Past, RobotKind
-from tutti.models.layers import RobotLinear, TransformerConfig, attention_mask, project
-from tutti.types import DataSpec, Robots, Tokens, UserError
+from tutti.models.fusion.states import StateFusion, require_state
+from tutti.models.interfaces import Fused, Past
+from tutti.models.layers import TransformerConfig, attention_mask, project
+from tutti.types import DataSpec, Robots, Tokens
 
 SEGMENTS = ("readout", "state", "language", "vision")
 """The order of the sequence; also the index of each segment's type embedding."""
@@ -38,7 +37,7 @@ class JointAttentionConfig(TransformerConfig):
         return JointAttention(self, spec, vision_width, language_width)
 
 
-class JointAttention(Fusion):
+class JointAttention(StateFusion):
     """[readout, state, language, vision] plus a type embedding, `depth` blocks, layer norm.
 
     With a history the states and the vision tokens of earlier moments stand behind the state; a learned
@@ -63,13 +62,9 @@ class JointAttention(Fusion):
             nn.Identity() if given == width else nn.Linear(given, width)
             for given in (vision_width, language_width)
         )
-        if spec.state_dim == 0 and config.state_dropout > 0:
-            raise UserError(
-                f"model.fusion.state_dropout is {config.state_dropout:g}, but there is no state to withhold: "
-                "data.sources.state is none. Set model.fusion.state_dropout=0."
-            )
+        require_state(spec, config.state_dropout)
         self.state = nn.Linear(spec.state_dim, width) if spec.state_dim else None
-        self.prompt: nn.Embedding | None = None
+        self.prompt = None
         self.readout = nn.Parameter(torch.randn(width) * 0.02)
         self.type_embedding = nn.Embedding(len(SEGMENTS), width)
         nn.init.normal_(self.type_embedding.weight, std=0.02)
@@ -77,15 +72,6 @@ class JointAttention(Fusion):
         self.norm = nn.LayerNorm(width)
         if moments := len(spec.history) - 1:
             self.time_embedding = nn.Parameter(torch.randn(moments, width) * 0.02)
-
-    def tell_robots(self, count: int, how: RobotKind) -> None:
-        """A projection of the state for each, begun alike; or one vector for each and one for none, which is
-        added to the readout token."""
-        if how == "prompt":
-            self.prompt = nn.Embedding(count + 1, self.width)
-            nn.init.normal_(self.prompt.weight, std=0.02)
-        elif self.state is not None:
-            self.state = RobotLinear(self.state, count)
 
     def forward(
         self,
@@ -96,26 +82,16 @@ class JointAttention(Fusion):
         past: Past | None = None,
         *,
         robots: Robots | None = None,
-    ) -> tuple[Float[Tensor, "b d"], Tokens]:
-        """The readout (b, d) and the fused vision tokens (b, n, d) in the order they came in.
+    ) -> Fused:
+        """The readout and the fused vision tokens.
 
         Raises: ValueError without `robots`, where it is told of them.
         """
         b = state.shape[0]
-        if self.training and self.state_dropout > 0:
-            # Drawn for the whole batch on every rank, so that a run on more ranks withholds the same states.
-            draw = sample_whole_batch(lambda rows: torch.rand(rows, 1, device=state.device), b)
-            kept = (draw >= self.state_dropout).to(state.dtype)
-            state = state * kept
-            past = past and replace(past, state=past.state * kept[:, None])
+        state, past = self.withheld(state, past)
         readout_type, state_type, language_type, vision_type = self.type_embedding.weight.unbind(0)
         # The readout is always there, so that no softmax is over nothing where all else is absent.
-        readout = (self.readout + readout_type).expand(b, 1, -1)
-        if self.prompt is not None:
-            if robots is None:
-                raise ValueError("model.embodiment is prompt, which needs observation.robots, and found none")
-            # The last vector is that of no robot, -1.
-            readout = readout + self.prompt(robots.number % self.prompt.num_embeddings)[:, None]
+        readout = self.prompted((self.readout + readout_type).expand(b, 1, -1), robots)
         first = [readout]
         present = [tell(torch.ones_like(state_mask[:, None]), EVERY)]
         if self.state is not None:
@@ -147,4 +123,4 @@ class JointAttention(Fusion):
         x = self.norm(x)
         # Vision stands last: counted from the end, its place does not depend on the length of the text.
         begin = x.shape[1] - vision.values.shape[1]
-        return x[:, 0], Tokens(values=x[:, begin:], mask=vision.mask)
+        return Fused(readout=x[:, 0], vision=Tokens(values=x[:, begin:], mask=vision.mask))

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt
+import torch
+from pydantic import Field, PositiveInt, field_validator
+from torch import Tensor
 
 from tutti.frozen_config import FrozenConfig
-from tutti.models.pretrained.facts import FACTS, SECTIONS, Facts, Socket, kinds
+from tutti.models.pretrained.facts import FACTS, SECTIONS, Colours, Facts, Socket, kinds
 from tutti.models.pretrained.hub import HUB, hub_folder
+from tutti.nested_dicts import merge
 from tutti.storage.reading import read_json, shown
+from tutti.storage.text_source import TextSource
 from tutti.types import UserError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-LEFT_OUT = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "dtype")
+PICTURE_FILE, USUAL_SIZE, PLACE = "preprocessor_config.json", 224, "{instruction}"
+LEFT_OUT = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
+LEFT_OUT += ("dtype", "torch_dtype")
 """Keys of a config.json that would run code, fetch kernels, or make other numbers."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -29,8 +36,8 @@ class LoraConfig(FrozenConfig):
     lora: PositiveInt = Field(description="Rank of the matrices beside each linear layer of the blocks.")
 
 
-class TowerConfig(FrozenConfig):
-    """The keys of a pre-trained tower in either socket."""
+class FolderConfig(FrozenConfig):
+    """The keys of whatever comes out of a folder that others have saved."""
 
     socket: ClassVar[Socket]
 
@@ -41,12 +48,6 @@ class TowerConfig(FrozenConfig):
     weights: Literal["pretrained", "random"] = Field(
         default="pretrained",
         description="random: the same network from scratch, the control of what pre-training gives.",
-    )
-    layer: int | Annotated[tuple[int, ...], Field(min_length=2, max_length=64)] = Field(
-        default=-1,
-        description="What is read: -1 the network's output; n or -n the hidden state behind a block, as "
-        "hidden_states[n] of transformers; of a convolutional tower the map of stage n. What lies behind is "
-        "removed. A list: these side by side, brought to the tower's width by a linear layer that learns.",
     )
     learn: Literal["all", "none"] | LoraConfig = Field(
         default="all", description="all of its weights, none (frozen for ever), or {lora: RANK} beside them."
@@ -69,11 +70,6 @@ class TowerConfig(FrozenConfig):
         name = str(self.path)
         return hub_folder(name.removeprefix(HUB), self.key) if name.startswith(HUB) else self.path
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """What is read, as a list."""
-        return (self.layer,) if isinstance(self.layer, int) else self.layer
-
     def values(self) -> dict[str, Any]:
         """The tower's own config as plain values: that of the section for this socket.
 
@@ -89,7 +85,7 @@ class TowerConfig(FrozenConfig):
                 f"{self.key}.path: {self.folder / CONFIG_FILE} has model_type {shown(kind)}.\n  expected: "
                 f"one of {', '.join(kinds(self.socket))}\n  cure: name the folder of such a tower"
             )
-        return {key: value for key, value in found.items() if key not in LEFT_OUT}
+        return _plain(found)
 
     def all_values(self) -> dict[str, Any]:
         """The same with the defaults of its kind, which files of a hub leave out.
@@ -100,7 +96,7 @@ class TowerConfig(FrozenConfig):
         if not FACTS[values["model_type"]].network:
             return values
         try:
-            return transformers(self.key).AutoConfig.for_model(**values).to_dict() | values
+            return merge(transformers(self.key).AutoConfig.for_model(**values).to_dict(), values)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(
                 f"{self.key}: the config.json of {self.path} cannot be used "
@@ -136,7 +132,128 @@ class TowerConfig(FrozenConfig):
         return path
 
 
-def weights_hash(config: TowerConfig) -> str:
+class TowerConfig(FolderConfig):
+    """The keys of a pre-trained tower in either socket."""
+
+    layer: int | Annotated[tuple[int, ...], Field(min_length=2, max_length=64)] = Field(
+        default=-1,
+        description="What is read: -1 the network's output; n or -n the hidden state behind a block, as "
+        "hidden_states[n] of transformers; of a convolutional tower the map of stage n. What lies behind is "
+        "removed. A list: these side by side, brought to the tower's width by a linear layer that learns.",
+    )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """What is read, as a list."""
+        return (self.layer,) if isinstance(self.layer, int) else self.layer
+
+
+class PicturesConfig(FolderConfig):
+    """The keys of what is shown pictures."""
+
+    interpolate: bool = Field(
+        default=False,
+        description="true: positions are interpolated to another picture size than the tower's.",
+    )
+    mean: Colours | Literal["auto"] = Field(
+        default="auto", description="Mean of the colours, 0 to 1; auto: that of the folder, or of the kind."
+    )
+    std: Colours | Literal["auto"] = Field(
+        default="auto", description="Deviation of the colours; auto: that of the folder, or of the kind."
+    )
+
+    def colours(self) -> tuple[Colours, Colours]:
+        """Mean and deviation of red, green and blue, of pictures from 0 to 1."""
+        said, facts = self._said(), self.facts()
+
+        def chosen(given: Colours | Literal["auto"], key: str, usual: Colours) -> Colours:
+            own = said.get(key)
+            three = (
+                isinstance(own, list) and len(own) == 3 and all(isinstance(one, int | float) for one in own)
+            )
+            return given if given != "auto" else tuple(map(float, own)) if three else usual  # pyright: ignore
+
+        return chosen(self.mean, "image_mean", facts.mean), chosen(self.std, "image_std", facts.std)
+
+    def picture_size(self) -> int:
+        """The edge of the square pictures that it was trained with, in pixels; as far as its files tell, else
+        the 224 of ImageNet's."""
+        said, values = self._said(), self.all_values()
+        own = values.get("vision_config", values).get("image_size")
+        for size in (own, said.get("crop_size"), said.get("size")):
+            given = size if isinstance(size, dict) else {"height": size}
+            for edge in (given.get("height"), given.get("shortest_edge")):
+                if type(edge) is int and edge > 0:
+                    return edge
+        return USUAL_SIZE
+
+    def _said(self) -> dict[str, Any]:
+        """What the file beside the weights says of pictures."""
+        if self.architecture != "auto" or not (path := self.folder / PICTURE_FILE).is_file():
+            return {}
+        return read_json(path)
+
+    def resolved(self) -> Self:
+        """With the colours, too."""
+        mean, std = self.colours()
+        return super().resolved().model_copy(update={"mean": mean, "std": std})
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, (3, 1, 1), of x in [-1, 1] to the tower's colours ((x + 1) / 2 - mean) / std."""
+        mean, std = (torch.tensor(three)[:, None, None] for three in self.colours())
+        return 0.5 / std, (0.5 - mean) / std
+
+    def check_size(self, size: int, patch: int, own: int) -> bool:
+        """Whether positions are stretched: pictures have another size than the tower's `own`.
+
+        Raises: UserError if it takes no pictures of this size.
+        """
+        if size % patch:
+            near = sorted({max(1, size // patch) * patch, (size // patch + 1) * patch})
+            raise UserError(
+                f"data.image_size is {size}, but the patches of {self.key} are {patch} pixels wide.\n  "
+                f"expected: a multiple\n  cure: data.image_size={own if own % patch == 0 else near[-1]}"
+            )
+        if size == own or self.facts().sizes == "any":
+            return False
+        if not self.interpolate:
+            raise UserError(
+                f"data.image_size is {size}, but {self.key} was trained on pictures of {own} pixels.\n  "
+                f"cure: data.image_size={own}, or {self.key}.interpolate=true, to stretch its positions"
+            )
+        return True
+
+
+class TextsConfig(FolderConfig):
+    """The keys of what reads texts, by its own tokenizer."""
+
+    template: str = Field(
+        default=PLACE, max_length=1000, description="What the tower is told, with {instruction} in it."
+    )
+
+    @field_validator("template")
+    @classmethod
+    def _has_place(cls, template: str) -> str:
+        if template.count(PLACE) != 1:
+            raise ValueError(f"expected {PLACE} in it once")
+        return template
+
+    def source(self) -> TextSource:
+        """For the tokenizer."""
+        facts, values = self.facts(), self.all_values()
+        longest = values.get("max_position_embeddings", 512)
+        most = None if facts.positions is None else int(longest) - facts.positions
+        before, behind = self.template.split(PLACE)
+        return TextSource(folder=self.folder, around=(before, behind), longest=most)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without `LEFT_OUT`, at any depth."""
+    kept = {key: value for key, value in values.items() if key not in LEFT_OUT}
+    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
+def weights_hash(config: FolderConfig) -> str:
     """SHA-256 of the weights, the files of a sharded tower one after the other in the order of their names.
 
     Raises: UserError if there are none, or they are not those that the config asks for.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Socket = Literal["vision", "language"]
+Socket = Literal["vision", "language", "vlm"]
 Colours = tuple[float, float, float]
 
 HALF: Colours = (0.5, 0.5, 0.5)
@@ -28,6 +28,9 @@ class Facts:
     tokens than `max_position_embeddings`, less so many. `sizes`: pictures of another size than the tower's
     are refused ("own"), or take `interpolate: true`, which is handed on ("flag") or not ("itself"), or are
     taken ("any").
+
+    A VLM (socket "vlm") is three parts: `seeing` are the modules of its vision, whose blocks are `blocks`;
+    `decoder` is the language model, whose first token has the position `first`.
     """
 
     socket: Socket
@@ -42,7 +45,9 @@ class Facts:
     mean: Colours = HALF
     std: Colours = HALF
     positions: int | None = None
-    least_pad: bool = False
+    seeing: tuple[str, ...] = ()
+    decoder: str = ""
+    first: int = 0
 
 
 _VIT = {"socket": "vision", "mean": IMAGENET[0], "std": IMAGENET[1]}
@@ -58,6 +63,9 @@ _CONVNEXT: dict[str, Any] = {
     "unread": ("layernorm",),
     "others": ("classifier.",),
 }
+_VLM: dict[str, Any] = {"socket": "vlm", "others": ("lm_head.",)}
+_IDEFICS = {**_VLM, "seeing": ("vision_model", "connector"), "blocks": "vision_model.encoder.layers"}
+_IDEFICS |= {"decoder": "text_model", "sizes": "itself"}
 
 FACTS: dict[str, Facts] = {
     "siglip_vision_model": Facts(
@@ -148,6 +156,8 @@ FACTS: dict[str, Facts] = {
     "qwen2": Facts(**_CAUSAL, network="Qwen2Model"),
     "qwen3": Facts(**_CAUSAL, network="Qwen3Model"),
     "smollm3": Facts(**_CAUSAL, network="SmolLM3Model"),
+    "smolvlm": Facts(**_IDEFICS, network="SmolVLMModel"),
+    "idefics3": Facts(**_IDEFICS, network="Idefics3Model"),
 }
 
 SECTIONS: dict[tuple[str, Socket], tuple[str, str]] = {

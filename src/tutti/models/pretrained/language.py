@@ -7,24 +7,22 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.models.interfaces import LanguageEncoder
 from tutti.models.language.transformer import AttentionPooling, distinct_texts, text_tokens
 from tutti.models.layers import attention_mask
-from tutti.models.pretrained.config import TowerConfig
+from tutti.models.pretrained.config import TextsConfig, TowerConfig
 from tutti.models.pretrained.facts import Socket
 from tutti.models.pretrained.tower import Tower, projection
-from tutti.storage.text_source import TextSource
 from tutti.types import DataSpec, Tokens, UserError
 
-PLACE = "{instruction}"
 WIDTHS = ("hidden_size", "d_model", "dim")
 """What configs call the width."""
 
 
-class PretrainedTextConfig(TowerConfig):
+class PretrainedTextConfig(TowerConfig, TextsConfig):
     """`kind: pretrained`, a text tower that others have trained, with its own tokenizer."""
 
     socket: ClassVar[Socket] = "language"
@@ -34,24 +32,6 @@ class PretrainedTextConfig(TowerConfig):
         default=4, ge=0, description="learned queries that the text is pooled to; 0 keeps every token"
     )
     heads: PositiveInt = Field(default=4, description="Attention heads of the pooling.")
-    template: str = Field(
-        default=PLACE, max_length=1000, description="What the tower is told, with {instruction} in it."
-    )
-
-    @field_validator("template")
-    @classmethod
-    def _has_place(cls, template: str) -> str:
-        if template.count(PLACE) != 1:
-            raise ValueError(f"expected {PLACE} in it once")
-        return template
-
-    def source(self) -> TextSource:
-        """For the tokenizer."""
-        facts, values = self.facts(), self.all_values()
-        longest = values.get("max_position_embeddings", 512)
-        most = None if facts.positions is None else int(longest) - facts.positions
-        before, behind = self.template.split(PLACE)
-        return TextSource(folder=self.folder, around=(before, behind), longest=most)
 
     def build(self, spec: DataSpec) -> PretrainedText:
         """The encoder for texts of the tower's tokens, random until its tower is loaded.

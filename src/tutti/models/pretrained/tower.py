@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from tutti.models.layers import make_repeated
-from tutti.models.pretrained.config import WEIGHTS_FILE, LoraConfig, TowerConfig, transformers, weights_hash
+from tutti.models.pretrained.config import (
+    WEIGHTS_FILE,
+    FolderConfig,
+    LoraConfig,
+    TowerConfig,
+    transformers,
+    weights_hash,
+)
 from tutti.models.pretrained.convolutions import EfficientNetLite0, fix_batch_norms
 from tutti.models.pretrained.lora import LoraLinear
 from tutti.storage.reading import shown
@@ -25,7 +32,7 @@ from tutti.types import UserError
 
 log = logging.getLogger("tutti.models")
 
-MOST_BLOCKS, DEPTHS = 512, ("num_hidden_layers", "num_layers", "n_layers")
+MOST_BLOCKS, DEPTHS = 512, ("num_hidden_layers", "num_layers", "n_layers", "depth")
 EXAMPLES = 4
 BEFORE = ("model.", "bert.", "roberta.", "distilbert.", "vision_model.", "siglip.", "clip.")
 """What the names in a file may begin with, where it is of a whole model."""
@@ -50,6 +57,23 @@ class Loaded:
         )
 
 
+Read = tuple[Mapping[str, Tensor], Collection[str]]
+"""The tensors of a folder by the names of the network, and the names of the others in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A network in a tower, or the part of one that a socket takes: its names are those of the whole.
+
+    `blocks` is the path to the list of what repeats in depth, "" where nothing does; `names` are all tensors
+    that the parts have together.
+    """
+
+    network: nn.Module
+    blocks: str
+    names: frozenset[str] = frozenset()
+
+
 class Tower(nn.Module):
     """The network of a tower's config with random weights, until `load`. It computes as in evaluation at all
     times: no dropout, no batch statistics, learning or not.
@@ -61,20 +85,22 @@ class Tower(nn.Module):
     Raises: UserError if the config cannot be used.
     """
 
-    def __init__(self, config: TowerConfig) -> None:
+    def __init__(self, config: FolderConfig, part: Part | None = None) -> None:
         super().__init__()
         self.config, self.facts = config, config.facts()
         self.values = config.all_values()
         self.loaded: Loaded | None = None
         self.still = config.learn == "none"
         self.in_folder = config.learn != "all" and config.weights == "pretrained"
-        self.network = self._trimmed(self._built())
+        part = part or Part(network=self._trimmed(built(config)), blocks=self.facts.blocks)
+        self.network, self.whole = part.network, part.names
         fix_batch_norms(self.network)
-        blocks = self.network.get_submodule(self.facts.blocks)
-        for block in blocks.children():
-            make_repeated(block)
-        if isinstance(config.learn, LoraConfig):
-            self._add_factors(blocks, config.learn.lora)
+        if part.blocks:
+            blocks = self.network.get_submodule(part.blocks)
+            for block in blocks.children():
+                make_repeated(block)
+            if isinstance(config.learn, LoraConfig):
+                self._add_factors(blocks, config.learn.lora)
         if config.learn != "all":
             for name, parameter in self.network.named_parameters():
                 parameter.requires_grad_(name in self._factors())
@@ -91,7 +117,7 @@ class Tower(nn.Module):
         if not self.in_folder:
             return {}
         factors = {f"network.{name}" for name in self._factors()}
-        return {name: tensor for name, tensor in _persistent(self) if name not in factors}
+        return {name: tensor for name, tensor in persistent(self) if name not in factors}
 
     def hidden(self, *inputs: Tensor, **named: Any) -> Tensor:
         """What is read of the network: its last hidden state, or several on the last axis, side by side."""
@@ -105,58 +131,33 @@ class Tower(nn.Module):
             [found.last_hidden_state if n == deepest else found.hidden_states[n] for n in self.places], dim=-1
         )
 
-    def load(self) -> Loaded:
+    def load(self, known: dict[str, Read] | None = None) -> Loaded:
         """Fills the network with the weights of the folder: all that it has, and none that is not known.
+        Parts of one network hand on in `known` what has been read.
 
         Raises: UserError if a tensor is missing, left over, or of another shape, or the hash is another.
         """
         config, sha256 = self.config, weights_hash(self.config)
-        found, others = self._read()
-        own = {name: t for name, t in _persistent(self.network) if name not in self._factors()}
+        known = {} if known is None else known
+        if config.key not in known:
+            known[config.key] = self._read()
+        found, others = known[config.key]
+        own = {name: t for name, t in persistent(self.network) if name not in self._factors()}
         self._require("lacks", [name for name in own if name not in found])
         self._require("has another shape of", [n for n, t in own.items() if t.shape != found[n].shape])
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(found[name])
-        unread = tuple(sorted({*others, *(name for name in found if name not in own)}))
+        read = self.whole or own
+        unread = tuple(sorted({*others, *(name for name in found if name not in read)}))
         kind = self.values["model_type"]
         self.loaded = Loaded(kind=kind, path=config.path, tensors=len(own), unread=unread, sha256=sha256)
         log.info("%s: %s", config.key, self.loaded)
         return self.loaded
 
-    def _built(self) -> nn.Module:
-        if not self.facts.network:
-            return EfficientNetLite0()
-        deepest = max((self.values.get(key) or 0 for key in DEPTHS), default=0)
-        if not isinstance(deepest, int) or deepest > MOST_BLOCKS:
-            raise UserError(
-                f"{self.config.key}: the config.json of {self.config.path} asks for {shown(deepest)} blocks; "
-                f"expected at most {MOST_BLOCKS}."
-            )
-        library = transformers(self.config.key)
-        drawn = torch.empty(0)
-        sizes_alone = drawn.is_meta or isinstance(drawn, FakeTensor)
-        try:
-            config = library.AutoConfig.for_model(**self.config.values())
-            # Some of its initialisations look at what they have drawn, which here has no values.
-            empty = import_module("transformers.initialization").no_init_weights
-            with empty() if sizes_alone else nullcontext():
-                network = getattr(library, self.facts.network)(config)
-            if sizes_alone:
-                network.tie_weights()
-            # DINOv3 keeps positions for all networks of a process: those of fake tensors would come back.
-            code = import_module(type(network).__module__)
-            if kept := getattr(code, "get_patches_center_coordinates", None):
-                code.get_patches_center_coordinates = getattr(kept, "__wrapped__", kept)  # pyright: ignore
-            return network
-        except (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
-            raise UserError(
-                f"{self.config.key}: the config.json of {self.config.path} cannot be used "
-                f"({shown(str(error), 300, quoted=False)})."
-            ) from error
-
     def _trimmed(self, network: nn.Module) -> nn.Module:
         """Without what lies behind the layer that is read, and what no token depends on."""
+        assert isinstance(self.config, TowerConfig)
         layers, facts = self.config.layers, self.facts
         holder, _, place = facts.blocks.rpartition(".")
         blocks = [*network.get_submodule(facts.blocks).children()]
@@ -175,11 +176,7 @@ class Tower(nn.Module):
                 f"{self.config.key}.layer is {[*layers]}, {why}.\n  expected: one layer, or different ones"
             )
         setattr(network.get_submodule(holder), place, nn.ModuleList(blocks[: max(self.places)]))
-        for path in (*facts.unread, *([facts.tail] if facts.tail and -1 not in layers else [])):
-            holder, _, place = path.rpartition(".")
-            parent = network.get_submodule(holder)
-            setattr(parent, place, nn.Identity() if place in parent._modules else None)
-        return network
+        return without(network, (*facts.unread, *([facts.tail] if facts.tail and -1 not in layers else [])))
 
     def _add_factors(self, blocks: nn.Module, rank: int) -> None:
         linears = [module for module in blocks.modules() if type(module) is nn.Linear]
@@ -197,11 +194,8 @@ class Tower(nn.Module):
         layers = [name for name, one in self.network.named_modules() if isinstance(one, LoraLinear)]
         return {f"{name}.{factor}" for name in layers for factor in ("down", "up")}
 
-    def _read(self) -> tuple[Mapping[str, Tensor], Collection[str]]:
-        """The tensors of the folder by the names of the network, and the names of the others in it.
-
-        Raises: UserError if some are missing, of another shape, or of nothing that is known.
-        """
+    def _read(self) -> Read:
+        """Raises: UserError if some are missing, of another shape, or of nothing that is known."""
         folder, facts = self.config.folder, self.facts
         try:
             if not facts.network:
@@ -241,12 +235,66 @@ def projection(config: TowerConfig, width: int) -> nn.Linear | None:
     return nn.Linear(len(config.layers) * width, width) if len(config.layers) > 1 else None
 
 
-def _persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def built(config: FolderConfig) -> nn.Module:
+    """The whole network that a folder's config describes, with random weights.
+
+    Raises: UserError if it cannot be used.
+    """
+    values, facts = config.values(), config.facts()
+    if not facts.network:
+        return EfficientNetLite0()
+    deepest = _deepest(values)
+    if deepest > MOST_BLOCKS:
+        raise UserError(
+            f"{config.key}: the config.json of {config.path} asks for {shown(deepest)} blocks; "
+            f"expected at most {MOST_BLOCKS}."
+        )
+    library = transformers(config.key)
+    drawn = torch.empty(0)
+    sizes_alone = drawn.is_meta or isinstance(drawn, FakeTensor)
+    try:
+        described = library.AutoConfig.for_model(**values)
+        # Some of its initialisations look at what they have drawn, which here has no values.
+        empty = import_module("transformers.initialization").no_init_weights
+        with empty() if sizes_alone else nullcontext():
+            network = getattr(library, facts.network)(described)
+        if sizes_alone:
+            network.tie_weights()
+        # DINOv3 keeps positions for all networks of a process: those of fake tensors would come back.
+        code = import_module(type(network).__module__)
+        if kept := getattr(code, "get_patches_center_coordinates", None):
+            code.get_patches_center_coordinates = getattr(kept, "__wrapped__", kept)  # pyright: ignore
+        return network
+    except (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
+        raise UserError(
+            f"{config.key}: the config.json of {config.path} cannot be used "
+            f"({shown(str(error), 300, quoted=False)})."
+        ) from error
+
+
+def persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers by every name that a state dict would have."""
     for path, one in module.named_modules(remove_duplicate=False):
         for name, tensor in {**one._parameters, **one._buffers}.items():
             if tensor is not None and name not in one._non_persistent_buffers_set:
                 yield (f"{path}.{name}" if path else name), tensor
+
+
+def without(network: nn.Module, paths: Collection[str]) -> nn.Module:
+    """The network without the modules and parameters at `paths`: nothing reads them."""
+    for path in paths:
+        holder, _, place = path.rpartition(".")
+        parent = network.get_submodule(holder)
+        setattr(parent, place, nn.Identity() if place in parent._modules else None)
+    return network
+
+
+def _deepest(values: Any) -> int:
+    """The most blocks that a config asks for, at any depth of it."""
+    if not isinstance(values, Mapping):
+        return 0
+    own = [MOST_BLOCKS + 1 if not isinstance(n, int) else n for key in DEPTHS if (n := values.get(key))]
+    return max([0, *own, *map(_deepest, values.values())])
 
 
 def _begins(name: str, known: tuple[str, ...]) -> bool:

@@ -1,0 +1,189 @@
+"""A whole vision-language model as vision encoder, language encoder and fusion, out of one folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tutti.models.fusion.states import StateFusion, require_state
+from tutti.models.interfaces import Fused, LanguageEncoder, Past
+from tutti.models.layers import project
+from tutti.models.pretrained.tower import Part, Tower, built, persistent, without
+from tutti.models.pretrained.vlm_config import VlmConfig, VlmFusionConfig, VlmVisionConfig
+from tutti.models.pretrained.vlm_vision import EYES, VlmVision
+from tutti.types import DataSpec, Robots, Tokens, UserError
+
+EMBEDDING = "embed_tokens"
+
+
+def build_vlm(
+    config: VlmConfig, seen: VlmVisionConfig, fused: VlmFusionConfig, spec: DataSpec
+) -> tuple[VlmVision, VlmLanguage, VlmFusion]:
+    """The three parts of one network, random until they are loaded.
+
+    Raises: UserError if it cannot be built, has fewer layers, or does not fit the pictures or the tokenizer.
+    """
+    kind, facts, network = config.values()["model_type"], config.facts(), built(config)
+    decoder = network.get_submodule(facts.decoder)
+    embedding: Any = decoder.get_submodule(EMBEDDING)
+    blocks = [*decoder.get_submodule("layers").children()]
+    count = len(blocks) if config.layers == "all" else config.layers
+    if count > len(blocks):
+        raise UserError(
+            f"{config.key}.layers is {count}, but the language model of {config.path} has {len(blocks)} "
+            "blocks.\n  expected: at most so many, or all"
+        )
+    decoder.layers = nn.ModuleList(blocks[:count])
+    without(network, facts.unread)
+    names = frozenset(name for name, _ in persistent(network))
+    words = _cut_out(network, f"{facts.decoder}.{EMBEDDING}")
+    setattr(decoder, EMBEDDING, nn.Identity())
+    parts = {
+        "vision": (_cut_out(network, *facts.seeing), facts.blocks),
+        "language": (words, ""),
+        "fusion": (_cut_out(network, facts.decoder), f"{facts.decoder}.layers"),
+    }
+    towers = {
+        socket: Tower(config, Part(network=part, blocks=path, names=names))
+        for socket, (part, path) in parts.items()
+    }
+    vision = EYES[kind](config, towers["vision"], spec, withhold=seen.withhold)
+    vision.measure()
+    language = VlmLanguage(config, towers["language"], embedding.weight.shape, spec)
+    fusion = VlmFusion(config, fused, towers["fusion"], spec=spec, vision=vision)
+    return vision, language, fusion
+
+
+def _cut_out(network: nn.Module, *paths: str) -> nn.Module:
+    """A module that holds these submodules alone, under their names."""
+    root = nn.Module()
+    for path in paths:
+        *above, name = path.split(".")
+        place = root
+        for one in above:
+            if one not in place._modules:
+                place.add_module(one, nn.Module())
+            place = place.get_submodule(one)
+        place.add_module(name, network.get_submodule(path))
+    return root
+
+
+class VlmLanguage(LanguageEncoder):
+    """The word embedding of a VLM: every token of the text, before any of them has seen another."""
+
+    def __init__(self, config: VlmConfig, tower: Tower, shape: tuple[int, int], spec: DataSpec) -> None:
+        super().__init__()
+        self.tower, self.num_tokens = tower, spec.text_length
+        rows, self.width = shape
+        if spec.vocab_size > rows:
+            raise UserError(
+                f"{config.key}: the tokenizer of {config.path} has {spec.vocab_size:,} tokens, its language "
+                f"model embeds {rows:,}.\n  cure: put the tokenizer.json of this very model beside its "
+                "config.json"
+            )
+        self.embedding = f"{tower.facts.decoder}.{EMBEDDING}"
+
+    def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
+        """Token ids to (b, l, width)."""
+        return Tokens(values=self.tower.network.get_submodule(self.embedding)(text), mask=text_mask)
+
+
+class VlmFusion(StateFusion):
+    """The decoder blocks of a VLM over [vision, language, state, readout], then its last norm.
+
+    Vision and language see each other, by `mask` all of them or those before them alone. The state and the
+    learned readout see all that stands before them, and nothing before them sees them: whatever they hold,
+    the VLM computes what it did in its own training. Earlier moments of a history stand first: their vision
+    tokens before the present ones, their states before the present one, with a learned vector of the moment.
+
+    Positions count what is there, so an absent view or a short text leaves no gap. A masked token is seen by
+    itself alone. `layers` are the tokens behind each block, before the last norm.
+    """
+
+    def __init__(
+        self, config: VlmConfig, own: VlmFusionConfig, tower: Tower, *, spec: DataSpec, vision: VlmVision
+    ) -> None:
+        super().__init__()
+        require_state(spec, own.state_dropout)
+        self.tower, self.state_dropout, self.causal = tower, own.state_dropout, config.mask == "causal"
+        self.width, self.depth = vision.width, len(self.decoder.layers)
+        self.state = nn.Linear(spec.state_dim, self.width) if spec.state_dim else None
+        self.prompt = None
+        self.readout = nn.Parameter(torch.randn(self.width) * 0.02)
+        if moments := len(spec.history) - 1:
+            self.time_embedding = nn.Parameter(torch.zeros(moments, self.width))
+
+    @property
+    def decoder(self) -> Any:
+        """The language model without its word embedding."""
+        return self.tower.network.get_submodule(self.tower.facts.decoder)
+
+    def forward(
+        self,
+        vision: Tokens,
+        language: Tokens,
+        state: Float[Tensor, "b s"],
+        state_mask: Bool[Tensor, " b"],
+        past: Past | None = None,
+        *,
+        robots: Robots | None = None,
+    ) -> Fused:
+        """The readout, the fused tokens, and those behind each block.
+
+        Raises: ValueError without `robots`, where it is told of them.
+        """
+        b, now = len(state), vision.values.shape[1]
+        state, past = self.withheld(state, past)
+        seen, values, mask = vision.values[..., : self.width], [], []
+        if past is not None:
+            moments, earlier = self.time_embedding, past.vision.values[..., : self.width]
+            times = moments.repeat_interleave(earlier.shape[1] // len(moments), dim=0)
+            seen = torch.cat([earlier + times, seen], dim=1)
+            if self.state is not None:
+                states = torch.where(past.state_mask[..., None], past.state, 0.0)
+                values.append(project(self.state, states, robots) + moments)
+                mask.append(past.state_mask)
+        if self.state is not None:
+            # 0 where it is not known: a NaN in a masked token would still reach the gradient.
+            known = torch.where(state_mask[:, None], state, 0.0)
+            values.append(project(self.state, known, robots)[:, None])
+            mask.append(state_mask[:, None])
+        values.append(self.prompted(self.readout.expand(b, 1, -1), robots))
+        mask.append(torch.ones_like(state_mask[:, None]))
+        pictures = vision.mask if past is None else torch.cat([past.vision.mask, vision.mask], dim=1)
+        prefix = torch.cat([pictures, language.mask], dim=1)
+        x = torch.cat([seen, language.values, *values], dim=1)
+        x, layers = self.decode(x, torch.cat([prefix, *mask], dim=1), prefix)
+        start, end = pictures.shape[1] - now, pictures.shape[1]
+        return Fused(
+            readout=x[:, -1],
+            vision=Tokens(values=x[:, start:end], mask=vision.mask),
+            language=Tokens(values=x[:, end : prefix.shape[1]], mask=language.mask),
+            layers=layers,
+        )
+
+    def decode(
+        self, x: Float[Tensor, "b n d"], present: Bool[Tensor, "b n"], prefix: Bool[Tensor, "b p"]
+    ) -> tuple[Float[Tensor, "b n d"], tuple[Tokens, ...]]:
+        """What all tokens become, and those of the prefix behind each block."""
+        decoder = self.decoder
+        place = torch.arange(x.shape[1], device=x.device)
+        sees = place <= place[:, None]
+        if not self.causal:
+            sees = sees | (place < prefix.shape[1])
+        # A softmax over nothing is NaN, so a masked token sees itself.
+        itself = place == place[:, None]
+        mask = ((sees & present[:, None]) | itself)[:, None]
+        angles = decoder.rotary_emb(x, self.positions(present))
+        layers: list[Tokens] = []
+        for block in decoder.layers:
+            x = block(x, attention_mask=mask, position_embeddings=angles)
+            layers.append(Tokens(values=x[:, : prefix.shape[1]], mask=prefix))
+        return decoder.norm(x), tuple(layers)
+
+    def positions(self, present: Bool[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+        """The number of tokens that are there before each."""
+        return (present.cumsum(1) - 1).clamp(min=0) + self.tower.facts.first

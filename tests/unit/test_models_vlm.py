@@ -1,0 +1,189 @@
+"""Whole vision-language models in three sockets: the numbers of transformers itself, and what learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fixtures import small_model
+from fixtures.small_model import observation
+from fixtures.towers import SIZE
+from fixtures.vlms import hidden_states, save_vlm
+from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
+from tutti.models.layers import blocks_of
+from tutti.models.vla import VLA
+from tutti.types import Features, Observation, UserError
+
+SPEC = replace(small_model.SPEC, image_size=SIZE)
+SEEN = observation(SPEC, b=3)
+SEEN = replace(SEEN, text=SEEN.text % 12)
+KINDS = ("smolvlm", "idefics3")
+Home = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A folder for each VLM, and the networks of transformers."""
+    folder = tmp_path_factory.mktemp("vlms")
+    return folder, {name: save_vlm(folder / name, name) for name in KINDS}
+
+
+def config_of(path: Path, action: Any = None, **keys: Any) -> ModelConfig:
+    return ModelConfig.model_validate({"vlm": {"path": path, **keys}, "action": action or {"hidden": 16}})
+
+
+def loaded(config: ModelConfig, given: tuple[str, ...] = ()) -> VLA:
+    torch.manual_seed(3)
+    model = config.build(SPEC)
+    load_towers(model, given)
+    return model.eval()
+
+
+def features(model: VLA, seen: Observation = SEEN) -> Features:
+    with torch.no_grad():
+        return model(seen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_transformers_own(home: Home, kind: str) -> None:
+    """Embeddings, each layer, the last norm, seen both ways or causally; with fewer layers, too."""
+    folder, networks = home
+    for mask, count in (("prefix", 4), ("causal", 4), ("causal", 2)):
+        model = loaded(config_of(folder / kind, mask=mask, layers=count))
+        expected = hidden_states(networks[kind], SEEN, model.vision.tokens_per_view, causal=mask == "causal")
+        found = features(model)
+        width, pictures = model.fusion.width, found.vision.mask.shape[1]
+        there = found.layers[0].mask
+        embedded = torch.cat([found.vision.values[..., :width], found.language.values], dim=1)
+        torch.testing.assert_close(embedded[there], expected[0][there], atol=1e-6, rtol=0)
+        assert len(found.layers) == count
+        for number, layer in enumerate(found.layers[:3], 1):
+            torch.testing.assert_close(layer.values[there], expected[number][there], atol=1e-6, rtol=0)
+        if count == 4:
+            assert found.fused_language is not None
+            fused = torch.cat([found.fused_vision.values, found.fused_language.values], dim=1)
+            assert found.fused_vision.values.shape[1] == pictures
+            torch.testing.assert_close(fused[there], expected[4][there], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_absent_changes_nothing_and_leaves_no_gap(home: Home, kind: str) -> None:
+    """State and readout change no token of the prefix to the bit; an absent view is as if there were none."""
+    folder, networks = home
+    model = loaded(config_of(folder / kind))
+    first = features(model)
+    other = features(model, replace(SEEN, state=SEEN.state + 1))
+    assert other.fused_vision.values.equal(first.fused_vision.values)
+    assert all(a.values.equal(b.values) for a, b in zip(first.layers, other.layers, strict=True))
+    assert not other.readout.equal(first.readout)
+    unknown = replace(SEEN, state=torch.full_like(SEEN.state, torch.nan), state_mask=~SEEN.state_mask)
+    assert bool(features(model, unknown).readout.isfinite().all())
+    images = SEEN.images.float() / 127.5 - 1
+    images[:, 0] = torch.nan
+    one = replace(SEEN, images=images, image_mask=torch.tensor([False, True]).expand(3, 2))
+    found = features(model, one)
+    tokens = model.vision.tokens_per_view
+    assert found.fused_vision.mask.tolist() == [[False] * tokens + [True] * tokens] * 3
+    alone = replace(SEEN, images=SEEN.images[:, 1:], image_mask=SEEN.image_mask[:, 1:])
+    expected = hidden_states(networks[kind], alone, tokens, causal=False)[-1]
+    torch.testing.assert_close(found.fused_vision.values[:, tokens:], expected[:, :tokens], atol=1e-6, rtol=0)
+    nothing = replace(one, image_mask=~SEEN.image_mask, text_mask=torch.zeros_like(SEEN.text_mask))
+    assert bool(features(model, nothing).readout.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_reached_and_blocks_are_recomputed_to_the_same_bits(home: Home, kind: str) -> None:
+    gradients: list[list[torch.Tensor]] = []
+    for again in (False, True):
+        model = loaded(config_of(home[0] / kind))
+        blocks = blocks_of(model.vision, model.fusion)
+        assert len(blocks) == 3 + 4
+        for block in blocks:
+            block.recompute = again
+        model(SEEN).readout.square().sum().backward()
+        rest = [name for name, p in model.named_parameters() if p.grad is None]
+        assert all(name.startswith("action.") for name in rest), rest
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(a.equal(b) for a, b in zip(*gradients, strict=True))
+
+
+def trained(model: VLA, steps: int) -> VLA:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.train()
+    for _ in range(steps):
+        found = model(SEEN)
+        (found.readout.square().sum() + found.fused_vision.values.square().mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_vlm_stays_and_lora_begins_as_it(home: Home, kind: str) -> None:
+    path = home[0] / kind
+    frozen, config = loaded(config_of(path, learn="none")), config_of(path, learn={"lora": 2})
+    before = {name: tensor.clone() for name, tensor in frozen.named_parameters() if ".tower." in name}
+    base = features(frozen)
+    model = loaded(config)
+    assert features(model).readout.equal(base.readout)
+    learning = {name for name, p in model.named_parameters() if p.requires_grad and ".tower." in name}
+    assert {name.split(".")[0] for name in learning} == {"vision", "fusion"}
+    assert all(name.endswith((".down", ".up")) for name in learning)
+    trained(frozen, 20)
+    after = dict(frozen.named_parameters())
+    assert all(value.equal(after[name]) and after[name].grad is None for name, value in before.items())
+    assert not features(frozen).readout.equal(base.readout)  # through the state and the readout token
+    assert not any(".tower." in name for name in frozen.state_dict())
+
+    trained(model, 5)
+    moved = features(model)
+    assert not moved.fused_vision.values.equal(base.fused_vision.values)
+    shared, tensors = exported(config, SPEC, model.state_dict())
+    assert shared.vlm is not None and shared.vlm.learn == "none" and len(tensors) > len(before)
+    served = shared.model_copy(update={"vlm": config.resolved().vlm.exported()})  # pyright: ignore
+    plain = loaded(served, tuple(tensors))
+    plain.load_state_dict(tensors)
+    torch.testing.assert_close(features(plain).readout, moved.readout, atol=1e-6, rtol=1e-6)
+
+
+def test_a_folder_that_is_not_the_vlm_is_refused(tmp_path: Path) -> None:
+    save_vlm(tmp_path, "smolvlm")
+    file = tmp_path / "model.safetensors"
+    tensors, given = load_file(file), config_of(tmp_path).resolved()
+    told = [part.tower.loaded for part in pretrained_parts(loaded(given)).values()]
+    assert [one and (one.tensors, one.unread) for one in told] == [
+        (count, ("lm_head.weight",)) for count in (54, 1, 37)
+    ]
+    lost = {name: value for name, value in tensors.items() if "layers.1.mlp.up_proj" not in name}
+    save_file(lost, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 tensors, such as text_model\.layers\.1\.mlp\.up"):
+        loaded(config_of(tmp_path))
+    with pytest.raises(UserError, match=r"expected: [0-9a-f]{64}, as model\.vlm\.sha256"):
+        loaded(given)
+    for keys, message in (
+        ({"layers": 5}, r"model\.vlm\.layers is 5, but the language model of .* has 4"),
+        ({"path": tmp_path / "no"}, r"model\.vlm\.path: .*config\.json is not there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config_of(**{"path": tmp_path, **keys}).build(SPEC)
+    larger = replace(SPEC, image_size=24)
+    with pytest.raises(UserError, match=r"data\.image_size=16, or model\.vlm\.interpolate=true"):
+        config_of(tmp_path).build(larger)
+    assert config_of(tmp_path, interpolate=True).build(larger).vision.tokens_per_view == 9
+    with pytest.raises(UserError, match=r"has 40 tokens, its language model embeds 32"):
+        config_of(tmp_path).build(replace(SPEC, vocab_size=40))
+
+
+def test_parts_beside_a_vlm_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"vision\.kind is vit, but model\.vlm is given"):
+        ModelConfig.model_validate({"vlm": {"path": tmp_path}, "vision": {"kind": "vit"}})
+    with pytest.raises(ValueError, match=r"fusion\.kind is vlm, but there is no model\.vlm"):
+        ModelConfig.model_validate({"fusion": {"kind": "vlm"}})
+    with_dropout = ModelConfig.model_validate({"vlm": {"path": tmp_path}, "fusion": {"state_dropout": 0.5}})
+    assert with_dropout.fusion.state_dropout == 0.5
+    assert ModelConfig.model_validate(with_dropout.model_dump(mode="json")) == with_dropout
