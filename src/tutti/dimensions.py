@@ -113,6 +113,15 @@ class DataSpec(Dimensions):
         state, action = tuple(range(self.state_dim)), tuple(range(self.action_dim))
         return Embodiment(views=self.views, state_slots=state, action_slots=action, **self.dimensions())
 
+    def present(self, what: Literal["state", "action"]) -> list[list[bool]] | None:
+        """Which dimensions each embodiment has, and last, those of no robot: none. None: all have all. Plain
+        numbers, since in a plan tensors have no values."""
+        slots = [getattr(self.robot(name), f"{what}_slots") for name in self.embodiments]
+        places = range(getattr(self, f"{what}_dim"))
+        if all(len(own) == len(places) for own in slots):
+            return None
+        return [[place in own for place in places] for own in [*slots, ()]]
+
     def label(self, what: Literal["state", "action"], place: int) -> str:
         """How a message calls a number of the model's state or action: "3 (gripper)"; where robots name it
         differently, "3 (arm z, hand grip)"."""

@@ -44,7 +44,7 @@ LAST_BITS = {
 ANOTHER_RESULT = (
     *("seed", "record", "model", "objective", "balancing", "backward", "strategy", "evaluation"),
     *("data.sources", "data.horizon", "data.batch_size", "data.image_size", "data.validation_fraction"),
-    *("data.canonical", "data.history"),
+    *("data.canonical", "data.slots", "data.history"),
     *("data.episodes_per_task", "data.validation_windows", "data.normalization", "data.vocab_size"),
     *("data.cache.kind", "data.cache.quality"),
     *("data.mixture", "data.tasks", "data.text_length", "data.augmentation", "data.seed"),

@@ -81,12 +81,8 @@ def robots_of(spec: DataSpec, number: Int[Tensor, " b"]) -> Robots | None:
         return None
     has: dict[str, Tensor | None] = {}
     for what in ("state", "action"):
-        slots = [list(getattr(spec.robot(name), f"{what}_slots")) for name in spec.embodiments]
-        table = torch.zeros(len(slots) + 1, dim := getattr(spec, f"{what}_dim"), dtype=torch.bool)
-        for row, own in zip(table, slots, strict=False):
-            row[own] = True
-        # Counted, not read off the table: what a plan computes with has no values.
-        has[what] = None if all(len(own) == dim for own in slots) else table.to(number.device)[number]
+        table = spec.present(what)
+        has[what] = None if table is None else torch.tensor(table, device=number.device)[number]
     return Robots(number=number, **has)
 
 

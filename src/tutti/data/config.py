@@ -64,6 +64,11 @@ class DataConfig(FrozenConfig):
         description="The one form of rotations and actions that sources of several conventions are brought "
         "to.",
     )
+    slots: Literal["plain", "canonical"] = Field(
+        default="plain",
+        description="plain: each robot's own numbers stand first. canonical: by what they are: position, "
+        "rotation, joints, gripper, base, of a second arm, others.",
+    )
     mixture: MixtureConfig = Field(
         default_factory=MixtureConfig,
         description="How windows are drawn, besides the weights of the sources.",
@@ -121,6 +126,8 @@ class DataConfig(FrozenConfig):
             raise ValueError(
                 "episodes_per_task is for all sources and sources.per_task for one: give one of them"
             )
+        if self.slots == "plain" and any(source.slots != "auto" for source in self.sources):
+            raise ValueError("sources.slots is said, but slots is plain; set data.slots=canonical")
         self._check_mixture()
         share, size = self.mixture.labelled, self.batch_size
         if share != "by_weight" and abs(size * share - (whole := max(1, round(size * share)))) > 1e-6:
@@ -158,6 +165,10 @@ class DataConfig(FrozenConfig):
             )
         return self.image_size
 
+    def open(self) -> list[Part]:
+        """The sources, opened and checked, with their numbers as they are learned. Raises: UserError."""
+        return open_parts(self.sources, self.canonical, canonical_slots=self.slots == "canonical")
+
     def build(
         self,
         needs: DataNeeds,
@@ -185,7 +196,7 @@ class DataConfig(FrozenConfig):
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <data set>}.")
         require_steps(self, "data")
-        opened = open_parts(self.sources, self.canonical)
+        opened = self.open()
         if trained_on is not None:
             check_unchanged(stores_of(opened), trained_on)
         spec = check_compatible(opened)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int64
 
+from tutti.data.conventions.slots import Slots, places_in
 from tutti.data.episodes import VECTORS, EpisodeStore, StoreSpec, Vector
 from tutti.data.normalize import Normalizer
 from tutti.types import Dimensions, Embodiment, Robots
@@ -80,9 +81,12 @@ def specs_of_robots(stores: Sequence[EpisodeStore]) -> dict[str, StoreSpec]:
     return found or {stores[0].spec.embodiment: stores[0].spec}
 
 
-def common_spec(own: Mapping[str, StoreSpec]) -> CommonSpec:
+def common_spec(own: Mapping[str, StoreSpec], slots: Mapping[str, Slots] | None = None) -> CommonSpec:
     """What embodiments have in common: every view that one of them has, by its name, and vectors that the
-    widest fits into. Names and units of the numbers only where they are those of all."""
+    widest fits into. Names and units of the numbers only where they are those of all.
+
+    With the canonical `slots` of the numbers of each, these stand slot by slot, and names are theirs.
+    """
     specs = list(own.values())
     shapes: dict[str, tuple[int, int]] = {}
     for spec in specs:
@@ -91,14 +95,23 @@ def common_spec(own: Mapping[str, StoreSpec]) -> CommonSpec:
     robots = tuple(map(_whole, specs))
     found: dict[str, Any] = {entry.name: getattr(specs[0], entry.name) for entry in fields(StoreSpec)}
     found["fps"] = max(spec.fps for spec in specs)
-    if all(robot == robots[0] for robot in robots):
+    named: dict[str, tuple[str, ...]] = {}
+    for vector in VECTORS if slots is not None else ():
+        assert slots is not None
+        places, named[f"{vector}_names"] = places_in([slots[name][vector] for name in own])
+        each = zip(robots, places, strict=True)
+        robots = tuple(replace(robot, **{f"{vector}_slots": place}) for robot, place in each)
+    plain = all(robot == one for robot, one in zip(robots, map(_whole, specs), strict=True))
+    if plain and all(robot == robots[0] for robot in robots):
         return CommonSpec(**found, own=own)
     found |= {"views": views, "image_shapes": tuple(shapes[view] for view in views)}
     for what in VECTORS:
-        found[f"{what}_dim"] = max(getattr(spec, f"{what}_dim") for spec in specs)
+        sizes = [1 + max(getattr(robot, f"{what}_slots"), default=-1) for robot in robots]
+        found[f"{what}_dim"] = max(sizes)
     for entry in fields(Dimensions):
         each = {getattr(spec, entry.name) for spec in specs}
-        found[entry.name] = each.pop() if len(each) == 1 else ()
+        found[entry.name] = each.pop() if len(each) == 1 and not slots else ()
+    found |= named
     return CommonSpec(**found, own=own, robots=robots)
 
 

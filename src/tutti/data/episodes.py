@@ -26,6 +26,19 @@ Progress = Callable[[int, int], None]
 Vector = Literal["state", "action"]
 VECTORS: dict[Vector, Label] = {"state": "state", "action": "actions"}
 """The labels that are numbers, by the word that sizes and names of their dimensions begin with."""
+Slot = Literal[
+    "position",
+    "rotation",
+    "joints",
+    "gripper",
+    "base",
+    "second_position",
+    "second_rotation",
+    "second_joints",
+    "second_gripper",
+    "other",
+]
+"""The canonical slots in the order in which they stand in a vector. `other` is what is of none."""
 Use = bool | Literal["where_present"]
 """Whether a label is used: it must be there, it is not looked at, or it is used in the rows that have it."""
 ALL_USED: Mapping[Label, Use] = dict[Label, Use].fromkeys(LABELS, True)
@@ -111,7 +124,8 @@ class EpisodeStore(ABC):
     are the numbers of the episodes that each choice it was opened with names; empty where it was one, of all.
     `format` is the name of its format, `roles` what each of its features was taken for. `is_pairs`: each
     episode is a picture and a text, of one step, without a robot: it has no time (an infinite rate), neither
-    state nor action, and pictures of their own sizes. `conventions` is what the format tells of its numbers.
+    state nor action, and pictures of their own sizes. `conventions` is what the format tells of its numbers,
+    `usual` what its layout tells beside that, used with canonical slots; `slots` are then what they are of.
     `converted` is there once they are those that are learned. `view_names` is what a source calls its views.
     """
 
@@ -119,6 +133,8 @@ class EpisodeStore(ABC):
     roles: Roles = Roles()
     is_pairs: bool = False
     conventions: ConventionsConfig = NOTHING_SAID
+    usual: ConventionsConfig = NOTHING_SAID
+    slots: Mapping[Vector, tuple[Slot, ...]] | None = None
     converted: Converted | None = None
     view_names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()

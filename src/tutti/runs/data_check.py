@@ -24,7 +24,6 @@ from tutti.data.sources import (
     Part,
     check_compatible,
     fit_normalizer,
-    open_parts,
     robots,
     source_shares,
     stores_of,
@@ -100,7 +99,7 @@ def check_path(
     try:
         config = load_config(path, overrides) if is_config(path) else defaults_for(path, overrides)
         data = with_sources(config, Path("runs") / config.name)
-        parts = open_parts(data.sources, data.canonical)
+        parts = data.open()
         only_pairs = all(part.store.is_pairs for part in parts)
         config = with_steps(config, None if only_pairs else max(p.store.spec.fps for p in robots(parts)))
     except UserError as error:
@@ -123,8 +122,9 @@ def check_path(
                 common = check_compatible(split)
                 mixture += mixture_lines(config, source_shares(split, common, data.mixture.labelled))
                 if common.robots:
+                    stats = recordings.normalizer.stats
                     known = {
-                        name: KnownRobot(embodiment=one, stats=recordings.normalizer.stats[name])
+                        name: KnownRobot(embodiment=one, stats=stats[name], model=common)
                         for name, one in zip(common.own, common.robots, strict=True)
                     }
         except UserError as error:
@@ -189,7 +189,7 @@ def print_checked(checked: CheckedPath) -> None:
     for line in _summary(checked):
         print_line(line)
     for name, robot in checked.robots.items():
-        print_robot(name, robot.embodiment, robot.stats)
+        print_robot(name, robot.embodiment, robot.stats, robot.model)
     print_findings(checked.findings)
     if checked.sources:
         count = sum(finding.is_problem for finding in checked.findings)

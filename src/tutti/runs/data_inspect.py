@@ -14,8 +14,8 @@ from tutti.data.episodes import PAIRS, VECTORS
 from tutti.data.formats.interface import Feature
 from tutti.data.formats.wanted import in_words
 from tutti.data.normalize import EmbodimentStats
-from tutti.data.sources import check_compatible, fit_normalizer, open_parts, stores_of
-from tutti.dimensions import Embodiment
+from tutti.data.sources import check_compatible, fit_normalizer, stores_of
+from tutti.dimensions import Dimensions, Embodiment
 from tutti.errors import UserError
 from tutti.evaluation.open_loop import task_by_text
 from tutti.report.formatting import duration
@@ -52,17 +52,19 @@ def print_robots(names: Sequence[str], robots: Sequence[Embodiment]) -> None:
         print_table("Robots: how many numbers each has, and their places in the model's", heads, rows)
 
 
-def print_robot(name: str, robot: Embodiment, stats: EmbodimentStats) -> None:
-    """Each number of one robot: what it is, its place in the model's vector, and between what it lies."""
+def print_robot(name: str, robot: Embodiment, stats: EmbodimentStats, model: Dimensions) -> None:
+    """Each number of one robot: what it is, its place in the `model`'s vector, and between what it lies."""
     rows = list[tuple[str, ...]]()
     for vector in VECTORS:
         slots, own = getattr(robot, f"{vector}_slots"), getattr(stats, vector)
         called, units = getattr(robot, f"{vector}_names"), getattr(robot, f"{vector}_units")
+        there = getattr(model, f"{vector}_names")
         for number, place in enumerate(slots[:DIMENSIONS]):
             unit = f" ({units[number]})" if units and units[number] else ""
             text = (called[number] if called else f"{vector}[{number}]") + unit
             spread = (f"{quantile[number]:.5g}" for quantile in (own.q01, own.q99))
-            rows.append((f"{vector} {number}", text, f"{place}", *spread))
+            where = f"{place} {there[place]}" if there not in ((), called) else str(place)
+            rows.append((f"{vector} {number}", text, where, *spread))
         rows += [(line.strip(), "", "", "", "") for line in _more(len(slots), DIMENSIONS, "numbers")]
     title = f"Robot {name}: views {', '.join(robot.views)}"
     print_table(title, ("its own", "what", "in the model", "1 %", "99 %"), rows)
@@ -80,7 +82,7 @@ def print_sources(path: str) -> None:
     """What the sources of a config have in common, and each number of each robot with its statistics."""
     config = load_config(path)
     data = config.data
-    parts = open_parts(data.sources, data.canonical)
+    parts = data.open()
     spec = check_compatible(parts)
     split = data.split(parts, task_by_text(config.record.spec))
     for store in stores_of(parts):
@@ -89,7 +91,7 @@ def print_sources(path: str) -> None:
             print_line(line)
     stats = fit_normalizer(split, spec, data.normalization).stats
     for name, robot in zip(spec.own, spec.each, strict=True):
-        print_robot(name, robot, stats[name])
+        print_robot(name, robot, stats[name], spec)
 
 
 def write_sheet(inspected: Inspected, path: Path) -> None:

@@ -11,7 +11,7 @@ from tutti.data.checks.pictures import Glimpse
 from tutti.data.checks.recordings import Recorded
 from tutti.data.episodes import VECTORS
 from tutti.data.normalize import EmbodimentStats
-from tutti.dimensions import Embodiment
+from tutti.dimensions import Dimensions, Embodiment
 from tutti.findings import Finding
 
 NOTHING_SERIOUS, WRONG, UNREADABLE = 0, 1, 2
@@ -46,10 +46,11 @@ class CheckedSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownRobot:
-    """One of several robots: where its numbers lie in the model's vectors, and their statistics."""
+    """One of several robots: where its numbers lie in the vectors of the `model`, and their statistics."""
 
     embodiment: Embodiment
     stats: EmbodimentStats
+    model: Dimensions
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -163,6 +163,7 @@ class ResampledStore(EpisodeStore):
     def __init__(self, store: EpisodeStore, rate: float) -> None:
         self._recorded, self.spec = store, replace(store.spec, fps=rate)
         self.name, self.format, self.roles, self.parts = store.name, store.format, store.roles, store.parts
+        self.usual = store.usual
         self.conventions = store.conventions
         steps = store.spec.fps / rate
         old = np.array([episode.length for episode in store.episodes], np.int64)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int64
 from tutti.data.conventions.config import CanonicalConfig, ConventionsConfig
 from tutti.data.conventions.conversion import Conversion, extremes
 from tutti.data.conventions.rates import ResampledStore
+from tutti.data.conventions.usual import usual_conventions
 from tutti.data.episodes import VECTORS, Converted, EpisodeStore
 from tutti.data.formats.chosen import excluding
 from tutti.data.formats.errors import data_error
@@ -20,12 +21,15 @@ from tutti.errors import UserError
 
 
 def convention_of(
-    store: EpisodeStore, said: ConventionsConfig | Literal["auto", "none"]
+    store: EpisodeStore, said: ConventionsConfig | Literal["auto", "none"], *, canonical_slots: bool = False
 ) -> ConventionsConfig:
-    """What a source says of its numbers; auto: what its format stores."""
+    """What a source says of its numbers; auto: what its format stores, with canonical slots also what layout
+    and names tell."""
     if isinstance(said, ConventionsConfig):
         return said
-    return store.conventions if said == "auto" else ConventionsConfig()
+    if said == "none":
+        return ConventionsConfig()
+    return usual_conventions(store) if canonical_slots else store.conventions
 
 
 def apply(

@@ -63,7 +63,8 @@ class EpisodeReader(ABC):
     `remarks` are lines for the user on what is passed over, and why. `is_pairs`: its episodes are no
     recordings of a robot, but a picture and a text each, of one step; its pictures have sizes of their own.
     `conventions` are those that the format stores, of the state and the action of its own roles; `told_by`
-    says of each ("action.gripper") where it is from, and what of it was guessed.
+    says of each ("action.gripper") where it is from, and what of it was guessed. `usual` are those that its
+    layout tells beside them, which are used where the model learns canonical slots.
 
     Raises: UserError (`data_error`) naming file, key, expected, found and cure for anything missing, damaged,
     or not of the promised shape, when it is opened or read. Nothing is ever unpickled.
@@ -77,6 +78,7 @@ class EpisodeReader(ABC):
     remarks: tuple[str, ...] = ()
     is_pairs: bool = False
     conventions: ConventionsConfig = NOTHING_SAID
+    usual: ConventionsConfig = NOTHING_SAID
     told_by: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod

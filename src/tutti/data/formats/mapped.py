@@ -48,7 +48,7 @@ class MappedStore(EpisodeStore):
         self.name, self.format, self._reader = reader.name, kind, reader
         self.roles = roles = settle(wanted, reader.roles(), reader.features, reader.name)
         self.remarks = (*reader.remarks, *(f"{reader.name}: {line}" for line in guesses(roles).values()))
-        self.conventions = known = reader.conventions
+        self.conventions, self.usual = known, _ = reader.conventions, reader.usual
         for vector in VECTORS:
             keys, told = getattr(roles, vector), getattr(known, vector)
             if told != getattr(NOTHING_SAID, vector) and keys != getattr(reader.roles(), vector):
@@ -56,6 +56,8 @@ class MappedStore(EpisodeStore):
                 self.conventions = self.conventions.model_copy(update=nothing)
                 line = f"sources.{vector} names other features than {reader.name}'s conventions are of"
                 self.remarks += (f"{line}, which are left out",)
+        if any(getattr(roles, vector) != getattr(reader.roles(), vector) for vector in VECTORS):
+            self.usual = NOTHING_SAID
         if not roles.views:
             raise missing(reader.name, "views", reader.features)
         self.is_pairs = reader.is_pairs

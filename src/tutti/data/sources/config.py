@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tutti.data.conventions.config import ConventionsConfig
+from tutti.data.conventions.slots import SlotsConfig
 from tutti.data.episodes import EpisodeStore, Use
 from tutti.data.formats.chosen import MAX_TEXT, TOLERANCE, Chosen
 from tutti.data.formats.detect import find_format
@@ -135,6 +136,11 @@ class SourceConfig(FrozenConfig):
         description="What the numbers of state and action are. auto: what the format stores (presets of RLDS "
         "sets do). none: they are learned as they are recorded.",
     )
+    slots: SlotsConfig | Literal["auto"] = Field(
+        default="auto",
+        description="Which numbers are of which canonical slot, where data.slots is canonical; auto: by "
+        "conventions and names.",
+    )
     labels: LabelsConfig = Field(
         default_factory=LabelsConfig, description="Which of actions, text and state are used."
     )
@@ -254,7 +260,7 @@ class SourceConfig(FrozenConfig):
     def reads(self) -> tuple[Any, ...]:
         """What two sources have in common that can share a store."""
         own = self.path.resolve(), self.format, self.wanted, self.tolerance, self.conventions
-        return *own, self.target, self.embodiment, self.view_names
+        return *own, self.target, self.embodiment, self.view_names, self.slots
 
     @property
     def target(self) -> float | None:

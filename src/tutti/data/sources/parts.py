@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from tutti.data.conventions.config import KEPT, CanonicalConfig
+from tutti.data.conventions.slots import AUTO, assign, check_same, slots_of_robot
 from tutti.data.conventions.store import apply, check_one_form, check_rotations_named, convention_of
 from tutti.data.embodiments import CommonSpec, common_spec
 from tutti.data.episodes import (
@@ -66,9 +67,11 @@ class Part:
         return texts_of(self.store, episodes) - {""} if self.labels["text"] else set()
 
 
-def open_parts(sources: Sequence[SourceConfig], canonical: CanonicalConfig = KEPT) -> list[Part]:
+def open_parts(
+    sources: Sequence[SourceConfig], canonical: CanonicalConfig = KEPT, *, canonical_slots: bool = False
+) -> list[Part]:
     """Opens and checks the data sets, each folder once: sources that read the same of it share a store. Their
-    numbers are brought to the `canonical` form."""
+    numbers are brought to the `canonical` form, and get their canonical slots if these are asked for."""
     groups: dict[Any, list[int]] = {}
     for number, source in enumerate(sources):
         groups.setdefault(source.reads, []).append(number)
@@ -82,7 +85,11 @@ def open_parts(sources: Sequence[SourceConfig], canonical: CanonicalConfig = KEP
                 cure="leave it out.",
             )
         first = sources[numbers[0]]
-        store = apply(store, convention_of(store, first.conventions), canonical, first.target)
+        said = convention_of(store, first.conventions, canonical_slots=canonical_slots)
+        store = apply(store, said, canonical, first.target)
+        if canonical_slots and not store.is_pairs:
+            store.slots, lines = assign(store, AUTO if first.slots == "auto" else first.slots)
+            store.remarks += lines
         for number, named in zip(numbers, store.parts, strict=True):
             source = sources[number]
             labels, places = dict(source.chosen.labels), source.places
@@ -151,7 +158,17 @@ def check_compatible(parts: Sequence[Part]) -> CommonSpec:
     for part in robots(parts):
         groups.setdefault(part.store.spec.embodiment, []).append(part)
     check_rotations_named([store for group in groups.values() for store in stores_of(group)])
-    spec = common_spec({name: _of_one_robot(group) for name, group in groups.items()})
+    every = [store for group in groups.values() for store in stores_of(group) if store.slots]
+    check_same(every)
+    spec = common_spec(
+        {name: _of_one_robot(group) for name, group in groups.items()},
+        {
+            name: slots_of_robot((part.store, used_vectors(part.store, part.labels)) for part in group)
+            for name, group in groups.items()
+        }
+        if every
+        else None,
+    )
     first = spec.own[spec.embodiment]
     for own in spec.own.values():
         if own.fps != first.fps and not all(part.any_rate for group in groups.values() for part in group):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from tutti.data.conventions.config import ConventionsConfig
 from tutti.data.formats.interface import Feature, Flip
 
 
@@ -99,6 +102,33 @@ grippers of ALOHA are shares, 0 closed and 1 open."""
 _OSC_POSE = (*_POSITION, *_ROTATION, "gripper")
 """A change of the hand's pose as shares of the controller's largest, 1 for 0.05 m or 0.5 rad; gripper -1
 open, 1 closed."""
+
+
+def usual(state: Sequence[str], action: Sequence[str], *, robot: str) -> ConventionsConfig:
+    """What the numbers of LIBERO's and robomimic's usual features are, by the names of the state's and the
+    action's: those of the controller OSC_POSE, changes of the hand's pose, of a Panda's fingers; of ALOHA's
+    grippers, which are shares."""
+    found: dict[str, Any] = {"state": {}, "action": {}}
+    forms = {_ROTATION: ("axis_angle", 6), ("qx", "qy", "qz", "qw"): ("quaternion_xyzw", 7)}
+    form, size = next((one for names, one in forms.items() if tuple(state[3 : one[1]]) == names), ("", 0))
+    if size and tuple(state[:3]) == _POSITION:
+        found["state"]["rotation"] = {"dimensions": f"3-{size - 1}", "form": form}
+        if tuple(state[size:]) == _FINGERS and robot.casefold() == "panda":
+            hand = {"dimension": size, "open": 0.04, "closed": 0.0, "values": "clipped"}
+            found["state"]["gripper"] = hand
+    if tuple(action) == _OSC_POSE:
+        hand = {"dimension": 6, "open": -1.0, "closed": 1.0, "values": "clipped"}
+        turn = {"dimensions": "3-5", "form": "axis_angle", "scale": 0.5}
+        found["action"] = {"gripper": hand, "rotation": turn}
+        if found["state"]:
+            moved = {"kind": "delta", "dimensions": "0-5", "state": f"0-{size - 1}", "scale": 0.05}
+            found["action"]["motion"] = moved
+    for what, names in (("state", state), ("action", action)):
+        if tuple(names) == _ARMS:
+            places = (number for number, name in enumerate(_ARMS) if name.endswith("gripper"))
+            hands = [{"dimension": n, "open": 1.0, "closed": 0.0, "values": "clipped"} for n in places]
+            found[what] = {"gripper": hands}
+    return ConventionsConfig.model_validate(found)
 
 
 def vector(key: str, size: int, controller: str) -> Feature:

@@ -16,6 +16,7 @@ from tutti.data.formats.errors import data_error
 from tutti.data.formats.hdf5.attributes import TEXT, episode_text
 from tutti.data.formats.hdf5.files import MAX_BYTES, Array, HDF5File, OpenFiles
 from tutti.data.formats.hdf5.index import is_encoded, join, read_index
+from tutti.data.formats.hdf5.layouts import usual
 from tutti.data.formats.hdf5.paths import find_files
 from tutti.data.formats.interface import EpisodeReader, Feature, Roles
 from tutti.data.formats.pictures import SAMPLED_BYTES, decode_picture
@@ -42,6 +43,12 @@ class HDF5Reader(EpisodeReader):
         if self.texts(TEXT, int(np.argmax(self.lengths > 0)))[0]:
             self.features[TEXT] = Feature(kind="text")
         self.remarks = tuple(self._remarks())
+        roles = self.roles()
+        names = [
+            [name for key in keys for name in self.features[key].names or ("",)]
+            for keys in (roles.state, roles.action)
+        ]
+        self.usual = usual(*names, robot=self.embodiment)
 
     def roles(self) -> Roles:
         """The views in the order of their names; state, action, flip and lag as the layout and the attributes
