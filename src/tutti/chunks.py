@@ -47,6 +47,7 @@ Predict = Callable[[Continuation | None], Chunk]
 class ChunkRunner(ABC):
     """Gives the action of each control step. It has a history: one for each robot, `reset` for each episode.
 
+    Where `predict` raises, nothing has changed: `act` may be called again for the same step.
     `queries` counts the chunks that were asked for since then, `horizon` is the length of the last one.
     """
 
@@ -110,13 +111,14 @@ class QueueRunner(ChunkRunner):
         return self._chunk[self._next - 1]
 
     def _ask(self, predict: Predict) -> None:
-        self.queries += 1
         before = self._left()
         if self._executor is not None:
             self._coming = self._executor.submit(predict, before)
         else:
+            chunk = predict(before)
             self._coming = Future()
-            self._coming.set_result(predict(before))
+            self._coming.set_result(chunk)
+        self.queries += 1
 
     def _take(self) -> None:
         assert self._coming is not None

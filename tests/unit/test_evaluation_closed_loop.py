@@ -14,7 +14,13 @@ from fixtures.line_world import BrokenPolicy, DeafPolicy, FragilePolicy, LineWor
 from tutti.evaluation.closed_loop import evaluate as closed_loop
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult, blind_note
-from tutti.evaluation.closed_loop.rollouts import PlannedRollout, Rollout, RolloutSpec, RolloutWorker
+from tutti.evaluation.closed_loop.rollouts import (
+    Condition,
+    PlannedRollout,
+    Rollout,
+    RolloutSpec,
+    RolloutWorker,
+)
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.config import ControlsConfig, EvaluationConfig
 from tutti.types import UserError
@@ -202,7 +208,8 @@ def test_pictures_are_drawn_only_for_a_policy_that_looks() -> None:
     spec = RolloutSpec(
         policy=Policies(), environments=Same(), actions_per_query=2, max_decisions=12, folder=None
     )
-    for condition, looks in (("noop", False), ("expert", False), ("no_image", False), ("policy", True)):
+    looking: dict[Condition, bool] = {"noop": False, "expert": False, "no_image": False, "policy": True}
+    for condition, looks in looking.items():
         world.pictures = 0
         one = PlannedRollout(condition, "left", 1000, "move left")
         rollout = RolloutWorker(spec)([one])[one]
@@ -227,3 +234,29 @@ def test_workers_keep_their_task_and_take_a_free_one_first() -> None:
     assert closed_loop._next(last, left, 1)[0].task == "b"
     assert closed_loop._next(last, left, 0)[0].task == "a"
     assert [block[0].task for block in left] == ["a", "b"]
+
+
+def test_other_wordings_are_played_from_the_same_starts_and_changed_ones_again(
+    whole: EvaluationResult, tmp_path: Path
+) -> None:
+    def play(sentences: object, **changes: object) -> EvaluationResult:
+        values = CONFIG.model_dump() | {"sentences": sentences} | changes
+        return evaluate(Policies(), EvaluationConfig.model_validate(values), LineWorlds(), folder=tmp_path)
+
+    first = play({"left": ["left!", "leftwards"], "right": ["the other one"]})
+    assert first.policy == whole.policy
+    assert first.controls["other_wording"].counts == {"left": [6, 6], "right": [6, 6]}
+    told = [(r.seed, r.instruction) for r in first.rollouts if r.condition == "other_wording"][:2]
+    assert told == [(1000, "left!"), (1001, "leftwards")]
+    changed = play({"left": ["left!", "rightwards"], "right": ["the other one"]})
+    assert changed.controls["other_wording"].counts["left"] == [3, 6], "only sentences that changed"
+    assert changed.resumed == len(first.rollouts) - 3
+    trained = play("train")
+    assert {r.instruction for r in trained.rollouts if r.condition == "other_wording"} >= {"please go left"}
+    for wrong, says in (
+        ({"up": ["go up"]}, "'up' is no task of line"),
+        ("held_out", "compared with itself"),
+        ({"left": []}, "at least 1"),
+    ):
+        with pytest.raises((UserError, ValueError), match=says):
+            play(wrong)

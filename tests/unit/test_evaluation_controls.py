@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,25 @@ def rollouts(
         )
         for i in range(count)
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "worded", "count", "outcome", "says"),
+    [
+        (18, 6, 20, "falls", r"18/20 .* to 6/20 .*-\d\d to -\d\d points"),
+        (36, 36, 40, "does not fall", "more than 10 points"),
+        (18, 18, 20, "not resolved", r"\(n = 20\)"),
+        (0, 0, 400, "not resolved", "not ruled out"),
+    ],
+)
+def test_of_other_wordings_the_fall_is_asked(
+    told: int, worded: int, count: int, outcome: str, says: str
+) -> None:
+    found = verdict(
+        "other_wording", [*rollouts("policy", told, count), *rollouts("other_wording", worded, count)]
+    )
+    assert found is not None and found.outcome == outcome and found.chance is None
+    assert re.search(says, found.sentence), found.sentence
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from tutti.chunks import QUEUE, ChunksConfig
 from tutti.durations import Steps
+from tutti.errors import UserError, near_miss
 from tutti.frozen_config import FrozenConfig
 from tutti.suites.environment import Suite
 from tutti.suites.registry import CustomSuite
@@ -32,6 +33,10 @@ class ControlsConfig(FrozenConfig):
     wrong_instruction: Rollouts = Field(
         default=20, description="rollouts per task of the policy with another task's instruction"
     )
+    other_wording: Rollouts = Field(
+        default=20,
+        description="rollouts per task of the policy told evaluation.sentences, if any",
+    )
     wrong_instruction_tasks: tuple[str, ...] | Literal["all", "suite"] = Field(
         default="suite",
         description="tasks that run the wrong-instruction control; suite: those of one scene",
@@ -50,13 +55,16 @@ class ControlsConfig(FrozenConfig):
 
     def none(self) -> Self:
         """The same without any rollout."""
-        return self.model_copy(update={"expert": 0, "noop": 0, "no_image": 0, "wrong_instruction": 0})
+        return self.model_copy(
+            update={"expert": 0, "noop": 0, "no_image": 0, "wrong_instruction": 0, "other_wording": 0}
+        )
 
     def partners_of(self, suite: Suite) -> dict[str, str]:
         """For each task, the one whose text the control of the wrong instruction takes."""
         return suite.partners if self.partners == "suite" else self.partners
 
 
+Sentences = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 NO_SUITE = "none"
 """The `suite` of an evaluation without a simulator: data of a robot that none of ours can play."""
 
@@ -99,6 +107,11 @@ class EvaluationConfig(FrozenConfig):
         default="held_out",
         description="given instructions: held-out paraphrases or those of the training",
     )
+    sentences: dict[str, Sentences] | Literal["none", "train", "held_out"] = Field(
+        default="none",
+        description="other wordings, played beside those of `split` from the same starts: your own for each "
+        "task, or those of the other split",
+    )
     weights: Literal["ema", "raw"] = Field(
         default="ema", description="evaluated weights: their moving average, or the raw ones"
     )
@@ -109,6 +122,11 @@ class EvaluationConfig(FrozenConfig):
     workers: Count | Literal["auto"] = Field(
         default="auto", description="processes that play rollouts; auto: one per core, at most 8"
     )
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=1,
+        description="episodes that one call of the policy predicts for, while `workers` simulate; 1: each "
+        "worker has a policy of its own. Actions differ in the last bits between sizes",
+    )
     controls: ControlsConfig = Field(
         default=ControlsConfig(), description="rollouts per task of each control beside the policy"
     )
@@ -118,7 +136,17 @@ class EvaluationConfig(FrozenConfig):
     )
 
     @model_validator(mode="after")
-    def _chunks_fit(self) -> Self:
+    def _fits(self) -> Self:
+        if self.batch_size > 1 and self.chunks.kind == "real_time":
+            raise ValueError(
+                "batch_size above 1 with chunks.kind real_time: what each chunk goes on from is another one. "
+                "Set batch_size to 1, or take kind queue."
+            )
+        if self.sentences == self.split:
+            raise ValueError(
+                f"sentences is {self.split}, which split is as well: the same would be compared with itself. "
+                "Take the other split, or your own sentences."
+            )
         if isinstance(self.actions_per_query, int):  # not a time that is still to become steps
             self.chunks.build(self.actions_per_query)
         return self
@@ -126,6 +154,21 @@ class EvaluationConfig(FrozenConfig):
     def limit(self, suite: Suite) -> int:
         """`max_decisions`, or that of the suite."""
         return suite.max_decisions if self.max_decisions == "suite" else self.max_decisions
+
+    def wordings(self, suite: Suite) -> dict[str, tuple[str, ...]]:
+        """`sentences` by the tasks of the suite that have some. Raises: UserError for another task."""
+        if self.sentences == "none":
+            return {}
+        if isinstance(self.sentences, str):
+            split = self.sentences
+            return {task: suite.instructions(task, split) for task in suite.tasks}
+        for task in self.sentences:
+            if task not in suite.tasks:
+                raise UserError(
+                    f"evaluation.sentences: {task!r} is no task of {suite.name}. Known: "
+                    f"{', '.join(suite.tasks)}.{near_miss(task, suite.tasks)}"
+                )
+        return self.sentences
 
     def departures(self, suite: Suite) -> tuple[str, ...]:
         """Where this is not how the suite's published numbers were measured, as "episodes 20, not 10"."""

@@ -39,10 +39,11 @@ OWN = (*CONDITIONS, VIDEOS, RESULTS, OPEN_LOOP, AGAINST, MANIFEST)
 """What an evaluation makes in its folder, in the order in which it is deleted."""
 SAME_ROLLOUTS = {
     *("tasks", "episodes", "workers", "videos_per_task", "checkpoint", "weights"),
-    *(f"controls.{name}" for name in ("expert", "noop", "no_image", "wrong_instruction")),
-    "controls.wrong_instruction_tasks",
+    *(f"controls.{name}" for name in ("expert", "noop", "no_image", "wrong_instruction", "other_wording")),
+    *("controls.wrong_instruction_tasks", "sentences"),
 }
-"""Keys that change which rollouts are played, never what happens in one; of the policy its own files tell."""
+"""Keys that change which rollouts are played, never what happens in one; of the policy its own files tell. A
+rollout that was told another sentence is played again."""
 NO_EFFECT = {"workers"}
 SECTION = "evaluation"
 """Of a run's config."""
@@ -141,7 +142,7 @@ class EvaluationFolder:
         done = before.finished and any((self.path / name).exists() for name in (RESULTS, OPEN_LOOP))
         todo = not done or any(_key(line) not in NO_EFFECT for line in changes)
         versions_alone = (policy.files, policy.weights) == (before.policy.files, before.policy.weights)
-        wrong = [line for line in changes if _key(line) not in SAME_ROLLOUTS]
+        wrong = [line for line in changes if not _keys(line) & SAME_ROLLOUTS]
         if before.policy.fingerprint != policy.fingerprint:
             how = " with other files" if before.policy.name == policy.name else ""
             how = " with other versions of torch or Tutti" if versions_alone else how
@@ -222,6 +223,11 @@ def _in_todays_keys(config: dict[str, Any]) -> dict[str, Any]:
 def _key(change: str) -> str:
     """The key of a line of `changed_keys`, inside its section."""
     return change.partition(": ")[0].removeprefix(f"{SECTION}.")
+
+
+def _keys(change: str) -> set[str]:
+    """The key of a line, and the key that it lies below."""
+    return {_key(change), _key(change).partition(".")[0]}
 
 
 def _suggested(change: str, before: JudgedPolicy, now: JudgedPolicy) -> str:

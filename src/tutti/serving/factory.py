@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import find_checkpoint, listed
 from tutti.storage.manifest import CONVENTIONS, DATA_FILES, Weights
 from tutti.storage.tensors import read_weights
-from tutti.types import History
+from tutti.types import History, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,20 @@ class WithoutState:
         """The policy's chunk, whatever the state."""
         told = {"continuing": continuing, "history": history}
         return self.policy.predict(images, None, instruction, use_images, **told)
+
+    def predict_many(
+        self,
+        observations: Sequence[tuple[Pictures, State, Text]],
+        histories: Sequence[History] = (),
+        use_images: bool | Sequence[bool] = True,
+    ) -> list[Float32[np.ndarray, "t a"] | UserError]:
+        """The policy's chunks, whatever the states."""
+        without = [(images, None, text) for images, _, text in observations]
+        return self.policy.predict_many(without, histories, use_images)
+
+    def for_another_robot(self) -> WithoutState:
+        """Of the policy."""
+        return WithoutState(self.policy.for_another_robot())
 
     @property
     def remembers(self) -> bool:

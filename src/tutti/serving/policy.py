@@ -30,12 +30,7 @@ from tutti.serving.contents import (
 )
 from tutti.serving.front_door import FrontDoor, Given
 from tutti.serving.notes import Notes
-from tutti.serving.observation import (
-    Pictures,
-    State,
-    Text,
-    sentence,
-)
+from tutti.serving.observation import Pictures, State, Text, sentence
 from tutti.serving.prediction.chunks import ChunkPrediction, Prepared
 from tutti.serving.prediction.memory import Memory
 from tutti.serving.prediction.place import Place
@@ -100,21 +95,20 @@ class Policy:
         self.normalizer.check(name, self.learned.state_dim, self.learned.action_dim)
         both = self.normalizer.stats[name]
         self._notes = Notes(both.state, self.learned.state_names, self.tokenizer)
-        bounds = (both.action.min.astype(np.float32), both.action.max.astype(np.float32))
+        low, high = both.action.min.astype(np.float32), both.action.max.astype(np.float32)
         self.prediction = ChunkPrediction(
             model=self.model,
             normalizer=self.normalizer,
             place=self._place,
             texts=EncodedTexts(self.model, self.tokenizer, self._notes if self._warns else None),
-            bounds=bounds if self._clip else None,
+            bounds=(low, high) if self._clip else None,
         )
         self._actor: Actor | None = None
         self._memory = self._new_memory()
         self._noted: set[int] | None = set() if self._warns else None
 
     def _check_name(self, name: str | None) -> str:
-        spec = self.model.spec
-        known = [one for one in spec.embodiments if spec.alone(one).action_dim]
+        known = [one for one in self.model.spec.embodiments if self.model.spec.alone(one).action_dim]
         if name is None or name not in known:
             near = "" if name is None else near_miss(str(name), known)
             raise UserError(f"embodiment: expected one of {', '.join(known)}, got {name!r:.80}.{near}")
@@ -212,15 +206,18 @@ class Policy:
             return own.predict(images, state, instruction, use_images, **given)
         prepared = self._prepare(images, state, instruction, use_images)
         if self.remembers:
-            seen = prepared.images, prepared.state
-            prepared = prepared._replace(past=history or self._look(*seen, time, use_images))
+            past = history or self._look(prepared.images, prepared.state, time, use_images)
+            prepared = prepared._replace(past=past)
         return self.prediction.recorded(self.prediction([prepared], use_images, continuing)[0], prepared)
 
     def predict_many(
-        self, observations: Sequence[tuple[Pictures, State, Text]], histories: Sequence[History] = ()
+        self,
+        observations: Sequence[tuple[Pictures, State, Text]],
+        histories: Sequence[History] = (),
+        use_images: bool | Sequence[bool] = True,
     ) -> list[Float32[np.ndarray, "t a"] | UserError]:
         """`predict` of several robots in one batch: for each its chunk, or why it has none. `histories` are
-        what `observe` gave for each, where the policy `remembers`.
+        what `observe` gave for each, where the policy `remembers`; `use_images` says it for all, or each.
 
         An observation that cannot be used takes nothing from the others. The sums of a batch are added up in
         another order than those of one: actions differ in their last bits, by some 2e-7 of their range.
@@ -228,15 +225,15 @@ class Policy:
         self.robot()
         if self.remembers and len(histories) != len(observations):
             raise self._memory.without_time()
-        found: dict[int, Float32[np.ndarray, "t a"] | UserError] = {}
-        usable: dict[int, Prepared] = {}
-        for place, one in enumerate(observations):
+        looks = np.broadcast_to(use_images, len(observations)).tolist()
+        pasts = histories or [None] * len(observations)
+        found, usable = dict[int, Float32[np.ndarray, "t a"] | UserError](), dict[int, Prepared]()
+        for place, (one, past) in enumerate(zip(observations, pasts, strict=True)):
             try:
-                past = histories[place] if histories else None
-                usable[place] = self._prepare(*one)._replace(past=past)
+                usable[place] = self._prepare(*one, looks[place])._replace(past=past)
             except UserError as error:
                 found[place] = error
-        chunks = self.prediction([*usable.values()]) if usable else ()
+        chunks = self.prediction([*usable.values()], [looks[place] for place in usable]) if usable else ()
         for (place, one), chunk in zip(usable.items(), chunks, strict=True):
             try:
                 found[place] = self.prediction.recorded(chunk, one)
@@ -283,10 +280,9 @@ class Policy:
         """Raises: UserError as `predict`, for what is given."""
         place = self.robot()._place
         resized, vector = place.images(images, use_images).to(self.device), place.felt(state)
-        text = sentence(instruction)
         if self._noted is not None:
             self._warn(vector)
-        return Prepared(resized, vector, text)
+        return Prepared(resized, vector, sentence(instruction))
 
     def act(self, observation: Given) -> Float32[np.ndarray, " a"]:
         """The action of this control step, as `actor()` gives it. Raises: UserError as `predict`."""

@@ -84,7 +84,8 @@ class Suite(Protocol):
     so it pickles. A class of your own that derives from this one, best a frozen dataclass, must give what has
     no default here. `fingerprint` names all that changes what happens in it (action repeat, views, picture
     size, versions); `longest` is the largest number of decisions that a rollout may have, `starts` the number
-    of distinct starts of a task, None for any number.
+    of distinct starts of a task, None for any number, `one_a_process` says that a process can hold no second
+    environment.
 
     `tiers` are groups of tasks whose means are averaged beside the mean of the tasks. `protocol` has the
     values of `evaluation.*` that published numbers of this suite were measured with. `partners` gives for a
@@ -155,6 +156,10 @@ class Suite(Protocol):
     @property
     def same_scene(self) -> tuple[str, ...]:
         return ()
+
+    @property
+    def one_a_process(self) -> bool:
+        return False
 
     @property
     def action_repeat(self) -> int:

@@ -54,6 +54,7 @@ class GymSuite(Suite):
     success: str = "is_success"
     distance: str = ""
     has_expert: bool = False
+    one_a_process: bool = False
     packages: tuple[str, ...] = ("gymnasium",)
     published: Mapping[str, int] = field(default_factory=dict)
 
@@ -235,6 +236,7 @@ ALOHA = tuple(
         arguments={"obs_type": "pixels_agent_pos"},
         state_keys=("agent_pos",),
         view_keys={"top": "pixels/top"},
+        one_a_process=True,
         packages=("gym-aloha", "gymnasium", "mujoco", "dm-control"),
         published={"episodes": 50, "max_decisions": 300},
     )

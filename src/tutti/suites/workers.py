@@ -52,7 +52,7 @@ def run_jobs(
         while True:
             for worker in sorted(set(range(count)) - busy):
                 if (job := next_job(worker)) is None:
-                    break
+                    continue
                 busy.add(worker)
                 # A worker that has died is reported below, where its exit code can be named.
                 with contextlib.suppress(BrokenPipeError):

@@ -3,6 +3,7 @@
 | condition | who acts | what it is for |
 |---|---|---|
 | policy | the policy, its own instruction | the success rate |
+| other_wording | the policy, same starts and task, other sentences for it | does the wording matter? |
 | wrong_instruction | the policy, same starts, another task's text | no fall: the text is ignored |
 | no_image | the policy, vision tokens removed by `image_mask` | blind baseline (a black image is an input) |
 | noop | zero actions | chance level |
@@ -32,6 +33,12 @@ Outcome = Literal[
     "not resolved",
 ]
 
+SENSES: dict[Condition, tuple[str, str]] = {
+    "other_wording": ("other sentences for the same tasks", "the wording"),
+    "wrong_instruction": ("the wrong instruction", "the text"),
+    "no_image": ("no image", "the image"),
+}
+"""What a control changes, and what its fall shows to be used."""
 MARGIN = 0.1
 """Two success rates count as equal where the 95 % interval of their difference stays within 10 points: some
 30 starts at least. That a difference was not found does not make two rates equal."""
@@ -84,8 +91,10 @@ def plan(config: EvaluationConfig, environments: Suite) -> list[PlannedRollout]:
             )
     idle = dict.fromkeys(tasks, controls.noop)
     idle |= dict.fromkeys(swapped, controls.noop and max(controls.noop, controls.wrong_instruction))
+    wordings = config.wordings(environments)
     counts: dict[Condition, dict[str, int]] = {
         "policy": dict.fromkeys(tasks, config.episodes),
+        "other_wording": {task: controls.other_wording for task in tasks if task in wordings},
         "wrong_instruction": dict.fromkeys(swapped, controls.wrong_instruction),
         "no_image": dict.fromkeys(tasks, controls.no_image),
         "noop": idle,
@@ -95,7 +104,8 @@ def plan(config: EvaluationConfig, environments: Suite) -> list[PlannedRollout]:
     for condition in CONDITIONS:
         for task, count in counts[condition].items():
             instructed = partners[task] if condition == "wrong_instruction" and count else task
-            texts = environments.instructions(instructed, config.split)
+            own = environments.instructions(instructed, config.split)
+            texts = wordings[task] if condition == "other_wording" else own
             planned += [
                 PlannedRollout(condition, task, seed, texts[seed % len(texts)], instructed)
                 for seed in config.seeds[:count]
@@ -117,7 +127,8 @@ def rollout_blocks(planned: Sequence[PlannedRollout], size: int = 4) -> list[lis
 
 
 def verdict(control: Condition, rollouts: Sequence[Rollout]) -> Verdict | None:
-    """Compares `wrong_instruction` or `no_image` with the policy and the no-op, on the same starts.
+    """Compares `wrong_instruction`, `no_image` or `other_wording` with the policy on the same starts, and the
+    first two with the no-op.
 
     | outcome | what is shown |
     |---|---|
@@ -129,7 +140,8 @@ def verdict(control: Condition, rollouts: Sequence[Rollout]) -> Verdict | None:
     | not resolved | none of these |
 
     Below and above: exact McNemar, p < .05. Less than `MARGIN`: the whole interval of `paired_interval`. The
-    starts of the tasks are pooled; each task has the same number. None if the control did not run.
+    starts of the tasks are pooled; each task has the same number. None if the control did not run. With
+    other wordings a success is no less of one: what is asked is whether the rate falls, and by how much.
     """
     success = {(r.condition, r.task, r.seed): r.success for r in rollouts}
     keys = [(r.task, r.seed) for r in rollouts if r.condition == control]
@@ -140,17 +152,18 @@ def verdict(control: Condition, rollouts: Sequence[Rollout]) -> Verdict | None:
     def pair(first: Condition, second: Condition, starts: Sequence[tuple[str, int]]) -> _Pair:
         return _Pair(*(np.array([success[one, *start] for start in starts]) for one in (first, second)))
 
-    idle = [key for key in keys if ("noop", *key) in success]
+    worded = control == "other_wording"
+    idle = [] if worded else [key for key in keys if ("noop", *key) in success]
     fall = pair("policy", control, keys)
     left, score = (pair("noop", other, idle) if idle else None for other in (control, "policy"))
     tasks = tuple(dict.fromkeys(task for task, _ in keys))
-    cause, sense = (
-        ("the wrong instruction", "the text") if control == "wrong_instruction" else ("no image", "the image")
-    )
+    cause, sense = SENSES[control]
     starts, margin = f"n = {len(fall.first)}", f"{100 * MARGIN:.0f} points"
     no_evidence = f"this score is no evidence that the policy uses {sense}"
     outcome: Outcome = "not resolved"
-    if fall.below and left is None:
+    if worded:
+        outcome, ending = _of_wording(fall)
+    elif fall.below and left is None:
         outcome = "falls"
         ending = f"it falls, so the policy uses {sense}; without no-op rollouts chance is not known."
     elif fall.below and left is not None and left.above:
@@ -188,6 +201,17 @@ def verdict(control: Condition, rollouts: Sequence[Rollout]) -> Verdict | None:
         fall=fall.interval,
         above_chance=None if left is None else left.interval,
     )
+
+
+def _of_wording(fall: _Pair) -> tuple[Outcome, str]:
+    low, high = fall.interval.low, fall.interval.high
+    points = f"difference {100 * low:+.0f} to {100 * high:+.0f} points, 95 %"
+    if fall.below:
+        return "falls", f"it falls ({points}), so success depends on the wording."
+    if low > -MARGIN and fall.first.any():
+        return "does not fall", f"it does not fall by more than {100 * MARGIN:.0f} points ({points})."
+    starts = f"n = {len(fall.first)}"
+    return "not resolved", f"not resolved, since a fall of {_points(-low)} is not ruled out ({starts})."
 
 
 class _Pair:

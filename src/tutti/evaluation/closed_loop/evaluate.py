@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from tutti.evaluation.closed_loop.batched import BatchedRollouts
 from tutti.evaluation.closed_loop.controls import plan, rollout_blocks
 from tutti.evaluation.closed_loop.results import EvaluationProtocol, EvaluationResult
 from tutti.evaluation.closed_loop.rollouts import (
@@ -21,6 +22,7 @@ from tutti.evaluation.closed_loop.rollouts import (
     PolicyFactory,
     RolloutSpec,
     RolloutWorker,
+    count_of,
     in_parallel,
 )
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
@@ -60,12 +62,22 @@ def evaluate(
         max_decisions=config.limit(environments),
         folder=folder,
         chunks=config.chunks,
+        batch_size=config.batch_size,
     )
     rollouts = {one: saved for one in planned if (saved := spec.find(one)) is not None}
     missing, resumed = [one for one in planned if one not in rollouts], len(rollouts)
     progress(resumed, len(planned))
+    acts = {one for one in missing if config.batch_size > 1 and one.condition not in ("noop", "expert")}
+    batched = [one for one in missing if one in acts]
+    alone = rollout_blocks([one for one in missing if one not in acts])
     with one_torch_thread(), closing(RolloutWorker(spec)) as worker:
-        for played in in_parallel(worker, rollout_blocks(missing), config.workers, partial(_next, {})):
+        if batched:
+            count = count_of(config.workers)  # one simulates in this process
+            many = BatchedRollouts(spec, config.batch_size, count if count > 1 else 0, partial(_next, {}))
+            for one, rollout in many.play(rollout_blocks(batched, size=1)):
+                rollouts[one] = rollout
+                progress(len(rollouts), len(planned))
+        for played in in_parallel(worker, alone, config.workers, partial(_next, {})):
             rollouts |= played
             progress(len(rollouts), len(planned))
     ordered = [rollouts[one] for one in planned]

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
-from tutti.evaluation.closed_loop.controls import Verdict, verdict
+from tutti.evaluation.closed_loop.controls import SENSES, Verdict, verdict
 from tutti.evaluation.closed_loop.rollouts import Condition, Rollout
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.statistics.intervals import TIER_MEAN, Interval, mean_of_rates, wilson
@@ -138,7 +138,7 @@ class EvaluationResult:
     ) -> Self:
         """Scores every condition that was played, and judges the controls."""
         played: list[Condition] = [rollout.condition for rollout in rollouts]
-        verdicts = (verdict(control, rollouts) for control in ("wrong_instruction", "no_image"))
+        verdicts = (verdict(control, rollouts) for control in SENSES)
         return cls(
             scores={
                 one: score(one, [r for r in rollouts if r.condition == one], tiers)

@@ -26,8 +26,10 @@ from tutti.suites.environment import Environment, Suite
 from tutti.suites.workers import Job, Result, run_jobs
 from tutti.types import History, UserError
 
-Condition = Literal["policy", "wrong_instruction", "no_image", "noop", "expert"]
-CONDITIONS: tuple[Condition, ...] = ("policy", "wrong_instruction", "no_image", "noop", "expert")
+Condition = Literal["policy", "other_wording", "wrong_instruction", "no_image", "noop", "expert"]
+CONDITIONS: tuple[Condition, ...] = (
+    *("policy", "other_wording", "wrong_instruction", "no_image", "noop", "expert"),
+)
 MAX_ENVIRONMENTS = 2  # one with its renderer may take 100 MB
 
 MAX_WORKERS = 8
@@ -152,6 +154,7 @@ class RolloutSpec:
     max_decisions: int
     folder: Path | None
     chunks: ChunksConfig = QUEUE
+    batch_size: int = 1
 
     def __post_init__(self) -> None:
         if self.max_decisions > (longest := self.environments.longest):
@@ -167,6 +170,7 @@ class RolloutSpec:
         if one.condition not in ("noop", "expert"):
             parts += [self.policy.fingerprint, one.instruction, str(self.actions_per_query)]
             parts += [] if self.chunks == QUEUE else [self.chunks.model_dump_json()]
+            parts += [] if self.batch_size == 1 else [f"batches of {self.batch_size}"]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def record_path(self, one: PlannedRollout) -> Path | None:
@@ -267,18 +271,12 @@ class RolloutWorker:
     def _rollout(self, one: PlannedRollout) -> Rollout:
         spec, environment = self.spec, self._environment(one.task)
         environment.reset(one.seed)
-        start = hashlib.sha256(np.ascontiguousarray(environment.privileged).tobytes()).hexdigest()[:16]
+        start = start_of(environment)
         controller = self._controller(environment, one)
         actions: list[np.ndarray] = []
 
         def finite(continuing: Continuation | None) -> Float32[np.ndarray, "t a"]:
-            chunk = controller(continuing)
-            if not np.isfinite(chunk).all():
-                raise UserError(
-                    f"non-finite action on {one.task}, seed {one.seed}, control step {len(actions)}. "
-                    "The checkpoint's weights or its normalizer are damaged: evaluate an earlier checkpoint."
-                )
-            return chunk
+            return require_finite(controller(continuing), one, len(actions))
 
         runner = self._runner(one.condition)
         while len(actions) < spec.max_decisions and not environment.success:
@@ -310,6 +308,28 @@ class RolloutWorker:
         return _Controller(self.spec.environments, environment, one, self._policy)
 
 
+def start_of(environment: Environment) -> str:
+    """The hash of all that a simulator knows after a reset."""
+    return hashlib.sha256(np.ascontiguousarray(environment.privileged).tobytes()).hexdigest()[:16]
+
+
+def require_finite(
+    chunk: Float32[np.ndarray, "t a"], one: PlannedRollout, step: int
+) -> Float32[np.ndarray, "t a"]:
+    """The chunk. Raises: UserError if a number of it is none."""
+    if not np.isfinite(chunk).all():
+        raise UserError(
+            f"non-finite action on {one.task}, seed {one.seed}, control step {step}. "
+            "The checkpoint's weights or its normalizer are damaged: evaluate an earlier checkpoint."
+        )
+    return chunk
+
+
+def count_of(workers: int | Literal["auto"]) -> int:
+    """Processes: "auto" is one for each core that this one may use, at most 8 (each takes about 0.7 GB)."""
+    return min(usable_cores(), MAX_WORKERS) if workers == "auto" else workers
+
+
 def in_parallel(
     function: Callable[[Job], Result],
     jobs: list[Job],
@@ -318,11 +338,10 @@ def in_parallel(
 ) -> Iterator[Result]:
     """The result of each job as it ends; `take` chooses a worker's next job and takes it off the list.
 
-    "auto" is one worker for each core that this process may use, at most 8 (each takes about 0.7 GB). One
-    works in this process. Raises: as `run_jobs`.
+    One worker works in this process. Raises: as `run_jobs`.
     """
     left = list(jobs)
-    count = min(min(usable_cores(), MAX_WORKERS) if workers == "auto" else workers, len(left))
+    count = min(count_of(workers), len(left))
     spawned = count if count > 1 else 0
     for _, result in run_jobs(function, spawned, lambda worker: take(left, worker) if left else None):
         yield result

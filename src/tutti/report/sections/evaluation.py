@@ -62,7 +62,11 @@ def headline(inputs: Inputs) -> tuple[str, list[Note]]:
         f"{rollouts_of(policy)} rollouts on starts outside the training data; {ONE_TRAINING})."
     )
     moods = {"falls to chance": "good", "does not fall": "bad"}
-    notes = [Note(text=one.sentence, mood=moods.get(one.outcome, "")) for one in result.verdicts]
+    worded = {"falls": "bad", "does not fall": "good"}
+    notes = [
+        Note(text=v.sentence, mood=(worded if v.control == "other_wording" else moods).get(v.outcome, ""))
+        for v in result.verdicts
+    ]
     if goals := goals_note(result.scores):
         notes.append(Note(text=goals))
     if blind := blind_note(result.solved_without_pictures):

@@ -40,13 +40,17 @@ class ChunkPrediction:
     bounds: tuple[Float32[np.ndarray, " a"], Float32[np.ndarray, " a"]] | None
 
     def __call__(
-        self, given: Sequence[Prepared], use_images: bool = True, continuing: Continuation | None = None
+        self,
+        given: Sequence[Prepared],
+        use_images: bool | Sequence[bool] = True,
+        continuing: Continuation | None = None,
     ) -> Float32[np.ndarray, "b t a"]:
-        """The normalised chunks of a batch, in one pass."""
+        """The normalised chunks of a batch, in one pass. `use_images`: of all, or of each."""
         states = self.normalizer.apply_state(np.stack([one.state for one in given]), self.place.name)
         device = given[0].images.device
         with torch.inference_mode():
-            mask = torch.from_numpy(self.place.shown & use_images).to(device).repeat(len(given), 1)
+            looks = np.broadcast_to(np.asarray(use_images), len(given))
+            mask = torch.from_numpy(self.place.shown & looks[:, None]).to(device)
             images = torch.cat([one.images for one in given])
             vision = self.model.vision(self.model.prepare(images), mask)
             state = torch.from_numpy(self.place.state(states)).to(device)

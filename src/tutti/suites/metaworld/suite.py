@@ -47,6 +47,7 @@ class MetaWorldSuite(FrozenConfig):
     has_expert: ClassVar[bool] = True
     starts: ClassVar[None] = None
     same_scene: ClassVar[tuple[str, ...]] = SAME_SCENE
+    one_a_process: ClassVar[bool] = False
 
     name: str
     tasks: tuple[str, ...] = Field(min_length=1)
