@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 class Seen(NamedTuple):
@@ -20,6 +21,16 @@ class Seen(NamedTuple):
 
 
 EVERY = Seen(every=True, each_row=True)
+
+
+def readable(tensor: Tensor) -> bool:
+    """True where a look at the values of `tensor` costs nothing: on a CPU.
+
+    On a GPU the host would wait for all that is queued there; a graph being compiled, exported or counted
+    with fake tensors has no values.
+    """
+    fake = isinstance(tensor, FakeTensor)
+    return tensor.device.type == "cpu" and not fake and not torch.compiler.is_compiling()
 
 
 def look(mask: Tensor) -> Seen:

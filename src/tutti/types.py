@@ -115,15 +115,10 @@ class Future(Movable):
     mask: Bool[Tensor, " b"]
 
 
-Label = Literal["actions", "text", "state"]
-"""What an episode may lack, and a loss term may need."""
-LABELS: tuple[Label, ...] = ("actions", "text", "state")
-
-FutureLabel = int | Literal["last"]
-"""Which later observation: so many actions later, or the episode's last one."""
-
-StateLabel = int | Literal["last", "next_key"]
-"""Which later state: so many actions later, the episode's last one, or the one at its next key frame."""
+Label = Literal["actions", "text", "state", "answer"]  # what an episode may lack, and a loss term may need
+LABELS: tuple[Label, ...] = ("actions", "text", "state")  # of a recording; only pairs have answers
+FutureLabel = int | Literal["last"]  # which later observation: so many actions later, or the episode's last
+StateLabel = int | Literal["last", "next_key"]  # which later state; next_key: that at its next key frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +178,7 @@ class DataNeeds:
             futures=(*futures.offsets, *(("last",) if "last" in futures.futures else ())),
             states=(*offsets, *(label for label in named if label in labels)),
             grippers=tuple(sorted({dimension for each in needs for dimension in each.grippers})),
-            labels=tuple(label for label in LABELS if any(label in each.labels for each in needs)),
+            labels=tuple(one for one in (*LABELS, "answer") if any(one in each.labels for each in needs)),
         )
 
 
@@ -200,7 +195,8 @@ class Batch(Movable):
     steps later, for each k that a term asked for, `futures["last"]` the episode's last one, `later_states`
     the states that terms asked for. `embodiment` numbers the robots of the data, -1 where there is none, in a
     picture with a text. `progress` is t / (length - 1), how much of the episode lies behind,
-    0 to 1. `source` is True at the one of `data.sources` that the window is of; None: there is one.
+    0 to 1. `source` is True at the one of `data.sources` that the window is of; None: there is one. `answer`
+    are the tokens to be said about the picture, the last of them ends it; there where a term asks for them.
     """
 
     observation: Observation
@@ -214,6 +210,8 @@ class Batch(Movable):
     progress: Float[Tensor, " b"] | None = None
     task_id: Int[Tensor, " b"] | None = None
     source: Bool[Tensor, "b k"] | None = None
+    answer: Int[Tensor, "b j"] | None = None
+    answer_mask: Bool[Tensor, "b j"] | None = None
 
     @property
     def tasks(self) -> Int[Tensor, " b"]:
@@ -221,10 +219,10 @@ class Batch(Movable):
         return self.instruction_id if self.task_id is None else self.task_id
 
     def labelled(self, labels: Collection[Label]) -> Bool[Tensor, " b"]:
-        """The rows that have all of these labels: an action, a token of text, the state. All rows, if none is
-        asked for."""
+        """The rows that have all of these labels: an action, a token of text, the state, an answer."""
         seen, acts = self.observation, self.action_mask.flatten(1)
         has = {"actions": acts, "text": seen.text_mask, "state": seen.state_mask[:, None]}
+        has["answer"] = torch.zeros_like(acts) if self.answer_mask is None else self.answer_mask
         every = torch.ones_like(self.window, dtype=torch.bool)
         return torch.stack([every, *(has[label].any(dim=1) for label in labels)]).all(dim=0)
 

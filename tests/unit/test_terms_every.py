@@ -46,6 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "future_patches": {"width": 16, "heads": 2},
     "changed_patches": {"width": 16, "heads": 2},
     "masked_patches": {"width": 16, "heads": 2},
+    "next_token": {},
     "inverse_dynamics": {"hidden": 16, "channels": 4, "offset": 2},
     "future_states": {"offsets": (1, 3), "hidden": 16, "gripper": {"dimension": -1}},
     CUSTOM: {"kind": "own_term:StateChange", "options": {"offset": 2}},
@@ -55,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sigmoid of the goal": {"kind": "sigmoid", "width": 16, "pictures": "goal", "positives": "soft"},
     "state_contrastive of vision": {"kind": "state_contrastive", "width": 16, "read": "vision"},
     "recoverable_language of the readout": {"kind": "recoverable_language", "width": 16, "action": "readout"},
+    "next_token of vision": {"kind": "next_token", "read": "vision"},
     "uniform future_patches": {"kind": "future_patches", "width": 16, "heads": 2, "weighting": "uniform"},
 }
 CASES = {kind: {"kind": kind, **given} for kind, given in KINDS.items()} | VARIANTS
@@ -76,6 +78,8 @@ REACHED = {
     "uniform future_patches": "vision language fusion head",
     "changed_patches": "vision language fusion head",
     "masked_patches": "vision language head",
+    "next_token": "vision language fusion head",
+    "next_token of vision": "vision language head",
     "inverse_dynamics": "vision head",
     "future_states": "vision language fusion head",
     CUSTOM: "vision language fusion head",
@@ -94,6 +98,8 @@ NEEDS = {
     "future_patches": DataNeeds(futures=(4,)),
     "uniform future_patches": DataNeeds(futures=(4,)),
     "changed_patches": DataNeeds(futures=(4,)),
+    "next_token": DataNeeds(labels=("answer",)),
+    "next_token of vision": DataNeeds(labels=("answer",)),
     "inverse_dynamics": DataNeeds(futures=(2,), labels=("actions",)),
     "future_states": DataNeeds(states=(1, 3, "last", "next_key"), grippers=(-1,), labels=("state",)),
     CUSTOM: DataNeeds(futures=(2,), labels=("state",)),
@@ -154,7 +160,7 @@ def spoiled(batch: Batch, fill: float) -> Batch:
             state=observation.state.masked_fill(~there[:, None], fill),
         )
 
-    assert batch.later_states is not None
+    assert batch.later_states is not None and batch.answer_mask is not None
     later = batch.later_states
     return replace(
         batch,
@@ -162,6 +168,7 @@ def spoiled(batch: Batch, fill: float) -> Batch:
         actions=batch.actions.masked_fill(~batch.action_mask, fill),
         futures={k: replace(v, observation=seen(v.observation, v.mask)) for k, v in batch.futures.items()},
         later_states=replace(later, values=later.values.masked_fill(~later.mask[..., None], fill)),
+        answer=torch.where(batch.answer_mask, batch.answer, 3),  # pyright: ignore
     )
 
 
@@ -273,7 +280,7 @@ def test_nothing_left_gives_zero_with_zero_gradient(case: str) -> None:
             observation, image_mask=observation.image_mask & False, text_mask=observation.text_mask & False
         )
 
-    assert batch.later_states is not None
+    assert batch.later_states is not None and batch.answer_mask is not None
     nothing = replace(
         batch,
         observation=empty(batch.observation),
@@ -281,6 +288,7 @@ def test_nothing_left_gives_zero_with_zero_gradient(case: str) -> None:
         embodiment=torch.arange(len(batch.window)),  # no other window of the same robot
         futures={k: replace(v, mask=v.mask & False) for k, v in batch.futures.items()},
         later_states=replace(batch.later_states, mask=batch.later_states.mask & False),
+        answer_mask=batch.answer_mask & False,
     )
     result = term(model(nothing.observation), nothing, model)
     assert result.value == 0 and all(bool(metric.isfinite()) for metric in result.metrics.values())

@@ -35,6 +35,7 @@ from tutti.data.sources import (
     source_shares,
     split_parts,
     stores_of,
+    training_answers,
     training_texts,
     weighed,
     with_relative_chunks,
@@ -205,7 +206,9 @@ class DataConfig(FrozenConfig):
             kept.check(spec, opened[0].store.name, self.normalization)
         parts = self.split(opened, group_of)
         normalizer, stores = fit_normalizer(parts, spec, self.normalization), stores_of(parts)
-        tokenizer = Tokenizer.of(training_texts(parts), self.vocab_size, self.text_length, text)
+        spoken = training_texts(parts)
+        spoken |= training_answers(parts) - {""} if "answer" in needs.labels else set()
+        tokenizer = Tokenizer.of(spoken, self.vocab_size, self.text_length, text)
         if any(store.converted and store.converted.conversion.relative for store in stores):
             normalizer = with_relative_chunks(normalizer, parts, spec, self.horizon)
         if kept is not None:

@@ -127,6 +127,7 @@ class EpisodeStore(ABC):
     state nor action, and pictures of their own sizes. `conventions` is what the format tells of its numbers,
     `usual` what its layout tells beside that, used with canonical slots; `slots` are then what they are of.
     `converted` is there once they are those that are learned. `view_names` is what a source calls its views.
+    `answers` and `answer_of` (N,) are what is to be said about pairs, "" where nothing is; empty: no answers.
     """
 
     format: str = ""
@@ -139,6 +140,8 @@ class EpisodeStore(ABC):
     view_names: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     parts: tuple[frozenset[int], ...] = ()
+    answers: tuple[str, ...] = ()
+    answer_of: Int64[np.ndarray, " n"] = np.zeros(0, np.int64)
 
     name: str
     spec: StoreSpec
@@ -175,6 +178,8 @@ class EpisodeStore(ABC):
             said = self.instruction_of[rows]
             for row in (0, *(np.flatnonzero(np.diff(said)) + 1).tolist()):
                 yield from (row.to_bytes(8, "little"), texts[said[row]])
+            if self.answers:
+                yield from (normalized_text(self.answers[one]).encode() for one in self.answer_of[rows])
 
         return Content(
             digest(spec.encode()),

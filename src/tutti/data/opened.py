@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
 
 from tutti.data.cache import Frames, gathered
 from tutti.data.embodiments import CommonSpec
 from tutti.data.episodes import VECTORS, EpisodeStore
 from tutti.data.normalize import Normalizer
+from tutti.data.tokenize import Tokenizer
 from tutti.types import Label
+
+log = logging.getLogger("tutti.data")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,33 @@ class Source:
     def known(self, label: Label) -> Bool[np.ndarray, " n"]:
         """The rows in which this label is used."""
         return (self.labelled or self.store.present)[label]
+
+
+class Answers:
+    """What is to be said about the pictures of all rows of the sources laid end to end, as tokens; nothing
+    without a tokenizer. `known` are the rows that have an answer."""
+
+    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer | None) -> None:
+        stores = [source.store for source in sources]
+        texts = ("", *dict.fromkeys(text for store in stores for text in store.answers if text))
+        number = {text: place for place, text in enumerate(texts)}
+        each = [
+            np.array([number[text] for text in store.answers])[store.answer_of]
+            if store.answers
+            else np.zeros(store.spec.num_frames, np.int64)
+            for store in stores
+        ]
+        self._rows = np.concatenate(each)
+        self.known = self._rows > 0
+        self._tokens = None if tokenizer is None else [one.numpy() for one in tokenizer.encode_answers(texts)]
+
+    def of(self, windows: Int64[np.ndarray, " b"]) -> dict[str, Tensor]:
+        """The fields of a batch of these rows."""
+        if self._tokens is None:
+            return {}
+        own = self._rows[windows]
+        ids, mask = (torch.from_numpy(one[own]) for one in self._tokens)
+        return {"answer": ids, "answer_mask": mask}
 
 
 def shown_views(sources: Sequence[Source]) -> Bool[np.ndarray, "k v"]:
@@ -73,3 +106,15 @@ def pictures_of(
                 filled[:, list(source.slots)] = found
                 to[some] = filled
     return out
+
+
+def warn_of_cut(tokenizer: Tokenizer, texts: Sequence[str], mask: Bool[Tensor, "i l"]) -> None:
+    """Says which texts are longer than what is read of them; `mask` is that of their tokens."""
+    most = tokenizer.max_length
+    full = [texts[int(row)] for row in torch.nonzero(mask.sum(dim=1) == most).flatten()]
+    if cut := {own: length for own in full if (length := tokenizer.length(own)) > most}:
+        worst = max(cut, key=lambda own: cut[own])
+        log.warning(
+            f"text: {len(cut):,} of {len(mask):,} instructions are cut after {most} tokens "
+            f"(data.text_length); the longest has {cut[worst]}: {worst[:80]!r}"
+        )

@@ -67,8 +67,9 @@ class Tokenizer:
         text_length: int,
         max_length: int,
         around: tuple[str, str] | None = None,
+        end: int = 0,
     ) -> None:
-        self._bpe, self._around, self._closing = bpe, around, 0
+        self._bpe, self._around, self._closing, self._end = bpe, around, 0, end
         self.text_length, self.max_length = text_length, max_length
         if around is not None:
             bpe.no_padding()
@@ -141,7 +142,12 @@ class Tokenizer:
         if source is None:
             return cls.fit(instructions, vocab_size, length)
         return cls.from_folder(
-            source.folder, instructions, length, around=source.around, longest=source.longest
+            source.folder,
+            instructions,
+            length,
+            around=source.around,
+            longest=source.longest,
+            end=source.end,
         )
 
     @classmethod
@@ -153,6 +159,7 @@ class Tokenizer:
         *,
         around: tuple[str, str] = ("", ""),
         longest: int | None = None,
+        end: int = 0,
     ) -> Self:
         """The tokenizer.json of a pre-trained tower, which reads at most `longest` tokens.
 
@@ -166,7 +173,7 @@ class Tokenizer:
                 f"{path} is not there.\n  expected: the tower's tokenizer, as the tokenizers library saves it"
                 "\n  cure: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER), by transformers"
             )
-        made = cls(_foreign(read_text(path), str(path)), MAX_LENGTH, MAX_LENGTH, around)
+        made = cls(_foreign(read_text(path), str(path)), MAX_LENGTH, MAX_LENGTH, around, end)
         texts = sorted(set(map(normalized_text, instructions)))
         ids = dict(zip(texts, made._encoded(texts), strict=True))
         most = max(map(len, ids.values()), default=0)
@@ -218,13 +225,21 @@ class Tokenizer:
         rows = self._encoded(texts)
         longest = max(map(len, rows), default=0)
         width = min(max(self.text_length, 8 * math.ceil(longest / 8)), self.max_length)
-        ids = torch.zeros(len(texts), width, dtype=torch.int64)
-        mask = torch.zeros(len(texts), width, dtype=torch.bool)
-        for row, tokens in enumerate(rows):
-            kept = self._cut(tokens, width)
-            ids[row, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
-            mask[row, : len(kept)] = True
-        return ids, mask
+        return _filled([self._cut(tokens, width) for tokens in rows], width)
+
+    def encode_answers(self, texts: Sequence[str]) -> tuple[Int64[Tensor, "n k"], Bool[Tensor, "n k"]]:
+        """Ids of what is written, and the mask of what there is: the tokens of each text without special
+        ones, and the one that ends it, the padding's where Tutti made the tokenizer. "" is masked altogether.
+
+        k is a multiple of 8 that holds the longest; a text with over `max_length` tokens is cut, without end.
+        """
+        known = list(map(normalized_text, texts))
+        rows = self._bpe.encode_batch_fast(known, add_special_tokens=False)
+        each = [
+            [*row.ids, self._end][: self.max_length] if t else [] for t, row in zip(known, rows, strict=True)
+        ]
+        width = max(8, 8 * math.ceil(max(map(len, each), default=0) / 8))
+        return _filled(each, width)
 
     def to_json(self) -> str:
         """Everything, as JSON text; `from_json` gives an equal tokenizer back."""
@@ -234,6 +249,7 @@ class Tokenizer:
                 "max_length": self.max_length,
                 "bpe": json.loads(self._bpe.to_str()),
                 **({"around": self._around} if self._around is not None else {}),
+                **({"end": self._end} if self._end else {}),
             }
         )
 
@@ -255,10 +271,12 @@ class Tokenizer:
                 f"not a tokenizer of Tutti: text_length is {shown(length)}, max_length {shown(most)}."
             )
         if "around" in data:
-            around = data["around"]
+            around, end = data["around"], data.get("end", 0)
             if not (isinstance(around, list) and [*map(type, around)] == [str, str]):
                 raise UserError(f"not a tokenizer of Tutti: around is {shown(around)}.")
-            return cls(_foreign(json.dumps(bpe), "tokenizer"), length, most, (around[0], around[1]))
+            if type(end) is not int or end < 0:
+                raise UserError(f"not a tokenizer of Tutti: end is {shown(end)}.")
+            return cls(_foreign(json.dumps(bpe), "tokenizer"), length, most, (around[0], around[1]), end)
         model = bpe.get("model")
         parts = {_type(bpe.get(name)) for name in ("normalizer", "pre_tokenizer", "model")}
         unset = [bpe.get(name) for name in ("truncation", "padding", "post_processor", "decoder")]
@@ -289,6 +307,14 @@ class Tokenizer:
         return [*tokens[:kept], *tokens[len(tokens) - (width - kept) :]]
 
 
+def _filled(rows: Sequence[list[int]], width: int) -> tuple[Int64[Tensor, "n l"], Bool[Tensor, "n l"]]:
+    """Rows of tokens with 0 behind them, and the mask of what they are."""
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width).bool()
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64), True
+    return ids, mask
+
+
 def _foreign(text: str, where: str) -> BPETokenizer:
     """A tokenizer of the library. Raises: UserError if it is none, or of a model that is not known."""
     made = _parsed(text, f"{where}: not a tokenizer of the tokenizers library")
@@ -315,15 +341,3 @@ def _with_room(length: int) -> int:
 
 def _type(part: Any) -> str | None:
     return part.get("type") if isinstance(part, dict) else None
-
-
-def warn_of_cut(tokenizer: Tokenizer, texts: Sequence[str], mask: Bool[Tensor, "i l"]) -> None:
-    """Says which texts are longer than what is read of them; `mask` is that of their tokens."""
-    most = tokenizer.max_length
-    full = [texts[int(row)] for row in torch.nonzero(mask.sum(dim=1) == most).flatten()]
-    if cut := {own: length for own in full if (length := tokenizer.length(own)) > most}:
-        worst = max(cut, key=lambda own: cut[own])
-        log.warning(
-            f"text: {len(cut):,} of {len(mask):,} instructions are cut after {most} tokens "
-            f"(data.text_length); the longest has {cut[worst]}: {worst[:80]!r}"
-        )

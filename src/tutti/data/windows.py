@@ -14,9 +14,9 @@ from tutti.data.embodiments import CommonSpec, common_spec, robots_in, specs_of_
 from tutti.data.episodes import VECTORS, Episode, rows_of
 from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
-from tutti.data.opened import Source, all_normalised, pictures_of, shown_views
+from tutti.data.opened import Answers, Source, all_normalised, pictures_of, shown_views, warn_of_cut
 from tutti.data.split import GroupOf
-from tutti.data.tokenize import Tokenizer, normalized_text, warn_of_cut
+from tutti.data.tokenize import Tokenizer, normalized_text
 from tutti.dimensions import gripper_dimensions
 from tutti.durations import in_own_steps, paces
 from tutti.errors import UserError
@@ -91,7 +91,7 @@ class WindowIndex:
         named = [None if store.is_pairs else store.spec.embodiment for store in stores]
         self.embodiments = tuple(dict.fromkeys(name for name in named if name is not None))
         self._views = shown_views(self.sources)
-        self._known = {
+        self._known: dict[Label, Bool[np.ndarray, " n"]] = {
             label: np.concatenate([source.known(label) for source in self.sources]) for label in LABELS
         }
         spoken = [tuple(map(normalized_text, store.instructions)) for store in stores]
@@ -124,6 +124,8 @@ class WindowIndex:
                 self._end[rows] = rows[-1] + 1
                 self._progress[rows] = (rows - rows[0]) / max(1, len(rows) - 1)
         self._next_key, self._keyed = self._key_frames(common, grippers)
+        self._answers = Answers(self.sources, tokenizer if "answer" in needs.labels else None)
+        self._known["answer"] = self._answers.known
         text, mask = tokenizer.encode(self.instructions)
         warn_of_cut(tokenizer, self.instructions, mask)
         # By numpy: torch's own indexing would start a pool of threads in the loader's thread.
@@ -209,6 +211,7 @@ class WindowIndex:
             progress=torch.from_numpy(self._progress[windows]),
             task_id=torch.from_numpy(self._task[self._instruction[windows]]),
             source=self._source(windows) if len(self._parts) > 1 else None,
+            **self._answers.of(windows),
         )
 
     def _numbered(self, parts: Sequence[tuple[int, Sequence[Episode]]]) -> Int16[np.ndarray, " _"]:
@@ -282,12 +285,9 @@ class WindowIndex:
         """The row of this later picture of each window, and whether it is in the episode."""
         end = self._end[windows]
         later = end - 1 if label == "last" else windows + self._own(label, windows)
-        mask = self._has_last(windows) if label == "last" else later < end
+        # A pair is no episode of a robot that ends later.
+        mask = self._embodiment[windows] >= 0 if label == "last" else later < end
         return np.minimum(later, end - 1), mask
-
-    def _has_last(self, windows: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, " b"]:
-        """Which windows lie in an episode of a robot: a pair is no episode that ends later."""
-        return self._embodiment[windows] >= 0
 
     def _later_states(self, windows: Int64[np.ndarray, " b"]) -> LaterStates:
         found = [self._later_state(windows, label) for label in self.needs.states]
@@ -318,7 +318,7 @@ class WindowIndex:
             known &= self.known(label, windows)
         later = {f"+{k}": windows + self._own(k, windows) < self._end[windows] for k in needs.offsets}
         if "last" in needs.futures and any(source.store.is_pairs for source in self.sources):
-            later["last picture"] = self._has_last(windows)
+            later["last picture"] = self._embodiment[windows] >= 0
         later |= {
             f"+{label}" if isinstance(label, int) else label: self._later_state(windows, label)[1]
             for label in needs.states

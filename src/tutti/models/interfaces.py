@@ -44,6 +44,29 @@ class LanguageEncoder(nn.Module, ABC):
     def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
         """Token ids to (b, num_tokens, d); a sample with no text at all has all its tokens masked."""
 
+    def require_writer(self, key: str) -> None:
+        """Raises: UserError if it cannot `write`, naming the `key` that asks for it."""
+        raise UserError(
+            f"{key} lets the language encoder write, which {type(self).__name__} does not.\n  expected: "
+            "model.language.kind=transformer, or a pre-trained decoder (Llama, Gemma, Qwen, Mistral, SmolLM3)"
+        )
+
+    def write(
+        self,
+        before: Tokens,
+        text: Int[Tensor, "b l"],
+        text_mask: Bool[Tensor, "b l"],
+        answer: Int[Tensor, "b k"],
+        answer_mask: Bool[Tensor, "b k"],
+    ) -> Float[Tensor, "b k c"]:
+        """The logits of each token of the answer, of c tokens that there are, from the tokens `before` (of
+        its width, the first of them in every row), the text, and the answer up to the token before it.
+
+        Raises: UserError if it cannot.
+        """
+        self.require_writer("write")
+        raise NotImplementedError
+
     if TYPE_CHECKING:
         __call__ = forward
 

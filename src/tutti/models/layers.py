@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from tutti.frozen_config import FrozenConfig, heads_divide
-from tutti.masks import told
+from tutti.masks import readable, told
 from tutti.types import Robots, UserError
 
 Activation = Literal["relu", "gelu"]
@@ -52,16 +51,6 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     if activation == "relu":
         return F.relu(x, inplace=not torch.compiler.is_compiling() and not x._is_view())
     return F.gelu(x, approximate="tanh")
-
-
-def readable(tensor: Tensor) -> bool:
-    """True where a look at the values of `tensor` costs nothing: on a CPU.
-
-    On a GPU the host would wait for all that is queued there; a graph being compiled, exported or counted
-    with fake tensors has no values.
-    """
-    fake = isinstance(tensor, FakeTensor)
-    return tensor.device.type == "cpu" and not fake and not torch.compiler.is_compiling()
 
 
 def all_present(mask: Tensor) -> bool:
@@ -216,7 +205,7 @@ class Block(TransformerBlock):
         self.mlp_out = nn.Linear(hidden, width)
 
     def compute(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 1 n"] | None = None
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b 1 #n n"] | None = None
     ) -> Float[Tensor, "b n d"]:
         """Every token looks at every token whose `mask` is True; None means all."""
         query, key, value = split_heads(self.query_key_value(self.attention_norm(x)), 3, self.heads)

@@ -24,6 +24,7 @@ from tutti.objectives.terms.actions import ChunkConfig, InverseDynamicsConfig
 from tutti.objectives.terms.alignment import ContrastiveConfig, SigmoidConfig
 from tutti.objectives.terms.future_latent import FutureLatentConfig
 from tutti.objectives.terms.masked_patches import MaskedPatchesConfig
+from tutti.objectives.terms.next_token import NextTokenConfig
 from tutti.objectives.terms.patches import ChangedPatchesConfig, FuturePatchesConfig
 from tutti.objectives.terms.recoverable_language import RecoverableLanguageConfig
 from tutti.objectives.terms.state_contrastive import StateContrastiveConfig
@@ -64,6 +65,7 @@ TermConfig = Annotated[
     | Annotated[FuturePatchesConfig, Tag("future_patches")]
     | Annotated[ChangedPatchesConfig, Tag("changed_patches")]
     | Annotated[MaskedPatchesConfig, Tag("masked_patches")]
+    | Annotated[NextTokenConfig, Tag("next_token")]
     | Annotated[InverseDynamicsConfig, Tag("inverse_dynamics")]
     | Annotated[FutureStatesConfig, Tag("future_states")]
     | Annotated[CustomTermConfig, Tag(CUSTOM)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -54,6 +54,16 @@ class ViewEncoder(Encoder, Protocol):
 
 
 @runtime_checkable
+class Writer(Encoder, Protocol):
+    """The language encoder as a term needs to know it: it may be able to write (`LanguageEncoder.write`)."""
+
+    @property
+    def require_writer(self) -> Callable[[str], None]: ...
+    @property
+    def write(self) -> Callable[..., Tensor]: ...
+
+
+@runtime_checkable
 class ChunkDecoder(Protocol):
     """The model's action decoder as a term needs to know it."""
 
@@ -75,7 +85,7 @@ class Model(Protocol):
     @property
     def vision(self) -> ViewEncoder: ...
     @property
-    def language(self) -> Encoder: ...
+    def language(self) -> Writer: ...
     @property
     def fusion(self) -> Encoder: ...
     @property

@@ -345,4 +345,5 @@ def dummy_batch(spec: DataSpec, size: int, needs: DataNeeds = DataNeeds()) -> Ba
         },
         later_states=later if needs.states else None,
         progress=torch.linspace(0, 1, size),
+        **({"answer": now.text, "answer_mask": now.text_mask} if "answer" in needs.labels else {}),
     )

@@ -97,7 +97,8 @@ def _unfed(name: str, asked: DataNeeds, labelled: int) -> UserError:
     out = "" if name == "action" else f", or take the term out (objective.{name}=null)"
     needed, targets = " and ".join(asked.labels), (*asked.offsets, *asked.states)
     wrong = f"it needs {needed}, which no training window of any source has"
-    cure = " ".join(f"data.sources.labels.{label}=true" for label in asked.labels)
+    keys = {"answer": "answer=COLUMN"}
+    cure = " ".join(f"data.sources.{keys.get(label, f'labels.{label}=true')}" for label in asked.labels)
     cure = f"set {cure} where the data have them, add a source that has them"
     if labelled:
         reach = ", ".join(f"+{k}" if isinstance(k, int) else k for k in targets)

@@ -40,6 +40,7 @@ METRICS: dict[str, str] = {
     "metric/*/key_l1": "The part of the term that belongs to the next key frame.",
     "metric/*/zero_baseline": "The term if every action were predicted as 0 in normalised units.",
     "metric/*/text_gain": "By how much the term would rise without the instruction; on held-out data only.",
+    "metric/*/picture_gain": "By how much the term would rise without the picture; on held-out data only.",
     "metric/*/blind_baseline": "The term if every hidden patch were predicted as its own mean.",
     "optim/lr": "Learning rate of the step: of Muon's matrices if Muon is used, else of AdamW.",
     "optim/lr_adamw": "With Muon: the learning rate of the parameters that AdamW moves.",

@@ -21,7 +21,7 @@ from tutti.objectives.objective import Objective
 from tutti.training.device import Machine
 from tutti.training.rng import load_rng_state, own_randomness, rng_state
 from tutti.training.strategy import SchedulePoint
-from tutti.types import LABELS, Batch, Features, LossTerms
+from tutti.types import LABELS, Batch, Features, Label, LossTerms
 
 Evaluate = Callable[[Batch, float, Collection[str]], tuple[Features, LossTerms]]
 """A forward pass: batch, progress of the schedules and the names of the terms that count."""
@@ -69,7 +69,10 @@ class DeviceScalars:
 def read_scalars(terms: LossTerms, batch: Batch | None = None) -> DeviceScalars:
     """A copy of raw values, lambdas, metrics, total and the shares of labelled rows of `batch`, if given,
     means over the ranks, without a synchronisation."""
-    shares = {} if batch is None else {one: batch.labelled((one,)).double().mean() for one in LABELS}
+    shares: dict[Label, Tensor] = {}
+    if batch is not None:
+        labels = LABELS if batch.answer_mask is None else (*LABELS, "answer")
+        shares = {one: batch.labelled((one,)).double().mean() for one in labels}
     groups = (terms.values, terms.lambdas, terms.metrics, {"total": terms.total}, shares)
     device = terms.total.device
     scalars = [
@@ -143,7 +146,9 @@ class Update:
         """
         self.grad_norm = total_norm([p.grad for p in parameters if p.grad is not None])
         self.terms, (self.size,) = to_host(self.scalars, self.grad_norm)
-        lacking = {label for label in LABELS if not any(one.labelled[label] for one in self.terms)}
+        lacking = {
+            label for label in self.terms[0].labelled if not any(t.labelled[label] for t in self.terms)
+        }
         absent = {name for name in self.active_terms if lacking.intersection(objective.labels(name))}
         for found in (found for one in self.terms for found in (one.values, one.metrics)):
             for key in [key for key in found if key.split("/")[0] in absent]:

@@ -87,6 +87,7 @@ class MappedStore(EpisodeStore):
         if len(self._keys) < len(roles.views):
             raise data_error(f"{reader.name}: two views have one name: {', '.join(roles.views)}.")
         self.spec = self._describe(wanted.fps)
+        self._answer = wanted.answer
         self._read(wanted.say)
         self.episodes = tuple(
             Episode(index, start, end - start, self.instructions[self.instruction_of[start]])
@@ -189,14 +190,17 @@ class MappedStore(EpisodeStore):
             for vector, keys in (("state", self.roles.state), ("action", self.roles.action))
         }
         known: dict[str, int] = {}
-        self.instruction_of = np.zeros(total, np.int64)
+        replies: dict[str, int] = {}
+        self.instruction_of, self.answer_of = np.zeros((2, total), np.int64)
         for episode, (start, end) in self._spans.items():
             with self._way_out(episode):
                 for vector, first in firsts.items():
                     for key, rows in columns[vector].items():
                         values = self._numbers(key, episode, end - start)
                         rows[start:end] = values[first : first + end - start]
-                texts = self._texts(episode, end - start) if said is None else [said]
+                texts = self._texts(self.roles.text, episode, end - start) if said is None else [said]
+                reply = self._texts(self._answer, episode, end - start)[0].strip()
+                self.answer_of[start:end] = replies.setdefault(reply, len(replies))
             numbers = [known.setdefault(text, len(known)) for text in texts]
             self.instruction_of[start:end] = numbers if len(numbers) > 1 else numbers[0]
         for vector, first in firsts.items():
@@ -208,6 +212,7 @@ class MappedStore(EpisodeStore):
             np.concatenate([none, *columns[vector].values()], axis=1) for vector in VECTORS
         )
         self.instructions = tuple(known)
+        self.answers = tuple(replies) if self._answer is not None else ()
         self._used.check_spoken(self.name, self.instructions, self.instruction_of, self._episode_of)
 
     def _numbers(self, key: str, episode: int, steps: int) -> Float32[np.ndarray, "n d"]:
@@ -249,9 +254,8 @@ class MappedStore(EpisodeStore):
             **named,
         )
 
-    def _texts(self, episode: int, steps: int) -> Sequence[str]:
+    def _texts(self, key: str | None, episode: int, steps: int) -> Sequence[str]:
         """The instruction of an episode, or those of its rows; "" where there is none."""
-        key = self.roles.text
         if key is None:
             return [""]
         texts = self._reader.texts(key, episode)

@@ -29,7 +29,8 @@ _NOTHING = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """What a source says; None where it says auto. A state of no features is none; `say` is an instruction of
-    its own, in place of a feature; `split` is for formats that have some."""
+    its own, in place of a feature; `split` is for formats that have some. `answer` is the text that is to be
+    said about a picture; None: there is none."""
 
     views: tuple[str, ...] | None = None
     state: tuple[str, ...] | None = None
@@ -40,6 +41,7 @@ class Wanted:
     fps: float | None = None
     say: str | None = None
     split: str | None = None
+    answer: str | None = None
 
 
 AS_FOUND = Wanted()
@@ -83,8 +85,8 @@ def settle(wanted: Wanted, found: Roles, features: Mapping[str, Feature], name: 
         said["text"] = None
     reasons = {field: why for field, why in found.reasons.items() if field not in said}
     roles = replace(found, **said, reasons=reasons)
-    for field, kind in _KINDS.items():
-        keys = getattr(roles, field) or ()
+    for field, kind in (*_KINDS.items(), ("answer", "text")):
+        keys = (wanted.answer if field == "answer" else getattr(roles, field)) or ()
         for key in (keys,) if isinstance(keys, str) else keys:
             if key not in features or features[key].kind != kind:
                 there = key in features

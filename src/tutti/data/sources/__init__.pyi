@@ -10,6 +10,7 @@ from .parts import (
     slots,
     split_parts,
     stores_of,
+    training_answers,
     training_texts,
     used_vectors,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "source_shares",
     "split_parts",
     "stores_of",
+    "training_answers",
     "training_texts",
     "used_vectors",
     "weighed",

@@ -109,6 +109,11 @@ class SourceConfig(FrozenConfig):
         description="The feature that is the instruction; auto: by the format's usual names; {say: TEXT}: "
         "one instruction for all episodes.",
     )
+    answer: Annotated[str, Field(max_length=200)] = Field(
+        default="none",
+        description="Of picture-text pairs the column with what is to be said about the picture, which the "
+        "next_token term learns: a caption, the answer to the question that text names; none: there is none.",
+    )
     flip: Flip | Literal["auto"] = Field(
         default="auto",
         description="How pictures are stored: none, upright; vertical, bottom row first; turned, by 180 "
@@ -242,6 +247,7 @@ class SourceConfig(FrozenConfig):
             lag=said(self.lag),
             fps=said(self.fps),
             split=said(self.split),
+            answer=None if self.answer == "none" else self.answer,
         )
 
     @property
@@ -325,6 +331,11 @@ def open_together(sources: Sequence[SourceConfig]) -> EpisodeStore:
             f"{first.path}: sources.split is {first.split!r}; data sets of the format {found.name} have none."
         )
         raise data_error(problem, cure="leave sources.split out.")
+    if first.answer != "none" and not found.is_pairs:
+        problem = (
+            f"{first.path}: sources.answer is {first.answer!r}, and {found.name} has no picture-text pairs."
+        )
+        raise data_error(problem, cure="leave sources.answer out.")
     store = found.open(first.path, first.wanted, chosen)
     if first.embodiment != "auto" and not store.is_pairs:
         store.spec = replace(store.spec, embodiment=first.embodiment)

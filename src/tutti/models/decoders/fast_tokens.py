@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tutti.models.layers import readable
+from tutti.masks import readable
 from tutti.precision import exact_product
 from tutti.types import UserError
 

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from tutti.masks import EVERY, Seen, tell, told
+from tutti.masks import EVERY, Seen, readable, tell, told
 from tutti.models.interfaces import LanguageEncoder
-from tutti.models.layers import TransformerConfig, attention_mask, join_heads, readable, split_heads
+from tutti.models.language.writing import Written
+from tutti.models.layers import TransformerConfig, attention_mask, join_heads, split_heads
 from tutti.types import DataSpec, Tokens
 
 Encode = Callable[[Tensor, Tensor], Tensor]
@@ -93,6 +94,32 @@ class TextTransformer(LanguageEncoder):
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x if self.pool is None else self.pool(x, mask))
+
+    def require_writer(self, key: str) -> None:
+        """It writes."""
+
+    def write(
+        self,
+        before: Tokens,
+        text: Int[Tensor, "b l"],
+        text_mask: Bool[Tensor, "b l"],
+        answer: Int[Tensor, "b k"],
+        answer_mask: Bool[Tensor, "b k"],
+    ) -> Float[Tensor, "b k c"]:
+        """Its blocks and its norm once more, without the pooling: what is given is seen both ways, the answer
+        causally, behind the text's positions; the embedding is the output layer."""
+        room, steps = len(self.position), torch.arange(answer.shape[1], device=answer.device)
+        places = text_mask.sum(dim=1, keepdim=True) + steps
+        own = torch.where((places < room)[..., None], self.position[places.clamp(max=room - 1)], 0.0)
+        words = self.token(text) + F.pad(
+            self.position[: text.shape[1]], (0, 0, 0, max(0, text.shape[1] - room))
+        )
+        said = Tokens(values=self.token(answer) + own, mask=answer_mask)
+        sequence = Written.of(before, Tokens(values=words, mask=text_mask), said)
+        x, seen = sequence.values, sequence.seen()
+        for block in self.blocks:
+            x = block(x, seen)
+        return self.norm(sequence.at_asked(x)) @ self.token.weight.T
 
 
 def distinct_texts(encode: Encode, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tensor:

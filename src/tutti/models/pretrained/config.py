@@ -244,7 +244,10 @@ class TextsConfig(FolderConfig):
         longest = values.get("max_position_embeddings", 512)
         most = None if facts.positions is None else int(longest) - facts.positions
         before, behind = self.template.split(PLACE)
-        return TextSource(folder=self.folder, around=(before, behind), longest=most)
+        ends = values.get("eos_token_id")
+        end = ends[0] if isinstance(ends, list) and ends else ends
+        end = end if type(end) is int and end >= 0 else 0
+        return TextSource(folder=self.folder, around=(before, behind), longest=most, end=end)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

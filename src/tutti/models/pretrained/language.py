@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tutti.models.interfaces import LanguageEncoder
 from tutti.models.language.transformer import AttentionPooling, distinct_texts, text_tokens
+from tutti.models.language.writing import Written
 from tutti.models.layers import attention_mask
 from tutti.models.pretrained.config import TextsConfig, TowerConfig
 from tutti.models.pretrained.facts import Socket
@@ -59,7 +60,7 @@ class PretrainedText(LanguageEncoder):
                 f"embeds {rows:,}.\n  cure: put the tokenizer.json of this very tower beside its config.json"
             )
         self.num_tokens = config.num_tokens or spec.text_length  # at least, where it keeps every token
-        self.project = projection(config, self.width)
+        self.project, self.whole = projection(config, self.width), config.layer == -1
         self.pool = self.norm = None
         if config.num_tokens:
             if self.width % config.heads:
@@ -83,6 +84,40 @@ class PretrainedText(LanguageEncoder):
             x = self.tower.hidden(input_ids=text, attention_mask=seen.long(), **self._named())
         x = x if self.project is None else self.project(x)
         return x if self.pool is None or self.norm is None else self.norm(self.pool(x, attention_mask(seen)))
+
+    def require_writer(self, key: str) -> None:
+        """Raises: UserError unless it is a whole decoder whose embedding is its output layer."""
+        tower = self.tower
+        wrong = "is no decoder"
+        if tower.facts.tail == "norm":
+            wrong = "has an output layer of its own" if not tower.values.get("tie_word_embeddings") else ""
+            wrong = "is cut behind an earlier layer" if not self.whole else wrong
+        if wrong:
+            raise UserError(
+                f"{key} lets the language encoder write, but the {tower.values['model_type']} of "
+                f"{tower.config.path} {wrong}.\n  expected: layer -1 of a pre-trained decoder with tied "
+                "embeddings (SmolLM2, Gemma, Llama 3.2, Qwen2.5 to 3 B), or model.language.kind=transformer"
+            )
+
+    def write(
+        self,
+        before: Tokens,
+        text: Int[Tensor, "b l"],
+        text_mask: Bool[Tensor, "b l"],
+        answer: Int[Tensor, "b k"],
+        answer_mask: Bool[Tensor, "b k"],
+    ) -> Float[Tensor, "b k c"]:
+        """The tower as it was trained, causally, on one sequence of all; a gradient passes it where it is
+        frozen."""
+        embed = self.tower.network.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        said = Tokens(values=embed(answer), mask=answer_mask)
+        sequence = Written.of(before, Tokens(values=embed(text), mask=text_mask), said)
+        hidden = self.tower.hidden(
+            inputs_embeds=sequence.values, attention_mask=sequence.mask.long(), **self._named()
+        )
+        logits = sequence.at_asked(hidden) @ embed.weight.T
+        cap = self.tower.values.get("final_logit_softcapping")
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _named(self) -> dict[str, bool]:
         return {"use_cache": False} if self.tower.facts.tail == "norm" else {}

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from tutti.masks import tell, told
+from tutti.masks import readable, tell, told
 from tutti.models.interfaces import VisionEncoder
-from tutti.models.layers import present_pictures, readable, space_to_depth
+from tutti.models.layers import present_pictures, space_to_depth
 from tutti.models.pretrained.config import PicturesConfig, TowerConfig
 from tutti.models.pretrained.facts import Socket
 from tutti.models.pretrained.remembered import Remembered

@@ -2,6 +2,7 @@ from .actions import ChunkConfig, ChunkTerm, InverseDynamicsConfig, InverseDynam
 from .alignment import ContrastiveConfig, ContrastiveTerm, SigmoidConfig, SigmoidTerm
 from .future_latent import FutureLatentConfig, FutureLatentTerm
 from .masked_patches import MaskedPatchesConfig, MaskedPatchesTerm
+from .next_token import NextTokenConfig, NextTokenTerm
 from .patches import ChangedPatchesConfig, FuturePatchesConfig, FuturePatchesTerm
 from .recoverable_language import RecoverableLanguageConfig, RecoverableLanguageTerm
 from .state_contrastive import StateContrastiveConfig, StateContrastiveTerm
@@ -23,6 +24,8 @@ __all__ = [
     "InverseDynamicsTerm",
     "MaskedPatchesConfig",
     "MaskedPatchesTerm",
+    "NextTokenConfig",
+    "NextTokenTerm",
     "ProgressConfig",
     "ProgressTerm",
     "RecoverableLanguageConfig",
