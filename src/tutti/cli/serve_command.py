@@ -51,6 +51,9 @@ def serve(
     batch: Annotated[
         int, typer.Option("--batch", help="Waiting requests computed at once.", min=1, max=256)
     ] = 1,
+    page: Annotated[
+        bool, typer.Option("--page", help="A page for people at /: what comes in and goes out.")
+    ] = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Serves a policy by openpi's websocket protocol, so that openpi's clients drive it.
@@ -65,6 +68,7 @@ def serve(
         raise UserError(
             f"tutti serve needs {error.name}. Install it: pip install 'tutti-vla[serve]'"
         ) from error
+    from tutti.report.served_page import served_page
     from tutti.serving.factory import CheckpointPolicyFactory
     from tutti.serving.front_door import FrontDoor
     from tutti.serving.policy import Policy
@@ -81,6 +85,7 @@ def serve(
         front_door=FrontDoor(loaded.robot().spec, _pairs(names or []), instruction),
         limits=ServerLimits(clients=clients, message=round(megabytes * 2**20), batch=batch),
         fingerprint=factory.fingerprint,
+        page=served_page if page else None,
     )
     if host not in LOCAL and not token:
         print_line(f"! {host}: everyone who reaches this address may drive the policy; --token asks for one")
@@ -89,6 +94,8 @@ def serve(
         views = ", ".join(loaded.spec.views)
         print_line(f"policy {factory.path}, {loaded.spec.horizon} actions at {loaded.spec.fps:g} a second")
         print_line(f"listening on {address}; views {views}; Ctrl-C ends it")
+        if page:
+            print_line(f"page for people {address.replace('ws:', 'http:')}/")
 
     server.run(started)
     print_line(f"served {server.traffic.summary()}")

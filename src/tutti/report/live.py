@@ -39,11 +39,14 @@ async function look() {
     const state = await (await fetch("state", {cache: "no-store"})).text();
     if (state !== seen) {
       const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+      const reached = "a, summary, [tabindex], video", focused = document.activeElement;
+      const at = [...document.querySelectorAll(reached)].indexOf(focused);
       const open = [...document.querySelectorAll("details[open] > summary")].map(one => one.textContent);
       for (const part of ["header", "main"])
         document.querySelector(part).replaceWith(page.querySelector(part));
       for (const one of document.querySelectorAll("details > summary"))
         if (open.includes(one.textContent)) one.parentElement.open = true;
+      document.querySelectorAll(reached)[at]?.focus({preventScroll: true});
       const again = document.createElement("script");  // what lies under the pointer, for the new elements
       again.textContent = `{${document.querySelector("script").textContent}}`;
       document.body.append(again); again.remove();
@@ -51,9 +54,9 @@ async function look() {
     }
     document.title = document.title.replace(/ \\(offline\\)$/, "");
   } catch { document.title = document.title.replace(/( \\(offline\\))?$/, " (offline)"); }
-  setTimeout(look, 2000);
+  setTimeout(look, @wait@);
 }
-setTimeout(look, 2000);
+setTimeout(look, @wait@);
 </script>
 """
 
@@ -92,7 +95,7 @@ class LiveReport:
                 made = (
                     overlay_page(self.runs, self.names) if number is None else report_page(self.runs[number])
                 )
-                page = _with_refresh(render(made), state)
+                page = with_refresh(render(made), state)
                 self._kept[address] = state, page
         return 200, "text/html", page
 
@@ -211,8 +214,10 @@ def _names(runs: Sequence[Path]) -> list[str]:
     ]
 
 
-def _with_refresh(page: str, state: str) -> str:
-    """The page with the script that asks for news, which alone may ask this server."""
+def with_refresh(page: str, state: str, seconds: float = 2) -> str:
+    """The page with the script that asks for news, which alone may ask this server: it takes the page again
+    when the text at `state` has become another one."""
     page = page.replace("default-src 'none';", "default-src 'none'; connect-src 'self';", 1)
     head, end, tail = page.rpartition("</body>")
-    return head + REFRESH.replace("@state@", state) + end + tail
+    script = REFRESH.replace("@state@", state).replace("@wait@", f"{1000 * seconds:.0f}")
+    return head + script + end + tail

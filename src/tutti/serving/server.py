@@ -8,8 +8,10 @@ message and requests that wait are bounded.
 from __future__ import annotations
 
 import asyncio
+import binascii
 import hmac
 import http
+import ipaddress
 import logging
 import signal
 import threading
@@ -18,10 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Float32
 from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
@@ -54,6 +58,15 @@ class ServerLimits:
     batch: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An observation with what was answered."""
+
+    seen: Seen
+    actions: Float32[np.ndarray, "t a"]
+    notes: Sequence[str]
+
+
 @dataclass(slots=True)
 class _Asked:
     """A request that waits."""
@@ -67,6 +80,9 @@ class PolicyServer:
 
     With a `token` a client must send the header `Authorization: Api-Key TOKEN` (or Bearer). Pages in a
     browser are refused, whatever they send.
+
+    `page` makes a page for people of the server, at / (with a token: its password in the browser); `last` is
+    then what was answered last. Nothing can be asked for there.
     """
 
     def __init__(
@@ -79,11 +95,14 @@ class PolicyServer:
         front_door: FrontDoor | None = None,
         limits: ServerLimits | None = None,
         fingerprint: str = "",
+        page: Callable[[Self], str] | None = None,
     ) -> None:
         self.policy, self.host, self.port = policy, host, port
         self.front_door = FrontDoor(policy.spec) if front_door is None else front_door
         self.limits = ServerLimits() if limits is None else limits
         self.traffic = Traffic()
+        self.last: Answered | None = None
+        self._page, self._shown = page, ("", "")
         self._token = token.encode() if token else None
         if policy.remembers:
             raise UserError(
@@ -177,16 +196,50 @@ class PolicyServer:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if self._token is not None:
             given = request.headers.get_all("Authorization")
-            _, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-            if not hmac.compare_digest(key.strip().encode(errors="replace"), self._token):
+            if len(given) != 1 or not hmac.compare_digest(_key(given[0]), self._token):
                 self.traffic.refused += 1
-                return connection.respond(http.HTTPStatus.UNAUTHORIZED, "The token is missing or wrong.\n")
+                refusal = connection.respond(http.HTTPStatus.UNAUTHORIZED, "The token is missing or wrong.\n")
+                if self._page is not None:  # a browser asks its user then
+                    refusal.headers["WWW-Authenticate"] = 'Basic realm="tutti", charset="UTF-8"'
+                return refusal
+        if self._page is not None and "Upgrade" not in request.headers and request.path in ("/", "/state"):
+            return await self._for_people(connection, request)
         if request.path == "/metrics":
             return connection.respond(http.HTTPStatus.OK, self.traffic.exposition())
         if self.traffic.clients >= self.limits.clients:
             self.traffic.refused += 1
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "Too many clients.\n")
         return None
+
+    async def _for_people(self, connection: ServerConnection, request: Request) -> Response:
+        """The page, or a text that is another one when the page is."""
+        assert self._page is not None
+        host = request.headers.get("Host", "").rpartition(":")[0].strip("[]")
+        if self._token is None and not _is_address(host):
+            # A name may be of a site whose own pages would then read this one.
+            return connection.respond(http.HTTPStatus.FORBIDDEN, "Only by an address, or localhost.\n")
+        state = self.traffic.state
+        if request.path == "/state":
+            kind, body = "text/plain", state
+        else:
+            try:
+                if self._shown[0] != state:
+                    self._shown = state, await asyncio.to_thread(self._page, self)
+            except Exception:
+                logger.exception("the page could not be made")
+                said = "The page failed; the server's log says why.\n"
+                return connection.respond(http.HTTPStatus.INTERNAL_SERVER_ERROR, said)
+            kind, body = "text/html", self._shown[1]
+        content = body.encode()
+        about = {
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(content)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Connection": "close",
+        }
+        return Response(200, "OK", Headers(about), content)
 
     async def _serve(self, connection: ServerConnection) -> None:
         if self.traffic.clients >= self.limits.clients:  # two were let in at the same time
@@ -223,6 +276,8 @@ class PolicyServer:
             logger.exception("an observation could not be answered")
             return "The server failed on this observation; its log says why."
         spent = perf_counter() - began
+        if self._page is not None:
+            self.last = Answered(asked.seen, actions, notes)
         self.traffic.answered(spent)
         timing = {"infer_ms": 1000 * spent, **previous}
         answer = {"actions": actions, "server_timing": timing, "policy_timing": {"infer_ms": 1000 * seconds}}
@@ -258,3 +313,23 @@ class PolicyServer:
             ]
         except Exception as error:
             return [error] * len(batch)
+
+
+def _key(authorization: str) -> bytes:
+    """The token that a client gives: as a key, or as the password of any user."""
+    kind, _, key = authorization.partition(" ")
+    if kind.lower() != "basic":
+        return key.strip().encode(errors="replace")
+    try:
+        return binascii.a2b_base64(key.strip()).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
+def _is_address(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False

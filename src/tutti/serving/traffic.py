@@ -28,6 +28,16 @@ class Traffic:
         """Of the latencies in seconds; 0 where there are none."""
         return float(np.percentile(self._latencies, percent)) if self._latencies else 0.0
 
+    @property
+    def recent(self) -> list[float]:
+        """The last latencies in seconds, the newest one last."""
+        return list(self._latencies)[-200:]
+
+    @property
+    def state(self) -> str:
+        """Another text whenever something has happened."""
+        return f"{self.clients}-{self.answers}-{self.mistakes}-{self.failures}-{self.refused}"
+
     def exposition(self) -> str:
         """In the text format of Prometheus."""
         lines = ["# TYPE tutti_clients gauge", f"tutti_clients {self.clients}"]

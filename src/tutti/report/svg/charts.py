@@ -46,9 +46,10 @@ def line_chart(
     log: bool | None = None,
     zero: bool = True,
     marks: Sequence[tuple[Number, str]] = (),
+    along: str = STEP,
 ) -> Chart:
-    """Lines over steps. `unit` names the vertical axis; `log` None chooses by the spread of the values;
-    `marks` are steps at which something begins, with its name."""
+    """Lines over steps, or what `along` names. `unit` names the vertical axis; `log` None chooses by the
+    spread of the values; `marks` are steps at which something begins, with its name."""
     series = [s for s in series if any(math.isfinite(y) for y in s.ys)]
     across = _step_scale([x for s in series for x in s.xs])
     up = value_scale(_visible(series), BOTTOM, TOP, log=log, zero=zero)
@@ -57,7 +58,9 @@ def line_chart(
     parts += [_draw(s, across, up) for s in sorted(drawn, key=lambda s: DRAWN_FIRST.index(s.kind))]
     axis = f"{unit} (log scale)" if up.log else unit
     shown_unit = "" if unit in ("loss", "lambda") else unit
-    svg = _drawing(title, drawn, [_frame(across, up, axis), *parts], across, unit=shown_unit)
+    svg = _drawing(
+        title, drawn, [_frame(across, up, axis, along), *parts], across, unit=shown_unit, along=along
+    )
     legend = [(s.name, s.colour, s.kind) for s in drawn if s.kind != "faint"]
     return Chart(title=title, help=help, svg=svg, legend=legend)
 
@@ -107,12 +110,18 @@ def share_chart(
 
 
 def _drawing(
-    title: str, series: Sequence[Series], parts: Sequence[str], across: Scale, *, unit: str
+    title: str,
+    series: Sequence[Series],
+    parts: Sequence[str],
+    across: Scale,
+    *,
+    unit: str,
+    along: str = STEP,
 ) -> Markup:
     """The drawing with a cursor and the values that it shows; read out is where each line begins and ends."""
     values = {
         "x": [across.low, across.high, LEFT, RIGHT],
-        "label": STEP,
+        "label": along,
         "series": [
             {"name": s.name, "colour": s.colour, "unit": unit}
             | {"xs": [_short(x) for x in s.xs], "ys": [_short(y) for y in s.ys]}
@@ -125,7 +134,7 @@ def _drawing(
     return drawing((WIDTH, HEIGHT), f"{title}: {ends or 'nothing recorded'}", [*parts, cursor], values)
 
 
-def _frame(across: Scale, up: Scale, axis: str) -> str:
+def _frame(across: Scale, up: Scale, axis: str, along: str = STEP) -> str:
     """Grid, axes and ticks."""
     middle, ticks = (TOP + BOTTOM) / 2, up.ticks()
     small = max(map(abs, ticks), default=1) < 0.005  # then all of them with an exponent, not some
@@ -136,7 +145,7 @@ def _frame(across: Scale, up: Scale, axis: str) -> str:
         parts += [line("grid", (LEFT, y), (RIGHT, y)), text("tick end", LEFT - 7, y + 3.6, label)]
     steps = across.ticks(6)
     parts += [text("tick middle", across.pixel(tick), BOTTOM + 16, f"{tick:,.0f}") for tick in steps]
-    parts += [line("axis", (LEFT, BOTTOM), (RIGHT, BOTTOM)), text("tick end", RIGHT, HEIGHT - 6, STEP)]
+    parts += [line("axis", (LEFT, BOTTOM), (RIGHT, BOTTOM)), text("tick end", RIGHT, HEIGHT - 6, along)]
     parts.append(text("tick middle", 11, middle, axis, f' transform="rotate(-90 11 {middle:.0f})"'))
     return "".join(parts)
 

@@ -1,0 +1,146 @@
+"""The pages as a reader's browser shows them: whole at every width, light and dark, and up to date."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_report_live import record
+from test_serving_policy import TOKENIZER, look, model, normalizer
+
+from fixtures.browser import PROGRAM, Browser, browser
+from fixtures.report_runs import HOSTILE, make_run
+from fixtures.served import serving
+from tutti.report.live import serve_report
+from tutti.report.page import write_report
+from tutti.report.served_page import served_page
+from tutti.serving.client import Client
+from tutti.serving.policy import Policy
+from tutti.types import UserError
+
+WIDTHS = (400, 800, 1400)
+SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll("svg[data-chart] text")].map(one => {
+  const svg = one.ownerSVGElement, scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+  return parseFloat(getComputedStyle(one).fontSize) * scale;
+}))"""
+CONTRAST = """(() => {
+  const light = colour => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(one => one / 255);
+    const linear = parts.map(one => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+  };
+  const style = getComputedStyle(document.body);
+  const pair = [style.color, style.backgroundColor].map(light).sort();
+  return [light(style.backgroundColor), (pair[1] + 0.05) / (pair[0] + 0.05)];
+})()"""
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Browser]:
+    with browser() as one:
+        yield one
+
+
+def check_looks(chrome: Browser) -> None:
+    """Nothing runs out of the window, labels can be read, the reader's choice of light or dark is kept."""
+    for dark in (False, True):
+        for width in WIDTHS:
+            chrome.look(width, dark=dark)
+            assert chrome.run("document.documentElement.scrollWidth") <= width
+            assert chrome.run(SMALLEST_TEXT) >= 7.5, width
+        lightness, contrast = chrome.run(CONTRAST)
+        assert (lightness < 0.05) == dark and contrast > 7
+    chrome.run("document.body.focus()")
+    chrome.press("Tab")
+    assert chrome.run("document.activeElement !== document.body && getComputedStyle(document.activeElement)")
+
+
+def fetch(address: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return Policy(model(), normalizer(), TOKENIZER, warn=False)
+
+
+@needs_browser
+def test_the_page_of_a_server_shows_the_last_observation_and_follows(policy: Policy, chrome: Browser) -> None:
+    with serving(policy, page=served_page) as (_, address):
+        page = address.replace("ws:", "http:") + "/"
+        chrome.open(page)
+        assert chrome.run("document.querySelector('h1').textContent") == "Waiting for a robot"
+        with Client(address) as client:
+            images, state = look(size=20)
+            chunk = client.infer({"images": images, "state": state, "prompt": HOSTILE})["actions"]
+            chrome.wait("document.querySelector('h1').textContent !== 'Waiting for a robot'")
+            assert HOSTILE in chrome.run("document.querySelector('h1').textContent"), "a text, not code"
+            assert chrome.run("[...document.images].map(one => [one.naturalWidth, one.alt])") == [
+                [20, "right, 20 x 20 pixels"],
+                [20, "left, 20 x 20 pixels"],
+            ]
+            shown = json.loads(chrome.run("document.querySelector('svg[data-chart]').dataset.chart"))
+            np.testing.assert_allclose(shown["series"][0]["ys"], chunk[:, 0], rtol=1e-3)
+            check_looks(chrome)
+            client.infer({"images": images, "state": state + 1000, "prompt": "close it"})
+            chrome.wait("document.querySelector('h1').textContent.includes('close it')")
+            assert "far outside" in chrome.run("document.querySelector('.warnings').textContent")
+    assert [one for one in chrome.errors if "favicon" not in one] == []
+
+
+def test_the_page_is_off_unless_asked_for_and_no_site_or_stranger_reads_it(policy: Policy) -> None:
+    with serving(policy) as (_, address):
+        assert fetch(address.replace("ws:", "http:") + "/")[0] == 426
+    with serving(policy, page=served_page) as (_, address):
+        page = address.replace("ws:", "http:") + "/"
+        assert fetch(page)[0] == 200 and fetch(page + "state")[1] == "0-0-0-0-0"
+        assert fetch(page, Host="robots.example:80")[0] == 403 == fetch(page + "state", Host="a.example")[0]
+        assert fetch(page + "elsewhere")[0] == 426
+    with serving(policy, page=served_page, token="sésame") as (_, address):
+        page = address.replace("ws:", "http:") + "/"
+        assert fetch(page)[0] == 401 == fetch(page, Authorization="Basic !")[0]
+        assert fetch(page, Authorization="Basic bWU6c8Opc2FtZQ==")[0] == 200  # me:sésame
+        assert fetch(page, Authorization="Basic bWU6c2VzYW1l")[0] == 401  # me:sesame
+        with pytest.raises(UserError, match="401"):
+            Client(address)
+
+
+@needs_browser
+def test_reports_are_whole_at_every_width(chrome: Browser, tmp_path: Path) -> None:
+    chrome.open(write_report(make_run(tmp_path / "run")).as_uri())
+    check_looks(chrome)
+    assert [one for one in chrome.errors if "favicon" not in one] == []
+
+
+@needs_browser
+def test_a_live_report_follows_its_run_and_keeps_what_the_reader_has_open(
+    chrome: Browser, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for step in (10, 20):
+        record(run, step)
+    server = serve_report([run])
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        chrome.open(f"http://127.0.0.1:{server.server_address[1]}/")
+        chrome.run("document.querySelector('nav a').focus()")
+        before = chrome.run("document.querySelector('.tiles').textContent")
+        record(run, 987_654)
+        chrome.wait("document.querySelector('.tiles').textContent.includes('987,654')")
+        assert "987,654" not in before
+        assert chrome.run("document.activeElement.matches('nav a')"), "the keyboard stays where it was"
+        check_looks(chrome)
+    finally:
+        server.shutdown()
+        server.server_close()
