@@ -66,9 +66,7 @@ class History(Movable):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Robots(Movable):
     """Which of several robots each row is of: its number in `DataSpec.embodiments`, -1 where there is none.
-
-    `state` and `action` are True at the dimensions that this robot has; None: all have every one.
-    """
+    `state` and `action` are True at the dimensions that this robot has; None: all have every one."""
 
     number: Int[Tensor, " b"]
     state: Bool[Tensor, "b s"] | None = None
@@ -277,8 +275,7 @@ class LossTerms:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32 if it has fewer bits, else itself: errors and their means are taken in it, whatever the
-    network computes in."""
+    """`x` in float32 if it has fewer bits, else itself: what errors and their means are taken in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

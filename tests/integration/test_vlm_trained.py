@@ -40,7 +40,7 @@ def config_of(home: Path, kind: str = "smolvlm", learn: Any = "none", **training
             },
             "model": {
                 "vlm": {"path": str(home / kind), "learn": learn, "layers": 3},
-                "action": {"kind": "flow", "width": 8, "depth": 2, "heads": 2},
+                "action": {"kind": "flow", "width": 8, "depth": 2, "heads": 2, "cross_attention": "layers"},
             },
             "training": TRAINING | training,
         },

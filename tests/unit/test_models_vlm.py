@@ -9,20 +9,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fixtures import small_model
 from fixtures.small_model import observation
 from fixtures.towers import SIZE
 from fixtures.vlms import hidden_states, save_vlm
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
+from tutti.models.describe import blank_observation
 from tutti.models.layers import blocks_of
 from tutti.models.vla import VLA
+from tutti.objectives.term import stopped
 from tutti.types import Features, Observation, UserError
 
 SPEC = replace(small_model.SPEC, image_size=SIZE)
 SEEN = observation(SPEC, b=3)
 SEEN = replace(SEEN, text=SEEN.text % 12)
-KINDS = ("smolvlm", "idefics3")
+KINDS = ("smolvlm", "idefics3", "paligemma", "qwen2_5_vl", "qwen3_vl")
 Home = tuple[Path, dict[str, Any]]
 
 
@@ -187,3 +190,65 @@ def test_parts_beside_a_vlm_are_refused(tmp_path: Path) -> None:
     with_dropout = ModelConfig.model_validate({"vlm": {"path": tmp_path}, "fusion": {"state_dropout": 0.5}})
     assert with_dropout.fusion.state_dropout == 0.5
     assert ModelConfig.model_validate(with_dropout.model_dump(mode="json")) == with_dropout
+
+
+def test_sizes_alone_are_enough_for_a_plan(home: Home) -> None:
+    """Nothing looks at values, in a forward or a backward pass."""
+    for kind in KINDS:
+        with FakeTensorMode():
+            model = config_of(home[0] / kind).build(SPEC)
+            model(blank_observation(SPEC, torch.device("cpu"))).readout.sum().backward()
+            assert model.fusion.readout.grad is not None and model.fusion.width == 16  # pyright: ignore
+
+
+# --- the decoder that reads every layer
+
+
+FLOW = {"kind": "flow", "width": 12, "depth": 3, "heads": 3, "cross_attention": "layers"}
+
+
+def action_gradients(home: Home, stop: tuple[Any, ...]) -> tuple[float, dict[str, float]]:
+    """The flow's loss and, by part, the length of its gradient; its gates do not begin at 0 here."""
+    model = loaded(config_of(home[0] / "smolvlm", FLOW))
+    with torch.no_grad():
+        for block in model.action.denoiser.trunk.blocks:  # pyright: ignore
+            block.modulation.weight.normal_(std=0.3)
+    batch = replace(small_model.batch_of(torch.randn(3, 5, 3), spec=SPEC), observation=SEEN)
+    torch.manual_seed(1)
+    loss = model.action(stopped(model(SEEN), stop), batch).mean()
+    loss.backward()
+    lengths = {
+        name: sum(float(p.grad.square().sum()) for p in part.parameters() if p.grad is not None) ** 0.5
+        for name, part in model.named_children()
+    }
+    return loss.item(), lengths
+
+
+def test_knowledge_insulation_leaves_exactly_no_gradient_in_the_vlm(home: Home) -> None:
+    free, moved = action_gradients(home, ())
+    same, insulated = action_gradients(home, ("fused",))
+    assert same == free and all(length > 1e-3 for length in moved.values())
+    assert insulated == {"vision": 0.0, "language": 0.0, "fusion": 0.0, "action": moved["action"]}
+
+
+def test_each_block_of_the_decoder_reads_the_layer_of_its_depth(home: Home) -> None:
+    model = loaded(config_of(home[0] / "smolvlm", FLOW))
+    found = features(model)
+    conditioning: Any = model.action.conditioning
+    before = conditioning(found)
+    reads: list[list[int]] = []
+    for number, layer in enumerate(found.layers):
+        other = replace(layer, values=layer.values + torch.randn_like(layer.values))
+        layers = (*found.layers[:number], other, *found.layers[number + 1 :])
+        after = conditioning(replace(found, layers=layers))
+        reads.append(
+            [n for n in range(3) if not after.memories[n].keys.equal(before.memories[n].keys)]  # pyright: ignore
+        )
+    assert reads == [[], [0], [1], [2]]  # three blocks, four layers
+    # A masked token is no part of the memory: a text's padding, a view that is absent.
+    mask = before.memories[0].mask
+    assert mask is not None and mask[:, 0, 0, 1:].equal(found.layers[0].mask) and bool(mask[:, 0, 0, 0].all())
+    with pytest.raises(
+        ValueError, match=r"cross_attention is layers, those of model\.vlm, and there is none"
+    ):
+        ModelConfig.model_validate({"action": FLOW})

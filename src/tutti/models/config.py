@@ -145,6 +145,11 @@ class ModelConfig(FrozenConfig):
                     f"{name}.kind is {getattr(self, name).kind}, but {given}, which is vision, language and "
                     f"fusion at once. Take model.{name} out, or set model.{name}.kind=vlm and model.vlm.path"
                 )
+        if getattr(self.action, "cross_attention", False) == "layers" and self.vlm is None:
+            raise ValueError(
+                "action.cross_attention is layers, those of model.vlm, and there is none. Name one, or set "
+                "model.action.cross_attention=fused"
+            )
         return self
 
     def encoders(self, spec: DataSpec) -> tuple[VisionEncoder, LanguageEncoder, Fusion]:

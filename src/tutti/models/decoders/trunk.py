@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from tutti.models.layers import (
     join_heads,
     split_heads,
 )
-from tutti.types import Features, Movable, Robots
+from tutti.types import Features, Movable, Robots, Tokens
 
 
 class TrunkConfig(TransformerConfig):
@@ -38,8 +38,10 @@ class TrunkConfig(TransformerConfig):
     mlp_ratio: float = Field(
         default=2.0, gt=0, description="Hidden width of each MLP over the width of the tokens."
     )
-    cross_attention: bool = Field(
-        default=False, description="also attend to the fused vision tokens, not only read the readout"
+    cross_attention: bool | Literal["fused", "layers"] = Field(
+        default=False,
+        description="true or fused: also attend to the fused vision tokens, not only read the readout. "
+        "layers: each block attends to pictures and text behind a block of model.vlm.",
     )
 
 
@@ -77,7 +79,9 @@ class Condition:
 class Conditioning(nn.Module):
     """Features to the condition: a linear map of the readout and, with cross-attention, keys and values.
 
-    The readout is the first token of the memory, so that there is one even where every view is absent.
+    The readout is the first token of the memory, so that there is one even where every view is absent. With
+    `layers` block i of D reads what stands behind block ceil((i + 1) L / D) of the L of a VLM, through a
+    layer norm, since its sums grow with depth: its width, heads and depth bind the decoder to nothing.
     """
 
     def __init__(self, config: TrunkConfig, readout_width: int) -> None:
@@ -86,20 +90,30 @@ class Conditioning(nn.Module):
         self.readout = nn.Linear(readout_width, config.width)
         count = config.depth if config.cross_attention else 0
         self.keys_values = nn.ModuleList(nn.Linear(readout_width, 2 * config.width) for _ in range(count))
+        norms = count if config.cross_attention == "layers" else 0
+        self.norms = nn.ModuleList(nn.LayerNorm(readout_width) for _ in range(norms))
 
     def forward(self, features: Features) -> Condition:
         """The vector (b, w), and a memory for each block."""
         vector = self.readout(features.readout)
         if not self.keys_values:
             return Condition(vector=vector, memories=(None,) * self.depth, robots=features.robots)
-        tokens = torch.cat([features.readout[:, None], features.fused_vision.values], dim=1)
-        always = tell(features.fused_vision.mask.new_ones(tokens.shape[0], 1), EVERY)
-        mask = attention_mask(always, features.fused_vision.mask)
+        sources = [self._layer(features, number) for number in range(len(self.norms))]
+        read = sources or [features.fused_vision] * self.depth
+        always = tell(read[0].mask.new_ones(len(vector), 1), EVERY)
+        mask = attention_mask(always, read[0].mask)
         memories: list[Memory] = []
-        for linear in self.keys_values:
+        for source, linear in zip(read, self.keys_values, strict=True):
+            tokens = torch.cat([features.readout[:, None], source.values], dim=1)
             keys, values = split_heads(linear(tokens), 2, self.heads)
             memories.append(Memory(keys=keys, values=values, mask=mask))
         return Condition(vector=vector, memories=tuple(memories), robots=features.robots)
+
+    def _layer(self, features: Features, number: int) -> Tokens:
+        """What block `number` reads of a VLM, behind its norm."""
+        last = -(-(number + 1) * len(features.layers) // self.depth) - 1
+        tokens = features.layers[last]
+        return Tokens(values=self.norms[number](tokens.values), mask=tokens.mask)
 
     if TYPE_CHECKING:
         __call__ = forward

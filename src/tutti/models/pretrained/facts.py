@@ -30,7 +30,8 @@ class Facts:
     taken ("any").
 
     A VLM (socket "vlm") is three parts: `seeing` are the modules of its vision, whose blocks are `blocks`;
-    `decoder` is the language model, whose first token has the position `first`.
+    `decoder` is the language model, whose first token has the position `first`; with `grid` a position is
+    time, row and column.
     """
 
     socket: Socket
@@ -48,6 +49,7 @@ class Facts:
     seeing: tuple[str, ...] = ()
     decoder: str = ""
     first: int = 0
+    grid: bool = False
 
 
 _VIT = {"socket": "vision", "mean": IMAGENET[0], "std": IMAGENET[1]}
@@ -66,6 +68,7 @@ _CONVNEXT: dict[str, Any] = {
 _VLM: dict[str, Any] = {"socket": "vlm", "others": ("lm_head.",)}
 _IDEFICS = {**_VLM, "seeing": ("vision_model", "connector"), "blocks": "vision_model.encoder.layers"}
 _IDEFICS |= {"decoder": "text_model", "sizes": "itself"}
+_QWEN = {**_VLM, "seeing": ("visual",), "blocks": "visual.blocks", "decoder": "language_model", "grid": True}
 
 FACTS: dict[str, Facts] = {
     "siglip_vision_model": Facts(
@@ -158,6 +161,18 @@ FACTS: dict[str, Facts] = {
     "smollm3": Facts(**_CAUSAL, network="SmolLM3Model"),
     "smolvlm": Facts(**_IDEFICS, network="SmolVLMModel"),
     "idefics3": Facts(**_IDEFICS, network="Idefics3Model"),
+    "paligemma": Facts(
+        **_VLM,
+        network="PaliGemmaModel",
+        seeing=("vision_tower", "multi_modal_projector"),
+        blocks="vision_tower.encoder.layers",
+        unread=("vision_tower.head",),
+        decoder="language_model",
+        first=1,
+        sizes="flag",
+    ),
+    "qwen2_5_vl": Facts(**_QWEN, network="Qwen2_5_VLModel", mean=CLIP[0], std=CLIP[1]),
+    "qwen3_vl": Facts(**_QWEN, network="Qwen3VLModel"),
 }
 
 SECTIONS: dict[tuple[str, Socket], tuple[str, str]] = {

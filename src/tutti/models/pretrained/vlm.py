@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -109,7 +110,8 @@ class VlmFusion(StateFusion):
         super().__init__()
         require_state(spec, own.state_dropout)
         self.tower, self.state_dropout, self.causal = tower, own.state_dropout, config.mask == "causal"
-        self.width, self.depth = vision.width, len(self.decoder.layers)
+        self.width, self.depth = self.decoder.config.hidden_size, len(self.decoder.layers)
+        self.tokens_per_view = vision.tokens_per_view
         self.state = nn.Linear(spec.state_dim, self.width) if spec.state_dim else None
         self.prompt = None
         self.readout = nn.Parameter(torch.randn(self.width) * 0.02)
@@ -137,10 +139,11 @@ class VlmFusion(StateFusion):
         """
         b, now = len(state), vision.values.shape[1]
         state, past = self.withheld(state, past)
-        seen, values, mask = vision.values[..., : self.width], [], []
+        seen, values, mask = vision.values, [], []
         if past is not None:
-            moments, earlier = self.time_embedding, past.vision.values[..., : self.width]
+            moments, earlier = self.time_embedding, past.vision.values
             times = moments.repeat_interleave(earlier.shape[1] // len(moments), dim=0)
+            times = nn.functional.pad(times, (0, earlier.shape[2] - self.width))
             seen = torch.cat([earlier + times, seen], dim=1)
             if self.state is not None:
                 states = torch.where(past.state_mask[..., None], past.state, 0.0)
@@ -155,8 +158,9 @@ class VlmFusion(StateFusion):
         mask.append(torch.ones_like(state_mask[:, None]))
         pictures = vision.mask if past is None else torch.cat([past.vision.mask, vision.mask], dim=1)
         prefix = torch.cat([pictures, language.mask], dim=1)
-        x = torch.cat([seen, language.values, *values], dim=1)
-        x, layers = self.decode(x, torch.cat([prefix, *mask], dim=1), prefix)
+        x = torch.cat([seen[..., : self.width], language.values, *values], dim=1)
+        deep = seen[..., self.width :]
+        x, layers = self.decode(x, torch.cat([prefix, *mask], dim=1), prefix, deep)
         start, end = pictures.shape[1] - now, pictures.shape[1]
         return Fused(
             readout=x[:, -1],
@@ -166,9 +170,14 @@ class VlmFusion(StateFusion):
         )
 
     def decode(
-        self, x: Float[Tensor, "b n d"], present: Bool[Tensor, "b n"], prefix: Bool[Tensor, "b p"]
+        self,
+        x: Float[Tensor, "b n d"],
+        present: Bool[Tensor, "b n"],
+        prefix: Bool[Tensor, "b p"],
+        deep: Float[Tensor, "b q e"],
     ) -> tuple[Float[Tensor, "b n d"], tuple[Tokens, ...]]:
-        """What all tokens become, and those of the prefix behind each block."""
+        """What all tokens become, and those of the prefix behind each block. `deep` has what is added to the
+        picture tokens, which stand first, behind the first blocks; e is 0 where nothing is."""
         decoder = self.decoder
         place = torch.arange(x.shape[1], device=x.device)
         sees = place <= place[:, None]
@@ -177,13 +186,26 @@ class VlmFusion(StateFusion):
         # A softmax over nothing is NaN, so a masked token sees itself.
         itself = place == place[:, None]
         mask = ((sees & present[:, None]) | itself)[:, None]
-        angles = decoder.rotary_emb(x, self.positions(present))
+        angles = decoder.rotary_emb(x, self.positions(present, deep.shape[1]))
+        behind = deep.split(self.width, dim=-1)
         layers: list[Tokens] = []
-        for block in decoder.layers:
+        for number, block in enumerate(decoder.layers):
             x = block(x, attention_mask=mask, position_embeddings=angles)
+            if number < len(behind) and deep.shape[-1]:
+                x = torch.cat([x[:, : deep.shape[1]] + behind[number], x[:, deep.shape[1] :]], dim=1)
             layers.append(Tokens(values=x[:, : prefix.shape[1]], mask=prefix))
         return decoder.norm(x), tuple(layers)
 
-    def positions(self, present: Bool[Tensor, "b n"]) -> Int[Tensor, "b n"]:
-        """The number of tokens that are there before each."""
-        return (present.cumsum(1) - 1).clamp(min=0) + self.tower.facts.first
+    def positions(self, present: Bool[Tensor, "b n"], pictures: int) -> Int[Tensor, "*3 b n"]:
+        """The number of tokens that are there before each, the first so many of which are of pictures. In a
+        grid a picture of g x g tokens takes g of them, and each token adds 0, its row and its column."""
+        if not self.tower.facts.grid:
+            return (present.cumsum(1) - 1).clamp(min=0) + self.tower.facts.first
+        size, edge = self.tokens_per_view, math.isqrt(self.tokens_per_view)
+        there = present[:, :pictures:size].long()
+        place = torch.arange(size, device=present.device)
+        inside = torch.stack([torch.zeros_like(place), place // edge, place % edge])
+        begins = (there.cumsum(1) - there) * edge
+        seen = (begins[None, :, :, None] + inside[:, None, None]).flatten(2)
+        rest = (present[:, pictures:].cumsum(1) - 1).clamp(min=0) + there.sum(1, keepdim=True) * edge
+        return torch.cat([seen, rest.expand(3, -1, -1)], dim=2)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import nullcontext
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from tutti.masks import tell, told
 from tutti.models.interfaces import VisionEncoder
@@ -86,5 +89,99 @@ class IdeficsVision(VlmVision):
         return network.connector(vision.post_layernorm(x))
 
 
-EYES: dict[str, type[VlmVision]] = {"smolvlm": IdeficsVision, "idefics3": IdeficsVision}
+class PaliGemmaVision(VlmVision):
+    """PaliGemma 1 and 2: a SigLIP and a linear layer."""
+
+    def __init__(self, config: VlmConfig, tower: Tower, spec: DataSpec, *, withhold: bool) -> None:
+        super().__init__(config, tower, spec, withhold=withhold)
+        network: Any = tower.network
+        seeing = network.vision_tower.config
+        stretched = config.check_size(spec.image_size, seeing.patch_size, seeing.image_size)
+        self.named = {"interpolate_pos_encoding": True} if stretched else {}
+
+    def maps(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """One token a patch."""
+        network: Any = self.tower.network
+        return network.multi_modal_projector(network.vision_tower(pixels, **self.named).last_hidden_state)
+
+
+class QwenVision(VlmVision):
+    """Qwen 2.5 VL and 3 VL: pictures of any size as a list of patches, square by square of those that become
+    one token, each picture twice, as the two frames of a film that stands still.
+
+    Its network asks what the sizes are and looks at the answers; here they are the same for all pictures, so
+    what follows from them is computed once. Qwen 3 VL's features for the first blocks of its decoder stand
+    behind the tokens, on the last axis.
+    """
+
+    own: tuple[str, ...]
+
+    def __init__(self, config: VlmConfig, tower: Tower, spec: DataSpec, *, withhold: bool) -> None:
+        super().__init__(config, tower, spec, withhold=withhold)
+        network: Any = tower.network
+        seeing = network.visual.config
+        self.patch, self.merge, self.frames = (
+            seeing.patch_size,
+            seeing.spatial_merge_size,
+            seeing.temporal_patch_size,
+        )
+        config.check_size(spec.image_size, self.patch * self.merge, spec.image_size)
+        library = import_module("transformers.vision_utils")
+        side = spec.image_size // self.patch
+        found: dict[str, Tensor] = {}
+        with unset_fake_temporarily(), torch.device("cpu"):
+            sizes = torch.tensor([[1, side, side]])
+            found["position_ids"] = library.get_vision_position_ids(sizes, self.merge)
+            if hasattr(seeing, "window_size"):
+                found["window_index"], windows = library.get_vision_window_index(
+                    sizes,
+                    spatial_merge_size=self.merge,
+                    window_size=seeing.window_size,
+                    patch_size=self.patch,
+                )
+                self.windows: list[int] = windows.tolist()
+            else:
+                found["interp_indices"], found["interp_weights"] = (
+                    library.get_vision_interpolation_indices_and_weights(
+                        sizes,
+                        num_grid_per_side=network.visual.num_grid_per_side,
+                        mode=network.visual.interpolation_mode,
+                        align_corners=network.visual.interpolation_align_corners,
+                        spatial_merge_size=self.merge,
+                    )
+                )
+            plain = {name: value.tolist() for name, value in found.items()}
+        for name, value in plain.items():
+            self.register_buffer(name, torch.tensor(value), persistent=False)
+        self.own = tuple(plain)
+
+    def maps(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """One token a square of patches."""
+        network: Any = self.tower.network
+        b, side, count = len(pixels), pixels.shape[-1] // self.patch, (pixels.shape[-1] // self.patch) ** 2
+        cells = side // self.merge
+        x = pixels.view(b, 3, cells, self.merge, self.patch, cells, self.merge, self.patch)
+        x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)[:, :, :, :, :, :, None]
+        x = x.expand(*x.shape[:6], self.frames, *x.shape[7:]).flatten(5).flatten(0, 4)
+        known: dict[str, Any] = {name: self.get_buffer(name).repeat(b, 1) for name in self.own}
+        # Plain numbers, which cost a GPU no wait: where each picture, and each window of it, ends.
+        known["cu_seqlens"] = np.arange(b + 1) * count
+        if "window_index" in known:
+            begins = torch.arange(b, device=x.device)[:, None] * cells**2
+            known["window_index"] = (known["window_index"] + begins).flatten()
+            ends = np.arange(b)[:, None] * count + np.array(self.windows[1:])
+            known["cu_window_seqlens"] = np.concatenate([[0], ends.flatten()])
+        sizes = torch.tensor([[1, side, side]], device=x.device).expand(b, 3)
+        found = network.visual(x, grid_thw=sizes, **known)
+        tokens = [found.pooler_output, *(getattr(found, "deepstack_features", None) or ())]
+        return torch.cat(tokens, dim=-1).unflatten(0, (b, cells**2))
+
+
+EYES: dict[str, type[VlmVision]] = {
+    "smolvlm": IdeficsVision,
+    "idefics3": IdeficsVision,
+    "paligemma": PaliGemmaVision,
+    "qwen2_5_vl": QwenVision,
+    "qwen3_vl": QwenVision,
+}
 """By the kind of VLM: how it sees."""

@@ -42,6 +42,8 @@ class KnowledgeInsulationConfig(FrozenConfig):
 
     Source: 2505.23705, which insulates a pre-trained backbone from a new action expert. Differs: there the
     expert alone is moved; here the fusion, which has no pre-training of its own, learns from the action too.
+    With `model.vlm` take `objective.action.stop_gradient: [fused]` instead: the decoder alone then learns
+    from the action, in one backward pass.
     """
 
     kind: Literal["knowledge_insulation"] = "knowledge_insulation"
