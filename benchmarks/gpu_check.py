@@ -17,12 +17,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from frame import DEMO
@@ -35,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tutti.config.run_config import RunConfig, load_config
 from tutti.distributed.ranks import ONE_RANK
-from tutti.models.layers import Block, Stem
+from tutti.models.layers import Block
 from tutti.runs.build import build_training
 from tutti.runs.provenance import circumstances
 from tutti.training.data_feed import feed
@@ -55,29 +53,9 @@ OPTIONS = {
     "any": "training.deterministic=false",
     "recompute": "training.activation_checkpointing=block",
     "residual": "training.residual=bf16",
+    "nobias": "model={vision: {bias: false}, language: {bias: false}, fusion: {bias: false}}",
 }
 """Parts of a cell's option, joined by "+"."""
-
-
-def init_without_biases(self: Block, *arguments: Any, **named: Any) -> None:
-    """A block as ever, whose four linear maps have no bias."""
-    WITH_BIASES(self, *arguments, **named)
-    for layer in (self.query_key_value, self.attention_out, self.mlp_in, self.mlp_out):
-        layer.register_parameter("bias", None)
-
-
-WITH_BIASES = Block.__init__
-CUDNN = [
-    *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
-    *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
-]
-ASIDE: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "cudnn": partial(sdpa_kernel, CUDNN, set_priority=True),
-    "nobias": partial(patch.object, Block, "__init__", init_without_biases),
-    "eagerstem": partial(patch.object, Stem, "compile", lambda _self, **_options: None),
-}
-"""More such parts: what no key of a config says, compared here."""
-
 SECTIONS = os.environ.get("SECTIONS", "attention blocks").split()
 """The micro-benchmarks behind the cells."""
 CELLS = (
@@ -289,17 +267,10 @@ class Cell(NamedTuple):
 
     def config(self) -> RunConfig:
         """The demo's config with this preset, picture size, batch and option."""
-        keys = [OPTIONS[part] for part in self.option.split("+") if part not in ASIDE]
+        keys = [OPTIONS[part] for part in self.option.split("+")]
         sizes = (f"model.size={self.preset}", f"data.image_size={self.size}", f"data.batch_size={self.rows}")
         config = load_config(DEMO, [*sizes, *keys, "training.diagnostics.every=0"])
         return with_training(config, device=DEVICE, threads=torch.get_num_threads())
-
-    def aside(self) -> ExitStack:
-        """In it holds what no key says."""
-        stack = ExitStack()
-        for part in self.option.split("+"):
-            stack.enter_context(ASIDE[part]() if part in ASIDE else nullcontext())
-        return stack
 
     def __str__(self) -> str:
         return f"{self.preset:6s} {self.size} px batch {self.rows:4d} {self.option:20s}"
@@ -309,8 +280,7 @@ def throughput(cell: Cell, data_from: Path, scratch: Path) -> None:
     """Samples per second, MFU against the data sheet and against the measured product, memory, data wait."""
     config = cell.config()
     steps = 20 if CUDA else 1
-    with cell.aside():
-        got = measure(config, data_from, scratch, steps=steps, warmup=4 if CUDA else 1)
+    got = measure(config, data_from, scratch, steps=steps, warmup=4 if CUDA else 1)
     peak = peak_of(config.training.precision)[1]
     one = found_of(config, data_from, preset=cell.preset, option=cell.option, peak=peak, got=got)
     of_product = one.flops_per_sample * one.samples_per_second / result["matmul"]
@@ -340,7 +310,12 @@ def profile(cell: Cell, number: int, data_from: Path, scratch: Path) -> None:
                 wall = 1000 * (time.perf_counter() - started) / 3
     finally:
         training.data.train.close()
-    kernels = [event for event in seen.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    # An annotation ("Optimizer.step#...") spans kernels and gaps between them: it is none itself.
+    kernels = [
+        event
+        for event in seen.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+    ]
     by_kind = dict.fromkeys(KERNELS, 0.0)
     for event in kernels:
         kind = next(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -204,10 +205,11 @@ def test_a_device_attends_without_a_mask_where_the_host_saw_that_nothing_is_abse
     assert [mask is None for mask in given] == [absent is None, False]
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_block_gradients_are_right(activation: str) -> None:
+@pytest.mark.parametrize(("activation", "bias"), [("relu", True), ("gelu", False)])
+def test_block_gradients_are_right(activation: Any, bias: bool) -> None:
     torch.manual_seed(0)
-    block = Block(4, 2, activation="relu" if activation == "relu" else "gelu").double()
+    block = Block(4, 2, activation=activation, bias=bias).double()
+    assert any(name.endswith("mlp_in.bias") for name, _ in block.named_parameters()) == bias
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(block, (x,))
 

@@ -105,15 +105,29 @@ def test_on_a_gpu_in_bf16_layer_norms_keep_float32() -> None:
     passes: list[int] = []
     for gpu in (False, True):
         with fake_update(own, SPEC, gpu=gpu) as (trial, memory):
-            few, many = (trial.peaks(memory, size).passes for size in (8, 16))
+            few, many = (trial.peaks(memory, size).passes for size in (16, 32))
             stem = trial.model.vision.get_submodule("stem")
             passes.append(many - few)
     edge, maps = SPEC.image_size // 4, 0
     for layer in stem.children():
         edge //= layer.conv.stride[0]
         maps += layer.conv.out_channels * edge**2
-    numbers = 8 * len(SPEC.views) * maps  # of 8 samples more
+    numbers = 16 * len(SPEC.views) * maps  # of 16 samples more
     assert 4 * numbers <= passes[1] - passes[0] <= 10 * numbers
+
+
+def test_a_residual_sum_in_bf16_takes_less_and_can_be_computed_again() -> None:
+    bf16 = SMALL["training"] | {"precision": "bf16"}
+    passes: list[int] = []
+    for residual in ("fp32", "bf16"):
+        own = config(
+            training=bf16 | {"residual": residual}, model=MODEL | {"fusion": {"width": 32, "depth": 6}}
+        )
+        with fake_update(own, SPEC, gpu=True) as (trial, memory):
+            passes.append(trial.peaks(memory, 16).passes)
+            recompute(trial, True)
+            assert trial.peaks(memory, 16).passes < passes[-1]
+    assert passes[1] < passes[0]
 
 
 def test_more_samples_and_no_recomputation_need_more() -> None:

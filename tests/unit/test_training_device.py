@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from fixtures.term_batches import make_batch as full_batch
 from fixtures.toy_training import Data, make_batch, make_trainer
@@ -30,6 +31,15 @@ def settings() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.backends.cudnn.allow_tf32 = rounds
+
+
+def test_without_determinism_cudnns_attention_comes_first(settings: None) -> None:
+    orders = []
+    for deterministic in (True, False, True):
+        settled("cuda", deterministic=deterministic)
+        orders.append(torch._C._get_sdp_priority_order())
+    first = [SDPBackend(order[0]) for order in orders]
+    assert first[0] == first[2] != first[1] == SDPBackend.CUDNN_ATTENTION
 
 
 def settled(device: str, *, deterministic: bool) -> tuple[bool, bool]:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -126,15 +126,17 @@ class LiveMemory(TorchDispatchMode):
         self.live -= size
 
 
-class NormsInFloat32(TorchFunctionMode):
+@contextmanager
+def norms_in_float32() -> Iterator[None]:
     """Layer norms cast as CUDA's autocast does: what comes in and goes out is float32. A CPU's keeps bf16."""
+    # No TorchFunctionMode: torch leaves it while it handles a backward pass, where blocks are computed again.
+    plain = F.layer_norm
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.layer_norm and torch.is_autocast_enabled("cpu"):
-            args = (args[0].float(), *args[1:])
-        return func(*args, **(kwargs or {}))
+    def cast(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        return plain(x.float() if torch.is_autocast_enabled("cpu") else x, *rest, **named)
+
+    with patch.object(F, "layer_norm", cast):
+        yield
 
 
 class TrialUpdate:
@@ -145,23 +147,21 @@ class TrialUpdate:
 
     def __init__(self, config: RunConfig, spec: DataSpec, *, gpu: bool = False) -> None:
         self.config, self.spec = config, spec
-        self.casts = NormsInFloat32 if gpu else nullcontext
+        self.casts = norms_in_float32 if gpu else nullcontext
         self.model = config.model.build(spec)
         self.objective = config.objective.build(self.model, config.balancing)
         for module in self.model.modules():
             if "fitted" in module._buffers:  # a decoder that learns from data before it trains: as if it had
                 module._buffers["fitted"] = torch.tensor(True)
-        training = config.training
+        how = config.training
         self.state = TrainState.build(
-            self.model,
-            self.objective,
-            optimizer=training.optimizer,
-            backward=config.backward,
-            ema=training.ema,
+            self.model, self.objective, optimizer=how.optimizer, backward=config.backward, ema=how.ema
         )
         self.model.train()
         self.objective.train()
-        recompute(self, config.training.activation_checkpointing == "block")
+        for block in blocks_of(self.model, self.objective):
+            block.recompute = how.activation_checkpointing == "block"
+            block.residual = how.residual_dtype
 
     def batch(self, size: int) -> Batch:
         """A dummy batch of `size` with what the terms ask for."""

@@ -59,7 +59,9 @@ class TrainingConfig(FrozenConfig):
         "bf16: fewer bytes to move, other results.",
     )
     deterministic: bool = Field(
-        default=True, description="On CUDA: the same bits each time, also where other algorithms are faster."
+        default=True,
+        description="On CUDA: the same bits each time, also where other algorithms are faster, as cuDNN's "
+        "attention is.",
     )
     parallel: ParallelConfig = Field(
         default_factory=AutoParallelConfig,
@@ -146,8 +148,13 @@ class TrainingConfig(FrozenConfig):
                 "training.residual is bf16, but training.precision is fp32 here, and a sum has no fewer bits "
                 "than its parts. Set training.precision=bf16 or training.residual=fp32."
             )
-        again, residual = self.activation_checkpointing == "block", self.residual == "bf16"
-        return {"mode": self.compile, "recompute": again, "residual": torch.bfloat16 if residual else None}
+        again = self.activation_checkpointing == "block"
+        return {"mode": self.compile, "recompute": again, "residual": self.residual_dtype}
+
+    @property
+    def residual_dtype(self) -> torch.dtype | None:
+        """The dtype of the residual sum where products are in bf16, if it is not that of what comes in."""
+        return torch.bfloat16 if self.residual == "bf16" else None
 
     def accumulation_at(self, step: int) -> int:
         """The micro-batches of update `step` (0-based)."""
