@@ -36,6 +36,7 @@ LAST_BITS = {
     "training.threads": "sums are cut into as many parts",
     "training.deterministic": "without it CUDA adds up in any order",
     "training.parallel": "gradients are added up in another order",
+    "model.vision.cache": "each picture is computed alone, not in a batch",
     "training.compile": "fused operations round less often",
     "training.activation_checkpointing": "the same bits uncompiled; compiled it may be fused in another way",
 }

@@ -17,6 +17,7 @@ from fixtures import small_model
 from fixtures.small_model import MODEL, observation
 from fixtures.towers import LANGUAGE, SIZE, VISION, save_tower
 from tutti.config.run_config import load_config, to_yaml
+from tutti.data.cache.entries import entries, evict
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
 from tutti.models.layers import blocks_of
@@ -309,6 +310,76 @@ def test_a_frozen_tower_computes_each_picture_once(home: tuple[Path, dict[str, A
     assert len(vision.remembered.kept) == 4  # pyright: ignore
     with pytest.raises(ValueError, match="remember is for learn: none"):
         config_of("vision", path, remember=1)
+
+
+def test_features_on_disk_serve_other_runs_to_the_last_bit(
+    home: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUTTI_CACHE", str(tmp_path))
+    keys: dict[str, Any] = {"learn": "none", "layer": [1, 3]}
+    config = config_of("vision", home[0] / "dinov3", **keys, cache=1)
+    images, mask = torch.rand(3, 2, 3, SIZE, SIZE), torch.ones(3, 2, dtype=torch.bool)
+    alone = loaded(config_of("vision", home[0] / "dinov3", **keys, remember=1)).vision
+    expected = alone(images, mask).values
+    first = loaded(config).train().vision
+    assert first(images, mask).values.equal(expected)
+
+    def other(**more: Any) -> tuple[Any, list[int]]:
+        """Another run, which says when it computes."""
+        calls: list[int] = []
+        vision = (
+            loaded(config_of("vision", home[0] / "dinov3", **(keys | {"cache": 1} | more))).train().vision
+        )
+        vision.tower.network.register_forward_hook(lambda *_: calls.append(1))  # pyright: ignore
+        return vision, calls
+
+    second, calls = other()
+    assert second(images.flip(0), mask).values.equal(expected.flip(0))
+    assert len(calls) == 1  # the shape of a record is looked at once
+    first(images[:1] / 2, mask[:1])  # while the other is open
+    assert second(images[:1] / 2, mask[:1]).values.equal(alone(images[:1] / 2, mask[:1]).values)
+    (folder,) = (one for one in (tmp_path / "features").iterdir())
+    assert folder.name.startswith("dinov3_vit-16px-")
+    records = (folder / "keys.bin").stat().st_size // 20
+    assert (
+        records == 8 and (folder / "tokens.f32").stat().st_size == 8 * 16 * 32 * 4 == 8 * second.record_bytes
+    )
+    second.eval()(images + 0.25, mask)
+    assert (folder / "keys.bin").stat().st_size // 20 == records  # a policy that acts adds nothing
+    apart, calls = other(layer=2)
+    apart(images, mask)
+    assert len(calls) == 7 and len(list((tmp_path / "features").iterdir())) == 2
+
+    damaged = bytearray((folder / "tokens.f32").read_bytes())
+    damaged[100] ^= 1
+    (folder / "tokens.f32").write_bytes(damaged)
+    (folder / "keys.bin").write_bytes((folder / "keys.bin").read_bytes() + b"half")
+    third, calls = other()
+    assert third(images, mask).values.equal(expected) and len(calls) == 2
+    third(images + 0.5, mask)
+    assert other()[0](images + 0.5, mask).values.equal(alone(images + 0.5, mask).values)
+
+    names = [one.name for one in entries(tmp_path)]
+    assert len(names) == 2 and f"features/{folder.name}" in names
+    evict(tmp_path, f"features/{folder.name}")
+    assert not folder.exists() and len(entries(tmp_path)) == 1
+    with pytest.raises(UserError, match="has no cache 'features/no'"):
+        evict(tmp_path, "features/no")
+
+
+def test_features_are_not_kept_of_what_changes(home: tuple[Path, dict[str, Any]]) -> None:
+    path = home[0] / "dinov3"
+    for keys, why in (
+        ({}, "cache is for learn: none"),
+        ({"learn": "none", "weights": "random"}, "pretrained"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            config_of("vision", path, cache=1, **keys)
+    tower = f"{{kind: pretrained, path: {path}, learn: none, cache: 9}}"
+    with pytest.raises(
+        UserError, match=r"cache keeps .*augmentation.kind is colour.*Set model.vision.cache=0"
+    ):
+        load_config(None, [f"model.vision={tower}", "data.image_size=auto", "data.augmentation.kind=colour"])
 
 
 def test_random_weights_begin_beside_the_same_rest_and_are_saved(home: tuple[Path, dict[str, Any]]) -> None:

@@ -207,7 +207,7 @@ def options(
 for one in COMMANDS:
     app.command()(guarded(one))
 data = typer.Typer(name="data", no_args_is_help=True)
-for one in (data_commands.inspect, data_commands.check, data_commands.convert):
+for one in (data_commands.inspect, data_commands.check, data_commands.convert, data_commands.cache):
     data.command()(guarded(one))
 app.add_typer(data)
 config = typer.Typer(name="config", no_args_is_help=True)
@@ -225,7 +225,7 @@ def _config_options() -> None:
 @data.callback()
 def _data_options() -> None:
     """Recorded data: `inspect` says what they hold, `check` what is wrong with them, and `convert` makes
-    LeRobot v3.0 of any format."""
+    LeRobot v3.0 of any format. `cache` lists and deletes what is kept of them for all runs."""
 
 
 def system_error_message(error: Exception) -> str:

@@ -134,3 +134,39 @@ def convert(
         config = lenient(config)
     storage = "image" if pictures == "png" else "video"
     convert_source(config, target, storage=storage, shard=(number, count), workers=workers)
+
+
+def cache(
+    evict: Annotated[
+        list[str] | None,
+        typer.Option("--evict", help="Delete this cache; all: every one.", metavar="NAME"),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder", help="Another folder of caches.", show_default="$TUTTI_CACHE, ~/.cache/tutti"
+        ),
+    ] = None,
+) -> None:
+    """Lists what is kept for all runs: decoded pictures, features of frozen towers, fetched data sets.
+
+    It is always safe to delete a cache that no training uses: it is built again when it is needed.
+    """
+    from datetime import datetime
+
+    from tutti.data.cache.entries import entries
+    from tutti.data.cache.entries import evict as delete
+    from tutti.runs.terminal import print_line, print_table
+    from tutti.storage.files import cache_home, megabytes
+
+    home = folder or cache_home()
+    for name in evict or ():
+        for one in [entry.name for entry in entries(home)] if name == "all" else [name]:
+            delete(home, one)
+            print_line(f"deleted {home / one}")
+    found = entries(home)
+    rows = [
+        (one.name, megabytes(one.size), f"{datetime.fromtimestamp(one.used):%Y-%m-%d %H:%M}") for one in found
+    ]
+    total = ("all", megabytes(sum(one.size for one in found)), "")
+    print_table(f"Caches in {home}", ("name", "size", "last changed"), rows, last=total)

@@ -25,6 +25,7 @@ from tutti.data.config import DataConfig
 from tutti.evaluation.closed_loop.evaluate import EvaluationConfig
 from tutti.frozen_config import FrozenConfig
 from tutti.models.config import ModelConfig
+from tutti.models.pretrained.vision import PretrainedVisionConfig
 from tutti.nested_dicts import merge
 from tutti.objectives.balancing.shares import SharesBalancingConfig
 from tutti.objectives.config import DEFAULT_KINDS, BalancingConfig, ObjectiveConfig, plain_weights
@@ -89,6 +90,12 @@ class RunConfig(FrozenConfig):
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         terms = self.objective.terms()
+        vision, changes = self.model.vision, self.data.augmentation.kind
+        if isinstance(vision, PretrainedVisionConfig) and vision.cache and changes != "none":
+            raise ValueError(
+                f"model.vision.cache keeps the tokens of pictures, but data.augmentation.kind is {changes}, "
+                "which makes each picture a new one. Set model.vision.cache=0, or data.augmentation.kind=none"
+            )
         check_combination(self.balancing, self.backward, terms, self.strategy, self.training)
         if self.training.evaluate_every:
             check_playing(self.evaluation, self.during_training)

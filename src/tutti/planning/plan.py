@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tutti.config.run_config import RunConfig
+from tutti.models.pretrained.vision import PretrainedVision
 from tutti.planning.devices import Device, Precision, find_device
 from tutti.planning.footprint import Flops, Parts, Peaks, count_flops, fake_update, recompute
 from tutti.runs.build import expected_spec, with_steps
@@ -115,6 +116,8 @@ class Plan:
     parts: Parts
     flops: Flops
     ways: tuple[Way, ...]
+    features: int = 0
+    """Bytes of a picture in the feature cache; 0: there is none."""
 
 
 def plan_run(
@@ -157,7 +160,7 @@ def make_plan(config: RunConfig, spec: DataSpec, request: Request) -> Plan:
     """Predicts a training of `config`, whose precision is decided on, from fake tensors of `spec`'s sizes."""
     gpu, global_batch = not request.device.process, config.data.batch_size * config.training.accumulation
     flops, sizes = count_flops(config, spec, gpu=gpu), sizes_near(global_batch, request.gpus)
-    parts, peaks, tokens = _measured(config, spec, sizes=sizes, gpu=gpu)
+    parts, peaks, tokens, features = _measured(config, spec, sizes=sizes, gpu=gpu)
     kinds: tuple[Kind, ...] = ("single", "ddp", "fsdp") if request.gpus > 1 else ("single",)
     return Plan(
         request=request,
@@ -168,6 +171,7 @@ def make_plan(config: RunConfig, spec: DataSpec, request: Request) -> Plan:
         tokens=tokens,
         parts=parts,
         flops=flops,
+        features=features,
         ways=tuple(
             _way(
                 kind,
@@ -197,8 +201,9 @@ def sizes_near(global_batch: int, gpus: int) -> tuple[int, int]:
 
 def _measured(
     config: RunConfig, spec: DataSpec, sizes: tuple[int, int], *, gpu: bool
-) -> tuple[Parts, dict[bool, tuple[Peaks, Peaks]], int]:
-    """What lives through the training; the peaks at both sizes without and with recomputation; the tokens."""
+) -> tuple[Parts, dict[bool, tuple[Peaks, Peaks]], int, int]:
+    """What lives through the training; the peaks at both sizes without and with recomputation; the tokens;
+    the bytes of a picture in the feature cache."""
     peaks: dict[bool, tuple[Peaks, Peaks]] = {}
     accumulation = config.training.accumulation
     with fake_update(config, spec, gpu=gpu) as (trial, memory):
@@ -210,7 +215,8 @@ def _measured(
         moments = len(spec.history)
         seen = len(spec.views) * model.vision.tokens_per_view
         tokens = 1 + model.language.num_tokens + moments * (1 + seen)
-        return trial.parts(), peaks, tokens
+        features = model.vision.record_bytes if isinstance(model.vision, PretrainedVision) else 0
+        return trial.parts(), peaks, tokens, features
 
 
 def memory_on(kind: Kind, gpus: int, parts: Parts, peaks: tuple[Peaks, Peaks], config: RunConfig) -> Memory:

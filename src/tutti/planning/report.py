@@ -36,6 +36,11 @@ def assumptions(plan: Plan) -> list[str]:
         "On a CPU malloc may keep freed tensors, up to a third of the rest again, unless "
         "MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_ are set, which costs time (docs/how-to/plan.md)."
     ]
+    views, frame = len(plan.spec.views), len(plan.spec.views) * plan.features
+    cached = [
+        f"The feature cache takes {in_bytes(1000 * frame)} of disk for 1,000 frames of {views} views, up to "
+        "model.vision.cache MiB; the vision tower's forward pass, counted here, is of the first epoch alone."
+    ]
     return [
         f"{device.name}: {device.peak(plan.precision) / 1e12:.3g} TFLOP/s peak in {plan.precision}, of which "
         f"a training reaches {100 * request.mfu:.0f} % (--mfu); recomputation counts as work.",
@@ -43,6 +48,7 @@ def assumptions(plan: Plan) -> list[str]:
         f"of {device.memory / 1e9:.4g} GB (--memory); no two texts are the same.",
         f"{request.bandwidth / 1e9:g} GB/s {where}; DDP hides it behind the backward pass, FSDP behind all.",
         *(kept if device.process else ()),
+        *(cached if plan.features else ()),
         f"{request.samples:,.0f} samples in updates of {plan.global_batch:,}; data come as fast as wanted.",
     ]
 

@@ -10,12 +10,11 @@ from .parts import (
     slots,
     split_parts,
     stores_of,
-    training_answers,
     training_texts,
     used_vectors,
 )
 from .shares import SourceShare, source_shares, weighed
-from .statistics import fit_normalizer, with_relative_chunks
+from .statistics import fit_normalizer, training_answers, with_relative_chunks
 
 __all__ = [
     "LabelsConfig",

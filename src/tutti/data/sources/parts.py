@@ -313,14 +313,6 @@ def training_texts(parts: Iterable[Part]) -> set[str]:
     return set[str]().union(*(part.texts(part.training) for part in parts))
 
 
-def training_answers(parts: Iterable[Part]) -> set[str]:
-    """The answers about pictures that the text is fitted on, besides."""
-    trained = (
-        (part.store, episode.start) for part in parts if part.store.answers for episode in part.training
-    )
-    return {store.answers[store.answer_of[row]] for store, row in trained}
-
-
 def masked_line(part: Part, share: float) -> str:
     """How much of the actions in the chunks of a source is masked, for the user."""
     fps, percent = part.store.spec.fps, f"{100 * share:.0f} %"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -69,3 +69,11 @@ def with_relative_chunks(
     ]
     moved = replace(rows.stats[spec.embodiment], action=ActionStats.fit(np.concatenate(found)))
     return Normalizer(rows.kind, {spec.embodiment: moved})
+
+
+def training_answers(parts: Iterable[Part]) -> set[str]:
+    """The answers about pictures that the text is fitted on, besides."""
+    trained = (
+        (part.store, episode.start) for part in parts if part.store.answers for episode in part.training
+    )
+    return {store.answers[store.answer_of[row]] for store, row in trained}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import ClassVar, Literal, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tutti.masks import readable, tell, told
 from tutti.models.interfaces import VisionEncoder
@@ -17,6 +19,7 @@ from tutti.models.pretrained.config import PicturesConfig, TowerConfig
 from tutti.models.pretrained.facts import Socket
 from tutti.models.pretrained.remembered import Remembered
 from tutti.models.pretrained.tower import Tower, projection
+from tutti.storage.files import cache_home
 from tutti.types import DataSpec, Tokens, UserError
 
 
@@ -35,6 +38,12 @@ class PretrainedVisionConfig(TowerConfig, PicturesConfig):
         description="MiB of tokens that a tower with learn: none keeps on a CPU, so that it computes a "
         "picture once and not in each epoch; it then computes each picture alone. 0: none.",
     )
+    cache: int = Field(
+        default=0,
+        ge=0,
+        description="MiB of tokens that a tower with learn: none keeps on disk, for all runs, in the folder "
+        "of caches ($TUTTI_CACHE); each picture is computed alone, once. 0: none.",
+    )
     withhold: bool = Field(
         default=False,
         description="true: all views are withheld, in training and in use: the control that never sees.",
@@ -42,8 +51,11 @@ class PretrainedVisionConfig(TowerConfig, PicturesConfig):
 
     @model_validator(mode="after")
     def _remembers_what_stays(self) -> Self:
-        if self.remember and self.learn != "none":
-            raise ValueError("remember is for learn: none; the tokens of a tower that learns change")
+        for key in ("remember", "cache"):
+            if getattr(self, key) and self.learn != "none":
+                raise ValueError(f"{key} is for learn: none; the tokens of a tower that learns change")
+        if self.cache and self.weights == "random":
+            raise ValueError("cache is for weights: pretrained; random ones are others in the next run")
         return self
 
     def build(self, spec: DataSpec) -> PretrainedVision:
@@ -71,7 +83,7 @@ class PretrainedVision(VisionEncoder):
     def __init__(self, config: PretrainedVisionConfig, spec: DataSpec) -> None:
         super().__init__()
         self.tower = Tower(config)
-        self.remembered = Remembered(config.remember)
+        self.remembered = Remembered(config.remember, config.cache, cache_home() if config.cache else Path())
         self.withhold, self.shuffle, self.image_size = config.withhold, config.shuffle, spec.image_size
         scale, shift = config.affine()
         self.register_buffer("scale", scale, persistent=False)
@@ -88,6 +100,7 @@ class PretrainedVision(VisionEncoder):
             map_ = self.maps(torch.zeros(1, 3, spec.image_size, spec.image_size))
         _, features, self.grid, _ = map_.shape
         width = features // len(config.layers)
+        self.record_bytes = 4 * features * self.grid**2 if config.cache else 0  # of a picture on disk
         self.project = projection(config, width)
         if self.grid % config.shuffle:
             raise UserError(
@@ -106,8 +119,12 @@ class PretrainedVision(VisionEncoder):
         b, v = image_mask.shape
         with torch.no_grad() if self.tower.still else nullcontext():
             pictures = images.flatten(0, 1)
-            if self.remembered.memory and readable(pictures):
+            if self.remembered.memory and not self.remembered.disk and readable(pictures):
                 seen = self.remembered.tokens(pictures, self.tokens)
+            elif (about := self._computed_from(pictures)) is not None:
+                # A policy that acts reads what is kept, and adds no picture of its own.
+                seen = self.remembered.tokens(pictures, self.tokens, about, keep=self.training)
+                seen = seen.to(pictures.dtype)
             else:
                 seen = self.tokens(pictures)
         n = self.tokens_per_view
@@ -115,6 +132,26 @@ class PretrainedVision(VisionEncoder):
         values = (seen.view(b, v, n, self.width) + self.position).flatten(1, 2)
         mask = tell(image_mask[:, :, None].expand(b, v, n).reshape(b, v * n), told(image_mask))
         return Tokens(values=values, mask=mask)
+
+    def _computed_from(self, pictures: Tensor) -> dict[str, Any] | None:
+        """All that the tokens on disk depend on besides the picture; None: they are not looked for."""
+        loaded = self.tower.loaded
+        if not self.remembered.disk or loaded is None or isinstance(pictures, FakeTensor):
+            return None
+        if torch.compiler.is_compiling():
+            return None
+        kind = pictures.device.type
+        casts = torch.is_autocast_enabled(kind) and str(torch.get_autocast_dtype(kind))
+        return {
+            "kind": loaded.kind,
+            "sha256": loaded.sha256,
+            "layers": list(self.tower.places),
+            "output": -1 in self.tower.config.layers,  # pyright: ignore[reportAttributeAccessIssue]
+            "image_size": self.image_size,
+            "colours": [self.scale.flatten().tolist(), self.shift.flatten().tolist()],
+            "numbers": [str(pictures.dtype), str(casts), kind],
+            "torch": torch.__version__,
+        }
 
     def tokens(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """The tower's own tokens of pictures in [-1, 1]; of several layers side by side."""
