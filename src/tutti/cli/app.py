@@ -49,6 +49,8 @@ COMMANDS: tuple[Command, ...] = (
         study_commands.compare,
         study_commands.tune,
         init_command.init,
+        export_command.push,
+        export_command.pull,
         config_commands.configs,
         config_commands.schema,
         commands.model,

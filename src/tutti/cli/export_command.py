@@ -1,4 +1,4 @@
-"""The command `tutti export`: what a policy needs, in a folder of its own, for Tutti or for LeRobot."""
+"""The commands `tutti export`, `push` and `pull`: a policy in a folder of its own, here and on a hub."""
 
 from __future__ import annotations
 
@@ -67,3 +67,29 @@ def export(
     title, rows = table(read_json(folder / EXPORT))
     print_table(title, ("", "name", "unit", "smallest", "largest"), rows)
     print_line(f"Written: {folder}")
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder of `tutti export`.", metavar="FOLDER")],
+    name: Annotated[str, typer.Argument(help="The repository on the hub.", metavar="OWNER/NAME")],
+    public: Annotated[bool, typer.Option("--public", help="If it is made: for everybody to see.")] = False,
+    message: Annotated[str, typer.Option("--message", "-m", help="Of the commit.", show_default=False)] = "",
+) -> None:
+    """Sends an export with its model card to a hub of models. Needs the network and a token."""
+    require_run(folder)
+    from tutti.serving.exports.hub import push_export
+
+    print_line(f"Pushed: {push_export(folder, name, public=public, message=message)}")
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="The repository on the hub.", metavar="OWNER/NAME")],
+    to: Annotated[Path, typer.Option("--to", help="A folder that does not exist yet.", metavar="FOLDER")],
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="A branch, tag or commit.", show_default="the newest")
+    ] = None,
+) -> None:
+    """Fetches an export from a hub of models, and checks every file. Needs the network."""
+    from tutti.serving.exports.hub import pull_export
+
+    print_line(f"Pulled: {pull_export(name, to, revision=revision)}, every file with its SHA-256")
