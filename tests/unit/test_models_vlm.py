@@ -15,12 +15,16 @@ from fixtures import small_model
 from fixtures.small_model import observation
 from fixtures.towers import SIZE
 from fixtures.vlms import hidden_states, save_vlm
+from tutti.config.run_config import load_config
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
 from tutti.models.describe import blank_observation
 from tutti.models.layers import blocks_of
 from tutti.models.vla import VLA
 from tutti.objectives.term import stopped
+from tutti.runs.build import describe_model
 from tutti.types import Features, Observation, UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "vlm"
 
 SPEC = replace(small_model.SPEC, image_size=SIZE)
 SEEN = observation(SPEC, b=3)
@@ -126,7 +130,7 @@ def trained(model: VLA, steps: int) -> VLA:
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen3_vl"])
 def test_a_frozen_vlm_stays_and_lora_begins_as_it(home: Home, kind: str) -> None:
     path = home[0] / kind
     frozen, config = loaded(config_of(path, learn="none")), config_of(path, learn={"lora": 2})
@@ -252,3 +256,14 @@ def test_each_block_of_the_decoder_reads_the_layer_of_its_depth(home: Home) -> N
         ValueError, match=r"cross_attention is layers, those of model\.vlm, and there is none"
     ):
         ModelConfig.model_validate({"action": FLOW})
+
+
+@pytest.mark.parametrize(("recipe", "kind", "tokens"), [("smolvla", "smolvlm", 4), ("pi0", "paligemma", 16)])
+def test_recipes_are_configs_that_build(home: Home, recipe: str, kind: str, tokens: int) -> None:
+    """With tiny stand-ins for their backbones and experts."""
+    small = {"vlm.path": home[0] / kind, "vlm.layers": 4, "action.width": 24, "action.depth": 4}
+    overrides = [f"model.{key}={value}" for key, value in small.items()]
+    config = load_config(CONFIGS / f"{recipe}-like.yaml", overrides)
+    described = describe_model(config)
+    assert {row.tokens for row in described.tokens if row.name.startswith("vision")} == {tokens}
+    assert config.data.pixels == SIZE and list(config.objective.terms()) == ["action"]

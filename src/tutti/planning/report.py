@@ -62,6 +62,8 @@ def print_plan(plan: Plan, *, as_json: bool = False) -> None:
     print_robots(plan.spec.embodiments, plan.spec.robots)
     rows = [(f"parameters: {name}", f"{count:,}") for name, count in parts.parameters.items()]
     rows.append(("parameters", f"{parts.total:,}"))
+    if parts.trainable < parts.total:
+        rows.append(("parameters that learn", f"{parts.trainable:,}"))
     for name in ("weights", "gradients", "optimizer", "ema"):
         rows.append((f"bytes: {name}", in_bytes(float(getattr(parts, name)))))
     for way in plan.ways:
