@@ -39,6 +39,7 @@ BAD = (
     "long",
     "too strict",
     "escapes",
+    "unclear",
     "poisoned",
 )
 

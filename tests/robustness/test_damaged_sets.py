@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import damaged_data
+import damaged_formats
 import damaged_sets
 import odd_commands
 import odd_configs
@@ -14,6 +15,14 @@ def test_damaged_sets_are_read_as_they_are_or_refused() -> None:
     assert len(outcomes) == 60
     assert [one for one in outcomes if one.kind in BAD] == []
     assert {"taken", "refused"} == {one.kind for one in outcomes}
+
+
+def test_every_format_and_several_robots_are_read_or_refused_by_name() -> None:
+    outcomes = damaged_formats.outcomes_of(3 * len(damaged_formats.LINES))
+    assert [one for one in outcomes if one.kind in BAD] == []
+    assert {"taken", "refused"} == {one.kind for one in outcomes}
+    leaks = ("Error:", "NoneType", "valid tuple", "valid dictionary")
+    assert [one.message for one in outcomes if any(word in one.message for word in leaks)] == []
 
 
 def test_odd_configs_are_refused_with_a_message() -> None:

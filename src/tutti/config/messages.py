@@ -103,6 +103,8 @@ def _sentence(key: str, problem: Any, known: set[str], values: Any) -> str:
             return f"{key}: {text}." if key else f"{text}."
         case _:
             expected = problem["msg"].replace("Input should be", "expected").rstrip(".")
+            expected = re.sub(r"a valid (tuple|list)\b", "a list", expected)
+            expected = re.sub(r"a valid dictionary( or instance of \w+)?", "keys with values", expected)
             return f"{key}: {expected}, found {found}."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -18,6 +18,7 @@ _Numbers = TypeVar("_Numbers", np.ndarray, Tensor)
 _FLOOR = 1e-5
 BLOCK = 1 << 18
 """Rows that are taken to float64 at a time."""
+_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +37,18 @@ class ActionStats:
     max: Float64[np.ndarray, " d"]
 
     @classmethod
-    def fit(cls, values: Float[np.ndarray, "n d"]) -> Self:
-        """Of all rows of `values`; quantiles interpolate linearly between neighbours."""
-        columns = [np.quantile(column.astype(np.float64), [0.01, 0.99]) for column in values.T]
+    def fit(cls, *parts: Float[np.ndarray, "_ d"]) -> Self:
+        """Of all rows of some arrays, laid end to end; quantiles interpolate linearly between neighbours.
+
+        None of them is copied but a column and a block of rows at a time.
+        """
+        mean = _mean(parts, lambda rows: rows)
+        std = np.sqrt(_mean(parts, lambda rows: np.square(rows - mean)))
+        columns = [_quantiles(parts, column) for column in range(len(mean))]
         q01, q99 = np.array(columns, dtype=np.float64).reshape(-1, 2).T
-        mean = _mean(values, lambda rows: rows)
-        std = np.sqrt(_mean(values, lambda rows: np.square(rows - mean)))
         low, high = (
-            extreme.reduce(values, axis=0).astype(np.float64) for extreme in (np.minimum, np.maximum)
+            extreme.reduce([extreme.reduce(part, axis=0) for part in parts if len(part)]).astype(np.float64)
+            for extreme in (np.minimum, np.maximum)
         )
         return cls(q01=q01, q99=q99, mean=mean, std=std, min=low, max=high)
 
@@ -105,15 +110,44 @@ class ActionStats:
 
 
 def _mean(
-    values: Float[np.ndarray, "n d"], of: Callable[[np.ndarray], np.ndarray]
+    parts: Sequence[Float[np.ndarray, "_ d"]], of: Callable[[np.ndarray], np.ndarray]
 ) -> Float64[np.ndarray, " d"]:
-    """The mean over the rows, added up row by row in float64; a block at a time, since a whole copy of
-    millions of rows would be several gigabytes."""
-    total = np.zeros((1, values.shape[1]))
-    for start in range(0, len(values), BLOCK):
-        rows = of(values[start : start + BLOCK].astype(np.float64))
-        total = np.concatenate([total, rows]).sum(axis=0, keepdims=True)
-    return total[0] / len(values)
+    """The mean over the rows, added up row by row in float64, a block at a time."""
+    dim = parts[0].shape[1]
+    total = np.zeros((1, dim))
+    # NumPy adds rows of several numbers one by one, but a lone column in pairs, so that its blocks count.
+    for rows in _blocks(parts, BLOCK if dim == 1 else _ROWS):
+        total = np.concatenate([total, of(rows.astype(np.float64))]).sum(axis=0, keepdims=True)
+    return total[0] / sum(map(len, parts))
+
+
+def _blocks(parts: Sequence[Float[np.ndarray, "_ d"]], size: int) -> Iterator[Float[np.ndarray, "_ d"]]:
+    """All rows in blocks of `size`, the last one smaller."""
+    held: list[np.ndarray] = []
+    for part in parts:
+        begin = 0
+        while begin < len(part):
+            held.append(part[begin : begin + size - sum(map(len, held))])
+            begin += len(held[-1])
+            if sum(map(len, held)) == size:
+                yield held[0] if len(held) == 1 else np.concatenate(held)
+                held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _quantiles(parts: Sequence[Float[np.ndarray, "_ d"]], column: int) -> list[float]:
+    """The quantiles 0.01 and 0.99 of a column, as `np.quantile` gives them in float64."""
+    values = np.concatenate([part[:, column] for part in parts])
+    places = [(len(values) - 1) * quantile for quantile in (0.01, 0.99)]
+    near = [(int(place), min(int(place) + 1, len(values) - 1)) for place in places]
+    values.partition(sorted({one for pair in near for one in pair}))
+    found: list[float] = []
+    for place, (below, above) in zip(places, near, strict=True):
+        low, high, share = float(values[below]), float(values[above]), place - below
+        # From the nearer end, as NumPy does, so that the last bits are the same.
+        found.append(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ log = logging.getLogger("tutti.data")
 
 ROOM = 0.8
 """Share of the free disk that a cache may take by `auto`."""
+_CURE = 'write the kind there, as {"kind": "raw"}, or train anew (--redo)'
 PLACES, ROWS = 8, 4
 """Stretches of a data set that are decoded to see what it costs, and the rows of each."""
 
@@ -67,11 +68,11 @@ def decide(
     if config.kind != "auto":
         return config
     if kept is not None and kept.exists():
-        kind = read_json(kept).get("kind")
+        kind = read_json(kept, cure=f"Cure: {_CURE}.").get("kind")
         if kind not in get_args(CacheKind):
             raise UserError(
                 f"{kept}: kind is {shown(kind)}.\n  expected: one of {', '.join(get_args(CacheKind))}, as "
-                "this run was trained with\n  cure: write it there, or train anew (--redo)."
+                f"this run was trained with\n  cure: {_CURE}."
             )
     else:
         kind = _choose(stores, config, image_size)

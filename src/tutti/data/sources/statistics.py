@@ -11,12 +11,15 @@ from jaxtyping import Float32
 
 from tutti.data.conventions.chunks import MOST_CHUNKS, chunks_of
 from tutti.data.embodiments import CommonSpec
-from tutti.data.episodes import VECTORS, Vector, rows_of
+from tutti.data.episodes import VECTORS, Vector, row_spans
 from tutti.data.normalize import ActionStats, EmbodimentStats, NormalizationKind, Normalizer
 from tutti.data.sources.parts import Part, labelled_rows
 from tutti.durations import in_own_steps
 from tutti.errors import UserError
 from tutti.types import Label
+
+MOST_VIEWS = 1 << 16
+"""Stretches of rows that are looked at in place."""
 
 
 def fit_normalizer(parts: Sequence[Part], spec: CommonSpec, kind: NormalizationKind) -> Normalizer:
@@ -30,27 +33,31 @@ def fit_normalizer(parts: Sequence[Part], spec: CommonSpec, kind: NormalizationK
         known = {part.store: labelled_rows(part.store, parts, spec) for part in of_robot}
         fitted: dict[Vector, ActionStats] = {}
         for vector, label in VECTORS.items():
-            values = np.empty((1, 0), np.float32)
+            found = [np.empty((1, 0), np.float32)]
             if getattr(own, f"{vector}_dim"):
-                found = [_rows(part, known[part.store][label], label) for part in of_robot]
-                if not (found := [rows for rows in found if len(rows)]):
+                found = [rows for part in of_robot for rows in _rows(part, known[part.store][label], label)]
+                if not found:
                     whose = f" of {robot}" * (len(spec.own) > 1)
                     raise UserError(
                         f"data.sources: no frame to train on has {label}{whose}.\n"
                         f"  expected: one source with them\n  cure: set sources.labels.{label}=true where "
                         "they are, or name a source with them."
                     )
-                values = np.concatenate(found)
-            fitted[vector] = ActionStats.fit(values)
+            fitted[vector] = ActionStats.fit(*found)
         stats[robot] = EmbodimentStats(**fitted)
     return Normalizer(kind, stats)
 
 
-def _rows(part: Part, known: np.ndarray, label: Label) -> Float32[np.ndarray, "n d"]:
-    """The numbers that a part trains on."""
-    rows = rows_of(part.training)
+def _rows(part: Part, known: np.ndarray, label: Label) -> list[Float32[np.ndarray, "_ d"]]:
+    """The numbers that a part trains on, as views where these are few: a copy takes as much again."""
     values = part.store.states if label == "state" else part.store.actions
-    return values[rows[known[rows]]]
+    used = np.zeros(len(values), bool)
+    for start, end in row_spans(part.training):
+        used[start:end] = known[start:end]
+    edges = np.flatnonzero(np.diff(used, prepend=False, append=False)).reshape(-1, 2)
+    if len(edges) > MOST_VIEWS:
+        return [values[used]]
+    return [values[start:end] for start, end in edges.tolist()]
 
 
 def with_relative_chunks(
@@ -67,7 +74,7 @@ def with_relative_chunks(
         )
         for part in acting
     ]
-    moved = replace(rows.stats[spec.embodiment], action=ActionStats.fit(np.concatenate(found)))
+    moved = replace(rows.stats[spec.embodiment], action=ActionStats.fit(*found))
     return Normalizer(rows.kind, {spec.embodiment: moved})
 
 

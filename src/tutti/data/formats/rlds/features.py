@@ -76,7 +76,7 @@ def read_features(folder: Path) -> tuple[dict[str, Stored], str, dict[str, str]]
     root = read_json(path, links=True, cure=f"Cure: {COPY_AGAIN}")
     features: dict[str, Stored] = {}
     passed_over: dict[str, str] = {}
-    keys: set[str] = set()
+    keys, name = set[str](), ""
     try:
         for key, kind, content, nested in _leaves(root):
             name = key.removeprefix(STEPS)
@@ -92,7 +92,8 @@ def read_features(folder: Path) -> tuple[dict[str, Stored], str, dict[str, str]]
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
-        found = shown(f"{type(error).__name__}: {error}", 200)
+        what = "misses a part" if isinstance(error, KeyError) else "is of another form"
+        found = f"{shown(name)}, or the entry after it, {what}" if name else f"an entry that {what}"
         raise data_error(
             f"{path} is damaged.", expected="features as TFDS writes them", found=found
         ) from None
