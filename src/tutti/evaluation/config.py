@@ -173,6 +173,7 @@ class EvaluationConfig(FrozenConfig):
     def departures(self, suite: Suite) -> tuple[str, ...]:
         """Where this is not how the suite's published numbers were measured, as "episodes 20, not 10"."""
         own = {"episodes": self.episodes, "first_seed": self.first_seed, "max_decisions": self.limit(suite)}
+        own |= {"actions_per_query": self.actions_per_query}
         return tuple(
             f"{key} {own[key]}, not {value}" for key, value in suite.protocol.items() if own[key] != value
         )

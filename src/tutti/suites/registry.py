@@ -10,11 +10,12 @@ from tutti.errors import UserError, near_miss
 from tutti.plugin import CustomConfig
 from tutti.suites.environment import Suite
 from tutti.suites.gym import ALOHA, PUSHT
+from tutti.suites.libero.suite import LIBERO
 from tutti.suites.metaworld.suite import METAWORLD
 from tutti.types import DataSpec
 
 # Pyright takes no class variable for a property of a protocol; a test asks isinstance.
-SUITES: dict[str, Suite] = {suite.name: cast(Suite, suite) for suite in (*METAWORLD, PUSHT, *ALOHA)}
+SUITES: dict[str, Suite] = {suite.name: cast(Suite, suite) for suite in (*METAWORLD, *LIBERO, PUSHT, *ALOHA)}
 CURE = "For data of another robot: evaluation.suite=none measures the open-loop error of a run alone."
 REQUIRED = (
     *("name", "state_dim", "action_dim", "tasks", "views"),

@@ -146,6 +146,8 @@ class FastRenderer:
     one process: each makes its own context current before it draws.
     """
 
+    max_geoms = 1000
+
     def __init__(
         self, model: Any, views: tuple[str, ...], image_size: int, samples: int = 0, *, full: bool = False
     ) -> None:
@@ -155,11 +157,11 @@ class FastRenderer:
         Raises:
             UserError: no OpenGL context can be opened.
         """
-        mujoco = load_mujoco()
+        self.mujoco = mujoco = load_mujoco()
         self._gl: Any = None
         self.views = views
         self.image_size = image_size
-        self._cameras = [_camera_of(mujoco, model, view) for view in views]
+        self._cameras = [self.camera_of(model, view) for view in views]
         self._sizes = [_drawn_size(view, image_size) for view in views]
         size = max(self._sizes)
         self._model = drawn = copy.copy(model)
@@ -175,16 +177,27 @@ class FastRenderer:
         atexit.register(_close, weakref.ref(self))
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(self._model, maxgeom=1000)
+        self._scene = mujoco.MjvScene(self._model, maxgeom=self.max_geoms)
         for flag in () if full else ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_HAZE"):
             self._scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
-        self._options = mujoco.MjvOption()
+        self._options = self.options()
         self._pixels = {size: np.zeros((size, size, 3), dtype=np.uint8) for size in self._sizes}
-        self._mujoco = mujoco
+
+    def camera_of(self, model: Any, view: str) -> tuple[Any, float]:
+        """The camera of a view, and the field of view of a free one, which a fixed one ignores."""
+        return _camera_of(self.mujoco, model, view)
+
+    def options(self) -> Any:
+        """What is drawn: MuJoCo's own choice."""
+        return self.mujoco.MjvOption()
+
+    def upright(self, view: str, pixels: np.ndarray) -> np.ndarray:
+        """OpenGL's rows come from the bottom up: a camera upside down has them in order, but mirrored."""
+        return pixels[:, ::-1] if view in FIXED_VIEWS else pixels[::-1]
 
     def render(self, data: Any) -> UInt8[np.ndarray, "v h w 3"]:
         """The views of the scene where `data` says everything is; row 0 is the top of the picture."""
-        mujoco = self._mujoco
+        mujoco = self.mujoco
         if self._gl is None:
             raise ValueError("This renderer is closed.")
         self._gl.make_current()
@@ -198,8 +211,7 @@ class FastRenderer:
             )
             mujoco.mjr_render(rectangle, self._scene, self._context)
             mujoco.mjr_readPixels(pixels, None, rectangle, self._context)
-            # OpenGL's rows come from the bottom up: a camera upside down has them in order, but mirrored.
-            picture = pixels[:, ::-1] if view in FIXED_VIEWS else pixels[::-1]
+            picture = self.upright(view, pixels)
             pictures[index] = picture if size == self.image_size else _cropped(picture, view, self.image_size)
         return pictures
 
