@@ -246,12 +246,7 @@ def test_a_release_holds_what_a_policy_needs_with_sums_and_a_card_of_its_own_sco
 
 
 def test_the_policy_that_comes_with_tutti_is_whole_and_small() -> None:
-    """Of what lies in the place of the release; an empty place is what a checkout without one has."""
     folder = files.released_policy()
-    if not folder.exists():
-        with pytest.raises(UserError, match="SHA256SUMS"):
-            release_policy.check_release(folder)
-        return
     release_policy.check_release(folder)
     assert release_policy.size(folder) <= release_policy.MOST
 
