@@ -38,7 +38,7 @@ def assumptions(plan: Plan) -> list[str]:
     ]
     views, frame = len(plan.spec.views), len(plan.spec.views) * plan.features
     cached = [
-        f"The feature cache takes {in_bytes(1000 * frame)} of disk for 1,000 frames of {views} views, up to "
+        f"The feature cache takes {in_bytes(1e3 * frame)} of disk for 1,000 frames of {views} views, up to "
         "model.vision.cache MiB; the vision tower's forward pass, counted here, is of the first epoch alone."
     ]
     return [
