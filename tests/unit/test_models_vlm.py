@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fixtures import small_model
 from fixtures.small_model import observation
-from fixtures.towers import SIZE
+from fixtures.towers import SIZE, tf
 from fixtures.vlms import hidden_states, save_vlm
 from tutti.config.run_config import load_config
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
@@ -21,6 +21,7 @@ from tutti.models.describe import blank_observation
 from tutti.models.layers import blocks_of
 from tutti.models.vla import VLA
 from tutti.objectives.term import stopped
+from tutti.objectives.terms.next_token import NextTokenConfig
 from tutti.runs.build import describe_model
 from tutti.types import Features, Observation, UserError
 
@@ -256,6 +257,37 @@ def test_each_block_of_the_decoder_reads_the_layer_of_its_depth(home: Home) -> N
         ValueError, match=r"cross_attention is layers, those of model\.vlm, and there is none"
     ):
         ModelConfig.model_validate({"action": FLOW})
+
+
+def test_the_language_model_writes_as_transformers_own(home: Home) -> None:
+    """An answer of four tokens behind a text, the text seen both ways: PaliGemma's own logits, to 1e-5."""
+    whole = tf.AutoModelForImageTextToText.from_pretrained(home[0] / "paligemma").eval()
+    model = loaded(config_of(home[0] / "paligemma"))
+    model.language.require_writer("objective.answer")
+    text, answer = SEEN.text[:1, :3], torch.tensor([[7, 5, 9, 3]])
+    ids = torch.cat([torch.tensor([[2]]), text, answer], dim=1)
+    kinds = torch.tensor([[0] * 4 + [1] * 4])
+    with torch.no_grad():
+        expected = whole(input_ids=ids, token_type_ids=kinds, attention_mask=torch.ones_like(ids)).logits
+        first = model.language(ids[:, :1], torch.ones(1, 1, dtype=torch.bool))
+        there = torch.ones(1, 5, dtype=torch.bool)
+        there[:, 3:] = False  # padding of the text, which leaves no gap
+        padded = torch.cat([text, text[:, :2]], dim=1)
+        found = model.language.write(first, padded, there, answer, torch.ones_like(answer, dtype=torch.bool))
+    torch.testing.assert_close(found, expected[:, 3:7], atol=1e-5, rtol=1e-5)
+    # Beside an insulated action this is what teaches the VLM.
+    batch = replace(small_model.batch_of(torch.randn(3, 5, 3), spec=SPEC), observation=SEEN)
+    batch = replace(batch, answer=answer.expand(3, 4), answer_mask=torch.ones(3, 4, dtype=torch.bool))
+    term = NextTokenConfig().build(model, "answer")
+    term(model(SEEN), batch, model).value.backward()
+    for part in (model.vision, model.language, model.fusion):
+        assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 1e-3
+    for kind, keys, wrong in (
+        ("smolvlm", {}, "has an output layer of its own"),
+        ("paligemma", {"layers": 2}, "is cut behind an earlier block"),
+    ):
+        with pytest.raises(UserError, match=f"objective.answer lets the language model write, .* {wrong}"):
+            config_of(home[0] / kind, **keys).build(SPEC).language.require_writer("objective.answer")
 
 
 @pytest.mark.parametrize(("recipe", "kind", "tokens"), [("smolvla", "smolvlm", 4), ("pi0", "paligemma", 16)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tutti.models.fusion.states import StateFusion, require_state
 from tutti.models.interfaces import Fused, LanguageEncoder, Past
+from tutti.models.language.writing import Written
 from tutti.models.layers import project
 from tutti.models.pretrained.tower import Part, Tower, built, persistent, without
 from tutti.models.pretrained.vlm_config import VlmConfig, VlmFusionConfig, VlmVisionConfig
@@ -55,6 +56,7 @@ def build_vlm(
     vision.measure()
     language = VlmLanguage(config, towers["language"], embedding.weight.shape, spec)
     fusion = VlmFusion(config, fused, towers["fusion"], spec=spec, vision=vision)
+    language.reader.append(fusion)
     return vision, language, fusion
 
 
@@ -85,11 +87,49 @@ class VlmLanguage(LanguageEncoder):
                 f"model embeds {rows:,}.\n  cure: put the tokenizer.json of this very model beside its "
                 "config.json"
             )
-        self.embedding = f"{tower.facts.decoder}.{EMBEDDING}"
+        # The decoder that it writes with: used, not registered, since it is the fusion's.
+        self.reader: list[VlmFusion] = []
+
+    @property
+    def embedding(self) -> Any:
+        """That of words, with the scale that Gemma gives them."""
+        return self.tower.network.get_submodule(f"{self.tower.facts.decoder}.{EMBEDDING}")
 
     def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
         """Token ids to (b, l, width)."""
-        return Tokens(values=self.tower.network.get_submodule(self.embedding)(text), mask=text_mask)
+        return Tokens(values=self.embedding(text), mask=text_mask)
+
+    def require_writer(self, key: str) -> None:
+        """Raises: UserError unless the whole decoder is there and the embedding is its output layer."""
+        config, values = self.tower.config, self.tower.values
+        wrong = "" if values.get("tie_word_embeddings") else "has an output layer of its own"
+        if getattr(config, "layers", "all") not in ("all", values["text_config"].get("num_hidden_layers")):
+            wrong = "is cut behind an earlier block"
+        if wrong:
+            raise UserError(
+                f"{key} lets the language model write, but that of {config.path} {wrong}.\n  expected: "
+                f"{config.key}.layers=all of a model with tied embeddings (PaliGemma, Qwen2.5-VL of 3 B, "
+                "Qwen3-VL of 2 and 4 B)"
+            )
+
+    def write(
+        self,
+        before: Tokens,
+        text: Int[Tensor, "b l"],
+        text_mask: Bool[Tensor, "b l"],
+        answer: Int[Tensor, "b k"],
+        answer_mask: Bool[Tensor, "b k"],
+    ) -> Float[Tensor, "b k c"]:
+        """The VLM's own decoder once more, over one sequence of all: what is given as in its fusion, the
+        answer causally; a gradient passes it where it is frozen."""
+        words, said = (
+            Tokens(values=self.embedding(ids), mask=mask)
+            for ids, mask in ((text, text_mask), (answer, answer_mask))
+        )
+        sequence = Written.of(before, words, said)
+        logits = sequence.at_asked(self.reader[0].write(sequence)) @ self.embedding.weight.T
+        cap = self.tower.values["text_config"].get("final_logit_softcapping")
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class VlmFusion(StateFusion):
@@ -178,23 +218,40 @@ class VlmFusion(StateFusion):
     ) -> tuple[Float[Tensor, "b n d"], tuple[Tokens, ...]]:
         """What all tokens become, and those of the prefix behind each block. `deep` has what is added to the
         picture tokens, which stand first, behind the first blocks; e is 0 where nothing is."""
-        decoder = self.decoder
         place = torch.arange(x.shape[1], device=x.device)
         sees = place <= place[:, None]
         if not self.causal:
             sees = sees | (place < prefix.shape[1])
+        x, behind = self.run(x, sees & present[:, None], present, deep)
+        count = prefix.shape[1]
+        return x, tuple(Tokens(values=one[:, :count], mask=prefix) for one in behind)
+
+    def write(self, sequence: Written) -> Float[Tensor, "b n d"]:
+        """What the tokens of a text become, and of an answer that is written causally."""
+        sees, nothing = sequence.seen()[:, 0], sequence.values[:, :0, :0]
+        return self.run(sequence.values, sees.tril() if self.causal else sees, sequence.mask, nothing)[0]
+
+    def run(
+        self,
+        x: Float[Tensor, "b n d"],
+        sees: Bool[Tensor, "b n n"],
+        present: Bool[Tensor, "b n"],
+        deep: Float[Tensor, "b q e"],
+    ) -> tuple[Float[Tensor, "b n d"], list[Tensor]]:
+        """What tokens become that see those on the last axis, and what they are behind each block."""
+        decoder = self.decoder
         # A softmax over nothing is NaN, so a masked token sees itself.
-        itself = place == place[:, None]
-        mask = ((sees & present[:, None]) | itself)[:, None]
+        itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+        mask = (sees | itself)[:, None]
         angles = decoder.rotary_emb(x, self.positions(present, deep.shape[1]))
-        behind = deep.split(self.width, dim=-1)
-        layers: list[Tokens] = []
+        more = deep.split(self.width, dim=-1) if deep.shape[-1] else ()
+        behind: list[Tensor] = []
         for number, block in enumerate(decoder.layers):
             x = block(x, attention_mask=mask, position_embeddings=angles)
-            if number < len(behind) and deep.shape[-1]:
-                x = torch.cat([x[:, : deep.shape[1]] + behind[number], x[:, deep.shape[1] :]], dim=1)
-            layers.append(Tokens(values=x[:, : prefix.shape[1]], mask=prefix))
-        return decoder.norm(x), tuple(layers)
+            if number < len(more):
+                x = torch.cat([x[:, : deep.shape[1]] + more[number], x[:, deep.shape[1] :]], dim=1)
+            behind.append(x)
+        return decoder.norm(x), behind
 
     def positions(self, present: Bool[Tensor, "b n"], pictures: int) -> Int[Tensor, "*3 b n"]:
         """The number of tokens that are there before each, the first so many of which are of pictures. In a
