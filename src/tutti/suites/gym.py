@@ -141,7 +141,9 @@ class GymEnvironment(Environment):
 
     @property
     def state(self) -> Float32[np.ndarray, " s"]:
-        """The numbers at `state_keys`, one after the other."""
+        """The numbers at `state_keys`, one after the other; zeros before the first reset."""
+        if self.observation is None:
+            return np.zeros(self.suite.state_dim, np.float32)
         parts = [np.ravel(_at(self.observation, key)) for key in self.suite.state_keys]
         return np.concatenate([*parts, np.zeros(0)]).astype(np.float32)
 
