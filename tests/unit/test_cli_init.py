@@ -30,7 +30,11 @@ def test_with_yes_every_guess_is_taken_and_the_doctor_accepts_it() -> None:
     assert (code, said) == (0, "Written: squares.yaml. Next: tutti doctor squares.yaml")
     text = Path("squares.yaml").read_text()
     assert text.startswith("# Trains on set (lerobot, ") and text.count("\n# ") > 6
-    assert load_config(Path("squares.yaml")).name == "squares"
+    config = load_config(Path("squares.yaml"))
+    assert config.name == "squares" and config.evaluation.suite == "none"
+    assert (config.data.horizon, config.data.image_size) == (squares_data.LENGTH // 4, squares_data.SIZE)
+    code, said = run("data", "check", "squares.yaml")
+    assert code == 0 and "Nothing is wrong" in said, said
     quick = squares_data.config(Path("set")).sections("model", "objective", "training")
     quick["data"] = {"image_size": squares_data.SIZE, "horizon": 4, "batch_size": 16, "prefetch": 0}
     del quick["objective"]["state"]["gripper"]  # as it was guessed

@@ -30,6 +30,7 @@ ABOUT = {
     "model": "tiny, small, base or large: about 1, 28, 100 or 500 million parameters.",
     "objective": "Terms beside the action; null takes one away. `share` is how much of the update it has,\n"
     "# as in recon: {{share: 0.1}} (docs/background/terms.md).",
+    "evaluation": "none: held-out episodes judge, there is no simulator (docs/how-to/evaluation.md).",
     "training": "First find the learning rate: tutti tune --rate {file}. Everything else has a default that\n"
     "# `tutti config show {file}` prints.",
 }

@@ -57,6 +57,9 @@ class TuttiPolicy(PreTrainedPolicy):
         return super()._load_as_safetensor(model, model_file, map_location, strict=True)
 
     def get_optim_params(self) -> Any:
+        # LeRobot saves the moments, which lie as the parameters do, with safetensors: contiguous alone.
+        for one in self.parameters():
+            one.data = one.data.contiguous()
         return self.parameters()
 
     def reset(self) -> None:

@@ -23,7 +23,11 @@ from tutti.data.formats.wanted import AS_FOUND, Found, Wanted, settle
 from tutti.errors import UserError, printable
 from tutti.types import LABELS, Label
 
-EPISODES, ON_SHEET, HORIZON = 200, 6, 16
+EPISODES, ON_SHEET, HORIZON, SIZE = 200, 6, 16, 96
+CELLS = 16
+"""Pixels that the edge of a picture must be a multiple of, by default."""
+OFFSETS = (2, 4, 6, 8, 12, 16, 24)
+"""How many steps ahead states are predicted, by default."""
 """Episodes whose numbers are read and those on a contact sheet, at most; the horizon of the suggestion."""
 _MARGIN, _LINE = 6, 14
 _YAML: dict[str, Any] = {
@@ -95,26 +99,34 @@ class Inspected:
         if pairs:
             return {"data": {"sources": [{"path": "path/to/robot/data"}, source]}}
         longest = int(max(self.found.lengths, default=2)) - roles.lag
-        objective = dict[str, Any]()
-        if len(self.instructions) < 2:
-            objective["align"] = None
-        if not roles.state:
-            objective["state"] = None
-        elif self.rows is not None and len(self.rows.two_valued) == 1:
-            objective["state"] = {"gripper": {"dimension": next(iter(self.rows.two_valued))}}
+        shapes = self.store.spec.image_shapes if self.store else ()
+        edge = max(map(max, shapes), default=SIZE)
         values: dict[str, Any] = {
             "name": "mine",
             "data": {
                 "sources": [source],
-                "horizon": min(HORIZON, longest),
+                "horizon": min(HORIZON, max(1, longest // 4)),
                 "batch_size": 32,
-                "image_size": 96,
+                "image_size": min(SIZE, -(-edge // CELLS) * CELLS),
             },
             "model": {"size": "small"},
-            "objective": objective,
+            "objective": self._objective(longest),
             "training": {"steps": 20000},
+            "evaluation": {"suite": "none"},
         }
         return {key: value for key, value in values.items() if value}
+
+    def _objective(self, longest: int) -> dict[str, Any]:
+        """Without terms that the data cannot feed, and with offsets that an episode reaches."""
+        objective = dict[str, Any]() if len(self.instructions) > 1 else {"align": None}
+        if not self.found.roles.state:
+            return objective | {"state": None}
+        state = dict[str, Any]()
+        if (ahead := [steps for steps in OFFSETS if steps < longest]) != [*OFFSETS]:
+            state["offsets"] = ahead
+        if self.rows is not None and len(self.rows.two_valued) == 1:
+            state["gripper"] = {"dimension": next(iter(self.rows.two_valued))}
+        return objective | ({"state": state} if state else {})
 
     def config(self) -> str:
         """The same as YAML, with what a reader must look at in comments."""
