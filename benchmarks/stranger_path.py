@@ -2,10 +2,10 @@
 
     python benchmarks/stranger_path.py
 
-The commit that is checked out is cloned into a temporary folder, the data set of the page is written there, and
-each line is run with this Python and the clone's source. `tutti serve` is asked by a client for one chunk, which
-must be that of `Policy.predict`, and for its page; then it is told to end. Writes results/stranger_path.md: the
-commands with what they said.
+The commit that is checked out is cloned into a temporary folder, the data set of the page is written there,
+and each line is run with this Python and its source. `tutti serve` is asked by a client for one chunk,
+which must be that of `Policy.predict`, and for its page; then it is told to end. Writes
+results/stranger_path.md: the commands with what they said.
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ def main() -> None:
                 code, said = ask(line, place, environment)
             else:
                 done = subprocess.run(
-                    ["bash", "-c", line], cwd=place, env=environment, capture_output=True, text=True
+                    ["bash", "-c", line],
+                    cwd=place,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
                 )
                 code, said = done.returncode, done.stdout + done.stderr
             worst = worst or code
