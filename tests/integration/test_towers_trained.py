@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -17,7 +19,7 @@ from fixtures.ranks import on_ranks
 from fixtures.squares_data import MODEL, TRAINING
 from fixtures.towers import SIZE, save_tokenizer, save_tower
 from tutti import pipeline
-from tutti.config.run_config import RunConfig
+from tutti.config.run_config import RunConfig, build_config
 from tutti.data.formats.lerobot.writer import write_lerobot
 from tutti.data.tokenize import Tokenizer
 from tutti.debug.tower_checks import check_towers
@@ -151,6 +153,36 @@ def test_a_plan_counts_no_gradient_moment_or_average_of_what_is_frozen(home: Pat
     assert full.optimizer - frozen.optimizer >= 8 * tower
 
 
+def test_a_start_from_a_towers_folder_takes_what_fits(home: Path, tmp_path: Path) -> None:
+    """A tower of fewer blocks and another picture size begins as the other one, but for its positions."""
+    small = {"kind": "pretrained", "path": str(tmp_path / "small"), "weights": "random"}
+    shutil.copytree(home / "dinov2", tmp_path / "small")
+    said = json.loads((tmp_path / "small" / "config.json").read_text())
+    said = {key: said[key] for key in said if not key.startswith(("out_", "stage_"))}
+    said |= {"image_size": 24, "num_hidden_layers": 2}
+    (tmp_path / "small" / "config.json").write_text(json.dumps(said))
+    config = config_of(home, init_from={"run": str(home / "dinov2")})
+    model = config.model.model_dump(mode="json") | {"vision": small}
+    data = config.data.model_dump(mode="json") | {"image_size": 24}
+    config = build_config(config.model_dump(mode="json") | {"model": model, "data": data}, "the test")
+    built = build_training(config, tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "init_from.json").read_text())
+    theirs = load_file(home / "dinov2" / "model.safetensors")
+    own = built.model.state_dict()
+    for name in ("encoder.layer.1.mlp.fc1.weight", "layernorm.bias"):
+        assert own[f"vision.tower.network.{name}"].equal(theirs[name])
+    position = "model.vision.tower.network.embeddings.position_embeddings"
+    assert report["another shape"] == {position: "[1, 37, 16] here, [1, 17, 16] there"}
+    assert report["counts"]["taken"] == 41 and any("layer.2." in name for name in report["only there"])
+    built.fit()
+    with pytest.raises(UserError, match=r"no tensor of the tower .*\n  expected: model\.vision or"):
+        data |= {"image_size": SIZE}
+        plain = config.model_dump(mode="json") | {"model": MODEL, "data": data}
+        build_training(build_config(plain, "the test"), tmp_path / "none")
+    with pytest.raises(UserError, match=r"statistics is kept, but .* is a tower"):
+        config_of(home, init_from={"run": str(home / "dinov2"), "statistics": "kept"})
+
+
 def test_the_doctor_says_what_the_towers_are_and_what_will_harm_them(home: Path, tmp_path: Path) -> None:
     training = build_training(config_of(home, "all"), home / "run", output=tmp_path)
     lines, findings = check_towers(training, training.data.train.batch_at(0))
@@ -169,3 +201,8 @@ def test_the_doctor_says_what_the_towers_are_and_what_will_harm_them(home: Path,
     slower.data = replace(slower.data, tokenizer=Tokenizer.from_folder(tmp_path, ["go"], text_length=6))
     findings = check_towers(slower, slower.data.train.batch_at(0))[1]
     assert [one.kind for one in findings] == ["unknown_words", "instruction_cut"]
+    with torch.no_grad():
+        slower.model.vision.tower.network.embeddings.position_embeddings.zero_()  # pyright: ignore
+    grey = slower.data.train.batch_at(0)
+    grey.observation.images.fill_(128)
+    assert "collapsed_tokens" in [one.kind for one in check_towers(slower, grey)[1]]

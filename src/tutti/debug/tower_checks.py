@@ -14,7 +14,10 @@ from tutti.models.pretrained.vlm_vision import VlmVision
 from tutti.report.formatting import percent
 from tutti.runs.build import BuiltTraining
 from tutti.training.optim.learning_rates import part_of
-from tutti.types import Batch
+from tutti.types import Batch, effective_rank
+
+RANKED, COLLAPSED = 512, 2.0
+"""So many tokens are looked at; below this effective rank about their mean they are nearly alike."""
 
 
 def check_towers(training: BuiltTraining, batch: Batch) -> tuple[list[str], list[Finding]]:
@@ -45,7 +48,9 @@ def check_towers(training: BuiltTraining, batch: Batch) -> tuple[list[str], list
 def _pictures(training: BuiltTraining, batch: Batch) -> tuple[str, list[Finding]]:
     vision, spec, seen = training.model.vision, training.model.spec, batch.observation
     assert isinstance(vision, PretrainedVision | VlmVision)
-    found = vision(training.model.prepare(seen.images), seen.image_mask).values.shape[1]
+    tokens = vision(training.model.prepare(seen.images), seen.image_mask)
+    found, rows = tokens.values.shape[1], tokens.values[tokens.mask][:RANKED].float()
+    rank = float(effective_rank(rows - rows.mean(dim=0))) if len(rows) > 1 else 0.0
     expected = len(spec.views) * vision.tokens_per_view
     mean, std = vision.tower.config.colours()  # pyright: ignore[reportAttributeAccessIssue]
     shown = ", ".join(f"{m:.3g} +- {s:.3g}" for m, s in zip(mean, std, strict=True))
@@ -53,12 +58,27 @@ def _pictures(training: BuiltTraining, batch: Batch) -> tuple[str, list[Finding]
     own = values.get("vision_config", values).get("image_size", "any size")
     line = (
         f"{found} picture tokens found, {len(spec.views)} views x {vision.tokens_per_view}; pictures of "
-        f"{spec.image_size} px (the tower's: {own}), colours {shown}."
+        f"{spec.image_size} px (the tower's: {own}), colours {shown}; "
+        f"effective rank of {len(rows)} tokens {rank:.3g} of {min(rows.shape)}."
     )
-    if found == expected:
-        return line, []
-    sentence = f"{found} picture tokens reach the fusion; expected {expected}."
-    return line, [Finding(kind="picture_tokens", severity="fault", sentence=sentence, part="vision")]
+    findings: list[Finding] = []
+    if found != expected:
+        sentence = f"{found} picture tokens reach the fusion; expected {expected}."
+        findings.append(Finding(kind="picture_tokens", severity="fault", sentence=sentence, part="vision"))
+    if rank < COLLAPSED < min(rows.shape):
+        said = f"The vision tower's tokens of the first batch are nearly alike: effective rank {rank:.3g}."
+        cure = "Are all pictures the same, or mean and std of model.vision not those of its training?"
+        findings.append(
+            Finding(
+                kind="collapsed_tokens",
+                severity="warning",
+                sentence=said,
+                number=rank,
+                cure=cure,
+                part="vision",
+            )
+        )
+    return line, findings
 
 
 def _sequence(training: BuiltTraining, batch: Batch) -> tuple[str, list[Finding]]:

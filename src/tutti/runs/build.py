@@ -37,7 +37,8 @@ from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
 from tutti.training.checkpointing import Judge
-from tutti.training.checkpointing.init_from import InitialWeights, source_of
+from tutti.training.checkpointing.config import is_tower
+from tutti.training.checkpointing.init_from import InitialWeights, TowerWeights, source_of
 from tutti.training.data_feed import TrainingData
 from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
@@ -149,13 +150,16 @@ def build_parts(
     these instead."""
     config = with_steps(config)
     initial, output, weights, source = config.training.init_from, output or folder, None, None
-    if initial != "off" and not checkpoints(output):
+    tower = initial != "off" and is_tower(initial.run)
+    if initial != "off" and not tower and not checkpoints(output):
         source = source_of(initial, output, folder)  # before a picture is decoded
     data = build_data(config, folder, config.objective.needs(), output)
     label_shares(config, data)  # refuses a term that nothing feeds
     seed_everything(config.seed)
     model = config.model.build(data.spec)
     load_towers(model)
+    if initial != "off" and tower and not checkpoints(output):
+        TowerWeights(initial).fill(model, output)
     if initial != "off" and source is not None:
         weights = InitialWeights(initial, source, asdict(data.spec), data.tokenizer)
         weights.fill("model", model)  # before a term copies a part of it
@@ -313,7 +317,7 @@ def training_starts(config: RunConfig, folder: Path, forked: tuple[Path, ...] = 
     folders = [source.path for source in config.data.sources] or [folder / DATASET]
     parts = [TrainingStarts.of_data(source) for source in folders]
     for before in (config.training.fork, config.training.init_from):
-        if before != "off" and (run := _run_of(Path(before.run))) not in forked:
+        if before != "off" and not is_tower(before.run) and (run := _run_of(Path(before.run))) not in forked:
             parts.append(starts_of_run(run, forked=(*forked, run)))
     return TrainingStarts.union(parts)
 

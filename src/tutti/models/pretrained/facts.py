@@ -186,3 +186,8 @@ SECTIONS: dict[tuple[str, Socket], tuple[str, str]] = {
 def kinds(socket: Socket) -> list[str]:
     """The kinds of towers for this socket, in words for a message."""
     return [name for name, facts in FACTS.items() if facts.socket == socket]
+
+
+def known_kinds() -> set[tuple[str, str]]:
+    """What a folder's `model_type` may be, for each socket."""
+    return {(name, facts.socket) for name, facts in FACTS.items()} | {*SECTIONS}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tutti.frozen_config import FrozenConfig
 from tutti.storage.files import LocalFolder
-from tutti.storage.manifest import Weights
+from tutti.storage.manifest import CONFIG, Weights
 from tutti.training.metric_names import describe_metric
 
 SUCCESS = "success/"
@@ -108,6 +109,11 @@ class ForkConfig(FrozenConfig):
     )
 
 
+def is_tower(folder: str) -> bool:
+    """Whether it is the folder of a tower as transformers saves it, not one of Tutti's."""
+    return (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / CONFIG).exists()
+
+
 class InitFromConfig(FrozenConfig):
     """The weights that a new training starts from: those of another run or of an exported policy.
 
@@ -115,7 +121,18 @@ class InitFromConfig(FrozenConfig):
     sizes may be others. Steps, optimiser, lambdas and random states begin anew.
     """
 
-    run: LocalFolder = Field(min_length=1, description="Folder of a run, a checkpoint or an exported policy.")
+    run: LocalFolder = Field(
+        min_length=1,
+        description="Folder of a run, a checkpoint or an exported policy; or of a tower, for the pre-trained "
+        "parts of the model with weights: random: what fits of it.",
+    )
+
+    @model_validator(mode="after")
+    def _towers_have_no_statistics(self) -> Self:
+        if self.statistics == "kept" and is_tower(self.run):
+            raise ValueError(f"statistics is kept, but {self.run} is a tower, which has none. Set it to new")
+        return self
+
     checkpoint: Annotated[int, Field(ge=1)] | Literal["latest", "best"] = Field(
         default="latest",
         description="Of a run: the newest one when the training begins, the best, or a step.",

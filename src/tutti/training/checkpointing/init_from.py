@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
+from tutti.models.config import pretrained_parts
 from tutti.models.interfaces import ActionDecoder
+from tutti.models.pretrained.config import TowerConfig
+from tutti.models.pretrained.facts import known_kinds
+from tutti.models.pretrained.tower import Tower
+from tutti.models.vla import VLA
 from tutti.storage.checkpoint import find_checkpoint, listed, step_of
 from tutti.storage.files import write_json
 from tutti.storage.manifest import SPEC, TOKENIZER
@@ -103,18 +108,11 @@ class InitialWeights:
                 f"shapes, found {_examples(self.found[OTHER_SHAPE] | self.found[ONLY_THERE])}. Use its model "
                 "section, or set training.init_from=off."
             )
-        lines = [
-            f"  {kind:<20}{len(names):>5}  {_examples(names)}".rstrip()
-            for kind, names in self.found.items()
-            if names
-        ]
-        log.info("tensors of %s (%s) as the start:\n%s", folder, self.weights, "\n".join(lines))
+        log.info("tensors of %s (%s) as the start:\n%s", folder, self.weights, table_of(self.found))
         if world().first:
             step = step_of(folder) if folder != Path(config.run) else None
             about = {"init_from": config.model_dump(mode="json"), "step": step, "weights": self.weights}
-            counts = {kind: len(names) for kind, names in self.found.items()}
-            found = {kind: names if any(names.values()) else [*names] for kind, names in self.found.items()}
-            write_json(run / REPORT, about | {"counts": counts} | found)
+            write_report(run, about, self.found)
 
     @torch.no_grad()
     def _copy(self, key: str, mine: Tensor, value: Tensor) -> tuple[str, str]:
@@ -136,6 +134,65 @@ class InitialWeights:
             return OTHER_SHAPE, sizes
         mine.copy_(value)
         return TAKEN, ""
+
+
+class TowerWeights:
+    """The tensors of a tower's folder, filled into the pre-trained parts of a new model as far as they fit:
+    a tower of other sizes, fewer blocks or another picture size. What does not is listed."""
+
+    def __init__(self, config: InitFromConfig) -> None:
+        self.config, self.folder = config, Path(config.run)
+        self.found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+
+    @torch.no_grad()
+    def fill(self, model: VLA, run: Path) -> None:
+        """Copies what fits, logs it, and writes it into the folder of the run.
+
+        Raises: UserError if nothing does, or the folder is not a tower that can be loaded.
+        """
+        theirs: dict[str, Tensor] = {}
+        for socket, part in pretrained_parts(model).items():
+            own = part.tower.config
+            kind = read_json(self.folder / "config.json").get("model_type")
+            if not isinstance(own, TowerConfig) or (kind, own.socket) not in known_kinds():
+                continue
+            update = {"path": self.folder, "weights": "pretrained", "learn": "all", "layer": -1}
+            tower = Tower(own.model_copy(update=update | {"architecture": "auto", "sha256": "auto"}))
+            tower.load({})
+            theirs |= {f"{socket}.tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+        for key, mine in model.state_dict().items():
+            value = theirs.pop(key, None)
+            if value is None:
+                self.found[ONLY_HERE][f"model.{key}"] = ""
+                continue
+            fits = value.shape == mine.shape
+            why = "" if fits else f"{list(mine.shape)} here, {list(value.shape)} there"
+            self.found[TAKEN if fits else OTHER_SHAPE][f"model.{key}"] = why
+            if fits:
+                mine.copy_(value)
+        self.found[ONLY_THERE] = {f"model.{name}": "" for name in theirs}
+        if not self.found[TAKEN]:
+            raise UserError(
+                f"training.init_from: no tensor of the tower {self.folder} fits this model.\n  expected: "
+                "model.vision or model.language with kind: pretrained, weights: random and a tower of that "
+                f"kind\n  found: {_examples(self.found[OTHER_SHAPE]) or 'none of its kind'}"
+            )
+        log.info("tensors of %s as the start:\n%s", self.folder, table_of(self.found))
+        if world().first:
+            write_report(run, {"init_from": self.config.model_dump(mode="json"), "step": None}, self.found)
+
+
+def table_of(found: Mapping[str, Mapping[str, str]]) -> str:
+    """A line for each kind that there is."""
+    lines = (f"  {kind:<20}{len(n):>5}  {_examples(n)}".rstrip() for kind, n in found.items() if n)
+    return "\n".join(lines)
+
+
+def write_report(run: Path, about: Mapping[str, Any], found: Mapping[str, Mapping[str, str]]) -> None:
+    """What was taken, into the folder of the new run."""
+    counts = {kind: len(names) for kind, names in found.items()}
+    shown = {kind: names if any(names.values()) else [*names] for kind, names in found.items()}
+    write_json(run / REPORT, {**about, "counts": counts, **shown})
 
 
 def source_of(config: InitFromConfig, *begun: Path) -> Path:
