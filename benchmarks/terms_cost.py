@@ -42,7 +42,8 @@ TERMS: dict[str, dict[str, Any]] = {
     "inverse_dynamics": {},
     "inverse_dynamics, stop_future: true": {"stop_future": True},
 }
-"""Every kind but the action's own, and options that change its cost; the kind stands before the comma."""
+"""Every kind but the action's own and `next_token`, of which the demo has no label, and options that change
+its cost; the kind stands before the comma."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "inverse_dynamics": {"hidden": 16, "channels": 4, "offset": 4},
     "future_latent": {"hidden": 32},
     "progress": {"hidden": 16},
+    "next_token": {},
     CUSTOM: {"kind": "own_term:StateChange", "options": {"offset": 4}},
 }
 PER_MICRO_BATCH: dict[str, dict[str, Any]] = {
@@ -104,6 +105,8 @@ def uneven(number: int, size: int = PARTS * ROWS) -> Batch:
         action_mask=actions,
         futures={4: replace(future, observation=replace(future.observation, images=pictures), mask=ahead)},
         later_states=replace(batch.later_states, mask=later),
+        answer=torch.arange(5 * size).view(size, 5) * 7 % SPEC.vocab_size,
+        answer_mask=torch.arange(5) < (torch.arange(size) * 2 % 6)[:, None],  # 0 to 5 words
         progress=torch.rand(size, generator=torch.Generator().manual_seed(number)).double(),
     )
 

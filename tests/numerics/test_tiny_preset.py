@@ -198,7 +198,8 @@ def combined(
 
 
 def test_every_kind_is_tried_here() -> None:
-    assert named(TERMS) == tags(TermConfig)
+    # Recordings have no answers: tests/integration/test_cotraining.py trains next_token.
+    assert named(TERMS) == tags(TermConfig) - {"next_token"}
     assert named(DECODERS) == tags(ActionDecoderConfig)
     assert named(BALANCINGS) == tags(BalancingConfig)
     assert named(found["kind"] for found in BACKWARDS.values()) == tags(BackwardConfig) - {CUSTOM}

@@ -46,7 +46,7 @@ def test_every_kind_has_an_arm_beside_the_action_alone(term_arms: dict[str, RunC
     assert list(found[terms_cost.ALONE]) == ["action"]
     others = [terms for name, terms in found.items() if name != terms_cost.ALONE]
     assert all(set(terms) == {"action", "term"} for terms in others)
-    assert {terms["term"].kind for terms in others} == tags - {CUSTOM, "chunk"}
+    assert {terms["term"].kind for terms in others} == tags - {CUSTOM, "chunk", "next_token"}
 
 
 def test_the_gradient_is_that_of_the_raw_term_whatever_its_weight(

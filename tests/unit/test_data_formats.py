@@ -185,7 +185,7 @@ def test_inspect_prints_what_is_there_and_a_config_and_draws_a_sheet(tmp_path: P
         assert line in said, line
     printed = said[said.index("name: mine") : said.index("Written:")]
     config = build_config(yaml.safe_load(printed), "the inspection")
-    assert config.data.sources[0].path == path and config.data.horizon == 12
+    assert config.data.sources[0].path == path and config.data.horizon == 3
     assert config.objective.terms()["state"].needs("state").grippers == (2,)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (2 * (3 * 32 + 2 * 2) + 3 * 6, 4 * 32 + 5 * 20)
@@ -211,7 +211,7 @@ def test_inspect_of_what_cannot_be_trained_on_as_it_is_says_why(
     assert values["data"]["sources"] == [
         {"path": str(tmp_path / "silent"), "state": "none", "fps": 50, "labels": {"text": False}}
     ]
-    assert values["data"]["horizon"] == 6 and values["objective"] == {"align": None, "state": None}
+    assert values["data"]["horizon"] == 1 and values["objective"] == {"align": None, "state": None}
     code, said = inspect(str(tmp_path / "broken"))
     assert code == 0 and "! It cannot be opened as it is" in said and "sources.exclude=[1]" in said
     code, said = inspect(str(tmp_path / "lost"))

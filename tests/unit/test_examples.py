@@ -149,7 +149,7 @@ def test_the_format_trains_where_the_page_says_that_it_is_named(
     own = example("own_format")
     monkeypatch.setattr(
         "tutti.data.config.open_parts",
-        lambda sources, *canonical: [Part(store=own.NpzStore(source.path)) for source in sources],
+        lambda sources, *_canonical, **_slots: [Part(store=own.NpzStore(source.path)) for source in sources],
     )
     data = {"batch_size": 2, "image_size": 16, "validation_fraction": 0.3}
     config = squares_data.config(episodes, data=data, model=MODEL, training=TRAINING)

@@ -97,6 +97,8 @@ for name in json.loads(sys.argv[1]):
     if name.startswith("studies/"):
         study = load_study(config_file(Path(short.name), study=True))
         found[name] = [study.name, build_config(study.base, name).name]
+    elif name.startswith("vlm/"):  # it names the folder of a model, which is nowhere here
+        found[name] = [config_file(Path(short.name)).stem]
     else:
         found[name] = [load(Path(short.name), []).name]
 said = [CliRunner().invoke(app, line.split()) for line in ("configs", "configs demo", "train nowhere.yaml")]

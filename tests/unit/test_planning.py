@@ -157,7 +157,9 @@ def test_muon_takes_more_flops_on_a_gpu_where_it_iterates_in_bfloat16(muon_flops
 
 def test_fsdp_divides_muons_work(muon_flops: Flops, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "count_flops", lambda *given, gpu: muon_flops)
-    monkeypatch.setattr(planning, "_measured", lambda *given, **sizes: (PARTS, {False: PEAKS, True: LESS}, 7))
+    monkeypatch.setattr(
+        planning, "_measured", lambda *given, **sizes: (PARTS, {False: PEAKS, True: LESS}, 7, 0)
+    )
     ways = {way.name: way for way in make_plan(config(training=MUON), SPEC, request(gpus=4)).ways}
     optimizer = muon_flops.optimizer / (DEVICES["h100"].fp32 * 0.4)
     saved = ways["ddp"].compute_seconds - ways["fsdp"].compute_seconds
@@ -188,7 +190,9 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of 100 parameters that takes 1,600 + 200 b bytes (recomputed 100 b), 3 GFLOP a sample."""
     flops = Flops(forward=1e9, backward=2e9, recomputed=6e8, optimizer=4e8)
     monkeypatch.setattr(planning, "count_flops", lambda *given, gpu: flops)
-    monkeypatch.setattr(planning, "_measured", lambda *given, **sizes: (PARTS, {False: PEAKS, True: LESS}, 7))
+    monkeypatch.setattr(
+        planning, "_measured", lambda *given, **sizes: (PARTS, {False: PEAKS, True: LESS}, 7, 0)
+    )
 
 
 def test_ways_that_send_and_hold_by_hand() -> None:

@@ -20,6 +20,7 @@ from tutti.models import layers
 from tutti.models.decoders import fast_tokens as chunk_tokens
 from tutti.models.language import transformer as language
 from tutti.objectives.config import TermConfig
+from tutti.objectives.terms import next_token
 from tutti.objectives.terms.alignment import ContrastiveTerm
 from tutti.plugin import CUSTOM
 from tutti.training.faults.non_finite import NonFiniteError
@@ -53,7 +54,7 @@ class Waits(TorchDispatchMode):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """No look at values that would be on a device; the sizes of the lists that tensors became."""
-    for module in (layers, language, chunk_tokens):
+    for module in (layers, language, chunk_tokens, next_token):
         monkeypatch.setattr(module, "readable", lambda tensor: False)
     fetched: list[int] = []
     plain = torch.Tensor.tolist

@@ -41,15 +41,15 @@ def default_policy() -> Path:
 def find_config(path: Path, *, study: bool = False) -> Path | None:
     """The file at `path`, or the shipped config of that name, with or without "configs/" and ".yaml".
 
-    Shipped are runs (demo), plans (plans/3b or 3b) and studies (studies/e1 or e1); where two share a name,
-    as smoke does, `study` asks for the study.
+    Shipped are runs (demo), plans (plans/3b or 3b), recipes of VLMs (vlm/pi0-like or pi0-like) and studies
+    (studies/e1 or e1); where two share a name, as smoke does, `study` asks for the study.
     """
     names = (path,) if path.suffix or not path.name else (path, path.with_name(f"{path.name}.yaml"))
     if own := [one for one in names if path.name and one.exists() and not one.is_dir()]:
         return own[0]
     home = shipped_configs()
     if not path.is_absolute() and ".." not in path.parts:
-        for folder in ("studies", "", "plans") if study else ("", "plans", "studies"):
+        for folder in ("studies", "", "plans", "vlm") if study else ("", "plans", "vlm", "studies"):
             for name in names:
                 inside = name.relative_to("configs") if name.parts[:1] == ("configs",) else name
                 if (home / folder / inside).is_file():
