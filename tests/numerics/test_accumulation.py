@@ -106,7 +106,8 @@ def uneven(number: int, size: int = PARTS * ROWS) -> Batch:
         futures={4: replace(future, observation=replace(future.observation, images=pictures), mask=ahead)},
         later_states=replace(batch.later_states, mask=later),
         answer=torch.arange(5 * size).view(size, 5) * 7 % SPEC.vocab_size,
-        answer_mask=torch.arange(5) < (torch.arange(size) * 2 % 6)[:, None],  # 0 to 5 words
+        answer_mask=torch.arange(5)
+        < torch.where(torch.arange(size) < size // 2, 1, torch.arange(size) % 6)[:, None],
         progress=torch.rand(size, generator=torch.Generator().manual_seed(number)).double(),
     )
 

@@ -52,11 +52,11 @@ def compiled(model: nn.Module, mode: CompileMode, **options: Any) -> Callable[..
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     if mode == "model":
         return torch.compile(model, **options)
-    for block in blocks_of(model):
-        block.compile(fullgraph=True, **options)
-    for stem in (part for part in model.modules() if isinstance(part, Stem)):
-        # Sizes stay numbers: with symbols for them inductor of torch 2.11 fails at the stem's second size.
-        stem.compile(**{"fullgraph": True, "dynamic": False, **options})
+    # Sizes stay numbers: vision and fusion share a block's function, and with symbols for the sizes of the
+    # second one its kernels are slower; inductor of torch 2.11 fails at the stem's second size.
+    options = {"fullgraph": True, "dynamic": False, **options}
+    for part in (*blocks_of(model), *(one for one in model.modules() if isinstance(one, Stem))):
+        part.compile(**options)
     return model
 
 
