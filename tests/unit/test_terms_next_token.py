@@ -15,10 +15,11 @@ from fixtures.term_batches import SPEC, make_batch, make_loss, make_model
 from fixtures.towers import READ, save_tokenizer, save_tower, tf
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig, load_towers
+from tutti.models.interfaces import LanguageEncoder
 from tutti.models.vla import VLA
 from tutti.nested_dicts import merge
 from tutti.objectives.terms import NextTokenTerm
-from tutti.types import Batch, UserError
+from tutti.types import Batch, Tokens, UserError
 
 GROUPED = {**READ, "num_key_value_heads": 1, "head_dim": 8}
 
@@ -164,3 +165,13 @@ def test_answers_end(tmp_path: Path) -> None:
     tower = Tokenizer.from_folder(tmp_path, ["go to"], around=("in: ", ""), end=3)
     assert tower.encode_answers(["go to the"])[0][0, :4].tolist() == [4, 5, 6, 3]
     assert Tokenizer.from_json(tower.to_json()).encode_answers(["go"])[0][0, :2].tolist() == [4, 3]
+
+
+def test_an_encoder_that_does_not_write_says_so_when_it_is_called() -> None:
+    class Deaf(LanguageEncoder):
+        def forward(self, text: Tensor, text_mask: Tensor) -> Any: ...
+
+    nothing = torch.zeros(1, 1, dtype=torch.int64)
+    before = Tokens(values=torch.zeros(1, 1, 4), mask=torch.ones(1, 1, dtype=torch.bool))
+    with pytest.raises(UserError, match="lets the language encoder write, which Deaf does not"):
+        Deaf().write(before, nothing, nothing.bool(), nothing, nothing.bool())

@@ -46,7 +46,10 @@ class LanguageEncoder(nn.Module, ABC):
 
     def require_writer(self, key: str) -> None:
         """Raises: UserError if it cannot `write`, naming the `key` that asks for it."""
-        raise UserError(
+        raise self._cannot_write(key)
+
+    def _cannot_write(self, key: str) -> UserError:
+        return UserError(
             f"{key} lets the language encoder write, which {type(self).__name__} does not.\n  expected: "
             "model.language.kind=transformer, or a pre-trained decoder (Llama, Gemma, Qwen, Mistral, SmolLM3)"
         )
@@ -64,8 +67,7 @@ class LanguageEncoder(nn.Module, ABC):
 
         Raises: UserError if it cannot.
         """
-        self.require_writer("write")
-        raise NotImplementedError
+        raise self._cannot_write("write")
 
     if TYPE_CHECKING:
         __call__ = forward
