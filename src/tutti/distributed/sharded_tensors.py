@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 MARK = "tutti.tensor"
 """The key of the one-entry mapping that stands where a tensor was."""
@@ -33,13 +34,34 @@ def gather(value: Any, *, keep: bool = True, copy: bool = False) -> Any:
     def whole(_: str, leaf: Any) -> Any:
         if isinstance(leaf, DTensor):
             # Every rank takes part in the gathering, also one that keeps nothing: it is a collective.
-            full: Tensor = leaf.detach().full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
+            full = gather_tensor(leaf.detach())  # pyright: ignore[reportArgumentType]
             return full.cpu() if keep else None
         if isinstance(leaf, Tensor) and copy:
             return leaf.detach().to("cpu", copy=True) if keep else None
         return leaf
 
     return map_leaves(value, whole)
+
+
+def gather_tensor(sharded: DTensor) -> Tensor:
+    """The whole of a tensor that is sharded along one dimension, on every rank; a collective.
+
+    On CPUs this does not use `DTensor.full_tensor`, whose all-gather can end the process (segmentation fault,
+    seen in torch 2.13): the two threads of a gloo group write the name of the operation that ended last into
+    one string without a lock, and a name of more than 15 characters, as that one's, lies on the heap.
+    """
+    placement, *others = sharded.placements
+    if others or sharded.device.type != "cpu" or not isinstance(placement, Shard):
+        return sharded.full_tensor()
+    # Every rank but the last ones has ceil(size / ranks) rows: filled up to as many, the pieces in a row are
+    # the whole, then what was filled up.
+    size, rows = sharded.shape[placement.dim], sharded.to_local().movedim(placement.dim, 0)
+    count = sharded.device_mesh.size()
+    filled = rows.new_zeros((-(-size // count), *rows.shape[1:]))
+    filled[: len(rows)] = rows
+    pieces = [torch.empty_like(filled) for _ in range(count)]
+    dist.all_gather(pieces, filled, group=sharded.device_mesh.get_group())
+    return torch.cat(pieces)[:size].movedim(0, placement.dim).contiguous()
 
 
 def shard_like(value: Tensor, model: Tensor) -> Tensor:

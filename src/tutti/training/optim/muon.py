@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
-from tutti.distributed.sharded_tensors import shard_like
+from tutti.distributed.sharded_tensors import gather_tensor, shard_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """The quintic of Keller Jordan 2024: singular values in (0, 1] end near 1 (0.7 to 1.2) after 5 rounds."""
@@ -169,7 +169,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for parameter, update in zip(parameters, self._directions(parameters, group), strict=True):
-                whole = update.full_tensor() if isinstance(update, DTensor) else update
+                whole = gather_tensor(update) if isinstance(update, DTensor) else update
                 wide = wide_matrix(whole)
                 rows, columns = wide.shape
                 rate = group["lr"] * 0.2 * columns**0.5
