@@ -3,8 +3,11 @@
 python benchmarks/readme_commands.py clones the commit that is checked out here into a temporary folder and
 goes through the `sh`, `python` and `yaml` blocks of README.md and docs/start/*.md: commands and programs are
 run, a config must be valid. It keeps what each said, its exit code and time; the exit code is 0 if every
-one ended with 0. A command whose comment says that it takes hours is listed, not run. A comment in the line
-before a block, which readers of the page do not see, says what else is to be done with it:
+one ended with 0. A command whose comment says that it takes hours is listed, not run. On a machine that has
+no half hour to spare, `--finished RUN` copies a finished run of the demo into the clone as runs/demo, so
+`make demo` has nothing left to do; `--skip` and `--smaller` leave commands out or shorten them. The result
+says so of each. A comment in the line before a block, which readers of the page do not see, says what else is
+to be done with it:
 
     <!-- commands: skip REASON -->              not run, and the reason is printed
     <!-- commands: with training.steps=20 -->   every `tutti` command of the block at this smaller size
@@ -16,12 +19,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tables import RESULTS, Table, publish
@@ -102,6 +106,16 @@ def steps(page: str, text: str) -> Iterator[Step]:
             yield Step(page=page, line=RUN[kind].format(file), reason=reason, file=file, text=block["text"])
 
 
+def changed(step: Step, skip: list[str], smaller: dict[str, str]) -> Step:
+    """A step as the person at the command line wants it."""
+    command = bare(step.line)
+    if command in skip:
+        return replace(step, reason="left out by --skip")
+    if command in smaller:
+        return replace(step, line=f"{command} {smaller[command]}    # made smaller")
+    return step
+
+
 def run_all(todo: Iterable[Step], clone: Path) -> list[Ran]:
     """Takes the steps in turn; a line that begins with a dot (activation) holds for those behind it."""
     setup: list[str] = []
@@ -168,6 +182,10 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument(
         "--skip", nargs="*", default=[], help="commands that are not run, as printed before #"
     )
+    parser.add_argument(
+        "--smaller", nargs="*", default=[], metavar="COMMAND=>OVERRIDES", help="what is added to a command"
+    )
+    parser.add_argument("--finished", type=Path, help="a finished run of the demo, copied to runs/demo")
     arguments = parser.parse_args(given)
     found_in = circumstances()
     with tempfile.TemporaryDirectory(prefix="tutti-readme-") as folder:
@@ -180,7 +198,10 @@ def main(given: list[str] | None = None) -> int:
         todo = [step for page in pages for step in steps(page, (clone / page).read_text(encoding="utf-8"))]
         if "README.md" not in pages:
             todo = [*(Step(page=pages[0], line=line) for line in PREPARED), *todo]
-        done = run_all((one for one in todo if bare(one.line) not in arguments.skip), clone)
+        if arguments.finished:
+            shutil.copytree(arguments.finished, clone / "runs" / "demo")
+        smaller = dict(one.split("=>", 1) for one in arguments.smaller)
+        done = run_all((changed(one, arguments.skip, smaller) for one in todo), clone)
     rows = []
     for one in done:
         code = "not run" if one.code is None else str(one.code)
@@ -195,7 +216,11 @@ def main(given: list[str] | None = None) -> int:
                 rows=tuple(rows),
             )
         ],
-        [f"```text\n{transcript(done)}```", made_with(found_in)],
+        [
+            *(["runs/demo was a finished run, copied there: `make demo` kept it."] if arguments.finished else []),
+            f"```text\n{transcript(done)}```",
+            made_with(found_in),
+        ],
         {**found_in, "commands": [asdict(one) for one in done]},
     )
     return int(any(one.code for one in done))
