@@ -217,7 +217,11 @@ def main(given: list[str] | None = None) -> int:
             )
         ],
         [
-            *(["runs/demo was a finished run, copied there: `make demo` kept it."] if arguments.finished else []),
+            *(
+                ["runs/demo was a finished run, copied there: `make demo` kept it."]
+                if arguments.finished
+                else []
+            ),
             f"```text\n{transcript(done)}```",
             made_with(found_in),
         ],

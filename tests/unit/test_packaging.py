@@ -20,6 +20,8 @@ pytest.importorskip("hatchling", reason="needs hatchling, of the extra dev")
 pytest.importorskip("hatch_fancy_pypi_readme", reason="needs hatch-fancy-pypi-readme, of the extra dev")
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -78,6 +80,24 @@ def test_the_readme_of_the_package_has_no_link_or_picture_that_leads_nowhere(
     assert [link for link in LINK.findall(page) if not link.startswith("https://")] == []
     assert CODE.findall(page) == CODE.findall(original)
     assert {link for link in LINK.findall(original) if link.startswith("https://")} == {*LINK.findall(page)}
+
+
+@pytest.mark.parametrize("home", ["", "https://git.example/team/tutti/"])
+def test_a_release_names_the_addresses_of_its_repository_and_nothing_else_does(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUTTI_REPOSITORY", home)
+    found = ProjectMetadata(str(ROOT), PluginManager()).core.urls
+    assert bool(found) == bool(home)
+    for name, address in found.items():
+        page = address.removeprefix(home.rstrip("/"))
+        assert page != address and (
+            "/blob/main/" not in page or (ROOT / page.removeprefix("/blob/main/")).is_file()
+        )
+        assert name in ("Repository", "Documentation", "Changelog", "Issues")
+    monkeypatch.setenv("TUTTI_REPOSITORY", "git.example/team")
+    with pytest.raises(ValueError, match="expected https://HOST/OWNER/NAME"):
+        _ = ProjectMetadata(str(ROOT), PluginManager()).core.urls
 
 
 WITHOUT_A_CHECKOUT = """

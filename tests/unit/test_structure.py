@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import mutants
@@ -37,6 +38,7 @@ ROOMS_OF_TRAINING = (
     *("faults", "diagnostics", "config", "trainer"),
 )
 """Files and folders of tutti.training, each of which imports only those before it."""
+TOLD = re.compile("(ModuleNotFound|Import)Error")
 KNOW_THE_TRAINER = ("training/trainer.py", "runs/", "debug/")
 
 
@@ -248,6 +250,68 @@ def test_every_public_name_is_used() -> None:
 def test_metrics_and_their_docs_name_the_same() -> None:
     documented = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([^`]+)` \|", documented, re.MULTILINE)) == set(METRICS)
+
+
+def loaded_with(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports that run when a file is loaded, or a function called: none for types, none in a guard."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif not (
+            isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
+            or (isinstance(child, ast.Try) and any(TOLD.search(ast.dump(one)) for one in child.handlers))
+        ):
+            yield from loaded_with(child)
+
+
+def targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    """The modules that one import loads: of this package by their place, of others the package."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name if alias.name in MODULES else alias.name.split(".")[0] for alias in node.names)
+    elif node.module:
+        for alias in node.names:
+            full = f"{node.module}.{alias.name}"
+            handed = exports(node.module) if node.module in MODULES else {}
+            own = full if full in MODULES else handed.get(alias.name, node.module)
+            yield own if own in MODULES else node.module.split(".")[0]
+
+
+def test_a_module_that_needs_an_extra_is_loaded_only_where_its_absence_is_told() -> None:
+    """An environment without extras has every command but those that say which extra they lack.
+
+    A file that imports a package which Tutti alone does not bring, or such a file, is imported at the top of
+    another such file, or in a function that tells of its absence; a package itself in a file that does.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        re.split(r"[^\w.-]", one)[0]
+        for name in project["optional-dependencies"]
+        for one in project["optional-dependencies"][name]
+    }
+    extras -= {re.split(r"[^\w.-]", one)[0] for one in project["dependencies"]}
+    homes = packages_distributions()
+    foreign = {name for name, owners in homes.items() if extras & {*owners}}
+    assert {"websockets", "msgpack", "optuna", "transformers"} <= foreign
+    loads = {
+        module: {to for node in loaded_with(tree(path)) for to in targets(node)}
+        for module, path in MODULES.items()
+    }
+    needy = {module for module, found in loads.items() if found & foreign}
+    while more := {module for module, found in loads.items() if found & needy} - needy:
+        needy |= more
+    assert "tutti.serving.client" in needy and "tutti.cli.app" not in needy
+    untold = [
+        f"{module}: {node.name} imports {to}"
+        for module in MODULES.keys() - needy
+        for node in ast.walk(tree(MODULES[module]))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for one in loaded_with(node)
+        for to in targets(one)
+        if (to in needy and not TOLD.search(ast.dump(node)))
+        or (to in foreign and not TOLD.search(ast.dump(tree(MODULES[module]))))
+    ]
+    assert untold == []
 
 
 def test_importing_tutti_and_asking_for_help_load_no_torch() -> None:

@@ -85,11 +85,16 @@ def evaluate(
         check_keys(Path(policy) / "config.yaml", given)
     from tutti import pipeline
     from tutti.runs.judges.baseline import compare_with
-    from tutti.runs.judges.remote import evaluate_remote
     from tutti.runs.summary import print_evaluation
 
     if policy is None:
         assert connect is not None
+        try:
+            from tutti.runs.judges.remote import evaluate_remote
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--connect needs {error.name}. Install it: pip install 'tutti-vla[serve]'"
+            ) from error
         folder = evaluate_remote(connect, given, to=to, token=token, keys=_pairs(key), redo=redo)
     else:
         folder = pipeline.evaluate(
