@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +42,7 @@ Home = tuple[Path, dict[str, Any]]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A folder for each VLM, and the networks of transformers."""
     folder = tmp_path_factory.mktemp("vlms")
-    return folder, {name: save_vlm(folder / name, name) for name in KINDS}
+    return folder, {name: save_vlm(folder / name, name) for name in (*KINDS, "paligemma2")}
 
 
 def config_of(path: Path, action: Any = None, **keys: Any) -> ModelConfig:
@@ -57,10 +61,11 @@ def features(model: VLA, seen: Observation = SEEN) -> Features:
         return model(seen)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "paligemma2"])
 def test_tokens_are_those_of_transformers_own(home: Home, kind: str) -> None:
     """Embeddings, each layer, the last norm, seen both ways or causally; with fewer layers, too."""
     folder, networks = home
+    close = {"atol": 2e-6 if kind == "paligemma2" else 1e-6, "rtol": 0}
     for mask, count in (("prefix", 4), ("causal", 4), ("causal", 2)):
         model = loaded(config_of(folder / kind, mask=mask, layers=count))
         expected = hidden_states(networks[kind], SEEN, model.vision.tokens_per_view, causal=mask == "causal")
@@ -68,15 +73,15 @@ def test_tokens_are_those_of_transformers_own(home: Home, kind: str) -> None:
         width, pictures = model.fusion.width, found.vision.mask.shape[1]
         there = found.layers[0].mask
         embedded = torch.cat([found.vision.values[..., :width], found.language.values], dim=1)
-        torch.testing.assert_close(embedded[there], expected[0][there], atol=1e-6, rtol=0)
+        torch.testing.assert_close(embedded[there], expected[0][there], **close)
         assert len(found.layers) == count
         for number, layer in enumerate(found.layers[:3], 1):
-            torch.testing.assert_close(layer.values[there], expected[number][there], atol=1e-6, rtol=0)
+            torch.testing.assert_close(layer.values[there], expected[number][there], **close)
         if count == 4:
             assert found.fused_language is not None
             fused = torch.cat([found.fused_vision.values, found.fused_language.values], dim=1)
             assert found.fused_vision.values.shape[1] == pictures
-            torch.testing.assert_close(fused[there], expected[4][there], atol=1e-6, rtol=0)
+            torch.testing.assert_close(fused[there], expected[4][there], **close)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,6 +190,39 @@ def test_a_folder_that_is_not_the_vlm_is_refused(tmp_path: Path) -> None:
     assert config_of(tmp_path, interpolate=True).build(larger).vision.tokens_per_view == 9
     with pytest.raises(UserError, match=r"has 40 tokens, its language model embeds 32"):
         config_of(tmp_path).build(replace(SPEC, vocab_size=40))
+
+
+def test_what_the_files_beside_a_vlm_say(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token that ends an answer, colours as transformers 5 saves them, and Qwen's edges that are none."""
+    for kind, end in (("paligemma", 1), ("smolvlm", 2), ("qwen3_vl", 3)):
+        folder = shutil.copytree(home[0] / kind, tmp_path / kind)
+        said = json.loads((folder / "config.json").read_text())
+        if kind == "qwen3_vl":
+            said["text_config"]["eos_token_id"] = [end, 9]
+        (folder / "config.json").write_text(json.dumps(said))
+        source = config_of(folder).text_source
+        assert source is not None and source.end == end
+    processor: dict[str, Any] = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "smolvlm" / "processor_config.json").write_text(json.dumps({"image_processor": processor}))
+    assert config_of(tmp_path / "smolvlm").towers()["vlm"].resolved().mean == (0.1, 0.2, 0.3)  # pyright: ignore
+    processor["size"] = {"shortest_edge": 65536, "longest_edge": 16777216}
+    (tmp_path / "qwen3_vl" / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert config_of(tmp_path / "qwen3_vl").picture_size() == 224
+    monkeypatch.setitem(sys.modules, "transformers.vision_utils", None)
+    with pytest.raises(UserError, match=r"model\.vlm: a qwen3_vl needs transformers 5\.18"):
+        config_of(tmp_path / "qwen3_vl").build(SPEC)
+
+
+def test_the_hash_is_that_of_the_file_which_is_read(home: Home, tmp_path: Path) -> None:
+    """Where one file stands beside the pieces of a sharded one, transformers reads the one."""
+    folder = shutil.copytree(home[0] / "smolvlm", tmp_path / "both")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: torch.zeros_like(one) for name, one in tensors.items()}, folder / "model-1.safetensors")
+    table = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(table))
+    one = pretrained_parts(loaded(config_of(folder)))["vision"].tower.loaded
+    expected = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert one is not None and one.sha256 == expected
 
 
 def test_parts_beside_a_vlm_are_refused(tmp_path: Path) -> None:

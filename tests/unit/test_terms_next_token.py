@@ -13,9 +13,11 @@ from torch import Tensor
 from fixtures.small_model import MODEL
 from fixtures.term_batches import SPEC, make_batch, make_loss, make_model
 from fixtures.towers import READ, save_tokenizer, save_tower, tf
+from fixtures.vlms import save_vlm
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig, load_towers
 from tutti.models.interfaces import LanguageEncoder
+from tutti.models.layers import blocks_of
 from tutti.models.vla import VLA
 from tutti.nested_dicts import merge
 from tutti.objectives.terms import NextTokenTerm
@@ -138,6 +140,58 @@ def test_a_frozen_decoder_passes_the_gradient_on(tmp_path: Path) -> None:
     }
     assert moved == {"vision", "fusion", "language"}  # of language the pooling, by way of the fusion
     assert not any(p.grad is not None for p in model.language.tower.parameters())  # pyright: ignore
+
+
+def writers(folder: Path) -> dict[str, VLA]:
+    """Tutti's own encoder, a pre-trained decoder, and a whole VLM."""
+    decoder(folder / "llama", "llama")
+    save_vlm(folder / "vlm", "paligemma")
+    torch.manual_seed(1)
+    keys = {"path": folder / "vlm", "interpolate": True}
+    vlm = ModelConfig.model_validate({"vlm": keys, "action": MODEL["action"]}).build(SPEC)
+    load_towers(vlm)
+    return {"own": make_model(), "llama": with_tower(folder / "llama"), "vlm": vlm.eval()}
+
+
+def test_a_batch_without_answers_is_worth_nothing(tmp_path: Path) -> None:
+    """A micro-batch may have none; networks of others take no batch of 0 rows."""
+    for model in writers(tmp_path).values():
+        batch = make_batch()
+        assert batch.answer_mask is not None
+        batch = replace(batch, answer_mask=torch.zeros_like(batch.answer_mask))
+        value = term_of(model)(model(batch.observation), batch, model).value
+        value.backward()
+        found = [p.grad for p in model.parameters() if p.grad is not None]
+        assert value.item() == 0 and found and not any(bool(grad.any()) for grad in found)
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (["language"], {"vision", "language", "fusion"}),
+        (["fused"], {"language"}),
+        (["language", "fused"], set()),
+    ],
+)
+def test_what_stops_holds_the_writer_also_where_blocks_are_recomputed(
+    tmp_path: Path, stop: list[str], expected: set[str]
+) -> None:
+    for name, model in writers(tmp_path).items():
+        batch, found = make_batch(), list[dict[str, Tensor]]()
+        for again in (False, True):
+            for block in blocks_of(model):
+                block.recompute = again
+            torch.manual_seed(2)
+            term_of(model, stop_gradient=stop)(model(batch.observation), batch, model).value.backward()
+            found.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
+            model.zero_grad()
+            assert all(block.recompute is again for block in blocks_of(model))
+        assert found[0].keys() == found[1].keys()
+        assert all(grad.equal(found[1][key]) for key, grad in found[0].items())
+        moved = {key.split(".")[0] for key, grad in found[0].items() if grad.any()}
+        # What the fusion gives has read the text, too.
+        moved = {key.split(".")[0] for key, grad in found[0].items() if grad.any()}
+        assert moved == expected, name
 
 
 def test_an_encoder_that_cannot_write_is_refused(tmp_path: Path) -> None:

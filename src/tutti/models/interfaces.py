@@ -7,6 +7,8 @@ assembly (`vla.py`) and every loss term only ever use what is written here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tutti.errors import UserError
+from tutti.models.held import held
 from tutti.types import Batch, Features, Movable, Robots, Tokens
 
 RobotKind = Literal["projection", "prompt"]
@@ -43,6 +46,10 @@ class LanguageEncoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
         """Token ids to (b, num_tokens, d); a sample with no text at all has all its tokens masked."""
+
+    def held(self, boundaries: Collection[str]) -> AbstractContextManager[None]:
+        """What it writes inside sends no gradient to its parameters, if "language" is among `boundaries`."""
+        return held(*([self] if "language" in boundaries else []))
 
     def require_writer(self, key: str) -> None:
         """Raises: UserError if it cannot `write`, naming the `key` that asks for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -59,6 +60,8 @@ class Writer(Encoder, Protocol):
 
     @property
     def require_writer(self) -> Callable[[str], None]: ...
+    @property
+    def held(self) -> Callable[[Collection[Boundary]], AbstractContextManager[None]]: ...
     @property
     def write(self) -> Callable[..., Tensor]: ...
 

@@ -23,7 +23,8 @@ from tutti.storage.text_source import TextSource
 from tutti.types import UserError
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-PICTURE_FILE, USUAL_SIZE, PLACE = "preprocessor_config.json", 224, "{instruction}"
+PICTURE_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
+USUAL_SIZE, PLACE = 224, "{instruction}"
 LEFT_OUT = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
 LEFT_OUT += ("dtype", "torch_dtype")
 """Keys of a config.json that would run code, fetch kernels, or make other numbers."""
@@ -177,7 +178,9 @@ class PicturesConfig(FolderConfig):
 
     def picture_size(self) -> int:
         """The edge of the square pictures that it was trained with, in pixels; as far as its files tell, else
-        the 224 of ImageNet's."""
+        the 224 of ImageNet's. Qwen's files call numbers of pixels edges, and it takes any size: 224."""
+        if self.facts().grid:
+            return USUAL_SIZE
         said, values = self._said(), self.all_values()
         own = values.get("vision_config", values).get("image_size")
         for size in (own, said.get("crop_size"), said.get("size")):
@@ -188,10 +191,15 @@ class PicturesConfig(FolderConfig):
         return USUAL_SIZE
 
     def _said(self) -> dict[str, Any]:
-        """What the file beside the weights says of pictures."""
-        if self.architecture != "auto" or not (path := self.folder / PICTURE_FILE).is_file():
+        """What the file beside the weights says of pictures; transformers 5 saves it as a section of that of
+        a VLM's processor."""
+        if self.architecture != "auto":
             return {}
-        return read_json(path)
+        if (path := self.folder / PICTURE_FILE).is_file():
+            return read_json(path)
+        whole = self.folder / PROCESSOR_FILE
+        found: Any = read_json(whole).get("image_processor") if whole.is_file() else None
+        return found if isinstance(found, dict) else {}
 
     def resolved(self) -> Self:
         """With the colours, too."""
@@ -245,6 +253,8 @@ class TextsConfig(FolderConfig):
         most = None if facts.positions is None else int(longest) - facts.positions
         before, behind = self.template.split(PLACE)
         ends = values.get("eos_token_id")
+        if ends is None:  # a VLM's is that of its language model
+            ends = values.get("text_config", {}).get("eos_token_id")
         end = ends[0] if isinstance(ends, list) and ends else ends
         end = end if type(end) is int and end >= 0 else 0
         return TextSource(folder=self.folder, around=(before, behind), longest=most, end=end)
@@ -263,7 +273,8 @@ def weights_hash(config: FolderConfig) -> str:
     """
     index = config.folder / f"{WEIGHTS_FILE}.index.json"
     names = [WEIGHTS_FILE]
-    if index.is_file() and isinstance(table := read_json(index).get("weight_map"), dict):
+    whole = (config.folder / WEIGHTS_FILE).is_file()  # where both are there, transformers reads the one file
+    if not whole and index.is_file() and isinstance(table := read_json(index).get("weight_map"), dict):
         names = sorted({Path(str(name)).name for name in table.values()})
     files = [config.file(name) for name in names]
     found = _hash(tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files))

@@ -15,6 +15,7 @@ DOWNLOAD = "TUTTI_DOWNLOAD"
 WANTED = (
     "config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "tokenizer.json",
     "*.safetensors",
     "*.safetensors.index.json",

@@ -254,6 +254,9 @@ def built(config: FolderConfig) -> nn.Module:
     sizes_alone = drawn.is_meta or isinstance(drawn, FakeTensor)
     try:
         described = library.AutoConfig.for_model(**values)
+        for one in (described, *(getattr(described, name) for name in described.sub_configs)):
+            if getattr(one, "attn_logit_softcapping", None):  # Gemma 2's, which torch's attention lacks
+                one._attn_implementation = "eager"
         # Some of its initialisations look at what they have drawn, which here has no values.
         empty = import_module("transformers.initialization").no_init_weights
         with empty() if sizes_alone else nullcontext():

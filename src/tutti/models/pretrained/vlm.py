@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tutti.models.fusion.states import StateFusion, require_state
+from tutti.models.held import held
 from tutti.models.interfaces import Fused, LanguageEncoder, Past
 from tutti.models.language.writing import Written
 from tutti.models.layers import project
@@ -98,6 +101,11 @@ class VlmLanguage(LanguageEncoder):
     def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
         """Token ids to (b, l, width)."""
         return Tokens(values=self.embedding(text), mask=text_mask)
+
+    def held(self, boundaries: Collection[str]) -> AbstractContextManager[None]:
+        """The same, and its decoder, that of the fusion, if "fused" is among them."""
+        decoder = self.reader if "fused" in boundaries else []
+        return held(*([self] if "language" in boundaries else []), *decoder)
 
     def require_writer(self, key: str) -> None:
         """Raises: UserError unless the whole decoder is there and the embedding is its output layer."""
@@ -243,6 +251,8 @@ class VlmFusion(StateFusion):
         # A softmax over nothing is NaN, so a masked token sees itself.
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         mask = (sees | itself)[:, None]
+        if decoder.config._attn_implementation == "eager":  # which adds the mask
+            mask = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, torch.finfo(x.dtype).min)
         angles = decoder.rotary_emb(x, self.positions(present, deep.shape[1]))
         more = deep.split(self.width, dim=-1) if deep.shape[-1] else ()
         behind: list[Tensor] = []

@@ -18,7 +18,7 @@ from tutti.models.interfaces import VisionEncoder
 from tutti.models.layers import present_pictures
 from tutti.models.pretrained.tower import Tower
 from tutti.models.pretrained.vlm_config import VlmConfig
-from tutti.types import DataSpec, Tokens
+from tutti.types import DataSpec, Tokens, UserError
 
 
 class VlmVision(VisionEncoder):
@@ -126,7 +126,13 @@ class QwenVision(VlmVision):
             seeing.temporal_patch_size,
         )
         config.check_size(spec.image_size, self.patch * self.merge, spec.image_size)
-        library = import_module("transformers.vision_utils")
+        try:
+            library = import_module("transformers.vision_utils")
+        except ImportError as error:
+            raise UserError(
+                f"{config.key}: a {config.values()['model_type']} needs transformers 5.18 or later "
+                f"({error}).\n  cure: pip install 'transformers>=5.18,<6'"
+            ) from error
         side = spec.image_size // self.patch
         found: dict[str, Tensor] = {}
         with unset_fake_temporarily(), torch.device("cpu"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import log
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +45,8 @@ class NextTokenTerm(Term):
     The answer is in no other sequence: neither readout nor fused tokens know it, so none of it leaks into
     the actions, and at the robot, where there is none, everything is as in training. The gradient reaches
     vision, fusion and language; through a frozen decoder it reaches the others all the same (Frozen,
-    2106.13884). `stop_gradient: [language]` keeps it from the language encoder alone.
+    2106.13884). `stop_gradient: [language]` keeps it from the language encoder alone, [fused] from the
+    fusion, also where that is the decoder which writes, a VLM's.
 
     Source: picture prefixes of a language model as LLaVA (2304.08485); beside actions in one training as RT-2
     (2307.15818) and pi0.5 (2504.16054). Differs: these have one sequence for actions and answers; here it is
@@ -100,8 +99,12 @@ class NextTokenTerm(Term):
     ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
         """-log p of each token, and 1 where it was the likeliest; anything finite where there is none."""
         (answer, mask), observation = self.answer(batch), batch.observation
-        # Where a look costs nothing, rows without an answer are not computed.
-        rows = mask.any(dim=1).nonzero()[:, 0] if readable(mask) else None
+        # Where a look costs nothing, rows without an answer are not computed; but one, which does not count,
+        # where there is none: networks of others take no batch of 0 rows.
+        rows = None
+        if readable(mask):
+            rows = mask.any(dim=1).nonzero()[:, 0]
+            rows = rows if len(rows) else rows.new_zeros(1)
 
         def picked(part: Tensor) -> Tensor:
             return part if rows is None else part[rows]
@@ -113,7 +116,7 @@ class NextTokenTerm(Term):
             values=torch.cat([first, picture], dim=1), mask=F.pad(tokens.mask, (1, 0), value=True)
         )
         given = (observation.text, observation.text_mask, answer, mask)
-        with held(model.language, "language" in self.stop_gradient):
+        with model.language.held(self.stop_gradient):
             logits = at_least_float32(model.language.write(prefix, *map(picked, given)))
         errors = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape)
         right = (logits.detach().argmax(dim=-1) == ids).to(errors.dtype)
@@ -121,16 +124,3 @@ class NextTokenTerm(Term):
             return errors, right
         whole = errors.new_zeros(answer.shape)
         return whole.index_put((rows,), errors), whole.index_put((rows,), right)
-
-
-@contextmanager
-def held(module: Any, still: bool) -> Iterator[None]:
-    """What is computed inside sends no gradient to the parameters of `module`, if `still`."""
-    moving = [one for one in module.parameters() if one.requires_grad] if still else []
-    for one in moving:
-        one.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for one in moving:
-            one.requires_grad_(True)
