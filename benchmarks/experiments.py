@@ -3,6 +3,9 @@
 python benchmarks/experiments.py [PART ...] runs all parts, or those named: data, rates, e1, e2, e3, blind,
 e4. What is finished is found again. After `rates`, write the chosen ones into the configs: the page says how.
 
+Finished trainings of a study are kept in benchmarks/results/STUDY_cells.json and taken from there: a study may
+go on another day, or on another machine where the recorded data are the same to the byte.
+
 --toy runs all studies within minutes on data of noise, with 2 seeds, a few steps and one short rollout: it
 finds mistakes of the configs, and its numbers mean nothing.
 """
@@ -10,6 +13,7 @@ finds mistakes of the configs, and its numbers mean nothing.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +25,12 @@ from tutti.config.run_config import load_config
 from tutti.evaluation.closed_loop.starts import RECORDING
 from tutti.runs.folder import RunFolder
 from tutti.runs.terminal import print_line
+from tutti.storage.files import write_atomically, write_json
+from tutti.storage.reading import read_json
+from tutti.studies.cells import CELLS, RESULT
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 DEMO_SEEDS = range(100, 110)
 RECORDINGS = ("demo", "experiments", "three-goals")
 STUDIES = ("e1", "e2", "e3", "blind")
@@ -80,6 +88,33 @@ def toy_commands(study: str, work: Path) -> list[str]:
     return ["tutti", "compare", f"configs/studies/{study}.yaml", *overrides, "--folder", str(work / study)]
 
 
+def kept(study: str, folder: Path) -> Path:
+    """The file of a study's finished trainings, brought up to date with `folder`, and that with the file.
+
+    A training's folder has a hash of its config and data in its name, so no other training takes its result.
+    """
+    path, cells = folder / f"{study}_cells.json", ROOT / "runs" / "studies" / study / CELLS
+    found = read_json(path) if path.exists() else {}
+    for name in found.keys() - {one.parent.name for one in cells.glob(f"*/{RESULT}")}:
+        (cells / name).mkdir(parents=True, exist_ok=True)
+        write_json(cells / name / RESULT, found[name])
+    found |= {one.parent.name: read_json(one) for one in cells.glob(f"*/{RESULT}")}
+    if found:
+        lines = (f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found))
+        write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return path
+
+
+def run_study(command: list[str]) -> int:
+    """`run` of a study, whose finished trainings are kept, also when it ends early."""
+    study = Path(command[2]).stem
+    kept(study, RESULTS)
+    try:
+        return run(command)
+    finally:
+        kept(study, RESULTS)
+
+
 def run(command: list[str]) -> int:
     """Runs one command in the repository's root, shown as it would be typed; its exit code."""
     print_line(f"$ {' '.join(command)}")
@@ -108,7 +143,8 @@ def main(given: list[str] | None = None) -> int:
         commands = [toy_commands(part, work) for part in parts if part in STUDIES]
     else:
         commands = [command for part in parts for command in PARTS[part]]
-    return next((code for command in commands if (code := run(command))), 0)
+    runs = ((run if arguments.toy or command[1] != "compare" else run_study, command) for command in commands)
+    return next((code for one, command in runs if (code := one(command))), 0)
 
 
 if __name__ == "__main__":

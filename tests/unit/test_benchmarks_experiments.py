@@ -105,9 +105,35 @@ def test_parts_run_in_order_and_a_failure_ends_them(monkeypatch: pytest.MonkeyPa
         return 3 if "configs/studies/e3.yaml" in command else 0
 
     monkeypatch.setattr(experiments, "run", fake)
+    monkeypatch.setattr(experiments, "kept", lambda study, folder: None)
     assert experiments.main(["e1", "e3", "e4"]) == 3
     assert [command[-1] for command in ran] == ["configs/studies/e1.yaml", "configs/studies/e3.yaml"]
     assert experiments.main(["e4"]) == 0 and ran[-1][0] == "demo_seeds" and "109" in ran[-1]
+
+
+def test_finished_trainings_are_kept_and_taken_where_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there, results = tmp_path / "here", tmp_path / "there", tmp_path / "results"
+    results.mkdir()
+    for name in ("action-seed10-ab", "align-seed10-cd"):
+        cell = here / "runs" / "studies" / "e1" / "cells" / name
+        cell.mkdir(parents=True)
+        if name.startswith("action"):
+            (cell / "result.json").write_text('{"arm": "action"}')
+    monkeypatch.setattr(experiments, "ROOT", here)
+    path = experiments.kept("e1", results)
+    assert json.loads(path.read_text()) == {"action-seed10-ab": {"arm": "action"}}
+    monkeypatch.setattr(experiments, "ROOT", there)
+    own = there / "runs" / "studies" / "e1" / "cells" / "state-seed10-ef" / "result.json"
+    own.parent.mkdir(parents=True)
+    own.write_text('{"arm": "state"}')
+    assert sorted(json.loads(experiments.kept("e1", results).read_text())) == [
+        "action-seed10-ab",
+        "state-seed10-ef",
+    ]
+    taken = there / "runs" / "studies" / "e1" / "cells" / "action-seed10-ab" / "result.json"
+    assert json.loads(taken.read_text()) == {"arm": "action"}
 
 
 def test_toy_studies_take_data_of_noise_that_are_made_once(tmp_path: Path) -> None:
