@@ -3,8 +3,8 @@
 python benchmarks/experiments.py [PART ...] runs all parts, or those named: data, rates, e1, e2, e3, blind,
 e4. What is finished is found again. After `rates`, write the chosen ones into the configs: the page says how.
 
-Finished trainings of a study are kept in benchmarks/results/STUDY_cells.json and taken from there: a study may
-go on another day, or on another machine where the recorded data are the same to the byte.
+Finished trainings of a study are kept in benchmarks/results/STUDY_cells.json and taken from there: a study
+may go on another day, or on another machine where the recorded data are the same to the byte.
 
 --toy runs all studies within minutes on data of noise, with 2 seeds, a few steps and one short rollout: it
 finds mistakes of the configs, and its numbers mean nothing.
