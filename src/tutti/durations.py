@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from math import copysign, floor, isfinite
+from math import ceil, copysign, floor, isfinite
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import pydantic
@@ -76,9 +76,19 @@ def paces(rates: Sequence[float]) -> tuple[Fraction, ...] | None:
     return None if all(pace == 1 for pace in found) else found
 
 
+def every_pace(rates: Sequence[float]) -> tuple[Fraction, ...]:
+    """Those of `paces`, 1 each where these are one rate."""
+    return paces(rates) or (Fraction(1),) * len(rates)
+
+
 def in_own_steps(steps: int, pace: Fraction) -> int:
     """So many steps of the highest rate in steps of one of `pace`: the nearest number, none alone for 0."""
     return steps and int(copysign(max(1, floor(abs(steps) * pace + Fraction(1, 2))), steps))
+
+
+def most_steps(own: int, pace: Fraction) -> int:
+    """The inverse of `in_own_steps`: the most steps of the highest rate that are no more than `own`."""
+    return ceil((own + Fraction(1, 2)) / pace) - 1
 
 
 def times_in(config: BaseModel, key: str = "") -> Iterator[tuple[str, Seconds]]:

@@ -332,6 +332,6 @@ def test_actions_that_need_a_state_which_is_not_there_are_refused_or_masked() ->
     assert bool(np.isfinite(actions.numpy()).all())
     assert store.converted is not None and store.converted.conversion.relative is not None
     rows = np.isfinite(store.actions).all(axis=1)
-    found = chunks_of(store, store.episodes[1:2], rows, 3, 100)
+    found = np.concatenate([*chunks_of(store, store.episodes[1:2], rows, 3, 100)])
     assert found.shape == (3 + 3 + 2 + 1, 2)  # of the four steps that have a state
     np.testing.assert_allclose(found, [[-0.5, -0.5]] * 9)

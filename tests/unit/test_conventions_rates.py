@@ -10,11 +10,14 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fixtures import squares_data
-from fixtures.poses import Walk, decoded, recorded, write_poses
+from fixtures.poses import Walk, decoded, encoded, recorded, write_poses
+from tutti.data.checks import check_rows
+from tutti.data.checks.recordings import Recordings
 from tutti.data.conventions.config import KEPT, CanonicalConfig, ConventionsConfig
 from tutti.data.conventions.store import apply
 from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
-from tutti.durations import in_own_steps, paces
+from tutti.data.sources import check_lengths
+from tutti.durations import in_own_steps, most_steps, paces
 from tutti.runs.build import with_steps
 from tutti.types import DataNeeds, UserError
 
@@ -143,6 +146,40 @@ def test_what_nothing_is_said_of_and_what_is_not_known_is_never_averaged() -> No
     assert set(np.unique(np.abs(made.states[:, 1]))) == {np.float32(3.1)}
 
 
+@pytest.mark.parametrize("form", ["axis_angle", "euler_xyz", "quaternion_wxyz", "rotation_6d"])
+def test_a_recording_that_counts_on_beyond_half_a_turn_goes_on(form: Any) -> None:
+    angles = np.linspace(2.9, 9.9, 71)
+    values = angles[:, None] * np.array([0, 0, 1])
+    if form == "quaternion_wxyz":
+        values = np.stack([np.cos(angles / 2), *np.zeros((2, 71)), np.sin(angles / 2)], axis=1)
+    elif form == "rotation_6d":
+        values = encoded(Rotation.from_rotvec(values), form)
+    span = f"1-{values.shape[1]}"
+    said = ConventionsConfig.model_validate(
+        {
+            "state": {"rotation": {"dimensions": span, "form": form}},
+            "action": {"motion": {"kind": "absolute", "dimensions": "0-0"}},
+        }
+    )
+    states = np.hstack([angles[:, None], values]).astype(np.float32)
+    for rate in (25.0, 7.0):
+        made = apply(Numbers([(said, states, states[:, :1])], 10.0), said, KEPT, rate)
+        rows = np.arange(len(made.states)) * 10 / rate
+        expected = np.stack([np.interp(rows, np.arange(71), column) for column in values.T], axis=1)
+        np.testing.assert_allclose(made.states[:, 1:], expected, atol=2e-3)
+
+
+def test_a_resampled_set_says_all_that_the_recorded_one_says() -> None:
+    walk = recorded(smooth(0, 12), MOTIONS[0], *FORMS)
+    store = Numbers([walk], 30.0)
+    store.view_names, store.format, store.usual, store.answers = ("wrist",), "toy", walk[0], ("yes",)
+    made = apply(store, walk[0], KEPT, 10.0)
+    own = {"spec", "episodes", "states", "actions", "instruction_of", "remarks", "converted"}
+    for name in EpisodeStore.__annotations__.keys() - own:
+        assert getattr(made, name) is getattr(store, name), name
+    assert made.views == ("wrist",)
+
+
 def test_the_same_episodes_are_held_out_and_the_content_is_another() -> None:
     made = [recorded(smooth(n, 12), MOTIONS[0], *FORMS) for n in range(3)]
     stores = [apply(Numbers(made, 30.0), made[0][0], KEPT, rate) for rate in (None, 10.0, 15.0)]
@@ -160,6 +197,10 @@ def test_steps_of_another_rate() -> None:
         [24, 8, 24],
         [-8, -3, -8],
     ]
+    for pace in (found[0], found[1], paces([50.0, 12.0])[1]):  # pyright: ignore[reportOptionalSubscript]
+        for own in range(1, 30):
+            most = most_steps(own, pace)
+            assert in_own_steps(most, pace) <= own < in_own_steps(most + 1, pace)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +248,11 @@ def test_kept_rates_share_the_time_of_chunks_futures_and_states(
     share = float(1 - data.windows.chunks(second)[1].any(dim=2).float().mean())
     assert f"{100 * share:.0f} %" in said[1]
     assert data.served is not None
+    assert data.windows.horizon == 12 and not check_rows(Recordings.of_bundle(data, {}))
+    long = bundle(sets, tmp_path, ["keep", "keep"], horizon=36)  # 12 rows of the slow one, which it has
+    assert "too_long" not in {one.kind for one in check_rows(Recordings.of_bundle(long, {}))}
+    with pytest.raises(UserError, match=r"data.horizon is 38, .*12 frames at 10 a second, 37 at 30"):
+        check_lengths(data.parts[::-1], DataNeeds(), 38, (0,))
     robots = [(one.fps, one.horizon) for one in data.served.sources]
     assert robots == [(30, 12), (10, 4)]
     assert data.served.spec(data.spec, 1).fps == 10 and data.served.spec(data.spec, 1).horizon == 4

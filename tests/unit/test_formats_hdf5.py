@@ -314,7 +314,7 @@ def test_few_files_are_kept_open_and_threads_share_them(
     for thread in threads:
         thread.join()
     assert wrong == [] and len(os.listdir("/proc/self/fd")) < 200
-    assert len(reader._files._own[2]) <= 2
+    assert len(reader._files._own[2]._kept) <= 2
 
 
 def test_forked_and_pickled_readers_open_their_own_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,33 @@ def test_one_file_is_a_set_as_well_and_hidden_files_are_none(tmp_path: Path) -> 
     (folder / ".00002.tar").write_bytes(b"junk")
     assert len(PairsReader(folder).lengths) == COUNT
     assert len(PairsReader(folder / "00001.tar").lengths) == COUNT // 2
+
+
+def test_files_that_have_changed_are_read_anew_and_texts_do_not_depend_on_the_order(tmp_path: Path) -> None:
+    pair_sets.write(tmp_path / "set", "parquet", 4)
+    assert len(PairsReader(tmp_path / "set").lengths) == 4
+    pair_sets.write(tmp_path / "set", "parquet", 8, 1)
+    store = SourceConfig(path=tmp_path / "set").open()
+    assert [store.instructions[i] for i in store.instruction_of] == pair_sets.texts(8)
+    (tmp_path / "lines").mkdir()
+    for rows in ([5, "a"], ["a", 5]):
+        pair_sets.write_lines(tmp_path / "lines", [{"file_name": "x.png", "text": one} for one in rows])
+        reader = PairsReader(tmp_path / "lines")
+        with pytest.raises(UserError, match=f"line {rows.index(5) + 1}: .*text.* is no text"):
+            reader.texts("text", rows.index(5))
+        assert reader.texts("text", rows.index("a")) == ("a",)
+
+
+def test_a_json_of_a_camera_of_a_side_has_its_texts(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "pairs.tar", "w") as archive:
+        pair_sets.add(archive, "1.left.cam.png", pair_sets.encoded(pair_sets.pictures(1)[0]))
+        pair_sets.add(archive, "1.left.cam.json", b'{"caption": "a", "more.text": "b"}')
+    reader = PairsReader(tmp_path / "pairs.tar")
+    texts = {key: one for key, one in reader.features.items() if one.kind == "text"}
+    assert {key: reader.texts(key, 0) for key in texts} == {
+        "left.cam.caption": ("a",),
+        "left.cam.more.text": ("b",),
+    }
 
 
 def test_several_columns_are_features_and_the_usual_ones_are_taken(tmp_path: Path) -> None:

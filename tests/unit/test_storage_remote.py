@@ -32,6 +32,9 @@ def test_a_set_is_fetched_once_and_is_the_one_that_lies_there(store: Any, tmp_pa
     source = SourceConfig.model_validate({"path": URL})
     assert source.url == URL and source.folder_name == "squares"
     assert SourceConfig.model_validate(source.model_dump(mode="json")) == source
+    # A config that was written on another machine is of this one's folder of caches.
+    said = {**source.model_dump(mode="json"), "path": "/home/somebody/.cache/tutti/squares"}
+    assert SourceConfig.model_validate(said) == source
     assert not source.path.exists()  # a config alone fetches nothing
     assert source.rate() == 10
     here = SourceConfig(path=tmp_path / "squares").open()

@@ -235,11 +235,12 @@ class Sample:
         return actions[:, :steps].double().numpy(), mask[:, :steps].numpy()
 
     def previous(self) -> tuple[Float64[np.ndarray, "n a"], Bool[np.ndarray, " n"]]:
-        """The action before each window, 0 and False at an episode's start."""
+        """The action before each window, 0 and False at an episode's start and where it is not known."""
         before = np.maximum(self.rows - 1, 0)
         known = (self.rows > 0) & (self.index.episodes_of(before) == self.index.episodes_of(self.rows))
-        actions = self.index.chunks(before)[0][:, 0].double().numpy()
-        return np.where(known[:, None], actions, 0.0), known
+        actions, mask = self.index.chunks(before)
+        known &= mask[:, 0].any(dim=1).numpy()
+        return np.where(known[:, None], actions[:, 0].double().numpy(), 0.0), known
 
 
 def spread(index: WindowIndex, rows: Int64[np.ndarray, " n"], most: int) -> Sample:

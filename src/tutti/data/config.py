@@ -38,7 +38,6 @@ from tutti.data.sources import (
     training_answers,
     training_texts,
     weighed,
-    with_relative_chunks,
 )
 from tutti.data.split import GroupOf, Tasks, check_wordings, grouped
 from tutti.data.tokenize import MAX_LENGTH, Tokenizer, normalized_text
@@ -205,12 +204,10 @@ class DataConfig(FrozenConfig):
         if kept is not None:
             kept.check(spec, opened[0].store.name, self.normalization)
         parts = self.split(opened, group_of)
-        normalizer, stores = fit_normalizer(parts, spec, self.normalization), stores_of(parts)
+        normalizer, stores = fit_normalizer(parts, spec, self.normalization, self.horizon), stores_of(parts)
         spoken = training_texts(parts)
         spoken |= training_answers(parts) - {""} if "answer" in needs.labels else set()
         tokenizer = Tokenizer.of(spoken, self.vocab_size, self.text_length, text)
-        if any(store.converted and store.converted.conversion.relative for store in stores):
-            normalizer = with_relative_chunks(normalizer, parts, spec, self.horizon)
         if kept is not None:
             normalizer, tokenizer = kept.normalizer, kept.tokenizer
         cache = decide(stores, self.cache, self.pixels, choice)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -19,6 +19,7 @@ _FLOOR = 1e-5
 BLOCK = 1 << 18
 """Rows that are taken to float64 at a time."""
 _ROWS = 1 << 14
+_LOW, _HIGH = 0.01, 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,19 +39,40 @@ class ActionStats:
 
     @classmethod
     def fit(cls, *parts: Float[np.ndarray, "_ d"]) -> Self:
-        """Of all rows of some arrays, laid end to end; quantiles interpolate linearly between neighbours.
+        """Of all rows of some arrays, laid end to end (`of`)."""
+        return cls.of(parts, sum(map(len, parts)))
 
-        None of them is copied but a column and a block of rows at a time.
+    @classmethod
+    def of(cls, parts: Iterable[Float[np.ndarray, "_ d"]], most: int) -> Self:
+        """Of all rows of some arrays, `most` at most, in one pass: each is looked at once, a block of rows at
+        a time, and of all of them 2 % at each end are kept, for quantiles that are exact.
+
+        Quantiles interpolate linearly between neighbours. All but `std` are the bits that NumPy gives of all
+        rows at once, in whatever parts they come; so is `std` of one block, of several to 1e-12 of it: their
+        sums of squares about their own means are added up (Chan et al. 1979).
         """
-        mean = _mean(parts, lambda rows: rows)
-        std = np.sqrt(_mean(parts, lambda rows: np.square(rows - mean)))
-        columns = [_quantiles(parts, column) for column in range(len(mean))]
-        q01, q99 = np.array(columns, dtype=np.float64).reshape(-1, 2).T
-        low, high = (
-            extreme.reduce([extreme.reduce(part, axis=0) for part in parts if len(part)]).astype(np.float64)
-            for extreme in (np.minimum, np.maximum)
-        )
-        return cls(q01=q01, q99=q99, mean=mean, std=std, min=low, max=high)
+        count, total, squares = 0, np.zeros((1, 0)), np.zeros(0)
+        lowest, highest = list[_Smallest](), list[_Smallest]()
+        for rows in _blocks(parts):
+            if not count:
+                total, squares = np.zeros((1, rows.shape[1])), np.zeros(rows.shape[1])
+                kept = int((most - 1) * _LOW) + 2, most - int((most - 1) * _HIGH)
+                lowest, highest = ([_Smallest(size) for _ in squares] for size in kept)
+            wide, before = rows.astype(np.float64), total[0] / max(1, count)
+            total = np.concatenate([total, wide]).sum(axis=0, keepdims=True)
+            # Of the first block this is the mean of all rows so far.
+            mean = (total[0] if not count else wide.sum(axis=0)) / len(wide)
+            own = np.concatenate([np.zeros_like(total), np.square(wide - mean)]).sum(axis=0)
+            share = count * len(wide) / (count + len(wide))
+            squares, count = squares + own + np.square(mean - before) * share, count + len(wide)
+            for column, low, high in zip(rows.T, lowest, highest, strict=True):
+                low.add(column)
+                high.add(-column)
+        ends = [(low.sorted(), -high.sorted()[::-1]) for low, high in zip(lowest, highest, strict=True)]
+        quantiles = np.array([_quantiles(*both, count) for both in ends], np.float64).reshape(-1, 2)
+        low, high = (np.array([both[place][place] for both in ends], np.float64) for place in (0, -1))
+        mean, std = total[0] / count, np.sqrt(squares / count)
+        return cls(q01=quantiles[:, 0], q99=quantiles[:, 1], mean=mean, std=std, min=low, max=high)
 
     def center_and_scale(
         self, kind: NormalizationKind
@@ -109,23 +131,12 @@ class ActionStats:
         return stats
 
 
-def _mean(
-    parts: Sequence[Float[np.ndarray, "_ d"]], of: Callable[[np.ndarray], np.ndarray]
-) -> Float64[np.ndarray, " d"]:
-    """The mean over the rows, added up row by row in float64, a block at a time."""
-    dim = parts[0].shape[1]
-    total = np.zeros((1, dim))
-    # NumPy adds rows of several numbers one by one, but a lone column in pairs, so that its blocks count.
-    for rows in _blocks(parts, BLOCK if dim == 1 else _ROWS):
-        total = np.concatenate([total, of(rows.astype(np.float64))]).sum(axis=0, keepdims=True)
-    return total[0] / sum(map(len, parts))
-
-
-def _blocks(parts: Sequence[Float[np.ndarray, "_ d"]], size: int) -> Iterator[Float[np.ndarray, "_ d"]]:
-    """All rows in blocks of `size`, the last one smaller."""
+def _blocks(parts: Iterable[Float[np.ndarray, "_ d"]]) -> Iterator[Float[np.ndarray, "_ d"]]:
+    """All rows in blocks of one size, the last one smaller."""
     held: list[np.ndarray] = []
     for part in parts:
-        begin = 0
+        # NumPy adds rows of several numbers one by one, but a lone column in pairs, so that its blocks count.
+        begin, size = 0, BLOCK if part.shape[1] == 1 else _ROWS
         while begin < len(part):
             held.append(part[begin : begin + size - sum(map(len, held))])
             begin += len(held[-1])
@@ -136,17 +147,41 @@ def _blocks(parts: Sequence[Float[np.ndarray, "_ d"]], size: int) -> Iterator[Fl
         yield np.concatenate(held)
 
 
-def _quantiles(parts: Sequence[Float[np.ndarray, "_ d"]], column: int) -> list[float]:
-    """The quantiles 0.01 and 0.99 of a column, as `np.quantile` gives them in float64."""
-    values = np.concatenate([part[:, column] for part in parts])
-    places = [(len(values) - 1) * quantile for quantile in (0.01, 0.99)]
-    near = [(int(place), min(int(place) + 1, len(values) - 1)) for place in places]
-    values.partition(sorted({one for pair in near for one in pair}))
+class _Smallest:
+    """The `count` smallest of some numbers, of which at most twice as many and a block are held."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._limit = count, np.inf
+        self._held, self._size = list[np.ndarray](), 0
+
+    def add(self, values: Float[np.ndarray, " n"]) -> None:
+        """More of them."""
+        self._held.append(found := values[values < self._limit])
+        self._size += len(found)
+        if self._size > 2 * self._count:
+            values = np.concatenate(self._held)
+            values.partition(self._count - 1)
+            self._held, self._limit = [values[: self._count].copy()], values[self._count - 1]
+            self._size = self._count
+
+    def sorted(self) -> Float[np.ndarray, " _"]:
+        """In order."""
+        return np.sort(np.concatenate(self._held))[: self._count]
+
+
+def _quantiles(low: Float[np.ndarray, " m"], high: Float[np.ndarray, " k"], count: int) -> list[float]:
+    """The quantiles 0.01 and 0.99 of `count` numbers, as `np.quantile` gives them in float64; `low` are the
+    smallest of them and `high` the largest, in order."""
     found: list[float] = []
-    for place, (below, above) in zip(places, near, strict=True):
-        low, high, share = float(values[below]), float(values[above]), place - below
+    for values, first, quantile in ((low, 0, _LOW), (high, count - len(high), _HIGH)):
+        place = (count - 1) * quantile
+        below, share = int(place), place - int(place)
+        near = (values[min(one, count - 1) - first] for one in (below, below + 1))
+        small, large = map(float, near)
         # From the nearer end, as NumPy does, so that the last bits are the same.
-        found.append(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
+        found.append(
+            small + (large - small) * share if share < 0.5 else large - (large - small) * (1 - share)
+        )
     return found
 
 

@@ -165,7 +165,7 @@ def read_recordings(config: RunConfig, data: DataConfig, parts: Sequence[Part]) 
         none = np.empty((1, 0))
         normalizer = Normalizer.fit(data.normalization, parts[0].store.spec.embodiment, none, none)
     else:
-        normalizer = fit_normalizer(parts, check_compatible(parts), data.normalization)
+        normalizer = fit_normalizer(parts, check_compatible(parts), data.normalization, config.data.horizon)
     return Recordings(
         sources=list(map(Recorded.of_part, parts)),
         normalizer=normalizer,

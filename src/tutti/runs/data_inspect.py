@@ -19,6 +19,7 @@ from tutti.dimensions import Dimensions, Embodiment
 from tutti.errors import UserError
 from tutti.evaluation.open_loop import task_by_text
 from tutti.report.formatting import duration
+from tutti.runs.build import with_steps
 from tutti.runs.terminal import print_line, print_table
 from tutti.storage.files import write_atomically
 from tutti.storage.reading import shown
@@ -81,15 +82,16 @@ def _spans(slots: Sequence[int]) -> tuple[str, str]:
 def print_sources(path: str) -> None:
     """What the sources of a config have in common, and each number of each robot with its statistics."""
     config = load_config(path)
-    data = config.data
-    parts = data.open()
+    parts = config.data.open()
     spec = check_compatible(parts)
+    config = with_steps(config, spec.fps, say=False)
+    data = config.data
     split = data.split(parts, task_by_text(config.record.spec))
     for store in stores_of(parts):
         what = "picture-text pairs" if store.is_pairs else f"episodes of the robot {store.spec.embodiment}"
         for line in (f"{store.name}: {store.format}, {len(store.episodes):,} {what}", *store.remarks):
             print_line(line)
-    stats = fit_normalizer(split, spec, data.normalization).stats
+    stats = fit_normalizer(split, spec, data.normalization, data.horizon).stats
     for name, robot in zip(spec.own, spec.each, strict=True):
         print_robot(name, robot, stats[name], spec)
 

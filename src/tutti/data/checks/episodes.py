@@ -14,6 +14,7 @@ from tutti.data.checks.recordings import Recorded, Recordings, say, some
 from tutti.data.content import digest
 from tutti.data.episodes import Episode, texts_of
 from tutti.data.tokenize import normalized_text
+from tutti.durations import every_pace, most_steps
 from tutti.findings import MASKED_TARGETS_MAX, REACHED_OFFSET_MIN, Finding
 from tutti.storage.reading import shown
 
@@ -109,18 +110,30 @@ def _keys(source: Recorded, episodes: Sequence[Episode]) -> Iterator[tuple[int, 
 
 
 def lengths(data: Recordings) -> Iterator[Finding]:
-    """Episodes that are short for the horizon, and offsets that few or none of them reach."""
+    """Episodes that are short for the horizon, and offsets that few or none of them reach: in steps of the
+    highest rate, of which a slower source has fewer."""
     future = max(data.needs.offsets, default=0)
-    for source in (source for source in data.sources if not source.store.is_pairs):
+    paces = every_pace([source.store.spec.fps for source in data.sources])
+    each = [pair for pair in zip(data.sources, paces, strict=True) if not pair[0].store.is_pairs]
+    for source, pace in each:
         longest = max((episode.length for episode in source.episodes), default=0)
         horizon = data.horizon if source.labels["actions"] else 0
-        if horizon > longest or future >= longest:
-            too_far = horizon <= longest
+        most = [most_steps(steps, pace) for steps in (longest, longest - 1)]
+        if horizon > most[0] or future > most[1]:
+            too_far = horizon <= most[0]
             key, value = ("The future offset", future) if too_far else ("data.horizon", horizon)
-            words: dict[str, Any] = {"key": key, "longest": longest, "most": longest - too_far}
+            words: dict[str, Any] = {"key": key, "longest": longest, "most": most[too_far]}
             yield say("too_long", value, source=source.name, **words)
     acting, long = (
-        np.array([e.length for one in data.sources if one.labels[label] for e in one.training], np.int64)
+        np.array(
+            [
+                most_steps(episode.length, pace)
+                for source, pace in each
+                if source.labels[label]
+                for episode in source.training
+            ],
+            np.int64,
+        )
         for label in ("actions", "state")
     )
     masked = _beyond(acting, data.horizon) / max(1, int(acting.sum()) * data.horizon)

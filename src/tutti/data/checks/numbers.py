@@ -40,14 +40,17 @@ def constant_dimensions(data: Recordings) -> Iterator[Finding]:
 
 
 def heavy_tails(data: Recordings) -> Iterator[Finding]:
-    """Dimensions whose largest value lies far outside after normalization."""
+    """Dimensions whose largest value lies far outside after normalization; not of those that are learned from
+    the state at the start of their chunk, which a row alone does not tell."""
     for source in (source for source in data.sources if source.vectors):
         stats = data.normalizer.stats[source.store.spec.embodiment]
         for vector in source.vectors:
             of_vector = getattr(stats, vector)
             center, scale = of_vector.center_and_scale(data.normalizer.kind)
             largest = _largest(source, vector, center, scale)
-            for number in np.flatnonzero(largest > NORMALIZED_MAX).tolist():
+            told = source.store.converted.conversion.relative if source.store.converted else None
+            of_chunks = told.moved if told and vector == "action" else set[int]()
+            for number in set(np.flatnonzero(largest > NORMALIZED_MAX).tolist()) - of_chunks:
                 values = source.values(vector)[:, number]
                 tops = [_furthest(values[span], center[number]) + span.start for span in source.spans]
                 row = max(tops, key=lambda row, at=number, of=values: abs(of[row] - center[at]))

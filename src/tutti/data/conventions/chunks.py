@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from tutti.data.normalize import Normalizer
 
 MOST_CHUNKS = 1 << 17
 """Chunks that statistics of relative actions are of, at most, evenly spread."""
+AT_ONCE = 1 << 12
+"""Chunks that are taken to float64 at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +50,28 @@ class RelativeChunks:
         return np.nan_to_num(moved, nan=0.0).astype(np.float32), known
 
 
+def is_relative(store: EpisodeStore) -> bool:
+    """Whether its actions are learned as changes from the state at the start of their chunk."""
+    return store.converted is not None and store.converted.conversion.relative is not None
+
+
 def chunks_of(
     store: EpisodeStore, episodes: Sequence[Episode], rows: Bool[np.ndarray, " n"], horizon: int, most: int
-) -> Float64[np.ndarray, "m a"]:
+) -> Iterator[Float64[np.ndarray, "_ a"]]:
     """The actions of evenly spread chunks of these episodes as changes from the state at their start, all
-    steps one behind the other. `rows` are those with actions."""
+    steps one behind the other, some chunks at a time. `rows` are those with actions."""
     assert store.converted is not None and store.converted.conversion.relative is not None
+    relative = store.converted.conversion.relative.relative
     starts = np.concatenate([np.arange(e.start, e.end) for e in episodes])
     ends = np.concatenate([np.full(e.length, e.end) for e in episodes])
     few = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), most)).astype(np.int64))
-    steps = starts[few, None] + np.arange(horizon)
-    inside = np.minimum(steps, ends[few, None] - 1)
-    first = store.states[starts[few]]
-    known = np.asarray(np.isfinite(first).all(axis=1))
-    used = (steps < ends[few, None]) & rows[inside] & known[:, None]
-    moved = store.converted.conversion.relative.relative(store.actions[inside], first)
-    return moved[used]
+    for some in np.array_split(few, -(-len(few) // AT_ONCE)):
+        steps = starts[some, None] + np.arange(horizon)
+        inside = np.minimum(steps, ends[some, None] - 1)
+        first = store.states[starts[some]]
+        known = np.asarray(np.isfinite(first).all(axis=1))
+        used = (steps < ends[some, None]) & rows[inside] & known[:, None]
+        yield relative(store.actions[inside], first)[used]
 
 
 def _of_size(values: Float32[np.ndarray, "n d"], dim: int) -> Float32[np.ndarray, "n e"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -110,6 +111,12 @@ class Motion:
             turns=tuple(turns),
             near=canonical.near,
         )
+
+    @property
+    def moved(self) -> set[int]:
+        """The numbers of the learned action that move the robot."""
+        turns = (range(turn.action.start, turn.action.stop) for turn in self.turns)
+        return {*self.action, *chain(*turns)}
 
     def learn(
         self, actions: Float64[np.ndarray, "*n a"], states: Float64[np.ndarray, "*n s"]

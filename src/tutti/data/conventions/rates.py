@@ -18,6 +18,7 @@ from tutti.data.conventions.conversion import Conversion, Resample
 from tutti.data.conventions.rotations import (
     IDENTITY,
     RotationForm,
+    as_near,
     inverse,
     of_quaternions,
     product,
@@ -114,10 +115,7 @@ class Grid:
             form, scale = _form(one)
             first, second = (to_quaternions(x[:, one.there] * scale, form) for x in (a, b))
             turned = product(first, _part(product(inverse(first), second), share))
-            found = of_quaternions(turned, form, layout.near) / scale
-            if form.startswith("quaternion"):  # of q and -q the one that is recorded before
-                turned_over = (found * a[:, one.there]).sum(axis=1, keepdims=True) < 0
-                found = np.where(turned_over, -found, found)
+            found = as_near(of_quaternions(turned, form, layout.near), a[:, one.there] * scale, form) / scale
             out[:, one.there] = np.where(share == 0, a[:, one.there], found)
 
     def _sum(self, out: np.ndarray, acting: np.ndarray, layout: Layout, moved: MotionConfig) -> None:
@@ -161,10 +159,9 @@ class ResampledStore(EpisodeStore):
     """
 
     def __init__(self, store: EpisodeStore, rate: float) -> None:
-        self._recorded, self.spec = store, replace(store.spec, fps=rate)
-        self.name, self.format, self.roles, self.parts = store.name, store.format, store.roles, store.parts
-        self.usual = store.usual
-        self.conventions = store.conventions
+        for name in EpisodeStore.__annotations__:  # all that a store says, but for what follows here
+            setattr(self, name, getattr(store, name))
+        self._recorded = store
         steps = store.spec.fps / rate
         old = np.array([episode.length for episode in store.episodes], np.int64)
         inside = np.floor(np.round((old - 1) / steps, _DIGITS)).astype(np.int64) + 1
@@ -179,12 +176,11 @@ class ResampledStore(EpisodeStore):
                 f"{excluding([store.episodes[n].index for n in short])}",
             )
         ends = np.cumsum(new)
-        self.spec = replace(self.spec, num_frames=int(ends[-1]))
+        self.spec = replace(store.spec, fps=rate, num_frames=int(ends[-1]))
         start = np.repeat([episode.start for episode in store.episodes], new)
         step = np.arange(len(start)) - np.repeat(ends - new, new)
         self.grid = Grid(steps, start, start + np.repeat(old - 1, new), step)
         self._nearest = self.grid.nearest()
-        self.instructions = store.instructions
         self.instruction_of = store.instruction_of[self._nearest]
         self.episodes = tuple(
             Episode(one.index, int(end - count), int(count), one.instruction)

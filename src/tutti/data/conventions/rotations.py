@@ -101,6 +101,27 @@ def of_quaternions(
     return _euler(quaternions, form.removeprefix("euler_"))
 
 
+def as_near(
+    values: Float64[np.ndarray, "*n d"], others: Float64[np.ndarray, "*n d"], form: RotationForm
+) -> Float64[np.ndarray, "*n d"]:
+    """The same rotations in those of their numbers that are near to `others`: of q and -q the nearer one, of
+    an axis-angle and of each Euler angle the one that whole turns bring nearest. So a recording that counts
+    on beyond half a turn goes on."""
+    if form.startswith("quaternion"):
+        return np.where(_dot(values, others) < 0, -values, values)
+    if form in ("rotation_6d", "matrix"):
+        return values
+    if form == "axis_angle":
+        angle = np.linalg.norm(values, axis=-1, keepdims=True)
+        axis = _unit(np.where(angle > 0, values, others))
+        return axis * (angle + _whole_turns(_dot(axis, others) - angle))
+    return values + _whole_turns(others - values)
+
+
+def _whole_turns(angle: np.ndarray) -> np.ndarray:
+    return 2 * np.pi * np.round(angle / (2 * np.pi))
+
+
 def product(a: Float64[np.ndarray, "*#n 4"], b: Float64[np.ndarray, "*#n 4"]) -> Float64[np.ndarray, "*#n 4"]:
     """The rotation b, and then a."""
     w, x, y, z = np.moveaxis(a, -1, 0)

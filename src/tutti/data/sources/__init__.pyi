@@ -14,7 +14,7 @@ from .parts import (
     used_vectors,
 )
 from .shares import SourceShare, source_shares, weighed
-from .statistics import fit_normalizer, training_answers, with_relative_chunks
+from .statistics import fit_normalizer, training_answers
 
 __all__ = [
     "LabelsConfig",
@@ -37,5 +37,4 @@ __all__ = [
     "training_texts",
     "used_vectors",
     "weighed",
-    "with_relative_chunks",
 ]

@@ -171,10 +171,11 @@ class SourceConfig(FrozenConfig):
     @model_validator(mode="before")
     @classmethod
     def _place_url(cls, given: Any) -> Any:
-        path = given.get("path") if isinstance(given, dict) else None
-        if not isinstance(path, str) or not is_url(path):
+        # Also where it was placed before: the folder of caches of another machine is none here.
+        url = given.get("url") or given.get("path") if isinstance(given, dict) else None
+        if not isinstance(url, str) or not is_url(url):
             return given
-        return {**given, "url": path, "path": local_copy(path, cache_home())}
+        return {**given, "url": url, "path": local_copy(url, cache_home())}
 
     @field_validator("name", "embodiment", mode="before")
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from tutti.data.episodes import (
 from tutti.data.formats.errors import data_error
 from tutti.data.sources.config import SourceConfig, names_of, open_together
 from tutti.data.split import GroupOf, are_held_out, episodes_at, pair_is_held_out
-from tutti.durations import in_own_steps
+from tutti.durations import every_pace, most_steps
 from tutti.errors import UserError
 from tutti.types import LABELS, DataNeeds, Label
 
@@ -326,20 +325,18 @@ def check_lengths(parts: Sequence[Part], needs: DataNeeds, horizon: int, history
     """Raises: UserError for a source of whose episodes none is as long as the horizon, or reaches from the
     present to the farthest later or earlier moment."""
     recorded = [part for part in parts if not part.store.is_pairs]  # pairs end at once, and are masked
-    highest = max(part.store.spec.fps for part in recorded)
-    for part in recorded:
-        pace = Fraction(part.store.spec.fps) / Fraction(highest)
+    rates = [part.store.spec.fps for part in recorded]
+    asked = {"future": max(needs.offsets, default=0), "data.history": history[0]}
+    for part, pace in zip(recorded, every_pace(rates), strict=True):
         longest = max(episode.length for episode in part.store.episodes if part.names(episode))
-        asked = {
-            "data.horizon": in_own_steps(horizon if part.labels["actions"] else 0, pace),
-            "future": in_own_steps(max(needs.offsets, default=0), pace),
-            "data.history": in_own_steps(history[0], pace),
-        }
-        for name, steps in asked.items():
-            if abs(steps) > longest - (name != "data.horizon"):
+        most, before = (most_steps(steps, pace) for steps in (longest, longest - 1))
+        for name, steps in {"data.horizon": horizon * bool(part.labels["actions"]), **asked}.items():
+            if abs(steps) > (most if name == "data.horizon" else before):
+                slower = f" at {part.store.spec.fps:g} a second, {most} at {max(rates):g}" * (pace != 1)
                 raise UserError(
-                    f"{name} is {steps}, but the longest episode of {part.store.name} has {longest} frames.\n"
+                    f"{name} is {steps}, but the longest episode of {part.store.name} has {longest} frames"
+                    f"{slower}.\n"
                     "  Episodes shorter than the horizon are masked at the end, and history before the "
-                    f"start, but one must reach it.\n  cure: set data.horizon to at most {longest}, future "
+                    f"start, but one must reach it.\n  cure: set data.horizon to at most {most}, future "
                     "offsets and data.history below it."
                 )

@@ -2,80 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
-from tutti.data.conventions.chunks import MOST_CHUNKS, chunks_of
+from tutti.data.conventions.chunks import MOST_CHUNKS, chunks_of, is_relative
 from tutti.data.embodiments import CommonSpec
-from tutti.data.episodes import VECTORS, Vector, row_spans
-from tutti.data.normalize import ActionStats, EmbodimentStats, NormalizationKind, Normalizer
-from tutti.data.sources.parts import Part, labelled_rows
+from tutti.data.episodes import VECTORS, EpisodeStore, Vector, row_spans
+from tutti.data.normalize import BLOCK, ActionStats, EmbodimentStats, NormalizationKind, Normalizer
+from tutti.data.sources.parts import Part, labelled_rows, stores_of
 from tutti.durations import in_own_steps
 from tutti.errors import UserError
-from tutti.types import Label
-
-MOST_VIEWS = 1 << 16
-"""Stretches of rows that are looked at in place."""
 
 
-def fit_normalizer(parts: Sequence[Part], spec: CommonSpec, kind: NormalizationKind) -> Normalizer:
-    """The statistics of all rows to train on that have the label; `spec` is what the parts share.
+def fit_normalizer(
+    parts: Sequence[Part], spec: CommonSpec, kind: NormalizationKind, horizon: int
+) -> Normalizer:
+    """The statistics of all rows to train on that have the label, in one pass over them; `spec` is what the
+    parts share. Of actions that are learned relative to the state at the start of their chunk, of `horizon`
+    steps, those of evenly spread chunks.
 
     Raises: UserError if none has.
     """
     stats: dict[str, EmbodimentStats] = {}
+    known = {store: labelled_rows(store, parts, spec) for store in stores_of(parts)}
+
+    def own_steps(part: Part) -> int:
+        return in_own_steps(horizon, Fraction(part.store.spec.fps) / Fraction(spec.fps))
+
     for robot, own in spec.own.items():
         of_robot = [part for part in parts if part.store.spec.embodiment == robot]
-        known = {part.store: labelled_rows(part.store, parts, spec) for part in of_robot}
         fitted: dict[Vector, ActionStats] = {}
         for vector, label in VECTORS.items():
-            found = [np.empty((1, 0), np.float32)]
-            if getattr(own, f"{vector}_dim"):
-                found = [rows for part in of_robot for rows in _rows(part, known[part.store][label], label)]
-                if not found:
-                    whose = f" of {robot}" * (len(spec.own) > 1)
-                    raise UserError(
-                        f"data.sources: no frame to train on has {label}{whose}.\n"
-                        f"  expected: one source with them\n  cure: set sources.labels.{label}=true where "
-                        "they are, or name a source with them."
-                    )
-            fitted[vector] = ActionStats.fit(*found)
+            if not getattr(own, f"{vector}_dim"):
+                fitted[vector] = ActionStats.fit(np.empty((1, 0), np.float32))
+                continue
+            used = [_used(part, known[part.store][label]) for part in of_robot]
+            if not any(rows.any() for rows in used):
+                whose = f" of {robot}" * (len(spec.own) > 1)
+                raise UserError(
+                    f"data.sources: no frame to train on has {label}{whose}.\n"
+                    f"  expected: one source with them\n  cure: set sources.labels.{label}=true where "
+                    "they are, or name a source with them."
+                )
+            several = zip(of_robot, used, strict=True)
+            if vector == "action" and any(is_relative(part.store) for part in of_robot):
+                acting = [pair for pair in several if pair[0].labels[label] and pair[0].store.spec.action_dim]
+                each, most = MOST_CHUNKS // len(acting), MOST_CHUNKS * horizon
+                found = (chunks_of(p.store, p.training, rows, own_steps(p), each) for p, rows in acting)
+            else:
+                found, most = (_rows(p.store, vector, rows) for p, rows in several), sum(map(np.sum, used))
+            fitted[vector] = ActionStats.of(chain.from_iterable(found), int(most))
         stats[robot] = EmbodimentStats(**fitted)
     return Normalizer(kind, stats)
 
 
-def _rows(part: Part, known: np.ndarray, label: Label) -> list[Float32[np.ndarray, "_ d"]]:
-    """The numbers that a part trains on, as views where these are few: a copy takes as much again."""
-    values = part.store.states if label == "state" else part.store.actions
-    used = np.zeros(len(values), bool)
+def _used(part: Part, known: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """The rows that a part trains on."""
+    used = np.zeros(len(known), bool)
     for start, end in row_spans(part.training):
         used[start:end] = known[start:end]
-    edges = np.flatnonzero(np.diff(used, prepend=False, append=False)).reshape(-1, 2)
-    if len(edges) > MOST_VIEWS:
-        return [values[used]]
-    return [values[start:end] for start, end in edges.tolist()]
+    return used
 
 
-def with_relative_chunks(
-    rows: Normalizer, parts: Sequence[Part], spec: CommonSpec, horizon: int
-) -> Normalizer:
-    """The statistics of actions relative to the state at the start of their chunk, of training chunks; those
-    of the states are kept."""
-    acting = [part for part in parts if part.labels["actions"] and part.store.spec.action_dim]
-    found = [
-        chunks_of(
-            *(part.store, part.training, labelled_rows(part.store, parts, spec)["actions"]),
-            in_own_steps(horizon, Fraction(part.store.spec.fps) / Fraction(spec.fps)),
-            MOST_CHUNKS // len(acting),
-        )
-        for part in acting
-    ]
-    moved = replace(rows.stats[spec.embodiment], action=ActionStats.fit(*found))
-    return Normalizer(rows.kind, {spec.embodiment: moved})
+def _rows(
+    store: EpisodeStore, vector: Vector, used: Bool[np.ndarray, " n"]
+) -> Iterator[Float32[np.ndarray, "_ d"]]:
+    """These numbers of a store, as views of its own where all of a block are used."""
+    values = store.states if vector == "state" else store.actions
+    for begin in range(0, len(used), BLOCK):
+        block, own = values[begin : begin + BLOCK], used[begin : begin + BLOCK]
+        yield block if own.all() else block[own]
 
 
 def training_answers(parts: Iterable[Part]) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxtyping import Int64
 
 from tutti.data.formats.errors import data_error
 from tutti.errors import UserError
+from tutti.storage.opened import Opened
 from tutti.storage.reading import open_plain, shown
 
 _library: Any = h5py  # its compiled parts have no types
@@ -264,7 +264,7 @@ class OpenFiles:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
-        self._own = os.getpid(), RLock(), OrderedDict[int, HDF5File]()
+        self._own = self._none_open()
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[tuple[Path, ...]]]:
         return OpenFiles, (self.paths,)
@@ -273,12 +273,11 @@ class OpenFiles:
     def use(self, number: int) -> Iterator[HDF5File]:
         """The file, which nobody else uses meanwhile."""
         if self._own[0] != os.getpid():
-            self._own = os.getpid(), RLock(), OrderedDict[int, HDF5File]()
+            self._own = self._none_open()
         _, lock, opened = self._own
         with lock:
-            if number not in opened:
-                while len(opened) >= MOST_OPEN:
-                    opened.popitem(last=False)
-                opened[number] = HDF5File(self.paths[number])
-            opened.move_to_end(number)
             yield opened[number]
+
+    def _none_open(self) -> tuple[int, Any, Opened[int, HDF5File]]:
+        paths = self.paths
+        return os.getpid(), RLock(), Opened(lambda number: HDF5File(paths[number]), MOST_OPEN)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tutti.data.formats.errors import data_error
@@ -27,7 +27,13 @@ def find_files(path: Path) -> list[Path]:
     if not files:
         problem = f"{path} has no file *{' or *'.join(SUFFIXES)}."
         raise data_error(problem, cure="name a file, or the folder in which the files lie.")
-    return sorted(files, key=lambda one: by_number(one.name))
+    return in_order(files)
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """In the order of the numbers in their names; of 2 and 02 that first which is first as text,
+    in whatever order the file system has them."""
+    return sorted(sorted(files), key=lambda one: by_number(one.name))
 
 
 def _files(path: Path) -> Iterator[Path]:

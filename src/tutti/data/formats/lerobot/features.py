@@ -75,6 +75,9 @@ def find_cameras(
     colour = [key for key in cameras if key not in without]
     listed = ", ".join(f"{key} {feature.shape}" for key, feature in cameras.items()) or "none"
     for view in chosen or ():
+        if (chosen or ()).count(view) > 1:
+            problem = f"views: {view!r} of {where} is named twice."
+            raise data_error(problem, found=listed, cure="name each camera once by sources.views.")
         if view in without:
             problem = f"views: {view!r} of {where} {without[view]}; Tutti learns from colour pictures."
             cure = f"leave it out of sources.views, which may name {', '.join(colour) or 'none of this set'}."

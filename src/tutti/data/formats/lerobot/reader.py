@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from tutti.data.formats.lerobot.video import VideoReader
 from tutti.data.formats.lerobot.video_lengths import check_videos
 from tutti.data.formats.pictures import SAMPLED_BYTES, decode_picture
 from tutti.errors import UserError
+from tutti.storage.opened import Opened
 from tutti.storage.reading import shown
 from tutti.types import LABELS, Label
 
@@ -221,11 +221,11 @@ class _PictureColumns:
 
     def __init__(self, meta: LeRobotMeta) -> None:
         self._paths = meta.data_files
-        self._open: OrderedDict[int, tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]] = OrderedDict()
+        self._file = self._opened()
         if meta.info.file_an_episode:
             rows = meta.lengths
         else:
-            rows = np.array([self._file(number)[1][-1] for number in range(len(self._paths))])
+            rows = np.array([self._file[number][1][-1] for number in range(len(self._paths))])
         self._starts = np.concatenate([[0], np.cumsum(rows)])
         meta.info.check_total("frames", int(self._starts[-1]), meta.folder / "data")
         self._used = np.unique(np.repeat(np.arange(len(rows)), rows)[np.repeat(meta.kept, meta.lengths)])
@@ -235,7 +235,7 @@ class _PictureColumns:
     def another(self) -> _PictureColumns:
         """The same with nothing open, for another thread."""
         other = copy.copy(self)
-        other._open, other._last = OrderedDict(), {}
+        other._file, other._last = self._opened(), {}
         return other
 
     def files(self, rows: Int64[np.ndarray, " k"]) -> list[Path]:
@@ -246,13 +246,13 @@ class _PictureColumns:
     def digests(self, view: str, out: Digests) -> None:
         """Writes a digest of each row's encoded picture; rows of groups beyond the sample keep their 0."""
         groups = [
-            (number, group, decoded_bytes(self._file(number)[0], [view], group))
+            (number, group, decoded_bytes(self._file[number][0], [view], group))
             for number in self._used.tolist()
-            for group in range(len(self._file(number)[1]) - 1)
+            for group in range(len(self._file[number][1]) - 1)
         ]
         stride = max(1, math.ceil(sum(size for *_, size in groups) / SAMPLED_BYTES))
         for number, group, _ in groups[::stride]:
-            begin = self._starts[number] + self._file(number)[1][group]
+            begin = self._starts[number] + self._file[number][1][group]
             for row, content in enumerate(self._encoded(view, number, group), begin):
                 out[row] = digest(content.as_py() or b"")
 
@@ -262,7 +262,7 @@ class _PictureColumns:
         """The pictures at ascending `rows`. One of another size than `shape` (h, w, 3) is not decoded."""
         files = np.searchsorted(self._starts, rows, side="right") - 1
         for row, number in zip(rows.tolist(), files.tolist(), strict=True):
-            begins, local = self._file(number)[1], row - int(self._starts[number])
+            begins, local = self._file[number][1], row - int(self._starts[number])
             group = int(np.searchsorted(begins, local, side="right")) - 1
             try:
                 content = self._encoded(view, number, group)[local - begins[group]].as_py()
@@ -279,25 +279,24 @@ class _PictureColumns:
                 ) from error
             yield picture
 
-    def _file(self, number: int) -> tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]:
-        """A data file, and where its row groups begin, its length last."""
-        if number not in self._open:
-            while len(self._open) >= _OPEN_FILES:
-                self._open.popitem(last=False)[1][0].close()
-            path = self._paths[number]
-            with explain_damage(path):
-                metadata = (file := open_parquet(path)).metadata
+    def _opened(self) -> Opened[int, tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]]:
+        """The data files, and where the row groups of each begin, its length last; none is open yet."""
+        paths = self._paths
+
+        def opens(number: int) -> tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]:
+            with explain_damage(paths[number]):
+                metadata = (file := open_parquet(paths[number])).metadata
                 rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            self._open[number] = file, np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._open.move_to_end(number)
-        return self._open[number]
+            return file, np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+
+        return Opened(opens, _OPEN_FILES, lambda opened: opened[0].close())
 
     def _encoded(self, view: str, number: int, group: int) -> pa.Array:
         """The encoded pictures of a row group."""
         last = self._last.get(view)
         if last is None or last[:2] != (number, group):
             path = self._paths[number]
-            file, begins = self._file(number)
+            file, begins = self._file[number]
             with explain_damage(path):
                 size, rows = decoded_bytes(file, [view], group), int(begins[group + 1] - begins[group])
                 if size > TABLE_BYTES + 2 * rows * (math.prod(self._shapes[view]) + 2**12):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -19,6 +18,7 @@ from jaxtyping import Float64, Int64, UInt8
 from tutti.data.formats.chosen import TOLERANCE
 from tutti.data.formats.errors import data_error, no_permission
 from tutti.errors import UserError
+from tutti.storage.opened import Opened
 
 CODEC = "libsvtav1"
 OPTIONS = {"crf": "30", "preset": "12", "svtav1-params": "fast-decode=0"}
@@ -151,7 +151,11 @@ class VideoReader:
     def __init__(self, fps: float, allowed: float = TOLERANCE) -> None:
         # Half a frame would be ambiguous; pts are exact in files that LeRobot or this project wrote.
         self._tolerance, self._allowed = TOLERANCE / fps, allowed / fps
-        self._open: OrderedDict[Path, _Decoder] = OrderedDict()
+
+        def opens(path: Path, near: float = self._tolerance) -> _Decoder:
+            return _Decoder(path, near)
+
+        self._open = Opened(opens, _OPEN_FILES, lambda decoder: decoder.container.close())
         self._times: dict[Path, Float64[np.ndarray, " n"]] = {}
 
     def read(self, path: Path, times: Float64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -160,14 +164,9 @@ class VideoReader:
         Raises UserError where the file is missing or damaged, or has no frame at a time asked for.
         """
         try:
-            if path not in self._open:
-                if len(self._open) >= _OPEN_FILES:
-                    self._open.popitem(last=False)[1].container.close()
-                self._open[path] = _Decoder(path, self._tolerance)
-            self._open.move_to_end(path)
             yield from map(self._open[path].frame, times.tolist())
         except (av.error.FFmpegError, IndexError) as error:
-            self._open.pop(path, None)
+            self._open.drop(path)
             raise _undecodable(path, error) from error
 
     def by_number(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class LinesTable(StretchTable):
         self._files, columns = files, dict[str, list[str]]()
         self._places: list[tuple[int, int]] = []
         self._damaged: dict[int, str] = {}
-        others: dict[str, None] = {}
+        others: dict[str, array[int]] = {}
         for number, path in enumerate(files):
             for line, content in enumerate(read_lines(path, links=True), 1):
                 if content is None or content.strip():
@@ -32,11 +33,12 @@ class LinesTable(StretchTable):
                             column = columns.setdefault(key, [])
                             column += [""] * (row - len(column)) + [value]
                         elif value is not None:
-                            others[key] = None
-                            if key in columns:
-                                self._damaged[row] = f"{shown(key)} is no text, but {shown(value)}"
+                            others.setdefault(key, array("q")).append(row)
                     if len(columns) + len(others) > MAX_COLUMNS:
                         raise data_error(f"{self.where(row)}: more than {MAX_COLUMNS} different keys.")
+        for key in others.keys() & columns.keys():
+            why = f"{shown(key)} is no text, as in other lines"
+            self._damaged = dict.fromkeys(others[key], why) | self._damaged
         self.count = len(self._places)
         self._columns = columns
         first = {key: next((one for one in column if one), "") for key, column in columns.items()}

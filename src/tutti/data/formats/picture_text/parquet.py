@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from tutti.data.formats.picture_text.table import (
     PairTable,
     StretchTable,
 )
+from tutti.storage.opened import Opened
 
-GROUP_BYTES, ROWS = 2**31, 16
-"""Bytes of the pictures in a row group, at most; rows that are read at once."""
+GROUP_BYTES, ROWS, OPEN_FILES = 2**31, 16, 16
+"""Bytes of the pictures in a row group, at most; rows that are read at once; files that are kept open."""
 
 
 @dataclass(slots=True)
@@ -45,13 +45,15 @@ class ParquetTable(StretchTable):
     for_threads = False  # it goes on in the row group that it read last
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._files, counts = files, [self._open(path).metadata.num_rows for path in files]
+        # Its own, since another table may be of the same files after they have changed.
+        self._open = Opened(_opened, OPEN_FILES, lambda file: file.close())
+        self._files, counts = files, [self._open[path].metadata.num_rows for path in files]
         self._starts = [0, *accumulate(counts)]
         self.count = self._starts[-1]
         self._texts: dict[str, list[pa.ChunkedArray]] = {}
         self._reading: tuple[tuple[str, Path, int], _Reading] | None = None
         with explain_damage(files[0]):
-            schema = self._open(files[0]).schema_arrow
+            schema = self._open[files[0]].schema_arrow
         if len(schema) > MAX_COLUMNS:
             raise data_error(f"{files[0]}: {len(schema)} columns.", expected=f"at most {MAX_COLUMNS}")
         self._bytes = [one.name for one in schema if _holds_bytes(one.type)]
@@ -60,12 +62,6 @@ class ParquetTable(StretchTable):
         self.pictures = (*self._bytes, *paths)
         self.texts = tuple(key for key in texts if key not in paths)
         self.passed_over = tuple(one.name for one in schema if one.name not in (*self._bytes, *texts))
-
-    @staticmethod
-    @lru_cache(maxsize=16)
-    def _open(path: Path) -> pq.ParquetFile:
-        with explain_damage(path):
-            return open_parquet(path)
 
     def _first(self, key: str) -> str:
         """The first text of a column that is not empty, of some."""
@@ -126,7 +122,7 @@ class ParquetTable(StretchTable):
         """The struct of a row; a column of bytes is one without a path."""
         number, own = self._place(row)
         path = self._files[number]
-        file = self._open(path)
+        file = self._open[path]
         with explain_damage(path):
             sizes = (file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
             starts = [0, *accumulate(sizes)]
@@ -165,6 +161,11 @@ class ParquetTable(StretchTable):
         """The number of the file, and the row in it."""
         file = bisect_right(self._starts, row) - 1
         return file, row - self._starts[file]
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    with explain_damage(path):
+        return open_parquet(path)
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

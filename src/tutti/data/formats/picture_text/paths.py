@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutti.data.formats.hdf5.paths import by_number
+from tutti.data.formats.hdf5.paths import in_order
 
 KINDS = (".jsonl", ".parquet", ".tar")
 """What the tables of a set are, in the order in which they are looked for."""
@@ -27,7 +27,7 @@ def find_tables(path: Path) -> list[Path]:
         return [path] if path.suffix in KINDS else []
     for kind in KINDS:
         for folder in _FOLDERS[: 1 + (kind == ".parquet")]:
-            if found := sorted(_files(path / folder, kind), key=lambda one: by_number(one.name)):
+            if found := in_order(_files(path / folder, kind)):
                 return found
     return []
 

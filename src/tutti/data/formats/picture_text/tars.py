@@ -7,6 +7,7 @@ import re
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -63,8 +64,9 @@ class TarTable(StretchTable):
         self.count = len(self._names)
         self.pictures = tuple(one[8:] for one in self._places if one.startswith("picture "))
         plain = [one[5:] for one in self._places if one.startswith("text ")]
-        self._json = [one[5:] for one in self._places if one.startswith("json ")]
-        self.texts = (*plain, *self._keys_of_json())
+        json = [one[5:] for one in self._places if one.startswith("json ")]
+        self._holders = {key: holder for holder in json for key in self._keys_of(holder)}
+        self.texts = (*plain, *self._holders)
         self.passed_over = tuple(f".{one[6:]}" for one in self._places if one.startswith("other "))
 
     def _add(self, shard: int, member: Member) -> None:
@@ -94,11 +96,9 @@ class TarTable(StretchTable):
 
     def text(self, key: str, row: int) -> str:
         """Of a text file or a JSON, "" where the pair has none."""
-        holder, _, field = key.partition(".") if f"text {key}" not in self._places else (key, "", "")
-        if not field:
-            content = self._content(f"text {key}", row)
-            return self._utf8(content, row).strip()
-        value = self._fields(holder, row).get(field) or ""
+        if f"text {key}" in self._places:
+            return self._utf8(self._content(f"text {key}", row), row).strip()
+        value = self._fields(self._holders[key], row).get(key.removeprefix(f"{self._holders[key]}.")) or ""
         if not isinstance(value, str):
             raise self.wrong(row, f"{shown(key)} is no text, but {shown(value)}")
         return value
@@ -139,19 +139,14 @@ class TarTable(StretchTable):
         except UserError as error:
             raise self.wrong(row, str(error)) from None
 
-    def _keys_of_json(self) -> Iterator[str]:
-        """The keys of texts in the first JSON of each kind that can be read."""
-        for holder in self._json:
-            for row in range(min(self.count, MAX_COLUMNS)):
-                try:
-                    found = [
-                        key for key, value in self._fields(holder, row).items() if isinstance(value, str)
-                    ]
-                except UserError:
-                    continue
-                if found:
-                    yield from (f"{holder}.{key}" for key in found[:MAX_COLUMNS])
-                    break
+    def _keys_of(self, holder: str) -> list[str]:
+        """The columns of the texts in the first JSON of a kind that has some and can be read."""
+        for row in range(min(self.count, MAX_COLUMNS)):
+            with suppress(UserError):
+                fields = self._fields(holder, row).items()
+                if found := [f"{holder}.{key}" for key, value in fields if isinstance(value, str)]:
+                    return found[:MAX_COLUMNS]
+        return []
 
 
 def _column(kind: str) -> str:
