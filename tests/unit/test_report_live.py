@@ -9,6 +9,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import pytest
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 
 from fixtures.report_runs import HOSTILE, make_run
 from tutti.cli.app import app
+from tutti.report import inputs
+from tutti.report.inputs import read_inputs
 from tutti.report.live import LiveReport, serve_report
 
 
@@ -63,6 +66,34 @@ def lines_of(page: str) -> dict[str, list[list[float]]]:
         (name, json.loads(data.replace("&quot;", '"').replace("&amp;", "&"))) for name, data in charts
     ]
     return {name.partition(":")[0]: [one["xs"] for one in chart["series"]] for name, chart in unescaped}
+
+
+def test_every_file_that_a_report_shows_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "evaluations" / "raw").mkdir(parents=True)
+    (run / "evaluations" / "raw" / "results.json").write_bytes((run / "evaluation/results.json").read_bytes())
+    read: list[Path] = []
+    attempt = inputs._attempt
+
+    def noted(path: Path, *rest: Any) -> Any:
+        read.append(path)
+        return attempt(path, *rest)
+
+    monkeypatch.setattr(inputs, "_attempt", noted)
+    read_inputs(run)
+    there = [path for path in dict.fromkeys(read) if path.is_file()]
+    assert len(there) >= 12 and run / "evaluations/raw/results.json" in there
+    live = LiveReport([run])
+    for path in there:
+        before = live.state
+        path.write_bytes(path.read_bytes() + b" ")
+        assert live.state != before, path
+    link = run / "evaluation" / "gone.json"
+    link.symlink_to("nowhere")
+    assert live.state, "a file that goes while it is looked at"
+    for address in ("/", "/?1", "/?2", "/0/", "/00/", "/000/?x"):
+        assert live.answer(address)[0] == 200
+    assert len(live._kept) == 2, "as many pages as there are, whatever is asked for"
 
 
 def test_the_page_follows_the_files_of_both_runs(address: str, runs: list[Path]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -17,17 +18,25 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from fixtures import squares_data
+from fixtures.squares_world import SquaresSuite
 from tutti.cli.app import app
-from tutti.config.run_config import RunConfig
+from tutti.config.run_config import RunConfig, build_config
+from tutti.evaluation.config import EvaluationConfig
 from tutti.evaluation.statistics.comparison import compare_arms
 from tutti.nested_dicts import merge
 from tutti.report.svg.trials import Axis, Dot, parallel_chart, response_chart
+from tutti.storage.files import exclusive_lock
+from tutti.studies.tune import Screening
 from tutti.studies.tune import search as searching
+from tutti.studies.tune import trial as trying
 from tutti.studies.tune.found import Found, Tried
+from tutti.studies.tune.screen import cell_config
 from tutti.studies.tune.search import check, collect, search_keys
-from tutti.studies.tune.space import SpaceConfig, load_space
+from tutti.studies.tune.space import ParameterConfig, SpaceConfig, load_space
 from tutti.studies.tune.trial import CONTROL, FOLDER, RUNGS, TRIALS, Search, run_trial, suggested
 from tutti.studies.tune.worker import OWNER, Worker, finished, give_back_dead, open_study, work
+from tutti.suites import registry
+from tutti.suites.environment import Suite
 from tutti.types import UserError
 
 SPACE: dict[str, Any] = {
@@ -200,6 +209,112 @@ def test_a_trial_that_was_killed_goes_on_from_where_it_was(config: RunConfig, tm
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*/*")}
     assert run_trial(other, made) == value
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*/*")} == before
+
+
+def test_trials_of_the_same_values_are_trained_played_and_charged_once(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the first has ended and left no checkpoint, and the second is pruned or played."""
+    monkeypatch.setitem(registry.SUITES, "squares", cast(Suite, SquaresSuite()))
+    playing = config.model_copy(update={"evaluation": EvaluationConfig(suite="squares", max_decisions=3)})
+    wanted = space(evaluation={"episodes": 2, "first_seed": 500_000})
+    made = Search(config=playing, space=wanted, home=tmp_path)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+    study = memory(sampler=optuna.samplers.RandomSampler(seed=0), pruner=pruner)
+
+    def trial(**attrs: Any) -> optuna.Trial:
+        study.enqueue_trial({}, user_attrs={CONTROL: "default", **attrs})
+        return study.ask()
+
+    first = trial()
+    value = run_trial(first, made)
+    study.tell(first, value)
+    assert not list((tmp_path / TRIALS / first.user_attrs[FOLDER]).rglob("step-*"))
+    monkeypatch.setattr(trying, "build_training", None)  # whoever trains again, fails
+    second = trial()
+    assert run_trial(second, made) == value
+    study.tell(second, value)
+    for _ in range(4):  # better ones at the first rung
+        better = study.ask()
+        better.report(0.0, 1)
+        better.should_prune()
+        study.tell(better, 1.0)
+    third = trial()
+    with pytest.raises(optuna.TrialPruned):
+        run_trial(third, made)
+    study.tell(third, state=TrialState.PRUNED)
+    told = {one.number: one for one in collect(made, study).trials}
+    assert [told[n].steps for n in (first.number, second.number, third.number)] == [9, 0, 0]
+    assert set(told[third.number].rungs) == {3}
+
+
+def test_what_a_trial_measured_is_found_by_all_that_it_depends_on(config: RunConfig, tmp_path: Path) -> None:
+    """Other rungs, scores, starts or data are another search: nothing measured before is mixed in."""
+    changes: dict[str, dict[str, Any]] = {
+        **{"rungs": {"rungs": 1}, "reduction": {"reduction": 2}, "score": {"score": {"valid/action": 1.0}}},
+        "starts": {"evaluation": {"first_seed": 600_000}},
+    }
+    made = [Search(config=config, space=space(**one), home=tmp_path) for one in ({}, *changes.values())]
+    made.append(replace(made[0], data="other"))
+    folders = {one.folder_of(one.trial_config([])).name for one in made}
+    assert len(folders) == len(made) == len({one.key for one in made})
+    same = Search(config=config, space=space(trials=9, jobs=2), home=tmp_path)
+    assert same.key == made[0].key and same.folder_of(same.trial_config([])).name in folders
+
+
+def test_a_trial_waits_for_another_process_with_the_same_values(config: RunConfig, tmp_path: Path) -> None:
+    made = Search(config=config, space=space(), home=tmp_path)
+    trial = memory().ask()
+    trial.set_user_attr(CONTROL, "default")
+    folder = made.folder_of(made.trial_config([]))
+    folder.mkdir(parents=True)
+    ended = threading.Event()
+
+    def run() -> None:
+        run_trial(trial, made)
+        ended.set()
+
+    with exclusive_lock(folder):
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        assert not ended.wait(0.3) and not (folder / RUNGS).exists()
+    assert ended.wait(60)
+
+
+def test_a_base_that_keeps_its_best_checkpoint_can_be_searched_and_screened(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    best = {"metric": "valid/action"}
+    values = merge(
+        config.model_dump(mode="json"),
+        {
+            "training": {"evaluate_every": 3, "validation": {"every": 3}, "checkpoints": {"keep_best": best}},
+            "evaluation": {"suite": "metaworld-8", "checkpoint": "best"},
+        },
+    )
+    base = build_config(values, "the base")
+    trial = Search(config=base, space=space(), home=tmp_path).trial_config([])
+    cell = cell_config(base, tmp_path, Screening(share=1.0), 1e-3, 5)
+    for one in (trial, cell):
+        assert one.training.evaluate_every == 0 and one.evaluation.checkpoint == "latest"
+
+
+def test_a_search_stays_inside_its_space_and_confirms_what_differs() -> None:
+    edges = space(parameters={"training.optimizer.lr": {"low": 0.00123446, "high": 0.00123454}})
+    study = memory(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        values = dict(text.split("=", 1) for text in suggested(study.ask(), edges))
+        assert 0.00123446 <= float(values["training.optimizer.lr"]) <= 0.00123454
+    for wrong in ({"low": 0.5, "high": 2}, {"low": 1, "high": 2.5}, {"low": 0, "high": 2, "log": True}):
+        with pytest.raises(ValueError, match=r"whole numbers|low above 0"):
+            ParameterConfig(**wrong, integer=True)
+    a, b = ("a=1",), ("b=2",)
+    trials = (
+        *(tried(1, 0.9, overrides=a), tried(2, 0.8, overrides=b), tried(3, 0.7, overrides=a)),
+        *(tried(4, 0.6, overrides=()), tried(5, 0.5, control="default", overrides=("c=3",))),
+    )
+    found = Found(name="s", whole_steps=9, plays=True, trials=trials)
+    assert [one.number for one in found.best(5)] == [1, 2]
 
 
 def test_values_that_do_not_go_together_and_a_score_that_is_not_measured_end_a_trial(

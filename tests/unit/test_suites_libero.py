@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tutti.evaluation.config import EvaluationConfig
 from tutti.suites.environment import Suite
+from tutti.suites.libero import suite as libero_suite
 from tutti.suites.libero.expert import Expert, narrowest
 from tutti.suites.libero.suite import LIBERO, LiberoSuite
 from tutti.suites.libero.task import axis_angle
@@ -54,6 +56,45 @@ def test_rotations_and_the_narrowest_side() -> None:
     box, turn = random.uniform((-2, -0.5), (2, 0.5), (400, 2)), np.radians(30)
     turned = box @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     assert np.degrees(narrowest(turned)) == pytest.approx(120, abs=3)
+
+
+def test_a_variant_is_told_what_its_own_file_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package takes every sentence from a file's name, which LIBERO-PRO's variants keep."""
+    told = {
+        "libero_object": "Pick the alphabet soup and place it in the basket",
+        "libero_object_swap": "Pick the alphabet soup  and place it in the basket",
+        "libero_object_lan": "grab alphabet soup\n and put it into basket",
+        "libero_object_task": "Pick the cream cheese and place it in the basket",
+        "libero_study_table": "Prepare a meal",
+    }
+    for name, sentence in told.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{SOUP}.bddl").write_text(f"(define\n  (:language {sentence})\n  (:goal (And)))")
+    words, file = SOUP.replace("_", " "), f"{SOUP}.bddl"
+    known: dict[str, Any] = {
+        name: lambda name=name: SimpleNamespace(
+            tasks=[SimpleNamespace(name=SOUP, language=words, problem_folder=name, bddl_file=file)]
+        )
+        for name in (*told, "libero_object_env")
+    }
+    known["libero_100"] = lambda: SimpleNamespace(tasks=[])
+    monkeypatch.setattr(libero_suite, "load_libero", lambda: (known, None, lambda _: str(tmp_path)))
+    libero_suite._sentences.cache_clear()
+    expected = {"swap": words, "lan": "grab alphabet soup and put it into basket"}
+    for name, sentence in {**expected, "task": told["libero_object_task"]}.items():
+        suite = LiberoSuite(name=name, benchmark=f"libero_object_{name}")
+        assert suite.instructions(SOUP) == suite.instructions(SOUP, "held_out") == (sentence,)
+    assert LiberoSuite(benchmark="libero_study_table").instructions(SOUP) == ("Prepare a meal",)
+    for name in ("libero_object_env", "libero_100"):
+        with pytest.raises(
+            UserError, match=rf"names '{name}', but holds no files of its tasks\. It has those of"
+        ):
+            LiberoSuite(benchmark=name)
+    with pytest.raises(UserError, match="is none of LIBERO's"):
+        LiberoSuite(benchmark="libero_objekt")
+    libero_suite._sentences.cache_clear()
 
 
 def test_the_expert_refuses_what_it_cannot_do() -> None:

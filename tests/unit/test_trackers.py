@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -119,6 +120,13 @@ def test_tensorboard_shows_config_pictures_and_videos_and_fails_alone(
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss/total")] == [(4, 2.0), (5, 1.0)]
+    evaluated = Start(run=tmp_path, name="a", step=4, trains=False)  # the best checkpoint, not the last
+    with closing(Trackers(configs({"kind": "tensorboard"}), evaluated)) as judged:
+        judged.scalars(4, "evaluation", {"success/mean": 0.5}, 3e9)
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss/total")] == [4, 5], "the curves stay whole"
+    assert [event.step for event in board.Scalars("success/mean")] == [4]
     assert board.Images("first_batch")[0].encoded_image_string == (tmp_path / "first_batch.png").read_bytes()
     with Image.open(io.BytesIO(board.Images("success")[0].encoded_image_string)) as moving:
         assert (moving.format, moving.size, getattr(moving, "n_frames", 0)) == ("GIF", (16, 16), 40)

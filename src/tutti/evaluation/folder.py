@@ -134,7 +134,7 @@ class EvaluationFolder:
         now = _Manifest(policy=policy, environment=environment, config=values, finished=False)
         self.extended = False
         if before is None or not made:
-            for name in (RESULTS, OPEN_LOOP):  # of a version without evaluation.json
+            for name in (RESULTS, OPEN_LOOP, AGAINST):  # of a version without evaluation.json
                 discard(self.path / name)
             self._write(now)
             return True, f"{policy.name}, into {self.path}"
@@ -168,6 +168,7 @@ class EvaluationFolder:
         if not todo:
             return False, kept
         self.extended = True
+        discard(self.path / AGAINST)  # of the results before
         extended = [line for line in changes if _key(line) not in NO_EFFECT]
         return True, f"goes on: {'; '.join(extended) or 'it was interrupted'}"
 

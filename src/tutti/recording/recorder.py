@@ -30,6 +30,7 @@ from tutti.recording.episode_files import (
 from tutti.recording.seed_queue import Block, SeedQueue
 from tutti.storage.files import write_atomically, write_json
 from tutti.suites.environment import Environment, Suite
+from tutti.suites.kept import KeptEnvironments
 from tutti.suites.registry import CustomSuite, find_suite
 from tutti.suites.workers import run_jobs
 
@@ -37,7 +38,6 @@ Progress = Callable[[int, int, str], None]
 """Called with the number of episodes recorded, how many there will be, and the task just worked on."""
 
 _BLOCK = 4  # Seeds in one job: about a second of work.
-_KEPT_SIMULATIONS = 2  # In each worker; one holds about 90 MB.
 
 
 class RecordConfig(FrozenConfig):
@@ -175,8 +175,7 @@ def record(config: RecordConfig, work_folder: Path | str, progress: Progress | N
             task = active.pop(worker)
             queue.report(task, results)
             report(task)
-    while _simulations:  # where this process recorded
-        _simulations.popitem()[1].close()
+    _simulations.close()  # where this process recorded
     seeds, num_tries = queue.outcome()
     write_json(folder / DONE_FILE, {"seeds": seeds, "tries": num_tries})
     return RecordSummary(num_tries, {task: len(chosen) for task, chosen in seeds.items()})
@@ -211,16 +210,13 @@ def _claim(folder: Path, config: RecordConfig) -> None:
             )
 
 
-_simulations: dict[tuple[Suite, str], Environment] = {}
+_simulations = KeptEnvironments()
 
 
 def _record_block(config: RecordConfig, folder: Path, block: Block) -> dict[int, bool]:
     """Runs in a worker: records some seeds of a task; seed -> did it succeed."""
     (task, seeds), suite, levels = block, config.spec, config.noise_levels
-    simulation = _simulations.pop((suite, task), None) or suite.make(task)
-    _simulations[suite, task] = simulation  # Last in the dict is the one used last.
-    while len(_simulations) > _KEPT_SIMULATIONS:
-        _simulations.pop(next(iter(_simulations))).close()
+    simulation = _simulations.of(suite, task)
     results: dict[int, bool] = {}
     for seed in seeds:
         episode = record_episode(

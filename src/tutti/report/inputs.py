@@ -38,6 +38,19 @@ from tutti.types import UserError
 MAX_PICTURE = 2**23
 """Bytes of a picture that is put into the page."""
 VIDEOS = "evaluation/videos"
+READ = (
+    *(
+        "*.json",
+        "records.jsonl",
+        "config.yaml",
+        "first_batch.png",
+        "evaluation/*.json",
+        f"{VIDEOS}/index.json",
+    ),
+    *("evaluations/*/results.json", "probes/probes.json", "probes/occlusion.png"),
+    "failures/step-*/failure.json",
+)
+"""The files of a run that `read_inputs` reads, as patterns."""
 MAX_STEP = 2**53
 """Steps beyond this are no steps."""
 Json = dict[str, Any]

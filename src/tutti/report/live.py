@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
@@ -15,13 +16,12 @@ from threading import Lock
 from tutti.nested_dicts import content_hash
 from tutti.report.blocks import Block, Charts, Page, Section, Table, Tile, column, render, table
 from tutti.report.formatting import duration, percent
-from tutti.report.inputs import Inputs, read_inputs
+from tutti.report.inputs import READ, Inputs, read_inputs
 from tutti.report.page import report_page
 from tutti.report.svg.charts import Series, line_chart
 
 HOST = "127.0.0.1"
 COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6")
-WATCHED = ("records.jsonl", "stages.json", "summary.json", "evaluation/results.json", "first_batch.png")
 CURVES = {
     "Losses": ("loss/total", "loss/*/raw"),
     "Held out": ("valid/*", "valid/metric/*/key_l1"),
@@ -67,17 +67,16 @@ class LiveReport:
     def __init__(self, runs: Sequence[Path]) -> None:
         self.runs = list(runs)
         self.names = _names(self.runs)
-        self._lock, self._kept = Lock(), dict[str, tuple[str, str]]()
+        self._lock, self._kept = Lock(), dict[int | None, tuple[str, str]]()
 
     @property
     def state(self) -> str:
         """Another text whenever a file that the pages show has changed."""
-        stats = [
-            (str(path), path.stat().st_mtime_ns, path.stat().st_size)
-            for run in self.runs
-            for name in WATCHED
-            if (path := run / name).exists()
-        ]
+        stats: list[tuple[str, int, int]] = []
+        for path in sorted({path for run in self.runs for name in READ for path in run.glob(name)}):
+            with suppress(OSError):  # of a run that is being deleted
+                found = path.stat()
+                stats.append((str(path), found.st_mtime_ns, found.st_size))
         return content_hash(stats, 16)
 
     def answer(self, address: str) -> tuple[int, str, str]:
@@ -90,13 +89,13 @@ class LiveReport:
         if found[2]:
             return 200, "text/plain", state
         with self._lock:  # one thread makes a page, the others take it
-            known, page = self._kept.get(address, ("", ""))
+            known, page = self._kept.get(number, ("", ""))
             if known != state:
                 made = (
                     overlay_page(self.runs, self.names) if number is None else report_page(self.runs[number])
                 )
                 page = with_refresh(render(made), state)
-                self._kept[address] = state, page
+                self._kept[number] = state, page
         return 200, "text/html", page
 
 

@@ -12,7 +12,7 @@ from tutti.config.run_config import RunConfig, with_overrides
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.rollouts import PolicyFactory
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
-from tutti.evaluation.closed_loop.videos import rollout_videos
+from tutti.evaluation.closed_loop.videos import rollout_videos, videos_of
 from tutti.evaluation.config import NO_SUITE, EvaluationConfig
 from tutti.evaluation.folder import OPEN_LOOP, RESULTS, VIDEOS, EvaluationFolder
 from tutti.evaluation.open_loop import measure_open_loop, tasks_of
@@ -101,7 +101,8 @@ def _tell_trackers(config: RunConfig, place: Place, step: int, *, track: bool) -
     anything to a service that a config.yaml names must have been asked to."""
     assert place.run is not None
     loggers = [one for one in config.logging if track or isinstance(one, TensorBoardConfig)]
-    start = Start(run=place.run, name=config.name, step=step, config=config.model_dump(mode="json"))
+    told = config.model_dump(mode="json")
+    start = Start(run=place.run, name=config.name, step=step, config=told, trains=False)
     trackers, found = Trackers(loggers, start), evaluation_summary(place.folder)
     under = "" if place.in_report else f"{place.folder.name}/"
     rates = {f"{under}success/{task}": k / n for task, (k, n) in found["success"].items()}
@@ -110,7 +111,7 @@ def _tell_trackers(config: RunConfig, place: Place, step: int, *, track: bool) -
     if error := found["open_loop"].get("overall"):
         rates[f"{under}open_loop/executed"] = error["normalised"]["executed"]
     trackers.scalars(step, "evaluation", rates, time.time())
-    for video in sorted((place.folder / VIDEOS).glob("*.mp4")):
+    for video in videos_of(place.folder / VIDEOS):
         trackers.video(f"{under}{video.stem.rpartition('-')[0]}", video, step)
     trackers.close()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from pydantic import TypeAdapter
 
 from tutti.config.overrides import apply_overrides, combine_overrides, parse_overrides
 from tutti.config.run_config import RunConfig, build_config
-from tutti.data.sources import SourceConfig
+from tutti.data.sources import SourceConfig, open_parts, stores_of
 from tutti.evaluation.config import NO_SUITE, ControlsConfig
 from tutti.key_effects import with_effect
 from tutti.nested_dicts import content_hash, merge
@@ -173,6 +175,12 @@ def plan_cells(
     return planned
 
 
+def data_fingerprint(sources: Sequence[SourceConfig]) -> str:
+    """A hash of the contents of the data sets. Raises: UserError if one cannot be opened."""
+    contents = json.dumps([store.fingerprint for store in stores_of(open_parts(sources))])
+    return hashlib.sha256(contents.encode()).hexdigest()[:16]
+
+
 def training_hash(config: RunConfig, fingerprint: str) -> str:
     """A hash of all that a training depends on; of the data by their content, not by their path."""
     sections = with_effect(config.sections("seed", "record", *TRAIN_SECTIONS))
@@ -188,6 +196,16 @@ def by_content(sections: dict[str, Any], config: RunConfig, fingerprint: str) ->
     plain = all(part.keys() == {"path"} for part in parts)
     sections["data"]["sources"] = fingerprint if plain else parts
     return sections
+
+
+def tried(training: dict[str, Any], *, validate: int, save: int = CHECKPOINT_EVERY) -> dict[str, Any]:
+    """The section `training` of what a search tries: on one thread, and judged by the search alone."""
+    return training | {
+        **{"threads": 1, "validation": {"every": validate}, "diagnostics": {"every": 0}, "evaluate_every": 0},
+        "checkpoints": {"keep": 1, "every": save},
+        # What diverges has lost.
+        "gradients": training["gradients"] | {"non_finite": "stop", "rollback": "off"},
+    }
 
 
 @contextmanager

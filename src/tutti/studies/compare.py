@@ -9,8 +9,6 @@ runs/studies/NAME/
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config
-from tutti.data.sources import SourceConfig, open_parts, stores_of
+from tutti.data.sources import SourceConfig
 from tutti.evaluation.closed_loop.starts import DATASET, TrainingStarts, check_seeds
 from tutti.runs.build import build_data
 from tutti.runs.folder import RunFolder
@@ -29,7 +27,16 @@ from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line, progress_bar
 from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
 from tutti.storage.reading import read_valid
-from tutti.studies.cells import CELLS, SHARED, Cell, arm_config, cell_config, check_same_starts, plan_cells
+from tutti.studies.cells import (
+    CELLS,
+    SHARED,
+    Cell,
+    arm_config,
+    cell_config,
+    check_same_starts,
+    data_fingerprint,
+    plan_cells,
+)
 from tutti.studies.config import StudyConfig, study_yaml
 from tutti.studies.costs import StepCost, affordable_steps, measure_costs
 from tutti.studies.page import publish
@@ -183,10 +190,9 @@ def share_data(study: StudyConfig, config: RunConfig, folder: Path) -> SharedDat
         else:
             RunFolder(home, new=False).require("record", "Make it first: tutti record CONFIG.")
         sources = (SourceConfig(path=home / DATASET),)
-    contents = json.dumps([store.fingerprint for store in stores_of(open_parts(sources))])
     return SharedData(
         sources=sources,
-        fingerprint=hashlib.sha256(contents.encode()).hexdigest()[:16],
+        fingerprint=data_fingerprint(sources),
         starts=TrainingStarts.union(TrainingStarts.of_data(source.path) for source in sources),
     )
 

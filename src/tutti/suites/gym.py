@@ -79,10 +79,13 @@ class GymSuite(Suite):
 
     @property
     def fingerprint(self) -> str:
-        """The environments with their arguments, the views, and the versions of the packages."""
+        """The environments with their arguments, the views, where state, pictures, success and distance are
+        found, and the versions of the packages."""
         made = [f"{name} {_version(name)}" for name in self.packages]
         made += [f"{task} {name}" for task, name in self.environments.items()]
-        made += [f"{key} {value}" for key, value in self.arguments.items()]
+        made += [f"{key} {value}" for key, value in (*self.arguments.items(), *self.view_keys.items())]
+        made += [f"{self.fps:g} Hz", f"state {'; '.join(self.state_keys)}", f"success {self.success}"]
+        made += [f"distance {self.distance}"] * bool(self.distance)
         return ", ".join((*made, f"views {', '.join(self.views)}", f"{self.image_size} px"))
 
     def make(self, task: str, image_size: int | None = None, samples: int = 0) -> Environment:

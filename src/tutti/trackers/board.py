@@ -23,11 +23,15 @@ class TensorBoardLogger(Logger):
 
     def __init__(self, start: Start) -> None:
         self.folder = start.run / "tensorboard"
-        self.rewind(start.step)
+        self._begin(start.step + 1 if start.trains else None)
 
     def rewind(self, step: int) -> None:
         self.close()
-        self._board: SummaryWriter | None = SummaryWriter(str(self.folder), purge_step=step + 1)
+        self._begin(step + 1)
+
+    def _begin(self, first: int | None) -> None:
+        """A new file of events; from the step `first` on it replaces what was told before."""
+        self._board: SummaryWriter | None = SummaryWriter(str(self.folder), purge_step=first)
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float], seconds: float) -> None:
         for name, value in values.items():

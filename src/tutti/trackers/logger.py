@@ -15,12 +15,17 @@ FOLDER = "tracking"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a tracker begins with. `step` updates were made before; `config` is the run's, as plain values."""
+    """What a tracker begins with. `step` updates were made before; `config` is the run's, as plain values.
+
+    `trains`: what was told of later steps does not count any more. False where results of a checkpoint are
+    added to those of a training, which may have gone on from there.
+    """
 
     run: Path
     name: str
     step: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    trains: bool = True
 
     def identity(self, kind: str, new: str = "") -> str:
         """What the run is called by a service of this kind, kept in the run's folder, so that a resumed run

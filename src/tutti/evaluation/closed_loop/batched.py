@@ -290,7 +290,8 @@ class BatchedRollouts:
 
     def _send(self, lane: Lane, moves: Moves) -> None:
         group = lane.number % self.groups
-        worker = lane.number // self.groups % max(1, self.count)
+        spread = 1 if self.spec.environments.one_a_process else self.groups
+        worker = lane.number // spread % max(1, self.count)
         self._jobs.setdefault((worker, group), []).append(moves)
         self._away[group] += 1
 

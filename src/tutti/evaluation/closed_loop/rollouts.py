@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tutti.distributed.cores import usable_cores
 from tutti.storage.files import write_atomically
 from tutti.storage.reading import read_text
 from tutti.suites.environment import Environment, Suite
+from tutti.suites.kept import KeptEnvironments
 from tutti.suites.workers import Job, Result, run_jobs
 from tutti.types import History, UserError
 
@@ -30,8 +30,6 @@ Condition = Literal["policy", "other_wording", "wrong_instruction", "no_image", 
 CONDITIONS: tuple[Condition, ...] = (
     *("policy", "other_wording", "wrong_instruction", "no_image", "noop", "expert"),
 )
-MAX_ENVIRONMENTS = 2  # one with its renderer may take 100 MB
-
 MAX_WORKERS = 8
 
 
@@ -239,7 +237,7 @@ class RolloutWorker:
     def __init__(self, spec: RolloutSpec) -> None:
         self.spec = spec
         self._policy: RolloutPolicy | None = None
-        self._environments: OrderedDict[str, Environment] = OrderedDict()
+        self._environments = KeptEnvironments()
 
     def __call__(self, block: Sequence[PlannedRollout]) -> dict[PlannedRollout, Rollout]:
         """All rollouts of the block, each saved as it ends.
@@ -257,19 +255,10 @@ class RolloutWorker:
 
     def close(self) -> None:
         """Close every renderer."""
-        while self._environments:
-            self._environments.popitem()[1].close()
-
-    def _environment(self, task: str) -> Environment:
-        if task not in self._environments:
-            if len(self._environments) >= MAX_ENVIRONMENTS:
-                self._environments.popitem(last=False)[1].close()
-            self._environments[task] = self.spec.environments.make(task)
-        self._environments.move_to_end(task)
-        return self._environments[task]
+        self._environments.close()
 
     def _rollout(self, one: PlannedRollout) -> Rollout:
-        spec, environment = self.spec, self._environment(one.task)
+        spec, environment = self.spec, self._environments.of(self.spec.environments, one.task)
         environment.reset(one.seed)
         start = start_of(environment)
         controller = self._controller(environment, one)

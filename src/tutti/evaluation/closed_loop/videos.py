@@ -12,6 +12,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from fractions import Fraction
 from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
@@ -24,8 +25,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tutti.evaluation.closed_loop.rollouts import Rollout, in_parallel
 from tutti.storage.files import write_atomically
+from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
 
+INDEX = "index.json"
 IMAGE_SIZE = 240  # even, as yuv420p needs
 MAX_FRAMES = 50
 QUALITY = 30  # x264's constant rate factor
@@ -82,8 +85,15 @@ def rollout_videos(
         progress(done, len(chosen))
     about = ("task", "seed", "instruction", "success", "decisions", "condition")
     index = [{"file": file_name(r)} | {name: getattr(r, name) for name in about} for r in chosen]
-    write_atomically(folder / "index.json", json.dumps({"videos": index}, indent=1))
+    write_atomically(folder / INDEX, json.dumps({"videos": index}, indent=1))
     return [folder / file_name(rollout) for rollout in chosen]
+
+
+def videos_of(folder: Path) -> list[Path]:
+    """The videos that index.json names, of an evaluation in its present form; those of before lie beside."""
+    path = folder / INDEX
+    index = read_json(path)["videos"] if path.is_file() else ()
+    return [video for one in index if (video := folder / Path(one["file"]).name).is_file()]
 
 
 def file_name(rollout: Rollout) -> str:
@@ -95,7 +105,7 @@ def file_name(rollout: Rollout) -> str:
 def make_video(suite: Suite, folder: Path, image_size: int, rollout: Rollout) -> None:
     """Replays and encodes one rollout and puts the file in its place."""
     frames, stride = replay(suite, image_size, rollout)
-    write_atomically(folder / file_name(rollout), encode(side_by_side(frames), round(suite.fps / stride)))
+    write_atomically(folder / file_name(rollout), encode(side_by_side(frames), suite.fps / stride))
 
 
 def replay(suite: Suite, image_size: int, rollout: Rollout) -> tuple[UInt8[np.ndarray, "t v h w 3"], int]:
@@ -165,18 +175,19 @@ def encode_gif(pictures: UInt8[np.ndarray, "t h w 3"], fps: float) -> bytes:
     return file.getvalue()
 
 
-def encode(pictures: UInt8[np.ndarray, "t h w 3"], fps: int) -> bytes:
+def encode(pictures: UInt8[np.ndarray, "t h w 3"], fps: float) -> bytes:
     """H.264 in yuv420p as MP4 with its index in front; the last picture held for half a second."""
+    rate = Fraction(fps).limit_denominator(1000) or Fraction(1, 1000)
     height, width = pictures.shape[1:3]
     with tempfile.TemporaryDirectory() as scratch:  # moving the index to the front needs a real file
         path = Path(scratch) / "video.mp4"
         with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
             # Without mbtree=0, x264 gives other bytes for the same frames now and then.
             options = {"crf": str(QUALITY), "preset": "veryfast", "x264-params": "mbtree=0"}
-            stream = container.add_stream("libx264", rate=fps, options=options)
+            stream = container.add_stream("libx264", rate=rate, options=options)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.codec_context.thread_count = 1  # the same bytes on any number of cores
-            for image in (*pictures, *[pictures[-1]] * (fps // 2)):
+            for image in (*pictures, *[pictures[-1]] * int(fps / 2)):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())

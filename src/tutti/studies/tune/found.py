@@ -49,8 +49,13 @@ class Found:
         return sum(one.steps for one in self.trials) / self.whole_steps
 
     def best(self, count: int) -> list[Tried]:
-        """The best that reached the top and are no control."""
-        return [one for one in self.trials if one.value is not None and not one.control][:count]
+        """The best that reached the top and are no control, those with the same values once, and none that
+        is the default."""
+        distinct: dict[tuple[str, ...], Tried] = {}
+        for one in self.trials:
+            if one.value is not None and not one.control and one.overrides:
+                distinct.setdefault(one.overrides, one)
+        return [*distinct.values()][:count]
 
     @property
     def sentences(self) -> list[str]:

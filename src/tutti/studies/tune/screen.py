@@ -20,7 +20,7 @@ from tutti.runs.provenance import circumstances
 from tutti.runs.screened_rates import JUDGED_BY, RECORD, ScreenedRate, TriedRate, record_folder
 from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.storage.files import exclusive_lock, explain_full_disk, write_json
-from tutti.studies.cells import CELLS, CHECKPOINT_EVERY, training_hash
+from tutti.studies.cells import CELLS, CHECKPOINT_EVERY, training_hash, tried
 from tutti.studies.pool import Work, number_of_jobs, own_command, run_cells
 from tutti.studies.tune.cell import RateCell
 from tutti.studies.tune.verdict import judge_rates
@@ -136,11 +136,11 @@ def cell_config(config: RunConfig, folder: Path, screening: Screening, rate: flo
     values["seed"] = seed
     absolute = [one.model_dump(mode="json") | {"path": str(one.path.resolve())} for one in sources]
     values["data"] |= {"seed": seed, "sources": absolute}
-    training = values["training"]
-    training |= {"seed": seed, "threads": 1, "validation": {"every": steps}, "diagnostics": {"every": 0}}
-    training["checkpoints"] = {"keep": 1, "every": CHECKPOINT_EVERY if steps > CHECKPOINT_EVERY else 0}
-    training["gradients"] |= {"non_finite": "stop", "rollback": "off"}  # a rate that diverges has lost
-    training["optimizer"] |= {screening.rate: rate}
+    save = CHECKPOINT_EVERY if steps > CHECKPOINT_EVERY else 0
+    training = tried(values["training"], validate=steps, save=save)
+    optimizer = training["optimizer"] | {screening.rate: rate}
+    values["training"] = training | {"seed": seed, "optimizer": optimizer}
+    values["evaluation"]["checkpoint"] = "latest"  # no other is kept
     return build_config(values, f"the config at {screening.rate} {rate:g}")
 
 

@@ -10,6 +10,7 @@ RUN/tune/NAME/
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -26,13 +27,24 @@ from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.storage.files import discard, exclusive_lock, explain_full_disk, write_json
 from tutti.storage.reading import read_json
+from tutti.studies.cells import data_fingerprint
 from tutti.studies.compare import compare
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.pool import Work, number_of_jobs, own_command, run_cells
 from tutti.studies.tune.found import Found, Tried, rows_of
 from tutti.studies.tune.search_page import write_page
 from tutti.studies.tune.space import DEFAULT, ConfirmConfig, SpaceConfig
-from tutti.studies.tune.trial import CONTROL, OVERRIDES, REFUSED, SCORES, SECONDS, STEPS, SUCCESS, Search
+from tutti.studies.tune.trial import (
+    CONTROL,
+    FOLDER,
+    OVERRIDES,
+    REFUSED,
+    SCORES,
+    SECONDS,
+    STEPS,
+    SUCCESS,
+    Search,
+)
 from tutti.studies.tune.worker import DONE, Worker, describe, finished, give_back_dead, open_study
 from tutti.types import UserError
 
@@ -58,7 +70,8 @@ def search_keys(
     folder = folder or Path("runs") / config.name
     home = (folder / "tune" / space.name).absolute()
     require_data(config, folder)
-    made = Search(config=_with_data(config, folder), space=space, home=home)
+    config = _with_data(config, folder)
+    made = Search(config=config, space=space, home=home, data=data_fingerprint(config.data.sources))
     check(made)
     data = build_data(made.config, folder, made.config.objective.needs())  # decodes once, before all others
     data.train.close()
@@ -120,11 +133,16 @@ def check(made: Search) -> None:
 def collect(made: Search, study: optuna.Study) -> Found:
     """All trials that count, the best first."""
     tried: list[Tried] = []
+    charged: dict[str, tuple[int, float]] = {}  # what is trained in a folder counts once
     for trial in study.get_trials(deepcopy=False, states=DONE):
         told, place = trial.user_attrs, made.space.reduction
         of_rung = {place**number: steps for number, steps in enumerate(made.rungs)}
         rungs = {of_rung[at]: float(value) for at, value in trial.intermediate_values.items()}
         whole = trial.state == TrialState.COMPLETE
+        spent = int(told.get(STEPS, 0)), float(told.get(SECONDS, 0.0))
+        before = charged.get(told.get(FOLDER, ""), (0, 0.0))
+        steps, seconds = (max(now - then, 0) for now, then in zip(spent, before, strict=True))
+        charged[told.get(FOLDER, "")] = max(spent[0], before[0]), max(spent[1], before[1])
         tried.append(
             Tried(
                 number=trial.number,
@@ -135,15 +153,16 @@ def collect(made: Search, study: optuna.Study) -> Found:
                 errors=told.get(SCORES, {}),
                 success=tuple(told[SUCCESS]) if SUCCESS in told else None,
                 value=trial.value if whole else None,
-                steps=int(told.get(STEPS, 0)),
-                seconds=float(told.get(SECONDS, 0.0)),
+                steps=int(steps),
+                seconds=float(seconds),
                 refused=told.get(REFUSED, ""),
             )
         )
 
     def rank(one: Tried) -> tuple[float, ...]:
         top = max(one.rungs, default=0)
-        best = one.rungs.get(top, float("-inf"))
+        best = one.rungs.get(top, float("nan"))
+        best = best if math.isfinite(best) else float("-inf")
         return (-float(top), 0.0 if one.value is None else -one.value, -best, float(one.number))
 
     tried.sort(key=lambda one: (float(one.value is None), *rank(one)))

