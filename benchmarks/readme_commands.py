@@ -5,9 +5,9 @@ goes through the `sh`, `python` and `yaml` blocks of README.md and docs/start/*.
 run, a config must be valid. It keeps what each said, its exit code and time; the exit code is 0 if every
 one ended with 0. A command whose comment says that it takes hours is listed, not run. On a machine that has
 no half hour to spare, `--finished RUN` copies a finished run of the demo into the clone as runs/demo, so
-`make demo` has nothing left to do; `--skip` and `--smaller` leave commands out or shorten them. The result
-says so of each. A comment in the line before a block, which readers of the page do not see, says what else is
-to be done with it:
+`make demo` has nothing left to do; `--skip` leaves commands out and `--instead` runs others in their place.
+The result says so of each. A comment in the line before a block, which readers of the page do not see, says
+what else is to be done with it:
 
     <!-- commands: skip REASON -->              not run, and the reason is printed
     <!-- commands: with training.steps=20 -->   every `tutti` command of the block at this smaller size
@@ -48,6 +48,9 @@ RUN = {
 }
 PREPARED = ("make .venv/.simulation rendering", ". .venv/bin/activate")
 """What the README does first, where its own commands are not run."""
+COPIED = (
+    "runs/demo was a finished run of the demo, copied into the clone: `make demo` had nothing left to do."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +109,13 @@ def steps(page: str, text: str) -> Iterator[Step]:
             yield Step(page=page, line=RUN[kind].format(file), reason=reason, file=file, text=block["text"])
 
 
-def changed(step: Step, skip: list[str], smaller: dict[str, str]) -> Step:
+def changed(step: Step, skip: list[str], instead: dict[str, str]) -> Step:
     """A step as the person at the command line wants it."""
     command = bare(step.line)
     if command in skip:
         return replace(step, reason="left out by --skip")
-    if command in smaller:
-        return replace(step, line=f"{command} {smaller[command]}    # made smaller")
+    if command in instead:
+        return replace(step, line=f"{instead[command]}    # instead of: {command}")
     return step
 
 
@@ -183,8 +186,9 @@ def main(given: list[str] | None = None) -> int:
         "--skip", nargs="*", default=[], help="commands that are not run, as printed before #"
     )
     parser.add_argument(
-        "--smaller", nargs="*", default=[], metavar="COMMAND=>OVERRIDES", help="what is added to a command"
+        "--instead", nargs="*", default=[], metavar="COMMAND=>OTHER", help="what is run in its place"
     )
+    parser.add_argument("--note", default="", help="what readers of the result should know")
     parser.add_argument("--finished", type=Path, help="a finished run of the demo, copied to runs/demo")
     arguments = parser.parse_args(given)
     found_in = circumstances()
@@ -200,8 +204,8 @@ def main(given: list[str] | None = None) -> int:
             todo = [*(Step(page=pages[0], line=line) for line in PREPARED), *todo]
         if arguments.finished:
             shutil.copytree(arguments.finished, clone / "runs" / "demo")
-        smaller = dict(one.split("=>", 1) for one in arguments.smaller)
-        done = run_all((changed(one, arguments.skip, smaller) for one in todo), clone)
+        instead = dict(one.split("=>", 1) for one in arguments.instead)
+        done = run_all((changed(one, arguments.skip, instead) for one in todo), clone)
     rows = []
     for one in done:
         code = "not run" if one.code is None else str(one.code)
@@ -217,11 +221,7 @@ def main(given: list[str] | None = None) -> int:
             )
         ],
         [
-            *(
-                ["runs/demo was a finished run, copied there: `make demo` kept it."]
-                if arguments.finished
-                else []
-            ),
+            *filter(None, [arguments.note, COPIED if arguments.finished else ""]),
             f"```text\n{transcript(done)}```",
             made_with(found_in),
         ],

@@ -79,6 +79,18 @@ def test_they_are_run_in_turn_and_what_is_not_run_says_why(tmp_path: Path) -> No
     assert "[not run: needs a robot]" in readme_commands.transcript(done)
 
 
+def test_commands_are_left_out_or_exchanged_only_by_name_and_the_result_says_so() -> None:
+    found = [
+        readme_commands.changed(one, ["false"], {"echo $WORD": "echo less"})
+        for one in readme_commands.steps("page.md", PAGE)
+    ]
+    assert [one.line for one in found[3:6]] == [
+        *("tutti train mine.yaml training.steps=2    # ten minutes", "echo less    # instead of: echo $WORD"),
+        "false",
+    ]
+    assert [one.reason for one in found[3:6]] == ["", "", "left out by --skip"]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_block_of_a_page_can_be_run(name: str, tmp_path: Path) -> None:
     """Comments are understood, configs are valid, programs compile; the fences of one page have an end."""

@@ -145,13 +145,13 @@ class EvaluationFolder:
         wrong = [line for line in changes if not _keys(line) & SAME_ROLLOUTS]
         if before.policy.fingerprint != policy.fingerprint:
             how = " with other files" if before.policy.name == policy.name else ""
-            how = " with other versions of torch or Tutti" if versions_alone else how
-            wrong.insert(0, f"policy: {before.policy.name} -> {policy.name}{how}")
+            other = f"{before.policy.name} -> {policy.name}{how}"
+            wrong.insert(0, f"policy: {'other versions of torch or Tutti' if versions_alone else other}")
         if before.environment != environment:
             wrong.append(f"simulator: {before.environment} -> {environment}")
         kept = f"done before, kept: {self.path}"
         if wrong and not changes and not todo and versions_alone and not redo:
-            return False, f"{kept} (now: {'; '.join(wrong)})"
+            return False, f"{kept} (differs now: {'; '.join(wrong)})"
         if redo is True or (wrong and redo):
             for name in OWN:
                 discard(self.path / name)
