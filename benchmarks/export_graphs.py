@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from random_policy import parts
 
-from tutti.data.normalize import Normalizer
-from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig
 from tutti.serving.exports.graph import INPUTS, GraphPolicy, example, graphs_of
 from tutti.serving.exports.int8 import error_of, quantised
 from tutti.serving.policy import Policy
-from tutti.types import DataSpec, UserError
+from tutti.types import UserError
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("regression", "flow", "diffusion", "bins", "fast")
@@ -38,18 +37,7 @@ BATCHES = (1, 2, 8)
 
 def policy_of(kind: str) -> Policy:
     """A policy with random weights, fitted to noise where it must be."""
-    tokenizer = Tokenizer.fit(["open the tap", "close the tap"], 300)
-    spec = DataSpec(
-        views=("front", "wrist"),
-        image_size=96,
-        state_dim=4,
-        action_dim=4,
-        horizon=8,
-        vocab_size=tokenizer.vocab_size,
-        text_length=tokenizer.text_length,
-        embodiments=("arm",),
-        fps=20.0,
-    )
+    spec, normalizer, tokenizer = parts()
     torch.manual_seed(0)
     model = ModelConfig.model_validate({"action": {"kind": kind}}).build(spec)
     if model.action.needs_fit:
@@ -57,8 +45,7 @@ def policy_of(kind: str) -> Policy:
     for value in model.action.parameters():  # last layers start at nearly 0
         if value.ndim > 1:
             torch.nn.init.normal_(value, std=0.05)
-    numbers = np.random.default_rng(0).normal(size=(2, 50, 4)).astype(np.float32)
-    return Policy(model, Normalizer.fit("quantile", "arm", *numbers), tokenizer, warn=False)
+    return Policy(model, normalizer, tokenizer, warn=False)
 
 
 def costs(forms: dict[str, Callable[[], Any]]) -> dict[str, float]:

@@ -1,9 +1,19 @@
-"""LeRobot itself loads an export and acts: the same actions as `Policy.predict`, to the last bit.
+"""LeRobot loads, trains and evaluates Tutti policies: the actions of `Policy`, to the last bit.
 
-    python benchmarks/lerobot_policy.py /path/to/python/of/lerobot [--policy FOLDER]
+    python benchmarks/lerobot_policy.py /path/to/python/of/lerobot [--policy FOLDER] [--task push-v3]
 
-LeRobot's pins differ from Tutti's, so it has an environment of its own, with plugins/lerobot and Tutti on its
-path. Its own factory loads policy and processors. Writes results/lerobot_policy.json and .md.
+LeRobot's pins differ from Tutti's, so it has an environment of its own, with metaworld 3.0.0 and mujoco
+3.14.0 (MUJOCO_GL says how it draws; egl where it is not set). plugins/lerobot is installed beside it, Tutti
+is on its path. There
+
+1. its own factory loads an export and processors, and acts on pictures of noise;
+2. the expert of one Meta-World task is recorded in LeRobot's environment as a LeRobot data set;
+3. `lerobot-train --policy.type=tutti` trains on it for 50 steps;
+4. `lerobot-eval` plays the checkpoint in that task, one episode; all that the environment gave and was told
+   is kept.
+
+Here, in Tutti's environment, `Policy.actor` then sees the same episode. Writes results/lerobot_policy.json
+and .md.
 """
 
 from __future__ import annotations
@@ -12,6 +22,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +32,9 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 COUNT, TEXT = 20, "open the tap"
+EPISODES, MOST, STEPS, SEED = 3, 150, 50, 1000
+RAW = ("pixels", "agent_pos", "actions")
+"""What an evaluation gave and was told, a file of each."""
 
 
 def drive(place: Path) -> dict[str, Any]:
@@ -104,10 +118,121 @@ def train(inputs: dict[str, Any], outputs: dict[str, Any]) -> tuple[float, float
     return losses[0], losses[-1]
 
 
-def measure(python: Path, given: Path | None) -> dict[str, Any]:
-    """Exports the policy and lets LeRobot act."""
+def record_expert(place: Path, task: str) -> None:
+    """In the environment of LeRobot: a data set of the task's expert, with the pictures of evaluations."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.envs.metaworld import MetaworldEnv
+
+    env = MetaworldEnv(task=task, obs_type="pixels_agent_pos")
+    env.reset(seed=0)
+    numbers = {"dtype": "float32", "shape": (4,), "names": None}
+    picture = {"dtype": "image", "shape": (480, 480, 3), "names": ["height", "width", "channels"]}
+    features = {"observation.image": picture, "observation.state": numbers, "action": numbers}
+    made = LeRobotDataset.create("tutti/expert", 80, features, root=place / "data", use_videos=False)
+    for number in range(EPISODES):
+        assert env._env is not None
+        raw, _ = env._env.reset(seed=number)
+        for _ in range(MOST):
+            seen = env._format_raw_obs(raw)
+            action = np.clip(env.expert_policy.get_action(raw), -1, 1).astype(np.float32)
+            frame = {"observation.image": seen["pixels"], "action": action, "task": env.task_description}
+            made.add_frame(frame | {"observation.state": seen["agent_pos"].astype(np.float32)})
+            raw, *_, info = env._env.step(action)
+            if info["success"]:
+                break
+        made.save_episode()
+    made.finalize()
+    (place / "task.txt").write_text(env.task_description)
+    env.close()
+
+
+def evaluate(place: Path, arguments: list[str]) -> None:
+    """In the environment of LeRobot: `lerobot-eval` itself, and what its Meta-World gave and was told."""
     import torch
-    from serve_load import observations, small_policy
+    from lerobot.envs.metaworld import MetaworldEnv
+    from lerobot.scripts import lerobot_eval
+
+    torch.set_num_threads(1)
+    kept: dict[str, list[Any]] = {name: [] for name in RAW}
+    step, reset, now = MetaworldEnv.step, MetaworldEnv.reset, dict[str, Any]()
+
+    def reset_kept(self: Any, *given: Any, **named: Any) -> Any:
+        seen, about = reset(self, *given, **named)
+        now.update(seen)
+        return seen, about
+
+    def step_kept(self: Any, action: np.ndarray) -> Any:
+        for name in ("pixels", "agent_pos"):
+            kept[name].append(now[name].copy())
+        kept["actions"].append(action.copy())
+        found = step(self, action)
+        now.update(found[0])
+        return found
+
+    MetaworldEnv.reset, MetaworldEnv.step = reset_kept, step_kept
+    sys.argv = ["lerobot-eval", *arguments]
+    lerobot_eval.main()
+    for name, values in kept.items():
+        np.save(place / f"{name}.npy", np.stack(values))
+
+
+def play(python: Path, place: Path, task: str, environment: dict[str, str]) -> dict[str, Any]:
+    """Data set, training and evaluation by LeRobot, and the same episode by Tutti."""
+    from random_policy import write_policy
+    from safetensors.torch import load_file
+
+    from tutti.serving.policy import Policy
+    from tutti.storage.manifest import CONFIG, NORMALIZER, SPEC, TOKENIZER
+
+    def run(*command: str | Path) -> str:
+        done = subprocess.run(
+            [str(one) for one in command], stdout=subprocess.PIPE, text=True, check=True, env=environment
+        )
+        return done.stdout
+
+    run(python, __file__, "--record", place, "--task", task)
+    run(
+        python.parent / "lerobot-train",
+        *("--policy.type=tutti", "--policy.device=cpu", "--policy.push_to_hub=false"),
+        *("--dataset.repo_id=tutti/expert", f"--dataset.root={place / 'data'}"),
+        *(f"--steps={STEPS}", "--batch_size=8", "--num_workers=0", "--log_freq=10"),
+        *(f"--save_freq={STEPS}", f"--output_dir={place / 'trained'}", "--seed=0"),
+    )
+    trained = place / f"trained/checkpoints/{STEPS:06d}/pretrained_model"
+    arguments = [f"--policy.path={trained}", "--env.type=metaworld", f"--env.task={task}", f"--seed={SEED}"]
+    arguments += ["--eval.n_episodes=1", "--eval.batch_size=1", "--eval.use_async_envs=false"]
+    arguments += ["--policy.device=cpu", f"--output_dir={place / 'evaluated'}"]
+    run(python, __file__, "--evaluate", place, *arguments)
+    said = json.loads((place / "evaluated/eval_info.json").read_text())["overall"]
+    config = json.loads((trained / "config.json").read_text())
+    weights = load_file(trained / "model.safetensors")
+    texts = {SPEC: config["spec"], NORMALIZER: config["normalizer"], TOKENIZER: config["tokenizer"]}
+    texts[CONFIG] = json.dumps({"model": json.loads(config["model"])})
+    weights = {name.removeprefix("model."): value for name, value in weights.items()}
+    policy = Policy.load(write_policy(place / "ours", weights, texts), "raw", warn=False)
+    raw = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in RAW}
+    equal, text = 0, (place / "task.txt").read_text()
+    with policy.actor(config["n_action_steps"]) as actor:
+        for picture, state, told in zip(*(raw[name] for name in RAW), strict=True):
+            seen = {"observation.image": picture, "observation.state": state, "task": text}
+            equal += int(np.array_equal(actor.act(seen), told))
+    return {
+        "Meta-World task": task,
+        "data set, frames of the expert": json.loads((place / "data/meta/info.json").read_text())[
+            "total_frames"
+        ],
+        "lerobot-train --policy.type=tutti, steps": STEPS,
+        "lerobot-eval, episodes": said["n_episodes"],
+        "lerobot-eval, success": f"{said['pc_success']:.0f} %",
+        "lerobot-eval, control steps": len(raw["actions"]),
+        "control steps whose action equals that of Policy.actor to the last bit": equal,
+    }
+
+
+def measure(python: Path, given: Path | None, task: str) -> dict[str, Any]:
+    """Exports the policy and lets LeRobot act, train and evaluate."""
+    import torch
+    from random_policy import observations, random_policy
 
     from tutti.serving.exports.lerobot import export_to_lerobot
     from tutti.serving.policy import Policy
@@ -115,7 +240,7 @@ def measure(python: Path, given: Path | None) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
-        folder = given or small_policy(place / "step-000001")
+        folder = given or random_policy(place / "step-000001")
         export_to_lerobot(folder, place / "lerobot", "raw")
         policy = Policy.load(folder, "raw", warn=False)
         seen = observations(policy.spec, 2 * COUNT)[::2]
@@ -126,23 +251,38 @@ def measure(python: Path, given: Path | None) -> dict[str, Any]:
         }
         state = np.stack([one["state"] for one in seen])
         np.savez(place / "observations.npz", state=state, actions=np.stack(chunks), **pictures)
-        path = [HERE.parent / "src", HERE.parent / "plugins/lerobot/src"]
-        environment = {**os.environ, "PYTHONPATH": ":".join(map(str, path)), "HF_HUB_OFFLINE": "1"}
+        plugin = ["-m", "pip", "install", "-q", "--no-deps", "--target", str(place / "site")]
+        subprocess.run([str(python), *plugin, str(HERE.parent / "plugins/lerobot")], check=True)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{HERE.parent / 'src'}:{place / 'site'}",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        environment.setdefault("MUJOCO_GL", "egl")
         command = [str(python), __file__, "--drive", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+        return json.loads(done.stdout.splitlines()[-1]) | play(python, place, task, environment)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("python", type=Path, nargs="?")
     parser.add_argument("--policy", type=Path)
-    parser.add_argument("--drive", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--task", default="push-v3")
+    for step in ("--drive", "--record", "--evaluate"):
+        parser.add_argument(step, type=Path, help=argparse.SUPPRESS)
+    options, further = parser.parse_known_args()
     if options.drive:
         print(json.dumps(drive(options.drive)))
         return
-    found = measure(options.python, options.policy)
+    if options.record:
+        record_expert(options.record, options.task)
+        return
+    if options.evaluate:
+        evaluate(options.evaluate, further)
+        return
+    found = measure(options.python, options.policy, options.task)
     (RESULTS / "lerobot_policy.json").write_text(json.dumps(found, indent=1) + "\n")
     rows = "".join(f"| {name} | {value} |\n" for name, value in found.items())
     (RESULTS / "lerobot_policy.md").write_text(f"| | |\n|---|---|\n{rows}")

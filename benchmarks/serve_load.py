@@ -26,68 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import save_file
+from random_policy import TEXT, observations, random_policy
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from tutti.data.normalize import Normalizer
-from tutti.data.tokenize import Tokenizer
-from tutti.models.config import ModelConfig
 from tutti.serving.client import Client
 from tutti.serving.policy import Policy
-from tutti.storage.manifest import STATE, size_of
-from tutti.types import DataSpec, UserError
+from tutti.types import UserError
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT = 2**20
 HOSTILE_SHARE = 3
-TEXT = "open the tap"
-
-
-def small_policy(folder: Path) -> Path:
-    """A checkpoint with random weights: two views of 96 pixels, the model of the configs."""
-    tokenizer = Tokenizer.fit([TEXT, "close the tap"], 300)
-    spec = DataSpec(
-        views=("front", "wrist"),
-        image_size=96,
-        state_dim=4,
-        action_dim=4,
-        horizon=8,
-        vocab_size=tokenizer.vocab_size,
-        text_length=tokenizer.text_length,
-        embodiments=("arm",),
-        fps=20.0,
-    )
-    torch.manual_seed(0)
-    config = ModelConfig()
-    numbers = np.random.default_rng(0).normal(size=(2, 50, 4)).astype(np.float32)
-    folder.mkdir(parents=True)
-    weights = {name: value.contiguous() for name, value in config.build(spec).state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    about = {name: getattr(spec, name) for name in DataSpec.__dataclass_fields__}
-    files = {
-        "spec.json": json.dumps(about),
-        "normalizer.json": json.dumps(Normalizer.fit("quantile", "arm", *numbers).to_dict()),
-        "tokenizer.json": tokenizer.to_json(),
-        "config.yaml": json.dumps({"model": config.model_dump(mode="json")}),
-    }
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    listed = {path.name: size_of(path.read_bytes(), "crc32") for path in sorted(folder.iterdir())}
-    (folder / STATE).write_text(json.dumps({"step": 1, "files": listed}))
-    return folder
-
-
-def observations(spec: DataSpec, count: int) -> list[dict[str, Any]]:
-    """Pictures of noise of two sizes, states of noise."""
-    numbers, found = np.random.default_rng(1), []
-    for place in range(count):
-        size = (place % 2 + 1) * spec.image_size
-        images = {view: numbers.integers(0, 256, (size, size, 3), dtype=np.uint8) for view in spec.views}
-        state = numbers.normal(size=spec.state_dim).astype(np.float32)
-        found.append({"images": images, "state": state, "prompt": TEXT})
-    return found
 
 
 def one_message(message: str | bytes) -> Callable[[str, float], None]:
@@ -236,7 +185,7 @@ def main() -> None:
     parser.add_argument("--policy", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, suppress(KeyboardInterrupt):
-        folder = options.policy or small_policy(Path(place) / "step-000001")
+        folder = options.policy or random_policy(Path(place) / "step-000001")
         found = measure(folder, options.seconds, options.clients)
         (RESULTS / "serve_load.json").write_text(json.dumps(found, indent=1) + "\n")
         rows = "".join(f"| {name} | {value} |\n" for name, value in found.items() if name != "log")

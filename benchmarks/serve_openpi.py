@@ -97,12 +97,12 @@ def drive(address: str, folder: Path) -> dict[str, Any]:
 
 def measure(python: Path, given: Path | None) -> dict[str, Any]:
     """Serves the policy and lets the other environment drive it."""
-    from serve_load import observations, small_policy
+    from random_policy import observations, random_policy
 
     from tutti.serving.policy import Policy
 
     with tempfile.TemporaryDirectory() as place:
-        folder = given or small_policy(Path(place) / "step-000001")
+        folder = given or random_policy(Path(place) / "step-000001")
         policy = Policy.load(folder, warn=False)
         seen = observations(policy.spec, 2 * COUNT)[::2]  # those of one size, so that they are an array
         chunks = [policy.predict(one["images"], one["state"], TEXT) for one in seen]

@@ -68,7 +68,8 @@ class QueueRunner(ChunkRunner):
 
     With a delay of d steps the robot goes on while the model computes: the chunk that was looked for at step
     t is taken at t + d, from its row d on, for its rows before that are of steps that have passed. The first
-    chunk of an episode is waited for. With an `executor` it is computed in the background, and waited for at
+    chunk of an episode is waited for, and so is one that is asked for again after an error: no step has
+    passed since. With an `executor` it is computed in the background, and waited for at
     t + d where it is not there yet: the actions are the same, however long a prediction takes.
 
     With `guidance` each chunk is told what the one before has left (real-time chunking, 2506.07339): with
@@ -83,7 +84,7 @@ class QueueRunner(ChunkRunner):
         super().__init__()
         self.steps, self.delay, self.guidance, self._executor = steps, delay, guidance, executor
         self._chunk: Chunk | None = None
-        self._next = self._end = 0
+        self._next = self._end = self._passed = 0
         self._coming: Future[Chunk] | None = None
 
     def reset(self) -> None:
@@ -111,20 +112,21 @@ class QueueRunner(ChunkRunner):
         return self._chunk[self._next - 1]
 
     def _ask(self, predict: Predict) -> None:
-        before = self._left()
+        before, passed = self._left(), self._end - self._next
         if self._executor is not None:
             self._coming = self._executor.submit(predict, before)
         else:
             chunk = predict(before)
             self._coming = Future()
             self._coming.set_result(chunk)
+        self._passed = passed
         self.queries += 1
 
     def _take(self) -> None:
         assert self._coming is not None
         coming, self._coming = self._coming, None
-        first = 0 if self._chunk is None else self.delay
-        self._chunk = chunk = coming.result()
+        first, self._chunk = self._passed, coming.result()
+        chunk = self._chunk
         self.horizon = len(chunk)
         if self.delay and len(chunk) < self.delay + self.steps:
             raise UserError(
@@ -138,6 +140,8 @@ class QueueRunner(ChunkRunner):
         if self.guidance is None or self._chunk is None:
             return None
         left, horizon = self._chunk[self._next :], len(self._chunk)
+        if not len(left):  # all of it is done
+            return None
         rows = np.minimum(np.arange(horizon), len(left) - 1)  # a last row again where the weight is 0
         weights = prefix_weights(horizon, self.steps, self.delay)
         return Continuation(actions=left[rows], weights=weights, guidance=self.guidance)

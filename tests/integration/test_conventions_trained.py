@@ -19,6 +19,7 @@ from tutti.data.conventions import store as conventions
 from tutti.data.sources import check_compatible, open_parts, stores_of
 from tutti.runs.build import build_data
 from tutti.serving.export import export_policy
+from tutti.serving.exports.lerobot import export_to_lerobot
 from tutti.serving.factory import CheckpointPolicyFactory
 from tutti.serving.policy import Policy
 from tutti.storage.manifest import CONVENTIONS, SPEC, size_of
@@ -127,6 +128,10 @@ def test_an_export_says_whose_convention_it_answers_in(run: Path, tmp_path: Path
         Policy.load(second).predict(picture, state, "go"),
         Policy.load(first, convention=1).predict(picture, state, "go"),
     )
+    export_to_lerobot(run, tmp_path / "lerobot", robot=1)
+    config = json.loads((tmp_path / "lerobot" / "config.json").read_text())
+    features = config["input_features"]["observation.state"], config["output_features"]["action"]
+    assert [one["shape"] for one in features] == [[7], [7]]  # as that robot has them, not as they are learned
     prints = {CheckpointPolicyFactory(folder).fingerprint for folder in (first, second)}
     assert len(prints) == 2  # they are evaluated apart
     with pytest.raises(UserError, match=r"robot: .*\(0 poses0/first, 1 poses0/second\), found 2"):

@@ -79,6 +79,31 @@ def test_an_error_in_the_background_comes_with_the_step_that_needs_its_chunk() -
         QueueRunner(2, 1, executor=executor).act(fails)
 
 
+def test_a_chunk_that_is_asked_for_again_after_an_error_begins_with_its_first_row() -> None:
+    """No step has passed since it was looked for: with its first rows dropped the robot would skip them."""
+    asked: list[Continuation | None] = []
+
+    def predict(continuing: Continuation | None) -> np.ndarray:
+        asked.append(continuing)
+        if len(asked) == 2:
+            raise UserError("no picture")
+        return np.array([(len(asked), row) for row in range(3)], np.float32)
+
+    with ThreadPoolExecutor(1) as executor:
+        runner = RealTimeConfig(delay=1).build(2, executor)
+        done = [runner.act(predict) for _ in range(2)]  # the second chunk is asked for, and fails
+        with pytest.raises(UserError, match="no picture"):
+            runner.act(predict)
+        done += [runner.act(predict) for _ in range(3)]
+    np.testing.assert_array_equal(done, [(1, 0), (1, 1), (3, 0), (3, 1), (4, 1)])
+
+
+def test_a_chunk_of_which_nothing_is_left_binds_nothing() -> None:
+    seen: list[Continuation | None] = []
+    found = run(RealTimeConfig(delay=0).build(4), 4, 9, seen)
+    assert found[:, 0].tolist() == [*range(9)] and seen == [None] * 3
+
+
 def test_ensemble_is_the_weighted_mean_of_all_chunks_that_cover_the_step() -> None:
     horizon, decay, random = 4, 0.3, np.random.default_rng(0)
     chunks = random.normal(size=(9, horizon, 2)).astype(np.float32)

@@ -99,7 +99,7 @@ RESULTS: dict[str, Any] = {
         },
         "noop": {"mean": 0.0, "interval": {"low": 0.0, "high": 0.25}, "tasks": []},
     },
-    "protocol": {"policy": "step-000001, ema"},
+    "protocol": {"policy": "step-000001, raw"},
     "notes": ["1 task of taps, seeds 1000-1003."],
 }
 
@@ -113,12 +113,17 @@ def test_the_card_says_what_goes_in_what_it_scores_and_what_it_cannot(tmp_path: 
         "| policy | 75.0% | 50.0% to 87.5% |",
         "| noop | 0.0% | 0.0% to 25.0% |",
         "| policy, tap | 3 of 4 | 25.0% to 93.8% |",
-        "Of step-000001, ema.",
+        "Of step-000001, raw.",
         "1 task of taps, seeds 1000-1003.",
         "## Limits",
     ):
         assert part in text, part
     assert NOT_MEASURED in (export_policy(folder, tmp_path / "unmeasured") / "README.md").read_text()
+    # Scores of another checkpoint are not those of this one.
+    other = {**RESULTS, "protocol": {"policy": "step-000002, ema"}}
+    text = (export_policy(folder, tmp_path / "other", results=other) / "README.md").read_text()
+    assert "75.0%" not in text and NOT_MEASURED in text
+    assert "is of another policy, step-000002, ema; this one is step-000001, raw." in text
 
 
 def test_the_folder_for_lerobot_has_its_files_and_all_that_the_plugin_builds_the_policy_from(

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_serving_policy import SPEC, TOKENIZER, look, model, normalizer
+from test_serving_policy import CONFIG, SPEC, TOKENIZER, look, model, normalizer
 
 from tutti.chunks import Continuation, EnsembleConfig, QueueConfig
 from tutti.models.config import ModelConfig
+from tutti.serving.actor import Actor
 from tutti.serving.front_door import FrontDoor
 from tutti.serving.policy import Policy
 from tutti.types import UserError
@@ -78,6 +79,16 @@ def test_other_names_are_said_and_state_may_go_by_the_names_of_its_dimensions() 
     named = {"right": PICTURE, "left": OTHER, "state": {"x": 1.0, "y": 2.0}, "prompt": "go"}
     assert FrontDoor(SPEC)(named).state == {"x": 1.0, "y": 2.0}
     assert FrontDoor(replace(SPEC, state_dim=0))({**named, "state": None}).state is None
+    arms = replace(SPEC, state_names=("left/q", "left.grip", "right/q"))
+    told = {"left": {"q": 1.0, "grip": 2.0}, "right/q": 3.0}
+    assert FrontDoor(arms)({**GOOD, "state": told}).state == dict(
+        zip(arms.state_names, (1, 2, 3), strict=True)
+    )
+    assert FrontDoor(SPEC, instruction="go")({**GOOD, "prompt": None}).instruction == "go"
+    with pytest.raises(
+        UserError, match=r"names: 'cam' is said to be 'rigt'; expected .* Did you mean 'right'\?"
+    ):
+        FrontDoor(SPEC, {"cam": "rigt"})
 
 
 GOOD = {"images": {"right": PICTURE, "left": OTHER}, "state": np.zeros(3), "prompt": "go"}
@@ -103,6 +114,49 @@ def test_what_is_missing_or_wrong_is_named(change: dict[str, Any], says: str) ->
     # Two views of the scene: a client's picture of the scene might be either.
     with pytest.raises(UserError, match="the view right, left is missing"):
         FrontDoor(SPEC)({"observation/image": PICTURE, "state": np.zeros(3), "prompt": "go"})
+
+
+def test_a_state_in_parts_is_never_cut_to_those_that_are_numbers() -> None:
+    """Seven joints, and a gripper that says "open": a policy of seven numbers would take the joints alone."""
+    known, images, rest = CLIENTS["droid"]
+    with pytest.raises(
+        UserError, match=r"state: observation\.gripper_position: expected numbers .* str 'open'"
+    ):
+        FrontDoor(replace(known, state_dim=7))({**images, **rest, "observation/gripper_position": "open"})
+
+
+class Fails:
+    """A policy of one robot that fails at its second prediction, and notes when it looked."""
+
+    spec = replace(SPEC, state_dim=2, state_names=("x", "y"), fps=10.0)
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.states: list[Any] = []
+
+    def reset(self) -> None: ...
+
+    def observe(self, images: Any, state: Any, time: float) -> None:
+        self.times.append(time)
+
+    def predict(self, images: Any, state: Any, *_: Any, **__: Any) -> np.ndarray:
+        self.states.append(state)
+        if len(self.states) == 2:
+            raise UserError("no picture")
+        return np.zeros((2, 1), np.float32)
+
+
+def test_a_step_that_failed_is_the_same_step_again_and_a_state_by_names_is_read_at_once() -> None:
+    policy, joints = Fails(), np.zeros((2, 1))
+    given = {"images": {"right": PICTURE, "left": OTHER}, "state": dict(zip("xy", joints, strict=True))}
+    with Actor(policy, FrontDoor(policy.spec, instruction="go"), 1, QueueConfig(), background=True) as actor:
+        actor.act(given)
+        with pytest.raises(UserError, match="no picture"):
+            actor.act(given)
+        joints += 7  # the robot writes its joints into the same array
+        actor.act(given)
+    assert policy.times == [0, 0.1, 0.1]
+    assert [one["x"].tolist() for one in policy.states] == [[0], [0], [7]]
 
 
 def observation(seed: int) -> dict[str, Any]:
@@ -161,5 +215,11 @@ def test_a_batch_of_robots_gives_each_its_chunk_and_each_mistake_to_the_one_who_
     (alone,) = policy.predict_many([given[0]])
     np.testing.assert_array_equal(alone, policy.predict(*given[0]))  # type: ignore[arg-type]
     assert policy.predict_many([]) == []
+    # Where every token of a text is kept, a long one has more of them than its neighbour in the batch.
+    every = CONFIG.model_copy(update={"language": CONFIG.language.model_copy(update={"num_tokens": 0})})
+    policy = Policy(model(config=every), normalizer(), TOKENIZER, warn=False)
+    given[1] = (*look(2), "close the tap that is at the left of the sink")
+    for found, one in zip(policy.predict_many(given), given, strict=True):
+        np.testing.assert_allclose(found, policy.predict(*one), rtol=2e-6, atol=2e-6)  # type: ignore[arg-type]
     tall: Any = ({**look(1)[0], "left": np.zeros((9000, 1, 3), np.uint8)}, look(1)[1], "open the tap")
     assert "more than 8192 pixels along an edge" in str(policy.predict_many([tall])[0])

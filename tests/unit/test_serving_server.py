@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 import numpy as np
@@ -231,6 +234,81 @@ def test_a_token_is_asked_for_at_the_handshake_and_batches_are_equal_but_for_rou
         assert status == 200 and "tutti_answers_total 24" in text and "tutti_refused_total 5" in text
         assert 'tutti_latency_seconds{quantile="0.99"}' in text
         assert "24 answers; latency p50" in server.traffic.summary()
+
+
+def test_a_token_is_compared_byte_by_byte_and_one_that_no_header_carries_is_refused(policy: Policy) -> None:
+    images, state = look()
+    with serving(policy, token="s\u00e9same?") as (_, address):
+        with Client(address, token="s\u00e9same?") as client:
+            assert client.infer({**images, "state": state, "prompt": "go"})["actions"].shape == (4, 2)
+        for wrong in ("s\u00e9same\u00e9", "s??same?", "s\u00e8same?"):
+            with pytest.raises(UserError, match="401"):
+                Client(address, token=wrong)
+    for token in ("sesame\n", " sesame", " ", "ses\r\name"):
+        with pytest.raises(UserError, match="token: expected no line break"):
+            PolicyServer(policy, token=token)
+
+
+def test_an_answer_that_comes_too_late_is_never_that_of_the_next_observation(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, many = threading.Event(), policy.predict_many
+    with serving(policy) as (_, address), Client(address, timeout=0.3) as client:
+        monkeypatch.setattr(policy, "predict_many", lambda given: (wait.wait(20), many(given))[1])
+        images, state = look(1)
+        good = {**images, "state": state, "prompt": "open the tap"}
+        with pytest.raises(UserError, match="the connection is lost"):
+            client.infer(good)
+        wait.set()
+        with pytest.raises(UserError, match="the connection is lost"):
+            client.infer({**good, "state": state + 1})
+        with Client(address) as again:
+            np.testing.assert_array_equal(
+                again.infer(good)["actions"], policy.predict(*look(1), "open the tap")
+            )
+
+
+class Arm:
+    """An arm and its camera, for 10 control steps."""
+
+    limits: ClassVar = {"dx": (-0.5, 0.5), "grip": (-9.0, 9.0)}
+
+    def __init__(self) -> None:
+        self.step, self.done, self.times = 0, list[dict[str, float]](), list[float]()
+
+    def stopped(self) -> bool:
+        return self.step == 10
+
+    def read(self) -> np.ndarray:
+        return look(self.step)[0]["right"]
+
+    def joints(self) -> np.ndarray:
+        return look(self.step)[1]
+
+    def command(self, action: dict[str, float]) -> None:
+        self.step += 1
+        self.done.append(action)
+        self.times.append(time.perf_counter())
+
+
+def test_the_page_wires_an_arm_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(SPEC, views=("front",), action_names=("dx", "grip"), fps=50.0)
+    policy, arm = Policy(model(spec=spec), normalizer(), TOKENIZER, warn=False), Arm()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "serving.md").read_text()
+    (code,) = [
+        one.split("```")[0] for one in page.split("```python\n") if "arm.command" in one.split("```")[0]
+    ]
+    (tmp_path / "token").write_text("sesame\n")
+    monkeypatch.chdir(tmp_path)
+    with serving(policy, token="sesame") as (_, address):
+        exec(code.replace("ws://gpu-box:8000", address), {"arm": arm, "camera": arm})
+    looked = [0, 0, 0, 0, 2, 2, 4, 4, 6, 6]  # at which step, for the action of each
+    chunks = {n: policy.predict(look(n)[0]["right"], look(n)[1], "open the drawer") for n in looked}
+    rows = [0, 1, *[2, 3] * 4]
+    expected = np.array([chunks[n][row] for n, row in zip(looked, rows, strict=True)])
+    expected[:, 0] = expected[:, 0].clip(-0.5, 0.5)
+    np.testing.assert_array_equal([[one["dx"], one["grip"]] for one in arm.done], expected)
+    assert arm.times[-1] - arm.times[0] >= 9 / 50 - 0.03  # the rate is kept
 
 
 def test_a_failure_of_the_server_is_told_without_its_traceback(

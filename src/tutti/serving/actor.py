@@ -71,8 +71,9 @@ class Actor:
         def predict(continuing: Continuation | None) -> Float32[np.ndarray, "t a"]:
             return self._policy.predict(*seen, continuing=continuing, history=history)
 
-        self._step += 1
-        return self._runner.act(predict)
+        action = self._runner.act(predict)
+        self._step += 1  # where it raises, the same step may be asked for again
+        return action
 
     def reset(self) -> None:
         """The next `act` begins an episode."""

@@ -28,6 +28,7 @@ class Client:
         """Connects. Raises: UserError if no server answers within `timeout` seconds, or it refuses."""
         self.address, self.timeout = address, timeout
         headers = {"Authorization": f"Api-Key {token}"} if token else {}
+        self._open = ExitStack()
         try:
             connecting = connect(
                 address,
@@ -37,23 +38,31 @@ class Client:
                 max_size=MAX_ANSWER,
                 proxy=None,
             )
-            self._open = ExitStack()
             self._connection = self._open.enter_context(connecting)
             first = self._connection.recv(timeout)
         except (OSError, ValueError, WebSocketException) as error:
+            self.close()
             raise UserError(f"{address}: no policy server answers ({error}).") from error
-        self.metadata: dict[str, Any] = self._map(first)
+        try:
+            self.metadata: dict[str, Any] = self._map(first)
+        except UserError:
+            self.close()
+            raise
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The answer: `actions` (horizon, action) in data units, and timings.
 
-        Raises: UserError with the server's sentence, or if the connection is lost.
+        Raises: UserError with the server's sentence; or if the connection is lost, or no answer comes within
+        `timeout` seconds. The connection is then ended: a late answer would be taken for that of the next
+        observation.
         """
         try:
             self._connection.send(pack(dict(observation)))
             return self._map(self._connection.recv(self.timeout))
         except (OSError, WebSocketException) as error:
-            raise UserError(f"{self.address}: the connection is lost ({error}).") from error
+            self.close()
+            said = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else error
+            raise UserError(f"{self.address}: the connection is lost ({said}). Connect again.") from error
 
     def _map(self, message: str | bytes) -> dict[str, Any]:
         if isinstance(message, str):

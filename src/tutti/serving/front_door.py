@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tutti.errors import near_miss
 from tutti.serving.observation import Picture, State, as_array, describe, listed, sentence, short_names
 from tutti.types import DataSpec, UserError
 
@@ -45,9 +46,11 @@ class Seen(NamedTuple):
 
     def copied(self) -> Seen:
         """With arrays of its own."""
-        images, state = {name: np.array(one) for name, one in self.images.items()}, self.state
-        alone = state is None or isinstance(state, Mapping)
-        return Seen(images, state if alone else np.array(state), self.instruction)
+        images = {name: _own(one) for name, one in self.images.items()}
+        state: Any = self.state
+        named = isinstance(state, Mapping)
+        own = {name: _own(one) for name, one in state.items()} if named else _own(state)
+        return Seen(images, own, self.instruction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,16 @@ class FrontDoor:
     spec: DataSpec
     names: Mapping[str, str] = field(default_factory=dict)
     instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: UserError where `names` name nothing that the policy takes."""
+        known = [*short_names(self.spec.views), "state", "instruction"]
+        for key, what in self.names.items():
+            if what not in known:
+                raise UserError(
+                    f"names: {key!r:.80} is said to be {what!r:.80}; expected state, instruction, or one of "
+                    f"the views {listed(self.spec.views)}.{near_miss(what, known)}"
+                )
 
     def __call__(self, given: Given) -> Seen:
         """Raises: UserError, naming what is missing and what is there."""
@@ -106,25 +119,40 @@ class FrontDoor:
         ways = (said,) if said else STATES
         for keys in ways:
             if all(key in values for key in keys):
-                parts = [as_array(values[key]) for key in keys]
-                if len(keys) == 1 or any(part is None for part in parts):
+                if len(keys) == 1:
                     return values[keys[0]]
-                return np.concatenate([np.ravel(part) for part in parts if part is not None])
+                return np.concatenate([_part(key, values[key]) for key in keys])
             inside = f"{keys[0]}."
             if named := {k.removeprefix(inside): v for k, v in values.items() if k.startswith(inside)}:
-                return named
+                own = {_dotted(name): name for name in self.spec.state_names}
+                return {own.get(name, name): value for name, value in named.items()}
         expected = " or ".join(" and ".join(keys) for keys in ways)
         raise UserError(f"state: expected {expected}; found {_names(values)}.")
 
     def _instruction(self, values: Mapping[str, Any], meant: Mapping[str, str]) -> str:
         said = tuple(key for key, what in meant.items() if what == "instruction")
-        text = next((values[key] for key in said or INSTRUCTIONS if key in values), self.instruction)
+        given = (values[key] for key in said or INSTRUCTIONS if values.get(key) is not None)
+        text = next(given, self.instruction)
         if text is None:
             raise UserError(
                 f"instruction: expected {' or '.join(said or INSTRUCTIONS)}, or a default for all."
             )
         alone: Any = text.item() if isinstance(text, np.ndarray) and text.ndim == 0 else text
         return sentence(alone.decode("utf-8", "replace") if isinstance(alone, bytes) else alone)
+
+
+def _own(value: Any) -> Any:
+    """A copy of numbers; of what is none, itself."""
+    array = as_array(value)
+    return value if array is None else array.copy()
+
+
+def _part(key: str, value: Any) -> np.ndarray:
+    """Numbers of a state in several parts. Raises: UserError where they are none."""
+    part = as_array(value)
+    if part is None:
+        raise UserError(f"state: {key}: expected numbers in data units, found {describe(value)}.")
+    return np.ravel(part)
 
 
 def _names(values: Mapping[str, Any]) -> str:

@@ -110,7 +110,8 @@ class Policy:
     def _check_name(self, name: str | None) -> str:
         known = [one for one in self.model.spec.embodiments if self.model.spec.alone(one).action_dim]
         if name is None or name not in known:
-            near = "" if name is None else near_miss(str(name), known)
+            cure = "\n  cure: name the robot, embodiment=NAME or --robot NAME"
+            near = cure if name is None else near_miss(str(name), known)
             raise UserError(f"embodiment: expected one of {', '.join(known)}, got {name!r:.80}.{near}")
         return name
 

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 from jaxtyping import Float32
@@ -103,6 +104,11 @@ class PolicyServer:
         self.traffic = Traffic()
         self.last: Answered | None = None
         self._page, self._shown = page, ("", "")
+        if token is not None and (token != token.strip() or not token.isprintable()):
+            raise UserError(
+                "token: expected no line break, and no space at its ends: no header carries them, so no "
+                "client could send it."
+            )
         self._token = token.encode() if token else None
         if policy.remembers:
             raise UserError(
@@ -214,8 +220,7 @@ class PolicyServer:
     async def _for_people(self, connection: ServerConnection, request: Request) -> Response:
         """The page, or a text that is another one when the page is."""
         assert self._page is not None
-        host = request.headers.get("Host", "").rpartition(":")[0].strip("[]")
-        if self._token is None and not _is_address(host):
+        if self._token is None and not _is_address(request.headers.get("Host", "")):
             # A name may be of a site whose own pages would then read this one.
             return connection.respond(http.HTTPStatus.FORBIDDEN, "Only by an address, or localhost.\n")
         state = self.traffic.state
@@ -243,6 +248,7 @@ class PolicyServer:
 
     async def _serve(self, connection: ServerConnection) -> None:
         if self.traffic.clients >= self.limits.clients:  # two were let in at the same time
+            self.traffic.refused += 1
             await connection.close(1013, "too many clients")
             return
         self.traffic.clients += 1
@@ -319,7 +325,7 @@ def _key(authorization: str) -> bytes:
     """The token that a client gives: as a key, or as the password of any user."""
     kind, _, key = authorization.partition(" ")
     if kind.lower() != "basic":
-        return key.strip().encode(errors="replace")
+        return key.strip().encode(errors="surrogateescape")  # bytes beyond ASCII, as they came
     try:
         return binascii.a2b_base64(key.strip()).partition(b":")[2]
     except ValueError:
@@ -327,9 +333,9 @@ def _key(authorization: str) -> bytes:
 
 
 def _is_address(host: str) -> bool:
-    if host == "localhost":
-        return True
+    """Whether a Host header is one, or localhost; with or without a port."""
     try:
-        return bool(ipaddress.ip_address(host))
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
     except ValueError:
         return False

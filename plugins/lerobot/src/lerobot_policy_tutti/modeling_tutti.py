@@ -66,7 +66,15 @@ class TuttiPolicy(PreTrainedPolicy):
         self._runner = QueueRunner(self.config.n_action_steps)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """The masked mean of the action term's error."""
+        """The masked mean of the action term's error.
+
+        Raises: UserError for a policy with conventions: a data set does not say in which its numbers are.
+        """
+        if self.served is not None:
+            raise UserError(
+                "policy type tutti: this policy answers in the conventions of its robot, and LeRobot's data "
+                "sets do not say theirs.\n  cure: go on with `tutti train`, which reads the same data sets."
+            )
         actions, absent = batch[ACTION], batch["action_is_pad"]
         count = torch.zeros(len(actions), dtype=torch.long, device=actions.device)
         windows = Batch(

@@ -42,7 +42,7 @@ def card(
         f"* Checkpoint {about['checkpoint']}, weights {about['weights']}; training.steps "
         f"{training.get('steps', '?')}.",
         f"* Terms of the loss: {', '.join(objective) or 'as config.yaml says'}. All of it is in config.yaml.",
-        *("", "## Evaluation", "", *_scores(results)),
+        *("", "## Evaluation", "", *_scores(results, f"{about['checkpoint']}, {about['weights']}")),
         *("", "## Limits", "", *(f"* {line}" for line in (*_rounding(about), *LIMITS))),
         *("", "## Licence", "", "Not said. The data that it was trained on may bind it."),
         *("", "## Files", "", "export.json lists the SHA-256 of each; nothing in them is a pickle.", ""),
@@ -65,9 +65,16 @@ def _rounding(about: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _scores(results: Mapping[str, Any] | None) -> list[str]:
+def _scores(results: Mapping[str, Any] | None, exported: str) -> list[str]:
     if results is None:
         return [NOT_MEASURED]
+    policy = results["protocol"].get("policy", "")
+    if policy not in ("", exported):
+        return [
+            NOT_MEASURED,
+            "",
+            f"The run's evaluation is of another policy, {policy}; this one is {exported}.",
+        ]
     lines = ["| | success | 95 % interval |", "|---|---|---|"]
     for condition, score in results["scores"].items():
         low, high = (score["interval"][end] for end in ("low", "high"))
@@ -76,7 +83,6 @@ def _scores(results: Mapping[str, Any] | None) -> list[str]:
         counts = f"{task['successes']} of {task['episodes']}"
         low, high = (task["interval"][end] for end in ("low", "high"))
         lines.append(f"| policy, {_cell(task['task'])} | {counts} | {low:.1%} to {high:.1%} |")
-    policy = results["protocol"].get("policy", "")
     return [*lines, "", *([f"Of {policy}."] if policy else []), *map(str, results["notes"])]
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save
 
 from tutti.models.config import CustomDecoderConfig
 from tutti.plugin import Trust
-from tutti.serving.contents import read_model_config, read_spec
+from tutti.serving.contents import read_model_config, read_served, read_spec
 from tutti.serving.export import export_policy
 from tutti.storage.checkpoint import listed
 from tutti.storage.files import explain_disk_errors, write_folder, write_json
@@ -51,16 +51,18 @@ def export_to_lerobot(
             raise UserError("--for lerobot: this policy looks at earlier observations, LeRobot gives it one.")
         files = {name: source.text(name) for name in (SPEC, NORMALIZER, TOKENIZER)}
         conventions = source.text(CONVENTIONS) if CONVENTIONS in source.files else ""
+        served = read_served(source, spec)
+        own = spec if served is None else served.spec(spec, 0)
         tensors = load_file(source.folder / WEIGHTS["raw"])
-    features = _features(spec)
+    features = _features(own)
     config = {
         "type": "tutti",
         "input_features": features,
-        "output_features": {"action": _vector("ACTION", spec.action_dim)},
+        "output_features": {"action": _vector("ACTION", own.action_dim)},
         "device": "cpu",
         "normalization_mapping": SAME,
-        "chunk_size": spec.horizon,
-        "n_action_steps": max(1, spec.horizon // 2),
+        "chunk_size": own.horizon,
+        "n_action_steps": max(1, own.horizon // 2),
         "image_size": spec.image_size,
         "model": model.model_dump_json(),
         "spec": files[SPEC],

@@ -16,7 +16,7 @@ from tutti.models.vla import VLA
 from tutti.serving.prediction.memory import joined
 from tutti.serving.prediction.place import Place
 from tutti.serving.prediction.texts import EncodedTexts
-from tutti.types import History, Tokens, UserError, dimension_label
+from tutti.types import History, UserError, dimension_label
 
 
 class Prepared(NamedTuple):
@@ -54,14 +54,10 @@ class ChunkPrediction:
             images = torch.cat([one.images for one in given])
             vision = self.model.vision(self.model.prepare(images), mask)
             state = torch.from_numpy(self.place.state(states)).to(device)
-            texts = [self.texts(one.text) for one in given]
-            language = Tokens(
-                values=torch.cat([one.values for one in texts]), mask=torch.cat([one.mask for one in texts])
-            )
             past = [one.past for one in given if one.past is not None]
             features = self.model.fuse(
                 vision,
-                texts[0] if len(texts) == 1 else language,
+                self.texts([one.text for one in given]),
                 state,
                 mask.new_full((len(given),), self.place.feels),
                 self.model.recall(joined(past) if past else None),
