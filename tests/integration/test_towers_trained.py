@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from fixtures import run_equality, squares_data
 from fixtures.ranks import on_ranks
-from fixtures.squares_data import MODEL, TRAINING
+from fixtures.squares_data import MODEL, TRAINING, act
 from fixtures.towers import SIZE, save_tokenizer, save_tower
+from fixtures.vlms import save_vlm
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config
-from tutti.data.formats.lerobot.writer import write_lerobot
 from tutti.data.tokenize import Tokenizer
 from tutti.debug.tower_checks import check_towers
 from tutti.nested_dicts import merge
@@ -53,29 +54,56 @@ def config_of(home: Path, learn: Any = "none", **training: Any) -> RunConfig:
     return squares_data.config(home / "data", **given)
 
 
+def vlm_config(home: Path, learn: Any = "none") -> RunConfig:
+    """The same data and training; the other terms that there are by default."""
+    action = {"kind": "flow", "width": 8, "depth": 2, "heads": 2, "cross_attention": "layers"}
+    model = {"vlm": {"path": str(home / "smolvlm"), "learn": learn, "layers": 3}, "action": action}
+    return build_config(config_of(home).model_dump(mode="json") | {"model": model}, "the test")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set, two towers, and a run of 4 steps with both."""
     home = tmp_path_factory.mktemp("home")
-    made = squares_data.episodes(6)
-    write_lerobot(home / "data", made, fps=10, views=tuple(made[0].images), robot_type="dot")
+    squares_data.write(home / "data", squares_data.episodes(6))
     for name in ("dinov2", "bert"):
         save_tower(home / name, name)
     pipeline.train(config_of(home), home / "run")
     return home
 
 
-def act(policy: Policy) -> np.ndarray:
-    views = {view: np.full((20, 20, 3), 40 * n, np.uint8) for n, view in enumerate(policy.spec.views)}
-    return policy.predict(views, np.zeros(2, np.float32), "go to the red square")
+@pytest.fixture(scope="module")
+def with_vlm(home: Path) -> Path:
+    """The same with a vision-language model, and a run of 4 steps with its LoRA factors."""
+    save_vlm(home / "smolvlm", "smolvlm")
+    pipeline.train(vlm_config(home, {"lora": 2}), home / "vlm-run")
+    return home
 
 
-def test_a_resumed_run_is_the_run_without_a_break(home: Path, tmp_path: Path) -> None:
-    shutil.copytree(home / "run", tmp_path / "run")
-    shutil.rmtree(find_checkpoint(tmp_path / "run"))
-    assert find_checkpoint(tmp_path / "run").name == "step-000002"
-    build_training(config_of(home), tmp_path / "run").fit()
-    assert run_equality.unequal(*map(run_equality.content, (home / "run", tmp_path / "run"))) == []
+def test_a_resumed_run_is_the_run_without_a_break(with_vlm: Path, tmp_path: Path) -> None:
+    for name, config in (("run", config_of(with_vlm)), ("vlm-run", vlm_config(with_vlm, {"lora": 2}))):
+        shutil.copytree(with_vlm / name, tmp_path / name)
+        shutil.rmtree(find_checkpoint(tmp_path / name))
+        assert find_checkpoint(tmp_path / name).name == "step-000002"
+        build_training(config, tmp_path / name).fit()
+        assert run_equality.differing(with_vlm / name, tmp_path / name) == []
+
+
+def serves_without(folder: Path, run: Path, export: Path) -> None:
+    """The export of a run with that folder acts as the run where the folder is gone; the run itself does not
+    load. No factor is left in the export."""
+    policy = Policy.load(run)
+    export_policy(run, export)
+    away = folder.with_name("away")
+    folder.rename(away)
+    try:
+        exported = Policy.load(export)
+        np.testing.assert_allclose(act(exported), act(policy), atol=1e-5)
+        assert not any(name.endswith(".down") for name, _ in exported.model.named_parameters())
+        with pytest.raises(UserError, match=rf"{folder.name}/.* is not there"):
+            Policy.load(run)
+    finally:
+        away.rename(folder)
 
 
 def test_frozen_weights_are_in_no_file_of_a_checkpoint_but_in_an_export(home: Path, tmp_path: Path) -> None:
@@ -89,18 +117,7 @@ def test_frozen_weights_are_in_no_file_of_a_checkpoint_but_in_an_export(home: Pa
     moved = training.trainer.state.optimizer.parameters
     assert sum(p.numel() for p in moved) < 0.6 * sum(p.numel() for p in training.model.parameters())
 
-    policy = Policy.load(home / "run")
-    export_policy(home / "run", tmp_path / "export")
-    away = home / "away"
-    (home / "dinov2").rename(away)
-    try:
-        exported = Policy.load(tmp_path / "export")
-        np.testing.assert_allclose(act(exported), act(policy), atol=1e-5)
-        assert not any("down" in name for name, _ in exported.model.named_parameters())
-        with pytest.raises(UserError, match=r"dinov2/model\.safetensors is not there"):
-            Policy.load(home / "run")
-    finally:
-        away.rename(home / "dinov2")
+    serves_without(home / "dinov2", home / "run", tmp_path / "export")
     assert len(CheckpointPolicyFactory(home / "run").fingerprint) == 64
 
 
@@ -116,6 +133,15 @@ def test_another_tower_in_the_folder_is_refused_and_another_folder_is_not(home: 
         build_training(longer, tmp_path / "run").fit()
     file.write_bytes(before)
     assert build_training(longer, tmp_path / "run").fit().name == "step-000005"
+
+
+def test_of_a_vlm_a_checkpoint_has_the_hash_and_an_export_the_weights(with_vlm: Path, tmp_path: Path) -> None:
+    saved = find_checkpoint(with_vlm / "vlm-run")
+    names = [name for name in load_file(saved / "model.safetensors") if ".tower." in name]
+    assert names and all(name.endswith((".down", ".up")) for name in names)
+    section = yaml.safe_load((saved / "config.yaml").read_text())["model"]["vlm"]
+    assert section["architecture"]["model_type"] == "smolvlm" and len(section["sha256"]) == 64
+    serves_without(with_vlm / "smolvlm", with_vlm / "vlm-run", tmp_path / "export")
 
 
 def losses_of_ranks(home: str, output: str) -> list[float]:
@@ -139,10 +165,13 @@ def test_two_ranks_that_share_the_towers_weights_learn_as_one_process(home: Path
     assert "model/vision.position" in index and "model/vision.tower" not in index
 
 
-def test_a_plan_counts_no_gradient_moment_or_average_of_what_is_frozen(home: Path) -> None:
+@pytest.mark.parametrize("made", [config_of, vlm_config])
+def test_a_plan_counts_no_gradient_moment_or_average_of_what_is_frozen(
+    with_vlm: Path, made: Callable[[Path, Any], RunConfig]
+) -> None:
     parts = []
     for learn in ("none", "all"):
-        config = config_of(home, learn)
+        config = made(with_vlm, learn)
         with fake_update(config, expected_spec(config)) as (trial, memory):
             trial.peaks(memory, 1)
             parts.append(trial.parts())
@@ -206,3 +235,17 @@ def test_the_doctor_says_what_the_towers_are_and_what_will_harm_them(home: Path,
     grey = slower.data.train.batch_at(0)
     grey.observation.images.fill_(128)
     assert "collapsed_tokens" in [one.kind for one in check_towers(slower, grey)[1]]
+
+
+def test_the_doctor_names_the_parts_of_a_vlm(with_vlm: Path, tmp_path: Path) -> None:
+    training = build_training(vlm_config(with_vlm, "all"), with_vlm / "vlm-run", output=tmp_path)
+    lines, findings = check_towers(training, training.data.train.batch_at(0))
+    assert "54 tensors loaded, none missing, 10 not read (lm_head.weight" in lines[0]
+    assert lines[1].startswith(
+        "vision: 8 picture tokens found, 2 views x 4; pictures of 16 px (the tower's: 16)"
+    )
+    assert lines[3].startswith("language: the longest instruction has 7 tokens, 64 are read")
+    assert lines[5].startswith("fusion: 3 blocks of width 16 over 8 picture tokens, up to 16 of text, which")
+    assert [(one.kind, one.part) for one in findings] == [
+        ("tower_rate", part) for part in ("vision", "language", "fusion")
+    ]
