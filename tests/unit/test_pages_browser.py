@@ -16,6 +16,7 @@ from test_serving_policy import TOKENIZER, look, model, normalizer
 
 from fixtures.browser import PROGRAM, Browser, browser
 from fixtures.report_runs import HOSTILE, make_run
+from fixtures.searches import search_page
 from fixtures.served import serving
 from tutti.report.live import serve_report
 from tutti.report.page import write_report
@@ -25,7 +26,7 @@ from tutti.serving.policy import Policy
 from tutti.types import UserError
 
 WIDTHS = (400, 800, 1400)
-SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll("svg[data-chart] text")].map(one => {
+SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll("svg:is([data-chart], .plot) text")].map(one => {
   const svg = one.ownerSVGElement, scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
   return parseFloat(getComputedStyle(one).fontSize) * scale;
 }))"""
@@ -114,6 +115,40 @@ def test_the_page_is_off_unless_asked_for_and_no_site_or_stranger_reads_it(polic
         assert fetch(page, Authorization="Basic bWU6c2VzYW1l")[0] == 401  # me:sesame
         with pytest.raises(UserError, match="401"):
             Client(address)
+
+
+@needs_browser
+def test_the_page_of_a_search_tells_its_keys_apart_and_shows_what_is_there(
+    chrome: Browser, tmp_path: Path
+) -> None:
+    chrome.open(search_page(tmp_path).as_uri())
+    check_looks(chrome)
+    chrome.look(1400)
+    texts = "[...document.querySelectorAll('figure.wide svg text')].map(one => one.textContent)"
+    names = [
+        text for text in chrome.run(texts) if text in ("lr", "success, %") or "." in text and text[0] > "9"
+    ]
+    assert names == ["lr", "align.share", "recon.share", "state.share"], "no two axes have one name"
+    charts = "document.querySelectorAll('svg.plot')"
+    assert chrome.run(f"{charts}.length") == 7
+    assert chrome.run(f"[...{charts}].every(one => one.querySelectorAll('.mark').length === 1)"), (
+        "the default"
+    )
+    best = "[...document.querySelectorAll('svg.plot')].map(one => one.querySelectorAll('.c2').length)"
+    assert set(chrome.run(best)) == {1}
+    legends = "[...document.querySelectorAll('figure:has(.plot) .legend')].map(one => one.textContent)"
+    assert set(chrome.run(legends)) == {"the bestto the topthe default"}, "only signs that are drawn"
+    first = "document.querySelector('svg.plot [data-tip]')"
+    assert "lr=" in chrome.run(f"{first}.dataset.tip")
+    chrome.run(f"{first}.dispatchEvent(new PointerEvent('pointermove', {{clientX: 9, clientY: 9}}))")
+    assert chrome.run("!document.querySelector('#tip').hidden")
+    cells = "[...document.querySelectorAll('#trials td.text')].map(one => one.textContent)"
+    assert HOSTILE in chrome.run(cells), "a text, not code"
+    wide = "(() => { const box = document.querySelector('#trials .scroll');"
+    assert chrome.run(wide + " return box.scrollWidth <= box.clientWidth; })()"), "no column is cut"
+    chrome.open(search_page(tmp_path, trials=3, confirmed=False).as_uri())
+    assert "Nothing was confirmed" in chrome.run("document.querySelector('#confirmation').textContent")
+    assert [one for one in chrome.errors if "favicon" not in one] == []
 
 
 @needs_browser

@@ -79,11 +79,15 @@ def _legend(keys: Sequence[tuple[str, str, str]], width: Number) -> tuple[str, i
     return "".join(parts), row + 1 if parts else 0
 
 
-def drawing(size: Point, spoken: str, parts: Iterable[str], values: object = None) -> Markup:
-    """The finished SVG. Screen readers get `spoken`; `values` are JSON for the script of the page."""
+def drawing(
+    size: Point, spoken: str, parts: Iterable[str], values: object = None, *, plot: bool = False
+) -> Markup:
+    """The finished SVG. Screen readers get `spoken`; `values` are JSON for the script of the page. The labels
+    of a `plot` grow in a narrow window, as those of a drawing with values do."""
     width, height = size
     data = f' data-chart="{escape(json.dumps(values, separators=(",", ":")))}"' if values is not None else ""
-    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(spoken)}"{data}>'
+    kind = ' class="plot"' if plot else ""
+    head = f'<svg viewBox="0 0 {width} {height}"{kind} role="img" aria-label="{escape(spoken)}"{data}>'
     return Markup(f"{head}{''.join(parts)}</svg>")
 
 

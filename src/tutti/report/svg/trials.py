@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,16 +10,20 @@ from tutti.report.formatting import Number
 from tutti.report.svg.drawing import Chart, Scale, circle, drawing, hover, line, path, text, value_scale
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 250, 58, 546, 14, 210
+BESIDE, MOST_BESIDE = 7, 15
+"""Pixels between trials of one choice, and how many stand side by side."""
 WIDE, AXES_TOP, AXES_BOTTOM, AXES_LEFT, AXES_RIGHT = 860, 40, 260, 90, 790
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One searched key: a range, or the labels of its choices in their order."""
+    """One searched key: a range, whose `ends` are shown though no trial lies there, or the labels of its
+    choices in their order."""
 
     name: str
     labels: Sequence[str] = ()
     log: bool = False
+    ends: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,33 +39,64 @@ class Dot:
     tip: str
 
 
-def response_chart(axis: Axis, number: int, dots: Sequence[Dot], *, unit: str, help: str) -> Chart:
-    """The value of each trial over one key; hollow and pale where a trial ended before the top."""
+def response_chart(
+    axis: Axis, number: int, dots: Sequence[Dot], *, unit: str, help: str, default: float | None = None
+) -> Chart:
+    """The value of each trial over one key; hollow and pale where a trial ended before the top. `default` is
+    the value of the config as it is, a dashed line."""
     known = [(one, place) for one in dots if (place := one.places[number]) is not None]
     across = _scale(axis, [place for _, place in known], LEFT, RIGHT)
-    up = value_scale(
-        [end for one, _ in known for end in (one.value, *(one.interval or ()))], BOTTOM, TOP, log=False
-    )
+    ends = [end for one, _ in known for end in (one.value, *(one.interval or ()))]
+    up = value_scale([*ends, *([] if default is None else [default])], BOTTOM, TOP, log=False)
     parts = [line("axis", (LEFT, BOTTOM), (RIGHT, BOTTOM))]
     for tick in up.ticks():
         y = up.pixel(tick)
         parts += [line("grid", (LEFT, y), (RIGHT, y)), text("tick end", LEFT - 8, y + 4, f"{tick:g}")]
     parts += [text("tick middle", x, BOTTOM + 18, words) for x, words in _ticks(axis, across)]
     parts += [text("tick middle", (LEFT + RIGHT) / 2, HEIGHT - 4, f"{axis.name}; upwards: {unit}")]
-    for one, place in known:
+    if default is not None:
+        y = up.pixel(default)
+        parts.append(line("mark", (LEFT, y), (RIGHT, y)))
+    beside, count = Counter[float | str](), Counter(place for _, place in known)
+    for one, place in sorted(known, key=lambda pair: pair[0].strong):
         x, y = across.pixel(_number(axis, place)), up.pixel(one.value)
+        if axis.labels:  # trials of one choice stand side by side
+            x += BESIDE * (beside[place] % MOST_BESIDE - (min(count[place], MOST_BESIDE) - 1) / 2)
+            beside[place] += 1
         ends = [up.pixel(end) for end in one.interval or ()]
         bar = line("", (x, ends[0]), (x, ends[1])) if ends else ""
         kind = "c1" if one.top else "grey hollow"
         mark = f'<g class="whisker {"c2" if one.strong else kind}">{bar}{circle(x, y, 4)}</g>'
         parts.append(hover(one.tip, mark))
-    svg = drawing((WIDTH, HEIGHT), f"{axis.name} against {unit}: {len(known)} trials", parts)
-    legend = [
-        ("to the top", "c1", "points"),
-        ("ended before", "grey", "hollow"),
-        ("the best", "c2", "points"),
-    ]
+    svg = drawing((WIDTH, HEIGHT), f"{axis.name} against {unit}: {len(known)} trials", parts, plot=True)
+    legend = _legend([one for one, _ in known], "points", "hollow")
+    legend += [("the default", "grey", "reference")] * (default is not None)
     return Chart(title=axis.name, help=help, svg=svg, legend=legend)
+
+
+def _legend(dots: Sequence[Dot], line: str, pale: str) -> list[tuple[str, str, str]]:
+    """The signs that a chart of these trials has."""
+    signs = [
+        (any(one.strong for one in dots), ("the best", "c2", line.replace("faint", "line"))),
+        (any(one.top and not one.strong for one in dots), ("to the top", "c1", line)),
+        (any(not one.top for one in dots), ("ended before", "grey", pale)),
+    ]
+    return [sign for there, sign in signs if there]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """The last parts of dotted names, as many as it takes to tell them apart.
+
+    >>> short_names(["training.lr", "objective.align.share", "objective.recon.share"])
+    ['lr', 'align.share', 'recon.share']
+    """
+    parts = [name.split(".") for name in names]
+    found: list[str] = []
+    for own in parts:
+        tails = ([other[-count:] for other in parts] for count in range(1, len(own) + 1))
+        count = next((n for n, all_ in enumerate(tails, 1) if all_.count(own[-n:]) == 1), len(own))
+        found.append(".".join(own[-count:]))
+    return found
 
 
 def parallel_chart(title: str, axes: Sequence[Axis], dots: Sequence[Dot], *, unit: str, help: str) -> Chart:
@@ -73,8 +109,8 @@ def parallel_chart(title: str, axes: Sequence[Axis], dots: Sequence[Dot], *, uni
     ]
     last = value_scale([one.value for one in dots], AXES_BOTTOM, AXES_TOP, log=False, zero=False)
     parts: list[str] = []
-    for number, x in enumerate(xs):
-        name = axes[number].name.rpartition(".")[2] if number < count else unit
+    names = [*short_names([axis.name for axis in axes]), unit]
+    for number, (x, name) in enumerate(zip(xs, names, strict=True)):
         parts += [
             line("axis", (x, AXES_TOP), (x, AXES_BOTTOM)),
             text("tick middle", x, 16 + 14 * (number % 2), name),
@@ -92,14 +128,15 @@ def parallel_chart(title: str, axes: Sequence[Axis], dots: Sequence[Dot], *, uni
         drawn = f'<g class="{colour}"><polyline class="{kind}" points="{path(points)}"/></g>'
         parts.append(hover(one.tip, drawn))
     svg = drawing((WIDE, AXES_BOTTOM + 20), f"{title}: {len(dots)} trials over {count} keys", parts)
-    legend = [("the best", "c2", "line"), ("to the top", "c1", "faint"), ("ended before", "grey", "faint")]
+    legend = _legend(dots, "faint", "faint")
     return Chart(title=title, help=help, svg=svg, legend=legend, wide=True)
 
 
 def _scale(axis: Axis, places: Sequence[float | str], start: Number, end: Number) -> Scale:
     if axis.labels:
         return Scale(low=-0.5, high=len(axis.labels) - 0.5, start=start, end=end)
-    return value_scale([_number(axis, place) for place in places], start, end, log=axis.log, zero=False)
+    known = [*axis.ends, *(_number(axis, place) for place in places)]
+    return value_scale(known, start, end, log=axis.log, zero=False)
 
 
 def _number(axis: Axis, place: float | str) -> float:
@@ -108,5 +145,5 @@ def _number(axis: Axis, place: float | str) -> float:
 
 def _ticks(axis: Axis, scale: Scale) -> list[tuple[Number, str]]:
     if axis.labels:
-        return [(scale.pixel(number), name[:18]) for number, name in enumerate(axis.labels)]
+        return [(scale.pixel(number), name.strip('"')[:18]) for number, name in enumerate(axis.labels)]
     return [(scale.pixel(tick), f"{tick:g}") for tick in scale.ticks()]

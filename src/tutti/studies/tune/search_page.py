@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tutti.evaluation.statistics.intervals import wilson
-from tutti.report.blocks import Block, Charts, Code, Facts, Note, Page, Section, Tile, render, table
+from tutti.report.blocks import Block, Cell, Charts, Code, Facts, Note, Page, Section, Tile, render, table
 from tutti.report.svg.trials import Axis, Dot, parallel_chart, response_chart
 from tutti.runs.provenance import made_with
 from tutti.storage.files import write_atomically
 from tutti.studies.tune.found import Found, Tried, value_text
+from tutti.studies.tune.space import DEFAULT
 from tutti.studies.tune.trial import Search
 
 CONFIRMED = "confirm/report.html, beside this page, has every start of every arm."
@@ -19,11 +20,20 @@ HELP = "Each dot is a trial. A whisker is Wilson's 95 % interval over its starts
 
 def write_page(made: Search, found: Found, circumstances: dict[str, Any], path: Path) -> None:
     """Writes the self-contained page."""
-    axes = [Axis(name=key, labels=one.labels, log=one.log) for key, one in made.space.parameters.items()]
+    axes = [
+        Axis(
+            name=key,
+            labels=one.labels,
+            log=one.log,
+            ends=[end for end in (one.low, one.high) if end is not None],
+        )
+        for key, one in made.space.parameters.items()
+    ]
     dots = [dot for one in found.trials if (dot := _dot(one, found, axes)) is not None]
+    default = next((_value(one, found) for one in found.trials if one.control == DEFAULT), None)
     unit = "success, %" if found.plays else "minus the held-out error"
     charts = [
-        response_chart(axis, number, dots, unit=unit, help=HELP)
+        response_chart(axis, number, dots, unit=unit, help=HELP, default=default)
         for number, axis in enumerate(axes)
         if any(dot.places[number] is not None for dot in dots)
     ]
@@ -38,7 +48,11 @@ def write_page(made: Search, found: Found, circumstances: dict[str, Any], path: 
             ("value", "", lambda one: value_text(one, found.plays)),
             ("errors by rung", "", lambda one: ", ".join(f"{at:,}: {-v:.4g}" for at, v in one.rungs.items())),
             ("steps", "", lambda one: f"{one.steps:,}"),
-            ("changes", "", lambda one: one.refused or " ".join(one.overrides) or "none"),
+            (
+                "changes",
+                "",
+                lambda one: Cell(text=one.refused or " ".join(one.overrides) or "none", mood="text"),
+            ),
         ],
     )
     confirmed: list[Block] = [
@@ -94,22 +108,25 @@ def write_page(made: Search, found: Found, circumstances: dict[str, Any], path: 
     write_atomically(path, render(page))
 
 
-def _dot(one: Tried, found: Found, axes: list[Axis]) -> Dot | None:
-    """A trial as a dot; None where it has no value to show."""
-    interval: tuple[float, float] | None = None
+def _value(one: Tried, found: Found) -> float | None:
+    """What is drawn of a trial: success in per cent where it was played, else minus the error."""
     if one.success is not None:
         k, n = one.success
-        own = wilson(k, n)
-        value, interval = 100 * k / n, (100 * own.low, 100 * own.high)
-    elif found.plays or not one.rungs:
+        return 100 * k / n
+    return None if found.plays or not one.rungs else one.rungs[max(one.rungs)]
+
+
+def _dot(one: Tried, found: Found, axes: list[Axis]) -> Dot | None:
+    """A trial as a dot; None where it has no value to show."""
+    if (value := _value(one, found)) is None:
         return None
-    else:
-        value = one.rungs[max(one.rungs)]
+    own = wilson(*one.success) if one.success is not None else None
+    interval = (100 * own.low, 100 * own.high) if own is not None else None
     return Dot(
         places=[one.params.get(axis.name) for axis in axes],
         value=value,
         interval=interval,
         top=one.value is not None,
-        strong=one == found.trials[0],
+        strong=[one] == found.best(1),
         tip=f"{one.name}: {value_text(one, found.plays)}\n" + "\n".join(one.overrides),
     )
