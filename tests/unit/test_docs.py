@@ -57,6 +57,41 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
     assert broken == []
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors that a Git host gives the headings of a page."""
+    found = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).strip().replace(" ", "-") for one in found}
+
+
+def test_every_link_to_a_part_of_a_page_names_one_of_its_headings() -> None:
+    """Of pages outside of docs/ too, which the site's build does not read."""
+    links = [
+        (page, target, part)
+        for page in PAGES
+        for target, part in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", FENCE.sub("", page.read_text("utf-8")))
+        if "://" not in target and (not target or target.endswith(".md"))
+    ]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}#{part}"
+        for page, target, part in links
+        if (aim := page.parent / target if target else page).exists() and part not in headings(aim)
+    ]
+    assert len(links) > 20 and broken == []
+
+
+def test_every_link_to_elsewhere_is_a_whole_https_address() -> None:
+    """Whether somebody answers there is not asked: tests use no network."""
+    links = {
+        (str(page.relative_to(ROOT)), link)
+        for page in PAGES
+        for link in re.findall(r"\]\(([a-z]+:[^)\s]*)\)", FENCE.sub("", page.read_text("utf-8")))
+    }
+    assert len(links) > 3
+    assert [
+        one for one in links if not re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/[\w./#?=&%+~-]*)?", one[1])
+    ] == []
+
+
 def holds(node: dict[str, Any], names: list[str]) -> bool:
     """Whether a part of the schema has a key below it; of a choice one kind will do."""
     if "$ref" in node:
