@@ -3,10 +3,11 @@
     python benchmarks/export_graphs.py [--kinds regression flow ...] [--policy runs/demo]
 
 A policy of every decoder with random weights, two views of 96 pixels, the model of the configs; with --policy
-a trained one in a first row. Process CPU time of one thread, the best of 40 predictions of a batch of one, in
-turns; differences are the largest of a batch of noise, over the largest action. `Policy.predict` has the
-language tokens of an instruction after the first time, the graphs encode the text each time. The error of
-int8 is the mean of `exports.int8`. Writes results/export_graphs.json and .md.
+a trained one in a first row. Process CPU time of one thread, the best of 40 predictions, in turns, of a batch
+of 1, 2 and 8; differences are the largest of a batch of noise, over the largest action. `Policy.predict` has
+the language tokens of an instruction after the first time, the graphs encode the text each time. The error
+of int8 is the mean of `exports.int8`. A decoder without a graph has the reason for it. Writes
+results/export_graphs.json and .md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +72,12 @@ def predicting(policy: Policy, size: int) -> Callable[[], Any]:
 def measure(kind: str, trained: Policy | None = None) -> dict[str, Any]:
     """One row."""
     policy = trained or policy_of(kind)
+    sizes = {"predict": policy.spec.image_size, "predict of 480 x 480": 480}
+    predicts = costs({name: predicting(policy, size) for name, size in sizes.items()})
     try:
         files = graphs_of(policy, ("pt2", "onnx"))
     except UserError as error:
-        return {"policy": kind, "no graph": str(error)}
+        return {"policy": kind, "no graph": str(error)} | predicts
     files["model.int8.onnx"] = quantised(files["model.onnx"])
     graph = GraphPolicy(policy).eval()
     program = torch.export.load(io.BytesIO(files["model.pt2"])).module()
@@ -95,20 +99,32 @@ def measure(kind: str, trained: Policy | None = None) -> dict[str, Any]:
             expected = graph(*given).numpy()
             for name, found in (("pt2", program(*given).numpy()), ("onnx", onnx(given))):
                 apart = float(np.abs(found - expected).max() / np.abs(expected).max())
-                row[f"{name}, batch {batch}"] = float(f"{apart:.1e}")
-        one = example(policy, 1)
-        row |= costs(
-            {
-                "predict": predicting(policy, policy.spec.image_size),
-                "predict of 480 x 480": predicting(policy, 480),
-                "eager": lambda: graph(*one),
-                "pt2": lambda: program(*one),
-                "onnxruntime": lambda: onnx(one),
-                "int8": lambda: onnx(one, "model.int8.onnx"),
+                row[f"{name}, difference, batch {batch}"] = float(f"{apart:.1e}")
+        row |= predicts
+        for batch in BATCHES:
+            given = example(policy, batch)
+            forms: dict[str, Callable[[], Any]] = {
+                "eager": partial(graph, *given),
+                "pt2": partial(program, *given),
+                "onnxruntime": partial(onnx, given),
+                "int8": partial(onnx, given, "model.int8.onnx"),
             }
-        )
+            row |= costs({f"{name}, batch {batch}": form for name, form in forms.items()})
     row["int8, mean error"] = f"{error_of(policy, files['model.onnx'], files['model.int8.onnx'])['mean']:.1%}"
     return row | {f"{name}, MiB": round(len(data) / 2**20, 1) for name, data in files.items()}
+
+
+def tables(found: list[dict[str, Any]]) -> str:
+    """Differences, costs and the rest, with a row for each policy; then why a decoder has no graph."""
+    names = [name for name in found[0] if name not in ("policy", "no graph")]
+    far, cost = ([name for name in names if part in name] for part in ("difference", "CPU ms"))
+    rest = [name for name in names if name not in (*far, *cost)]
+    text = ""
+    for columns in (far, cost, rest):
+        rows = [["policy", *columns], ["---"] * (1 + len(columns))]
+        rows += [[row["policy"], *(str(row.get(name, "no graph")) for name in columns)] for row in found]
+        text += "".join(f"| {' | '.join(cells)} |\n" for cells in rows) + "\n"
+    return text + "".join(f"{row['policy']}: {row['no graph']}\n" for row in found if "no graph" in row)
 
 
 def main() -> None:
@@ -128,11 +144,7 @@ def main() -> None:
         found.append(measure(kind, trained) | {"policy": title})
         print(json.dumps(found[-1]), flush=True)
         (RESULTS / "export_graphs.json").write_text(json.dumps(found, indent=1) + "\n")
-        columns = [name for name in found[0] if name != "no graph"]
-        table = [columns, ["---"] * len(columns)]
-        table += [[str(row.get(name, "no graph")) for name in columns] for row in found]
-        lines = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
-        (RESULTS / "export_graphs.md").write_text(lines)
+        (RESULTS / "export_graphs.md").write_text(tables(found))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_each_form_shows_the_rollout_from_its_start_to_its_end(trained: Path, tm
     assert again[0][1][0].read_bytes() == gif.read_bytes()
 
 
-def test_a_sentence_chooses_its_scene_and_a_scene_takes_any_sentence(trained: Path) -> None:
+def test_a_sentence_chooses_its_scene_and_a_scene_takes_any_sentence(trained: Path, tmp_path: Path) -> None:
     player = Player.of(trained / "run")
     assert [(one.task, one.seed) for one in player.plan((), "Move to the BLUE  square", None)] == [
         ("blue", 1000)
@@ -98,6 +98,10 @@ def test_a_sentence_chooses_its_scene_and_a_scene_takes_any_sentence(trained: Pa
     (other,) = player.plan(("red",), "move to the blue square", 7)
     assert (other.task, other.told, other.seed) == ("red", "blue", 7)
     assert [one.task for one in player.plan((), None, None)] == ["red"]
+    run, sentence = str(trained / "run"), "to the red square"
+    code, text = play(run, sentence, "--task", "blue", "--to", str(tmp_path))  # said without its option
+    assert code == 0 and f'told "{sentence}"' in text
+    assert "give one of them" in play(run, sentence, "--instruction", "another")[1]
     assert [one.task for one in player.plan(("all",), "dance", None)] == ["red", "blue"]
     assert [one.instruction for one in player.plan(("red",), None, None)] == ["to the red square"]
 

@@ -9,6 +9,7 @@ import typer
 
 from tutti.cli.commands import TrustCode
 from tutti.config.files import default_policy, require_run
+from tutti.errors import UserError
 
 
 def play(
@@ -19,6 +20,10 @@ def play(
             show_default="the one that comes with Tutti, or runs/demo",
             metavar="POLICY",
         ),
+    ] = None,
+    words: Annotated[
+        str | None,
+        typer.Argument(help="The same as --instruction.", show_default=False, metavar="SENTENCE"),
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -56,7 +61,11 @@ def play(
     """Lets a trained policy act in the simulator: a moving picture of it, and whether it succeeded.
 
     tutti play --task faucet-open --instruction "close the tap" --seed 9001
+    tutti play runs/demo --task drawer-open "open the drawer"
     """
+    if words is not None and instruction is not None:
+        raise UserError(f"tutti play: {words!r:.80} and --instruction {instruction!r:.80}: give one of them.")
+    instruction = words if instruction is None else instruction
     policy = require_run(default_policy() if policy is None else policy)
     from tutti.runs.play import play_policy
 
