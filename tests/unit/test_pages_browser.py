@@ -18,6 +18,7 @@ from fixtures.browser import PROGRAM, Browser, browser
 from fixtures.report_runs import HOSTILE, make_run
 from fixtures.searches import search_page
 from fixtures.served import serving
+from tutti.report.chinese import Language
 from tutti.report.live import serve_report
 from tutti.report.page import write_report
 from tutti.report.served_page import served_page
@@ -150,10 +151,24 @@ def test_the_page_of_a_search_tells_its_keys_apart_and_shows_what_is_there(
 
 
 @needs_browser
-def test_reports_are_whole_at_every_width(chrome: Browser, tmp_path: Path) -> None:
-    chrome.open(write_report(make_run(tmp_path / "run")).as_uri())
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_reports_are_whole_at_every_width(language: Language, chrome: Browser, tmp_path: Path) -> None:
+    chrome.open(write_report(make_run(tmp_path / "run"), language).as_uri())
     check_looks(chrome)
     assert [one for one in chrome.errors if "favicon" not in one] == []
+    title = chrome.run("document.querySelector('#success h2').textContent")
+    assert title == {"en": "Success per task", "zh": "各任务的成功率"}[language]
+    assert chrome.run("document.documentElement.lang") == {"en": "en", "zh": "zh-Hans"}[language]
+    quotes = chrome.run("[...document.querySelectorAll('q')].map(one => one.textContent)")
+    assert HOSTILE in quotes and "please push" in quotes, (
+        "what comes from data stays as it is, and is no code"
+    )
+    heads = chrome.run("[...document.querySelectorAll('h2, nav a, .tile span')].map(one => one.textContent)")
+    assert all(any("一" <= letter <= "鿿" for letter in head) == (language == "zh") for head in heads)
+    chrome.run("document.querySelector('svg[data-chart]').dispatchEvent(new PointerEvent('pointermove'))")
+    assert ("优化步" if language == "zh" else "optimizer step") in chrome.run(
+        "document.querySelector('#tip').textContent"
+    )
 
 
 @needs_browser

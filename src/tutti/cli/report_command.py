@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ def report(
     serve: Annotated[
         bool, typer.Option("--serve", help="Show RUN ... in a browser, up to date while they train.")
     ] = False,
+    language: Annotated[
+        Literal["en", "zh"], typer.Option("--language", help="zh: in Chinese, written to report.zh.html.")
+    ] = "en",
     port: Annotated[int, typer.Option("--port", help="On this machine alone.", min=0, max=65535)] = 7007,
 ) -> None:
     """Writes the run's report: one self-contained HTML page, and summary.json for machines.
@@ -31,10 +34,14 @@ def report(
     if serve:
         from tutti.report.live import serve_report
 
-        with serve_report(runs, port) as server:
+        with serve_report(runs, port, language) as server:
             print_line(f"http://127.0.0.1:{server.server_address[1]}/    Ctrl-C ends it")
             server.serve_forever()
         return
     from tutti import pipeline
 
     pipeline.report(runs[0])
+    if language != "en":
+        from tutti.report import write_report
+
+        print_line(f"Report: {write_report(runs[0], language)}")

@@ -15,6 +15,7 @@ from threading import Lock
 
 from tutti.nested_dicts import content_hash
 from tutti.report.blocks import Block, Charts, Page, Section, Table, Tile, column, render, table
+from tutti.report.chinese import Language, in_language
 from tutti.report.formatting import duration, percent
 from tutti.report.inputs import READ, Inputs, read_inputs
 from tutti.report.page import report_page
@@ -64,8 +65,9 @@ setTimeout(look, @wait@);
 class LiveReport:
     """The pages of some runs, as their files are now."""
 
-    def __init__(self, runs: Sequence[Path]) -> None:
+    def __init__(self, runs: Sequence[Path], language: Language = "en") -> None:
         self.runs = list(runs)
+        self.language: Language = language
         self.names = _names(self.runs)
         self._lock, self._kept = Lock(), dict[int | None, tuple[str, str]]()
 
@@ -94,18 +96,18 @@ class LiveReport:
                 made = (
                     overlay_page(self.runs, self.names) if number is None else report_page(self.runs[number])
                 )
-                page = with_refresh(render(made), state)
+                page = with_refresh(in_language(render(made), self.language), state)
                 self._kept[number] = state, page
         return 200, "text/html", page
 
 
-def serve_report(runs: Sequence[Path], port: int = 0) -> ThreadingHTTPServer:
+def serve_report(runs: Sequence[Path], port: int = 0, language: Language = "en") -> ThreadingHTTPServer:
     """A server of the live report on 127.0.0.1, to be run by `serve_forever`; port 0 is any free one.
 
     It answers this machine alone, reads and never writes, and knows no other files. Raises: OSError where
     the port is taken.
     """
-    live = LiveReport(runs)
+    live = LiveReport(runs, language)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.report.blocks import Page, Section, Tile, render
+from tutti.report.chinese import Language, in_language
 from tutti.report.formatting import capitalised, count, duration, percent
 from tutti.report.inputs import Inputs, read_inputs
 from tutti.report.sections.evaluation import (
@@ -46,10 +47,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Inputs], Section]]] = {
 UNREADABLE = "Left out: the run's files have another form than this version of Tutti writes."
 
 
-def write_report(run_folder: Path) -> Path:
-    """Writes `run_folder`/report.html atomically and gives its path. Raises: as `report_page`."""
-    path = run_folder / "report.html"
-    write_atomically(path, render(report_page(run_folder)))
+def write_report(run_folder: Path, language: Language = "en") -> Path:
+    """Writes `run_folder`/report.html, or report.zh.html in Chinese, atomically and gives its path. Raises:
+    as `report_page`."""
+    path = run_folder / ("report.html" if language == "en" else f"report.{language}.html")
+    write_atomically(path, in_language(render(report_page(run_folder)), language))
     return path
 
 
