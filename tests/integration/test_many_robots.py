@@ -13,7 +13,8 @@ from fixtures import format_sets, pair_sets
 from fixtures import squares_data as world
 from fixtures.ranks import on_ranks
 from fixtures.run_equality import Killed, differing, records
-from tutti.config.run_config import RunConfig
+from fixtures.torchrun import start
+from tutti.config.run_config import RunConfig, to_yaml
 from tutti.data.loader import Loader
 from tutti.distributed.world import world as ranks
 from tutti.evaluation.open_loop import measure_open_loop
@@ -43,7 +44,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         | {"action": ["actions", "obs/robot0_gripper_qpos"]},
         {"path": watched, "views": {"front": "camera_0", "mirror": "camera_1"}, "name": "watched"}
         | {"fps": 10, "text": {"say": "look"}, "labels": {"actions": False}, "embodiment": "watched"},
-        {"path": pairs, "name": "pairs"},
+        {"path": pairs, "name": "pairs", "answer": "text"},
     ]
     return world.config(
         dot,
@@ -54,6 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
             "state": {"offsets": [2]},
             "recon": None,
             "inverse": {"kind": "inverse_dynamics", "offset": 2},
+            "answer": {"kind": "next_token"},
         },
         training=world.TRAINING
         | {"steps": 6, "checkpoints": {"every": 3}, "validation": {"every": 3}, "log_every": 2},
@@ -80,6 +82,7 @@ def test_a_mixture_of_robots_trains_resumes_and_is_measured(config: RunConfig, t
     known = {key for key in last if "/raw@" in key}
     assert {f"loss/action/raw@{name}" for name in ("dot", "panda")} <= known
     assert last["data/epochs@pairs"] > 0 and last["loss/align/raw"] > 0 and last["loss/state/raw@watched"] > 0
+    assert last["loss/answer/raw@pairs"] == pytest.approx(last["loss/answer/raw"])
 
     data = built.data
     policy = Policy.load(straight, "raw")
@@ -128,11 +131,28 @@ def test_two_ranks_are_given_the_same_order_and_record_the_same_losses(
     again = on_ranks(2, drawn_on_ranks, config, str(killed))
     assert [one + other for one, other in zip(*again, strict=True)] == expected[3:]
     assert differing(both, killed) == []
+    data = build_training(config, alone).data
+    pairs = set(data.windows.rows_of(3, data.windows.sources[3].store.episodes).tolist())
+    shares = [[len(pairs & {*own}) for own in each] for each in (first, second)]
+    assert any(a != b for a, b in zip(*shares, strict=True)) and all(map(any, shares))
     one, other = records(alone), records(both)
-    assert any("loss/action/raw@panda" in record for record in one)
+    assert all(
+        any(key in record for record in one) for key in ("loss/action/raw@panda", "loss/answer/raw@pairs")
+    )
     for mine, theirs in zip(map(dict, one), map(dict, other), strict=True):
         assert mine.pop("kind") == theirs.pop("kind")
         assert theirs == pytest.approx(mine, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_same_as_the_ranks_of_the_tests(config: RunConfig, tmp_path: Path) -> None:
+    both, started = tmp_path / "both", tmp_path / "started"
+    on_ranks(2, drawn_on_ranks, config, str(both))
+    (tmp_path / "robots.yaml").write_text(to_yaml(config))
+    process = start(tmp_path / "robots.yaml", started, [])
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "ddp over 2 processes" in output, output
+    assert differing(both, started) == []
 
 
 def _require_own_robots(policy: Policy) -> None:

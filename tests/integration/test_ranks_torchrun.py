@@ -17,13 +17,12 @@ import torch
 
 from fixtures.ranks import on_ranks
 from fixtures.run_equality import equal, records
+from fixtures.torchrun import MARK, ROOT, start
 from tutti import pipeline
 from tutti.config.run_config import load_config
 from tutti.distributed import world
 from tutti.storage.checkpoint import checkpoints, load
 from tutti.training.records import read_records
-
-ROOT = Path(__file__).resolve().parents[2]
 
 SMOKE = ROOT / "configs" / "smoke.yaml"
 ALWAYS = [
@@ -32,25 +31,11 @@ ALWAYS = [
 ]
 SETTINGS = [*ALWAYS, "training.steps=12", "training.checkpoints={every: 4, keep: 4}"]
 ENDLESS = [*ALWAYS, "training.steps=100000", "training.checkpoints.every=0"]
-MARK = "TUTTI_TEST_RUN"
 in_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 
 
 def train(run: str, overrides: list[str]) -> None:
     pipeline.train(load_config(SMOKE, overrides), Path(run))
-
-
-def start(run: Path, overrides: list[str]) -> subprocess.Popen[str]:
-    """The same under torchrun."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command += ["--master-port", str(port), "-m", "--", "tutti", "train", str(SMOKE), *overrides]
-    command += ["--run", str(run)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", MARK: str(run)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def ranks_of(run: Path) -> dict[int, int]:
@@ -82,7 +67,7 @@ def test_a_killed_rank_is_started_anew_and_the_bytes_are_the_same(tmp_path: Path
     overrides = [*SETTINGS, f"data.sources=[{{path: {data / 'dataset'}}}]"]
     on_ranks(2, train, str(straight), overrides)
 
-    process = start(killed, overrides)
+    process = start(SMOKE, killed, overrides)
     wait_until(lambda: checkpoints(killed) and read_records(killed)[-1]["step"] >= 5, 200)
     os.kill(ranks_of(killed)[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=240)
@@ -112,7 +97,7 @@ def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
         )
 
     for run, begun in ((starting, watched), (training, lambda: len(read_records(training)) > 1)):
-        launcher = start(run, overrides)
+        launcher = start(SMOKE, run, overrides)
         wait_until(begun, 200)
         launcher.kill()
         said, _ = launcher.communicate(timeout=60)  # its output ends with the last process that writes to it

@@ -21,9 +21,12 @@ from fixtures.lerobot_sets import (
     with_column,
     write_v21,
 )
+from fixtures.poses import Walk, write_poses
+from tutti.data.conventions.config import CanonicalConfig, MotionConfig
+from tutti.data.conventions.usual import usual_conventions
 from tutti.data.episodes import EpisodeStore
 from tutti.data.formats.detect import find_format
-from tutti.data.sources import SourceConfig
+from tutti.data.sources import SourceConfig, open_parts
 from tutti.errors import UserError
 
 MODALITY: dict[str, Any] = {
@@ -106,6 +109,91 @@ def test_the_instruction_is_the_annotation_that_describes_the_task_and_that_is_t
     assert opened(folder, text=DESCRIBED).remarks == store.remarks[:-1]
     with pytest.raises(UserError, match=r"'human\.mood' is no annotation[\s\S]*human\.validity"):
         opened(folder, text="human.mood")
+
+
+def posed(folder: Path, motion: dict[str, Any], absolute: bool | None) -> dict[str, Any]:
+    """A source with a hand's pose under GR00T's names; it says what modality.json should tell."""
+    said = write_poses(folder, [Walk(n, 30) for n in range(2)], motion, "quaternion_wxyz", "axis_angle")
+    told = {} if absolute is None else {"absolute": absolute}
+    turn = {"start": 3, "end": 6, "rotation_type": "axis_angle"}
+    modality: dict[str, Any] = {
+        "state": {
+            "eef_position": {"start": 0, "end": 3},
+            "eef_rotation": {"start": 3, "end": 7, "rotation_type": "quaternion"},
+            "gripper_qpos": {"start": 7, "end": 8},
+        },
+        "action": {
+            "eef_position_relative": {"start": 0, "end": 3, **told},
+            "eef_rotation_relative": {**turn, **told},
+            "gripper_qpos": {"start": 6, "end": 7},
+        },
+    }
+    (folder / "meta/modality.json").write_text(json.dumps(modality))
+    for vector in said["conventions"].values():
+        del vector["gripper"]
+    return said
+
+
+@pytest.mark.parametrize("absolute", [None, True, False])
+@pytest.mark.parametrize("kind", ["absolute", "delta"])
+def test_targets_and_changes_are_told_or_known_by_the_numbers(
+    tmp_path: Path, kind: str, absolute: bool | None
+) -> None:
+    said = posed(tmp_path / "set", {"kind": kind}, absolute)
+    if absolute not in (None, kind == "absolute"):
+        store = opened(tmp_path / "set")
+        assert store.conventions.action.motion is None
+        assert any("not in units of the state by the numbers" in line for line in store.remarks)
+        return
+    canonical = CanonicalConfig(actions="delta", rotation="rotation_6d")
+    sources = [{"path": tmp_path / "set"}, said]
+    one, other = (open_parts([SourceConfig.model_validate(own)], canonical)[0].store for own in sources)
+    np.testing.assert_array_equal(one.states, other.states)
+    np.testing.assert_array_equal(one.actions, other.actions)
+    motion = {"kind": kind, "dimensions": "0-5", "state": "0-6"}
+    assert one.conventions.action.motion == MotionConfig.model_validate(motion)
+    how = "by meta/modality.json" if absolute is not None else "guessed: the actions are near"
+    assert any(f"the action's 0-5 are {kind} ({how}" in line for line in one.remarks)
+    found = find_format(tmp_path / "set").look(tmp_path / "set")
+    assert found.told_by.get("action.motion") == (how if absolute is not None else None)
+    # A training whose config asks for no other form learns the numbers as they are recorded.
+    plain = open_parts([SourceConfig.model_validate(sources[0])])[0].store
+    np.testing.assert_array_equal(plain.actions, opened(tmp_path / "set", conventions="none").actions)
+
+
+def test_changes_in_units_of_their_own_are_not_taken_for_the_state_s(tmp_path: Path) -> None:
+    posed(tmp_path / "set", {"kind": "delta", "scale": 0.05}, absolute=False)
+    store = opened(tmp_path / "set")
+    assert store.conventions.action.motion is None
+    assert "delta by `absolute`, but not in units of the state" in "".join(store.remarks)
+    # With canonical slots the gripper's name and the rotations are known all the same.
+    usual = usual_conventions(store)
+    assert [turn.form for turn in (*usual.state.rotations, *usual.action.rotations)] == [
+        "quaternion_wxyz",
+        "axis_angle",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"state": {"arm": {"start": 0, "end": 3}}}, "arm has other numbers"),
+        ({"state": {"arm": {"start": 1, "end": 4}, "leg": {"start": 0, "end": 1}}}, "one behind the other"),
+        (
+            {"action": {"arm": {"start": 0, "end": 2}, "leg": {"start": 2, "end": 3, "absolute": True}}},
+            "true, false",
+        ),
+        ({"state": {"arm": {"start": 0, "end": 3, "rotation_type": "matrix"}}}, "in a form that is not read"),
+        ({}, "nor do the numbers tell"),
+    ],
+)
+def test_why_a_motion_is_not_told_is_said(tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    folder = write_v21(tmp_path / "set")
+    arms = {"arm": {"start": 0, "end": 2}, "leg": {"start": 2, "end": 3}}
+    (folder / "meta/modality.json").write_text(json.dumps({"state": arms, "action": arms} | change))
+    store = opened(folder)
+    assert store.conventions.action.motion is None
+    assert sum(why in line for line in store.remarks) == 1, store.remarks
 
 
 def test_what_is_in_it_is_found_without_a_number_read(folder: Path) -> None:

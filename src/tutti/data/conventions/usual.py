@@ -19,7 +19,7 @@ _EULER: tuple[tuple[str, RotationForm], ...] = (
     ("yrp", "euler_ZXY"),
     ("ypr", "euler_ZYX"),
 )
-_ROTATIONS: Mapping[str, RotationForm] = {
+ROTATIONS: Mapping[str, RotationForm] = {
     "axis_angle": "axis_angle",
     "quaternion": "quaternion_wxyz",
     **{f"euler_angles_{order}": form for order, form in _EULER},
@@ -31,16 +31,16 @@ _GRIPPERS = ((r"clos", 0.0, 1.0), (r"open", 1.0, 0.0))
 
 
 def usual_conventions(store: EpisodeStore) -> ConventionsConfig:
-    """Those that the format stores, else what its layout tells, else names and units, of each vector."""
+    """Those that the format stores, else what its layout tells, else names and units: of each vector its
+    grippers, its rotations and its motion."""
     found: dict[str, Any] = {}
     for vector in VECTORS:
         stored, usual = getattr(store.conventions, vector), getattr(store.usual, vector)
         nothing = getattr(NOTHING_SAID, vector)
-        if stored != nothing or usual != nothing:
-            found[vector] = stored if stored != nothing else usual
-            continue
         names, units = (getattr(store.spec, f"{vector}_{what}") for what in ("names", "units"))
         parts: dict[str, Any] = {"rotation": tuple(_turns(units)), "gripper": tuple(_hands(names))}
+        for said in (usual, stored):
+            parts |= {name: one for name, one in said if one != getattr(nothing, name)}
         found[vector] = type(nothing)(**parts)
     return ConventionsConfig(**found)
 
@@ -48,7 +48,7 @@ def usual_conventions(store: EpisodeStore) -> ConventionsConfig:
 def _turns(units: Sequence[str]) -> Iterator[RotationConfig]:
     kinds = [unit.partition(",")[0] for unit in units]
     for kind, group in groupby(range(len(kinds)), key=lambda number: kinds[number]):
-        if form := _ROTATIONS.get(kind):
+        if form := ROTATIONS.get(kind):
             run, size = list(group), size_of(form)
             for first in run[: len(run) - size + 1 : size]:
                 yield RotationConfig(dimensions=f"{first}-{first + size - 1}", form=form)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tutti.data.conventions.config import ConventionsConfig, MotionConfig, MotionKind, RotationConfig
+from tutti.data.conventions.rotations import RotationForm, size_of
+from tutti.data.conventions.usual import ROTATIONS, is_hand
+from tutti.data.episodes import VECTORS, Vector
 from tutti.data.formats.errors import data_error
 from tutti.data.formats.interface import MAX_DIM
+from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.features import Feature
 from tutti.storage.reading import read_json, shown
 
@@ -18,6 +26,24 @@ TEXT_COLUMN = "task_index"
 _DESCRIPTION = "task_description"
 """What the name of the annotation has in it that is the instruction; others are words such as "valid"."""
 _KEYS, _LONGEST = ("state", "action", "video", "annotation"), 200
+WHOLE: Mapping[Vector, str] = {"state": STATE, "action": ACTION}
+"""The features that slices are of unless they say another."""
+TOLD = "by meta/modality.json"
+GUESSED: Mapping[MotionKind, str] = {
+    "absolute": "guessed: the actions are near to the states of the next rows",
+    "delta": "guessed: the actions are near to the changes of the state",
+}
+LOOKED_AT, FEWEST = 20_000, 20
+"""Rows whose numbers are looked at, about, and those that it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The numbers of a data set, and behind which rows the next one of the same episode lies."""
+
+    states: Float32[np.ndarray, "n s"]
+    actions: Float32[np.ndarray, "n a"]
+    followed: Bool[np.ndarray, " n"]
 
 
 class _Entry(BaseModel):
@@ -35,10 +61,30 @@ class _Slice(_Entry):
     rotation_type: str | None = Field(None, max_length=40)
 
     @property
+    def form(self) -> RotationForm | None:
+        """That of a rotation; None for what is none, or is not read."""
+        form = ROTATIONS.get(self.rotation_type or "")
+        return form if form and size_of(form) == self.end - self.start else None
+
+    @property
     def unit(self) -> str:
         """What a number of it is, as far as it is told."""
         told = (self.rotation_type, "relative" if self.absolute is False else None)
         return ", ".join(filter(None, told))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A slice, and its place in a vector that it is a part of."""
+
+    name: str
+    place: range
+    said: _Slice
+
+    @property
+    def stem(self) -> str:
+        """What state and action have in common: GR00T also calls changes "end_effector_position_relative"."""
+        return self.name.removesuffix("_relative")
 
 
 class Slice(Feature):
@@ -120,6 +166,56 @@ class Modality(BaseModel):
         cure = "leave sources.text out, or name one of these."
         raise data_error(f"sources.text: {text!r:.200} is no annotation.", found=there, cure=cure)
 
+    def conventions(
+        self,
+        keys: Mapping[Vector, Sequence[str]],
+        features: Mapping[Vector, Mapping[str, Feature]],
+        rows: Rows | None = None,
+    ) -> tuple[ConventionsConfig, dict[str, str], str]:
+        """What it tells of the state and the action that these features are, by what each thing is told, and
+        why the motion is not.
+
+        Rotations are those of a `rotation_type` that is read. What moves the robot are the slices of the
+        action that the state has too, but for grippers: targets where they are `absolute`, changes where they
+        are not, unless the numbers of `rows` contradict. Where it is not said these tell.
+        """
+        parts = {what: self._parts(what, keys[what], features[what]) for what in VECTORS}
+        said: dict[str, dict[str, Any]] = {
+            what: {
+                "rotation": tuple(
+                    RotationConfig(dimensions=_span([one.place]), form=one.said.form)
+                    for one in some
+                    if one.said.form
+                )
+            }
+            for what, some in parts.items()
+        }
+        by = {f"{what}.rotation": TOLD for what, one in said.items() if one["rotation"]}
+        of_state, why = {one.stem: one for one in parts["state"]}, ""
+        named = [one for one in parts["action"] if one.stem in of_state and not is_hand(one.name)]
+        if moving := [(one, of_state[one.stem]) for one in named]:
+            kind, how, why = _kind_of(moving, rows)
+            if kind:
+                spans = (_span([one.place for one in side]) for side in zip(*moving, strict=True))
+                said["action"]["motion"] = MotionConfig(
+                    kind=kind, **dict(zip(("dimensions", "state"), spans, strict=True))
+                )
+                by["action.motion"] = how
+        return ConventionsConfig.model_validate(said), by, why
+
+    def _parts(self, what: Vector, keys: Sequence[str], features: Mapping[str, Feature]) -> list[_Part]:
+        """The slices of some features that are joined, in order."""
+        found, begin = list[_Part](), 0
+        slices = sorted(getattr(self, what).items(), key=lambda one: one[1].start)
+        for key in keys:
+            for name, one in slices:
+                if isinstance(features[key], Slice) and key in (name, f"{what}.{name}"):
+                    found.append(_Part(name, range(begin, begin + one.end - one.start), one))
+                elif key == (one.original_key or WHOLE[what]):
+                    found.append(_Part(name, range(begin + one.start, begin + one.end), one))
+            begin += features[key].shape[0]
+        return found
+
     def describe(self) -> str:
         """What it names, in a sentence for the user; empty where there is no modality.json."""
         parts = [
@@ -148,6 +244,73 @@ def read_modality(folder: Path) -> Modality:
         first = error.errors()[0]
         problem = f"{path}: {shown('.'.join(map(str, first['loc'])), quoted=False)} is wrong."
         raise data_error(problem, expected=first["msg"], found=shown(first["input"])) from None
+
+
+def _span(places: Sequence[range]) -> str:
+    return f"{places[0].start}-{places[-1].stop - 1}"
+
+
+def _misfit(moving: Sequence[tuple[_Part, _Part]]) -> str:
+    """Why the slices of the action are not those of the state, in one run; empty if they are."""
+    names = ", ".join(action.name for action, _ in moving)
+    for side in zip(*moving, strict=True):
+        if any(before.place.stop != after.place.start for before, after in pairwise(side)):
+            return f"{names} do not lie one behind the other, in state and action alike"
+    for action, state in moving:
+        if any(one.said.rotation_type and not one.said.form for one in (action, state)):
+            return f"{action.name} is a rotation in a form that is not read"
+        plain, alike = (action.said.form, state.said.form).count(None), len(action.place) == len(state.place)
+        if plain == 1 or (plain and not alike):
+            return f"{action.name} has other numbers in the state than in the action"
+    absolute = {action.said.absolute for action, _ in moving}
+    return f"absolute is true, false or not said among {names}" if len(absolute) > 1 else ""
+
+
+def _kind_of(moving: Sequence[tuple[_Part, _Part]], rows: Rows | None) -> tuple[MotionKind | None, str, str]:
+    """Whether these slices of the action are targets for those of the state, or changes of them; how that is
+    known; and why it is not."""
+    if why := _misfit(moving):
+        return None, "", why
+    names, absolute = ", ".join(action.name for action, _ in moving), moving[0][0].said.absolute
+    found = None if rows is None else _kind_by_numbers(moving, rows)
+    if absolute is None:
+        why = f"absolute is not said of {names}" + ", nor do the numbers tell" * (rows is not None)
+        return (found, GUESSED[found], "") if found else (None, "", why)
+    kind: MotionKind = "absolute" if absolute else "delta"
+    # A change in other units than the state's would become another target.
+    if rows is not None and (kind == "delta") != (found == "delta"):
+        return None, "", f"{names}: {kind} by `absolute`, but not in units of the state by the numbers"
+    return kind, TOLD, ""
+
+
+def _kind_by_numbers(moving: Sequence[tuple[_Part, _Part]], rows: Rows) -> MotionKind | None:
+    """Targets are near to the state of the next row, changes near to how it differs from that of their own:
+    by medians over rows, three times as near as the other, and half of what the actions vary."""
+    plain = [pair for pair in moving if not pair[0].said.form]
+    here, there = (
+        ([n for one in side for n in one.place] for side in zip(*plain, strict=True)) if plain else ([], [])
+    )
+    at = np.flatnonzero(rows.followed)
+    at = at[:: max(1, len(at) // LOOKED_AT)]
+    action, now, then = (
+        values.astype(np.float64)
+        for values in (rows.actions[at][:, here], rows.states[at][:, there], rows.states[at + 1][:, there])
+    )
+    known = np.isfinite(np.hstack([action, now, then])).all(axis=1)
+    if not here or known.sum() < FEWEST:
+        return None
+    action, now, then = action[known], now[known], then[known]
+
+    def middle(values: np.ndarray) -> float:
+        return float(np.median(np.abs(values), axis=0).sum())
+
+    off: dict[MotionKind, float] = {"absolute": middle(action - then), "delta": middle(action - (then - now))}
+    varies: dict[MotionKind, float] = {
+        "absolute": middle(action - np.median(action, axis=0)),
+        "delta": middle(action),
+    }
+    near, far = sorted(off, key=lambda kind: off[kind])
+    return near if 3 * off[near] <= off[far] and 2 * off[near] < varies[near] else None
 
 
 def columns_of(features: Mapping[str, Feature], keys: Iterable[str]) -> dict[str, int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tutti.data.episodes import WHERE_PRESENT, EpisodeStore
+import numpy as np
+
+from tutti.data.conventions.config import ConventionsConfig
+from tutti.data.episodes import WHERE_PRESENT, EpisodeStore, StoreSpec, Vector
 from tutti.data.formats import interface
 from tutti.data.formats.chosen import Chosen
 from tutti.data.formats.errors import data_error
@@ -14,7 +17,7 @@ from tutti.data.formats.interface import Roles
 from tutti.data.formats.lerobot import ACTION, STATE
 from tutti.data.formats.lerobot.features import Feature, find_cameras, number_names, number_units
 from tutti.data.formats.lerobot.metadata import Info, LeRobotMeta, read_info
-from tutti.data.formats.lerobot.modality import TEXT_COLUMN
+from tutti.data.formats.lerobot.modality import TEXT_COLUMN, WHOLE, Rows
 from tutti.data.formats.lerobot.reader import LeRobotStore, read_meta
 from tutti.data.formats.wanted import AS_FOUND, Found, Wanted, guesses
 from tutti.errors import UserError
@@ -44,6 +47,7 @@ def look(path: Path) -> Found:
     except UserError:  # the features tell
         shapes, remark = {}, ""
     roles = _with_text(replace(_vectors(meta.info, AS_FOUND), views=tuple(shapes)), meta)
+    said, told_by, _ = _conventions(meta, roles)
     return Found(
         features={key: one for key, one in features.items() if one and key != "timestamp"}
         | {roles.text or TEXT: SPOKEN},
@@ -51,6 +55,8 @@ def look(path: Path) -> Found:
         lengths=meta.lengths,
         fps=meta.info.fps,
         embodiment=meta.info.robot_type or "unknown",
+        conventions=said,
+        told_by=told_by,
         remarks=tuple(filter(None, (remark, meta.modality.describe()))),
     )
 
@@ -79,8 +85,30 @@ def open_source(path: Path, wanted: Wanted, chosen: Sequence[Chosen]) -> Episode
     store = LeRobotStore(path, wanted.views, state=roles.state, action=roles.action, text=text, chosen=chosen)
     roles = _with_text(replace(roles, views=store.spec.views), store.meta, guessed=text is None)
     store.format, store.roles = NAME, roles
-    store.remarks = (*store.remarks, *(f"{path}: {line}" for line in guesses(roles).values()))
+    followed = np.ones(store.spec.num_frames, bool)
+    followed[[episode.end - 1 for episode in store.episodes]] = False
+    rows = Rows(store.states, store.actions, followed)
+    store.conventions, told_by, why = _conventions(store.meta, roles, store.spec, rows)
+    lines = [*guesses(roles).values()]
+    if moved := store.conventions.action.motion:
+        lines.insert(0, f"the action's {moved.dimensions} are {moved.kind} ({told_by['action.motion']})")
+    elif why:
+        lines.insert(0, f"meta/modality.json does not tell how the action moves the robot: {why}")
+    store.remarks = (*store.remarks, *(f"{path}: {line}" for line in lines))
     return store
+
+
+def _conventions(
+    meta: LeRobotMeta, roles: Roles, spec: StoreSpec | None = None, rows: Rows | None = None
+) -> tuple[ConventionsConfig, dict[str, str], str]:
+    """What modality.json tells of the numbers (`Modality.conventions`), as far as there are any."""
+    features: dict[Vector, Mapping[str, Feature]] = {}
+    keys: dict[Vector, Sequence[str]] = {}
+    for what, whole in WHOLE.items():
+        features[what], many = meta.modality.features(meta.info.features, what, whole), getattr(roles, what)
+        there = (spec is None or getattr(spec, f"{what}_dim")) and all(key in features[what] for key in many)
+        keys[what] = many if there else ()
+    return meta.modality.conventions(keys, features, rows)
 
 
 def _vectors(info: Info, wanted: Wanted) -> Roles:
@@ -110,7 +138,7 @@ def _with_text(roles: Roles, meta: LeRobotMeta, *, guessed: bool = True) -> Role
 def _every_feature(meta: LeRobotMeta) -> dict[str, Feature]:
     """The features of info.json, and the slices that modality.json names."""
     found = dict(meta.info.features)
-    for what, whole in (("state", STATE), ("action", ACTION)):
+    for what, whole in WHOLE.items():
         named = meta.modality.features(meta.info.features, what, whole)
         found |= {key: one for key, one in named.items() if key in found or key.startswith(f"{what}.")}
     return found
