@@ -19,7 +19,7 @@ from test_data_order import Store, unit
 from fixtures import squares_data as world
 from fixtures.unlabelled import with_vector, without_feature, without_numbers, without_texts
 from tutti.data.augmentation import ColourJitter
-from tutti.data.bundle import DataBundle
+from tutti.data.bundle import DataBundle, spread
 from tutti.data.config import DataConfig
 from tutti.data.episodes import Episode
 from tutti.data.mixture import ComposedMixture, Mixture
@@ -161,6 +161,10 @@ def test_the_gripper_and_its_key_frames_are_those_of_labelled_rows() -> None:
     assert batch.later_states.mask[:, 0].tolist() == [True] * 5 + [False] * 4 + [True] * 4
     near = [True, True, False, False, False, *[False] * 4, True, True, False, False]
     assert index.before_key_frame(np.arange(13)).tolist() == near
+    # Nor is the action before a window known where its row has none.
+    before, known = spread(index, np.arange(13), 13).previous()
+    assert known.tolist() == [False, *[True] * 4, *[False] * 5, *[True] * 3]
+    assert not before[~known].any() and before[known, 0].tolist() == [0, 1, 2, 3, 9, 10, 11]
 
 
 def store_index(store: Store, parts: list[Part]) -> WindowIndex:

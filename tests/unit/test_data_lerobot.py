@@ -224,6 +224,8 @@ def test_several_files_list_columns_doubles_and_any_order_are_read(folder: Path)
 
 def test_a_view_can_be_chosen(folder: Path) -> None:
     assert LeRobotStore(folder, views=VIEWS[1:]).spec.views == VIEWS[1:]
+    with pytest.raises(UserError, match="is named twice"):
+        LeRobotStore(folder, views=VIEWS[1:] * 2)
     with pytest.raises(UserError, match=r"observation\.images\.tap.*no camera"):
         LeRobotStore(folder, views=("observation.images.tap",))
 

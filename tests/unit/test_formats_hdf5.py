@@ -8,6 +8,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tutti.data.formats.detect import find_format
 from tutti.data.formats.hdf5 import files
 from tutti.data.formats.hdf5.attributes import TEXT
 from tutti.data.formats.hdf5.files import Array
+from tutti.data.formats.hdf5.paths import in_order
 from tutti.data.formats.hdf5.reader import HDF5Reader
 from tutti.data.formats.mapped import MappedStore
 from tutti.data.formats.wanted import Wanted
@@ -72,6 +74,12 @@ def test_a_single_file_is_a_data_set_and_a_folder_is_all_of_its_files(tmp_path: 
     (tmp_path / "readme.txt").write_text("not one of them")
     check(HDF5Reader(tmp_path / "open_it_demo.hdf5"), written[3:])
     check(HDF5Reader(tmp_path), written)
+
+
+def test_the_order_of_files_is_not_that_of_the_file_system() -> None:
+    files = [Path("set") / f"episode_{name}.hdf5" for name in ("02", "2", "10", "002")]
+    for some in permutations(files):
+        assert [one.stem[8:] for one in in_order(some)] == ["002", "02", "2", "10"]
 
 
 def test_episodes_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
