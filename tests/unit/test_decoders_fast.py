@@ -271,9 +271,9 @@ def test_writing_with_a_cache_equals_reading_the_whole_sequence_again(cross_atte
     with torch.no_grad():
         for parameter in fast.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    condition = fast.conditioning(features(6, dtype=torch.float64))
-    written = fast.write(condition)
-    again = fast.logits(condition, written).argmax(-1)
+    seen = features(6, dtype=torch.float64)
+    written = fast.written(seen)
+    again = fast.possible(fast.scores(seen, written), written, None).argmax(-1)
     assert torch.equal(torch.where(written == PAD, PAD, again), written)
     assert len(written.unique()) > 4
 
@@ -283,7 +283,7 @@ def test_what_is_written_spells_the_chunk_exactly() -> None:
     fast.tokens.longest.fill_(NUMBERS)
     with torch.no_grad():
         fast.out.weight.normal_(std=3.0)
-    written = fast.write(fast.conditioning(features(64)))
+    written = fast.written(features(64))
     spelled = torch.where(written == PAD, 0, fast.tokens.lengths()[written.clamp(min=0)])
     assert bool((spelled.sum(1) == NUMBERS).all())
     assert int(written.max()) < int(fast.tokens.num_tokens) < 256
@@ -293,7 +293,7 @@ def test_what_is_written_spells_the_chunk_exactly() -> None:
 def test_writing_stops_at_the_longest_training_chunk() -> None:
     fast = decoder()
     fast.tokens.longest.fill_(3)
-    assert fast.write(fast.conditioning(features())).shape[1] <= 3
+    assert fast.written(features()).shape[1] <= 3
     assert fast.predict(features()).shape == (4, HORIZON, ACTION)
 
 
@@ -309,5 +309,5 @@ def test_fit_says_what_it_found(caplog: pytest.LogCaptureFixture) -> None:
 def test_before_fit_every_token_is_one_number() -> None:
     fast = build("fast")
     assert isinstance(fast, FastDecoder)
-    written: Tensor = fast.write(fast.conditioning(features()))
+    written: Tensor = fast.written(features())
     assert written.shape == (4, NUMBERS) and bool((written != PAD).all())

@@ -328,10 +328,98 @@ def test_the_language_model_writes_as_transformers_own(home: Home) -> None:
             config_of(home[0] / kind, **keys).build(SPEC).language.require_writer("objective.answer")
 
 
-@pytest.mark.parametrize(("recipe", "kind", "tokens"), [("smolvla", "smolvlm", 4), ("pi0", "paligemma", 16)])
+WORDS: dict[str, Any] = {"kind": "fast", "writer": "vlm", "vocabulary_size": 14, "skip": 3, "scale": 2.0}
+
+
+def test_actions_are_words_of_the_vlm_in_one_sequence_with_pictures_and_text(home: Home) -> None:
+    """pi0-FAST's layout: error and greedy chunk are those of PaliGemma's own logits, row by row."""
+    whole = tf.AutoModelForImageTextToText.from_pretrained(home[0] / "paligemma").eval()
+    model = loaded(config_of(home[0] / "paligemma", WORDS))
+    batch = small_model.batch_of(0.5 * torch.randn(3, 5, 3), spec=SPEC)
+    seen = replace(SEEN, image_mask=torch.tensor([[True, True], [True, True], [False, True]]))
+    batch = replace(batch, observation=seen)
+    fast: Any = model.action
+    fast.fit(batch.actions, batch.action_mask)
+    tokens, lengths = fast.tokens.encode(batch.actions)
+    spelled = fast.tokens.lengths()
+    found = model(seen)
+    table: Any = whole.get_input_embeddings()
+
+    def behind(row: int, known: list[int]) -> torch.Tensor:
+        """PaliGemma's logits of each token behind those that are known; word k from the end stands for k."""
+        pictures = found.vision.values[row, found.vision.mask[row]]
+        text = table(seen.text[row, seen.text_mask[row]])
+        begin = fast.begin(found.readout[row])[None]
+        said = table(torch.tensor([SPEC.vocab_size - 1 - 3 - k for k in known], dtype=torch.long))
+        x, given = torch.cat([pictures, text, begin, said])[None], len(pictures) + len(text)
+        place = torch.arange(x.shape[1])
+        sees = (place <= place[:, None]) | (place < given)
+        inner = whole.model.language_model
+        hidden = inner(
+            inputs_embeds=x, attention_mask=sees[None, None], position_ids=place[None] + 1
+        ).last_hidden_state
+        logits = whole.lm_head(hidden[0, -1])
+        return logits[[SPEC.vocab_size - 1 - 3 - k for k in range(14)]]
+
+    expected: list[torch.Tensor] = []
+    with torch.no_grad():
+        for row, length in enumerate(lengths.tolist()):
+            ids, lacking, errors = tokens[row, :length].tolist(), 15, []
+            for place, token in enumerate(ids):
+                logits = behind(row, ids[:place]).masked_fill(spelled > lacking, -torch.inf)
+                errors.append(-logits.log_softmax(-1)[token])
+                lacking -= int(spelled[token])
+            expected.append(torch.stack(errors).mean())
+            written, lacking = list[int](), 15
+            while lacking and len(written) < int(fast.tokens.longest):
+                logits = behind(row, written).masked_fill(spelled > lacking, -torch.inf)
+                written.append(int(logits.argmax()))
+                lacking -= int(spelled[written[-1]])
+            mine = fast.written(found)[row]
+            assert mine[mine >= 0].tolist() == written
+    error = fast(found, batch)
+    torch.testing.assert_close(error[:, 0, 0], torch.stack(expected), atol=1e-5, rtol=1e-5)
+    assert model.predict(seen).shape == (3, 5, 3)
+    before = error.mean()
+    before.backward()
+    for part in (model.vision, model.language, model.fusion):
+        assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 1e-3
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        error = fast(model(seen), batch).mean()
+        error.backward()
+        optimizer.step()
+    assert error < 0.5 * before
+
+
+def test_a_language_model_that_cannot_write_actions_is_refused(home: Home) -> None:
+    for kind, action, wrong in (
+        ("smolvlm", WORDS, "model.action.writer lets the language model write, .* output layer of its own"),
+        (
+            "paligemma",
+            WORDS | {"vocabulary_size": 18},
+            "vocabulary_size is 18, .* 20 tokens, of which the last 3",
+        ),
+    ):
+        with pytest.raises(UserError, match=wrong):
+            config_of(home[0] / kind, action).build(SPEC)
+    tied = json.loads((home[0] / "qwen3_vl" / "config.json").read_text()) | {"tie_word_embeddings": True}
+    with pytest.raises(UserError, match="a qwen3_vl write actions, whose pictures have places in a grid"):
+        config_of(home[0] / "qwen3_vl", WORDS, architecture=tied).build(SPEC)
+    with pytest.raises(UserError, match=r"model\.action\.writer is vlm, but there is no model\.vlm"):
+        ModelConfig.model_validate({"action": WORDS}).build(SPEC)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "tokens"),
+    [("smolvla", "smolvlm", 4), ("pi0", "paligemma", 16), ("pi0-fast", "paligemma", 16)],
+)
 def test_recipes_are_configs_that_build(home: Home, recipe: str, kind: str, tokens: int) -> None:
     """With tiny stand-ins for their backbones and experts."""
     small = {"vlm.path": home[0] / kind, "vlm.layers": 4, "action.width": 24, "action.depth": 4}
+    if recipe == "pi0-fast":  # the stand-in has few words
+        small = small | {"action.vocabulary_size": 10, "action.skip": 1}
     overrides = [f"model.{key}={value}" for key, value in small.items()]
     config = load_config(CONFIGS / f"{recipe}-like.yaml", overrides)
     described = describe_model(config)

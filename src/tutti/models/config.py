@@ -11,7 +11,7 @@ from torch import Tensor
 from tutti.frozen_config import FrozenConfig
 from tutti.models.decoders.bins import BinsConfig
 from tutti.models.decoders.denoising import DiffusionConfig, FlowConfig
-from tutti.models.decoders.fast import FastConfig
+from tutti.models.decoders.fast import FastConfig, VlmFastDecoder
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
 from tutti.models.interfaces import ActionDecoder, Fusion, LanguageEncoder, RobotKind, VisionEncoder
@@ -168,6 +168,8 @@ class ModelConfig(FrozenConfig):
         """The model with fresh weights from torch's global generator. Raises UserError where sizes clash."""
         vision, language, fusion = self.encoders(spec)
         action = self.action.build(spec, fusion.width)
+        if isinstance(action, VlmFastDecoder):
+            action.write_by(language)
         count = len(spec.embodiments)
         if self.embodiment != "shared" and count > 1:
             fusion.tell_robots(count, self.embodiment)

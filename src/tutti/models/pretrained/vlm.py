@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,7 +136,30 @@ class VlmLanguage(LanguageEncoder):
             for ids, mask in ((text, text_mask), (answer, answer_mask))
         )
         sequence = Written.of(before, words, said)
-        logits = sequence.at_asked(self.reader[0].write(sequence)) @ self.embedding.weight.T
+        return self._capped(sequence.at_asked(self.reader[0].write(sequence)) @ self.embedding.weight.T)
+
+    def require_words(self, key: str) -> None:
+        """Raises: UserError as `require_writer`, or if its tokens of pictures have places in a grid."""
+        self.require_writer(key)
+        if self.tower.facts.grid:
+            raise UserError(
+                f"{key} lets a {self.tower.values['model_type']} write actions, whose pictures have places "
+                "in a grid.\n  expected: PaliGemma\n  cure: model.action.writer=own"
+            )
+
+    def behind(
+        self, vision: Tokens, words: Tokens, x: Float[Tensor, "b n d"], rows: Int[Tensor, " v"]
+    ) -> Float[Tensor, "b n v"]:
+        """The logits of the words `rows` behind embedded tokens that follow pictures and text causally."""
+        said = Tokens(values=x, mask=words.mask.new_ones(x.shape[:2]))
+        sequence = Written.of(vision, words, said)
+        sequence = replace(
+            sequence, asked=sequence.given[:, None] + torch.arange(x.shape[1], device=x.device)
+        )
+        hidden = sequence.at_asked(self.reader[0].write(sequence))
+        return self._capped(hidden @ self.embedding.weight[rows].T)
+
+    def _capped(self, logits: Tensor) -> Tensor:
         cap = self.tower.values["text_config"].get("final_logit_softcapping")
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from tutti.models.decoders.fast import FastDecoder
+from tutti.models.decoders.fast import WritingDecoder
 from tutti.serving.policy import Policy
 from tutti.types import Observation, UserError
 
@@ -41,7 +41,7 @@ class GraphPolicy(nn.Module):
     def __init__(self, policy: Policy) -> None:
         """Raises: UserError for a policy that is no graph."""
         super().__init__()
-        if isinstance(policy.model.action, FastDecoder):
+        if isinstance(policy.model.action, WritingDecoder):
             raise UserError(
                 "model.action.kind is fast, which writes as many tokens as a chunk needs: no graph has a "
                 "length that depends on values. Take `tutti serve`; the other decoders have a graph."
