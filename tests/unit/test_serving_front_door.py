@@ -116,6 +116,16 @@ def test_what_is_missing_or_wrong_is_named(change: dict[str, Any], says: str) ->
         FrontDoor(SPEC)({"observation/image": PICTURE, "state": np.zeros(3), "prompt": "go"})
 
 
+def test_names_of_maps_in_maps_are_bounded() -> None:
+    """Each name holds all before it: a message of 16 MiB of long ones, 250 deep, would take 2 GiB."""
+    deep: dict[str, Any] = {}
+    for _ in range(250):
+        deep = {"a": 0, "k" * 1000: deep}
+    with pytest.raises(UserError, match="names of at most 256 characters, found 'kkk") as caught:
+        FrontDoor(SPEC)({**GOOD, "more": 0, **deep})
+    assert len(str(caught.value)) < 300
+
+
 def test_a_state_in_parts_is_never_cut_to_those_that_are_numbers() -> None:
     """Seven joints, and a gripper that says "open": a policy of seven numbers would take the joints alone."""
     known, images, rest = CLIENTS["droid"]

@@ -35,6 +35,8 @@ STATES = (
 )
 """Where the state may lie; several parts are joined in this order."""
 INSTRUCTIONS = ("prompt", "task", "instruction")
+MAX_NAME = 256
+"""Characters of a whole name. Maps in maps repeat those before: 16 MiB of them would take gigabytes."""
 
 
 class Seen(NamedTuple):
@@ -169,6 +171,10 @@ def _flat(given: Mapping[Any, Any], inside: str = "") -> Iterator[tuple[str, Any
         if not isinstance(key, str):
             raise UserError(f"observation: expected names, found the key {key!r:.80}.")
         name = _dotted(inside + key)
+        if len(name) > MAX_NAME:
+            raise UserError(
+                f"observation: expected names of at most {MAX_NAME} characters, found {name[:80]!r}..."
+            )
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}.")
         else:
