@@ -133,9 +133,11 @@ def draw(package: Path) -> str:
     sizes, rows = counts(package), [[part for part in floor if part != "__main__"] for floor in floors()]
     rows = [floor for floor in rows if floor]
     middles: dict[str, tuple[float, float]] = {}
+    wide: dict[str, float] = {}  # a row of many parts has narrower boxes
     for number, floor in enumerate(rows):
         gap = (width - 2 * left) / len(floor)
         for place, part in enumerate(floor):
+            wide[part] = min(box, gap - 12)
             middles[part] = (left + gap * (place + 0.5), 30 + number * row + high / 2)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {30 + len(rows) * row}" '
@@ -158,7 +160,8 @@ def draw(package: Path) -> str:
         size = sizes[part]
         told = f"{size.files} files, " if size.files > 1 else ""
         parts.append(
-            f'<rect x="{x - box / 2:.0f}" y="{y - high / 2:.0f}" width="{box}" height="{high}" rx="7" '
+            f'<rect x="{x - wide[part] / 2:.0f}" y="{y - high / 2:.0f}" '
+            f'width="{wide[part]:.0f}" height="{high}" rx="7" '
             'fill="#eef3fb" stroke="#31527f"/>'
             f'<text x="{x:.0f}" y="{y - 3:.0f}" text-anchor="middle" font-weight="600">{escape(part)}</text>'
             f'<text x="{x:.0f}" y="{y + 14:.0f}" text-anchor="middle" font-size="11.5" fill="#51606f">'
