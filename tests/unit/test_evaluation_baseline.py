@@ -18,7 +18,7 @@ from tutti.evaluation.statistics.baseline import against
 from tutti.evaluation.statistics.intervals import barnard, difference_of_rates, episodes_needed, mean_of_rates
 from tutti.evaluation.statistics.sequential import confidence_sequence, log_capital, rounds_of
 from tutti.runs.judges.baseline import compare_with
-from tutti.runs.judges.remote import evaluate_remote
+from tutti.runs.judges.remote import RemotePolicyFactory, evaluate_remote
 from tutti.serving.wire import pack, unpack
 from tutti.suites import registry
 from tutti.types import UserError
@@ -139,3 +139,32 @@ def test_a_policy_behind_a_websocket_plays_and_is_compared(
         compare_with(folder, tmp_path / "nowhere")
     with pytest.raises(UserError, match="no policy server answers"):
         evaluate_remote("ws://127.0.0.1:9", given, to=tmp_path / "c")
+
+
+def test_a_secret_in_an_address_is_written_and_said_nowhere(
+    server: tuple[str, list[dict[str, Any]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(registry.SUITES, "line", LineWorlds())
+    monkeypatch.chdir(tmp_path)
+    given = ["evaluation.suite=line", "evaluation.episodes=1", "evaluation.workers=1"]
+    given += ["evaluation.videos_per_task=0", "evaluation.max_decisions=2", "evaluation.tasks=[left]"]
+    address = server[0].replace("ws://", "ws://me:s3cret@") + "/?token=t0ken"
+    folder = evaluate_remote(address, given)
+    written = [path.name + path.read_text() for path in folder.rglob("*") if path.is_file()]
+    errors: list[str] = []
+    for wrong in ("ws://me:s3cret@127.0.0.1:9/?token=t0ken", "http://me:s3cret@host/?token=t0ken"):
+        with pytest.raises(UserError) as error:
+            evaluate_remote(wrong, given, to=tmp_path / "b")
+        errors.append(str(error.value))
+    for text in (
+        *written,
+        *errors,
+        str(folder),
+        capsys.readouterr().out,
+        repr(RemotePolicyFactory(address, {})),
+    ):
+        assert "s3cret" not in text and "t0ken" not in text
+    assert folder.name == server[0].removeprefix("ws://").replace(":", "-") and len(written) > 3

@@ -16,8 +16,21 @@ MAX_ANSWER = 64 * 2**20
 """Bytes."""
 
 
+def without_secrets(address: str) -> str:
+    """The address without a name and password before its host and without what stands behind "?", which may
+    be a token: for all that is written or said.
+
+    >>> without_secrets("ws://me:secret@host:8000/?token=x"), without_secrets("ws://host:8000")
+    ('ws://host:8000/', 'ws://host:8000')
+    """
+    head, slashes, rest = address.partition("?")[0].partition("#")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return head + slashes + host.rpartition("@")[2] + slash + path
+
+
 class Client:
-    """One connection: `infer` sends an observation and gives the answer, one at a time.
+    """One connection: `infer` sends an observation and gives the answer, one at a time. `address` is what may
+    be said of it.
 
     `metadata` is what the server said of its policy: views, sizes, names, units, horizon, rate, fingerprint.
     """
@@ -26,7 +39,7 @@ class Client:
         self, address: str = "ws://127.0.0.1:8000", token: str | None = None, timeout: float = 60.0
     ) -> None:
         """Connects. Raises: UserError if no server answers within `timeout` seconds, or it refuses."""
-        self.address, self.timeout = address, timeout
+        self.address, self.timeout = without_secrets(address), timeout
         headers = {"Authorization": f"Api-Key {token}"} if token else {}
         self._open = ExitStack()
         try:
@@ -42,7 +55,8 @@ class Client:
             first = self._connection.recv(timeout)
         except (OSError, ValueError, WebSocketException) as error:
             self.close()
-            raise UserError(f"{address}: no policy server answers ({error}).") from error
+            said = str(error).replace(address, self.address)
+            raise UserError(f"{self.address}: no policy server answers ({said}).") from None
         try:
             self.metadata: dict[str, Any] = self._map(first)
         except UserError:

@@ -189,8 +189,8 @@ def contrast_table(findings: Findings, level: Level) -> Table:
         "points": lambda row: f"{100 * row.found.difference.value:+.1f}",
         "paired bootstrap": lambda row: points(row.found.difference.interval, "+"),
         "t over seeds": lambda row: points(row.found.over_seeds, "+"),
-        "p": lambda row: _p(row.found.p),
-        "p, Holm": lambda row: _p(row.adjusted_p),
+        "p": lambda row: p_text(row.found.p),
+        "p, Holm": lambda row: p_text(row.adjusted_p),
         "verdict": lambda row: Cell(text=row.verdict, mood=MOODS.get(row.verdict, "quiet")),
     }
     caption = f"Fixed beforehand{level_words(level)}."
@@ -205,7 +205,7 @@ def _contrast_note(one: ContrastScore) -> Note:
     found = one.found
     text = f"{one.name}{level_words(one.level)}: {found.verdict}, {100 * found.difference.value:+.1f} points "
     text += f"(paired bootstrap {points(found.difference.interval, '+')}, t over {len(one.seeds)} seeds "
-    text += f"{points(found.over_seeds, '+')}, p after Holm {_p(one.adjusted_p)})."
+    text += f"{points(found.over_seeds, '+')}, p after Holm {p_text(one.adjusted_p)})."
     return Note(text=text, mood=MOODS[found.verdict].replace("quiet", ""))
 
 
@@ -217,9 +217,9 @@ def difference_table(findings: Findings, level: Level) -> Table:
         "points": lambda row: f"{100 * row[1].difference.value:+.1f}",
         "paired bootstrap": lambda row: points(row[1].difference.interval, "+"),
         "t over seeds": lambda row: points(row[1].over_seeds, "+"),
-        "p": lambda row: _p(row[1].p),
-        "p, Holm": lambda row: _p(row[0].adjusted_p),
-        "McNemar, each seed": lambda row: ", ".join(map(_p, row[1].mcnemar)),
+        "p": lambda row: p_text(row[1].p),
+        "p, Holm": lambda row: p_text(row[0].adjusted_p),
+        "McNemar, each seed": lambda row: ", ".join(map(p_text, row[1].mcnemar)),
         "verdict": lambda row: Cell(text=row[1].verdict, mood=MOODS[row[1].verdict]),
         "to resolve": lambda row: Cell(text=resolution(row[0]) or NOTHING, mood="quiet"),
     }
@@ -338,7 +338,8 @@ def points(interval: Interval | None, sign: str = "") -> str:
     return f"{100 * interval.low:{sign}.1f} to {100 * interval.high:{sign}.1f}"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """A p as ".021" or "<.001"; a dash for none."""
     if value is None:
         return NOTHING
     return "<.001" if value < 0.001 else f"{value:.3f}".lstrip("0") if value < 0.9995 else "1"

@@ -25,7 +25,7 @@ from tutti.runs.build import with_steps
 from tutti.runs.folder import Redo
 from tutti.runs.run_evaluation import play
 from tutti.runs.terminal import print_line
-from tutti.serving.client import Client
+from tutti.serving.client import Client, without_secrets
 from tutti.suites.registry import find_suite
 from tutti.types import UserError
 
@@ -39,7 +39,7 @@ PEERS_VIEWS = ("observation/image", "observation/wrist_image")
 class RemotePolicyFactory:
     """Connects in the process that plays. `keys` says how the server calls a view of the suite or "state"."""
 
-    address: str
+    address: str = field(repr=False)
     metadata: Mapping[str, Any]
     token: str | None = field(default=None, repr=False)
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +49,8 @@ class RemotePolicyFactory:
         """Of the address, the server's description of itself, and the keys. A server that does not tell which
         weights it has may change them unseen."""
         return content_hash(
-            {"address": self.address, "says": dict(self.metadata), "keys": dict(self.keys)}, 32
+            {"address": without_secrets(self.address), "says": dict(self.metadata), "keys": dict(self.keys)},
+            32,
         )
 
     def __call__(self) -> RolloutPolicy:
@@ -73,7 +74,7 @@ class RemotePolicy:
         """Raises: UserError with the server's sentence, or where its answer has no rows of actions."""
         if images is None or continuing is not None:
             raise UserError(
-                f"{self.factory.address}: a remote policy needs pictures, and begins each chunk anew."
+                f"{self.client.address}: a remote policy needs pictures, and begins each chunk anew."
             )
         keys, own = self.factory.keys, self.factory.metadata.get("views")
         size = int(self.factory.metadata.get("image_size", PEERS_SIZE))
@@ -89,7 +90,7 @@ class RemotePolicy:
         )  # the answer is read-only
         if actions.ndim != 2:
             raise UserError(
-                f"{self.factory.address}: expected actions of shape (steps, numbers), found {actions.shape}."
+                f"{self.client.address}: expected actions of shape (steps, numbers), found {actions.shape}."
             )
         return actions
 
@@ -115,19 +116,18 @@ def evaluate_remote(
     config = _played(with_steps(config, suite.fps), suite.max_decisions)
     settings = config.evaluation
     with Client(address, token) as client:
-        metadata = client.metadata
+        metadata, shown = client.metadata, client.address
     told = metadata.get("actions")
     if isinstance(told, list) and len(told) != suite.action_dim:
         raise UserError(
-            f"{address}: its actions have {len(told)} numbers, those of the suite {suite.name} "
+            f"{shown}: its actions have {len(told)} numbers, those of the suite {suite.name} "
             f"{suite.action_dim}."
         )
     factory = RemotePolicyFactory(address, metadata, token, keys or {})
-    folder = to or Path("evaluations") / re.sub(r"[^A-Za-z0-9._]+", "-", address.partition("://")[2]).strip(
-        "-"
-    )
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", shown.partition("://")[2]).strip("-")
+    folder = to or Path("evaluations") / name
     evaluation, print_ = EvaluationFolder(folder, "--to FOLDER"), factory.fingerprint
-    judged = JudgedPolicy(checkpoint=address, weights="remote", files=print_, fingerprint=print_)
+    judged = JudgedPolicy(checkpoint=shown, weights="remote", files=print_, fingerprint=print_)
     with evaluation.locked():
         todo, line = evaluation.begin(settings, judged, suite.fingerprint, redo)
         print_line(f"evaluate: {line}")
@@ -137,8 +137,8 @@ def evaluate_remote(
                 evaluation,
                 factory,
                 suite,
-                trained=TrainingStarts(unknown=(address,)),
-                judged=address,
+                trained=TrainingStarts(unknown=(shown,)),
+                judged=shown,
             )
             evaluation.finish()
     return folder
