@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,6 +66,19 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 def content_hash(values: Any, length: int) -> str:
     """The first digits of a SHA-256 of plain values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:length]
+
+
+def without_addresses(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config without where its records and checkpoints are sent to, which may hold a password: for
+    all that leaves the machine."""
+    values = copy.deepcopy(dict(config))
+    if isinstance(trackers := values.get("logging"), list):
+        values["logging"] = [one for one in trackers if one == {"kind": "tensorboard"}]
+    training = values.get("training")
+    checkpoints = training.get("checkpoints") if isinstance(training, dict) else None
+    if isinstance(checkpoints, dict) and checkpoints.get("mirror", "off") != "off":
+        checkpoints["mirror"] = "off"
+    return values
 
 
 def indented(lines: Sequence[str]) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_serving_policy import look, model, write
+import yaml
+from test_serving_policy import look, model, relist, write
 from typer.testing import CliRunner
 
 from fixtures.hub import TOKEN, Hub, hub
@@ -58,6 +59,24 @@ def test_what_is_pushed_is_pulled_and_acts_alike(standing: Hub, export: Path, tm
     np.testing.assert_array_equal(Policy.load(to).predict(*given), Policy.load(export).predict(*given))
     with pytest.raises(UserError, match="exists"):
         pull_export("me/arm", to)
+
+
+def test_where_records_and_checkpoints_were_sent_goes_with_no_export(tmp_path: Path) -> None:
+    """An address of a tracker or of a mirror may hold a password."""
+    step = write(tmp_path / "step-000001", model())
+    config = yaml.safe_load((step / "config.yaml").read_text())
+    config["logging"] = [
+        *({"kind": "tensorboard"}, {"kind": "mlflow", "uri": "http://me:s3cret@host"}),
+        {"kind": "my.logger:Own", "options": {"key": "s3cret"}},
+    ]
+    config["training"] = {"checkpoints": {"mirror": "s3://me:s3cret@bucket"}}
+    (step / "config.yaml").write_text(yaml.safe_dump(config))
+    export = export_policy(relist(step), tmp_path / "policy")
+    assert not any(b"s3cret" in one.read_bytes() for one in export.rglob("*") if one.is_file())
+    kept = yaml.safe_load((export / "config.yaml").read_text())
+    assert kept["logging"] == [{"kind": "tensorboard"}] and kept["model"] == config["model"]
+    given = (*look(1), "open the tap")
+    np.testing.assert_array_equal(Policy.load(export).predict(*given), Policy.load(step).predict(*given))
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,17 @@ def test_several_stand_in_a_config_and_jsonl_is_one(tmp_path: Path) -> None:
     first, second = calls(tmp_path / "tracking" / "log.jsonl")
     assert first | {"loss/total": 0} == {"run": "a", "step": 3, "kind": "train", "time": 1.5, "loss/total": 0}
     assert second == {"run": "a", "step": 3, "kind": "video", "name": "v", "path": "v.mp4"}
+
+
+def test_a_tracker_is_not_told_where_others_send_to(tmp_path: Path) -> None:
+    """Their addresses and options may hold passwords."""
+    secret = {"kind": "mlflow", "uri": "http://me:s3cret@127.0.0.1:9"}
+    config = {"name": "a", "logging": [secret], "training": {"checkpoints": {"mirror": "s3://me:s3cret@b"}}}
+    texts = {"config.yaml": yaml.safe_dump(config)}
+    file = {"kind": OWN, "options": {"file": str(tmp_path / "calls")}}
+    with MetricsWriter(tmp_path, loggers=configs(file, {"kind": "jsonl"}), texts=texts) as writer:
+        writer.write(1, "train", {"loss/total": 1.0})
+    told = calls(tmp_path / "calls")
+    assert told[0]["config"]["training"] == {"checkpoints": {"mirror": "off"}} and told[1]["call"] == "text"
+    for path in (tmp_path / "calls", tmp_path / "tracking" / "log.jsonl"):
+        assert "name: a" in path.read_text() and "s3cret" not in path.read_text()

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import save
 
 from tutti.models.config import exported
+from tutti.nested_dicts import without_addresses
 from tutti.plugin import Trust
 from tutti.serving.contents import read_model, read_normalizer, read_served, read_tokenizer
 from tutti.serving.exports.card import CARD, card
@@ -80,9 +81,11 @@ def export_policy(
         tensors = rounded
     names = (*POLICY_FILES, *(name for name in (STARTS,) if name in source.files))
     content = {WEIGHTS["raw"]: save(tensors)} | {name: source.read(name) for name in names}
-    values = parse_yaml(source.text(CONFIG), source.folder / CONFIG)
+    before = parse_yaml(source.text(CONFIG), source.folder / CONFIG)
+    values = without_addresses(before)
     if config.towers():
         values["model"] = config.model_dump(mode="json")
+    if values != before:
         content[CONFIG] = yaml.safe_dump(values, sort_keys=False, width=110).encode()
     served = read_served(source, spec)
     if served is None and robot:

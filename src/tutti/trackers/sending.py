@@ -16,9 +16,11 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tutti.nested_dicts import without_addresses
 from tutti.trackers.config import CustomLoggerConfig, LoggerConfig, TensorBoardConfig
 from tutti.trackers.logger import FOLDER, Logger, Start
 from tutti.trackers.process import IN_A_ROW, call, first_lines
@@ -36,6 +38,7 @@ class Trackers:
 
     def __init__(self, configs: Sequence[LoggerConfig], start: Start) -> None:
         self.run = start.run
+        start = replace(start, config=without_addresses(start.config))
         self._told = [one for config in configs if (one := _begin(config, start)) is not None]
         self._pictures = [] if start.step else list(PICTURES)
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, Self
 
+import yaml
+
+from tutti.nested_dicts import without_addresses
 from tutti.storage.files import explain_disk_errors, require_writable, write_atomically
 from tutti.storage.manifest import CONFIG
 from tutti.storage.reading import parse_json, parse_yaml, read_lines
@@ -56,7 +59,9 @@ class MetricsWriter:
         name = config.get("name", run.name)
         self._trackers = Trackers(loggers, Start(run=run, name=name, step=after_step, config=config))
         if CONFIG in texts:
-            self._trackers.text("config", texts[CONFIG], after_step)
+            shared = without_addresses(config)
+            text = texts[CONFIG] if shared == config else yaml.safe_dump(shared, sort_keys=False)
+            self._trackers.text("config", text, after_step)
 
     def rewind(self, after_step: int, *, rollbacks: int) -> None:
         """Drop the records of later steps: the run goes on from `after_step` again."""
