@@ -8,9 +8,12 @@ import signal
 import sys
 import tempfile
 
-# A job in the background of a shell inherits an ignored Ctrl-C; tests of interruptions need the usual one.
+# A job in the background of a shell inherits an ignored Ctrl-C, one of nohup an ignored SIGHUP; tests of
+# interruptions need the usual ones.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if sys.platform == "linux":
     os.environ.setdefault("MUJOCO_GL", "egl")

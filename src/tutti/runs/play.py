@@ -170,9 +170,7 @@ def write_pictures(suite: Suite, rollout: Rollout, folder: Path, forms: Collecti
         files.append(folder / Path(file_name(rollout)).with_suffix(f".{form}"))
         with explain_disk_errors(files[-1], "the picture"):
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(
-                files[-1], encode_gif(pictures, fps) if form == "gif" else encode(pictures, round(fps))
-            )
+            write_atomically(files[-1], (encode_gif if form == "gif" else encode)(pictures, fps))
     return files
 
 

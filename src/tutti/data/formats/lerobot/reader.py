@@ -41,6 +41,8 @@ from tutti.types import LABELS, Label
 
 _BLOCK, _SMALL = 2**16, 2**12
 _OPEN_FILES = 16
+_OpenFile = tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]
+"""A data file, and where its row groups begin."""
 
 
 def read_meta(folder: Path, chosen: Sequence[Chosen] = (ALL,), text: str | None = None) -> LeRobotMeta:
@@ -279,11 +281,11 @@ class _PictureColumns:
                 ) from error
             yield picture
 
-    def _opened(self) -> Opened[int, tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]]:
+    def _opened(self) -> Opened[int, _OpenFile]:
         """The data files, and where the row groups of each begin, its length last; none is open yet."""
         paths = self._paths
 
-        def opens(number: int) -> tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]:
+        def opens(number: int) -> _OpenFile:
             with explain_damage(paths[number]):
                 metadata = (file := open_parquet(paths[number])).metadata
                 rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
