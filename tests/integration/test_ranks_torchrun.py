@@ -102,7 +102,8 @@ def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
         launcher.kill()
         said, _ = launcher.communicate(timeout=60)  # its output ends with the last process that writes to it
         wait_until(lambda run=run: not ranks_of(run), 5)
-        assert said.count(f"the launcher (process {launcher.pid}) is gone") == 2
+        # The rank that sees it first tells the other, which may end before its own look, a second apart.
+        assert said.count(f"the launcher (process {launcher.pid}) is gone") in (1, 2)
     assert not checkpoints(starting)
     (saved,) = checkpoints(training)  # after the step that it was in
     assert load(saved).step >= read_records(training)[-1]["step"] > 0
