@@ -1,8 +1,9 @@
 """Pictures for docs/ of a finished run: its losses, rates, gradients, shares and success, each as an SVG.
 
 python benchmarks/picture_training.py runs/demo draws charts of the run's report into
-docs/pictures/training-NAME.svg, each on a card of its own that can be read on a light and on a dark page; and
-strategies-10.svg and strategies-50.svg, the differences of benchmarks/results/study_strategies.json.
+docs/pictures/training-NAME.svg, each on a card of its own that can be read on a light and on a dark page;
+strategies-10.svg and strategies-50.svg, the differences of benchmarks/results/study_strategies.json; and
+seeds.svg, each task's success in every training of benchmarks/results/demo_seeds.json.
 benchmarks/results/picture_training has the numbers of the heat map, with commit and machine of the run. The
 same run gives the same bytes.
 """
@@ -14,6 +15,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from tables import RESULTS, Table, prints_user_errors, publish
@@ -26,8 +28,8 @@ from tutti.report.inputs import Inputs, read_inputs
 from tutti.report.sections.evaluation import success_section
 from tutti.report.sections.gradients import influence_section
 from tutti.report.sections.training import training_section
-from tutti.report.svg.drawing import Chart
-from tutti.report.svg.rows import ForestRow, forest_chart
+from tutti.report.svg.drawing import Chart, Scale, circle
+from tutti.report.svg.rows import ForestRow, Row, forest_chart, row_chart, whisker
 from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
 
@@ -43,6 +45,7 @@ DRAWN = {
     "success": "Success rate",
 }
 """What a picture is called, and the beginning of its chart's title in the report."""
+SEEDS = RESULTS / "demo_seeds.json"
 STUDY, LEVELS = RESULTS / "study_strategies.json", (10, 50)
 """Whose differences are drawn, and at how many demonstrations a task."""
 
@@ -98,6 +101,40 @@ def differences(study: dict[str, Any], level: int) -> Chart:
     return forest_chart(f"Against {baseline}, {level} demonstrations a task", rows, baseline=baseline)
 
 
+def over_seeds(trained: Sequence[dict[str, Any]]) -> Chart:
+    """Success of the same recipe from several seeds: median, range and each training, task by task."""
+    rates = {
+        task: [100 * mean(one["successes"][task]) for one in trained] for task in trained[0]["successes"]
+    }
+    rates["mean of the tasks"] = [mean(one) for one in zip(*rates.values(), strict=True)]
+    across = Scale(low=0, high=100, start=210, end=560)
+    rows: list[Row] = []
+    for task, found in rates.items():
+        middle, least, most = (round(of(found), 1) for of in (median, min, max))
+        dots = "".join(circle(across.pixel(one), 7, 3) for one in found)
+        marks = f'<g class="whisker c2 hollow">{dots}</g>'
+        marks += whisker("c1", across, (least, most, middle), (-3, 5))
+        tips = [", ".join(f"{one:.1f}" for one in found)]
+        rows.append(
+            Row(
+                task,
+                f"{middle:g} ({least:g} to {most:g})",
+                tips,
+                marks,
+                strong=task not in trained[0]["successes"],
+            )
+        )
+    return row_chart(
+        f"Success of {len(trained)} trainings of the demo, median (lowest to highest)",
+        rows,
+        across,
+        32,
+        ticks=[("grid", tick, f"{tick:g}") for tick in across.ticks()],
+        axis="% of 20 starts that no choice had looked at",
+        legend=[("median and range", "c1", "line"), ("a training", "c2", "hollow")],
+    )
+
+
 def shares(inputs: Inputs) -> dict[str, dict[str, dict[str, float]]]:
     """Half of the run -> term -> part -> its share, as the heat map of the report has it: of the update where
     that was measured, else of the gradient."""
@@ -140,6 +177,7 @@ def main(given: list[str] | None = None) -> int:
     charts = {f"training-{name}": chart for name, chart in drawn(inputs).items()}
     study = json.loads(STUDY.read_text(encoding="utf-8"))
     charts |= {f"strategies-{level}": differences(study, level) for level in LEVELS}
+    charts["seeds"] = over_seeds(json.loads(SEEDS.read_text(encoding="utf-8"))["trained"])
     arguments.to.mkdir(parents=True, exist_ok=True)
     for name, chart in charts.items():
         path = arguments.to / f"{name}.svg"

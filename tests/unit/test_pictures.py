@@ -16,7 +16,7 @@ from tutti.report.svg.charts import Series, line_chart
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-NAMES = {*(f"training-{name}" for name in picture_training.DRAWN), "strategies-10", "strategies-50"}
+NAMES = {*(f"training-{name}" for name in picture_training.DRAWN), "strategies-10", "strategies-50", "seeds"}
 PLAIN = {"line", "value", "name", "cell", "square"}
 """Classes that need no style of their own outside of the report."""
 SVG = "{http://www.w3.org/2000/svg}"
@@ -31,6 +31,7 @@ def test_a_finished_run_is_drawn_and_its_heat_map_is_written_as_numbers(tmp_path
         ElementTree.fromstring(text).tag == f"{SVG}svg" for text in first.values()
     )
     found = json.loads(numbers.with_suffix(".json").read_text())
+    assert "median and range" in first["seeds"] and ">96.2 (92.5 to 98.8)<" in first["seeds"]
     assert found["steps"] == 3000 and found["shares"].keys() == {"first", "second"}
     for term, parts in found["shares"]["first"].items():
         for part, share in parts.items():
