@@ -105,6 +105,13 @@ def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         running.shutdown()
 
 
+def on_the_line(episodes: int, decisions: int, tasks: str) -> list[str]:
+    """What an evaluation in this suite is asked for."""
+    values = {"suite": "line", "episodes": episodes, "workers": 1, "videos_per_task": 0}
+    values |= {"max_decisions": decisions, "tasks": f"[{tasks}]"}
+    return [f"evaluation.{key}={value}" for key, value in values.items()]
+
+
 def test_a_policy_behind_a_websocket_plays_and_is_compared(
     server: tuple[str, list[dict[str, Any]]],
     tmp_path: Path,
@@ -112,8 +119,7 @@ def test_a_policy_behind_a_websocket_plays_and_is_compared(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(registry.SUITES, "line", LineWorlds())
-    given = ["evaluation.suite=line", "evaluation.episodes=6", "evaluation.workers=1"]
-    given += ["evaluation.videos_per_task=0", "evaluation.max_decisions=12", "evaluation.tasks=[left, right]"]
+    given = on_the_line(episodes=6, decisions=12, tasks="left, right")
     address, seen = server
     folder = evaluate_remote(address, given, to=tmp_path / "peer")
     results = json.loads((folder / "results.json").read_text())
@@ -130,9 +136,8 @@ def test_a_policy_behind_a_websocket_plays_and_is_compared(
     assert evaluate_remote(address, given, to=folder) == folder and len(seen) == count, (
         "nothing is played twice"
     )
-    other = evaluate_remote(
-        address, [*given[:1], "evaluation.episodes=4", *given[2:]], to=tmp_path / "b", keys={"front": "cam"}
-    )
+    fewer = on_the_line(episodes=4, decisions=12, tasks="left, right")
+    other = evaluate_remote(address, fewer, to=tmp_path / "b", keys={"front": "cam"})
     assert "cam" in seen[-1]
     assert compare_with(folder, other).verdict == "unresolved" and (folder / "against.json").is_file()
     with pytest.raises(UserError, match=r"nowhere.*results\.json"):
@@ -149,8 +154,7 @@ def test_a_secret_in_an_address_is_written_and_said_nowhere(
 ) -> None:
     monkeypatch.setitem(registry.SUITES, "line", LineWorlds())
     monkeypatch.chdir(tmp_path)
-    given = ["evaluation.suite=line", "evaluation.episodes=1", "evaluation.workers=1"]
-    given += ["evaluation.videos_per_task=0", "evaluation.max_decisions=2", "evaluation.tasks=[left]"]
+    given = on_the_line(episodes=1, decisions=2, tasks="left")
     address = server[0].replace("ws://", "ws://me:s3cret@") + "/?token=t0ken"
     folder = evaluate_remote(address, given)
     written = [path.name + path.read_text() for path in folder.rglob("*") if path.is_file()]
