@@ -107,26 +107,22 @@ def over_seeds(trained: Sequence[dict[str, Any]]) -> Chart:
         task: [100 * mean(one["successes"][task]) for one in trained] for task in trained[0]["successes"]
     }
     rates["mean of the tasks"] = [mean(one) for one in zip(*rates.values(), strict=True)]
+
+    def draw(across: Scale) -> list[Row]:
+        rows: list[Row] = []
+        for task, found in rates.items():
+            middle, least, most = (round(of(found), 1) for of in (median, min, max))
+            dots = "".join(circle(across.pixel(one), 7, 3) for one in found)
+            marks = f'<g class="whisker c2 hollow">{dots}</g>'
+            marks += whisker("c1", across, (least, most, middle), (-3, 5))
+            label, tips = f"{middle:g} ({least:g} to {most:g})", [", ".join(f"{one:.1f}" for one in found)]
+            rows.append(Row(task, label, tips, marks, strong=task not in trained[0]["successes"]))
+        return rows
+
     across = Scale(low=0, high=100, start=210, end=560)
-    rows: list[Row] = []
-    for task, found in rates.items():
-        middle, least, most = (round(of(found), 1) for of in (median, min, max))
-        dots = "".join(circle(across.pixel(one), 7, 3) for one in found)
-        marks = f'<g class="whisker c2 hollow">{dots}</g>'
-        marks += whisker("c1", across, (least, most, middle), (-3, 5))
-        tips = [", ".join(f"{one:.1f}" for one in found)]
-        rows.append(
-            Row(
-                task,
-                f"{middle:g} ({least:g} to {most:g})",
-                tips,
-                marks,
-                strong=task not in trained[0]["successes"],
-            )
-        )
     return row_chart(
         f"Success of {len(trained)} trainings of the demo, median (lowest to highest)",
-        rows,
+        draw,
         across,
         32,
         ticks=[("grid", tick, f"{tick:g}") for tick in across.ticks()],

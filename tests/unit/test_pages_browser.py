@@ -57,6 +57,9 @@ def check_looks(chrome: Browser) -> None:
             chrome.look(width, dark=dark)
             assert chrome.run("document.documentElement.scrollWidth") <= width
             assert chrome.run(SMALLEST_TEXT) >= 7.5, width
+            if width == 400:
+                cut = "[...document.querySelectorAll('figure.wide:has(.narrow)')]"
+                assert chrome.run(f"{cut}.every(one => one.scrollWidth <= one.clientWidth)"), "a row is cut"
         lightness, contrast = chrome.run(CONTRAST)
         assert (lightness < 0.05) == dark and contrast > 7
     chrome.run("document.body.focus()")
@@ -160,6 +163,7 @@ def test_reports_are_whole_at_every_width(language: Language, chrome: Browser, t
     assert title == {"en": "Success per task", "zh": "各任务的成功率"}[language]
     assert chrome.run("document.documentElement.lang") == {"en": "en", "zh": "zh-Hans"}[language]
     quotes = chrome.run("[...document.querySelectorAll('q')].map(one => one.textContent)")
+    assert chrome.run("document.querySelectorAll('svg.narrow').length") > 0
     assert HOSTILE in quotes and "please push" in quotes, (
         "what comes from data stays as it is, and is no code"
     )

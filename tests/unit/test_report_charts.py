@@ -33,6 +33,8 @@ def test_log_scale_is_taken_for_a_wide_positive_spread_only() -> None:
     assert not value_scale([0.5, 1], 0, 1).log
     assert not value_scale([-1, 1000], 0, 1).log
     assert not value_scale([0.001, 1], 0, 1, log=False).log
+    zeros = value_scale([0.0, 0.0], 0, 1)
+    assert zeros.low == 0 and zeros.high >= 1, "zeros stand on an axis of ordinary numbers"
 
 
 def test_log_scale_puts_equal_factors_at_equal_distances() -> None:

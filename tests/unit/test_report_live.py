@@ -140,3 +140,13 @@ def test_runs_of_one_name_are_told_apart_and_an_empty_one_is_waited_for(tmp_path
     assert code == 200 and page.count("Not recorded yet.") == 5
     said = CliRunner().invoke(app, ["report", str(tmp_path / "x/run"), str(tmp_path / "y/run")])
     assert said.exit_code == 2 and "add --serve" in " ".join(said.output.split())
+
+
+def test_a_cosine_has_no_log_scale_where_all_are_positive(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step, value in ((10, 0.001), (20, 0.9)):
+        record(run, step, **{"diag/cosine/action~align/fusion": value, "loss/align/raw": value})
+    page = LiveReport([run]).answer("/")[2]
+    conflicts = page[page.index('id="conflicts"') :]
+    assert "cosine/action~align" in conflicts and "log scale" not in conflicts
+    assert "log scale" in page, "a loss over factors has one"

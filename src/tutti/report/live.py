@@ -31,6 +31,8 @@ CURVES = {
     "Optimizer": ("optim/lr", "optim/grad_norm", "time/samples_per_second"),
 }
 """The sections of curves, each with the metrics that it shows."""
+LOGARITHMIC = ("Losses", "Held out", "Optimizer")
+"""Those whose values may span factors; shares and cosines have an end on each side."""
 REFRESH = """
 <script>
 "use strict";
@@ -151,6 +153,7 @@ def overlay_page(runs: Sequence[Path], names: Sequence[str]) -> Page:
                 ],
                 unit="value",
                 zero=False,
+                log=None if title in LOGARITHMIC else False,
             )
             for metric in metrics
         ]

@@ -152,35 +152,39 @@ def _cells(score: Score, num_tasks: int) -> dict[str, Cell]:
 
 def _success_chart(result: EvaluationResult, help: str) -> Chart:
     """Point and interval of each task, its wrong-instruction control below, the expert as a tick."""
-    across = Scale(low=0, high=1, start=150, end=WIDTH - 170)
     policy = result.policy
     controls: dict[str, dict[str, TaskScore]] = {
         condition: {task.task: task for task in score.tasks} for condition, score in result.scores.items()
     }
     wrong, expert = (controls.get(condition, {}) for condition in ("wrong_instruction", "expert"))
-    rows: list[Row] = []
-    for task in policy.tasks:
-        marks, tips = "", [f"policy {_words(task)}"]
-        if (ceiling := expert.get(task.task)) is not None:
-            x = across.pixel(ceiling.rate)
-            marks += line("ceiling", (x, -11), (x, 11))
-            tips.append(f"expert {percent(ceiling.rate)}")
-        if (control := wrong.get(task.task)) is not None:
-            marks += whisker("c2 hollow", across, _bounds(control), (6, 4))
-            tips.append(f"wrong instruction {_words(control)}")
-        marks += whisker("c1", across, _bounds(task), (0 if control is None else -5, 5.5))
-        rows.append(Row(task.task, _words(task), tips, marks))
-    if len(rows) > 1:
-        label = f"{percent(policy.mean, 1)}  [{policy.interval.percent()}]"
-        bounds = (policy.interval.low, policy.interval.high, policy.mean)
-        mark = whisker("c1 strong", across, bounds, (0, 5.5))
-        rows.append(Row(MEAN, label, [f"policy {label}"], mark, strong=True))
+
+    def draw(across: Scale) -> list[Row]:
+        rows: list[Row] = []
+        for task in policy.tasks:
+            marks, tips = "", [f"policy {_words(task)}"]
+            if (ceiling := expert.get(task.task)) is not None:
+                x = across.pixel(ceiling.rate)
+                marks += line("ceiling", (x, -11), (x, 11))
+                tips.append(f"expert {percent(ceiling.rate)}")
+            if (control := wrong.get(task.task)) is not None:
+                marks += whisker("c2 hollow", across, _bounds(control), (6, 4))
+                tips.append(f"wrong instruction {_words(control)}")
+            marks += whisker("c1", across, _bounds(task), (0 if control is None else -5, 5.5))
+            rows.append(Row(task.task, _words(task), tips, marks))
+        if len(rows) > 1:
+            label = f"{percent(policy.mean, 1)}  [{policy.interval.percent()}]"
+            bounds = (policy.interval.low, policy.interval.high, policy.mean)
+            mark = whisker("c1 strong", across, bounds, (0, 5.5))
+            rows.append(Row(MEAN, label, [f"policy {label}"], mark, strong=True))
+        return rows
+
     legend = [("policy", "c1", "points")]
     legend += [("wrong instruction", "c2", "hollow")] if wrong else []
     legend += [("expert's ceiling", "grey", "tick")] if expert else []
     ticks = [("grid", tick, percent(tick)) for tick in (0, 0.25, 0.5, 0.75, 1)]
     title, axis = "Success rate", "success rate"
-    return row_chart(title, rows, across, 34, ticks=ticks, axis=axis, legend=legend, help=help)
+    across = Scale(low=0, high=1, start=150, end=WIDTH - 170)
+    return row_chart(title, draw, across, 34, ticks=ticks, axis=axis, legend=legend, help=help)
 
 
 def _words(task: TaskScore) -> str:

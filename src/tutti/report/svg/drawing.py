@@ -37,13 +37,17 @@ KEY, KEY_ROW, LETTER = 16, 18, 6.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A finished drawing with its title, an explanation, and its legend (name, colour, kind)."""
+    """A finished drawing with its title, an explanation, and its legend (name, colour, kind).
+
+    `narrow` is another drawing of the same, for narrow windows.
+    """
 
     title: str
     help: str
     svg: Markup
     legend: Sequence[tuple[str, str, str]] = ()
     wide: bool = False
+    narrow: str | Markup = ""
 
     def _repr_svg_(self) -> str:
         """The drawing by itself, as a notebook shows it: on a card of its own, so that it can be read on a
@@ -80,14 +84,14 @@ def _legend(keys: Sequence[tuple[str, str, str]], width: Number) -> tuple[str, i
 
 
 def drawing(
-    size: Point, spoken: str, parts: Iterable[str], values: object = None, *, plot: bool = False
+    size: Point, spoken: str, parts: Iterable[str], values: object = None, *, kind: str = ""
 ) -> Markup:
-    """The finished SVG. Screen readers get `spoken`; `values` are JSON for the script of the page. The labels
-    of a `plot` grow in a narrow window, as those of a drawing with values do."""
+    """The finished SVG of the CSS class `kind`. Screen readers get `spoken`; `values` are JSON for the script
+    of the page. The labels of a "plot" grow in a narrow window, as those of a drawing with values do."""
     width, height = size
     data = f' data-chart="{escape(json.dumps(values, separators=(",", ":")))}"' if values is not None else ""
-    kind = ' class="plot"' if plot else ""
-    head = f'<svg viewBox="0 0 {width} {height}"{kind} role="img" aria-label="{escape(spoken)}"{data}>'
+    named = f' class="{kind}"' if kind else ""
+    head = f'<svg viewBox="0 0 {width} {height}"{named} role="img" aria-label="{escape(spoken)}"{data}>'
     return Markup(f"{head}{''.join(parts)}</svg>")
 
 
@@ -163,6 +167,8 @@ def value_scale(
         return Scale(low=low / 1.15, high=high * 1.15, start=start, end=end, log=True)
     if zero and low >= 0:
         low = 0.0
+    if low == high == 0:  # nothing but zeros: an axis of ordinary numbers
+        high = 1.0
     if high - low < 1e-12 * max(1.0, abs(high)):
         low, high = low - max(abs(low) * 0.1, 1e-9), high + max(abs(high) * 0.1, 1e-9)
     room = 0.06 * (high - low)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
 
 from tutti.report.formatting import NOTHING, Number, duration, percent
 from tutti.report.svg.drawing import Chart, Point, Scale, circle, drawing, hover, line, text
 
 WIDTH, TOP = 860, 8
+NARROW, OWN_LINE = 400, 24
+"""Of the drawing for a narrow window: its width, and the height of the line of words above each row."""
 MIN_RANGE = 5.0
 HEAT_WIDTH, HEAT_LABELS, HEAT_TOP, HEAT_ROW = 560, 118, 26, 36
 MIN_SHOWN = 0.0005
@@ -49,7 +53,7 @@ class ForestRow:
 
 def row_chart(
     title: str,
-    rows: Sequence[Row],
+    rows: Callable[[Scale], Sequence[Row]],
     across: Scale,
     height: Number,
     *,
@@ -58,29 +62,51 @@ def row_chart(
     legend: Sequence[tuple[str, str, str]] = (),
     help: str = "",
 ) -> Chart:
-    """Rows over upright lines, each with its kind, value and words, and the name of the axis below.
+    """Rows over upright lines, each with its kind, value and words, and the name of the axis below. `rows`
+    draws them on a scale, and does so twice: in a narrow window the words stand above the marks.
 
     A whole row shows its tips under the pointer.
     """
-    base = TOP + height * len(rows) + 4
+    short = replace(across, start=16, end=NARROW - 16)
+    svg, small = (
+        _rows_drawing(title, rows(one), one, height, ticks=ticks, axis=axis, narrow=one is short)
+        for one in (across, short)
+    )
+    return Chart(title=title, help=help, svg=svg, narrow=small, legend=legend, wide=True)
+
+
+def _rows_drawing(
+    title: str,
+    rows: Sequence[Row],
+    across: Scale,
+    height: Number,
+    *,
+    ticks: Sequence[tuple[str, Number, str]],
+    axis: str,
+    narrow: bool,
+) -> Markup:
+    width, above = (NARROW, OWN_LINE) if narrow else (WIDTH, 0)
+    base = TOP + (height + above) * len(rows) + 4
     parts: list[str] = []
     for kind, tick, words in ticks:
         x = across.pixel(tick)
         parts += [line(kind, (x, TOP), (x, base)), text("tick middle", x, base + 16, words)]
     parts.append(text("tick middle", (across.start + across.end) / 2, base + 36, axis) if axis else "")
-    hit = f'<rect class="hit" x="0" y="{-height / 2:.1f}" width="{WIDTH}" height="{height}"/>'
+    top = -height / 2 - above
+    hit = f'<rect class="hit" x="0" y="{top:.1f}" width="{width}" height="{height + above}"/>'
+    left, right, y = (8, width - 8, 1 - height / 2) if narrow else (across.start - 14, across.end + 14, 4)
     for index, row in enumerate(rows):
-        top = TOP + height * index
+        top = TOP + (height + above) * index
         if row.strong and index:
-            parts.append(line("axis", (8, top), (WIDTH - 8, top)))
+            parts.append(line("axis", (8, top), (width - 8, top)))
         strong, mood = " strong" if row.strong else "", f" {row.mood}" if row.mood else ""
-        name = text(f"name end{strong}", across.start - 14, 4, row.name)
-        label = text(f"value{strong}{mood}", across.end + 14, 4, row.label)
+        name = text(f"name{'' if narrow else ' end'}{strong}", left, y, row.name)
+        label = text(f"value{' end' if narrow else ''}{strong}{mood}", right, y, row.label)
         inside = hover("\n".join([row.name, *row.tips]), hit + name + row.marks + label)
-        parts.append(f'<g transform="translate(0 {top + height / 2:.1f})">{inside}</g>')
+        parts.append(f'<g transform="translate(0 {top + above + height / 2:.1f})">{inside}</g>')
     spoken = f"{title}: {'; '.join(f'{row.name} {row.label}' for row in rows)}"
-    svg = drawing((WIDTH, base + (42 if axis else 0)), spoken, parts)
-    return Chart(title=title, help=help, svg=svg, legend=legend, wide=True)
+    kind = "narrow" if narrow else ""
+    return drawing((width, base + (42 if axis else 0)), spoken, parts, kind=kind)
 
 
 def whisker(kind: str, across: Scale, bounds: tuple[Number, Number, Number], place: Point) -> str:
@@ -93,25 +119,29 @@ def whisker(kind: str, across: Scale, bounds: tuple[Number, Number, Number], pla
 
 def forest_chart(title: str, rows: Sequence[ForestRow], *, baseline: str, help: str = "") -> Chart:
     """The differences in points of success; what an interval has outside +-100 points is cut off."""
+
+    def draw(across: Scale) -> list[Row]:
+        drawn: list[Row] = []
+        for row in rows:
+            marks, tips = "", [f"{row.value:+.1f} points"]
+            tips.append(f"paired bootstrap {row.interval[0]:+.1f} to {row.interval[1]:+.1f}")
+            if row.wide is not None:
+                start, end = (across.pixel(value) for value in row.wide)
+                marks += line("wide-interval", (start, 7), (end, 7))
+                tips.append(f"t over seeds {row.wide[0]:+.1f} to {row.wide[1]:+.1f}")
+            dots = (circle(across.pixel(seed), 7, 3) for seed in row.seeds)
+            marks += "".join(f'<g class="whisker c2 hollow">{dot}</g>' for dot in dots)
+            marks += whisker("c1", across, (*row.interval, row.value), (-3, 5))
+            tips.append(f"each seed {', '.join(f'{seed:+.1f}' for seed in row.seeds)}")
+            drawn.append(Row(row.name, row.label, tips, marks, row.mood))
+        return drawn
+
     across = _forest_scale(rows)
-    drawn: list[Row] = []
-    for row in rows:
-        marks, tips = "", [f"{row.value:+.1f} points"]
-        tips.append(f"paired bootstrap {row.interval[0]:+.1f} to {row.interval[1]:+.1f}")
-        if row.wide is not None:
-            start, end = (across.pixel(value) for value in row.wide)
-            marks += line("wide-interval", (start, 7), (end, 7))
-            tips.append(f"t over seeds {row.wide[0]:+.1f} to {row.wide[1]:+.1f}")
-        dots = (circle(across.pixel(seed), 7, 3) for seed in row.seeds)
-        marks += "".join(f'<g class="whisker c2 hollow">{dot}</g>' for dot in dots)
-        marks += whisker("c1", across, (*row.interval, row.value), (-3, 5))
-        tips.append(f"each seed {', '.join(f'{seed:+.1f}' for seed in row.seeds)}")
-        drawn.append(Row(row.name, row.label, tips, marks, row.mood))
     legend = [("paired bootstrap", "c1", "line"), ("t over seeds", "grey", "reference")]
     legend.append(("a seed", "c2", "hollow"))
     ticks = [("grid" if tick else "zero", tick, f"{tick:+g}" if tick else "0") for tick in across.ticks(7)]
     axis = f"points of success, minus {baseline}"
-    return row_chart(title, drawn, across, 36, ticks=ticks, axis=axis, legend=legend, help=help)
+    return row_chart(title, draw, across, 36, ticks=ticks, axis=axis, legend=legend, help=help)
 
 
 def _forest_scale(rows: Sequence[ForestRow]) -> Scale:
@@ -126,13 +156,17 @@ def _forest_scale(rows: Sequence[ForestRow]) -> Scale:
 
 def seconds_chart(title: str, seconds: Mapping[str, Number], help: str = "") -> Chart:
     """One bar for each stage of the pipeline, with its seconds."""
+
+    def draw(across: Scale) -> list[Row]:
+        rows: list[Row] = []
+        for name, value in seconds.items():
+            width = max(1.0, across.pixel(value) - across.start)
+            bar = f'<rect class="bar c1" x="{across.start}" y="-8" rx="2" height="16" width="{width:.1f}"/>'
+            rows.append(Row(name, duration(value), [duration(value)], bar))
+        return rows
+
     across = Scale(low=0, high=max([*seconds.values(), 1e-9]), start=150, end=WIDTH - 120)
-    rows: list[Row] = []
-    for name, value in seconds.items():
-        width = max(1.0, across.pixel(value) - across.start)
-        bar = f'<rect class="bar c1" x="{across.start}" y="-8" rx="2" height="16" width="{width:.1f}"/>'
-        rows.append(Row(name, duration(value), [duration(value)], bar))
-    return row_chart(title, rows, across, 28, help=help)
+    return row_chart(title, draw, across, 28, help=help)
 
 
 def heat_map(

@@ -68,7 +68,7 @@ def response_chart(
         kind = "c1" if one.top else "grey hollow"
         mark = f'<g class="whisker {"c2" if one.strong else kind}">{bar}{circle(x, y, 4)}</g>'
         parts.append(hover(one.tip, mark))
-    svg = drawing((WIDTH, HEIGHT), f"{axis.name} against {unit}: {len(known)} trials", parts, plot=True)
+    svg = drawing((WIDTH, HEIGHT), f"{axis.name} against {unit}: {len(known)} trials", parts, kind="plot")
     legend = _legend([one for one, _ in known], "points", "hollow")
     legend += [("the default", "grey", "reference")] * (default is not None)
     return Chart(title=axis.name, help=help, svg=svg, legend=legend)
