@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import picture_pipeline
 import picture_training
 import pytest
 
 from fixtures.report_runs import make_run
+from tutti.config.run_config import load_config
 from tutti.report.svg.charts import Series, line_chart
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,41 @@ def test_a_finished_run_is_drawn_and_its_heat_map_is_written_as_numbers(tmp_path
     assert {path.stem: path.read_text() for path in to.iterdir()} == first
 
 
+def test_the_stored_pictures_are_those_that_the_scripts_draw_of_the_files_of_today() -> None:
+    """All that need no run: the model's structure, the study's differences, the seeds."""
+    study, seeds = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (picture_training.STUDY, picture_training.SEEDS)
+    )
+    drawn = {
+        f"strategies-{level}": picture_training.differences(study, level) for level in picture_training.LEVELS
+    }
+    drawn["seeds"] = picture_training.over_seeds(seeds["trained"])
+    texts = {name: f"{chart._repr_svg_()}\n" for name, chart in drawn.items()}
+    texts["pipeline"] = picture_pipeline.draw(load_config(ROOT / "configs" / "demo.yaml"))
+    stale = [name for name, text in texts.items() if (PICTURES / f"{name}.svg").read_text("utf-8") != text]
+    assert stale == [], "draw them again: benchmarks/picture_pipeline.py, benchmarks/picture_training.py RUN"
+
+
+def test_the_pipeline_has_a_dot_where_a_term_reaches_a_part_and_none_elsewhere() -> None:
+    config = load_config(
+        ROOT / "configs" / "smoke.yaml",
+        [
+            "objective.recon=null",
+            "objective.align.stop_gradient=[vision]",
+            "model.action={kind: flow}",
+        ],
+    )
+    drawn = ElementTree.fromstring(picture_pipeline.draw(config))
+    dots = [len(list(one)) for one in drawn.iter(f"{SVG}g") if one.get("class") == "dots"]
+    assert dots == [1, 4, 3]  # align: language, as it is stopped before vision; action: all; state
+    words = [one.text for one in drawn.iter(f"{SVG}text")]
+    assert "state" in words and "recon" not in words
+    assert "align reaches language; action reaches vision, language, fusion, action; state" in drawn.get(
+        "aria-label", ""
+    )
+
+
 def test_a_run_without_records_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run")
     (run / "records.jsonl").unlink()
@@ -67,7 +104,7 @@ def test_a_chart_by_itself_has_its_legend_in_rows_and_hides_what_needs_a_pointer
     assert ".cursor,.hit{display:none}" in style
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", [*sorted(NAMES), "pipeline"])
 def test_a_stored_picture_is_whole_small_and_has_a_ground_of_its_own(name: str) -> None:
     path = PICTURES / f"{name}.svg"
     drawn = ElementTree.fromstring(path.read_text(encoding="utf-8"))

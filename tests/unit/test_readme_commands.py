@@ -22,9 +22,8 @@ PAGE = """
 echo one \\
   two            # both words
 . ./activated    # holds from here on
-tutti compare all  # takes hours
 ```
-<!-- commands: with training.steps=2 -->
+<!-- commands: shorten tutti train mine.yaml => tutti train mine.yaml training.steps=2 -->
 ```sh
 tutti train mine.yaml    # ten minutes
 echo $WORD
@@ -49,34 +48,76 @@ $ not a command
 
 def test_blocks_become_lines_files_and_reasons() -> None:
     found = list(readme_commands.steps("page.md", PAGE))
-    assert [(one.line, bool(one.reason), one.file) for one in found] == [
-        ("echo one two            # both words", False, ""),
-        (". ./activated    # holds from here on", False, ""),
-        ("tutti compare all  # takes hours", True, ""),
-        ("tutti train mine.yaml training.steps=2    # ten minutes", False, ""),
-        ("echo $WORD", False, ""),
-        ("false", False, ""),
-        ("cat mine.yaml", False, "mine.yaml"),
-        ("drive --fast", True, ""),
-        ("python page-block-5.py", False, "page-block-5.py"),
+    assert [(one.line, one.instead, bool(one.reason), one.file) for one in found] == [
+        ("echo one two            # both words", "", False, ""),
+        (". ./activated    # holds from here on", "", False, ""),
+        ("tutti train mine.yaml    # ten minutes", "tutti train mine.yaml training.steps=2", False, ""),
+        ("echo $WORD", "", False, ""),
+        ("false", "", False, ""),
+        ("cat mine.yaml", "", False, "mine.yaml"),
+        ("drive --fast", "", True, ""),
+        ("python page-block-5.py", "", False, "page-block-5.py"),
     ]
-    with pytest.raises(UserError, match=r"page\.md, block 1: expected skip REASON, .*, found 'maybe'"):
-        list(readme_commands.steps("page.md", "<!-- commands: maybe -->\n```sh\nls\n```"))
+    for mistake in ("maybe", "shorten lost => ls"):  # the second shortens a line that is not there
+        told = rf"page\.md, block 1: expected skip REASON, .*, found '{mistake}'"
+        with pytest.raises(UserError, match=told):
+            list(readme_commands.steps("page.md", f"<!-- commands: {mistake} -->\n```sh\nls\n```"))
 
 
-def test_they_are_run_in_turn_and_what_is_not_run_says_why(tmp_path: Path) -> None:
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    (clone / "activated").write_text("WORD=held; tutti() { echo trained $3; }\n")
-    done = readme_commands.run_all(readme_commands.steps("page.md", PAGE), clone)
-    assert [(one.code, one.output) for one in done[:8]] == [
-        *((0, "one two"), (0, ""), (None, "its comment says that it takes hours")),
-        *((0, "trained training.steps=2"), (0, "held"), (1, "")),
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / "activated").write_text("WORD=held; tutti() { echo trained $3; }\n")
+    return tmp_path / "clone"
+
+
+def test_they_are_run_in_turn_and_what_is_not_run_says_why(clone: Path) -> None:
+    todo = list(readme_commands.steps("page.md", PAGE))
+    done = list(readme_commands.run_all(todo, clone))
+    assert [(one.code, one.output) for one in done[:7]] == [
+        *((0, "one two"), (0, ""), (0, "trained training.steps=2"), (0, "held"), (1, "")),
         *((0, "name: mine"), (None, "needs a robot")),
     ]
-    assert done[8].code in (0, 127)  # where the command python is missing
+    assert done[7].code in (0, 127)  # where the command python is missing
     assert (clone / "mine.yaml").read_text() == "name: mine\n"
-    assert "[not run: needs a robot]" in readme_commands.transcript(done)
+    said = readme_commands.transcript(done)
+    assert "[not run: needs a robot]" in said
+    assert "# ten minutes\n[shortened: `tutti train mine.yaml training.steps=2`]\ntrained" in said
+
+
+def test_a_killed_run_goes_on_behind_what_is_finished_and_refuses_another_pages_rows(clone: Path) -> None:
+    todo = list(readme_commands.steps("page.md", PAGE))[:4]
+    done = list(readme_commands.run_all(todo[:3], clone))
+    (after,) = readme_commands.run_all(todo, clone, done)
+    assert (after.command, after.output) == ("echo $WORD", "held")  # activated although that is done
+    with pytest.raises(UserError, match=r"expected page\.md: \. \./activated .*Begin again"):
+        list(readme_commands.run_all(todo[1:], clone, done))
+
+
+def test_a_command_that_hangs_is_ended_with_its_children_and_what_it_said_is_kept(clone: Path) -> None:
+    step = readme_commands.Step(page="page.md", line="echo begun; sleep 60 | sleep 61")
+    (one,) = readme_commands.run_all([step], clone, limit=0.5)
+    assert one.code == 124 and one.seconds < 20 and one.output.splitlines()[0] == "begun"
+
+
+def test_nothing_of_this_machine_is_kept_and_of_a_progress_its_end(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readme_commands.socket, "gethostname", lambda: "big-box")
+    monkeypatch.setattr(readme_commands.getpass, "getuser", lambda: "jo")
+    said = "\n".join(
+        [
+            "Looking in indexes: https://me:word@host.example/simple",
+            f"in {clone}/runs/demo and /home/jo/data by jo@big-box, joint",
+            *(f"training: {done}/3 after {done} s" for done in (1, 2, 3)),
+            "see https://host.example/page and http://127.0.0.1:80/healthz",
+        ]
+    )
+    assert readme_commands.scrubbed(said, clone).splitlines() == [
+        "in runs/demo and <path> by <name>@<name>, joint",
+        "training: 3/3 after 3 s",
+        "see <address> and http://127.0.0.1:80/healthz",
+    ]
 
 
 def test_commands_are_left_out_or_exchanged_only_by_name_and_the_result_says_so() -> None:
@@ -84,11 +125,12 @@ def test_commands_are_left_out_or_exchanged_only_by_name_and_the_result_says_so(
         readme_commands.changed(one, ["false"], {"echo $WORD": "echo less"})
         for one in readme_commands.steps("page.md", PAGE)
     ]
-    assert [one.line for one in found[3:6]] == [
-        *("tutti train mine.yaml training.steps=2    # ten minutes", "echo less    # instead of: echo $WORD"),
-        "false",
+    assert [(one.instead, one.mark) for one in found[2:5]] == [
+        ("tutti train mine.yaml training.steps=2", "shortened"),
+        ("echo less", "exchanged by --instead"),
+        ("", ""),
     ]
-    assert [one.reason for one in found[3:6]] == ["", "", "left out by --skip"]
+    assert [one.reason for one in found[2:5]] == ["", "", "left out by --skip"]
 
 
 @pytest.mark.parametrize("name", PAGES)
