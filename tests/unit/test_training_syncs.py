@@ -77,6 +77,7 @@ def test_an_update_fetches_its_numbers_once(
     sections: dict[str, Any], as_on_a_gpu: list[int], tmp_path: Path
 ) -> None:
     trainer = any_trainer(tmp_path, "cpu", **sections)
+    trainer.optimizer.ahead = True
     updated(trainer, 0, 0)  # the first one makes the optimiser's state
     as_on_a_gpu.clear()
     with Waits() as waits:

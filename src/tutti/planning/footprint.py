@@ -141,9 +141,7 @@ def norms_in_float32() -> Iterator[None]:
 
 class TrialUpdate:
     """A model, its loss and its optimiser without data; its updates are measured on real or fake tensors.
-
-    With `gpu` a CPU's tensors stand for those of a GPU, and what is cast there is cast here.
-    """
+    With `gpu` a CPU's tensors stand for those of a GPU: what is cast or kept there is so here."""
 
     def __init__(self, config: RunConfig, spec: DataSpec, *, gpu: bool = False) -> None:
         self.config, self.spec = config, spec
@@ -157,6 +155,7 @@ class TrialUpdate:
         self.state = TrainState.build(
             self.model, self.objective, optimizer=how.optimizer, backward=config.backward, ema=how.ema
         )
+        self.state.optimizer.ahead = gpu
         self.model.train()
         self.objective.train()
         for block in blocks_of(self.model, self.objective):
@@ -193,6 +192,7 @@ class TrialUpdate:
 
     def step(self) -> None:
         """The optimiser's step and the moving average."""
+        self.state.optimizer.prepare()
         self.state.optimizer.step()
         self.state.optimizer.zero_grad()
         for average in self.state.averages.values():
@@ -253,9 +253,7 @@ def fake_update(
     config: RunConfig, spec: DataSpec, *, gpu: bool = False
 ) -> Iterator[tuple[TrialUpdate, LiveMemory]]:
     """A model of fake tensors and the counter of the bytes that it would take; inside, nothing is allocated.
-
-    The device is a CPU's stand-in for any: its fused attention keeps what the fused ones of GPUs keep.
-    """
+    A CPU stands for any device: its fused attention keeps what the fused ones of GPUs keep."""
     with FakeTensorMode(), LiveMemory() as memory:
         yield TrialUpdate(config, spec, gpu=gpu), memory
 

@@ -68,6 +68,7 @@ class Trainer:
         )
         state = self.state
         self.parameters, self.optimizer = state.parameters, state.optimizer
+        self.optimizer.ahead = self.machine.device.type == "cuda"
         self.backward, self.averages, self.counters = state.backward, state.averages, state.counters
         self.parallel.start(self.backward)
         self.strategy = Strategy(
@@ -218,7 +219,7 @@ class Trainer:
         combined = self.backward.finish()
         self.parallel.finish()
         # The one place where the host waits for the device; all numbers of the update come in one transfer.
-        update.read(self.parameters.values(), self.objective)
+        update.read(self.parameters.values(), self.objective, meanwhile=self.optimizer.prepare)
         lap("backward")
         for observer in self.observers:
             observer.before_step(update)
@@ -229,6 +230,8 @@ class Trainer:
         update.clip = dict(self.fault_policy.clipper.factors)
         for observer in self.observers:
             observer.after_clipping(update)
+        if self.fault_policy.clipper.clipped:
+            self.optimizer.discard()
         self.optimizer.step()
         self.optimizer.zero_grad()
         lap("optimizer")

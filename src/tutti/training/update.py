@@ -88,24 +88,46 @@ def read_scalars(terms: LossTerms, batch: Batch | None = None) -> DeviceScalars:
     )
 
 
-def to_host(scalars: Sequence[DeviceScalars], *more: Tensor) -> tuple[list[TermValues], list[float]]:
-    """The numbers of several batches' terms, and `more` scalars, in one transfer: the host waits once.
+class Transfer:
+    """The numbers of several batches' terms, and `more` scalars, on their way to the host in one transfer.
 
-    A metric that is not finite (nothing to measure in this batch) is left out.
+    What is queued on a GPU after this does not delay them.
     """
-    vectors = [one.numbers for one in scalars]
-    extra = [value.detach().to(vectors[0]).reshape(1) for value in more]
-    numbers = iter(torch.cat([*vectors, *extra]).tolist())
-    terms: list[TermValues] = []
-    for one in scalars:
-        values, lambdas, metrics, total, shares = [{name: next(numbers) for name in g} for g in one.names]
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        sums = {
-            name: np.array([next(numbers) for _ in range(shape.numel())]).reshape(shape)
-            for name, shape in one.shapes.items()
-        }
-        terms.append(TermValues(values, lambdas, metrics, total["total"], shares, sums))
-    return terms, list(numbers)
+
+    def __init__(self, scalars: Sequence[DeviceScalars], *more: Tensor) -> None:
+        self._scalars = scalars
+        vectors = [one.numbers for one in scalars]
+        extra = [value.detach().to(vectors[0]).reshape(1) for value in more]
+        self._numbers, self._arrived = torch.cat([*vectors, *extra]), None
+        if self._numbers.is_cuda:
+            pinned = torch.empty_like(self._numbers, device="cpu", pin_memory=True)
+            self._numbers = pinned.copy_(self._numbers, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> tuple[list[TermValues], list[float]]:
+        """The values of each batch, and those of `more`: here the host waits.
+
+        A metric that is not finite (nothing to measure in this batch) is left out.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        numbers = iter(self._numbers.tolist())
+        terms: list[TermValues] = []
+        for one in self._scalars:
+            values, lambdas, metrics, total, shares = [{n: next(numbers) for n in g} for g in one.names]
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            sums = {
+                name: np.array([next(numbers) for _ in range(shape.numel())]).reshape(shape)
+                for name, shape in one.shapes.items()
+            }
+            terms.append(TermValues(values, lambdas, metrics, total["total"], shares, sums))
+        return terms, list(numbers)
+
+
+def to_host(scalars: Sequence[DeviceScalars], *more: Tensor) -> tuple[list[TermValues], list[float]]:
+    """The numbers of several batches' terms, and `more` scalars, at once: the host waits."""
+    return Transfer(scalars, *more).read()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,13 +161,16 @@ class Update:
         """The micro-batch that has last gone through the forward pass, from 0."""
         return len(self.scalars) - 1
 
-    def read(self, parameters: Iterable[Tensor], objective: Objective) -> None:
-        """Fetches terms and gradient norm: the one time in an update that the host waits for the device.
+    def read(self, parameters: Iterable[Tensor], objective: Objective, meanwhile: Callable[[], None]) -> None:
+        """Fetches terms and gradient norm: the one time in an update that the host waits for the device,
+        which computes `meanwhile` what that queues.
 
         A term of which no row has the labels is 0, but nothing was measured: it is left out.
         """
         self.grad_norm = total_norm([p.grad for p in parameters if p.grad is not None])
-        self.terms, (self.size,) = to_host(self.scalars, self.grad_norm)
+        sent = Transfer(self.scalars, self.grad_norm)
+        meanwhile()
+        self.terms, (self.size,) = sent.read()
         lacking = {
             label for label in self.terms[0].labelled if not any(t.labelled[label] for t in self.terms)
         }

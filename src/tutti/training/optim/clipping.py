@@ -133,6 +133,11 @@ class Clipper:
         self.factors: dict[str, float] = {}
         """What the last update's gradient was multiplied by, under "all" or by part."""
 
+    @property
+    def clipped(self) -> bool:
+        """Whether the last update's gradient was."""
+        return any(factor != 1.0 for factor in self.factors.values())
+
     def clip(self, norm: Tensor, size: float) -> dict[str, float]:
         """Clips `.grad`, whose global norm is `norm` (`size` as a number). Gives metrics."""
         shares: dict[str, float] = {}

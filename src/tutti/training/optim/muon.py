@@ -114,6 +114,8 @@ def divided(
 
 _Move = tuple[Tensor, Tensor, float]
 """A parameter, its update as a wide matrix, and its learning rate."""
+Made = tuple[list[_Move], Tensor]
+"""Moves of matrices of one shape, and their directions as one stack."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -162,13 +164,54 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Move every parameter that has a gradient."""
         loss = None if closure is None else closure()
-        # One batch a shape over all groups: wide matrices as they are, tall ones transposed to the same.
+        self._accumulate()
+        self._add(self._directions(ahead=False))
+        return loss
+
+    @torch.no_grad()
+    def prepare(self) -> list[Made]:
+        """The directions of a step on the gradients as they are now, for `step_prepared`; nothing moves.
+
+        So nearly all of a step can be queued on a GPU before it is known whether the step is made.
+        """
+        return list(self._directions(ahead=True))
+
+    @torch.no_grad()
+    def step_prepared(self, made: list[Made]) -> None:
+        """`step`, to the same bits, by the directions that `prepare` made of the same gradients."""
+        self._accumulate()
+        self._add(made)
+
+    def _moving(self) -> Iterator[tuple[dict[str, Any], list[Tensor], list[Tensor], list[Tensor]]]:
+        """Of each group: its settings, the parameters that have a gradient, their gradients and momenta."""
+        for group in self.param_groups:
+            if not (parameters := [p for p in group["params"] if p.grad is not None]):
+                continue
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            yield group, parameters, gradients, [self.state[p]["momentum"] for p in parameters]
+
+    def _accumulate(self) -> None:
+        """Moves the momenta on; the parameters themselves only decay."""
+        for group, parameters, gradients, momenta in self._moving():
+            torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            if group["weight_decay"]:
+                torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+
+    def _directions(self, *, ahead: bool) -> Iterator[Made]:
+        """The directions, one batch a shape over all groups: wide matrices as they are, tall ones transposed
+        to the same. `ahead`: the momenta have not been moved on yet."""
         batches: defaultdict[tuple[int, int], defaultdict[int, list[_Move]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            for parameter, update in zip(parameters, self._directions(parameters, group), strict=True):
+        for group, parameters, gradients, momenta in self._moving():
+            moved = momenta
+            if ahead:
+                moved = torch._foreach_lerp(momenta, gradients, weight=1.0 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            updates = torch._foreach_lerp(gradients, moved, group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+            for parameter, update in zip(parameters, updates, strict=True):
                 whole = gather_tensor(update) if isinstance(update, DTensor) else update
                 wide = wide_matrix(whole)
                 rows, columns = wide.shape
@@ -184,38 +227,27 @@ class Muon(torch.optim.Optimizer):
             else:
                 made = divided(stacked, rounds, mesh.get_group(), done)
             done += sum(map(len, stacked))
-            for members, directions in zip(stacks.values(), made, strict=True):
-                # All of a shape at once, not some kernels for each: the GPU would wait for their launches.
-                whole = directions.to(members[0][0].dtype)
-                plain = defaultdict[float, tuple[list[Tensor], list[Tensor]]](lambda: ([], []))
-                for (parameter, _, rate), direction in zip(members, whole, strict=True):
-                    rows = len(parameter)
-                    moved = direction.mT if rows > parameter.numel() // rows else direction
-                    step = moved.reshape(parameter.shape).to(parameter.dtype)
-                    if isinstance(parameter, DTensor):
-                        parameter.add_(shard_like(step, parameter), alpha=-rate)
-                    else:
-                        plain[rate][0].append(parameter)
-                        plain[rate][1].append(step)
-                for rate, (parameters, steps) in plain.items():
-                    torch._foreach_add_(parameters, steps, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
-        return loss
+            yield from zip(stacks.values(), made, strict=True)
+
+    def _add(self, made: Iterable[Made]) -> None:
+        """theta <- theta - rate * direction."""
+        for members, directions in made:
+            # All of a shape at once, not some kernels for each: the GPU would wait for their launches.
+            whole = directions.to(members[0][0].dtype)
+            plain = defaultdict[float, tuple[list[Tensor], list[Tensor]]](lambda: ([], []))
+            for (parameter, _, rate), direction in zip(members, whole, strict=True):
+                rows = len(parameter)
+                moved = direction.mT if rows > parameter.numel() // rows else direction
+                step = moved.reshape(parameter.shape).to(parameter.dtype)
+                if isinstance(parameter, DTensor):
+                    parameter.add_(shard_like(step, parameter), alpha=-rate)
+                else:
+                    plain[rate][0].append(parameter)
+                    plain[rate][1].append(step)
+            for rate, (parameters, steps) in plain.items():
+                torch._foreach_add_(parameters, steps, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
 
     def _stacked(self, matrices: list[Tensor]) -> Float[Tensor, "n rows columns"]:
         """One batch, in the dtype of the iteration."""
         stack = torch.stack(matrices)
         return stack.to(self.iterates or (torch.bfloat16 if stack.is_cuda else stack.dtype))
-
-    def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """The momentum of each parameter, moved on; the parameters themselves only decay."""
-        if not parameters:
-            return []
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        momenta = [self.state[p]["momentum"] for p in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
-        if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
-        return list(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # pyright: ignore[reportPrivateImportUsage]

@@ -28,7 +28,7 @@ from tutti.models.interfaces import ActionDecoder
 from tutti.objectives.objective import check_ownership
 from tutti.training.optim.averages import ScheduleFreeAdamW
 from tutti.training.optim.learning_rates import RatesConfig, joint, part_of
-from tutti.training.optim.muon import Muon
+from tutti.training.optim.muon import Made, Muon
 from tutti.types import UserError
 
 MATRIX_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -119,6 +119,10 @@ class OptimizerSet:
     def __init__(self, optimizers: dict[str, torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
         self._factor = 1.0
+        self.ahead = False
+        """Whether `prepare` does anything: of use where a device computes while the host waits."""
+        self._prepared: dict[str, list[Made]] = {}
+        self._in_vain = False
         times = Counter(id(parameter) for parameter in self.parameters)
         if twice := [tuple(p.shape) for p in self.parameters if times[id(p)] > 1]:
             raise UserError(
@@ -157,10 +161,25 @@ class OptimizerSet:
         for group in self.groups:
             group["lr"] = factor * (parts or {}).get(group.get("part", ""), 1.0) * group["base_lr"]
 
+    def prepare(self) -> None:
+        """Computes what a step on the gradients as they are takes longest to (Muon's directions), and moves
+        nothing: a GPU has this to do while the host waits for the numbers by which it decides on the step.
+        Nothing is begun where the last ones were discarded: a norm that was clipped is likely to be again."""
+        begins, self._in_vain = self.ahead and not self._in_vain, False
+        muons = {name: one for name, one in self.optimizers.items() if begins and isinstance(one, Muon)}
+        self._prepared = {name: one.prepare() for name, one in muons.items()}
+
+    def discard(self) -> None:
+        """The gradients have changed: what is prepared is not of theirs."""
+        self._prepared, self._in_vain = {}, True
+
     def step(self) -> None:
-        """One update of every parameter that has a gradient."""
-        for optimizer in self.optimizers.values():
-            optimizer.step()
+        """One update of every parameter that has a gradient; of what is prepared the same bits, sooner."""
+        for name, optimizer in self.optimizers.items():
+            if name in self._prepared and isinstance(optimizer, Muon):
+                optimizer.step_prepared(self._prepared.pop(name))
+            else:
+                optimizer.step()
 
     @property
     def averages(self) -> bool:
@@ -178,7 +197,8 @@ class OptimizerSet:
             yield
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Forget the gradients, and what was prepared of them."""
+        self._prepared = {}
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
 
