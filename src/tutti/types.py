@@ -245,7 +245,8 @@ class Features(Movable):
     the fused summary that actions are read from; `fused_vision` are the vision tokens after the fusion,
     in the order of `vision` (view by view, row by row), so they know the instruction and the state.
     A VLM also gives `fused_language`, the text's tokens after it, and `layers`, by block what vision and
-    language, one behind the other, are behind it (b, n, d). `robots` are those of the observation.
+    language, one behind the other, are behind it (b, n, d), or for pi0's decoder their keys and values in it;
+    and `state`, that of the observation, 0 where it is withheld or unknown. `robots` are the observation's.
     """
 
     vision: Tokens
@@ -254,6 +255,7 @@ class Features(Movable):
     fused_vision: Tokens
     fused_language: Tokens | None = None
     layers: tuple[Tokens, ...] = ()
+    state: Float[Tensor, "b s"] | None = None
     robots: Robots | None = None
 
 

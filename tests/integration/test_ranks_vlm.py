@@ -23,21 +23,23 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any
     "all": ("paligemma", {}, {}, BY_BLOCK | {"accumulation": 2}),
     "held": ("paligemma", {}, {"stop_gradient": ["language", "fused"]}, {}),
     "words": ("paligemma", {}, {}, BY_BLOCK),
+    "pi0": ("paligemma", {}, None, BY_BLOCK),
     "lora": ("smolvlm", {"learn": {"lora": 2}, "mask": "causal"}, None, BY_BLOCK),
 }
 
 
 FLOW = {"kind": "flow", "width": 8, "depth": 2, "heads": 2, "cross_attention": "layers"}
+SHARED = {"kind": "pi0", "width": 12, "draws": 2}
 WORDS = {"kind": "fast", "writer": "vlm", "vocabulary_size": 14, "skip": 3, "scale": 1.0}
 
 
 def sections_of(case: str) -> dict[str, Any]:
-    """A VLM from scratch, described without a folder, with a decoder that reads each of its layers, or whose
-    actions are words of the VLM."""
+    """A VLM from scratch, described without a folder, with a decoder that reads each of its layers or shares
+    their keys and values, or whose actions are words of the VLM."""
     kind, keys, answer, _ = CASES[case]
     described = config_of(kind).to_dict()
     vlm = {"path": "none", "weights": "random", "architecture": described, **keys}
-    action = WORDS if case == "words" else FLOW
+    action = {"words": WORDS, "pi0": SHARED}.get(case, FLOW)
     recon = {"width": 16, "heads": 2, "downsample": 2, "weight": 0.1}
     objective: dict[str, Any] = {"align": None, "state": None, "recon": recon, "action": {"weight": 1.0}}
     if answer is not None:

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fixtures.small_decoders import (
     ACTION,
@@ -29,10 +29,9 @@ from tutti.models.decoders.denoising import (
     FlowDecoder,
     Prediction,
     cosine_shares,
-    level_waves,
     visited_levels,
 )
-from tutti.models.decoders.trunk import Condition
+from tutti.models.decoders.trunk import ChunkNetwork, Condition, level_waves
 from tutti.types import masked_mean
 
 PREDICTIONS: tuple[Prediction, ...] = ("sample", "velocity", "noise")
@@ -46,7 +45,7 @@ def diffusion_of(**options: object) -> DiffusionDecoder:
     return cast("DiffusionDecoder", fitted("diffusion", **options))
 
 
-class Field(nn.Module):
+class Field(ChunkNetwork):
     """A known vector field in place of the network."""
 
     def __init__(self, target: Tensor, *, straight: bool) -> None:
@@ -146,7 +145,7 @@ def test_level_waves_by_hand() -> None:
     assert level_waves(torch.zeros(2), 5).shape == (2, 5)
 
 
-class Oracle(nn.Module):
+class Oracle(ChunkNetwork):
     """A network that knows the clean chunk."""
 
     def __init__(self, diffusion: DiffusionDecoder, actions: Tensor) -> None:

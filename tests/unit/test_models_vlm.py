@@ -413,11 +413,19 @@ def test_a_language_model_that_cannot_write_actions_is_refused(home: Home) -> No
 
 @pytest.mark.parametrize(
     ("recipe", "kind", "tokens"),
-    [("smolvla", "smolvlm", 4), ("pi0", "paligemma", 16), ("pi0-fast", "paligemma", 16)],
+    [
+        ("smolvla", "smolvlm", 4),
+        ("pi0", "paligemma", 16),
+        ("pi0-fast", "paligemma", 16),
+        ("openvla-oft", "paligemma", 16),
+        ("flower", "smolvlm", 4),
+    ],
 )
 def test_recipes_are_configs_that_build(home: Home, recipe: str, kind: str, tokens: int) -> None:
     """With tiny stand-ins for their backbones and experts."""
-    small = {"vlm.path": home[0] / kind, "vlm.layers": 4, "action.width": 24, "action.depth": 4}
+    small = {"vlm.path": home[0] / kind, "vlm.layers": 4}
+    if recipe in ("smolvla", "pi0-fast", "flower"):
+        small |= {"action.width": 32, "action.depth": 4, "action.heads": 4}
     if recipe == "pi0-fast":  # the stand-in has few words
         small = small | {"action.vocabulary_size": 10, "action.skip": 1}
     overrides = [f"model.{key}={value}" for key, value in small.items()]

@@ -8,6 +8,7 @@ import torch
 
 from tutti.findings import HARMFUL_RATE, UNKNOWN_WORDS, Finding
 from tutti.models.config import pretrained_parts
+from tutti.models.decoders.pi0 import Pi0Decoder
 from tutti.models.pretrained.vision import PretrainedVision
 from tutti.models.pretrained.vlm import VlmFusion
 from tutti.models.pretrained.vlm_vision import VlmVision
@@ -28,7 +29,8 @@ def check_towers(training: BuiltTraining, batch: Batch) -> tuple[list[str], list
         tower = part.tower
         kind = f"{tower.values['model_type']} with random weights, from scratch"
         lines.append(f"{socket}: {tower.loaded or kind}.")
-        told, found = {"vision": _pictures, "language": _texts}.get(socket, _sequence)(training, batch)
+        says = {"vision": _pictures, "language": _texts, "action": _expert}.get(socket, _sequence)
+        told, found = says(training, batch)
         lines.append(f"{socket}: {told}")
         findings += [*found, *_rate(training, socket)]
     if not lines:
@@ -93,6 +95,18 @@ def _sequence(training: BuiltTraining, batch: Batch) -> tuple[str, list[Finding]
     ), []
 
 
+def _expert(training: BuiltTraining, _: Batch) -> tuple[str, list[Finding]]:
+    """The expert that shares keys and values with a VLM."""
+    action, spec = training.model.action, training.model.spec
+    assert isinstance(action, Pi0Decoder)
+    states, actions = action.sizes
+    return (
+        f"an expert of {action.depth} blocks of width {action.width} shares keys and values with the VLM's; "
+        f"{spec.state_dim} of {states} dimensions of a state and {spec.action_dim} of {actions} of an action "
+        "are in use."
+    ), []
+
+
 def _texts(training: BuiltTraining, _: Batch) -> tuple[str, list[Finding]]:
     tokenizer, texts = training.data.tokenizer, training.data.windows.instructions
     longest = max(map(tokenizer.length, texts), default=0)
@@ -118,12 +132,15 @@ def _texts(training: BuiltTraining, _: Batch) -> tuple[str, list[Finding]]:
 
 
 def _rate(training: BuiltTraining, socket: str) -> Sequence[Finding]:
-    """A tower whose own weights learn as fast as a fresh decoder, from the first update on."""
+    """A tower whose own weights learn as fast as a fresh decoder beside it, from the first update on."""
     tower, config = pretrained_parts(training.model)[socket].tower, training.config
     factor = config.training.optimizer.learning_rates.get(socket, 1.0)
     phases = training.trainer.strategy.phases
     first = phases[0].learning_rates.get(socket, 1.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    if tower.config.learn != "all" or tower.loaded is None or factor * first <= HARMFUL_RATE:
+    decoder = training.model.action
+    fresh = not (isinstance(decoder, Pi0Decoder) and decoder.tower.loaded)
+    learns = tower.config.learn == "all" and tower.loaded is not None
+    if not (fresh and learns) or factor * first <= HARMFUL_RATE:
         return []
     said = (
         f"{socket} is pre-trained and learns at {factor * first:g} of the learning rate from the first "

@@ -12,6 +12,7 @@ from tutti.frozen_config import FrozenConfig
 from tutti.models.decoders.bins import BinsConfig
 from tutti.models.decoders.denoising import DiffusionConfig, FlowConfig
 from tutti.models.decoders.fast import FastConfig, VlmFastDecoder
+from tutti.models.decoders.pi0 import Pi0Config, Pi0Decoder
 from tutti.models.decoders.regression import RegressionConfig
 from tutti.models.fusion.joint_attention import JointAttentionConfig
 from tutti.models.interfaces import ActionDecoder, Fusion, LanguageEncoder, RobotKind, VisionEncoder
@@ -62,6 +63,7 @@ ActionDecoderConfig = Annotated[
     | Annotated[DiffusionConfig, Tag("diffusion")]
     | Annotated[BinsConfig, Tag("bins")]
     | Annotated[FastConfig, Tag("fast")]
+    | Annotated[Pi0Config, Tag("pi0")]
     | Annotated[CustomDecoderConfig, Tag(CUSTOM)],
     Discriminator(tag_of),
 ]
@@ -150,6 +152,11 @@ class ModelConfig(FrozenConfig):
                 "action.cross_attention is layers, those of model.vlm, and there is none. Name one, or set "
                 "model.action.cross_attention=fused"
             )
+        if isinstance(self.action, Pi0Config) and self.embodiment != "shared":
+            raise ValueError(
+                f"embodiment is {self.embodiment}, but model.action.kind is pi0, whose expert knows neither "
+                "projections of robots nor a prompt. Set model.embodiment=shared"
+            )
         return self
 
     def encoders(self, spec: DataSpec) -> tuple[VisionEncoder, LanguageEncoder, Fusion]:
@@ -167,7 +174,8 @@ class ModelConfig(FrozenConfig):
     def build(self, spec: DataSpec) -> VLA:
         """The model with fresh weights from torch's global generator. Raises UserError where sizes clash."""
         vision, language, fusion = self.encoders(spec)
-        action = self.action.build(spec, fusion.width)
+        reads = fusion if isinstance(self.action, Pi0Config) else fusion.width
+        action: ActionDecoder = self.action.build(spec, reads)  # pyright: ignore[reportArgumentType]
         if isinstance(action, VlmFastDecoder):
             action.write_by(language)
         count = len(spec.embodiments)
@@ -198,12 +206,13 @@ class ModelConfig(FrozenConfig):
         return self.model_copy(update={name: one.resolved() for name, one in self.towers().items()})
 
 
-WithTower = PretrainedVision | PretrainedText | VlmVision | VlmLanguage | VlmFusion
+WithTower = PretrainedVision | PretrainedText | VlmVision | VlmLanguage | VlmFusion | Pi0Decoder
 
 
 def pretrained_parts(model: VLA) -> dict[str, WithTower]:
     """The parts of a model that have a pre-trained tower, by their socket."""
     parts = {"vision": model.vision, "language": model.language, "fusion": model.fusion}
+    parts |= {"action": model.action}
     return {name: one for name, one in parts.items() if isinstance(one, WithTower)}
 
 

@@ -93,12 +93,13 @@ class Past(Movable):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused(Movable):
     """What a fusion gives: the readout and the fused vision tokens, in the order they came in; a VLM also its
-    text tokens, and by block vision and language behind it (`Features.layers`)."""
+    text tokens, by block vision and language behind it (`Features.layers`), and the state that it read."""
 
     readout: Float[Tensor, "b d"]
     vision: Tokens
     language: Tokens | None = None
     layers: tuple[Tokens, ...] = ()
+    state: Float[Tensor, "b s"] | None = None
 
 
 class Fusion(nn.Module, ABC):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -68,8 +68,9 @@ class VLA(nn.Module):
             state = torch.where(robots.state, state, 0.0)
             past = past and replace(past, state=torch.where(robots.state[:, None], past.state, 0.0))
         fused = self.fusion(vision, language, state, state_mask, past, robots=robots)
-        known = {"fused_vision": fused.vision, "fused_language": fused.language, "layers": fused.layers}
-        return Features(vision=vision, language=language, readout=fused.readout, robots=robots, **known)
+        known: dict[str, Any] = {"fused_vision": fused.vision, "fused_language": fused.language}
+        known |= {"readout": fused.readout, "layers": fused.layers, "state": fused.state}
+        return Features(vision=vision, language=language, robots=robots, **known)
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -1,6 +1,7 @@
 from .bins import BinsConfig, BinsDecoder
 from .denoising import DiffusionConfig, DiffusionDecoder, FlowConfig, FlowDecoder
 from .fast import FastConfig, FastDecoder
+from .pi0 import Pi0Config, Pi0Decoder
 from .regression import RegressionConfig, RegressionDecoder
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "FastDecoder",
     "FlowConfig",
     "FlowDecoder",
+    "Pi0Config",
+    "Pi0Decoder",
     "RegressionConfig",
     "RegressionDecoder",
 ]

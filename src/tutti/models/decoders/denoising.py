@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -13,21 +12,27 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from tutti.distributed.ranks import sample_whole_batch
+from tutti.frozen_config import FrozenConfig
 from tutti.models.decoders.chunks import own_dimensions, present_actions, ranges, require_fitted
-from tutti.models.decoders.trunk import Condition, Conditioning, Trunk, TrunkConfig, shrink
+from tutti.models.decoders.trunk import (
+    ChunkNetwork,
+    Condition,
+    Conditioner,
+    Conditioning,
+    Denoiser,
+    TrunkConfig,
+)
 from tutti.models.interfaces import ActionDecoder
-from tutti.models.layers import RobotLinear, activate, project
 from tutti.types import Batch, DataSpec, Features
 
-_PERIODS = (4e-3, 4.0)
 _OFFSET, _LARGEST_BETA = 0.008, 0.999
 LATEST = 0.999
 """No u of flow matching beyond this is drawn, so that x_u never is the action itself."""
 Prediction = Literal["sample", "velocity", "noise"]
 
 
-class DenoisingConfig(TrunkConfig):
-    """The keys that flow and diffusion have in common."""
+class NoiseConfig(FrozenConfig):
+    """The keys of every decoder that makes a chunk out of noise."""
 
     draws: PositiveInt = Field(
         default=4, description="noise levels and noises drawn for each sample of a training batch"
@@ -40,34 +45,8 @@ class DenoisingConfig(TrunkConfig):
     )
 
 
-class Denoiser(nn.Module):
-    """One token a step of the chunk: a linear map in, the trunk, a linear map out.
-
-    The level in [0, 1] enters the condition as sines and cosines, with periods from 0.004 to 4 in equal
-    ratios, through two layers (as pi0, 2410.24164).
-    """
-
-    def __init__(self, config: TrunkConfig, spec: DataSpec) -> None:
-        super().__init__()
-        self.width = config.width
-        self.level_in = nn.Linear(config.width, config.width)
-        self.level_out = nn.Linear(config.width, config.width)
-        self.chunk_in = nn.Linear(spec.action_dim, config.width)
-        self.trunk = Trunk(config, spec.horizon)
-        self.out = shrink(nn.Linear(config.width, spec.action_dim))
-
-    def forward(
-        self, chunk: Float[Tensor, "b t a"], level: Float[Tensor, " b"], condition: Condition
-    ) -> Float[Tensor, "b t a"]:
-        """What the decoder wants to know about the chunk: a velocity, a noise, the clean chunk."""
-        waves, robots = level_waves(level, self.width), condition.robots
-        come = condition.vector + self.level_out(activate(self.level_in(waves), "relu"))
-        chunk = own_dimensions(chunk, robots)  # what a robot lacks is noise that nothing cleans
-        tokens = self.trunk(project(self.chunk_in, chunk, robots), replace(condition, vector=come))
-        return project(self.out, tokens, robots)
-
-    if TYPE_CHECKING:
-        __call__ = forward
+class DenoisingConfig(NoiseConfig, TrunkConfig):
+    """The keys that flow and diffusion have in common."""
 
 
 class DenoisingDecoder(ActionDecoder):
@@ -77,19 +56,21 @@ class DenoisingDecoder(ActionDecoder):
     training. A masked action enters the noisy chunk as pure noise, so that it tells the others nothing.
     """
 
-    def __init__(self, config: DenoisingConfig, spec: DataSpec, width: int) -> None:
+    def __init__(
+        self, config: NoiseConfig, shape: tuple[int, int], conditioning: Conditioner, denoiser: ChunkNetwork
+    ) -> None:
+        """`shape` is that of a chunk, (t, a)."""
         super().__init__()
         self.draws, self.temperature = config.draws, config.temperature
         random = torch.Generator().manual_seed(config.noise_seed)  # the global generator is left alone
-        noise = torch.randn(spec.horizon, spec.action_dim, generator=random, device="cpu")
+        noise = torch.randn(shape, generator=random, device="cpu")
         self.noise = nn.Buffer(noise.to(torch.get_default_device()))
-        self.conditioning = Conditioning(config, width)
-        self.denoiser = Denoiser(config, spec)
+        self.conditioning, self.denoiser = conditioning, denoiser
 
     def separate_robots(self, count: int) -> None:
         """A first and a last layer of the network for each of `count` robots, begun alike."""
-        self.denoiser.chunk_in = RobotLinear(self.denoiser.chunk_in, count)
-        self.denoiser.out = RobotLinear(self.denoiser.out, count)
+        assert isinstance(self.denoiser, Denoiser)
+        self.denoiser.separate_robots(count)
 
     @abstractmethod
     def draw_levels(self, count: int, like: Tensor) -> Num[Tensor, " b"]:
@@ -135,15 +116,6 @@ class DenoisingDecoder(ActionDecoder):
         return self.denoiser(chunk, levels, condition)
 
 
-def level_waves(level: Float[Tensor, " b"], width: int) -> Float[Tensor, "b w"]:
-    """sin and cos of 2 pi level / period, `width` // 2 of each; an odd width ends with a 0."""
-    shortest, longest = _PERIODS
-    places = torch.linspace(0, 1, width // 2, dtype=level.dtype, device=level.device)
-    angles = 2 * math.pi * level[:, None] / (shortest * (longest / shortest) ** places)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-    return waves if width % 2 == 0 else torch.nn.functional.pad(waves, (0, 1))
-
-
 class FlowConfig(DenoisingConfig):
     """`kind: flow`."""
 
@@ -152,7 +124,8 @@ class FlowConfig(DenoisingConfig):
 
     def build(self, spec: DataSpec, width: int) -> FlowDecoder:
         """The decoder from features of `width` to chunks of (spec.horizon, spec.action_dim)."""
-        return FlowDecoder(self, spec, width)
+        parts = Conditioning(self, width), Denoiser(self, spec)
+        return FlowDecoder(self, (spec.horizon, spec.action_dim), *parts, steps=self.steps)
 
 
 class FlowDecoder(DenoisingDecoder):
@@ -167,12 +140,20 @@ class FlowDecoder(DenoisingDecoder):
     A prediction follows dx/du = v from x_0 = temperature * (the fixed noise) to x_1 in `steps` Euler steps.
 
     Differs: pi0 draws one (u, eps) for each sample; here `draws`, since the decoder costs little beside the
-    encoders, and e is their mean. pi0's expert attends to the tokens of its VLM.
+    encoders, and e is their mean. pi0's expert attends to the tokens of its VLM (`kind: pi0`).
     """
 
-    def __init__(self, config: FlowConfig, spec: DataSpec, width: int) -> None:
-        super().__init__(config, spec, width)
-        self.steps = config.steps
+    def __init__(
+        self,
+        config: NoiseConfig,
+        shape: tuple[int, int],
+        conditioning: Conditioner,
+        denoiser: ChunkNetwork,
+        *,
+        steps: int,
+    ) -> None:
+        super().__init__(config, shape, conditioning, denoiser)
+        self.steps = steps
 
     def draw_levels(self, count: int, like: Tensor) -> Float[Tensor, " b"]:
         """u = 0.999 (1 - b), b ~ Beta(1.5, 1), drawn as b = r^(2/3) with r uniform: P(b < x) = x^1.5."""
@@ -276,7 +257,8 @@ class DiffusionDecoder(DenoisingDecoder):
     needs_fit = True
 
     def __init__(self, config: DiffusionConfig, spec: DataSpec, width: int) -> None:
-        super().__init__(config, spec, width)
+        parts = Conditioning(config, width), Denoiser(config, spec)
+        super().__init__(config, (spec.horizon, spec.action_dim), *parts)
         self.prediction: Prediction = config.prediction
         self.levels = config.training_steps
         self.visited = visited_levels(config.training_steps, config.sampling_steps)

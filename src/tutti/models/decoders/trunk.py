@@ -7,8 +7,10 @@ however many steps its generation takes.
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -18,16 +20,21 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.masks import EVERY, tell
+from tutti.models.decoders.chunks import own_dimensions
 from tutti.models.layers import (
     Activation,
+    RobotLinear,
     TransformerBlock,
     TransformerConfig,
     activate,
     attention_mask,
     join_heads,
+    project,
     split_heads,
 )
-from tutti.types import Features, Movable, Robots, Tokens
+from tutti.types import DataSpec, Features, Movable, Robots, Tokens
+
+PERIODS = (4e-3, 4.0)
 
 
 class TrunkConfig(TransformerConfig):
@@ -76,7 +83,18 @@ class Condition:
         return Condition(vector=function(self.vector), memories=memories, robots=robots)
 
 
-class Conditioning(nn.Module):
+class Conditioner(nn.Module, ABC):
+    """What a decoder's network needs to know of the features, computed once for a chunk."""
+
+    @abstractmethod
+    def forward(self, features: Features) -> Condition:
+        """The condition."""
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class Conditioning(Conditioner):
     """Features to the condition: a linear map of the readout and, with cross-attention, keys and values.
 
     The readout is the first token of the memory, so that there is one even where every view is absent. With
@@ -114,9 +132,6 @@ class Conditioning(nn.Module):
         last = -(-(number + 1) * len(features.layers) // self.depth) - 1
         tokens = features.layers[last]
         return Tokens(values=self.norms[number](tokens.values), mask=tokens.mask)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 class Cache:
@@ -220,6 +235,61 @@ class Trunk(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+class ChunkNetwork(nn.Module, ABC):
+    """The network of a decoder that cleans chunks."""
+
+    @abstractmethod
+    def forward(
+        self, chunk: Float[Tensor, "b t a"], level: Float[Tensor, " b"], condition: Condition
+    ) -> Float[Tensor, "b t a"]:
+        """What the decoder wants to know about the chunk: a velocity, a noise, the clean chunk."""
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class Denoiser(ChunkNetwork):
+    """One token a step of the chunk: a linear map in, the trunk, a linear map out.
+
+    The level in [0, 1] enters the condition as sines and cosines, with periods from 0.004 to 4 in equal
+    ratios, through two layers (as pi0, 2410.24164).
+    """
+
+    def __init__(self, config: TrunkConfig, spec: DataSpec) -> None:
+        super().__init__()
+        self.width = config.width
+        self.level_in = nn.Linear(config.width, config.width)
+        self.level_out = nn.Linear(config.width, config.width)
+        self.chunk_in = nn.Linear(spec.action_dim, config.width)
+        self.trunk = Trunk(config, spec.horizon)
+        self.out = shrink(nn.Linear(config.width, spec.action_dim))
+
+    def forward(
+        self, chunk: Float[Tensor, "b t a"], level: Float[Tensor, " b"], condition: Condition
+    ) -> Float[Tensor, "b t a"]:
+        """By the trunk."""
+        waves, robots = level_waves(level, self.width), condition.robots
+        come = condition.vector + self.level_out(activate(self.level_in(waves), "relu"))
+        chunk = own_dimensions(chunk, robots)  # what a robot lacks is noise that nothing cleans
+        tokens = self.trunk(project(self.chunk_in, chunk, robots), replace(condition, vector=come))
+        return project(self.out, tokens, robots)
+
+    def separate_robots(self, count: int) -> None:
+        """A first and a last layer for each of `count` robots, begun alike."""
+        self.chunk_in, self.out = RobotLinear(self.chunk_in, count), RobotLinear(self.out, count)
+
+
+def level_waves(
+    level: Float[Tensor, " b"], width: int, periods: tuple[float, float] = PERIODS
+) -> Float[Tensor, "b w"]:
+    """sin and cos of 2 pi level / period, `width` // 2 of each; an odd width ends with a 0."""
+    shortest, longest = periods
+    places = torch.linspace(0, 1, width // 2, dtype=level.dtype, device=level.device)
+    angles = 2 * math.pi * level[:, None] / (shortest * (longest / shortest) ** places)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return waves if width % 2 == 0 else torch.nn.functional.pad(waves, (0, 1))
 
 
 def shrink(linear: nn.Linear, scale: float = 0.1) -> nn.Linear:

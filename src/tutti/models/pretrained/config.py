@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from tutti.frozen_config import FrozenConfig
-from tutti.models.pretrained.facts import FACTS, SECTIONS, Colours, Facts, Socket, kinds
+from tutti.models.pretrained.facts import FACTS, SECTIONS, Colours, Facts, Socket, kinds, of_pi0
 from tutti.models.pretrained.hub import HUB, hub_folder
 from tutti.nested_dicts import merge
 from tutti.storage.reading import read_json, shown
@@ -26,8 +26,8 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PICTURE_FILE, PROCESSOR_FILE = "preprocessor_config.json", "processor_config.json"
 USUAL_SIZE, PLACE = 224, "{instruction}"
 LEFT_OUT = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
-LEFT_OUT += ("dtype", "torch_dtype")
-"""Keys of a config.json that would run code, fetch kernels, or make other numbers."""
+LEFT_OUT += ("dtype", "torch_dtype", "id2label", "label2id")
+"""Keys of a config.json that would run code, fetch kernels, make other numbers, or name classes."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -81,6 +81,8 @@ class FolderConfig(FrozenConfig):
         if (kind, self.socket) in SECTIONS:
             section, kind = SECTIONS[kind, self.socket]
             found = {**(found.get(section) or {}), "model_type": kind}
+        if self.socket == "vlm" and (parts := of_pi0(found)) is not None:
+            found, kind = parts, "paligemma"
         if kind not in FACTS or FACTS[kind].socket != self.socket:
             raise UserError(
                 f"{self.key}.path: {self.folder / CONFIG_FILE} has model_type {shown(kind)}.\n  expected: "
@@ -97,7 +99,7 @@ class FolderConfig(FrozenConfig):
         if not FACTS[values["model_type"]].network:
             return values
         try:
-            return merge(transformers(self.key).AutoConfig.for_model(**values).to_dict(), values)
+            return merge(described(transformers(self.key), values).to_dict(), values)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise UserError(
                 f"{self.key}: the config.json of {self.path} cannot be used "
@@ -258,6 +260,14 @@ class TextsConfig(FolderConfig):
         end = ends[0] if isinstance(ends, list) and ends else ends
         end = end if type(end) is int and end >= 0 else 0
         return TextSource(folder=self.folder, around=(before, behind), longest=most, end=end)
+
+
+def described(library: ModuleType, values: Mapping[str, Any], *, whole: bool = False) -> Any:
+    """The config that transformers makes of plain values; of pi0 that of the VLM, or of the `whole`."""
+    own = {key: value for key, value in values.items() if key != "action_expert"}
+    if whole and (expert := values.get("action_expert")) is not None:
+        own = {**expert, "model_type": "pi0", "vlm_config": own}
+    return library.AutoConfig.for_model(**own)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

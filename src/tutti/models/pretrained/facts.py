@@ -183,6 +183,48 @@ SECTIONS: dict[tuple[str, Socket], tuple[str, str]] = {
 """Where the config.json of a whole model has that of a tower, and which kind of tower it is."""
 
 
+GEMMA_2B: dict[str, Any] = {
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        **{
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+        },
+        **{"patch_size": 14, "image_size": 224, "vision_use_head": False},
+    },
+    "text_config": {
+        "model_type": "gemma",
+        **{"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "vocab_size": 257152},
+        **{"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256},
+    },
+    **{"projection_dim": 2048, "image_token_id": 257152},
+}
+GEMMA_300M: dict[str, Any] = {
+    **GEMMA_2B["text_config"],
+    **{"hidden_size": 1024, "intermediate_size": 4096},
+}
+"""The two networks of pi0 (2410.24164), which a config.json of it need not describe."""
+VARIANTS = {"paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_300m"}
+"""What lerobot calls them: the only ones of which a checkpoint is known."""
+
+
+def of_pi0(found: dict[str, Any]) -> dict[str, Any] | None:
+    """The VLM of a config.json in pi0's format, that of transformers or of lerobot, with the rest of it as
+    `action_expert`; None if it is of another."""
+    lerobot = found.get("type") == "pi0" and all(found.get(key) == name for key, name in VARIANTS.items())
+    if found.get("model_type") != "pi0" and not lerobot:
+        return None
+    expert = {**GEMMA_300M, **(found.get("dit_config") or {})}
+    rest = {key: found[key] for key in EXPERT_KEYS if key in found}
+    vlm = found.get("vlm_config") or GEMMA_2B
+    return {**vlm, "model_type": "paligemma", "action_expert": {"dit_config": expert, **rest}}
+
+
+EXPERT_KEYS = ("max_state_dim", "max_action_dim", "min_period", "max_period")
+
+
 def kinds(socket: Socket) -> list[str]:
     """The kinds of towers for this socket, in words for a message."""
     return [name for name, facts in FACTS.items() if facts.socket == socket]

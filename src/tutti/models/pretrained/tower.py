@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 import torch
@@ -22,6 +23,7 @@ from tutti.models.pretrained.config import (
     FolderConfig,
     LoraConfig,
     TowerConfig,
+    described,
     transformers,
     weights_hash,
 )
@@ -34,6 +36,10 @@ log = logging.getLogger("tutti.models")
 
 MOST_BLOCKS, DEPTHS = 512, ("num_hidden_layers", "num_layers", "n_layers", "depth")
 EXAMPLES = 4
+PI0, WHOLE, EXPERT = "PI0ForConditionalGeneration", "model.vlm.", "model.dit"
+"""The class of a checkpoint in pi0's format; where it has the VLM and the expert."""
+POLICY = {r"^model\.(?=paligemma_with_expert|state_proj|action_)": ""}
+"""How transformers, which knows the names of lerobot's network, finds them in a policy that lerobot saves."""
 BEFORE = ("model.", "bert.", "roberta.", "distilbert.", "vision_model.", "siglip.", "clip.")
 """What the names in a file may begin with, where it is of a whole model."""
 
@@ -66,12 +72,12 @@ class Part:
     """A network in a tower, or the part of one that a socket takes: its names are those of the whole.
 
     `blocks` is the path to the list of what repeats in depth, "" where nothing does; `names` are all tensors
-    that the parts have together.
+    that the parts have together, one set for all of them.
     """
 
     network: nn.Module
     blocks: str
-    names: frozenset[str] = frozenset()
+    names: set[str] = field(default_factory=set)
 
 
 class Tower(nn.Module):
@@ -196,29 +202,36 @@ class Tower(nn.Module):
 
     def _read(self) -> Read:
         """Raises: UserError if some are missing, of another shape, or of nothing that is known."""
-        folder, facts = self.config.folder, self.facts
+        folder, facts, values = self.config.folder, self.facts, self.config.values()
         try:
             if not facts.network:
                 return load_file(self.config.file(WEIGHTS_FILE)), ()
-            library = transformers(self.config.key)
-            network, info = getattr(library, facts.network).from_pretrained(
+            library, pi0 = transformers(self.config.key), "action_expert" in values
+            kind = getattr(library, PI0 if pi0 else facts.network, None)
+            if kind is None:
+                raise ImportError("pi0's format needs 5.18 or later: pip install 'transformers>=5.18,<6'")
+            network, info = kind.from_pretrained(
                 folder,
-                config=library.AutoConfig.for_model(**self.config.values()),
+                config=described(library, values, whole=True),
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # they are named below
                 output_loading_info=True,
+                **({"key_mapping": POLICY} if pi0 else {}),
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             said = shown(str(error), 600, quoted=False)
             raise UserError(f"{folder}: the weights cannot be loaded ({said}).") from error
-        known = (*facts.others, *facts.unread)
+        unread = (*facts.unread, *((f"{EXPERT}.embed_tokens",) if pi0 else ()))
+        known = (*facts.others, *unread)
         mismatched = [one[0] if isinstance(one, tuple) else str(one) for one in info["mismatched_keys"]]
-        self._require("lacks", [n for n in info["missing_keys"] if not n.startswith(facts.unread or ("\0",))])
+        lacking = [name.removeprefix(WHOLE) for name in info["missing_keys"]]
+        self._require("lacks", [name for name in lacking if not name.startswith(unread or ("\0",))])
         self._require("has another shape of", mismatched)
         self._require("has beside it", [n for n in info["unexpected_keys"] if not _begins(n, known)])
-        return network.state_dict(), info["unexpected_keys"]
+        found = {name.removeprefix(WHOLE): tensor for name, tensor in network.state_dict().items()}
+        return found, info["unexpected_keys"]
 
     def _require(self, what: str, names: Collection[str]) -> None:
         """Raises: UserError if there are names."""
@@ -249,18 +262,29 @@ def built(config: FolderConfig) -> nn.Module:
             f"{config.key}: the config.json of {config.path} asks for {shown(deepest)} blocks; "
             f"expected at most {MOST_BLOCKS}."
         )
-    library = transformers(config.key)
-    drawn = torch.empty(0)
-    sizes_alone = drawn.is_meta or isinstance(drawn, FakeTensor)
-    try:
-        described = library.AutoConfig.for_model(**values)
-        for one in (described, *(getattr(described, name) for name in described.sub_configs)):
+
+    def made(library: ModuleType) -> nn.Module:
+        asked = described(library, values)
+        for one in (asked, *(getattr(asked, name) for name in asked.sub_configs)):
             if getattr(one, "attn_logit_softcapping", None):  # Gemma 2's, which torch's attention lacks
                 one._attn_implementation = "eager"
+        return getattr(library, facts.network)(asked)
+
+    return drawn(config, made)
+
+
+def drawn(config: FolderConfig, made: Callable[[ModuleType], Any]) -> Any:
+    """A network of transformers with random weights, or with sizes alone where tensors have no values.
+
+    Raises: UserError if it cannot be used.
+    """
+    library, like = transformers(config.key), torch.empty(0)
+    sizes_alone = like.is_meta or isinstance(like, FakeTensor)
+    try:
         # Some of its initialisations look at what they have drawn, which here has no values.
         empty = import_module("transformers.initialization").no_init_weights
         with empty() if sizes_alone else nullcontext():
-            network = getattr(library, facts.network)(described)
+            network = made(library)
         if sizes_alone:
             network.tie_weights()
         # DINOv3 keeps positions for all networks of a process: those of fake tensors would come back.

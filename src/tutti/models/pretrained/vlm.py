@@ -44,7 +44,7 @@ def build_vlm(
         )
     decoder.layers = nn.ModuleList(blocks[:count])
     without(network, facts.unread)
-    names = frozenset(name for name, _ in persistent(network))
+    names = {name for name, _ in persistent(network)}
     words = _cut_out(network, f"{facts.decoder}.{EMBEDDING}")
     setattr(decoder, EMBEDDING, nn.Identity())
     parts = {
@@ -164,6 +164,25 @@ class VlmLanguage(LanguageEncoder):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
+class SharingBlock(nn.Module):
+    """Before the class of a decoder's block: it also gives its keys and values, (b, n, 2 k e)."""
+
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """What the block gives, and what it would put into a cache."""
+        kept = Kept()
+        x: Any = super().forward(*inputs, **named, past_key_values=kept)  # pyright: ignore
+        return x, torch.cat(kept.both, dim=-1).transpose(1, 2).flatten(2)
+
+
+class Kept:
+    """What a block takes for a cache."""
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        """The same, which are looked at."""
+        self.both = (keys, values)
+        return self.both
+
+
 class VlmFusion(StateFusion):
     """The decoder blocks of a VLM over [vision, language, state, readout], then its last norm.
 
@@ -185,10 +204,17 @@ class VlmFusion(StateFusion):
         self.width, self.depth = self.decoder.config.hidden_size, len(self.decoder.layers)
         self.tokens_per_view = vision.tokens_per_view
         self.state = nn.Linear(spec.state_dim, self.width) if spec.state_dim else None
-        self.prompt = None
+        self.prompt, self.shares = None, False
         self.readout = nn.Parameter(torch.randn(self.width) * 0.02)
         if moments := len(spec.history) - 1:
             self.time_embedding = nn.Parameter(torch.zeros(moments, self.width))
+
+    def share(self) -> None:
+        """From now on `layers` are the keys and values of each block, behind their rotation, side by side."""
+        self.shares = True
+        for block in self.decoder.layers:
+            own = type(block)
+            block.__class__ = type(own.__name__, (SharingBlock, own), {"__module__": own.__module__})
 
     @property
     def decoder(self) -> Any:
@@ -221,9 +247,9 @@ class VlmFusion(StateFusion):
                 states = torch.where(past.state_mask[..., None], past.state, 0.0)
                 values.append(project(self.state, states, robots) + moments)
                 mask.append(past.state_mask)
+        # 0 where it is not known: a NaN in a masked token would still reach the gradient.
+        known = torch.where(state_mask[:, None], state, 0.0)
         if self.state is not None:
-            # 0 where it is not known: a NaN in a masked token would still reach the gradient.
-            known = torch.where(state_mask[:, None], state, 0.0)
             values.append(project(self.state, known, robots)[:, None])
             mask.append(state_mask[:, None])
         values.append(self.prompted(self.readout.expand(b, 1, -1), robots))
@@ -239,6 +265,7 @@ class VlmFusion(StateFusion):
             vision=Tokens(values=x[:, start:end], mask=vision.mask),
             language=Tokens(values=x[:, end : prefix.shape[1]], mask=language.mask),
             layers=layers,
+            state=known,
         )
 
     def decode(
@@ -281,10 +308,12 @@ class VlmFusion(StateFusion):
         more = deep.split(self.width, dim=-1) if deep.shape[-1] else ()
         behind: list[Tensor] = []
         for number, block in enumerate(decoder.layers):
-            x = block(x, attention_mask=mask, position_embeddings=angles)
-            if number < len(more):
-                x = torch.cat([x[:, : deep.shape[1]] + more[number], x[:, deep.shape[1] :]], dim=1)
-            behind.append(x)
+            x = kept = block(x, attention_mask=mask, position_embeddings=angles)
+            if self.shares:
+                x, kept = x
+            elif number < len(more):
+                x = kept = torch.cat([x[:, : deep.shape[1]] + more[number], x[:, deep.shape[1] :]], dim=1)
+            behind.append(kept)
         return decoder.norm(x), behind
 
     def positions(self, present: Bool[Tensor, "b n"], pictures: int) -> Int[Tensor, "*3 b n"]:
