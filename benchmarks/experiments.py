@@ -1,7 +1,8 @@
 """All experiments of docs/background/experiments.md in order, each by its own command; a killed one goes on.
 
-python benchmarks/experiments.py [PART ...] runs all parts, or those named: data, rates, e1, e2, e3, blind,
-e4. What is finished is found again. After `rates`, write the chosen ones into the configs: the page says how.
+python benchmarks/experiments.py [PART ...] runs all parts, or those named: weights, data, rates, tower-rates,
+e1, e2, e3, blind, towers-vision, towers-language, e4. What is finished is found again. After `rates`, write
+the chosen ones into the configs: the page says how.
 
 Finished trainings of a study are kept in benchmarks/results/STUDY_cells.json and taken from there: a study
 may go on another day, or on another machine where the recorded data are the same to the byte.
@@ -33,32 +34,42 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DEMO_SEEDS = range(100, 110)
 RECORDINGS = ("demo", "experiments", "three-goals")
-STUDIES = ("e1", "e2", "e3", "blind")
+TOWERS = ("towers-vision", "towers-language")
+STUDIES = ("e1", "e2", "e3", "blind", *TOWERS)
 FIFTY = ("data.sources=[{path: runs/experiments/dataset, per_task: 0-49}]",)
 UNEQUAL = (
     "data.sources=[{path: runs/experiments/dataset, per_task: 0-9}, {path: runs/experiments/dataset, "
     "per_task: 10-99, labels: {actions: false, state: false}}]",
 )
+SIGHT = "{kind: pretrained, path: weights/efficientnet-lite0, layer: 3, shuffle: 2, learn: none, cache: 4096}"
+WORDS = "{kind: pretrained, path: weights/minilm, learn: none, num_tokens: 4}"
 SCREENINGS: dict[str, tuple[str, ...]] = {
     "e1": ("experiments", *FIFTY),
     "e1-action": ("experiments", *FIFTY, "strategy.kind=action_only"),
     "e2": ("experiments", *UNEQUAL, "data.batch_size=64", "data.mixture.labelled=0.5"),
     "e2-action": ("experiments", *UNEQUAL, "data.mixture.labelled=1", "strategy.kind=action_only"),
     "e3": ("three-goals", "data.sources=[{path: runs/three-goals/dataset}]"),
+    "towers-vision": ("experiments", *FIFTY, f"model.vision={SIGHT}"),
+    "towers-language": ("experiments", *FIFTY, f"model.language={WORDS}"),
 }
 """Of each screening of the learning rate, the config and what changes in it: the data of the arms."""
 PARTS: dict[str, list[list[str]]] = {
+    "weights": [["tower_folders", "weights"]],
     "data": [["tutti", "record", f"configs/{name}.yaml"] for name in RECORDINGS],
-    "rates": [
-        ["tutti", "tune", "--rate", f"configs/{config}.yaml", *changes, "--run", f"runs/rates/{name}"]
-        for name, (config, *changes) in SCREENINGS.items()
-    ],
+    **{
+        part: [
+            ["tutti", "tune", "--rate", f"configs/{config}.yaml", *changes, "--run", f"runs/rates/{name}"]
+            for name, (config, *changes) in SCREENINGS.items()
+            if (name in TOWERS) == (part == "tower-rates")
+        ]
+        for part in ("rates", "tower-rates")
+    },
     **{name: [["tutti", "compare", f"configs/studies/{name}.yaml"]] for name in STUDIES},
     "e4": [
         ["demo_seeds", "--run", "runs/demo", "--first-seed", "5000", "--seeds", *map(str, DEMO_SEEDS)],
     ],
 }
-"""The commands of each part, in the order in which they run."""
+"""The commands of each part, in the order in which they run. The towers need the weights of two packages."""
 TOY = (
     "seeds=2",
     "budget.steps=4",
@@ -83,7 +94,7 @@ def toy_commands(study: str, work: Path) -> list[str]:
             synthetic_run(run, config, per_task=108, length=9)
     overrides = [*TOY, f"data_from={run}", f"evaluation.tasks={TOY_TASKS[suite]}"]
     overrides += [f"base.{one}" for one in TOY_BASE]
-    if study == "e1":
+    if study not in ("e2", "e3", "blind"):
         overrides.append("episodes_per_task=[5]")
     return ["tutti", "compare", f"configs/studies/{study}.yaml", *overrides, "--folder", str(work / study)]
 
@@ -140,7 +151,8 @@ def main(given: list[str] | None = None) -> int:
     parts = arguments.parts or [*PARTS]
     if arguments.toy:
         work = arguments.work.resolve()
-        commands = [toy_commands(part, work) for part in parts if part in STUDIES]
+        own = [part for part in parts if part in STUDIES and (arguments.parts or part not in TOWERS)]
+        commands = [toy_commands(part, work) for part in own]
     else:
         commands = [command for part in parts for command in PARTS[part]]
     runs = ((run if arguments.toy or command[1] != "compare" else run_study, command) for command in commands)

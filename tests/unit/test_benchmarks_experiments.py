@@ -32,7 +32,10 @@ def training(seed: int, push: int, pick: int, reach: int = 20) -> Trained:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "trainings"), [("e1", 40), ("e2", 40), ("e3", 20), ("blind", 3)])
+@pytest.mark.parametrize(
+    ("name", "trainings"),
+    [*(("e1", 40), ("e2", 40), ("e3", 20)), *(("blind", 3), ("towers-vision", 15), ("towers-language", 25))],
+)
 def test_every_cell_of_the_experiments_has_a_config_and_as_many_as_the_plan_says(
     name: str, trainings: int
 ) -> None:
@@ -80,10 +83,11 @@ def test_rates_are_screened_on_the_data_and_terms_of_the_arms(name: str) -> None
     config, *changes = experiments.SCREENINGS[name]
     screened = load_config(ROOT / "configs" / f"{config}.yaml", changes)
     assert screened.strategy.kind == ("action_only" if name.endswith("action") else "end_to_end")
-    own = study(name[:2])
+    own = study(name.removesuffix("-action"))
+    arms = {"e1": "align-recon-state", "e2": "joint", "e3": "align"}
     like = cell_config(
         own,
-        {"e1": "align-recon-state", "e2": "joint", "e2-action": "action", "e3": "align"}.get(name, "action"),
+        arms.get(name) or {"towers-vision": "sight", "towers-language": "words"}.get(name, "action"),
         level="base",
         seed=0,
         steps=1300,
@@ -93,6 +97,7 @@ def test_rates_are_screened_on_the_data_and_terms_of_the_arms(name: str) -> None
     if name[:2] == "e2":
         parts = [[(one.per_task, one.labels) for one in c.data.sources] for c in (screened, like)]
         assert parts[0] == parts[1]
+    assert screened.model == like.model
     if name != "e1-action":  # there the terms are off, here the strategy leaves them out
         assert screened.objective == like.objective
 

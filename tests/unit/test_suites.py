@@ -8,6 +8,7 @@ import pytest
 
 from tutti.evaluation.config import EvaluationConfig
 from tutti.recording.recorder import RecordConfig
+from tutti.suites.gym import PUSHT
 from tutti.suites.metaworld.suite import METAWORLD_8 as SUITE
 from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.suites.metaworld.tasks import LOOK_ALIKES, MT50, SAME_SCENE, TIERS
@@ -35,6 +36,16 @@ def test_every_task_has_enough_plain_sentences_and_no_word_is_new_in_those_held_
         assert len(train) >= 8 and len(held_out) >= 4, task
         assert all(re.fullmatch(r"[a-z]+( [a-z]+)+", sentence) for sentence in train + held_out), task
         assert set().union(*words(task, "held_out")) <= set().union(*words(task, "train")), task
+
+
+def test_every_sentence_of_new_words_has_a_word_that_no_training_sentence_has() -> None:
+    known = set[str]().union(*(one for task in SUITE.tasks for one in words(task, "train")))
+    texts = [text for task in SUITE.tasks for text in SUITE.instructions(task, "new_words")]
+    assert len(texts) == len(set(texts)) == 48
+    assert all(not one <= known for task in SUITE.tasks for one in words(task, "new_words"))
+    for suite, task in ((MetaWorldSuite(name="one", tasks=("door-open",)), "door-open"), (PUSHT, "pusht")):
+        with pytest.raises(UserError, match=r"instructions|new_words"):
+            suite.instructions(task, "new_words")
 
 
 def test_no_sentence_occurs_twice_and_an_unknown_task_has_none() -> None:

@@ -10,7 +10,7 @@ from tutti.chunks import QUEUE, ChunksConfig
 from tutti.durations import Steps
 from tutti.errors import UserError, near_miss
 from tutti.frozen_config import FrozenConfig
-from tutti.suites.environment import Suite
+from tutti.suites.environment import Split, Suite
 from tutti.suites.registry import CustomSuite
 
 Count = Annotated[int, Field(ge=1)]
@@ -103,14 +103,15 @@ class EvaluationConfig(FrozenConfig):
     max_decisions: Count | Literal["suite"] = Field(
         default=100, description="control steps after which a rollout fails; suite: its own limit"
     )
-    split: Literal["held_out", "train"] = Field(
+    split: Split = Field(
         default="held_out",
-        description="given instructions: held-out paraphrases or those of the training",
+        description="given instructions: held-out paraphrases, those of the training, or paraphrases with "
+        "words that the training does not have",
     )
-    sentences: dict[str, Sentences] | Literal["none", "train", "held_out"] = Field(
+    sentences: dict[str, Sentences] | Split | Literal["none"] = Field(
         default="none",
         description="other wordings, played beside those of `split` from the same starts: your own for each "
-        "task, or those of the other split",
+        "task, or those of another split",
     )
     weights: Literal["ema", "raw"] = Field(
         default="ema", description="evaluated weights: their moving average, or the raw ones"
@@ -145,7 +146,7 @@ class EvaluationConfig(FrozenConfig):
         if self.sentences == self.split:
             raise ValueError(
                 f"sentences is {self.split}, which split is as well: the same would be compared with itself. "
-                "Take the other split, or your own sentences."
+                "Take another split, or your own sentences."
             )
         if isinstance(self.actions_per_query, int):  # not a time that is still to become steps
             self.chunks.build(self.actions_per_query)

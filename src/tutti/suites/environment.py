@@ -13,8 +13,9 @@ from tutti.types import UNNAMED, Dimensions, UserError
 
 UNLIMITED = 1_000_000
 """`longest` of a suite that plays on for as long as it is asked to."""
-Split = Literal["train", "held_out"]
-"""Which instructions of a task: those of the recordings, or others that no training has seen."""
+Split = Literal["train", "held_out", "new_words"]
+"""Which instructions of a task: those of the recordings, others that no training has seen, or others with
+words that no training has seen, which few suites have."""
 
 
 @runtime_checkable
@@ -178,3 +179,12 @@ class Suite(Protocol):
 
     def check_rendering(self) -> None:
         """Raises: UserError if no picture can be drawn on this machine."""
+
+
+def known_words(suite: Suite, split: Split) -> None:
+    """Raises: UserError if `split` is new_words, of a suite that has no such sentences."""
+    if split == "new_words":
+        raise UserError(
+            f"split new_words: {suite.name} has no sentences of words that the training lacks. "
+            "Take train or held_out, or write your own into evaluation.sentences."
+        )

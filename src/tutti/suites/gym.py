@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from tutti.errors import UserError
-from tutti.suites.environment import Environment, Split, Suite
+from tutti.suites.environment import Environment, Split, Suite, known_words
 
 TERMINATED = "terminated"
 """The `success` of an environment that ends when it is solved."""
@@ -93,9 +93,10 @@ class GymSuite(Suite):
         return GymEnvironment(self, task, image_size or self.image_size)
 
     def instructions(self, task: str, split: Split = "train") -> tuple[str, ...]:
-        """Raises: UserError if there is no such task."""
+        """Raises: UserError if there is no such task, or sentences of new words are asked for."""
         if task not in self.environments:
             raise UserError(f"tasks: {task!r} is not a task of {self.name}. Known: {', '.join(self.tasks)}.")
+        known_words(self, split)
         return tuple((self.held_out if split == "held_out" else {}).get(task) or self.sentences[task])
 
 

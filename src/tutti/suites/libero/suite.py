@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from tutti.dimensions import Dimensions
 from tutti.errors import UserError, near_miss
-from tutti.suites.environment import Environment, Split, Suite
+from tutti.suites.environment import Environment, Split, Suite, known_words
 from tutti.suites.libero.task import ACTION_DIM, CAMERAS, STATE_DIM, LiberoTask, load_libero
 from tutti.suites.metaworld import rendering
 
@@ -110,7 +110,9 @@ class LiberoSuite(Suite):
         return LiberoTask(self.benchmark, number, self.views, size, samples=samples, full=self.full)
 
     def instructions(self, task: str, split: Split = "train") -> tuple[str, ...]:
-        """LIBERO's own sentence; held out are two of ours (of a variant, its one sentence again)."""
+        """LIBERO's own sentence; held out are two of ours (of a variant, its one sentence again). Raises:
+        UserError for sentences of new words."""
+        known_words(self, split)
         first, *others = _sentences(self.benchmark)[task]
         return (first,) if split == "train" or not others else tuple(others)
 
