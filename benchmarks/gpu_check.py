@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import re
 import statistics
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -59,14 +60,16 @@ OPTIONS = {
 SECTIONS = os.environ.get("SECTIONS", "attention blocks").split()
 """The micro-benchmarks behind the cells."""
 CELLS = (
-    "base,224,256,bf16+compile+adamw* large,224,128,bf16+compile+adamw "
-    "base,224,256,bf16+compile+adamw+residual large,224,128,bf16+compile+adamw+residual "
-    "base,224,256,bf16+compile* base,224,256,bf16 base,224,256,bf16+compile+adamw+residual+any "
-    "small,224,512,bf16+compile+adamw base,224,64,bf16+compile+adamw"
+    "base,224,256,bf16+compile* large,224,128,bf16+compile+adamw+residual+nobias "
+    "base,224,256,bf16+compile+adamw* small,224,512,bf16+compile+adamw* "
+    "base,224,256,bf16+compile+adamw+residual+nobias+any base,224,256,bf16+compile+residual "
+    "large,224,128,bf16+compile+adamw base,224,64,bf16+compile+adamw"
     if CUDA
-    else "tiny,64,4,fp32+adamw"
+    else "tiny,64,4,fp32+adamw tiny,64,4,bf16+residual+nobias"
 )
-"""What `Cell.parse` reads: preset, image size, batch size, option; those with a * are profiled too."""
+"""What `Cell.parse` reads: preset, image size, batch size, option; those with a * are profiled too. First
+what has not been measured: Muon's directions before the wait (without "adamw" it is the demo's Muon), base
+with sizes as numbers behind large in one process, small with its stem compiled."""
 
 KERNELS = {
     "optimizer": r"multi_tensor|adam|lerp|foreach",
@@ -294,6 +297,16 @@ def throughput(cell: Cell, data_from: Path, scratch: Path) -> None:
     )
 
 
+def gaps(spans: Iterable[tuple[float, float]]) -> list[float]:
+    """The times between spans (start, end) in which none goes on, longest first."""
+    found, until = list[float](), -math.inf
+    for start, end in sorted(spans):
+        if start > until > -math.inf:
+            found.append(start - until)
+        until = max(until, end)
+    return sorted(found, reverse=True)
+
+
 def profile(cell: Cell, number: int, data_from: Path, scratch: Path) -> None:
     """Three updates under torch's profiler: how busy the GPU is, and with which kinds of kernels."""
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
@@ -323,15 +336,19 @@ def profile(cell: Cell, number: int, data_from: Path, scratch: Path) -> None:
         )
         by_kind[kind] += event.device_time / 3000
     busy = sum(by_kind.values())
+    # In us; one an update is the one wait, if the host has queued nothing that goes on meanwhile.
+    holes = [gap / 1000 for gap in gaps((one.time_range.start, one.time_range.end) for one in kernels)][:9]
     result.setdefault("profiles", {})[str(cell)] = {
         "wall_ms": wall,
         "busy_ms": busy,
         "kernels": len(kernels) / 3,
+        "longest_gaps_ms": holes,
         **by_kind,
     }
     report(
         f"profile of {cell}: {wall:.1f} ms an update with the profiler, "
-        f"GPU busy {busy:.1f} ms, {len(kernels) / 3:.0f} kernels and copies"
+        f"GPU busy {busy:.1f} ms, {len(kernels) / 3:.0f} kernels and copies; "
+        f"longest times without any, in three updates: {', '.join(f'{ms:.2f}' for ms in holes)} ms"
     )
     for kind, ms in sorted(by_kind.items(), key=lambda one: -one[1]):
         report(f"   {kind:28s} {ms:7.2f} ms  {100 * ms / busy:4.1f} %")

@@ -166,6 +166,18 @@ def test_fsdp_divides_muons_work(muon_flops: Flops, monkeypatch: pytest.MonkeyPa
     assert 0.75 * optimizer < saved < 0.75 * optimizer + 1e-4  # and the weights that are read and written
 
 
+def test_muons_share_is_told_and_the_batch_from_which_on_it_is_small(
+    by_hand: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0.4 GFLOP an update beside 3 a sample: 11.8 % of one sample's update, 5 % of one of three."""
+    for batch, share in ((1, "11.8 %"), (3, "4.3 %")):
+        plan = make_plan(config(data={"batch_size": batch}), SPEC, request())
+        print_plan(plan)
+        shown = capsys.readouterr().out
+        assert share in shown
+        assert ("% at 3 samples an update" in " ".join(shown.split())) == (batch == 1)
+
+
 def test_flops_of_a_linear_model_are_two_for_each_multiply_add(flops: Flops) -> None:
     assert 0 < flops.recomputed < flops.forward
     assert flops.model == flops.hardware(recompute=False) < flops.hardware(recompute=True)

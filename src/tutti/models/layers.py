@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -42,6 +42,11 @@ def present_pictures(
     if not all_present(image_mask):
         images = images.masked_fill(~image_mask[:, :, None, None, None], 0)
     return images, image_mask
+
+
+def to_floats(images: UInt8[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """x / 127.5 - 1."""
+    return images.to(dtype).div_(127.5).sub_(1.0)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:

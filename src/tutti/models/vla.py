@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tutti.models.interfaces import ActionDecoder, Fusion, LanguageEncoder, Past, VisionEncoder
+from tutti.models.layers import to_floats
 from tutti.types import DataSpec, Features, History, Observation, Robots, Tokens
 
 
@@ -30,6 +31,8 @@ class VLA(nn.Module):
         self.language = language
         self.fusion = fusion
         self.action = action
+        self.to_floats = to_floats
+        """A training that compiles its blocks puts a compiled one into its place: one pass over memory."""
 
     def forward(self, observation: Observation) -> Features:
         """Everything a loss term or the action decoder may read."""
@@ -79,7 +82,7 @@ class VLA(nn.Module):
         """Bytes in [0, 255] to x / 127.5 - 1 in the model's own precision; floats are taken as prepared."""
         if images.dtype != torch.uint8:
             return images
-        return images.to(next(self.parameters()).dtype).div_(127.5).sub_(1.0)
+        return self.to_floats(images, next(self.parameters()).dtype)
 
     @torch.no_grad()
     def predict(self, observation: Observation) -> Float[Tensor, "b t a"]:

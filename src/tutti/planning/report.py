@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,8 @@ from tutti.runs.data_inspect import print_robots
 from tutti.runs.terminal import print_line, print_table
 
 SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+LARGE_SHARE = 0.05
+"""Share of an update's FLOPs above which the optimizer's are spoken of."""
 TIMES = ((DAY, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 
 
@@ -49,7 +52,25 @@ def assumptions(plan: Plan) -> list[str]:
         f"{request.bandwidth / 1e9:g} GB/s {where}; DDP hides it behind the backward pass, FSDP behind all.",
         *(kept if device.process else ()),
         *(cached if plan.features else ()),
+        *optimizer_products(plan),
         f"{request.samples:,.0f} samples in updates of {plan.global_batch:,}; data come as fast as wanted.",
+    ]
+
+
+def optimizer_share(plan: Plan) -> float:
+    """The optimizer's share of the FLOPs of an update on one GPU; Muon's do not grow with the batch."""
+    return plan.flops.optimizer / (plan.flops.optimizer + plan.flops.model * plan.global_batch)
+
+
+def optimizer_products(plan: Plan) -> list[str]:
+    """What to do where the optimizer's products are more than `LARGE_SHARE` of an update."""
+    if (share := optimizer_share(plan)) <= LARGE_SHARE:
+        return []
+    batch = math.ceil(plan.flops.optimizer * (1 / LARGE_SHARE - 1) / plan.flops.model)
+    return [
+        f"Muon's products are {100 * share:.0f} % of an update's on one GPU, since they do not shrink with "
+        f"the batch: {100 * LARGE_SHARE:.0f} % at {batch:,} samples an update (data.batch_size x "
+        "training.accumulation); training.optimizer.kind=adamw has none."
     ]
 
 
@@ -77,6 +98,7 @@ def print_plan(plan: Plan, *, as_json: bool = False) -> None:
         ("FLOPs of a sample, backward", scaled(flops.backward).strip()),
         ("FLOPs that checkpointing adds", scaled(flops.recomputed).strip()),
         ("FLOPs of the optimizer, per update", scaled(flops.optimizer).strip()),
+        ("its share of an update's, one GPU", f"{100 * optimizer_share(plan):.1f} %"),
     ]
     print_table("Model, memory and FLOPs", ("what", "value"), rows, narrow=True)
     heads = ("way", "GPUs", "largest", "batch", "memory", "sent", "update", "in all")

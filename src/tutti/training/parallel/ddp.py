@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tutti.distributed.world import World
 from tutti.models.layers import Stem, blocks_of
+from tutti.models.vla import VLA
 from tutti.objectives.objective import Objective
 from tutti.training.backward.interface import Backward, OneBackward
 from tutti.training.backward.term_gradients import rank_means
@@ -37,8 +38,8 @@ def compiled(model: nn.Module, mode: CompileMode, **options: Any) -> Callable[..
 
     A block is compiled as one graph: what would break it is an error, not a slow training. Blocks of the same
     sizes share what was compiled, so a deep model takes no longer than a shallow one; between the blocks the
-    model runs as ever. The whole model is one graph too, unless it holds what cannot be compiled: then it is
-    several.
+    model runs as ever, but for its `Stem` and the making of floats from pictures, one graph each. The whole
+    model is one graph too, unless it holds what cannot be compiled: then it is several.
 
     The graph is walked more than once (K gradients, diagnostics), so the compiled backward must not give away
     its buffers at the first pass, as it would by default.
@@ -57,6 +58,8 @@ def compiled(model: nn.Module, mode: CompileMode, **options: Any) -> Callable[..
     options = {"fullgraph": True, "dynamic": False, **options}
     for part in (*blocks_of(model), *(one for one in model.modules() if isinstance(one, Stem))):
         part.compile(**options)
+    if isinstance(model, VLA):
+        model.to_floats = torch.compile(model.to_floats, **options)
     return model
 
 
