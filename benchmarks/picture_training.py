@@ -2,10 +2,10 @@
 
 python benchmarks/picture_training.py runs/demo draws charts of the run's report into
 docs/pictures/training-NAME.svg, each on a card of its own that can be read on a light and on a dark page;
-strategies-10.svg and strategies-50.svg, the differences of benchmarks/results/study_strategies.json; and
-seeds.svg, each task's success in every training of benchmarks/results/demo_seeds.json.
-benchmarks/results/picture_training has the numbers of the heat map, with commit and machine of the run. The
-same run gives the same bytes.
+strategies-10.svg and strategies-50.svg, the differences of benchmarks/results/study_strategies.json; e1.svg,
+the main effects of benchmarks/results/study_e1.json; and seeds.svg, each task's success in every training of
+benchmarks/results/demo_seeds.json. benchmarks/results/picture_training has the numbers of the heat map, with
+commit and machine of the run. The same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ DRAWN = {
 SEEDS = RESULTS / "demo_seeds.json"
 STUDY, LEVELS = RESULTS / "study_strategies.json", (10, 50)
 """Whose differences are drawn, and at how many demonstrations a task."""
+FACTORIAL = RESULTS / "study_e1.json"
 
 
 def charts_of(blocks: Sequence[Block]) -> Iterator[Chart]:
@@ -76,12 +77,32 @@ def drawn(inputs: Inputs) -> dict[str, Chart]:
     return found
 
 
+def points(interval: dict[str, float]) -> tuple[float, float]:
+    """Both ends in points."""
+    return 100 * interval["low"], 100 * interval["high"]
+
+
+def effects(study: dict[str, Any]) -> Chart:
+    """The main effects of a factorial study."""
+    rows = [
+        ForestRow(
+            name=one["name"],
+            value=100 * found["difference"]["value"],
+            interval=points(found["difference"]["interval"]),
+            wide=points(found["over_seeds"]),
+            seeds=[100 * of for of in found["of_seeds"]],
+            label=f"{100 * found['difference']['value']:+.1f}  {found['verdict']}",
+        )
+        for one in study["contrasts"]
+        if not one["exploratory"]
+        for found in [one["found"]]
+    ]
+    title = f"Main effect of each term, {len(study['cells'])} trainings"
+    return forest_chart(title, rows, baseline="the arms without it")
+
+
 def differences(study: dict[str, Any], level: int) -> Chart:
     """The arms of a study at one level, each against its baseline."""
-
-    def points(interval: dict[str, float]) -> tuple[float, float]:
-        return 100 * interval["low"], 100 * interval["high"]
-
     baseline, scores = study["study"]["baseline"], [one for one in study["scores"] if one["level"] == level]
     base = next(one for one in scores if one["arm"] == baseline)["seed_means"]
     rows: list[ForestRow] = []
@@ -173,6 +194,7 @@ def main(given: list[str] | None = None) -> int:
     charts = {f"training-{name}": chart for name, chart in drawn(inputs).items()}
     study = json.loads(STUDY.read_text(encoding="utf-8"))
     charts |= {f"strategies-{level}": differences(study, level) for level in LEVELS}
+    charts["e1"] = effects(json.loads(FACTORIAL.read_text(encoding="utf-8")))
     charts["seeds"] = over_seeds(json.loads(SEEDS.read_text(encoding="utf-8"))["trained"])
     arguments.to.mkdir(parents=True, exist_ok=True)
     for name, chart in charts.items():

@@ -125,11 +125,15 @@ def test_the_other_numbers_are_those_of_the_result_files() -> None:
     modes = result("kill_resume")["modes"].values()
     kills, values, differ = (sum(one[key] for one in modes) for key in ("kills", "values", "differ"))
     left = take(left, f"{kills} random moments: {differ} of {values:,} values differ", "`kill -9`")
-    study = result("study_strategies")["scores"]
-    (one,) = (one for one in study if one["arm"] == "action_only" and one["level"] == 50)
-    low, high = (100 * one["against"]["over_seeds"][end] for end in ("low", "high"))
-    value, p = 100 * one["against"]["difference"]["value"], f"{one['adjusted_p']:.3f}".lstrip("0")
-    left = take(left, f"{value:.1f} points of success (95 % {low:.1f} to {high:.1f}); adjusted p {p}")
+    study = result("study_e1")
+    effects = [(one["name"], one["found"]) for one in study["contrasts"] if not one["exploratory"]]
+    assert {found["verdict"] for _, found in effects} == {"unresolved"} and study["missing"] == []
+    ends = [found["over_seeds"] for _, found in effects]
+    ends += [found["difference"]["interval"] for _, found in effects]
+    low, high = 100 * min(one["low"] for one in ends), 100 * max(one["high"] for one in ends)
+    each = ", ".join(f"{name} {100 * found['difference']['value']:+.1f}" for name, found in effects)
+    trained = f"{len(study['cells'])} trainings with every label: {each} points of success"
+    left = take(left, "`tutti compare e1`", f"{trained}, 95 % within {low:.1f} to {high:+.1f}")
     assert numbers(left) == []
 
 
