@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import readme_commands
@@ -118,6 +121,53 @@ def test_nothing_of_this_machine_is_kept_and_of_a_progress_its_end(
         "training: 3/3 after 3 s",
         "see <address> and http://127.0.0.1:80/healthz",
     ]
+
+
+def test_a_whole_run_writes_after_each_command_goes_on_when_killed_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, work, output = (tmp_path / name for name in ("root", "work", "result"))
+    (root / "docs" / "start").mkdir(parents=True)
+    (root / "README.md").write_text(
+        "```sh\nmake test\necho once >> log\n```\n<!-- commands: skip needs a robot -->\n```sh\ndrive\n```\n"
+    )
+    (root / readme_commands.INDEX).write_text("* [A](a.md)\n")
+    (root / "docs" / "start" / "a.md").write_text("```sh\ncat log\n```\n")
+    (root / "Makefile").write_text("test:\n\t@echo tested\n")
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(readme_commands, "ROOT", root)
+
+    def main(*more: str) -> int:
+        return readme_commands.main(["--work", str(work), "--output", str(output), *more])
+
+    whole = readme_commands.told
+
+    def killed(line: str, *others: Any) -> tuple[int, str]:
+        if "cat log" in line:
+            raise KeyboardInterrupt
+        return whole(line, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(readme_commands, "told", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main()
+    assert "Not finished: 2 of 4 commands" in output.with_suffix(".md").read_text()
+    with pytest.raises(UserError, match="--resume goes on"):
+        main()
+    (root / "README.md").write_text("later pages do not matter")
+    assert main("--resume") == 0 and not work.exists()
+    found = json.loads(output.with_suffix(".json").read_text())
+    assert [(one["command"], one["code"], one["output"]) for one in found["commands"]] == [
+        ("echo once >> log", 0, ""),
+        ("drive", None, "needs a robot"),
+        ("cat log", 0, "once"),
+        ("make test", 0, "tested"),  # nothing waits for it
+    ]
+    said = output.with_suffix(".md").read_text()
+    assert "| README.md | `drive` | not run | 0 | needs a robot |" in said and str(tmp_path) not in said
+    assert found["commit"] in said and "Not finished" not in said
 
 
 def test_commands_are_left_out_or_exchanged_only_by_name_and_the_result_says_so() -> None:
