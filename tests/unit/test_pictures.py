@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import house
 import picture_pipeline
 import picture_training
 import pytest
@@ -59,6 +60,16 @@ def test_the_stored_pictures_are_those_that_the_scripts_draw_of_the_files_of_tod
     texts["pipeline"] = picture_pipeline.draw(load_config(ROOT / "configs" / "demo.yaml"))
     stale = [name for name, text in texts.items() if (PICTURES / f"{name}.svg").read_text("utf-8") != text]
     assert stale == [], "draw them again: benchmarks/picture_pipeline.py, benchmarks/picture_training.py RUN"
+
+
+def test_the_picture_of_the_packages_has_the_packages_of_today_on_their_floors() -> None:
+    """Sizes and arrows move with every change of the code, and wait for the next drawing."""
+
+    def boxes(drawn: str) -> list[tuple[str, str, str]]:
+        return re.findall(r'<text x="(\d+)" y="(\d+)"[^>]* font-weight="600">([^<]+)<', drawn)
+
+    stored = boxes((PICTURES / "packages.svg").read_text(encoding="utf-8"))
+    assert stored == boxes(house.draw(ROOT / "src" / "tutti")), "draw it again: benchmarks/house.py"
 
 
 def test_the_pipeline_has_a_dot_where_a_term_reaches_a_part_and_none_elsewhere() -> None:
