@@ -54,7 +54,7 @@ def _nav(index: str, generated: dict[str, str]) -> list[Any]:
     folder = posixpath.dirname(index)
     entries: list[Any] = [index]
     for title, target in re.findall(
-        r"\[([^]]+)\]\(([^)#\s:]+)\)", (DOCS / index).read_text(encoding="utf-8")
+        r"(?<!!)\[([^]]+)\]\(([^)#\s:]+)\)", (DOCS / index).read_text(encoding="utf-8")
     ):
         uri = posixpath.normpath(posixpath.join(folder, target))
         if uri.startswith(folder) and (DOCS / uri).exists():  # a broken link is told when the page is read

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def site(tmp_path: Path) -> Path:
     """A copy of the settings and hooks beside four pages, without the references, which need seconds."""
     pages = {
-        "docs/index.md": "# Home\n\n* [How](how/index.md)\n",
+        "docs/index.md": "# Home\n\n![a dot](dot.svg)\n\n* [How](how/index.md)\n",
+        "docs/dot.svg": "<svg/>",
         "docs/how/index.md": "# How\n\n* [Second](b.md)\n* [First](a.md)\n",
         "docs/how/a.md": "# A\n\n## Part\n\n[the code](../../code.py)\n",
         "docs/how/b.md": "# B\n\n[part](a.md#part), [rules](../../LICENSE), [notes](../../notes/read.md)\n",
@@ -102,6 +103,7 @@ def test_links_to_files_outside_of_the_pages_lead_to_copies_of_them(site: Path) 
 
 def test_the_order_of_the_pages_is_that_of_the_index(site: Path) -> None:
     page = (made(site) / "how" / "a.html").read_text()
+    assert "a dot" not in page  # a picture is no page
     sidebar = page[page.index("md-sidebar--primary") : page.index("md-sidebar--secondary")]
     assert sidebar.index("Second") < sidebar.index("First")
 
