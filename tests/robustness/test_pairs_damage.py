@@ -36,7 +36,7 @@ def read_everything(path: Path) -> tuple[list[str], list[bytes]]:
     store = SourceConfig(path=path).open()
     (view,) = store.spec.views
     assert store.fingerprint
-    shown = [picture.tobytes() for picture in store.own_sizes(view, np.arange(store.spec.num_frames))]
+    shown = [picture.tobytes() for picture in store.rising(view, np.arange(store.spec.num_frames))]
     return [store.instructions[i] for i in store.instruction_of], shown
 
 
@@ -112,7 +112,7 @@ def test_a_line_that_is_wrong_is_named_and_can_be_left_out(tmp_path: Path, damag
 def read_without(folder: Path, row: int) -> tuple[list[str], list[bytes]]:
     store = SourceConfig(path=folder, exclude=(row,)).open()
     (view,) = store.spec.views
-    shown = [picture.tobytes() for picture in store.own_sizes(view, np.arange(store.spec.num_frames))]
+    shown = [picture.tobytes() for picture in store.rising(view, np.arange(store.spec.num_frames))]
     return [store.instructions[i] for i in store.instruction_of], shown
 
 

@@ -42,7 +42,7 @@ def test_every_layout_gives_the_pictures_and_texts_it_was_made_of(tmp_path: Path
     (view,) = store.spec.views
     rows = np.random.default_rng(0).permutation(COUNT)
     own = pair_sets.pictures(COUNT)
-    for row, picture in zip(rows.tolist(), store.own_sizes(view, rows), strict=True):
+    for row, picture in zip(rows.tolist(), store.rising(view, rows), strict=True):
         np.testing.assert_array_equal(picture, own[row])
     # Each is resized from its own size, once.
     frames = cached_frames(store, tmp_path / "cache", 16)

@@ -228,6 +228,11 @@ class EpisodeStore(ABC):
         Raises UserError where a picture is missing, damaged or not of the promised size.
         """
 
+    def keep_encoded(self, most: int) -> bool:
+        """Lets this reader, and those made of it, keep up to `most` bytes of encoded pictures each, those
+        that were read last, for rows in random order; whether it does so."""
+        return False
+
     def another_reader(self) -> EpisodeStore | None:
         """The same data set for another thread, which shares the numbers, but neither open files nor what was
         read last; None where one thread at a time may read pictures."""
@@ -237,8 +242,9 @@ class EpisodeStore(ABC):
         """The files that the pictures of `view` at these rows are read from, as far as they are known."""
         return ()
 
-    def own_sizes(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """The same pictures one by one; those of pairs in their own sizes, which `frames` makes equal."""
+    def rising(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The pictures at rising rows one by one, each valid until the next; those of pairs in their own
+        sizes, which `frames` makes equal."""
         yield from self.frames(view, rows)
 
 

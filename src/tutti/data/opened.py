@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,15 +97,21 @@ def pictures_of(
     out = [np.empty((len(rows), views, *pixels), dtype=np.uint8) for rows in wanted]
     for source, offset in zip(sources, offsets, strict=False):
         count = len(source.frames)
-        here = [(rows >= offset) & (rows < offset + count) for rows in wanted]
+        here = [np.flatnonzero((rows >= offset) & (rows < offset + count)) for rows in wanted]
         own = [rows[some] - offset for rows, some in zip(wanted, here, strict=True)]
-        for to, some, found in zip(out, here, gathered(source.frames, own), strict=True):
+        # Raw pictures are copied once, from where they lie to where they are wanted.
+        raw = isinstance(source.frames, np.ndarray)
+        found: list[Any] = [source.frames] * len(own) if raw else gathered(source.frames, own)
+        for to, some, pictures, rows in zip(out, here, found, own, strict=True):
+            places = zip(some.tolist(), rows.tolist() if raw else range(len(some)), strict=True)
             if source.slots is None:
-                to[some] = found
-            elif len(found):
-                filled = np.zeros((len(found), views, *pixels), np.uint8)  # what is masked is black
-                filled[:, list(source.slots)] = found
-                to[some] = filled
+                for place, row in places:
+                    to[place] = pictures[row]
+                continue
+            to[some] = 0  # what is masked is black
+            for place, row in places:
+                for view, slot in enumerate(source.slots):
+                    to[place, slot] = pictures[row, view]
     return out
 
 

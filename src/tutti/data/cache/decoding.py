@@ -36,7 +36,7 @@ class Decoders:
             self.threads += 1
 
     def __call__(self, rows: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n v 3 s s"]:
-        """The pictures of these rows, rising ones fast; a thread waits while all readers are used."""
+        """The pictures of these rows, in the order asked; a thread waits while all readers are used."""
         store = self._idle.get()
         try:
             return _resized(store, rows, self._image_size)
@@ -76,28 +76,29 @@ def resize_images(images: UInt8[np.ndarray, "k h w 3"], size: int) -> UInt8[np.n
     Triangle filter with antialiasing (Pillow's BILINEAR). The whole picture is kept: where it is not
     square its aspect changes, and nothing is cropped. Training and serving both use this function.
     """
-    if images.shape[1:3] == (size, size):
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     out = np.empty((len(images), 3, size, size), dtype=np.uint8)
     for target, image in zip(out, images, strict=True):
-        target[:] = resized(image, size).transpose(2, 0, 1)
+        _fill(target, image)
     return out
+
+
+def _fill(target: UInt8[np.ndarray, "3 s s"], image: UInt8[np.ndarray, "h w 3"]) -> None:
+    size = target.shape[-1]
+    target[:] = (image if image.shape[:2] == (size, size) else resized(image, size)).transpose(2, 0, 1)
 
 
 def _resized(
     store: EpisodeStore, rows: Int64[np.ndarray, " n"], image_size: int
 ) -> UInt8[np.ndarray, "n v 3 s s"]:
-    """The pictures of these rows, of which so many are decoded at once as are no larger than a shard: large
-    ones would fill the memory, and leave the processor's caches before they are resized."""
+    """The pictures of these rows, read in rising order. At most so many are decoded at once as are no larger
+    than a shard: large ones would fill the memory, and leave the processor's caches before they are resized.
+    """
     spec = store.spec
     out = np.empty((len(rows), len(spec.views), 3, image_size, image_size), dtype=np.uint8)
+    order = np.argsort(rows, kind="stable")
     for number, (view, (height, width)) in enumerate(zip(spec.views, spec.image_shapes, strict=True)):
-        if store.is_pairs:  # each from its own size, or one would be resized twice
-            for place, picture in enumerate(store.own_sizes(view, rows)):
-                out[place, number] = resize_images(picture[None], image_size)[0]
-            continue
         step = max(1, SHARD_BYTES // (3 * height * width))
-        for first in range(0, len(rows), step):
-            here = slice(first, first + step)
-            out[here, number] = resize_images(store.frames(view, rows[here]), image_size)
+        for places in np.split(order, range(step, len(rows), step)):
+            for place, picture in zip(places.tolist(), store.rising(view, rows[places]), strict=True):
+                _fill(out[place, number], picture)
     return out

@@ -26,7 +26,7 @@ class LiveFrames(Frames):
 
     All rows that a batch needs are decoded in rising order and each once, so that those of one file or group
     of pictures are decoded together, on up to `threads` threads. Up to `memory` bytes of pictures are kept,
-    those that were used last.
+    those that were used last: encoded where they lie in tables, which are read in parts, else decoded.
 
     Raises: UserError where a picture cannot be read, and for a file that has changed since this was made.
     """
@@ -36,8 +36,10 @@ class LiveFrames(Frames):
     ) -> None:
         spec = store.spec
         self.shape = (spec.num_frames, len(spec.views), 3, image_size, image_size)
+        # Encoded they are a fraction as large; each thread has its own.
+        encoded = store.keep_encoded(memory // threads)
         self._store, self._decoders = store, Decoders(store, image_size, threads)
-        self._most = memory // (len(spec.views) * 3 * image_size**2)
+        self._most = 0 if encoded else memory // (len(spec.views) * 3 * image_size**2)
         self._kept = OrderedDict[int, UInt8[np.ndarray, "v 3 s s"]]()
         self._lock = Lock()
         count = self._decoders.threads
@@ -46,19 +48,28 @@ class LiveFrames(Frames):
 
     def gather(self, wanted: Sequence[Int64[np.ndarray, " _"]]) -> list[UInt8[np.ndarray, "_ v 3 s s"]]:
         """Each row is decoded once for all lists."""
-        rows = np.unique(np.concatenate(wanted))
-        pictures = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        every = np.concatenate(wanted)
+        rows, place = np.unique(every, return_inverse=True)
         with self._lock:
             known = np.array([row in self._kept for row in rows.tolist()], bool)
-            for place in np.flatnonzero(known).tolist():
-                pictures[place] = self._kept[int(rows[place])]
-                self._kept.move_to_end(int(rows[place]))
-            pictures[~known] = self._decoded(rows[~known])
-            for place in np.flatnonzero(~known).tolist()[-self._most :] if self._most else ():
-                self._kept[int(rows[place])] = pictures[place].copy()
-            while len(self._kept) > self._most:
-                self._kept.popitem(last=False)
-        return [pictures[np.searchsorted(rows, some)] for some in wanted]
+            if len(rows) == len(every) and not known.any():  # each is decoded where it is wanted
+                pictures = self._decoded(every)
+                self._keep(every, pictures)
+                return np.split(pictures, np.cumsum([len(some) for some in wanted[:-1]]))
+            pictures = np.empty((len(rows), *self.shape[1:]), np.uint8)
+            for number in np.flatnonzero(known).tolist():
+                pictures[number] = self._kept[int(rows[number])]
+                self._kept.move_to_end(int(rows[number]))
+            pictures[~known] = decoded = self._decoded(rows[~known])
+            self._keep(rows[~known], decoded)
+        return np.split(pictures[place], np.cumsum([len(some) for some in wanted[:-1]]))
+
+    def _keep(self, rows: Int64[np.ndarray, " k"], pictures: UInt8[np.ndarray, "k v 3 s s"]) -> None:
+        """Those that the memory is for."""
+        for number in range(max(0, len(rows) - self._most), len(rows)):
+            self._kept[int(rows[number])] = pictures[number].copy()
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
 
     def _decoded(self, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k v 3 s s"]:
         if not len(rows):

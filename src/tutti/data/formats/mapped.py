@@ -98,7 +98,7 @@ class MappedStore(EpisodeStore):
         """The pictures of `view` at the global frame rows, in the order asked; sorted rows are fast."""
         shape = self.spec.image_shapes[self.spec.views.index(view)]
         if self.is_pairs:
-            return np.stack([resized(picture, shape[0]) for picture in self.own_sizes(view, rows)])
+            return np.stack([resized(picture, shape[0]) for picture in self.rising(view, rows)])
         out = np.empty((len(rows), *shape, 3), dtype=np.uint8)
         each, place = np.unique(rows, return_inverse=True)
         rising = np.array_equal(each, rows)
@@ -122,10 +122,10 @@ class MappedStore(EpisodeStore):
                 out[here] = turned[place[here] - begin]
         return out
 
-    def own_sizes(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    def rising(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The pictures one by one; those of pairs in their own sizes."""
         if not self.is_pairs:
-            yield from super().own_sizes(view, rows)
+            yield from super().rising(view, rows)
             return
         for episode, step in zip(self._episode_of[rows].tolist(), self._frames[rows], strict=True):
             with self._way_out(episode):

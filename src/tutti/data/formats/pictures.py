@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from io import BytesIO
+from threading import local
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,6 +16,7 @@ from tutti.data.formats.interface import MAX_EDGE
 PICTURES = ("PNG", "JPEG", "WEBP")
 SAMPLED_BYTES = 2**28
 """Bytes of pictures of a view that its digests look at, at most."""
+_of_thread = local()
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -41,6 +45,8 @@ def decode_picture(content: bytes, shape: tuple[int, ...], promised_by: str) -> 
 
     Raises: ValueError for another size, or other than 8-bit RGB, and what Pillow raises.
     """
+    if (picture := _plain_png(content, shape)) is not None:
+        return picture
     with open_picture(content) as image:
         if (image.height, image.width) != tuple(shape[:2]):
             raise ValueError(f"it has {image.height} x {image.width} pixels; {promised_by} says {shape}")
@@ -50,6 +56,38 @@ def decode_picture(content: bytes, shape: tuple[int, ...], promised_by: str) -> 
                 f"it is {'16-bit ' if deep else ''}{image.mode}; convert the pictures to 8-bit RGB"
             )
         return np.asarray(image)
+
+
+def _plain_png(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The pixels of a whole 8-bit RGB PNG of this size, by FFmpeg, which takes two thirds of Pillow's time;
+    None for any other picture and wherever anything is odd, which Pillow then sees to."""
+    height, width = shape[:2]
+    header = struct.pack(">8sI4sII5B", b"\x89PNG\r\n\x1a\n", 13, b"IHDR", width, height, 8, 2, 0, 0, 0)
+    if not (content.startswith(header) and content.endswith(b"\0\0\0\0IEND\xaeB`\x82")):
+        return None
+    import av  # pictures are used where videos are not
+    import av.error
+
+    decoder: Any = getattr(_of_thread, "decoder", None)
+    if decoder is None:
+        decoder = av.CodecContext.create("png", "r")
+        decoder.thread_type, decoder.thread_count = "NONE", 1
+        decoder.options = {"err_detect": "crccheck+explode"}
+    _of_thread.decoder = None  # it is not used again after an error
+    packet = av.Packet(content)
+    packet.is_keyframe = True  # else it would be drawn over the one before
+    try:
+        (frame,) = decoder.decode(packet)
+    except (av.error.FFmpegError, ValueError):
+        return None
+    if frame.format.name != "rgb24" or (frame.height, frame.width) != (height, width):
+        return None
+    _of_thread.decoder = decoder
+    picture = np.array(frame.to_ndarray())
+    # FFmpeg does not mind where the data end before the picture does. Its memory is 0 at first and used
+    # again: so a last row of 0 was drawn black, or not at all.
+    np.frombuffer(frame.planes[0], np.uint8)[-frame.planes[0].line_size :] = 0
+    return picture if picture[-1].any() else None
 
 
 def as_rgb(content: bytes) -> UInt8[np.ndarray, "h w 3"]:

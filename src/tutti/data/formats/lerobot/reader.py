@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -137,24 +138,32 @@ class LeRobotStore(EpisodeStore):
 
     def frames(self, view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
         """The pictures of `view` at the global frame rows, in the order asked; sorted rows are fast."""
-        shape = (*self.spec.image_shapes[self.spec.views.index(view)], 3)
-        out = np.empty((len(rows), *shape), dtype=np.uint8)
+        out = np.empty((len(rows), *self.spec.image_shapes[self.spec.views.index(view)], 3), dtype=np.uint8)
         order = np.argsort(rows, kind="stable")
-        pictures = self._pictures(view, rows[order], shape)
-        for place in order.tolist():
-            try:
-                out[place] = next(pictures)
-            except UserError as error:
-                way_out = self.meta.or_leave_out([int(self._episode_of[rows[place]])])
-                raise UserError(f"{error}{way_out}") from error
+        for place, picture in zip(order.tolist(), self.rising(view, rows[order]), strict=True):
+            out[place] = picture
         return out
 
-    def _pictures(
-        self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
-    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    def rising(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """Each is decoded when it is asked for."""
+        shape = (*self.spec.image_shapes[self.spec.views.index(view)], 3)
         if view in self.meta.videos:
-            return self._video(view, rows, shape)
-        return self._columns.read(view, self._file_rows[rows], shape)
+            pictures = self._video(view, rows, shape)
+        else:
+            pictures = self._columns.read(view, self._file_rows[rows], shape)
+        done = 0
+        try:
+            for picture in pictures:
+                yield picture
+                done += 1
+        except UserError as error:
+            way_out = self.meta.or_leave_out([int(self._episode_of[rows[done]])])
+            raise UserError(f"{error}{way_out}") from error
+
+    def keep_encoded(self, most: int) -> bool:
+        """Row groups of the data files; of videos nothing."""
+        self._columns.most = most
+        return not any(view in self.meta.videos for view in self.spec.views)
 
     def another_reader(self) -> LeRobotStore:
         """With open files of its own."""
@@ -218,8 +227,11 @@ class LeRobotStore(EpisodeStore):
 
 
 class _PictureColumns:
-    """PNG (or other) pictures inside the data files; keeps the row group it read last of each view, and a few
-    open files: there may be one for each of many thousand episodes."""
+    """PNG (or other) pictures inside the data files; keeps the row groups it read last, encoded, at least one
+    of each view and more up to `most` bytes in all, and a few open files: there may be one for each of many
+    thousand episodes."""
+
+    most = 0
 
     def __init__(self, meta: LeRobotMeta) -> None:
         self._paths = meta.data_files
@@ -232,12 +244,12 @@ class _PictureColumns:
         meta.info.check_total("frames", int(self._starts[-1]), meta.folder / "data")
         self._used = np.unique(np.repeat(np.arange(len(rows)), rows)[np.repeat(meta.kept, meta.lengths)])
         self._shapes = {view: feature.shape for view, feature in meta.info.features.items()}
-        self._last: dict[str, tuple[int, int, pa.Array]] = {}
+        self._last = OrderedDict[tuple[str, int, int], pa.Array]()
 
     def another(self) -> _PictureColumns:
         """The same with nothing open, for another thread."""
         other = copy.copy(self)
-        other._file, other._last = self._opened(), {}
+        other._file, other._last = self._opened(), OrderedDict()
         return other
 
     def files(self, rows: Int64[np.ndarray, " k"]) -> list[Path]:
@@ -295,8 +307,8 @@ class _PictureColumns:
 
     def _encoded(self, view: str, number: int, group: int) -> pa.Array:
         """The encoded pictures of a row group."""
-        last = self._last.get(view)
-        if last is None or last[:2] != (number, group):
+        key = view, number, group
+        if key not in self._last:
             path = self._paths[number]
             file, begins = self._file[number]
             with explain_damage(path):
@@ -308,8 +320,12 @@ class _PictureColumns:
                 encoded = column.field("bytes") if pa.types.is_struct(column.type) else column
                 if not pa.types.is_binary(encoded.type):
                     raise data_error(f"{path}: {view} holds {encoded.type}.", expected="encoded pictures")
-            self._last[view] = last = number, group, encoded
-        return last[2]
+            self._last[key] = encoded
+            kept = sum(one.nbytes for one in self._last.values())
+            while kept > self.most and len(self._last) > len({one[0] for one in self._last}):
+                kept -= self._last.popitem(last=False)[1].nbytes
+        self._last.move_to_end(key)
+        return self._last[key]
 
 
 def sampled_bytes(path: Path, most: int, block: int = _BLOCK) -> bytes:

@@ -13,6 +13,7 @@ import av
 import av.error
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float64, Int64, UInt8
 
 from tutti.data.formats.chosen import TOLERANCE
@@ -27,9 +28,9 @@ FILE_BYTES = 200 * 2**20
 FILES_PER_CHUNK = 1000
 Span = tuple[int, int, float, float]
 """Where an episode lies: chunk index, file index, and its times from and to in that file (s)."""
-_OPEN_FILES = 4
-_FORWARD_SECONDS = 0.5
-"""A frame this little ahead is reached by decoding on; further ahead a seek is cheaper."""
+_OPEN_FILES = 64
+_SEEK_COST, _SEEN = 0.5, 8
+"""What a seek itself costs, in decoded frames, and of how many of them what follows a seek is the mean."""
 
 
 @contextmanager
@@ -224,36 +225,57 @@ def frames_and_end(path: Path) -> tuple[int, float]:
 
 
 class _Decoder:
-    """One open mp4, the time at which its decoder stands, and the last picture it gave."""
+    """One open mp4, the place at which its decoder stands, and the last picture it gave.
+
+    A frame ahead is reached by decoding on where that takes no more frames than a seek did of late: to the
+    keyframe before it and on from there.
+    """
 
     def __init__(self, path: Path, tolerance: float) -> None:
-        self._path, self._tolerance = path, tolerance
+        self._path = path
         self.container = av.open(str(path), "r", format="mp4")
         self._stream = self.container.streams.video[0]
         # Threads inside a decoder cost up to 2.6 times the CPU at one frame a call.
         self._stream.thread_type, self._stream.codec_context.thread_count = "NONE", 1
         self._frames = self.container.decode(self._stream)
-        self._time, self._last = -np.inf, np.empty(0, np.uint8)
+        base: Any = self._stream.time_base
+        # A frame's own reformatter would prepare the conversion of its colours anew each time.
+        self._base, self._colours = float(base), VideoReformatter()
+        self._near = tolerance / self._base
+        self._step = 1 / (float(self._stream.average_rate or 30) * self._base)
+        self._place, self._last = -np.inf, np.empty(0, np.uint8)
+        self._reach = 1.0
 
     def frame(self, time: float) -> UInt8[np.ndarray, "h w 3"]:
-        """The picture at a time in seconds."""
-        if abs(self._time - time) <= self._tolerance:
+        """The picture at a time in seconds, valid until the next call."""
+        wanted = time / self._base
+        if abs(self._place - wanted) <= self._near:
             return self._last
-        if not 0.0 < time - self._time <= _FORWARD_SECONDS:
-            base: Any = self._stream.time_base
-            self.container.seek(int(time / base), stream=self._stream, backward=True, any_frame=False)
+        sought = not 0.0 < wanted - self._place <= (self._reach + _SEEK_COST) * self._step
+        if sought:
+            self.container.seek(int(wanted), stream=self._stream, backward=True, any_frame=False)
             self._frames = self.container.decode(self._stream)
-        self._time = -np.inf
+        self._place, least, count = -np.inf, wanted - self._near, 0
         for frame in self._frames:
-            if frame.time is not None and frame.time >= time - self._tolerance:
-                self._time, self._last = frame.time, frame.to_ndarray(format="rgb24")
+            count += 1
+            if frame.pts is not None and frame.pts >= least:
+                self._place, self._last = frame.pts, self._pixels(frame)
                 break
-        if abs(self._time - time) > self._tolerance:
-            found = "the end" if self._time == -np.inf else f"the next frame is at {self._time:.4f} s"
+        if sought:
+            self._reach += (count - self._reach) / _SEEN
+        if abs(self._place - wanted) > self._near:
+            at, within = self._place * self._base, self._near * self._base
+            found = "the end" if self._place == -np.inf else f"the next frame is at {at:.4f} s"
             raise data_error(
-                f"{self._path} has no frame at {time:.4f} s (within {self._tolerance:.4f} s); {found}.",
+                f"{self._path} has no frame at {time:.4f} s (within {within:.4f} s); {found}.",
                 expected="the frame that timestamp and from_timestamp of the data set name",
                 cure="copy or convert the data set again, if video and meta do not belong together; of times "
                 "by a clock take the frames by number: sources.tolerance=0.5 (in frames).",
             )
         return self._last
+
+    def _pixels(self, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+        """Its RGB bytes, where the decoder's library holds them: rows may have a gap behind them."""
+        plane: Any = self._colours.reformat(frame, format="rgb24").planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        return rows[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
