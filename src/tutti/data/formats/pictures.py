@@ -45,7 +45,8 @@ def decode_picture(content: bytes, shape: tuple[int, ...], promised_by: str) -> 
 
     Raises: ValueError for another size, or other than 8-bit RGB, and what Pillow raises.
     """
-    if (picture := _plain_png(content, shape)) is not None:
+    fast = _plain_jpeg if content.startswith(b"\xff\xd8") else _plain_png
+    if (picture := fast(content, shape)) is not None:
         return picture
     with open_picture(content) as image:
         if (image.height, image.width) != tuple(shape[:2]):
@@ -56,6 +57,21 @@ def decode_picture(content: bytes, shape: tuple[int, ...], promised_by: str) -> 
                 f"it is {'16-bit ' if deep else ''}{image.mode}; convert the pictures to 8-bit RGB"
             )
         return np.asarray(image)
+
+
+def _plain_jpeg(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"] | None:
+    """The pixels of a colour JPEG of this size, by simplejpeg where it is installed, in half of Pillow's time
+    and equal to its; None for any other picture and wherever anything is odd."""
+    try:
+        import simplejpeg  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    try:
+        if simplejpeg.decode_jpeg_header(content)[:3] != (*shape[:2], "YCbCr"):
+            return None
+        return simplejpeg.decode_jpeg(content, "RGB")
+    except ValueError:
+        return None
 
 
 def _plain_png(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"] | None:
