@@ -1,11 +1,11 @@
 """Start-up and memory from 10^2 to 10^5 episodes: of one process, and of eight that share the numbers.
 
-    python benchmarks/data_scale.py [--episodes 100 1000 10000 100000]    # 6 minutes; 3 GB of disk below TMPDIR
+    python benchmarks/data_scale.py [--episodes 100 1000 10000 100000]    # 6 minutes; 3 GB of disk
 
-A LeRobotDataset of so many episodes of 100 frames is written, state and action of 7 numbers; its videos are the
-same file over and over. It is opened as a training opens it, without a cache of frames: first with nothing
-kept, then again, then by eight processes at once, which take some batches and wait. Private memory is that of
-/proc/PID/smaps_rollup: pages that no other process shares (Linux).
+A LeRobotDataset of so many episodes of 100 frames is written below TMPDIR, state and action of 7 numbers; its
+videos are the same file over and over. It is opened as a training opens it, without a cache of frames: first
+with nothing kept, then again, then by eight processes at once, which take some batches and wait. Private memory
+is that of /proc/PID/smaps_rollup: pages that no other process shares (Linux).
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def together(folder: Path, home: Path, count: int) -> list[dict[str, Any]]:
     """What `count` processes at once say, with the private memory of each while all of them wait."""
     command = [sys.executable, __file__, "--open", str(folder), str(home)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, **pipes) for _ in range(count)]
+    started: list[Any] = [subprocess.Popen(command, **pipes) for _ in range(count)]
     try:
         said = [process.stdout.readline() for process in started]
         if not all(said):
