@@ -297,16 +297,20 @@ def test_each_block_of_the_decoder_reads_the_layer_of_its_depth(home: Home) -> N
         ModelConfig.model_validate({"action": FLOW})
 
 
-def test_the_language_model_writes_as_transformers_own(home: Home) -> None:
-    """An answer of four tokens behind a text, the text seen both ways: PaliGemma's own logits, to 1e-5."""
-    whole = tf.AutoModelForImageTextToText.from_pretrained(home[0] / "paligemma").eval()
-    model = loaded(config_of(home[0] / "paligemma"))
+@pytest.mark.parametrize("kind", ["paligemma", "smolvlm"])
+def test_the_language_model_writes_as_transformers_own(home: Home, kind: str) -> None:
+    """An answer of four tokens behind a text, the text seen both ways by PaliGemma: its own logits, to 1e-5,
+    or SmolVLM's, whose output layer is a matrix of its own."""
+    whole = tf.AutoModelForImageTextToText.from_pretrained(home[0] / kind).eval()
+    own = {"mask": "causal", "output_layer": True} if kind == "smolvlm" else {}
+    model = loaded(config_of(home[0] / kind, **own))
     model.language.require_writer("objective.answer")
     text, answer = SEEN.text[:1, :3], torch.tensor([[7, 5, 9, 3]])
     ids = torch.cat([torch.tensor([[2]]), text, answer], dim=1)
     kinds = torch.tensor([[0] * 4 + [1] * 4])
+    named = {"token_type_ids": kinds} if kind == "paligemma" else {}
     with torch.no_grad():
-        expected = whole(input_ids=ids, token_type_ids=kinds, attention_mask=torch.ones_like(ids)).logits
+        expected = whole(input_ids=ids, attention_mask=torch.ones_like(ids), **named).logits
         first = model.language(ids[:, :1], torch.ones(1, 1, dtype=torch.bool))
         there = torch.ones(1, 5, dtype=torch.bool)
         there[:, 3:] = False  # padding of the text, which leaves no gap
@@ -320,28 +324,37 @@ def test_the_language_model_writes_as_transformers_own(home: Home) -> None:
     term(model(SEEN), batch, model).value.backward()
     for part in (model.vision, model.language, model.fusion):
         assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 1e-3
-    for kind, keys, wrong in (
+    if own:
+        head: Any = model.language.tower.network.get_submodule("lm_head")  # pyright: ignore
+        assert head.weight.grad.any() and not head.weight.equal(model.language.embedding.weight)  # pyright: ignore
+        told = [part.tower.loaded for part in pretrained_parts(model).values()]
+        assert all(one and not one.unread for one in told)
+        frozen = loaded(config_of(home[0] / kind, **own, learn="none"))
+        assert not frozen.language.state_dict() and not any(
+            p.requires_grad for p in frozen.language.parameters()
+        )
+    for other, keys, wrong in (
         ("smolvlm", {}, "has an output layer of its own"),
         ("paligemma", {"layers": 2}, "is cut behind an earlier block"),
     ):
         with pytest.raises(UserError, match=f"objective.answer lets the language model write, .* {wrong}"):
-            config_of(home[0] / kind, **keys).build(SPEC).language.require_writer("objective.answer")
+            config_of(home[0] / other, **keys).build(SPEC).language.require_writer("objective.answer")
 
 
 WORDS: dict[str, Any] = {"kind": "fast", "writer": "vlm", "vocabulary_size": 14, "skip": 3, "scale": 2.0}
 
 
-def test_actions_are_words_of_the_vlm_in_one_sequence_with_pictures_and_text(home: Home) -> None:
-    """pi0-FAST's layout: error and greedy chunk are those of PaliGemma's own logits, row by row."""
-    whole = tf.AutoModelForImageTextToText.from_pretrained(home[0] / "paligemma").eval()
-    model = loaded(config_of(home[0] / "paligemma", WORDS))
+@pytest.mark.parametrize("kind", ["paligemma", "smolvlm"])
+def test_actions_are_words_of_the_vlm_in_one_sequence_with_pictures_and_text(home: Home, kind: str) -> None:
+    """pi0-FAST's layout: error and greedy chunk are those of the VLM's own logits, row by row."""
+    whole = tf.AutoModelForImageTextToText.from_pretrained(home[0] / kind).eval()
+    model = loaded(config_of(home[0] / kind, WORDS, output_layer=True))
     batch = small_model.batch_of(0.5 * torch.randn(3, 5, 3), spec=SPEC)
     seen = replace(SEEN, image_mask=torch.tensor([[True, True], [True, True], [False, True]]))
     batch = replace(batch, observation=seen)
     fast: Any = model.action
     fast.fit(batch.actions, batch.action_mask)
-    tokens, lengths = fast.tokens.encode(batch.actions)
-    spelled = fast.tokens.lengths()
+    (tokens, lengths), spelled = fast.tokens.encode(batch.actions), fast.tokens.lengths()
     found = model(seen)
     table: Any = whole.get_input_embeddings()
 
@@ -354,10 +367,9 @@ def test_actions_are_words_of_the_vlm_in_one_sequence_with_pictures_and_text(hom
         x, given = torch.cat([pictures, text, begin, said])[None], len(pictures) + len(text)
         place = torch.arange(x.shape[1])
         sees = (place <= place[:, None]) | (place < given)
-        inner = whole.model.language_model
-        hidden = inner(
-            inputs_embeds=x, attention_mask=sees[None, None], position_ids=place[None] + 1
-        ).last_hidden_state
+        inner = whole.model.language_model if kind == "paligemma" else whole.model.text_model
+        named = {"attention_mask": sees[None, None], "position_ids": place[None] + (kind == "paligemma")}
+        hidden = inner(inputs_embeds=x, **named).last_hidden_state
         logits = whole.lm_head(hidden[0, -1])
         return logits[[SPEC.vocab_size - 1 - 3 - k for k in range(14)]]
 

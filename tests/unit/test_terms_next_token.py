@@ -27,10 +27,11 @@ GROUPED = {**READ, "num_key_value_heads": 1, "head_dim": 8}
 
 
 def decoder(folder: Path, kind: str) -> Any:
-    """A tiny random decoder with tied embeddings, saved and as transformers loads it."""
+    """A tiny random decoder with tied embeddings but of Mistral, saved and as transformers loads it."""
     torch.manual_seed(5)
     config = {
         "llama": lambda: tf.LlamaConfig(**GROUPED, tie_word_embeddings=True),
+        "mistral": lambda: tf.MistralConfig(**GROUPED, tie_word_embeddings=False),
         "gemma2": lambda: tf.Gemma2Config(**GROUPED, final_logit_softcapping=0.5),
         "qwen3": lambda: tf.Qwen3Config(**GROUPED, tie_word_embeddings=True),
     }[kind]()
@@ -65,10 +66,10 @@ def parts(model: VLA, term: NextTokenTerm, batch: Batch, row: int) -> tuple[Tens
     return torch.cat([term.begin[None], picture]), text, answer[row][mask[row]]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3", "mistral"])
 def test_the_value_is_that_of_transformers(tmp_path: Path, kind: str) -> None:
     whole, batch = decoder(tmp_path, kind), make_batch()
-    model = with_tower(tmp_path)
+    model = with_tower(tmp_path, output_layer=True)
     term = term_of(model)
     total, count, right = torch.zeros(()), 0, 0
     with torch.no_grad():
@@ -199,9 +200,11 @@ def test_an_encoder_that_cannot_write_is_refused(tmp_path: Path) -> None:
         ("bert", {}, "bert of .* is no decoder"),
         ("llama", {}, "llama of .* has an output layer of its own"),
         ("gemma", {"layer": -2}, "is cut behind an earlier layer"),
+        ("bert", {"output_layer": True}, ""),
     ):
         save_tower(tmp_path / name, name)
-        with pytest.raises(UserError, match=rf"objective\.answer lets the language encoder write.*{why}"):
+        said = rf"objective\.answer lets the language encoder write.*{why}" if why else "bert writes no texts"
+        with pytest.raises(UserError, match=said):
             term_of(with_tower(tmp_path / name, **keys))
     model = make_model()
     with pytest.raises(UserError, match=r"needs answers.*data\.sources\.answer"):

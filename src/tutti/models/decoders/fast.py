@@ -190,7 +190,8 @@ class VlmFastDecoder(WritingDecoder):
         [pictures; text; W readout; token_0 ... token_{n-1}],    token k is word V - 1 - skip - k of V
 
     Pictures and text are seen as in the fusion, what follows causally. Rows of the VLM's word embedding are
-    input and output; nothing but W is new. p is among the words that stand for tokens and still fit.
+    input, those of its output layer output; nothing but W is new. p is among the words that stand for tokens
+    and still fit.
 
     Source: pi0-FAST (2501.09747; openpi's `pi0_fast.py` and its tokenizer for V, skip and order). Differs:
     the readout, which has the state in it, stands where pi0-FAST has the state as text and "Action: "; there
@@ -253,7 +254,7 @@ class WordWriter(Protocol):
 
     @property
     def embedding(self) -> Callable[[Tensor], Tensor]:
-        """That of words, which is the output layer too."""
+        """That of words."""
         ...
 
     def require_words(self, key: str) -> None:

@@ -24,7 +24,8 @@ from tutti.models.decoders.trunk import (
 )
 from tutti.models.interfaces import ActionDecoder, Fusion
 from tutti.models.pretrained.config import FolderConfig
-from tutti.models.pretrained.tower import Part, Tower, drawn, persistent, without
+from tutti.models.pretrained.networks import drawn, persistent, without
+from tutti.models.pretrained.tower import Part, Tower
 from tutti.models.pretrained.vlm import VlmFusion
 from tutti.types import Batch, DataSpec, Features, UserError
 

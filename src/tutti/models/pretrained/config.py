@@ -241,12 +241,29 @@ class TextsConfig(FolderConfig):
         default=PLACE, max_length=1000, description="What the tower is told, with {instruction} in it."
     )
 
+    output_layer: bool = Field(
+        default=False,
+        description="true: its output layer comes along, where that is not the word embedding: to write "
+        "answers or actions. It learns or stays as `learn` says, as the embedding does.",
+    )
+
     @field_validator("template")
     @classmethod
     def _has_place(cls, template: str) -> str:
         if template.count(PLACE) != 1:
             raise ValueError(f"expected {PLACE} in it once")
         return template
+
+    def writes_apart(self) -> bool:
+        """Whether the tower has an output layer of its own here. Raises: UserError if its kind has none."""
+        if not self.output_layer:
+            return False
+        if self.socket == "language" and self.facts().tail != "norm":
+            kind = self.values()["model_type"]
+            raise UserError(
+                f"{self.key}.output_layer is true, but a {kind} writes no texts. Set it to false."
+            )
+        return not self.all_values().get("tie_word_embeddings")
 
     def source(self) -> TextSource:
         """For the tokenizer."""

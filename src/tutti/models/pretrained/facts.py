@@ -210,6 +210,19 @@ VARIANTS = {"paligemma_variant": "gemma_2b", "action_expert_variant": "gemma_300
 """What lerobot calls them: the only ones of which a checkpoint is known."""
 
 
+BEFORE = ("model.", "bert.", "roberta.", "distilbert.", "vision_model.", "siglip.", "clip.")
+"""What the names in a file may begin with, where it is of a whole model."""
+
+OUTPUT = "lm_head"
+WRITERS = {"vlm": "AutoModelForImageTextToText", "language": "AutoModelForCausalLM"}
+"""Where the output layer lies beside a network, which these classes have as their `model`."""
+PI0, WHOLE, EXPERT = "PI0ForConditionalGeneration", "model.vlm.", "model.dit"
+"""The class of a checkpoint in pi0's format; where it has the VLM and the expert."""
+POLICY = {r"^model\.(?=paligemma_with_expert|state_proj|action_)": ""}
+"""How transformers, which knows the names of lerobot's network, finds them in a policy that lerobot saves."""
+EXPERT_KEYS = ("max_state_dim", "max_action_dim", "min_period", "max_period")
+
+
 def of_pi0(found: dict[str, Any]) -> dict[str, Any] | None:
     """The VLM of a config.json in pi0's format, that of transformers or of lerobot, with the rest of it as
     `action_expert`; None if it is of another."""
@@ -220,9 +233,6 @@ def of_pi0(found: dict[str, Any]) -> dict[str, Any] | None:
     rest = {key: found[key] for key in EXPERT_KEYS if key in found}
     vlm = found.get("vlm_config") or GEMMA_2B
     return {**vlm, "model_type": "paligemma", "action_expert": {"dit_config": expert, **rest}}
-
-
-EXPERT_KEYS = ("max_state_dim", "max_action_dim", "min_period", "max_period")
 
 
 def kinds(socket: Socket) -> list[str]:

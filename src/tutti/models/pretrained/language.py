@@ -15,7 +15,8 @@ from tutti.models.language.transformer import AttentionPooling, distinct_texts, 
 from tutti.models.language.writing import Written
 from tutti.models.layers import attention_mask
 from tutti.models.pretrained.config import TextsConfig, TowerConfig
-from tutti.models.pretrained.facts import Socket
+from tutti.models.pretrained.facts import OUTPUT, Socket
+from tutti.models.pretrained.networks import output_of
 from tutti.models.pretrained.tower import Tower, projection
 from tutti.types import DataSpec, Tokens, UserError
 
@@ -86,17 +87,18 @@ class PretrainedText(LanguageEncoder):
         return x if self.pool is None or self.norm is None else self.norm(self.pool(x, attention_mask(seen)))
 
     def require_writer(self, key: str) -> None:
-        """Raises: UserError unless it is a whole decoder whose embedding is its output layer."""
+        """Raises: UserError unless it is a whole decoder, with its output layer."""
         tower = self.tower
         wrong = "is no decoder"
         if tower.facts.tail == "norm":
-            wrong = "has an output layer of its own" if not tower.values.get("tie_word_embeddings") else ""
+            apart = not tower.values.get("tie_word_embeddings") and OUTPUT not in tower.network._modules
+            wrong = "has an output layer of its own" if apart else ""
             wrong = "is cut behind an earlier layer" if not self.whole else wrong
         if wrong:
             raise UserError(
                 f"{key} lets the language encoder write, but the {tower.values['model_type']} of "
-                f"{tower.config.path} {wrong}.\n  expected: layer -1 of a pre-trained decoder with tied "
-                "embeddings (SmolLM2, Gemma, Llama 3.2, Qwen2.5 to 3 B), or model.language.kind=transformer"
+                f"{tower.config.path} {wrong}.\n  expected: layer -1 of a pre-trained decoder, of Llama and "
+                "larger Qwen with model.language.output_layer=true, or model.language.kind=transformer"
             )
 
     def write(
@@ -115,7 +117,7 @@ class PretrainedText(LanguageEncoder):
         hidden = self.tower.hidden(
             inputs_embeds=sequence.values, attention_mask=sequence.mask.long(), **self._named()
         )
-        logits = sequence.at_asked(hidden) @ embed.weight.T
+        logits = sequence.at_asked(hidden) @ output_of(self.tower.network, embed).T
         cap = self.tower.values.get("final_logit_softcapping")
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from tutti.models.layers import make_repeated
 from tutti.models.pretrained.config import (
     WEIGHTS_FILE,
     FolderConfig,
     LoraConfig,
+    TextsConfig,
     TowerConfig,
     described,
     transformers,
     weights_hash,
 )
-from tutti.models.pretrained.convolutions import EfficientNetLite0, fix_batch_norms
+from tutti.models.pretrained.convolutions import fix_batch_norms
+from tutti.models.pretrained.facts import BEFORE, EXPERT, PI0, POLICY, WHOLE, WRITERS
 from tutti.models.pretrained.lora import LoraLinear
+from tutti.models.pretrained.networks import built, persistent, without
 from tutti.storage.reading import shown
 from tutti.types import UserError
 
 log = logging.getLogger("tutti.models")
 
-MOST_BLOCKS, DEPTHS = 512, ("num_hidden_layers", "num_layers", "n_layers", "depth")
 EXAMPLES = 4
-PI0, WHOLE, EXPERT = "PI0ForConditionalGeneration", "model.vlm.", "model.dit"
-"""The class of a checkpoint in pi0's format; where it has the VLM and the expert."""
-POLICY = {r"^model\.(?=paligemma_with_expert|state_proj|action_)": ""}
-"""How transformers, which knows the names of lerobot's network, finds them in a policy that lerobot saves."""
-BEFORE = ("model.", "bert.", "roberta.", "distilbert.", "vision_model.", "siglip.", "clip.")
-"""What the names in a file may begin with, where it is of a whole model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +199,11 @@ class Tower(nn.Module):
             if not facts.network:
                 return load_file(self.config.file(WEIGHTS_FILE)), ()
             library, pi0 = transformers(self.config.key), "action_expert" in values
-            kind = getattr(library, PI0 if pi0 else facts.network, None)
+            apart = isinstance(self.config, TextsConfig) and self.config.writes_apart()
+            of, begin = (
+                (PI0, WHOLE) if pi0 else (WRITERS[facts.socket], "model.") if apart else (facts.network, "")
+            )
+            kind = getattr(library, of, None)
             if kind is None:
                 raise ImportError("pi0's format needs 5.18 or later: pip install 'transformers>=5.18,<6'")
             network, info = kind.from_pretrained(
@@ -226,11 +222,11 @@ class Tower(nn.Module):
         unread = (*facts.unread, *((f"{EXPERT}.embed_tokens",) if pi0 else ()))
         known = (*facts.others, *unread)
         mismatched = [one[0] if isinstance(one, tuple) else str(one) for one in info["mismatched_keys"]]
-        lacking = [name.removeprefix(WHOLE) for name in info["missing_keys"]]
+        lacking = [name.removeprefix(begin) for name in info["missing_keys"]]
         self._require("lacks", [name for name in lacking if not name.startswith(unread or ("\0",))])
         self._require("has another shape of", mismatched)
         self._require("has beside it", [n for n in info["unexpected_keys"] if not _begins(n, known)])
-        found = {name.removeprefix(WHOLE): tensor for name, tensor in network.state_dict().items()}
+        found = {name.removeprefix(begin): tensor for name, tensor in network.state_dict().items()}
         return found, info["unexpected_keys"]
 
     def _require(self, what: str, names: Collection[str]) -> None:
@@ -246,82 +242,6 @@ class Tower(nn.Module):
 def projection(config: TowerConfig, width: int) -> nn.Linear | None:
     """From several layers side by side to the width of one; None where one is read."""
     return nn.Linear(len(config.layers) * width, width) if len(config.layers) > 1 else None
-
-
-def built(config: FolderConfig) -> nn.Module:
-    """The whole network that a folder's config describes, with random weights.
-
-    Raises: UserError if it cannot be used.
-    """
-    values, facts = config.values(), config.facts()
-    if not facts.network:
-        return EfficientNetLite0()
-    deepest = _deepest(values)
-    if deepest > MOST_BLOCKS:
-        raise UserError(
-            f"{config.key}: the config.json of {config.path} asks for {shown(deepest)} blocks; "
-            f"expected at most {MOST_BLOCKS}."
-        )
-
-    def made(library: ModuleType) -> nn.Module:
-        asked = described(library, values)
-        for one in (asked, *(getattr(asked, name) for name in asked.sub_configs)):
-            if getattr(one, "attn_logit_softcapping", None):  # Gemma 2's, which torch's attention lacks
-                one._attn_implementation = "eager"
-        return getattr(library, facts.network)(asked)
-
-    return drawn(config, made)
-
-
-def drawn(config: FolderConfig, made: Callable[[ModuleType], Any]) -> Any:
-    """A network of transformers with random weights, or with sizes alone where tensors have no values.
-
-    Raises: UserError if it cannot be used.
-    """
-    library, like = transformers(config.key), torch.empty(0)
-    sizes_alone = like.is_meta or isinstance(like, FakeTensor)
-    try:
-        # Some of its initialisations look at what they have drawn, which here has no values.
-        empty = import_module("transformers.initialization").no_init_weights
-        with empty() if sizes_alone else nullcontext():
-            network = made(library)
-        if sizes_alone:
-            network.tie_weights()
-        # DINOv3 keeps positions for all networks of a process: those of fake tensors would come back.
-        code = import_module(type(network).__module__)
-        if kept := getattr(code, "get_patches_center_coordinates", None):
-            code.get_patches_center_coordinates = getattr(kept, "__wrapped__", kept)  # pyright: ignore
-        return network
-    except (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"{config.key}: the config.json of {config.path} cannot be used "
-            f"({shown(str(error), 300, quoted=False)})."
-        ) from error
-
-
-def persistent(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by every name that a state dict would have."""
-    for path, one in module.named_modules(remove_duplicate=False):
-        for name, tensor in {**one._parameters, **one._buffers}.items():
-            if tensor is not None and name not in one._non_persistent_buffers_set:
-                yield (f"{path}.{name}" if path else name), tensor
-
-
-def without(network: nn.Module, paths: Collection[str]) -> nn.Module:
-    """The network without the modules and parameters at `paths`: nothing reads them."""
-    for path in paths:
-        holder, _, place = path.rpartition(".")
-        parent = network.get_submodule(holder)
-        setattr(parent, place, nn.Identity() if place in parent._modules else None)
-    return network
-
-
-def _deepest(values: Any) -> int:
-    """The most blocks that a config asks for, at any depth of it."""
-    if not isinstance(values, Mapping):
-        return 0
-    own = [MOST_BLOCKS + 1 if not isinstance(n, int) else n for key in DEPTHS if (n := values.get(key))]
-    return max([0, *own, *map(_deepest, values.values())])
 
 
 def _begins(name: str, known: tuple[str, ...]) -> bool:

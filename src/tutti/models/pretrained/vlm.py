@@ -17,7 +17,9 @@ from tutti.models.held import held
 from tutti.models.interfaces import Fused, LanguageEncoder, Past
 from tutti.models.language.writing import Written
 from tutti.models.layers import project
-from tutti.models.pretrained.tower import Part, Tower, built, persistent, without
+from tutti.models.pretrained.facts import OUTPUT
+from tutti.models.pretrained.networks import built, output_of, persistent, without
+from tutti.models.pretrained.tower import Part, Tower
 from tutti.models.pretrained.vlm_config import VlmConfig, VlmFusionConfig, VlmVisionConfig
 from tutti.models.pretrained.vlm_vision import EYES, VlmVision
 from tutti.types import DataSpec, Robots, Tokens, UserError
@@ -45,7 +47,8 @@ def build_vlm(
     decoder.layers = nn.ModuleList(blocks[:count])
     without(network, facts.unread)
     names = {name for name, _ in persistent(network)}
-    words = _cut_out(network, f"{facts.decoder}.{EMBEDDING}")
+    output = [OUTPUT] if OUTPUT in network._modules else []
+    words = _cut_out(network, f"{facts.decoder}.{EMBEDDING}", *output)
     setattr(decoder, EMBEDDING, nn.Identity())
     parts = {
         "vision": (_cut_out(network, *facts.seeing), facts.blocks),
@@ -99,6 +102,11 @@ class VlmLanguage(LanguageEncoder):
         """That of words, with the scale that Gemma gives them."""
         return self.tower.network.get_submodule(f"{self.tower.facts.decoder}.{EMBEDDING}")
 
+    @property
+    def output(self) -> Float[Tensor, "v d"]:
+        """The matrix of the output layer: a row a word."""
+        return output_of(self.tower.network, self.embedding)
+
     def forward(self, text: Int[Tensor, "b l"], text_mask: Bool[Tensor, "b l"]) -> Tokens:
         """Token ids to (b, l, width)."""
         return Tokens(values=self.embedding(text), mask=text_mask)
@@ -109,16 +117,16 @@ class VlmLanguage(LanguageEncoder):
         return held(*([self] if "language" in boundaries else []), *decoder)
 
     def require_writer(self, key: str) -> None:
-        """Raises: UserError unless the whole decoder is there and the embedding is its output layer."""
+        """Raises: UserError unless the whole decoder is there, and its output layer."""
         config, values = self.tower.config, self.tower.values
-        wrong = "" if values.get("tie_word_embeddings") else "has an output layer of its own"
+        apart = not values.get("tie_word_embeddings") and OUTPUT not in self.tower.network._modules
+        wrong = "has an output layer of its own" if apart else ""
         if getattr(config, "layers", "all") not in ("all", values["text_config"].get("num_hidden_layers")):
             wrong = "is cut behind an earlier block"
         if wrong:
             raise UserError(
                 f"{key} lets the language model write, but that of {config.path} {wrong}.\n  expected: "
-                f"{config.key}.layers=all of a model with tied embeddings (PaliGemma, Qwen2.5-VL of 3 B, "
-                "Qwen3-VL of 2 and 4 B)"
+                f"{config.key}.layers=all, and of SmolVLM and larger Qwen {config.key}.output_layer=true"
             )
 
     def write(
@@ -136,7 +144,7 @@ class VlmLanguage(LanguageEncoder):
             for ids, mask in ((text, text_mask), (answer, answer_mask))
         )
         sequence = Written.of(before, words, said)
-        return self._capped(sequence.at_asked(self.reader[0].write(sequence)) @ self.embedding.weight.T)
+        return self._capped(sequence.at_asked(self.reader[0].write(sequence)) @ self.output.T)
 
     def require_words(self, key: str) -> None:
         """Raises: UserError as `require_writer`, or if its tokens of pictures have places in a grid."""
@@ -157,7 +165,7 @@ class VlmLanguage(LanguageEncoder):
             sequence, asked=sequence.given[:, None] + torch.arange(x.shape[1], device=x.device)
         )
         hidden = sequence.at_asked(self.reader[0].write(sequence))
-        return self._capped(hidden @ self.embedding.weight[rows].T)
+        return self._capped(hidden @ self.output[rows].T)
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = self.tower.values["text_config"].get("final_logit_softcapping")

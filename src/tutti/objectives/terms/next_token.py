@@ -36,11 +36,12 @@ class NextTokenTerm(Term):
     """L = -sum m log p(w_i | w_<i, instruction, picture) / sum m, in nats, over all tokens of all answers.
 
     w_i are the tokens of the answer (`sources.answer`: a caption, the answer to a question) and the one that
-    ends it, m its mask; rows without an answer do not count. p is that of the model's own language encoder,
-    whose embedding is also its output layer: it reads the vision tokens, brought to its width by a linear map
-    that this term owns, then the instruction, then the answer up to w_{i-1}. A pre-trained decoder (Llama,
-    Gemma, Qwen) sees everything causally, as it was trained; Tutti's own encoder sees picture and instruction
-    both ways and the answer causally, by one set of weights (UniLM, 1905.03197).
+    ends it, m its mask; rows without an answer do not count. p is that of the model's own language encoder
+    with its embedding, or the output layer that it has besides, as the last matrix: it reads the vision
+    tokens, brought to its width by a linear map that this term owns, then the instruction, then the answer
+    up to w_{i-1}. A pre-trained decoder (Llama, Gemma, Qwen) sees everything causally, as it was trained;
+    Tutti's own encoder sees picture and instruction both ways and the answer causally, by one set of weights
+    (UniLM, 1905.03197).
 
     The answer is in no other sequence: neither readout nor fused tokens know it, so none of it leaks into
     the actions, and at the robot, where there is none, everything is as in training. The gradient reaches
