@@ -279,7 +279,7 @@ def test_a_frozen_tower_stays_and_is_saved_nowhere(home: tuple[Path, dict[str, A
     before = {name: value.clone() for name, value in model.vision.tower.outside().items()}  # pyright: ignore
     assert len(before) == 60 and not model.vision.tower.train().network.training  # pyright: ignore
     average = Ema(model, 0.5)
-    trained(model)
+    trained(model, 20)
     average.update()
     after = model.vision.tower.outside()  # pyright: ignore
     assert all(value.equal(after[name]) and not after[name].requires_grad for name, value in before.items())
