@@ -23,7 +23,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None, dict[str, Any
     "all": ("paligemma", {}, {}, BY_BLOCK | {"accumulation": 2}),
     "held": ("paligemma", {}, {"stop_gradient": ["language", "fused"]}, {}),
     "words": ("paligemma", {}, {}, BY_BLOCK),
-    "pi0": ("paligemma", {}, None, BY_BLOCK),
+    "pi0": ("paligemma", {}, {}, BY_BLOCK),
     "lora": ("smolvlm", {"learn": {"lora": 2}, "mask": "causal"}, None, BY_BLOCK),
 }
 
