@@ -31,8 +31,7 @@ class VLA(nn.Module):
         self.language = language
         self.fusion = fusion
         self.action = action
-        self.to_floats = to_floats
-        """A training that compiles its blocks puts a compiled one into its place: one pass over memory."""
+        self.to_floats = to_floats  # compiled where a training compiles its blocks
 
     def forward(self, observation: Observation) -> Features:
         """Everything a loss term or the action decoder may read."""
@@ -80,9 +79,8 @@ class VLA(nn.Module):
 
     def prepare(self, images: Tensor) -> Float[Tensor, "b v 3 h w"]:
         """Bytes in [0, 255] to x / 127.5 - 1 in the model's own precision; floats are taken as prepared."""
-        if images.dtype != torch.uint8:
-            return images
-        return self.to_floats(images, next(self.parameters()).dtype)
+        is_bytes = images.dtype == torch.uint8
+        return self.to_floats(images, next(self.parameters()).dtype) if is_bytes else images
 
     @torch.no_grad()
     def predict(self, observation: Observation) -> Float[Tensor, "b t a"]:
