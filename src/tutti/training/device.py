@@ -105,7 +105,8 @@ def resolve_machine(
         why_precision = "bfloat16 is hundreds of times slower on CPUs without bfloat16 units"
         units = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch
         if any(there for unit, there in units.items() if unit.endswith("bf16")):
-            why_precision = "exact; this CPU has bfloat16 units: training.precision=bf16 uses them"
+            # benchmarks/results/throughput_amx.md: a product is 6 times as fast, an update 0.99 (tiny), 1.2.
+            why_precision = "exact; this CPU has bfloat16 units, by which updates gain little"
     reasons = (
         f"device {kind} ({'a CUDA device is present' if cuda else 'no CUDA device used'})",
         f"threads {count} ({why_threads})",
