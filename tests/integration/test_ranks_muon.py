@@ -40,7 +40,10 @@ def moved(shared: bool) -> dict[str, Any]:
         for seed in (1, 2):
             for parameter, gradient in zip(parameters, matrices(seed), strict=True):
                 parameter.grad = share(gradient, shared)
-            optimizer.step()
+            if shared and seed > 1:  # as on a GPU, where directions come before the host has decided
+                optimizer.step_prepared(optimizer.prepare())
+            else:
+                optimizer.step()
         whole = gather([parameter.detach() for parameter in parameters])
     return {"matrices": whole, "iterated": iterated, "calls": names_of(calls)}
 
