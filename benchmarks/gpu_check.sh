@@ -45,7 +45,7 @@ PY
 STATUS=0
 if [ -z "${SKIP_TESTS:-}" ]; then
   echo "== tests/gpu ($(elapsed) s)"
-  timeout 190 "$PYTHON" -m pytest tests/gpu -q -n "${WORKERS:-4}" -p no:cacheprovider --timeout 180 --durations 8 \
+  timeout 190 "$PYTHON" -m pytest tests/gpu -q -n "${WORKERS:-$(( ($(nproc) + 1) / 2 ))}" -p no:cacheprovider --timeout 180 --durations 8 \
     >"$OUT/pytest.txt" 2>&1 || STATUS=1
   grep -E '^(FAILED|ERROR)|passed|failed' "$OUT/pytest.txt" | tail -15
 fi
