@@ -32,6 +32,7 @@ from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.models.pretrained.config import transformers
+from tutti.runs.build import build_training
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
 from tutti.storage.checkpoint import find_checkpoint
@@ -132,9 +133,12 @@ def config_of(arguments: argparse.Namespace, vlm: Path, robot: Path, pairs: Path
 
 
 def trained(config: RunConfig, run: Path) -> Trained:
-    """The training, or the rest of it where there is a checkpoint."""
+    """The training, or the rest of it where its folder has a checkpoint."""
     begin = time.process_time()
-    pipeline.train(config, run)
+    if run.exists():
+        build_training(config, run).fit()
+    else:
+        pipeline.train(config, run)
     seconds = time.process_time() - begin
     records = [one for one in read_records(run) if one["kind"] == "train"]
     return Trained(records=records, seconds=seconds, peak=resident_peak(), checkpoint=find_checkpoint(run))
@@ -167,15 +171,15 @@ def benchmark(arguments: argparse.Namespace) -> bool:
     shutil.copytree(folder / "run", folder / "again")
     shutil.rmtree(find_checkpoint(folder / "again"))
     different = differing(whole, trained(config, folder / "again"))
-    tenth = max(1, len(whole.records) // 10)
+    count = max(1, len(whole.records) // 5)
     rows: list[tuple[str, ...]] = []
     falls: list[bool] = []
     for name in (*(f"loss/{term}/raw" for term in TERMS), "loss/total"):
         values = [float(record[name]) for record in whole.records]
-        first, last = statistics.fmean(values[:tenth]), statistics.fmean(values[-tenth:])
+        first, last = statistics.fmean(values[:count]), statistics.fmean(values[-count:])
         falls.append(last < first)
         rows.append((name, f"{first:.3f}", f"{last:.3f}", "falls" if last < first else "rises"))
-    heads = ("loss", f"mean of the first {tenth} updates", f"of the last {tenth}", "")
+    heads = ("loss", f"mean of the first {count} updates", f"of the last {count}", "")
     each = whole.seconds / arguments.steps
     notes = [
         f"Resumed from update {arguments.steps // 2}: {different} numbers differ "
