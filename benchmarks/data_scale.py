@@ -4,8 +4,8 @@
 
 A LeRobotDataset of so many episodes of 100 frames is written below TMPDIR, state and action of 7 numbers; its
 videos are the same file over and over. It is opened as a training opens it, without a cache of frames: first
-with nothing kept, then again, then by eight processes at once, which take some batches and wait. Private memory
-is that of /proc/PID/smaps_rollup: pages that no other process shares (Linux).
+with nothing kept, then again, then by eight processes at once, which take some batches and wait. Private
+memory is that of /proc/PID/smaps_rollup: pages that no other process shares (Linux).
 """
 
 from __future__ import annotations
