@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from tutti.data import normalize
+from fixtures import squares_data
+from tutti.data import DataConfig, normalize
+from tutti.data.cache import shared
 from tutti.data.normalize import ActionStats
+from tutti.data.sources import statistics
+from tutti.types import DataNeeds
 
 
 def plain(values: np.ndarray) -> dict[str, list[float]]:
@@ -62,3 +68,58 @@ def test_a_fit_takes_far_less_than_the_numbers() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.6 * values.nbytes  # 2.4 times as much with copies
+
+
+def test_statistics_of_many_rows_are_kept_beside_the_frames_and_a_damaged_file_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(statistics, "KEPT_FROM", 1)
+    squares_data.write(tmp_path / "data", squares_data.episodes(4))
+    source = {"path": tmp_path / "data"}
+    cache = {"folder": tmp_path / "cache"}
+    config = DataConfig.model_validate({"sources": [source], "cache": cache, "image_size": 8, "horizon": 2})
+    calls: list[int] = []
+    of = ActionStats.of
+    monkeypatch.setattr(ActionStats, "of", lambda parts, most: calls.append(most) or of(parts, most))
+
+    def fitted(given: DataConfig = config) -> dict[str, Any]:
+        return given.build(DataNeeds()).normalizer.to_dict()
+
+    first = fitted()
+    files = sorted((tmp_path / "cache" / "statistics").iterdir())
+    assert len(files) == len(calls) == 2  # of states and of actions
+    assert fitted() == first and len(calls) == 2
+    fewer = config.model_copy(update={"validation_fraction": 0.5})  # other rows to train on
+    assert fitted(fewer) != first and len(calls) == 4
+    assert not caplog.records
+    whole = [file.read_text() for file in files]
+    for damaged, why in (
+        (whole[0].replace('"sum": "', '"sum": "0'), "not those that were written"),
+        ("{", "JSON"),
+    ):
+        files[0].write_text(damaged)
+        caplog.clear()
+        assert fitted() == first
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert str(files[0]) in said and why in said and "computed anew" in said
+        assert files[0].read_text() == whole[0]
+
+
+def test_large_numbers_are_shared_by_files_that_are_used_only_where_they_are_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tutti.data.cache.sharing.LARGE", 1000)
+    values = np.random.default_rng(0).normal(size=(10_000, 3)).astype(np.float32)
+    assert shared(values[:10], tmp_path) is not None and not list(tmp_path.iterdir())  # small
+    found = shared(values, tmp_path)
+    np.testing.assert_array_equal(found, values)
+    assert not found.flags.writeable and shared(found, tmp_path) is found
+    (path,) = (tmp_path / "numbers").iterdir()
+    other = values.copy()
+    other[1, 1] += 1  # not in the sample that names the file
+    np.testing.assert_array_equal(shared(other, tmp_path), other)
+    np.testing.assert_array_equal(shared(values, tmp_path), values)
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    np.testing.assert_array_equal(shared(values, tmp_path), values)
+    path.write_bytes(b"")
+    np.testing.assert_array_equal(shared(values, tmp_path), values)

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from tutti.data.augmentation import Augmentation, NoAugmentation
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
-from tutti.data.cache import CacheConfig, decide, open_frames
+from tutti.data.cache import CacheConfig, decide, open_frames, share, shared
 from tutti.data.conventions.config import CanonicalConfig
 from tutti.data.conventions.served import Served
 from tutti.data.episodes import ALL_USED, Progress, check_unchanged
@@ -196,7 +196,9 @@ class DataConfig(FrozenConfig):
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <data set>}.")
         require_steps(self, "data")
-        opened = self.open()
+        opened, home = self.open(), self.cache.home()
+        for store in stores_of(opened):
+            store.share(lambda owner: share(owner, home))
         if trained_on is not None:
             check_unchanged(stores_of(opened), trained_on)
         spec = check_compatible(opened)
@@ -204,7 +206,10 @@ class DataConfig(FrozenConfig):
         if kept is not None:
             kept.check(spec, opened[0].store.name, self.normalization)
         parts = self.split(opened, group_of)
-        normalizer, stores = fit_normalizer(parts, spec, self.normalization, self.horizon), stores_of(parts)
+        normalizer, stores = (
+            fit_normalizer(parts, spec, self.normalization, self.horizon, home),
+            stores_of(parts),
+        )
         spoken = training_texts(parts)
         spoken |= training_answers(parts) - {""} if "answer" in needs.labels else set()
         tokenizer = Tokenizer.of(spoken, self.vocab_size, self.text_length, text)
@@ -213,6 +218,8 @@ class DataConfig(FrozenConfig):
         cache = decide(stores, self.cache, self.pixels, choice)
         frames = open_frames(stores, cache, self.pixels, progress=progress)
         labelled = [labelled_rows(store, parts, spec) for store in stores]
+        for rows in labelled:
+            rows.update({label: shared(own, home) for label, own in rows.items()})
         places = [slots(store, spec) for store in stores]
         windows = WindowIndex(
             list(map(Source, stores, frames, labelled, places)),
@@ -225,11 +232,12 @@ class DataConfig(FrozenConfig):
             parts=[(stores.index(part.store), (*part.training, *part.held_out)) for part in parts],
             common=spec,
         )
+        share(windows, home)
         check_wordings(self.tasks, [normalized_text(t) for store in stores for t in store.instructions])
-        trained = [windows.rows_of(stores.index(part.store), part.training) for part in parts]
+        trained = [shared(windows.rows_of(stores.index(p.store), p.training), home) for p in parts]
         if any(part.any_rate for part in parts):
             windows.remarks += tuple(map(masked_line, parts, map(windows.masked_share, trained)))
-        drawn = [self._drawn(windows, rows) for rows in trained]
+        drawn = [shared(self._drawn(windows, rows), home) for rows in trained]
         # A resume must find the data sets, and what of them is trained on, unchanged.
         digest = hashlib.sha256(json.dumps([store.fingerprint for store in stores]).encode())
         for rows in drawn:
@@ -279,7 +287,7 @@ class DataConfig(FrozenConfig):
             windows=windows,
             parts=tuple(parts),
             shares=source_shares(parts, spec, self.mixture.labelled),
-            training_rows=np.concatenate(trained),
+            training_rows=trained[0] if len(trained) == 1 else shared(np.concatenate(trained), home),
             held_out_rows=held_out,
         )
 

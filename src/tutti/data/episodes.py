@@ -71,13 +71,22 @@ class Episode:
 
 def rows_of(episodes: Iterable[Episode]) -> Int64[np.ndarray, " _"]:
     """The frame rows of some episodes in their store, in this order."""
-    return np.concatenate([np.empty(0, np.int64), *(np.arange(e.start, e.end) for e in episodes)])
+    starts, lengths = bounds_of(episodes)
+    return np.repeat(starts + lengths - np.cumsum(lengths), lengths) + np.arange(int(lengths.sum()))
+
+
+def bounds_of(
+    episodes: Iterable[Episode],
+) -> tuple[Int64[np.ndarray, " e"], Int64[np.ndarray, " e"]]:
+    """The first frame rows and the lengths of some episodes."""
+    both = np.array([(e.start, e.length) for e in episodes], np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
 
 
 def texts_of(store: EpisodeStore, episodes: Iterable[Episode]) -> set[str]:
     """The distinct instructions of these episodes, normalised."""
-    used = {int(i) for e in episodes for i in np.unique(store.instruction_of[e.start : e.end])}
-    return {normalized_text(store.instructions[i]) for i in used}
+    used = np.unique(store.instruction_of[rows_of(episodes)])
+    return {normalized_text(store.instructions[i]) for i in used.tolist()}
 
 
 def row_spans(episodes: Sequence[Episode]) -> list[tuple[int, int]]:
@@ -227,6 +236,10 @@ class EpisodeStore(ABC):
 
         Raises UserError where a picture is missing, damaged or not of the promised size.
         """
+
+    def share(self, how: Callable[[object], None]) -> None:
+        """Lets `how` replace the large arrays among its attributes by others of equal values."""
+        how(self)
 
     def keep_encoded(self, most: int) -> bool:
         """Lets this reader, and those made of it, keep up to `most` bytes of encoded pictures each, those

@@ -9,7 +9,7 @@ from math import lcm
 from typing import Annotated, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt16
+from jaxtyping import Bool, Int, Int64, UInt16
 from pydantic import Field
 
 from tutti.frozen_config import FrozenConfig
@@ -72,7 +72,7 @@ class Mixture:
     numbers: tuple[int, ...] = ()
     _shares: tuple[int, ...] = field(init=False)
     _spent: tuple[int, tuple[int, ...]] = field(init=False)
-    _last: tuple[int, Int64[np.ndarray, " _"], UInt16[np.ndarray, " _"]] | None = field(
+    _last: tuple[int, Int[np.ndarray, " _"], UInt16[np.ndarray, " _"]] | None = field(
         init=False, default=None
     )
 
@@ -101,7 +101,7 @@ class Mixture:
             part = self._epoch(epoch)[0][place : place + count]
             parts.append(part)
             start, count = start + len(part), count - len(part)
-        return np.concatenate(parts)
+        return np.concatenate(parts).astype(np.int64)
 
     def drawn(self, entries: int) -> dict[int, int]:
         """How many of the first `entries` of the stream are of each source, by its number."""
@@ -110,19 +110,25 @@ class Mixture:
         before = self._before(epoch)
         return {number: had + new for number, had, new in zip(self.numbers, before, begun, strict=True)}
 
-    def _epoch(self, epoch: int) -> tuple[Int64[np.ndarray, " _"], UInt16[np.ndarray, " _"]]:
-        """All entries of one epoch, and the source of each; the last one computed is kept."""
+    def _epoch(self, epoch: int) -> tuple[Int[np.ndarray, " _"], UInt16[np.ndarray, " _"]]:
+        """All entries of one epoch, and the source of each; the last one computed is kept, in half the bytes
+        where its numbers are below 2^31: each process has its own."""
         last = self._last  # read and set at once: the loader's thread and a replay may both be here
         if last is None or last[0] != epoch:
             before = self._before(epoch)
             counts = self._counts(epoch, before)
-            sources = np.repeat(np.arange(len(self.windows), dtype=np.uint16), counts)
-            # Shuffled apart from the sources' own windows: another weight leaves their order as it is.
-            if len(self.windows) > 1:
+            length = self.epoch_length
+            largest = max(int(windows.max(initial=0)) for windows in self.windows)
+            entries = np.empty(length, dtype=np.int32 if largest < 2**31 else np.int64)
+            if len(self.windows) == 1:
+                sources = np.broadcast_to(np.zeros(1, np.uint16), length)
+                entries[:] = self._of_source(0, before[0], counts[0])
+            else:
+                # Shuffled apart from the sources' own windows: another weight leaves their order as it is.
+                sources = np.repeat(np.arange(len(self.windows), dtype=np.uint16), counts)
                 sources = np.random.default_rng([self.seed, *self.key, 1, epoch]).permutation(sources)
-            entries = np.empty(self.epoch_length, dtype=np.int64)
-            for source, (start, count) in enumerate(zip(before, counts, strict=True)):
-                entries[sources == source] = self._of_source(source, start, count)
+                for source, (start, count) in enumerate(zip(before, counts, strict=True)):
+                    entries[sources == source] = self._of_source(source, start, count)
             self._last = last = (epoch, entries, sources)
         return last[1:]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tutti.data.conventions.chunks import RelativeChunks
 from tutti.data.embodiments import CommonSpec, common_spec, robots_in, specs_of_robots
-from tutti.data.episodes import VECTORS, Episode, rows_of
+from tutti.data.episodes import VECTORS, Episode, bounds_of, rows_of
 from tutti.data.keyframes import check_grippers, next_keyframes
 from tutti.data.normalize import Normalizer
 from tutti.data.opened import Answers, Source, all_normalised, pictures_of, shown_views, warn_of_cut
@@ -119,10 +119,10 @@ class WindowIndex:
         hands, key = needs.grippers, "gripper.dimension of the objective"
         grippers = gripper_dimensions(hands, self._actions.shape[1], key, robots=common.robots)
         for source, store in enumerate(stores):
-            for episode in store.episodes:
-                rows = self.rows_of(source, [episode])
-                self._end[rows] = rows[-1] + 1
-                self._progress[rows] = (rows - rows[0]) / max(1, len(rows) - 1)
+            lengths, rows = bounds_of(store.episodes)[1], self.rows_of(source, store.episodes)
+            size, before = np.repeat([lengths, np.cumsum(lengths) - lengths], lengths, axis=1)
+            step = np.arange(len(rows)) - before
+            self._end[rows], self._progress[rows] = rows - step + size, step / np.maximum(1, size - 1)
         self._next_key, self._keyed = self._key_frames(common, grippers)
         self._answers = Answers(self.sources, tokenizer if "answer" in needs.labels else None)
         self._known["answer"] = self._answers.known

@@ -5,6 +5,7 @@ from .frames import Frames, gathered
 from .jpeg import JpegFrames
 from .live import LiveFrames
 from .raw import cached_frames
+from .sharing import share, shared
 
 __all__ = [
     "CacheConfig",
@@ -17,4 +18,6 @@ __all__ = [
     "gathered",
     "open_frames",
     "resize_images",
+    "share",
+    "shared",
 ]

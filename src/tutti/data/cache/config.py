@@ -19,7 +19,7 @@ class CacheConfig(FrozenConfig):
 
     kind: CacheKind | Literal["auto"] = Field(
         default="raw",
-        description="raw: bytes as decoded. jpeg: about a tenth of them, other pictures. none: nothing is "
+        description="raw: bytes as decoded. jpeg: about a tenth of them, other pictures. none: no picture is "
         "written, each batch decodes its pictures. auto: the first of these that the disk has room for.",
     )
     quality: int = Field(default=90, ge=1, le=100, description="Of kind jpeg.")

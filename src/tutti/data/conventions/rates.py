@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -195,6 +195,11 @@ class ResampledStore(EpisodeStore):
     def frames(self, view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
         """The pictures nearest in time."""
         return self._recorded.frames(view, self._nearest[rows])
+
+    def share(self, how: Callable[[object], None]) -> None:
+        """Those of what was recorded, too."""
+        how(self)
+        self._recorded.share(how)
 
     def another_reader(self) -> ResampledStore | None:
         """With another reader of the same files, if the data set has one."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -16,14 +22,27 @@ from tutti.data.normalize import BLOCK, ActionStats, EmbodimentStats, Normalizat
 from tutti.data.sources.parts import Part, labelled_rows, stores_of
 from tutti.durations import in_own_steps
 from tutti.errors import UserError
+from tutti.storage.files import write_json
+from tutti.storage.reading import read_json, shown
+
+log = logging.getLogger("tutti.data")
+
+KEPT_FROM = 2**16
+"""Rows from which on statistics are kept: reading those of fewer again takes no longer."""
+_FORMAT = 1
+"""Raised when the same numbers get other statistics."""
 
 
 def fit_normalizer(
-    parts: Sequence[Part], spec: CommonSpec, kind: NormalizationKind, horizon: int
+    parts: Sequence[Part],
+    spec: CommonSpec,
+    kind: NormalizationKind,
+    horizon: int,
+    home: Path | None = None,
 ) -> Normalizer:
     """The statistics of all rows to train on that have the label, in one pass over them; `spec` is what the
     parts share. Of actions that are learned relative to the state at the start of their chunk, of `horizon`
-    steps, those of evenly spread chunks.
+    steps, those of evenly spread chunks. Those of many rows are kept below `home`, the folder of caches.
 
     Raises: UserError if none has.
     """
@@ -53,9 +72,10 @@ def fit_normalizer(
                 acting = [pair for pair in several if pair[0].labels[label] and pair[0].store.spec.action_dim]
                 each, most = MOST_CHUNKS // len(acting), MOST_CHUNKS * horizon
                 found = (chunks_of(p.store, p.training, rows, own_steps(p), each) for p, rows in acting)
+                fitted[vector] = ActionStats.of(chain.from_iterable(found), most)
             else:
-                found, most = (_rows(p.store, vector, rows) for p, rows in several), sum(map(np.sum, used))
-            fitted[vector] = ActionStats.of(chain.from_iterable(found), int(most))
+                pairs = [(part.store, rows) for part, rows in several]
+                fitted[vector] = _of_rows(pairs, vector, int(sum(map(np.sum, used))), home)
         stats[robot] = EmbodimentStats(**fitted)
     return Normalizer(kind, stats)
 
@@ -66,6 +86,43 @@ def _used(part: Part, known: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     for start, end in row_spans(part.training):
         used[start:end] = known[start:end]
     return used
+
+
+def _of_rows(
+    pairs: Sequence[tuple[EpisodeStore, Bool[np.ndarray, " _"]]],
+    vector: Vector,
+    count: int,
+    home: Path | None,
+) -> ActionStats:
+    """Of these `count` rows; from their file, which is called by a digest of them, where there is one."""
+
+    def rows() -> Iterator[Float32[np.ndarray, "_ d"]]:
+        return chain.from_iterable(_rows(store, vector, used) for store, used in pairs)
+
+    if home is None or count < KEPT_FROM:
+        return ActionStats.of(rows(), count)
+    # NumPy's versions may add in other orders.
+    digest = hashlib.blake2b(f"{_FORMAT} {np.__version__} {count}".encode(), digest_size=16)
+    for block in rows():
+        digest.update(np.ascontiguousarray(block).data)
+    path = home / "statistics" / f"{digest.hexdigest()}.json"
+    if path.exists():
+        try:
+            kept = read_json(path)
+            if kept["sum"] != _sum(kept["stats"]):
+                raise ValueError("its numbers are not those that were written")
+            return ActionStats.from_dict(kept["stats"])
+        except (UserError, KeyError, TypeError, ValueError) as error:
+            why = shown(str(error), 200, quoted=False)
+            log.warning("statistics: %s is damaged (%s); they are computed anew", path, why)
+    found = ActionStats.of(rows(), count)
+    with suppress(UserError):  # a full disk: they are computed again the next time
+        write_json(path, {"sum": _sum(found.to_dict()), "stats": found.to_dict()})
+    return found
+
+
+def _sum(stats: Any) -> str:
+    return hashlib.sha256(json.dumps(stats, sort_keys=True).encode()).hexdigest()
 
 
 def _rows(
