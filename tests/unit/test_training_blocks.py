@@ -42,10 +42,11 @@ def test_blocks_and_stem_are_what_is_compiled() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["regression", "flow"])
 def test_compiled_blocks_have_no_graph_break_and_the_eager_losses(decoder: str, regression: Any) -> None:
-    """Seven blocks (vision 1, language 2, fusion 3 in `regression`; 2 more in `flow`), fewer graphs."""
+    """Seven blocks (vision 1, language 2, fusion 3 in `regression`; 2 more in `flow`), fewer graphs; and one
+    that makes floats of bytes."""
     found = regression if decoder == "regression" else on_ranks(1, every_way, decoder, ("off", "blocks"))[0]
     eager, blocks = found["off"], found["blocks"]
-    assert blocks["breaks"] == 0 and 0 < blocks["graphs"] <= 4 + (decoder == "flow")
+    assert blocks["breaks"] == 0 and 0 < blocks["graphs"] <= 5 + (decoder == "flow")
     assert blocks["names"]
     assert blocks["totals"] == pytest.approx(eager["totals"], rel=1e-6)
     assert blocks["norm"] == pytest.approx(eager["norm"], rel=1e-6)
