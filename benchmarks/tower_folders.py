@@ -35,7 +35,7 @@ def package_folder(name: str) -> Path:
     """Where an installed package lies; it is not imported. Raises: UserError."""
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise UserError(f"{name} is not installed. The head of {Path(__file__).name} has the command.")
+        raise UserError(f"{name} is not installed. The head of {Path(sys.argv[0]).name} has the command.")
     return Path(found.submodule_search_locations[0])
 
 

@@ -10,7 +10,6 @@ the robot's data are noise, whose error falls to its spread alone. Then it is re
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shutil
 import statistics
@@ -27,6 +26,7 @@ from memory_cell import resident_peak
 from recorded import check_recorded, synthetic_run
 from safetensors.torch import load_file
 from tables import RESULTS, Table, prints_user_errors, publish
+from tower_folders import package_folder
 
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config, load_config
@@ -55,14 +55,6 @@ class Trained:
     seconds: float
     peak: int
     checkpoint: Path
-
-
-def package_folder(name: str) -> Path:
-    """Where an installed package lies. Raises: UserError."""
-    found = importlib.util.find_spec(name)
-    if found is None or not found.submodule_search_locations:
-        raise UserError(f"{name} is not installed. The head of {Path(__file__).name} has the command.")
-    return Path(found.submodule_search_locations[0])
 
 
 def write_vlm(folder: Path) -> None:
