@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import struct
+from functools import cache
 from io import BytesIO
 from threading import local
 from typing import Any
@@ -59,12 +61,16 @@ def decode_picture(content: bytes, shape: tuple[int, ...], promised_by: str) -> 
         return np.asarray(image)
 
 
+@cache
+def _simplejpeg() -> Any:
+    """The package, or None where it is not installed: to look for it costs as much as a small picture."""
+    return importlib.import_module("simplejpeg") if importlib.util.find_spec("simplejpeg") else None
+
+
 def _plain_jpeg(content: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"] | None:
     """The pixels of a colour JPEG of this size, by simplejpeg where it is installed, in half of Pillow's time
     and equal to its; None for any other picture and wherever anything is odd."""
-    try:
-        import simplejpeg  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    if (simplejpeg := _simplejpeg()) is None:
         return None
     try:
         if simplejpeg.decode_jpeg_header(content)[:3] != (*shape[:2], "YCbCr"):
