@@ -34,10 +34,12 @@ from timing import Spread, spread
 
 from tutti.data import DataBundle, DataConfig
 from tutti.data.cache import cached_frames
+from tutti.data.cache.decoding import SHARD_BYTES
 from tutti.data.formats.lerobot.pieces import EpisodeRecord, Storage
 from tutti.data.formats.lerobot.writer import write_lerobot
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line
+from tutti.storage.files import reserve
 from tutti.types import DataNeeds, UserError
 
 CHUNK, FPS = 50, 30
@@ -48,10 +50,11 @@ SETS: dict[str, tuple[Storage, int]] = {
     **{"video 96": ("video", 96), "PNG 96": ("image", 96)},
     **{"video 224": ("video", 224), "PNG 224": ("image", 224)},
 }
-PLAIN, IN_ORDER, LIVE, BUILDING, WARM, ALL_ON, PAST = (
+PLAIN, IN_ORDER, LIVE, WRITING, BUILDING, WARM, ALL_ON, PAST = (
     "plain, random rows",
     "plain, opened and read in order",
     "Tutti, no cache",
+    "as many bytes, written only",
     "Tutti, building the cache",
     "Tutti, warm cache",
     "warm, robots and labels",
@@ -209,6 +212,26 @@ def building(folder: Path, home: Path, edge: int) -> Timed:
     return timed
 
 
+def writing(home: Path, bytes_each: int, count: int) -> Timed:
+    """As many bytes as the cache holds, brought to the disk in the same pieces and nothing else: what memory
+    and kernel of this machine ask for them, however they were made."""
+
+    def timed(seconds: float, turn: int) -> tuple[int, float]:
+        began, path = time.process_time(), home / f"written-{turn}"
+        piece = np.ones((SHARD_BYTES // bytes_each) * bytes_each, np.uint8)
+        with path.open("w+b") as file:
+            reserve(file, count * bytes_each)
+            for at in range(0, count * bytes_each, len(piece)):
+                file.write(piece[: count * bytes_each - at].data)
+                file.flush()
+                os.fsync(file.fileno())
+        spent = time.process_time() - began
+        path.unlink()
+        return count, spent
+
+    return timed
+
+
 def ways(folder: Path, other: Path, home: Path, edge: int, memory: int = 0) -> dict[str, Timed]:
     """All that is measured in this process."""
     robots = {"arm": folder, "other": other}
@@ -225,6 +248,7 @@ def ways(folder: Path, other: Path, home: Path, edge: int, memory: int = 0) -> d
         IN_ORDER: in_order(folder),
         # The plain reader has all encoded PNG pictures in memory; of videos neither keeps anything.
         LIVE: loading(config({"arm": folder}, home, edge, "none", memory).build(needs)),
+        WRITING: writing(home, len(VIEWS) * 3 * edge**2, len(PlainReader(folder))),
         BUILDING: building(folder, home, edge),
         WARM: loading(config({"arm": folder}, home, edge, "raw").build(needs)),
         ALL_ON: loading(both.build(needs)),
@@ -361,7 +385,9 @@ def table_of(title: str, found: Mapping[str, Any]) -> Table:
     """A line for each loader: its rate, and its rate over that of others in the same turn."""
     rates = found["rates"]
     names = [
-        name for name in (*LEROBOT, PLAIN, IN_ORDER, LIVE, BUILDING, WARM, ALL_ON, PAST) if name in rates
+        name
+        for name in (*LEROBOT, PLAIN, IN_ORDER, LIVE, WRITING, BUILDING, WARM, ALL_ON, PAST)
+        if name in rates
     ]
     bases = [name for name in (PLAIN, WARM, *LEROBOT) if name in rates]
     rows: list[tuple[str, ...]] = []

@@ -161,6 +161,21 @@ def test_video_frames_are_the_right_ones_at_any_order(tmp_path: Path) -> None:
         assert np.abs(seen - levels[chosen]).max() < 4.5  # levels are 10.75 apart
 
 
+@pytest.mark.parametrize(("height", "width", "apart"), [(64, 64, True), (66, 96, True), (64, 98, False)])
+def test_video_frames_channel_by_channel_have_the_same_bytes(
+    height: int, width: int, apart: bool, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (6, height // 2, width // 2, 3), np.uint8).repeat(2, 1).repeat(2, 2)
+    (episode,) = make_episodes((6,))
+    episode = replace(episode, images=dict.fromkeys(VIEWS, pictures))
+    store = LeRobotStore(write(tmp_path / "video", [episode], storage="video"))
+    view, rows = VIEWS[0], np.arange(store.spec.num_frames)
+    for own, picture in zip(store.frames(view, rows), store.rising(view, rows, planes=True), strict=True):
+        np.testing.assert_array_equal(picture, own)
+        assert picture.transpose(2, 0, 1).flags.c_contiguous == apart
+
+
 def test_layout_is_that_of_lerobot(folder: Path) -> None:
     info = json.loads((folder / "meta/info.json").read_text())
     assert info["codebase_version"] == "v3.0"

@@ -255,9 +255,12 @@ class EpisodeStore(ABC):
         """The files that the pictures of `view` at these rows are read from, as far as they are known."""
         return ()
 
-    def rising(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    def rising(
+        self, view: str, rows: Int64[np.ndarray, " k"], *, planes: bool = False
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The pictures at rising rows one by one, each valid until the next; those of pairs in their own
-        sizes, which `frames` makes equal."""
+        sizes, which `frames` makes equal. With `planes` their memory may lie channel by channel, where it is
+        decoded so at no cost."""
         yield from self.frames(view, rows)
 
 

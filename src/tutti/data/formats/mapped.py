@@ -122,7 +122,9 @@ class MappedStore(EpisodeStore):
                 out[here] = turned[place[here] - begin]
         return out
 
-    def rising(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    def rising(
+        self, view: str, rows: Int64[np.ndarray, " k"], *, planes: bool = False
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """The pictures one by one; those of pairs in their own sizes."""
         if not self.is_pairs:
             yield from super().rising(view, rows)

@@ -144,11 +144,13 @@ class LeRobotStore(EpisodeStore):
             out[place] = picture
         return out
 
-    def rising(self, view: str, rows: Int64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    def rising(
+        self, view: str, rows: Int64[np.ndarray, " k"], *, planes: bool = False
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """Each is decoded when it is asked for."""
         shape = (*self.spec.image_shapes[self.spec.views.index(view)], 3)
         if view in self.meta.videos:
-            pictures = self._video(view, rows, shape)
+            pictures = self._video(view, rows, shape, planes)
         else:
             pictures = self._columns.read(view, self._file_rows[rows], shape)
         done = 0
@@ -203,7 +205,7 @@ class LeRobotStore(EpisodeStore):
         return np.array([digest(rows[:, e.start : e.end].tobytes()) for e in self.episodes], np.uint64)
 
     def _video(
-        self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...]
+        self, view: str, rows: Int64[np.ndarray, " k"], shape: tuple[int, ...], planes: bool
     ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         table, episodes = self.meta.videos[view], self._episode_of[rows]
         times = table.from_timestamp[episodes] + self._times[rows]
@@ -218,7 +220,7 @@ class LeRobotStore(EpisodeStore):
         for end in range(1, len(rows) + 1):
             here = table.paths[episodes[begin]]
             if end == len(rows) or table.paths[episodes[end]] != here:
-                for picture in self._videos.read(here, times[begin:end]):
+                for picture in self._videos.read(here, times[begin:end], planes):
                     if picture.shape != shape:
                         problem = f"{here}: a picture of {view} is {picture.shape}; info.json says {shape}."
                         raise data_error(problem, cure=REPAIR)

@@ -31,6 +31,8 @@ Span = tuple[int, int, float, float]
 _OPEN_FILES = 64
 _SEEK_COST, _SEEN = 0.5, 8
 """What a seek itself costs, in decoded frames, and of how many of them what follows a seek is the mean."""
+_SAME_IN_PLANES, _PLANE_STEP = ("yuv420p", "yuvj420p"), 32
+"""Pixels of which FFmpeg makes the same RGB bytes channel by channel, if the width is a multiple of this."""
 
 
 @contextmanager
@@ -159,13 +161,17 @@ class VideoReader:
         self._open = Opened(opens, _OPEN_FILES, lambda decoder: decoder.container.close())
         self._times: dict[Path, Float64[np.ndarray, " n"]] = {}
 
-    def read(self, path: Path, times: Float64[np.ndarray, " k"]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        """The pictures of `path` at `times` (seconds, ascending).
+    def read(
+        self, path: Path, times: Float64[np.ndarray, " k"], planes: bool = False
+    ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """The pictures of `path` at `times` (seconds, ascending), channel by channel if asked and free.
 
         Raises UserError where the file is missing or damaged, or has no frame at a time asked for.
         """
         try:
-            yield from map(self._open[path].frame, times.tolist())
+            decoder = self._open[path]
+            decoder.planes = planes
+            yield from map(decoder.frame, times.tolist())
         except (av.error.FFmpegError, IndexError) as error:
             self._open.drop(path)
             raise _undecodable(path, error) from error
@@ -244,7 +250,7 @@ class _Decoder:
         self._near = tolerance / self._base
         self._step = 1 / (float(self._stream.average_rate or 30) * self._base)
         self._place, self._last = -np.inf, np.empty(0, np.uint8)
-        self._reach = 1.0
+        self._reach, self.planes = 1.0, False
 
     def frame(self, time: float) -> UInt8[np.ndarray, "h w 3"]:
         """The picture at a time in seconds, valid until the next call."""
@@ -276,6 +282,16 @@ class _Decoder:
 
     def _pixels(self, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
         """Its RGB bytes, where the decoder's library holds them: rows may have a gap behind them."""
+        if self.planes and frame.format.name in _SAME_IN_PLANES and frame.width % _PLANE_STEP == 0:
+            green, blue, red = self._colours.reformat(frame, format="gbrp").planes
+            apart = np.empty((3, frame.height, frame.width), np.uint8)
+            for target, plane in zip(apart, (red, green, blue), strict=True):
+                target[:] = _rows(plane)
+            return apart.transpose(1, 2, 0)
         plane: Any = self._colours.reformat(frame, format="rgb24").planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-        return rows[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
+        return _rows(plane, 3).reshape(plane.height, plane.width, 3)
+
+
+def _rows(plane: Any, channels: int = 1) -> UInt8[np.ndarray, "h _w"]:
+    rows = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+    return rows[:, : channels * plane.width]
