@@ -28,7 +28,7 @@ def check_towers(training: BuiltTraining, batch: Batch) -> tuple[list[str], list
     for socket, part in pretrained_parts(training.model).items():
         tower = part.tower
         kind = f"{tower.values['model_type']} with random weights, from scratch"
-        lines.append(f"{socket}: {tower.loaded or kind}.")
+        lines.append(f"{socket}: {tower.begun or tower.loaded or kind}.")
         says = {"vision": _pictures, "language": _texts, "action": _expert}.get(socket, _sequence)
         told, found = says(training, batch)
         lines.append(f"{socket}: {told}")
@@ -138,8 +138,8 @@ def _rate(training: BuiltTraining, socket: str) -> Sequence[Finding]:
     phases = training.trainer.strategy.phases
     first = phases[0].learning_rates.get(socket, 1.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
     decoder = training.model.action
-    fresh = not (isinstance(decoder, Pi0Decoder) and decoder.tower.loaded)
-    learns = tower.config.learn == "all" and tower.loaded is not None
+    fresh = not (isinstance(decoder, Pi0Decoder) and (decoder.tower.loaded or decoder.tower.begun))
+    learns = tower.config.learn == "all" and (tower.loaded or tower.begun)
     if not (fresh and learns) or factor * first <= HARMFUL_RATE:
         return []
     said = (

@@ -37,8 +37,9 @@ from tutti.storage.reading import read_json
 from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
 from tutti.training.checkpointing import Judge
-from tutti.training.checkpointing.config import is_tower
-from tutti.training.checkpointing.init_from import InitialWeights, TowerWeights, source_of
+from tutti.training.checkpointing.config import of_others
+from tutti.training.checkpointing.init_folder import FolderWeights
+from tutti.training.checkpointing.init_from import InitialWeights, source_of, with_hash
 from tutti.training.data_feed import TrainingData
 from tutti.training.rng import seed_everything
 from tutti.training.trainer import Trainer
@@ -80,7 +81,7 @@ class BuiltTraining:
             folder,
             strategy=config.strategy,
             backward=config.backward,
-            files=policy_files(config, data, starts),
+            files=policy_files(config, data, starts, folder),
             texts=data.texts,
             loggers=config.logging if tracked else (),
             judge=judge,
@@ -149,18 +150,17 @@ def build_parts(
     names, and the objective. A training that has checkpoints in `output` (by default `folder`) goes on from
     these instead."""
     config = with_steps(config)
-    initial, output, weights, source = config.training.init_from, output or folder, None, None
-    tower = initial != "off" and is_tower(initial.run)
-    if initial != "off" and not tower and not checkpoints(output):
-        source = source_of(initial, output, folder)  # before a picture is decoded
+    output, weights = output or folder, None
+    initial = "off" if checkpoints(output) else config.training.init_from  # found before a picture is decoded
+    source = None if initial == "off" or of_others(initial.run) else source_of(initial, output, folder)
     data = build_data(config, folder, config.objective.needs(), output)
     label_shares(config, data)  # refuses a term that nothing feeds
     seed_everything(config.seed)
     model = config.model.build(data.spec)
     load_towers(model)
-    if initial != "off" and tower and not checkpoints(output):
-        TowerWeights(initial).fill(model, output)
-    if initial != "off" and source is not None:
+    if initial != "off" and source is None:
+        FolderWeights(initial).fill(model, output)
+    elif initial != "off" and source is not None:
         weights = InitialWeights(initial, source, asdict(data.spec), data.tokenizer)
         weights.fill("model", model)  # before a term copies a part of it
     objective = config.objective.build(model, config.balancing)
@@ -239,10 +239,11 @@ def kept_statistics(config: RunConfig, folder: Path) -> Statistics | None:
     )
 
 
-def policy_files(config: RunConfig, data: DataBundle, starts: TrainingStarts) -> dict[str, str]:
+def policy_files(config: RunConfig, data: DataBundle, starts: TrainingStarts, run: Path) -> dict[str, str]:
     """The texts in a checkpoint that let it act and be judged without its run and data, by file name."""
+    training = config.training.model_copy(update={"init_from": with_hash(config.training.init_from, run)})
     return {
-        CONFIG: to_yaml(config.model_copy(update={"model": config.model.resolved()})),
+        CONFIG: to_yaml(config.model_copy(update={"model": config.model.resolved(), "training": training})),
         SPEC: json.dumps(asdict(data.spec), indent=1),
         NORMALIZER: json.dumps(data.normalizer.to_dict(), indent=1),
         TOKENIZER: data.tokenizer.to_json(),
@@ -317,7 +318,7 @@ def training_starts(config: RunConfig, folder: Path, forked: tuple[Path, ...] = 
     folders = [source.path for source in config.data.sources] or [folder / DATASET]
     parts = [TrainingStarts.of_data(source) for source in folders]
     for before in (config.training.fork, config.training.init_from):
-        if before != "off" and not is_tower(before.run) and (run := _run_of(Path(before.run))) not in forked:
+        if before != "off" and not of_others(before.run) and (run := _run_of(Path(before.run))) not in forked:
             parts.append(starts_of_run(run, forked=(*forked, run)))
     return TrainingStarts.union(parts)
 

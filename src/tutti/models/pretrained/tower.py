@@ -38,21 +38,22 @@ EXAMPLES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What was read of a folder: the number of tensors, and the names of those in it that nothing reads."""
+    """What was read of a folder: the number of tensors, the names of those in it that nothing reads, and how
+    many of the network's have not come from it, which only `training.init_from` allows."""
 
     kind: str
     path: Path
     tensors: int
     unread: tuple[str, ...]
     sha256: str
+    lacking: int = 0
 
     def __str__(self) -> str:
         names = ", ".join([*self.unread[:EXAMPLES], *(["..."] if len(self.unread) > EXAMPLES else [])])
         unread = f", {len(self.unread)} not read ({names})" if self.unread else ""
-        return (
-            f"{self.kind} of {self.path}: {self.tensors} tensors loaded, none missing{unread}; SHA-256 "
-            f"{self.sha256[:16]}"
-        )
+        missing = f"{self.lacking or 'none'} missing{unread}"
+        loaded = f"{self.kind} of {self.path}: {self.tensors} tensors loaded, {missing}"
+        return f"{loaded}; SHA-256 {self.sha256[:16]}"
 
 
 Read = tuple[Mapping[str, Tensor], Collection[str]]
@@ -88,6 +89,7 @@ class Tower(nn.Module):
         self.config, self.facts = config, config.facts()
         self.values = config.all_values()
         self.loaded: Loaded | None = None
+        self.begun: Loaded | None = None  # what training.init_from has filled in, which learns from there
         self.still = config.learn == "none"
         self.in_folder = config.learn != "all" and config.weights == "pretrained"
         part = part or Part(network=self._trimmed(built(config)), blocks=self.facts.blocks)
@@ -117,6 +119,10 @@ class Tower(nn.Module):
         factors = {f"network.{name}" for name in self._factors()}
         return {name: tensor for name, tensor in persistent(self) if name not in factors}
 
+    def own(self) -> dict[str, Tensor]:
+        """The tensors of the network, by name, without what LoRA adds."""
+        return {name: t for name, t in persistent(self.network) if name not in self._factors()}
+
     def hidden(self, *inputs: Tensor, **named: Any) -> Tensor:
         """What is read of the network: its last hidden state, or several on the last axis, side by side."""
         if len(self.places) == 1:
@@ -138,11 +144,11 @@ class Tower(nn.Module):
         config, sha256 = self.config, weights_hash(self.config)
         known = {} if known is None else known
         if config.key not in known:
-            known[config.key] = self._read()
+            known[config.key] = read_folder(config)
         found, others = known[config.key]
-        own = {name: t for name, t in persistent(self.network) if name not in self._factors()}
-        self._require("lacks", [name for name in own if name not in found])
-        self._require("has another shape of", [n for n, t in own.items() if t.shape != found[n].shape])
+        own = self.own()
+        _require(config, "lacks", [name for name in own if name not in found])
+        _require(config, "has another shape of", [n for n, t in own.items() if t.shape != found[n].shape])
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(found[name])
@@ -192,51 +198,62 @@ class Tower(nn.Module):
         layers = [name for name, one in self.network.named_modules() if isinstance(one, LoraLinear)]
         return {f"{name}.{factor}" for name in layers for factor in ("down", "up")}
 
-    def _read(self) -> Read:
-        """Raises: UserError if some are missing, of another shape, or of nothing that is known."""
-        folder, facts, values = self.config.folder, self.facts, self.config.values()
-        try:
-            if not facts.network:
-                return load_file(self.config.file(WEIGHTS_FILE)), ()
-            library, pi0 = transformers(self.config.key), "action_expert" in values
-            apart = isinstance(self.config, TextsConfig) and self.config.writes_apart()
-            of, begin = (
-                (PI0, WHOLE) if pi0 else (WRITERS[facts.socket], "model.") if apart else (facts.network, "")
-            )
-            kind = getattr(library, of, None)
-            if kind is None:
-                raise ImportError("pi0's format needs 5.18 or later: pip install 'transformers>=5.18,<6'")
-            network, info = kind.from_pretrained(
-                folder,
-                config=described(library, values, whole=True),
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # they are named below
-                output_loading_info=True,
-                **({"key_mapping": POLICY} if pi0 else {}),
-            )
-        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-            said = shown(str(error), 600, quoted=False)
-            raise UserError(f"{folder}: the weights cannot be loaded ({said}).") from error
-        unread = (*facts.unread, *((f"{EXPERT}.embed_tokens",) if pi0 else ()))
-        known = (*facts.others, *unread)
-        mismatched = [one[0] if isinstance(one, tuple) else str(one) for one in info["mismatched_keys"]]
-        lacking = [name.removeprefix(begin) for name in info["missing_keys"]]
-        self._require("lacks", [name for name in lacking if not name.startswith(unread or ("\0",))])
-        self._require("has another shape of", mismatched)
-        self._require("has beside it", [n for n in info["unexpected_keys"] if not _begins(n, known)])
-        found = {name.removeprefix(begin): tensor for name, tensor in network.state_dict().items()}
-        return found, info["unexpected_keys"]
 
-    def _require(self, what: str, names: Collection[str]) -> None:
-        """Raises: UserError if there are names."""
-        if names:
-            raise UserError(
-                f"{self.config.path}: the file of weights {what} {len(names)} tensors, such as "
-                f"{sorted(names)[0]}.\n  expected: the weights of the {self.values['model_type']} that its "
-                "config.json describes\n  cure: save the tower again by transformers' save_pretrained"
-            )
+def read_folder(config: FolderConfig) -> Read:
+    """The tensors of its folder.
+
+    Raises: UserError if some are missing, of another shape, or of nothing that is known.
+    """
+    folder, facts, values = config.folder, config.facts(), config.values()
+    try:
+        if not facts.network:
+            return load_file(config.file(WEIGHTS_FILE)), ()
+        library, pi0 = transformers(config.key), "action_expert" in values
+        apart = isinstance(config, TextsConfig) and config.writes_apart()
+        of, begin = (
+            (PI0, WHOLE) if pi0 else (WRITERS[facts.socket], "model.") if apart else (facts.network, "")
+        )
+        kind = getattr(library, of, None)
+        if kind is None:
+            raise ImportError("pi0's format needs 5.18 or later: pip install 'transformers>=5.18,<6'")
+        network, info = kind.from_pretrained(
+            folder,
+            config=described(library, values, whole=True),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
+            **({"key_mapping": POLICY} if pi0 else {}),
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        said = shown(str(error), 600, quoted=False)
+        raise UserError(f"{folder}: the weights cannot be loaded ({said}).") from error
+    unread = unread_of(config)
+    mismatched = [one[0] if isinstance(one, tuple) else str(one) for one in info["mismatched_keys"]]
+    lacking = [name.removeprefix(begin) for name in info["missing_keys"]]
+    _require(config, "lacks", [name for name in lacking if not name.startswith(unread or ("\0",))])
+    _require(config, "has another shape of", mismatched)
+    known = (*facts.others, *unread)
+    _require(config, "has beside it", [n for n in info["unexpected_keys"] if not _begins(n, known)])
+    found = {name.removeprefix(begin): tensor for name, tensor in network.state_dict().items()}
+    return found, info["unexpected_keys"]
+
+
+def unread_of(config: FolderConfig) -> tuple[str, ...]:
+    """How the names of the tensors begin that no token depends on."""
+    pi0 = "action_expert" in config.values()
+    return (*config.facts().unread, *((f"{EXPERT}.embed_tokens",) if pi0 else ()))
+
+
+def _require(config: FolderConfig, what: str, names: Collection[str]) -> None:
+    """Raises: UserError if there are names."""
+    if names:
+        raise UserError(
+            f"{config.path}: the file of weights {what} {len(names)} tensors, such as {sorted(names)[0]}.\n  "
+            f"expected: the weights of the {config.values()['model_type']} that its config.json describes\n  "
+            "cure: save the tower again by transformers' save_pretrained"
+        )
 
 
 def projection(config: TowerConfig, width: int) -> nn.Linear | None:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tutti.frozen_config import FrozenConfig
+from tutti.models.pretrained.config import WEIGHTS_FILE
+from tutti.models.pretrained.hub import HUB
 from tutti.storage.files import LocalFolder
 from tutti.storage.manifest import CONFIG, Weights
 from tutti.training.metric_names import describe_metric
@@ -109,27 +111,43 @@ class ForkConfig(FrozenConfig):
     )
 
 
-def is_tower(folder: str) -> bool:
-    """Whether it is the folder of a tower as transformers saves it, not one of Tutti's."""
-    return (Path(folder) / "model.safetensors").is_file() and not (Path(folder) / CONFIG).exists()
+def of_others(folder: str) -> bool:
+    """Whether it is a folder of weights that others have saved, as transformers or lerobot do, or a model of
+    the hub; not one of Tutti's."""
+    files = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")
+    here = Path(folder)
+    return folder.startswith(HUB) or (
+        any((here / n).is_file() for n in files) and not (here / CONFIG).exists()
+    )
 
 
 class InitFromConfig(FrozenConfig):
-    """The weights that a new training starts from: those of another run or of an exported policy.
+    """The weights that a new training starts from: of another run or an exported policy, every tensor whose
+    name and shape fit, while the others are listed; or of a tower, a vision-language model or a checkpoint in
+    pi0's format, all of them, but for those that `allow` names.
 
-    Every tensor whose name and shape fit is taken, and the others are listed; the data, the robot and the
-    sizes may be others. Steps, optimiser, lambdas and random states begin anew.
+    The data, the robot and the sizes may be others. Steps, optimiser, lambdas and random states begin anew.
     """
 
     run: LocalFolder = Field(
         min_length=1,
-        description="Folder of a run, a checkpoint or an exported policy; or of a tower, for the pre-trained "
-        "parts of the model with weights: random: what fits of it.",
+        description="Folder of a run, a checkpoint or an exported policy; or, for the pre-trained parts of "
+        "the model with weights: random, of a tower, a VLM or a checkpoint in pi0's format.",
+    )
+    allow: tuple[str, ...] = Field(
+        default=(),
+        description="Tensors of a tower, VLM or pi0 that may be of another shape, or only here or there: "
+        "names with * for any text. Of runs and exports all that does not fit is allowed, and listed.",
+    )
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | Literal["auto"] = Field(
+        default="auto",
+        description="What the SHA-256 must be, of a folder's weights or of the state.json or export.json of "
+        "Tutti's, which list the checksums of all files; auto: any. Checkpoints hold it.",
     )
 
     @model_validator(mode="after")
-    def _towers_have_no_statistics(self) -> Self:
-        if self.statistics == "kept" and is_tower(self.run):
+    def _others_are_no_runs(self) -> Self:
+        if self.statistics == "kept" and of_others(self.run):
             raise ValueError(f"statistics is kept, but {self.run} is a tower, which has none. Set it to new")
         return self
 

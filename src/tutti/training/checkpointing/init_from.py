@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,6 @@ from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
 from tutti.models.config import pretrained_parts
 from tutti.models.interfaces import ActionDecoder
-from tutti.models.pretrained.config import TowerConfig
-from tutti.models.pretrained.facts import known_kinds
-from tutti.models.pretrained.tower import Tower
 from tutti.models.vla import VLA
 from tutti.storage.checkpoint import find_checkpoint, listed, step_of
 from tutti.storage.files import write_json
@@ -65,6 +63,8 @@ class InitialWeights:
         """
         self.config, self.manifest = config, listed(source)
         self.weights = weights_in(self.manifest, config.weights)[0]
+        listing = (self.manifest.folder / self.manifest.name).read_bytes()
+        self.sha256 = require_hash(config, self.manifest.folder, hashlib.sha256(listing).hexdigest())
         self.found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
         folder, text = self.manifest.folder, self.manifest.text
         try:
@@ -82,6 +82,8 @@ class InitialWeights:
         file = part if self.weights == "raw" else "ema" if part == "model" else f"{part}_ema"
         theirs = {n.removeprefix(f"{file}/"): t for n, t in read(self.manifest, f"{file}/").items()}
         own, copied = set(_fitted(module)), dict[str, Tensor]()
+        if isinstance(module, VLA):
+            self._require_towers(module, theirs)
         for name, value in module.state_dict().items():
             key = f"{part}.{name}"
             if name in own or key.startswith("objective.balancing."):
@@ -111,8 +113,34 @@ class InitialWeights:
         log.info("tensors of %s (%s) as the start:\n%s", folder, self.weights, table_of(self.found))
         if world().first:
             step = step_of(folder) if folder != Path(config.run) else None
-            about = {"init_from": config.model_dump(mode="json"), "step": step, "weights": self.weights}
-            write_report(run, about, self.found)
+            about = {"step": step, "weights": self.weights, "sha256": self.sha256}
+            write_report(run, config, about, self.found)
+
+    def _require_towers(self, model: VLA, theirs: dict[str, Tensor]) -> None:
+        """A frozen tower is that of its own folder: the other run's tensors are dropped if they are the same.
+
+        Raises: UserError if they have learned, so that they would be lost.
+        """
+        for socket, part in pretrained_parts(model).items():
+            start, config = f"{socket}.tower.", part.tower.config
+            frozen = {f"{start}{name}": one for name, one in part.tower.outside().items()}
+            own = frozen.keys() | {f"{start}{name}" for name in part.tower.state_dict()}
+            both = frozen.keys() & theirs.keys()
+            lost = [name for name in both if not theirs[name].to(frozen[name]).equal(frozen[name])]
+            lost += [
+                n for n in theirs if n.startswith(start) and n.endswith((".down", ".up")) and n not in own
+            ]
+            if lost:
+                raise UserError(
+                    f"training.init_from: the tower in {socket} of {self.manifest.folder} has learned, and "
+                    f"here it would begin as that of {config.path}.\n  expected: {config.key}.learn as it "
+                    f"was there\n  found: {len(lost)} tensors that would be lost, such as {sorted(lost)[0]}"
+                    f"\n  cure: an export (tutti export merges LoRA) with {config.key}.learn=all, or with "
+                    f"{config.key}.weights=random, which may stay frozen"
+                )
+            for name in both:
+                self.found[TAKEN][f"model.{name}"] = ""
+                theirs.pop(name)
 
     @torch.no_grad()
     def _copy(self, key: str, mine: Tensor, value: Tensor) -> tuple[str, str]:
@@ -136,60 +164,41 @@ class InitialWeights:
         return TAKEN, ""
 
 
-class TowerWeights:
-    """The tensors of a tower's folder, filled into the pre-trained parts of a new model as far as they fit:
-    a tower of other sizes, fewer blocks or another picture size. What does not is listed."""
-
-    def __init__(self, config: InitFromConfig) -> None:
-        self.config, self.folder = config, Path(config.run)
-        self.found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
-
-    @torch.no_grad()
-    def fill(self, model: VLA, run: Path) -> None:
-        """Copies what fits, logs it, and writes it into the folder of the run.
-
-        Raises: UserError if nothing does, or the folder is not a tower that can be loaded.
-        """
-        theirs: dict[str, Tensor] = {}
-        for socket, part in pretrained_parts(model).items():
-            own = part.tower.config
-            kind = read_json(self.folder / "config.json").get("model_type")
-            if not isinstance(own, TowerConfig) or (kind, own.socket) not in known_kinds():
-                continue
-            update = {"path": self.folder, "weights": "pretrained", "learn": "all", "layer": -1}
-            tower = Tower(own.model_copy(update=update | {"architecture": "auto", "sha256": "auto"}))
-            tower.load({})
-            theirs |= {f"{socket}.tower.{name}": tensor for name, tensor in tower.state_dict().items()}
-        for key, mine in model.state_dict().items():
-            value = theirs.pop(key, None)
-            if value is None:
-                self.found[ONLY_HERE][f"model.{key}"] = ""
-                continue
-            fits = value.shape == mine.shape
-            why = "" if fits else f"{list(mine.shape)} here, {list(value.shape)} there"
-            self.found[TAKEN if fits else OTHER_SHAPE][f"model.{key}"] = why
-            if fits:
-                mine.copy_(value)
-        self.found[ONLY_THERE] = {f"model.{name}": "" for name in theirs}
-        if not self.found[TAKEN]:
-            raise UserError(
-                f"training.init_from: no tensor of the tower {self.folder} fits this model.\n  expected: "
-                "model.vision or model.language with kind: pretrained, weights: random and a tower of that "
-                f"kind\n  found: {_examples(self.found[OTHER_SHAPE]) or 'none of its kind'}"
-            )
-        log.info("tensors of %s as the start:\n%s", self.folder, table_of(self.found))
-        if world().first:
-            write_report(run, {"init_from": self.config.model_dump(mode="json"), "step": None}, self.found)
-
-
 def table_of(found: Mapping[str, Mapping[str, str]]) -> str:
     """A line for each kind that there is."""
     lines = (f"  {kind:<20}{len(n):>5}  {_examples(n)}".rstrip() for kind, n in found.items() if n)
     return "\n".join(lines)
 
 
-def write_report(run: Path, about: Mapping[str, Any], found: Mapping[str, Mapping[str, str]]) -> None:
+def require_hash(config: InitFromConfig, folder: Path, found: str) -> str:
+    """The SHA-256 of the weights. Raises: UserError if the config asks for another."""
+    if config.sha256 not in ("auto", found):
+        raise UserError(
+            f"training.init_from: the weights of {folder} have SHA-256 {found}.\n  expected: {config.sha256},"
+            " as training.init_from.sha256 says\n  cure: put those weights back, or set it to auto"
+        )
+    return found
+
+
+def with_hash(config: InitFromConfig | Literal["off"], run: Path) -> InitFromConfig | Literal["off"]:
+    """The same with the SHA-256 of the weights it has begun with, which the report in the folder of the run
+    has, as a checkpoint holds it. All ranks must call it."""
+    if config == "off":
+        return config
+
+    def noted() -> str:
+        path = run / REPORT
+        found = read_json(path).get("sha256", "auto") if path.is_file() else "auto"
+        return found if isinstance(found, str) else "auto"
+
+    return config.model_copy(update={"sha256": world().on_rank_zero(noted)})
+
+
+def write_report(
+    run: Path, config: InitFromConfig, about: Mapping[str, Any], found: Mapping[str, Mapping[str, str]]
+) -> None:
     """What was taken, into the folder of the new run."""
+    about = {"init_from": config.model_dump(mode="json"), **about}
     counts = {kind: len(names) for kind, names in found.items()}
     shown = {kind: names if any(names.values()) else [*names] for kind, names in found.items()}
     write_json(run / REPORT, {**about, "counts": counts, **shown})

@@ -214,7 +214,7 @@ def _other_towers(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     if CONFIG not in saved or CONFIG not in now:
         return []
     old, new = (_keys(_keys(parse_yaml(one[CONFIG], CONFIG)).get("model")) for one in (saved, now))
-    keys = [(socket, key) for socket in ("vision", "language") for key in ("sha256", "architecture")]
+    keys = [(socket, key) for socket in ("vlm", "vision", "language") for key in ("sha256", "architecture")]
     lines: list[str] = []
     for socket, key in keys:
         before, after = (_keys(one.get(socket)).get(key, "") for one in (old, new))
