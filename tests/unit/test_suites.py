@@ -71,8 +71,9 @@ def test_the_suites_are_kept_apart_by_name_and_fingerprint() -> None:
         and dict(SUITE.protocol) == dict(SUITE.tiers) == {}
     )
     mt50 = {name: suite for name, suite in SUITES.items() if name.startswith("metaworld-mt50")}
-    assert list(mt50) == ["metaworld-mt50", "metaworld-mt50-starvla", "metaworld-mt50-fast"]
-    assert len({suite.fingerprint for suite in mt50.values()}) == 3
+    endings = ("", "-held", "-starvla", "-fast", "-shaded")
+    assert list(mt50) == [f"metaworld-mt50{ending}" for ending in endings]
+    assert len({suite.fingerprint for suite in mt50.values()}) == len(endings)
     assert [len(tier) for tier in mt50["metaworld-mt50"].tiers.values()] == [28, 11, 6, 5]
     assert len(MT50) == len(set(MT50)) == 50 and SUITES["metaworld-mt10"].tiers == {}
     assert {one.fps * one.max_decisions for one in mt50.values()} == {80 * 500, 80 * 400, 40 * 250}

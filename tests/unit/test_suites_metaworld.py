@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from fixtures.rendering import require_rendering
-from tutti.suites.metaworld.rendering import FastRenderer, load_mujoco
+from tutti.data.cache.decoding import resize_images
+from tutti.suites.metaworld.rendering import Drawing, FastRenderer, load_mujoco
 from tutti.suites.metaworld.task import MetaWorldTask, to_action
 from tutti.types import UserError
 
@@ -221,6 +222,20 @@ def test_the_goal_dot_is_visible_in_every_view_in_its_colour(world: World, task:
         assert changed[view].sum() >= 3
         dot = with_dot[view][changed[view]].mean(axis=0)
         assert dot.argmax() == channel
+
+
+def test_a_shaded_picture_looks_like_a_full_one_of_its_size(world: World) -> None:
+    simulation = world("coffee-pull").reset(1003)
+
+    def drawn(edge: int, drawing: Drawing) -> np.ndarray:
+        renderer = FastRenderer(simulation._env.model, ("corner2_moved",), edge, drawing=drawing)
+        pictures = renderer.render(simulation._env.data)
+        renderer.close()
+        return resize_images(pictures, 96)[0].astype(int)
+
+    full = drawn(480, "full")
+    assert np.abs(drawn(96, "shaded") - full).mean() < 2
+    assert np.abs(drawn(96, "fast") - full).mean() > 5
 
 
 def test_two_renderers_in_one_process_do_not_disturb_each_other(world: World) -> None:

@@ -22,7 +22,7 @@ from jaxtyping import Float32, Float64, UInt8
 from tutti.errors import UserError
 from tutti.suites.environment import Environment
 from tutti.suites.libero.expert import Expert
-from tutti.suites.metaworld.rendering import FastRenderer, load_mujoco
+from tutti.suites.metaworld.rendering import Drawing, FastRenderer, load_mujoco
 
 STATE_DIM, ACTION_DIM = 8, 7
 SETTLING = 10
@@ -214,7 +214,8 @@ class LiberoTask(Environment):
             compute(sim.model._model, sim.data._data)
         if self._renderer is None:
             size, samples = self.image_size, self._samples
-            self._renderer = LiberoRenderer(sim.model._model, self.views, size, samples, full=self._full)
+            drawing: Drawing = "full" if self._full else "fast"
+            self._renderer = LiberoRenderer(sim.model._model, self.views, size, samples, drawing=drawing)
         return self._renderer.render(sim.data._data)
 
     def save_physics(self) -> Float64[np.ndarray, " p"]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from tutti.errors import UserError
-from tutti.suites.metaworld.rendering import FastRenderer, load_metaworld, load_mujoco, move_cameras
+from tutti.suites.metaworld.rendering import Drawing, FastRenderer, load_metaworld, load_mujoco, move_cameras
 from tutti.suites.metaworld.three_goals import COLOURS, RADIUS, three_goals
 
 CONTROL_RATE = 80  # Simulation steps a second, each 5 x 0.0025 s.
@@ -56,9 +56,10 @@ class MetaWorldTask:
         action_repeat: int = 4,
         samples: int = 0,
         rules: str = "tutti",
+        drawing: Drawing = "fast",
     ) -> None:
         """Builds the physics of `task` ("reach", "drawer-open": Meta-World's name without "-v3"; or a task of
-        the scene with three goals). `rules` as in `MetaWorldSuite`.
+        the scene with three goals). `rules` and `drawing` as in `MetaWorldSuite`.
 
         Raises:
             UserError: the task is unknown, or the simulator is missing.
@@ -69,6 +70,7 @@ class MetaWorldTask:
         self.image_size = image_size
         self.action_repeat = action_repeat
         self.rules = rules
+        self.drawing: Drawing = drawing
         self._samples = samples
         self._mujoco = load_mujoco()
         self._env = _make_environment(environment)
@@ -200,9 +202,8 @@ class MetaWorldTask:
             UserError: no OpenGL context can be opened.
         """
         if self._renderer is None:
-            full = self.rules != "tutti"
             self._renderer = FastRenderer(
-                self._env.model, self.views, self.image_size, self._samples, full=full
+                self._env.model, self.views, self.image_size, self._samples, drawing=self.drawing
             )
         return self._renderer.render(self._env.data)
 
