@@ -1,8 +1,8 @@
 """All experiments of docs/background/experiments.md in order, each by its own command; a killed one goes on.
 
 python benchmarks/experiments.py [PART ...] runs all parts, or those named: weights, data, rates, tower-rates,
-e1, e2, e3, blind, towers-vision, towers-language, e4. What is finished is found again. After `rates`, write
-the chosen ones into the configs: the page says how.
+e1, e2, e3, blind, towers-vision, towers-language, towers-e2, e4. What is finished is found again. After
+`rates`, write the chosen ones into the configs: the page says how.
 
 Finished trainings of a study are kept in benchmarks/results/STUDY_cells.json and taken from there: a study
 may go on another day, or on another machine where the recorded data are the same to the byte.
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DEMO_SEEDS = range(100, 110)
 RECORDINGS = ("demo", "experiments", "three-goals")
-TOWERS = ("towers-vision", "towers-language")
+TOWERS = ("towers-vision", "towers-language", "towers-e2")
 STUDIES = ("e1", "e2", "e3", "blind", *TOWERS)
 FIFTY = ("data.sources=[{path: runs/experiments/dataset, per_task: 0-49}]",)
 UNEQUAL = (
@@ -51,6 +51,14 @@ SCREENINGS: dict[str, tuple[str, ...]] = {
     "e3": ("three-goals", "data.sources=[{path: runs/three-goals/dataset}]"),
     "towers-vision": ("experiments", *FIFTY, f"model.vision={SIGHT}"),
     "towers-language": ("experiments", *FIFTY, f"model.language={WORDS}"),
+    "towers-e2": (
+        *("experiments", *UNEQUAL, "data.batch_size=64", "data.mixture.labelled=0.5"),
+        f"model.vision={SIGHT}",
+    ),
+    "towers-e2-action": (
+        *("experiments", *UNEQUAL, "data.mixture.labelled=1", "strategy.kind=action_only"),
+        f"model.vision={SIGHT}",
+    ),
 }
 """Of each screening of the learning rate, the config and what changes in it: the data of the arms."""
 PARTS: dict[str, list[list[str]]] = {
@@ -60,7 +68,7 @@ PARTS: dict[str, list[list[str]]] = {
         part: [
             ["tutti", "tune", "--rate", f"configs/{config}.yaml", *changes, "--run", f"runs/rates/{name}"]
             for name, (config, *changes) in SCREENINGS.items()
-            if (name in TOWERS) == (part == "tower-rates")
+            if name.startswith(TOWERS) == (part == "tower-rates")
         ]
         for part in ("rates", "tower-rates")
     },
@@ -94,7 +102,7 @@ def toy_commands(study: str, work: Path) -> list[str]:
             synthetic_run(run, config, per_task=108, length=9)
     overrides = [*TOY, f"data_from={run}", f"evaluation.tasks={TOY_TASKS[suite]}"]
     overrides += [f"base.{one}" for one in TOY_BASE]
-    if study not in ("e2", "e3", "blind"):
+    if study not in ("e2", "e3", "blind", "towers-e2"):
         overrides.append("episodes_per_task=[5]")
     return ["tutti", "compare", f"configs/studies/{study}.yaml", *overrides, "--folder", str(work / study)]
 

@@ -34,7 +34,10 @@ def training(seed: int, push: int, pick: int, reach: int = 20) -> Trained:
 
 @pytest.mark.parametrize(
     ("name", "trainings"),
-    [*(("e1", 40), ("e2", 40), ("e3", 20)), *(("blind", 3), ("towers-vision", 15), ("towers-language", 25))],
+    [
+        *(("e1", 40), ("e2", 40), ("e3", 20), ("blind", 3)),
+        *(("towers-vision", 15), ("towers-language", 25), ("towers-e2", 9)),
+    ],
 )
 def test_every_cell_of_the_experiments_has_a_config_and_as_many_as_the_plan_says(
     name: str, trainings: int
@@ -62,10 +65,11 @@ def test_starts_and_seeds_of_the_experiments_do_not_meet_each_other_or_the_demon
     assert len({*seeds}) == len(seeds)
 
 
-def test_arms_of_unequal_labels_share_labelled_windows_and_statistics() -> None:
-    own = study("e2")
+@pytest.mark.parametrize("name", ["e2", "towers-e2"])
+def test_arms_of_unequal_labels_share_labelled_windows_and_statistics(name: str) -> None:
+    own = study(name)
     cells = plan_cells(own, dict.fromkeys(own.arms, 1300), SOURCES, "d", Path("s"))
-    data = {cell.arm: config.data for cell, config in cells.items() if cell.seed == 20}
+    data = {cell.arm: config.data for cell, config in cells.items() if cell.seed == own.seed_list[0]}
     shared = {arm: one.sources for arm, one in data.items() if arm != "upper"}
     assert len({*shared.values()}) == 1
     with_actions, without = shared["joint"]
@@ -75,7 +79,9 @@ def test_arms_of_unequal_labels_share_labelled_windows_and_statistics() -> None:
         arm: one.batch_size * float(one.mixture.labelled) for arm, one in data.items() if arm in shared
     }
     assert labelled.pop("action-2b") == 64 and {*labelled.values()} == {32}
-    assert own.budget.arms == {"action-flops": "flops"}
+    assert own.budget.arms == ({"action-flops": "flops"} if name == "e2" else {})
+    towers = {config.model.vision for config in cells.values()}
+    assert len(towers) == 1 and {one.kind for one in towers} == {"vit" if name == "e2" else "pretrained"}
 
 
 @pytest.mark.parametrize("name", experiments.SCREENINGS)
@@ -84,7 +90,7 @@ def test_rates_are_screened_on_the_data_and_terms_of_the_arms(name: str) -> None
     screened = load_config(ROOT / "configs" / f"{config}.yaml", changes)
     assert screened.strategy.kind == ("action_only" if name.endswith("action") else "end_to_end")
     own = study(name.removesuffix("-action"))
-    arms = {"e1": "align-recon-state", "e2": "joint", "e3": "align"}
+    arms = {"e1": "align-recon-state", "e2": "joint", "towers-e2": "joint", "e3": "align"}
     like = cell_config(
         own,
         arms.get(name) or {"towers-vision": "sight", "towers-language": "words"}.get(name, "action"),
@@ -94,7 +100,7 @@ def test_rates_are_screened_on_the_data_and_terms_of_the_arms(name: str) -> None
         sources=SOURCES,
     )
     assert screened.data.batch_size == like.data.batch_size and screened.data.mixture == like.data.mixture
-    if name[:2] == "e2":
+    if "e2" in name:
         parts = [[(one.per_task, one.labels) for one in c.data.sources] for c in (screened, like)]
         assert parts[0] == parts[1]
     assert screened.model == like.model

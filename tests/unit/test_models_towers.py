@@ -26,6 +26,7 @@ from tutti.models.pretrained.hub import hub_folder
 from tutti.models.vla import VLA
 from tutti.nested_dicts import merge
 from tutti.training.optim.averages import Ema
+from tutti.training.optim.learning_rates import RatesConfig
 from tutti.types import UserError
 
 SPEC = replace(small_model.SPEC, image_size=SIZE)
@@ -415,6 +416,22 @@ def test_lora_begins_as_the_tower_and_an_export_merges_it(
     plain.load_state_dict(tensors)
     with torch.no_grad():
         torch.testing.assert_close(plain(SEEN).readout, model(SEEN).readout, atol=1e-6, rtol=1e-6)
+
+
+def test_rates_decay_from_block_to_block_of_a_tower_and_not_in_what_is_new(
+    home: tuple[Path, dict[str, Any]],
+) -> None:
+    """Three blocks of each kind, under whatever names; view vectors and queries learn at the full rate."""
+    rates = RatesConfig(layer_decay=0.5)
+    for name in (*VISION, *LANGUAGE):
+        socket = "vision" if name in VISION else "language"
+        keys = {} if socket == "vision" else {"num_tokens": 2, "heads": 2}
+        every = rates.factors(config_of(socket, home[0] / name, **keys).build(SPEC), nn.Identity())
+        factors = {key: value for key, value in every.items() if key.startswith(f"model.{socket}.")}
+        tower = {value for key, value in factors.items() if ".tower." in key}
+        assert tower >= {0.25, 0.5, 1.0} and tower <= {0.125, 0.25, 0.5, 1.0}, name
+        new = [value for key, value in factors.items() if ".tower." not in key]
+        assert new and {*new} == {1.0}, name
 
 
 def test_blocks_of_a_tower_are_recomputed_to_the_same_bits(home: tuple[Path, dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from tutti.config.run_config import RunConfig
 from tutti.findings import Finding
+from tutti.models.config import pretrained_parts
 from tutti.report.formatting import capitalised
 from tutti.report.judges import dominating_terms
 from tutti.report.records import PRIMARY, single_step
@@ -66,8 +67,14 @@ def phase_tables(
             wrong = [sentence for sentence in wrong if sentence in again]
     findings = [Finding(kind="reach", severity="fault", sentence=capitalised(text)) for text in wrong]
     frozen = set.intersection(*({*table.frozen} for _, table in tables))
+    towers = {name: part.tower for name, part in pretrained_parts(training.model).items()}
     for part in sorted(frozen):
-        text = f"{capitalised(part)} never learns: the strategy freezes it throughout."
+        config = towers[part].config if part in towers else None
+        why = "the strategy freezes it throughout"
+        if config is not None and config.learn != "all":
+            lora = "lora, which is for linear layers of blocks"
+            why = f"{config.key}.learn is {'none' if config.learn == 'none' else lora}"
+        text = f"{capitalised(part)} never learns: {why}."
         findings.append(Finding(kind="always_frozen", severity="hint", sentence=text, part=part))
     return tables, findings
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from tutti.findings import HARMFUL_RATE, UNKNOWN_WORDS, Finding
@@ -26,15 +24,18 @@ def check_towers(training: BuiltTraining, batch: Batch) -> tuple[list[str], list
     lines: list[str] = []
     findings: list[Finding] = []
     for socket, part in pretrained_parts(training.model).items():
-        tower = part.tower
-        kind = f"{tower.values['model_type']} with random weights, from scratch"
-        lines.append(f"{socket}: {tower.begun or tower.loaded or kind}.")
+        tower, expert = part.tower, isinstance(part, Pi0Decoder)
+        kind = "a new expert" if expert else tower.values["model_type"]
+        lines.append(
+            f"{socket}: {tower.begun or tower.loaded or f'{kind} with random weights, from scratch'}."
+        )
         says = {"vision": _pictures, "language": _texts, "action": _expert}.get(socket, _sequence)
         told, found = says(training, batch)
         lines.append(f"{socket}: {told}")
-        findings += [*found, *_rate(training, socket)]
+        findings += found
     if not lines:
         return [], []
+    findings += _rates(training)
     counts: dict[str, list[int]] = {}
     for name, parameter in training.model.named_parameters():
         all_, learning = counts.setdefault(part_of(f"model.{name}"), [0, 0])
@@ -131,27 +132,31 @@ def _texts(training: BuiltTraining, _: Batch) -> tuple[str, list[Finding]]:
     return line, findings
 
 
-def _rate(training: BuiltTraining, socket: str) -> Sequence[Finding]:
-    """A tower whose own weights learn as fast as a fresh decoder beside it, from the first update on."""
-    tower, config = pretrained_parts(training.model)[socket].tower, training.config
-    factor = config.training.optimizer.learning_rates.get(socket, 1.0)
-    phases = training.trainer.strategy.phases
-    first = phases[0].learning_rates.get(socket, 1.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    decoder = training.model.action
-    fresh = not (isinstance(decoder, Pi0Decoder) and (decoder.tower.loaded or decoder.tower.begun))
-    learns = tower.config.learn == "all" and (tower.loaded or tower.begun)
-    if not (fresh and learns) or factor * first <= HARMFUL_RATE:
+def _rates(training: BuiltTraining) -> list[Finding]:
+    """Towers whose own weights learn as fast as a fresh decoder beside them, from the first update on; one
+    finding for the parts of a VLM that have one rate."""
+    decoder, phase = training.model.action, training.trainer.strategy.phases[0]
+    if isinstance(decoder, Pi0Decoder) and (decoder.tower.loaded or decoder.tower.begun):
         return []
-    said = (
-        f"{socket} is pre-trained and learns at {factor * first:g} of the learning rate from the first "
-        "update on, beside parts that are new."
-    )
-    cure = (
-        f"Set training.optimizer.learning_rates={{{socket}: 0.1}}, strategy.kind=warmup_then_joint, or "
-        f"{tower.config.key}.learn to none or {{lora: 16}}."
-    )
-    return [
-        Finding(
-            kind="tower_rate", severity="hint", sentence=said, number=factor * first, cure=cure, part=socket
+    groups: dict[tuple[str, float], list[str]] = {}
+    for socket, part in pretrained_parts(training.model).items():
+        tower = part.tower
+        rate = training.config.training.optimizer.learning_rates.get(socket, 1.0)
+        rate *= phase.learning_rates.get(socket, 1.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        if tower.config.learn == "all" and (tower.loaded or tower.begun) and rate > HARMFUL_RATE:
+            groups.setdefault((tower.config.key, rate), []).append(socket)
+    found: list[Finding] = []
+    for (key, rate), parts in groups.items():
+        are = "is" if len(parts) == 1 else "are"
+        said = (
+            f"{', '.join(parts)} {are} pre-trained, with {rate:g} times the learning rate from the first "
+            "update on, beside parts that are new."
         )
-    ]
+        slower = ", ".join(f"{part}: 0.1" for part in parts)
+        cure = (
+            f"Set training.optimizer.learning_rates={{{slower}}}, strategy.kind=warmup_then_joint, or {key}"
+            ".learn to none or {lora: 16}."
+        )
+        given = {"kind": "tower_rate", "severity": "hint", "sentence": said, "number": rate, "cure": cure}
+        found.append(Finding(**given, part=parts[0]))
+    return found

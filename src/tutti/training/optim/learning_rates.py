@@ -17,6 +17,8 @@ DECODER = "action"
 """The part that a plain number of `layer_decay` leaves alone: it is the head of the whole model."""
 BLOCK = re.compile(r"^(.*?\b(?:blocks?|layers?|stages)\.\d+)\.")
 """An entry of a list of blocks, by the names of our own parts and of pre-trained towers."""
+TOWER = ".tower."
+"""What the names of pre-trained parameters hold."""
 
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(gt=0, le=1)]
@@ -42,6 +44,7 @@ class RatesConfig(FrozenConfig):
         block i of 0 .. L - 1          d^(L - 1 - i)
         what comes before the blocks   d^L             stem, embeddings, positions, adapters
         what comes behind them         1               norms, pooling, heads
+        what is new beside a tower     1               readout, state, queries, vectors of views
 
     A plain number holds for every part that has blocks, each by its own depth, except the action decoder; a
     mapping holds for the parts that it names. A strategy's factors multiply on top.
@@ -86,8 +89,9 @@ class RatesConfig(FrozenConfig):
                     f"training.optimizer.learning_rates.{part} scales all of it."
                 )
             if decay != 1.0:
+                beside = any(TOWER in name for name in own)
                 for name, layer in zip(own, layers, strict=True):
-                    factors[name] *= decay ** (depth - layer)
+                    factors[name] *= 1.0 if beside and TOWER not in name else decay ** (depth - layer)
         return factors
 
 
