@@ -184,6 +184,16 @@ class ComposedMixture:
     labelled: Mixture
     unlabelled: Mixture
     counts: tuple[int, int]
+    _filled: tuple[tuple[Mixture, int, Bool[np.ndarray, " b"]], ...] = field(
+        init=False, repr=False, compare=False
+    )
+    """Each stream, how many rows of a batch it fills, and which."""
+
+    def __post_init__(self) -> None:
+        # The labelled stream fills row i where floor(s (i + 1)) > floor(s i), s its share.
+        filled = np.diff(np.arange(sum(self.counts) + 1) * self.counts[0] // sum(self.counts)) > 0
+        streams = ((self.labelled, self.counts[0], filled), (self.unlabelled, self.counts[1], ~filled))
+        object.__setattr__(self, "_filled", streams)  # it is frozen
 
     @property
     def seed(self) -> int:
@@ -195,22 +205,15 @@ class ComposedMixture:
         """Entries until every labelled window has come once."""
         return -(-self.labelled.epoch_length * sum(self.counts) // self.counts[0])
 
-    def _filled(self) -> Iterator[tuple[Mixture, int, Bool[np.ndarray, " b"]]]:
-        """Each stream, how many rows of a batch it fills, and which: the labelled one fills row i where
-        floor(s (i + 1)) > floor(s i), s its share."""
-        filled = np.diff(np.arange(sum(self.counts) + 1) * self.counts[0] // sum(self.counts)) > 0
-        yield self.labelled, self.counts[0], filled
-        yield self.unlabelled, self.counts[1], ~filled
-
     def streams(self, rows: slice, size: int) -> Iterator[Stream]:
         """What fills the `rows` of a batch, all of whose `size` is that of `counts`."""
-        for mixture, own, filled in self._filled():
+        for mixture, own, filled in self._filled:
             yield Stream(mixture.key, np.flatnonzero(filled[rows]), int(filled[: rows.start].sum()), own)
 
     def drawn(self, entries: int) -> dict[int, int]:
         """How many of the first `entries`, whole batches, are of each source, by its number."""
         batches, found = entries // sum(self.counts), dict[int, int]()
-        for mixture, own, _ in self._filled():
+        for mixture, own, _ in self._filled:
             for number, count in mixture.drawn(batches * own).items():
                 found[number] = found.get(number, 0) + count
         return found
@@ -220,6 +223,6 @@ class ComposedMixture:
         size = sum(self.counts)
         first, last = start // size, -(-(start + count) // size)
         found = np.empty((last - first, size), dtype=np.int64)
-        for mixture, own, filled in self._filled():
+        for mixture, own, filled in self._filled:
             found[:, filled] = mixture.take(first * own, (last - first) * own).reshape(-1, own)
         return found.reshape(-1)[start - first * size :][:count]

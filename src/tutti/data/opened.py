@@ -95,21 +95,28 @@ def pictures_of(
         return gathered(sources[0].frames, wanted)
     pixels = sources[0].frames.shape[2:]
     out = [np.empty((len(rows), views, *pixels), dtype=np.uint8) for rows in wanted]
-    for source, offset in zip(sources, offsets, strict=False):
-        count = len(source.frames)
-        here = [np.flatnonzero((rows >= offset) & (rows < offset + count)) for rows in wanted]
+    numbers = [np.searchsorted(offsets, rows, side="right") - 1 for rows in wanted]
+    raw = [one.frames if isinstance(one.frames, np.ndarray) else None for one in sources]
+    whole = [frames if one.slots is None else None for one, frames in zip(sources, raw, strict=True)]
+    for to, number, rows in zip(out, numbers, wanted, strict=True):
+        # Raw pictures are copied once, from where they lie to where they are wanted, in the order of memory.
+        own = zip(number.tolist(), (rows - offsets[number]).tolist(), strict=True)
+        for place, (source, row) in enumerate(own):
+            if (pictures := whole[source]) is not None:
+                to[place] = pictures[row]
+    for index, (source, offset) in enumerate(zip(sources, offsets, strict=False)):
+        if whole[index] is not None:
+            continue
+        here = [np.flatnonzero(number == index) for number in numbers]
         own = [rows[some] - offset for rows, some in zip(wanted, here, strict=True)]
-        # Raw pictures are copied once, from where they lie to where they are wanted.
-        raw = isinstance(source.frames, np.ndarray)
-        found: list[Any] = [source.frames] * len(own) if raw else gathered(source.frames, own)
+        found: list[Any] = gathered(source.frames, own) if raw[index] is None else [source.frames] * len(own)
         for to, some, pictures, rows in zip(out, here, found, own, strict=True):
-            places = zip(some.tolist(), rows.tolist() if raw else range(len(some)), strict=True)
             if source.slots is None:
-                for place, row in places:
-                    to[place] = pictures[row]
+                to[some] = pictures
                 continue
+            reading = range(len(some)) if raw[index] is None else rows.tolist()
             to[some] = 0  # what is masked is black
-            for place, row in places:
+            for place, row in zip(some.tolist(), reading, strict=True):
                 for view, slot in enumerate(source.slots):
                     to[place, slot] = pictures[row, view]
     return out
