@@ -174,7 +174,7 @@ def test_a_resampled_set_says_all_that_the_recorded_one_says() -> None:
     store = Numbers([walk], 30.0)
     store.view_names, store.format, store.usual, store.answers = ("wrist",), "toy", walk[0], ("yes",)
     made = apply(store, walk[0], KEPT, 10.0)
-    own = {"spec", "episodes", "states", "actions", "instruction_of", "remarks", "converted"}
+    own = {"spec", "episodes", "states", "actions", "instruction_of", "remarks", "converted", "known_digests"}
     for name in EpisodeStore.__annotations__.keys() - own:
         assert getattr(made, name) is getattr(store, name), name
     assert made.views == ("wrist",)

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tutti.config import load_config
-from tutti.data.episodes import EpisodeStore, check_unchanged
+from tutti.data.episodes import EpisodeStore
 from tutti.data.formats.lerobot.writer import EpisodeRecord, Storage, write_lerobot
-from tutti.data.sources import SourceConfig
+from tutti.data.sources import SourceConfig, check_unchanged
 from tutti.types import UserError
 
 VIEW = "observation.images.front"

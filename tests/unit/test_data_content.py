@@ -15,8 +15,8 @@ import pytest
 from damaged_sets import write_sound
 
 from tutti.data.content import PARTS, Content, _ranges
-from tutti.data.episodes import check_unchanged
 from tutti.data.formats.lerobot.reader import LeRobotStore
+from tutti.data.sources import check_unchanged
 from tutti.types import UserError
 
 GOOD = {"format": 1, "spec": "0"} | dict.fromkeys(PARTS, "00" * 8 * 4)

@@ -20,8 +20,9 @@ import pytest
 from fixtures.lerobot_sets import write_v21
 from tutti.data.formats.lerobot import reader
 from tutti.data.formats.lerobot import writer as lerobot_writer
-from tutti.data.formats.lerobot.reader import LeRobotStore, sampled_bytes
+from tutti.data.formats.lerobot.reader import LeRobotStore
 from tutti.data.formats.lerobot.writer import EpisodeRecord, Storage, write_lerobot
+from tutti.data.formats.pictures import sampled_bytes
 from tutti.types import UserError
 
 VIEWS = ("observation.images.right", "observation.images.top")

@@ -14,19 +14,21 @@ from pydantic import Field, model_validator
 
 from tutti.data.augmentation import Augmentation, NoAugmentation
 from tutti.data.bundle import Batches, DataBundle, Statistics, evenly_spread
-from tutti.data.cache import CacheConfig, decide, open_frames, share, shared
+from tutti.data.cache import CacheConfig, decide, give_back, open_frames, share, shared
 from tutti.data.conventions.config import CanonicalConfig
 from tutti.data.conventions.served import Served
-from tutti.data.episodes import ALL_USED, Progress, check_unchanged
+from tutti.data.episodes import ALL_USED, Episodes, Progress
 from tutti.data.loader import Loader
 from tutti.data.mixture import UNLABELLED, ComposedMixture, Mixture, MixtureConfig
 from tutti.data.normalize import NormalizationKind
 from tutti.data.opened import Source
 from tutti.data.sources import (
+    Labelled,
     Part,
     SourceConfig,
     check_compatible,
     check_lengths,
+    check_unchanged,
     fit_normalizer,
     labelled_rows,
     masked_line,
@@ -165,9 +167,10 @@ class DataConfig(FrozenConfig):
             )
         return self.image_size
 
-    def open(self) -> list[Part]:
-        """The sources, opened and checked, with their numbers as they are learned. Raises: UserError."""
-        return open_parts(self.sources, self.canonical, canonical_slots=self.slots == "canonical")
+    def open(self, home: Path | None = None) -> list[Part]:
+        """The sources, opened and checked, with their numbers as they are learned; large ones from an index
+        below `home`, the folder of caches. Raises: UserError."""
+        return open_parts(self.sources, self.canonical, canonical_slots=self.slots == "canonical", home=home)
 
     def build(
         self,
@@ -196,7 +199,7 @@ class DataConfig(FrozenConfig):
         if not self.sources:
             raise UserError("data.sources is empty; expected at least one {path: <data set>}.")
         require_steps(self, "data")
-        opened, home = self.open(), self.cache.home()
+        opened = self.open(home := self.cache.home())
         for store in stores_of(opened):
             store.share(lambda owner: share(owner, home))
         if trained_on is not None:
@@ -206,10 +209,12 @@ class DataConfig(FrozenConfig):
         if kept is not None:
             kept.check(spec, opened[0].store.name, self.normalization)
         parts = self.split(opened, group_of)
-        normalizer, stores = (
-            fit_normalizer(parts, spec, self.normalization, self.horizon, home),
-            stores_of(parts),
-        )
+        stores = stores_of(parts)
+        labelled: Labelled = {
+            store: {label: shared(own, home) for label, own in labelled_rows(store, parts, spec).items()}
+            for store in stores
+        }
+        normalizer = fit_normalizer(parts, spec, self.normalization, self.horizon, home, labelled=labelled)
         spoken = training_texts(parts)
         spoken |= training_answers(parts) - {""} if "answer" in needs.labels else set()
         tokenizer = Tokenizer.of(spoken, self.vocab_size, self.text_length, text)
@@ -217,20 +222,18 @@ class DataConfig(FrozenConfig):
             normalizer, tokenizer = kept.normalizer, kept.tokenizer
         cache = decide(stores, self.cache, self.pixels, choice)
         frames = open_frames(stores, cache, self.pixels, progress=progress)
-        labelled = [labelled_rows(store, parts, spec) for store in stores]
-        for rows in labelled:
-            rows.update({label: shared(own, home) for label, own in rows.items()})
         places = [slots(store, spec) for store in stores]
         windows = WindowIndex(
-            list(map(Source, stores, frames, labelled, places)),
+            list(map(Source, stores, frames, labelled.values(), places)),
             horizon=self.horizon,
             history=self.history,
             normalizer=normalizer,
             tokenizer=tokenizer,
             needs=needs,
             group_of=grouped(self.tasks, group_of),
-            parts=[(stores.index(part.store), (*part.training, *part.held_out)) for part in parts],
+            parts=[(stores.index(p.store), Episodes.joined((p.training, p.held_out))) for p in parts],
             common=spec,
+            home=home,
         )
         share(windows, home)
         check_wordings(self.tasks, [normalized_text(t) for store in stores for t in store.instructions])
@@ -241,9 +244,9 @@ class DataConfig(FrozenConfig):
         # A resume must find the data sets, and what of them is trained on, unchanged.
         digest = hashlib.sha256(json.dumps([store.fingerprint for store in stores]).encode())
         for rows in drawn:
-            digest.update(rows.tobytes())
+            digest.update(np.ascontiguousarray(rows).data)
         if any(part.labels != ALL_USED for part in parts):
-            digest.update(b"".join(rows.tobytes() for own in labelled for rows in own.values()))
+            digest.update(b"".join(rows.tobytes() for own in labelled.values() for rows in own.values()))
         if cache.kind == "jpeg":  # other pictures
             digest.update(f"jpeg {cache.quality}".encode())
         train = Loader(
@@ -275,6 +278,7 @@ class DataConfig(FrozenConfig):
             **spec.dimensions(),
         )
         served = Served.of(stores, described)
+        give_back()
         if kept is not None:
             kept.check_form(served, opened[0].store.name)
         return DataBundle(
@@ -286,7 +290,7 @@ class DataConfig(FrozenConfig):
             tokenizer=tokenizer,
             windows=windows,
             parts=tuple(parts),
-            shares=source_shares(parts, spec, self.mixture.labelled),
+            shares=source_shares(parts, spec, self.mixture.labelled, labelled),
             training_rows=trained[0] if len(trained) == 1 else shared(np.concatenate(trained), home),
             held_out_rows=held_out,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from tutti.data.content import digest
-from tutti.data.episodes import Episode
+from tutti.data.episodes import Episode, Episodes
 from tutti.data.tokenize import normalized_text
 from tutti.errors import UserError, near_miss
 
@@ -108,7 +108,7 @@ def pair_is_held_out(identity: int, fraction: float, seed: int) -> bool:
 
 def episodes_at(
     training: Sequence[Episode], places: slice, seed: int, group_of: GroupOf | None = None, said: str = ""
-) -> tuple[Episode, ...]:
+) -> Episodes:
     """Those of the training episodes of each group at `places`, such as the first ten, in their first order.
 
     The places are those in a random order of the group's episodes that depends on `seed` and the group's name
@@ -127,16 +127,18 @@ def episodes_at(
             )
         random = np.random.default_rng([seed, 5, *name.encode()])
         chosen |= {members[place] for place in random.permutation(len(members))[places].tolist()}
-    return tuple(episode for place, episode in enumerate(training) if place in chosen)
+    return Episodes.of(training).where(np.array(sorted(chosen), np.int64))
 
 
 def _grouped(episodes: Sequence[Episode], group_of: GroupOf | None) -> dict[str, list[int]]:
     """The places of the episodes of each group."""
-    known = {text: normalized_text(text) for text in {episode.instruction for episode in episodes}}
-    named = {text: group_of(own) if group_of else own for text, own in known.items()}
+    many = Episodes.of(episodes)
+    used: list[int] = np.unique(many.texts).tolist()
+    spoken = {number: normalized_text(many.instructions[number]) for number in used}
+    named = {number: group_of(own) if group_of else own for number, own in spoken.items()}
     groups: dict[str, list[int]] = {}
-    for place, episode in enumerate(episodes):
-        groups.setdefault(named[episode.instruction], []).append(place)
+    for place, number in enumerate(many.texts.tolist()):
+        groups.setdefault(named[number], []).append(place)
     return groups
 
 

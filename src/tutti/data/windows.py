@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,15 +12,15 @@ from torch import Tensor
 
 from tutti.data.conventions.chunks import RelativeChunks
 from tutti.data.embodiments import CommonSpec, common_spec, robots_in, specs_of_robots
-from tutti.data.episodes import VECTORS, Episode, bounds_of, rows_of
-from tutti.data.keyframes import check_grippers, next_keyframes
+from tutti.data.episodes import VECTORS, Episode, rows_of
 from tutti.data.normalize import Normalizer
-from tutti.data.opened import Answers, Source, all_normalised, pictures_of, shown_views, warn_of_cut
+from tutti.data.opened import Answers, Source, WindowRows, pictures_of, shown_views, warn_of_cut
 from tutti.data.split import GroupOf
 from tutti.data.tokenize import Tokenizer, normalized_text
 from tutti.dimensions import gripper_dimensions
 from tutti.durations import in_own_steps, paces
 from tutti.errors import UserError
+from tutti.storage.arrays import unpacked
 from tutti.types import (
     LABELS,
     Batch,
@@ -62,7 +63,8 @@ class WindowIndex:
 
     `remarks` are lines for the user: what the stores leave out, and hands that no gripper is named of.
     `parts` are what the sources of a config use, each as the number of its store among `sources` and its
-    episodes; where there are several, batches say which of them a window is of.
+    episodes; where there are several, batches say which of them a window is of. Below `home`, the folder of
+    caches, what is known of many rows is kept (`WindowRows.kept`).
 
     Raises: UserError if one of these is no gripper.
     """
@@ -79,6 +81,7 @@ class WindowIndex:
         group_of: GroupOf | None = None,
         parts: Sequence[tuple[int, Sequence[Episode]]] = (),
         common: CommonSpec | None = None,
+        home: Path | None = None,
     ) -> None:
         self.sources = tuple(sources)
         self.horizon, self.history, self.needs = horizon, tuple(history), needs
@@ -91,63 +94,34 @@ class WindowIndex:
         named = [None if store.is_pairs else store.spec.embodiment for store in stores]
         self.embodiments = tuple(dict.fromkeys(name for name in named if name is not None))
         self._views = shown_views(self.sources)
-        self._known: dict[Label, Bool[np.ndarray, " n"]] = {
-            label: np.concatenate([source.known(label) for source in self.sources]) for label in LABELS
-        }
         spoken = [tuple(map(normalized_text, store.instructions)) for store in stores]
-        told = zip(spoken, self.sources, strict=True)
-        texts = set[str]().union(*(some for some, source in told if source.known("text").any()))
-        self.instructions = tuple(sorted(texts if self._known["text"].all() else texts | {""}))
-        number = {text: i for i, text in enumerate(self.instructions)}
+        known = [source.known("text") for source in self.sources]
+        texts = set[str]().union(*(some for some, own in zip(spoken, known, strict=True) if own.any()))
+        self.instructions = tuple(sorted(texts if all(own.all() for own in known) else texts | {""}))
         groups = tuple(map(group_of, self.instructions)) if group_of else self.instructions
         self.tasks = tuple(sorted(set(groups)))
         place = {group: i for i, group in enumerate(self.tasks)}
         self._task = np.array([place[group] for group in groups], dtype=np.int64)
-        self._states, self._actions = all_normalised(self.sources, normalizer, common)
         self._has = {str(vector): common.present(vector) for vector in VECTORS}
-        said = [
-            np.array([number.get(text, 0) for text in some], np.int64)[store.instruction_of]
-            for some, store in zip(spoken, stores, strict=True)
-        ]
-        self._instruction = np.where(self._known["text"], np.concatenate(said), number.get("", 0))
-        of_source = [-1 if name is None else self.embodiments.index(name) for name in named]
-        self._embodiment = np.repeat(np.array(of_source, dtype=np.int64), counts)
-        self._end = np.empty(int(self._offsets[-1]), dtype=np.int64)
+        key = "gripper.dimension of the objective"
+        grippers = gripper_dimensions(needs.grippers, common.action_dim, key, robots=common.robots)
+        rows = WindowRows(self.sources, self.embodiments, self.instructions, normalizer, common, grippers)
+        found = rows.kept(home)
+        self._known = dict[Label, Bool[np.ndarray, " n"]]()
+        self._known |= {label: found[f"known {label}"] for label in (*LABELS, "answer")}
+        self._states, self._actions = found["states"], found["actions"]
+        self._instruction, self._embodiment = found["instruction"], found["embodiment"]
+        self._end, self._progress = found["end"], found["progress"]
+        self._next_key, self._keyed = found["next_key"], found["keyed"]
         self._part, self._parts = self._numbered(parts), np.arange(len(parts))
-        self._progress = np.zeros(len(self._end), dtype=np.float32)
-        self.remarks = tuple(remark for store in stores for remark in store.remarks)
-        hands, key = needs.grippers, "gripper.dimension of the objective"
-        grippers = gripper_dimensions(hands, self._actions.shape[1], key, robots=common.robots)
-        for source, store in enumerate(stores):
-            lengths, rows = bounds_of(store.episodes)[1], self.rows_of(source, store.episodes)
-            size, before = np.repeat([lengths, np.cumsum(lengths) - lengths], lengths, axis=1)
-            step = np.arange(len(rows)) - before
-            self._end[rows], self._progress[rows] = rows - step + size, step / np.maximum(1, size - 1)
-        self._next_key, self._keyed = self._key_frames(common, grippers)
-        self._answers = Answers(self.sources, tokenizer if "answer" in needs.labels else None)
-        self._known["answer"] = self._answers.known
+        self.remarks = (*(line for store in stores for line in store.remarks), *unpacked(found["remarks"]))
+        self._answers = Answers(stores, found["answer"], tokenizer if "answer" in needs.labels else None)
         text, mask = tokenizer.encode(self.instructions)
         warn_of_cut(tokenizer, self.instructions, mask)
         # By numpy: torch's own indexing would start a pool of threads in the loader's thread.
         self._text, self._text_mask = text.numpy(), mask.numpy()
         needed = 8 * np.ceil(self._text_mask.sum(axis=1) / 8).astype(np.int64)
         self._text_width = np.clip(needed, tokenizer.text_length, text.shape[1])
-
-    def _key_frames(
-        self, common: CommonSpec, grippers: tuple[int, ...]
-    ) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-        """The next key frame of each row, and the rows whose actions tell it."""
-        acting = self._known["actions"][:, None]
-        if (has := self._has["action"]) is not None:
-            acting = acting & np.asarray(has[self._embodiment])[:, list(grippers)]
-        for number, source in enumerate(self.sources):
-            here = np.arange(*self._offsets[number : number + 2])[source.known("actions")]
-            own, store = common.having(source.store.spec.embodiment, grippers), source.store
-            if own and len(here):
-                names = store.spec.action_names
-                self.remarks += check_grippers(self._actions[here], self._end[here], own, store.name, names)
-        commands = np.where(acting, self._actions[:, list(grippers)], np.float32(np.nan))
-        return next_keyframes(commands, self._end, range(len(grippers))), np.asarray(acting.any(axis=1))
 
     def __len__(self) -> int:
         return len(self._end)

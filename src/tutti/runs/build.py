@@ -15,8 +15,8 @@ import torch
 from tutti.config.run_config import RunConfig, to_yaml
 from tutti.data.bundle import DataBundle, Statistics
 from tutti.data.config import DataConfig
-from tutti.data.episodes import check_unchanged
 from tutti.data.sources import SourceConfig, check_compatible, rate_of, stores_of, training_texts
+from tutti.data.sources.unchanged import check_unchanged
 from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
 from tutti.durations import resolved, times_in
@@ -183,7 +183,7 @@ def check_data(config: RunConfig, folder: Path) -> list[Path]:
     data = with_sources(config, folder)
     away = [source.path for source in data.sources if not source.path.exists()]
     if not away:
-        check_unchanged(stores_of(data.open()), folder / CONTENT)
+        check_unchanged(stores_of(data.open(data.cache.home())), folder / CONTENT)
     return away
 
 
@@ -278,7 +278,7 @@ def expected_spec(config: RunConfig) -> DataSpec:
     """The sizes of the data: of the data sets, or else of what the config would record."""
     suite, data = config.record.spec, config.data
     if data.sources:
-        sizes = named = check_compatible(parts := data.open())
+        sizes = named = check_compatible(parts := data.open(data.cache.home()))
         texts = sorted(training_texts(data.split(parts, task_by_text(suite))))
         embodiments, robots = tuple(sizes.own), sizes.robots
     else:

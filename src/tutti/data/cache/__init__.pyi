@@ -5,7 +5,7 @@ from .frames import Frames, gathered
 from .jpeg import JpegFrames
 from .live import LiveFrames
 from .raw import cached_frames
-from .sharing import share, shared
+from .sharing import give_back, share, shared
 
 __all__ = [
     "CacheConfig",
@@ -16,6 +16,7 @@ __all__ = [
     "cached_frames",
     "decide",
     "gathered",
+    "give_back",
     "open_frames",
     "resize_images",
     "share",

@@ -184,7 +184,7 @@ def inspect_path(path: Path, said: Wanted = AS_FOUND, url: str = "") -> Inspecte
     state = said.state if roles.state else ()
     wanted = replace(said, state=state, fps=1.0 if found.fps is None else None)
     try:
-        store = kind.open(path, wanted, [chosen])
+        store = kind.open(path, wanted, [chosen], None)
     except UserError as error:
         problem = str(error)
     return Inspected(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from tutti.data.bundle import DataBundle, evenly_spread
-from tutti.data.episodes import ALL_USED, VECTORS, Episode, EpisodeStore, Use, Vector, row_spans, rows_of
+from tutti.data.episodes import ALL_USED, VECTORS, Episode, EpisodeStore, Use, Vector, mask_of, rows_of
 from tutti.data.keyframes import share_between
 from tutti.data.normalize import Normalizer
 from tutti.data.sources import Part, used_vectors
@@ -71,7 +71,8 @@ class Recorded:
     @cached_property
     def spans(self) -> list[slice]:
         """The rows of all complete episodes; neighbours are one span."""
-        return [slice(*span) for span in row_spans(self.complete)]
+        edges = np.diff(mask_of(self.complete, self.store.spec.num_frames), prepend=False, append=False)
+        return [slice(begin, end) for begin, end in np.flatnonzero(edges).reshape(-1, 2).tolist()]
 
     def values(self, vector: Vector) -> Float32[np.ndarray, "n d"]:
         """All states or actions of the store, also those of episodes that are left out."""

@@ -26,7 +26,7 @@ from tutti.data.conventions.rotations import (
     to_quaternions,
 )
 from tutti.data.conventions.vectors import Layout, Piece
-from tutti.data.episodes import Episode, EpisodeStore
+from tutti.data.episodes import Episodes, EpisodeStore
 from tutti.data.formats.chosen import excluding
 from tutti.data.formats.errors import data_error
 
@@ -163,29 +163,26 @@ class ResampledStore(EpisodeStore):
             setattr(self, name, getattr(store, name))
         self._recorded = store
         steps = store.spec.fps / rate
-        old = np.array([episode.length for episode in store.episodes], np.int64)
+        before, self.known_digests = Episodes.of(store.episodes), {}
+        old = before.lengths
         inside = np.floor(np.round((old - 1) / steps, _DIGITS)).astype(np.int64) + 1
         new = np.minimum(inside, np.floor(np.round(old / steps, _DIGITS)).astype(np.int64))
         if len(short := np.flatnonzero(new < 2)):
-            one = store.episodes[short[0]]
+            one = before[int(short[0])]
             raise data_error(
                 f"{store.name}: episode {one.index} has {one.length} steps at {store.spec.fps:g} a second, "
                 f"{new[short[0]]} at {rate:g} (sources.resample); {len(short):,} such episodes in all.",
                 expected="2 or more",
-                cure="choose a higher rate, or leave them out: "
-                f"{excluding([store.episodes[n].index for n in short])}",
+                cure=f"choose a higher rate, or leave them out: {excluding(before.numbers[short].tolist())}",
             )
         ends = np.cumsum(new)
         self.spec = replace(store.spec, fps=rate, num_frames=int(ends[-1]))
-        start = np.repeat([episode.start for episode in store.episodes], new)
+        start = np.repeat(before.starts, new)
         step = np.arange(len(start)) - np.repeat(ends - new, new)
         self.grid = Grid(steps, start, start + np.repeat(old - 1, new), step)
         self._nearest = self.grid.nearest()
         self.instruction_of = store.instruction_of[self._nearest]
-        self.episodes = tuple(
-            Episode(one.index, int(end - count), int(count), one.instruction)
-            for one, end, count in zip(store.episodes, ends, new, strict=True)
-        )
+        self.episodes = Episodes(before.numbers, ends - new, new, before.texts, before.instructions)
         self.remarks = (
             *store.remarks,
             f"{store.name}: {store.spec.fps:g} steps a second are resampled to {rate:g} (sources.resample)",
@@ -215,7 +212,7 @@ class ResampledStore(EpisodeStore):
 
     def picture_digests(self) -> Digests:
         """Those of the recording."""
-        return self._recorded.picture_digests()
+        return self._recorded.content.episodes["pictures"]
 
     @cached_property
     def number_digests(self) -> dict[str, Digests]:
@@ -226,7 +223,7 @@ class ResampledStore(EpisodeStore):
             for name, many in self._recorded.number_digests.items()
         }
 
-    @cached_property
+    @property
     def identities(self) -> list[int]:
         """Those of the recording."""
         return self._recorded.identities

@@ -13,7 +13,7 @@ from tutti.data.conventions.config import CanonicalConfig, ConventionsConfig
 from tutti.data.conventions.conversion import Conversion, extremes
 from tutti.data.conventions.rates import ResampledStore
 from tutti.data.conventions.usual import usual_conventions
-from tutti.data.episodes import VECTORS, Converted, EpisodeStore
+from tutti.data.episodes import VECTORS, Converted, EpisodeStore, bounds_of
 from tutti.data.formats.chosen import excluding
 from tutti.data.formats.errors import data_error
 from tutti.data.normalize import BLOCK
@@ -57,7 +57,7 @@ def apply(
     if conversion.changes:
         lines = "; ".join(f"{key} {value}" for key, value in conversion.said.lines())
         made.remarks += (f"{store.name}: conventions, which are brought to one form: {lines}",)
-    _ = made.identities, made.number_digests
+    _ = made.number_digests
     state, action = conversion.state, conversion.action
     states = np.empty((made.spec.num_frames, state.learned_dim), np.float32)
     actions = np.empty((made.spec.num_frames, action.learned_dim), np.float32)
@@ -68,6 +68,7 @@ def apply(
         here = slice(done, done := done + len(some[0]))
         states[here], actions[here] = some
     made.states, made.actions = states, actions
+    vars(made).pop("present", None)
     state_names, state_units = state.names(spec.state_names, spec.state_units)
     action_names, action_units = action.names(spec.action_names, spec.action_units)
     made.spec = replace(
@@ -119,9 +120,9 @@ def _blocks(store: EpisodeStore) -> Iterator[tuple[slice, Int64[np.ndarray, " e"
     """Rows of whole episodes, about `BLOCK` at a time since they are taken to float64, and where episodes
     begin among them."""
     begin, starts = 0, list[int]()
-    for episode in store.episodes:
+    for number, episode in enumerate(store.episodes, 1):
         starts.append(episode.start - begin)
-        if episode.end - begin >= BLOCK or episode is store.episodes[-1]:
+        if episode.end - begin >= BLOCK or number == len(store.episodes):
             yield slice(begin, episode.end), np.array(starts, np.int64)
             begin, starts = episode.end, []
 
@@ -142,7 +143,7 @@ def _check(store: EpisodeStore, conversion: Conversion) -> None:
 def _fault(
     store: EpisodeStore, rows: Int64[np.ndarray, " w"], key: str, found: np.ndarray, expected: str
 ) -> UserError:
-    starts = [one.start for one in store.episodes]
+    starts = bounds_of(store.episodes)[0]
     bad = [store.episodes[number] for number in np.unique(np.searchsorted(starts, rows, side="right") - 1)]
     episode = bad[0]
     few = len(bad) < len(store.episodes)

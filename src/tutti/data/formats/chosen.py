@@ -69,9 +69,9 @@ class Selection:
         return cls(kept=np.any(masks, axis=0), parts=parts)
 
     @property
-    def numbers(self) -> tuple[frozenset[int], ...]:
-        """The numbers of the episodes of each choice."""
-        return tuple(frozenset(np.flatnonzero(mask).tolist()) for mask, _ in self.parts)
+    def masks(self) -> tuple[Bool[np.ndarray, " e"], ...]:
+        """The episodes of each choice."""
+        return tuple(mask for mask, _ in self.parts)
 
     def asked(self, label: Label, use: Use) -> Bool[np.ndarray, " e"]:
         """The episodes that a choice with this use of the label names."""

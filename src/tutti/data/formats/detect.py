@@ -31,15 +31,16 @@ LOOKED_AT, SHOWN = 2000, 8
 class Format:
     """A format: its name in `sources.format`, what it is in a line that says what makes a path one of it, and
     how it is recognised (the reason, "" if it is not), looked into, and opened. `rate` is the one that a set
-    stores, None where it stores none; whatever is wrong with an episode is no matter for it. `is_pairs`: it
-    has pictures with texts, and no robot."""
+    stores, None where it stores none; whatever is wrong with an episode is no matter for it. What is opened
+    may keep an index below the last argument, the folder of caches. `is_pairs`: it has pictures with texts,
+    and no robot."""
 
     name: str
     what: str
     recognises: Callable[[Path], str]
     rate: Callable[[Path], float | None]
     look: Callable[[Path], Found]
-    open: Callable[[Path, Wanted, Sequence[Chosen]], EpisodeStore]
+    open: Callable[[Path, Wanted, Sequence[Chosen], Path | None], EpisodeStore]
     has_splits: bool = False
     is_pairs: bool = False
 
@@ -55,7 +56,9 @@ def mapped(
     own = dict[str, Any](
         rate=lambda path: read(path, None).fps,
         look=lambda path: Found.by(read(path, None)),
-        open=lambda path, wanted, chosen: MappedStore(read(path, wanted.split), wanted, chosen, name),
+        open=lambda path, wanted, chosen, home: MappedStore(
+            read(path, wanted.split), wanted, chosen, name, path=path, home=home
+        ),
     )
     return Format(name=name, what=what, recognises=recognises, **own | more)
 

@@ -14,10 +14,11 @@ from jaxtyping import Float32, Int64, UInt8
 
 from tutti.data.content import Digests, digest
 from tutti.data.conventions.config import NOTHING_SAID
-from tutti.data.episodes import VECTORS, Episode, EpisodeStore, StoreSpec, Vector
+from tutti.data.episodes import VECTORS, EpisodeStore, StoreSpec, Vector
 from tutti.data.formats.chosen import ALL, MAX_TEXT, WITHOUT_TEXT, Chosen, Selection, excluding
 from tutti.data.formats.dimensions import joined_dimensions
 from tutti.data.formats.errors import data_error
+from tutti.data.formats.index import read_once
 from tutti.data.formats.interface import MAX_FPS, MIN_FPS, EpisodeReader, Flip
 from tutti.data.formats.pictures import resized
 from tutti.data.formats.wanted import AS_FOUND, Wanted, guesses, missing, settle
@@ -34,6 +35,9 @@ class MappedStore(EpisodeStore):
     Pictures are turned upright here, so that everything above sees them as the camera does. Views are called
     by their keys with dots for slashes. Labels that none of `chosen` asks for may be missing.
 
+    With the `path` that the reader reads, a large set has an index below `home`, the folder of caches, so
+    that its numbers are read by one process (`read_once`).
+
     Raises: UserError, naming the data set, feature, episode and the way out, for anything missing, damaged
     or not finite.
     """
@@ -44,6 +48,9 @@ class MappedStore(EpisodeStore):
         wanted: Wanted = AS_FOUND,
         chosen: Sequence[Chosen] = (ALL,),
         kind: str = "",
+        *,
+        path: Path | None = None,
+        home: Path | None = None,
     ) -> None:
         self.name, self.format, self._reader = reader.name, kind, reader
         self.roles = roles = settle(wanted, reader.roles(), reader.features, reader.name)
@@ -73,14 +80,13 @@ class MappedStore(EpisodeStore):
             if needed[label] and not getattr(roles, field) and not told:
                 raise missing(reader.name, field, reader.features)
         self._used = Selection.of(chosen, len(reader.lengths), reader.name)
-        self.parts = self._used.numbers
+        self.parts = self._used.masks
         lengths = reader.lengths - roles.lag
         self._check_lengths(lengths)
         used = np.flatnonzero(self._used.kept)
         ends = np.cumsum(lengths[used])
         starts = ends - lengths[used]
-        rows = zip(used.tolist(), starts.tolist(), ends.tolist(), strict=True)
-        self._spans = {episode: (start, end) for episode, start, end in rows}
+        self._bounds = used, starts, lengths[used]
         self._episode_of = np.repeat(used, lengths[used])
         self._frames = np.arange(len(self._episode_of)) - np.repeat(starts, lengths[used])
         self._keys = {key.replace("/", "."): key for key in roles.views}
@@ -88,10 +94,15 @@ class MappedStore(EpisodeStore):
             raise data_error(f"{reader.name}: two views have one name: {', '.join(roles.views)}.")
         self.spec = self._describe(wanted.fps)
         self._answer = wanted.answer
-        self._read(wanted.say)
-        self.episodes = tuple(
-            Episode(index, start, end - start, self.instructions[self.instruction_of[start]])
-            for index, (start, end) in self._spans.items()
+        read_once(
+            self,
+            lambda: self._read(wanted.say),
+            path=path or Path(reader.name),
+            home=home if path else None,
+            asked=(kind, wanted, roles, tuple(chosen)),
+            episodes=self._bounds,
+            arrays=("states", "actions", "instruction_of", "answer_of"),
+            texts=("instructions", "answers"),
         )
 
     def frames(self, view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
@@ -194,7 +205,9 @@ class MappedStore(EpisodeStore):
         known: dict[str, int] = {}
         replies: dict[str, int] = {}
         self.instruction_of, self.answer_of = np.zeros((2, total), np.int64)
-        for episode, (start, end) in self._spans.items():
+        used, starts, lengths = (many.tolist() for many in self._bounds)
+        for episode, start, length in zip(used, starts, lengths, strict=True):
+            end = start + length
             with self._way_out(episode):
                 for vector, first in firsts.items():
                     for key, rows in columns[vector].items():

@@ -6,6 +6,7 @@ import importlib.util
 import struct
 from functools import cache
 from io import BytesIO
+from pathlib import Path
 from threading import local
 from typing import Any
 
@@ -18,6 +19,7 @@ from tutti.data.formats.interface import MAX_EDGE
 PICTURES = ("PNG", "JPEG", "WEBP")
 SAMPLED_BYTES = 2**28
 """Bytes of pictures of a view that its digests look at, at most."""
+BLOCK = 2**16
 _of_thread = local()
 
 
@@ -134,3 +136,17 @@ def as_rgb(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
 def resized(picture: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s s 3"]:
     """A picture as a square of `size` pixels: triangle filter with antialiasing (Pillow's BILINEAR)."""
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def sampled_bytes(path: Path, most: int, block: int = BLOCK) -> bytes:
+    """A file's content; its size and evenly spread blocks, at least four, where it is larger than `most`."""
+    size = path.stat().st_size
+    count = max(4, most // block)
+    with path.open("rb") as file:
+        if size <= count * block:
+            return file.read()
+        parts = [size.to_bytes(8, "little")]
+        for place in np.linspace(0, size - block, count).astype(np.int64).tolist():
+            file.seek(place)
+            parts.append(file.read(block))
+    return b"".join(parts)

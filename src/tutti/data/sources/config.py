@@ -322,8 +322,9 @@ def rate_of(sources: Sequence[SourceConfig]) -> float | None:
     return max((source.rate() for source in several or robots[:1]), default=None)
 
 
-def open_together(sources: Sequence[SourceConfig]) -> EpisodeStore:
-    """The data set that these sources share, opened and checked for all of them; they read the same of it."""
+def open_together(sources: Sequence[SourceConfig], home: LocalPath | None = None) -> EpisodeStore:
+    """The data set that these sources share, opened and checked for all of them; they read the same of it.
+    `home` is the folder of caches, for an index."""
     first = sources[0]
     first.fetch()
     chosen, found = [source.chosen for source in sources], find_format(first.path, first.format)
@@ -337,7 +338,7 @@ def open_together(sources: Sequence[SourceConfig]) -> EpisodeStore:
             f"{first.path}: sources.answer is {first.answer!r}, and {found.name} has no picture-text pairs."
         )
         raise data_error(problem, cure="leave sources.answer out.")
-    store = found.open(first.path, first.wanted, chosen)
+    store = found.open(first.path, first.wanted, chosen, home)
     if first.embodiment != "auto" and not store.is_pairs:
         store.spec = replace(store.spec, embodiment=first.embodiment)
     store.view_names, store.name = first.view_names, first.url or store.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from tutti.data.episodes import (
     ALL_USED,
     VECTORS,
     Episode,
+    Episodes,
     EpisodeStore,
     StoreSpec,
     Use,
     Vector,
-    rows_of,
+    mask_of,
     texts_of,
 )
 from tutti.data.formats.errors import data_error
@@ -38,7 +40,7 @@ class Part:
     which is opened once, decoded once and split once; no two train on the same episode.
 
     `name` is the source's own, other than the others'; `weight` is 1 until it is decided, where it is auto.
-    `named` are the numbers of the episodes that the source names, all where it is None, before the split.
+    `named` says which episodes of the data set the source names, all where it is None, before the split.
     `any_rate`: its steps a second may be other than those of the others.
     """
 
@@ -46,15 +48,16 @@ class Part:
     name: str = ""
     weight: float = 1.0
     labels: Mapping[Label, Use] = field(default_factory=lambda: ALL_USED)
-    named: frozenset[int] | None = None
+    named: Bool[np.ndarray, " e"] | None = None
     places: slice | None = None
     any_rate: bool = False
-    training: tuple[Episode, ...] = ()
-    held_out: tuple[Episode, ...] = ()
+    training: Sequence[Episode] = ()
+    held_out: Sequence[Episode] = ()
 
-    def names(self, episode: Episode) -> bool:
-        """Whether the source names this episode of its store."""
-        return self.named is None or episode.index in self.named
+    def own(self) -> Bool[np.ndarray, " e"]:
+        """Which of the episodes of its store the source names."""
+        numbers = Episodes.of(self.store.episodes).numbers
+        return np.ones(len(numbers), bool) if self.named is None else self.named[numbers]
 
     @property
     def without(self) -> tuple[Label, ...]:
@@ -67,17 +70,22 @@ class Part:
 
 
 def open_parts(
-    sources: Sequence[SourceConfig], canonical: CanonicalConfig = KEPT, *, canonical_slots: bool = False
+    sources: Sequence[SourceConfig],
+    canonical: CanonicalConfig = KEPT,
+    *,
+    canonical_slots: bool = False,
+    home: Path | None = None,
 ) -> list[Part]:
     """Opens and checks the data sets, each folder once: sources that read the same of it share a store. Their
-    numbers are brought to the `canonical` form, and get their canonical slots if these are asked for."""
+    numbers are brought to the `canonical` form, and get their canonical slots if these are asked for. Below
+    `home`, the folder of caches, large ones have an index."""
     groups: dict[Any, list[int]] = {}
     for number, source in enumerate(sources):
         groups.setdefault(source.reads, []).append(number)
     parts: dict[int, Part] = {}
     names = names_of(sources)
     for numbers in groups.values():
-        store = open_together([sources[number] for number in numbers])
+        store = open_together([sources[number] for number in numbers], home)
         if store.is_pairs and (told := {sources[n].resample for n in numbers} - {"auto"}):
             raise data_error(
                 f"{store.name}: sources.resample is {told.pop()}, but picture-text pairs have no time.",
@@ -241,46 +249,49 @@ def split_parts(
     """
     stores = stores_of(parts)
     recorded = [store for store in stores if not store.is_pairs]
-    episodes = [episode for store in recorded for episode in store.episodes]
+    every = {store: Episodes.of(store.episodes) for store in stores}
+    episodes = Episodes.joined([every[store] for store in recorded])
     identities = [identity for store in recorded for identity in store.identities]
     flags = iter(are_held_out(episodes, identities, fraction, seed, group_of))
-    held = {
-        store: {e.index for e, flag in zip(store.episodes, flags, strict=False) if flag} for store in recorded
-    }
+    held = {store: np.array([next(flags) for _ in every[store].starts], bool) for store in recorded}
     for store in (store for store in stores if store.is_pairs):
-        each = zip(store.episodes, store.identities, strict=True)
-        held[store] = {e.index for e, identity in each if pair_is_held_out(identity, fraction, seed)}
+        held[store] = np.array([pair_is_held_out(one, fraction, seed) for one in store.identities], bool)
     found: list[Part] = []
-    trainer: dict[tuple[EpisodeStore, int], int] = {}
+    trainer = {store: np.full(len(every[store]), -1) for store in stores}
     for number, part in enumerate(parts):
         store, places = part.store, part.places or slice(0, None if part.store.is_pairs else count)
-        own = tuple(e for e in store.episodes if part.names(e))
-        training = tuple(e for e in own if e.index not in held[store])
+        training = every[store].where(part.own() & ~held[store])
         if places != slice(0, None):
             said = f"data.episodes_per_task is {count}"
             if part.places:
                 last = "" if places.stop is None else places.stop - 1
                 said = f"data.sources.{number}.per_task is {places.start}-{last}"
             training = episodes_at(training, places, seed + stores.index(store), group_of, said)
-        if not training:
+        if not len(training):
             raise UserError(
                 f"data.sources.{number} has nothing to train on: of {store.name} it names only episodes that "
                 "are held out.\n  cure: let it name more of them, or set data.validation_fraction=0."
             )
-        for episode in training:
-            if (other := trainer.setdefault((store, episode.index), number)) != number:
-                raise UserError(
-                    f"data.sources {other} and {number} would both train on episode {episode.index} of "
-                    f"{store.name}.\n  cure: give each its own episodes (sources.episodes, or "
-                    "sources.per_task such as 0-9 and 10-), or name the set once, with a weight."
-                )
+        trained = np.isin(every[store].numbers, training.numbers)
+        if (twice := trained & (trainer[store] >= 0)).any():
+            place = int(np.argmax(twice))
+            raise UserError(
+                f"data.sources {trainer[store][place]} and {number} would both train on episode "
+                f"{every[store][place].index} of {store.name}.\n  cure: give each its own episodes "
+                "(sources.episodes, or sources.per_task such as 0-9 and 10-), or name the set once, with a "
+                "weight."
+            )
+        trainer[store][trained] = number
         found.append(replace(part, training=training))
-    owned: list[list[Episode]] = [[] for _ in parts]
-    for store in stores:
-        for episode in (episode for episode in store.episodes if episode.index in held[store]):
-            naming = (n for n, part in enumerate(parts) if part.store is store and part.names(episode))
-            owned[min(naming, key=lambda n: len(parts[n].without))].append(episode)
-    return [replace(part, held_out=tuple(own)) for part, own in zip(found, owned, strict=True)]
+    for number in sorted(range(len(parts)), key=lambda number: len(parts[number].without)):
+        own = held[store := parts[number].store] & parts[number].own()
+        found[number] = replace(found[number], held_out=every[store].where(own))
+        held[store] &= ~own
+    return found
+
+
+Labelled = Mapping[EpisodeStore, Mapping[Label, Bool[np.ndarray, " n"]]]
+"""The rows of each store whose label is used, by label."""
 
 
 def labelled_rows(
@@ -290,14 +301,16 @@ def labelled_rows(
 
     `spec` is what the sources have in common: numbers of another size than their robot's are none.
     """
-    own = [part for part in parts if part.store is store]
+    own, every, count = [], Episodes.of(store.episodes), store.spec.num_frames
+    for part in (part for part in parts if part.store is store):
+        own.append((part, mask_of(every.where(part.own()), count), mask_of(part.training, count)))
     found: dict[Label, Bool[np.ndarray, " n"]] = {}
     for label in LABELS:
-        rows = np.zeros(store.spec.num_frames, dtype=bool)
-        for part in (part for part in own if part.labels[label]):
-            rows[rows_of(e for e in store.episodes if part.names(e))] = True
-        for part in (part for part in own if not part.labels[label]):
-            rows[rows_of(part.training)] = False
+        rows = np.zeros(count, dtype=bool)
+        for part, named, _ in own:
+            rows |= named & bool(part.labels[label])
+        for part, _, trained in own:
+            rows &= ~(trained & (not part.labels[label]))
         found[label] = rows & store.present[label]
     robot = spec.own.get(store.spec.embodiment, spec)
     for what, label in VECTORS.items():
@@ -307,20 +320,6 @@ def labelled_rows(
     return found
 
 
-def training_texts(parts: Iterable[Part]) -> set[str]:
-    """The instructions that the text is fitted on."""
-    return set[str]().union(*(part.texts(part.training) for part in parts))
-
-
-def masked_line(part: Part, share: float) -> str:
-    """How much of the actions in the chunks of a source is masked, for the user."""
-    fps, percent = part.store.spec.fps, f"{100 * share:.0f} %"
-    return (
-        f"{part.name}: {fps:g} steps a second; {percent} of the actions in its chunks are masked, past the "
-        "end of the episode or of the time that data.horizon is in other sources"
-    )
-
-
 def check_lengths(parts: Sequence[Part], needs: DataNeeds, horizon: int, history: Sequence[int]) -> None:
     """Raises: UserError for a source of whose episodes none is as long as the horizon, or reaches from the
     present to the farthest later or earlier moment."""
@@ -328,7 +327,7 @@ def check_lengths(parts: Sequence[Part], needs: DataNeeds, horizon: int, history
     rates = [part.store.spec.fps for part in recorded]
     asked = {"future": max(needs.offsets, default=0), "data.history": history[0]}
     for part, pace in zip(recorded, every_pace(rates), strict=True):
-        longest = max(episode.length for episode in part.store.episodes if part.names(episode))
+        longest = int(Episodes.of(part.store.episodes).lengths[part.own()].max())
         most, before = (most_steps(steps, pace) for steps in (longest, longest - 1))
         for name, steps in {"data.horizon": horizon * bool(part.labels["actions"]), **asked}.items():
             if abs(steps) > (most if name == "data.horizon" else before):

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from tutti.data.embodiments import CommonSpec
-from tutti.data.episodes import rows_of
-from tutti.data.sources.parts import Part, labelled_rows, stores_of
+from tutti.data.episodes import bounds_of, mask_of
+from tutti.data.sources.parts import Labelled, Part, labelled_rows, stores_of
 
 
 def weight_of(windows: int, temperature: float) -> float:
@@ -39,21 +39,26 @@ class SourceShare:
 
 def weighed(parts: Sequence[Part], temperature: float) -> list[Part]:
     """The parts with weights by their windows to train on (`weight_of`)."""
-    sizes = [sum(episode.length for episode in part.training) for part in parts]
+    sizes = [int(bounds_of(part.training)[1].sum()) for part in parts]
     return [
         replace(part, weight=weight_of(size, temperature)) for part, size in zip(parts, sizes, strict=True)
     ]
 
 
 def source_shares(
-    parts: Sequence[Part], spec: CommonSpec, labelled: float | Literal["by_weight"]
+    parts: Sequence[Part],
+    spec: CommonSpec,
+    labelled: float | Literal["by_weight"],
+    rows: Labelled | None = None,
 ) -> tuple[SourceShare, ...]:
     """What each source has of a batch, of which the share `labelled` has actions, if it is a number. At 1
-    windows without actions do not count. `spec` is what the parts have in common."""
-    known = {store: labelled_rows(store, parts, spec)["actions"] for store in stores_of(parts)}
-    rows = [rows_of(part.training) for part in parts]
-    acting = np.array([known[part.store][own].sum() for part, own in zip(parts, rows, strict=True)])
-    windows, weights = np.array(list(map(len, rows))), np.array([part.weight for part in parts])
+    windows without actions do not count. `spec` is what the parts have in common, `rows` those with each
+    label, where they are known."""
+    rows = rows or {store: labelled_rows(store, parts, spec) for store in stores_of(parts)}
+    known = {store: own["actions"] for store, own in rows.items()}
+    trained = [mask_of(part.training, part.store.spec.num_frames) for part in parts]
+    acting = np.array([(known[part.store] & own).sum() for part, own in zip(parts, trained, strict=True)])
+    windows, weights = np.array([own.sum() for own in trained]), np.array([part.weight for part in parts])
     kinds = [(1.0, windows)]
     if labelled != "by_weight":
         kinds = [(labelled, acting), (1 - labelled, windows - acting)]
@@ -66,4 +71,13 @@ def source_shares(
     return tuple(
         SourceShare(name=part.name, windows=size, weight=weight, share=share)
         for part, size, weight, share in columns
+    )
+
+
+def masked_line(part: Part, share: float) -> str:
+    """How much of the actions in the chunks of a source is masked, for the user."""
+    fps, percent = part.store.spec.fps, f"{100 * share:.0f} %"
+    return (
+        f"{part.name}: {fps:g} steps a second; {percent} of the actions in its chunks are masked, past the "
+        "end of the episode or of the time that data.horizon is in other sources"
     )

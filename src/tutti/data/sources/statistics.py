@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float32
 
 from tutti.data.conventions.chunks import MOST_CHUNKS, chunks_of, is_relative
 from tutti.data.embodiments import CommonSpec
-from tutti.data.episodes import VECTORS, EpisodeStore, Vector, row_spans
+from tutti.data.episodes import KEPT_FROM, VECTORS, EpisodeStore, Vector, mask_of
 from tutti.data.normalize import BLOCK, ActionStats, EmbodimentStats, NormalizationKind, Normalizer
-from tutti.data.sources.parts import Part, labelled_rows, stores_of
+from tutti.data.sources.parts import Labelled, Part, labelled_rows, stores_of
 from tutti.durations import in_own_steps
 from tutti.errors import UserError
 from tutti.storage.files import write_json
@@ -27,10 +27,8 @@ from tutti.storage.reading import read_json, shown
 
 log = logging.getLogger("tutti.data")
 
-KEPT_FROM = 2**16
-"""Rows from which on statistics are kept: reading those of fewer again takes no longer."""
-_FORMAT = 1
-"""Raised when the same numbers get other statistics."""
+_FORMAT = 2
+"""Raised when the same numbers get other statistics, or files other names."""
 
 
 def fit_normalizer(
@@ -39,15 +37,18 @@ def fit_normalizer(
     kind: NormalizationKind,
     horizon: int,
     home: Path | None = None,
+    *,
+    labelled: Labelled | None = None,
 ) -> Normalizer:
     """The statistics of all rows to train on that have the label, in one pass over them; `spec` is what the
     parts share. Of actions that are learned relative to the state at the start of their chunk, of `horizon`
     steps, those of evenly spread chunks. Those of many rows are kept below `home`, the folder of caches.
+    `labelled` are the rows with each label, where they are known.
 
     Raises: UserError if none has.
     """
     stats: dict[str, EmbodimentStats] = {}
-    known = {store: labelled_rows(store, parts, spec) for store in stores_of(parts)}
+    known = labelled or {store: labelled_rows(store, parts, spec) for store in stores_of(parts)}
 
     def own_steps(part: Part) -> int:
         return in_own_steps(horizon, Fraction(part.store.spec.fps) / Fraction(spec.fps))
@@ -82,10 +83,7 @@ def fit_normalizer(
 
 def _used(part: Part, known: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
     """The rows that a part trains on."""
-    used = np.zeros(len(known), bool)
-    for start, end in row_spans(part.training):
-        used[start:end] = known[start:end]
-    return used
+    return known & mask_of(part.training, len(known))
 
 
 def _of_rows(
@@ -94,7 +92,7 @@ def _of_rows(
     count: int,
     home: Path | None,
 ) -> ActionStats:
-    """Of these `count` rows; from their file, which is called by a digest of them, where there is one."""
+    """Of these `count` rows; from their file, which is called by digests of them, where there is one."""
 
     def rows() -> Iterator[Float32[np.ndarray, "_ d"]]:
         return chain.from_iterable(_rows(store, vector, used) for store, used in pairs)
@@ -103,8 +101,12 @@ def _of_rows(
         return ActionStats.of(rows(), count)
     # NumPy's versions may add in other orders.
     digest = hashlib.blake2b(f"{_FORMAT} {np.__version__} {count}".encode(), digest_size=16)
-    for block in rows():
-        digest.update(np.ascontiguousarray(block).data)
+    for store, used in pairs:
+        if store.is_as_recorded:
+            digest.update(store.number_digests[f"{vector}s"].tobytes() + used.tobytes())
+            continue
+        for block in _rows(store, vector, used):
+            digest.update(np.ascontiguousarray(block).data)
     path = home / "statistics" / f"{digest.hexdigest()}.json"
     if path.exists():
         try:
@@ -133,6 +135,11 @@ def _rows(
     for begin in range(0, len(used), BLOCK):
         block, own = values[begin : begin + BLOCK], used[begin : begin + BLOCK]
         yield block if own.all() else block[own]
+
+
+def training_texts(parts: Iterable[Part]) -> set[str]:
+    """The instructions that the text is fitted on."""
+    return set[str]().union(*(part.texts(part.training) for part in parts))
 
 
 def training_answers(parts: Iterable[Part]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
@@ -12,12 +12,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64, Int64
 
 from tutti.data.formats.chosen import TOLERANCE
 from tutti.data.formats.errors import COPY_AGAIN, data_error
 from tutti.data.formats.lerobot.metadata import LeRobotMeta
-from tutti.data.formats.lerobot.tables import NO_TEXTS, check_column, integers, numbers, read_parquet
+from tutti.data.formats.lerobot.tables import (
+    NO_TEXTS,
+    check_column,
+    explain_damage,
+    integers,
+    numbers,
+    open_parquet,
+    read_parquet,
+)
+from tutti.storage.opened import Opened
 from tutti.storage.reading import shown
 from tutti.types import LABELS, Label
 
@@ -25,6 +35,9 @@ MAX_TOLERANCE = 100.0
 """Largest tolerance of times, in frames."""
 MAX_DRIFT, MIN_STEPS = 0.02, 50
 """How far the rate that the times tell may lie off fps, as a share of it, over how many steps at least."""
+_OPEN_FILES = 16
+OpenFile = tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]
+"""A data file, and where its row groups begin."""
 _READERS, _AHEAD = 4, 64
 """Threads that read files of one episode each, and how many files they are ahead at most."""
 
@@ -184,3 +197,25 @@ def _vector_column(column: pa.ChunkedArray, key: str, dim: int, path: Path) -> F
         )
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf and is named later
         return flat.to_numpy(zero_copy_only=False).reshape(-1, dim).astype(np.float32)
+
+
+def opened_files(paths: Sequence[Path]) -> Opened[int, OpenFile]:
+    """The data files, and where the row groups of each begin, its length last; none is open yet."""
+
+    def opens(number: int) -> OpenFile:
+        with explain_damage(paths[number]):
+            metadata = (file := open_parquet(paths[number])).metadata
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        return file, np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+
+    return Opened(opens, _OPEN_FILES, lambda opened: opened[0].close())
+
+
+def lengths_of_files(meta: LeRobotMeta) -> Int64[np.ndarray, " f"]:
+    """The rows of each data file. Raises: UserError unless they are as many as info.json says."""
+    lengths = meta.lengths
+    if not meta.info.file_an_episode:
+        opened = opened_files(meta.data_files)
+        lengths = np.array([opened[number][1][-1] for number in range(len(meta.data_files))], np.int64)
+    meta.info.check_total("frames", int(lengths.sum()), meta.folder / "data")
+    return lengths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -101,9 +102,9 @@ def _read_episodes(
     kind = first["tasks"].type
     if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
         raise data_error(f"{folder}: tasks is of another kind.", expected="a list of texts", found=kind)
-    return columns, tuple(
-        frozenset(filter(None, texts or ())) for part in parts for texts in part["tasks"].to_pylist()
-    )
+    same = cache(frozenset[str])  # most episodes have one of few instructions
+    rows = (row or () for part in parts for row in part["tasks"].to_pylist())
+    return columns, tuple(same(tuple(filter(None, row))) for row in rows)
 
 
 def _check_episodes(

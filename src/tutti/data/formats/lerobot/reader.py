@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from tutti.data.content import Digests, digest
-from tutti.data.episodes import Episode, EpisodeStore, StoreSpec
+from tutti.data.episodes import EpisodeStore, StoreSpec
 from tutti.data.formats.chosen import ALL, REPAIR, TOLERANCE, Chosen
 from tutti.data.formats.errors import data_error
+from tutti.data.formats.index import read_once
 from tutti.data.formats.lerobot import ACTION, STATE
-from tutti.data.formats.lerobot.columns import read_numbers
+from tutti.data.formats.lerobot.columns import lengths_of_files, opened_files, read_numbers
 from tutti.data.formats.lerobot.episodes_v2 import read_v2
 from tutti.data.formats.lerobot.episodes_v3 import read_v3
 from tutti.data.formats.lerobot.features import (
@@ -31,19 +31,15 @@ from tutti.data.formats.lerobot.features import (
 )
 from tutti.data.formats.lerobot.metadata import LeRobotMeta, read_info
 from tutti.data.formats.lerobot.modality import columns_of, part_of, read_modality
-from tutti.data.formats.lerobot.tables import TABLE_BYTES, decoded_bytes, explain_damage, open_parquet
+from tutti.data.formats.lerobot.tables import TABLE_BYTES, decoded_bytes, explain_damage
 from tutti.data.formats.lerobot.video import VideoReader
 from tutti.data.formats.lerobot.video_lengths import check_videos
-from tutti.data.formats.pictures import SAMPLED_BYTES, decode_picture
+from tutti.data.formats.pictures import BLOCK, SAMPLED_BYTES, decode_picture, sampled_bytes
 from tutti.errors import UserError
-from tutti.storage.opened import Opened
 from tutti.storage.reading import shown
 from tutti.types import LABELS, Label
 
-_BLOCK, _SMALL = 2**16, 2**12
-_OPEN_FILES = 16
-_OpenFile = tuple[pq.ParquetFile, Int64[np.ndarray, " g"]]
-"""A data file, and where its row groups begin."""
+_SMALL = 2**12
 
 
 def read_meta(folder: Path, chosen: Sequence[Chosen] = (ALL,), text: str | None = None) -> LeRobotMeta:
@@ -65,11 +61,17 @@ class LeRobotStore(EpisodeStore):
     lacks them. GR00T's meta/modality.json adds names of slices and cameras, and annotations, of which `text`
     names the one that is the instruction. `remarks` name cameras that are passed over, those slices, and
     videos with more frames than rows. Of episodes that no `chosen` names nothing is read. Where the tolerance
-    is above the default, video frames are taken by number.
+    is above the default, video frames are taken by number. Below `home`, the folder of caches, a large set
+    has an index, so that its files are read by one process (`read_once`).
 
     Raises UserError, naming file, key, expected, found and cure, for anything missing, damaged,
     inconsistent or not finite.
     """
+
+    _file_rows: Int64[np.ndarray, " n"]
+    _episode_of: Int64[np.ndarray, " n"]
+    _times: Float64[np.ndarray, " n"]
+    _length_of_files: Int64[np.ndarray, " f"]
 
     def __init__(
         self,
@@ -80,11 +82,12 @@ class LeRobotStore(EpisodeStore):
         action: tuple[str, ...] = (ACTION,),
         text: str | None = None,
         chosen: Sequence[Chosen] = (ALL,),
+        home: Path | None = None,
     ) -> None:
         self.meta = meta = read_meta(folder, chosen, text)
         info, modality = meta.info, meta.modality
         self._by_number = meta.tolerance > TOLERANCE
-        self.parts = meta.numbers
+        self.parts = meta.masks
         self.name, path = str(folder), folder / "meta" / "info.json"
         named = None if views is None else tuple(map(modality.camera, views))
         shapes, passed_over = find_cameras(info.features, path, named)
@@ -114,27 +117,33 @@ class LeRobotStore(EpisodeStore):
         )
         told = (passed_over, modality.describe(), *check_videos(meta, tuple(shapes)))
         self.remarks = tuple(f"{folder}: {remark}" for remark in told if remark)
-        self._columns, self._videos = _PictureColumns(meta), VideoReader(info.fps, meta.tolerance)
-        # Rows of the store are those of the episodes that are used, rows of the files those of all.
-        self._file_rows = np.flatnonzero(np.repeat(meta.kept, meta.lengths))
-        self._episode_of = np.repeat(np.arange(len(meta.lengths)), meta.lengths)[self._file_rows]
-        columns: dict[Label, dict[str, int]] = {
-            label: columns_of(features[label], keys) for label, keys in sizes.items()
-        }
-        numbers = read_numbers(meta, columns, self._file_rows, self._episode_of)
-        none = np.empty((len(self._file_rows), 0), np.float32)
-        self.states, self.actions = (
-            np.concatenate([none, *(part_of(features[label][key], key, numbers) for key in keys)], axis=1)
-            for label, keys in sizes.items()
-        )
-        self._times, self.instruction_of = numbers["timestamp"], numbers["task_index"]
-        self.instructions = meta.tasks
-        used = np.flatnonzero(meta.kept).tolist()
-        starts = np.searchsorted(self._episode_of, used).tolist()
-        self.episodes = tuple(
-            Episode(index, start, int(meta.lengths[index]), meta.tasks[self.instruction_of[start]])
-            for index, start in zip(used, starts, strict=True)
-        )
+        self._videos = VideoReader(info.fps, meta.tolerance)
+        used = np.flatnonzero(meta.kept)
+        lengths = meta.lengths[used]
+        starts = np.cumsum(lengths) - lengths
+
+        def read() -> None:
+            self._length_of_files = lengths_of_files(meta)
+            self._columns = _PictureColumns(meta, self._length_of_files)
+            # Rows of the store are those of the episodes that are used, rows of the files those of all.
+            self._file_rows = np.flatnonzero(np.repeat(meta.kept, meta.lengths))
+            self._episode_of = np.repeat(used, lengths)
+            columns: dict[Label, dict[str, int]] = {
+                label: columns_of(features[label], keys) for label, keys in sizes.items()
+            }
+            numbers = read_numbers(meta, columns, self._file_rows, self._episode_of)
+            none = np.empty((len(self._file_rows), 0), np.float32)
+            self.states, self.actions = (
+                np.concatenate([none, *(part_of(features[label][key], key, numbers) for key in keys)], axis=1)
+                for label, keys in sizes.items()
+            )
+            self._times, self.instruction_of = numbers["timestamp"], numbers["task_index"]
+
+        asked, names = (views, state, action, text, tuple(chosen)), ("states", "actions", "instruction_of")
+        arrays = (*names, "_times", "_file_rows", "_episode_of", "_length_of_files")
+        self.instructions, episodes = meta.tasks, (used, starts, lengths)
+        read_once(self, read, path=folder, home=home, asked=asked, episodes=episodes, arrays=arrays)
+        self._columns = _PictureColumns(meta, self._length_of_files)
 
     def frames(self, view: str, rows: Int64[np.ndarray, " k"]) -> UInt8[np.ndarray, "k h w 3"]:
         """The pictures of `view` at the global frame rows, in the order asked; sorted rows are fast."""
@@ -178,7 +187,10 @@ class LeRobotStore(EpisodeStore):
         """The videos of the episodes, or the data files with the rows."""
         if (table := self.meta.videos.get(view)) is None:
             return self._columns.files(self._file_rows[rows])
-        return [table.paths[episode] for episode in np.unique(self._episode_of[rows]).tolist()]
+        episodes = self._episode_of[rows]
+        # Not sorted: of all rows of a large data set that takes seconds.
+        begins = np.append(True, episodes[1:] != episodes[:-1])[: len(rows)]
+        return dict.fromkeys(table.paths[episode] for episode in episodes[begins].tolist())
 
     def picture_digests(self) -> Digests:
         """Of the encoded pictures: all of a view up to SAMPLED_BYTES, beyond that evenly spread row groups or
@@ -188,13 +200,13 @@ class LeRobotStore(EpisodeStore):
         for of_view, view in zip(rows, self.spec.views, strict=True):
             if (table := self.meta.videos.get(view)) is None:
                 of_file = np.zeros(self.meta.info.total_frames, np.uint64)
-                self._columns.digests(view, out=of_file)
+                self._columns.digests(view, self._file_rows, out=of_file)
                 of_view[:] = of_file[self._file_rows]
                 continue
             files = dict.fromkeys(table.paths[episode.index] for episode in self.episodes)
             most = SAMPLED_BYTES // len(files)
             # Where each episode is a file these may be many thousands, of which large blocks would be all.
-            block = min(_BLOCK, max(_SMALL, most // 4)) if self.meta.info.file_an_episode else _BLOCK
+            block = min(BLOCK, max(_SMALL, most // 4)) if self.meta.info.file_an_episode else BLOCK
             content = {path: hashlib.sha256(sampled_bytes(path, most, block)).digest() for path in files}
             for episode in self.episodes:
                 path, start = table.paths[episode.index], table.from_timestamp[episode.index]
@@ -235,23 +247,17 @@ class _PictureColumns:
 
     most = 0
 
-    def __init__(self, meta: LeRobotMeta) -> None:
+    def __init__(self, meta: LeRobotMeta, lengths: Int64[np.ndarray, " f"]) -> None:
         self._paths = meta.data_files
-        self._file = self._opened()
-        if meta.info.file_an_episode:
-            rows = meta.lengths
-        else:
-            rows = np.array([self._file[number][1][-1] for number in range(len(self._paths))])
-        self._starts = np.concatenate([[0], np.cumsum(rows)])
-        meta.info.check_total("frames", int(self._starts[-1]), meta.folder / "data")
-        self._used = np.unique(np.repeat(np.arange(len(rows)), rows)[np.repeat(meta.kept, meta.lengths)])
+        self._file = opened_files(meta.data_files)
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
         self._shapes = {view: feature.shape for view, feature in meta.info.features.items()}
         self._last = OrderedDict[tuple[str, int, int], pa.Array]()
 
     def another(self) -> _PictureColumns:
         """The same with nothing open, for another thread."""
         other = copy.copy(self)
-        other._file, other._last = self._opened(), OrderedDict()
+        other._file, other._last = opened_files(self._paths), OrderedDict()
         return other
 
     def files(self, rows: Int64[np.ndarray, " k"]) -> list[Path]:
@@ -259,11 +265,12 @@ class _PictureColumns:
         numbers = np.unique(np.searchsorted(self._starts, rows, side="right") - 1)
         return [self._paths[number] for number in numbers.tolist()]
 
-    def digests(self, view: str, out: Digests) -> None:
-        """Writes a digest of each row's encoded picture; rows of groups beyond the sample keep their 0."""
+    def digests(self, view: str, rows: Int64[np.ndarray, " k"], out: Digests) -> None:
+        """Writes a digest of each row's encoded picture, of files that have some of `rows`; rows of groups
+        beyond the sample keep their 0."""
         groups = [
             (number, group, decoded_bytes(self._file[number][0], [view], group))
-            for number in self._used.tolist()
+            for number in np.unique(np.searchsorted(self._starts, rows, side="right") - 1).tolist()
             for group in range(len(self._file[number][1]) - 1)
         ]
         stride = max(1, math.ceil(sum(size for *_, size in groups) / SAMPLED_BYTES))
@@ -295,18 +302,6 @@ class _PictureColumns:
                 ) from error
             yield picture
 
-    def _opened(self) -> Opened[int, _OpenFile]:
-        """The data files, and where the row groups of each begin, its length last; none is open yet."""
-        paths = self._paths
-
-        def opens(number: int) -> _OpenFile:
-            with explain_damage(paths[number]):
-                metadata = (file := open_parquet(paths[number])).metadata
-                rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            return file, np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-
-        return Opened(opens, _OPEN_FILES, lambda opened: opened[0].close())
-
     def _encoded(self, view: str, number: int, group: int) -> pa.Array:
         """The encoded pictures of a row group."""
         key = view, number, group
@@ -328,17 +323,3 @@ class _PictureColumns:
                 kept -= self._last.popitem(last=False)[1].nbytes
         self._last.move_to_end(key)
         return self._last[key]
-
-
-def sampled_bytes(path: Path, most: int, block: int = _BLOCK) -> bytes:
-    """A file's content; its size and evenly spread blocks, at least four, where it is larger than `most`."""
-    size = path.stat().st_size
-    count = max(4, most // block)
-    with path.open("rb") as file:
-        if size <= count * block:
-            return file.read()
-        parts = [size.to_bytes(8, "little")]
-        for place in np.linspace(0, size - block, count).astype(np.int64).tolist():
-            file.seek(place)
-            parts.append(file.read(block))
-    return b"".join(parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tutti.data.conventions.config import ConventionsConfig
-from tutti.data.episodes import WHERE_PRESENT, EpisodeStore, StoreSpec, Vector
+from tutti.data.episodes import WHERE_PRESENT, EpisodeStore, StoreSpec, Vector, bounds_of
 from tutti.data.formats import interface
 from tutti.data.formats.chosen import Chosen
 from tutti.data.formats.errors import data_error
@@ -61,7 +61,9 @@ def look(path: Path) -> Found:
     )
 
 
-def open_source(path: Path, wanted: Wanted, chosen: Sequence[Chosen]) -> EpisodeStore:
+def open_source(
+    path: Path, wanted: Wanted, chosen: Sequence[Chosen], home: Path | None = None
+) -> EpisodeStore:
     """The store of what a source says. Raises: UserError for what LeRobot's format tells by itself."""
     if wanted.say is not None:
         raise data_error(
@@ -82,11 +84,12 @@ def open_source(path: Path, wanted: Wanted, chosen: Sequence[Chosen]) -> Episode
         )
     roles = _vectors(info, wanted)
     text = None if wanted.text == TEXT else wanted.text
-    store = LeRobotStore(path, wanted.views, state=roles.state, action=roles.action, text=text, chosen=chosen)
+    own = {"state": roles.state, "action": roles.action, "text": text}
+    store = LeRobotStore(path, wanted.views, **own, chosen=chosen, home=home)
     roles = _with_text(replace(roles, views=store.spec.views), store.meta, guessed=text is None)
     store.format, store.roles = NAME, roles
     followed = np.ones(store.spec.num_frames, bool)
-    followed[[episode.end - 1 for episode in store.episodes]] = False
+    followed[sum(bounds_of(store.episodes)) - 1] = False
     rows = Rows(store.states, store.actions, followed)
     store.conventions, told_by, why = _conventions(store.meta, roles, store.spec, rows)
     lines = [*guesses(roles).values()]

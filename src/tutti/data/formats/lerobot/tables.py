@@ -111,7 +111,13 @@ def _check_kind(column: pa.ChunkedArray, where: str, expected: str, fits: bool, 
 def integers(table: pa.Table, name: str, path: Path) -> Int64[np.ndarray, " n"]:
     """A column of whole numbers. Raises: UserError."""
     _check_kind(table[name], f"{path}: {name}", "a whole number", pa.types.is_integer(table[name].type))
-    return table[name].to_numpy().astype(np.int64)
+    return _plain(table[name]).astype(np.int64)
+
+
+def _plain(column: pa.ChunkedArray) -> np.ndarray:
+    """A column without missing values; that of several chunks would load pandas for this."""
+    array: Any = column.combine_chunks()
+    return array.to_numpy(zero_copy_only=False)
 
 
 def numbers(
@@ -121,7 +127,7 @@ def numbers(
     kind = table[name].type
     fits = pa.types.is_floating(kind) or pa.types.is_integer(kind)
     _check_kind(table[name], f"{path}: {name}", "a number", fits)
-    values = table[name].to_numpy().astype(np.float64)
+    values = _plain(table[name]).astype(np.float64)
     if not (finite := np.isfinite(values)).all():
         first = int(np.argmin(finite))
         row = first if rows is None else rows[first]
