@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fixtures import squares_data
 from fixtures.squares_data import MODEL, TRAINING
-from fixtures.towers import SIZE, save_tower
+from fixtures.towers import SIZE, save_tokenizer, save_tower
 from fixtures.vlms import PI0, save_pi0, save_vlm
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
@@ -110,7 +110,9 @@ def test_of_a_vlm_all_is_taken_or_named_and_a_checkpoint_has_its_hash(home: Path
     assert "lm_head.weight" in " ".join(told["only there"]) and "model.fusion.readout" in told["only here"]
     sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     lines, findings = check_towers(built, built.data.train.batch_at(0))
-    assert f"54 tensors loaded, none missing; SHA-256 {sha256[:16]}" in lines[0]
+    unread = "10 not read (lm_head.weight, text_model.layers); SHA-256"
+    assert f"54 tensors loaded, none missing, {unread} {sha256[:16]}" in lines[0]
+    assert f"1 tensor loaded, none missing; SHA-256 {sha256[:16]}" in lines[2]
     assert {one.kind for one in findings} == {"tower_rate"}, "it has begun as trained, beside new parts"
     checkpoint = built.fit()
     saved = yaml.safe_load((checkpoint / "config.yaml").read_text())["training"]["init_from"]
@@ -136,7 +138,14 @@ def test_what_differs_is_named_by_kind_and_blocks_that_a_key_cuts_off_are_not(
     allowed = begin | {"allow": ["*.layers.3.*"], "sha256": "auto"}
     built = begun(config_of(home, vlm(home / "smolvlm"), allowed), tmp_path / "deeper")
     assert "28 tensors loaded, 9 missing" in check_towers(built, built.data.train.batch_at(0))[0][4]
-    cut = config_of(home, vlm(home / "smolvlm", layers=2), {"run": str(home / "smolvlm")})
+    pieces = shutil.copytree(home / "smolvlm", tmp_path / "pieces")  # as a hub has a large one
+    (pieces / "model.safetensors").unlink()
+    table = {name: f"model-{'text' in name}.safetensors" for name in theirs}
+    for file in {*table.values()}:
+        save_file({n: t for n, t in theirs.items() if table[n] == file}, pieces / file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": table}
+    (pieces / "model.safetensors.index.json").write_text(json.dumps(index))
+    cut = config_of(home, vlm(home / "smolvlm", layers=2), {"run": str(pieces)})
     assert report_of(cut, tmp_path / "cut")["counts"]["taken"] == 54 + 1 + 19
     stretched = config_of(home, vlm(home / "larger"), {"run": str(home / "smolvlm")})
     shutil.copytree(home / "smolvlm", home / "larger")
@@ -213,6 +222,12 @@ def test_folders_that_cannot_be_a_start_are_refused(home: Path, tmp_path: Path) 
     ):
         begun(config_of(home, vlm(home / "shallow"), smol | {"sha256": "a" * 64}), tmp_path / "run")
     folder = shutil.copytree(home / "smolvlm", tmp_path / "smolvlm")
+    save_tokenizer(folder, known=5)
+    with pytest.raises(
+        UserError, match=r"not the tokenizer of model\.vlm(.*\n)+  found: token 5 is None there, 'to' here"
+    ):
+        begun(config_of(home, vlm(home / "smolvlm"), {"run": str(folder)}), tmp_path / "run")
+    save_tokenizer(folder)
     for damage, says in ((True, "lacks 1 tensors, such as connector"), (False, "NaN or infinity in 1 of")):
         tensors = load_file(home / "smolvlm" / "model.safetensors")
         name = next(one for one in tensors if "connector" in one)

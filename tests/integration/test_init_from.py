@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -225,6 +226,31 @@ def test_another_robot_with_more_actions_takes_all_but_what_has_its_size(home: P
     assert len(same) == len(taken) - 3
     assert all(torch.equal(state[name], taken[name]) for name in taken if f"model.{name}" in same)
     pipeline.train(config_of(data, from_(home)), tmp_path / "run")  # and it learns
+
+
+def test_a_model_of_other_sizes_takes_the_blocks_that_there_are(home: Path, tmp_path: Path) -> None:
+    """Deeper in the fusion and wider in the decoder: all else is that of the run, and both are listed."""
+    sizes = {"fusion": {"depth": 2}, "action": {"hidden": 12}}
+    _, model, _ = build_parts(config_of(home / "data", from_(home), model=sizes), tmp_path)
+    told = report(tmp_path)
+    assert told["only here"] and all(name.startswith("model.fusion.blocks.1.") for name in told["only here"])
+    assert told["another shape"] and all(name.startswith("model.action.") for name in told["another shape"])
+    assert told["counts"]["only there"] == 0 and told["sha256"] == manifest_hash(home)
+    theirs = load_file(home / "run" / "checkpoints" / "step-000004" / "ema.safetensors")
+    taken = {name: value for name, value in model.state_dict().items() if f"model.{name}" in told["taken"]}
+    assert len(taken) > 20 and all(value.equal(theirs[name]) for name, value in taken.items())
+    for sha256, wrong in (("0" * 64, r"have SHA-256 .*\n  expected: 0{64}"), (told["sha256"], "")):
+        config = config_of(home / "data", from_(home, sha256=sha256), model=sizes)
+        if wrong:
+            with pytest.raises(UserError, match=wrong):
+                build_parts(config, tmp_path / "other")
+        else:
+            build_parts(config, tmp_path / "same")
+
+
+def manifest_hash(home: Path) -> str:
+    listing = (home / "run" / "checkpoints" / "step-000004" / "state.json").read_bytes()
+    return hashlib.sha256(listing).hexdigest()
 
 
 def test_rows_follow_the_names_of_tokens_views_and_dimensions(home: Path, tmp_path: Path) -> None:

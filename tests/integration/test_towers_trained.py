@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -267,9 +268,16 @@ def test_the_doctor_names_the_parts_of_a_vlm(with_vlm: Path, tmp_path: Path) -> 
     )
     assert lines[3].startswith("language: the longest instruction has 7 tokens, 64 are read")
     assert lines[5].startswith("fusion: 3 blocks of width 16 over 8 picture tokens, up to 16 of text, which")
-    (rate,) = findings
+    rate, align = findings
+    assert (align.kind, align.term) == ("bag_of_words", "align") and "objective.align=null" in align.cure
     assert rate.kind == "tower_rate" and rate.sentence.startswith("vision, language, fusion are pre-trained")
-    assert "learning_rates={vision: 0.1, language: 0.1, fusion: 0.1}" in str(rate.cure)
+    assert "learning_rates={vision: 0.1, language: 0.1, fusion: 0.1}" in rate.cure
+    said = yaml.safe_load(re.findall(r"strategy=(\{.*?\})", rate.cure)[0]) | {"first_share": 0.5}
+    calm = build_config(vlm_config(with_vlm, "all").model_dump(mode="json") | {"strategy": said}, "the test")
+    training = build_training(calm, with_vlm / "vlm-run", output=tmp_path)
+    assert [one.kind for one in check_towers(training, training.data.train.batch_at(0))[1]] == [
+        "bag_of_words"
+    ]
 
 
 @pytest.mark.skipif(not PI0, reason="this version of transformers has no pi0")
@@ -278,4 +286,5 @@ def test_the_doctor_tells_of_a_pi0(with_vlm: Path, tmp_path: Path) -> None:
     training = build_training(pi0_config(with_vlm, "all"), with_vlm / "pi0-run", output=tmp_path)
     lines, findings = check_towers(training, training.data.train.batch_at(0))
     assert lines[7].startswith("action: an expert of 4 blocks of width 12 shares keys and values with")
-    assert "2 of 6 dimensions of a state and 3 of 7 of an action are in use" in lines[7] and findings == []
+    assert "2 of 6 dimensions of a state and 3 of 7 of an action are in use" in lines[7]
+    assert [one.kind for one in findings] == ["bag_of_words"]

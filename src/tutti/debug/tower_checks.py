@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from tutti.findings import HARMFUL_RATE, UNKNOWN_WORDS, Finding
 from tutti.models.config import pretrained_parts
 from tutti.models.decoders.pi0 import Pi0Decoder
 from tutti.models.pretrained.vision import PretrainedVision
-from tutti.models.pretrained.vlm import VlmFusion
+from tutti.models.pretrained.vlm import VlmFusion, VlmLanguage
 from tutti.models.pretrained.vlm_vision import VlmVision
+from tutti.objectives.terms.alignment import EmbeddingTerm
 from tutti.report.formatting import percent
 from tutti.runs.build import BuiltTraining
 from tutti.training.optim.learning_rates import part_of
@@ -23,19 +26,22 @@ def check_towers(training: BuiltTraining, batch: Batch) -> tuple[list[str], list
     """Lines about each tower, the parameters of each part among them, and what is wrong with them."""
     lines: list[str] = []
     findings: list[Finding] = []
+    keys: set[str] = set()
     for socket, part in pretrained_parts(training.model).items():
         tower, expert = part.tower, isinstance(part, Pi0Decoder)
         kind = "a new expert" if expert else tower.values["model_type"]
-        lines.append(
-            f"{socket}: {tower.begun or tower.loaded or f'{kind} with random weights, from scratch'}."
-        )
+        told = tower.begun or tower.loaded
+        if told and tower.config.key in keys:  # what is not read has been said of the network's first part
+            told = replace(told, unread=())
+        keys.add(tower.config.key)
+        lines.append(f"{socket}: {told or f'{kind} with random weights, from scratch'}.")
         says = {"vision": _pictures, "language": _texts, "action": _expert}.get(socket, _sequence)
-        told, found = says(training, batch)
-        lines.append(f"{socket}: {told}")
+        line, found = says(training, batch)
+        lines.append(f"{socket}: {line}")
         findings += found
     if not lines:
         return [], []
-    findings += _rates(training)
+    findings += [*_rates(training), *_alignment(training)]
     counts: dict[str, list[int]] = {}
     for name, parameter in training.model.named_parameters():
         all_, learning = counts.setdefault(part_of(f"model.{name}"), [0, 0])
@@ -132,6 +138,23 @@ def _texts(training: BuiltTraining, _: Batch) -> tuple[str, list[Finding]]:
     return line, findings
 
 
+def _alignment(training: BuiltTraining) -> list[Finding]:
+    """Terms that compare pictures with what a VLM has before its first block: the embeddings of the words."""
+    terms = [name for name, one in training.objective.terms.items() if isinstance(one, EmbeddingTerm)]
+    if not isinstance(training.model.language, VlmLanguage):
+        return []
+    said = (
+        "compares pictures with the VLM's word embeddings, a bag of words which none of its blocks has read."
+    )
+    cure = "To teach what a text means take recoverable_language or next_token; off: objective.{}=null."
+    return [
+        Finding(
+            kind="bag_of_words", severity="hint", sentence=f"{name} {said}", cure=cure.format(name), term=name
+        )
+        for name in terms
+    ]
+
+
 def _rates(training: BuiltTraining) -> list[Finding]:
     """Towers whose own weights learn as fast as a fresh decoder beside them, from the first update on; one
     finding for the parts of a VLM that have one rate."""
@@ -148,14 +171,15 @@ def _rates(training: BuiltTraining) -> list[Finding]:
     found: list[Finding] = []
     for (key, rate), parts in groups.items():
         are = "is" if len(parts) == 1 else "are"
+        much = "the full" if rate == 1 else f"{rate:g} of the"
         said = (
-            f"{', '.join(parts)} {are} pre-trained, with {rate:g} times the learning rate from the first "
-            "update on, beside parts that are new."
+            f"{', '.join(parts)} {are} pre-trained, with {much} learning rate from the first update on, "
+            "beside parts that are new."
         )
         slower = ", ".join(f"{part}: 0.1" for part in parts)
         cure = (
-            f"Set training.optimizer.learning_rates={{{slower}}}, strategy.kind=warmup_then_joint, or {key}"
-            ".learn to none or {lora: 16}."
+            f"Set training.optimizer.learning_rates={{{slower}}}, strategy={{kind: warmup_then_joint, parts: "
+            f"[{', '.join(parts)}]}}, or {key}.learn to none or {{lora: 16}}."
         )
         given = {"kind": "tower_rate", "severity": "hint", "sentence": said, "number": rate, "cure": cure}
         found.append(Finding(**given, part=parts[0]))

@@ -38,8 +38,9 @@ EXAMPLES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """What was read of a folder: the number of tensors, the names of those in it that nothing reads, and how
-    many of the network's have not come from it, which only `training.init_from` allows."""
+    """What was read of a folder: the number of tensors, the names of those in it that nothing reads (shown by
+    the first two parts of their names), and how many of the network's have not come from it, which only
+    `training.init_from` allows."""
 
     kind: str
     path: Path
@@ -49,10 +50,12 @@ class Loaded:
     lacking: int = 0
 
     def __str__(self) -> str:
-        names = ", ".join([*self.unread[:EXAMPLES], *(["..."] if len(self.unread) > EXAMPLES else [])])
+        places = [*dict.fromkeys(".".join(name.split(".")[:2]) for name in self.unread)]
+        names = ", ".join([*places[:EXAMPLES], *(["..."] if len(places) > EXAMPLES else [])])
         unread = f", {len(self.unread)} not read ({names})" if self.unread else ""
         missing = f"{self.lacking or 'none'} missing{unread}"
-        loaded = f"{self.kind} of {self.path}: {self.tensors} tensors loaded, {missing}"
+        tensors = "1 tensor" if self.tensors == 1 else f"{self.tensors} tensors"
+        loaded = f"{self.kind} of {self.path}: {tensors} loaded, {missing}"
         return f"{loaded}; SHA-256 {self.sha256[:16]}"
 
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tutti.data.tokenize import Tokenizer
 from tutti.distributed.world import world
 from tutti.models.config import WithTower, pretrained_parts
-from tutti.models.pretrained.config import CONFIG_FILE, FolderConfig, TowerConfig, weights_hash
+from tutti.models.pretrained.config import CONFIG_FILE, FolderConfig, TextsConfig, TowerConfig, weights_hash
 from tutti.models.pretrained.facts import known_kinds, of_pi0
+from tutti.models.pretrained.hub import HUB, hub_folder
 from tutti.models.pretrained.networks import built, persistent
 from tutti.models.pretrained.tower import Loaded, read_folder, unread_of
 from tutti.models.vla import VLA
+from tutti.storage.manifest import TOKENIZER
 from tutti.storage.reading import read_json, shown
 from tutti.storage.tensors import check_finite
 from tutti.training.checkpointing.config import InitFromConfig
@@ -52,7 +57,9 @@ class FolderWeights:
     """
 
     def __init__(self, config: InitFromConfig) -> None:
-        self.config = config
+        self.config, name = config, config.run
+        hub = name.startswith(HUB)
+        self.folder = hub_folder(name.removeprefix(HUB), "training.init_from") if hub else Path(name)
         self.found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
 
     @torch.no_grad()
@@ -87,7 +94,7 @@ class FolderWeights:
             update |= {"architecture": "auto", "sha256": "auto"}
             update |= {"layer": -1} if isinstance(own, TowerConfig) else {}
             source = own.model_copy(update=update)
-            found = read_json(source.file(CONFIG_FILE))
+            found = read_json(self.folder / CONFIG_FILE)
             kind, new = found.get("model_type"), part.tower.values["model_type"]
             here.append(f"{own.key} ({new})")
             served = (kind, own.socket) in known_kinds() or (
@@ -102,10 +109,11 @@ class FolderWeights:
                     f"random, or learn: all\n  cure: {own.key}.path={self.config.run} without "
                     f"training.init_from, or {own.key}.weights=random"
                 )
+            self._require_same_words(own)
             if name != EXPERT or "action_expert" in source.values():
                 given.setdefault(own.key, (source, {}))[1][name] = part
         if not given:
-            said = read_json(Path(self.config.run) / CONFIG_FILE)
+            said = read_json(self.folder / CONFIG_FILE)
             kind = shown(said.get("model_type", said.get("type")))
             raise UserError(
                 f"training.init_from: no pre-trained part of this model can begin as {self.config.run}.\n  "
@@ -115,16 +123,34 @@ class FolderWeights:
             )
         return [*given.values()]
 
+    def _require_same_words(self, own: FolderConfig) -> None:
+        """Raises: UserError if both folders have a tokenizer, and a token's row would be that of another."""
+        files = [folder / TOKENIZER for folder in (own.folder, self.folder)]
+        if not isinstance(own, TextsConfig) or not all(file.is_file() for file in files):
+            return
+        if files[0].read_bytes() == files[1].read_bytes():
+            return
+        here, there = (Tokenizer.from_folder(file.parent, []).tokens for file in files)
+        if here != there:
+            both = zip_longest(here, there)
+            row, (mine, theirs) = next((n, two) for n, two in enumerate(both) if two[0] != two[1])
+            raise UserError(
+                f"training.init_from: {files[1]} is not the tokenizer of {own.key}.\n  expected: the tokens "
+                f"of {files[0]}\n  found: token {row} is {theirs!r} there, {mine!r} here\n  cure: copy it "
+                f"beside the config.json that {own.key}.path names"
+            )
+
     def _fill(self, source: FolderConfig, parts: Mapping[str, WithTower], sha256: str) -> None:
         """Of one network, whose tensors the parts share out among them."""
         there, others = read_folder(source)
         theirs, wrong = dict(there), {kind: dict[str, str]() for kind in (OTHER_SHAPE, ONLY_HERE, ONLY_THERE)}
-        here: set[str] = set()
+        with torch.device("meta"):  # also what `layer` or `layers` has cut off
+            whole = built(next(iter(parts.values())).tower.config)
+        here = {name for name, _ in persistent(whole)}
+        begun: dict[str, Loaded] = {}
         copied: dict[str, Tensor] = {}
         for name, part in parts.items():
             own, lacking = part.tower.own(), 0
-            with torch.device("meta"):  # also what `layer` or `layers` has cut off
-                here |= {*own, *(each for each, _ in persistent(built(part.tower.config)))}
             for tensor, mine in own.items():
                 key, value = f"model.{name}.tower.network.{tensor}", theirs.pop(tensor, None)
                 if value is not None and value.shape == mine.shape:
@@ -136,14 +162,8 @@ class FolderWeights:
                     wrong[ONLY_HERE][key] = ""
                 else:
                     wrong[OTHER_SHAPE][key] = f"{[*mine.shape]} here, {[*value.shape]} there"
-            part.tower.begun = Loaded(
-                kind=part.tower.values["model_type"],
-                path=source.path,
-                tensors=len(own) - lacking,
-                unread=(),
-                sha256=sha256,
-                lacking=lacking,
-            )
+            given = {"kind": part.tower.values["model_type"], "path": source.path, "sha256": sha256}
+            begun[name] = Loaded(**given, tensors=len(own) - lacking, unread=(), lacking=lacking)
         known = (*source.facts().others, *unread_of(source))
         left = [name for name in theirs if not name.startswith(known or ("\0",))]
         key = f"{source.key}.network."
@@ -158,6 +178,8 @@ class FolderWeights:
             self.found[kind] |= names
         rest = {*others, *(name for name in theirs if f"{key}{name}" not in wrong[ONLY_THERE])}
         self.found[ONLY_THERE] |= {f"{key}{name}": "" for name in sorted(rest)}
+        for name, part in parts.items():
+            part.tower.begun = replace(begun[name], unread=tuple(sorted({*others, *theirs})))
 
     def _require_allowed(self, source: FolderConfig, wrong: Mapping[str, Mapping[str, str]]) -> None:
         """Raises: UserError if something differs that the config does not name."""
