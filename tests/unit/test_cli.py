@@ -66,7 +66,7 @@ MISTAKES = {
     "plan plan/3b.yaml": "Did you mean 'configs/plans/3b.yaml'?",
     "compare configs/studies/strategie.yaml": "Did you mean 'configs/studies/strategies.yaml'?",
     "model smok": "Did you mean 'configs/smoke.yaml'? `tutti configs` lists what is shipped.",
-    "tune --rate nowhere": "configs/smoke.yaml, configs/three-goals.yaml, configs/plans/3b.yaml",
+    "tune --rate qqqqqqq": "configs/smoke.yaml, configs/three-goals.yaml, configs/plans/3b.yaml",
     "train e1": "e1.yaml is a study of several trainings.\n  cure: tutti compare ",
     "compare demo": "demo.yaml is the config of one run, not a study",
     "evaluate runs/nowhere": "runs/nowhere: no such run.",
