@@ -388,6 +388,6 @@ def test_a_format_is_found_by_the_names_of_files(tmp_path: Path) -> None:
     aloha(tmp_path)
     assert find_format(tmp_path).name == find_format(tmp_path / "episode_0.hdf5").name == "hdf5"
     store = find_format(tmp_path).open(
-        tmp_path, Wanted(fps=50.0), [SourceConfig(path=tmp_path, labels={"text": False}).chosen]
+        tmp_path, Wanted(fps=50.0), [SourceConfig(path=tmp_path, labels={"text": False}).chosen], None
     )
     assert store.spec.fps == 50 and store.instructions == ("",)
