@@ -131,7 +131,7 @@ class FrameFiles(ABC):
 def build(files: FrameFiles, progress: Progress | None = None) -> None:
     """Makes sure that the cache is there and complete.
 
-    Where it is missing it is built first, shard by shard (at most 16 MiB); after a kill at any moment the
+    Where it is missing it is built first, shard by shard (at most 31 MiB); after a kill at any moment the
     next call goes on behind the last finished shard. The bytes do not depend on interruptions. Of several
     processes one builds and the others wait; where the file system has no locks each builds for itself, and
     the files of the last one stay. The name is a hash of the store's fingerprint, views, size and kind, so a

@@ -14,8 +14,8 @@ from jaxtyping import Int64, UInt8
 from tutti.data.episodes import EpisodeStore
 from tutti.data.formats.pictures import resized
 
-SHARD_BYTES = 16 * 2**20
-"""Pictures that are decoded at once, at most."""
+SHARD_BYTES = 31 * 2**20
+"""Pictures that are decoded at once, at most: below the 32 MiB from which on glibc never uses memory again."""
 T = TypeVar("T")
 
 
