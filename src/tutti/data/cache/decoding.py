@@ -15,7 +15,7 @@ from tutti.data.episodes import EpisodeStore
 from tutti.data.formats.pictures import resized
 
 SHARD_BYTES = 31 * 2**20
-"""Pictures that are decoded at once, at most: below the 32 MiB from which on glibc never uses memory again."""
+"""Pictures that are decoded at once, at most: below the 32 MiB from which on glibc always maps new memory."""
 T = TypeVar("T")
 
 
