@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from tutti.data.cache import Frames, gathered
+from tutti.data.cache.frames import ARRAYS
 from tutti.data.embodiments import CommonSpec
 from tutti.data.episodes import KEPT_FROM, VECTORS, EpisodeStore, bounds_of, rows_of
 from tutti.data.keyframes import check_grippers, next_keyframes
@@ -177,7 +178,7 @@ def pictures_of(
     if len(sources) == 1:
         return gathered(sources[0].frames, wanted)
     pixels = sources[0].frames.shape[2:]
-    out = [np.empty((len(rows), views, *pixels), dtype=np.uint8) for rows in wanted]
+    out = [ARRAYS.empty((len(rows), views, *pixels)) for rows in wanted]
     numbers = [np.searchsorted(offsets, rows, side="right") - 1 for rows in wanted]
     raw = [one.frames if isinstance(one.frames, np.ndarray) else None for one in sources]
     whole = [frames if one.slots is None else None for one, frames in zip(sources, raw, strict=True)]

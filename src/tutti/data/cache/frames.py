@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from threading import Lock
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+
+LEAST, MOST = 2**20, 2**28
+"""Bytes of an array from which on its memory is used again, and of all such memory that is kept."""
 
 
 class Frames(ABC):
@@ -25,8 +31,49 @@ class Frames(ABC):
         """The pictures of each of some lists of rows. Raises: UserError where one cannot be read."""
 
 
+class Reused:
+    """Gives arrays for pictures in memory that nobody holds any more.
+
+    malloc maps large arrays anew each time, and the first touch of each page costs more than copying a
+    picture there. An array that was given counts as held while it, a view of it or a tensor of it lives.
+    """
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most, self._kept, self._lock = most, list[UInt8[np.ndarray, " _"]](), Lock()
+
+    def empty(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, ...]:
+        """An array of this shape, whatever its bytes are."""
+        size = math.prod(shape)
+        if not LEAST <= size <= self._most:
+            return np.empty(shape, np.uint8)
+        with self._lock:
+            for place in range(len(self._kept)):
+                if self._kept[place].size == size and _holders(self._kept, place) == _ALONE:
+                    return self._kept[place].reshape(shape)
+            self._kept.append(np.empty(size, np.uint8))
+            while sum(one.size for one in self._kept) > self._most:
+                del self._kept[0]  # whoever holds it keeps it
+            return self._kept[-1].reshape(shape)
+
+
+def _holders(kept: list[UInt8[np.ndarray, " _"]], place: int) -> int:
+    return sys.getrefcount(kept[place])
+
+
+_ALONE = _holders([np.empty(1, np.uint8)], 0)
+"""What it counts where nobody but the list holds the array; Python's releases differ."""
+ARRAYS = Reused()
+
+
 def gathered(
     frames: UInt8[np.ndarray, "n v 3 s s"] | Frames, wanted: Sequence[Int64[np.ndarray, " _"]]
 ) -> list[UInt8[np.ndarray, "_ v 3 s s"]]:
     """The pictures of each of some lists of rows; what they need is decoded together."""
-    return frames.gather(wanted) if isinstance(frames, Frames) else [frames[rows] for rows in wanted]
+    if isinstance(frames, Frames):
+        return frames.gather(wanted)
+    out = [ARRAYS.empty((len(rows), *frames.shape[1:])) for rows in wanted]
+    for rows, pictures in zip(wanted, out, strict=True):
+        np.take(
+            frames, rows, axis=0, out=pictures, mode="clip"
+        )  # "raise", of rows that are there, copies twice
+    return out

@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from tutti.data.cache.building import FrameFiles, build
-from tutti.data.cache.frames import Frames
+from tutti.data.cache.frames import ARRAYS, Frames
 from tutti.data.episodes import EpisodeStore, Progress
 from tutti.data.formats.pictures import decode_picture
 from tutti.errors import UserError
@@ -102,7 +102,7 @@ class JpegFrames(Frames):
 
     def gather(self, wanted: Sequence[Int64[np.ndarray, " _"]]) -> list[UInt8[np.ndarray, "_ v 3 s s"]]:
         """Each picture is decoded once for every place that it is wanted in."""
-        out = [np.empty((len(rows), *self.shape[1:]), np.uint8) for rows in wanted]
+        out = [ARRAYS.empty((len(rows), *self.shape[1:])) for rows in wanted]
         pieces = [
             (rows[first :: self._threads], pictures[first :: self._threads])
             for rows, pictures in zip(wanted, out, strict=True)
