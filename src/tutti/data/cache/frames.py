@@ -73,7 +73,6 @@ def gathered(
         return frames.gather(wanted)
     out = [ARRAYS.empty((len(rows), *frames.shape[1:])) for rows in wanted]
     for rows, pictures in zip(wanted, out, strict=True):
-        np.take(
-            frames, rows, axis=0, out=pictures, mode="clip"
-        )  # "raise", of rows that are there, copies twice
+        # All rows are there; to look at them once more ("raise"), NumPy would copy twice.
+        np.take(frames, rows, axis=0, out=pictures, mode="clip")
     return out
