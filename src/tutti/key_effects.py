@@ -55,6 +55,10 @@ ANOTHER_RESULT = (
 )
 """All other keys: another value is another training, which is refused."""
 
+ADDED_LATER = {"model.fusion.withhold_state": False}
+"""Keys that came after trainings had been kept by a hash of their config, each with the value at which all is
+as it was: no hash has a key at that value, so a study goes on with a newer Tutti. A new key belongs here."""
+
 EFFECTS = {
     name: effect
     for effect, names in (
@@ -79,14 +83,19 @@ def of_effect(lines: Sequence[str], *effects: str) -> list[str]:
 
 
 def with_effect(values: Any, key: str = "") -> Any:
-    """Plain values of a config, sections at the top, without the keys that no result depends on."""
+    """Plain values of a config, sections at the top, without the keys that no result depends on, and without
+    those of `ADDED_LATER` that leave all as it was."""
     if isinstance(values, list | tuple):
         return [with_effect(value, key) for value in values]
     if not isinstance(values, Mapping):
         return values
     below = {name: f"{key}.{name}" if key else str(name) for name in values}
     kept = {name: path for name, path in below.items() if effect_of(path) != "none" or _has_others(path)}
-    return {name: with_effect(values[name], path) for name, path in kept.items()}
+    return {
+        name: with_effect(values[name], path)
+        for name, path in kept.items()
+        if path not in ADDED_LATER or values[name] != ADDED_LATER[path]
+    }
 
 
 def _has_others(key: str) -> bool:

@@ -81,6 +81,25 @@ def test_doctor_looks_at_it(config: RunConfig, tmp_path: Path) -> None:
     assert not {"state_leak", "state_near_action", "constant_dimensions"} & kinds
 
 
+def test_a_state_that_is_there_may_be_withheld_and_the_probes_say_so(tmp_path: Path) -> None:
+    folder = squares_data.write(tmp_path / "set", squares_data.episodes(12))
+    training = {"steps": 4, "schedule": {"kind": "wsd", "warmup": 2}}
+    values = squares_data.config(folder, training=training).model_dump()
+    values["model"]["fusion"] |= {"withhold_state": True, "state_dropout": 0.0}
+    run = tmp_path / "run"
+    pipeline.train(RunConfig.model_validate(values), run)  # its state is still a target of the term `state`
+    policy, states = Policy.load(run), np.float32([[0.0, 0.0], [0.5, -0.5]])
+    chunks = [policy.predict(pictures(), state, TEXT) for state in states]
+    np.testing.assert_array_equal(*chunks)
+    exported = Policy.load(export_policy(run, tmp_path / "export"))
+    np.testing.assert_array_equal(exported.predict(pictures(), states[1], TEXT), chunks[0])
+    probe_checkpoint(run)
+    probes = json.loads((run / "probes" / "probes.json").read_text())
+    assert "no state" not in {row["name"] for row in probes["ablations"]["rows"]}
+    (said,) = [one for one in probes["findings"] if one["kind"] == "state_withheld"]
+    assert said["severity"] == "ok" and "model.fusion.withhold_state" in said["sentence"]
+
+
 @pytest.mark.parametrize(
     ("objective", "named"),
     [

@@ -103,6 +103,17 @@ def test_velocity_and_actions_are_those_of_transformers(pi0: Home) -> None:
     assert model.action(features, batch).shape == (3, 5, 3)
 
 
+def test_a_withheld_state_reaches_neither_the_vlm_nor_the_expert(home: Home) -> None:
+    fusion = {"kind": "vlm", "withhold_state": True}
+    config = config_of(home[0] / "paligemma").model_dump(mode="json") | {"fusion": fusion}
+    model = loaded(ModelConfig.model_validate(config))
+    other = replace(SEEN, state=SEEN.state + 1)
+    with torch.no_grad():
+        assert torch.equal(model.predict(other), model.predict(SEEN))
+        told = loaded(config_of(home[0] / "paligemma"))
+        assert not torch.equal(told.predict(other), told.predict(SEEN))
+
+
 def batch_of(seen: Observation = SEEN) -> Batch:
     torch.manual_seed(4)
     return replace(small_model.batch_of(torch.randn(3, 5, 3), spec=SPEC), observation=seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 
 from tutti.config.run_config import RunConfig
 from tutti.data.config import DataConfig
-from tutti.key_effects import ANOTHER_RESULT, EFFECTS, LAST_BITS, NO_EFFECT, effect_of, of_effect, with_effect
+from tutti.key_effects import (
+    ADDED_LATER,
+    ANOTHER_RESULT,
+    EFFECTS,
+    LAST_BITS,
+    NO_EFFECT,
+    effect_of,
+    of_effect,
+    with_effect,
+)
 from tutti.runs.build import TRAIN_SECTIONS
 from tutti.training.config import TrainingConfig
 
@@ -61,6 +71,19 @@ def test_the_longest_entry_decides_and_places_in_lists_do_not_count() -> None:
     assert effect_of("objective.mine.options.workers") == "another result"
     values = {"training": {"parallel": {"kind": "ddp", "timeout": 1}}, "data": {"sources": [{"path": "a"}]}}
     assert with_effect(values) == {"training": {"parallel": {"kind": "ddp"}}, "data": {"sources": [{}]}}
+
+
+def test_a_key_that_came_later_is_hashed_only_where_it_says_something() -> None:
+    assert set(ADDED_LATER) <= set(keys(SCHEMA))
+    for key, before in ADDED_LATER.items():
+        *above, name = key.split(".")
+        assert with_effect(nested(above, {name: before})) == nested(above, {})
+        assert with_effect(nested(above, {name: "other"})) == nested(above, {name: "other"})
+
+
+def nested(names: list[str], value: Any) -> Any:
+    """The value below these keys."""
+    return reduce(lambda inner, name: {name: inner}, reversed(names), value)
 
 
 def test_the_docs_show_the_table() -> None:

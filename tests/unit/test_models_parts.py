@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fixtures.small_model import SPEC, observation
 from tutti.models.config import ModelConfig
+from tutti.models.describe import describe
 from tutti.models.fusion.joint_attention import JointAttentionConfig
 from tutti.models.language.transformer import TextTransformer, TextTransformerConfig
 from tutti.models.layers import Block, activate, attention_mask, blocks_of, space_to_depth
@@ -242,6 +243,19 @@ def test_state_dropout_withholds_states_in_training_only() -> None:
     kept = torch.isclose(dropped, whole, atol=1e-5).all(dim=1)
     withheld = torch.isclose(dropped, blind, atol=1e-5).all(dim=1)
     assert (kept | withheld).all() and 16 < withheld.sum() < 48
+
+
+def test_a_withheld_state_changes_nothing_and_costs_nothing() -> None:
+    torch.manual_seed(0)
+    model, seen = ModelConfig.model_validate({"fusion": {"withhold_state": True}}).build(SPEC), observation()
+    other = replace(seen, state=torch.full_like(seen.state, torch.nan))
+    for one in (model.train(), model.eval()):
+        assert torch.equal(one.predict(other), one.predict(seen))
+    assert not model.fusion.reads_state
+    assert not [name for name, _ in model.named_parameters() if name.startswith("fusion.state")]
+    assert [row.name for row in describe(model).tokens][:2] == ["readout", "language"]
+    with pytest.raises(UserError, match=r"withhold_state is true\. Set model\.fusion\.state_dropout=0"):
+        ModelConfig.model_validate({"fusion": {"withhold_state": True, "state_dropout": 0.5}}).build(SPEC)
 
 
 def _autograd_nodes(value: Tensor) -> set[str]:

@@ -22,7 +22,7 @@ from tutti.runs.folder import RunFolder
 from tutti.studies import costs as costs_module
 from tutti.studies.cells import arm_config, cell_config, plan_cells, training_hash
 from tutti.studies.compare import read_plan, share_data
-from tutti.studies.config import BudgetConfig, StudyConfig
+from tutti.studies.config import BudgetConfig, StudyConfig, load_study
 from tutti.studies.costs import (
     StepCost,
     StepMeter,
@@ -267,6 +267,17 @@ def test_hash_covers_every_section_that_training_reads(data: Path) -> None:
     changes += ("strategy.kind=two_stage", "training.ema=0.9", "record.image_size=32")
     hashes = {training_hash(config_of(data, change), "d") for change in changes}
     assert len(hashes | {training_hash(config_of(data), "d")}) == len(changes) + 1
+
+
+@pytest.mark.parametrize("study", ["e1", "e2"])
+def test_trainings_that_were_kept_are_found_by_this_version(study: str) -> None:
+    """If this fails, a new key is missing in key_effects.ADDED_LATER: its users' studies would begin anew."""
+    root = Path(__file__).resolve().parents[2]
+    config = load_study(root / "configs" / "studies" / f"{study}.yaml")
+    planned = plan_cells(config, dict.fromkeys(config.arms, 1300), SOURCES, "dd5e91cb618c7ec7", Path("s"))
+    kept = json.loads((root / "benchmarks" / "results" / f"{study}_cells.json").read_text())
+    found = {cell.folder.name for cell in planned if cell.arm != "action-flops"}  # whose steps are measured
+    assert len(kept) > 10 and {name for name in kept if "action-flops" not in name} <= found
 
 
 # --- data

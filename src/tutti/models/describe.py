@@ -93,7 +93,8 @@ def describe(model: VLA) -> Description:
         for child_name, child in part.named_children():
             path = f"{name}.{child_name}"
             rows.append(_row(path, child, 2, _flops_below(flops, f"{root}.{path}", child), total))
-    sequence = {"readout": 1, "state": int(model.spec.state_dim > 0), "language": model.language.num_tokens}
+    state = int(model.spec.state_dim > 0 and model.fusion.reads_state)
+    sequence = {"readout": 1, "state": state, "language": model.language.num_tokens}
     if moments := len(model.spec.history) - 1:
         sequence["earlier states"] = moments * sequence["state"]
         sequence["earlier vision"] = moments * len(model.spec.views) * model.vision.tokens_per_view

@@ -107,6 +107,11 @@ class Fusion(nn.Module, ABC):
 
     width: int
 
+    @property
+    def reads_state(self) -> bool:
+        """False: whatever a state holds, it changes nothing."""
+        return True
+
     @abstractmethod
     def forward(
         self,

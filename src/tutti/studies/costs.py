@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from tutti.config.run_config import RunConfig
 from tutti.evaluation.closed_loop.evaluate import one_torch_thread
+from tutti.key_effects import with_effect
 from tutti.models.describe import flop_counter
 from tutti.nested_dicts import content_hash
 from tutti.objectives.unified import UnifiedLoss
@@ -162,7 +163,7 @@ def measure_costs(
 
     def described(config: RunConfig) -> dict[str, Any]:
         """All of a config that a cost depends on; the data by their content."""
-        return by_content(config.sections(*TRAIN_SECTIONS), config, fingerprint)
+        return by_content(with_effect(config.sections(*TRAIN_SECTIONS)), config, fingerprint)
 
     base, timed = described(configs[baseline]), budget.kind == "time"
     keys = {arm: content_hash([base, described(config), timed], 16) for arm, config in configs.items()}

@@ -90,10 +90,11 @@ def input_changes(setup: ProbeSetup) -> dict[str, Change]:
     for number, view in enumerate(views if len(views) > 1 else ()):
         changes[f"no {view.rsplit('.', 1)[-1]} view"] = zeroed("image_mask", number)
     changes[NO_VISION] = zeroed("image_mask")
-    changes |= {NO_STATE: zeroed("state")} if setup.model.spec.state_dim else {}
+    reads_state = setup.model.spec.state_dim > 0 and setup.model.fusion.reads_state
+    changes |= {NO_STATE: zeroed("state")} if reads_state else {}
     if len(setup.model.spec.history) > 1:
         hidden = {NO_HISTORY: ("image_mask", "state_mask"), NO_PAST_IMAGES: ("image_mask",)}
-        hidden |= {NO_PAST_STATES: ("state_mask",)} if setup.model.spec.state_dim else {}
+        hidden |= {NO_PAST_STATES: ("state_mask",)} if reads_state else {}
         changes |= {name: partial(_forgetting, masks) for name, masks in hidden.items()}
     return changes
 

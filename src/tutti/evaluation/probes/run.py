@@ -199,14 +199,16 @@ def _copying(ablations: InputAblations, baselines: Sequence[Baseline]) -> tuple[
         return ()
     withheld = ablations.find(action_probes.NO_STATE)
     text = f"A regression from the state alone has {between(alone.ratio)} times the model's error"
-    if withheld is not None:
-        text += (
-            f"; without the state the actions move by {between(withheld.action_shift)} times their error and "
-            f"the error changes by {between(withheld.increase, 100, 0)} %"
-        )
+    if withheld is None:  # it was not taken away, as the model is not given it
+        text = f"This model is not given its state (model.fusion.withhold_state). {text}."
+        return (_hint("state_withheld", text, alone.ratio.value, "ok"),)
+    text += (
+        f"; without the state the actions move by {between(withheld.action_shift)} times their error and "
+        f"the error changes by {between(withheld.increase, 100, 0)} %"
+    )
     near, cure = alone.ratio.below(BASELINE_RATIO_MAX), ""
     severity: Severity = "hint"
-    if near and withheld is not None and _use(withheld) == "ignored":
+    if near and _use(withheld) == "ignored":
         kind = "state_not_beaten"
         ending = "this model does not copy its state, and is not shown to do better than if it did."
         severity = "warning" if alone.ratio.below(1.0) else "hint"

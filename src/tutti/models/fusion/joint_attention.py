@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from tutti.masks import EVERY, tell, told
-from tutti.models.fusion.states import StateFusion, require_state
+from tutti.models.fusion.states import StateFusion
 from tutti.models.interfaces import Fused, Past
 from tutti.models.layers import TransformerConfig, attention_mask, project
 from tutti.types import DataSpec, Robots, Tokens
@@ -31,6 +31,10 @@ class JointAttentionConfig(TransformerConfig):
         lt=1.0,
         description="share of training samples whose state is withheld (0 in normalised units)",
     )
+    withhold_state: bool = Field(
+        default=False,
+        description="true: the state is withheld, in training and in use: a policy without proprioception",
+    )
 
     def build(self, spec: DataSpec, vision_width: int, language_width: int) -> JointAttention:
         """The fusion of encoders with these widths and the state of `spec`."""
@@ -44,8 +48,9 @@ class JointAttention(StateFusion):
     embedding of the moment is added to them, and they are masked where the moment is not there.
 
     The readout token is learned and starts equal for all; the state becomes one token, and none where a state
-    has no numbers. Where an encoder's width differs from `width`, a linear map adapts it. A masked token is
-    never attended to, so what it holds changes nothing; removing a view, the text or the state is masking it.
+    has no numbers or is withheld. Where an encoder's width differs from `width`, a linear map adapts it. A
+    masked token is never attended to, so what it holds changes nothing; removing a view, the text or the
+    state is masking it.
 
     In training the state of a share `state_dropout` of the samples is 0, so that the policy cannot live on it
     alone: where the hand is betrays where the demonstrator was heading.
@@ -57,13 +62,11 @@ class JointAttention(StateFusion):
         super().__init__()
         width = config.width
         self.width = width
-        self.state_dropout = config.state_dropout
         self.vision_adapter, self.language_adapter = (
             nn.Identity() if given == width else nn.Linear(given, width)
             for given in (vision_width, language_width)
         )
-        require_state(spec, config.state_dropout)
-        self.state = nn.Linear(spec.state_dim, width) if spec.state_dim else None
+        self.take_states(spec, dropout=config.state_dropout, withhold=config.withhold_state)
         self.prompt = None
         self.readout = nn.Parameter(torch.randn(width) * 0.02)
         self.type_embedding = nn.Embedding(len(SEGMENTS), width)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tutti.models.fusion.states import StateFusion, require_state
+from tutti.models.fusion.states import StateFusion
 from tutti.models.held import held
 from tutti.models.interfaces import Fused, LanguageEncoder, Past
 from tutti.models.language.writing import Written
@@ -207,11 +207,10 @@ class VlmFusion(StateFusion):
         self, config: VlmConfig, own: VlmFusionConfig, tower: Tower, *, spec: DataSpec, vision: VlmVision
     ) -> None:
         super().__init__()
-        require_state(spec, own.state_dropout)
-        self.tower, self.state_dropout, self.causal = tower, own.state_dropout, config.mask == "causal"
+        self.tower, self.causal = tower, config.mask == "causal"
         self.width, self.depth = self.decoder.config.hidden_size, len(self.decoder.layers)
         self.tokens_per_view = vision.tokens_per_view
-        self.state = nn.Linear(spec.state_dim, self.width) if spec.state_dim else None
+        self.take_states(spec, dropout=own.state_dropout, withhold=own.withhold_state)
         self.prompt, self.shares = None, False
         self.readout = nn.Parameter(torch.randn(self.width) * 0.02)
         if moments := len(spec.history) - 1:

@@ -52,3 +52,7 @@ class VlmFusionConfig(FrozenConfig):
         lt=1.0,
         description="share of training samples whose state is withheld (0 in normalised units)",
     )
+    withhold_state: bool = Field(
+        default=False,
+        description="true: the state is withheld, in training and in use: a policy without proprioception",
+    )
