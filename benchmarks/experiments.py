@@ -1,8 +1,8 @@
 """All experiments of docs/background/experiments.md in order, each by its own command; a killed one goes on.
 
 python benchmarks/experiments.py [PART ...] runs all parts, or those named: weights, data, rates, tower-rates,
-e1, e2, e3, blind, towers-vision, towers-language, towers-e2, e4. What is finished is found again. After
-`rates`, write the chosen ones into the configs: the page says how.
+e1, e2, e3, blind, towers-vision, towers-language, towers-e2, e4, e4-stateless. What is finished is found
+again. After `rates`, write the chosen ones into the configs: the page says how.
 
 Finished trainings of a study are kept in benchmarks/results/STUDY_cells.json and taken from there: a study
 may go on another day, or on another machine where the recorded data are the same to the byte.
@@ -32,7 +32,7 @@ from tutti.studies.cells import CELLS, RESULT
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DEMO_SEEDS = range(100, 110)
+DEMO_SEEDS, STATELESS_SEEDS = range(100, 110), range(110, 120)
 RECORDINGS = ("demo", "experiments", "three-goals")
 TOWERS = ("towers-vision", "towers-language", "towers-e2")
 STUDIES = ("e1", "e2", "e3", "blind", *TOWERS)
@@ -75,6 +75,14 @@ PARTS: dict[str, list[list[str]]] = {
     **{name: [["tutti", "compare", f"configs/studies/{name}.yaml"]] for name in STUDIES},
     "e4": [
         ["demo_seeds", "--run", "runs/demo", "--first-seed", "5000", "--seeds", *map(str, DEMO_SEEDS)],
+    ],
+    "e4-stateless": [
+        [
+            *("demo_seeds", "--run", "runs/demo", "--first-seed", "6000"),
+            *("--seeds", *map(str, STATELESS_SEEDS)),
+            *("--set", "model.fusion.withhold_state=true", "model.fusion.state_dropout=0"),
+            *("--output", "benchmarks/results/demo_seeds_stateless"),
+        ],
     ],
 }
 """The commands of each part, in the order in which they run. The towers need the weights of two packages."""
