@@ -22,7 +22,7 @@ from tutti.studies.cells import Trained as TrainedCell
 from tutti.studies.config import StudyConfig
 from tutti.studies.costs import StepCost
 from tutti.studies.page import publish
-from tutti.studies.scores import score_study
+from tutti.studies.scores import score_contrasts, score_study
 from tutti.studies.tables import Findings
 
 
@@ -36,13 +36,15 @@ def rescore_study(path: Path) -> None:
         where = {key: values[key] for key in ("arm", "level", "seed", "steps", "identity")}
         cell = Cell(**where, folder=Path(values["folder"]))
         found[cell] = TrainedCell(**{key: value for key, value in values.items() if key in known})
+    scores = score_study(study, found)
     findings = Findings(
         study=study,
         data=old["data"],
         costs={arm: StepCost(**cost) for arm, cost in old["costs"].items()},
         found=found,
         missing=[],
-        scores=score_study(study, found),
+        scores=scores,
+        contrasts=score_contrasts(study, scores),
     )
     with tempfile.TemporaryDirectory() as folder:
         publish(findings, Path(folder), old["made"])

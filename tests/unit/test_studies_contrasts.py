@@ -14,8 +14,9 @@ from fixtures.studies import found, make_study, trained
 from tutti.evaluation.statistics.comparison import compare_arms, contrast, holm
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.costs import StepCost, affordable_steps
+from tutti.studies.page import _effects, _forest
 from tutti.studies.scores import ContrastScore, score_contrasts, score_study
-from tutti.studies.tables import Findings, contrast_table
+from tutti.studies.tables import Findings, contrast_table, difference_table
 
 FACTORS = ("align", "recon", "state")
 ARMS = {
@@ -94,6 +95,33 @@ def test_planted_main_effects_are_found_and_absent_ones_are_not() -> None:
     main = [one for one in found.values() if not one.exploratory]
     assert [one.adjusted_p for one in main] == holm([one.found.p for one in main])
     assert all(one.exploratory and one.adjusted_p is None for name, one in found.items() if " x " in name)
+
+
+def test_a_verdict_that_holm_does_not_bear_out_says_so_wherever_it_is_told() -> None:
+    """One of six gains has p .02: "better" alone, and .14, no claim, beside the five others."""
+    gains = {"base": (0,) * 5, "a0": (6, 9, 15, 10, 1), **{f"a{n}": (n, -n, 0, -1, 1) for n in range(1, 6)}}
+    arms = {arm: [f"training.gradients.clip_norm={1 + n}"] for n, arm in enumerate(gains)}
+    results = [
+        trained(arm, seed, *[[1] * (40 + gain) + [0] * (40 - gain)] * 2)
+        for arm, of_seeds in gains.items()
+        for seed, gain in enumerate(of_seeds)
+    ]
+    fixed = [f"{arm} - base" for arm in arms if arm != "base"]
+    for comparisons in (fixed, []):
+        study = make_study(arms=arms, baseline="base", seeds=5, comparisons=comparisons)
+        scores = score_study(study, found(*results))
+        contrasts = score_contrasts(study, scores)
+        said = Findings(
+            study=study, data="d", costs={}, found={}, missing=(), scores=scores, contrasts=contrasts
+        )
+        assert said.headline.endswith(": 0 better, 1 better before Holm, 0 worse, 5 unresolved.")
+        assert "better before Holm, +" in said.notes[0].text and said.notes[0].mood == ""
+        (cell,) = (contrast_table if comparisons else difference_table)(said, "base").rows[0][-1:]
+        if comparisons:
+            assert (cell.text, cell.mood) == ("better before Holm", "quiet")
+            assert replace(contrasts[0], adjusted_p=contrasts[0].found.p).verdict == "better"
+        chart = (_effects if comparisons else _forest)(said, "base")
+        assert chart is not None and "before Holm" in chart._repr_svg_()
 
 
 def test_intervals_of_a_main_effect_cover_it_as_often_as_they_say() -> None:

@@ -356,8 +356,9 @@ def test_the_verdicts_of_the_confirmation_are_told_and_that_nothing_beats_the_de
     comparison = compare_arms(base, wins)
     told = replace(of, verdicts={"best-1": {"verdict": comparison.verdict, "text": "better: +1"}})
     assert comparison.verdict == "better" and "Nothing that was confirmed" not in " ".join(told.sentences)
-    unresolved = replace(of, verdicts={"best-1": {"verdict": "unresolved", "text": "t"}})
-    assert unresolved.sentences[-1] == "Nothing that was confirmed beats the default."
+    for verdict in ("unresolved", "better before Holm"):
+        short = replace(of, verdicts={"best-1": {"verdict": verdict, "text": "t"}})
+        assert short.sentences[-1] == "Nothing that was confirmed beats the default."
 
 
 def test_charts_place_ranges_by_value_and_choices_by_order() -> None:

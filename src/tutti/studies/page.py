@@ -138,7 +138,12 @@ def _forest(findings: Findings, level: Level) -> Chart | None:
     baseline, scores = findings.study.baseline, findings.at(level)
     base = {one.seed: one.mean for score in scores if score.arm == baseline for one in score.trained}
     rows = [
-        _forest_row(score.arm, against, [o.mean - base[o.seed] for o in score.trained if o.seed in base])
+        _forest_row(
+            score.arm,
+            score.verdict,
+            against,
+            [o.mean - base[o.seed] for o in score.trained if o.seed in base],
+        )
         for score in scores
         if (against := score.against) is not None
     ]
@@ -149,7 +154,7 @@ def _forest(findings: Findings, level: Level) -> Chart | None:
 
 def _effects(findings: Findings, level: Level) -> Chart | None:
     own = [one for one in findings.contrasts if one.level == level and not one.exploratory]
-    rows = [_forest_row(one.name, one.found, one.found.of_seeds) for one in own]
+    rows = [_forest_row(one.name, one.verdict, one.found, one.found.of_seeds) for one in own]
     help = "Right of 0: the first arm, or the arms with the factor, are better."
     title, minus = (
         f"Comparisons fixed beforehand{level_words(level)}",
@@ -158,7 +163,7 @@ def _effects(findings: Findings, level: Level) -> Chart | None:
     return forest_chart(title, rows, baseline=minus, help=help) if rows else None
 
 
-def _forest_row(name: str, found: Comparison | Contrast, seeds: Sequence[float]) -> ForestRow:
+def _forest_row(name: str, verdict: str, found: Comparison | Contrast, seeds: Sequence[float]) -> ForestRow:
     value = 100 * found.difference.value
     return ForestRow(
         name=name,
@@ -166,8 +171,8 @@ def _forest_row(name: str, found: Comparison | Contrast, seeds: Sequence[float])
         interval=_points(found.difference.interval),
         wide=_points(found.over_seeds) if found.over_seeds is not None else None,
         seeds=[100 * seed for seed in seeds],
-        label=f"{value:+.1f}  {found.verdict}",
-        mood=MOODS[found.verdict].replace("quiet", ""),
+        label=f"{value:+.1f}  {verdict}",
+        mood=MOODS.get(verdict, ""),
     )
 
 

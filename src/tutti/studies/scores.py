@@ -10,6 +10,7 @@ from statistics import mean
 from tutti.evaluation.statistics.comparison import (
     Comparison,
     Contrast,
+    Verdict,
     compare_arms,
     contrast,
     holm,
@@ -18,6 +19,20 @@ from tutti.evaluation.statistics.intervals import SIGNIFICANT, Interval, seeds_a
 from tutti.studies.cells import Cell, Trained
 from tutti.studies.config import Level, StudyConfig
 from tutti.types import UserError
+
+
+def in_words(verdict: Verdict, adjusted_p: float | None) -> str:
+    """The verdict; "better before Holm" (or worse) where the two intervals say so, but `adjusted_p`,
+    Holm's over all comparisons of the study, is not below `SIGNIFICANT`.
+
+    With one comparison it never is above, as the t-interval of a verdict leaves 0 out. Of many comparisons of
+    equal arms one in twenty has such an interval, which is why the words say so.
+
+    >>> in_words("better", 0.19), in_words("better", 0.01), in_words("unresolved", 1.0)
+    ('better before Holm', 'better', 'unresolved')
+    """
+    borne_out = verdict == "unresolved" or adjusted_p is None or adjusted_p < SIGNIFICANT
+    return verdict if borne_out else f"{verdict} before Holm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +61,11 @@ class ArmScore:
     def seeds(self) -> tuple[int, ...]:
         """The finished training seeds."""
         return tuple(one.seed for one in self.trained)
+
+    @property
+    def verdict(self) -> str:
+        """The verdict on the baseline in words; "" without one to compare with."""
+        return "" if self.against is None else in_words(self.against.verdict, self.adjusted_p)
 
     def average(self, key: str) -> float | None:
         """Mean over the seeds of a number of `Trained`; None where a seed has none."""
@@ -129,8 +149,8 @@ class ContrastScore:
 
     @property
     def verdict(self) -> str:
-        """Better, worse or unresolved; "exploratory" where none is passed."""
-        return "exploratory" if self.exploratory else self.found.verdict
+        """In words; "exploratory" where none is passed."""
+        return "exploratory" if self.exploratory else in_words(self.found.verdict, self.adjusted_p)
 
 
 def score_contrasts(study: StudyConfig, scores: Sequence[ArmScore]) -> list[ContrastScore]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tutti.evaluation.closed_loop.results import BLIND_RATE, ONE_TRAINING
 from tutti.evaluation.statistics.comparison import Comparison
-from tutti.evaluation.statistics.intervals import Interval, t_interval, wilson
+from tutti.evaluation.statistics.intervals import SIGNIFICANT, Interval, t_interval, wilson
 from tutti.report.blocks import Cell, Note, Table, table, texts
 from tutti.report.formatting import NOTHING, count, duration, plain
 from tutti.runs.terminal import print_table
@@ -21,7 +21,8 @@ from tutti.studies.scores import ArmScore, ContrastScore, mcnemar_statement, res
 
 WIDE = ("p", "seeds", "McNemar, each seed", "to resolve")
 """Columns left out on the terminal; the notes below the tables have the same numbers."""
-MOODS = {"better": "good", "worse": "bad", "unresolved": "quiet"}
+VERDICTS = ("better", "better before Holm", "worse", "worse before Holm", "unresolved")
+MOODS = {"better": "good", "worse": "bad"}
 HELP = {
     "each seed, %": "Task mean of every training seed, in the order of the seeds.",
     "mean, %": "Mean over the training seeds.",
@@ -33,7 +34,7 @@ HELP = {
     "p": "Two-sided t-test of the seeds' differences.",
     "p, Holm": "The same, adjusted for all comparisons of the study.",
     "McNemar, each seed": "Exact, over the seed's starts. It compares two trainings, not two methods.",
-    "verdict": "Better or worse only where both intervals lie on one side of 0.",
+    "verdict": "Better, worse: both intervals on one side of 0. Before Holm: p after Holm is .05 or more.",
     "to resolve": "What a difference as large as this one would take, with a power of 80 %.",
     "steps": "Optimiser steps, all phases together.",
     "windows": "Training windows seen.",
@@ -76,15 +77,15 @@ class Findings:
     @property
     def headline(self) -> str:
         """Counts the verdicts of all comparisons."""
-        verdicts = Counter(score.against.verdict for score in self.scores if score.against is not None)
+        verdicts = Counter(score.verdict for score in self.scores if score.against is not None)
         if self.study.contrasts:
-            verdicts = Counter(one.found.verdict for one in self.contrasts if not one.exploratory)
+            verdicts = Counter(one.verdict for one in self.contrasts if not one.exploratory)
         total = sum(verdicts.values())
         if len(self.study.arms) == 1:
             return f"One arm, {self.study.baseline}: there is nothing to compare it with."
         if not total:
             return "No arm can be compared yet: no training seed is finished in both an arm and the baseline."
-        parts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in MOODS)
+        parts = ", ".join(f"{verdicts[of]} {of}" for of in VERDICTS if verdicts[of] or "Holm" not in of)
         plural, budget = "s" if total > 1 else "", self.study.budget.text
         what = "fixed beforehand" if self.study.contrasts else f"with {self.study.baseline}"
         return f"{total} comparison{plural} {what} at equal {budget}: {parts}."
@@ -107,8 +108,8 @@ class Findings:
                 how += f", t over seeds {points(against.over_seeds, '+')}"
             takes, tested = resolution(score), mcnemar_statement(score, self.study.baseline)
             more = f" To resolve it: {takes}." if takes and gain.value != 0 else ""
-            text = f"{where}: {against.verdict}, {how}); {tested}.{more}"
-            found.append(Note(text=text, mood=MOODS[against.verdict].replace("quiet", "")))
+            text = f"{where}: {score.verdict}, {how}); {tested}.{more}"
+            found.append(Note(text=text, mood=MOODS.get(score.verdict, "")))
         return found
 
     @property
@@ -158,8 +159,8 @@ class Findings:
         return (
             f"Fixed beforehand: the mean of the tasks' success rates over {played} starts a training, the "
             "same for every arm and seed. Better or worse only where both the paired bootstrap and the "
-            "t-interval of the seeds' differences lie on one side of 0. Intervals are 95 % and not adjusted "
-            f"for the {comparisons}; the p beside them is (Holm).",
+            "t-interval of the seeds' differences lie on one side of 0; before Holm where p, adjusted for "
+            f"the {comparisons}, is {SIGNIFICANT:g} or more. Intervals are 95 % and not adjusted.",
             "Within a seed all arms of a level see the same episodes in the same order, and those with the "
             "same model start from the same weights; held-out episodes are the same at every level.",
         )
@@ -168,7 +169,7 @@ class Findings:
 def success_table(findings: Findings, level: Level) -> Table:
     """The task mean of each seed, their mean, its two intervals."""
     columns: Columns[ArmScore] = {
-        "arm": _arm,
+        "arm": lambda score: score.arm,
         "each seed, %": lambda score: ", ".join(f"{100 * value:.1f}" for value in score.seed_means),
         "mean, %": lambda score: f"{100 * score.mean:.1f}",
         "t over seeds": lambda score: points(score.over_seeds),
@@ -203,10 +204,10 @@ def contrast_table(findings: Findings, level: Level) -> Table:
 
 def _contrast_note(one: ContrastScore) -> Note:
     found = one.found
-    text = f"{one.name}{level_words(one.level)}: {found.verdict}, {100 * found.difference.value:+.1f} points "
+    text = f"{one.name}{level_words(one.level)}: {one.verdict}, {100 * found.difference.value:+.1f} points "
     text += f"(paired bootstrap {points(found.difference.interval, '+')}, t over {len(one.seeds)} seeds "
     text += f"{points(found.over_seeds, '+')}, p after Holm {p_text(one.adjusted_p)})."
-    return Note(text=text, mood=MOODS[found.verdict].replace("quiet", ""))
+    return Note(text=text, mood=MOODS.get(one.verdict, ""))
 
 
 def difference_table(findings: Findings, level: Level) -> Table:
@@ -220,7 +221,7 @@ def difference_table(findings: Findings, level: Level) -> Table:
         "p": lambda row: p_text(row[1].p),
         "p, Holm": lambda row: p_text(row[0].adjusted_p),
         "McNemar, each seed": lambda row: ", ".join(map(p_text, row[1].mcnemar)),
-        "verdict": lambda row: Cell(text=row[1].verdict, mood=MOODS[row[1].verdict]),
+        "verdict": lambda row: Cell(text=row[0].verdict, mood=MOODS.get(row[0].verdict, "quiet")),
         "to resolve": lambda row: Cell(text=resolution(row[0]) or NOTHING, mood="quiet"),
     }
     more = " Exploratory: the study has fixed other comparisons." if findings.study.contrasts else ""
@@ -243,7 +244,7 @@ def task_table(findings: Findings, level: Level) -> Table:
         "takes the starts of several trainings for independent ones, so it is too narrow for a method."
     )
     scores = findings.at(level)
-    columns: Columns[ArmScore] = {"arm": _arm}
+    columns: Columns[ArmScore] = {"arm": lambda score: score.arm}
     columns |= {task: fraction(task) for task in scores[0].tasks}
     return _table(scores, columns, caption)
 
@@ -273,7 +274,7 @@ def held_out_table(findings: Findings, level: Level) -> Table:
 
     scores = findings.at(level)
     columns: Columns[ArmScore] = {
-        "arm": _arm,
+        "arm": lambda score: score.arm,
         "executed actions": lambda score: _number(score.average("open_loop")),
     }
     columns |= {term: value(term) for score in scores for one in score.trained for term in one.held_out}
@@ -314,16 +315,12 @@ def measure_table(findings: Findings, level: Level) -> Table:
         f"{findings.study.baseline} with its t-interval over the seeds. Exploratory; docs/how-to/studies.md "
         "says what each is."
     )
-    columns: Columns[ArmScore] = {"arm": _arm} | {name: value(name) for name in names}
+    columns: Columns[ArmScore] = {"arm": lambda score: score.arm} | {name: value(name) for name in names}
     return _table(scores if names else [], columns, caption)
 
 
 def _table(rows: Iterable[T], columns: Columns[T], caption: str) -> Table:
     return table(rows, [(head, HELP.get(head, ""), make) for head, make in columns.items()], caption)
-
-
-def _arm(score: ArmScore) -> str:
-    return score.arm
 
 
 def show(table: Table) -> None:

@@ -31,6 +31,7 @@ from tutti.studies.cells import data_fingerprint
 from tutti.studies.compare import compare
 from tutti.studies.config import BudgetConfig, StudyConfig
 from tutti.studies.pool import Work, number_of_jobs, own_command, run_cells
+from tutti.studies.scores import in_words
 from tutti.studies.tables import p_text
 from tutti.studies.tune.found import Found, Tried, rows_of
 from tutti.studies.tune.search_page import write_page
@@ -227,12 +228,13 @@ def _confirm(made: Search, found: Found, confirm: ConfirmConfig) -> Found:
         difference, seeds = one["found"]["difference"], one["found"]["over_seeds"]
         low, high = (100 * difference["interval"][end] for end in ("low", "high"))
         wide = f", t over seeds {100 * seeds['low']:+.1f} to {100 * seeds['high']:+.1f}" if seeds else ""
+        verdict = in_words(one["found"]["verdict"], one["adjusted_p"])
         text = (
-            f"{one['found']['verdict']}: {100 * difference['value']:+.1f} points against the default "
+            f"{verdict}: {100 * difference['value']:+.1f} points against the default "
             f"(bootstrap {low:+.1f} to {high:+.1f}{wide}; p after Holm {p_text(one['adjusted_p'])}; "
             f"{confirm.seeds} fresh seeds, equal {confirm.budget})"
         )
-        verdicts[one["name"].partition(" - ")[0]] = one["found"] | {"text": text}
+        verdicts[one["name"].partition(" - ")[0]] = one["found"] | {"verdict": verdict, "text": text}
     return replace(found, verdicts=verdicts)
 
 
