@@ -2,10 +2,10 @@
 
 python benchmarks/picture_training.py runs/demo draws charts of the run's report into
 docs/pictures/training-NAME.svg, each on a card of its own that can be read on a light and on a dark page;
-strategies-10.svg and strategies-50.svg, the differences of benchmarks/results/study_strategies.json; e1.svg,
-the main effects of benchmarks/results/study_e1.json; and seeds.svg, each task's success in every training of
-benchmarks/results/demo_seeds.json. benchmarks/results/picture_training has the numbers of the heat map, with
-commit and machine of the run. The same run gives the same bytes.
+strategies-10.svg and strategies-50.svg, the differences of benchmarks/results/study_strategies.json; e1.svg
+and e2.svg, the comparisons of benchmarks/results/study_e1.json and study_e2.json; and seeds.svg, each task's
+success in every training of benchmarks/results/demo_seeds.json. benchmarks/results/picture_training has the
+numbers of the heat map, with commit and machine of the run. The same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tutti.report.svg.drawing import Chart, Scale, circle
 from tutti.report.svg.rows import ForestRow, Row, forest_chart, row_chart, whisker
 from tutti.runs.terminal import print_line
 from tutti.storage.files import write_atomically
+from tutti.studies.scores import in_words
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 SECTIONS = (training_section, influence_section, success_section)
@@ -48,7 +49,11 @@ DRAWN = {
 SEEDS = RESULTS / "demo_seeds.json"
 STUDY, LEVELS = RESULTS / "study_strategies.json", (10, 50)
 """Whose differences are drawn, and at how many demonstrations a task."""
-FACTORIAL = RESULTS / "study_e1.json"
+COMPARED = {
+    "e1": ("Main effect of each term", "the arms without it"),
+    "e2": ("Joint training with unlabelled demonstrations minus each other arm", "the other arm"),
+}
+"""Whose comparisons are drawn: the chart's title, and what a difference of 0 equals."""
 
 
 def charts_of(blocks: Sequence[Block]) -> Iterator[Chart]:
@@ -82,8 +87,8 @@ def points(interval: dict[str, float]) -> tuple[float, float]:
     return 100 * interval["low"], 100 * interval["high"]
 
 
-def effects(study: dict[str, Any]) -> Chart:
-    """The main effects of a factorial study."""
+def comparisons(study: dict[str, Any], title: str, baseline: str) -> Chart:
+    """The comparisons that a study was made for."""
     rows = [
         ForestRow(
             name=one["name"],
@@ -91,14 +96,14 @@ def effects(study: dict[str, Any]) -> Chart:
             interval=points(found["difference"]["interval"]),
             wide=points(found["over_seeds"]),
             seeds=[100 * of for of in found["of_seeds"]],
-            label=f"{100 * found['difference']['value']:+.1f}  {found['verdict']}",
+            label=f"{100 * found['difference']['value']:+.1f}  "
+            f"{in_words(found['verdict'], one['adjusted_p'])}",
         )
         for one in study["contrasts"]
         if not one["exploratory"]
         for found in [one["found"]]
     ]
-    title = f"Main effect of each term, {len(study['cells'])} trainings"
-    return forest_chart(title, rows, baseline="the arms without it")
+    return forest_chart(f"{title}, {len(study['cells'])} trainings", rows, baseline=baseline)
 
 
 def differences(study: dict[str, Any], level: int) -> Chart:
@@ -108,7 +113,8 @@ def differences(study: dict[str, Any], level: int) -> Chart:
     rows: list[ForestRow] = []
     for one in scores:
         if (against := one["against"]) is not None:
-            value, verdict = 100 * against["difference"]["value"], against["verdict"]
+            value = 100 * against["difference"]["value"]
+            verdict = in_words(against["verdict"], one["adjusted_p"])
             row = ForestRow(
                 name=one["arm"],
                 value=value,
@@ -194,7 +200,9 @@ def main(given: list[str] | None = None) -> int:
     charts = {f"training-{name}": chart for name, chart in drawn(inputs).items()}
     study = json.loads(STUDY.read_text(encoding="utf-8"))
     charts |= {f"strategies-{level}": differences(study, level) for level in LEVELS}
-    charts["e1"] = effects(json.loads(FACTORIAL.read_text(encoding="utf-8")))
+    for name, said in COMPARED.items():
+        study = json.loads((RESULTS / f"study_{name}.json").read_text(encoding="utf-8"))
+        charts[name] = comparisons(study, *said)
     charts["seeds"] = over_seeds(json.loads(SEEDS.read_text(encoding="utf-8"))["trained"])
     arguments.to.mkdir(parents=True, exist_ok=True)
     for name, chart in charts.items():

@@ -192,7 +192,8 @@ def test_building_the_data_of_a_recorded_run_writes_nothing_into_it(
 
 
 def test_published_tables_follow_from_the_successes_beside_them(tmp_path: Path) -> None:
-    names = [f"{name}{end}" for name in ("joint_training", "study_decoders") for end in (".json", ".md")]
+    studies = ("joint_training", "study_decoders", "study_e2")  # the last has comparisons fixed beforehand
+    names = [f"{name}{end}" for name in studies for end in (".json", ".md")]
     for name in names:
         shutil.copy(tables.RESULTS / name, tmp_path / name)
     rescore.main(tmp_path)

@@ -133,7 +133,19 @@ def test_the_other_numbers_are_those_of_the_result_files() -> None:
     low, high = 100 * min(one["low"] for one in ends), 100 * max(one["high"] for one in ends)
     each = ", ".join(f"{name} {100 * found['difference']['value']:+.1f}" for name, found in effects)
     trained = f"{len(study['cells'])} trainings with every label: {each} points of success"
-    left = take(left, "`tutti compare e1`", f"{trained}, 95 % within {low:.1f} to {high:+.1f}")
+    left = take(left, "`tutti compare e1`; `e2`", f"{trained}, 95 % within {low:.1f} to {high:+.1f}")
+    study = result("study_e2")
+    over = {one["name"]: one for one in study["contrasts"] if not one["exploratory"]}
+    assert study["missing"] == [] and all(one["adjusted_p"] >= 0.05 for one in over.values())
+    left = take(left, f"{len(study['cells'])} with ten of a hundred demonstrations labelled")
+    alone, twice = over["joint - action"], over["joint - action-2b"]
+    gains = [f"{100 * one['found']['difference']['value']:+.1f}" for one in (alone, twice)]
+    left = take(
+        left, f"{gains[0]} over action alone (p {alone['adjusted_p']:.3f} after Holm)".replace("0.", ".", 1)
+    )
+    ends = twice["found"]["over_seeds"]
+    wide = f"{100 * ends['low']:+.1f} to {100 * ends['high']:+.1f}"
+    left = take(left, f"{gains[1]} over twice the labelled batch ({wide})")
     assert numbers(left) == []
 
 
