@@ -35,7 +35,7 @@ def training(seed: int, push: int, pick: int, reach: int = 20) -> Trained:
 @pytest.mark.parametrize(
     ("name", "trainings"),
     [
-        *(("e1", 40), ("e2", 40), ("e3", 20), ("blind", 3)),
+        *(("e1", 40), ("e2", 45), ("e3", 20), ("blind", 3)),
         *(("towers-vision", 15), ("towers-language", 25), ("towers-e2", 9)),
     ],
 )
