@@ -1,7 +1,7 @@
 """All experiments of docs/background/experiments.md in order, each by its own command; a killed one goes on.
 
 python benchmarks/experiments.py [PART ...] runs all parts, or those named: weights, data, rates, tower-rates,
-e1, e2, e3, blind, towers-vision, towers-language, towers-e2, e4, e4-stateless. What is finished is found
+e1, e2, e3, blind, e5, towers-vision, towers-language, towers-e2, e4, e4-stateless. What is finished is found
 again. After `rates`, write the chosen ones into the configs: the page says how.
 
 Finished trainings of a study are kept in benchmarks/results/STUDY_cells.json and taken from there: a study
@@ -35,12 +35,24 @@ RESULTS = ROOT / "benchmarks" / "results"
 DEMO_SEEDS, STATELESS_SEEDS = range(100, 110), range(110, 120)
 RECORDINGS = ("demo", "experiments", "three-goals")
 TOWERS = ("towers-vision", "towers-language", "towers-e2")
-STUDIES = ("e1", "e2", "e3", "blind", *TOWERS)
+STUDIES = ("e1", "e2", "e3", "blind", "e5", *TOWERS)
 FIFTY = ("data.sources=[{path: runs/experiments/dataset, per_task: 0-49}]",)
 UNEQUAL = (
     "data.sources=[{path: runs/experiments/dataset, per_task: 0-9}, {path: runs/experiments/dataset, "
     "per_task: 10-99, labels: {actions: false, state: false}}]",
 )
+UNSHARED = tuple(f"objective.{term}.share=null" for term in ("align", "recon", "state"))
+DEMO_SHARES = (
+    *("objective.align.share=0.25", "objective.recon.share=0.3"),
+    "objective.state.share={start: 2.0, end: 0.4, schedule: cosine}",
+    "balancing={kind: shares, steps: 20, again: 125}",
+)
+RAW = (
+    "objective.align.weight={start: 0.1, end: 0.0, schedule: cosine, end_at: 0.5}",
+    "objective.recon.weight={start: 0.1, end: 0.0, schedule: cosine}",
+    "objective.state.weight={start: 5.0, end: 0.3, schedule: cosine}",
+)
+GATE = "backward={kind: k_gradients, aggregator: {kind: cosine_gate}}"
 SIGHT = "{kind: pretrained, path: weights/efficientnet-lite0, layer: 3, shuffle: 2, learn: none, cache: 4096}"
 WORDS = "{kind: pretrained, path: weights/minilm, learn: none, num_tokens: 4}"
 SCREENINGS: dict[str, tuple[str, ...]] = {
@@ -49,6 +61,11 @@ SCREENINGS: dict[str, tuple[str, ...]] = {
     "e2": ("experiments", *UNEQUAL, "data.batch_size=64", "data.mixture.labelled=0.5"),
     "e2-action": ("experiments", *UNEQUAL, "data.mixture.labelled=1", "strategy.kind=action_only"),
     "e3": ("three-goals", "data.sources=[{path: runs/three-goals/dataset}]"),
+    "e5": ("experiments", *FIFTY, *DEMO_SHARES),
+    "e5-raw": ("experiments", *FIFTY, *UNSHARED, *RAW),
+    "e5-uncertainty": ("experiments", *FIFTY, *UNSHARED, "balancing={kind: uncertainty}"),
+    "e5-famo": ("experiments", *FIFTY, *UNSHARED, "balancing={kind: famo}"),
+    "e5-cosine-gate": ("experiments", *FIFTY, *DEMO_SHARES, GATE),
     "towers-vision": ("experiments", *FIFTY, f"model.vision={SIGHT}"),
     "towers-language": ("experiments", *FIFTY, f"model.language={WORDS}"),
     "towers-e2": (
@@ -88,7 +105,6 @@ PARTS: dict[str, list[list[str]]] = {
 """The commands of each part, in the order in which they run. The towers need the weights of two packages."""
 TOY = (
     "seeds=2",
-    "budget.steps=4",
     "evaluation.episodes=1",
     "evaluation.max_decisions=4",
     "evaluation.actions_per_query=2",
@@ -108,7 +124,8 @@ def toy_commands(study: str, work: Path) -> list[str]:
         with folder.stage("record"):
             folder.write_json(RECORDING, {"seeds": [10_000, 10_107]})
             synthetic_run(run, config, per_task=108, length=9)
-    overrides = [*TOY, f"data_from={run}", f"evaluation.tasks={TOY_TASKS[suite]}"]
+    steps = 12 if study == "e5" else 4  # its strategies have up to three phases
+    overrides = [*TOY, f"budget.steps={steps}", f"data_from={run}", f"evaluation.tasks={TOY_TASKS[suite]}"]
     overrides += [f"base.{one}" for one in TOY_BASE]
     if study not in ("e2", "e3", "blind", "towers-e2"):
         overrides.append("episodes_per_task=[5]")

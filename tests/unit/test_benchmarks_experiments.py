@@ -35,7 +35,7 @@ def training(seed: int, push: int, pick: int, reach: int = 20) -> Trained:
 @pytest.mark.parametrize(
     ("name", "trainings"),
     [
-        *(("e1", 40), ("e2", 45), ("e3", 20), ("blind", 3)),
+        *(("e1", 40), ("e2", 45), ("e3", 20), ("blind", 3), ("e5", 45)),
         *(("towers-vision", 15), ("towers-language", 25), ("towers-e2", 9)),
     ],
 )
@@ -89,8 +89,9 @@ def test_rates_are_screened_on_the_data_and_terms_of_the_arms(name: str) -> None
     config, *changes = experiments.SCREENINGS[name]
     screened = load_config(ROOT / "configs" / f"{config}.yaml", changes)
     assert screened.strategy.kind == ("action_only" if name.endswith("action") else "end_to_end")
-    own = study(name.removesuffix("-action"))
-    arms = {"e1": "align-recon-state", "e2": "joint", "towers-e2": "joint", "e3": "align"}
+    own = study(max((one for one in experiments.STUDIES if name.startswith(one)), key=len))
+    arms = {"e1": "align-recon-state", "e2": "joint", "towers-e2": "joint", "e3": "align", "e5": "shares"}
+    arms |= {f"e5-{arm}": arm for arm in ("raw", "uncertainty", "famo", "cosine-gate")}
     like = cell_config(
         own,
         arms.get(name) or {"towers-vision": "sight", "towers-language": "words"}.get(name, "action"),
@@ -104,6 +105,7 @@ def test_rates_are_screened_on_the_data_and_terms_of_the_arms(name: str) -> None
         parts = [[(one.per_task, one.labels) for one in c.data.sources] for c in (screened, like)]
         assert parts[0] == parts[1]
     assert screened.model == like.model
+    assert (screened.backward, screened.balancing.kind) == (like.backward, like.balancing.kind)
     if name != "e1-action":  # there the terms are off, here the strategy leaves them out
         assert screened.objective == like.objective
 
