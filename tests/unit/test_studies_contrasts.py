@@ -116,12 +116,12 @@ def test_a_verdict_that_holm_does_not_bear_out_says_so_wherever_it_is_told() -> 
         )
         assert said.headline.endswith(": 0 better, 1 better before Holm, 0 worse, 5 unresolved.")
         assert "better before Holm, +" in said.notes[0].text and said.notes[0].mood == ""
-        (cell,) = (contrast_table if comparisons else difference_table)(said, "base").rows[0][-1:]
-        if comparisons:
-            assert (cell.text, cell.mood) == ("better before Holm", "quiet")
-            assert replace(contrasts[0], adjusted_p=contrasts[0].found.p).verdict == "better"
+        cells = (contrast_table if comparisons else difference_table)(said, "base").rows[0]
+        assert ("better before Holm", "quiet") in [(cell.text, cell.mood) for cell in cells]
         chart = (_effects if comparisons else _forest)(said, "base")
         assert chart is not None and "before Holm" in chart._repr_svg_()
+        if comparisons:  # and were it the only one
+            assert replace(contrasts[0], adjusted_p=contrasts[0].found.p).verdict == "better"
 
 
 def test_intervals_of_a_main_effect_cover_it_as_often_as_they_say() -> None:
