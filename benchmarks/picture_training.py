@@ -186,6 +186,16 @@ def share_table(found: dict[str, dict[str, float]], title: str) -> Table:
     return Table(title=title, heads=("term", *parts), rows=rows)
 
 
+def of_results() -> dict[str, Chart]:
+    """The charts that need no run, by name: of studies and seeds."""
+    study = json.loads(STUDY.read_text(encoding="utf-8"))
+    charts = {f"strategies-{level}": differences(study, level) for level in LEVELS}
+    for name, said in COMPARED.items():
+        compared = json.loads((RESULTS / f"study_{name}.json").read_text(encoding="utf-8"))
+        charts[name] = comparisons(compared, *said)
+    return charts | {"seeds": over_seeds(json.loads(SEEDS.read_text(encoding="utf-8"))["trained"])}
+
+
 @prints_user_errors
 def main(given: list[str] | None = None) -> int:
     """0 if every picture was drawn."""
@@ -198,12 +208,7 @@ def main(given: list[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     inputs = read_inputs(require_run(arguments.run))
     charts = {f"training-{name}": chart for name, chart in drawn(inputs).items()}
-    study = json.loads(STUDY.read_text(encoding="utf-8"))
-    charts |= {f"strategies-{level}": differences(study, level) for level in LEVELS}
-    for name, said in COMPARED.items():
-        study = json.loads((RESULTS / f"study_{name}.json").read_text(encoding="utf-8"))
-        charts[name] = comparisons(study, *said)
-    charts["seeds"] = over_seeds(json.loads(SEEDS.read_text(encoding="utf-8"))["trained"])
+    charts |= of_results()
     arguments.to.mkdir(parents=True, exist_ok=True)
     for name, chart in charts.items():
         path = arguments.to / f"{name}.svg"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 NAMES = {f"training-{name}" for name in picture_training.DRAWN}
-NAMES |= {"strategies-10", "strategies-50", "e1", "seeds"}
+NAMES |= {"strategies-10", "strategies-50", "e1", "e2", "seeds"}
 PLAIN = {"line", "value", "name", "cell", "square"}
 """Classes that need no style of their own outside of the report."""
 SVG = "{http://www.w3.org/2000/svg}"
@@ -47,16 +47,7 @@ def test_a_finished_run_is_drawn_and_its_heat_map_is_written_as_numbers(tmp_path
 
 def test_the_stored_pictures_are_those_that_the_scripts_draw_of_the_files_of_today() -> None:
     """All that need no run: the model's structure, the study's differences, the seeds."""
-    study, factorial, seeds = (
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in (picture_training.STUDY, picture_training.FACTORIAL, picture_training.SEEDS)
-    )
-    drawn = {
-        f"strategies-{level}": picture_training.differences(study, level) for level in picture_training.LEVELS
-    }
-    drawn["e1"] = picture_training.effects(factorial)
-    drawn["seeds"] = picture_training.over_seeds(seeds["trained"])
-    texts = {name: f"{chart._repr_svg_()}\n" for name, chart in drawn.items()}
+    texts = {name: f"{chart._repr_svg_()}\n" for name, chart in picture_training.of_results().items()}
     texts["pipeline"] = picture_pipeline.draw(load_config(ROOT / "configs" / "demo.yaml"))
     stale = [name for name, text in texts.items() if (PICTURES / f"{name}.svg").read_text("utf-8") != text]
     assert stale == [], "draw them again: benchmarks/picture_pipeline.py, benchmarks/picture_training.py RUN"
