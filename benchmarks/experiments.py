@@ -91,14 +91,16 @@ PARTS: dict[str, list[list[str]]] = {
     },
     **{name: [["tutti", "compare", f"configs/studies/{name}.yaml"]] for name in STUDIES},
     "e4": [
-        ["demo_seeds", "--run", "runs/demo", "--first-seed", "5000", "--seeds", *map(str, DEMO_SEEDS)],
+        [
+            *("demo_seeds", "--run", "runs/demo", "--first-seed", "5000", "--seeds", *map(str, DEMO_SEEDS)),
+            *("--set", "model.fusion.withhold_state=false", "model.fusion.state_dropout=0.75"),
+            *("--output", "benchmarks/results/demo_seeds_state"),
+        ],
     ],
     "e4-stateless": [
         [
             *("demo_seeds", "--run", "runs/demo", "--first-seed", "6000"),
             *("--seeds", *map(str, STATELESS_SEEDS)),
-            *("--set", "model.fusion.withhold_state=true", "model.fusion.state_dropout=0"),
-            *("--output", "benchmarks/results/demo_seeds_stateless"),
         ],
     ],
 }

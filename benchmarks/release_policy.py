@@ -101,12 +101,13 @@ def card(
     starts = f"starts {protocol['seed_first']} to {protocol['seed_last']}"
     sentences = "held-out sentences" if protocol["split"] == "held_out" else "sentences of the training"
     trained = ", ".join(protocol["trained_seeds"]) or "not known"
+    reads = any(one["name"] == "state" for one in model["tokens"])
     new = "which training may have had" if protocol["starts_not_known"] else "which training did not have"
     lines = [
         f"# Policy `{config.name}` of Tutti",
         "",
         f"A vision-language-action policy of {model['modules'][0]['parameters']:,} parameters for the suite "
-        f"`{suite}`: pictures of {config.data.image_size} px, state and sentence in, "
+        f"`{suite}`: pictures of {config.data.image_size} px{', state' if reads else ''} and sentence in, "
         f"{config.data.horizon} actions out. Trained from scratch, end to end; weights are kept in float16.",
         "",
         "```sh",

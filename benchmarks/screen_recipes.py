@@ -78,6 +78,8 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "state 1.2, rate 0.0025": shares("training.optimizer.lr=0.0025"),
 }
 """What each recipe changes in configs/demo.yaml and its length."""
+STATE_GIVEN = ("model.fusion.withhold_state=false", "model.fusion.state_dropout=0.75")
+"""As in the demo when these were measured."""
 SEEDS = (11, 12)
 SCREENING = Screening(share=0.2)
 DIAGNOSTICS = 100
@@ -86,7 +88,7 @@ PARTS = ("vision", "fusion")
 
 def recipe_config(name: str, run: Path, seed: int) -> RunConfig:
     """The config of a recipe's first steps from a seed."""
-    common = [f"data.sources=[{{path: {run / 'dataset'}}}]", "training.steps=5000"]
+    common = [f"data.sources=[{{path: {run / 'dataset'}}}]", "training.steps=5000", *STATE_GIVEN]
     if AGAIN not in RECIPES[name]:
         common.append("balancing={kind: shares}")
     config = load_config(ROOT / "configs" / "demo.yaml", [*common, *RECIPES[name]])

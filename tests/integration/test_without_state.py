@@ -89,10 +89,18 @@ def test_a_state_that_is_there_may_be_withheld_and_the_probes_say_so(tmp_path: P
     run = tmp_path / "run"
     pipeline.train(RunConfig.model_validate(values), run)  # its state is still a target of the term `state`
     policy, states = Policy.load(run), np.float32([[0.0, 0.0], [0.5, -0.5]])
-    chunks = [policy.predict(pictures(), state, TEXT) for state in states]
-    np.testing.assert_array_equal(*chunks)
+    chunks = [policy.predict(pictures(), state, TEXT) for state in (*states, None)]
+    for chunk in chunks[1:]:
+        np.testing.assert_array_equal(chunk, chunks[0])
     exported = Policy.load(export_policy(run, tmp_path / "export"))
+    assert not exported.needs_state and exported.check(pictures(), None, TEXT) == []
+    assert exported.check(pictures(), 1e6 * np.ones(2), TEXT) == []  # far outside, and of no effect
+    with pytest.raises(UserError, match="state: expected 2 numbers"):
+        exported.predict(pictures(), np.ones(3), TEXT)
     np.testing.assert_array_equal(exported.predict(pictures(), states[1], TEXT), chunks[0])
+    np.testing.assert_array_equal(exported.act({**pictures(), "prompt": TEXT}), chunks[0][0])
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "pictures and an instruction in" in card and "| state, not read |" in card
     probe_checkpoint(run)
     probes = json.loads((run / "probes" / "probes.json").read_text())
     assert "no state" not in {row["name"] for row in probes["ablations"]["rows"]}

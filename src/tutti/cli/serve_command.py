@@ -77,12 +77,13 @@ def serve(
     loaded = Policy.load(
         factory.path, weights, embodiment=robot, device=device, trust_code=trust_code, warn=False
     )
+    own = loaded.robot()
     server = PolicyServer(
         loaded,
         host=host,
         port=port,
         token=token,
-        front_door=FrontDoor(loaded.robot().spec, _pairs(names or []), instruction),
+        front_door=FrontDoor(own.spec, _pairs(names or []), instruction, own.needs_state),
         limits=ServerLimits(clients=clients, message=round(megabytes * 2**20), batch=batch),
         fingerprint=factory.fingerprint,
         page=served_page if page else None,

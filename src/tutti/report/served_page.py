@@ -83,7 +83,7 @@ def _observation(server: PolicyServer, last: Answered) -> list[Block]:
         for name, one in zip(shortest(spec.views), pictures(last.seen.images, spec.views), strict=True)
     ]
     blocks: list[Block] = [Gallery(title="Pictures", pictures=shown)]
-    if spec.state_dim:
+    if spec.state_dim and last.seen.state is not None:
         state = state_vector(last.seen.state, spec)
         rows: list[tuple[str, str, float]] = [
             (_name(spec.state_names, n), spec.state_units[n] if spec.state_units else "", value)

@@ -107,6 +107,8 @@ def export_policy(
             (folder / name).write_bytes(data)
         write_json(folder / EXPORT, about)
         policy = Policy.load(folder, trust_code=trust_code)
+        for one in (about, *about.get("robots", {}).values()):
+            one["inputs"]["reads_state"] = policy.model.fusion.reads_state
         more = graphs_of(policy, {*graphs, "onnx"} if int8 else graphs)
         if int8:
             more[INT8] = quantised(more[EXACT])

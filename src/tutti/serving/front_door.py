@@ -64,12 +64,14 @@ class FrontDoor:
     SimplerEnv's clients stand for it. The state is that of `STATES`. What is not needed is left alone.
 
     `names` say what else a key is: the name of a view, "state" (several keys: joined in their order) or
-    "instruction". `instruction` is taken where a message has none.
+    "instruction". `instruction` is taken where a message has none; without `needs_state` a message may have
+    no state.
     """
 
     spec: DataSpec
     names: Mapping[str, str] = field(default_factory=dict)
     instruction: str | None = None
+    needs_state: bool = True
 
     def __post_init__(self) -> None:
         """Raises: UserError where `names` name nothing that the policy takes."""
@@ -128,6 +130,8 @@ class FrontDoor:
             if named := {k.removeprefix(inside): v for k, v in values.items() if k.startswith(inside)}:
                 own = {_dotted(name): name for name in self.spec.state_names}
                 return {own.get(name, name): value for name, value in named.items()}
+        if not self.needs_state:
+            return None
         expected = " or ".join(" and ".join(keys) for keys in ways)
         raise UserError(f"state: expected {expected}; found {_names(values)}.")
 

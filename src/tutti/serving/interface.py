@@ -67,6 +67,11 @@ def interface(
     }
 
 
+def reads_state(about: Mapping[str, Any]) -> bool:
+    """Of an `interface` in export.json: whether the model reads its state; exports of old do not say."""
+    return about["inputs"].get("reads_state", True)
+
+
 def table(about: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str, str, str]]]:
     """Title and rows (what, name, unit, smallest, largest) of an `interface`, for the terminal."""
     if "robots" in about:
@@ -76,7 +81,7 @@ def table(about: Mapping[str, Any]) -> tuple[str, list[tuple[str, str, str, str,
     inputs, outputs = about["inputs"], about["outputs"]
     size = f"resized to {inputs['image_size']} x {inputs['image_size']}"
     rows = [("image", name, size, "0", "255") for name in inputs["images"]]
-    rows += _rows("state", inputs["state"])
+    rows += _rows("state" if reads_state(about) else "state, not read", inputs["state"])
     rows.append(("instruction", "", f"at most {inputs['instruction_tokens']} tokens", "", ""))
     rows += _rows("action", outputs["actions"])
     each = f"{outputs['horizon']} actions a prediction, {outputs['fps']:g} a second"

@@ -12,13 +12,15 @@ from tutti.types import dimension_label
 
 
 class Notes:
-    """Compares states and texts with those of the training."""
+    """Compares states and texts with those of the training; without `states` texts alone."""
 
-    def __init__(self, states: ActionStats, names: tuple[str, ...], tokenizer: Tokenizer) -> None:
+    def __init__(self, states: ActionStats | None, names: tuple[str, ...], tokenizer: Tokenizer) -> None:
         self._states, self._names, self._tokenizer = states, names, tokenizer
 
     def far(self, state: Float32[np.ndarray, " s"]) -> dict[int, str]:
         """A sentence for each dimension that is far outside of the training data."""
+        if self._states is None:
+            return {}
         low, high = self._states.min, self._states.max
         return {
             n: f"state: {dimension_label(self._names, n)} is {state[n]:.4g}, far outside of the "

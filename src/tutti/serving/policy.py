@@ -90,11 +90,13 @@ class Policy:
     def _bind(self, name: str) -> None:
         """Makes it the policy of this robot."""
         self.embodiment = self._check_name(name)
-        self._place = Place.of(self.model.spec, name, self._served, self._convention)
+        reads = self.model.fusion.reads_state
+        self._place = Place.of(self.model.spec, name, self._served, self._convention, reads_state=reads)
         self.learned, self.spec = self._place.learned, self._place.spec
         self.normalizer.check(name, self.learned.state_dim, self.learned.action_dim)
         both = self.normalizer.stats[name]
-        self._notes = Notes(both.state, self.learned.state_names, self.tokenizer)
+        states = both.state if self._place.needs_state else None
+        self._notes = Notes(states, self.learned.state_names, self.tokenizer)
         low, high = both.action.min.astype(np.float32), both.action.max.astype(np.float32)
         self.prediction = ChunkPrediction(
             model=self.model,
@@ -189,7 +191,7 @@ class Policy:
         `use_images=False` removes all vision tokens; `images` may then be None.
 
         `state` is in data units: an array in the order of the training data, or a number for each name of
-        `spec.state_names`. None where the policy has no state.
+        `spec.state_names`. None where the policy has no state, or not `needs_state`.
 
         `continuing`: the chunk goes on from the one before (real-time chunking; the flow decoder alone).
 
@@ -241,6 +243,11 @@ class Policy:
             except UserError as error:
                 found[place] = error
         return [found[place] for place in range(len(observations))]
+
+    @property
+    def needs_state(self) -> bool:
+        """False where the state changes nothing, so that None may stand for it."""
+        return self.robot()._place.needs_state
 
     @property
     def remembers(self) -> bool:
@@ -311,7 +318,8 @@ class Policy:
 
         Raises: UserError if these do not fit one another, or the horizon.
         """
-        door = FrontDoor(self.robot().spec) if front_door is None else front_door
+        robot = self.robot()
+        door = FrontDoor(robot.spec, needs_state=robot.needs_state) if front_door is None else front_door
         steps = max(1, self.spec.horizon // 2) if actions_per_query is None else actions_per_query
         return Actor(self.for_another_robot(), door, steps, chunks, background)
 

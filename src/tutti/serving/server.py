@@ -99,7 +99,7 @@ class PolicyServer:
         page: Callable[[Self], str] | None = None,
     ) -> None:
         self.policy, self.host, self.port = policy, host, port
-        self.front_door = FrontDoor(policy.spec) if front_door is None else front_door
+        self.front_door = front_door or FrontDoor(policy.spec, needs_state=policy.needs_state)
         self.limits = ServerLimits() if limits is None else limits
         self.traffic = Traffic()
         self.last: Answered | None = None

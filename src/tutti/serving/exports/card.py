@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tutti.serving.interface import table
+from tutti.serving.interface import reads_state, table
 
 CARD = "README.md"
 NOT_MEASURED = (
@@ -31,8 +31,8 @@ def card(
     lines = [
         *("---", "library_name: tutti", "pipeline_tag: robotics", "tags: [robotics, vision-language-action]"),
         *("---", "", f"# {name}", ""),
-        f"A vision-language-action policy of Tutti with {about['parameters']:,} parameters: pictures, state "
-        f"and an instruction in, {title}.",
+        f"A vision-language-action policy of Tutti with {about['parameters']:,} parameters: "
+        f"{'pictures, state' if reads_state(about) else 'pictures'} and an instruction in, {title}.",
         *("", "```python", "import tutti", f'policy = tutti.Policy.load("{name}")', "```", ""),
         *("## Inputs and outputs", "", "| | name | unit | smallest | largest |", "|---|---|---|---|---|"),
         *(f"| {' | '.join(map(_cell, row))} |" for row in rows),

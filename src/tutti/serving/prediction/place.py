@@ -26,10 +26,18 @@ class Place:
     learned: DataSpec
     spec: DataSpec
     conversion: Conversion | None
+    needs_state: bool
+    """False where the state changes nothing: the model does not read it, and no action is told by it."""
 
     @classmethod
     def of(
-        cls, whole: DataSpec, name: str, served: Served | None, convention: int | Literal["learned"]
+        cls,
+        whole: DataSpec,
+        name: str,
+        served: Served | None,
+        convention: int | Literal["learned"],
+        *,
+        reads_state: bool = True,
     ) -> Self:
         """Like the source number `convention`, where that is of it, else like the first that is.
 
@@ -39,9 +47,13 @@ class Place:
         if served is not None and convention != "learned":
             source = served.source_of(name, convention)
         if served is None or source is None:
-            return cls(whole=whole, name=name, learned=learned, spec=learned, conversion=None)
-        spec, conversion = served.spec(learned, source), served.conversion(source)
-        return cls(whole=whole, name=name, learned=learned, spec=spec, conversion=conversion)
+            spec, conversion = learned, None
+        else:
+            spec, conversion = served.spec(learned, source), served.conversion(source)
+        needs = learned.state_dim > 0 and (reads_state or conversion is not None)
+        return cls(
+            whole=whole, name=name, learned=learned, spec=spec, conversion=conversion, needs_state=needs
+        )
 
     @property
     def shown(self) -> Bool[np.ndarray, " v"]:
@@ -67,7 +79,9 @@ class Place:
         return torch.from_numpy(found)[None]
 
     def felt(self, state: State) -> Float32[np.ndarray, " s"]:
-        """A state that the robot gives, as it is learned. Raises: UserError."""
+        """A state that the robot gives, as it is learned; 0 for None where none is needed. Raises: UserError."""
+        if state is None and not self.needs_state:
+            return np.zeros(self.learned.state_dim, np.float32)
         vector = state_vector(state, self.spec)
         return vector if self.conversion is None else self.conversion.learn_state(vector)
 
