@@ -79,7 +79,7 @@ class Place:
         return torch.from_numpy(found)[None]
 
     def felt(self, state: State) -> Float32[np.ndarray, " s"]:
-        """A state that the robot gives, as it is learned; 0 for None where none is needed. Raises: UserError."""
+        """A state that the robot gives, as it is learned; 0 for None if none is needed. Raises: UserError."""
         if state is None and not self.needs_state:
             return np.zeros(self.learned.state_dim, np.float32)
         vector = state_vector(state, self.spec)
