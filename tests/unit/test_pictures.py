@@ -35,7 +35,7 @@ def test_a_finished_run_is_drawn_and_its_heat_map_is_written_as_numbers(tmp_path
         ElementTree.fromstring(text).tag == f"{SVG}svg" for text in first.values()
     )
     found = json.loads(numbers.with_suffix(".json").read_text())
-    assert "median and range" in first["seeds"] and ">96.2 (92.5 to 98.8)<" in first["seeds"]
+    assert "median and range" in first["seeds"] and ">98.4 (97.5 to 100)<" in first["seeds"]
     assert found["steps"] == 3000 and found["shares"].keys() == {"first", "second"}
     for term, parts in found["shares"]["first"].items():
         for part, share in parts.items():

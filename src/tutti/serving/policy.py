@@ -21,13 +21,7 @@ from tutti.errors import near_miss
 from tutti.models.vla import VLA
 from tutti.plugin import Trust
 from tutti.serving.actor import Actor
-from tutti.serving.contents import (
-    filled_model,
-    read_model,
-    read_normalizer,
-    read_served,
-    read_tokenizer,
-)
+from tutti.serving.contents import filled_model, read_model, read_normalizer, read_served, read_tokenizer
 from tutti.serving.front_door import FrontDoor, Given
 from tutti.serving.notes import Notes
 from tutti.serving.observation import Pictures, State, Text, sentence
@@ -95,7 +89,7 @@ class Policy:
         self.learned, self.spec = self._place.learned, self._place.spec
         self.normalizer.check(name, self.learned.state_dim, self.learned.action_dim)
         both = self.normalizer.stats[name]
-        states = both.state if self._place.needs_state else None
+        states = both.state if self.needs_state else None
         self._notes = Notes(states, self.learned.state_names, self.tokenizer)
         low, high = both.action.min.astype(np.float32), both.action.max.astype(np.float32)
         self.prediction = ChunkPrediction(
@@ -318,8 +312,7 @@ class Policy:
 
         Raises: UserError if these do not fit one another, or the horizon.
         """
-        robot = self.robot()
-        door = FrontDoor(robot.spec, needs_state=robot.needs_state) if front_door is None else front_door
+        door = front_door or FrontDoor(self.robot().spec, needs_state=self.needs_state)
         steps = max(1, self.spec.horizon // 2) if actions_per_query is None else actions_per_query
         return Actor(self.for_another_robot(), door, steps, chunks, background)
 
