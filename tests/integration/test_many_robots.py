@@ -141,7 +141,7 @@ def test_two_ranks_are_given_the_same_order_and_record_the_same_losses(
     )
     for mine, theirs in zip(map(dict, one), map(dict, other), strict=True):
         assert mine.pop("kind") == theirs.pop("kind")
-        assert theirs == pytest.approx(mine, rel=1e-6, abs=1e-6)
+        assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.slow
