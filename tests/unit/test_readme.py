@@ -98,7 +98,9 @@ def test_the_table_of_results_is_what_the_trainings_of_several_seeds_came_to() -
     )
     *others, last = (task for task in rates if task not in study["solvable_blind"])
     assert f"is shown by {', '.join(others)} and {last}." in left
-    seeds = ", ".join(str(one["seed"]) for one in trained)
+    numbered = [one["seed"] for one in trained]
+    assert numbered == list(range(numbered[0], numbered[0] + len(trained)))
+    seeds = f"{numbered[0]} to {numbered[-1]}"
     minutes = [one["seconds"] / 60 for one in trained]
     (episodes,) = {len(bits) for one in trained for bits in one["successes"].values()}
     (steps,) = {one["steps"] for one in trained}
