@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from tutti.data.cache.entries import entries, evict
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
 from tutti.models.layers import blocks_of
+from tutti.models.pretrained.config import OLDEST, transformers
 from tutti.models.pretrained.convolutions import EfficientNetLite0, fix_batch_norms
 from tutti.models.pretrained.hub import hub_folder
 from tutti.models.vla import VLA
@@ -150,6 +152,19 @@ def test_what_a_hubs_file_leaves_out_is_its_kinds_default(tmp_path: Path) -> Non
     assert found.data.image_size == 288 and "image_size: 288" in to_yaml(found)
     with pytest.raises(UserError, match=r"image_size is auto.*no such tower"):
         load_config(None, ["data.image_size=auto"])
+
+
+def test_a_transformers_whose_parts_have_other_names_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyproject.toml asks for the oldest that Tutti takes, in every extra."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    asked = re.findall(r"transformers>=(\d+)\.(\d+)", project.read_text())
+    assert {tuple(map(int, one)) for one in asked} == {OLDEST}
+    save_tower(tmp_path / "siglip", "siglip")
+    monkeypatch.setattr(transformers("test"), "__version__", "5.8.1")
+    with pytest.raises(UserError, match=r"is 5\.8\.1\.\n  expected: 5\.9 or later.*\n  cure: pip install"):
+        config_of("vision", tmp_path / "siglip").build(SPEC)
 
 
 def test_a_name_of_the_hub_is_found_in_its_cache_and_fetched_with_consent_alone(

@@ -197,7 +197,7 @@ class Shared:
         assert memory is not None
         self.keys, self.values = memory.keys, memory.values
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **_named: Any) -> tuple[Tensor, Tensor]:
         """All of them, (b, k, n, e)."""
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 

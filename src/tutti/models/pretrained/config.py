@@ -28,6 +28,8 @@ USUAL_SIZE, PLACE = 224, "{instruction}"
 LEFT_OUT = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
 LEFT_OUT += ("dtype", "torch_dtype", "id2label", "label2id")
 """Keys of a config.json that would run code, fetch kernels, make other numbers, or name classes."""
+OLDEST = (5, 9)
+"""The first transformers whose parts have the names of `FACTS`; pyproject.toml asks for it."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -324,7 +326,7 @@ def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
 
 
 def transformers(key: str) -> ModuleType:
-    """The library, told to ask nobody. Raises: UserError if it is not installed."""
+    """The library, told to ask nobody. Raises: UserError if it is not installed, or too old."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # before its first import, which reads it
     try:
         import transformers as library
@@ -333,6 +335,13 @@ def transformers(key: str) -> ModuleType:
             f"{key}.kind is pretrained, which needs transformers ({error}).\n  cure: pip install "
             "'tutti-vla[pretrained]'"
         ) from error
+    if tuple(map(int, library.__version__.split(".")[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise UserError(
+            f"{key}.kind is pretrained, and the installed transformers is {library.__version__}.\n  "
+            f"expected: {oldest} or later, whose parts have other names\n  "
+            f"cure: pip install 'transformers>={oldest},<6'"
+        )
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
     return library

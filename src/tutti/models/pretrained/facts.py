@@ -1,6 +1,6 @@
 """What is known of each kind of tower, by the `model_type` of its config.json: the one table of facts.
 
-The names are those of transformers 5.5 to 5.18, which loads older files under them.
+The names are those of transformers 5.9 to 5.24, which loads older files under them.
 """
 
 from __future__ import annotations

@@ -216,10 +216,7 @@ def read_folder(config: FolderConfig) -> Read:
         of, begin = (
             (PI0, WHOLE) if pi0 else (WRITERS[facts.socket], "model.") if apart else (facts.network, "")
         )
-        kind = getattr(library, of, None)
-        if kind is None:
-            raise ImportError("pi0's format needs 5.18 or later: pip install 'transformers>=5.18,<6'")
-        network, info = kind.from_pretrained(
+        network, info = getattr(library, of).from_pretrained(
             folder,
             config=described(library, values, whole=True),
             dtype=torch.float32,

@@ -185,7 +185,7 @@ class SharingBlock(nn.Module):
 class Kept:
     """What a block takes for a cache."""
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **_named: Any) -> tuple[Tensor, Tensor]:
         """The same, which are looked at."""
         self.both = (keys, values)
         return self.both

@@ -20,6 +20,13 @@ from tutti.models.pretrained.tower import Tower
 from tutti.models.pretrained.vlm_config import VlmConfig
 from tutti.types import DataSpec, Tokens, UserError
 
+QWEN_GEOMETRY = (
+    "get_vision_position_ids",
+    "get_vision_window_index",
+    "get_vision_interpolation_indices_and_weights",
+)
+"""What transformers computes of the sizes of Qwen's pictures, and takes from outside, since 5.15."""
+
 
 class VlmVision(VisionEncoder):
     """The tokens that a VLM makes of each view, row by row, the views one behind the other.
@@ -128,18 +135,19 @@ class QwenVision(VlmVision):
         config.check_size(spec.image_size, self.patch * self.merge, spec.image_size)
         try:
             library = import_module("transformers.vision_utils")
-        except ImportError as error:
+            positions, windows_of, interpolated = (getattr(library, name) for name in QWEN_GEOMETRY)
+        except (ImportError, AttributeError) as error:
             raise UserError(
-                f"{config.key}: a {config.values()['model_type']} needs transformers 5.18 or later "
-                f"({error}).\n  cure: pip install 'transformers>=5.18,<6'"
+                f"{config.key}: a {config.values()['model_type']} needs transformers 5.15 or later "
+                f"({error}).\n  cure: pip install 'transformers>=5.15,<6'"
             ) from error
         side = spec.image_size // self.patch
         found: dict[str, Tensor] = {}
         with unset_fake_temporarily(), torch.device("cpu"):
             sizes = torch.tensor([[1, side, side]])
-            found["position_ids"] = library.get_vision_position_ids(sizes, self.merge)
+            found["position_ids"] = positions(sizes, self.merge)
             if hasattr(seeing, "window_size"):
-                found["window_index"], windows = library.get_vision_window_index(
+                found["window_index"], windows = windows_of(
                     sizes,
                     spatial_merge_size=self.merge,
                     window_size=seeing.window_size,
@@ -147,14 +155,12 @@ class QwenVision(VlmVision):
                 )
                 self.windows: list[int] = windows.tolist()
             else:
-                found["interp_indices"], found["interp_weights"] = (
-                    library.get_vision_interpolation_indices_and_weights(
-                        sizes,
-                        num_grid_per_side=network.visual.num_grid_per_side,
-                        mode=network.visual.interpolation_mode,
-                        align_corners=network.visual.interpolation_align_corners,
-                        spatial_merge_size=self.merge,
-                    )
+                found["interp_indices"], found["interp_weights"] = interpolated(
+                    sizes,
+                    num_grid_per_side=network.visual.num_grid_per_side,
+                    mode=network.visual.interpolation_mode,
+                    align_corners=network.visual.interpolation_align_corners,
+                    spatial_merge_size=self.merge,
                 )
             plain = {name: value.tolist() for name, value in found.items()}
         for name, value in plain.items():
