@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from fixtures import squares_data
+from fixtures.served import serving
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
 from tutti.debug.doctor import run_doctor
 from tutti.debug.probe import probe_checkpoint
 from tutti.runs.build import build_parts, describe_model
+from tutti.serving.client import Client
 from tutti.serving.export import export_policy
 from tutti.serving.factory import CheckpointPolicyFactory
 from tutti.serving.policy import Policy
@@ -99,6 +101,9 @@ def test_a_state_that_is_there_may_be_withheld_and_the_probes_say_so(tmp_path: P
         exported.predict(pictures(), np.ones(3), TEXT)
     np.testing.assert_array_equal(exported.predict(pictures(), states[1], TEXT), chunks[0])
     np.testing.assert_array_equal(exported.act({**pictures(), "prompt": TEXT}), chunks[0][0])
+    with serving(exported) as (_, address), Client(address) as client:
+        assert client.metadata["needs_state"] is False
+        np.testing.assert_array_equal(client.infer({**pictures(), "prompt": TEXT})["actions"], chunks[0])
     card = (tmp_path / "export" / "README.md").read_text()
     assert "pictures and an instruction in" in card and "| state, not read |" in card
     probe_checkpoint(run)

@@ -127,6 +127,7 @@ def test_answers_are_the_bits_of_the_policy_in_every_form_of_a_picture(
         told = client.metadata
         assert told["views"] == ["right", "left"] and told["horizon"] == 4 and told["fps"] == 20
         assert told["protocol_version"] == 1 and told["fingerprint"] == "f" and len(told["actions"]) == 2
+        assert told["needs_state"] is True
         for seed in range(12):
             images, state = look(seed, size=(16, 24)[seed % 2])
             expected = policy.predict(images, state, "open the tap")

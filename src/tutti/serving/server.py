@@ -134,6 +134,7 @@ class PolicyServer:
             "views": list(shortest(spec.views)),
             "image_size": spec.image_size,
             "state": named(spec.state_names, spec.state_units, spec.state_dim),
+            "needs_state": self.front_door.needs_state and spec.state_dim > 0,
             "actions": named(spec.action_names, spec.action_units, spec.action_dim),
             "horizon": spec.horizon,
             "fps": spec.fps,
