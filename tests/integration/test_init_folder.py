@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from fixtures import squares_data
 from fixtures.squares_data import MODEL, TRAINING
 from fixtures.towers import SIZE, save_tokenizer, save_tower
-from fixtures.vlms import PI0, save_pi0, save_vlm
+from fixtures.vlms import save_pi0, save_vlm
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
 from tutti.debug.tower_checks import check_towers
@@ -28,7 +28,6 @@ from tutti.serving.export import export_policy
 from tutti.storage.checkpoint import find_checkpoint
 from tutti.types import UserError
 
-needs_pi0 = pytest.mark.skipif(not PI0, reason="this version of transformers has no pi0")
 REGRESSION = {"kind": "regression", "hidden": 8}
 
 
@@ -40,8 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tower(home / "dinov2", "dinov2")
     for name in ("smolvlm", "paligemma"):
         save_vlm(home / name, name)
-    if PI0:
-        save_pi0(home / "pi0")
+    save_pi0(home / "pi0")
     shutil.copytree(home / "smolvlm", home / "shallow")
     said = json.loads((home / "shallow" / "config.json").read_text())
     said["text_config"]["num_hidden_layers"] = 3
@@ -163,7 +161,6 @@ def report_of(config: RunConfig, run: Path) -> dict[str, Any]:
     return report(run)
 
 
-@needs_pi0
 def test_a_pi0_begins_as_a_checkpoint_of_other_dimensions_under_either_names(
     home: Path, tmp_path: Path
 ) -> None:

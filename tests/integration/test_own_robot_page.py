@@ -51,7 +51,6 @@ def test_its_commands_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "my-robot-policy").is_dir()
 
 
-@pytest.mark.skipif(not vlms.PI0, reason="this version of transformers has no pi0")
 def test_a_pi0_of_another_robot_is_fine_tuned_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from fixtures import run_equality, squares_data
 from fixtures.ranks import on_ranks
 from fixtures.squares_data import MODEL, TRAINING, act
 from fixtures.towers import SIZE, save_tokenizer, save_tower
-from fixtures.vlms import PI0, save_pi0, save_vlm
+from fixtures.vlms import save_pi0, save_vlm
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config
 from tutti.data.tokenize import Tokenizer
@@ -84,16 +84,14 @@ def with_vlm(home: Path) -> Path:
     """The same with a vision-language model, and a run of 4 steps with its LoRA factors."""
     save_vlm(home / "smolvlm", "smolvlm")
     pipeline.train(vlm_config(home, {"lora": 2}), home / "vlm-run")
-    if PI0:
-        save_pi0(home / "pi0")
-        pipeline.train(pi0_config(home, {"lora": 2}), home / "pi0-run")
+    save_pi0(home / "pi0")
+    pipeline.train(pi0_config(home, {"lora": 2}), home / "pi0-run")
     return home
 
 
 def test_a_resumed_run_is_the_run_without_a_break(with_vlm: Path, tmp_path: Path) -> None:
     runs = {"run": config_of(with_vlm), "vlm-run": vlm_config(with_vlm, {"lora": 2})}
-    if PI0:
-        runs["pi0-run"] = pi0_config(with_vlm, {"lora": 2})
+    runs["pi0-run"] = pi0_config(with_vlm, {"lora": 2})
     for name, config in runs.items():
         shutil.copytree(with_vlm / name, tmp_path / name)
         shutil.rmtree(find_checkpoint(tmp_path / name))
@@ -155,13 +153,12 @@ def test_of_a_vlm_a_checkpoint_has_the_hash_and_an_export_the_weights(with_vlm: 
     section = yaml.safe_load((saved / "config.yaml").read_text())["model"]["vlm"]
     assert section["architecture"]["model_type"] == "smolvlm" and len(section["sha256"]) == 64
     serves_without(with_vlm / "smolvlm", with_vlm / "vlm-run", tmp_path / "export")
-    if PI0:
-        saved = load_file(find_checkpoint(with_vlm / "pi0-run") / "model.safetensors")
-        own = [name for name in saved if ".tower." in name and not name.endswith((".down", ".up"))]
-        assert len(own) == 47 and all(name.startswith("action.tower.") for name in own)  # the expert learns
-        before = load_file(with_vlm / "pi0" / "model.safetensors")["action_out_proj.weight"]
-        assert not saved["action.tower.network.action_out_proj.weight"].equal(before)
-        serves_without(with_vlm / "pi0", with_vlm / "pi0-run", tmp_path / "pi0-export")
+    tensors = load_file(find_checkpoint(with_vlm / "pi0-run") / "model.safetensors")
+    own = [name for name in tensors if ".tower." in name and not name.endswith((".down", ".up"))]
+    assert len(own) == 47 and all(name.startswith("action.tower.") for name in own)  # the expert learns
+    before = load_file(with_vlm / "pi0" / "model.safetensors")["action_out_proj.weight"]
+    assert not tensors["action.tower.network.action_out_proj.weight"].equal(before)
+    serves_without(with_vlm / "pi0", with_vlm / "pi0-run", tmp_path / "pi0-export")
 
 
 def losses_of_ranks(home: str, output: str) -> list[float]:
@@ -280,7 +277,6 @@ def test_the_doctor_names_the_parts_of_a_vlm(with_vlm: Path, tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.skipif(not PI0, reason="this version of transformers has no pi0")
 def test_the_doctor_tells_of_a_pi0(with_vlm: Path, tmp_path: Path) -> None:
     """No hint at rates: beside the VLM's there are no new weights that matter to it."""
     training = build_training(pi0_config(with_vlm, "all"), with_vlm / "pi0-run", output=tmp_path)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fixtures import small_model
 from fixtures.small_model import observation
 from fixtures.towers import SIZE
-from fixtures.vlms import PI0, PICTURE, save_pi0, save_vlm
+from fixtures.vlms import PICTURE, save_pi0, save_vlm
 from tutti.models.config import ModelConfig, load_towers, pretrained_parts
 from tutti.models.describe import blank_observation
 from tutti.models.layers import blocks_of
@@ -35,14 +35,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     folder = tmp_path_factory.mktemp("vlms")
     save_vlm(folder / "smolvlm", "smolvlm")
     save_vlm(folder / "paligemma", "paligemma")
-    return folder, save_pi0(folder / "pi0") if PI0 else None
+    return folder, save_pi0(folder / "pi0")
 
 
 @pytest.fixture
 def pi0(home: Home) -> Home:
     """A checkpoint in pi0's format, and the network of transformers."""
-    if PI0 is None:
-        pytest.skip("this version of transformers has no pi0")
     return home[0] / "pi0", home[1]
 
 
