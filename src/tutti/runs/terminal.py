@@ -145,14 +145,15 @@ def progress_bar(title: str) -> Iterator[Bar]:
 def _lines(title: str) -> Bar:
     started = last = time.monotonic()
     before: int | None = None  # what was done before: no measure of the speed
+    told: int | None = None
 
     def show(done: int, total: int, note: str = "") -> None:
-        nonlocal last, before
+        nonlocal last, before, told
         now = time.monotonic()
         before = done if before is None else before
-        if now - last < QUIET_SECONDS and done != total:
+        if now - last < QUIET_SECONDS and (done != total or done == told):
             return
-        last = now
+        last, told = now, done
         new = done - before
         left = f", {(now - started) / new * (total - done):.0f} s left" if new > 0 and done < total else ""
         print_line(
