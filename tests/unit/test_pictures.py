@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 NAMES = {f"training-{name}" for name in picture_training.DRAWN}
-NAMES |= {"strategies-10", "strategies-50", "e1", "e2", "seeds"}
+NAMES |= {"strategies-10", "strategies-50", "seeds", *picture_training.COMPARED}
 PLAIN = {"line", "value", "name", "cell", "square"}
 """Classes that need no style of their own outside of the report."""
 SVG = "{http://www.w3.org/2000/svg}"

@@ -144,13 +144,12 @@ def progress_bar(title: str) -> Iterator[Bar]:
 
 def _lines(title: str) -> Bar:
     started = last = time.monotonic()
-    before: int | None = None  # what was done before: no measure of the speed
-    told: int | None = None
+    before = told = -1  # before: what was done at first, which is no measure of the speed
 
     def show(done: int, total: int, note: str = "") -> None:
         nonlocal last, before, told
         now = time.monotonic()
-        before = done if before is None else before
+        before = done if before < 0 else before
         if now - last < QUIET_SECONDS and (done != total or done == told):
             return
         last, told = now, done
