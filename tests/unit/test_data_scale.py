@@ -197,12 +197,12 @@ def test_episodes_are_as_a_tuple_of_them() -> None:
     np.testing.assert_array_equal(np.flatnonzero(mask_of(many, 40)), rows_of(few))
 
 
-def test_two_thousand_episodes_take_no_python_objects_of_their_own(
+def test_four_thousand_episodes_take_no_python_objects_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arrays, "FRESH", 0)
     block = data_scale.first_block(tmp_path / "block")
-    sets = [data_scale.multiplied(block, tmp_path / str(blocks), blocks) for blocks in (1, 20)]
+    sets = [data_scale.multiplied(block, tmp_path / str(blocks), blocks) for blocks in (1, 40)]
     counts = list[int]()
     for folder in (sets[0], *sets):  # the first fills what is made once a process
         config = DataConfig.model_validate(
@@ -221,5 +221,6 @@ def test_two_thousand_episodes_take_no_python_objects_of_their_own(
         counts.append(sum(one.count for one in tracemalloc.take_snapshot().statistics("filename")))
         tracemalloc.stop()
         assert len(data.parts[0].store.episodes) * 100 == len(data.windows)
-    # There are 1,900 episodes more, in 19 files more of rows and of pictures.
-    assert counts[2] - counts[1] < 1900 / 2
+    # There are 3,900 episodes more, in 39 files more of rows and of pictures, of some 37 objects each; what
+    # the interpreter keeps beside them differs by up to 300 from run to run.
+    assert counts[2] - counts[1] < 3900 / 2
