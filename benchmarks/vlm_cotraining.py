@@ -31,7 +31,7 @@ from tower_folders import package_folder
 from tutti import pipeline
 from tutti.config.run_config import RunConfig, build_config, load_config
 from tutti.evaluation.closed_loop.starts import DATASET
-from tutti.models.pretrained.config import transformers
+from tutti.models.pretrained.hub import transformers
 from tutti.runs.build import build_training
 from tutti.runs.provenance import circumstances, made_with
 from tutti.runs.terminal import print_line

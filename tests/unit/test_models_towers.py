@@ -22,9 +22,8 @@ from tutti.data.cache.entries import entries, evict
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
 from tutti.models.layers import blocks_of
-from tutti.models.pretrained.config import OLDEST, transformers
 from tutti.models.pretrained.convolutions import EfficientNetLite0, fix_batch_norms
-from tutti.models.pretrained.hub import hub_folder
+from tutti.models.pretrained.hub import OLDEST, hub_folder, transformers
 from tutti.models.vla import VLA
 from tutti.nested_dicts import merge
 from tutti.training.optim.averages import Ema
@@ -322,11 +321,56 @@ def test_a_frozen_tower_computes_each_picture_once(home: tuple[Path, dict[str, A
     assert len(calls) == 8 and again[0].equal(first[2]) and again[1].equal(first[0])
     torch.testing.assert_close(first, plain(images, mask).values)
     assert vision(images[:1], mask[:1]).values.equal(first[:1])
-    vision.remembered.memory, vision.remembered.kept = 4 * 1024 / 2**20, {}  # pyright: ignore
+    vision.remembered.memory = 4 * 1024 / 2**20  # pyright: ignore
+    vision.remembered.require_same(-1)  # pyright: ignore
     vision(images, mask), vision(images, mask)
     assert len(vision.remembered.kept) == 4  # pyright: ignore
     with pytest.raises(ValueError, match="remember is for learn: none"):
         config_of("vision", path, remember=1)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "clip-text", "llama"])
+@pytest.mark.parametrize("num_tokens", [0, 4])
+def test_a_frozen_tower_computes_each_text_once(
+    home: tuple[Path, dict[str, Any]], kind: str, num_tokens: int
+) -> None:
+    """And its tokens do not depend on the padding, that is, on the others of a batch."""
+    path, keys = home[0] / kind, {"learn": "none", "num_tokens": num_tokens}
+    encoder = loaded(config_of("language", path, **keys, remember=1)).language
+    plain = loaded(config_of("language", path, **keys)).language
+    calls: list[int] = []
+    encoder.tower.network.register_forward_hook(lambda *_: calls.append(1))  # pyright: ignore
+    ids = torch.randint(4, 20, (4, 7))
+    mask = torch.arange(7) < torch.tensor([7, 3, 1, 0])[:, None]
+    ids = torch.where(mask, ids, 0)
+    found = encoder(ids, mask)
+    assert len(calls) == 4 and found.mask.equal(plain(ids, mask).mask)
+    expected = plain(ids, mask).values
+    torch.testing.assert_close(found.values[found.mask], expected[found.mask], rtol=1e-5, atol=1e-5)
+    short = encoder(ids[1:3, :3], mask[1:3, :3])
+    exact = {} if num_tokens else {"rtol": 0, "atol": 0}  # the pooling reads the padding, at a weight of 0
+    torch.testing.assert_close(short.values[0, :3], found.values[1, :3], **exact)
+    assert len(calls) == 4
+    assert encoder(ids[[1, 0, 1]], mask[[1, 0, 1]]).values[1].equal(found.values[0]) and len(calls) == 4
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not encoder(ids, mask).values.equal(found.values) and len(calls) == 8
+    assert encoder(ids, mask).values.equal(found.values) and len(calls) == 8
+    with pytest.raises(ValueError, match="remember is for learn: none"):
+        config_of("language", path, remember=1)
+
+
+@pytest.mark.parametrize("socket", ["vision", "language"])
+def test_what_a_tower_remembers_is_of_the_weights_that_it_has(
+    home: tuple[Path, dict[str, Any]], socket: str
+) -> None:
+    config = config_of(
+        socket, home[0] / {"vision": "dinov3", "language": "bert"}[socket], learn="none", remember=1
+    )
+    model, random = loaded(config), config.build(SPEC).eval()
+    expected, before = model(SEEN).readout, random(SEEN).readout
+    random.load_state_dict(model.state_dict())
+    load_towers(random)
+    assert random(SEEN).readout.equal(expected) and not before.equal(expected)
 
 
 def test_features_on_disk_serve_other_runs_to_the_last_bit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,12 +10,12 @@ from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from tutti.frozen_config import FrozenConfig
 from tutti.models.pretrained.facts import FACTS, SECTIONS, Colours, Facts, Socket, kinds, of_pi0
-from tutti.models.pretrained.hub import HUB, hub_folder
+from tutti.models.pretrained.hub import HUB, hub_folder, transformers
 from tutti.nested_dicts import merge
 from tutti.storage.reading import read_json, shown
 from tutti.storage.text_source import TextSource
@@ -28,8 +27,6 @@ USUAL_SIZE, PLACE = 224, "{instruction}"
 LEFT_OUT = ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation")
 LEFT_OUT += ("dtype", "torch_dtype", "id2label", "label2id")
 """Keys of a config.json that would run code, fetch kernels, make other numbers, or name classes."""
-OLDEST = (5, 9)
-"""The first transformers whose parts have the names of `FACTS`; pyproject.toml asks for it."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -146,6 +143,18 @@ class TowerConfig(FolderConfig):
         "hidden_states[n] of transformers; of a convolutional tower the map of stage n. What lies behind is "
         "removed. A list: these side by side, brought to the tower's width by a linear layer that learns.",
     )
+    remember: int = Field(
+        default=0,
+        ge=0,
+        description="MiB of tokens that a tower with learn: none keeps on a CPU, so that it computes a "
+        "picture or a text once and not in each epoch; it then computes each alone. 0: none.",
+    )
+
+    @model_validator(mode="after")
+    def _remembers_what_stays(self) -> Self:
+        if self.remember and self.learn != "none":
+            raise ValueError("remember is for learn: none; the tokens of a tower that learns change")
+        return self
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -323,25 +332,3 @@ def _hash(files: tuple[tuple[str, int, int], ...]) -> str:
             while piece := file.read(1 << 24):
                 digest.update(piece)
     return digest.hexdigest()
-
-
-def transformers(key: str) -> ModuleType:
-    """The library, told to ask nobody. Raises: UserError if it is not installed, or too old."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # before its first import, which reads it
-    try:
-        import transformers as library
-    except ImportError as error:
-        raise UserError(
-            f"{key}.kind is pretrained, which needs transformers ({error}).\n  cure: pip install "
-            "'tutti-vla[pretrained]'"
-        ) from error
-    if tuple(map(int, library.__version__.split(".")[:2])) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise UserError(
-            f"{key}.kind is pretrained, and the installed transformers is {library.__version__}.\n  "
-            f"expected: {oldest} or later, whose parts have other names\n  "
-            f"cure: pip install 'transformers>={oldest},<6'"
-        )
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
-    return library

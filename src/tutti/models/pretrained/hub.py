@@ -1,4 +1,4 @@
-"""Models of a hub by their name: found in the local cache, fetched only where the user has said so."""
+"""transformers, told to ask nobody; and models of a hub by name, fetched only where the user has said so."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from tutti.errors import UserError
 
@@ -21,6 +22,8 @@ WANTED = (
     "*.safetensors.index.json",
 )
 """The files of a model that are read: no code, nothing pickled."""
+OLDEST = (5, 9)
+"""The first transformers whose parts have the names of `FACTS`; pyproject.toml asks for it."""
 
 
 @cache
@@ -59,3 +62,25 @@ def hub_folder(name: str, key: str) -> Path:
     finally:
         constants.HF_HUB_OFFLINE = before
     return Path(found)
+
+
+def transformers(key: str) -> ModuleType:
+    """The library, told to ask nobody. Raises: UserError if it is not installed, or too old."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before its first import, which reads it
+    try:
+        import transformers as library
+    except ImportError as error:
+        raise UserError(
+            f"{key}.kind is pretrained, which needs transformers ({error}).\n  cure: pip install "
+            "'tutti-vla[pretrained]'"
+        ) from error
+    if tuple(map(int, library.__version__.split(".")[:2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise UserError(
+            f"{key}.kind is pretrained, and the installed transformers is {library.__version__}.\n  "
+            f"expected: {oldest} or later, whose parts have other names\n  "
+            f"cure: pip install 'transformers>={oldest},<6'"
+        )
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+    return library

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from tutti.masks import readable
 from tutti.models.interfaces import LanguageEncoder
 from tutti.models.language.transformer import AttentionPooling, distinct_texts, text_tokens
 from tutti.models.language.writing import Written
@@ -17,6 +19,7 @@ from tutti.models.layers import attention_mask
 from tutti.models.pretrained.config import TextsConfig, TowerConfig
 from tutti.models.pretrained.facts import OUTPUT, Socket
 from tutti.models.pretrained.networks import output_of
+from tutti.models.pretrained.remembered import Remembered
 from tutti.models.pretrained.tower import Tower, projection
 from tutti.types import DataSpec, Tokens, UserError
 
@@ -51,7 +54,7 @@ class PretrainedText(LanguageEncoder):
 
     def __init__(self, config: PretrainedTextConfig, spec: DataSpec) -> None:
         super().__init__()
-        self.tower = Tower(config)
+        self.tower, self.remembered = Tower(config), Remembered(config.remember)
         rows: int = self.tower.network.get_input_embeddings().weight.shape[0]  # pyright: ignore
         # Not that of the embeddings: ELECTRA's are narrower than its hidden states.
         self.width = int(next(self.tower.values[key] for key in WIDTHS if key in self.tower.values))
@@ -82,9 +85,27 @@ class PretrainedText(LanguageEncoder):
         # A softmax over nothing is NaN: an empty row looks at its padding, and is masked for its readers.
         seen = text_mask | ~text_mask.any(dim=1, keepdim=True)
         with torch.no_grad() if self.tower.still else nullcontext():
-            x = self.tower.hidden(input_ids=text, attention_mask=seen.long(), **self._named())
+            x = self._hidden(text, seen)
         x = x if self.project is None else self.project(x)
         return x if self.pool is None or self.norm is None else self.norm(self.pool(x, attention_mask(seen)))
+
+    def _hidden(self, text: Int[Tensor, "b l"], seen: Bool[Tensor, "b l"]) -> Float[Tensor, "b l d"]:
+        """The tower's states; of remembered texts, each without its padding, whose states are then 0."""
+
+        def compute(ids: Tensor, mask: Tensor) -> Tensor:
+            return self.tower.hidden(input_ids=ids, attention_mask=mask.long(), **self._named())
+
+        def alone(ids: Tensor) -> Tensor:
+            return compute(ids[None], torch.ones(1, len(ids), dtype=torch.bool))[0]
+
+        if not self.remembered.memory or not readable(text):
+            return compute(text, seen)
+        self.remembered.require_same(self.tower.filled)
+        rows = [ids[mask] for ids, mask in zip(text, seen, strict=True)]
+        known = torch.cat([self.remembered.text(ids, partial(alone, ids)) for ids in rows])
+        states = known.new_zeros(*text.shape, known.shape[-1])
+        states[seen] = known
+        return states
 
     def require_writer(self, key: str) -> None:
         """Raises: UserError unless it is a whole decoder, with its output layer."""

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tutti.models.pretrained.config import FolderConfig, TextsConfig, described, transformers
+from tutti.models.pretrained.config import FolderConfig, TextsConfig, described
 from tutti.models.pretrained.convolutions import EfficientNetLite0
 from tutti.models.pretrained.facts import OUTPUT
+from tutti.models.pretrained.hub import transformers
 from tutti.storage.reading import shown
 from tutti.types import UserError
 

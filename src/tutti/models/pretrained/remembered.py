@@ -1,4 +1,4 @@
-"""Tokens of pictures that a frozen tower has seen before, by the pictures' bytes: in memory, or on disk."""
+"""Tokens of pictures and texts that a frozen tower has seen before, by their bytes: in memory, or on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutti.storage.files import explain_disk_errors, write_json
@@ -92,17 +92,29 @@ class StoredTokens:
 
 
 class Remembered:
-    """Keeps the tokens of pictures: those of the first epoch serve the others, up to `memory` MiB of them;
-    and with `disk` MiB below `home` also other runs, by what `about` says that they depend on.
+    """Keeps the tokens of pictures or texts: those of the first epoch serve the others, up to `memory` MiB of
+    them; pictures' with `disk` MiB below `home` also other runs, by what `about` says that they depend on.
 
-    Each picture is computed alone, so that its tokens are a function of nothing else: what is kept, and in
-    which order pictures came, changes no bit. Behind the last MiB nothing more is kept. Any thread may ask.
+    Each is computed alone, so that its tokens are a function of nothing else: what is kept, and in which
+    order they came, changes no bit. Behind the last MiB nothing more is kept. Any thread may ask.
     """
 
     def __init__(self, memory: int, disk: int = 0, home: Path = Path()) -> None:
         self.memory, self.disk, self.home = memory, disk, home
         self.kept: dict[bytes, Tensor] = {}
+        self.used = self.filled = 0  # bytes that are kept, and of which weights they are
         self.stored: dict[str, StoredTokens] = {}
+
+    def require_same(self, filled: int) -> None:
+        """Forgets what is of other weights: those before the tower was filled for the `filled`th time."""
+        if filled != self.filled:
+            self.kept, self.used, self.filled = {}, 0, filled
+
+    def text(self, ids: Int[Tensor, " l"], compute: Callable[[], Tensor]) -> Float[Tensor, "l d"]:
+        """What `compute` gives for a text."""
+        key = ids.numpy().tobytes() + _number_type(ids.device.type)
+        tokens = self.kept.get(key)
+        return self._keep(key, compute()) if tokens is None else tokens
 
     def tokens(
         self,
@@ -116,21 +128,26 @@ class Remembered:
         found, new = list[Tensor](), dict[bytes, Tensor]()
         store: StoredTokens | None = None
         on_host = images.cpu()  # of a GPU the one wait
+        numbers = _number_type(images.device.type)
         for image, own in zip(on_host, images, strict=True):
             key = hashlib.blake2b(image.float().contiguous().numpy().data, digest_size=16).digest()
-            tokens = new.get(key, self.kept.get(key))
+            tokens = new.get(key, self.kept.get(key + numbers))
             if tokens is None and about is not None and self.disk:
                 store = store or self._store(about, lambda own=own: compute(own[None])[0])
                 tokens = store.get(key)
             if tokens is None:
                 tokens = compute(own[None])[0].float() if about is not None else compute(own[None])[0]
-                if (len(self.kept) + 1) * tokens.nbytes <= self.memory * MIB:
-                    self.kept[key] = tokens
-                new[key] = tokens.cpu()
+                new[key] = self._keep(key + numbers, tokens).cpu()
             found.append(tokens.to(images.device))
         if store is not None and keep:
             store.add(new)
         return torch.stack(found)
+
+    def _keep(self, key: bytes, tokens: Tensor) -> Tensor:
+        """Keeps them, as far as there is room."""
+        if key not in self.kept and self.used + tokens.nbytes <= self.memory * MIB:
+            self.kept[key], self.used = tokens, self.used + tokens.nbytes
+        return tokens
 
     def _store(self, about: Mapping[str, Any], sample: Callable[[], Tensor]) -> StoredTokens:
         """The records of what depends on the same; the shape of one is looked at in the first `sample`."""
@@ -141,3 +158,8 @@ class Remembered:
             shape = tuple(sample().shape)
             self.stored[text] = StoredTokens(folder, shape, self.disk * MIB, about)
         return self.stored[text]
+
+
+def _number_type(device: str) -> bytes:
+    """The type that a tower computes in here."""
+    return str(torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)).encode()

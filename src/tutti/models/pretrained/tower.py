@@ -21,11 +21,11 @@ from tutti.models.pretrained.config import (
     TextsConfig,
     TowerConfig,
     described,
-    transformers,
     weights_hash,
 )
 from tutti.models.pretrained.convolutions import fix_batch_norms
 from tutti.models.pretrained.facts import BEFORE, EXPERT, PI0, POLICY, WHOLE, WRITERS
+from tutti.models.pretrained.hub import transformers
 from tutti.models.pretrained.lora import LoraLinear
 from tutti.models.pretrained.networks import built, persistent, without
 from tutti.storage.reading import shown
@@ -93,6 +93,7 @@ class Tower(nn.Module):
         self.values = config.all_values()
         self.loaded: Loaded | None = None
         self.begun: Loaded | None = None  # what training.init_from has filled in, which learns from there
+        self.filled = 0  # how often its weights have become others than they were, besides by learning
         self.still = config.learn == "none"
         self.in_folder = config.learn != "all" and config.weights == "pretrained"
         part = part or Part(network=self._trimmed(built(config)), blocks=self.facts.blocks)
@@ -158,6 +159,7 @@ class Tower(nn.Module):
         read = self.whole or own
         unread = tuple(sorted({*others, *(name for name in found if name not in read)}))
         kind = self.values["model_type"]
+        self.filled += 1
         self.loaded = Loaded(kind=kind, path=config.path, tensors=len(own), unread=unread, sha256=sha256)
         log.info("%s: %s", config.key, self.loaded)
         return self.loaded
@@ -274,5 +276,6 @@ def _without_folder(tower: nn.Module, state: dict[str, Any], prefix: str, _: Any
 
 def _with_folder(tower: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     assert isinstance(tower, Tower)
+    tower.filled += 1
     for name, tensor in tower.outside().items():
         state.setdefault(prefix + name, tensor.detach())

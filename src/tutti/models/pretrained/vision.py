@@ -32,12 +32,6 @@ class PretrainedVisionConfig(TowerConfig, PicturesConfig):
     shuffle: PositiveInt = Field(
         default=1, description="So many x so many neighbouring tokens become one, as many times as wide."
     )
-    remember: int = Field(
-        default=0,
-        ge=0,
-        description="MiB of tokens that a tower with learn: none keeps on a CPU, so that it computes a "
-        "picture once and not in each epoch; it then computes each picture alone. 0: none.",
-    )
     cache: int = Field(
         default=0,
         ge=0,
@@ -50,10 +44,9 @@ class PretrainedVisionConfig(TowerConfig, PicturesConfig):
     )
 
     @model_validator(mode="after")
-    def _remembers_what_stays(self) -> Self:
-        for key in ("remember", "cache"):
-            if getattr(self, key) and self.learn != "none":
-                raise ValueError(f"{key} is for learn: none; the tokens of a tower that learns change")
+    def _caches_what_stays(self) -> Self:
+        if self.cache and self.learn != "none":
+            raise ValueError("cache is for learn: none; the tokens of a tower that learns change")
         if self.cache and self.weights == "random":
             raise ValueError("cache is for weights: pretrained; random ones are others in the next run")
         return self
@@ -119,6 +112,7 @@ class PretrainedVision(VisionEncoder):
         b, v = image_mask.shape
         with torch.no_grad() if self.tower.still else nullcontext():
             pictures = images.flatten(0, 1)
+            self.remembered.require_same(self.tower.filled)
             if self.remembered.memory and not self.remembered.disk and readable(pictures):
                 seen = self.remembered.tokens(pictures, self.tokens)
             elif (about := self._computed_from(pictures)) is not None:
