@@ -3,9 +3,10 @@
 python benchmarks/picture_training.py runs/demo draws charts of the run's report into
 docs/pictures/training-NAME.svg, each on a card of its own that can be read on a light and on a dark page;
 strategies-10.svg and strategies-50.svg, the differences of benchmarks/results/study_strategies.json; e1.svg,
-e2.svg and towers-vision.svg, the comparisons of the studies of these names there; and seeds.svg, each task's
-success in every training of benchmarks/results/demo_seeds.json. benchmarks/results/picture_training has the
-numbers of the heat map, with commit and machine of the run. The same run gives the same bytes.
+e2.svg, towers-vision.svg and towers-language.svg, the comparisons of the studies of these names; and
+seeds.svg, each task's success in every training of benchmarks/results/demo_seeds.json.
+benchmarks/results/picture_training has the numbers of the heat map, with commit and machine of the run. The
+same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ COMPARED = {
     "e1": ("Main effect of each term", "the arms without it"),
     "e2": ("Joint training with unlabelled demonstrations minus each other arm", "the other arm"),
     "towers-vision": ("A frozen vision tower with ImageNet's weights minus each other arm", "the other arm"),
+    "towers-language": ("Told new words: the first arm minus the second", "the second arm"),
 }
 """Whose comparisons are drawn: the chart's title, and what a difference of 0 equals."""
 

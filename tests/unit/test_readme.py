@@ -160,13 +160,14 @@ def test_the_other_numbers_are_those_of_the_result_files() -> None:
     ends = twice["found"]["over_seeds"]
     wide = f"{100 * ends['low']:+.1f} to {100 * ends['high']:+.1f}"
     left = take(left, f"{gains[1]} over twice the labelled batch ({wide})")
-    study = result("study_towers-vision")
-    (sight,) = (one for one in study["contrasts"] if one["name"] == "sight - base")
-    assert study["missing"] == [] and sight["adjusted_p"] < 0.05 and sight["found"]["verdict"] == "better"
-    ends = sight["found"]["difference"]["interval"]
-    wide = f"{100 * ends['low']:+.1f} to {100 * ends['high']:+.1f}"
-    gain = f"{100 * sight['found']['difference']['value']:+.1f} ({wide}), better"
-    left = take(left, f"{len(study['cells'])} trainings: {gain}")
+    for name, arm in (("towers-vision", "sight"), ("towers-language", "both")):
+        study = result(f"study_{name}")
+        (one,) = (one for one in study["contrasts"] if one["name"] == f"{arm} - base")
+        assert study["missing"] == [] and one["adjusted_p"] < 0.05 and one["found"]["verdict"] == "better"
+        ends = one["found"]["difference"]["interval"]
+        wide = f"{100 * ends['low']:+.1f} to {100 * ends['high']:+.1f}"
+        gain = f"{100 * one['found']['difference']['value']:+.1f} ({wide}), better"
+        left = take(left, f"{len(study['cells'])} trainings: {gain}")
     assert numbers(left) == []
 
 
