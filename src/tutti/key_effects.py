@@ -55,7 +55,7 @@ ANOTHER_RESULT = (
 )
 """All other keys: another value is another training, which is refused."""
 
-ADDED_LATER = {"model.fusion.withhold_state": False}
+ADDED_LATER = {"model.fusion.withhold_state": False, "model.language.remember": 0}
 """Keys that came after trainings had been kept by a hash of their config, each with the value at which all is
 as it was: no hash has a key at that value, so a study goes on with a newer Tutti. A new key belongs here."""
 

@@ -269,7 +269,7 @@ def test_hash_covers_every_section_that_training_reads(data: Path) -> None:
     assert len(hashes | {training_hash(config_of(data), "d")}) == len(changes) + 1
 
 
-@pytest.mark.parametrize("study", ["e1", "e2"])
+@pytest.mark.parametrize("study", ["e1", "e2", "towers-language"])
 def test_trainings_that_were_kept_are_found_by_this_version(study: str) -> None:
     """If this fails, a new key is missing in key_effects.ADDED_LATER: its users' studies would begin anew."""
     root = Path(__file__).resolve().parents[2]
