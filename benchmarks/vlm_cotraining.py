@@ -5,6 +5,9 @@ python benchmarks/vlm_cotraining.py puts SmolLM2-135M-Instruct into a SmolVLM wi
 writes that as a folder, and trains it on easy-VQA (questions on shapes of 64 px) and on a robot's data at
 once: a flow decoder that reads each layer, and next_token. --run names a recording of the demo's; without one
 the robot's data are noise, whose error falls to its spread alone. Then it is resumed from the middle.
+
+--costs 3, once that is done, takes so many updates each where the VLM learns, has LoRA, and is frozen, in
+processes of their own: time, memory, and what `tutti plan` says of it.
 """
 
 from __future__ import annotations
@@ -16,20 +19,22 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from frame import DEMO
-from memory_cell import resident_peak
+from memory import planned
+from memory_cell import Cell, resident_peak
 from recorded import check_recorded, synthetic_run
 from safetensors.torch import load_file
 from tables import RESULTS, Table, prints_user_errors, publish
 from tower_folders import package_folder
+from tower_step import in_own_process
 
 from tutti import pipeline
-from tutti.config.run_config import RunConfig, build_config, load_config
+from tutti.config.run_config import RunConfig, build_config, load_config, to_yaml
 from tutti.evaluation.closed_loop.starts import DATASET
 from tutti.models.pretrained.hub import transformers
 from tutti.runs.build import build_training
@@ -192,6 +197,38 @@ def benchmark(arguments: argparse.Namespace) -> bool:
     return all(falls) and not different
 
 
+def costs(arguments: argparse.Namespace) -> None:
+    """Time and memory of an update by what of the VLM learns."""
+    found_in, folder = circumstances(), arguments.folder
+    robot = folder / "robot" if arguments.run is None else arguments.run
+    found: dict[str, dict[str, Any]] = {}
+    for name, learn in {"frozen": "none", "LoRA, rank 16": "16", "learns": "all"}.items():
+        given = argparse.Namespace(**vars(arguments) | {"learn": learn})
+        path = folder / f"learn-{learn}.yaml"
+        path.write_text(to_yaml(config_of(given, folder / "vlm", robot / DATASET, folder / "pairs")))
+        cell = Cell(config=str(path), overrides=(), rows=arguments.batch)
+        found[name] = {**asdict(in_own_process(cell, arguments.costs)), "planned": planned(cell)}
+    least = statistics.median(found["frozen"]["seconds"])
+    rows = tuple(
+        (
+            *(name, f"{one['parameters'] / 1e6:.1f}", f"{one['learning'] / 1e6:.1f}"),
+            *(f"{(each := statistics.median(one['seconds'])):.2f}", f"{each / least:.2f}"),
+            *(f"{one['live'] / 1e6:,.0f}", f"{one['planned'] / 1e6:,.0f}", f"{one['process'] / 1e6:,.0f}"),
+        )
+        for name, one in found.items()
+    )
+    heads = ("VLM", "M parameters", "M learn", "CPU s", "time / frozen")
+    heads += ("live MB", "plan MB", "process MB")
+    notes = [
+        f"{arguments.batch} rows, half of them the robot's; AdamW, float32, one thread; medians of "
+        f"{arguments.costs} updates, in CPU time. {made_with(found_in)}",
+        *([arguments.note] if arguments.note else []),
+    ]
+    table = Table(title="An update of actions and answers, SmolLM2-135M in a SmolVLM", heads=heads, rows=rows)
+    result = {**found_in, "note": arguments.note, "arms": found}
+    publish(arguments.output, "benchmarks/vlm_cotraining --costs", [table], notes, result)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -203,9 +240,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=500, help="of easy-VQA, about ten questions each")
     parser.add_argument("--run", type=Path, help="a run whose recording is the robot's; default: noise")
     parser.add_argument("--folder", type=Path, default=Path("runs/vlm-cotraining"))
+    parser.add_argument("--costs", type=int, default=0, help="updates on the clock; 0: the trainings")
     parser.add_argument("--note", default="", help="what is to be said of the machine, such as a shared core")
-    parser.add_argument("--output", type=Path, default=RESULTS / "vlm_cotraining", help="without suffix")
-    return parser.parse_args(arguments)
+    parser.add_argument("--output", type=Path, help="without suffix; default: benchmarks/results/...")
+    given = parser.parse_args(arguments)
+    given.output = given.output or RESULTS / ("vlm_cotraining_costs" if given.costs else "vlm_cotraining")
+    return given
 
 
 @prints_user_errors
@@ -216,6 +256,9 @@ def main(given: Sequence[str] | None = None) -> int:
         print_line(f"error: --steps is {arguments.steps}; expected an even number from 4 on.")
         return 2
     torch.set_num_threads(1)
+    if arguments.costs:
+        costs(arguments)
+        return 0
     return 0 if benchmark(arguments) else 1
 
 
