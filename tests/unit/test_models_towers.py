@@ -322,7 +322,7 @@ def test_a_frozen_tower_computes_each_picture_once(home: tuple[Path, dict[str, A
     torch.testing.assert_close(first, plain(images, mask).values)
     assert vision(images[:1], mask[:1]).values.equal(first[:1])
     vision.remembered.memory = 4 * 1024 / 2**20  # pyright: ignore
-    vision.remembered.require_same(-1)  # pyright: ignore
+    vision.remembered.forget_others(-1)  # pyright: ignore
     vision(images, mask), vision(images, mask)
     assert len(vision.remembered.kept) == 4  # pyright: ignore
     with pytest.raises(ValueError, match="remember is for learn: none"):
@@ -371,6 +371,10 @@ def test_what_a_tower_remembers_is_of_the_weights_that_it_has(
     random.load_state_dict(model.state_dict())
     load_towers(random)
     assert random(SEEN).readout.equal(expected) and not before.equal(expected)
+    part = getattr(random, socket)
+    kept = dict(part.remembered.kept)
+    random.load_state_dict(model.state_dict())  # without the tower, which is that of the folder
+    assert random(SEEN).readout.equal(expected) and kept and part.remembered.kept == kept
 
 
 def test_features_on_disk_serve_other_runs_to_the_last_bit(

@@ -100,7 +100,7 @@ class PretrainedText(LanguageEncoder):
 
         if not self.remembered.memory or not readable(text):
             return compute(text, seen)
-        self.remembered.require_same(self.tower.filled)
+        self.remembered.forget_others(self.tower.filled)
         rows = [ids[mask] for ids, mask in zip(text, seen, strict=True)]
         known = torch.cat([self.remembered.text(ids, partial(alone, ids)) for ids in rows])
         states = known.new_zeros(*text.shape, known.shape[-1])

@@ -105,7 +105,7 @@ class Remembered:
         self.used = self.filled = 0  # bytes that are kept, and of which weights they are
         self.stored: dict[str, StoredTokens] = {}
 
-    def require_same(self, filled: int) -> None:
+    def forget_others(self, filled: int) -> None:
         """Forgets what is of other weights: those before the tower was filled for the `filled`th time."""
         if filled != self.filled:
             self.kept, self.used, self.filled = {}, 0, filled

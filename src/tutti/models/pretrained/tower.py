@@ -93,7 +93,7 @@ class Tower(nn.Module):
         self.values = config.all_values()
         self.loaded: Loaded | None = None
         self.begun: Loaded | None = None  # what training.init_from has filled in, which learns from there
-        self.filled = 0  # how often its weights have become others than they were, besides by learning
+        self.filled = 0  # how often its weights were filled in, from the folder or a state dict
         self.still = config.learn == "none"
         self.in_folder = config.learn != "all" and config.weights == "pretrained"
         part = part or Part(network=self._trimmed(built(config)), blocks=self.facts.blocks)
@@ -276,6 +276,8 @@ def _without_folder(tower: nn.Module, state: dict[str, Any], prefix: str, _: Any
 
 def _with_folder(tower: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     assert isinstance(tower, Tower)
-    tower.filled += 1
-    for name, tensor in tower.outside().items():
+    outside = tower.outside()
+    # A state without those of the folder leaves them as they are, and what is remembered of them is right.
+    tower.filled += not outside or any(prefix + name in state for name in outside)
+    for name, tensor in outside.items():
         state.setdefault(prefix + name, tensor.detach())

@@ -112,7 +112,7 @@ class PretrainedVision(VisionEncoder):
         b, v = image_mask.shape
         with torch.no_grad() if self.tower.still else nullcontext():
             pictures = images.flatten(0, 1)
-            self.remembered.require_same(self.tower.filled)
+            self.remembered.forget_others(self.tower.filled)
             if self.remembered.memory and not self.remembered.disk and readable(pictures):
                 seen = self.remembered.tokens(pictures, self.tokens)
             elif (about := self._computed_from(pictures)) is not None:
