@@ -1,9 +1,9 @@
 """All experiments of docs/background/experiments.md in order, each by its own command; a killed one goes on.
 
 python benchmarks/experiments.py [PART ...] runs all parts, or those named: weights, data, rates, tower-rates,
-e1, e2, e3, blind, e5, towers-vision, towers-language, towers-e2, towers-full, towers-full-words, e4,
-e4-stateless. What is finished is found again. After `rates`, write the chosen ones into the configs: the page
-says how.
+e1, e2, e3, blind, e5, towers-vision, towers-language, towers-e2, towers-full, towers-full-words,
+towers-time, e4, e4-stateless. What is finished is found again. After `rates`, write the chosen ones into the
+configs: the page says how.
 
 Finished trainings of a study are kept in benchmarks/results/STUDY_cells.json and taken from there: a study
 may go on another day, or on another machine where the recorded data are the same to the byte.
@@ -35,7 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DEMO_SEEDS, STATELESS_SEEDS = range(100, 110), range(110, 120)
 RECORDINGS = ("demo", "experiments", "three-goals")
-TOWERS = ("towers-vision", "towers-language", "towers-e2", "towers-full", "towers-full-words")
+TOWERS = (
+    *("towers-vision", "towers-language", "towers-e2"),
+    *("towers-full", "towers-full-words", "towers-time"),
+)
 STUDIES = ("e1", "e2", "e3", "blind", "e5", *TOWERS)
 FIFTY = ("data.sources=[{path: runs/experiments/dataset, per_task: 0-49}]",)
 UNEQUAL = (

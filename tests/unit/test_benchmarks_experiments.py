@@ -37,7 +37,7 @@ def training(seed: int, push: int, pick: int, reach: int = 20) -> Trained:
     [
         *(("e1", 40), ("e2", 45), ("e3", 20), ("blind", 3), ("e5", 45)),
         *(("towers-vision", 15), ("towers-language", 25), ("towers-e2", 9)),
-        *(("towers-full", 6), ("towers-full-words", 6)),
+        *(("towers-full", 6), ("towers-full-words", 6), ("towers-time", 15)),
     ],
 )
 def test_every_cell_of_the_experiments_has_a_config_and_as_many_as_the_plan_says(

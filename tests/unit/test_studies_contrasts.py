@@ -168,6 +168,8 @@ def test_listed_comparisons_are_judged_in_place_of_those_with_the_baseline() -> 
     assert findings.headline.startswith("2 comparisons fixed beforehand at equal steps: 1 better")
     own = study.model_copy(update={"budget": BudgetConfig(arms={"few": "flops"})})
     assert " at equal steps (few: FLOPs): 1 better" in replace(findings, study=own).headline
+    own = study.model_copy(update={"budget": BudgetConfig(arms={"few": 7})})
+    assert " at equal steps (few: 7 steps): 1 better" in replace(findings, study=own).headline
     assert "joint - few: better, +75.0 points" in findings.notes[0].text and len(findings.notes) == 2
     table = contrast_table(findings, "base")
     assert [row[0].text for row in table.rows] == ["joint - few", "joint - many"]
@@ -182,6 +184,7 @@ def test_listed_comparisons_are_judged_in_place_of_those_with_the_baseline() -> 
         ({"factors": {"align": ["end_to_end", "action_only"]}}, "1 factors need 2 arms"),
         ({"factors": {"a": ["end_to_end"], "b": ["end_to_end"]}}, "2 factors need 4 arms"),
         ({"budget": {"arms": {"nobody": "flops"}}}, "name no arm: nobody"),
+        ({"budget": {"arms": {"end_to_end": 5}}}, "gives the baseline steps of its own. Set budget.steps"),
     ],
 )
 def test_a_design_that_is_none_is_refused(changes: dict[str, Any], match: str) -> None:
@@ -189,7 +192,7 @@ def test_a_design_that_is_none_is_refused(changes: dict[str, Any], match: str) -
         make_study(**changes)
 
 
-def test_an_arm_may_have_a_budget_of_another_kind() -> None:
+def test_an_arm_may_have_a_budget_of_another_kind_or_steps_of_its_own() -> None:
     study = make_study(
         arms={"joint": [], "alone": ["strategy.kind=action_only"], "longer": ["strategy.kind=action_only"]},
         baseline="joint",
@@ -201,3 +204,5 @@ def test_an_arm_may_have_a_budget_of_another_kind() -> None:
         "longer": StepCost(flops=10.0, samples=32, parameters=1),
     }
     assert affordable_steps(study.budget, 100, costs, "joint") == {"joint": 100, "alone": 100, "longer": 300}
+    given = study.budget.model_copy(update={"arms": {"longer": 170}})
+    assert affordable_steps(given, 100, costs, "joint") == {"joint": 100, "alone": 100, "longer": 170}

@@ -49,14 +49,15 @@ class BudgetConfig(FrozenConfig):
     steps: Annotated[int, Field(ge=1)] | Literal["base"] = Field(
         default="base", description="Optimiser steps of the baseline; base: its training.steps."
     )
-    arms: dict[ArmName, Literal["steps", "samples", "flops"]] = Field(
-        default={}, description="Arms whose budget is of another kind, such as {control: flops}."
+    arms: dict[ArmName, Literal["steps", "samples", "flops"] | Annotated[int, Field(ge=1)]] = Field(
+        default={}, description="Arms of another budget: its kind, or their steps, as in {control: flops}."
     )
 
     @property
     def text(self) -> str:
         """As in "steps (control: FLOPs)"."""
-        kind, *own = ("FLOPs" if one == "flops" else one for one in (self.kind, *self.arms.values()))
+        names = {"flops": "FLOPs"} | {n: f"{n} steps" for n in self.arms.values() if isinstance(n, int)}
+        kind, *own = (names.get(one, one) for one in (self.kind, *self.arms.values()))
         others = ", ".join(f"{arm}: {one}" for arm, one in zip(self.arms, own, strict=True))
         return f"{kind} ({others})" if others else kind
 
@@ -149,6 +150,8 @@ class StudyConfig(FrozenConfig):
             near = difflib.get_close_matches(self.baseline, self.arms, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(f"baseline is '{self.baseline}', but the arms are {', '.join(self.arms)}.{hint}")
+        if isinstance(self.budget.arms.get(self.baseline), int):
+            raise ValueError("budget.arms gives the baseline steps of its own. Set budget.steps")
         return self
 
     @model_validator(mode="after")

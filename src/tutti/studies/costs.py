@@ -170,9 +170,8 @@ def measure_costs(
     missing = [arm for arm in configs if arm not in kept or kept[arm].identity != keys[arm]]
     if missing:
         turns = dict.fromkeys([baseline, *missing])
-        for arm, cost in _measure({a: configs[a] for a in turns}, baseline, budget, folder, rounds).items():
-            if arm in missing:
-                kept[arm] = KnownCost(identity=keys[arm], cost=cost)
+        measured = _measure({a: configs[a] for a in turns}, baseline, budget, folder, rounds)
+        kept |= {arm: KnownCost(identity=keys[arm], cost=measured[arm]) for arm in missing}
         write_json(path, {arm: asdict(known) for arm, known in kept.items()})
     return {arm: kept[arm].cost for arm in configs}
 
@@ -180,16 +179,17 @@ def measure_costs(
 def affordable_steps(
     budget: BudgetConfig, steps: int, costs: Mapping[str, StepCost], baseline: str
 ) -> dict[str, int]:
-    """The steps of each arm where the baseline makes `steps`, rounded, at least 1."""
+    """The steps of each arm where the baseline makes `steps`, rounded, at least 1; or those it was given."""
     fields = {"samples": "samples", "flops": "flops", "time": "time_ratio"}
 
-    def spent(arm: str, kind: str) -> int | float:
-        return 1.0 if kind not in fields else getattr(costs[arm], fields[kind])
+    def affordable(arm: str) -> int:
+        kind = budget.arms.get(arm, budget.kind)
+        if isinstance(kind, int):
+            return kind
+        own, base = (getattr(costs[one], fields[kind]) if kind in fields else 1.0 for one in (arm, baseline))
+        return max(1, round(steps / (own / base)))
 
-    kinds = {arm: budget.arms.get(arm, budget.kind) for arm in costs}
-    return {
-        arm: max(1, round(steps / (spent(arm, kind) / spent(baseline, kind)))) for arm, kind in kinds.items()
-    }
+    return {arm: affordable(arm) for arm in costs}
 
 
 def _measure(
