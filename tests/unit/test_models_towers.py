@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from tutti.config.run_config import load_config, to_yaml
 from tutti.data.cache.entries import entries, evict
 from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
+from tutti.models.describe import blank_observation, describe
 from tutti.models.layers import blocks_of
 from tutti.models.pretrained.convolutions import EfficientNetLite0, fix_batch_norms
 from tutti.models.pretrained.hub import OLDEST, hub_folder, transformers
@@ -135,6 +137,19 @@ def test_neighbours_fold_into_width_and_views_have_a_vector(home: tuple[Path, di
     with pytest.raises(UserError, match=r"data\.image_size=16, or model\.vision\.interpolate=true"):
         config_of("vision", path).build(other)
     assert config_of("vision", path, interpolate=True).build(other).vision.tokens_per_view == 36
+
+
+def test_positions_that_were_learned_for_one_size_take_no_other(
+    home: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """AIMv2 does not stretch them; those of its native towers are sines, which know any place."""
+    other = replace(SPEC, image_size=24)
+    with pytest.raises(UserError, match=r"pictures of 16 pixels.\n  cure: data\.image_size=16$"):
+        config_of("vision", home[0] / "aimv2", interpolate=True).build(other)
+    native = tmp_path / "native"
+    shutil.copytree(home[0] / "aimv2", native)
+    write(native, is_native=True)
+    assert config_of("vision", native, weights="random").build(other).vision.tokens_per_view == 36
 
 
 def test_what_a_hubs_file_leaves_out_is_its_kinds_default(tmp_path: Path) -> None:
@@ -430,6 +445,31 @@ def test_features_on_disk_serve_other_runs_to_the_last_bit(
     assert not folder.exists() and len(entries(tmp_path)) == 1
     with pytest.raises(UserError, match="has no cache 'features/no'"):
         evict(tmp_path, "features/no")
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [("vision", "dinov3", "cache"), ("vision", "dinov3", "remember"), ("language", "bert", "remember")],
+)
+def test_flops_are_counted_as_if_nothing_was_kept_and_counting_keeps_nothing(
+    home: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: tuple[str, str, str],
+) -> None:
+    """Else a study would give an arm the more steps of equal FLOPs, the more pictures others have left."""
+    monkeypatch.setenv("TUTTI_CACHE", str(tmp_path))
+    socket, name, keep = kept
+    plain, model = (
+        loaded(config_of(socket, home[0] / name, learn="none", **more)).train() for more in ({}, {keep: 1})
+    )
+    expected = describe(plain)
+    assert describe(model) == expected and not (tmp_path / "features").exists()
+    assert not getattr(model, socket).remembered.kept
+    for _ in range(2):
+        model(blank_observation(SPEC, torch.device("cpu")))
+    assert getattr(model, socket).remembered.kept or (tmp_path / "features").exists()
+    assert describe(model) == expected
 
 
 def test_features_are_not_kept_of_what_changes(home: tuple[Path, dict[str, Any]]) -> None:

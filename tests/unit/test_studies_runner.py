@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from tutti.studies import pool as runner
 from tutti.studies.cells import Cell, cell_config
 from tutti.studies.compare import compare, read_plan
 from tutti.studies.pool import ONE_THREAD, Work, number_of_jobs, own_command, run_cells
-from tutti.studies.run_cell import control_measures, held_out_values, recorded_places
+from tutti.studies.run_cell import control_measures, held_out_values, prediction_time, recorded_places
 from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.suites.registry import find_suite
 from tutti.types import UserError
@@ -311,3 +312,17 @@ def test_command_line_teaches_its_mistakes(tmp_path: Path) -> None:
     assert "baseline is 'c', but the arms are a, b" in result.output and "Traceback" not in result.output
     result = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "s.yaml"), "baseline=a"])
     assert result.exit_code == 2 and "seed is not an arm's to change" in result.output
+
+
+def test_a_prediction_is_timed_with_pictures_that_nothing_can_have_kept() -> None:
+    seen: list[bytes] = []
+
+    def predict(images: dict[str, np.ndarray[Any, Any]], *given: Any, **keys: Any) -> None:
+        assert {one.shape for one in images.values()} == {(8, 8, 3)}
+        seen.extend(one.tobytes() for one in images.values())
+
+    policy: Any = SimpleNamespace(
+        spec=SimpleNamespace(views=("front", "hand"), image_size=8, state_dim=3), predict=predict
+    )
+    assert prediction_time(policy, repeats=5) >= 0
+    assert len({*seen}) == len(seen) == 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tutti.models.pretrained.remembered import ANEW
 from tutti.models.vla import VLA
 from tutti.types import DataSpec, History, Observation, robots_of
 
@@ -65,10 +66,12 @@ class Description:
 def flop_counter() -> Iterator[FlopCounterMode]:
     """Counts the FLOPs of matrix products and convolutions in the block, two for each multiply-add.
 
-    Elementwise work is not in it.
+    Elementwise work is not in it. A frozen tower computes all: no token is taken from what it remembers or
+    keeps on disk, so that the count is the same on every machine.
     """
     # The fused attention of CPUs has no entry in the counter; the plain form is matrix products, and has.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, ExitStack() as after:
+        after.callback(ANEW.reset, ANEW.set(True))
         yield counter
 
 

@@ -132,13 +132,15 @@ def held_out_values(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 def prediction_time(policy: Policy, repeats: int = PREDICTIONS) -> float:
     """Milliseconds of one prediction at batch 1, median of `repeats` after three that do not count.
 
-    Time of the one thread: the study's other cells run beside it.
+    Time of the one thread: the study's other cells run beside it. Each picture is new, as at a robot: one
+    that came before would be read from what a frozen tower keeps.
     """
-    spec = policy.spec
-    images = dict.fromkeys(spec.views, np.zeros((spec.image_size, spec.image_size, 3), np.uint8))
+    spec, rng = policy.spec, np.random.default_rng(0)
     state = np.zeros(spec.state_dim, np.float32)
     times: list[float] = []
     for _ in range(repeats + 3):
+        noise = rng.integers(0, 256, (len(spec.views), spec.image_size, spec.image_size, 3), np.uint8)
+        images = dict(zip(spec.views, noise, strict=True))
         started = time.thread_time()
         policy.predict(images, state, "push the puck", time=0.0)
         times.append(1000 * (time.thread_time() - started))

@@ -235,12 +235,13 @@ class PicturesConfig(FolderConfig):
                 f"data.image_size is {size}, but the patches of {self.key} are {patch} pixels wide.\n  "
                 f"expected: a multiple\n  cure: data.image_size={own if own % patch == 0 else near[-1]}"
             )
-        if size == own or self.facts().sizes == "any":
+        if size == own or (sizes := self.facts().sizes) == "any":
             return False
-        if not self.interpolate:
+        if sizes == "own" or not self.interpolate:
+            cure = "" if sizes == "own" else f", or {self.key}.interpolate=true, to stretch its positions"
             raise UserError(
                 f"data.image_size is {size}, but {self.key} was trained on pictures of {own} pixels.\n  "
-                f"cure: data.image_size={own}, or {self.key}.interpolate=true, to stretch its positions"
+                f"cure: data.image_size={own}{cure}"
             )
         return True
 

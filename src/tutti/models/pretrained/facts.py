@@ -42,7 +42,7 @@ class Facts:
     others: tuple[str, ...] = ()
     front: int = 0
     convolutional: bool = False
-    sizes: Literal["flag", "itself", "any"] = "any"
+    sizes: Literal["own", "flag", "itself", "any"] = "any"
     mean: Colours = HALF
     std: Colours = HALF
     positions: int | None = None
@@ -59,12 +59,8 @@ _BERT |= {"unread": ("pooler",), "others": ("cls.", "lm_head.", "qa_outputs.", "
 _CAUSAL = {"socket": "language", "blocks": "layers", "tail": "norm", "others": ("lm_head.",)}
 _T5: dict[str, Any] = {"socket": "language", "blocks": "encoder.block", "tail": "encoder.final_layer_norm"}
 _T5 |= {"others": ("decoder.", "lm_head.")}
-_CONVNEXT: dict[str, Any] = {
-    **_VIT,
-    "blocks": "encoder.stages",
-    "unread": ("layernorm",),
-    "others": ("classifier.",),
-}
+_CONVNEXT: dict[str, Any] = {**_VIT, "blocks": "encoder.stages", "unread": ("layernorm",)}
+_CONVNEXT |= {"others": ("classifier.",)}
 _VLM: dict[str, Any] = {"socket": "vlm", "others": ("lm_head.",)}
 _IDEFICS = {**_VLM, "seeing": ("vision_model", "connector"), "blocks": "vision_model.encoder.layers"}
 _IDEFICS |= {"decoder": "text_model", "sizes": "itself"}
@@ -118,6 +114,7 @@ FACTS: dict[str, Facts] = {
         others=("text_model.", "text_projection.", "visual_projection.", "logit_scale"),
         mean=CLIP[0],
         std=CLIP[1],
+        sizes="own",
     ),
     "resnet": Facts(
         **_VIT, network="ResNetModel", blocks="encoder.stages", others=("classifier.",), convolutional=True

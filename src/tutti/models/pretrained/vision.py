@@ -82,11 +82,9 @@ class PretrainedVision(VisionEncoder):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         facts, values, size = self.tower.facts, self.tower.values, self.image_size
-        own, patch = (
-            (size, 1)
-            if facts.convolutional
-            else (values.get("image_size", size), values.get("patch_size", 1))
-        )
+        # Sines of AIMv2's native towers tell any place.
+        own = size if facts.convolutional or values.get("is_native") else values.get("image_size", size)
+        patch = 1 if facts.convolutional else values.get("patch_size", 1)
         stretched = config.check_size(size, patch, own)
         self.named = {"interpolate_pos_encoding": True} if stretched and facts.sizes == "flag" else {}
         with torch.no_grad():
@@ -117,8 +115,9 @@ class PretrainedVision(VisionEncoder):
                 seen = self.remembered.tokens(pictures, self.tokens)
             elif (about := self._computed_from(pictures)) is not None:
                 # A policy that acts reads what is kept, and adds no picture of its own.
-                seen = self.remembered.tokens(pictures, self.tokens, about, keep=self.training)
-                seen = seen.to(pictures.dtype)
+                seen = self.remembered.tokens(pictures, self.tokens, about, keep=self.training).to(
+                    pictures.dtype
+                )
             else:
                 seen = self.tokens(pictures)
         n = self.tokens_per_view
@@ -129,10 +128,8 @@ class PretrainedVision(VisionEncoder):
 
     def _computed_from(self, pictures: Tensor) -> dict[str, Any] | None:
         """All that the tokens on disk depend on besides the picture; None: they are not looked for."""
-        loaded = self.tower.loaded
-        if not self.remembered.disk or loaded is None or isinstance(pictures, FakeTensor):
-            return None
-        if torch.compiler.is_compiling():
+        loaded, fake = self.tower.loaded, isinstance(pictures, FakeTensor) or torch.compiler.is_compiling()
+        if fake or not self.remembered.disk or loaded is None:
             return None
         kind = pictures.device.type
         casts = torch.is_autocast_enabled(kind) and str(torch.get_autocast_dtype(kind))
