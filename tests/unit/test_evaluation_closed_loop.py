@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,37 @@ def test_scores_of_policy_and_controls(whole: EvaluationResult) -> None:
     for part in ("seeds 1000-1005", "18 distinct starts", "3 actions predicted", "2 executed"):
         assert part in text
     assert "falls; not told apart from chance" in text
+
+
+class Place(LineWorld):
+    """An action is the place to go to; `closest` is the way gone."""
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        self.way = 0.0
+
+    def step(self, action: np.ndarray) -> None:
+        self.way += abs(float(action[0]) - self.x)
+        self.x = float(action[0])
+
+    @property
+    def closest(self) -> float:
+        return self.way
+
+
+@dataclass(frozen=True)
+class PlaceWorlds(LineWorlds):
+    absolute_actions: bool = True  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def make(self, task: str) -> Place:
+        return Place(task)
+
+
+def test_who_does_nothing_stays_where_actions_are_places_too() -> None:
+    config = CONFIG.model_copy(update={"controls": CONTROLS.model_copy(update={"expert": 0})})
+    for suite, stays in ((PlaceWorlds(), True), (PlaceWorlds(absolute_actions=False), False)):
+        ways = [r.closest for r in evaluate(Policies(), config, suite).rollouts if r.condition == "noop"]
+        assert len(ways) == 15 and all((way == 0) is stays for way in ways)
 
 
 def test_a_task_is_solved_without_pictures_where_its_interval_is_above_half_of_the_policys_rate() -> None:

@@ -88,6 +88,7 @@ def test_a_gymnasium_suite_that_looks_or_judges_otherwise_has_another_fingerprin
     changes: dict[str, Any] = {
         **{"success": "terminated", "distance": "coverage", "state_keys": ("", "agent_pos"), "fps": 20.0},
         **{"view_keys": {"top": "other"}, "arguments": {"obs_type": "state"}, "image_size": 64},
+        "absolute_actions": False,
     }
     suites = [PUSHT, *(replace(PUSHT, **{key: value}) for key, value in changes.items())]
     assert len({suite.fingerprint for suite in suites}) == len(suites)

@@ -26,7 +26,9 @@ class ControlsConfig(FrozenConfig):
     """
 
     expert: Rollouts = Field(default=20, description="rollouts per task of the scripted expert, the ceiling")
-    noop: Rollouts = Field(default=10, description="rollouts per task of zero actions, the chance level")
+    noop: Rollouts = Field(
+        default=10, description="rollouts per task of a robot that stays where it is, the chance level"
+    )
     no_image: Rollouts = Field(
         default=10, description="rollouts per task of the policy without its vision tokens"
     )

@@ -94,7 +94,8 @@ class Suite(Protocol):
     the text tells apart. `robot` goes into the data sets; `noise` are the standard deviations that recording
     adds to the expert's actions by default; `packages` those whose versions the recorded bytes depend on,
     `dimensions` the names and units of states and actions. `places` says where `privileged` has the places
-    (x, y, z) of things, by name.
+    (x, y, z) of things, by name. With `absolute_actions` an action is a state to go to, told as the first
+    numbers of `state`: the control that does nothing asks for the present one, else for a change of 0.
     """
 
     @property
@@ -133,6 +134,10 @@ class Suite(Protocol):
     @property
     def places(self) -> Mapping[str, slice]:
         return {}
+
+    @property
+    def absolute_actions(self) -> bool:
+        return False
 
     @property
     def noise(self) -> tuple[float, ...]:

@@ -31,6 +31,7 @@ class GymSuite(Suite):
     without one is what `render()` gives, made with render_mode="rgb_array". `success` is a key of `info`, or
     "terminated". `distance`, if there is one, is the key of `info` whose smallest value is `closest`.
     `sentences[task]` are the instructions, `held_out` likewise; without these the former stand for both.
+    `absolute_actions`: an action is a state to go to, as the first numbers of the state tell it.
     `published` is the suite's `protocol`.
 
     Start i is that of `reset(seed=i)`. Actions are clipped to the space. Gymnasium knows no expert and no
@@ -54,6 +55,7 @@ class GymSuite(Suite):
     success: str = "is_success"
     distance: str = ""
     has_expert: bool = False
+    absolute_actions: bool = False
     one_a_process: bool = False
     packages: tuple[str, ...] = ("gymnasium",)
     published: Mapping[str, int] = field(default_factory=dict)
@@ -86,6 +88,7 @@ class GymSuite(Suite):
         made += [f"{key} {value}" for key, value in (*self.arguments.items(), *self.view_keys.items())]
         made += [f"{self.fps:g} Hz", f"state {'; '.join(self.state_keys)}", f"success {self.success}"]
         made += [f"distance {self.distance}"] * bool(self.distance)
+        made += ["absolute actions"] * self.absolute_actions
         return ", ".join((*made, f"views {', '.join(self.views)}", f"{self.image_size} px"))
 
     def make(self, task: str, image_size: int | None = None, samples: int = 0) -> Environment:
@@ -169,17 +172,10 @@ class GymEnvironment(Environment):
     def render(self) -> UInt8[np.ndarray, "v h w 3"]:
         """The views, resized to squares."""
         keys = self.suite.view_keys
-        pictures = [
-            _at(self.observation, keys[view]) if view in keys else self.env.render()
-            for view in self.suite.views
-        ]
+        found = (_at(self.observation, keys[v]) if v in keys else self.env.render() for v in self.suite.views)
         size = (self.image_size, self.image_size)
-        return np.stack(
-            [
-                np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
-                for picture in map(np.asarray, pictures)
-            ]
-        )
+        drawn = (Image.fromarray(np.asarray(picture)) for picture in found)
+        return np.stack([np.asarray(one.resize(size, Image.Resampling.BILINEAR)) for one in drawn])
 
     def close(self) -> None:
         """Closes the environment."""
@@ -219,6 +215,7 @@ PUSHT = GymSuite(
     fps=10.0,
     max_decisions=300,
     views=("top",),
+    absolute_actions=True,
     arguments={"obs_type": "pixels_agent_pos"},
     state_keys=("agent_pos",),
     view_keys={"top": "pixels"},
@@ -239,6 +236,7 @@ ALOHA = tuple(
         max_decisions=300,
         views=("top",),
         image_size=224,
+        absolute_actions=True,
         arguments={"obs_type": "pixels_agent_pos"},
         state_keys=("agent_pos",),
         view_keys={"top": "pixels/top"},
@@ -247,11 +245,7 @@ ALOHA = tuple(
         published={"episodes": 50, "max_decisions": 300},
     )
     for name, kind, sentences in (
-        (
-            "transfer-cube",
-            "TransferCube",
-            ("pick up the cube with the right arm and give it to the left",),
-        ),
+        ("transfer-cube", "TransferCube", ("pick up the cube with the right arm and give it to the left",)),
         ("insertion", "Insertion", ("insert the peg into the socket",)),
     )
 )

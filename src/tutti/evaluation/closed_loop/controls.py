@@ -6,7 +6,7 @@
 | other_wording | the policy, same starts and task, other sentences for it | does the wording matter? |
 | wrong_instruction | the policy, same starts, another task's text | no fall: the text is ignored |
 | no_image | the policy, vision tokens removed by `image_mask` | blind baseline (a black image is an input) |
-| noop | zero actions | chance level |
+| noop | actions that leave the robot where it is | chance level |
 | expert | the scripted expert that made the demonstrations | ceiling |
 """
 

@@ -215,7 +215,8 @@ class _Controller:
         if one.condition == "expert":
             return np.asarray(environment.expert_action(), np.float32)[None]
         if one.condition == "noop":
-            return np.zeros((1, self._suite.action_dim), np.float32)
+            stays, dim = self._suite.absolute_actions, self._suite.action_dim
+            return environment.state[None, :dim] if stays else np.zeros((1, dim), np.float32)
         assert policy is not None
         seen = self._images(), environment.state, one.instruction, self._looks
         if self._memory is not None:
