@@ -8,6 +8,8 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=INT@180
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
+cores="${SLURM_CPUS_PER_TASK:-1}"  # srun takes them over from sbatch only before Slurm 22.05
 : "${1:?name a study: sbatch cluster/slurm/compare.sh STUDY [KEY.SUB=VALUE ...]}"
-exec srun --cpu-bind=cores tutti compare "$@" "jobs=${SLURM_CPUS_PER_TASK:-1}"
+exec srun --cpus-per-task="$cores" --cpu-bind=cores tutti compare "$@" "jobs=$cores"

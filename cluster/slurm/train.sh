@@ -9,10 +9,12 @@
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
+cores="${SLURM_CPUS_PER_TASK:-1}"  # srun takes them over from sbatch only before Slurm 22.05
 : "${1:?name a config: sbatch cluster/slurm/train.sh CONFIG [KEY.SUB=VALUE ...]}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}"
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-exec srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" --max-restarts 3 \
+exec srun --cpus-per-task="$cores" torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" --max-restarts 3 \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "${hosts%%$'\n'*}:${TUTTI_PORT:-29500}" \
     -m -- tutti train "$@"

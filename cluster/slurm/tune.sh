@@ -9,11 +9,13 @@
 #SBATCH --time=12:00:00
 #SBATCH --signal=INT@180
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
+cores="${SLURM_CPUS_PER_TASK:-1}"  # srun takes them over from sbatch only before Slurm 22.05
 usage="sbatch cluster/slurm/tune.sh CONFIG SPACE [KEY.SUB=VALUE ...]"
 config=${1:?$usage}
 space=${2:?$usage}
 shift 2
 storage="journal:${TUTTI_STORAGE:-$PWD}/search-$(basename "$space" .yaml).log"
-exec srun --cpu-bind=cores tutti tune "$config" "$@" --space "$space" --storage "$storage" \
-    --jobs "${SLURM_CPUS_PER_TASK:-1}"
+exec srun --cpus-per-task="$cores" --cpu-bind=cores tutti tune "$config" "$@" --space "$space" --storage "$storage" \
+    --jobs "$cores"

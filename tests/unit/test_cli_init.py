@@ -56,6 +56,8 @@ def test_answers_win_over_guesses_and_are_checked() -> None:
     assert source.open().instructions == ("open the drawer",)
     code, said = run("init", "set.hdf5", "--to", "b.yaml", answers="\n\nobs/agentview_image\n\n")
     assert code == 2 and "sources.action is a picture" in said and not Path("b.yaml").exists()
+    assert run("init", "set.hdf5", "--to", "2026.yaml", "--yes")[0] == 0
+    assert load_config(Path("2026.yaml")).name == "2026"  # which YAML takes for a number
     for name in ("b.json", "-b.yaml"):
         assert run("init", "set.hdf5", f"--to={name}", "--yes")[0] == 2
     assert run("init", "nowhere", "--yes")[0] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from itertools import pairwise
@@ -14,11 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from tutti.cli.app import app
+from tutti.runs.provenance import circumstances
 
 ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "cluster" / "slurm"
 FAKES = {
-    "srun": 'printf "%s\\n" "$@" > srun.txt; while [[ "$1" == -* ]]; do shift; done; exec "$@"',
+    # As from Slurm 22.05 on: the cores of a step are those that srun is told.
+    "srun": 'printf "%s\\n" "$@" > srun.txt; unset SLURM_CPUS_PER_TASK; '
+    'while [[ "$1" == -* ]]; do shift; done; exec "$@"',
     "scontrol": '[ "$1 $2 $3" = "show hostnames node[1-2]" ] && echo node1 && seq 99999',
     "torchrun": 'printf "%s\\n" "$@" > torchrun.txt',
     "tutti": 'printf "%s\\n" "$@" > tutti.txt',
@@ -63,6 +67,7 @@ def test_studies_and_searches_get_the_cores_and_array_tasks_share_a_storage(
 ) -> None:
     assert submit("compare.sh", "e1", "seeds=2", at=tmp_path, **cluster).returncode == 0
     assert told("tutti", tmp_path) == ["compare", "e1", "seeds=2", "jobs=5"]
+    assert "--cpus-per-task=5" in told("srun", tmp_path)
     storage = f"journal:{tmp_path}/search-space.log"
     for task in ("0", "1"):
         environment = {**cluster, "SLURM_ARRAY_TASK_ID": task}
@@ -80,11 +85,13 @@ def test_scripts_say_what_is_missing_and_ask_for_a_signal_before_the_end(
         assert done.returncode != 0 and f"sbatch cluster/slurm/{script.name} " in done.stderr
         text = script.read_text()
         assert re.search(r"^#SBATCH --signal=(TERM|INT)@\d+$", text, re.MULTILINE) and "--requeue" in text
+        assert "--open-mode=append" in text  # else a requeue empties the log
+        assert 'srun --cpus-per-task="$cores"' in text
         assert os.access(script, os.X_OK)
     assert not (tmp_path / "srun.txt").exists()
 
 
-def test_the_dockerfile_copies_what_is_there_and_installs_what_pyproject_names() -> None:
+def test_the_dockerfile_copies_what_is_there_and_installs_what_pyproject_names(tmp_path: Path) -> None:
     text = (ROOT / "cluster" / "Dockerfile").read_text()
     assert re.findall(r"^FROM (\S+) AS (\w+)$", text, re.MULTILINE) == [
         ("python:3.11-slim", "base"),
@@ -95,12 +102,22 @@ def test_the_dockerfile_copies_what_is_there_and_installs_what_pyproject_names()
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
     assert all((ROOT / name).exists() for name in copied)
+    for name in filter(lambda name: (ROOT / name).is_file(), copied):
+        shutil.copy(ROOT / name, tmp_path)
+    built = pytest.importorskip("hatchling.metadata.core"), pytest.importorskip("hatchling.plugin.manager")
+    metadata = built[0].ProjectMetadata(str(tmp_path), built[1].PluginManager())
+    assert metadata.core.name == "tutti-vla"  # pip reads it before it builds, hooks and all
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for listed in re.findall(r'"\.\[([\w,]+)\]"', text):
         assert set(listed.split(",")) <= set(extras)
     rendering = re.search(r"^RENDERING := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert rendering and set(rendering[1].split()) <= set(text.split())
     assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def test_a_command_is_kept_without_the_password_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["tutti", "tune", "demo", "--storage", "postgresql://me:pa%3Ass@db/x"])
+    assert circumstances()["command"] == "tutti tune demo --storage postgresql://...@db/x"
 
 
 def test_the_environment_is_told_without_paths_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from tutti.cli.app import app
 from tutti.report import inputs
 from tutti.report.inputs import read_inputs
 from tutti.report.live import LiveReport, serve_report
+from tutti.types import UserError
 
 
 def record(run: Path, step: int, **values: float) -> None:
@@ -129,6 +130,12 @@ def test_it_answers_this_machine_alone_and_knows_no_other_files(address: str) ->
         assert status(f"{address}{place}") == 404
     assert status(f"{address}/", Host="evil.example:80") == 403
     assert status(f"{address}/state", Host="evil.example") == 403
+
+
+def test_a_port_that_is_taken_is_said_with_the_way_out(address: str, runs: list[Path]) -> None:
+    port = int(address.rpartition(":")[2])
+    with pytest.raises(UserError, match=rf"port {port}: Address already in use. .*--port 0"):
+        serve_report(runs, port)
 
 
 def test_runs_of_one_name_are_told_apart_and_an_empty_one_is_waited_for(tmp_path: Path) -> None:

@@ -229,7 +229,9 @@ def test_controls_and_the_first_goal_are_kept_beside_success() -> None:
     assert control_measures(goals) == {
         "success/wrong_instruction": 0.25,
         "told_goal_first/policy": 0.75,
+        "no_goal/policy": 0.25,
         "told_goal_first/wrong_instruction": 0.25,
+        "no_goal/wrong_instruction": 0.0,
     }
 
 

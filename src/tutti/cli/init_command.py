@@ -105,4 +105,4 @@ def _config(inspected: Inspected, file: Path) -> Iterator[str]:
         if key == "data":
             yield from (f"# {line}\n" for line in inspected.comments())
             yield f"# Of its {len(texts)} instructions: {texts[0]!r:.80}\n" if texts else ""
-        yield f"name: {value}\n" if key == "name" else as_yaml({key: value})
+        yield as_yaml({key: value})

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
+from tutti.errors import UserError
 from tutti.nested_dicts import content_hash
 from tutti.report.blocks import Block, Charts, Page, Section, Table, Tile, column, render, table
 from tutti.report.chinese import Language, in_language
@@ -106,8 +107,8 @@ class LiveReport:
 def serve_report(runs: Sequence[Path], port: int = 0, language: Language = "en") -> ThreadingHTTPServer:
     """A server of the live report on 127.0.0.1, to be run by `serve_forever`; port 0 is any free one.
 
-    It answers this machine alone, reads and never writes, and knows no other files. Raises: OSError where
-    the port is taken.
+    It answers this machine alone, reads and never writes, and knows no other files. Raises: UserError where
+    the port is taken or not allowed.
     """
     live = LiveReport(runs, language)
 
@@ -130,7 +131,10 @@ def serve_report(runs: Sequence[Path], port: int = 0, language: Language = "en")
         def log_message(self, format: str, *args: object) -> None:
             """Says nothing of each request."""
 
-    return ThreadingHTTPServer((HOST, port), Handler)
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except OSError as error:
+        raise UserError(f"port {port}: {error.strerror}. Take another: --port 0 is any free one.") from error
 
 
 def overlay_page(runs: Sequence[Path], names: Sequence[str]) -> Page:

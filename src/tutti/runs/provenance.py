@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -32,10 +33,12 @@ SETTINGS = (
 
 
 def circumstances() -> dict[str, Any]:
-    """Command, commit, machine, versions, and the load of the machine now."""
+    """Command, commit, machine, versions, and the load of the machine now. Of an address in the command, such
+    as a database's, user and password are left out: the reports that show it are passed on."""
     tutti = Path(sys.argv[0]).name in ("tutti", "__main__.py")
+    command = shlex.join([*(["tutti"] if tutti else ["python", sys.argv[0]]), *sys.argv[1:]])
     return {
-        "command": shlex.join([*(["tutti"] if tutti else ["python", sys.argv[0]]), *sys.argv[1:]]),
+        "command": re.sub(r"://[^/@\s]+@", "://...@", command),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),

@@ -94,13 +94,14 @@ def run_cell(folder: Path) -> None:
 
 
 def control_measures(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Of each control its task mean; where the scene shows several goals, the share of rollouts that reached
-    the goal of their sentence before any other."""
+    """Of each control its task mean; where the scene shows several goals, the shares of rollouts that reached
+    the goal of their sentence before any other, and that reached none."""
     found = {f"success/{name}": one["mean"] for name, one in scores.items() if name != "policy"}
     for name, one in scores.items():
         goals = [task["goals"] for task in one["tasks"]]
         if played := sum(sum(of.values()) for of in goals):
             found[f"told_goal_first/{name}"] = sum(of.get("told", 0) for of in goals) / played
+            found[f"no_goal/{name}"] = sum(of.get("none", 0) for of in goals) / played
     return found
 
 

@@ -39,7 +39,8 @@ def place_probes(
     """R2 of each of `places` (by name; metres, one row for each window of the data) from frozen features.
 
     For each task a ridge regression from the vision encoder's mean token, and one from the readout, fitted on
-    windows that the model was trained on and judged on those of all other episodes; `groups` names the task
+    windows of the training's data, those whose labels it was not given among them, and judged on those of all
+    other episodes; `groups` names the task
     of each instruction. R2 = 1 - sum |y - y^|^2 / sum |y - mean|^2, the mean that of the task's own windows
     to fit, both sums over all tasks: to know the task alone gives 0. The model is given the mean state. Named
     "probe/vision/object".
