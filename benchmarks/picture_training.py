@@ -55,6 +55,7 @@ COMPARED = {
     "e2": ("Joint training with unlabelled demonstrations minus each other arm", "the other arm"),
     "towers-vision": ("A frozen vision tower with ImageNet's weights minus each other arm", "the other arm"),
     "towers-language": ("Told new words: the first arm minus the second", "the second arm"),
+    "towers-time": ("Told new words, trained as long as base: the arm minus base", "base"),
 }
 """Whose comparisons are drawn: the chart's title, and what a difference of 0 equals."""
 
