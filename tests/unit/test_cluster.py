@@ -102,8 +102,9 @@ def test_the_dockerfile_copies_what_is_there_and_installs_what_pyproject_names(t
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
     assert all((ROOT / name).exists() for name in copied)
-    for name in filter(lambda name: (ROOT / name).is_file(), copied):
-        shutil.copy(ROOT / name, tmp_path)
+    for name in filter(lambda name: (ROOT / name).is_file(), (*copied, "src/tutti/__init__.py")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     built = pytest.importorskip("hatchling.metadata.core"), pytest.importorskip("hatchling.plugin.manager")
     metadata = built[0].ProjectMetadata(str(tmp_path), built[1].PluginManager())
     assert metadata.core.name == "tutti-vla"  # pip reads it before it builds, hooks and all

@@ -25,6 +25,7 @@ from tutti.config.run_config import RunConfig
 from tutti.data.formats.lerobot import ENVIRONMENT_STATE
 from tutti.data.sources import SourceConfig
 from tutti.recording.recorder import RecordConfig
+from tutti.serving.policy import Policy
 from tutti.storage.files import exclusive_lock
 from tutti.studies import pool as runner
 from tutti.studies.cells import Cell, cell_config
@@ -319,12 +320,13 @@ def test_command_line_teaches_its_mistakes(tmp_path: Path) -> None:
 def test_a_prediction_is_timed_with_pictures_that_nothing_can_have_kept() -> None:
     seen: list[bytes] = []
 
-    def predict(images: dict[str, np.ndarray[Any, Any]], *given: Any, **keys: Any) -> None:
-        assert {one.shape for one in images.values()} == {(8, 8, 3)}
-        seen.extend(one.tobytes() for one in images.values())
+    class Watched(Policy):
+        def __init__(self) -> None:
+            self.spec: Any = SimpleNamespace(views=("front", "hand"), image_size=8, state_dim=3)
 
-    policy: Any = SimpleNamespace(
-        spec=SimpleNamespace(views=("front", "hand"), image_size=8, state_dim=3), predict=predict
-    )
-    assert prediction_time(policy, repeats=5) >= 0
+        def predict(self, images: Any, *given: Any, **keys: Any) -> Any:
+            assert {one.shape for one in images.values()} == {(8, 8, 3)}
+            seen.extend(one.tobytes() for one in images.values())
+
+    assert prediction_time(Watched(), repeats=5) >= 0
     assert len({*seen}) == len(seen) == 16

@@ -105,4 +105,5 @@ def _config(inspected: Inspected, file: Path) -> Iterator[str]:
         if key == "data":
             yield from (f"# {line}\n" for line in inspected.comments())
             yield f"# Of its {len(texts)} instructions: {texts[0]!r:.80}\n" if texts else ""
-        yield as_yaml({key: value})
+        written = as_yaml({key: value})  # with the quotes that a name such as 2026 needs
+        yield written if key != "name" else written.strip("{}\n") + "\n"

@@ -46,6 +46,7 @@ class MetaWorldSuite(FrozenConfig):
     noise: ClassVar[tuple[float, ...]] = (0.0, 0.1, 0.15, 0.2)
     packages: ClassVar[tuple[str, ...]] = ("metaworld", "mujoco")
     has_expert: ClassVar[bool] = True
+    absolute_actions: ClassVar[bool] = False
     starts: ClassVar[None] = None
     same_scene: ClassVar[tuple[str, ...]] = SAME_SCENE
     one_a_process: ClassVar[bool] = False
