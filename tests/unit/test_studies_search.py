@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +15,7 @@ from optuna.trial import TrialState
 from typer.testing import CliRunner
 
 from fixtures import squares_data
+from fixtures.small_searches import SPACE, in_this_process, space
 from fixtures.squares_world import SquaresSuite
 from tutti.cli.app import app
 from tutti.config.run_config import RunConfig, build_config
@@ -32,35 +30,12 @@ from tutti.studies.tune import trial as trying
 from tutti.studies.tune.found import Found, Tried
 from tutti.studies.tune.screen import cell_config
 from tutti.studies.tune.search import check, collect, search_keys
-from tutti.studies.tune.space import ParameterConfig, SpaceConfig, load_space
+from tutti.studies.tune.space import ParameterConfig, load_space
 from tutti.studies.tune.trial import CONTROL, FOLDER, RUNGS, TRIALS, Search, run_trial, suggested
-from tutti.studies.tune.worker import OWNER, Worker, finished, give_back_dead, open_study, work
+from tutti.studies.tune.worker import OWNER, finished, give_back_dead, open_study
 from tutti.suites import registry
 from tutti.suites.environment import Suite
 from tutti.types import UserError
-
-SPACE: dict[str, Any] = {
-    "name": "tiny",
-    "parameters": {
-        "training.optimizer.lr": {"low": 1e-4, "high": 1e-1, "log": True},
-        "objective.align.weight": {"low": 0.0, "high": 0.4},
-        "strategy.kind": ["end_to_end", "action_only"],
-    },
-    "trials": 3,
-    "rungs": 2,
-    "sampler": "random",
-    "controls": {"no-align": ["objective.align.weight=0"]},
-    "jobs": 1,
-    "confirm": "off",
-}
-
-
-def space(**changes: Any) -> SpaceConfig:
-    values = merge(SPACE, changes)
-    values["parameters"] = {
-        key: {"choices": one} if isinstance(one, list) else one for key, one in values["parameters"].items()
-    }
-    return SpaceConfig.model_validate(values)
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +43,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     data = squares_data.write(tmp_path_factory.mktemp("data") / "set", squares_data.episodes(8))
     training = {"steps": 9, "schedule": {"warmup": 1}}
     return squares_data.config(data, training=training, data={"batch_size": 4})
-
-
-def in_this_process(workers: Mapping[Worker, Any], *_: Any, **__: Any) -> list[str]:
-    for worker in workers:
-        worker.folder.mkdir(parents=True, exist_ok=True)
-        work(worker.folder)
-    return []
 
 
 def memory(**changes: Any) -> optuna.Study:
@@ -119,6 +87,14 @@ def test_rungs_end_with_the_whole_training() -> None:
         ({"parameters": {"training.steps": {"low": 1, "high": 2}}}, "training.steps is no key to search"),
         ({"parameters": {"a.b": {"choices": [1], "when": {"c.d": 1}}}}, "names c.d, which is not above it"),
         ({"controls": {"default": []}}, "'default' is always there"),
+        ({"controls": {"long": ["training.steps=99"]}}, "controls.long: training.steps is no key to search"),
+        (
+            {"controls": {"late": ["evaluation.first_seed=9000"]}},
+            "controls.late: evaluation.first_seed is no",
+        ),
+        ({"parameters": {"evaluation": [{"episodes": 1}]}}, "parameters: evaluation is no key to search"),
+        ({"parameters": {"training": [{"steps": 4}]}}, "parameters: training is no key to search"),
+        ({"parameters": {"training.threads": [1, 2]}}, "parameters: training.threads is no key to search"),
         ({"trails": 3}, "trails is not a key. Did you mean 'trials'?"),
     ],
 )
@@ -158,6 +134,7 @@ def test_a_real_search_is_made_resumed_and_shown(
     run = tmp_path / "run"
     first = search_keys(config, space(), run)
     home = run / "tune" / "tiny"
+    assert not [*home.rglob("step-*")]  # neither of the best nor of those that ended early
     assert len(first.trials) == 3 and [t.control for t in first.trials if t.control] != []
     assert {"default", "no-align"} <= {one.control for one in first.trials}
     top = [one for one in first.trials if one.value is not None]
@@ -184,21 +161,25 @@ def test_a_real_search_is_made_resumed_and_shown(
     assert code.exit_code == 2 and "say what to tune" in code.output.replace("\n", " ")
 
 
-def test_a_trial_that_was_killed_goes_on_from_where_it_was(config: RunConfig, tmp_path: Path) -> None:
+def test_a_trial_that_was_killed_goes_on_from_where_it_was(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = Search(config=config, space=space(), home=tmp_path)
     storage = f"journal:{tmp_path / 'log'}"
     study = open_study(made, storage)
     trial = study.ask()
     assert trial.user_attrs[CONTROL] == "default"
-    trial.set_user_attr(OWNER, f"{socket.gethostname()}:{2**22 + 1}")
+    trial.set_user_attr(OWNER, "worker-another-host-0")
     living = study.ask()
-    living.set_user_attr(OWNER, f"{socket.gethostname()}:{os.getpid()}")
-    assert give_back_dead(study) == 1 and give_back_dead(study) == 0
+    living.set_user_attr(OWNER, "worker-living-0")
+    for owner in ("worker-another-host-0", "worker-living-0"):
+        (tmp_path / owner).mkdir()
+    with exclusive_lock(tmp_path / "worker-living-0"):
+        assert give_back_dead(study, tmp_path) == 1 and give_back_dead(study, tmp_path) == 0
     assert finished(open_study(made, storage)) == 0
     again = study.ask()
-    assert again.user_attrs[CONTROL] == "default" and study.trials[0].state == TrialState.FAIL
-    study.tell(study.ask().number, state=TrialState.FAIL)  # no-align: an error ended its process
-    study.tell(living.number, state=TrialState.FAIL)
+    assert again.number == trial.number and again.user_attrs[CONTROL] == "default"
+    study.tell(living.number, state=TrialState.FAIL)  # no-align: an error ended its process
     waiting = open_study(made, storage).get_trials(states=(TrialState.WAITING,))
     assert [one.user_attrs[CONTROL] for one in waiting] == ["no-align"]
     value = run_trial(again, made)
@@ -206,9 +187,8 @@ def test_a_trial_that_was_killed_goes_on_from_where_it_was(config: RunConfig, tm
     assert value == -kept["9"]["executed"]
     other = memory().ask({})  # the same folder: nothing is trained or measured again
     other.set_user_attr(CONTROL, "default")
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*/*")}
+    monkeypatch.setattr(trying, "build_training", None)  # whoever trains again, fails
     assert run_trial(other, made) == value
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step-*/*")} == before
 
 
 def test_trials_of_the_same_values_are_trained_played_and_charged_once(
@@ -329,7 +309,12 @@ def test_values_that_do_not_go_together_and_a_score_that_is_not_measured_end_a_t
             run_trial(trial, made)
         study.tell(trial, state=TrialState.PRUNED)
         assert problem in trial.user_attrs["refused"]
-    assert all(one.refused and one.value is None for one in collect(made, study).trials)
+    told = collect(made, study).trials
+    assert all(one.refused and one.value is None for one in told)
+    assert {one.control: one.steps for one in told} == {
+        "late": 0,
+        "default": 3,
+    }  # what was trained is charged
 
 
 # --- what is shown

@@ -15,6 +15,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import optuna
 from optuna.trial import TrialState
 
 from tutti.config.run_config import RunConfig, build_config
-from tutti.runs.build import build_data, require_data, with_sources
+from tutti.evaluation.closed_loop.starts import check_seeds
+from tutti.runs.build import build_data, require_data, suite_of, training_starts, with_sources
 from tutti.runs.provenance import circumstances
 from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.storage.files import discard, exclusive_lock, explain_full_disk, write_json
@@ -47,11 +49,11 @@ from tutti.studies.tune.trial import (
     SUCCESS,
     Search,
 )
-from tutti.studies.tune.worker import DONE, Worker, describe, finished, give_back_dead, open_study
+from tutti.studies.tune.worker import DONE, Worker, begin, finished, in_turn, lives
 from tutti.types import UserError
 
 CONFIRM, RESULTS = "confirm", "results.json"
-BUSY = "the search has its trials; another process confirms the best of them"
+BUSY = "another process confirms the best trials; waiting for it"
 Command = Callable[[Worker], list[str]]
 
 
@@ -75,6 +77,8 @@ def search_keys(
     config = _with_data(config, folder)
     made = Search(config=config, space=space, home=home, data=data_fingerprint(config.data.sources))
     check(made)
+    if made.plays:
+        suite_of(config).check_rendering()  # before hours of training
     data = build_data(made.config, folder, made.config.objective.needs())  # decodes once, before all others
     data.train.close()
     if not len(data.validation.rows):
@@ -83,25 +87,19 @@ def search_keys(
             f"{config.data.validation_fraction:g}. Set data.validation_fraction=0.05"
         )
     storage = storage or f"sqlite:///{home / 'optuna.db'}"
-    describe(made, storage)
     with explain_full_disk(home, "the search"):
-        study = open_study(made, storage)
-        if back := give_back_dead(study):
-            print_line(f"{back} trials of processes that were killed go on from their checkpoints")
+        study, back = begin(made, storage)
+        if back:
+            print_line(f"{back} trials that were interrupted or killed go on from their checkpoints")
         _run(made, study, command)
-        found = collect(made, study)
-        if not found.trials:
-            raise UserError(f"{home}: no trial is finished. Run the same command again.")
-        if space.confirm != "off" and made.plays and found.best(1):
-            try:
-                with exclusive_lock(home, BUSY):
-                    found = _confirm(made, found, space.confirm)
-            except UserError as error:
-                if str(error) != BUSY:
-                    raise
-                print_line(BUSY)  # one of several machines confirms
-                return found
-        _publish(made, found)
+        left = space.trials - finished(study)
+        found = _publish(made, study)
+        if left > 0:
+            print_line(f"{left} trials run elsewhere; the last to end confirms. If killed, run this again.")
+        elif space.confirm != "off" and made.plays and found.best(1):
+            with exclusive_lock(home, waiting=lambda: print_line(BUSY)):
+                verdicts = _confirm(made, collect(made, study), space.confirm)
+            found = _publish(made, study, verdicts)
     return found
 
 
@@ -121,9 +119,13 @@ def check(made: Search) -> None:
             except UserError as error:
                 if "is not a key" in str(error):
                     raise UserError(f"parameters.{key}: {error}") from None
-    if made.plays and made.space.confirm != "off":
-        trials = made.trial_config([]).evaluation
+    if not made.plays:
+        return
+    trials, starts = made.trial_config([]).evaluation, training_starts(made.config, made.home)
+    check_seeds(trials, starts)
+    if made.space.confirm != "off":
         final = build_config(_confirming(made, made.space.confirm), "confirm.evaluation").evaluation
+        check_seeds(final, starts, "confirm.evaluation.first_seed")
         if {*trials.seeds} & {*final.seeds}:
             raise UserError(
                 f"the search plays starts {trials.seeds[0]} to {trials.seeds[-1]}, the confirmation "
@@ -185,13 +187,13 @@ def _run(made: Search, study: optuna.Study, command: Command) -> None:
     print_line(f"{finished(study)} trials found, {left} to do, {jobs} at a time, one thread each")
     steps = -(-left * made.config.training.steps // jobs)
     work = {}
-    task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    for number in range(jobs):
-        place = "-".join(filter(None, ("worker", socket.gethostname(), task, str(number))))
-        worker = Worker(folder=made.home / place, number=number)
-        for name in ("result.json", "records.jsonl"):
-            discard(worker.folder / name)
-        work[worker] = Work(steps=steps, rollouts=0)
+    stem = "-".join(filter(None, ("worker", socket.gethostname(), os.environ.get("SLURM_ARRAY_TASK_ID"))))
+    workers = (Worker(folder=made.home / f"{stem}-{number}", number=number) for number in count())
+    with in_turn(made.home):  # another start on this machine has workers of its own
+        for worker in islice((one for one in workers if not lives(one.folder)), jobs):
+            for name in ("result.json", "records.jsonl"):
+                discard(worker.folder / name)
+            work[worker] = Work(steps=steps, rollouts=0)
     with progress_bar("searching, steps at most") as bar:
         failed = run_cells(work, jobs, bar, command=command)
     if failed:
@@ -204,8 +206,9 @@ def _confirming(made: Search, confirm: ConfirmConfig) -> dict[str, Any]:
     return values | {"logging": []}
 
 
-def _confirm(made: Search, found: Found, confirm: ConfirmConfig) -> Found:
-    """Retrains the best and the default from seeds that the search did not use, at an equal budget."""
+def _confirm(made: Search, found: Found, confirm: ConfirmConfig) -> dict[str, Any]:
+    """Retrains the best and the default from seeds that the search did not use, at an equal budget. Gives
+    the verdict on each."""
     arms = {f"best-{place}": one.overrides for place, one in enumerate(found.best(confirm.best), start=1)}
     first = made.config.seed + 1
     study = StudyConfig(
@@ -235,19 +238,25 @@ def _confirm(made: Search, found: Found, confirm: ConfirmConfig) -> Found:
             f"{confirm.seeds} fresh seeds, equal {confirm.budget})"
         )
         verdicts[one["name"].partition(" - ")[0]] = one["found"] | {"verdict": verdict, "text": text}
-    return replace(found, verdicts=verdicts)
+    return verdicts
 
 
-def _publish(made: Search, found: Found) -> None:
+def _publish(made: Search, study: optuna.Study, verdicts: dict[str, Any] | None = None) -> Found:
+    """Writes and shows what has been found so far; nothing where others make the first trials."""
     made_with = circumstances()
-    write_json(made.home / RESULTS, asdict(found) | {"cost": found.cost, "made": made_with})
-    write_page(made, found, made_with, made.home / "report.html")
+    with in_turn(made.home):
+        found = replace(collect(made, study), verdicts=verdicts or {})
+        if not found.trials:
+            return found
+        write_json(made.home / RESULTS, asdict(found) | {"cost": found.cost, "made": made_with})
+        write_page(made, found, made_with, made.home / "report.html")
     print_table(
         f"Search {found.name}: the first trials", ("trial", "value", "steps", "changes"), rows_of(found)
     )
     for line in found.sentences:
         print_line(line)
     print_line(f"Report: {made.home / 'report.html'}")
+    return found
 
 
 def _with_data(config: RunConfig, folder: Path) -> RunConfig:

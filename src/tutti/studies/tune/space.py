@@ -18,6 +18,13 @@ from tutti.types import UserError
 
 DEFAULT = "default"
 """The control that is always tried: the config as it is."""
+FIXED = (
+    *(*DECIDED_BY, "evaluation", "logging", "record", "data.sources", "data.validation_fraction"),
+    *("training.threads", "training.checkpoints", "training.validation", "training.diagnostics"),
+    *("training.evaluate_every", "training.gradients.non_finite", "training.gradients.rollback"),
+)
+"""Keys that no trial may change: all have the same budget, and are judged on the same; the last two lines are
+set by `tried`."""
 EXECUTED = "executed"
 """The held-out error of the actions that are executed, in normalised units (`evaluation.open_loop`)."""
 
@@ -107,18 +114,18 @@ class SpaceConfig(FrozenConfig):
     @model_validator(mode="after")
     def _keys_fit(self) -> Self:
         known: set[str] = set()
+        given = [(f"controls.{name}", texts) for name, texts in self.controls.items()]
         for key, one in self.parameters.items():
-            if key in DECIDED_BY or key.startswith(("evaluation.", "logging", "record.")):
-                raise ValueError(
-                    f"parameters: {key} is no key to search: it decides the budget or the judging"
-                )
+            given += [("parameters", (f"{key}={json.dumps(value)}",)) for value in one.choices or (0,)]
             if wrong := [other for other in one.when if other not in known]:
                 raise ValueError(f"parameters.{key}.when names {', '.join(wrong)}, which is not above it")
             known.add(key)
         if DEFAULT in self.controls:
             raise ValueError(f"controls: '{DEFAULT}' is always there: the config as it is")
-        for overrides in self.controls.values():
-            parse_overrides(overrides)
+        for where, texts in given:
+            for changed in parse_overrides(texts):
+                if any(changed.touches(key.split(".")) for key in FIXED):
+                    raise ValueError(f"{where}: {changed.key} is no key to search: no trial may change it")
         return self
 
     @property

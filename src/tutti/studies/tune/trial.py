@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tutti.runs.terminal import print_line
 from tutti.serving.policy import find_checkpoint
 from tutti.storage.files import discard, exclusive_lock, write_json
 from tutti.storage.reading import read_json
-from tutti.studies.cells import NO_CONTROLS, training_hash, tried
+from tutti.studies.cells import CHECKPOINT_EVERY, NO_CONTROLS, data_fingerprint, training_hash, tried
 from tutti.studies.tune.space import EXECUTED, SpaceConfig
 from tutti.training.faults.non_finite import NonFiniteError
 from tutti.types import UserError
@@ -36,10 +36,6 @@ CONTROL, OVERRIDES, STEPS, SECONDS = "control", "overrides", "steps", "seconds"
 """Attributes of a trial: its control's name, what it changes, and what it cost."""
 FOLDER, REFUSED, SUCCESS, SCORES = "folder", "refused", "success", "scores"
 _SCORES = TypeAdapter(dict[int, dict[str, float]])
-
-
-class _Enough(Exception):
-    """The trial is not among the best of its rung."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +74,9 @@ class Search:
     def trial_config(self, overrides: list[str]) -> RunConfig:
         """The config of a trial. Raises: UserError where its values do not go together."""
         values = with_overrides(self.config, overrides, "the config").model_dump(mode="json")
-        values["training"] = tried(values["training"], validate=0)
+        # None at a rung: killed while it is judged there, a trial would go on behind it, never judged.
+        fits = (n for n in range(CHECKPOINT_EVERY, 0, -1) if all(rung % n for rung in self.rungs[:-1]))
+        values["training"] = tried(values["training"], validate=0, save=next(fits))
         alone = {"controls": NO_CONTROLS, "videos_per_task": 0, "workers": 1, "checkpoint": "latest"}
         values["evaluation"] |= alone | self.space.evaluation
         return build_config(values | {"logging": []}, "the trial")
@@ -104,37 +102,46 @@ def suggested(trial: optuna.Trial, space: SpaceConfig) -> list[str]:
 def run_trial(trial: optuna.Trial, search: Search) -> float:
     """Success where the top rung is played, else minus the error there; more is better.
 
-    Raises: optuna.TrialPruned for a trial that its rung ends, that diverges, or whose values do not go
-    together, which its attribute `refused` says.
+    What has ended leaves no checkpoint. Raises: optuna.TrialPruned for a trial that its rung ends, that
+    diverges, or whose values do not go together, which its attribute `refused` says; UserError for what no
+    trial can help, such as a full disk.
     """
     control = trial.user_attrs.get(CONTROL)
     overrides = list(search.space.all_controls[control]) if control else suggested(trial, search.space)
     trial.set_user_attr(OVERRIDES, overrides)
-    try:
+    with _refusing(trial, search):
         config = search.trial_config(overrides)
-    except UserError as error:
-        raise _refused(trial, error) from error
     folder = search.folder_of(config)
     trial.set_user_attr(FOLDER, folder.name)
     folder.mkdir(parents=True, exist_ok=True)
     others = f"trial {trial.number} waits for another one with the same values, whose results it takes"
     with exclusive_lock(folder, waiting=lambda: print_line(others)):
-        return _judge(trial, search, config, folder)
-
-
-def _refused(trial: optuna.Trial, error: UserError) -> optuna.TrialPruned:
-    trial.set_user_attr(REFUSED, str(error)[:500])
-    return optuna.TrialPruned()
-
-
-def _judge(trial: optuna.Trial, search: Search, config: RunConfig, folder: Path) -> float:
-    try:
-        scores = _train(trial, search, config, folder)
-    except UserError as error:
-        raise _refused(trial, error) from error
-    last = search.rungs[-1]
-    if last not in scores or not math.isfinite(score_of(scores[last], search.space.score)):
+        value = _judge(trial, search, config, folder)
+        discard(folder / "checkpoints")
+    if value is None:
         raise optuna.TrialPruned
+    return value
+
+
+@contextmanager
+def _refusing(trial: optuna.Trial, search: Search) -> Iterator[None]:
+    """Ends a trial whose values do not go together. A fault of the disk, or of data that have changed, says
+    nothing about the values: it is raised as it is."""
+    try:
+        yield
+    except UserError as error:
+        disk = getattr(error.__cause__, "errno", None)
+        if disk or (search.data and data_fingerprint(search.config.data.sources) != search.data):
+            raise
+        trial.set_user_attr(REFUSED, str(error)[:500])
+        raise optuna.TrialPruned from error
+
+
+def _judge(trial: optuna.Trial, search: Search, config: RunConfig, folder: Path) -> float | None:
+    """The value; None for a trial that ended early."""
+    scores, last = _train(trial, search, config, folder), search.rungs[-1]
+    if last not in scores or not math.isfinite(score_of(scores[last], search.space.score)):
+        return None
     if not search.plays:
         return -score_of(scores[last], search.space.score)
     if not (results := folder / PLAYED).is_file():
@@ -143,7 +150,6 @@ def _judge(trial: optuna.Trial, search: Search, config: RunConfig, folder: Path)
     played = EvaluationResult.from_dict(read_json(results)).policy
     counts = [played.counts[task] for task in played.counts]
     trial.set_user_attr(SUCCESS, [sum(column) for column in zip(*counts, strict=True)])
-    discard(folder / "checkpoints")
     return float(played.mean)
 
 
@@ -168,26 +174,28 @@ def _train(
     path, rungs, seen = folder / RUNGS, search.rungs, dict[int, dict[str, float]]()
     scores = _SCORES.validate_python(read_json(path) if path.is_file() else {})
     whole = rungs[-1] in scores and (not search.plays or (folder / PLAYED).is_file())
-    training = None if whole else build_training(config, folder)
+    with _refusing(trial, search):
+        training = None if whole else build_training(config, folder)
 
     def judge(step: int) -> None:
         if step not in scores:
             assert training is not None
             scores[step] = held_out_errors(training, search.space.score)
             write_json(path, scores)
+        with _refusing(trial, search):
+            error = score_of(scores[step], search.space.score)
         seen[step] = scores[step]
         trial.set_user_attr(SCORES, {str(at): one for at, one in seen.items()})
-        error = score_of(scores[step], search.space.score)
         # Optuna's rungs are powers of the reduction: the place of a rung stands for its steps.
         trial.report(-error, search.space.reduction ** rungs.index(step))
         if not math.isfinite(error) or (step != rungs[-1] and trial.should_prune()):
-            raise _Enough
+            raise optuna.TrialPruned
 
     def at_rung(step: int, steps: int, latest: dict[str, float]) -> None:
         if step in rungs[:-1]:
             judge(step)
 
-    with suppress(_Enough, NonFiniteError):
+    with suppress(optuna.TrialPruned, NonFiniteError):
         for step in sorted(scores):
             judge(step)
         if training is not None:

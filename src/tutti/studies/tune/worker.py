@@ -1,16 +1,17 @@
 """A process that makes trials of a search, one after the other, until there are enough.
 
 python -m tutti.studies.tune.worker FOLDER, where FOLDER is worker-HOST-N of a search that `tutti tune
---space` has described; any number may run, on any machine that sees the folder and the storage.
+--space` has described; any number may run, on any machine that sees the folder and the storage. Each holds
+the lock of its folder, by which others know whether its trial is being made.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from pydantic import TypeAdapter
 
 from tutti.config.run_config import load_config, to_yaml
 from tutti.nested_dicts import content_hash
-from tutti.storage.files import write_atomically, write_json
+from tutti.runs.terminal import print_line
+from tutti.storage.files import exclusive_lock, explain_full_disk, write_atomically, write_json
 from tutti.storage.reading import read_json
 from tutti.studies.cells import RESULT
 from tutti.studies.run_cell import CONFIG, run_process
 from tutti.studies.tune.space import SpaceConfig
-from tutti.studies.tune.trial import CONTROL, STEPS, Search, run_trial
+from tutti.studies.tune.trial import CONTROL, STEPS, TRIALS, Search, run_trial
+from tutti.types import UserError
 
 DESCRIPTION, OWNER, JOURNAL = "search.json", "owner", "journal:"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -54,12 +57,17 @@ class Worker:
         return read_json(path) if path.is_file() else None
 
 
-def describe(search: Search, storage: str) -> None:
-    """Writes what the processes read."""
-    search.home.mkdir(parents=True, exist_ok=True)
-    write_atomically(search.home / CONFIG, to_yaml(search.config))
-    told = {"space": search.space.model_dump(mode="json"), "storage": storage, "data": search.data}
-    write_json(search.home / DESCRIPTION, told)
+@contextmanager
+def in_turn(home: Path) -> Iterator[None]:
+    """Inside the block no other process begins this search, takes a trial of it or writes its results.
+
+    Raises: UserError where there are no locks: living and killed processes would look the same.
+    """
+    (home / TRIALS).mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(home / TRIALS, waiting=lambda: None) as locked:
+        if not locked:
+            raise UserError(f"{home}: no locks on this file system. Search in another folder: --run FOLDER")
+        yield
 
 
 def read_search(home: Path) -> tuple[Search, str]:
@@ -104,27 +112,37 @@ def open_study(search: Search, storage: str, worker: str = "") -> optuna.Study:
     return study
 
 
-def give_back_dead(study: optuna.Study) -> int:
-    """Trials of processes of this machine that were killed wait again, and go on from their checkpoints."""
+def give_back_dead(study: optuna.Study, home: Path) -> int:
+    """Trials of processes that have ended, interrupted or killed, wait again, and go on from their
+    checkpoints. To be called in turn: a trial without an owner is one whose process ended as it took it."""
     dead = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        host, _, number = str(trial.user_attrs.get(OWNER, "")).partition(":")
-        if host == socket.gethostname() and not _lives(int(number)):
-            study.tell(trial.number, state=TrialState.FAIL)
-            kept = {CONTROL: trial.user_attrs[CONTROL]} if CONTROL in trial.user_attrs else {}
-            study.enqueue_trial(trial.params, user_attrs=kept)
+        if OWNER in trial.user_attrs and lives(home / trial.user_attrs[OWNER]):
+            continue
+        with suppress(RuntimeError):  # of one that its process has finished a moment ago
+            # Another trial of these values would count a second time at the rungs that this one has seen.
+            study._storage.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)  # pyright: ignore[reportPrivateUsage]
             dead += 1
     return dead
 
 
-def _lives(number: int) -> bool:
+def begin(search: Search, storage: str) -> tuple[optuna.Study, int]:
+    """Writes what the processes read. Gives the study, and how many of its trials wait again."""
+    told = {"space": search.space.model_dump(mode="json"), "storage": storage, "data": search.data}
+    with in_turn(search.home):
+        write_atomically(search.home / CONFIG, to_yaml(search.config))
+        write_json(search.home / DESCRIPTION, told)
+        study = open_study(search, storage)
+        return study, give_back_dead(study, search.home)
+
+
+def lives(folder: Path) -> bool:
+    """Whether a worker's process runs, on whatever machine: then it holds the lock of its folder."""
     try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        with exclusive_lock(folder):
+            return False
+    except UserError:
+        return folder.is_dir()
 
 
 def finished(study: optuna.Study) -> int:
@@ -132,23 +150,42 @@ def finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=DONE))
 
 
+def take_trial(study: optuna.Study, search: Search, folder: Path) -> optuna.Trial | None:
+    """The next trial, for the worker of this folder; None where enough are made or being made."""
+    with in_turn(search.home):
+        if len(study.get_trials(deepcopy=False, states=(*DONE, TrialState.RUNNING))) >= search.space.trials:
+            return None
+        trial = study.ask()
+        trial.set_user_attr(OWNER, folder.name)
+        return trial
+
+
 def work(folder: Path) -> None:
-    """Makes trials in this process until the search has enough."""
+    """Makes trials in this process until the search has enough.
+
+    A trial that Ctrl-C, a kill or a UserError ends, such as a full disk, stays as it is: the next start gives
+    it back. Any other exception is a fault of the trial itself, and would end each process that tried again.
+    """
     torch.set_num_threads(1)
     search, storage = read_search(folder.parent)
-    study, steps, made = open_study(search, storage, folder.name), 0, list[int]()
-
-    def owned(trial: optuna.Trial) -> float:
-        trial.set_user_attr(OWNER, f"{socket.gethostname()}:{os.getpid()}")
-        made.append(trial.number)
-        return run_trial(trial, search)
-
-    while finished(study) < search.space.trials:
-        study.optimize(owned, n_trials=1)
-        steps += int(study.trials[made[-1]].user_attrs.get(STEPS, 0))
-        with (folder / "records.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": steps}) + "\n")
-    write_json(folder / RESULT, {"trials": len(made)})
+    steps = made = 0
+    with exclusive_lock(folder, waiting=lambda: print_line("waits for another process in this folder")):
+        with in_turn(search.home):
+            study = open_study(search, storage, folder.name)
+        while (trial := take_trial(study, search, folder)) is not None:
+            try:
+                with explain_full_disk(search.home, "a trial"):
+                    study.tell(trial, run_trial(trial, search))
+            except optuna.TrialPruned:
+                study.tell(trial, state=TrialState.PRUNED)
+            except Exception as error:
+                if not isinstance(error, UserError):
+                    study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+                raise
+            made, steps = made + 1, steps + int(trial.user_attrs.get(STEPS, 0))
+            with (folder / "records.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": steps}) + "\n")
+        write_json(folder / RESULT, {"trials": made})
 
 
 if __name__ == "__main__":
