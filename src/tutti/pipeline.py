@@ -207,7 +207,7 @@ def _train(config: RunConfig, run: RunFolder) -> None:
     )
     check_before_training(config, data, run)
     with progress_bar("training") as bar:
-        judge = TrainingJudge.of(config, run.path, data.spec, starts)
+        judge = TrainingJudge.of(config, run.path, data, starts)
         parts = (config, data, model, objective, run.path)
         training = BuiltTraining(*parts, starts=starts, tracked=True, judge=judge)
         training.fit(lambda step, steps, latest: bar(step, steps, _loss(latest)))

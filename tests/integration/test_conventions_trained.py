@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from fixtures import squares_data
+from fixtures import squares_data, squares_world
 from fixtures.poses import STEPS, Walk, decoded, recorded, write_poses
 from tutti import pipeline
 from tutti.config.run_config import RunConfig
@@ -18,10 +19,11 @@ from tutti.data.config import DataConfig
 from tutti.data.conventions import store as conventions
 from tutti.data.sources import check_compatible, open_parts, stores_of
 from tutti.runs.build import build_data
+from tutti.runs.play import Player
 from tutti.serving.export import export_policy
 from tutti.serving.exports.lerobot import export_to_lerobot
 from tutti.serving.factory import CheckpointPolicyFactory
-from tutti.serving.policy import Policy
+from tutti.serving.policy import Policy, find_checkpoint
 from tutti.storage.manifest import CONVENTIONS, SPEC, size_of
 from tutti.training.checkpointing.config import InitFromConfig
 from tutti.training.checkpointing.data_files import data_differences
@@ -37,6 +39,32 @@ HORIZON = 4
 def sources(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     home, walks = tmp_path_factory.mktemp("poses"), [Walk(number) for number in range(4)]
     return [write_poses(home / name, walks, *how) for name, how in (("first", FIRST), ("second", SECOND))]
+
+
+class Arm(squares_world.Squares):
+    """A pose that no action changes, seen from the front."""
+
+    @property
+    def state(self) -> np.ndarray:
+        return recorded(Walk(0), *SECOND)[1][0]
+
+    def step(self, action: np.ndarray) -> None:
+        assert action.shape == (7,)
+
+    def render(self) -> np.ndarray:
+        return super().render()[:1]
+
+
+@dataclass(frozen=True)
+class Arms(squares_world.SquaresSuite):
+    """Of a robot that is recorded in the second convention, at 10 steps a second."""
+
+    robot: ClassVar[str] = "arm"
+    state_dim: ClassVar[int] = 7
+    action_dim: ClassVar[int] = 7
+
+    def make(self, task: str, image_size: int | None = None, samples: int = 0) -> Arm:
+        return Arm(task)
 
 
 def config(sources: list[dict[str, Any]], **data: Any) -> RunConfig:
@@ -113,6 +141,33 @@ def test_a_policy_answers_each_robot_in_its_own_convention(run: Path, tmp_path: 
         np.testing.assert_allclose(moves, targets, atol=1e-4)
         assert (rotations * turns.inv()).magnitude().max() < 1e-4
         np.testing.assert_allclose(actions[:, 6], 1 - 2 * learned[:, 9], atol=1e-5)
+
+
+def test_a_policy_plays_in_the_numbers_and_at_the_rate_of_its_robot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squares_world.register(monkeypatch, Arms(views=("front",)))
+    walks = [Walk(number) for number in range(4)]
+    sources = [
+        write_poses(tmp_path / str(fps), walks, *SECOND, fps=fps) | {"resample": "keep"} for fps in (10, 30)
+    ]
+    made = config(sources, canonical={"rotation": "rotation_6d"}, horizon="0.2s")
+    controls = dict.fromkeys(("expert", "noop", "no_image", "wrong_instruction"), 0)
+    played = {"suite": "squares", "episodes": 1, "max_decisions": 3, "videos_per_task": 0, "workers": 1}
+    settings = made.evaluation.model_validate(played | {"actions_per_query": 1, "controls": controls})
+    often = {"evaluate_every": 2, "evaluate_episodes": 1}
+    changed = {"evaluation": settings, "training": made.training.model_copy(update=often)}
+    pipeline.train(made.model_copy(update=changed), tmp_path / "run")
+    spec = json.loads((find_checkpoint(tmp_path / "run") / SPEC).read_text())
+    assert (spec["state_dim"], spec["action_dim"], spec["fps"], spec["horizon"]) == (10, 10, 30, 6)
+    assert len([*(tmp_path / "run" / "training_evaluations").rglob("*.json")]) == 2
+    folder = pipeline.evaluate(tmp_path / "run", overrides=['evaluation.actions_per_query="0.1s"'])
+    protocol = json.loads((folder / "results.json").read_text())["protocol"]
+    assert (protocol["chunk"], protocol["executed"]) == (2, 1)
+    assert Player.of(tmp_path / "run").suite.fps == 10
+    squares_world.register(monkeypatch, Arms(views=("front",), fps=30.0))
+    with pytest.raises(UserError, match="actions a second: the policy has 10, the suite 30"):
+        pipeline.evaluate(tmp_path / "run", name="fast")
 
 
 def test_an_export_says_whose_convention_it_answers_in(run: Path, tmp_path: Path) -> None:

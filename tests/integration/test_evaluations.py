@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fixtures import squares_data, squares_world
 from fixtures.squares_data import MODEL, TRAINING
 from tutti import pipeline
 from tutti.evaluation.folder import EvaluationFolder
 from tutti.runs.folder import RunFolder
+from tutti.runs.play import Player
 from tutti.types import UserError
 
 EVALUATION = {
@@ -97,6 +99,16 @@ def test_videos_and_workers_never_play_again(home: Path, capsys: pytest.CaptureF
     assert "done before, kept" in capsys.readouterr().out
     evaluate(home / "run")
     assert records(folder) == before
+
+
+def test_the_suites_limit_is_that_of_the_suite_that_is_played(home: Path) -> None:
+    path = home / "run" / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["record"] |= {"suite": "squares", "max_decisions": 3}
+    values["evaluation"]["max_decisions"] = "suite"
+    path.write_text(yaml.safe_dump(values))
+    assert Player.of(home / "run").spec.max_decisions == 3
+    assert results(evaluate(home / "run"))["protocol"]["max_decisions"] == 3
 
 
 WRONG = {

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from fixtures import squares_data as world
 from tutti import pipeline
 from tutti.cli.app import app
+from tutti.debug.probe import probe_checkpoint
 from tutti.report import write_report
+from tutti.types import UserError
 
 GRAVE = ("fault", "warning")
 
@@ -90,3 +92,16 @@ def test_run_without_a_checkpoint_is_an_error_with_the_cure(tmp_path: Path) -> N
     result = CliRunner().invoke(app, ["probe", str(tmp_path / "run")])
     assert result.exit_code == 2
     assert "config" in result.output or "checkpoint" in result.output
+
+
+def test_a_policy_of_several_robots_is_refused_with_the_cure(tmp_path: Path) -> None:
+    names = ("dot", "spot")
+    sources = [
+        {"path": str(world.write(tmp_path / name, world.episodes(6, number))), "embodiment": name}
+        for number, name in enumerate(names)
+    ]
+    section = {"sources": sources, "batch_size": 2, "image_size": 16}
+    config = world.config(tmp_path / "dot", data=section, model=world.MODEL, training=world.TRAINING)
+    pipeline.train(config, tmp_path / "run")
+    with pytest.raises(UserError, match="one robot's actions, and this policy is of dot, spot"):
+        probe_checkpoint(tmp_path / "run")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import pytest
 from websockets.sync.server import ServerConnection, serve
 
 from fixtures.line_world import LineWorlds
+from tutti.evaluation.closed_loop.results import EvaluationProtocol
 from tutti.evaluation.statistics.baseline import against
 from tutti.evaluation.statistics.intervals import barnard, difference_of_rates, episodes_needed, mean_of_rates
 from tutti.evaluation.statistics.sequential import confidence_sequence, log_capital, rounds_of
 from tutti.runs.judges.baseline import compare_with
 from tutti.runs.judges.remote import RemotePolicyFactory, evaluate_remote
+from tutti.serving.client import Client
 from tutti.serving.wire import pack, unpack
 from tutti.suites import registry
 from tutti.types import UserError
@@ -86,23 +90,79 @@ def test_a_policy_is_better_worse_or_unresolved_against_a_named_baseline() -> No
         against({"x": {0: (True, "")}}, strong, "B")
 
 
-@pytest.fixture
-def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A peer's server: goes where the prompt says, and keeps what it was sent."""
+def of_rates(gains: tuple[int, ...], start: str) -> Outcomes:
+    """Ten starts of each task, of which 5 and its gain succeed."""
+    return {
+        str(task): {seed: (seed < 5 + gain, f"{start} {seed}") for seed in range(10)}
+        for task, gain in enumerate(gains)
+    }
+
+
+@pytest.mark.parametrize("start", ["start", "elsewhere"])
+def test_rounding_makes_no_difference_and_hides_none(start: str) -> None:
+    weak = of_rates((0, 0, 0), "start")
+    same, better = (against(weak, of_rates(gains, start), "B") for gains in ((-4, 2, 2), (0, 3, 3)))
+    assert same.difference.value == 0 and same.needed is None
+    assert better.paired is (start == "start") and better.needed is not None and better.needed < 200
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    """The results of an evaluation with this protocol."""
+    protocol = EvaluationProtocol(
+        suite="line", split="train", environment="line 1", policy="a", chunk=3, executed=2, max_decisions=12,
+        seed_first=0, seed_last=39, distinct_starts=80,
+    )  # fmt: skip
+    rollouts = [
+        {"condition": "policy", "task": task, "seed": seed, "success": success, "start": start}
+        for task, seeds in outcomes(0.5, 0).items()
+        for seed, (success, start) in seeds.items()
+    ]
+    folder.mkdir()
+    values = {"protocol": asdict(replace(protocol, **changes)), "rollouts": rollouts}
+    (folder / "results.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_evaluations_by_other_rules_are_not_compared_and_other_habits_are_said(tmp_path: Path) -> None:
+    base, same = written(tmp_path / "base"), written(tmp_path / "same", policy="b")
+    assert compare_with(same, base).differs == ()
+    longer = written(tmp_path / "longer", max_decisions=24, split="held_out")
+    with pytest.raises(UserError, match=r"split held_out, not train; max_decisions 24, not 12\.\n  cure: "):
+        compare_with(longer, base)
+    assert not (longer / "against.json").exists()
+    other = compare_with(written(tmp_path / "other", executed=3, environment="line 2"), base)
+    assert other.differs == ("environment line 2, not line 1", "executed 3, not 2")
+    assert "not the same: executed 3, not 2" in other.lines()[-1]
+    assert json.loads((tmp_path / "other" / "against.json").read_text())["differs"] == [*other.differs]
+
+
+def aside(prompt: str) -> np.ndarray:
+    """Goes where the prompt says."""
+    return np.full((3, 1), -1.0 if "left" in prompt else 1.0)
+
+
+@contextmanager
+def peer(about: dict[str, Any], acts: Callable[[str], Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A peer's server: its address, and what it was sent."""
     seen: list[dict[str, Any]] = []
 
     def answer(connection: ServerConnection) -> None:
-        connection.send(pack({"model": "a peer's"}))
+        connection.send(pack(about))
         for message in connection:
             assert isinstance(message, bytes)
             seen.append(unpack(message))
-            side = -1.0 if "left" in seen[-1]["prompt"] else 1.0
-            connection.send(pack({"actions": np.full((3, 1), side), "server_timing": {"infer_ms": 1.0}}))
+            connection.send(pack({"actions": acts(seen[-1]["prompt"]), "server_timing": {"infer_ms": 1.0}}))
 
     with serve(answer, "127.0.0.1", 0, compression=None, max_size=None) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"ws://127.0.0.1:{running.socket.getsockname()[1]}", seen
         running.shutdown()
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    with peer({"model": "a peer's", "reset_pose": np.zeros(3), "id": b"1"}, aside) as running:
+        yield running
 
 
 def on_the_line(episodes: int, decisions: int, tasks: str) -> list[str]:
@@ -146,6 +206,34 @@ def test_a_policy_behind_a_websocket_plays_and_is_compared(
         evaluate_remote("ws://127.0.0.1:9", given, to=tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("about", "actions", "said"),
+    [
+        ({"fps": 20.0}, None, "fps: the policy has 20, the suite 10"),
+        ({"actions": [{}] * 7}, None, "actions: the policy has 7, the suite 1"),
+        ({"needs_state": True, "state": [{}, {}]}, None, "state: the policy has 2, the suite 1"),
+        ({"image_size": [224, 224]}, None, r"image_size: expected .*found \[224, 224\]"),
+        ({}, np.zeros((0, 1)), r"shape \(steps, 1\), at least one step, found \(0, 1\)"),
+        ({}, np.zeros((3, 2)), r"shape \(steps, 1\), .*found \(3, 2\)"),
+        ({}, [[1.0], [1.0, 2.0]], "found a list"),
+        ({}, "to the left", "found a str"),
+    ],
+)
+def test_a_server_of_another_suite_or_without_actions_is_refused_in_one_sentence(
+    about: dict[str, Any], actions: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.SUITES, "line", LineWorlds())
+    given = on_the_line(episodes=1, decisions=2, tasks="left")
+    with peer(about, lambda _: actions) as (address, seen), pytest.raises(UserError, match=said):
+        evaluate_remote(address, given, to=tmp_path / "peer")
+    assert len(seen) == (actions is not None)
+
+
+def test_a_server_that_computes_for_long_is_waited_for(server: tuple[str, list[dict[str, Any]]]) -> None:
+    with Client(server[0]) as client:
+        assert client._connection.ping_interval is None, "a ping that is not answered would end the call"
+
+
 def test_a_secret_in_an_address_is_written_and_said_nowhere(
     server: tuple[str, list[dict[str, Any]]],
     tmp_path: Path,
@@ -168,7 +256,7 @@ def test_a_secret_in_an_address_is_written_and_said_nowhere(
         *errors,
         str(folder),
         capsys.readouterr().out,
-        repr(RemotePolicyFactory(address, {})),
+        repr(RemotePolicyFactory(address, {}, 1)),
     ):
         assert "s3cret" not in text and "t0ken" not in text
     assert folder.name == server[0].removeprefix("ws://").replace(":", "-") and len(written) > 3

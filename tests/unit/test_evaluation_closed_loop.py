@@ -219,8 +219,17 @@ def test_impossible_limit_and_unknown_partner_are_refused() -> None:
     with pytest.raises(UserError, match="at most 50"):
         evaluate(Policies(), CONFIG.model_copy(update={"max_decisions": 51}), LineWorlds())
     controls = CONTROLS.model_copy(update={"wrong_instruction_tasks": "all"})
-    with pytest.raises(UserError, match="partners has no entry for 'here'"):
+    with pytest.raises(UserError, match="partners has no other task for 'here'"):
         evaluate(Policies(), CONFIG.model_copy(update={"controls": controls}), LineWorlds())
+
+    class Selfish(LineWorlds):
+        @property
+        def partners(self) -> dict[str, str]:
+            return {"left": "left", "right": "left"}
+
+    controls = CONTROLS.model_copy(update={"partners": "suite"})
+    with pytest.raises(UserError, match="partners has no other task for 'left'"):
+        evaluate(Policies(), CONFIG.model_copy(update={"controls": controls}), Selfish())
 
 
 @pytest.mark.parametrize("workers", [1, 2])

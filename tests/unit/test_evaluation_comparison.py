@@ -186,6 +186,10 @@ def test_needed_starts_come_from_the_observed_difference_and_discordant_share() 
     found = needed(base, other)
     assert found.starts == paired_episodes_needed(0.2, 0.4)
     assert needed(base, base).starts is None
+    first, second = (
+        [[[0] * (5 - k) + [1] * (5 + k) for k in gains]] * 2 for gains in ((0, 0, 0), (-4, 2, 2))
+    )
+    assert needed(first, second).starts is None, "equal totals, whatever the rounding"
 
 
 def test_seeds_dominate_where_trainings_scatter_more_than_starts_explain() -> None:

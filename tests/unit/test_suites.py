@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from tutti.evaluation.config import EvaluationConfig
 from tutti.recording.recorder import RecordConfig
-from tutti.suites.gym import PUSHT
+from tutti.suites.gym import PUSHT, GymSuite
 from tutti.suites.metaworld.suite import METAWORLD_8 as SUITE
 from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.suites.metaworld.tasks import LOOK_ALIKES, MT50, SAME_SCENE, TIERS
@@ -79,6 +80,17 @@ def test_the_suites_are_kept_apart_by_name_and_fingerprint() -> None:
     assert {one.fps * one.max_decisions for one in mt50.values()} == {80 * 500, 80 * 400, 40 * 250}
     found = EvaluationConfig(max_decisions="suite").departures(mt50["metaworld-mt50-starvla"])
     assert found == ("episodes 20, not 10", "first_seed 1000, not 4042")
+
+
+def test_a_gym_suite_shows_its_own_picture_under_the_policys_name_and_has_no_other_view() -> None:
+    assert PUSHT.with_changes(views=("image",)).view_keys == {"image": "pixels"}, "not what render() draws"
+    assert PUSHT.with_changes(views=("top",), image_size=96) == PUSHT
+    assert GymSuite(name="fetch").with_changes(views=("front",)).view_keys == {}
+    two = replace(PUSHT, views=("top", "side"), view_keys={"top": "pixels", "side": "a/b"})
+    assert two.with_changes(views=("side",)).view_keys == two.view_keys
+    for suite, views in ((PUSHT, ("top", "wrist")), (two, ("wrist",))):
+        with pytest.raises(UserError, match=r"'wrist' is no view of pusht\. Known: top"):
+            suite.with_changes(views=views)
 
 
 def test_every_task_has_a_wrong_instruction_of_its_own_suite_where_there_is_one() -> None:

@@ -34,6 +34,8 @@ def test_suites_say_what_they_are_without_the_package() -> None:
         assert suite.has_expert is (suite.benchmark in ("libero_object", "libero_spatial"))
     goal = SUITES["libero-goal"]
     assert goal.same_scene == goal.tasks and SUITES["libero-object"].same_scene == ()
+    alone = goal.with_changes(tasks=goal.tasks[:1])
+    assert alone.partners == {} and alone.same_scene == (), "no other text to be told"
     openpi = cast(Suite, next(one for one in LIBERO if one.name == "libero-10-openpi"))
     settings = EvaluationConfig(first_seed=0, episodes=50, max_decisions="suite", actions_per_query=5)
     assert settings.departures(openpi) == ()

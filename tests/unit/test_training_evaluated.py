@@ -32,16 +32,16 @@ RATES = {5: 0.25, 10: 0.75, 15: 0.5, 20: 0.5}
 
 
 def judge(*events: tuple[int, str]) -> tuple[Judge, list[int]]:
-    """One that draws from every random state. The first time that it comes to a step of `events`, Ctrl-C is
+    """One that draws from every random state. For each of `events`, when it comes to that step, Ctrl-C is
     pressed, or its process is killed."""
-    left, seen = dict(events), list[int]()
+    left, seen = [*events], list[int]()
 
     def play(checkpoint: Path, ends: Callable[[], bool]) -> dict[str, float] | None:
         step = step_of(checkpoint)
         assert load_latest(checkpoint.parent.parent) is not None, "the checkpoint is whole"
         assert torch.rand(1) + np.random.rand() + random.random() < 3
         seen.append(step)
-        event = left.pop(step, "")
+        event = left.pop(0)[1] if left and left[0][0] == step else ""
         if event == "kill":
             raise Killed
         if event:
@@ -53,13 +53,13 @@ def judge(*events: tuple[int, str]) -> tuple[Judge, list[int]]:
 
 def test_a_training_that_is_evaluated_is_the_same_to_the_last_bit_and_keeps_its_best(tmp_path: Path) -> None:
     make_trainer(tmp_path / "without", evaluate_every=5).fit(Data())  # nobody judges it
-    playing, seen = judge((5, "Ctrl-C"), (10, "kill"), (20, "Ctrl-C"))
+    playing, seen = judge((5, "Ctrl-C"), (5, "Ctrl-C"), (10, "kill"), (20, "Ctrl-C"))
     settings: dict[str, Any] = {"evaluate_every": 5, "checkpoints": {"every": 3, "keep": 1}, "judge": playing}
-    for ending in (KeyboardInterrupt, Killed, KeyboardInterrupt):
+    for ending in (KeyboardInterrupt, KeyboardInterrupt, Killed, KeyboardInterrupt):
         with pytest.raises(ending):
             make_trainer(tmp_path / "with", **settings).fit(Data())
     make_trainer(tmp_path / "with", **settings).fit(Data())
-    assert seen == [5, 5, 10, 10, 15, 20, 20], "what was interrupted is played again, and nothing else"
+    assert seen == [5, 5, 5, 10, 10, 15, 20, 20], "what was interrupted is played again, and nothing else"
     assert unequal(content(tmp_path / "with"), content(tmp_path / "without")) == []
     played = [one for one in records(tmp_path / "with") if one["kind"] == "evaluation"]
     assert [(one["step"], one["success/push"]) for one in played] == [*RATES.items()]

@@ -18,6 +18,7 @@ from tutti.runs.terminal import print_line, print_table, progress_bar
 from tutti.serving.policy import Policy, find_checkpoint
 from tutti.storage.files import write_atomically
 from tutti.training.rng import own_randomness
+from tutti.types import UserError
 
 FOLDER = "probes"
 
@@ -26,12 +27,17 @@ def probe_checkpoint(folder: Path, *, trust_code: Trust = False) -> ProbeResult:
     """Writes `folder`/probes/probes.json and occlusion.png, each atomically. Needs no simulator.
     `trust_code`: classes of the user's own that the run names are imported.
 
-    Raises: UserError if the run has no checkpoint, or holds out no episode.
+    Raises: UserError if the run has no checkpoint, holds out no episode, or is of several robots.
     """
     run = RunFolder(folder, new=False, trust_code=trust_code)
     config = with_steps(run.config())
     settings, checkpoint = config.evaluation, find_checkpoint(run.path)
     policy = Policy.load(checkpoint, settings.weights, trust_code=trust_code)
+    if len(robots := policy.model.spec.embodiments) > 1:
+        raise UserError(
+            f"{run.path}: the probes know one robot's actions, and this policy is of {', '.join(robots)}.\n"
+            "  cure: tutti evaluate says the error of each robot on held-out episodes."
+        )
     data = build_data(config, run.path)
     suite = suite_of(config)
     with own_randomness(config.seed):

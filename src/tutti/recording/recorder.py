@@ -246,8 +246,8 @@ def record_episode(
 ) -> RecordedEpisode | None:
     """One try of the expert from the start that `seed` draws; None if it fails.
 
-    Rolled out blind; a success is drawn afterwards from the saved physics, bit for bit what live
-    drawing gives, so a failure costs no pictures.
+    Rolled out blind; a success is drawn afterwards from the saved physics, so a failure costs no pictures.
+    They are bit for bit what live drawing gives, but for a first picture that a suite's rules leave stale.
     """
     # Streams for the noise, the choice of the sentence and the random start: of this task and seed alone.
     disturbance, choice, start = np.random.default_rng([seed, zlib.crc32(task.encode())]).spawn(3)

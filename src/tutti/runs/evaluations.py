@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tutti.config.files import require_run
 from tutti.config.run_config import RunConfig, load_run_config
+from tutti.data.conventions.served import Served
 from tutti.evaluation.closed_loop.starts import TrainingStarts, starts_of_policy
 from tutti.evaluation.folder import JudgedPolicy
 from tutti.nested_dicts import content_hash
@@ -20,11 +21,14 @@ from tutti.plugin import Trust
 from tutti.runs.build import starts_of_run
 from tutti.runs.folder import DEFAULT, MANIFEST, OTHERS, RunFolder
 from tutti.serving.factory import CheckpointPolicyFactory
+from tutti.serving.prediction.place import Place as RobotPlace
 from tutti.storage.checkpoint import find_checkpoint, listed
 from tutti.storage.manifest import CONFIG, EXPORT
 from tutti.storage.reading import shown
 from tutti.storage.tensors import weights_in
-from tutti.types import UserError
+from tutti.suites.environment import Suite
+from tutti.suites.registry import robot_of
+from tutti.types import DataSpec, UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -95,6 +99,16 @@ def place_of(policy: Path, name: str | None = None, to: Path | None = None) -> P
         folder = checkpoint.with_name(f"{checkpoint.name}-{name}")
     other = "--name NAME" if to is None else "--to FOLDER"
     return Place(run=run, checkpoint=checkpoint, folder=folder if to is None else to, other=other)
+
+
+def played_as(spec: DataSpec, served: Served | None, suite: Suite) -> DataSpec:
+    """What a policy takes and gives as the robot of `suite`, as `Policy.load` says: the numbers and times of
+    the source that it answers like. Those of `spec`, which are learned, are others where conventions or
+    rates differ.
+
+    Raises: UserError if the policy was not trained on this robot.
+    """
+    return RobotPlace.of(spec, robot_of(spec, suite) or spec.embodiments[0], served, 0).spec
 
 
 def judged_policy(factory: CheckpointPolicyFactory) -> JudgedPolicy:

@@ -25,15 +25,15 @@ from tutti.evaluation.config import NO_SUITE
 from tutti.evaluation.open_loop import task_by_text
 from tutti.plugin import Trust
 from tutti.runs.build import suite_of, with_steps
-from tutti.runs.evaluations import Place, place_of
+from tutti.runs.evaluations import Place, place_of, played_as
 from tutti.runs.terminal import print_line
-from tutti.serving.contents import read_spec
+from tutti.serving.contents import read_served, read_spec
 from tutti.serving.factory import CheckpointPolicyFactory
 from tutti.serving.observation import sentence, wordless
 from tutti.storage.checkpoint import listed
 from tutti.storage.files import explain_disk_errors, write_atomically
 from tutti.suites.environment import Suite
-from tutti.suites.registry import find_suite, fit_suite, robot_of
+from tutti.suites.registry import fit_suite, robot_of
 from tutti.types import UserError
 
 ALL = "all"
@@ -69,14 +69,15 @@ class Player:
         factory = CheckpointPolicyFactory(
             place.policy(settings.checkpoint), settings.weights, trust_code=trust_code
         )
-        data = read_spec(listed(factory.path))
+        data = read_spec(files := listed(factory.path))
         factory = replace(factory, embodiment=robot_of(data, suite))
-        config = with_steps(config, data.fps, say=False)
+        own = played_as(data, read_served(files, data), suite)
+        config = with_steps(config, own.fps, say=False)
         spec = RolloutSpec(
             policy=factory,
-            environments=fit_suite(suite, data),
+            environments=fit_suite(suite, own),
             actions_per_query=config.evaluation.actions_per_query,
-            max_decisions=config.evaluation.limit(find_suite(settings.suite)),
+            max_decisions=config.evaluation.limit(suite),
             folder=None,
             chunks=config.evaluation.chunks,
         )

@@ -18,16 +18,16 @@ from tutti.evaluation.folder import OPEN_LOOP, RESULTS, VIDEOS, EvaluationFolder
 from tutti.evaluation.open_loop import measure_open_loop, tasks_of
 from tutti.plugin import Origin, Trust
 from tutti.runs.build import build_data, check_data, suite_of, training_threads, with_steps
-from tutti.runs.evaluations import Place, judged_policy
+from tutti.runs.evaluations import Place, judged_policy, played_as
 from tutti.runs.folder import Redo, RunFolder
 from tutti.runs.summary import evaluation_summary
 from tutti.runs.terminal import print_line, progress_bar
-from tutti.serving.contents import read_spec
+from tutti.serving.contents import read_served, read_spec
 from tutti.serving.factory import CheckpointPolicyFactory
 from tutti.serving.policy import Policy
 from tutti.storage.checkpoint import listed, step_of
 from tutti.suites.environment import Suite
-from tutti.suites.registry import find_suite, fit_suite, robot_of
+from tutti.suites.registry import fit_suite, robot_of
 from tutti.trackers import Start, TensorBoardConfig, Trackers
 from tutti.types import UserError
 
@@ -68,15 +68,15 @@ def run_evaluation(
     trained = place.starts(config) if plays else TrainingStarts()
     check_seeds(settings, trained)  # before anything slow
     policy = CheckpointPolicyFactory(place.policy(settings.checkpoint), settings.weights, trust_code=trust)
-    judged, spec = judged_policy(policy), read_spec(listed(policy.path))
-    config = with_steps(config, spec.fps)
+    judged, files, suite = judged_policy(policy), listed(policy.path), suite_of(config)
+    spec = read_spec(files)
+    own = played_as(spec, read_served(files, spec), suite) if plays else spec
+    config = with_steps(config, own.fps)
     settings = config.evaluation
-    suite = suite_of(config)
     if plays:
-        limit = settings.limit(find_suite(settings.suite))
-        settings = settings.model_copy(update={"max_decisions": limit})
+        settings = settings.model_copy(update={"max_decisions": settings.limit(suite)})
         config = config.model_copy(update={"evaluation": settings})
-        suite, policy = fit_suite(suite, spec), replace(policy, embodiment=robot_of(spec, suite))
+        suite, policy = fit_suite(suite, own), replace(policy, embodiment=robot_of(spec, suite))
     if trained.unknown:
         print_line(trained.warning)
     with evaluation.locked():

@@ -50,6 +50,8 @@ class Client:
                 compression=None,
                 max_size=MAX_ANSWER,
                 proxy=None,
+                # A server that computes where it listens answers no ping: only `timeout` is to end a call.
+                ping_interval=None,
             )
             self._connection = self._open.enter_context(connecting)
             first = self._connection.recv(timeout)

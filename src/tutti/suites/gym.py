@@ -6,9 +6,9 @@ from __future__ import annotations
 # A field of a frozen dataclass is what the protocol calls a property.
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -68,6 +68,18 @@ class GymSuite(Suite):
 
     def __hash__(self) -> int:
         return hash((self.name, self.fingerprint))
+
+    def with_changes(self, **values: Any) -> Self:
+        """Where there is one view, before and after, it only takes another name: its picture stays.
+
+        Raises: UserError for any other view that the suite does not have.
+        """
+        views, own = tuple(values.get("views", self.views)), self.views
+        if new := [view for view in views if view not in (*own, *self.view_keys)]:
+            if len(views) > 1 or len(own) > 1:
+                raise UserError(f"views: {new[0]!r} is no view of {self.name}. Known: {', '.join(own)}.")
+            values["view_keys"] = {new[0]: self.view_keys[own[0]]} if own[0] in self.view_keys else {}
+        return replace(self, **values)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -87,12 +87,10 @@ def fit_suite(suite: Suite, spec: DataSpec, image_size: int | None = None) -> Su
     differ = [f"{what}: the policy has {a}, the suite {b}" for what, (a, b) in sizes.items() if a != b]
     try:
         fitted = suite.with_changes(views=views, image_size=image_size or suite.image_size)
-    except ValidationError as error:
+    except (ValidationError, UserError) as error:
         fitted = suite
-        differ.append(error.errors()[0]["msg"].removeprefix("Value error, "))
-    except UserError as error:
-        fitted = suite
-        differ.append(str(error))
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        differ.append(said.removeprefix("Value error, "))
     if differ:
         lines = "".join(f"\n  {line}" for line in differ)
         robot = ", ".join(spec.embodiments)

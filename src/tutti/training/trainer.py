@@ -145,6 +145,8 @@ class Trainer:
         self.objective.train()
         if self.playing.missing(self.step):
             self._play(writer, interrupt)
+            if number := world.max(interrupt.received):  # before another step, or it is never played
+                interrupt.leave(self.step, self.save(wait=True), number)
         while self.step < config.steps:
             self.update(stream)
             if self.fault_policy.diverged:

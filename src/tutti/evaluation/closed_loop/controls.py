@@ -83,9 +83,9 @@ def plan(config: EvaluationConfig, environments: Suite) -> list[PlannedRollout]:
     swapped = [task for task in tasks if task in listed]
     partners = controls.partners_of(environments)
     for task in swapped if controls.wrong_instruction else ():
-        if task not in partners:
+        if partners.get(task, task) == task:
             raise UserError(
-                f"evaluation.controls.partners has no entry for {task!r}: the control lacks a text. "
+                f"evaluation.controls.partners has no other task for {task!r}: the control lacks a text. "
                 f"Add one (evaluation.controls.partners: {{{task}: another-task}}) or take the task out of "
                 "evaluation.controls.wrong_instruction_tasks."
             )

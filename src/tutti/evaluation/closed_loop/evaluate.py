@@ -1,7 +1,8 @@
 """Closed-loop evaluation: rollouts of a policy and its controls from fixed starts, parallel and resumable.
 
 Same policy, same config, same machine: same k/n and same actions to the last bit, for any number of workers
-and any interruption.
+and any interruption. With `batch_size` above 1 a text of more tokens than the spec's `text_length` lengthens
+those beside it: their last bits then depend on what plays with them.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ class Against:
     `paired`: both met the same starts, pair by pair, so McNemar's test; else Barnard's. `needed`: rollouts of
     each (paired starts, or per arm) that would resolve a difference of this size with a power of 80 %; None
     where there is none. `sequential` holds at every look: an evaluation may be extended until it tells.
+    `differs` says what else is not the same, as "executed 8, not 4".
     """
 
     baseline: str
@@ -44,6 +45,7 @@ class Against:
     needed: int | None
     sequential: Sequential
     verdict: Literal["better", "worse", "unresolved"]
+    differs: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What an evaluation prints of it."""
@@ -62,6 +64,7 @@ class Against:
             f"{self.rollouts[0]} rollouts on {len(self.tasks)} tasks, {starts}; "
             f"{needed} a difference of this size (power 80 %)",
             f"  at every look: {bounds} points, {resolved} rounds ({rounds.interval.rule})",
+            *(f"  not the same: {one}" for one in self.differs),
         ]
 
 
@@ -90,12 +93,13 @@ def against(baseline: Outcomes, policy: Outcomes, name: str) -> Against:
     }
     one = [np.array(before[task][: count[task]] if paired else before[task], bool) for task in tasks]
     two = [np.array(after[task][: count[task]] if paired else after[task], bool) for task in tasks]
-    value = float(np.mean([b.mean() - a.mean() for a, b in zip(one, two, strict=True)]))
+    # Rounded, for a sum of floats is not quite 0 where as much is gained as is lost.
+    value = round(float(np.mean([b.mean() - a.mean() for a, b in zip(one, two, strict=True)])), 12)
     flat = np.concatenate(one), np.concatenate(two)
     if paired:
         interval, test, p = paired_interval(*flat), "exact McNemar", mcnemar(*flat)
         share = sum(discordant(*flat)) / len(flat[0])
-        needed = paired_episodes_needed(value, share) if 0 < abs(value) <= share else None
+        needed = paired_episodes_needed(value, max(share, abs(value))) if value else None
     else:
         counts = [[(int(bits.sum()), len(bits)) for bits in arm] for arm in (one, two)]
         interval = difference_of_rates(*counts)

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutti.config.run_config import RunConfig
+from tutti.data.bundle import DataBundle
 from tutti.evaluation.closed_loop.evaluate import evaluate
 from tutti.evaluation.closed_loop.starts import TrainingStarts, check_seeds
 from tutti.runs.build import suite_of
+from tutti.runs.evaluations import played_as
 from tutti.serving.factory import CheckpointPolicyFactory
 from tutti.suites.environment import Suite
 from tutti.suites.registry import fit_suite, robot_of
-from tutti.types import DataSpec
 
 FOLDER = "training_evaluations"
 """In a run's folder: step-N/policy/TASK/SEED.json, the rollouts of the checkpoint of step N."""
@@ -35,7 +36,9 @@ class TrainingJudge:
     starts: TrainingStarts
 
     @classmethod
-    def of(cls, config: RunConfig, run: Path, spec: DataSpec, starts: TrainingStarts) -> TrainingJudge | None:
+    def of(
+        cls, config: RunConfig, run: Path, data: DataBundle, starts: TrainingStarts
+    ) -> TrainingJudge | None:
         """None where the config evaluates nothing.
 
         Raises: UserError if the suite does not fit the data, no picture can be drawn here, or the starts are
@@ -44,9 +47,10 @@ class TrainingJudge:
         if not config.training.evaluate_every:
             return None
         check_seeds(config.during_training, starts, "training.evaluate_first_seed")
-        suite = fit_suite(suite_of(config), spec)
+        suite = suite_of(config)
+        suite = fit_suite(suite, played_as(data.spec, data.served, suite))
         suite.check_rendering()
-        return cls(config=config, run=run, suite=suite, embodiment=robot_of(spec, suite), starts=starts)
+        return cls(config=config, run=run, suite=suite, embodiment=robot_of(data.spec, suite), starts=starts)
 
     def __call__(self, checkpoint: Path, ends: Callable[[], bool]) -> dict[str, float] | None:
         settings = self.config.during_training

@@ -15,17 +15,19 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from tutti.config.run_config import RunConfig, load_config
+from tutti.config.run_config import load_config
 from tutti.evaluation.closed_loop.rollouts import RolloutPolicy
 from tutti.evaluation.closed_loop.starts import TrainingStarts
 from tutti.evaluation.config import NO_SUITE
 from tutti.evaluation.folder import EvaluationFolder, JudgedPolicy
-from tutti.nested_dicts import content_hash
+from tutti.nested_dicts import content_hash, indented
 from tutti.runs.build import with_steps
 from tutti.runs.folder import Redo
 from tutti.runs.run_evaluation import play
 from tutti.runs.terminal import print_line
 from tutti.serving.client import Client, without_secrets
+from tutti.serving.wire import pack
+from tutti.suites.environment import Suite
 from tutti.suites.registry import find_suite
 from tutti.types import UserError
 
@@ -37,10 +39,12 @@ PEERS_VIEWS = ("observation/image", "observation/wrist_image")
 
 @dataclass(frozen=True, slots=True)
 class RemotePolicyFactory:
-    """Connects in the process that plays. `keys` says how the server calls a view of the suite or "state"."""
+    """Connects in the process that plays. An action has `action_dim` numbers. `keys` says how the server
+    calls a view of the suite or "state"."""
 
     address: str = field(repr=False)
     metadata: Mapping[str, Any]
+    action_dim: int
     token: str | None = field(default=None, repr=False)
     keys: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,9 +52,9 @@ class RemotePolicyFactory:
     def fingerprint(self) -> str:
         """Of the address, the server's description of itself, and the keys. A server that does not tell which
         weights it has may change them unseen."""
+        says = pack(dict(self.metadata)).hex()  # a peer's may hold arrays
         return content_hash(
-            {"address": without_secrets(self.address), "says": dict(self.metadata), "keys": dict(self.keys)},
-            32,
+            {"address": without_secrets(self.address), "says": says, "keys": dict(self.keys)}, 32
         )
 
     def __call__(self) -> RolloutPolicy:
@@ -71,13 +75,13 @@ class RemotePolicy:
         use_images: bool = True,
         continuing: object = None,
     ) -> Float32[np.ndarray, "t a"]:
-        """Raises: UserError with the server's sentence, or where its answer has no rows of actions."""
+        """Raises: UserError with the server's sentence, or where its answer has no such actions."""
         if images is None or continuing is not None:
             raise UserError(
                 f"{self.client.address}: a remote policy needs pictures, and begins each chunk anew."
             )
         keys, own = self.factory.keys, self.factory.metadata.get("views")
-        size = int(self.factory.metadata.get("image_size", PEERS_SIZE))
+        size = self.factory.metadata.get("image_size", PEERS_SIZE)
         sent: dict[str, Any] = {keys.get("state", "observation/state"): state, "prompt": instruction}
         for number, (view, picture) in enumerate(images.items()):
             usual = f"observation/images/{view}"
@@ -85,12 +89,16 @@ class RemotePolicy:
                 usual = PEERS_VIEWS[number]
             resized = Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR)
             sent[keys.get(view, usual)] = np.asarray(resized)
-        actions = np.array(
-            self.client.infer(sent).get("actions"), dtype=np.float32
-        )  # the answer is read-only
-        if actions.ndim != 2:
+        answer, width = self.client.infer(sent).get("actions"), self.factory.action_dim
+        found = getattr(answer, "shape", f"a {type(answer).__name__}")
+        try:
+            actions = np.array(answer, dtype=np.float32)  # a copy: the answer is read-only
+        except (TypeError, ValueError):  # no numbers, or rows of several lengths
+            actions = np.zeros(0, np.float32)
+        if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != width:
             raise UserError(
-                f"{self.client.address}: expected actions of shape (steps, numbers), found {actions.shape}."
+                f"{self.client.address}: expected actions of shape (steps, {width}), at least one step, "
+                f"found {found}."
             )
         return actions
 
@@ -107,23 +115,19 @@ def evaluate_remote(
     """Plays the suite of `overrides` with the policy that the server has. Gives the folder of the evaluation,
     by default evaluations/HOST-PORT. Its no-image control is left out: a server cannot be told to look away.
 
-    Raises: UserError if no server answers, or its actions are not those of the suite.
+    Raises: UserError if no server answers, or what it says of itself does not fit the suite.
     """
     config = load_config(None, overrides)
     if config.evaluation.suite == NO_SUITE:
         raise UserError("evaluation.suite is none: a remote policy is judged by playing. Name a suite.")
     suite = find_suite(config.evaluation.suite)
-    config = _played(with_steps(config, suite.fps), suite.max_decisions)
-    settings = config.evaluation
+    settings = with_steps(config, suite.fps).evaluation
+    controls = settings.controls.model_copy(update={"no_image": 0})
+    settings = settings.model_copy(update={"controls": controls, "max_decisions": settings.limit(suite)})
     with Client(address, token) as client:
         metadata, shown = client.metadata, client.address
-    told = metadata.get("actions")
-    if isinstance(told, list) and len(told) != suite.action_dim:
-        raise UserError(
-            f"{shown}: its actions have {len(told)} numbers, those of the suite {suite.name} "
-            f"{suite.action_dim}."
-        )
-    factory = RemotePolicyFactory(address, metadata, token, keys or {})
+    _check_fit(metadata, suite, shown)
+    factory = RemotePolicyFactory(address, metadata, suite.action_dim, token, keys or {})
     name = re.sub(r"[^A-Za-z0-9._]+", "-", shown.partition("://")[2]).strip("-")
     folder = to or Path("evaluations") / name
     evaluation, print_ = EvaluationFolder(folder, "--to FOLDER"), factory.fingerprint
@@ -132,21 +136,27 @@ def evaluate_remote(
         todo, line = evaluation.begin(settings, judged, suite.fingerprint, redo)
         print_line(f"evaluate: {line}")
         if todo:
-            play(
-                settings,
-                evaluation,
-                factory,
-                suite,
-                trained=TrainingStarts(unknown=(shown,)),
-                judged=shown,
-            )
+            trained = TrainingStarts(unknown=(shown,))
+            play(settings, evaluation, factory, suite, trained=trained, judged=shown)
             evaluation.finish()
     return folder
 
 
-def _played(config: RunConfig, limit: int) -> RunConfig:
-    settings = config.evaluation
-    controls = settings.controls.model_copy(update={"no_image": 0})
-    limit = limit if settings.max_decisions == "suite" else settings.max_decisions
-    changed = settings.model_copy(update={"controls": controls, "max_decisions": limit})
-    return config.model_copy(update={"evaluation": changed})
+def _check_fit(metadata: Mapping[str, Any], suite: Suite, shown: str) -> None:
+    """Raises: UserError with all that the server says of itself and that does not fit; much is not said."""
+    own = {"actions": suite.action_dim, "state": suite.state_dim, "fps": suite.fps}
+    lists = ("actions", "state") if metadata.get("needs_state") is True else ("actions",)
+    said = {key: len(one) for key in lists if isinstance(one := metadata.get(key), list)}
+    said |= {"fps": fps} if isinstance(fps := metadata.get("fps"), int | float) else {}
+    differ = [
+        f"{key}: the policy has {one:g}, the suite {own[key]:g}"
+        for key, one in said.items()
+        if f"{one:g}" != f"{own[key]:g}"
+    ]
+    if not isinstance(size := metadata.get("image_size", PEERS_SIZE), int) or size < 1:
+        differ.append(f"image_size: expected the edge of its square pictures in pixels, found {size!r:.80}")
+    if differ:
+        raise UserError(
+            f"{shown}: its policy does not fit the suite {suite.name}.\n{indented(differ)}\n"
+            "  cure: name the suite that it was trained for (evaluation.suite=NAME)."
+        )

@@ -82,13 +82,14 @@ class LiberoSuite(Suite):
 
     @property
     def partners(self) -> dict[str, str]:
-        """Of each task the next one."""
-        return dict(zip(self.tasks, (*self.tasks[1:], *self.tasks[:1]), strict=True))
+        """Of each task the next one; a task alone has none."""
+        following = (*self.tasks[1:], *self.tasks[:1])
+        return {a: b for a, b in zip(self.tasks, following, strict=True) if a != b}
 
     @property
     def same_scene(self) -> tuple[str, ...]:
         """Of LIBERO-Goal all tasks: the same things lie there, and only the sentence says what to do."""
-        return self.tasks if self.benchmark.startswith("libero_goal") else ()
+        return self.tasks if self.benchmark.startswith("libero_goal") and self.partners else ()
 
     @property
     def fingerprint(self) -> str:

@@ -215,7 +215,8 @@ class MetaWorldTask:
         return saved
 
     def render_physics(self, saved: Float64[np.ndarray, " p"]) -> UInt8[np.ndarray, "v h w 3"]:
-        """The pictures that `render` would have given when `saved` was taken, in this same episode.
+        """The pictures that `render` would have given when `saved` was taken, in this same episode. Only the
+        first one after a reset by LeRobot's rules, which is stale there, has all places computed here.
 
         Ends the episode: the next call must be `reset` or another `render_physics`.
         """
