@@ -74,11 +74,13 @@ class GymSuite(Suite):
 
         Raises: UserError for any other view that the suite does not have.
         """
-        views, own = tuple(values.get("views", self.views)), self.views
-        if new := [view for view in views if view not in (*own, *self.view_keys)]:
-            if len(views) > 1 or len(own) > 1:
-                raise UserError(f"views: {new[0]!r} is no view of {self.name}. Known: {', '.join(own)}.")
-            values["view_keys"] = {new[0]: self.view_keys[own[0]]} if own[0] in self.view_keys else {}
+        views = tuple(values.get("views", self.views))
+        if new := [view for view in views if view not in (*self.views, *self.view_keys)]:
+            if len(views) > 1 or len(self.views) > 1:
+                known = ", ".join(self.views)
+                raise UserError(f"views: {new[0]!r} is no view of {self.name}. Known: {known}.")
+            renamed = dict(zip(self.views, new, strict=True))
+            values["view_keys"] = {renamed[v]: key for v, key in self.view_keys.items() if v in renamed}
         return replace(self, **values)
 
     @property

@@ -139,14 +139,11 @@ class Trainer:
                 return saved
 
     def _loop(self, data: TrainingData, writer: MetricsWriter, interrupt: Interruptible) -> None:
-        config, world = self.config, self.parallel.world
-        stream = iter(data.train)
+        config, world, stream = self.config, self.parallel.world, iter(data.train)
         self.model.train()
         self.objective.train()
-        if self.playing.missing(self.step):
-            self._play(writer, interrupt)
-            if number := world.max(interrupt.received):  # before another step, or it is never played
-                interrupt.leave(self.step, self.save(wait=True), number)
+        if self.playing.missing(self.step) and self._play(writer, interrupt):
+            return  # interrupted anew: `fit` leaves at this step, the only one at which it is missing
         while self.step < config.steps:
             self.update(stream)
             if self.fault_policy.diverged:
@@ -294,8 +291,9 @@ class Trainer:
             writer.write(self.step, "validation", values)
             self.counters.latest |= values
 
-    def _play(self, writer: MetricsWriter, interrupt: Interruptible) -> None:
+    def _play(self, writer: MetricsWriter, interrupt: Interruptible) -> bool:
         self.counters.latest |= self.playing(self.save(wait=True), self.step, writer, interrupt)
+        return self.parallel.world.max(interrupt.received) > 0
 
     def save(self, *, wait: bool = False) -> Path:
         """Write a checkpoint, or begin to unless it is to `wait`. Gives the folder that it will have."""

@@ -94,8 +94,8 @@ class RemotePolicy:
         try:
             actions = np.array(answer, dtype=np.float32)  # a copy: the answer is read-only
         except (TypeError, ValueError):  # no numbers, or rows of several lengths
-            actions = np.zeros(0, np.float32)
-        if actions.ndim != 2 or len(actions) == 0 or actions.shape[1] != width:
+            actions = np.zeros((0, 0), np.float32)
+        if actions.ndim != 2 or len(actions) == 0 or actions.shape[-1] != width:
             raise UserError(
                 f"{self.client.address}: expected actions of shape (steps, {width}), at least one step, "
                 f"found {found}."
