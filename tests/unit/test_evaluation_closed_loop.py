@@ -117,9 +117,9 @@ class PlaceWorlds(LineWorlds):
 def test_who_does_nothing_stays_where_actions_are_places_too() -> None:
     config = CONFIG.model_copy(update={"controls": CONTROLS.model_copy(update={"expert": 0})})
     for suite, stays in ((PlaceWorlds(), True), (PlaceWorlds(absolute_actions=False), False)):
-        played = evaluate(Policies(), config, suite).rollouts
-        ways = [r.closest for r in played if r.condition == "noop" and r.task != "here"]
-        assert len(ways) == 12 and all((way < 1e-6) is stays for way in ways)
+        played = [one for one in evaluate(Policies(), config, suite).rollouts if one.condition == "noop"]
+        ways = [one.closest or 0.0 for one in played if one.task != "here"]  # which is solved at the start
+        assert len(ways) == 12 and all((way < 1e-6) is stays for way in ways)  # but for float32's rounding
 
 
 def test_a_task_is_solved_without_pictures_where_its_interval_is_above_half_of_the_policys_rate() -> None:

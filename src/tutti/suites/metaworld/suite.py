@@ -50,7 +50,6 @@ class MetaWorldSuite(FrozenConfig):
     starts: ClassVar[None] = None
     same_scene: ClassVar[tuple[str, ...]] = SAME_SCENE
     one_a_process: ClassVar[bool] = False
-    absolute_actions: ClassVar[bool] = False
 
     name: str
     tasks: tuple[str, ...] = Field(min_length=1)
