@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -86,15 +87,17 @@ def test_trackers_that_fail_hang_or_cannot_start_change_no_bit_of_a_training_and
     assert "a package prints what it likes" in log
 
 
-def test_one_that_hangs_is_left_behind_at_the_end(
+def test_those_that_hang_are_left_behind_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sending, "GRACE", 0.05)
-    hanging = {"kind": OWN, "options": {"file": str(tmp_path / "calls"), "hang": 3.0}}
-    with MetricsWriter(tmp_path, loggers=configs(hanging)) as writer:
+    monkeypatch.setattr(sending, "GRACE", 1.0)
+    hanging = {"kind": OWN, "options": {"file": str(tmp_path / "calls"), "hang": 9.0}}
+    with MetricsWriter(tmp_path, loggers=configs(hanging, hanging, hanging)) as writer:
         writer.write(1, "train", {"loss/total": 1.0})
         writer.rewind(0, rollbacks=0)
-    assert "is still sending; it goes on without this training" in caplog.text
+        began = time.monotonic()
+    assert time.monotonic() - began < 2.5, "a second for all of them, not for each"
+    assert caplog.text.count("is still sending; it goes on without this training") == 3
 
 
 def test_tensorboard_shows_config_pictures_and_videos_and_fails_alone(
@@ -169,6 +172,8 @@ def test_weights_and_biases_is_told_offline_under_an_id_that_stays(
         Video=lambda path, format: ("video", path, format),
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
+    (start.run / "tracking").mkdir()
+    (start.run / "tracking" / "wandb.id").write_text("")  # as a full disk leaves it
     for _ in range(2):
         logger = WandbConfig(project="p", tags=("a",)).build(start)
         logger.scalars(8, "train", {"loss/total": 0.5}, 1.0)
@@ -177,7 +182,11 @@ def test_weights_and_biases_is_told_offline_under_an_id_that_stays(
         logger.rewind(3)
         logger.close()
     one = [entry for entry in fake.said if entry[0] == "init"]
-    assert one[0] == one[1] and one[0][1]["id"] == (start.run / "tracking" / "wandb.id").read_text()
+    assert (
+        one[0] == one[1]
+        and one[0][1]["id"]
+        and one[0][1]["id"] == (start.run / "tracking" / "wandb.id").read_text()
+    )
     assert {k: one[0][1][k] for k in ("mode", "resume", "project", "name", "entity", "tags", "config")} == {
         **{
             "mode": "offline",
@@ -210,8 +219,11 @@ def test_mlflow_gets_params_once_and_names_that_it_takes(
         create_run=lambda number, run_name: SimpleNamespace(
             info=SimpleNamespace(run_id=f"{number}/{run_name}")
         ),
+        search_runs=lambda numbers, which: [which] if which == f"run_id = '{numbers[0]}/mine'" else [],
     )
-    vars(fake).update(MlflowClient=lambda tracking_uri: client)
+    vars(fake).update(
+        MlflowClient=lambda tracking_uri: client, get_tracking_uri=lambda: "sqlite:///mlflow.db"
+    )
     monkeypatch.setitem(sys.modules, "mlflow", fake)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     for _ in range(2):
@@ -229,6 +241,44 @@ def test_mlflow_gets_params_once_and_names_that_it_takes(
         ("set_terminated", run),
     ]
     assert fake.said == [("log_batch", run, {"params": params}), *calls, *calls]
+
+
+def test_mlflow_has_a_run_in_each_place_and_a_new_one_where_it_is_gone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: dict[str, list[str]] = {"http://a": [], "http://b": []}
+
+    def client(tracking_uri: str) -> SimpleNamespace:
+        runs = places[tracking_uri]
+
+        def create_run(number: str, run_name: str) -> SimpleNamespace:
+            runs.append(f"{tracking_uri}/{number}/{len(runs)}")
+            return SimpleNamespace(info=SimpleNamespace(run_id=runs[-1]))
+
+        return SimpleNamespace(
+            get_experiment_by_name=lambda name: SimpleNamespace(experiment_id=name),
+            search_runs=lambda numbers, which: [one for one in runs if which == f"run_id = '{one}'"],
+            create_run=create_run,
+            log_batch=lambda run, params: None,
+        )
+
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=client))  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "mlflow.entities", SimpleNamespace(Param=lambda *a: a))  # pyright: ignore
+
+    def run(uri: str, experiment: str = "e") -> str:
+        return MlflowConfig(uri=uri, experiment=experiment).build(start)._run  # pyright: ignore
+
+    assert [run("http://a"), run("http://b"), run("http://a", "f")] == [
+        "http://a/e/0",
+        "http://b/e/0",
+        "http://a/f/1",
+    ]
+    assert [run("http://a"), run("http://b")] == ["http://a/e/0", "http://b/e/0"]
+    places["http://a"][0] = "another"  # it was deleted there
+    assert [run("http://a"), run("http://a")] == ["http://a/e/2"] * 2
+    for file in (start.run / "tracking").glob("mlflow-*.id"):
+        file.write_text("")
+    assert [run("http://b"), run("http://b")] == ["http://b/e/1"] * 2
 
 
 def test_trackio_is_told_by_steps(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

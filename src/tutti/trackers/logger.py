@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from tutti.storage.files import write_atomically
+
 FOLDER = "tracking"
 """In the run's folder: what trackers keep of their own, with what they print."""
+
+
+def _new() -> str:
+    """The time comes first: of several runs of a name the last one has the last of these."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +35,14 @@ class Start:
     config: Mapping[str, Any] = field(default_factory=dict)
     trains: bool = True
 
-    def identity(self, kind: str, new: str = "") -> str:
+    def identity(self, kind: str, new: Callable[[], str] = _new, known: Callable[[str], bool] = bool) -> str:
         """What the run is called by a service of this kind, kept in the run's folder, so that a resumed run
-        goes on under it; where there is none yet `new`, or a random one."""
+        goes on under it; what `new` gives where there is none yet (an empty text), or one not `known`."""
         path = self.run / FOLDER / f"{kind}.id"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(new or uuid4().hex[:12], encoding="utf-8")
-        return path.read_text(encoding="utf-8").strip()
+        found = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        if not known(found):
+            write_atomically(path, found := new())
+        return found
 
 
 class Logger(ABC):

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -66,9 +67,13 @@ class Trackers:
         self._tell({"call": "rewind", "step": step})
 
     def close(self) -> None:
-        """Waits for what is still to be sent, GRACE seconds at most."""
+        """Waits for what is still to be sent, GRACE seconds at most for all of them together."""
         for one in self._told:
             one.close()
+        deadline = time.monotonic() + GRACE
+        for one in self._told:
+            if isinstance(one, Elsewhere):
+                one.wait(deadline - time.monotonic())
         self._told = []
 
     def _tell(self, told: dict[str, Any]) -> None:
@@ -132,11 +137,14 @@ class Elsewhere:
         self._queue.put(json.dumps(told))
 
     def close(self) -> None:
-        """Waits until all is sent. A process that takes longer is left to end by itself."""
+        """Nothing more will come."""
         self._queue.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Until all is sent. A process that takes longer is left to end by itself."""
         try:
-            self._process.wait(GRACE)
-            self._threads[1].join(GRACE)  # what it said last
+            self._process.wait(seconds)
+            self._threads[1].join(1.0)  # what it said last
         except subprocess.TimeoutExpired:
             log.warning("tracker %s is still sending; it goes on without this training", self.name)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tutti.nested_dicts import content_hash
 from tutti.trackers.logger import FOLDER, Logger, Start
 
 MLFLOW_PARAMS, MLFLOW_TEXT = 100, 500
@@ -50,22 +51,27 @@ class WandbLogger(Logger):
 
 
 class MlflowLogger(Logger):
-    """MLflow, on a server or in a folder; a resumed run goes on under its id."""
+    """MLflow, on a server or in a folder; a resumed run goes on under its id there."""
 
     def __init__(self, start: Start, *, uri: str, experiment: str) -> None:
         package: Any = importlib.import_module("mlflow")
         self._entities: Any = importlib.import_module("mlflow.entities")
         self._client = package.MlflowClient(tracking_uri=uri or None)
         found = self._client.get_experiment_by_name(experiment)
-        number = found.experiment_id if found else self._client.create_experiment(experiment)
-        path = start.run / FOLDER / "mlflow.id"
-        self._run = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-        if not self._run:
-            made = self._client.create_run(number, run_name=start.name).info.run_id
-            self._run = start.identity("mlflow", made)
-            params = [self._entities.Param(key, text) for key, text in _flat(start.config)]
-            for first in range(0, len(params), MLFLOW_PARAMS):
-                self._client.log_batch(self._run, params=params[first : first + MLFLOW_PARAMS])
+        self._number = found.experiment_id if found else self._client.create_experiment(experiment)
+        place = content_hash([uri or package.get_tracking_uri(), experiment], 8)
+        self._run = start.identity(f"mlflow-{place}", lambda: self._create(start), self._is_there)
+
+    def _create(self, start: Start) -> str:
+        run: str = self._client.create_run(self._number, run_name=start.name).info.run_id
+        params = [self._entities.Param(key, text) for key, text in _flat(start.config)]
+        for first in range(0, len(params), MLFLOW_PARAMS):
+            self._client.log_batch(run, params=params[first : first + MLFLOW_PARAMS])
+        return run
+
+    def _is_there(self, run: str) -> bool:
+        """Whether the experiment has this run, and nobody has deleted it."""
+        return bool(run and self._client.search_runs([self._number], f"run_id = '{run}'"))
 
     def scalars(self, step: int, kind: str, values: Mapping[str, float], seconds: float) -> None:
         when = int(1000 * seconds)
