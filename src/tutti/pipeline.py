@@ -61,6 +61,7 @@ from tutti.runs.summary import print_summary, write_summary
 from tutti.runs.terminal import print_line, progress_bar, quiet
 from tutti.serving.policy import find_checkpoint
 from tutti.storage.files import discard
+from tutti.training.checkpointing import Saver
 
 EPISODES = "recording"
 """Folder of the recorded episodes until they are in the data set."""
@@ -106,17 +107,15 @@ def train(
         run = RunFolder(folder or Path("runs") / config.name, redo=redo, allow_inexact=allow_inexact)
         config = with_parent_data(config)
         if not config.data.sources:
-            run.require(
-                "record",
-                "Record first (tutti record CONFIG), or name data: "
-                "'data.sources=[{path: runs/demo/dataset}]'.",
-            )
+            named = "'data.sources=[{path: runs/demo/dataset}]'"
+            run.require("record", f"Record first (tutti record CONFIG), or name data: {named}.")
         config = with_steps(config)
         if run.begin("train", config, *TRAIN_SECTIONS):
             with run.stage("train"):
                 _train(config, run)
         else:
-            check_data(config, run.path)
+            with Saver(run.path, training.checkpoints, all_ranks):  # copies to the mirror what is not there
+                check_data(config, run.path)
         return find_checkpoint(run.path)
 
 

@@ -238,11 +238,11 @@ class _Done(Exception):
 
 
 def without_checkpoints(config: RunConfig) -> RunConfig:
-    """The config without validations and checkpoints, on which no step depends; the latter stay where a
-    rollback goes back to them."""
+    """The config without validations and checkpoints, on which no step depends; the latter stay, but are
+    copied nowhere, where a rollback goes back to them."""
     values = config.training.model_dump(mode="json")
     values["validation"]["every"] = 0
-    values["checkpoints"] |= {"keep_every": 0, "keep_best": "off"}
+    values["checkpoints"] |= {"keep_every": 0, "keep_best": "off", "mirror": "off"}
     if config.training.gradients.rollback == "off":
         values["checkpoints"]["every"] = 0
     return config.model_copy(update={"training": config.training.model_validate(values)})

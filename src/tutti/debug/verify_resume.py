@@ -144,6 +144,7 @@ def shorten(config: RunConfig, steps: int) -> tuple[RunConfig, list[str]]:
             "keep": 2 + rewind_steps // CHECKPOINT_EVERY,
             "keep_every": 0,
             "keep_best": "off",
+            "mirror": "off",  # nobody is to find these among the copies of a run
         },
         "schedule": {"warmup": min(given.schedule.warmup, 1)},
         "diagnostics": {"every": 3 if given.diagnostics.every else 0},

@@ -107,7 +107,7 @@ class Manifest:
 
         Raises: UserError if it is not listed, missing, too large, truncated or changed.
         """
-        return b"".join(self._pieces(name, most))
+        return b"".join(self.pieces(name, most))
 
     def text(self, name: str) -> str:
         """`read` of a text file.
@@ -120,7 +120,7 @@ class Manifest:
 
     def check(self, name: str) -> None:
         """As `read`, but the content is not kept."""
-        for _ in self._pieces(name):
+        for _ in self.pieces(name):
             pass
 
     def check_sizes(self) -> None:
@@ -168,8 +168,8 @@ class Manifest:
             raise self.error(name, f"{damage}, {expected} bytes expected, {size} found.")
         return file
 
-    def _pieces(self, name: str, most: int = MAX_SIZE) -> Iterator[bytes]:
-        """The content. What is wrong with it is raised after the last piece."""
+    def pieces(self, name: str, most: int = MAX_SIZE) -> Iterator[bytes]:
+        """As `read`, piece by piece. A wrong checksum is raised after the last one."""
         with self.opened(name, most) as file, self._with_cure(name):
             ((kind, expected),) = ((k, value) for k, value in self.files[name].items() if k != "bytes")
             digest = HASHES[kind]()

@@ -62,8 +62,8 @@ class CheckpointsConfig(FrozenConfig):
     )
     mirror: Annotated[str, Field(pattern=r"^(off|[a-z][a-z0-9+.-]*://.+)$")] = Field(
         default="off",
-        description="Where each checkpoint is copied to in the background, as fsspec names it, such as "
-        "s3://bucket/runs (pip install s3fs): URL/RUN/step-N, read back and compared; off: nowhere.",
+        description="Where checkpoints are copied to in the background, as fsspec names it, such as "
+        "s3://bucket/runs (pip install s3fs): URL/RUN-ID/step-N, read back and compared; off: nowhere.",
     )
 
     def best(self, evaluate_every: int) -> KeepBestConfig | None:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -129,8 +130,8 @@ class Saver:
             self._mirror.send(folder_of(self.run, checkpoint.step))
 
     def retain(self) -> None:
-        """`retain` of this run, as after each checkpoint."""
-        retain(self.run, self.config, self.evaluate_every)
+        """`retain` of this run, as after each checkpoint. What is being copied stays until the next one."""
+        retain(self.run, self.config, self.evaluate_every, self._mirror.held if self._mirror else ())
 
     def _sync_records(self) -> None:
         """Before a checkpoint counts, the records up to it are on the disk: the run goes on behind them."""
@@ -159,6 +160,9 @@ class Saver:
         return staged
 
     def __enter__(self) -> Self:
+        # The copy of what is there may have been cut short, by a kill or by the store.
+        if self._mirror is not None and (there := checkpoints(self.run)):
+            self._mirror.send(there[-1])
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -170,9 +174,9 @@ class Saver:
             self._mirror.close()
 
 
-def retain(run: Path, config: CheckpointsConfig, evaluate_every: int = 0) -> None:
+def retain(run: Path, config: CheckpointsConfig, evaluate_every: int = 0, held: Iterable[Path] = ()) -> None:
     """Marks the best checkpoint in best.json, then deletes all but the newest `keep`, those whose step is a
-    multiple of `keep_every` (0: none) and the best.
+    multiple of `keep_every` (0: none), the best and those that are `held`.
 
     A checkpoint is judged by what a validation or an evaluation recorded at its own step, so one without is
     no candidate; of equals the earliest is the best. Killed at any moment it leaves whole checkpoints, and
@@ -181,7 +185,7 @@ def retain(run: Path, config: CheckpointsConfig, evaluate_every: int = 0) -> Non
     Raises: UserError if best.json cannot be written, or a checkpoint not be deleted.
     """
     folders = checkpoints(run)
-    retained = set(folders[-config.keep :])
+    retained = {*folders[-config.keep :], *held}
     if config.keep_every:
         retained |= {folder for folder in folders if step_of(folder) % config.keep_every == 0}
     best = config.best(evaluate_every)
