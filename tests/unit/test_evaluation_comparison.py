@@ -187,7 +187,7 @@ def test_needed_starts_come_from_the_observed_difference_and_discordant_share() 
     assert found.starts == paired_episodes_needed(0.2, 0.4)
     assert needed(base, base).starts is None
     first, second = (
-        [[[0] * (5 - k) + [1] * (5 + k) for k in gains]] * 2 for gains in ((0, 0, 0), (-4, 2, 2))
+        [[[0] * (5 - k) + [1] * (5 + k) for k in gains]] * 2 for gains in ((0, 0, 0), (-3, 1, 2))
     )
     assert needed(first, second).starts is None, "equal totals, whatever the rounding"
 
