@@ -156,6 +156,26 @@ def test_what_differs_is_named_by_kind_and_blocks_that_a_key_cuts_off_are_not(
         begun(stretched, tmp_path / "stretched")
 
 
+def test_rows_of_words_that_both_have_are_taken_without_leave(home: Path, tmp_path: Path) -> None:
+    """Beside one tokenizer PaliGemma has 257,216 rows, and a pi0 257,152."""
+    more = shutil.copytree(home / "paligemma", tmp_path / "more")
+    said = json.loads((more / "config.json").read_text())
+    said["text_config"]["vocab_size"] = 34
+    (more / "config.json").write_text(json.dumps(said))
+    action = {"kind": "pi0", "width": 12, "hidden": 20, "steps": 2}
+    # As docs/how-to/own-robot.md has it.
+    allow = ["*.state_proj.weight", "*.action_in_proj.weight", "*.action_out_proj.*"]
+    built = begun(
+        config_of(home, vlm(more, action), {"run": str(home / "pi0"), "allow": allow}), tmp_path / "run"
+    )
+    (word,) = own(built.model, "language")
+    name = f"model.language.tower.network.{word}"
+    assert report(tmp_path / "run")["taken in part"] == {name: "32 of 34 rows, 32 there"}
+    there = begun(config_of(home, vlm(home / "pi0", action, weights="pretrained"), "off"), tmp_path / "there")
+    mine, theirs = own(built.model, "language")[word], own(there.model, "language")[word]
+    assert mine.shape[0] == 34 and mine[:32].equal(theirs) and bool(mine[32:].any())
+
+
 def report_of(config: RunConfig, run: Path) -> dict[str, Any]:
     begun(config, run)
     return report(run)
@@ -254,6 +274,9 @@ def test_of_a_run_a_tower_that_has_learned_is_never_lost_unseen(home: Path, tmp_
             begun(config_of(home, tower("none"), {"run": str(tmp_path / name)}), tmp_path / "new")
     same = config_of(home, tower("none"), {"run": str(tmp_path / "none-export")})
     assert report_of(same, tmp_path / "same")["counts"]["only there"] == 0
+    export_policy(tmp_path / "none", tmp_path / "half", half=True)
+    rounded = config_of(home, tower("none"), {"run": str(tmp_path / "half")})
+    assert report_of(rounded, tmp_path / "rounded")["counts"]["only there"] == 0
     merged = load_file(tmp_path / "lora-export" / "model.safetensors")
     random = config_of(home, tower("none", "random"), {"run": str(tmp_path / "lora-export")})
     built = begun(random, tmp_path / "random")
@@ -263,6 +286,36 @@ def test_of_a_run_a_tower_that_has_learned_is_never_lost_unseen(home: Path, tmp_
     saved = report(tmp_path / "random")["sha256"]
     listing = (tmp_path / "lora-export" / "export.json").read_bytes()
     assert saved == hashlib.sha256(listing).hexdigest()
+
+
+def test_what_has_learned_beside_another_tower_is_refused(home: Path, tmp_path: Path) -> None:
+    """Neither checkpoint holds the tower; features of another one mean nothing to what read the first."""
+    other = shutil.copytree(home / "dinov2", tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors["layernorm.bias"][0] += 1
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+
+    def tower(path: Path, learn: Any) -> dict[str, Any]:
+        return {"vision": {"kind": "pretrained", "path": str(path), "learn": learn}}
+
+    for run, learn in (("frozen", "none"), ("lora", {"lora": 2})):
+        pipeline.train(config_of(home, tower(home / "dinov2", learn), "off", steps=2), tmp_path / run)
+        begin = {"run": str(tmp_path / run)}
+        said = r'has learned beside another tower .*\n  model\.vision\.sha256: "\w+" -> "\w+"\n  cure: model'
+        with pytest.raises(UserError, match=said):
+            begun(config_of(home, tower(other, learn), begin), tmp_path / "new")
+        begun(config_of(home, tower(home / "dinov2", learn), begin), tmp_path / f"same-{run}")
+
+
+def test_a_tower_keeps_its_own_tokens_beside_kept_statistics(home: Path, tmp_path: Path) -> None:
+    pipeline.train(config_of(home, {}, "off", steps=2), tmp_path / "run")
+    save_tower(tmp_path / "bert", "bert")
+    language = {"kind": "pretrained", "path": str(tmp_path / "bert"), "num_tokens": 2, "heads": 2}
+    begin = {"run": str(tmp_path / "run"), "statistics": "kept"}
+    built = begun(config_of(home, {"language": language}, begin), tmp_path / "new")
+    assert built.data.spec.vocab_size == built.data.tokenizer.vocab_size == 12
+    there = json.loads((find_checkpoint(tmp_path / "run") / "normalizer.json").read_text())
+    assert built.data.normalizer.to_dict() == there
 
 
 def test_a_resumed_run_refuses_another_vlm_in_its_folder(home: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ OBJECTIVE = {
     "state": None,
 }
 MODEL_OF_NOISE = {**MODEL, "action": {"kind": "flow", "width": 16}}  # draws noise
+MODEL_THAT_WRITES = {**MODEL, "action": {"kind": "fast", "width": 16}}  # stops where all is written
 SETTINGS = {
     "steps": 2,
     "schedule": {"warmup": 1},
@@ -41,9 +42,11 @@ class Data:
         self.validation: list[Batch] = []
 
 
-def judged(run: str, parallel: dict[str, Any], counts: tuple[int, ...]) -> list[dict[str, Any]]:
+def judged(
+    run: str, parallel: dict[str, Any], counts: tuple[int, ...], model: dict[str, Any]
+) -> list[dict[str, Any]]:
     """What validation gives of so many batches, divided among the ranks, and each of them judged by all."""
-    trainer = trainer_of(Path(run), SETTINGS | parallel, objective=OBJECTIVE, model=MODEL_OF_NOISE)
+    trainer = trainer_of(Path(run), SETTINGS | parallel, objective=OBJECTIVE, model=model)
     data, judge = Data(), trainer.parallel.evaluate_held_out
     trainer.fit(data)
     passes: list[int] = []
@@ -70,13 +73,19 @@ def judged(run: str, parallel: dict[str, Any], counts: tuple[int, ...]) -> list[
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "counts"), [("ddp", 2, (5, 1)), ("fsdp", 2, (5, 1)), ("ddp", 4, (2,))]
+    ("kind", "count", "counts", "model"),
+    [
+        ("ddp", 2, (5, 1), MODEL_OF_NOISE),
+        ("fsdp", 2, (5, 1), MODEL_OF_NOISE),
+        ("fsdp", 2, (5, 1), MODEL_THAT_WRITES),
+        ("ddp", 4, (2,), MODEL_OF_NOISE),
+    ],
 )
 def test_the_values_are_those_of_one_judge_to_the_last_bit(
-    kind: str, count: int, counts: tuple[int, ...], tmp_path: Path
+    kind: str, count: int, counts: tuple[int, ...], model: dict[str, Any], tmp_path: Path
 ) -> None:
     """Also where there are fewer batches than ranks, who pass forward as often as the others."""
-    ranks = on_ranks(count, judged, str(tmp_path), {"parallel": {"kind": kind}}, counts)
+    ranks = on_ranks(count, judged, str(tmp_path), {"parallel": {"kind": kind}}, counts, model)
     for batches, *found in zip(counts, *ranks, strict=True):
         for one in found:
             assert one["divided"] == one["whole"] == found[0]["whole"]

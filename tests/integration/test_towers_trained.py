@@ -143,6 +143,11 @@ def test_another_tower_in_the_folder_is_refused_and_another_folder_is_not(home: 
     with pytest.raises(UserError, match=r"not the one that this run was trained with.*\n.*vision\.sha256"):
         build_training(longer, tmp_path / "run").fit()
     file.write_bytes(before)
+    colours = tmp_path / "dinov2" / "preprocessor_config.json"
+    colours.write_text('{"image_mean": [0.1, 0.2, 0.3]}')
+    with pytest.raises(UserError, match=r"not the one that this run was trained with.*\n.*vision\.mean"):
+        build_training(longer, tmp_path / "run").fit()
+    colours.unlink()
     assert build_training(longer, tmp_path / "run").fit().name == "step-000005"
 
 

@@ -23,6 +23,8 @@ from fixtures.small_decoders import (
     gradients,
     holes,
 )
+from tutti.distributed.ranks import Ranks
+from tutti.distributed.world import World
 from tutti.models.decoders import fast_tokens as chunk_tokens
 from tutti.models.decoders.fast import FastDecoder, hold_last
 from tutti.models.decoders.fast_tokens import PAD, ChunkTokens, cosine_matrix, encode, learn_pairs, spell
@@ -288,6 +290,20 @@ def test_what_is_written_spells_the_chunk_exactly() -> None:
     assert bool((spelled.sum(1) == NUMBERS).all())
     assert int(written.max()) < int(fast.tokens.num_tokens) < 256
     assert (spelled > 1).any()
+
+
+def test_ranks_write_equally_long_and_run_the_hooks_of_each_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP gathers a block's weights in its hooks: for a rank that stops early the others would wait."""
+    fast, seen = decoder(), features(1)
+    fast.tokens.longest.fill_(NUMBERS)
+    written, calls = fast.written(seen), list[int]()
+    monkeypatch.setattr("tutti.models.decoders.fast.world", lambda: World(ranks=Ranks(0, 2)))
+    hook = fast.trunk.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    again = fast.written(seen)
+    hook.remove()
+    assert written.shape[1] < again.shape[1] == len(calls) == NUMBERS
+    assert again[:, : written.shape[1]].equal(written) and bool((again[:, written.shape[1] :] == PAD).all())
+    assert fast.tokens.decode(again, None).equal(fast.tokens.decode(written, None))
 
 
 def test_writing_stops_at_the_longest_training_chunk() -> None:

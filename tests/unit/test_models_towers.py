@@ -21,6 +21,7 @@ from fixtures.towers import LANGUAGE, SIZE, VISION, save_tower
 from tutti.config.run_config import load_config, to_yaml
 from tutti.data.cache.entries import entries, evict
 from tutti.data.tokenize import Tokenizer
+from tutti.distributed.world import World
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
 from tutti.models.describe import blank_observation, describe
 from tutti.models.layers import blocks_of
@@ -30,6 +31,7 @@ from tutti.models.vla import VLA
 from tutti.nested_dicts import merge
 from tutti.training.optim.averages import Ema
 from tutti.training.optim.learning_rates import RatesConfig
+from tutti.training.parallel.ddp import require_equal
 from tutti.types import UserError
 
 SPEC = replace(small_model.SPEC, image_size=SIZE)
@@ -445,6 +447,64 @@ def test_features_on_disk_serve_other_runs_to_the_last_bit(
     assert not folder.exists() and len(entries(tmp_path)) == 1
     with pytest.raises(UserError, match="has no cache 'features/no'"):
         evict(tmp_path, "features/no")
+
+
+def test_features_on_disk_are_of_one_architecture_and_one_transformers(
+    home: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights under another config.json give other tokens."""
+    monkeypatch.setenv("TUTTI_CACHE", str(tmp_path / "cache"))
+    other = shutil.copytree(home[0] / "dinov3", tmp_path / "other")
+    write(other, layer_norm_eps=0.5)
+    given = torch.rand(1, 2, 3, SIZE, SIZE), torch.ones(1, 2, dtype=torch.bool)
+    own, changed = (
+        loaded(config_of("vision", path, learn="none", cache=1)).train().vision
+        for path in (home[0] / "dinov3", other)
+    )
+    assert not own(*given).values.equal(changed(*given).values)
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 2
+    monkeypatch.setattr(transformers("test"), "__version__", "5.99")
+    own(*given)
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 3
+
+
+def test_a_policy_that_acts_writes_no_features_and_an_emptied_file_holds_none(
+    home: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUTTI_CACHE", str(tmp_path / "cache"))
+    config = config_of("vision", home[0] / "dinov3", learn="none", cache=1)
+    given = torch.rand(1, 2, 3, SIZE, SIZE), torch.ones(1, 2, dtype=torch.bool)
+    vision = loaded(config).vision
+    expected = vision(*given).values
+    assert not (tmp_path / "cache").exists()
+    assert vision.train()(*given).values.equal(expected)  # what acted before may write now
+    (folder,) = (tmp_path / "cache" / "features").iterdir()
+    for damage in (lambda file: file.write_bytes(b""), lambda file: file.unlink()):
+        damage(folder / "tokens.f32")
+        assert loaded(config).vision(*given).values.equal(expected)
+
+
+def test_ranks_with_other_frozen_weights_or_colours_are_told(home: tuple[Path, dict[str, Any]]) -> None:
+    said: list[Any] = []
+
+    class Gathered(World):
+        """All that have asked before are other ranks."""
+
+        def all_gather(self, value: Any) -> list[Any]:
+            said.append(value)
+            return said
+
+    path = home[0] / "dinov2"
+    own, weights = (loaded(config_of("vision", path, learn="none")) for _ in range(2))
+    colours = loaded(config_of("vision", path, learn="none", mean=(0.1, 0.2, 0.3)))
+    with torch.no_grad():
+        weights.vision.tower.network.layernorm.bias[0] += 1  # pyright: ignore
+    for other, name in ((weights, r"vision\.tower\.network\.layernorm\.bias"), (colours, r"vision\.shift")):
+        said.clear()
+        for _ in range(2):
+            require_equal(Gathered(), {"model": own})
+        with pytest.raises(UserError, match=rf"1 of \d+ tensors, such as model\.{name}, differ"):
+            require_equal(Gathered(), {"model": other})
 
 
 @pytest.mark.parametrize(

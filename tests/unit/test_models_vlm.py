@@ -20,6 +20,7 @@ from fixtures.small_model import observation
 from fixtures.towers import SIZE, tf
 from fixtures.vlms import hidden_states, save_vlm
 from tutti.config.run_config import load_config
+from tutti.data.tokenize import Tokenizer
 from tutti.models.config import ModelConfig, exported, load_towers, pretrained_parts
 from tutti.models.describe import blank_observation
 from tutti.models.layers import blocks_of
@@ -211,6 +212,42 @@ def test_what_the_files_beside_a_vlm_say(home: Home, tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "transformers.vision_utils", None)
     with pytest.raises(UserError, match=r"model\.vlm: a qwen3_vl needs transformers 5\.15"):
         config_of(tmp_path / "qwen3_vl").build(SPEC)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_special_token_without_a_row_is_left_out(home: Home, tmp_path: Path, special: bool) -> None:
+    """<image> is behind PaliGemma's words, and in a pi0 behind its rows; no text has it."""
+    folder = shutil.copytree(home[0] / "paligemma", tmp_path / "pi0")
+    said = json.loads((folder / "tokenizer.json").read_text())
+    said["model"]["vocab"] |= {f"w{n}": n for n in range(12, 32)}
+    image = {"id": 32, "content": "<image>", "special": special, "normalized": False}
+    said["added_tokens"] = [image | {"single_word": False, "lstrip": False, "rstrip": False}]
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    made = Tokenizer.of(["go"], 512, "auto", config_of(folder).text_source)
+    spec = replace(SPEC, vocab_size=made.vocab_size)
+    if special:
+        assert spec.vocab_size == 32 and int(made.encode(["go <image>"])[0].max()) < 32
+        assert Tokenizer.from_json(made.to_json()).vocab_size == 32
+        assert config_of(folder).build(spec).spec.vocab_size == 32
+    else:
+        with pytest.raises(UserError, match=r"has 33 tokens, its language model embeds 32"):
+            config_of(folder).build(spec)
+    rows = json.loads((folder / "config.json").read_text())
+    rows["text_config"]["vocab_size"] = 40  # as ever where it has one: the words of actions stay
+    source = config_of(folder, architecture=rows).text_source
+    assert Tokenizer.of(["go"], 512, "auto", source).vocab_size == 33
+
+
+def test_more_tokens_than_a_sliding_window_are_refused(home: Home) -> None:
+    said = json.loads((home[0] / "paligemma2" / "config.json").read_text())
+    for window, fits in ((100, True), (8, False)):
+        said["text_config"]["sliding_window"] = window
+        model = config_of(home[0] / "paligemma2", architecture=said).build(SPEC)
+        if fits:
+            assert features(model).readout.shape[0] == 3
+            continue
+        with pytest.raises(UserError, match=r"model\.vlm: a token sees 8 in blocks(.*\n)+  found: \d\d\n"):
+            features(model)
 
 
 def test_the_hash_is_that_of_the_file_which_is_read(home: Home, tmp_path: Path) -> None:

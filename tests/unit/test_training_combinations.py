@@ -14,6 +14,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "background" / "balancing.md"
 
 SHARE = "balancing.start=150"
 K = "backward.kind=k_gradients"
+KEPT = "{kind: pretrained, path: t, learn: none, cache: 9}"
+WHOLE = "objective={align: null, recon: null, state: null}"
+WORDS = "{kind: fast, writer: vlm}"
 
 
 def aggregator(kind: str) -> list[str]:
@@ -47,6 +50,21 @@ def aggregator(kind: str) -> list[str]:
             ],
             r"knowledge_insulation, but there is no term besides action",
         ),
+        (
+            [f"model.vision={KEPT}", WHOLE, "training.parallel.kind=fsdp"],
+            r"model\.vision\.cache with training\.parallel\.kind fsdp: .* Set model\.vision\.cache=0, or",
+        ),
+        (
+            [
+                "model.language={kind: pretrained, path: t, learn: none, remember: 9}",
+                "training.compile=model",
+            ],
+            r"model\.language\.remember with training\.compile model: .* Set model\.language\.remember=0, or",
+        ),
+        (
+            ["model.vlm={path: v}", f"model.action={WORDS}", "objective.action.stop_gradient=[fused]"],
+            r"action\.stop_gradient \[fused\] with model\.action\.writer vlm: .* Take fused out",
+        ),
     ],
 )
 def test_refused_with_the_reason(overrides: list[str], message: str) -> None:
@@ -67,6 +85,9 @@ def test_refused_with_the_reason(overrides: list[str], message: str) -> None:
         ["balancing.kind=uncertainty", *aggregator("pcgrad")],
         ["balancing.kind=rlw", "backward.kind=knowledge_insulation"],
         ["backward={kind: masked, may_train: {recon: [fusion]}}"],
+        [f"model.vision={KEPT}", "training.compile=blocks"],
+        [f"model.vision={KEPT}", "training.parallel.kind=ddp"],
+        ["model.vlm={path: v}", f"model.action={WORDS}", "objective.action.stop_gradient=[vision]"],
     ],
 )
 def test_let_through(overrides: list[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tutti.evaluation.config import NO_SUITE, EvaluationConfig
+from tutti.models.config import ModelConfig
 from tutti.objectives.balancing.learned import FamoBalancingConfig
 from tutti.objectives.balancing.shares import SharesBalancingConfig
 from tutti.objectives.balancing.softmax import DwaBalancingConfig
@@ -57,6 +58,29 @@ def check_combination(
     for key, parts in training.optimizer.parts.items():
         if message := unknown_parts(f"training.optimizer.{key}", parts, (*PARTS, "objective")):
             raise ValueError(message)
+
+
+def check_model(model: ModelConfig, terms: Mapping[str, TermConfig], training: TrainingConfig) -> None:
+    """Refuses what a pre-trained part cannot do under this objective and training.
+
+    Raises: ValueError naming both keys, the reason and the cure.
+    """
+    why = ""
+    if training.parallel.kind == "fsdp":
+        why = (
+            "parallel.kind fsdp: a rank that has kept all would not gather the weights that another waits for"
+        )
+    elif training.compile == "model":
+        why = "compile model: the graph looks at nothing that it is shown, so nothing would be kept"
+    for name, tower in model.towers().items() if why else ():
+        for key in (f"model.{name}.{key}" for key in ("cache", "remember") if getattr(tower, key, 0)):
+            raise ValueError(f"{key} with training.{why}. Set {key}=0, or another training.{why.split()[0]}.")
+    stops = getattr(terms.get(PRIMARY), "stop_gradient", ())
+    if "fused" in stops and getattr(model.action, "writer", "own") == "vlm":
+        raise ValueError(
+            f"objective.{PRIMARY}.stop_gradient [fused] with model.action.writer vlm: the VLM itself writes "
+            "the actions, so their gradient reaches it all the same. Take fused out, or let writer be own."
+        )
 
 
 def check_playing(score: EvaluationConfig, during: EvaluationConfig) -> None:

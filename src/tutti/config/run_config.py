@@ -16,7 +16,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tutti.config.combinations import check_combination, check_playing, sets_lambdas
+from tutti.config.combinations import check_combination, check_model, check_playing, sets_lambdas
 from tutti.config.files import read_yaml
 from tutti.config.layers import BASE, BASE_SCHEMA, composed, read_layers
 from tutti.config.messages import explain
@@ -97,6 +97,7 @@ class RunConfig(FrozenConfig):
                 "which makes each picture a new one. Set model.vision.cache=0, or data.augmentation.kind=none"
             )
         check_combination(self.balancing, self.backward, terms, self.strategy, self.training)
+        check_model(self.model, terms, self.training)
         if self.training.evaluate_every:
             check_playing(self.evaluation, self.during_training)
         return self

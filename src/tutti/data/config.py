@@ -191,7 +191,8 @@ class DataConfig(FrozenConfig):
 
         `trained_on` is the file of digests of the data that a run has been trained on, which these must be.
         `kept` are the normaliser and the tokenizer of another run, instead of fitted ones. `choice` is the
-        file that keeps what `cache.kind` auto has decided. `text`: a language encoder's own tokenizer.
+        file that keeps what `cache.kind` auto has decided. `text`: a language encoder's own tokenizer, which
+        goes before a kept one, since no other's ids are rows of its embedding.
 
         Raises UserError for anything wrong with the data sets or between them, one that is too short for
         the horizon, or a full disk.
@@ -219,7 +220,7 @@ class DataConfig(FrozenConfig):
         spoken |= training_answers(parts) - {""} if "answer" in needs.labels else set()
         tokenizer = Tokenizer.of(spoken, self.vocab_size, self.text_length, text)
         if kept is not None:
-            normalizer, tokenizer = kept.normalizer, kept.tokenizer
+            normalizer, tokenizer = kept.normalizer, kept.tokenizer if text is None else tokenizer
         cache = decide(stores, self.cache, self.pixels, choice)
         frames = open_frames(stores, cache, self.pixels, progress=progress)
         places = [slots(store, spec) for store in stores]

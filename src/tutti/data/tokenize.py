@@ -141,14 +141,8 @@ class Tokenizer:
         length = None if text_length == "auto" else text_length
         if source is None:
             return cls.fit(instructions, vocab_size, length)
-        return cls.from_folder(
-            source.folder,
-            instructions,
-            length,
-            around=source.around,
-            longest=source.longest,
-            end=source.end,
-        )
+        given = {name: getattr(source, name) for name in ("around", "longest", "end", "rows")}
+        return cls.from_folder(source.folder, instructions, length, **given)
 
     @classmethod
     def from_folder(
@@ -160,8 +154,9 @@ class Tokenizer:
         around: tuple[str, str] = ("", ""),
         longest: int | None = None,
         end: int = 0,
+        rows: int | None = None,
     ) -> Self:
-        """The tokenizer.json of a pre-trained tower, which reads at most `longest` tokens.
+        """The tokenizer.json of a pre-trained tower, which reads at most `longest` tokens and embeds `rows`.
 
         `text_length` and `max_length` are chosen for the `instructions` as `fit` does.
 
@@ -173,7 +168,7 @@ class Tokenizer:
                 f"{path} is not there.\n  expected: the tower's tokenizer, as the tokenizers library saves it"
                 "\n  cure: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER), by transformers"
             )
-        made = cls(_foreign(read_text(path), str(path)), MAX_LENGTH, MAX_LENGTH, around, end)
+        made = cls(_foreign(read_text(path), str(path), rows), MAX_LENGTH, MAX_LENGTH, around, end)
         texts = sorted(set(map(normalized_text, instructions)))
         ids = dict(zip(texts, made._encoded(texts), strict=True))
         most = max(map(len, ids.values()), default=0)
@@ -315,13 +310,18 @@ def _filled(rows: Sequence[list[int]], width: int) -> tuple[Int64[Tensor, "n l"]
     return ids, mask
 
 
-def _foreign(text: str, where: str) -> BPETokenizer:
-    """A tokenizer of the library. Raises: UserError if it is none, or of a model that is not known."""
+def _foreign(text: str, where: str, rows: int | None = None) -> BPETokenizer:
+    """A tokenizer of the library, without special tokens that no text has and no row is for, as PaliGemma's
+    <image> in a pi0. Raises: UserError if it is none, or of a model that is not known."""
     made = _parsed(text, f"{where}: not a tokenizer of the tokenizers library")
     if (kind := type(made.model).__name__) not in ("BPE", "WordPiece", "Unigram", "WordLevel"):
         raise UserError(f"{where}: its model is {kind}; expected BPE, WordPiece, Unigram or WordLevel.")
     if not made.get_vocab_size():
         raise UserError(f"{where}: it has no tokens.")
+    if rows is not None and max(made.get_vocab().values()) >= rows:
+        said, end = json.loads(made.to_str()), max(rows, max(made.encode("a").ids) + 1)
+        said["added_tokens"] = [one for one in said["added_tokens"] if not one["special"] or one["id"] < end]
+        return _parsed(json.dumps(said), where)
     return made
 
 

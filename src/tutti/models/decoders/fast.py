@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
+from tutti.distributed.world import world
 from tutti.models.decoders.chunks import require_finite, require_fitted
 from tutti.models.decoders.fast_tokens import PAD, ChunkTokens
 from tutti.models.decoders.trunk import Cache, Conditioning, Trunk, TrunkConfig, shrink
@@ -142,7 +143,8 @@ class WritingDecoder(ActionDecoder):
             token = scores.masked_fill(spelled > lacking[:, None], float("-inf")).argmax(-1)
             written.append(torch.where(lacking > 0, token, PAD))
             lacking = torch.where(lacking > 0, lacking - spelled[token], lacking)
-            if all_present(lacking == 0):
+            # Of several ranks none may stop before the others, which would wait for it to gather weights.
+            if all_present(lacking == 0) and world().ranks.count == 1:
                 break
             x = embed(token)[:, None]
         return torch.stack(written, dim=1)

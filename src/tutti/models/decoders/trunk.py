@@ -206,8 +206,8 @@ class ModulatedBlock(TransformerBlock):
         memory: Memory | None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "b n w"]:
-        if cache is not None:  # it grows with every token: nothing to compile once and for all
-            return self.compute(x, vector, memory, cache)
+        if cache is not None:  # it grows with every token: nothing to compile, but FSDP's hooks must run
+            return self._call_impl(x, vector, memory, cache)
         return super().__call__(x, vector, memory)
 
 

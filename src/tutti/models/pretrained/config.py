@@ -283,12 +283,13 @@ class TextsConfig(FolderConfig):
         longest = values.get("max_position_embeddings", 512)
         most = None if facts.positions is None else int(longest) - facts.positions
         before, behind = self.template.split(PLACE)
-        ends = values.get("eos_token_id")
+        own, ends = values.get("text_config", values), values.get("eos_token_id")
         if ends is None:  # a VLM's is that of its language model
-            ends = values.get("text_config", {}).get("eos_token_id")
+            ends = own.get("eos_token_id")
         end = ends[0] if isinstance(ends, list) and ends else ends
         end = end if type(end) is int and end >= 0 else 0
-        return TextSource(folder=self.folder, around=(before, behind), longest=most, end=end)
+        rows = own.get("vocab_size")
+        return TextSource(folder=self.folder, around=(before, behind), longest=most, end=end, rows=rows)
 
 
 def described(library: ModuleType, values: Mapping[str, Any], *, whole: bool = False) -> Any:

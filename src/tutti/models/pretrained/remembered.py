@@ -37,13 +37,7 @@ class StoredTokens:
     def __init__(self, folder: Path, shape: tuple[int, ...], most: int, about: Mapping[str, Any]) -> None:
         self.folder, self.shape, self.size, self.most = folder, shape, 4 * int(np.prod(shape)), most
         self.places: dict[bytes, tuple[int, int]] = {}
-        self.count = 0
-        with explain_disk_errors(folder, "the feature cache (model.vision.cache)"):
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / "about.json").exists():
-                write_json(folder / "about.json", {**about, "shape": list(shape)})
-            for name in ("keys.bin", "tokens.f32"):
-                (folder / name).touch()
+        self.count, self.about = 0, about
         self._map = np.empty((0, self.size), np.uint8)
         self._read_entries()
 
@@ -53,8 +47,10 @@ class StoredTokens:
         if place < 0:
             return None
         if place >= len(self._map):
-            with (self.folder / "tokens.f32").open("rb") as file:
-                whole = np.memmap(file, np.uint8, "r")
+            try:
+                whole = np.memmap(self.folder / "tokens.f32", np.uint8, "r")
+            except (FileNotFoundError, ValueError):  # it was deleted, or emptied
+                return None
             self._map = whole[: len(whole) // self.size * self.size].reshape(-1, self.size)
         if place >= len(self._map) or zlib.crc32(self._map[place]) != crc:
             return None
@@ -62,29 +58,34 @@ class StoredTokens:
 
     def add(self, found: Mapping[bytes, Tensor]) -> None:
         """Writes what is not there yet, as far as there is room. Raises: UserError for a full disk."""
-        with (
-            explain_disk_errors(self.folder, "the feature cache (model.vision.cache)"),
-            (self.folder / "keys.bin").open("r+b") as keys,
-            (self.folder / "tokens.f32").open("r+b") as records,
-        ):
-            fcntl.flock(keys, fcntl.LOCK_EX)
-            self._read_entries()
-            for key, tokens in found.items():
-                if (self.count + 1) * self.size > self.most:
-                    return
-                content = tokens.contiguous().numpy().astype("<f4").tobytes()
-                if self.places.get(key, (-1, 0))[1] == (crc := zlib.crc32(content)):
-                    continue
-                records.seek(self.count * self.size)
-                records.write(content)
-                records.flush()
-                keys.seek(self.count * ENTRY.itemsize)
-                keys.write(np.array([(key, crc)], ENTRY).tobytes())
-                self.places[key] = self.count, crc
-                self.count += 1
+        with explain_disk_errors(self.folder, "the feature cache (model.vision.cache)"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "about.json").exists():
+                write_json(self.folder / "about.json", {**self.about, "shape": list(self.shape)})
+            files = [self.folder / name for name in ("keys.bin", "tokens.f32")]
+            for file in files:
+                file.touch()
+            with files[0].open("r+b") as keys, files[1].open("r+b") as records:
+                fcntl.flock(keys, fcntl.LOCK_EX)
+                self._read_entries()
+                for key, tokens in found.items():
+                    if (self.count + 1) * self.size > self.most:
+                        return
+                    content = tokens.contiguous().numpy().astype("<f4").tobytes()
+                    if self.places.get(key, (-1, 0))[1] == (crc := zlib.crc32(content)):
+                        continue
+                    records.seek(self.count * self.size)
+                    records.write(content)
+                    records.flush()
+                    keys.seek(self.count * ENTRY.itemsize)
+                    keys.write(np.array([(key, crc)], ENTRY).tobytes())
+                    self.places[key] = self.count, crc
+                    self.count += 1
 
     def _read_entries(self) -> None:
         """Those that it does not know yet, of this process or another."""
+        if not (self.folder / "keys.bin").exists():
+            return
         with (self.folder / "keys.bin").open("rb") as file:
             file.seek(self.count * ENTRY.itemsize)
             content = file.read()
@@ -144,7 +145,7 @@ class Remembered:
                 tokens = compute(own[None])[0].float() if about is not None else compute(own[None])[0]
                 new[key] = self._keep(key + numbers, tokens).cpu()
             found.append(tokens.to(images.device))
-        if store is not None and keep:
+        if store is not None and keep and new:
             store.add(new)
         return torch.stack(found)
 

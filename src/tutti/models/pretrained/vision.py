@@ -17,8 +17,10 @@ from tutti.models.interfaces import VisionEncoder
 from tutti.models.layers import present_pictures, space_to_depth
 from tutti.models.pretrained.config import PicturesConfig, TowerConfig
 from tutti.models.pretrained.facts import Socket
+from tutti.models.pretrained.hub import transformers
 from tutti.models.pretrained.remembered import Remembered
 from tutti.models.pretrained.tower import Tower, projection
+from tutti.nested_dicts import content_hash
 from tutti.storage.files import cache_home
 from tutti.types import DataSpec, Tokens, UserError
 
@@ -131,17 +133,19 @@ class PretrainedVision(VisionEncoder):
         loaded, fake = self.tower.loaded, isinstance(pictures, FakeTensor) or torch.compiler.is_compiling()
         if fake or not self.remembered.disk or loaded is None:
             return None
-        kind = pictures.device.type
+        kind, key = pictures.device.type, self.tower.config.key
         casts = torch.is_autocast_enabled(kind) and str(torch.get_autocast_dtype(kind))
         return {
             "kind": loaded.kind,
             "sha256": loaded.sha256,
+            "architecture": content_hash(self.tower.values, 20),
             "layers": list(self.tower.places),
             "output": -1 in self.tower.config.layers,  # pyright: ignore[reportAttributeAccessIssue]
             "image_size": self.image_size,
             "colours": [self.scale.flatten().tolist(), self.shift.flatten().tolist()],
             "numbers": [str(pictures.dtype), str(casts), kind],
             "torch": torch.__version__,
+            "transformers": transformers(key).__version__ if self.tower.facts.network else "",
         }
 
     def tokens(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:

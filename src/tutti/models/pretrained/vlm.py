@@ -306,6 +306,11 @@ class VlmFusion(StateFusion):
     ) -> tuple[Float[Tensor, "b n d"], list[Tensor]]:
         """What tokens become that see those on the last axis, and what they are behind each block."""
         decoder = self.decoder
+        if (window := getattr(decoder.config, "sliding_window", None)) and x.shape[1] > window:
+            raise UserError(
+                f"{self.tower.config.key}: a token sees {window:,} in blocks of {self.tower.config.path}."
+                f"\n  expected: at most so many\n  found: {x.shape[1]:,}\n  cure: fewer or smaller pictures"
+            )
         # A softmax over nothing is NaN, so a masked token sees itself.
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         mask = (sees | itself)[:, None]

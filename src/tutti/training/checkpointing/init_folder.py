@@ -28,6 +28,7 @@ from tutti.storage.reading import read_json, shown
 from tutti.storage.tensors import check_finite
 from tutti.training.checkpointing.config import InitFromConfig
 from tutti.training.checkpointing.init_from import (
+    IN_PART,
     KINDS,
     ONLY_HERE,
     ONLY_THERE,
@@ -44,6 +45,8 @@ log = logging.getLogger("tutti.training")
 EXPERT = "action"
 """The part that a folder has only where it is in pi0's format."""
 PATTERNS = 6
+WORDS = re.compile(r"\b(embed_tokens|word_embeddings|token_embedding|shared|lm_head)\.weight$")
+"""What has a row for each token. Folders of one tokenizer differ: 257,216 in PaliGemma, 257,152 in pi0."""
 
 
 class FolderWeights:
@@ -53,7 +56,7 @@ class FolderWeights:
     `model.vlm`; a checkpoint in pi0's format besides into the expert of `model.action.kind: pi0`. Every
     tensor of those parts must be in the folder in the same shape, and every tensor of the folder in them, but
     for those that the config allows to differ, those that no token depends on, and those that `layer` or
-    `layers` cut off. The other parts of the model stay new.
+    `layers` cut off. Of a word embedding the rows that both have are taken. The other parts stay new.
     """
 
     def __init__(self, config: InitFromConfig) -> None:
@@ -156,6 +159,11 @@ class FolderWeights:
                 if value is not None and value.shape == mine.shape:
                     self.found[TAKEN][key] = ""
                     copied[key] = mine.copy_(value)
+                    continue
+                if value is not None and WORDS.search(tensor) and value.shape[1:] == mine.shape[1:]:
+                    both, copied[key] = min(len(mine), len(value)), mine
+                    mine[:both] = value[:both]
+                    self.found[IN_PART][key] = f"{both:,} of {len(mine):,} rows, {len(value):,} there"
                     continue
                 lacking += 1
                 if value is None:

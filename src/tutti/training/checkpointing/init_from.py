@@ -17,10 +17,11 @@ from tutti.distributed.world import world
 from tutti.models.config import pretrained_parts
 from tutti.models.interfaces import ActionDecoder
 from tutti.models.vla import VLA
+from tutti.nested_dicts import changed_keys, indented
 from tutti.storage.checkpoint import find_checkpoint, listed, step_of
 from tutti.storage.files import write_json
-from tutti.storage.manifest import SPEC, TOKENIZER
-from tutti.storage.reading import parse_json, read_json
+from tutti.storage.manifest import CONFIG, SPEC, TOKENIZER
+from tutti.storage.reading import parse_json, parse_yaml, read_json
 from tutti.storage.tensors import check_finite, read, weights_in
 from tutti.training.checkpointing.config import InitFromConfig
 from tutti.types import UserError
@@ -119,11 +120,22 @@ class InitialWeights:
     def _require_towers(self, model: VLA, theirs: dict[str, Tensor]) -> None:
         """A frozen tower is that of its own folder: the other run's tensors are dropped if they are the same.
 
-        Raises: UserError if they have learned, so that they would be lost.
+        Raises: UserError if they have learned, so that they would be lost; or if it has none of them, since
+            they stayed in the folder of a tower, and that was another one than here.
         """
+        folder, half = self.manifest.folder, self.manifest.table.get("stored") == "float16"
         for socket, part in pretrained_parts(model).items():
-            start, config = f"{socket}.tower.", part.tower.config
-            frozen = {f"{start}{name}": one for name, one in part.tower.outside().items()}
+            start, config, loaded = f"{socket}.tower.", part.tower.config, part.tower.loaded
+            frozen = {f"{start}{n}": t.half() if half else t for n, t in part.tower.outside().items()}
+            learned = any(n.startswith(start) and not n.endswith((".down", ".up")) for n in theirs)
+            now = {"sha256": loaded.sha256, "architecture": config.values()} if loaded and not learned else {}
+            there = parse_yaml(self.manifest.text(CONFIG), folder / CONFIG)["model"].get(config.socket)
+            was = {key: (there or {}).get(key, one) for key, one in now.items()}
+            if lines := changed_keys(was, now, config.key):
+                raise UserError(
+                    f"training.init_from: {folder} has learned beside another tower (there -> here):\n"
+                    f"{indented(lines)}\n  cure: {config.key}.path of that one, or an export, which holds it"
+                )
             own = frozen.keys() | {f"{start}{name}" for name in part.tower.state_dict()}
             both = frozen.keys() & theirs.keys()
             lost = [name for name in both if not theirs[name].to(frozen[name]).equal(frozen[name])]

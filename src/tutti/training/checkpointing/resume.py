@@ -210,11 +210,12 @@ def _sections(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _other_towers(saved: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Differences of the weights and architectures of pre-trained towers, wherever their folders lie."""
+    """Differences of weights, architectures and colours of pre-trained towers, wherever their folders lie."""
     if CONFIG not in saved or CONFIG not in now:
         return []
     old, new = (_keys(_keys(parse_yaml(one[CONFIG], CONFIG)).get("model")) for one in (saved, now))
-    keys = [(socket, key) for socket in ("vlm", "vision", "language") for key in ("sha256", "architecture")]
+    named = ("sha256", "architecture", "mean", "std")
+    keys = [(socket, key) for socket in ("vlm", "vision", "language") for key in named]
     lines: list[str] = []
     for socket, key in keys:
         before, after = (_keys(one.get(socket)).get(key, "") for one in (old, new))

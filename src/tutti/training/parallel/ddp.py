@@ -257,11 +257,13 @@ def require_no_batch_norm(*modules: nn.Module) -> None:
 
 
 def require_equal(world: World, modules: dict[str, nn.Module]) -> None:
-    """Compares a checksum of each parameter and buffer over the ranks, to the last bit.
+    """Compares a checksum of each parameter and buffer over the ranks, to the last bit; also those that no
+    checkpoint holds, as the weights and colours of a frozen tower.
 
     Raises: UserError naming the first one that differs between the ranks.
     """
-    states = {f"{root}.{name}": t for root, m in modules.items() for name, t in m.state_dict().items()}
+    own = {root: {**dict(m.named_parameters()), **dict(m.named_buffers())} for root, m in modules.items()}
+    states = {f"{root}.{name}": tensor for root, one in own.items() for name, tensor in one.items()}
     checksums = torch.stack([_checksum(value) for value in states.values()]).tolist()
     gathered = world.all_gather([int(number) for number in checksums])
     for rank, theirs in enumerate(gathered):
@@ -270,8 +272,8 @@ def require_equal(world: World, modules: dict[str, nn.Module]) -> None:
             raise UserError(
                 f"the ranks do not have the same weights: {len(different)} of {len(states)} tensors, such as "
                 f"{different[0]}, differ between rank 0 and rank {rank}. All must be built from the same "
-                "config and seed, with the same versions, on the same kind of device; a module of your own "
-                "must not draw from anything but torch's generator, nor change a buffer by its own rows."
+                "config, seed and towers, with the same versions, on the same kind of device; a module of "
+                "your own must not draw from anything but torch's generator, nor change a buffer by its rows."
             )
 
 
