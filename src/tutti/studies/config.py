@@ -56,8 +56,8 @@ class BudgetConfig(FrozenConfig):
     @property
     def text(self) -> str:
         """As in "steps (control: FLOPs)"."""
-        names = {"flops": "FLOPs"} | {n: f"{n} steps" for n in self.arms.values() if isinstance(n, int)}
-        kind, *own = (names.get(one, one) for one in (self.kind, *self.arms.values()))
+        said = (self.kind, *self.arms.values())
+        kind, *own = (f"{n} steps" if isinstance(n, int) else n.replace("flops", "FLOPs") for n in said)
         others = ", ".join(f"{arm}: {one}" for arm, one in zip(self.arms, own, strict=True))
         return f"{kind} ({others})" if others else kind
 

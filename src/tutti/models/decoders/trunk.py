@@ -207,7 +207,7 @@ class ModulatedBlock(TransformerBlock):
         cache: Cache | None = None,
     ) -> Float[Tensor, "b n w"]:
         if cache is not None:  # it grows with every token: nothing to compile, but FSDP's hooks must run
-            return self._call_impl(x, vector, memory, cache)
+            return self._call_impl(x, vector, memory, cache)  # pyright: ignore[reportReturnType]
         return super().__call__(x, vector, memory)
 
 
