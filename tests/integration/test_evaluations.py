@@ -101,14 +101,16 @@ def test_videos_and_workers_never_play_again(home: Path, capsys: pytest.CaptureF
     assert records(folder) == before
 
 
-def test_the_suites_limit_is_that_of_the_suite_that_is_played(home: Path) -> None:
+def test_the_suites_limit_is_its_own_wherever_it_is_played_and_not_that_of_a_demonstration(
+    home: Path,
+) -> None:
     path = home / "run" / "config.yaml"
     values = yaml.safe_load(path.read_text())
     values["record"] |= {"suite": "squares", "max_decisions": 3}
     values["evaluation"]["max_decisions"] = "suite"
     path.write_text(yaml.safe_dump(values))
-    assert Player.of(home / "run").spec.max_decisions == 3
-    assert results(evaluate(home / "run"))["protocol"]["max_decisions"] == 3
+    assert Player.of(home / "run").spec.max_decisions == 50
+    assert results(evaluate(home / "run"))["protocol"]["max_decisions"] == 50
 
 
 WRONG = {

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tutti.config.run_config import load_config
 from tutti.evaluation.config import EvaluationConfig
 from tutti.recording.recorder import RecordConfig
+from tutti.runs.build import suite_of
 from tutti.suites.gym import PUSHT, GymSuite
 from tutti.suites.metaworld.suite import METAWORLD_8 as SUITE
 from tutti.suites.metaworld.suite import MetaWorldSuite
 from tutti.suites.metaworld.tasks import LOOK_ALIKES, MT50, SAME_SCENE, TIERS
 from tutti.suites.metaworld.three_goals import COLOURS
-from tutti.suites.registry import SUITES
+from tutti.suites.registry import SUITES, find_suite
 from tutti.types import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def words(task: str, split: str) -> list[set[str]]:
@@ -101,3 +106,12 @@ def test_every_task_has_a_wrong_instruction_of_its_own_suite_where_there_is_one(
     assert SUITE.partners["window-close"] == "drawer-close" and set(SAME_SCENE) <= set(LOOK_ALIKES)
     assert SUITES["metaworld-mt50"].partners["window-close"] == "window-open"
     assert set(TIERS) == {"easy", "medium", "hard", "very hard"}
+
+
+def test_a_demonstrations_limit_is_none_of_the_judge_and_another_rate_keeps_the_time() -> None:
+    fast = "record.suite=metaworld-mt10-fast", "evaluation.suite=metaworld-mt10-fast"
+    config = load_config(CONFIGS / "demo.yaml", [*fast, "record.max_decisions=200"])
+    assert (config.record.spec.max_decisions, suite_of(config).max_decisions) == (200, 250)
+    assert suite_of(config).protocol == find_suite("metaworld-mt10-fast").protocol
+    slow = load_config(CONFIGS / "demo.yaml", [*fast, "record.max_decisions=100", "record.action_repeat=4"])
+    assert (suite_of(slow).max_decisions, suite_of(slow).fps) == (125, 20.0)

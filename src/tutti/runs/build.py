@@ -263,9 +263,13 @@ def training_threads(config: RunConfig) -> Iterator[None]:
 
 
 def suite_of(config: RunConfig) -> Suite:
-    """The tasks of the evaluation; those of the recording where the evaluation has no simulator."""
-    recorded = config.evaluation.suite in (config.record.suite, NO_SUITE)
-    return config.record.spec if recorded else find_suite(config.evaluation.suite)
+    """The tasks of the evaluation; those of the recording where the evaluation has no simulator.
+
+    The longest that a demonstration may take is no limit of the suite.
+    """
+    if config.evaluation.suite not in (config.record.suite, NO_SUITE):
+        return find_suite(config.evaluation.suite)
+    return config.record.model_copy(update={"max_decisions": "suite"}).spec
 
 
 def describe_model(config: RunConfig) -> Description:

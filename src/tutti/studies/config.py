@@ -177,7 +177,7 @@ class StudyConfig(FrozenConfig):
     def _arms_differ(self) -> Self:
         seen: dict[frozenset[str], str] = {}
         for arm, overrides in self.arms.items():
-            changes = frozenset((*overrides, self.budget.arms.get(arm, self.budget.kind)))
+            changes = frozenset((*overrides, str(self.budget.arms.get(arm, self.budget.kind))))
             if changes in seen:
                 raise ValueError(
                     f"arms '{seen[changes]}' and '{arm}' have the same overrides and budget, so they would "
