@@ -109,9 +109,12 @@ def test_every_task_has_a_wrong_instruction_of_its_own_suite_where_there_is_one(
 
 
 def test_a_demonstrations_limit_is_none_of_the_judge_and_another_rate_keeps_the_time() -> None:
-    fast = "record.suite=metaworld-mt10-fast", "evaluation.suite=metaworld-mt10-fast"
-    config = load_config(CONFIGS / "demo.yaml", [*fast, "record.max_decisions=200"])
+    fast = [f"{part}.suite=metaworld-mt10-fast" for part in ("record", "evaluation")]
+    config = load_config(
+        CONFIGS / "demo.yaml", [*fast, "record.episodes_per_task=9", "record.max_decisions=200"]
+    )
     assert (config.record.spec.max_decisions, suite_of(config).max_decisions) == (200, 250)
     assert suite_of(config).protocol == find_suite("metaworld-mt10-fast").protocol
-    slow = load_config(CONFIGS / "demo.yaml", [*fast, "record.max_decisions=100", "record.action_repeat=4"])
+    fast += ["record.episodes_per_task=9", "record.max_decisions=100", "record.action_repeat=4"]
+    slow = load_config(CONFIGS / "demo.yaml", fast)
     assert (suite_of(slow).max_decisions, suite_of(slow).fps) == (125, 20.0)

@@ -263,13 +263,9 @@ def training_threads(config: RunConfig) -> Iterator[None]:
 
 
 def suite_of(config: RunConfig) -> Suite:
-    """The tasks of the evaluation; those of the recording where the evaluation has no simulator.
-
-    The longest that a demonstration may take is no limit of the suite.
-    """
-    if config.evaluation.suite not in (config.record.suite, NO_SUITE):
-        return find_suite(config.evaluation.suite)
-    return config.record.model_copy(update={"max_decisions": "suite"}).spec
+    """The tasks of the evaluation, or of the recording, but for its limit, if the former has no simulator."""
+    record, named = config.record.model_copy(update={"max_decisions": "suite"}), config.evaluation.suite
+    return record.spec if named in (record.suite, NO_SUITE) else find_suite(named)
 
 
 def describe_model(config: RunConfig) -> Description:

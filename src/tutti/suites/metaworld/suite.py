@@ -122,7 +122,7 @@ class MetaWorldSuite(FrozenConfig):
         return STEP_LIMIT // self.action_repeat
 
     def with_changes(self, **values: Any) -> Self:
-        """The suite with other values of these fields, checked; at another `action_repeat` as long in time."""
+        """The suite with these values, checked; at another `action_repeat` as long in time."""
         if repeat := values.get("action_repeat"):
             values = {"max_decisions": self.max_decisions * self.action_repeat // repeat} | values
         return type(self)(**self.model_dump() | values)
